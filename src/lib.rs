@@ -1,0 +1,17 @@
+//! EfficientNet B0–B7: packing, training, evaluation and export with fused operators.
+//!
+//! The crate is a tower; every import points down.
+//!
+//! | floor | module | holds |
+//! |---|---|---|
+//! | 5 | [`cli`] | flags → a validated recipe |
+//! | 4 | [`train`] | the loop, evaluation, schedule, checkpoints, reports |
+//! | 3 | [`network`] | stem, MBConv, head: forward and backward side by side; the memory plan |
+//! | 2 | [`ops`] | the fused operators: one trait, one folder a device |
+//! | 1 | [`model`], [`data`] | the family and its tables; shards, packing, loading |
+//! | 0 | [`random`] | counter-based random numbers |
+
+pub mod model;
+pub mod network;
+pub mod ops;
+pub mod random;
