@@ -1,0 +1,31 @@
+//! Stochastic-depth and dropout factors: pure functions of (seed, position of the sample, step).
+
+use super::context::Context;
+use crate::ops::{DropPathMask, DropoutMask};
+use crate::random::{Purpose, draw, unit};
+
+/// 0 where a draw falls below the rate, else 1/(1−rate).
+fn factor(bits: u32, rate: f32) -> f32 {
+    if unit(bits) < rate { 0.0 } else { 1.0 / (1.0 - rate) }
+}
+
+pub fn drop_path(cx: &Context, p: &DropPathMask) {
+    let (step, out) = (cx.step, cx.write(p.keep));
+    for (image, keep) in out.iter_mut().enumerate() {
+        let position = step.first_position + image as u64;
+        *keep = factor(draw(step.seed, position, step.step as u32, Purpose::DropPath, p.block)[0], p.rate);
+    }
+}
+
+pub fn dropout(cx: &Context, p: &DropoutMask) {
+    let (step, out) = (cx.step, cx.write(p.mask));
+    for (image, features) in out.chunks_exact_mut(p.channels).enumerate() {
+        let position = step.first_position + image as u64;
+        for (group, four) in features.chunks_mut(4).enumerate() {
+            let bits = draw(step.seed, position, step.step as u32, Purpose::Dropout, group as u32);
+            for (mask, bits) in four.iter_mut().zip(bits) {
+                *mask = factor(bits, p.rate);
+            }
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! The passes on the CPU: fp32, NHWC, all cores, vector code chosen at run time.
+//!
+//! A pass is cut into *tasks* by shape alone, never by the number of threads; each task works on a block of
+//! rows (or an image and a slice of channels) that stays in the core's L2 cache, from loading its input to
+//! taking the statistics of its output. Sums that cross tasks are written down per task and added in task
+//! order. So results do not depend on how many threads there are or which of them runs first.
+//!
+//! Each operator's file has, forward then backward, the pass and the workspace it needs. The workspace is
+//! allocated once, for the largest pass of the plan.
+
+pub mod batch_norm;
+pub mod context;
+pub mod depthwise;
+pub mod expand;
+pub mod gemm;
+pub mod head;
+pub mod masks;
+pub mod optimiser;
+pub mod project;
+pub mod residual;
+pub mod simd;
+pub mod squeeze_excite;
+pub mod stem;
+
+use context::{Context, Memory, State, Workspace};
+
+use super::*;
+
+/// The CPU as a device.
+pub struct CpuOps {
+    cx: Context,
+}
+
+/// What the planner asks of the CPU.
+#[derive(Clone, Copy, Debug)]
+pub struct CpuDevice {
+    pub threads: usize,
+}
+
+/// Scratch floats of a pass.
+fn workspace(pass: &Pass) -> Workspace {
+    match pass {
+        Pass::StemForward(p) => stem::forward_workspace(p),
+        Pass::ExpandForward(p) => expand::forward_workspace(p),
+        Pass::DepthwiseForward(p) => depthwise::forward_workspace(p),
+        Pass::SqueezeForward(p) => squeeze_excite::forward_workspace(p),
+        Pass::ProjectForward(p) => project::forward_workspace(p),
+        Pass::ResidualForward(p) => residual::forward_workspace(p),
+        Pass::HeadForward(p) => head::forward_workspace(p),
+        Pass::Loss(p) => head::loss_workspace(p),
+        Pass::HeadBackward(p) => head::backward_workspace(p),
+        Pass::ProjectBackward(p) => project::backward_workspace(p),
+        Pass::SqueezeBackward(p) => squeeze_excite::backward_workspace(p),
+        Pass::DepthwiseBackward(p) => depthwise::backward_workspace(p),
+        Pass::ExpandBackward(p) => expand::backward_workspace(p),
+        Pass::StemBackward(p) => stem::backward_workspace(p),
+        Pass::ExpandDepthwiseForward(..) | Pass::ExpandDepthwiseBackward(..) => {
+            unreachable!("the CPU stores the expanded tensor")
+        }
+        Pass::DropPathMask(_) | Pass::DropoutMask(_) | Pass::BatchNormInference(_) | Pass::Update(_) => {
+            Workspace::default()
+        }
+    }
+}
+
+impl Device for CpuDevice {
+    fn element_bytes(&self, _: Kind) -> usize {
+        4
+    }
+
+    fn workspace(&self, pass: &Pass) -> plan::Workspace {
+        let Workspace { shared, per_thread } = workspace(pass);
+        plan::Workspace { shared: shared * 4, per_thread: per_thread * 4 }
+    }
+
+    fn threads(&self) -> usize {
+        self.threads
+    }
+}
+
+impl CpuOps {
+    /// State buffers for a model of `trainable` and `total` elements, an arena that holds any one of `plans`,
+    /// and `threads` threads.
+    pub fn new(trainable: usize, total: usize, plans: &[&Plan], threads: usize) -> Result<CpuOps> {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .thread_name(|number| format!("effnet-{number}"))
+            .build()
+            .map_err(|e| OpsError::Device(format!("cannot start {threads} threads: {e}")))?;
+        let most = |bytes: fn(&Plan) -> usize| plans.iter().map(|p| bytes(p)).max().unwrap_or(0);
+        let state = State {
+            parameters: Memory::new(total * 4),
+            gradients: Memory::new(trainable * 4),
+            mean_square: Memory::new(trainable * 4),
+            momentum: Memory::new(trainable * 4),
+            ema: Memory::new(total * 4),
+            trainable,
+            total,
+        };
+        let scratch = most(|p| p.workspace.per_thread);
+        let cx = Context {
+            arena: Memory::new(most(|p| p.tensor_bytes)),
+            offsets: Vec::new(),
+            state,
+            ema_weights: false,
+            step: StepParams::default(),
+            pool,
+            shared: Memory::new(most(|p| p.workspace.shared)),
+            scratch: (0..threads).map(|_| Memory::new(scratch)).collect(),
+        };
+        Ok(CpuOps { cx })
+    }
+
+    fn state(&self, buffer: Buffer) -> &mut [f32] {
+        let state = &self.cx.state;
+        let (memory, elements) = match buffer {
+            Buffer::Parameters => (&state.parameters, state.total),
+            Buffer::Gradients => (&state.gradients, state.trainable),
+            Buffer::MeanSquare => (&state.mean_square, state.trainable),
+            Buffer::Momentum => (&state.momentum, state.trainable),
+            Buffer::Ema => (&state.ema, state.total),
+        };
+        // SAFETY: the callers have `&mut self` and let go of the slice before any pass runs.
+        unsafe { memory.floats_mut(0, elements) }
+    }
+}
+
+macro_rules! run {
+    ($($method:ident: $pass:ident => $module:ident::$function:ident),* $(,)?) => {
+        $(fn $method(&mut self, pass: &$pass) -> Result {
+            $module::$function(&self.cx, pass);
+            Ok(())
+        })*
+    };
+}
+
+impl Ops for CpuOps {
+    fn bind(&mut self, plan: &Plan) -> Result {
+        let cx = &mut self.cx;
+        let scratch = cx.scratch.first().map_or(0, Memory::bytes);
+        let fits = plan.tensor_bytes <= cx.arena.bytes()
+            && plan.workspace.shared <= cx.shared.bytes()
+            && plan.workspace.per_thread <= scratch;
+        if !fits {
+            return Err(OpsError::Device("the plan is larger than the memory set up for it".into()));
+        }
+        cx.offsets.clone_from(&plan.offsets);
+        Ok(())
+    }
+
+    fn set_step(&mut self, step: StepParams) -> Result {
+        self.cx.step = step;
+        Ok(())
+    }
+
+    fn use_weights(&mut self, weights: Weights) -> Result {
+        self.cx.ema_weights = weights == Weights::Ema;
+        Ok(())
+    }
+
+    fn zero_gradients(&mut self) -> Result {
+        self.state(Buffer::Gradients).fill(0.0);
+        Ok(())
+    }
+
+    fn read_state(&mut self, buffer: Buffer, out: &mut [f32]) -> Result {
+        out.copy_from_slice(self.state(buffer));
+        Ok(())
+    }
+
+    fn write_state(&mut self, buffer: Buffer, values: &[f32]) -> Result {
+        self.state(buffer).copy_from_slice(values);
+        Ok(())
+    }
+
+    fn upload(&mut self, tensor: Tensor, values: &[f32]) -> Result {
+        self.cx.write(tensor).copy_from_slice(values);
+        Ok(())
+    }
+
+    fn upload_labels(&mut self, tensor: Tensor, labels: &[u32]) -> Result {
+        bytemuck::cast_slice_mut::<f32, u32>(self.cx.write(tensor)).copy_from_slice(labels);
+        Ok(())
+    }
+
+    fn upload_pixels(&mut self, image: Tensor, pixels: &[u8], mean: [f32; 3], deviation: [f32; 3]) -> Result {
+        stem::prepare(&self.cx, image, pixels, mean, deviation);
+        Ok(())
+    }
+
+    fn download(&mut self, tensor: Tensor, out: &mut [f32]) -> Result {
+        out.copy_from_slice(self.cx.read(tensor));
+        Ok(())
+    }
+
+    run! {
+        drop_path_mask: DropPathMask => masks::drop_path,
+        dropout_mask: DropoutMask => masks::dropout,
+        batch_norm_inference: BatchNorm => batch_norm::inference,
+        stem_forward: StemForward => stem::forward,
+        expand_forward: ExpandForward => expand::forward,
+        depthwise_forward: DepthwiseForward => depthwise::forward,
+        squeeze_forward: SqueezeForward => squeeze_excite::forward,
+        project_forward: ProjectForward => project::forward,
+        residual_forward: ResidualForward => residual::forward,
+        head_forward: HeadForward => head::forward,
+        loss: Loss => head::loss,
+        head_backward: HeadBackward => head::backward,
+        project_backward: ProjectBackward => project::backward,
+        squeeze_backward: SqueezeBackward => squeeze_excite::backward,
+        depthwise_backward: DepthwiseBackward => depthwise::backward,
+        expand_backward: ExpandBackward => expand::backward,
+        stem_backward: StemBackward => stem::backward,
+        update: Update => optimiser::update,
+    }
+}

@@ -1,0 +1,530 @@
+//! Vector code, written once and compiled for each instruction set.
+//!
+//! A kernel is a generic function over [`Vector`] marked `#[inline(always)]`. The macro [`dispatch!`] makes
+//! one copy of it inside a `#[target_feature]` function per instruction set and picks one at run time. The
+//! crate is built for the plain target; nothing relies on compiler flags. No kernel calls `f32::mul_add`: on
+//! a target without FMA that is a library call, sixty times slower than the loop around it.
+//!
+//! Sums have the same order in all instruction sets only within one of them: vectors of different widths add
+//! in different orders, so results are equal bit by bit on one kind of processor, not across kinds.
+
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::*;
+use std::sync::OnceLock;
+
+/// A vector of `LANES` floats. Every method is a handful of instructions.
+///
+/// # Safety
+/// The methods may only run where the instruction set they stand for is present: inside [`dispatch!`].
+pub trait Vector: Copy {
+    const LANES: usize;
+    /// Vector registers of the instruction set, which bounds the tile of a matrix product.
+    const REGISTERS: usize;
+
+    fn splat(value: f32) -> Self;
+    /// # Safety
+    /// `from` is valid for reading `LANES` floats.
+    unsafe fn load(from: *const f32) -> Self;
+    /// # Safety
+    /// `to` is valid for writing `LANES` floats.
+    unsafe fn store(self, to: *mut f32);
+    /// The first `count` floats, zero beyond. `count` may be 0 to `LANES`.
+    /// # Safety
+    /// `from` is valid for reading `count` floats.
+    unsafe fn load_part(from: *const f32, count: usize) -> Self;
+    /// The first `count` floats.
+    /// # Safety
+    /// `to` is valid for writing `count` floats.
+    unsafe fn store_part(self, to: *mut f32, count: usize);
+    fn add(self, other: Self) -> Self;
+    fn sub(self, other: Self) -> Self;
+    fn mul(self, other: Self) -> Self;
+    fn div(self, other: Self) -> Self;
+    /// self·factor + addend.
+    fn mul_add(self, factor: Self, addend: Self) -> Self;
+    /// addend − self·factor.
+    fn neg_mul_add(self, factor: Self, addend: Self) -> Self;
+    fn min(self, other: Self) -> Self;
+    fn max(self, other: Self) -> Self;
+    fn sqrt(self) -> Self;
+    /// Nearest whole number, ties to even.
+    fn round(self) -> Self;
+    /// 2^self for whole numbers −126…127.
+    fn power_of_two(self) -> Self;
+    /// Sum of the lanes, in a fixed order.
+    fn sum(self) -> f32;
+
+    #[inline(always)]
+    fn zero() -> Self {
+        Self::splat(0.0)
+    }
+
+    /// e^self. Relative error below 2e-7 for −87…88, clamped beyond; NaN stays NaN.
+    ///
+    /// Cody and Waite's reduction to ±ln2/2 and a polynomial of degree 6 (Taylor's last coefficients moved
+    /// to the minimax ones, as in Cephes' `expf`).
+    #[inline(always)]
+    fn exp(self) -> Self {
+        // The order of operands matters for NaN: x86 min/max return the second when either is NaN.
+        let x = Self::splat(88.0).min(Self::splat(-87.0).max(self));
+        let n = x.mul(Self::splat(std::f32::consts::LOG2_E)).round();
+        let r = n.neg_mul_add(Self::splat(0.693_359_4), x);
+        let r = n.neg_mul_add(Self::splat(-2.121_944_4e-4), r);
+        let mut p = Self::splat(1.987_569_2e-4);
+        for c in [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
+            p = p.mul_add(r, Self::splat(c));
+        }
+        let p = p.mul_add(r.mul(r), r).add(Self::splat(1.0));
+        p.mul(n.power_of_two())
+    }
+
+    /// 1/(1 + e^−self).
+    #[inline(always)]
+    fn sigmoid(self) -> Self {
+        let one = Self::splat(1.0);
+        one.div(one.add(Self::zero().sub(self).exp()))
+    }
+
+    /// self·sigmoid(self).
+    #[inline(always)]
+    fn silu(self) -> Self {
+        self.div(Self::splat(1.0).add(Self::zero().sub(self).exp()))
+    }
+
+    /// silu and its derivative σ·(1 + z·(1−σ)), from one sigmoid.
+    #[inline(always)]
+    fn silu_with_derivative(self) -> (Self, Self) {
+        let s = self.sigmoid();
+        let silu = self.mul(s);
+        // σ + z·σ·(1−σ) = σ + silu − silu·σ
+        (silu, silu.neg_mul_add(s, s.add(silu)))
+    }
+}
+
+/// Eight floats without intrinsics, for processors that have neither AVX2 nor AVX-512.
+#[derive(Clone, Copy)]
+pub struct Portable([f32; 8]);
+
+macro_rules! lanewise {
+    ($a:expr, $b:expr, $op:expr) => {
+        Portable(std::array::from_fn(|i| $op($a.0[i], $b.0[i])))
+    };
+}
+
+impl Vector for Portable {
+    const LANES: usize = 8;
+    const REGISTERS: usize = 8;
+
+    #[inline(always)]
+    fn splat(value: f32) -> Self {
+        Portable([value; 8])
+    }
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: the caller's promise.
+        Portable(unsafe { from.cast::<[f32; 8]>().read_unaligned() })
+    }
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: the caller's promise.
+        unsafe { to.cast::<[f32; 8]>().write_unaligned(self.0) }
+    }
+    #[inline(always)]
+    unsafe fn load_part(from: *const f32, count: usize) -> Self {
+        // SAFETY: `i < count`, which the caller promises to be readable.
+        Portable(std::array::from_fn(|i| if i < count { unsafe { *from.add(i) } } else { 0.0 }))
+    }
+    #[inline(always)]
+    unsafe fn store_part(self, to: *mut f32, count: usize) {
+        for i in 0..count.min(8) {
+            // SAFETY: `i < count`, which the caller promises to be writable.
+            unsafe { *to.add(i) = self.0[i] }
+        }
+    }
+    #[inline(always)]
+    fn add(self, other: Self) -> Self {
+        lanewise!(self, other, |a: f32, b: f32| a + b)
+    }
+    #[inline(always)]
+    fn sub(self, other: Self) -> Self {
+        lanewise!(self, other, |a: f32, b: f32| a - b)
+    }
+    #[inline(always)]
+    fn mul(self, other: Self) -> Self {
+        lanewise!(self, other, |a: f32, b: f32| a * b)
+    }
+    #[inline(always)]
+    fn div(self, other: Self) -> Self {
+        lanewise!(self, other, |a: f32, b: f32| a / b)
+    }
+    #[inline(always)]
+    fn mul_add(self, factor: Self, addend: Self) -> Self {
+        self.mul(factor).add(addend)
+    }
+    #[inline(always)]
+    fn neg_mul_add(self, factor: Self, addend: Self) -> Self {
+        addend.sub(self.mul(factor))
+    }
+    #[inline(always)]
+    fn min(self, other: Self) -> Self {
+        lanewise!(self, other, |a: f32, b: f32| if a < b { a } else { b })
+    }
+    #[inline(always)]
+    fn max(self, other: Self) -> Self {
+        lanewise!(self, other, |a: f32, b: f32| if a > b { a } else { b })
+    }
+    #[inline(always)]
+    fn sqrt(self) -> Self {
+        Portable(self.0.map(f32::sqrt))
+    }
+    #[inline(always)]
+    fn round(self) -> Self {
+        // Adding and taking away 1.5·2^23 leaves no room for a fraction.
+        Portable(self.0.map(|v| (v + 12_582_912.0) - 12_582_912.0))
+    }
+    #[inline(always)]
+    fn power_of_two(self) -> Self {
+        Portable(self.0.map(|v| f32::from_bits(((v as i32 + 127) << 23) as u32)))
+    }
+    #[inline(always)]
+    fn sum(self) -> f32 {
+        let [a, b, c, d, e, f, g, h] = self.0;
+        ((a + e) + (c + g)) + ((b + f) + (d + h))
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy)]
+pub struct Avx2(__m256);
+
+// SAFETY (every block below): the type is only used inside `dispatch!`, that is where AVX2 and FMA are known
+// to be present; pointers are valid by each method's own contract.
+#[cfg(target_arch = "x86_64")]
+impl Vector for Avx2 {
+    const LANES: usize = 8;
+    const REGISTERS: usize = 16;
+
+    #[inline(always)]
+    fn splat(value: f32) -> Self {
+        unsafe { Avx2(_mm256_set1_ps(value)) }
+    }
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        unsafe { Avx2(_mm256_loadu_ps(from)) }
+    }
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        unsafe { _mm256_storeu_ps(to, self.0) }
+    }
+    #[inline(always)]
+    unsafe fn load_part(from: *const f32, count: usize) -> Self {
+        unsafe { Avx2(_mm256_maskload_ps(from, avx2_mask(count))) }
+    }
+    #[inline(always)]
+    unsafe fn store_part(self, to: *mut f32, count: usize) {
+        unsafe { _mm256_maskstore_ps(to, avx2_mask(count), self.0) }
+    }
+    #[inline(always)]
+    fn add(self, other: Self) -> Self {
+        unsafe { Avx2(_mm256_add_ps(self.0, other.0)) }
+    }
+    #[inline(always)]
+    fn sub(self, other: Self) -> Self {
+        unsafe { Avx2(_mm256_sub_ps(self.0, other.0)) }
+    }
+    #[inline(always)]
+    fn mul(self, other: Self) -> Self {
+        unsafe { Avx2(_mm256_mul_ps(self.0, other.0)) }
+    }
+    #[inline(always)]
+    fn div(self, other: Self) -> Self {
+        unsafe { Avx2(_mm256_div_ps(self.0, other.0)) }
+    }
+    #[inline(always)]
+    fn mul_add(self, factor: Self, addend: Self) -> Self {
+        unsafe { Avx2(_mm256_fmadd_ps(self.0, factor.0, addend.0)) }
+    }
+    #[inline(always)]
+    fn neg_mul_add(self, factor: Self, addend: Self) -> Self {
+        unsafe { Avx2(_mm256_fnmadd_ps(self.0, factor.0, addend.0)) }
+    }
+    #[inline(always)]
+    fn min(self, other: Self) -> Self {
+        unsafe { Avx2(_mm256_min_ps(self.0, other.0)) }
+    }
+    #[inline(always)]
+    fn max(self, other: Self) -> Self {
+        unsafe { Avx2(_mm256_max_ps(self.0, other.0)) }
+    }
+    #[inline(always)]
+    fn sqrt(self) -> Self {
+        unsafe { Avx2(_mm256_sqrt_ps(self.0)) }
+    }
+    #[inline(always)]
+    fn round(self) -> Self {
+        unsafe { Avx2(_mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self.0)) }
+    }
+    #[inline(always)]
+    fn power_of_two(self) -> Self {
+        unsafe {
+            let exponent = _mm256_add_epi32(_mm256_cvtps_epi32(self.0), _mm256_set1_epi32(127));
+            Avx2(_mm256_castsi256_ps(_mm256_slli_epi32::<23>(exponent)))
+        }
+    }
+    #[inline(always)]
+    fn sum(self) -> f32 {
+        unsafe {
+            let four = _mm_add_ps(_mm256_castps256_ps128(self.0), _mm256_extractf128_ps::<1>(self.0));
+            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
+        }
+    }
+}
+
+/// A mask of `count` leading lanes.
+/// # Safety
+/// AVX2 is present.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn avx2_mask(count: usize) -> __m256i {
+    // SAFETY: the caller's promise.
+    unsafe { _mm256_cmpgt_epi32(_mm256_set1_epi32(count as i32), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy)]
+pub struct Avx512(__m512);
+
+// SAFETY (every block below): as for `Avx2`, with AVX-512F.
+#[cfg(target_arch = "x86_64")]
+impl Vector for Avx512 {
+    const LANES: usize = 16;
+    const REGISTERS: usize = 32;
+
+    #[inline(always)]
+    fn splat(value: f32) -> Self {
+        unsafe { Avx512(_mm512_set1_ps(value)) }
+    }
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        unsafe { Avx512(_mm512_loadu_ps(from)) }
+    }
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        unsafe { _mm512_storeu_ps(to, self.0) }
+    }
+    #[inline(always)]
+    unsafe fn load_part(from: *const f32, count: usize) -> Self {
+        unsafe { Avx512(_mm512_maskz_loadu_ps(((1u32 << count) - 1) as __mmask16, from)) }
+    }
+    #[inline(always)]
+    unsafe fn store_part(self, to: *mut f32, count: usize) {
+        unsafe { _mm512_mask_storeu_ps(to, ((1u32 << count) - 1) as __mmask16, self.0) }
+    }
+    #[inline(always)]
+    fn add(self, other: Self) -> Self {
+        unsafe { Avx512(_mm512_add_ps(self.0, other.0)) }
+    }
+    #[inline(always)]
+    fn sub(self, other: Self) -> Self {
+        unsafe { Avx512(_mm512_sub_ps(self.0, other.0)) }
+    }
+    #[inline(always)]
+    fn mul(self, other: Self) -> Self {
+        unsafe { Avx512(_mm512_mul_ps(self.0, other.0)) }
+    }
+    #[inline(always)]
+    fn div(self, other: Self) -> Self {
+        unsafe { Avx512(_mm512_div_ps(self.0, other.0)) }
+    }
+    #[inline(always)]
+    fn mul_add(self, factor: Self, addend: Self) -> Self {
+        unsafe { Avx512(_mm512_fmadd_ps(self.0, factor.0, addend.0)) }
+    }
+    #[inline(always)]
+    fn neg_mul_add(self, factor: Self, addend: Self) -> Self {
+        unsafe { Avx512(_mm512_fnmadd_ps(self.0, factor.0, addend.0)) }
+    }
+    #[inline(always)]
+    fn min(self, other: Self) -> Self {
+        unsafe { Avx512(_mm512_min_ps(self.0, other.0)) }
+    }
+    #[inline(always)]
+    fn max(self, other: Self) -> Self {
+        unsafe { Avx512(_mm512_max_ps(self.0, other.0)) }
+    }
+    #[inline(always)]
+    fn sqrt(self) -> Self {
+        unsafe { Avx512(_mm512_sqrt_ps(self.0)) }
+    }
+    #[inline(always)]
+    fn round(self) -> Self {
+        unsafe { Avx512(_mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self.0)) }
+    }
+    #[inline(always)]
+    fn power_of_two(self) -> Self {
+        unsafe { Avx512(_mm512_scalef_ps(_mm512_set1_ps(1.0), self.0)) }
+    }
+    #[inline(always)]
+    fn sum(self) -> f32 {
+        unsafe { _mm512_reduce_add_ps(self.0) }
+    }
+}
+
+/// The instruction sets that kernels are compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Level {
+    Portable,
+    Avx2,
+    Avx512,
+}
+
+impl Level {
+    pub fn name(self) -> &'static str {
+        match self {
+            Level::Portable => "portable",
+            Level::Avx2 => "AVX2",
+            Level::Avx512 => "AVX-512",
+        }
+    }
+}
+
+/// The best level of this processor, or the one that `EFFNET_SIMD` (portable, avx2, avx512) asks for where it
+/// is present. The tests run under each.
+pub fn level() -> Level {
+    static LEVEL: OnceLock<Level> = OnceLock::new();
+    *LEVEL.get_or_init(|| {
+        let best = best_level();
+        let wanted = match std::env::var("EFFNET_SIMD").as_deref() {
+            Ok("portable") => Level::Portable,
+            Ok("avx2") => Level::Avx2,
+            _ => Level::Avx512,
+        };
+        if (wanted as u8) < best as u8 { wanted } else { best }
+    })
+}
+
+fn best_level() -> Level {
+    #[cfg(target_arch = "x86_64")]
+    {
+        let fma = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+        if fma && is_x86_feature_detected!("avx512f") {
+            return Level::Avx512;
+        }
+        if fma {
+            return Level::Avx2;
+        }
+    }
+    Level::Portable
+}
+
+/// Defines `fn name(args)`, which runs the generic kernel `body::<V>(args)` compiled for the processor's
+/// instruction set. The kernel must be `#[inline(always)]`.
+///
+/// ```ignore
+/// dispatch! {
+///     /// Adds `x` to `y`.
+///     pub fn add(x: &[f32], y: &mut [f32]) => add_body;
+/// }
+/// ```
+#[macro_export]
+macro_rules! dispatch {
+    ($($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $type:ty),* $(,)?) $(-> $ret:ty)? => $body:ident;)*) => {$(
+        $(#[$meta])*
+        #[allow(clippy::too_many_arguments)]
+        $vis fn $name($($arg: $type),*) $(-> $ret)? {
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx2,fma")]
+                #[allow(clippy::too_many_arguments)]
+                fn avx2($($arg: $type),*) $(-> $ret)? {
+                    $body::<$crate::ops::cpu::simd::Avx2>($($arg),*)
+                }
+                #[target_feature(enable = "avx2,fma,avx512f")]
+                #[allow(clippy::too_many_arguments)]
+                fn avx512($($arg: $type),*) $(-> $ret)? {
+                    $body::<$crate::ops::cpu::simd::Avx512>($($arg),*)
+                }
+                match $crate::ops::cpu::simd::level() {
+                    // SAFETY: `level` has found these features on this processor.
+                    $crate::ops::cpu::simd::Level::Avx512 => return unsafe { avx512($($arg),*) },
+                    // SAFETY: as above.
+                    $crate::ops::cpu::simd::Level::Avx2 => return unsafe { avx2($($arg),*) },
+                    $crate::ops::cpu::simd::Level::Portable => {}
+                }
+            }
+            $body::<$crate::ops::cpu::simd::Portable>($($arg),*)
+        }
+    )*};
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[inline(always)]
+    fn functions_body<V: Vector>(x: &[f32], out: &mut [[f32; 4]]) {
+        let mut lanes = [0.0f32; 16];
+        for (x, out) in x.iter().zip(out) {
+            let v = V::splat(*x);
+            let (silu, derivative) = v.silu_with_derivative();
+            for (slot, v) in out.iter_mut().zip([v.exp(), v.sigmoid(), silu, derivative]) {
+                // SAFETY: `lanes` has room for the widest vector.
+                unsafe { v.store(lanes.as_mut_ptr()) };
+                *slot = lanes[V::LANES - 1];
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn parts_body<V: Vector>(count: usize, from: &[f32], to: &mut [f32]) -> f32 {
+        // SAFETY: the test passes slices longer than any vector.
+        unsafe {
+            let v = V::load_part(from.as_ptr(), count.min(V::LANES));
+            v.store_part(to.as_mut_ptr(), count.min(V::LANES));
+            v.sum()
+        }
+    }
+
+    dispatch! {
+        fn functions(x: &[f32], out: &mut [[f32; 4]]) => functions_body;
+        fn parts(count: usize, from: &[f32], to: &mut [f32]) -> f32 => parts_body;
+    }
+
+    fn check(run: impl Fn(&[f32], &mut [[f32; 4]])) {
+        let x: Vec<f32> = (-8000..=8000).map(|i| i as f32 * 0.01).collect();
+        let mut out = vec![[0.0; 4]; x.len()];
+        run(&x, &mut out);
+        for (&x, got) in x.iter().zip(&out) {
+            let z = x as f64;
+            let s = 1.0 / (1.0 + (-z).exp());
+            let expected = [z.exp(), s, z * s, s * (1.0 + z * (1.0 - s))];
+            // One rounding of the result and about two of the steps: 3·2^-24; derivative: absolute near 0.
+            for (i, (got, expected)) in got.iter().zip(expected).enumerate() {
+                let scale = if i == 3 { 1.0f64.max(z.abs()) } else { expected.abs() };
+                let error = (*got as f64 - expected).abs();
+                assert!(error <= 4e-7 * scale, "function {i} of {x}: {got} and {expected}");
+            }
+        }
+        let mut nan = [[0.0; 4]];
+        run(&[f32::NAN], &mut nan);
+        assert!(nan[0].iter().all(|v| v.is_nan()), "NaN is not hidden: {nan:?}");
+    }
+
+    #[test]
+    fn functions_are_as_exact_as_stated() {
+        check(functions);
+        check(functions_body::<Portable>);
+    }
+
+    #[test]
+    fn parts_touch_only_their_elements() {
+        let from: Vec<f32> = (1..=32).map(|v| v as f32).collect();
+        for count in 0..=8 {
+            let mut to = vec![-1.0; 32];
+            assert_eq!(parts(count, &from, &mut to), (count * (count + 1) / 2) as f32);
+            assert_eq!(to[..count], from[..count]);
+            assert!(to[count..].iter().all(|&v| v == -1.0));
+        }
+    }
+}
