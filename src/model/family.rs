@@ -112,8 +112,7 @@ impl FromStr for Variant {
     /// Accepts "b0" … "b7" and "efficientnet_b0" …, in either case.
     fn from_str(text: &str) -> Result<Self, ModelError> {
         let lower = text.to_ascii_lowercase();
-        let short =
-            lower.strip_prefix("efficientnet_").or(lower.strip_prefix("efficientnet-")).unwrap_or(&lower);
+        let short = lower.strip_prefix("efficientnet_").or(lower.strip_prefix("efficientnet-")).unwrap_or(&lower);
         let found = Variant::ALL.into_iter().find(|v| v.name() == short);
         found.ok_or_else(|| ModelError::UnknownVariant(text.to_string()))
     }
