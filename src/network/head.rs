@@ -1,0 +1,78 @@
+//! The head: a pointwise convolution, global average pooling, dropout, the classifier.
+
+use super::{Builder, mbconv::MbConv};
+use crate::ops::*;
+
+pub(super) struct Head {
+    pub mask: Option<DropoutMask>,
+    expand: (ExpandForward, ExpandBackward),
+    pool: (HeadForward, HeadBackward),
+}
+
+impl Head {
+    pub fn new(build: &mut Builder, last: &MbConv) -> Head {
+        let (arch, images) = (build.arch, build.config.images);
+        let (side, inputs, channels, classes) =
+            (arch.final_side(), arch.final_channels(), arch.head_channels, arch.classes);
+        let (rows, pixels) = (images * side * side, side * side);
+        let y = build.activation("head y".into(), side, channels);
+        let du = build.activation("head du".into(), side, channels);
+        let bn = build.batch_norm("bn2", side, channels);
+        let weight = build.weight("conv_head");
+        let (x, dx) = (last.output.value, last.output.gradient);
+        let previous = last.output.previous;
+        let outputs = channels;
+        let expand = (
+            ExpandForward { rows, inputs, outputs, x, weight, y, bn },
+            ExpandBackward { rows, inputs, outputs, x, weight, y, bn, du, dx, shortcut: None, previous },
+        );
+        let pooled = build.floats("pooled".into(), images * channels);
+        let rate = build.config.dropout as f32;
+        let dropout = (rate > 0.0).then(|| build.floats("dropout".into(), images * channels));
+        let logits = build.floats("logits".into(), images * classes);
+        let dlogits = build.floats("dlogits".into(), images * classes);
+        let classifier = build.dense("classifier", channels, classes);
+        Head {
+            mask: dropout.map(|mask| DropoutMask { images, channels, rate, mask }),
+            expand,
+            pool: (
+                HeadForward { images, pixels, channels, classes, y, bn, pooled, dropout, classifier, logits },
+                HeadBackward {
+                    images,
+                    pixels,
+                    channels,
+                    classes,
+                    y,
+                    bn,
+                    pooled,
+                    dropout,
+                    classifier,
+                    dlogits,
+                    du,
+                },
+            ),
+        }
+    }
+
+    pub fn bn(&self) -> &BatchNorm {
+        &self.expand.0.bn
+    }
+
+    pub fn logits(&self) -> Tensor {
+        self.pool.0.logits
+    }
+
+    pub fn dlogits(&self) -> Tensor {
+        self.pool.1.dlogits
+    }
+
+    pub fn forward<O: Ops>(&self, ops: &mut O) -> Result {
+        ops.expand_forward(&self.expand.0)?;
+        ops.head_forward(&self.pool.0)
+    }
+
+    pub fn backward<O: Ops>(&self, ops: &mut O) -> Result {
+        ops.head_backward(&self.pool.1)?;
+        ops.expand_backward(&self.expand.1)
+    }
+}

@@ -1,0 +1,282 @@
+//! MBConv: expand, depthwise, squeeze-excite, project, shortcut.
+//!
+//! ```text
+//! x ──expand──▶ y1 ──depthwise──▶ y2 ──squeeze──▶ gate
+//! │                                └──project (·gate)──▶ y3 ──▶ + ──▶ out
+//! └───────────────────────────────────────────────────────────▲
+//! ```
+//!
+//! The first stage does not expand. There the depthwise convolution reads the stem's raw output, with the
+//! stem's batch norm and silu applied while loading, or, in the blocks after the first, the block's input.
+
+use super::{Builder, Output, stem::Stem};
+use crate::model::Block;
+use crate::ops::*;
+
+pub(super) struct MbConv {
+    /// Stochastic depth, where the block has a shortcut and a rate.
+    pub mask: Option<DropPathMask>,
+    /// The narrow output, its gradient, and what completes it.
+    pub output: Output,
+    expand: Option<(ExpandForward, ExpandBackward)>,
+    depthwise: (DepthwiseForward, DepthwiseBackward),
+    squeeze: (SqueezeForward, SqueezeBackward),
+    project: (ProjectForward, ProjectBackward),
+    residual: ResidualForward,
+}
+
+/// A block while it is being built: its names and what its passes share.
+struct Parts<'a> {
+    block: &'a Block,
+    /// timm's names of the depthwise and the projection batch norm and of the projection.
+    names: [&'static str; 3],
+    images: usize,
+    out: Tensor,
+    dout: Tensor,
+    keep: Option<Tensor>,
+    /// Depthwise input: y1, the stem's output, or the block's input.
+    a: Tensor,
+    y2: Tensor,
+    da: Tensor,
+    bn2: BatchNorm,
+    gate: Tensor,
+    squeeze_gradient: Tensor,
+    five_sums: Tensor,
+    y3: Tensor,
+    bn3: BatchNorm,
+}
+
+impl MbConv {
+    /// `before` is the block before; without one the stem is.
+    pub fn new(build: &mut Builder, block: &Block, stem: &Stem, before: Option<&MbConv>) -> MbConv {
+        let before = before.map(|b| b.output);
+        let expand = before.filter(|_| block.expands).map(|input| expand(build, block, input));
+        let a = match (&expand, before) {
+            (Some((forward, _)), _) => forward.y,
+            (None, Some(input)) => input.value,
+            (None, None) => stem.forward.y,
+        };
+        let parts = parts(build, block, a);
+        let input = match (&expand, before) {
+            (Some((forward, _)), _) => DepthwiseInput::Normalised(forward.bn),
+            (None, None) => DepthwiseInput::Normalised(stem.forward.bn),
+            (None, Some(input)) => DepthwiseInput::Identity {
+                shortcut: block.residual().then_some(parts.dout),
+                previous: input.previous,
+            },
+        };
+        let dx = match (&expand, before) {
+            (Some((_, backward)), _) => backward.du,
+            (None, None) => stem.backward.du,
+            (None, Some(input)) => input.gradient,
+        };
+        let shortcut = before.filter(|_| block.residual());
+        let expand = expand.map(|(forward, backward)| {
+            let shortcut = block.residual().then_some(parts.dout);
+            (forward, ExpandBackward { shortcut, ..backward })
+        });
+        let previous = PreviousBlock {
+            y: parts.y3,
+            bn: parts.bn3,
+            keep: parts.keep,
+            pixels: block.window.output_pixels(),
+        };
+        MbConv {
+            mask: parts.keep.map(|keep| DropPathMask {
+                images: parts.images,
+                block: block.index as u32,
+                rate: build.arch.drop_path_rate(build.config.drop_path, block) as f32,
+                keep,
+            }),
+            output: Output { value: parts.out, gradient: parts.dout, previous },
+            expand,
+            depthwise: parts.depthwise(build, input, dx),
+            squeeze: parts.squeeze(build),
+            project: parts.project(build),
+            residual: ResidualForward {
+                images: parts.images,
+                pixels: block.window.output_pixels(),
+                channels: block.output,
+                y: parts.y3,
+                bn: parts.bn3,
+                keep: parts.keep,
+                shortcut: shortcut.map(|input| input.value),
+                out: parts.out,
+            },
+        }
+    }
+
+    pub fn batch_norms(&self) -> impl Iterator<Item = &BatchNorm> {
+        let first = self.expand.iter().map(|(forward, _)| &forward.bn);
+        first.chain([&self.depthwise.0.bn, &self.project.0.bn])
+    }
+
+    pub fn forward<O: Ops>(&self, ops: &mut O) -> Result {
+        match &self.expand {
+            Some((expand, _)) => ops.expand_depthwise_forward(expand, &self.depthwise.0)?,
+            None => ops.depthwise_forward(&self.depthwise.0)?,
+        }
+        ops.squeeze_forward(&self.squeeze.0)?;
+        ops.project_forward(&self.project.0)?;
+        ops.residual_forward(&self.residual)
+    }
+
+    /// From the gradient at the output (whose sums for the last batch norm are taken) to the gradient at the
+    /// input, and the sums that the block before needs.
+    pub fn backward<O: Ops>(&self, ops: &mut O) -> Result {
+        ops.project_backward(&self.project.1)?;
+        ops.squeeze_backward(&self.squeeze.1)?;
+        match &self.expand {
+            Some((_, expand)) => ops.expand_depthwise_backward(expand, &self.depthwise.1),
+            None => ops.depthwise_backward(&self.depthwise.1),
+        }
+    }
+}
+
+/// The expansion; its backward pass still lacks the shortcut, whose gradient is made later.
+fn expand(build: &mut Builder, block: &Block, input: Output) -> (ExpandForward, ExpandBackward) {
+    let (name, side) = (&block.name, block.window.input);
+    let rows = build.config.images * side * side;
+    let (inputs, outputs) = (block.input, block.expanded);
+    let y = build.activation(format!("{name} y1"), side, outputs);
+    let du = build.activation(format!("{name} du1"), side, outputs);
+    let bn = build.batch_norm(&format!("{name}.bn1"), side, outputs);
+    let weight = build.weight(&format!("{name}.conv_pw"));
+    let x = input.value;
+    let forward = ExpandForward { rows, inputs, outputs, x, weight, y, bn };
+    let backward = ExpandBackward {
+        rows,
+        inputs,
+        outputs,
+        x,
+        weight,
+        y,
+        bn,
+        du,
+        dx: input.gradient,
+        shortcut: None,
+        previous: input.previous,
+    };
+    (forward, backward)
+}
+
+fn parts<'a>(build: &mut Builder, block: &'a Block, a: Tensor) -> Parts<'a> {
+    let names = if block.expands { ["bn2", "bn3", "conv_pwl"] } else { ["bn1", "bn2", "conv_pw"] };
+    let (name, side, wide, images) = (&block.name, block.window.output, block.expanded, build.config.images);
+    let rate = build.arch.drop_path_rate(build.config.drop_path, block);
+    let keep = (block.residual() && rate > 0.0).then(|| build.floats(format!("{name} keep"), images));
+    Parts {
+        block,
+        names,
+        images,
+        out: build.activation(format!("{name} out"), side, block.output),
+        dout: build.activation(format!("{name} dout"), side, block.output),
+        keep,
+        a,
+        y2: build.activation(format!("{name} y2"), side, wide),
+        da: build.activation(format!("{name} da"), side, wide),
+        bn2: build.batch_norm(&format!("{name}.{}", names[0]), side, wide),
+        gate: build.floats(format!("{name} gate"), images * wide),
+        squeeze_gradient: build.floats(format!("{name} squeeze gradient"), images * wide),
+        five_sums: build.floats(format!("{name} five sums"), 5 * images * wide),
+        y3: build.activation(format!("{name} y3"), side, block.output),
+        bn3: build.batch_norm(&format!("{name}.{}", names[1]), side, block.output),
+    }
+}
+
+impl Parts<'_> {
+    fn depthwise(
+        &self,
+        build: &Builder,
+        input: DepthwiseInput,
+        dx: Tensor,
+    ) -> (DepthwiseForward, DepthwiseBackward) {
+        let weight = build.weight(&format!("{}.conv_dw", self.block.name));
+        let (images, window, channels) = (self.images, self.block.window, self.block.expanded);
+        let input_bn = match input {
+            DepthwiseInput::Normalised(bn) => Some(bn),
+            DepthwiseInput::Identity { .. } => None,
+        };
+        let (x, y, bn, da, gate) = (self.a, self.y2, self.bn2, self.da, self.gate);
+        let squeeze_gradient = self.squeeze_gradient;
+        (
+            DepthwiseForward { images, window, channels, x, input_bn, weight, y, bn },
+            DepthwiseBackward {
+                images,
+                window,
+                channels,
+                x,
+                input,
+                weight,
+                y,
+                bn,
+                da,
+                gate,
+                squeeze_gradient,
+                dx,
+            },
+        )
+    }
+
+    fn squeeze(&self, build: &mut Builder) -> (SqueezeForward, SqueezeBackward) {
+        let (name, wide, narrow, images) =
+            (&self.block.name, self.block.expanded, self.block.squeeze, self.images);
+        let pixels = self.block.window.output_pixels();
+        let reduce = build.dense(&format!("{name}.se.conv_reduce"), wide, narrow);
+        let expand = build.dense(&format!("{name}.se.conv_expand"), narrow, wide);
+        let squeezed = build.floats(format!("{name} squeezed"), images * wide);
+        let hidden = build.floats(format!("{name} hidden"), images * narrow);
+        let (bn, gate, channels) = (self.bn2, self.gate, wide);
+        let forward = SqueezeForward {
+            images,
+            pixels,
+            channels,
+            y: self.y2,
+            bn,
+            squeezed,
+            reduce,
+            hidden,
+            expand,
+            gate,
+        };
+        let backward = SqueezeBackward {
+            images,
+            pixels,
+            channels,
+            bn,
+            squeezed,
+            reduce,
+            hidden,
+            expand,
+            gate,
+            five_sums: self.five_sums,
+            squeeze_gradient: self.squeeze_gradient,
+        };
+        (forward, backward)
+    }
+
+    fn project(&self, build: &Builder) -> (ProjectForward, ProjectBackward) {
+        let weight = build.weight(&format!("{}.{}", self.block.name, self.names[2]));
+        let (images, pixels) = (self.images, self.block.window.output_pixels());
+        let (inputs, outputs) = (self.block.expanded, self.block.output);
+        let (x, input_bn, gate, y, bn) = (self.y2, self.bn2, self.gate, self.y3, self.bn3);
+        let forward = ProjectForward { images, pixels, inputs, outputs, x, input_bn, gate, weight, y, bn };
+        let backward = ProjectBackward {
+            images,
+            pixels,
+            inputs,
+            outputs,
+            x,
+            input_bn,
+            gate,
+            weight,
+            y,
+            bn,
+            dout: self.dout,
+            keep: self.keep,
+            da: self.da,
+            five_sums: self.five_sums,
+        };
+        (forward, backward)
+    }
+}

@@ -1,0 +1,37 @@
+//! The stem: a 3×3 convolution of stride 2 over the image. Its batch norm and silu are applied by whoever
+//! loads its output: the first block's depthwise convolution.
+
+use super::Builder;
+use crate::ops::{BatchNorm, Ops, Result, StemBackward, StemForward, Tensor};
+
+pub(super) struct Stem {
+    pub forward: StemForward,
+    pub backward: StemBackward,
+}
+
+impl Stem {
+    pub fn new(build: &mut Builder, image: Tensor) -> Stem {
+        let (window, channels, images) = (build.arch.stem, build.arch.stem_channels, build.config.images);
+        let y = build.activation("stem y".into(), window.output, channels);
+        let du = build.activation("stem du".into(), window.output, channels);
+        let bn = build.batch_norm("bn1", window.output, channels);
+        let weight = build.weight("conv_stem");
+        Stem {
+            forward: StemForward { images, window, channels, image, weight, y, bn },
+            backward: StemBackward { images, window, channels, image, weight, y, bn, du },
+        }
+    }
+
+    pub fn bn(&self) -> &BatchNorm {
+        &self.forward.bn
+    }
+
+    pub fn forward<O: Ops>(&self, ops: &mut O) -> Result {
+        ops.stem_forward(&self.forward)
+    }
+
+    /// The first block's depthwise backward has left `du` and the batch norm's sums.
+    pub fn backward<O: Ops>(&self, ops: &mut O) -> Result {
+        ops.stem_backward(&self.backward)
+    }
+}
