@@ -2,6 +2,7 @@
 
 use std::cell::UnsafeCell;
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::ops::{Param, StepParams, Tensor, plan::ALIGNMENT};
@@ -122,7 +123,7 @@ pub struct Context {
     /// True while forward passes take their weights from the EMA buffer.
     pub ema_weights: bool,
     pub step: StepParams,
-    pub pool: rayon::ThreadPool,
+    pub pool: Arc<rayon::ThreadPool>,
     pub shared: Memory,
     pub scratch: Vec<Memory>,
 }
