@@ -4,4 +4,5 @@
 #![allow(dead_code)]
 
 pub mod formula;
+pub mod golden;
 pub mod reference;
