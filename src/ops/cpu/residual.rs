@@ -1,13 +1,76 @@
-//! Residual
-use super::context::{Context, Workspace};
+//! Residual: out = BN(y)·keep (+ shortcut), the end of every block. Bound by memory: each tensor is touched
+//! once, in row blocks.
+
+use super::context::{Context, Shared, Workspace};
+use super::simd::Vector;
+use super::sweep::{each_vector, read, write};
+use crate::dispatch;
 use crate::ops::ResidualForward;
 
+/// Elements of a task.
+const TASK: usize = 1 << 14;
+
 pub fn forward(cx: &Context, p: &ResidualForward) {
-    let _ = (cx, p);
-    todo!()
+    let (channels, rows) = (p.channels, p.images * p.pixels);
+    let y = cx.read(p.y);
+    let coefficients = cx.read(p.bn.coefficients);
+    let (scale, shift) = (&coefficients[2 * channels..3 * channels], &coefficients[3 * channels..]);
+    let keep = p.keep.map(|keep| cx.read(keep));
+    let shortcut = p.shortcut.map(|shortcut| cx.read(shortcut));
+    let out = Shared::new(cx.write(p.out));
+    let block = (TASK / channels).max(1);
+    cx.parallel(rows.div_ceil(block), |task, _| {
+        let (mut first, end) = (task * block, rows.min((task + 1) * block));
+        while first < end {
+            // With factors per image a run of rows ends where the image does.
+            let (factor, last) = match keep {
+                Some(keep) => (keep[first / p.pixels], end.min((first / p.pixels + 1) * p.pixels)),
+                None => (1.0, end),
+            };
+            let range = first * channels..last * channels;
+            // SAFETY: each task has its own rows.
+            let out = unsafe { out.part(range.clone()) };
+            let shortcut = shortcut.map_or(&[][..], |shortcut| &shortcut[range.clone()]);
+            normalise(&y[range], scale, shift, factor, shortcut, out);
+            first = last;
+        }
+    });
 }
 
-pub fn forward_workspace(p: &ResidualForward) -> Workspace {
-    let _ = p;
-    todo!()
+pub fn forward_workspace(_: &ResidualForward) -> Workspace {
+    Workspace::default()
+}
+
+dispatch! {
+    /// Rows of out = (scale·y + shift)·factor + shortcut; an empty shortcut is none.
+    fn normalise(y: &[f32], scale: &[f32], shift: &[f32], factor: f32, shortcut: &[f32], out: &mut [f32])
+        => normalise_body;
+}
+
+#[inline(always)]
+fn normalise_body<V: Vector>(
+    y: &[f32],
+    scale: &[f32],
+    shift: &[f32],
+    factor: f32,
+    shortcut: &[f32],
+    out: &mut [f32],
+) {
+    let channels = scale.len();
+    let factor = V::splat(factor);
+    for (row, out) in out.chunks_exact_mut(channels).enumerate() {
+        let y = &y[row * channels..][..channels];
+        if shortcut.is_empty() {
+            each_vector!(V, channels, |at, count| {
+                let z = read::<V>(y, at, count).mul_add(read(scale, at, count), read(shift, at, count));
+                write(out, at, count, z.mul(factor));
+            });
+        } else {
+            let shortcut = &shortcut[row * channels..][..channels];
+            each_vector!(V, channels, |at, count| {
+                let z = read::<V>(y, at, count).mul_add(read(scale, at, count), read(shift, at, count));
+                write(out, at, count, z.mul_add(factor, read(shortcut, at, count)));
+            });
+        }
+    }
 }
