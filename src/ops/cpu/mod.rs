@@ -24,6 +24,8 @@ pub mod simd;
 pub mod squeeze_excite;
 pub mod stem;
 pub mod sweep;
+#[cfg(test)]
+mod testing;
 
 use context::{Context, Memory, State, Workspace};
 

@@ -118,3 +118,100 @@ fn sweep_body<V: Vector>(
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{THREADS, assert_close, values};
+    use super::super::{CpuDevice, CpuOps};
+    use super::*;
+    use crate::ops::{Buffer, Ops, Recorder, StepParams, Tensors};
+
+    const STEPS: usize = 3;
+    /// Several tasks, the border between trainable and not inside one of them and inside a vector.
+    const TRAINABLE: usize = 2 * CHUNK + 1003;
+    const TOTAL: usize = TRAINABLE + CHUNK + 13;
+    const BUFFERS: [Buffer; 4] = [Buffer::Parameters, Buffer::MeanSquare, Buffer::Momentum, Buffer::Ema];
+
+    fn step(number: usize) -> StepParams {
+        let ema_decay = [0.1, 0.9, 0.999][number];
+        StepParams { learning_rate: 0.1 / (1 + number) as f32, ema_decay, ..StepParams::default() }
+    }
+
+    fn gradients(number: usize) -> Vec<f32> {
+        values(10 + number as u64, TRAINABLE, -1.0, 1.0)
+    }
+
+    /// What the buffers hold after the steps.
+    fn run(pass: &Update, threads: usize) -> [Vec<f32>; 4] {
+        let device = CpuDevice { threads };
+        let plan = Recorder::new(&device).plan(&Tensors::default(), &[]);
+        let mut ops = CpuOps::new(TRAINABLE, TOTAL, &[&plan], threads).unwrap();
+        ops.bind(&plan).unwrap();
+        ops.write_state(Buffer::Parameters, &values(1, TOTAL, -1.0, 1.0)).unwrap();
+        ops.write_state(Buffer::Ema, &values(2, TOTAL, -1.0, 1.0)).unwrap();
+        ops.write_state(Buffer::MeanSquare, &vec![pass.rule.initial_mean_square(); TRAINABLE]).unwrap();
+        for number in 0..STEPS {
+            ops.set_step(step(number)).unwrap();
+            ops.write_state(Buffer::Gradients, &gradients(number)).unwrap();
+            ops.update(pass).unwrap();
+        }
+        BUFFERS.map(|buffer| {
+            let length = if matches!(buffer, Buffer::Parameters | Buffer::Ema) { TOTAL } else { TRAINABLE };
+            let mut out = vec![0.0; length];
+            ops.read_state(buffer, &mut out).unwrap();
+            out
+        })
+    }
+
+    fn expected(pass: &Update) -> [Vec<f64>; 4] {
+        let widen = |values: Vec<f32>| -> Vec<f64> { values.into_iter().map(f64::from).collect() };
+        let (mut p, mut ema) = (widen(values(1, TOTAL, -1.0, 1.0)), widen(values(2, TOTAL, -1.0, 1.0)));
+        let mut v = vec![pass.rule.initial_mean_square() as f64; TRAINABLE];
+        let mut buf = vec![0.0; TRAINABLE];
+        for number in 0..STEPS {
+            let (lr, d) = (step(number).learning_rate as f64, step(number).ema_decay as f64);
+            for (i, g) in widen(gradients(number)).into_iter().enumerate() {
+                let g = g + pass.weight_decay as f64 * p[i];
+                match pass.rule {
+                    Rule::RmsProp { form, alpha, momentum, eps } => {
+                        let (alpha, momentum, eps) = (alpha as f64, momentum as f64, eps as f64);
+                        v[i] = alpha * v[i] + (1.0 - alpha) * g * g;
+                        if form == RmsPropForm::PyTorch {
+                            buf[i] = momentum * buf[i] + g / (v[i].sqrt() + eps);
+                            p[i] -= lr * buf[i];
+                        } else {
+                            buf[i] = momentum * buf[i] + lr * g / (v[i] + eps).sqrt();
+                            p[i] -= buf[i];
+                        }
+                    }
+                    Rule::Sgd { momentum } => {
+                        buf[i] = momentum as f64 * buf[i] + g;
+                        p[i] -= lr * buf[i];
+                    }
+                }
+            }
+            if pass.ema {
+                ema.iter_mut().zip(&p).for_each(|(ema, p)| *ema = d * *ema + (1.0 - d) * p);
+            }
+        }
+        [p, v, buf, ema]
+    }
+
+    #[test]
+    fn three_steps_of_every_rule_follow_the_formulas() {
+        let rms = |form| Rule::RmsProp { form, alpha: 0.9, momentum: 0.8, eps: 1e-3 };
+        let rules = [rms(RmsPropForm::PyTorch), rms(RmsPropForm::TensorFlow), Rule::Sgd { momentum: 0.9 }];
+        for rule in rules {
+            for (weight_decay, ema) in [(0.0, false), (1e-2, true)] {
+                let pass = Update { rule, weight_decay, ema };
+                let got = run(&pass, 1);
+                for threads in &THREADS[1..] {
+                    assert!(run(&pass, *threads) == got, "{pass:?} depends on the threads");
+                }
+                for ((buffer, got), expected) in BUFFERS.iter().zip(&got).zip(expected(&pass)) {
+                    assert_close(&format!("{buffer:?} of {pass:?}"), got, &expected, 1e-6);
+                }
+            }
+        }
+    }
+}

@@ -74,3 +74,41 @@ fn normalise_body<V: Vector>(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{Setup, assert_close, values};
+    use crate::ops::{Ops, ResidualForward};
+
+    fn check(images: usize, pixels: usize, channels: usize, with_keep: bool, with_shortcut: bool) {
+        let mut s = Setup::default();
+        let rows = images * pixels;
+        let bn = s.batch_norm(rows, &values(1, 4 * channels, -1.5, 1.5));
+        let y = s.input(&values(2, rows * channels, -3.0, 3.0));
+        let keep: Vec<f32> = (0..images).map(|i| if i % 3 == 1 { 0.0 } else { 1.25 }).collect();
+        let keep = with_keep.then(|| s.input(&keep));
+        let shortcut = with_shortcut.then(|| s.input(&values(3, rows * channels, -3.0, 3.0)));
+        let out = s.output(rows * channels);
+        let pass = ResidualForward { images, pixels, channels, y, bn, keep, shortcut, out };
+        let got = s.run(|ops: &mut dyn Ops| ops.residual_forward(&pass));
+        let coefficients = got.get(bn.coefficients);
+        let expected: Vec<f64> = (0..rows * channels)
+            .map(|i| {
+                let [scale, shift] = [2, 3].map(|row| coefficients[row * channels + i % channels] as f64);
+                let keep = keep.map_or(1.0, |keep| got.get(keep)[i / channels / pixels] as f64);
+                let shortcut = shortcut.map_or(0.0, |shortcut| got.get(shortcut)[i] as f64);
+                (scale * got.get(y)[i] as f64 + shift) * keep + shortcut
+            })
+            .collect();
+        assert_close("out", got.get(out), &expected, 2e-7);
+    }
+
+    #[test]
+    fn all_four_forms_follow_the_formula() {
+        for (keep, shortcut) in [(false, false), (false, true), (true, false), (true, true)] {
+            check(5, 49, 24, keep, shortcut);
+            check(7, 1, 13, keep, shortcut);
+            check(3, 900, 40, keep, shortcut);
+        }
+    }
+}

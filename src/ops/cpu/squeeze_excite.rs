@@ -230,3 +230,149 @@ fn batch_norm_sums_body<V: Vector>(
         write(second, at, count, du_y);
     });
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{Setup, assert_close, sigmoid, silu, values};
+    use crate::ops::{Dense, Ops, SqueezeBackward, SqueezeForward};
+
+    struct Case {
+        setup: Setup,
+        forward: SqueezeForward,
+        backward: SqueezeBackward,
+    }
+
+    fn case(images: usize, pixels: usize, channels: usize, width: usize) -> Case {
+        let mut s = Setup::default();
+        let bn = s.batch_norm(images * pixels, &values(1, 4 * channels, 0.5, 1.5));
+        let reduce = Dense {
+            weight: s.parameter(&values(2, channels * width, -0.3, 0.3)),
+            bias: s.parameter(&values(3, width, -1.0, 1.0)),
+            inputs: channels,
+            outputs: width,
+        };
+        let expand = Dense {
+            weight: s.parameter(&values(4, channels * width, -1.0, 1.0)),
+            bias: s.parameter(&values(5, channels, -1.0, 1.0)),
+            inputs: width,
+            outputs: channels,
+        };
+        let y = s.input(&values(6, images * pixels * channels, -4.0, 4.0));
+        let (squeezed, gate) = (s.output(images * channels), s.output(images * channels));
+        let hidden = s.output(images * width);
+        let five_sums = s.input(&values(7, 5 * images * channels, -2.0, 2.0));
+        let squeeze_gradient = s.output(images * channels);
+        Case {
+            setup: s,
+            forward: SqueezeForward {
+                images,
+                pixels,
+                channels,
+                y,
+                bn,
+                squeezed,
+                reduce,
+                hidden,
+                expand,
+                gate,
+            },
+            backward: SqueezeBackward {
+                images,
+                pixels,
+                channels,
+                bn,
+                squeezed,
+                reduce,
+                hidden,
+                expand,
+                gate,
+                five_sums,
+                squeeze_gradient,
+            },
+        }
+    }
+
+    fn widen(values: &[f32]) -> Vec<f64> {
+        values.iter().map(|&v| v as f64).collect()
+    }
+
+    /// Sum over k < depth of a(k)·b(k).
+    fn sum(depth: usize, term: impl Fn(usize) -> f64) -> f64 {
+        (0..depth).map(term).sum()
+    }
+
+    fn check(n: usize, pixels: usize, c: usize, w: usize) {
+        let Case { setup, forward: f, backward: b } = case(n, pixels, c, w);
+        let got = setup.run(|ops: &mut dyn Ops| {
+            ops.squeeze_forward(&f)?;
+            ops.squeeze_backward(&b)
+        });
+        let what = |name: &str| format!("{name} of {n} images, {pixels} pixels, {c} channels, {w} wide");
+        let parameter = |p: crate::ops::Param| widen(&got.parameters[p.range()]);
+        let [wr, br, we, be] =
+            [f.reduce.weight, f.reduce.bias, f.expand.weight, f.expand.bias].map(parameter);
+        let y = widen(got.get(f.y));
+        let bn = widen(got.get(f.bn.coefficients));
+        let mut s = vec![0.0; n * c];
+        for (i, y) in y.iter().enumerate() {
+            let (image, channel) = (i / (pixels * c), i % c);
+            s[image * c + channel] += silu(bn[2 * c + channel] * y + bn[3 * c + channel]).0 / pixels as f64;
+        }
+        assert_close(&what("squeezed"), got.get(f.squeezed), &s, 1e-6);
+        let each = |rows: usize, columns: usize, of: &dyn Fn(usize, usize) -> f64| -> Vec<f64> {
+            (0..rows * columns).map(|i| of(i / columns, i % columns)).collect()
+        };
+        let hidden = each(n, w, &|i, j| br[j] + sum(c, |k| s[i * c + k] * wr[j * c + k]));
+        assert_close(&what("hidden"), got.get(f.hidden), &hidden, 2e-6);
+        let active: Vec<f64> = hidden.iter().map(|&h| silu(h).0).collect();
+        let gate = each(n, c, &|i, j| sigmoid(be[j] + sum(w, |k| active[i * w + k] * we[j * w + k])));
+        assert_close(&what("gate"), got.get(f.gate), &gate, 2e-6);
+
+        let five = widen(got.get(b.five_sums));
+        let dz = each(n, c, &|i, j| five[i * c + j] * gate[i * c + j] * (1.0 - gate[i * c + j]));
+        let dhidden =
+            each(n, w, &|i, j| sum(c, |k| dz[i * c + k] * we[k * w + j]) * silu(hidden[i * w + j]).1);
+        let d = each(n, c, &|i, j| sum(w, |k| dhidden[i * w + k] * wr[k * c + j]) / pixels as f64);
+        assert_close(&what("squeeze gradient"), got.get(b.squeeze_gradient), &d, 5e-6);
+        let gradients = [
+            (f.expand.weight, each(c, w, &|i, j| sum(n, |k| dz[k * c + i] * active[k * w + j]))),
+            (f.expand.bias, each(1, c, &|_, j| sum(n, |k| dz[k * c + j]))),
+            (f.reduce.weight, each(w, c, &|i, j| sum(n, |k| dhidden[k * w + i] * s[k * c + j]))),
+            (f.reduce.bias, each(1, w, &|_, j| sum(n, |k| dhidden[k * w + j]))),
+        ];
+        for (number, (param, expected)) in gradients.iter().enumerate() {
+            assert_close(&what(&format!("gradient {number}")), &got.added(*param), expected, 5e-6);
+        }
+        let of = |number: usize, i: usize| five[number * n * c + i];
+        let sums = each(2, c, &|row, j| {
+            sum(n, |k| {
+                let i = k * c + j;
+                gate[i] * of(1 + 2 * row, i) + d[i] * of(2 + 2 * row, i)
+            })
+        });
+        assert_close(&what("sums"), got.get(b.bn.sums), &sums, 5e-6);
+        assert_close(&what("beta"), &got.added(f.bn.bias), &sums[..c], 5e-6);
+        assert_close(&what("gamma"), &got.added(f.bn.weight), &sums[c..], 5e-6);
+    }
+
+    #[test]
+    fn both_directions_follow_the_formulas() {
+        check(1, 1, 8, 4);
+        check(3, 7, 40, 6);
+        check(19, 9, 144, 10);
+        check(2, 1000, 328, 20);
+        check(9, 3, 13, 3);
+    }
+
+    /// More images beside it change no bit of an image's gate.
+    #[test]
+    fn an_image_s_gate_does_not_depend_on_the_batch() {
+        let (pixels, c, w) = (50, 96, 6);
+        let run = |images| {
+            let Case { setup, forward, .. } = case(images, pixels, c, w);
+            setup.run(|ops: &mut dyn Ops| ops.squeeze_forward(&forward)).get(forward.gate).to_vec()
+        };
+        let (few, many) = (run(5), run(21));
+        assert_eq!(few, many[..few.len()]);
+    }
+}
