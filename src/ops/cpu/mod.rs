@@ -10,17 +10,22 @@
 
 pub mod batch_norm;
 pub mod context;
+pub mod dense;
 pub mod depthwise;
 pub mod expand;
 pub mod gemm;
 pub mod head;
 pub mod masks;
 pub mod optimiser;
+pub mod pool;
 pub mod project;
 pub mod residual;
 pub mod simd;
 pub mod squeeze_excite;
 pub mod stem;
+pub mod sweep;
+#[cfg(test)]
+mod testing;
 
 use std::sync::Arc;
 
