@@ -16,6 +16,8 @@ pub mod gemm;
 pub mod head;
 pub mod masks;
 pub mod optimiser;
+#[cfg(test)]
+mod pointwise_tests;
 pub mod project;
 pub mod residual;
 pub mod simd;
