@@ -1,0 +1,3 @@
+//! From flags to what the programs do.
+
+pub mod eval;
