@@ -1,0 +1,345 @@
+//! From a stored image to the network's R×R RGB input.
+//!
+//! *Training, resized*: a rectangle of 8–100 % of the image's area and of a ratio between 3/4 and 4/3 (uniform in
+//! its logarithm), ten tries, then the largest central rectangle within those ratios; resized to R×R; mirrored
+//! half of the time. The rules are torchvision's `RandomResizedCrop`.
+//! *Evaluation, resized*: the shorter side scaled to round(R/0.875), then the central R×R (torchvision's
+//! `Resize`, `CenterCrop`).
+//! *Padded*, for images no larger than R: set into the middle of a black R×R square; in training shifted by up to
+//! R/8 in both directions, what leaves the square being cut off, and mirrored half of the time. An image that is
+//! larger is first scaled down to fit.
+//!
+//! Every resizing is bilinear with antialiasing, in integers (the same bytes on every machine). All draws are
+//! functions of (seed, epoch, sample id): not of the thread, the rank or the batch.
+
+use std::fmt;
+use std::fs;
+use std::path::Path;
+use std::str::FromStr;
+
+use fast_image_resize::images::{TypedCroppedImage, TypedImage, TypedImageRef};
+use fast_image_resize::pixels::{U8, U8x3};
+use fast_image_resize::{PixelTrait, Resizer};
+use serde::{Deserialize, Serialize};
+
+use super::codec::{bilinear, decode_file, fit, resize};
+use super::{DataError, Source, Split};
+use crate::random::{Purpose, below, draw, unit};
+
+/// How an image is brought to the network's resolution.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CropMode {
+    /// Pad where no training image is larger than the resolution, else Resized. Resolved once, when a run starts.
+    #[default]
+    Auto,
+    Resized,
+    Pad,
+}
+
+impl CropMode {
+    /// The mode that `Auto` stands for with this set and resolution; the others are themselves.
+    pub fn resolve(self, source: &Source, resolution: usize) -> CropMode {
+        let (width, height) = source.largest(Split::Train);
+        match self {
+            CropMode::Auto if width.max(height) as usize <= resolution => CropMode::Pad,
+            CropMode::Auto => CropMode::Resized,
+            other => other,
+        }
+    }
+}
+
+impl fmt::Display for CropMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            CropMode::Auto => "auto",
+            CropMode::Resized => "resized",
+            CropMode::Pad => "pad",
+        })
+    }
+}
+
+impl FromStr for CropMode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<CropMode, String> {
+        match text {
+            "auto" => Ok(CropMode::Auto),
+            "resized" => Ok(CropMode::Resized),
+            "pad" => Ok(CropMode::Pad),
+            _ => Err(format!("`{text}` is no crop mode: use auto, resized or pad")),
+        }
+    }
+}
+
+/// A decoded image as the loader holds it: rows of 1 or 3 bytes a pixel.
+#[derive(Clone, Copy, Debug)]
+pub struct View<'a> {
+    pub width: u32,
+    pub height: u32,
+    pub channels: u8,
+    pub bytes: &'a [u8],
+}
+
+/// What is random about one look at a training image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Look {
+    pub seed: u64,
+    pub epoch: u32,
+    pub id: u64,
+}
+
+impl Look {
+    fn mirrored(self) -> bool {
+        draw(self.seed, self.id, self.epoch, Purpose::Flip, 0)[0] >> 31 == 1
+    }
+
+    /// Offset of a padded image: two uniform integers in [-reach, reach].
+    fn shift(self, reach: u32) -> (i64, i64) {
+        let bits = draw(self.seed, self.id, self.epoch, Purpose::Crop, 0);
+        let offset = |bits| i64::from(below(bits, 2 * reach + 1)) - i64::from(reach);
+        (offset(bits[0]), offset(bits[1]))
+    }
+
+    /// The rectangle to be resized; the layer field of a draw is the number of the try.
+    fn rectangle(self, width: u32, height: u32) -> Rectangle {
+        let (least, most) = (RATIO.0.ln(), RATIO.1.ln());
+        let (w, h) = (f64::from(width), f64::from(height));
+        for attempt in 0..10 {
+            let bits = draw(self.seed, self.id, self.epoch, Purpose::Crop, attempt);
+            let area = w * h * (AREA.0 + (AREA.1 - AREA.0) * f64::from(unit(bits[0])));
+            let ratio = (least + (most - least) * f64::from(unit(bits[1]))).exp();
+            let wide = (area * ratio).sqrt().round() as u32;
+            let high = (area / ratio).sqrt().round() as u32;
+            if (1..=width).contains(&wide) && (1..=height).contains(&high) {
+                let left = below(bits[2], width - wide + 1);
+                let top = below(bits[3], height - high + 1);
+                return Rectangle { left, top, width: wide, height: high };
+            }
+        }
+        central(width, height)
+    }
+}
+
+const AREA: (f64, f64) = (0.08, 1.0);
+const RATIO: (f64, f64) = (3.0 / 4.0, 4.0 / 3.0);
+/// Share of the resized image's shorter side that evaluation looks at.
+const CENTRAL_SHARE: f64 = 0.875;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Rectangle {
+    left: u32,
+    top: u32,
+    width: u32,
+    height: u32,
+}
+
+/// The largest central rectangle whose ratio is within bounds.
+fn central(width: u32, height: u32) -> Rectangle {
+    let (w, h) = (f64::from(width), f64::from(height));
+    let (wide, high) = if w / h < RATIO.0 {
+        (width, ((w / RATIO.0).round() as u32).clamp(1, height))
+    } else if w / h > RATIO.1 {
+        (((h * RATIO.1).round() as u32).clamp(1, width), height)
+    } else {
+        (width, height)
+    };
+    Rectangle { left: (width - wide) / 2, top: (height - high) / 2, width: wide, height: high }
+}
+
+/// Buffers that one thread uses again and again. Allocated on the way is only the resizer's table of weights
+/// (8 bytes for each output column and each input column under its triangle, some tens of kilobytes).
+#[derive(Default)]
+pub struct Scratch {
+    resizer: Resizer,
+    small: Vec<u8>,
+}
+
+/// Brings an image to `out`, R×R×3 bytes. `look` is what training draws from; none in evaluation.
+///
+/// # Errors
+/// Where the bytes do not make an image of the stated size, or `mode` is still `Auto`.
+pub fn preprocess(
+    image: View,
+    resolution: usize,
+    mode: CropMode,
+    look: Option<Look>,
+    scratch: &mut Scratch,
+    out: &mut [u8],
+) -> Result<(), String> {
+    let View { width, height, channels, bytes } = image;
+    if bytes.len() != width as usize * height as usize * channels as usize {
+        return Err("its size and its pixels disagree".into());
+    }
+    let mirrored = look.is_some_and(Look::mirrored);
+    match mode {
+        CropMode::Auto => Err("the crop mode `auto` was not resolved".into()),
+        CropMode::Pad => pad(image, resolution, look, mirrored, scratch, out),
+        CropMode::Resized => resized(image, resolution, look, mirrored, scratch, out),
+    }
+}
+
+fn resized(
+    image: View,
+    resolution: usize,
+    look: Option<Look>,
+    mirrored: bool,
+    scratch: &mut Scratch,
+    out: &mut [u8],
+) -> Result<(), String> {
+    let side = resolution as u32;
+    let resizer = &mut scratch.resizer;
+    let window = match look {
+        Some(look) => Window::Cut(look.rectangle(image.width, image.height)),
+        None => evaluation_window(image.width, image.height, side),
+    };
+    if image.channels == 3 {
+        resize_window::<U8x3>(resizer, image, window, side, out)?;
+        if mirrored {
+            for row in out.chunks_exact_mut(3 * resolution) {
+                mirror(row);
+            }
+        }
+    } else {
+        scratch.small.resize(resolution * resolution, 0);
+        resize_window::<U8>(resizer, image, window, side, &mut scratch.small)?;
+        for (to, from) in out.chunks_exact_mut(3 * resolution).zip(scratch.small.chunks_exact(resolution)) {
+            copy_row(from, 1, mirrored, to);
+        }
+    }
+    Ok(())
+}
+
+/// The part of an image that becomes the output.
+#[derive(Clone, Copy)]
+enum Window {
+    /// Cut out first, then resized: nothing outside has influence.
+    Cut(Rectangle),
+    /// Left, top, width, height in fractions of pixels: as if all of the image were resized and then cropped.
+    Within(f64, f64, f64, f64),
+}
+
+/// Where the central R×R of the resized image lies in the original. Resizing only this part gives the same
+/// pixels, and a panorama does not become an enormous intermediate image.
+fn evaluation_window(width: u32, height: u32, side: u32) -> Window {
+    let shorter = (f64::from(side) / CENTRAL_SHARE).round();
+    let (w, h) = (f64::from(width), f64::from(height));
+    let (wide, high) = if width <= height {
+        (shorter, (shorter * h / w).floor())
+    } else {
+        ((shorter * w / h).floor(), shorter)
+    };
+    let side = f64::from(side);
+    let part = |whole: f64, original: f64| {
+        let start = ((whole - side) / 2.0).round_ties_even() * original / whole;
+        (start, (side * original / whole).min(original - start))
+    };
+    let ((left, width), (top, height)) = (part(wide, w), part(high, h));
+    Window::Within(left, top, width, height)
+}
+
+fn resize_window<P: PixelTrait>(
+    resizer: &mut Resizer,
+    image: View,
+    window: Window,
+    side: u32,
+    out: &mut [u8],
+) -> Result<(), String> {
+    let from =
+        TypedImageRef::<P>::from_buffer(image.width, image.height, image.bytes).map_err(|e| e.to_string())?;
+    let mut to = TypedImage::<P>::from_buffer(side, side, out).map_err(|e| e.to_string())?;
+    match window {
+        Window::Cut(Rectangle { left, top, width, height }) => {
+            let cut = TypedCroppedImage::new(from, left, top, width, height).map_err(|e| e.to_string())?;
+            resizer.resize_typed(&cut, &mut to, &bilinear())
+        }
+        Window::Within(left, top, width, height) => {
+            resizer.resize_typed(&from, &mut to, &bilinear().crop(left, top, width, height))
+        }
+    }
+    .map_err(|e| e.to_string())
+}
+
+fn pad(
+    image: View,
+    resolution: usize,
+    look: Option<Look>,
+    mirrored: bool,
+    scratch: &mut Scratch,
+    out: &mut [u8],
+) -> Result<(), String> {
+    let View { mut width, mut height, channels, mut bytes } = image;
+    let side = resolution as u32;
+    if width.max(height) > side {
+        let size = fit(width, height, side);
+        scratch.small.resize(size.0 as usize * size.1 as usize * channels as usize, 0);
+        resize(&mut scratch.resizer, bytes, (width, height), channels, &mut scratch.small, size)?;
+        (width, height) = size;
+        bytes = &scratch.small;
+    }
+    let (right, down) = look.map_or((0, 0), |look| look.shift(side / 8));
+    let left = i64::from((side - width) / 2) + right;
+    let top = i64::from((side - height) / 2) + down;
+    // Columns of the image that stay inside; after mirroring the whole square they lie from the other edge.
+    let first = (-left).clamp(0, i64::from(width)) as usize;
+    let last = (i64::from(side) - left).clamp(0, i64::from(width)) as usize;
+    let start = if mirrored { i64::from(side) - left - last as i64 } else { left + first as i64 } as usize;
+
+    out.fill(0);
+    let channels = channels as usize;
+    for (row, from) in bytes.chunks_exact(width as usize * channels).enumerate() {
+        let Ok(to_row) = usize::try_from(top + row as i64) else { continue };
+        if to_row >= resolution {
+            break;
+        }
+        let to = &mut out[(to_row * resolution + start) * 3..][..(last - first) * 3];
+        copy_row(&from[first * channels..last * channels], channels, mirrored, to);
+    }
+    Ok(())
+}
+
+/// Copies a row of 1 or 3 channels to RGB, mirrored or not.
+fn copy_row(from: &[u8], channels: usize, mirrored: bool, to: &mut [u8]) {
+    if channels == 3 {
+        to.copy_from_slice(from);
+        if mirrored {
+            mirror(to);
+        }
+    } else if mirrored {
+        for (to, &grey) in to.chunks_exact_mut(3).zip(from.iter().rev()) {
+            to.fill(grey);
+        }
+    } else {
+        for (to, &grey) in to.chunks_exact_mut(3).zip(from) {
+            to.fill(grey);
+        }
+    }
+}
+
+/// Mirrors a row of RGB pixels in place.
+fn mirror(row: &mut [u8]) {
+    row.reverse();
+    for pixel in row.chunks_exact_mut(3) {
+        pixel.swap(0, 2);
+    }
+}
+
+/// Reads any JPEG or PNG file and prepares it as evaluation does: R×R×3 bytes.
+///
+/// # Errors
+/// [`DataError::Io`] or [`DataError::Image`], naming the file.
+pub fn evaluate_image(path: &Path, resolution: usize, mode: CropMode) -> Result<Vec<u8>, DataError> {
+    let bytes = fs::read(path).map_err(DataError::io(path))?;
+    let broken = |problem| DataError::Image { path: path.to_owned(), problem };
+    let decoded = decode_file(&bytes).map_err(broken)?;
+    let pixels = decoded.pixels;
+    let view =
+        View { width: pixels.width, height: pixels.height, channels: pixels.channels, bytes: &pixels.bytes };
+    let mut out = vec![0; resolution * resolution * 3];
+    preprocess(view, resolution, mode, None, &mut Scratch::default(), &mut out).map_err(broken)?;
+    Ok(out)
+}
+
+#[cfg(test)]
+#[path = "augment_tests.rs"]
+mod tests;

@@ -1,0 +1,370 @@
+//! A packed set: `dataset.json` and the shards it lists.
+//!
+//! `dataset.json` is written last, so its presence says that the set is whole. It carries a checksum of its own
+//! and is accepted only as it was written, byte for byte: a class renamed by hand would silently change what a
+//! checkpoint's outputs mean.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::shard::{Sample, Shard};
+use super::{DataError, Fnv, Split, write_atomically};
+
+pub const MANIFEST: &str = "dataset.json";
+const FORMAT: &str = "effnet dataset";
+const VERSION: u32 = 1;
+
+/// Channel means and standard deviations as fractions of full intensity; a pixel x becomes
+/// (x / 255 - mean) / deviation.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Normalise {
+    pub mean: [f32; 3],
+    pub deviation: [f32; 3],
+}
+
+/// What `dataset.json` says of one shard.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ShardEntry {
+    pub file: String,
+    pub samples: u64,
+    pub bytes: u64,
+    /// CRC of the shard's header and index, in hexadecimal; through the CRCs in the index it stands for every
+    /// byte of the shard.
+    pub index_crc: String,
+}
+
+/// What `dataset.json` says of one split.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SplitEntry {
+    pub samples: u64,
+    pub bytes: u64,
+    pub shards: Vec<ShardEntry>,
+}
+
+/// `dataset.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    pub format: String,
+    pub version: u32,
+    /// Class names; a label is an index into them.
+    pub classes: Vec<String>,
+    /// As asked of the packer: `auto`, `raw` or `jpeg`; each sample says what it is.
+    pub encoding: String,
+    /// Over all pixels of the training split; grey counts as three equal channels.
+    pub mean: [f32; 3],
+    pub deviation: [f32; 3],
+    pub train: SplitEntry,
+    pub val: SplitEntry,
+    /// CRC-32 of this file with the checksum empty.
+    pub checksum: String,
+}
+
+impl Manifest {
+    pub fn new(
+        classes: Vec<String>,
+        encoding: String,
+        normalise: Normalise,
+        splits: [SplitEntry; 2],
+    ) -> Self {
+        let [train, val] = splits;
+        let Normalise { mean, deviation } = normalise;
+        let format = FORMAT.to_string();
+        let checksum = String::new();
+        let mut manifest =
+            Manifest { format, version: VERSION, classes, encoding, mean, deviation, train, val, checksum };
+        manifest.checksum = format!("{:08x}", crc32fast::hash(&manifest.to_bytes()));
+        manifest
+    }
+
+    fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = serde_json::to_vec_pretty(self).expect("strings and numbers become JSON");
+        bytes.push(b'\n');
+        bytes
+    }
+
+    /// Reads a manifest; anything but the bytes that [`Manifest::write`] wrote is an error.
+    pub fn parse(bytes: &[u8]) -> Result<Manifest, String> {
+        let mut manifest: Manifest =
+            serde_json::from_slice(bytes).map_err(|e| format!("truncated, altered or no dataset: {e}"))?;
+        if manifest.format != FORMAT {
+            return Err("not the description of a dataset".into());
+        }
+        if manifest.version != VERSION {
+            let version = manifest.version;
+            return Err(format!(
+                "dataset version {version}; this program reads version {VERSION}: pack again"
+            ));
+        }
+        let as_written = manifest.to_bytes();
+        let checksum = std::mem::take(&mut manifest.checksum);
+        let found = format!("{:08x}", crc32fast::hash(&manifest.to_bytes()));
+        if checksum != found || as_written != bytes {
+            return Err("altered since it was packed (its checksum differs): pack again".into());
+        }
+        manifest.checksum = checksum;
+        Ok(manifest)
+    }
+
+    pub fn write(&self, dir: &Path) -> Result<(), DataError> {
+        write_atomically(&dir.join(MANIFEST), &self.to_bytes())
+    }
+
+    pub fn read(dir: &Path) -> Result<Manifest, DataError> {
+        let missing =
+            |problem: &str| DataError::NoDataset { dir: dir.to_owned(), problem: problem.to_string() };
+        let path = dir.join(MANIFEST);
+        match fs::read(&path) {
+            Ok(bytes) => {
+                Manifest::parse(&bytes).map_err(|problem| DataError::Damaged { file: path, problem })
+            }
+            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+                Err(match fs::read_dir(dir) {
+                    Err(e) if e.kind() == ErrorKind::NotADirectory => missing("not a directory"),
+                    Err(_) => missing("no such directory"),
+                    Ok(_) if dir.join(super::pack::PARTIAL).exists() => {
+                        missing("packing was interrupted, the dataset is not complete")
+                    }
+                    Ok(mut entries) => match entries.next() {
+                        None => missing("the directory is empty"),
+                        Some(_) => missing("no dataset (dataset.json is missing)"),
+                    },
+                })
+            }
+            Err(e) => Err(DataError::Io { path, error: e }),
+        }
+    }
+
+    pub fn split(&self, split: Split) -> &SplitEntry {
+        match split {
+            Split::Train => &self.train,
+            Split::Val => &self.val,
+        }
+    }
+
+    /// Names the content: classes, counts and, through the shards' CRCs, every byte of every sample. Equal for two
+    /// packs of one source.
+    pub fn fingerprint(&self) -> String {
+        let mut fnv = Fnv::new().number(self.classes.len() as u64);
+        for class in &self.classes {
+            fnv = fnv.field(class.as_bytes());
+        }
+        for split in Split::BOTH {
+            let entry = self.split(split);
+            fnv = fnv.number(entry.samples).number(entry.shards.len() as u64);
+            for shard in &entry.shards {
+                fnv = fnv.number(shard.samples).field(shard.index_crc.as_bytes());
+            }
+        }
+        fnv.hex()
+    }
+}
+
+/// The shards of one split, addressed as one row of samples.
+#[derive(Debug)]
+struct Shards {
+    shards: Vec<Shard>,
+    /// Number of samples before each shard.
+    starts: Vec<usize>,
+    samples: usize,
+    largest: (u32, u32),
+    /// Samples are long enough that asking for each ahead of use is worth a system call.
+    ask_ahead: bool,
+}
+
+/// Mean sample length from which samples are fetched one by one, ahead of use, in place of the kernel's own
+/// read-ahead. Short samples profit from read-ahead: their neighbours lie in the same pages.
+const ASK_AHEAD_BYTES: u64 = 32 << 10;
+
+impl Shards {
+    fn open(dir: &Path, manifest: &Manifest, split: Split) -> Result<Shards, DataError> {
+        let entry = manifest.split(split);
+        let mut shards = Vec::with_capacity(entry.shards.len());
+        let mut starts = Vec::with_capacity(entry.shards.len());
+        let (mut samples, mut bytes, mut largest) = (0, 0, (0, 0));
+        for listed in &entry.shards {
+            let shard = open_listed(dir, manifest, split, listed)?;
+            starts.push(samples);
+            samples += shard.samples();
+            bytes += shard.header().file_length;
+            for record in shard.records() {
+                largest = (record.width.max(largest.0), record.height.max(largest.1));
+            }
+            shards.push(shard);
+        }
+        let damaged = |problem: String| DataError::Damaged { file: dir.join(MANIFEST), problem };
+        if samples as u64 != entry.samples {
+            return Err(damaged(format!("the {split} split's shards hold {samples} samples")));
+        }
+        if samples == 0 {
+            return Err(damaged(format!("the {split} split is empty")));
+        }
+        if samples > u32::MAX as usize {
+            return Err(damaged(format!("the {split} split has more than {} samples", u32::MAX)));
+        }
+        let ask_ahead = bytes / samples as u64 >= ASK_AHEAD_BYTES;
+        if ask_ahead && split == Split::Train {
+            shards.iter().for_each(Shard::advise_random);
+        }
+        Ok(Shards { shards, starts, samples, largest, ask_ahead })
+    }
+
+    fn locate(&self, index: usize) -> (&Shard, usize) {
+        let number = self.starts.partition_point(|&start| start <= index) - 1;
+        (&self.shards[number], index - self.starts[number])
+    }
+}
+
+/// Opens a shard and checks that it is the one that the manifest lists.
+fn open_listed(
+    dir: &Path,
+    manifest: &Manifest,
+    split: Split,
+    listed: &ShardEntry,
+) -> Result<Shard, DataError> {
+    let path = dir.join(&listed.file);
+    let shard = match Shard::open(&path) {
+        Err(DataError::Io { path, error }) if error.kind() == ErrorKind::NotFound => {
+            let problem = "missing, though dataset.json lists it: pack again".to_string();
+            return Err(DataError::Damaged { file: path, problem });
+        }
+        other => other?,
+    };
+    let header = shard.header();
+    let same = header.samples == listed.samples
+        && header.file_length == listed.bytes
+        && format!("{:08x}", header.crc) == listed.index_crc
+        && header.split == split as u32
+        && header.classes as usize == manifest.classes.len();
+    if !same {
+        let problem = "belongs to another dataset (it is not the shard that dataset.json lists)".to_string();
+        return Err(DataError::Damaged { file: path, problem });
+    }
+    Ok(shard)
+}
+
+/// An opened set. Nothing of it is held in memory but what the kernel keeps of the mapped files.
+#[derive(Debug)]
+pub struct Dataset {
+    dir: PathBuf,
+    manifest: Manifest,
+    splits: [Shards; 2],
+}
+
+impl Dataset {
+    /// Opens and checks everything but the samples' bytes, which are checked as they are read.
+    ///
+    /// # Errors
+    /// [`DataError::NoDataset`] where there is none, [`DataError::Damaged`] naming the file that is not as packed.
+    pub fn open(dir: &Path) -> Result<Dataset, DataError> {
+        let manifest = Manifest::read(dir)?;
+        let splits = [Shards::open(dir, &manifest, Split::Train)?, Shards::open(dir, &manifest, Split::Val)?];
+        Ok(Dataset { dir: dir.to_owned(), manifest, splits })
+    }
+
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    pub fn classes(&self) -> &[String] {
+        &self.manifest.classes
+    }
+
+    /// Number of samples of a split; never 0.
+    pub fn samples(&self, split: Split) -> usize {
+        self.splits[split as usize].samples
+    }
+
+    /// Largest width and largest height of a split's images.
+    pub fn largest(&self, split: Split) -> (u32, u32) {
+        self.splits[split as usize].largest
+    }
+
+    pub fn normalise(&self) -> Normalise {
+        Normalise { mean: self.manifest.mean, deviation: self.manifest.deviation }
+    }
+
+    pub fn fingerprint(&self) -> String {
+        self.manifest.fingerprint()
+    }
+
+    /// A sample, compared with its checksum.
+    ///
+    /// # Panics
+    /// If `index` is not below [`Dataset::samples`].
+    pub fn sample(&self, split: Split, index: usize) -> Result<Sample<'_>, DataError> {
+        let (shard, position) = self.splits[split as usize].locate(index);
+        shard.sample(position)
+    }
+
+    /// The error for a sample that matches its checksum and still cannot be decoded.
+    pub(crate) fn damaged_sample(&self, split: Split, index: usize, problem: String) -> DataError {
+        let (shard, position) = self.splits[split as usize].locate(index);
+        shard.damaged_sample(position, problem)
+    }
+
+    /// Starts fetching a sample from disk, where that pays.
+    pub fn will_need(&self, split: Split, index: usize) {
+        let shards = &self.splits[split as usize];
+        if shards.ask_ahead {
+            let (shard, position) = shards.locate(index);
+            shard.will_need(position);
+        }
+    }
+
+    /// Number of samples of each class.
+    pub fn class_counts(&self, split: Split) -> Vec<u64> {
+        let mut counts = vec![0; self.classes().len()];
+        for record in self.splits[split as usize].shards.iter().flat_map(Shard::records) {
+            counts[record.label as usize] += 1;
+        }
+        counts
+    }
+}
+
+/// What [`verify`] found.
+#[derive(Debug, Default, Serialize)]
+pub struct Verification {
+    pub shards: u64,
+    pub samples: u64,
+    pub bytes: u64,
+    /// One line for each damaged file or sample.
+    pub damage: Vec<String>,
+}
+
+/// Reads every byte of a set and compares it with its checksums; goes on after damage, to list all of it.
+///
+/// # Errors
+/// Where there is no dataset, or `dataset.json` itself is damaged.
+pub fn verify(dir: &Path) -> Result<Verification, DataError> {
+    let manifest = Manifest::read(dir)?;
+    let mut report = Verification::default();
+    for split in Split::BOTH {
+        let entry = manifest.split(split);
+        if entry.samples == 0 || entry.samples != entry.shards.iter().map(|s| s.samples).sum::<u64>() {
+            report.damage.push(format!("{}: wrong number of {split} samples", dir.join(MANIFEST).display()));
+        }
+        for listed in &entry.shards {
+            report.shards += 1;
+            match open_listed(dir, &manifest, split, listed) {
+                Err(error) => report.damage.push(error.to_string()),
+                Ok(shard) => {
+                    report.bytes += shard.header().file_length;
+                    report.samples += shard.samples() as u64;
+                    let broken = (0..shard.samples()).filter_map(|at| shard.sample(at).err());
+                    report.damage.extend(broken.map(|error| error.to_string()));
+                }
+            }
+        }
+    }
+    Ok(report)
+}

@@ -1,0 +1,286 @@
+//! Batches, ready before they are asked for.
+//!
+//! Each thread claims the next step, makes the whole batch by itself and puts it in its place; the batches come
+//! out in the order of the steps. A sample's bytes depend on (seed, epoch, sample) only, so the number of threads
+//! changes nothing but the speed.
+//!
+//! Memory: the set stays in its mapped files. There are at most `max(ahead, threads)` batches being made or
+//! waiting, plus those that the caller holds; a batch given back with [`Loader::recycle`] is filled again, so that
+//! after the first few steps nothing large is allocated (inside decoders: see [`decode_jpeg`] and [`Scratch`]).
+//!
+//! A failure of a thread, an error or a panic, comes out of [`Loader::next`] in its step's turn; nothing hangs.
+//! Dropping the loader stops and joins its threads.
+//!
+//! [`decode_jpeg`]: super::codec::decode_jpeg
+
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::augment::{CropMode, Look, Scratch, preprocess};
+use super::sampler::{Place, Sampler};
+use super::{DataError, Source, Split};
+
+/// One step's images.
+#[derive(Debug, Default, PartialEq)]
+pub struct Batch {
+    pub step: u64,
+    /// Position of the first image in the endless order; step × batch.
+    pub first_position: u64,
+    /// Images that are valid, the batch's size but for the last batch of an evaluation; the rest is zero.
+    pub images: usize,
+    /// [batch, R, R, 3] bytes.
+    pub pixels: Vec<u8>,
+    /// [batch].
+    pub labels: Vec<u32>,
+}
+
+/// What to load.
+#[derive(Clone, Debug)]
+pub struct LoaderConfig {
+    pub split: Split,
+    pub batch: usize,
+    pub resolution: usize,
+    /// Resolved: not `Auto`.
+    pub crop: CropMode,
+    /// Shuffled and augmented, endless; else in order, once.
+    pub train: bool,
+    pub seed: u64,
+    pub first_step: u64,
+    /// Number of steps; an evaluation ends with its last sample at the latest.
+    pub steps: u64,
+    pub threads: usize,
+    /// Batches to have in preparation or waiting; raised to `threads`.
+    pub ahead: usize,
+}
+
+/// Steps of an evaluation over `samples` images.
+pub fn evaluation_steps(samples: usize, batch: usize) -> u64 {
+    samples.div_ceil(batch.max(1)) as u64
+}
+
+/// Hands out batches in step order; see the module.
+pub struct Loader {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+    waited: Duration,
+    failed: bool,
+}
+
+struct Shared {
+    state: Mutex<State>,
+    /// A step may be claimed, or all is over.
+    work: Condvar,
+    /// The next batch is there.
+    ready: Condvar,
+}
+
+struct State {
+    sampler: Sampler,
+    /// Next step to be claimed, next to be handed out, first not to be made.
+    claim: u64,
+    out: u64,
+    end: u64,
+    window: u64,
+    /// Results of the steps from `out` on.
+    ready: VecDeque<Option<Result<Batch, DataError>>>,
+    free: Vec<Batch>,
+    stop: bool,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing that can panic runs under the lock and leaves the state half changed.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Fills a batch with the images at `places`; one for each thread.
+type Make = Box<dyn FnMut(&[Place], &mut Batch) -> Result<(), DataError> + Send>;
+
+impl Loader {
+    /// Starts the threads; the first batches are on their way when it returns.
+    ///
+    /// # Errors
+    /// [`DataError::Invalid`] for a batch or resolution of 0 or an unresolved crop mode.
+    pub fn start(source: Source, config: LoaderConfig) -> Result<Loader, DataError> {
+        let LoaderConfig { batch, resolution, seed, first_step, .. } = config;
+        if batch == 0 || resolution == 0 {
+            return Err(DataError::Invalid("batch size and resolution must not be 0".into()));
+        }
+        if config.crop == CropMode::Auto {
+            return Err(DataError::Invalid("the crop mode must be resolved before loading".into()));
+        }
+        let samples = source.samples(config.split);
+        let mut end = first_step.saturating_add(config.steps);
+        let sampler = if config.train {
+            Sampler::shuffled(seed, samples, batch)
+        } else {
+            end = end.min(evaluation_steps(samples, batch)).max(first_step);
+            Sampler::fixed(samples, batch)
+        };
+        let threads = config.threads.max(1);
+        let window = config.ahead.max(threads) as u64;
+        let makers = (0..threads).map(|_| maker(source.clone(), config.clone())).collect();
+        Loader::with_makers(sampler, first_step, end, window, makers)
+    }
+
+    fn with_makers(
+        sampler: Sampler,
+        first_step: u64,
+        end: u64,
+        window: u64,
+        makers: Vec<Make>,
+    ) -> Result<Loader, DataError> {
+        let ready = VecDeque::with_capacity(window as usize);
+        let state = State {
+            sampler,
+            claim: first_step,
+            out: first_step,
+            end,
+            window,
+            ready,
+            free: vec![],
+            stop: false,
+        };
+        let shared =
+            Arc::new(Shared { state: Mutex::new(state), work: Condvar::new(), ready: Condvar::new() });
+        let mut loader = Loader { shared, threads: vec![], waited: Duration::ZERO, failed: false };
+        for (number, make) in makers.into_iter().enumerate() {
+            let shared = loader.shared.clone();
+            let thread = std::thread::Builder::new()
+                .name(format!("loader-{number}"))
+                .spawn(move || work(&shared, make))
+                .map_err(|e| DataError::Loader(format!("cannot start a thread: {e}")))?;
+            loader.threads.push(thread);
+        }
+        Ok(loader)
+    }
+
+    /// The next step's batch, or none after the last.
+    ///
+    /// # Errors
+    /// A damaged sample, in the turn of its step. After an error the loader has ended.
+    #[allow(clippy::should_implement_trait)] // an iterator could not give errors and take batches back
+    pub fn next(&mut self) -> Result<Option<Batch>, DataError> {
+        if self.failed {
+            return Err(DataError::Loader("it has stopped after an error".into()));
+        }
+        let mut state = self.shared.lock();
+        if state.out == state.end {
+            return Ok(None);
+        }
+        if !matches!(state.ready.front(), Some(Some(_))) {
+            let since = Instant::now();
+            while !matches!(state.ready.front(), Some(Some(_))) {
+                state = self.shared.ready.wait(state).unwrap_or_else(PoisonError::into_inner);
+            }
+            self.waited += since.elapsed();
+        }
+        let result = state.ready.pop_front().flatten();
+        state.out += 1;
+        self.failed = !matches!(result, Some(Ok(_)));
+        state.stop |= self.failed;
+        drop(state);
+        self.shared.work.notify_all();
+        result.transpose()
+    }
+
+    /// Gives a batch back to be filled again.
+    pub fn recycle(&mut self, batch: Batch) {
+        let mut state = self.shared.lock();
+        if state.free.len() < state.window as usize + 1 {
+            state.free.push(batch);
+        }
+    }
+
+    /// Total time that [`Loader::next`] has waited for a batch.
+    pub fn waited(&self) -> Duration {
+        self.waited
+    }
+}
+
+impl Drop for Loader {
+    fn drop(&mut self) {
+        self.shared.lock().stop = true;
+        self.shared.work.notify_all();
+        for thread in self.threads.drain(..) {
+            let _ = thread.join(); // panics were caught inside
+        }
+    }
+}
+
+/// A loader thread: claim a step, make its batch, put it in its place.
+fn work(shared: &Shared, mut make: Make) {
+    let mut places = Vec::new();
+    loop {
+        let (step, mut batch) = {
+            let mut state = shared.lock();
+            while !state.stop && state.claim < state.end && state.claim - state.out >= state.window {
+                state = shared.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+            }
+            if state.stop || state.claim >= state.end {
+                return;
+            }
+            let step = state.claim;
+            state.claim += 1;
+            state.sampler.fill(step, &mut places);
+            let mut batch = state.free.pop().unwrap_or_default();
+            batch.step = step;
+            batch.first_position = state.sampler.positions(step).start;
+            (step, batch)
+        };
+        let result = catch_unwind(AssertUnwindSafe(|| make(&places, &mut batch)));
+        let result = match result {
+            Ok(made) => made.map(|()| batch),
+            Err(_) => Err(DataError::Loader(format!("a thread panicked while making step {step}"))),
+        };
+        let mut state = shared.lock();
+        let place = (step - state.out) as usize;
+        while state.ready.len() <= place {
+            state.ready.push_back(None);
+        }
+        state.ready[place] = Some(result);
+        if place == 0 {
+            shared.ready.notify_all();
+        }
+    }
+}
+
+/// What one thread does with its places, and the buffers that it does it in.
+fn maker(source: Source, config: LoaderConfig) -> Make {
+    let mut decoded = Vec::new();
+    let mut scratch = Scratch::default();
+    Box::new(move |places, batch| {
+        let LoaderConfig { split, resolution, crop, train, seed, .. } = config;
+        let length = resolution * resolution * 3;
+        batch.images = places.len();
+        batch.pixels.resize(config.batch * length, 0);
+        batch.labels.resize(config.batch, 0);
+        for place in places {
+            source.will_need(split, place.index as usize);
+        }
+        let slots = batch.pixels.chunks_exact_mut(length).zip(&mut batch.labels);
+        for (place, (pixels, label)) in places.iter().zip(slots) {
+            let index = place.index as usize;
+            let image = source.image(split, index, &mut decoded)?;
+            let look = train.then_some(Look { seed, epoch: place.epoch, id: image.id });
+            preprocess(image.view, resolution, crop, look, &mut scratch, pixels).map_err(|problem| {
+                match &source {
+                    Source::Packed(dataset) => dataset.damaged_sample(split, index, problem),
+                    Source::Synthetic(_) => DataError::Loader(problem),
+                }
+            })?;
+            *label = image.label;
+        }
+        batch.pixels[places.len() * length..].fill(0);
+        batch.labels[places.len()..].fill(0);
+        Ok(())
+    })
+}
+
+#[cfg(test)]
+#[path = "loader_tests.rs"]
+mod tests;

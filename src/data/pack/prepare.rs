@@ -1,0 +1,141 @@
+//! One image, from its file to the bytes that are stored: what runs on all threads.
+
+use std::fs;
+use std::io::Read;
+
+use rayon::{ThreadPool, ThreadPoolBuilder};
+use serde::{Deserialize, Serialize};
+
+use super::{Broken, Content, Item, PackEncoding, PackOptions};
+use crate::data::DataError;
+use crate::data::codec::{Conversions, Decoded, Pixels, decode_file, encode_jpeg, reduce};
+use crate::data::dataset::Normalise;
+use crate::data::shard::Encoding;
+
+/// Longest file that is read.
+const MAX_FILE: u64 = 1 << 30;
+
+/// An image as it will be stored.
+pub struct Prepared {
+    pub label: u32,
+    pub width: u32,
+    pub height: u32,
+    pub channels: u8,
+    pub encoding: Encoding,
+    pub bytes: Vec<u8>,
+    pub conversions: Conversions,
+    pub sums: Sums,
+}
+
+/// Sums over pixels, in integers, so that their order does not matter; grey counts as three equal channels.
+/// For an image that is encoded here, they are those of the pixels before.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Sums {
+    pub pixels: u64,
+    pub sum: [u64; 3],
+    pub squares: [u64; 3],
+}
+
+impl Sums {
+    fn of(pixels: &Pixels) -> Sums {
+        let mut sums = Sums { pixels: u64::from(pixels.width) * u64::from(pixels.height), ..Sums::default() };
+        let channels = pixels.channels as usize;
+        // By histogram: one addition a byte, and no sum that could overflow.
+        let mut histogram = [[0_u64; 256]; 3];
+        for pixel in pixels.bytes.chunks_exact(channels) {
+            for (counts, &value) in histogram.iter_mut().zip(pixel) {
+                counts[value as usize] += 1;
+            }
+        }
+        for channel in 0..3 {
+            let counts = &histogram[if channels == 1 { 0 } else { channel }];
+            for (value, &count) in (0_u64..).zip(counts) {
+                sums.sum[channel] += value * count;
+                sums.squares[channel] += value * value * count;
+            }
+        }
+        sums
+    }
+
+    pub fn add(&mut self, other: &Sums) {
+        self.pixels += other.pixels;
+        for channel in 0..3 {
+            self.sum[channel] += other.sum[channel];
+            self.squares[channel] += other.squares[channel];
+        }
+    }
+
+    /// Means and population deviations as fractions of 255. A channel that never changes gets the deviation of one
+    /// grey level: dividing by 0 helps nobody.
+    pub fn normalise(&self) -> Normalise {
+        let mut normalise = Normalise { mean: [0.0; 3], deviation: [0.0; 3] };
+        for channel in 0..3 {
+            let pixels = self.pixels.max(1) as f64;
+            let mean = self.sum[channel] as f64 / pixels;
+            let variance = (self.squares[channel] as f64 / pixels - mean * mean).max(0.0);
+            normalise.mean[channel] = (mean / 255.0) as f32;
+            normalise.deviation[channel] = (variance.sqrt().max(1.0) / 255.0) as f32;
+        }
+        normalise
+    }
+}
+
+/// Threads for packing.
+pub fn pool(threads: usize) -> Result<ThreadPool, DataError> {
+    ThreadPoolBuilder::new()
+        .num_threads(threads.max(1))
+        .build()
+        .map_err(|e| DataError::Invalid(format!("cannot start {threads} threads: {e}")))
+}
+
+/// Reads, decodes, scales down and encodes as the options ask.
+pub fn prepare(item: Item, options: &PackOptions) -> Result<Prepared, Broken> {
+    let Item { name, label, content } = item;
+    let prepared = match content {
+        Content::File(path) => {
+            let mut bytes = Vec::new();
+            fs::File::open(&path)
+                .and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut bytes))
+                .map_err(|e| e.to_string())
+                .and_then(|_| {
+                    if bytes.len() as u64 > MAX_FILE {
+                        return Err("larger than 1 GiB".into());
+                    }
+                    let decoded = decode_file(&bytes)?;
+                    store(label, decoded, Some(bytes), options)
+                })
+        }
+        Content::Grey { width, height, bytes } => {
+            let pixels = Pixels { width, height, channels: 1, bytes };
+            let decoded = Decoded { pixels, conversions: Conversions::default(), plain_jpeg: false };
+            store(label, decoded, None, options)
+        }
+    };
+    prepared.map_err(|problem| Broken { file: name, problem })
+}
+
+fn store(
+    label: u32,
+    decoded: Decoded,
+    file: Option<Vec<u8>>,
+    options: &PackOptions,
+) -> Result<Prepared, String> {
+    let Decoded { mut pixels, mut conversions, plain_jpeg } = decoded;
+    let too_large = options.max_side.is_some_and(|longest| pixels.width.max(pixels.height) > longest);
+    if let (true, Some(longest)) = (too_large, options.max_side) {
+        pixels = reduce(&pixels, longest)?;
+        conversions.reduced = 1;
+    }
+    let sums = Sums::of(&pixels);
+    let Pixels { width, height, channels, .. } = pixels;
+    let keep = plain_jpeg && !too_large && options.encoding != PackEncoding::Raw;
+    // A JPEG that was turned or scaled stays a JPEG: as pixels it would be many times as long.
+    let was_jpeg = file.as_ref().is_some_and(|bytes| bytes.starts_with(&[0xff, 0xd8]));
+    let (encoding, bytes) = match (file, options.encoding) {
+        (Some(file), _) if keep => (Encoding::Jpeg, file),
+        (_, PackEncoding::Raw) => (Encoding::Raw, pixels.bytes),
+        (_, PackEncoding::Auto) if !was_jpeg => (Encoding::Raw, pixels.bytes),
+        _ => (Encoding::Jpeg, encode_jpeg(&pixels, options.quality)?),
+    };
+    Ok(Prepared { label, width, height, channels, encoding, bytes, conversions, sums })
+}

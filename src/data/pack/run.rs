@@ -1,0 +1,282 @@
+//! Carries a plan out: shard by shard, a few images at a time, the finished ones noted so that an interrupted pack
+//! can go on.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::ops::Range;
+use std::path::Path;
+
+use rayon::ThreadPool;
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use super::prepare::{Sums, pool, prepare};
+use super::{Broken, PackOptions, PackSummary, Plan, Progress, SplitSummary};
+use crate::data::codec::Conversions;
+use crate::data::dataset::{MANIFEST, Manifest, ShardEntry, SplitEntry};
+use crate::data::shard::{NewSample, Shard, ShardWriter, file_name};
+use crate::data::{DataError, Split, sync_directory, write_atomically};
+
+/// Notes of a pack in progress; gone when it is complete.
+pub const PARTIAL: &str = "pack.partial.json";
+
+/// Images are prepared in groups of about this many stored bytes and at most this many images: what a pack holds in
+/// memory, beside the list of the source's files and one image being decoded on each thread.
+const GROUP_BYTES: u64 = 32 << 20;
+const GROUP_IMAGES: u64 = 1024;
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Partial {
+    plan: String,
+    shards: Vec<Done>,
+}
+
+/// A finished shard and what the summary needs of it.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Done {
+    split: Split,
+    number: u32,
+    entry: ShardEntry,
+    sums: Sums,
+    conversions: Conversions,
+    broken: Vec<Broken>,
+}
+
+/// Packs a plan to `out`.
+pub fn run(
+    mut plan: Plan,
+    out: &Path,
+    options: &PackOptions,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<PackSummary, DataError> {
+    let finished = claim_directory(out, &plan.hash, options.force)?;
+    let pool = pool(options.threads)?;
+    let mut partial = Partial { plan: plan.hash.clone(), shards: Vec::new() };
+    let mut resumed_shards = 0;
+    let total = plan.splits.iter().map(|split| split.images).sum();
+    let mut done = 0;
+    for split in Split::BOTH {
+        let mut start = 0;
+        let ends = plan.splits[split as usize].ends.clone();
+        for (number, end) in (0_u32..).zip(ends) {
+            let kept = finished.iter().find(|done| done.split == split && done.number == number);
+            match kept.filter(|done| is_intact(out, done)) {
+                Some(kept) => {
+                    partial.shards.push(kept.clone());
+                    resumed_shards += 1;
+                }
+                None => {
+                    let mut report = |images| progress(Progress { split, done: done + images, total });
+                    let work = Work { out, options, pool: &pool, split, number };
+                    partial.shards.push(work.shard(&mut plan, start..end, &mut report)?);
+                    write_partial(out, &partial)?;
+                }
+            }
+            done += end - start;
+            start = end;
+            progress(Progress { split, done, total });
+        }
+    }
+    finish(plan, out, options, partial, resumed_shards)
+}
+
+/// Makes the output directory ours: new or empty, or a pack of the same plan that was interrupted, or anything if
+/// `force` says so. Gives the shards that are finished already.
+fn claim_directory(out: &Path, plan: &str, force: bool) -> Result<Vec<Done>, DataError> {
+    let taken = |problem: &str| DataError::Output { path: out.to_owned(), problem: problem.into() };
+    fs::create_dir_all(out).map_err(|error| match error.kind() {
+        ErrorKind::AlreadyExists | ErrorKind::NotADirectory => taken("exists and is not a directory"),
+        _ => DataError::Io { path: out.to_owned(), error },
+    })?;
+    if out.join(MANIFEST).exists() {
+        if !force {
+            return Err(taken("holds a dataset already; use --force to replace it"));
+        }
+        fs::remove_file(out.join(MANIFEST)).map_err(DataError::io(out))?;
+    } else if let Ok(bytes) = fs::read(out.join(PARTIAL)) {
+        match serde_json::from_slice::<Partial>(&bytes) {
+            Ok(partial) if partial.plan == plan => return Ok(partial.shards),
+            _ if !force => {
+                return Err(taken(
+                    "holds an unfinished pack of another source or with other options; use --force to replace it",
+                ));
+            }
+            _ => {}
+        }
+    } else if !force && fs::read_dir(out).map_err(DataError::io(out))?.next().is_some() {
+        return Err(taken("is not empty and holds no dataset; choose a new directory, or use --force"));
+    }
+    remove_ours(out)?;
+    write_partial(out, &Partial { plan: plan.into(), shards: Vec::new() })?;
+    Ok(Vec::new())
+}
+
+/// Removes shards and notes, finished or not; files with other names stay.
+fn remove_ours(out: &Path) -> Result<(), DataError> {
+    for entry in fs::read_dir(out).map_err(DataError::io(out))? {
+        let path = entry.map_err(DataError::io(out))?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let name = name.strip_suffix(".tmp").unwrap_or(&name);
+        if name == PARTIAL || name == MANIFEST || is_shard_name(name) {
+            fs::remove_file(&path).map_err(DataError::io(&path))?;
+        }
+    }
+    Ok(())
+}
+
+fn is_shard_name(name: &str) -> bool {
+    let number = name
+        .strip_suffix(".shard")
+        .and_then(|stem| stem.strip_prefix("train-").or_else(|| stem.strip_prefix("val-")));
+    number.is_some_and(|digits| digits.len() >= 5 && digits.bytes().all(|b| b.is_ascii_digit()))
+}
+
+fn write_partial(out: &Path, partial: &Partial) -> Result<(), DataError> {
+    let bytes = serde_json::to_vec(partial).map_err(|e| DataError::Invalid(e.to_string()))?;
+    write_atomically(&out.join(PARTIAL), &bytes)
+}
+
+/// Whether a finished shard is still the one that was written. Its bytes were on disk before it was noted.
+fn is_intact(out: &Path, done: &Done) -> bool {
+    if done.entry.samples == 0 {
+        return true; // all of its images were broken: there is no file
+    }
+    Shard::open(&out.join(&done.entry.file)).is_ok_and(|shard| {
+        let header = shard.header();
+        header.file_length == done.entry.bytes && format!("{:08x}", header.crc) == done.entry.index_crc
+    })
+}
+
+/// One shard's work.
+struct Work<'a> {
+    out: &'a Path,
+    options: &'a PackOptions,
+    pool: &'a ThreadPool,
+    split: Split,
+    number: u32,
+}
+
+impl Work<'_> {
+    fn shard(
+        &self,
+        plan: &mut Plan,
+        range: Range<u64>,
+        report: &mut dyn FnMut(u64),
+    ) -> Result<Done, DataError> {
+        let (split, number, options) = (self.split, self.number, self.options);
+        let room = (range.end - range.start) as usize;
+        let mut writer = ShardWriter::create(self.out, split, number, plan.classes.len() as u32, room)?;
+        let (mut sums, mut conversions, mut broken) = (Sums::default(), Conversions::default(), Vec::new());
+        let mut next = range.start;
+        while next < range.end {
+            let first = next;
+            let (mut items, mut bytes) = (Vec::new(), 0);
+            while next < range.end && next - first < GROUP_IMAGES && (items.is_empty() || bytes < GROUP_BYTES)
+            {
+                bytes += plan.items.length(split, next);
+                items.push(plan.items.item(split, next)?);
+                next += 1;
+            }
+            let prepared: Vec<_> =
+                self.pool.install(|| items.into_par_iter().map(|item| prepare(item, options)).collect());
+            for (id, prepared) in (first..).zip(prepared) {
+                match prepared {
+                    Err(problem) => broken.push(problem),
+                    Ok(image) => {
+                        sums.add(&image.sums);
+                        conversions.add(&image.conversions);
+                        writer.push(&NewSample {
+                            id,
+                            label: image.label,
+                            width: image.width,
+                            height: image.height,
+                            channels: image.channels,
+                            encoding: image.encoding,
+                            bytes: &image.bytes,
+                        })?;
+                    }
+                }
+            }
+            report(next - range.start);
+        }
+        let mut entry =
+            ShardEntry { file: file_name(split, number), samples: 0, bytes: 0, index_crc: String::new() };
+        if writer.samples() > 0 {
+            let header = writer.finish()?;
+            entry.samples = header.samples;
+            entry.bytes = header.file_length;
+            entry.index_crc = format!("{:08x}", header.crc);
+        }
+        Ok(Done { split, number, entry, sums, conversions, broken })
+    }
+}
+
+/// Writes `dataset.json`, which completes the set, and sums up.
+fn finish(
+    plan: Plan,
+    out: &Path,
+    options: &PackOptions,
+    partial: Partial,
+    resumed_shards: usize,
+) -> Result<PackSummary, DataError> {
+    let mut splits = [SplitEntry::default(), SplitEntry::default()];
+    let (mut sums, mut converted, mut broken) = (Sums::default(), Conversions::default(), Vec::new());
+    for done in partial.shards {
+        if done.split == Split::Train {
+            sums.add(&done.sums);
+        }
+        converted.add(&done.conversions);
+        broken.extend(done.broken);
+        let split = &mut splits[done.split as usize];
+        if done.entry.samples > 0 {
+            split.samples += done.entry.samples;
+            split.bytes += done.entry.bytes;
+            split.shards.push(done.entry);
+        }
+    }
+    if let Some(split) = Split::BOTH.into_iter().find(|&split| splits[split as usize].samples == 0) {
+        remove_ours(out)?;
+        let first =
+            broken.first().map_or(String::new(), |b| format!(", the first {}: {}", b.file, b.problem));
+        let problem = format!("nothing remains of the {split} images: {} are broken{first}", broken.len());
+        return Err(DataError::Output { path: out.to_owned(), problem });
+    }
+    let summaries = splits.each_ref().map(|split| SplitSummary {
+        images: split.samples,
+        bytes: split.bytes,
+        shards: split.shards.len(),
+    });
+    let empty_classes = empty_classes(out, &plan.classes, &splits[Split::Train as usize])?;
+    let normalise = sums.normalise();
+    let manifest = Manifest::new(plan.classes, options.encoding.name().into(), normalise, splits);
+    manifest.write(out)?;
+    fs::remove_file(out.join(PARTIAL)).map_err(DataError::io(out))?;
+    sync_directory(out)?;
+    let [train, val] = summaries;
+    Ok(PackSummary {
+        out: out.to_owned(),
+        classes: manifest.classes.len(),
+        train,
+        val,
+        normalise,
+        converted,
+        ignored: plan.ignored,
+        resumed_shards,
+        broken,
+        empty_classes,
+        fingerprint: manifest.fingerprint(),
+    })
+}
+
+/// Classes that no training sample has any more.
+fn empty_classes(out: &Path, classes: &[String], train: &SplitEntry) -> Result<Vec<String>, DataError> {
+    let mut seen = vec![false; classes.len()];
+    for entry in &train.shards {
+        for record in Shard::open(&out.join(&entry.file))?.records() {
+            seen[record.label as usize] = true;
+        }
+    }
+    Ok(classes.iter().zip(seen).filter(|(_, seen)| !seen).map(|(class, _)| class.clone()).collect())
+}

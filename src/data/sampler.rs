@@ -1,0 +1,95 @@
+//! Which samples make a step's batch.
+//!
+//! Batches run over the endless concatenation of the epochs' permutations: step s takes positions
+//! [s·B, (s+1)·B), and position p is sample π_e[p mod N] of epoch e = p / N. So every sample comes exactly once an
+//! epoch, every batch is full, and the order is a pure function of (seed, position): a resumed run needs no state
+//! but the step.
+//!
+//! π_e is a Fisher-Yates shuffle drawn from Philox with purpose [`Purpose::Order`], index the place in the
+//! shuffle and time the epoch.
+
+use std::ops::Range;
+
+use crate::random::{Purpose, below, draw};
+
+/// A sample's place in a run: its number in the split, and the epoch that it is seen in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    pub index: u32,
+    pub epoch: u32,
+}
+
+/// Shuffles 0..`permutation.len()` into `permutation`; a function of (seed, epoch, length).
+pub fn permute(seed: u64, epoch: u32, permutation: &mut [u32]) {
+    for (index, place) in permutation.iter_mut().enumerate() {
+        *place = index as u32;
+    }
+    let mut bits = [0; 4];
+    for left in (1..permutation.len()).rev() {
+        // One Philox block serves four exchanges.
+        if left % 4 == 3 || left == permutation.len() - 1 {
+            bits = draw(seed, (left / 4) as u64, epoch, Purpose::Order, 0);
+        }
+        permutation.swap(left, below(bits[left % 4], left as u32 + 1) as usize);
+    }
+}
+
+/// Hands out the places of one step after another. Holds the permutation of one epoch, four bytes a sample.
+#[derive(Debug)]
+pub struct Sampler {
+    seed: u64,
+    batch: u64,
+    order: Order,
+}
+
+#[derive(Debug)]
+enum Order {
+    /// 0..n once; the last batch may be partial.
+    Fixed { samples: u64 },
+    /// Endless epochs.
+    Shuffled { epoch: Option<u32>, permutation: Vec<u32> },
+}
+
+impl Sampler {
+    /// For training: endless, shuffled anew each epoch. `samples` is below 2^32.
+    pub fn shuffled(seed: u64, samples: usize, batch: usize) -> Sampler {
+        let order = Order::Shuffled { epoch: None, permutation: vec![0; samples] };
+        Sampler { seed, batch: batch as u64, order }
+    }
+
+    /// For evaluation: in order, once.
+    pub fn fixed(samples: usize, batch: usize) -> Sampler {
+        Sampler { seed: 0, batch: batch as u64, order: Order::Fixed { samples: samples as u64 } }
+    }
+
+    /// Positions of a step's batch.
+    pub fn positions(&self, step: u64) -> Range<u64> {
+        let start = step * self.batch;
+        match self.order {
+            Order::Fixed { samples } => start.min(samples)..(start + self.batch).min(samples),
+            Order::Shuffled { .. } => start..start + self.batch,
+        }
+    }
+
+    /// Writes the places of a step's batch to `places`. Steps in rising order shuffle once an epoch.
+    pub fn fill(&mut self, step: u64, places: &mut Vec<Place>) {
+        places.clear();
+        let positions = self.positions(step);
+        match &mut self.order {
+            Order::Fixed { .. } => {
+                places.extend(positions.map(|position| Place { index: position as u32, epoch: 0 }));
+            }
+            Order::Shuffled { epoch: shuffled, permutation } => {
+                let samples = permutation.len() as u64;
+                for position in positions {
+                    let epoch = (position / samples) as u32;
+                    if *shuffled != Some(epoch) {
+                        permute(self.seed, epoch, permutation);
+                        *shuffled = Some(epoch);
+                    }
+                    places.push(Place { index: permutation[(position % samples) as usize], epoch });
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! Where images come from: a packed set, or one that is made up. The loader asks no further.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::augment::View;
+use super::codec::decode_jpeg;
+use super::dataset::{Dataset, Normalise};
+use super::shard::Encoding;
+use super::synthetic::Synthetic;
+use super::{DataError, Fnv, Split};
+
+/// A set of labelled images; cheap to clone.
+#[derive(Clone, Debug)]
+pub enum Source {
+    Packed(Arc<Dataset>),
+    Synthetic(Synthetic),
+}
+
+/// An image ready for preprocessing.
+pub struct Image<'a> {
+    pub id: u64,
+    pub label: u32,
+    pub view: View<'a>,
+}
+
+impl Source {
+    /// A packed set's directory; see [`Dataset::open`].
+    pub fn open(dir: &Path) -> Result<Source, DataError> {
+        Ok(Source::Packed(Arc::new(Dataset::open(dir)?)))
+    }
+
+    /// A made-up set of `side`×`side` images.
+    ///
+    /// # Errors
+    /// If a number is 0, or there are fewer images than classes.
+    pub fn synthetic(classes: usize, train: usize, val: usize, side: usize) -> Result<Source, DataError> {
+        let most = u32::MAX as usize;
+        if classes < 2
+            || train < classes
+            || val == 0
+            || side == 0
+            || side > 8192
+            || train > most
+            || val > most
+        {
+            return Err(DataError::Invalid(format!(
+                "synthetic data of {classes} classes, {train} training and {val} validation images of side {side}: \
+                 at least two classes and one training image for each are needed"
+            )));
+        }
+        Ok(Source::Synthetic(Synthetic { classes, train, val, side }))
+    }
+
+    pub fn classes(&self) -> usize {
+        match self {
+            Source::Packed(dataset) => dataset.classes().len(),
+            Source::Synthetic(set) => set.classes,
+        }
+    }
+
+    pub fn class_names(&self) -> Vec<String> {
+        match self {
+            Source::Packed(dataset) => dataset.classes().to_vec(),
+            Source::Synthetic(set) => (0..set.classes).map(|class| class.to_string()).collect(),
+        }
+    }
+
+    /// Number of images; never 0.
+    pub fn samples(&self, split: Split) -> usize {
+        match self {
+            Source::Packed(dataset) => dataset.samples(split),
+            Source::Synthetic(set) => set.samples(split),
+        }
+    }
+
+    /// Largest width and largest height.
+    pub fn largest(&self, split: Split) -> (u32, u32) {
+        match self {
+            Source::Packed(dataset) => dataset.largest(split),
+            Source::Synthetic(set) => (set.side as u32, set.side as u32),
+        }
+    }
+
+    pub fn normalise(&self) -> Normalise {
+        match self {
+            Source::Packed(dataset) => dataset.normalise(),
+            Source::Synthetic(set) => set.normalise(),
+        }
+    }
+
+    /// Names the content; a checkpoint records it.
+    pub fn fingerprint(&self) -> String {
+        match self {
+            Source::Packed(dataset) => dataset.fingerprint(),
+            Source::Synthetic(set) => [set.classes, set.train, set.val, set.side]
+                .iter()
+                .fold(Fnv::new().field(b"synthetic"), |fnv, &number| fnv.number(number as u64))
+                .hex(),
+        }
+    }
+
+    /// Starts fetching an image that will be asked for soon.
+    pub fn will_need(&self, split: Split, index: usize) {
+        if let Source::Packed(dataset) = self {
+            dataset.will_need(split, index);
+        }
+    }
+
+    /// The image at `index`. `buffer` holds the pixels where they do not lie in the map as they are.
+    ///
+    /// # Errors
+    /// [`DataError::DamagedSample`], naming file and sample.
+    pub fn image<'a>(
+        &'a self,
+        split: Split,
+        index: usize,
+        buffer: &'a mut Vec<u8>,
+    ) -> Result<Image<'a>, DataError> {
+        match self {
+            Source::Packed(dataset) => {
+                let sample = dataset.sample(split, index)?;
+                let (width, height, channels) = (sample.width, sample.height, sample.channels);
+                let bytes = match sample.encoding {
+                    Encoding::Raw => sample.bytes,
+                    Encoding::Jpeg => {
+                        decode_jpeg(sample.bytes, width, height, channels, buffer)
+                            .map_err(|problem| dataset.damaged_sample(split, index, problem))?;
+                        buffer.as_slice()
+                    }
+                };
+                Ok(Image {
+                    id: sample.id,
+                    label: sample.label,
+                    view: View { width, height, channels, bytes },
+                })
+            }
+            Source::Synthetic(set) => {
+                set.image(split, index, buffer);
+                let side = set.side as u32;
+                let view = View { width: side, height: side, channels: 3, bytes: buffer };
+                Ok(Image { id: Synthetic::id(split, index), label: set.label(index), view })
+            }
+        }
+    }
+}
