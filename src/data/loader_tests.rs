@@ -1,1 +1,81 @@
+//! The machinery of threads and turns, with makers that fail on purpose.
 
+use super::*;
+
+fn loader(steps: u64, window: u64, makers: Vec<Make>) -> Loader {
+    Loader::with_makers(Sampler::fixed(steps as usize, 1), 0, steps, window, makers).unwrap()
+}
+
+/// A maker that notes its place as the label, and panics or fails at one.
+fn label_maker(panic_at: Option<u32>, fail_at: Option<u32>) -> Make {
+    Box::new(move |places, batch| {
+        let index = places[0].index;
+        if panic_at == Some(index) {
+            panic!("on purpose");
+        }
+        if fail_at == Some(index) {
+            return Err(DataError::Invalid("on purpose".into()));
+        }
+        batch.labels = vec![index];
+        Ok(())
+    })
+}
+
+#[test]
+fn batches_come_in_order_whatever_the_threads() {
+    for (threads, window) in [(1, 1), (1, 4), (3, 3), (8, 9)] {
+        let mut loader = loader(100, window, (0..threads).map(|_| label_maker(None, None)).collect());
+        for step in 0..100 {
+            let batch = loader.next().unwrap().unwrap();
+            assert_eq!((batch.step, batch.labels.as_slice()), (step, &[step as u32][..]));
+            loader.recycle(batch);
+        }
+        assert!(loader.next().unwrap().is_none());
+        assert!(loader.next().unwrap().is_none());
+    }
+}
+
+#[test]
+fn a_panic_is_an_error_in_its_turn() {
+    let mut loader = loader(50, 4, (0..4).map(|_| label_maker(Some(20), None)).collect());
+    for _ in 0..20 {
+        loader.next().unwrap().unwrap();
+    }
+    assert!(loader.next().unwrap_err().to_string().contains("panicked"));
+    // The end of the data and an error must not be confused afterwards.
+    assert!(loader.next().unwrap_err().to_string().contains("stopped"));
+}
+
+#[test]
+fn an_error_comes_in_its_turn() {
+    let mut loader = loader(50, 8, (0..2).map(|_| label_maker(None, Some(7))).collect());
+    for step in 0..7 {
+        assert_eq!(loader.next().unwrap().unwrap().step, step);
+    }
+    assert!(matches!(loader.next(), Err(DataError::Invalid(_))));
+}
+
+#[test]
+fn dropping_stops_threads_that_wait() {
+    let mut loader = loader(1000, 2, (0..4).map(|_| label_maker(None, None)).collect());
+    loader.next().unwrap().unwrap();
+    drop(loader); // joins: would hang
+}
+
+#[test]
+fn no_more_is_made_ahead_than_the_window() {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    let made = Arc::new(AtomicU64::new(0));
+    let makers = (0..2).map(|_| {
+        let made = made.clone();
+        Box::new(move |_: &[Place], _: &mut Batch| {
+            made.fetch_add(1, Ordering::SeqCst);
+            Ok(())
+        }) as Make
+    });
+    let mut loader = loader(1000, 3, makers.collect());
+    for out in 1..=200 {
+        loader.next().unwrap().unwrap();
+        assert!(made.load(Ordering::SeqCst) <= out + 3);
+    }
+}

@@ -31,11 +31,8 @@ struct Parts<'a> {
     /// timm's names of the depthwise and the projection batch norm and of the projection.
     names: [&'static str; 3],
     images: usize,
-    out: Tensor,
     dout: Tensor,
     keep: Option<Tensor>,
-    /// Depthwise input: y1, the stem's output, or the block's input.
-    a: Tensor,
     y2: Tensor,
     da: Tensor,
     bn2: BatchNorm,
@@ -50,58 +47,42 @@ impl MbConv {
     /// `before` is the block before; without one the stem is.
     pub fn new(build: &mut Builder, block: &Block, stem: &Stem, before: Option<&MbConv>) -> MbConv {
         let before = before.map(|b| b.output);
-        let expand = before.filter(|_| block.expands).map(|input| expand(build, block, input));
-        let a = match (&expand, before) {
-            (Some((forward, _)), _) => forward.y,
-            (None, Some(input)) => input.value,
-            (None, None) => stem.forward.y,
-        };
-        let parts = parts(build, block, a);
-        let input = match (&expand, before) {
-            (Some((forward, _)), _) => DepthwiseInput::Normalised(forward.bn),
-            (None, None) => DepthwiseInput::Normalised(stem.forward.bn),
-            (None, Some(input)) => DepthwiseInput::Identity {
-                shortcut: block.residual().then_some(parts.dout),
-                previous: input.previous,
-            },
-        };
-        let dx = match (&expand, before) {
-            (Some((_, backward)), _) => backward.du,
-            (None, None) => stem.backward.du,
-            (None, Some(input)) => input.gradient,
-        };
+        let out = build.activation(format!("{} out", block.name), block.window.output, block.output);
+        let dout = build.activation(format!("{} dout", block.name), block.window.output, block.output);
         let shortcut = before.filter(|_| block.residual());
-        let expand = expand.map(|(forward, backward)| {
-            let shortcut = block.residual().then_some(parts.dout);
-            (forward, ExpandBackward { shortcut, ..backward })
-        });
-        let previous = PreviousBlock {
-            y: parts.y3,
-            bn: parts.bn3,
-            keep: parts.keep,
-            pixels: block.window.output_pixels(),
+        let shortcut_gradient = shortcut.map(|_| dout);
+
+        let expand = before.filter(|_| block.expands).map(|x| expand(build, block, x, shortcut_gradient));
+        let (a, dx, input) = match (&expand, before) {
+            (Some((forward, backward)), _) => {
+                (forward.y, backward.du, DepthwiseInput::Normalised(forward.bn))
+            }
+            (None, Some(x)) => {
+                let identity = DepthwiseInput::Identity { shortcut: shortcut_gradient, previous: x.previous };
+                (x.value, x.gradient, identity)
+            }
+            (None, None) => (stem.forward.y, stem.backward.du, DepthwiseInput::Normalised(stem.forward.bn)),
         };
+        let parts = Parts::new(build, block, dout);
+        let (images, pixels, keep) = (parts.images, block.window.output_pixels(), parts.keep);
+        let (y, bn) = (parts.y3, parts.bn3);
+        let rate = build.arch.drop_path_rate(build.config.drop_path, block) as f32;
         MbConv {
-            mask: parts.keep.map(|keep| DropPathMask {
-                images: parts.images,
-                block: block.index as u32,
-                rate: build.arch.drop_path_rate(build.config.drop_path, block) as f32,
-                keep,
-            }),
-            output: Output { value: parts.out, gradient: parts.dout, previous },
+            mask: keep.map(|keep| DropPathMask { images, block: block.index as u32, rate, keep }),
+            output: Output { value: out, gradient: dout, previous: PreviousBlock { y, bn, keep, pixels } },
             expand,
-            depthwise: parts.depthwise(build, input, dx),
+            depthwise: parts.depthwise(build, a, input, dx),
             squeeze: parts.squeeze(build),
             project: parts.project(build),
             residual: ResidualForward {
-                images: parts.images,
-                pixels: block.window.output_pixels(),
+                images,
+                pixels,
                 channels: block.output,
-                y: parts.y3,
-                bn: parts.bn3,
-                keep: parts.keep,
-                shortcut: shortcut.map(|input| input.value),
-                out: parts.out,
+                y,
+                bn,
+                keep,
+                shortcut: shortcut.map(|x| x.value),
+                out,
             },
         }
     }
@@ -133,8 +114,13 @@ impl MbConv {
     }
 }
 
-/// The expansion; its backward pass still lacks the shortcut, whose gradient is made later.
-fn expand(build: &mut Builder, block: &Block, input: Output) -> (ExpandForward, ExpandBackward) {
+/// The expansion of the block's input; `shortcut` is the gradient that goes round the block.
+fn expand(
+    build: &mut Builder,
+    block: &Block,
+    input: Output,
+    shortcut: Option<Tensor>,
+) -> (ExpandForward, ExpandBackward) {
     let (name, side) = (&block.name, block.window.input);
     let rows = build.config.images * side * side;
     let (inputs, outputs) = (block.input, block.expanded);
@@ -154,40 +140,40 @@ fn expand(build: &mut Builder, block: &Block, input: Output) -> (ExpandForward, 
         bn,
         du,
         dx: input.gradient,
-        shortcut: None,
+        shortcut,
         previous: input.previous,
     };
     (forward, backward)
 }
 
-fn parts<'a>(build: &mut Builder, block: &'a Block, a: Tensor) -> Parts<'a> {
-    let names = if block.expands { ["bn2", "bn3", "conv_pwl"] } else { ["bn1", "bn2", "conv_pw"] };
-    let (name, side, wide, images) = (&block.name, block.window.output, block.expanded, build.config.images);
-    let rate = build.arch.drop_path_rate(build.config.drop_path, block);
-    let keep = (block.residual() && rate > 0.0).then(|| build.floats(format!("{name} keep"), images));
-    Parts {
-        block,
-        names,
-        images,
-        out: build.activation(format!("{name} out"), side, block.output),
-        dout: build.activation(format!("{name} dout"), side, block.output),
-        keep,
-        a,
-        y2: build.activation(format!("{name} y2"), side, wide),
-        da: build.activation(format!("{name} da"), side, wide),
-        bn2: build.batch_norm(&format!("{name}.{}", names[0]), side, wide),
-        gate: build.floats(format!("{name} gate"), images * wide),
-        squeeze_gradient: build.floats(format!("{name} squeeze gradient"), images * wide),
-        five_sums: build.floats(format!("{name} five sums"), 5 * images * wide),
-        y3: build.activation(format!("{name} y3"), side, block.output),
-        bn3: build.batch_norm(&format!("{name}.{}", names[1]), side, block.output),
+impl<'a> Parts<'a> {
+    fn new(build: &mut Builder, block: &'a Block, dout: Tensor) -> Parts<'a> {
+        let names = if block.expands { ["bn2", "bn3", "conv_pwl"] } else { ["bn1", "bn2", "conv_pw"] };
+        let (name, side, wide, images) =
+            (&block.name, block.window.output, block.expanded, build.config.images);
+        let rate = build.arch.drop_path_rate(build.config.drop_path, block);
+        let keep = (block.residual() && rate > 0.0).then(|| build.floats(format!("{name} keep"), images));
+        Parts {
+            block,
+            names,
+            images,
+            dout,
+            keep,
+            y2: build.activation(format!("{name} y2"), side, wide),
+            da: build.activation(format!("{name} da"), side, wide),
+            bn2: build.batch_norm(&format!("{name}.{}", names[0]), side, wide),
+            gate: build.floats(format!("{name} gate"), images * wide),
+            squeeze_gradient: build.floats(format!("{name} squeeze gradient"), images * wide),
+            five_sums: build.floats(format!("{name} five sums"), 5 * images * wide),
+            y3: build.activation(format!("{name} y3"), side, block.output),
+            bn3: build.batch_norm(&format!("{name}.{}", names[1]), side, block.output),
+        }
     }
-}
 
-impl Parts<'_> {
     fn depthwise(
         &self,
         build: &Builder,
+        x: Tensor,
         input: DepthwiseInput,
         dx: Tensor,
     ) -> (DepthwiseForward, DepthwiseBackward) {
@@ -197,7 +183,7 @@ impl Parts<'_> {
             DepthwiseInput::Normalised(bn) => Some(bn),
             DepthwiseInput::Identity { .. } => None,
         };
-        let (x, y, bn, da, gate) = (self.a, self.y2, self.bn2, self.da, self.gate);
+        let (y, bn, da, gate) = (self.y2, self.bn2, self.da, self.gate);
         let squeeze_gradient = self.squeeze_gradient;
         (
             DepthwiseForward { images, window, channels, x, input_bn, weight, y, bn },

@@ -190,14 +190,16 @@ impl Network {
 
     /// Image → logits.
     pub fn forward<O: Ops>(&self, ops: &mut O) -> Result {
-        if self.config.statistics == Statistics::Running {
-            self.inference_coefficients(ops)?;
-        }
-        self.stem.forward(ops)?;
-        for block in &self.blocks {
-            block.forward(ops)?;
-        }
-        self.head.forward(ops)
+        ops.submit(|ops| {
+            if self.config.statistics == Statistics::Running {
+                self.inference_coefficients(ops)?;
+            }
+            self.stem.forward(ops)?;
+            for block in &self.blocks {
+                block.forward(ops)?;
+            }
+            self.head.forward(ops)
+        })
     }
 
     /// Logits and labels → losses, and the gradient at the logits.
@@ -207,11 +209,13 @@ impl Network {
 
     /// Adds the gradients of this micro-batch to the gradient buffer.
     pub fn backward<O: Ops>(&self, ops: &mut O) -> Result {
-        self.head.backward(ops)?;
-        for block in self.blocks.iter().rev() {
-            block.backward(ops)?;
-        }
-        self.stem.backward(ops)
+        ops.submit(|ops| {
+            self.head.backward(ops)?;
+            for block in self.blocks.iter().rev() {
+                block.backward(ops)?;
+            }
+            self.stem.backward(ops)
+        })
     }
 
     fn inference_coefficients<O: Ops>(&self, ops: &mut O) -> Result {

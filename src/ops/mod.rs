@@ -55,6 +55,14 @@ pub enum Weights {
 
 /// A device that runs the passes.
 pub trait Ops {
+    /// Runs a sequence of passes from where launching one costs least: on the CPU, from inside the thread pool.
+    fn submit<R: Send>(&mut self, work: impl FnOnce(&mut Self) -> R + Send) -> R
+    where
+        Self: Sized,
+    {
+        work(self)
+    }
+
     /// Makes the plan's tensors the ones that handles name from now on. Contents are undefined afterwards.
     fn bind(&mut self, plan: &Plan) -> Result;
     /// Sets the parameter block of the coming step.

@@ -2,6 +2,7 @@
 
 use std::cell::UnsafeCell;
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::ops::{Param, StepParams, Tensor, plan::ALIGNMENT};
@@ -91,6 +92,12 @@ impl<'a> Shared<'a> {
         self.len == 0
     }
 
+    /// The first element, for kernels whose parts are not contiguous. Writing through it is under the same
+    /// promise as [`Shared::part`].
+    pub fn start(&self) -> *mut f32 {
+        self.start
+    }
+
     /// # Safety
     /// No two parts that live at the same time may overlap.
     #[allow(clippy::mut_from_ref)]
@@ -122,7 +129,7 @@ pub struct Context {
     /// True while forward passes take their weights from the EMA buffer.
     pub ema_weights: bool,
     pub step: StepParams,
-    pub pool: rayon::ThreadPool,
+    pub pool: Arc<rayon::ThreadPool>,
     pub shared: Memory,
     pub scratch: Vec<Memory>,
 }

@@ -1,33 +1,443 @@
-//! Head
-use super::context::{Context, Workspace};
-use crate::ops::{HeadBackward, HeadForward, Loss};
+//! The head: pooling, dropout, classifier and loss, then back to the gradient at the last batch norm's output.
+
+use super::batch_norm::{finish_sums, sums_floats};
+use super::context::{Context, Shared, Workspace, workspace_floats};
+use super::dense::{Factor, Region, Start, add_column_sums, dots, multiply, weighted_rows};
+use super::pool;
+use super::simd::Vector;
+use super::sweep::{each_vector, read, write};
+use crate::dispatch;
+use crate::ops::{HeadBackward, HeadForward, Loss, Tensor};
+
+/// Images and classes of a task of the forward product: both blocks of rows stay in L2.
+const LOGIT_TILE: [usize; 2] = [32, 32];
+/// Classes of a task of the weight gradient.
+const WEIGHT_ROWS: usize = 16;
+/// Images and channels of a task of the input gradient.
+const INPUT_TILE: [usize; 2] = [32, 256];
+/// Images of a task that does little for each.
+const GROUP: usize = 16;
+/// Elements of y that make a task of the last phase of backward.
+const TASK: usize = 1 << 14;
 
 pub fn forward(cx: &Context, p: &HeadForward) {
-    let _ = (cx, p);
-    todo!()
+    let (images, channels, classes) = (p.images, p.channels, p.classes);
+    pool::means(cx, &p.bn, cx.read(p.y), images, p.pixels, cx.write(p.pooled));
+    let [features] = cx.workspace([features_floats(p.dropout, images, channels)]);
+    let features = dropped(cx, p.pooled, p.dropout, channels, features);
+    let (weight, bias) = (cx.weight(p.classifier.weight), cx.weight(p.classifier.bias));
+    let logits = Shared::new(cx.write(p.logits));
+    let [rows, columns] = LOGIT_TILE;
+    let across = classes.div_ceil(columns);
+    cx.parallel(images.div_ceil(rows) * across, |task, _| {
+        let own = task / across * rows..images.min((task / across + 1) * rows);
+        let labels = task % across * columns..classes.min((task % across + 1) * columns);
+        let start = own.start * classes + labels.start;
+        // SAFETY: each task has its own images and classes.
+        let mut out = unsafe { Region::of(logits, start, classes, own.len(), labels.len()) };
+        let features = &features[own.start * channels..own.end * channels];
+        let weight = &weight[labels.start * channels..labels.end * channels];
+        dots(features, weight, channels, &bias[labels], &mut out);
+    });
 }
 
 pub fn forward_workspace(p: &HeadForward) -> Workspace {
-    let _ = p;
-    todo!()
+    Workspace {
+        shared: workspace_floats(&[features_floats(p.dropout, p.images, p.channels)]),
+        per_thread: pool::scratch_floats(p.channels),
+    }
 }
 
+fn features_floats(dropout: Option<Tensor>, images: usize, channels: usize) -> usize {
+    if dropout.is_some() { images * channels } else { 0 }
+}
+
+/// The classifier's input: the pooled features, multiplied into `product` where there is dropout.
+fn dropped<'a>(
+    cx: &'a Context,
+    pooled: Tensor,
+    dropout: Option<Tensor>,
+    channels: usize,
+    product: &'a mut [f32],
+) -> &'a [f32] {
+    let pooled = cx.read(pooled);
+    let Some(factors) = dropout.map(|dropout| cx.read(dropout)) else { return pooled };
+    let piece = GROUP * channels;
+    let shared = Shared::new(&mut *product);
+    cx.parallel(pooled.len().div_ceil(piece), |task, _| {
+        let range = task * piece..pooled.len().min((task + 1) * piece);
+        // SAFETY: each task has its own images.
+        multiply(&pooled[range.clone()], &factors[range.clone()], unsafe { shared.part(range) });
+    });
+    product
+}
+
+/// Loss and gradient in double: the exponentials of a step's logits are few, and a mean over a data set of
+/// losses near zero should keep its digits.
 pub fn loss(cx: &Context, p: &Loss) {
-    let _ = (cx, p);
-    todo!()
+    let (images, classes) = (p.images, p.classes);
+    let logits = cx.read(p.logits);
+    let labels: &[u32] = bytemuck::cast_slice(cx.read(p.labels));
+    let (losses, gradients) = (Shared::new(cx.write(p.losses)), Shared::new(cx.write(p.dlogits)));
+    cx.parallel(images.div_ceil(GROUP), |task, _| {
+        for image in task * GROUP..images.min((task + 1) * GROUP) {
+            let range = image * classes..(image + 1) * classes;
+            // SAFETY: each task has its own images.
+            let (loss, gradient) = unsafe { (losses.part(image..image + 1), gradients.part(range.clone())) };
+            loss[0] = cross_entropy(p, &logits[range], labels[image] as usize, gradient);
+        }
+    });
 }
 
-pub fn loss_workspace(p: &Loss) -> Workspace {
-    let _ = p;
-    todo!()
+pub fn loss_workspace(_: &Loss) -> Workspace {
+    Workspace::default()
+}
+
+/// One image's loss −Σ target·ln softmax and its gradient. A label that is no class gives NaN.
+fn cross_entropy(p: &Loss, logits: &[f32], label: usize, gradient: &mut [f32]) -> f32 {
+    let most = logits.iter().fold(f32::NEG_INFINITY, |a, &b| a.max(b)) as f64;
+    let (mut exponentials, mut sum) = (0.0, 0.0);
+    for (slot, &logit) in gradient.iter_mut().zip(logits) {
+        let shifted = logit as f64 - most;
+        let e = shifted.exp();
+        exponentials += e;
+        sum += shifted;
+        // Kept in single precision: half a unit in the last place of the gradient.
+        *slot = e as f32;
+    }
+    let smoothing = p.smoothing as f64;
+    let (everywhere, extra, scale) = (smoothing / p.classes as f64, 1.0 - smoothing, p.scale as f64);
+    let own = logits.get(label).map_or(f64::NAN, |&logit| logit as f64 - most);
+    for (class, slot) in gradient.iter_mut().enumerate() {
+        let target = if class == label { everywhere + extra } else { everywhere };
+        *slot = ((*slot as f64 / exponentials - target) * scale) as f32;
+    }
+    (exponentials.ln() - extra * own - everywhere * sum) as f32
 }
 
 pub fn backward(cx: &Context, p: &HeadBackward) {
-    let _ = (cx, p);
-    todo!()
+    let (images, channels) = (p.images, p.channels);
+    let [features, dpooled, partials] = cx.workspace(backward_lengths(p));
+    let features = dropped(cx, p.pooled, p.dropout, channels, features);
+    classifier_backward(cx, p, features, dpooled);
+
+    let size = p.pixels * channels;
+    let group = image_group(p);
+    let y = cx.read(p.y);
+    let coefficients = cx.read(p.bn.coefficients);
+    let dropout = p.dropout.map(|dropout| cx.read(dropout));
+    let du = Shared::new(cx.write(p.du));
+    let (dpooled, sums) = (Shared::new(dpooled), Shared::new(&mut *partials));
+    cx.parallel(images.div_ceil(group), |task, _| {
+        // SAFETY: each task has its own images and its own partial sums.
+        let sums = unsafe { sums.part(task * 2 * channels..(task + 1) * 2 * channels) };
+        sums.fill(0.0);
+        for image in task * group..images.min((task + 1) * group) {
+            let row = image * channels..(image + 1) * channels;
+            let map = image * size..(image + 1) * size;
+            let factors = dropout.map_or(&[][..], |dropout| &dropout[row.clone()]);
+            // SAFETY: as above.
+            let (dpooled, du) = unsafe { (dpooled.part(row), du.part(map.clone())) };
+            share_out(p.pixels as f32, factors, dpooled);
+            map_gradient(&y[map], coefficients, dpooled, du, sums);
+        }
+    });
+    finish_sums(cx, &p.bn, partials);
+}
+
+/// Images of a task of the last phase.
+fn image_group(p: &HeadBackward) -> usize {
+    (TASK / (p.pixels * p.channels)).clamp(1, p.images)
+}
+
+fn backward_lengths(p: &HeadBackward) -> [usize; 3] {
+    let partials = sums_floats(p.images.div_ceil(image_group(p)), p.channels);
+    [features_floats(p.dropout, p.images, p.channels), p.images * p.channels, partials]
 }
 
 pub fn backward_workspace(p: &HeadBackward) -> Workspace {
-    let _ = p;
-    todo!()
+    Workspace { shared: workspace_floats(&backward_lengths(p)), per_thread: 0 }
+}
+
+/// Adds dW = dlogitsᵀ·features and db, and writes dlogits·W to `dpooled`: blocks of both in one round of
+/// tasks.
+fn classifier_backward(cx: &Context, p: &HeadBackward, features: &[f32], dpooled: &mut [f32]) {
+    let (images, channels, classes) = (p.images, p.channels, p.classes);
+    let dlogits = cx.read(p.dlogits);
+    let weight = cx.weight(p.classifier.weight);
+    let dweight = Shared::new(cx.gradient_mut(p.classifier.weight));
+    let dbias = Shared::new(cx.gradient_mut(p.classifier.bias));
+    let dpooled = Shared::new(dpooled);
+    let weight_tasks = classes.div_ceil(WEIGHT_ROWS);
+    let [rows, columns] = INPUT_TILE;
+    let across = channels.div_ceil(columns);
+    cx.parallel(weight_tasks + images.div_ceil(rows) * across, |task, _| {
+        if task < weight_tasks {
+            let own = task * WEIGHT_ROWS..classes.min((task + 1) * WEIGHT_ROWS);
+            // SAFETY: each task has its own classes.
+            let (dweight, dbias) =
+                unsafe { (dweight.part(own.start * channels..own.end * channels), dbias.part(own.clone())) };
+            let dlogits = &dlogits[own.start..];
+            let factor = Factor { data: dlogits, row_stride: 1, depth_stride: classes };
+            let out = &mut Region::whole(dweight, channels);
+            weighted_rows(factor, images, features, channels, Start::Add, out);
+            add_column_sums(dlogits, classes, images, dbias);
+        } else {
+            let task = task - weight_tasks;
+            let own = task / across * rows..images.min((task / across + 1) * rows);
+            let slice = task % across * columns..channels.min((task % across + 1) * columns);
+            let start = own.start * channels + slice.start;
+            // SAFETY: each task has its own images and channels.
+            let mut out = unsafe { Region::of(dpooled, start, channels, own.len(), slice.len()) };
+            let dlogits = &dlogits[own.start * classes..own.end * classes];
+            let factor = Factor { data: dlogits, row_stride: classes, depth_stride: 1 };
+            weighted_rows(factor, classes, &weight[slice.start..], channels, Start::Zero, &mut out);
+        }
+    });
+}
+
+dispatch! {
+    /// d = d·dropout/pixels; empty factors are all one.
+    fn share_out(pixels: f32, dropout: &[f32], d: &mut [f32]) => share_out_body;
+    /// du = d·silu'(z) of one image, adding Σdu and Σdu·ŷ to the sums [2, C].
+    fn map_gradient(y: &[f32], coefficients: &[f32], d: &[f32], du: &mut [f32], sums: &mut [f32]) => map_gradient_body;
+}
+
+#[inline(always)]
+fn share_out_body<V: Vector>(pixels: f32, dropout: &[f32], d: &mut [f32]) {
+    let pixels = V::splat(pixels);
+    each_vector!(V, d.len(), |at, count| {
+        let mut value = read::<V>(d, at, count);
+        if !dropout.is_empty() {
+            value = value.mul(read(dropout, at, count));
+        }
+        write(d, at, count, value.div(pixels));
+    });
+}
+
+#[inline(always)]
+fn map_gradient_body<V: Vector>(
+    y: &[f32],
+    coefficients: &[f32],
+    d: &[f32],
+    du: &mut [f32],
+    sums: &mut [f32],
+) {
+    let channels = d.len();
+    let pixels = du.len() / channels;
+    let mut pixel = 0;
+    while pixel < pixels {
+        let four = pixel + 4 <= pixels;
+        let rows = pixel * channels..(pixel + if four { 4 } else { 1 }) * channels;
+        if four {
+            pixel_gradients::<V, 4>(&y[rows.clone()], coefficients, d, &mut du[rows], sums);
+        } else {
+            pixel_gradients::<V, 1>(&y[rows.clone()], coefficients, d, &mut du[rows], sums);
+        }
+        pixel += if four { 4 } else { 1 };
+    }
+}
+
+#[inline(always)]
+fn pixel_gradients<V: Vector, const R: usize>(
+    y: &[f32],
+    coefficients: &[f32],
+    d: &[f32],
+    du: &mut [f32],
+    sums: &mut [f32],
+) {
+    let channels = d.len();
+    let (first, second) = sums.split_at_mut(channels);
+    each_vector!(V, channels, |at, count| {
+        let mean = read::<V>(coefficients, at, count);
+        let r = read::<V>(coefficients, channels + at, count);
+        let scale = read::<V>(coefficients, 2 * channels + at, count);
+        let shift = read::<V>(coefficients, 3 * channels + at, count);
+        let d = read::<V>(d, at, count);
+        let (mut sum, mut with_y) = (read::<V>(first, at, count), read::<V>(second, at, count));
+        for row in 0..R {
+            let y = read::<V>(y, row * channels + at, count);
+            let own = d.mul(y.mul_add(scale, shift).silu_with_derivative().1);
+            write(du, row * channels + at, count, own);
+            sum = sum.add(own);
+            with_y = own.mul_add(y.sub(mean).mul(r), with_y);
+        }
+        write(first, at, count, sum);
+        write(second, at, count, with_y);
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{Setup, assert_close, silu, values};
+    use crate::ops::{Dense, HeadBackward, HeadForward, Loss, Ops};
+
+    struct Case {
+        setup: Setup,
+        forward: HeadForward,
+        loss: Loss,
+        backward: HeadBackward,
+    }
+
+    fn case(images: usize, pixels: usize, channels: usize, classes: usize, drop: bool) -> Case {
+        let mut s = Setup::default();
+        let bn = s.batch_norm(images * pixels, &values(1, 4 * channels, 0.5, 1.5));
+        let classifier = Dense {
+            weight: s.parameter(&values(2, channels * classes, -0.4, 0.4)),
+            bias: s.parameter(&values(3, classes, -1.0, 1.0)),
+            inputs: channels,
+            outputs: classes,
+        };
+        let y = s.input(&values(4, images * pixels * channels, -3.0, 3.0));
+        let factors: Vec<f32> = values(5, images * channels, 0.0, 1.0)
+            .iter()
+            .map(|&v| if v < 0.2 { 0.0 } else { 1.25 })
+            .collect();
+        let dropout = drop.then(|| s.input(&factors));
+        let pooled = s.output(images * channels);
+        let (logits, dlogits) = (s.output(images * classes), s.output(images * classes));
+        let labels: Vec<u32> = (0..images).map(|i| (i * 7 % classes) as u32).collect();
+        let labels = s.labels(&labels);
+        let losses = s.output(images);
+        let du = s.output(images * pixels * channels);
+        let (smoothing, scale) = (0.1, 1.0 / images as f32);
+        Case {
+            setup: s,
+            forward: HeadForward {
+                images,
+                pixels,
+                channels,
+                classes,
+                y,
+                bn,
+                pooled,
+                dropout,
+                classifier,
+                logits,
+            },
+            loss: Loss { images, classes, logits, labels, smoothing, scale, losses, dlogits },
+            backward: HeadBackward {
+                images,
+                pixels,
+                channels,
+                classes,
+                y,
+                bn,
+                pooled,
+                dropout,
+                classifier,
+                dlogits,
+                du,
+            },
+        }
+    }
+
+    fn check(n: usize, pixels: usize, c: usize, classes: usize, drop: bool) {
+        let Case { setup, forward: f, loss, backward: b } = case(n, pixels, c, classes, drop);
+        let got = setup.run(|ops: &mut dyn Ops| {
+            ops.head_forward(&f)?;
+            ops.loss(&loss)?;
+            ops.head_backward(&b)
+        });
+        let what =
+            |name: &str| format!("{name} of {n} images, {pixels} pixels, {c} channels, {classes} classes");
+        let widen = |values: &[f32]| -> Vec<f64> { values.iter().map(|&v| v as f64).collect() };
+        let (y, bn) = (widen(got.get(f.y)), widen(got.get(f.bn.coefficients)));
+        let weight = widen(&got.parameters[f.classifier.weight.range()]);
+        let bias = widen(&got.parameters[f.classifier.bias.range()]);
+        let z: Vec<f64> =
+            y.iter().enumerate().map(|(i, y)| bn[2 * c + i % c] * y + bn[3 * c + i % c]).collect();
+        let mut pooled = vec![0.0; n * c];
+        for (i, &z) in z.iter().enumerate() {
+            pooled[i / (pixels * c) * c + i % c] += silu(z).0 / pixels as f64;
+        }
+        assert_close(&what("pooled"), got.get(f.pooled), &pooled, 1e-6);
+        let factors = f.dropout.map_or(vec![1.0; n * c], |dropout| widen(got.get(dropout)));
+        let features: Vec<f64> = pooled.iter().zip(&factors).map(|(p, f)| p * f).collect();
+        let mut logits = vec![0.0; n * classes];
+        for (i, logit) in logits.iter_mut().enumerate() {
+            let (image, class) = (i / classes, i % classes);
+            let terms = (0..c).map(|k| features[image * c + k] * weight[class * c + k]);
+            *logit = bias[class] + terms.sum::<f64>();
+        }
+        assert_close(&what("logits"), got.get(f.logits), &logits, 2e-6);
+        let (mut losses, mut dlogits) = (vec![0.0; n], vec![0.0; n * classes]);
+        for image in 0..n {
+            let row = &logits[image * classes..(image + 1) * classes];
+            let total: f64 = row.iter().map(|l| l.exp()).sum();
+            for class in 0..classes {
+                let smoothing = loss.smoothing as f64;
+                let own = (image * 7 % classes == class) as usize as f64;
+                let target = (1.0 - smoothing) * own + smoothing / classes as f64;
+                let softmax = row[class].exp() / total;
+                losses[image] -= target * softmax.ln();
+                dlogits[image * classes + class] = (softmax - target) * loss.scale as f64;
+            }
+        }
+        assert_close(&what("losses"), got.get(loss.losses), &losses, 2e-6);
+        assert_close(&what("dlogits"), got.get(loss.dlogits), &dlogits, 2e-6);
+
+        let (mut dweight, mut dbias) = (vec![0.0; classes * c], vec![0.0; classes]);
+        let mut dpooled = vec![0.0; n * c];
+        for image in 0..n {
+            for class in 0..classes {
+                let d = dlogits[image * classes + class];
+                dbias[class] += d;
+                for k in 0..c {
+                    dweight[class * c + k] += d * features[image * c + k];
+                    dpooled[image * c + k] += d * weight[class * c + k] * factors[image * c + k];
+                }
+            }
+        }
+        assert_close(&what("weight gradient"), &got.added(f.classifier.weight), &dweight, 5e-6);
+        // The sums over images of one class may cancel: what is left is measured against the test's 0.5.
+        assert_close(&what("bias gradient"), &got.added(f.classifier.bias), &dbias, 5e-6);
+        let (mut du, mut sums) = (vec![0.0; z.len()], vec![0.0; 2 * c]);
+        for (i, &z) in z.iter().enumerate() {
+            let channel = i % c;
+            du[i] = dpooled[i / (pixels * c) * c + channel] / pixels as f64 * silu(z).1;
+            sums[channel] += du[i];
+            sums[c + channel] += du[i] * (y[i] - bn[channel]) * bn[c + channel];
+        }
+        assert_close(&what("du"), got.get(b.du), &du, 5e-6);
+        assert_close(&what("sums"), got.get(b.bn.sums), &sums, 5e-6);
+        assert_close(&what("beta"), &got.added(f.bn.bias), &sums[..c], 5e-6);
+        assert_close(&what("gamma"), &got.added(f.bn.weight), &sums[c..], 5e-6);
+    }
+
+    #[test]
+    fn all_passes_follow_the_formulas() {
+        check(1, 1, 8, 2, false);
+        check(5, 4, 40, 10, true);
+        check(37, 9, 72, 101, true);
+        check(3, 49, 296, 1001, false);
+        check(6, 2, 13, 7, true);
+    }
+
+    fn losses(logits: &[f32], labels: &[u32], smoothing: f32) -> (Vec<f32>, Vec<f32>) {
+        let mut s = Setup::default();
+        let images = labels.len();
+        let pass = Loss {
+            images,
+            classes: logits.len() / images,
+            logits: s.input(logits),
+            labels: s.labels(labels),
+            smoothing,
+            scale: 1.0,
+            losses: s.output(images),
+            dlogits: s.output(logits.len()),
+        };
+        let got = s.run(|ops: &mut dyn Ops| ops.loss(&pass));
+        (got.get(pass.losses).to_vec(), got.get(pass.dlogits).to_vec())
+    }
+
+    #[test]
+    fn large_logits_do_not_overflow_and_nan_is_not_hidden() {
+        let (loss, gradient) = losses(&[1e4, 0.0, -1e4, 1e4, 0.0, -1e4], &[0, 2], 0.0);
+        assert_eq!(loss, [0.0, 2e4]);
+        assert_eq!(gradient, [0.0, 0.0, 0.0, 1.0, 0.0, -1.0]);
+        let (loss, gradient) = losses(&[0.0, f32::NAN, 1.0], &[0], 0.1);
+        assert!(loss[0].is_nan() && gradient.iter().any(|g| g.is_nan()));
+        assert!(losses(&[0.0, 1.0], &[2], 0.1).0[0].is_nan(), "a label that is no class");
+    }
 }

@@ -1,23 +1,378 @@
-//! Squeeze-excite
-use super::context::{Context, Workspace};
+//! Squeeze-excite: the gate of each image and channel, and its backward pass.
+//!
+//! Only the pooling of the forward pass touches a wide tensor. The backward pass lives on the five sums that
+//! the projection's backward pass has left: S0 is the gradient at the gate, and the rest makes the sums of
+//! the depthwise convolution's batch norm. The dense layers are tiny but have many images, so tasks take
+//! several images (or a block of weights and all images) and use each weight once from memory.
+
+use super::batch_norm::{finish_sums, sums_floats};
+use super::context::{Context, Shared, Workspace, workspace_floats};
+use super::dense::{Factor, Region, Start, add_column_sums, dots, sigmoid_in_place, silu, weighted_rows};
+use super::pool;
+use super::simd::Vector;
+use super::sweep::{each_vector, read, write};
+use crate::dispatch;
 use crate::ops::{SqueezeBackward, SqueezeForward};
 
+/// Images of a task.
+const GROUP: usize = 8;
+/// Channels of a task.
+const SLICE: usize = 64;
+/// Rows of the reducing layer's weight in a task.
+const HIDDEN_ROWS: usize = 8;
+
 pub fn forward(cx: &Context, p: &SqueezeForward) {
-    let _ = (cx, p);
-    todo!()
+    let (images, channels, width) = (p.images, p.channels, p.reduce.outputs);
+    pool::means(cx, &p.bn, cx.read(p.y), images, p.pixels, cx.write(p.squeezed));
+    let squeezed = cx.read(p.squeezed);
+    let [active] = cx.workspace([images * width]);
+    {
+        let (weight, bias) = (cx.weight(p.reduce.weight), cx.weight(p.reduce.bias));
+        let (hidden, active) = (Shared::new(cx.write(p.hidden)), Shared::new(active));
+        cx.parallel(images.div_ceil(GROUP), |task, _| {
+            let own = task * GROUP..images.min((task + 1) * GROUP);
+            let range = own.start * width..own.end * width;
+            // SAFETY: each task has its own images.
+            let (hidden, active) = unsafe { (hidden.part(range.clone()), active.part(range)) };
+            let squeezed = &squeezed[own.start * channels..own.end * channels];
+            dots(squeezed, weight, channels, bias, &mut Region::whole(hidden, width));
+            silu(hidden, active);
+        });
+    }
+    let (weight, bias) = (cx.weight(p.expand.weight), cx.weight(p.expand.bias));
+    let gate = Shared::new(cx.write(p.gate));
+    let active = Factor { data: active, row_stride: width, depth_stride: 1 };
+    cx.parallel(channels.div_ceil(SLICE), |task, scratch| {
+        let own = task * SLICE..channels.min((task + 1) * SLICE);
+        let packed = &mut scratch[..width * own.len()];
+        transpose(&weight[own.start * width..own.end * width], width, packed);
+        // SAFETY: each task has its own channels.
+        let mut gate = unsafe { Region::of(gate, own.start, channels, images, own.len()) };
+        weighted_rows(active, width, packed, own.len(), Start::Bias(&bias[own.clone()]), &mut gate);
+        sigmoid_in_place(&mut gate);
+    });
 }
 
 pub fn forward_workspace(p: &SqueezeForward) -> Workspace {
-    let _ = p;
-    todo!()
+    let width = p.reduce.outputs;
+    Workspace {
+        shared: workspace_floats(&[p.images * width]),
+        per_thread: pool::scratch_floats(p.channels).max(SLICE * width),
+    }
+}
+
+/// [rows, columns] → [columns, rows].
+fn transpose(from: &[f32], columns: usize, to: &mut [f32]) {
+    let rows = from.len() / columns;
+    for (column, to) in to.chunks_exact_mut(rows).enumerate() {
+        for (row, to) in to.iter_mut().enumerate() {
+            *to = from[row * columns + column];
+        }
+    }
 }
 
 pub fn backward(cx: &Context, p: &SqueezeBackward) {
-    let _ = (cx, p);
-    todo!()
+    let (images, channels, width) = (p.images, p.channels, p.reduce.outputs);
+    let tasks = images.div_ceil(GROUP);
+    let lengths = backward_lengths(p);
+    let [partials, dz, active, dhidden] = cx.workspace(lengths);
+    {
+        let partials = Shared::new(&mut *partials);
+        let (dz, active, dhidden) =
+            (Shared::new(&mut *dz), Shared::new(&mut *active), Shared::new(&mut *dhidden));
+        let squeeze_gradient = Shared::new(cx.write(p.squeeze_gradient));
+        cx.parallel(tasks, |task, _| {
+            let own = task * GROUP..images.min((task + 1) * GROUP);
+            let (wide, narrow) =
+                (own.start * channels..own.end * channels, own.start * width..own.end * width);
+            // SAFETY: each task has its own images and its own partial sums.
+            let out = unsafe {
+                Images {
+                    dz: dz.part(wide.clone()),
+                    active: active.part(narrow.clone()),
+                    dhidden: dhidden.part(narrow),
+                    squeeze_gradient: squeeze_gradient.part(wide),
+                    sums: partials.part(task * 2 * channels..(task + 1) * 2 * channels),
+                }
+            };
+            backward_images(cx, p, own.start, out);
+        });
+    }
+    weight_gradients(cx, p, dz, active, dhidden);
+    finish_sums(cx, &p.bn, partials);
+}
+
+fn backward_lengths(p: &SqueezeBackward) -> [usize; 4] {
+    let (images, channels, width) = (p.images, p.channels, p.reduce.outputs);
+    let partials = sums_floats(images.div_ceil(GROUP), channels);
+    [partials, images * channels, images * width, images * width]
 }
 
 pub fn backward_workspace(p: &SqueezeBackward) -> Workspace {
-    let _ = p;
-    todo!()
+    Workspace { shared: workspace_floats(&backward_lengths(p)), per_thread: 0 }
+}
+
+/// What a task of the backward pass writes, for its own images.
+struct Images<'a> {
+    /// Gradient before the gate's sigmoid, [images, C].
+    dz: &'a mut [f32],
+    /// silu(hidden), [images, S].
+    active: &'a mut [f32],
+    /// Gradient at `hidden`, [images, S].
+    dhidden: &'a mut [f32],
+    squeeze_gradient: &'a mut [f32],
+    /// [2, C].
+    sums: &'a mut [f32],
+}
+
+/// From the gate's gradient back to the pooled features, for the images from `first` on.
+fn backward_images(cx: &Context, p: &SqueezeBackward, first: usize, out: Images) {
+    let (channels, width) = (p.channels, p.reduce.outputs);
+    let wide = first * channels..first * channels + out.dz.len();
+    let five = cx.read(p.five_sums);
+    let sum = |number: usize| {
+        let start = number * p.images * channels;
+        &five[start + wide.start..start + wide.end]
+    };
+    let gate = &cx.read(p.gate)[wide.clone()];
+    let hidden = &cx.read(p.hidden)[first * width..][..out.active.len()];
+    gate_gradient(sum(0), gate, out.dz);
+    let dz = Factor { data: out.dz, row_stride: channels, depth_stride: 1 };
+    let region = &mut Region::whole(out.dhidden, width);
+    weighted_rows(dz, channels, cx.weight(p.expand.weight), width, Start::Zero, region);
+    hidden_gradient(hidden, out.active, out.dhidden);
+    let dhidden = Factor { data: out.dhidden, row_stride: width, depth_stride: 1 };
+    let region = &mut Region::whole(out.squeeze_gradient, channels);
+    weighted_rows(dhidden, width, cx.weight(p.reduce.weight), channels, Start::Zero, region);
+    let sums = [sum(1), sum(2), sum(3), sum(4)];
+    batch_norm_sums(p.pixels as f32, gate, out.squeeze_gradient, sums, out.sums);
+}
+
+/// Adds the gradients of both dense layers. A task has a block of rows of one weight and adds the images in
+/// order.
+fn weight_gradients(cx: &Context, p: &SqueezeBackward, dz: &[f32], active: &[f32], dhidden: &[f32]) {
+    let (images, channels, width) = (p.images, p.channels, p.reduce.outputs);
+    let squeezed = cx.read(p.squeezed);
+    let expand = channels.div_ceil(SLICE);
+    let reduce = width.div_ceil(HIDDEN_ROWS);
+    let [expand_weight, expand_bias, reduce_weight, reduce_bias] =
+        [p.expand.weight, p.expand.bias, p.reduce.weight, p.reduce.bias]
+            .map(|param| Shared::new(cx.gradient_mut(param)));
+    cx.parallel(expand + reduce, |task, _| {
+        // [rows, columns] += Σ over images of d[image, row]·x[image, column].
+        let (weight, bias, d, rows, x, columns, own) = if task < expand {
+            let own = task * SLICE..channels.min((task + 1) * SLICE);
+            (expand_weight, expand_bias, dz, channels, active, width, own)
+        } else {
+            let first = (task - expand) * HIDDEN_ROWS;
+            let own = first..width.min(first + HIDDEN_ROWS);
+            (reduce_weight, reduce_bias, dhidden, width, squeezed, channels, own)
+        };
+        // SAFETY: each task has its own rows.
+        let (weight, bias) =
+            unsafe { (weight.part(own.start * columns..own.end * columns), bias.part(own.clone())) };
+        let factor = Factor { data: &d[own.start..], row_stride: 1, depth_stride: rows };
+        weighted_rows(factor, images, x, columns, Start::Add, &mut Region::whole(weight, columns));
+        add_column_sums(&d[own.start..], rows, images, bias);
+    });
+}
+
+dispatch! {
+    /// dz = S0·gate·(1−gate).
+    fn gate_gradient(s0: &[f32], gate: &[f32], dz: &mut [f32]) => gate_gradient_body;
+    /// active = silu(hidden), gradient *= silu'(hidden).
+    fn hidden_gradient(hidden: &[f32], active: &mut [f32], gradient: &mut [f32]) => hidden_gradient_body;
+    /// Divides the squeeze gradient by the pixels and sums gate·S1 + d·S2 and gate·S3 + d·S4 over the images.
+    fn batch_norm_sums(pixels: f32, gate: &[f32], d: &mut [f32], sums: [&[f32]; 4], out: &mut [f32])
+        => batch_norm_sums_body;
+}
+
+#[inline(always)]
+fn gate_gradient_body<V: Vector>(s0: &[f32], gate: &[f32], dz: &mut [f32]) {
+    each_vector!(V, dz.len(), |at, count| {
+        let gate = read::<V>(gate, at, count);
+        let slope = gate.mul(V::splat(1.0).sub(gate));
+        write(dz, at, count, read::<V>(s0, at, count).mul(slope));
+    });
+}
+
+#[inline(always)]
+fn hidden_gradient_body<V: Vector>(hidden: &[f32], active: &mut [f32], gradient: &mut [f32]) {
+    each_vector!(V, hidden.len(), |at, count| {
+        let (value, derivative) = read::<V>(hidden, at, count).silu_with_derivative();
+        write(active, at, count, value);
+        write(gradient, at, count, read::<V>(gradient, at, count).mul(derivative));
+    });
+}
+
+#[inline(always)]
+fn batch_norm_sums_body<V: Vector>(
+    pixels: f32,
+    gate: &[f32],
+    d: &mut [f32],
+    sums: [&[f32]; 4],
+    out: &mut [f32],
+) {
+    let (first, second) = out.split_at_mut(out.len() / 2);
+    let channels = first.len();
+    let pixels = V::splat(pixels);
+    each_vector!(V, channels, |at, count| {
+        let (mut du, mut du_y) = (V::zero(), V::zero());
+        for image in 0..gate.len() / channels {
+            let at = image * channels + at;
+            let gate = read::<V>(gate, at, count);
+            let own = read::<V>(d, at, count).div(pixels);
+            write(d, at, count, own);
+            du = own.mul_add(read(sums[1], at, count), gate.mul_add(read(sums[0], at, count), du));
+            du_y = own.mul_add(read(sums[3], at, count), gate.mul_add(read(sums[2], at, count), du_y));
+        }
+        write(first, at, count, du);
+        write(second, at, count, du_y);
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{Setup, assert_close, sigmoid, silu, values};
+    use crate::ops::{Dense, Ops, SqueezeBackward, SqueezeForward};
+
+    struct Case {
+        setup: Setup,
+        forward: SqueezeForward,
+        backward: SqueezeBackward,
+    }
+
+    fn case(images: usize, pixels: usize, channels: usize, width: usize) -> Case {
+        let mut s = Setup::default();
+        let bn = s.batch_norm(images * pixels, &values(1, 4 * channels, 0.5, 1.5));
+        let reduce = Dense {
+            weight: s.parameter(&values(2, channels * width, -0.3, 0.3)),
+            bias: s.parameter(&values(3, width, -1.0, 1.0)),
+            inputs: channels,
+            outputs: width,
+        };
+        let expand = Dense {
+            weight: s.parameter(&values(4, channels * width, -1.0, 1.0)),
+            bias: s.parameter(&values(5, channels, -1.0, 1.0)),
+            inputs: width,
+            outputs: channels,
+        };
+        let y = s.input(&values(6, images * pixels * channels, -4.0, 4.0));
+        let (squeezed, gate) = (s.output(images * channels), s.output(images * channels));
+        let hidden = s.output(images * width);
+        let five_sums = s.input(&values(7, 5 * images * channels, -2.0, 2.0));
+        let squeeze_gradient = s.output(images * channels);
+        Case {
+            setup: s,
+            forward: SqueezeForward {
+                images,
+                pixels,
+                channels,
+                y,
+                bn,
+                squeezed,
+                reduce,
+                hidden,
+                expand,
+                gate,
+            },
+            backward: SqueezeBackward {
+                images,
+                pixels,
+                channels,
+                bn,
+                squeezed,
+                reduce,
+                hidden,
+                expand,
+                gate,
+                five_sums,
+                squeeze_gradient,
+            },
+        }
+    }
+
+    fn widen(values: &[f32]) -> Vec<f64> {
+        values.iter().map(|&v| v as f64).collect()
+    }
+
+    /// Sum over k < depth of a(k)·b(k).
+    fn sum(depth: usize, term: impl Fn(usize) -> f64) -> f64 {
+        (0..depth).map(term).sum()
+    }
+
+    fn check(n: usize, pixels: usize, c: usize, w: usize) {
+        let Case { setup, forward: f, backward: b } = case(n, pixels, c, w);
+        let got = setup.run(|ops: &mut dyn Ops| {
+            ops.squeeze_forward(&f)?;
+            ops.squeeze_backward(&b)
+        });
+        let what = |name: &str| format!("{name} of {n} images, {pixels} pixels, {c} channels, {w} wide");
+        let parameter = |p: crate::ops::Param| widen(&got.parameters[p.range()]);
+        let [wr, br, we, be] =
+            [f.reduce.weight, f.reduce.bias, f.expand.weight, f.expand.bias].map(parameter);
+        let y = widen(got.get(f.y));
+        let bn = widen(got.get(f.bn.coefficients));
+        let mut s = vec![0.0; n * c];
+        for (i, y) in y.iter().enumerate() {
+            let (image, channel) = (i / (pixels * c), i % c);
+            s[image * c + channel] += silu(bn[2 * c + channel] * y + bn[3 * c + channel]).0 / pixels as f64;
+        }
+        assert_close(&what("squeezed"), got.get(f.squeezed), &s, 1e-6);
+        let each = |rows: usize, columns: usize, of: &dyn Fn(usize, usize) -> f64| -> Vec<f64> {
+            (0..rows * columns).map(|i| of(i / columns, i % columns)).collect()
+        };
+        let hidden = each(n, w, &|i, j| br[j] + sum(c, |k| s[i * c + k] * wr[j * c + k]));
+        assert_close(&what("hidden"), got.get(f.hidden), &hidden, 2e-6);
+        let active: Vec<f64> = hidden.iter().map(|&h| silu(h).0).collect();
+        let gate = each(n, c, &|i, j| sigmoid(be[j] + sum(w, |k| active[i * w + k] * we[j * w + k])));
+        assert_close(&what("gate"), got.get(f.gate), &gate, 2e-6);
+
+        let five = widen(got.get(b.five_sums));
+        let dz = each(n, c, &|i, j| five[i * c + j] * gate[i * c + j] * (1.0 - gate[i * c + j]));
+        let dhidden =
+            each(n, w, &|i, j| sum(c, |k| dz[i * c + k] * we[k * w + j]) * silu(hidden[i * w + j]).1);
+        let d = each(n, c, &|i, j| sum(w, |k| dhidden[i * w + k] * wr[k * c + j]) / pixels as f64);
+        assert_close(&what("squeeze gradient"), got.get(b.squeeze_gradient), &d, 5e-6);
+        let gradients = [
+            (f.expand.weight, each(c, w, &|i, j| sum(n, |k| dz[k * c + i] * active[k * w + j]))),
+            (f.expand.bias, each(1, c, &|_, j| sum(n, |k| dz[k * c + j]))),
+            (f.reduce.weight, each(w, c, &|i, j| sum(n, |k| dhidden[k * w + i] * s[k * c + j]))),
+            (f.reduce.bias, each(1, w, &|_, j| sum(n, |k| dhidden[k * w + j]))),
+        ];
+        for (number, (param, expected)) in gradients.iter().enumerate() {
+            assert_close(&what(&format!("gradient {number}")), &got.added(*param), expected, 5e-6);
+        }
+        let of = |number: usize, i: usize| five[number * n * c + i];
+        let sums = each(2, c, &|row, j| {
+            sum(n, |k| {
+                let i = k * c + j;
+                gate[i] * of(1 + 2 * row, i) + d[i] * of(2 + 2 * row, i)
+            })
+        });
+        assert_close(&what("sums"), got.get(b.bn.sums), &sums, 5e-6);
+        assert_close(&what("beta"), &got.added(f.bn.bias), &sums[..c], 5e-6);
+        assert_close(&what("gamma"), &got.added(f.bn.weight), &sums[c..], 5e-6);
+    }
+
+    #[test]
+    fn both_directions_follow_the_formulas() {
+        check(1, 1, 8, 4);
+        check(3, 7, 40, 6);
+        check(19, 9, 144, 10);
+        check(2, 1000, 328, 20);
+        check(9, 3, 13, 3);
+    }
+
+    /// More images beside it change no bit of an image's gate.
+    #[test]
+    fn an_image_s_gate_does_not_depend_on_the_batch() {
+        let (pixels, c, w) = (50, 96, 6);
+        let run = |images| {
+            let Case { setup, forward, .. } = case(images, pixels, c, w);
+            setup.run(|ops: &mut dyn Ops| ops.squeeze_forward(&forward)).get(forward.gate).to_vec()
+        };
+        let (few, many) = (run(5), run(21));
+        assert_eq!(few, many[..few.len()]);
+    }
 }

@@ -1,0 +1,304 @@
+//! The small dense products of squeeze-excite and the classifier, for use within a task.
+//!
+//! Two kernels serve all of them: rows against rows (dot products along contiguous memory), and a sum of
+//! rows weighted by the elements of another matrix, whose strides say whether it is read by rows (gradient
+//! of the input) or by columns (gradient of the weight). Each output element has one accumulator and its
+//! terms are added in order, whatever tile it falls into: a result depends neither on the batch nor on how
+//! the tasks are cut.
+
+use super::context::Shared;
+use super::simd::Vector;
+use super::sweep::{each_vector, read, write};
+use crate::dispatch;
+
+/// A rectangle of a row-major matrix that one task writes while others write other parts.
+pub struct Region<'a> {
+    out: Shared<'a>,
+    start: usize,
+    stride: usize,
+    rows: usize,
+    columns: usize,
+}
+
+impl<'a> Region<'a> {
+    /// All of a matrix with this many columns.
+    pub fn whole(out: &'a mut [f32], columns: usize) -> Self {
+        let rows = out.len() / columns;
+        Region { out: Shared::new(out), start: 0, stride: columns, rows, columns }
+    }
+
+    /// `rows` × `columns` elements of a matrix whose rows are `stride` apart, from element `start` on.
+    /// # Safety
+    /// Nobody else may use these elements while the region lives.
+    pub unsafe fn of(out: Shared<'a>, start: usize, stride: usize, rows: usize, columns: usize) -> Self {
+        assert!(rows == 0 || start + (rows - 1) * stride + columns <= out.len());
+        Region { out, start, stride, rows, columns }
+    }
+
+    /// Elements `first..first + count` of a row.
+    #[inline(always)]
+    fn part(&mut self, row: usize, first: usize, count: usize) -> &mut [f32] {
+        debug_assert!(row < self.rows && first + count <= self.columns);
+        let at = self.start + row * self.stride + first;
+        // SAFETY: the region is this task's own by the promise of `of`, and `&mut self` is held.
+        unsafe { self.out.part(at..at + count) }
+    }
+}
+
+/// A matrix to read: element (row, k) is `data[row · row_stride + k · depth_stride]`.
+#[derive(Clone, Copy)]
+pub struct Factor<'a> {
+    pub data: &'a [f32],
+    pub row_stride: usize,
+    pub depth_stride: usize,
+}
+
+/// What a product begins with.
+#[derive(Clone, Copy)]
+pub enum Start<'a> {
+    Zero,
+    /// One value per column.
+    Bias(&'a [f32]),
+    /// What is there: the product is added.
+    Add,
+}
+
+dispatch! {
+    /// out[r, o] = bias[o] + Σ_k x[r, k]·w[o, k], for x [rows, depth] and w [columns, depth] of the region.
+    pub fn dots(x: &[f32], w: &[f32], depth: usize, bias: &[f32], out: &mut Region<'_>) => dots_body;
+    /// out[r, j] = start + Σ_k a(r, k)·b[k, j] for k < depth; rows of b are `stride` apart.
+    pub fn weighted_rows(a: Factor<'_>, depth: usize, b: &[f32], stride: usize, start: Start<'_>, out: &mut Region<'_>)
+        => weighted_rows_body;
+    /// Adds the columns' sums of a matrix to `out`: out[j] += Σ_r x[r·stride + j].
+    pub fn add_column_sums(x: &[f32], stride: usize, rows: usize, out: &mut [f32]) => add_column_sums_body;
+    /// out = a·b, element by element.
+    pub fn multiply(a: &[f32], b: &[f32], out: &mut [f32]) => multiply_body;
+    /// out = sigmoid(out).
+    pub fn sigmoid_in_place(out: &mut Region<'_>) => sigmoid_in_place_body;
+    /// out = silu(x).
+    pub fn silu(x: &[f32], out: &mut [f32]) => silu_body;
+}
+
+#[inline(always)]
+fn dots_body<V: Vector>(x: &[f32], w: &[f32], depth: usize, bias: &[f32], out: &mut Region) {
+    assert!(x.len() >= out.rows * depth && w.len() >= out.columns * depth && bias.len() >= out.columns);
+    let mut row = 0;
+    while row < out.rows {
+        let four = row + 4 <= out.rows;
+        let mut column = 0;
+        while column < out.columns {
+            let left = out.columns - column;
+            // SAFETY: rows and columns are below the region's, for which the lengths were checked.
+            unsafe {
+                match (four, left >= 4 && V::REGISTERS >= 32, left >= 2) {
+                    (true, true, _) => dots_tile::<V, 4, 4>(x, w, depth, bias, row, column, out),
+                    (true, false, true) => dots_tile::<V, 4, 2>(x, w, depth, bias, row, column, out),
+                    (true, false, false) => dots_tile::<V, 4, 1>(x, w, depth, bias, row, column, out),
+                    (false, true, _) => dots_tile::<V, 1, 4>(x, w, depth, bias, row, column, out),
+                    (false, false, true) => dots_tile::<V, 1, 2>(x, w, depth, bias, row, column, out),
+                    (false, false, false) => dots_tile::<V, 1, 1>(x, w, depth, bias, row, column, out),
+                }
+            }
+            column += if left >= 4 && V::REGISTERS >= 32 { 4 } else { 2.min(left) };
+        }
+        row += if four { 4 } else { 1 };
+    }
+}
+
+/// # Safety
+/// x has rows up to `row + R`, w up to `column + O`, of `depth` elements.
+#[inline(always)]
+unsafe fn dots_tile<V: Vector, const R: usize, const O: usize>(
+    x: &[f32],
+    w: &[f32],
+    depth: usize,
+    bias: &[f32],
+    row: usize,
+    column: usize,
+    out: &mut Region,
+) {
+    let mut sums = [[V::zero(); O]; R];
+    let x: [&[f32]; R] = std::array::from_fn(|i| &x[(row + i) * depth..(row + i + 1) * depth]);
+    let w: [&[f32]; O] = std::array::from_fn(|i| &w[(column + i) * depth..(column + i + 1) * depth]);
+    each_vector!(V, depth, |at, count| {
+        let mut weights = [V::zero(); O];
+        for o in 0..O {
+            // SAFETY: every slice has `depth` elements.
+            weights[o] = unsafe { load(w[o].as_ptr().add(at), count) };
+        }
+        for r in 0..R {
+            // SAFETY: as above.
+            let x: V = unsafe { load(x[r].as_ptr().add(at), count) };
+            for o in 0..O {
+                sums[r][o] = x.mul_add(weights[o], sums[r][o]);
+            }
+        }
+    });
+    for (r, sums) in sums.iter().enumerate() {
+        let out = out.part(row + r, column, O);
+        for o in 0..O {
+            out[o] = sums[o].sum() + bias[column + o];
+        }
+    }
+}
+
+/// # Safety
+/// `count` floats can be read, at most one vector of them.
+#[inline(always)]
+unsafe fn load<V: Vector>(from: *const f32, count: usize) -> V {
+    // SAFETY: the caller's promise.
+    unsafe { if count == V::LANES { V::load(from) } else { V::load_part(from, count) } }
+}
+
+#[inline(always)]
+fn weighted_rows_body<V: Vector>(
+    a: Factor,
+    depth: usize,
+    b: &[f32],
+    stride: usize,
+    start: Start,
+    out: &mut Region,
+) {
+    if depth == 0 || out.rows == 0 || out.columns == 0 {
+        return;
+    }
+    assert!(a.data.len() > (out.rows - 1) * a.row_stride + (depth - 1) * a.depth_stride);
+    assert!(b.len() >= (depth - 1) * stride + out.columns);
+    let widest = if V::REGISTERS >= 32 { 4 } else { 2 };
+    let mut column = 0;
+    while column < out.columns {
+        let left = out.columns - column;
+        let width = left.min(widest * V::LANES);
+        let mut row = 0;
+        while row < out.rows {
+            let four = row + 4 <= out.rows;
+            // SAFETY: rows and columns are below the region's, for which the lengths were checked.
+            unsafe {
+                if four {
+                    weighted_strip::<V, 4>(a, depth, b, stride, start, row, column, width, out);
+                } else {
+                    weighted_strip::<V, 1>(a, depth, b, stride, start, row, column, width, out);
+                }
+            }
+            row += if four { 4 } else { 1 };
+        }
+        column += width;
+    }
+}
+
+/// Chooses the tile for `width` columns.
+/// # Safety
+/// As for [`weighted_tile`].
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+unsafe fn weighted_strip<V: Vector, const R: usize>(
+    a: Factor,
+    depth: usize,
+    b: &[f32],
+    stride: usize,
+    start: Start,
+    row: usize,
+    column: usize,
+    width: usize,
+    out: &mut Region,
+) {
+    let last = width - (width - 1) / V::LANES * V::LANES;
+    // SAFETY: the caller's promise.
+    unsafe {
+        match (width.div_ceil(V::LANES), last == V::LANES) {
+            (4, true) => weighted_tile::<V, R, 4>(a, depth, b, stride, start, row, column, V::LANES, out),
+            (4, false) => weighted_tile::<V, R, 4>(a, depth, b, stride, start, row, column, last, out),
+            (3, _) => weighted_tile::<V, R, 3>(a, depth, b, stride, start, row, column, last, out),
+            (2, true) => weighted_tile::<V, R, 2>(a, depth, b, stride, start, row, column, V::LANES, out),
+            (2, false) => weighted_tile::<V, R, 2>(a, depth, b, stride, start, row, column, last, out),
+            _ => weighted_tile::<V, R, 1>(a, depth, b, stride, start, row, column, last, out),
+        }
+    }
+}
+
+/// `R` rows of `W` vectors, the last of which has `last` elements.
+/// # Safety
+/// `a` has the rows up to `row + R`, `b` the columns up to the tile's end, both for all k < depth.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+unsafe fn weighted_tile<V: Vector, const R: usize, const W: usize>(
+    a: Factor,
+    depth: usize,
+    b: &[f32],
+    stride: usize,
+    start: Start,
+    row: usize,
+    column: usize,
+    last: usize,
+    out: &mut Region,
+) {
+    let mut sums = [[V::zero(); W]; R];
+    for k in 0..depth {
+        let mut terms = [V::zero(); W];
+        // SAFETY: in bounds by the caller's promise.
+        unsafe {
+            let b = b.as_ptr().add(k * stride + column);
+            for w in 0..W - 1 {
+                terms[w] = V::load(b.add(w * V::LANES));
+            }
+            terms[W - 1] = load(b.add((W - 1) * V::LANES), last);
+        }
+        for r in 0..R {
+            // SAFETY: as above.
+            let factor =
+                V::splat(unsafe { *a.data.as_ptr().add((row + r) * a.row_stride + k * a.depth_stride) });
+            for w in 0..W {
+                sums[r][w] = terms[w].mul_add(factor, sums[r][w]);
+            }
+        }
+    }
+    for (r, sums) in sums.iter().enumerate() {
+        let width = (W - 1) * V::LANES + last;
+        let out = out.part(row + r, column, width);
+        for (w, sum) in sums.iter().enumerate() {
+            let (at, count) = (w * V::LANES, if w == W - 1 { last } else { V::LANES });
+            let value = match start {
+                Start::Zero => *sum,
+                Start::Bias(bias) => sum.add(read(bias, column + at, count)),
+                Start::Add => sum.add(read(out, at, count)),
+            };
+            write(out, at, count, value);
+        }
+    }
+}
+
+#[inline(always)]
+fn add_column_sums_body<V: Vector>(x: &[f32], stride: usize, rows: usize, out: &mut [f32]) {
+    each_vector!(V, out.len(), |at, count| {
+        let mut sum = V::zero();
+        for row in 0..rows {
+            sum = sum.add(read(x, row * stride + at, count));
+        }
+        write(out, at, count, read::<V>(out, at, count).add(sum));
+    });
+}
+
+#[inline(always)]
+fn multiply_body<V: Vector>(a: &[f32], b: &[f32], out: &mut [f32]) {
+    each_vector!(V, out.len(), |at, count| {
+        write(out, at, count, read::<V>(a, at, count).mul(read(b, at, count)));
+    });
+}
+
+#[inline(always)]
+fn sigmoid_in_place_body<V: Vector>(out: &mut Region) {
+    for row in 0..out.rows {
+        let columns = out.columns;
+        let out = out.part(row, 0, columns);
+        each_vector!(V, columns, |at, count| {
+            write(out, at, count, read::<V>(out, at, count).sigmoid());
+        });
+    }
+}
+
+#[inline(always)]
+fn silu_body<V: Vector>(x: &[f32], out: &mut [f32]) {
+    each_vector!(V, out.len(), |at, count| {
+        write(out, at, count, read::<V>(x, at, count).silu());
+    });
+}

@@ -1,0 +1,110 @@
+//! Mean of silu(BN(y)) over the pixels of each image: what squeeze-excite and the head begin with.
+//!
+//! A tile of four pixels runs along the channels, with the sums in memory: that reads y as it lies, and the
+//! sums' loads and stores hide behind the exponentials. Sums are carried over at most [`BLOCK`] pixels before
+//! they are added to the total, so that fp32 stays exact to a few units in the last place on large maps. What
+//! comes out for an image does not depend on how many images there are or how tasks are cut.
+
+use super::context::{Context, Shared};
+use super::simd::Vector;
+use super::sweep::{each_vector, read, write};
+use crate::dispatch;
+use crate::ops::BatchNorm;
+
+/// Elements that make a task worth its hand-out.
+const TASK: usize = 1 << 16;
+/// Channels below which a map is not cut: 512 bytes in a row keep the prefetchers going.
+const NARROWEST: usize = 128;
+/// Pixels that are summed before the sum is added to the total.
+const BLOCK: usize = 256;
+
+/// Scratch floats per thread.
+pub fn scratch_floats(channels: usize) -> usize {
+    channels
+}
+
+/// y [images, pixels, C] → out [images, C].
+pub fn means(cx: &Context, bn: &BatchNorm, y: &[f32], images: usize, pixels: usize, out: &mut [f32]) {
+    let channels = bn.channels;
+    let coefficients = cx.read(bn.coefficients);
+    let (scale, shift) = (&coefficients[2 * channels..3 * channels], &coefficients[3 * channels..]);
+    let size = pixels * channels;
+    let slices = (size / TASK).min(channels / NARROWEST).max(1);
+    let width = channels.div_ceil(slices).next_multiple_of(16);
+    let slices = channels.div_ceil(width);
+    let group = (TASK / size).clamp(1, images);
+    let out = Shared::new(out);
+    cx.parallel(images.div_ceil(group) * slices, |task, scratch| {
+        let (group_number, slice) = (task / slices, task % slices);
+        let range = slice * width..channels.min((slice + 1) * width);
+        for image in group_number * group..images.min((group_number + 1) * group) {
+            let y = &y[image * size + range.start..(image + 1) * size];
+            // SAFETY: each task has its own images and channels.
+            let out = unsafe { out.part(image * channels + range.start..image * channels + range.end) };
+            let scratch = &mut scratch[..range.len()];
+            mean(y, channels, pixels, &scale[range.clone()], &shift[range.clone()], scratch, out);
+        }
+    });
+}
+
+dispatch! {
+    /// One image's channels `0..out.len()`; pixel p starts at y[p·stride].
+    fn mean(y: &[f32], stride: usize, pixels: usize, scale: &[f32], shift: &[f32], sums: &mut [f32], out: &mut [f32])
+        => mean_body;
+}
+
+#[inline(always)]
+fn mean_body<V: Vector>(
+    y: &[f32],
+    stride: usize,
+    pixels: usize,
+    scale: &[f32],
+    shift: &[f32],
+    sums: &mut [f32],
+    out: &mut [f32],
+) {
+    out.fill(0.0);
+    let mut pixel = 0;
+    while pixel < pixels {
+        let end = pixels.min(pixel + BLOCK);
+        sums.fill(0.0);
+        while pixel + 4 <= end {
+            add_pixels::<V, 4>(&y[pixel * stride..], stride, scale, shift, sums);
+            pixel += 4;
+        }
+        while pixel < end {
+            add_pixels::<V, 1>(&y[pixel * stride..], stride, scale, shift, sums);
+            pixel += 1;
+        }
+        each_vector!(V, out.len(), |at, count| {
+            write(out, at, count, read::<V>(out, at, count).add(read(sums, at, count)));
+        });
+    }
+    let pixels = V::splat(pixels as f32);
+    each_vector!(V, out.len(), |at, count| {
+        write(out, at, count, read::<V>(out, at, count).div(pixels));
+    });
+}
+
+/// Adds silu(scale·y + shift) of `R` pixels to the sums.
+#[inline(always)]
+fn add_pixels<V: Vector, const R: usize>(
+    y: &[f32],
+    stride: usize,
+    scale: &[f32],
+    shift: &[f32],
+    sums: &mut [f32],
+) {
+    each_vector!(V, sums.len(), |at, count| {
+        let (a, b) = (read::<V>(scale, at, count), read::<V>(shift, at, count));
+        let mut tile = [V::zero(); R];
+        for (row, slot) in tile.iter_mut().enumerate() {
+            *slot = read::<V>(y, row * stride + at, count).mul_add(a, b).silu();
+        }
+        let mut sum = tile[0];
+        if R == 4 {
+            sum = tile[0].add(tile[1]).add(tile[2].add(tile[3]));
+        }
+        write(sums, at, count, read::<V>(sums, at, count).add(sum));
+    });
+}

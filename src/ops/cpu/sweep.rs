@@ -1,0 +1,47 @@
+//! Elementwise sweeps over slices of any length: whole vectors first, then one part of a vector.
+//!
+//! A kernel that is bound by memory or by its exponentials loses nothing to a bounds check per vector, so
+//! these loads and stores are safe functions.
+
+use super::simd::Vector;
+
+/// Elements `at..at + count`, zero beyond; `count` is at most the vector's lanes.
+#[inline(always)]
+pub fn read<V: Vector>(from: &[f32], at: usize, count: usize) -> V {
+    let from = &from[at..at + count];
+    // SAFETY: the slice has `count` elements.
+    unsafe { if count == V::LANES { V::load(from.as_ptr()) } else { V::load_part(from.as_ptr(), count) } }
+}
+
+/// Writes elements `at..at + count`.
+#[inline(always)]
+pub fn write<V: Vector>(to: &mut [f32], at: usize, count: usize, value: V) {
+    let to = &mut to[at..at + count];
+    // SAFETY: the slice has `count` elements.
+    unsafe {
+        if count == V::LANES {
+            value.store(to.as_mut_ptr())
+        } else {
+            value.store_part(to.as_mut_ptr(), count)
+        }
+    }
+}
+
+/// Runs a block for each vector of `0..length`, with the vector's first index and its elements. The block is
+/// expanded twice, so that within the loop over whole vectors the count is a constant.
+macro_rules! each_vector {
+    ($vector:ty, $length:expr, |$at:ident, $count:ident| $body:block) => {{
+        let length: usize = $length;
+        let mut $at = 0;
+        while $at + <$vector>::LANES <= length {
+            let $count = <$vector>::LANES;
+            $body
+            $at += <$vector>::LANES;
+        }
+        if $at < length {
+            let $count = length - $at;
+            $body
+        }
+    }};
+}
+pub(super) use each_vector;

@@ -1,0 +1,8 @@
+//! What the tests share: values from names, the f64 oracle, one comparison for every pass, the golden files.
+//!
+//! Each file of `tests/` is a program of its own and uses a part of this.
+#![allow(dead_code)]
+
+pub mod formula;
+pub mod golden;
+pub mod reference;

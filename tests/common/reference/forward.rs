@@ -1,0 +1,122 @@
+//! The forward passes, each a composition of textbook layers.
+
+use super::layers::{Convolution, DenseLayer, Depthwise, average_pool, sigmoid, silu};
+use super::{Reference, decimal};
+use effnet::ops::*;
+
+impl Reference {
+    /// silu(BN(y)) with the weights of the forward pass.
+    fn activated(&self, bn: &BatchNorm, y: Tensor) -> Vec<f64> {
+        self.norm(bn, Reference::weight).forward(&self.get(y)).into_iter().map(silu).collect()
+    }
+
+    fn store(&mut self, y: Tensor, bn: &BatchNorm, values: Vec<f64>) {
+        self.take_statistics(bn, &values);
+        self.put(y, values);
+    }
+
+    pub(super) fn stem(&mut self, p: &StemForward) {
+        let layer = Convolution { images: p.images, window: p.window, inputs: 3, outputs: p.channels };
+        let y = layer.forward(&self.get(p.image), &self.weight(p.weight));
+        self.store(p.y, &p.bn, y);
+    }
+
+    pub(super) fn expand(&mut self, p: &ExpandForward) {
+        let layer = Convolution::pointwise(p.rows, p.inputs, p.outputs);
+        let y = layer.forward(&self.get(p.x), &self.weight(p.weight));
+        self.store(p.y, &p.bn, y);
+    }
+
+    pub(super) fn depthwise(&mut self, p: &DepthwiseForward) {
+        let input = match &p.input_bn {
+            Some(bn) => self.activated(bn, p.x),
+            None => self.get(p.x).to_vec(),
+        };
+        let layer = Depthwise { images: p.images, window: p.window, channels: p.channels };
+        let y = layer.forward(&input, &self.weight(p.weight));
+        self.store(p.y, &p.bn, y);
+    }
+
+    pub(super) fn squeeze(&mut self, p: &SqueezeForward) {
+        let squeezed = average_pool(&self.activated(&p.bn, p.y), p.images, p.pixels, p.channels);
+        let dense = |layer: &Dense, x: &[f64]| {
+            let shape = DenseLayer { images: p.images, inputs: layer.inputs, outputs: layer.outputs };
+            shape.forward(x, &self.weight(layer.weight), &self.weight(layer.bias))
+        };
+        let hidden = dense(&p.reduce, &squeezed);
+        let active: Vec<f64> = hidden.iter().map(|&h| silu(h)).collect();
+        let gate = dense(&p.expand, &active).into_iter().map(sigmoid).collect();
+        self.put(p.squeezed, squeezed);
+        self.put(p.hidden, hidden);
+        self.put(p.gate, gate);
+    }
+
+    /// a·gate, with the gate of each image and channel.
+    pub(super) fn gated(&self, mut a: Vec<f64>, gate: Tensor, pixels: usize, channels: usize) -> Vec<f64> {
+        let gate = self.get(gate);
+        for (at, a) in a.iter_mut().enumerate() {
+            *a *= gate[at / channels / pixels * channels + at % channels];
+        }
+        a
+    }
+
+    pub(super) fn project(&mut self, p: &ProjectForward) {
+        let input = self.gated(self.activated(&p.input_bn, p.x), p.gate, p.pixels, p.inputs);
+        let layer = Convolution::pointwise(p.images * p.pixels, p.inputs, p.outputs);
+        let y = layer.forward(&input, &self.weight(p.weight));
+        self.store(p.y, &p.bn, y);
+    }
+
+    pub(super) fn residual(&mut self, p: &ResidualForward) {
+        let mut out = self.norm(&p.bn, Reference::weight).forward(&self.get(p.y));
+        let keep = self.keep(p.keep, p.images);
+        for (at, out) in out.iter_mut().enumerate() {
+            *out *= keep[at / p.channels / p.pixels];
+        }
+        if let Some(shortcut) = p.shortcut {
+            out.iter_mut().zip(self.get(shortcut).iter()).for_each(|(out, x)| *out += x);
+        }
+        self.put(p.out, out);
+    }
+
+    /// What enters the classifier: the pooled features after dropout.
+    pub(super) fn features(&self, pooled: &[f64], dropout: Option<Tensor>) -> Vec<f64> {
+        match dropout {
+            Some(mask) => pooled.iter().zip(self.get(mask).iter()).map(|(x, mask)| x * mask).collect(),
+            None => pooled.to_vec(),
+        }
+    }
+
+    pub(super) fn head(&mut self, p: &HeadForward) {
+        let pooled = average_pool(&self.activated(&p.bn, p.y), p.images, p.pixels, p.channels);
+        let features = self.features(&pooled, p.dropout);
+        let shape = DenseLayer { images: p.images, inputs: p.channels, outputs: p.classes };
+        let (weight, bias) = (self.weight(p.classifier.weight), self.weight(p.classifier.bias));
+        let logits = shape.forward(&features, &weight, &bias);
+        self.put(p.pooled, pooled);
+        self.put(p.logits, logits);
+    }
+
+    /// −Σ target·log softmax, and its gradient at the logits.
+    pub(super) fn cross_entropy(&mut self, p: &Loss) {
+        let logits = self.get(p.logits);
+        let labels = self.labels.get(&p.labels.id).expect("labels are uploaded before the loss").clone();
+        self.touched.borrow_mut().read.insert(p.labels.id);
+        let smoothing = decimal(p.smoothing);
+        let (mut losses, mut dlogits) = (Vec::new(), Vec::new());
+        for (logits, label) in logits.chunks_exact(p.classes).zip(labels) {
+            let top = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let log_sum = top + logits.iter().map(|x| (x - top).exp()).sum::<f64>().ln();
+            let mut loss = 0.0;
+            for (class, x) in logits.iter().enumerate() {
+                let certain = if class == label as usize { 1.0 } else { 0.0 };
+                let target = (1.0 - smoothing) * certain + smoothing / p.classes as f64;
+                loss -= target * (x - log_sum);
+                dlogits.push(((x - log_sum).exp() - target) * decimal(p.scale));
+            }
+            losses.push(loss);
+        }
+        self.put(p.losses, losses);
+        self.put(p.dlogits, dlogits);
+    }
+}

@@ -1,0 +1,43 @@
+//! The optimiser step, element by element.
+
+use super::{Reference, decimal};
+use effnet::ops::*;
+
+impl Reference {
+    pub(super) fn optimise(&mut self, p: &Update) {
+        let rate = decimal(self.step.learning_rate);
+        let decay = decimal(p.weight_decay);
+        let trainable = self.gradients.len();
+        let gradients: Vec<f64> =
+            self.gradients.iter().zip(&self.parameters).map(|(g, parameter)| g + decay * parameter).collect();
+        let parameters = &mut self.parameters[..trainable];
+        match p.rule {
+            Rule::Sgd { momentum } => {
+                let momentum = decimal(momentum);
+                for (i, gradient) in gradients.into_iter().enumerate() {
+                    self.momentum[i] = momentum * self.momentum[i] + gradient;
+                    parameters[i] -= rate * self.momentum[i];
+                }
+            }
+            Rule::RmsProp { form, alpha, momentum, eps } => {
+                let (alpha, momentum, eps) = (decimal(alpha), decimal(momentum), decimal(eps));
+                for (i, gradient) in gradients.into_iter().enumerate() {
+                    let square = alpha * self.mean_square[i] + (1.0 - alpha) * gradient * gradient;
+                    self.mean_square[i] = square;
+                    let (push, factor) = match form {
+                        RmsPropForm::PyTorch => (gradient / (square.sqrt() + eps), rate),
+                        RmsPropForm::TensorFlow => (rate * gradient / (square + eps).sqrt(), 1.0),
+                    };
+                    self.momentum[i] = momentum * self.momentum[i] + push;
+                    parameters[i] -= factor * self.momentum[i];
+                }
+            }
+        }
+        if p.ema {
+            let decay = decimal(self.step.ema_decay);
+            for (ema, value) in self.ema.iter_mut().zip(&self.parameters) {
+                *ema = decay * *ema + (1.0 - decay) * value;
+            }
+        }
+    }
+}
