@@ -11,6 +11,7 @@
 //! | 1 | [`model`], [`data`] | the family and its tables; shards, packing, loading |
 //! | 0 | [`random`] | counter-based random numbers |
 
+pub mod cli;
 pub mod data;
 pub mod model;
 pub mod network;

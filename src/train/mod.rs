@@ -3,8 +3,10 @@
 //! A run is fixed by its [`Recipe`] and the data; everything else ([`RunOptions`]) may differ from run to run
 //! and from resume to resume without a byte of the checkpoint changing.
 
+pub mod curves;
 pub mod events;
 pub mod recipe;
+pub mod report;
 
 pub use events::{EvaluationRecord, Header, Outcome, Reporter, StepRecord};
 pub use recipe::{DataChoice, DeviceChoice, Optimizer, Recipe, RecipeError, RunOptions};
