@@ -13,6 +13,7 @@
 pub mod augment;
 pub mod codec;
 pub mod dataset;
+pub mod demo;
 pub mod idx;
 pub mod loader;
 pub mod pack;

@@ -7,6 +7,7 @@
 //! is told on the way in [`events`], what stays in [`checkpoint`], [`log`] and [`recipe_file`].
 
 pub mod checkpoint;
+pub mod curves;
 pub mod device;
 pub mod engine;
 pub mod error;
@@ -17,6 +18,7 @@ pub mod log;
 pub mod memory;
 pub mod recipe;
 pub mod recipe_file;
+pub mod report;
 pub mod run;
 pub mod schedule;
 mod session;

@@ -1,0 +1,189 @@
+//! Settings become a job: a complete recipe, checked, and how to carry it out.
+
+use std::env;
+use std::path::{Path, PathBuf};
+
+use super::flags::{Actions, Flags, MicroBatch, Settings};
+use super::{UsageError, config, demo};
+use crate::data::CropMode;
+use crate::model::Variant;
+use crate::train::recipe::RecipeError;
+use crate::train::{DataChoice, DeviceChoice, Recipe, RunOptions};
+
+/// The reference recipe's batch.
+const BATCH: u64 = 4096;
+/// The directory of images where neither flag nor environment names one.
+const DATA: &str = "data";
+const DATA_VARIABLE: &str = "EFFNET_DATA";
+
+/// What to do with the recipe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    Train,
+    /// Print the memory plan.
+    DryRun,
+    /// Print the layer table.
+    Summary,
+}
+
+/// A command line understood.
+#[derive(Clone, Debug)]
+pub struct Job {
+    pub action: Action,
+    /// `crop` is still auto where neither flag nor file chose: the data decides.
+    pub recipe: Recipe,
+    pub options: RunOptions,
+    pub demo: bool,
+    pub json: bool,
+}
+
+impl Flags {
+    /// Lays the layers over each other and checks the result. `saved` finds the recipe of a run that is resumed.
+    ///
+    /// # Errors
+    /// [`UsageError`] for what the user can set right on the command line; whatever `saved` reports.
+    pub fn job<E: From<UsageError>>(self, saved: impl FnOnce(&Path) -> Result<Recipe, E>) -> Result<Job, E> {
+        let Flags { mut settings, actions } = self;
+        if let Some(file) = &actions.config {
+            settings = settings.over(&config::read(file)?);
+        }
+        if settings.data.is_some() && actions.demo {
+            return Err(UsageError("--demo brings its own images: leave out --data, or --demo".into()).into());
+        }
+        refuse_gpus(&settings)?;
+        let options = options(&settings, &actions)?;
+        let recipe = match actions.resume {
+            true => apply(&settings, saved(&options.out)?),
+            false => {
+                let lower = if actions.demo { demo::preset() } else { Settings::default() };
+                let settings = settings.over(&lower);
+                apply(&settings, defaults(&settings))
+            }
+        };
+        recipe.validate().map_err(|error| {
+            UsageError(match error {
+                RecipeError::Model(error) => format!("--resolution {}: {error}", recipe.resolution),
+                error => error.to_string(),
+            })
+        })?;
+        let action = match (actions.summary, actions.dry_run) {
+            (true, _) => Action::Summary,
+            (_, true) => Action::DryRun,
+            _ => Action::Train,
+        };
+        Ok(Job { action, recipe, options, demo: actions.demo, json: actions.json })
+    }
+}
+
+/// The reference recipe for the model and the batch, with a warm-up that fits a short run.
+fn defaults(settings: &Settings) -> Recipe {
+    let model = settings.model.unwrap_or(Variant::B0);
+    let mut recipe = Recipe::reference(model, settings.batch_size.unwrap_or(BATCH) as usize);
+    recipe.crop = CropMode::Auto;
+    if let Some(epochs) = settings.epochs {
+        recipe.warmup_epochs = recipe.warmup_epochs.min(epochs / 10.0);
+    }
+    recipe
+}
+
+/// What is set goes into the recipe.
+fn apply(settings: &Settings, mut recipe: Recipe) -> Recipe {
+    fn set<T>(field: &mut T, value: Option<T>) {
+        if let Some(value) = value {
+            *field = value;
+        }
+    }
+    let s = settings;
+    let size = |value: Option<u64>| value.map(|v| usize::try_from(v).unwrap_or(usize::MAX));
+    set(&mut recipe.model, s.model);
+    set(&mut recipe.resolution, size(s.resolution));
+    set(&mut recipe.padding, s.padding);
+    set(&mut recipe.dropout, s.dropout);
+    set(&mut recipe.drop_connect, s.drop_connect);
+    set(&mut recipe.bn_momentum, s.bn_momentum);
+    set(&mut recipe.bn_eps, s.bn_eps);
+    // After a resume, auto is what the data has decided once.
+    set(&mut recipe.crop, s.crop.filter(|&crop| crop != CropMode::Auto));
+    set(&mut recipe.epochs, s.epochs);
+    set(&mut recipe.batch_size, size(s.batch_size));
+    set(
+        &mut recipe.micro_batch,
+        match s.micro_batch {
+            Some(MicroBatch::Images(images)) => size(Some(images)),
+            // The CPU's auto is the batch, and so is the reference recipe's.
+            Some(MicroBatch::Auto) => None,
+            None => None,
+        },
+    );
+    set(&mut recipe.lr, s.lr);
+    set(&mut recipe.warmup_epochs, s.warmup_epochs);
+    set(&mut recipe.optimizer, s.optimizer);
+    set(&mut recipe.alpha, s.alpha);
+    set(&mut recipe.momentum, s.momentum);
+    set(&mut recipe.rms_eps, s.rms_eps);
+    set(&mut recipe.weight_decay, s.weight_decay);
+    set(&mut recipe.label_smoothing, s.label_smoothing);
+    set(&mut recipe.ema, s.ema);
+    set(&mut recipe.seed, s.seed);
+    set(&mut recipe.eval_every, s.eval_every);
+    recipe
+}
+
+fn options(settings: &Settings, actions: &Actions) -> Result<RunOptions, UsageError> {
+    let at_least_one = |flag: &str, value: Option<u64>| match value {
+        Some(0) => Err(UsageError(format!("--{flag} 0: must be at least 1"))),
+        // More threads than any machine has would only exhaust memory.
+        Some(value) if value > 1024 => Err(UsageError(format!("--{flag} {value}: must be at most 1024"))),
+        value => Ok(value.map(|v| v as usize)),
+    };
+    let mut options = RunOptions::new(data(settings, actions.demo), out(settings, actions));
+    options.device = settings.device.unwrap_or_default();
+    options.threads = at_least_one("threads", settings.threads)?.unwrap_or(options.threads);
+    options.loader_threads =
+        at_least_one("loader-threads", settings.loader_threads)?.unwrap_or(options.loader_threads);
+    options.checkpoint_every = settings.checkpoint_every.unwrap_or(options.checkpoint_every);
+    options.keep = settings.keep.map_or(options.keep, |keep| keep as usize);
+    options.max_steps = settings.max_steps;
+    if options.max_steps == Some(0) {
+        return Err(UsageError("--max-steps 0: must be at least 1; --dry-run only looks".into()));
+    }
+    options.init_from = settings.init_from.clone();
+    (options.resume, options.force) = (actions.resume, actions.force);
+    Ok(options)
+}
+
+fn data(settings: &Settings, is_demo: bool) -> DataChoice {
+    let Ok(choice) = match (&settings.data, is_demo) {
+        (_, true) => return DataChoice::Demo,
+        (Some(text), _) => text.parse(),
+        (None, _) => match env::var_os(DATA_VARIABLE).filter(|value| !value.is_empty()) {
+            Some(dir) => return DataChoice::Dir(dir.into()),
+            None => DATA.parse(),
+        },
+    };
+    choice
+}
+
+fn out(settings: &Settings, actions: &Actions) -> PathBuf {
+    match &settings.out {
+        Some(out) => out.clone(),
+        None if actions.demo && actions.resume => demo::latest_directory(),
+        None if actions.demo && actions.force => Path::new("runs").join("demo"),
+        None if actions.demo => demo::free_directory(),
+        None => Path::new("runs").join(settings.model.unwrap_or(Variant::B0).name()),
+    }
+}
+
+fn refuse_gpus(settings: &Settings) -> Result<(), UsageError> {
+    let asked = match (settings.gpus, settings.device) {
+        (Some(0), _) => {
+            return Err(UsageError("--gpus 0: must be at least 1; --device cpu uses none".into()));
+        }
+        (Some(gpus), _) => format!("--gpus {gpus}"),
+        (None, Some(DeviceChoice::Cuda)) => "--device cuda".to_string(),
+        _ => return Ok(()),
+    };
+    Err(UsageError(format!(
+        "{asked}: this build has no CUDA engine; leave the flag out, or use --device cpu"
+    )))
+}
