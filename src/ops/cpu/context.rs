@@ -39,9 +39,9 @@ impl Memory {
         let alignment = if bytes >= 2 * HUGE { HUGE } else { ALIGNMENT };
         // Zeroed pages come from the system untouched, so a large arena costs nothing until it is used. That
         // is so only up to the alignment that malloc gives anyway, hence the room to align by hand.
-        let block: Box<[UnsafeCell<f32>]> =
-            // SAFETY: all-zero bytes are a float.
-            unsafe { Box::new_zeroed_slice((bytes + alignment) / 4).assume_init() };
+        let zeroed = vec![0.0f32; (bytes + alignment) / 4].into_boxed_slice();
+        // SAFETY: an `UnsafeCell` has the layout of what it holds.
+        let block = unsafe { Box::from_raw(Box::into_raw(zeroed) as *mut [UnsafeCell<f32>]) };
         let address = block.as_ptr() as usize;
         let first = (address.next_multiple_of(alignment) - address) / 4;
         let memory = Memory { block, first, bytes };
