@@ -1,1 +1,303 @@
-//! The layer table that `--summary` prints.
+//! The layer table that `--summary` prints: what each layer is, costs and keeps.
+//!
+//! Parameters come from the parameter table by name, so the sum of the rows proves that the rows and the
+//! table speak of the same tensors. A multiply-add is one weight applied to one value; batch norms,
+//! activations, the pooling and the gate's product count none. Activation bytes are what a training step
+//! keeps of one image for its backward pass in fp32: raw convolution outputs, the outputs of the blocks, and
+//! the little vectors of squeeze-excite and head.
+
+use std::fmt::Write;
+
+use super::{Architecture, Block, ParamTable};
+
+/// One layer of the table.
+struct Row {
+    name: String,
+    /// "3x3 / 2": kernel and stride; empty where there is none.
+    kernel: String,
+    input: String,
+    output: String,
+    /// Trainable elements.
+    parameters: usize,
+    multiply_adds: usize,
+    /// Values kept per image.
+    kept: usize,
+}
+
+/// The table as text with aligned columns, ending in the totals.
+pub fn summary(net: &Architecture, params: &ParamTable) -> String {
+    let rows = rows(net, params);
+    let total = |of: fn(&Row) -> usize| rows.iter().map(of).sum::<usize>();
+    let header = ["layer", "kernel", "input", "output", "parameters", "multiply-adds", "activations"];
+    let mut lines = vec![header.map(String::from)];
+    lines.extend(rows.iter().map(|row| {
+        [
+            row.name.clone(),
+            row.kernel.clone(),
+            row.input.clone(),
+            row.output.clone(),
+            thousands(row.parameters),
+            millions(row.multiply_adds),
+            bytes(row.kept * 4),
+        ]
+    }));
+    lines.push([
+        "total".into(),
+        String::new(),
+        map(net.resolution, 3),
+        format!("{}", net.classes),
+        thousands(total(|row| row.parameters)),
+        millions(total(|row| row.multiply_adds)),
+        bytes(total(|row| row.kept) * 4),
+    ]);
+    let running = params.total() - params.trainable();
+    let mut text = format!(
+        "EfficientNet-{} at {}x{}, {} classes; multiply-adds and activations (fp32, kept for backward) per \
+         image\n\n",
+        net.variant.name().to_uppercase(),
+        net.resolution,
+        net.resolution,
+        net.classes
+    );
+    text += &align(&lines);
+    // Writing to a string cannot fail.
+    let _ = writeln!(text, "\nand {} running statistics, which are not trained", thousands(running));
+    text
+}
+
+fn rows(net: &Architecture, params: &ParamTable) -> Vec<Row> {
+    let stem = Row {
+        name: "conv_stem".into(),
+        kernel: kernel(net.stem.kernel, net.stem.stride),
+        input: map(net.stem.input, 3),
+        output: map(net.stem.output, net.stem_channels),
+        parameters: parameters(params, &["conv_stem", "bn1"]),
+        multiply_adds: net.stem.output_pixels() * net.stem_channels * 27,
+        kept: net.stem.output_pixels() * net.stem_channels,
+    };
+    let (side, narrow, wide) = (net.final_side(), net.final_channels(), net.head_channels);
+    let head = Row {
+        name: "conv_head".into(),
+        kernel: kernel(1, 1),
+        input: map(side, narrow),
+        output: map(side, wide),
+        parameters: parameters(params, &["conv_head", "bn2"]),
+        multiply_adds: side * side * narrow * wide,
+        kept: side * side * wide,
+    };
+    let classifier = Row {
+        name: "classifier".into(),
+        kernel: String::new(),
+        input: wide.to_string(),
+        output: net.classes.to_string(),
+        parameters: parameters(params, &["classifier"]),
+        multiply_adds: wide * net.classes,
+        kept: wide + net.classes,
+    };
+    let blocks = net.blocks.iter().flat_map(|block| block_rows(block, params));
+    std::iter::once(stem).chain(blocks).chain([head, classifier]).collect()
+}
+
+/// The phases of a block, with timm's names for their tensors.
+fn block_rows(block: &Block, params: &ParamTable) -> Vec<Row> {
+    let (window, wide) = (&block.window, block.expanded);
+    let (first, second, project) =
+        if block.expands { ("bn2", "bn3", "conv_pwl") } else { ("bn1", "bn2", "conv_pw") };
+    let own = |suffixes: &[&str]| {
+        let names: Vec<String> = suffixes.iter().map(|suffix| format!("{}.{suffix}", block.name)).collect();
+        parameters(params, &names)
+    };
+    let row = |phase: &str, kernel, input, output, parameters, multiply_adds, kept| Row {
+        name: format!("{} {phase}", block.name),
+        kernel,
+        input,
+        output,
+        parameters,
+        multiply_adds,
+        kept,
+    };
+    let mut rows = Vec::new();
+    if block.expands {
+        let values = window.input_pixels() * wide;
+        rows.push(row(
+            "expand",
+            kernel(1, 1),
+            map(window.input, block.input),
+            map(window.input, wide),
+            own(&["conv_pw", "bn1"]),
+            values * block.input,
+            values,
+        ));
+    }
+    let (pixels, side) = (window.output_pixels(), window.output);
+    rows.push(row(
+        "depthwise",
+        kernel(window.kernel, window.stride),
+        map(window.input, wide),
+        map(side, wide),
+        own(&["conv_dw", first]),
+        pixels * wide * window.kernel * window.kernel,
+        pixels * wide,
+    ));
+    rows.push(row(
+        "squeeze-excite",
+        String::new(),
+        map(side, wide),
+        format!("{} > {wide}", block.squeeze),
+        own(&["se.conv_reduce", "se.conv_expand"]),
+        2 * wide * block.squeeze,
+        2 * wide + block.squeeze,
+    ));
+    let shortcut = if block.residual() { " + input" } else { "" };
+    rows.push(row(
+        &format!("project{shortcut}"),
+        kernel(1, 1),
+        map(side, wide),
+        map(side, block.output),
+        own(&[project, second]),
+        pixels * wide * block.output,
+        // The raw output and, normalised, the block's.
+        2 * pixels * block.output,
+    ));
+    rows
+}
+
+/// Trainable elements of the weights and biases with these prefixes.
+fn parameters(params: &ParamTable, prefixes: &[impl AsRef<str>]) -> usize {
+    let elements = |prefix: &str| -> usize {
+        let names = ["weight", "bias"].map(|suffix| format!("{prefix}.{suffix}"));
+        names.iter().filter_map(|name| params.get(name)).map(|entry| entry.elements()).sum()
+    };
+    prefixes.iter().map(|prefix| elements(prefix.as_ref())).sum()
+}
+
+fn kernel(size: usize, stride: usize) -> String {
+    if stride == 1 { format!("{size}x{size}") } else { format!("{size}x{size} / {stride}") }
+}
+
+fn map(side: usize, channels: usize) -> String {
+    format!("{side}x{side}x{channels}")
+}
+
+/// 5288548 → "5,288,548".
+fn thousands(number: usize) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+fn millions(number: usize) -> String {
+    if number < 1_000_000 {
+        format!("{:.1} K", number as f64 / 1e3)
+    } else {
+        format!("{:.2} M", number as f64 / 1e6)
+    }
+}
+
+fn bytes(number: usize) -> String {
+    if number < 1 << 20 {
+        format!("{:.1} KiB", number as f64 / 1024.0)
+    } else {
+        format!("{:.2} MiB", number as f64 / (1 << 20) as f64)
+    }
+}
+
+/// The columns side by side: names to the left, figures to the right, a rule under the header and above the
+/// last line.
+fn align(lines: &[[String; 7]]) -> String {
+    let mut widths = [0; 7];
+    for line in lines {
+        for (width, cell) in widths.iter_mut().zip(line) {
+            *width = cell.len().max(*width);
+        }
+    }
+    let rule = "-".repeat(widths.iter().sum::<usize>() + 2 * (widths.len() - 1));
+    let mut text = String::new();
+    for (number, line) in lines.iter().enumerate() {
+        if number == 1 || number + 1 == lines.len() {
+            text += &rule;
+            text.push('\n');
+        }
+        let cells: Vec<String> = (line.iter().zip(widths).enumerate())
+            .map(
+                |(i, (cell, width))| {
+                    if i < 2 { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
+                },
+            )
+            .collect();
+        text += cells.join("  ").trim_end();
+        text.push('\n');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{BatchNormConfig, Padding, Variant};
+
+    fn model(variant: Variant, classes: usize, resolution: usize) -> (Architecture, ParamTable) {
+        let config = BatchNormConfig::default();
+        let net = Architecture::new(variant, classes, resolution, Padding::Symmetric, config).unwrap();
+        let params = ParamTable::new(&net);
+        (net, params)
+    }
+
+    #[test]
+    fn every_parameter_is_in_exactly_one_row() {
+        for variant in Variant::ALL {
+            let (net, params) = model(variant, 1000, variant.scaling().resolution);
+            let sum: usize = rows(&net, &params).iter().map(|row| row.parameters).sum();
+            assert_eq!(sum, params.trainable(), "{variant}");
+            assert_eq!(sum, variant.scaling().parameters, "{variant}");
+        }
+    }
+
+    /// The paper's figures: 0.39 billion for B0, 4.2 for B4, 37 for B7.
+    #[test]
+    fn multiply_adds_are_the_published_ones() {
+        let published = [(Variant::B0, 385e6, 405e6), (Variant::B4, 4.1e9, 4.5e9), (Variant::B7, 36e9, 39e9)];
+        for (variant, low, high) in published {
+            let (net, params) = model(variant, 1000, variant.scaling().resolution);
+            let sum = rows(&net, &params).iter().map(|row| row.multiply_adds).sum::<usize>() as f64;
+            assert!((low..=high).contains(&sum), "{variant}: {sum}");
+        }
+    }
+
+    #[test]
+    fn the_text_is_aligned_and_ends_in_the_totals() {
+        let (net, params) = model(Variant::B0, 1000, 224);
+        let text = summary(&net, &params);
+        let figures = |line: &str| line.split_whitespace().map(String::from).collect::<Vec<_>>();
+        let line = |start: &str| text.lines().find(|line| line.starts_with(start)).unwrap();
+        assert_eq!(
+            figures(line("blocks.1.0 depthwise")),
+            [
+                "blocks.1.0",
+                "depthwise",
+                "3x3",
+                "/",
+                "2",
+                "112x112x96",
+                "56x56x96",
+                "1,056",
+                "2.71",
+                "M",
+                "1.15",
+                "MiB"
+            ]
+        );
+        assert!(line("total").contains("5,288,548"), "{text}");
+        // A row for the stem, 15 blocks of four phases, one of three, the head and the classifier.
+        let ends: Vec<usize> = text.lines().filter(|line| line.ends_with("iB")).map(str::len).collect();
+        assert_eq!(ends.len(), 1 + 15 * 4 + 3 + 2 + 1);
+        assert!(ends.iter().all(|&end| end == ends[0]), "{text}");
+        assert_eq!([thousands(0), thousands(999), thousands(1000)], ["0", "999", "1,000"]);
+    }
+}
