@@ -397,20 +397,40 @@ unsafe fn input_row<V: Vector, const K: usize, const S: usize>(
         // SAFETY: the block lies within the input row, the outputs it meets within the ring's columns.
         unsafe {
             let pixel = pixel.add(column * memory.channels);
-            match (width, parity) {
-                (8, 0) => block::<V, K, S, 0, 8>(memory, taps, at, pixel),
-                (7, 0) => block::<V, K, S, 0, 7>(memory, taps, at, pixel),
-                (4, 0) => block::<V, K, S, 0, 4>(memory, taps, at, pixel),
-                (2, 0) => block::<V, K, S, 0, 2>(memory, taps, at, pixel),
-                (_, 0) => block::<V, K, S, 0, 1>(memory, taps, at, pixel),
-                (8, _) => block::<V, K, 2, 1, 8>(memory, taps, at, pixel),
-                (7, _) => block::<V, K, 2, 1, 7>(memory, taps, at, pixel),
-                (4, _) => block::<V, K, 2, 1, 4>(memory, taps, at, pixel),
-                (2, _) => block::<V, K, 2, 1, 2>(memory, taps, at, pixel),
-                (_, _) => block::<V, K, 2, 1, 1>(memory, taps, at, pixel),
+            if const { S == 2 } {
+                if parity == 1 {
+                    block_of_width::<V, K, 2, 1>(memory, taps, at, pixel, width);
+                } else {
+                    block_of_width::<V, K, 2, 0>(memory, taps, at, pixel, width);
+                }
+            } else {
+                block_of_width::<V, K, 1, 0>(memory, taps, at, pixel, width);
             }
         }
         column += width;
+    }
+}
+
+/// [`block`] with a width known at run time.
+/// # Safety
+/// As for [`block`].
+#[inline(always)]
+unsafe fn block_of_width<V: Vector, const K: usize, const S: usize, const P: usize>(
+    memory: &Slice,
+    taps: &[(usize, usize)],
+    at: usize,
+    pixel: Pixel,
+    width: usize,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match width {
+            8 => block::<V, K, S, P, 8>(memory, taps, at, pixel),
+            7 => block::<V, K, S, P, 7>(memory, taps, at, pixel),
+            4 => block::<V, K, S, P, 4>(memory, taps, at, pixel),
+            2 => block::<V, K, S, P, 2>(memory, taps, at, pixel),
+            _ => block::<V, K, S, P, 1>(memory, taps, at, pixel),
+        }
     }
 }
 
@@ -501,7 +521,7 @@ unsafe fn block<V: Vector, const K: usize, const S: usize, const P: usize, const
                 let mut dw = [V::zero(); K];
                 // Each gradient is loaded once and meets all inputs that its window covers.
                 unroll!(COLUMN in [0 1 2 3 4 5 6 7 8 9 10 11] {
-                    if COLUMN < (K - 1) / S + (B - 1 + P) / S + 1 {
+                    if const { COLUMN < (K - 1) / S + (B - 1 + P) / S + 1 } {
                         let dy = V::load(ring.add(COLUMN * stride));
                         for k in 0..K {
                             // Column of the block, shifted to stay positive.

@@ -262,7 +262,7 @@ unsafe fn block<V: Vector, const K: usize, const S: usize, const B: usize>(
                 }
                 // Each column is loaded once and goes to all outputs that it belongs to.
                 unroll!(COLUMN in [0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18] {
-                    if COLUMN < (B - 1) * S + K {
+                    if const { COLUMN < (B - 1) * S + K } {
                         let a = V::load(ring.add(COLUMN * stride));
                         for (k, w) in w.iter().enumerate() {
                             if COLUMN >= k && (COLUMN - k) % S == 0 && (COLUMN - k) / S < B {
