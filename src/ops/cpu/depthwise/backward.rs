@@ -55,11 +55,12 @@ fn shared(shape: &Shape) -> [usize; 4] {
     [shape.packed_weights(), 4 * shape.channels, partials, sums]
 }
 
-/// A task's scratch: the ring, the coefficients (see [`Slice`]), the weights, their gradient, the two sums.
-fn scratch(shape: &Shape) -> [usize; 5] {
+/// A task's scratch: the ring, one row of the activated input and its slopes, the coefficients, the weights,
+/// their gradient, the two sums.
+fn scratch(shape: &Shape) -> [usize; 6] {
     let stride = shape.slice_stride();
     let ring = shape.gradient_rows() * shape.gradient_columns();
-    [ring, COEFFICIENTS, shape.taps(), shape.taps(), 2].map(|rows| rows * stride)
+    [ring, 2 * shape.input, COEFFICIENTS, shape.taps(), shape.taps(), 2].map(|rows| rows * stride)
 }
 
 pub fn backward(cx: &Context, p: &DepthwiseBackward) {
@@ -153,17 +154,21 @@ fn add_weight_gradients(cx: &Context, shape: &Shape, weight: Param, partials: &[
 }
 
 dispatch! {
-    fn task(job: &Job, number: usize, scratch: &mut [f32]) => task_body;
+    fn sweep_1(job: &Job, number: usize, scratch: &mut [f32]) => sweep<1, 1>;
+    fn sweep_3(job: &Job, number: usize, scratch: &mut [f32]) => sweep<3, 1>;
+    fn sweep_5(job: &Job, number: usize, scratch: &mut [f32]) => sweep<5, 1>;
+    fn sweep_3_by_2(job: &Job, number: usize, scratch: &mut [f32]) => sweep<3, 2>;
+    fn sweep_5_by_2(job: &Job, number: usize, scratch: &mut [f32]) => sweep<5, 2>;
 }
 
-#[inline(always)]
-fn task_body<V: Vector>(job: &Job, number: usize, scratch: &mut [f32]) {
+/// One copy of the kernels for each window.
+fn task(job: &Job, number: usize, scratch: &mut [f32]) {
     match (job.shape.kernel, job.shape.stride) {
-        (1, 1) => sweep::<V, 1, 1>(job, number, scratch),
-        (3, 1) => sweep::<V, 3, 1>(job, number, scratch),
-        (5, 1) => sweep::<V, 5, 1>(job, number, scratch),
-        (3, 2) => sweep::<V, 3, 2>(job, number, scratch),
-        (5, 2) => sweep::<V, 5, 2>(job, number, scratch),
+        (1, 1) => sweep_1(job, number, scratch),
+        (3, 1) => sweep_3(job, number, scratch),
+        (5, 1) => sweep_5(job, number, scratch),
+        (3, 2) => sweep_3_by_2(job, number, scratch),
+        (5, 2) => sweep_5_by_2(job, number, scratch),
         (kernel, stride) => unreachable!("a {kernel}×{kernel} window of stride {stride}"),
     }
 }
@@ -191,6 +196,9 @@ struct Slice {
     /// Floats from a pixel of the tensors to the next.
     channels: usize,
     ring: *mut f32,
+    /// The current row of the activated input; the slopes are `slopes` floats on.
+    inputs: *mut f32,
+    slopes: usize,
     coefficients: *const f32,
     weights: *const f32,
     weight_gradient: *mut f32,
@@ -233,7 +241,7 @@ impl Pixel {
 fn sweep<V: Vector, const K: usize, const S: usize>(job: &Job, number: usize, floats: &mut [f32]) {
     let shape = &job.shape;
     let (group, slice) = shape.task(number);
-    let [ring, coefficients, weights, weight_gradient, sums] = carve(floats, scratch(shape));
+    let [ring, inputs, coefficients, weights, weight_gradient, sums] = carve(floats, scratch(shape));
     let stride = shape.slice_stride();
     ring.fill(0.0);
     weight_gradient.fill(0.0);
@@ -249,6 +257,8 @@ fn sweep<V: Vector, const K: usize, const S: usize>(job: &Job, number: usize, fl
             stride,
             channels: shape.channels,
             ring: ring.as_mut_ptr(),
+            inputs: inputs.as_mut_ptr(),
+            slopes: inputs.len() / 2,
             coefficients: coefficients.as_ptr(),
             weights: weights.as_ptr(),
             weight_gradient: weight_gradient.as_mut_ptr(),
@@ -336,6 +346,15 @@ fn finish_task(job: &Job, group: usize, slice: &Range<usize>, weight_gradient: &
     write(&job.sum_partials, sums);
 }
 
+/// Columns of a register block: an input and an accumulator each, beside the weights of a row and theirs.
+const fn widest<V: Vector>() -> usize {
+    match V::REGISTERS {
+        32.. => 8,
+        16.. => 4,
+        _ => 2,
+    }
+}
+
 /// Slides down one image.
 /// # Safety
 /// `pixel`, `y` and `da` point to the slice's first channel in the image's first pixel; `memory` fits the
@@ -374,6 +393,7 @@ unsafe fn image_rows<V: Vector, const K: usize, const S: usize>(
         // SAFETY: a row of the image.
         unsafe {
             let pixel = pixel.add(row * shape.input * memory.channels);
+            activate::<V>(memory, pixel, shape.input);
             input_row::<V, K, S>(shape, memory, &taps[..count], pixel);
         }
     }
@@ -391,26 +411,46 @@ unsafe fn input_row<V: Vector, const K: usize, const S: usize>(
 ) {
     let mut column = 0;
     while column < shape.input {
-        let width = block_of(shape.input - column);
+        let width = block_of(shape.input - column, widest::<V>());
         let (start, parity) = ((column + shape.pad) / S, (column + shape.pad) % S);
         let at = (start + shape.gradient_pad() - (K - 1) / S) * memory.stride;
         // SAFETY: the block lies within the input row, the outputs it meets within the ring's columns.
         unsafe {
             let pixel = pixel.add(column * memory.channels);
-            match (width, parity) {
-                (8, 0) => block::<V, K, S, 0, 8>(memory, taps, at, pixel),
-                (7, 0) => block::<V, K, S, 0, 7>(memory, taps, at, pixel),
-                (4, 0) => block::<V, K, S, 0, 4>(memory, taps, at, pixel),
-                (2, 0) => block::<V, K, S, 0, 2>(memory, taps, at, pixel),
-                (_, 0) => block::<V, K, S, 0, 1>(memory, taps, at, pixel),
-                (8, _) => block::<V, K, 2, 1, 8>(memory, taps, at, pixel),
-                (7, _) => block::<V, K, 2, 1, 7>(memory, taps, at, pixel),
-                (4, _) => block::<V, K, 2, 1, 4>(memory, taps, at, pixel),
-                (2, _) => block::<V, K, 2, 1, 2>(memory, taps, at, pixel),
-                (_, _) => block::<V, K, 2, 1, 1>(memory, taps, at, pixel),
+            if const { S == 2 } {
+                if parity == 1 {
+                    block_of_width::<V, K, 2, 1>(memory, taps, at, (pixel, column), width);
+                } else {
+                    block_of_width::<V, K, 2, 0>(memory, taps, at, (pixel, column), width);
+                }
+            } else {
+                block_of_width::<V, K, 1, 0>(memory, taps, at, (pixel, column), width);
             }
         }
         column += width;
+    }
+}
+
+/// [`block`] with a width known at run time.
+/// # Safety
+/// As for [`block`].
+#[inline(always)]
+unsafe fn block_of_width<V: Vector, const K: usize, const S: usize, const P: usize>(
+    memory: &Slice,
+    taps: &[(usize, usize)],
+    at: usize,
+    (pixel, column): (Pixel, usize),
+    width: usize,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match width {
+            8 if const { widest::<V>() >= 8 } => block::<V, K, S, P, 8>(memory, taps, at, (pixel, column)),
+            7 if const { widest::<V>() >= 7 } => block::<V, K, S, P, 7>(memory, taps, at, (pixel, column)),
+            4 if const { widest::<V>() >= 4 } => block::<V, K, S, P, 4>(memory, taps, at, (pixel, column)),
+            2 => block::<V, K, S, P, 2>(memory, taps, at, (pixel, column)),
+            _ => block::<V, K, S, P, 1>(memory, taps, at, (pixel, column)),
+        }
     }
 }
 
@@ -473,7 +513,8 @@ unsafe fn form_columns<V: Vector, const B: usize>(
     }
 }
 
-/// `B` input pixels of a row, all channels of the slice: their gradient and their share of the weights'.
+/// `B` input pixels from `column` of a row, all channels of the slice: their gradient and their share of the
+/// weights'.
 /// `taps` are the ring's rows that meet this row, with the window's row; `at` is the place in a ring row of
 /// the first output that may meet the block. `P` is the parity of the block's first column plus pad.
 /// # Safety
@@ -483,13 +524,17 @@ unsafe fn block<V: Vector, const K: usize, const S: usize, const P: usize, const
     memory: &Slice,
     taps: &[(usize, usize)],
     at: usize,
-    pixel: Pixel,
+    (pixel, column): (Pixel, usize),
 ) {
     let stride = memory.stride;
     for c in (0..memory.width).step_by(V::LANES) {
         // SAFETY: within the tensors, the ring and the coefficients by the caller's promise.
         unsafe {
-            let (a, slope) = load_input::<V, B>(memory, pixel, c);
+            let inputs = memory.inputs.add(column * stride + c);
+            let mut a = [V::zero(); B];
+            for (j, a) in a.iter_mut().enumerate() {
+                *a = V::load(inputs.add(j * stride));
+            }
             let mut da = [V::zero(); B];
             for &(row, tap) in taps {
                 let ring = memory.ring.add(row + at + c);
@@ -501,7 +546,7 @@ unsafe fn block<V: Vector, const K: usize, const S: usize, const P: usize, const
                 let mut dw = [V::zero(); K];
                 // Each gradient is loaded once and meets all inputs that its window covers.
                 unroll!(COLUMN in [0 1 2 3 4 5 6 7 8 9 10 11] {
-                    if COLUMN < (K - 1) / S + (B - 1 + P) / S + 1 {
+                    if const { COLUMN < (K - 1) / S + (B - 1 + P) / S + 1 } {
                         let dy = V::load(ring.add(COLUMN * stride));
                         for k in 0..K {
                             // Column of the block, shifted to stay positive.
@@ -520,7 +565,7 @@ unsafe fn block<V: Vector, const K: usize, const S: usize, const P: usize, const
                 }
             }
             if pixel.previous_y.is_null() {
-                store_normalised(memory, pixel, c, &da, &slope);
+                store_normalised(memory, pixel, c, &da, inputs.add(memory.slopes));
             } else {
                 store_identity(memory, pixel, c, &da);
             }
@@ -528,48 +573,78 @@ unsafe fn block<V: Vector, const K: usize, const S: usize, const P: usize, const
     }
 }
 
-/// The convolution's input and the slope of its activation.
+/// One row of the convolution's input, activated, and the slopes of the activation.
 /// # Safety
-/// `pixel` is the first of `B`, and `c` a channel of the slice.
+/// `pixel` is the first of `columns`.
 #[inline(always)]
-unsafe fn load_input<V: Vector, const B: usize>(memory: &Slice, pixel: Pixel, c: usize) -> ([V; B], [V; B]) {
-    let (mut a, mut slope) = ([V::zero(); B], [V::zero(); B]);
-    let count = memory.width - c;
-    // SAFETY: the caller's promise.
-    unsafe {
-        for (j, a) in a.iter_mut().enumerate() {
-            *a = get::<V>(pixel.x.add(j * memory.channels + c), count);
-        }
-        if pixel.previous_y.is_null() {
-            let scale = V::load(memory.coefficients.add(INPUT_SCALE * memory.stride + c));
-            let shift = V::load(memory.coefficients.add(INPUT_SHIFT * memory.stride + c));
-            for (a, slope) in a.iter_mut().zip(&mut slope) {
-                (*a, *slope) = a.mul_add(scale, shift).silu_with_derivative();
+unsafe fn activate<V: Vector>(memory: &Slice, pixel: Pixel, columns: usize) {
+    let normalised = pixel.previous_y.is_null();
+    let mut column = 0;
+    while column < columns {
+        // SAFETY: the columns are within the row.
+        unsafe {
+            let x = pixel.x.add(column * memory.channels);
+            let to = memory.inputs.add(column * memory.stride);
+            if columns - column >= 4 {
+                activate_columns::<V, 4>(memory, x, to, normalised);
+                column += 4;
+            } else {
+                activate_columns::<V, 1>(memory, x, to, normalised);
+                column += 1;
             }
         }
     }
-    (a, slope)
+}
+
+/// # Safety
+/// As for [`activate`], with `B` columns.
+#[inline(always)]
+unsafe fn activate_columns<V: Vector, const B: usize>(
+    memory: &Slice,
+    x: *const f32,
+    to: *mut f32,
+    normalised: bool,
+) {
+    // SAFETY: the caller's promise, and `count` lanes are left of the slice.
+    unsafe {
+        for c in (0..memory.width).step_by(V::LANES) {
+            let count = memory.width - c;
+            let scale = V::load(memory.coefficients.add(INPUT_SCALE * memory.stride + c));
+            let shift = V::load(memory.coefficients.add(INPUT_SHIFT * memory.stride + c));
+            for j in 0..B {
+                let x = get::<V>(x.add(j * memory.channels + c), count);
+                let to = to.add(j * memory.stride + c);
+                if normalised {
+                    let (a, slope) = x.mul_add(scale, shift).silu_with_derivative();
+                    a.store(to);
+                    slope.store(to.add(memory.slopes));
+                } else {
+                    x.store(to);
+                }
+            }
+        }
+    }
 }
 
 /// du = da·silu'(z), with its sums.
 /// # Safety
-/// As for [`load_input`].
+/// `pixel` is the first of `B`, `c` a channel of the slice, `slopes` the slope of both.
 #[inline(always)]
 unsafe fn store_normalised<V: Vector, const B: usize>(
     memory: &Slice,
     pixel: Pixel,
     c: usize,
     da: &[V; B],
-    slope: &[V; B],
+    slopes: *const f32,
 ) {
     let count = memory.width - c;
     // SAFETY: the caller's promise.
     unsafe {
         let mean = V::load(memory.coefficients.add(INPUT_MEAN * memory.stride + c));
         let (mut sum, mut dot) = (V::zero(), V::zero());
-        for j in 0..B {
+        for (j, da) in da.iter().enumerate() {
             let at = j * memory.channels + c;
-            let du = da[j].mul(slope[j]);
+            let du = da.mul(V::load(slopes.add(j * memory.stride)));
             put(du, pixel.dx.add(at), count);
             sum = sum.add(du);
             dot = du.mul_add(get::<V>(pixel.x.add(at), count).sub(mean), dot);
@@ -581,7 +656,7 @@ unsafe fn store_normalised<V: Vector, const B: usize>(
 
 /// dx = da (+ the shortcut's gradient), with the sums of keep·dx for the previous block's batch norm.
 /// # Safety
-/// As for [`load_input`].
+/// `pixel` is the first of `B`, and `c` a channel of the slice.
 #[inline(always)]
 unsafe fn store_identity<V: Vector, const B: usize>(memory: &Slice, pixel: Pixel, c: usize, da: &[V; B]) {
     let count = memory.width - c;

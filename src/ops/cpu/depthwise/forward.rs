@@ -61,17 +61,21 @@ pub fn forward(cx: &Context, p: &DepthwiseForward) {
 }
 
 dispatch! {
-    fn task(job: &Job, number: usize, scratch: &mut [f32]) => task_body;
+    fn sweep_1(job: &Job, number: usize, scratch: &mut [f32]) => sweep<1, 1>;
+    fn sweep_3(job: &Job, number: usize, scratch: &mut [f32]) => sweep<3, 1>;
+    fn sweep_5(job: &Job, number: usize, scratch: &mut [f32]) => sweep<5, 1>;
+    fn sweep_3_by_2(job: &Job, number: usize, scratch: &mut [f32]) => sweep<3, 2>;
+    fn sweep_5_by_2(job: &Job, number: usize, scratch: &mut [f32]) => sweep<5, 2>;
 }
 
-#[inline(always)]
-fn task_body<V: Vector>(job: &Job, number: usize, scratch: &mut [f32]) {
+/// One copy of the kernels for each window.
+fn task(job: &Job, number: usize, scratch: &mut [f32]) {
     match (job.shape.kernel, job.shape.stride) {
-        (1, 1) => sweep::<V, 1, 1>(job, number, scratch),
-        (3, 1) => sweep::<V, 3, 1>(job, number, scratch),
-        (5, 1) => sweep::<V, 5, 1>(job, number, scratch),
-        (3, 2) => sweep::<V, 3, 2>(job, number, scratch),
-        (5, 2) => sweep::<V, 5, 2>(job, number, scratch),
+        (1, 1) => sweep_1(job, number, scratch),
+        (3, 1) => sweep_3(job, number, scratch),
+        (5, 1) => sweep_5(job, number, scratch),
+        (3, 2) => sweep_3_by_2(job, number, scratch),
+        (5, 2) => sweep_5_by_2(job, number, scratch),
         (kernel, stride) => unreachable!("a {kernel}×{kernel} window of stride {stride}"),
     }
 }
@@ -137,6 +141,11 @@ fn sweep<V: Vector, const K: usize, const S: usize>(job: &Job, number: usize, fl
     }
 }
 
+/// Columns of a register block: one accumulator each.
+const fn widest<V: Vector>() -> usize {
+    if V::REGISTERS >= 16 { 8 } else { 4 }
+}
+
 /// Slides down one image. `first` is true until the first output is made.
 /// # Safety
 /// `x` and `y` point to the slice's first channel in the image's first pixel; `memory` fits the shape.
@@ -172,14 +181,14 @@ unsafe fn image_rows<V: Vector, const K: usize, const S: usize>(
         }
         let mut column = 0;
         while column < shape.output {
-            let width = block_of(shape.output - column);
+            let width = block_of(shape.output - column, widest::<V>());
             // SAFETY: the block lies within the output row, its window within the ring's columns.
             unsafe {
                 let y = y.add((row * shape.output + column) * memory.channels);
                 let (taps, at) = (&taps[..count], column * S * memory.stride);
                 match width {
-                    8 => block::<V, K, S, 8>(memory, taps, at, y, *first),
-                    7 => block::<V, K, S, 7>(memory, taps, at, y, *first),
+                    8 if const { widest::<V>() >= 8 } => block::<V, K, S, 8>(memory, taps, at, y, *first),
+                    7 if const { widest::<V>() >= 7 } => block::<V, K, S, 7>(memory, taps, at, y, *first),
                     4 => block::<V, K, S, 4>(memory, taps, at, y, *first),
                     2 => block::<V, K, S, 2>(memory, taps, at, y, *first),
                     _ => block::<V, K, S, 1>(memory, taps, at, y, *first),
@@ -262,7 +271,7 @@ unsafe fn block<V: Vector, const K: usize, const S: usize, const B: usize>(
                 }
                 // Each column is loaded once and goes to all outputs that it belongs to.
                 unroll!(COLUMN in [0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18] {
-                    if COLUMN < (B - 1) * S + K {
+                    if const { COLUMN < (B - 1) * S + K } {
                         let a = V::load(ring.add(COLUMN * stride));
                         for (k, w) in w.iter().enumerate() {
                             if COLUMN >= k && (COLUMN - k) % S == 0 && (COLUMN - k) / S < B {

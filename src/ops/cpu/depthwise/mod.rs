@@ -160,13 +160,13 @@ impl Shape {
     }
 }
 
-/// Columns of the next register block of `remaining`: 8, 7, 4, 2 or 1.
+/// Columns of the next register block of `remaining`, of at most `widest`: 8, 7, 4, 2 or 1.
 #[inline(always)]
-fn block_of(remaining: usize) -> usize {
+fn block_of(remaining: usize, widest: usize) -> usize {
     match remaining {
-        7 | 14 => 7,
-        8.. => 8,
-        4.. => 4,
+        7 | 14 if widest >= 7 => 7,
+        8.. if widest >= 8 => 8,
+        4.. if widest >= 4 => 4,
         2.. => 2,
         _ => 1,
     }
