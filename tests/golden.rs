@@ -204,7 +204,7 @@ impl Trial {
     fn inference<B: Backend>(&self, ops: &mut B, plans: &[Plan; 3], bounds: &Bounds, report: &mut Report) {
         let golden = &self.golden;
         ops.write_state(Buffer::Parameters, &self.values).unwrap();
-        let mut logits = |ops: &mut B| {
+        let logits = |ops: &mut B| {
             self.start(ops, &self.evaluate, &plans[2]);
             self.evaluate.forward(ops).unwrap();
             ops.values(self.evaluate.logits)
