@@ -178,7 +178,7 @@ mod tests {
             },
             ema_weights: false,
             step: StepParams::default(),
-            pool: rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap(),
+            pool: rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap().into(),
             shared: Memory::new(0),
             scratch: vec![Memory::new(0), Memory::new(0)],
         };

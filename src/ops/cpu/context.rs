@@ -92,6 +92,12 @@ impl<'a> Shared<'a> {
         self.len == 0
     }
 
+    /// The first element, for kernels whose parts are not contiguous. Writing through it is under the same
+    /// promise as [`Shared::part`].
+    pub fn start(&self) -> *mut f32 {
+        self.start
+    }
+
     /// # Safety
     /// No two parts that live at the same time may overlap.
     #[allow(clippy::mut_from_ref)]

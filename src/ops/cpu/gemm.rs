@@ -1,1 +1,397 @@
-//! Matrix products of a block of rows.
+//! Matrix products of a block of rows that stays in the core's cache.
+//!
+//! The right-hand matrix is cut into *panels* of one to three vectors of columns, zero-padded to whole
+//! vectors; within a panel a row's columns are contiguous. Two orientations of the left-hand matrix serve all
+//! passes: C = A·B with A's rows as they lie ([`multiply`]: outputs and gradients of activations), and
+//! C = Aᵀ·B ([`multiply_transposed`]: gradients of weights, summed over rows). Weights are packed once a pass,
+//! 0.1 to 2 MB that all threads then read; activations are never packed.
+//!
+//! For gradients of weights the vectors always run over the *wide* side of the weight, which is a multiple of
+//! 16 in every network, so that a narrow side of 24 or 40 wastes no lanes.
+
+mod kernel;
+pub mod rows;
+
+use std::ops::Range;
+
+use super::context::{Context, Shared};
+use super::simd::{Level, Vector, level};
+use crate::dispatch;
+
+/// How the columns of a matrix are cut into panels.
+#[derive(Clone, Copy, Debug)]
+pub struct Panels {
+    columns: usize,
+    lanes: usize,
+    vectors: usize,
+    /// Whether the first panel has three vectors: where their number is odd and the registers suffice.
+    three: bool,
+}
+
+/// Columns `first..first + columns`, padded to `width` (whole vectors).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Panel {
+    pub first: usize,
+    pub columns: usize,
+    pub width: usize,
+}
+
+impl Panels {
+    /// The panels of the processor's instruction set.
+    pub fn new(columns: usize) -> Panels {
+        match level() {
+            Level::Avx512 => Panels::with(columns, 16, 32),
+            Level::Avx2 => Panels::with(columns, 8, 16),
+            Level::Portable => Panels::with(columns, 8, 8),
+        }
+    }
+
+    fn with(columns: usize, lanes: usize, registers: usize) -> Panels {
+        let vectors = columns.div_ceil(lanes);
+        Panels { columns, lanes, vectors, three: registers >= 16 && vectors >= 3 && vectors % 2 == 1 }
+    }
+
+    pub fn count(&self) -> usize {
+        if self.three { (self.vectors - 1) / 2 } else { self.vectors.div_ceil(2) }
+    }
+
+    pub fn panel(&self, number: usize) -> Panel {
+        let (first, width) = match (self.three, number) {
+            (true, 0) => (0, 3),
+            (true, _) => (2 * number + 1, 2),
+            (false, _) => (2 * number, 2.min(self.vectors - 2 * number)),
+        };
+        let (first, width) = (first * self.lanes, width * self.lanes);
+        Panel { first, columns: width.min(self.columns - first), width }
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = Panel> + use<> {
+        self.range(0..self.count())
+    }
+
+    /// The panels of these numbers.
+    pub fn range(&self, numbers: Range<usize>) -> impl Iterator<Item = Panel> + use<> {
+        let panels = *self;
+        numbers.map(move |number| panels.panel(number))
+    }
+
+    /// Columns with the last panel's padding: a packed matrix has this many times its depth floats, and the
+    /// panel that starts at column `first` starts at `first·depth`.
+    pub fn padded(&self) -> usize {
+        self.vectors * self.lanes
+    }
+}
+
+/// Columns with padding of any instruction set, to size workspaces.
+pub fn padded(columns: usize) -> usize {
+    columns.next_multiple_of(16)
+}
+
+/// Packs B = W, row-major [depth, columns].
+pub fn pack(cx: &Context, weight: &[f32], columns: usize, packed: &mut [f32]) {
+    let depth = weight.len() / columns;
+    pack_panels(cx, Panels::new(columns), depth, packed, |panel, out| {
+        for (from, to) in weight.chunks_exact(columns).zip(out.chunks_exact_mut(panel.width)) {
+            to[..panel.columns].copy_from_slice(&from[panel.first..panel.first + panel.columns]);
+            to[panel.columns..].fill(0.0);
+        }
+    });
+}
+
+/// Packs B = Wᵀ, where W is row-major [columns, depth].
+pub fn pack_transposed(cx: &Context, weight: &[f32], columns: usize, packed: &mut [f32]) {
+    let depth = weight.len() / columns;
+    pack_panels(cx, Panels::new(columns), depth, packed, |panel, out| {
+        let rows = &weight[panel.first * depth..(panel.first + panel.columns) * depth];
+        // Sixteen steps of the depth at a time: a cache line of each row of W, a few lines of the panel.
+        for first in (0..depth).step_by(16) {
+            let out = &mut out[first * panel.width..(first + 16).min(depth) * panel.width];
+            for (j, row) in rows.chunks_exact(depth).enumerate() {
+                for (to, from) in out.chunks_exact_mut(panel.width).zip(&row[first..]) {
+                    to[j] = *from;
+                }
+            }
+            for to in out.chunks_exact_mut(panel.width) {
+                to[panel.columns..].fill(0.0);
+            }
+        }
+    });
+}
+
+fn pack_panels(
+    cx: &Context,
+    panels: Panels,
+    depth: usize,
+    packed: &mut [f32],
+    pack: impl Fn(Panel, &mut [f32]) + Sync,
+) {
+    let packed = Shared::new(packed);
+    let run = |number: usize| {
+        let panel = panels.panel(number);
+        let start = panel.first * depth;
+        // SAFETY: panels do not overlap.
+        pack(panel, unsafe { packed.part(start..start + panel.width * depth) });
+    };
+    if panels.padded() * depth < 1 << 14 {
+        return (0..panels.count()).for_each(run);
+    }
+    cx.parallel(panels.count(), |number, _| run(number));
+}
+
+/// Adds the gradient of a weight, summed by `groups` tasks into [groups][panel over wide][narrow][width], in
+/// the order of the groups. The gradient is [wide, narrow] where `transposed`, else [narrow, wide].
+pub fn add_weight_gradient(
+    cx: &Context,
+    partials: &[f32],
+    narrow: usize,
+    wide: usize,
+    transposed: bool,
+    gradient: &mut [f32],
+) {
+    let panels = Panels::new(wide);
+    let size = panels.padded() * narrow;
+    // Blocks of 16 narrow channels, so that many threads find work where there are few panels.
+    let blocks = narrow.div_ceil(16);
+    let gradient = Shared::new(gradient);
+    let run = |task: usize| {
+        let panel = panels.panel(task / blocks);
+        let first = task % blocks * 16;
+        for i in first..(first + 16).min(narrow) {
+            let start = panel.first * narrow + i * panel.width;
+            let mut sums = [0.0f32; 48];
+            for partial in partials.chunks_exact(size) {
+                for (sum, value) in sums.iter_mut().zip(&partial[start..start + panel.columns]) {
+                    *sum += value;
+                }
+            }
+            let sums = &sums[..panel.columns];
+            // SAFETY: each task adds to its own rows and columns.
+            unsafe {
+                if transposed {
+                    for (j, sum) in sums.iter().enumerate() {
+                        let at = (panel.first + j) * narrow + i;
+                        gradient.part(at..at + 1)[0] += sum;
+                    }
+                } else {
+                    let at = i * wide + panel.first;
+                    for (to, sum) in gradient.part(at..at + panel.columns).iter_mut().zip(sums) {
+                        *to += sum;
+                    }
+                }
+            }
+        }
+    };
+    if partials.len() < 1 << 14 {
+        return (0..panels.count() * blocks).for_each(run);
+    }
+    cx.parallel(panels.count() * blocks, |task, _| run(task));
+}
+
+dispatch! {
+    /// C[rows, width] = A[rows, depth]·B[depth, width], or C += where `add`. `b` is (part of) a packed panel:
+    /// its length is depth·width.
+    pub fn multiply(
+        a: &[f32], a_stride: usize, rows: usize, b: &[f32], width: usize,
+        c: &mut [f32], c_stride: usize, add: bool
+    ) => multiply_body;
+
+    /// C[count, width] = A[depth, count]ᵀ·B[depth, width], or C += where `add`.
+    pub fn multiply_transposed(
+        a: &[f32], a_stride: usize, count: usize, depth: usize, b: &[f32], b_stride: usize, width: usize,
+        c: &mut [f32], c_stride: usize, add: bool
+    ) => multiply_transposed_body;
+}
+
+/// Panics where a matrix of these dimensions does not lie within `len` floats.
+fn check(len: usize, rows: usize, columns: usize, stride: usize) {
+    assert!(rows == 0 || (columns <= stride && (rows - 1) * stride + columns <= len));
+}
+
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+fn multiply_body<V: Vector>(
+    a: &[f32],
+    a_stride: usize,
+    rows: usize,
+    b: &[f32],
+    width: usize,
+    c: &mut [f32],
+    c_stride: usize,
+    add: bool,
+) {
+    let depth = b.len() / width;
+    check(a.len(), rows, depth, a_stride);
+    check(c.len(), rows, width, c_stride);
+    let (a, b, c) = (a.as_ptr(), b.as_ptr(), c.as_mut_ptr());
+    let operands = kernel::Operands { a, a_stride, b, b_stride: width, depth, c, c_stride, add };
+    // SAFETY: the operands lie within their slices by the checks above.
+    unsafe { by_width::<V, false>(operands, rows, width) };
+}
+
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+fn multiply_transposed_body<V: Vector>(
+    a: &[f32],
+    a_stride: usize,
+    count: usize,
+    depth: usize,
+    b: &[f32],
+    b_stride: usize,
+    width: usize,
+    c: &mut [f32],
+    c_stride: usize,
+    add: bool,
+) {
+    check(a.len(), depth, count, a_stride);
+    check(b.len(), depth, width, b_stride);
+    check(c.len(), count, width, c_stride);
+    let (a, b, c) = (a.as_ptr(), b.as_ptr(), c.as_mut_ptr());
+    let operands = kernel::Operands { a, a_stride, b, b_stride, depth, c, c_stride, add };
+    // SAFETY: the operands lie within their slices by the checks above.
+    unsafe { by_width::<V, true>(operands, count, width) };
+}
+
+/// # Safety
+/// As for [`kernel::rows`].
+#[inline(always)]
+unsafe fn by_width<V: Vector, const TRANSPOSED: bool>(o: kernel::Operands, rows: usize, width: usize) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match width / V::LANES {
+            1 => kernel::rows::<V, 1, TRANSPOSED>(o, rows),
+            2 => kernel::rows::<V, 2, TRANSPOSED>(o, rows),
+            3 if V::REGISTERS >= 16 => kernel::rows::<V, 3, TRANSPOSED>(o, rows),
+            _ => unreachable!("a panel of {width} columns"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::simd::Portable;
+    use super::*;
+
+    /// Values whose products and sums of 50 are not exact in fp32.
+    fn values(len: usize, seed: u32) -> Vec<f32> {
+        let mut state = seed.wrapping_mul(2_654_435_761) | 1;
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+        };
+        (0..len).map(|_| next()).collect()
+    }
+
+    fn panels_of<V: Vector>(columns: usize) -> Panels {
+        Panels::with(columns, V::LANES, V::REGISTERS)
+    }
+
+    fn close(got: f32, expected: f64, size: f64, what: &str) {
+        let error = (got as f64 - expected).abs();
+        assert!(error <= size, "{what}: {got} and {expected}");
+    }
+
+    /// C = A·B and C = Aᵀ·B of every panel against double loops; the depth in one piece and in two.
+    fn check_products<V: Vector>(m: usize, n: usize, k: usize) {
+        let (a, b) = (values(m * k, 1), values(k * n, 2));
+        let a_columns: Vec<f32> = (0..k * m).map(|i| a[i % m * k + i / m]).collect();
+        for panel in (0..panels_of::<V>(n).count()).map(|p| panels_of::<V>(n).panel(p)) {
+            let mut packed = vec![0.0; k * panel.width];
+            for (i, row) in packed.chunks_exact_mut(panel.width).enumerate() {
+                let from = i * n + panel.first;
+                row[..panel.columns].copy_from_slice(&b[from..from + panel.columns]);
+            }
+            let stride = panel.width + 3;
+            let mut whole = vec![f32::NAN; m * stride];
+            multiply_body::<V>(&a, k, m, &packed, panel.width, &mut whole, stride, false);
+            let mut pieces = vec![f32::NAN; m * stride];
+            let cut = k / 2 * panel.width;
+            multiply_body::<V>(&a, k, m, &packed[..cut], panel.width, &mut pieces, stride, false);
+            let rest = &a[k / 2..];
+            multiply_body::<V>(rest, k, m, &packed[cut..], panel.width, &mut pieces, stride, true);
+            let mut transposed = vec![f32::NAN; m * stride];
+            let width = panel.width;
+            multiply_transposed_body::<V>(
+                &a_columns,
+                m,
+                m,
+                k,
+                &packed,
+                width,
+                width,
+                &mut transposed,
+                stride,
+                false,
+            );
+            for i in 0..m {
+                for j in 0..panel.columns {
+                    let terms = (0..k).map(|t| a[i * k + t] as f64 * b[t * n + panel.first + j] as f64);
+                    let got = whole[i * stride + j];
+                    // Each of the k steps rounds a sum no larger than this (without FMA, its product too).
+                    let size = (k + 1) as f64 * 6e-8 * terms.clone().map(f64::abs).sum::<f64>();
+                    close(got, terms.sum(), size, &format!("{m}x{n}x{k}, element {i},{j}"));
+                    assert_eq!(got, pieces[i * stride + j], "the depth's cut changes nothing");
+                    assert_eq!(got, transposed[i * stride + j], "nor does the orientation");
+                }
+                assert!(i + 1 == m || whole[i * stride + panel.width].is_nan(), "padding is not touched");
+            }
+        }
+    }
+
+    fn check_all<V: Vector>() {
+        for m in [1, 2, 3, 5, 7, 11, 12, 13, 23, 25, 40] {
+            for n in [1, 7, 8, 16, 17, 24, 40, 48, 70] {
+                for k in [1, 2, 9, 50] {
+                    check_products::<V>(m, n, k);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn products_are_those_of_the_definition() {
+        check_all::<Portable>();
+        #[cfg(target_arch = "x86_64")]
+        {
+            use super::super::simd::{Avx2, Avx512};
+            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                check_all::<Avx2>();
+            }
+            if is_x86_feature_detected!("avx512f") {
+                check_all::<Avx512>();
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_does_not_depend_on_its_neighbours() {
+        let (n, k) = (panels_of::<Portable>(32), 33);
+        let panel = n.panel(0);
+        let (a, b) = (values(40 * k, 3), values(k * Panels::new(32).panel(0).width, 4));
+        let width = Panels::new(32).panel(0).width;
+        let mut all = vec![0.0; 40 * width];
+        multiply(&a, k, 40, &b, width, &mut all, width, false);
+        for rows in 1..40 {
+            let mut some = vec![0.0; rows * width];
+            multiply(&a, k, rows, &b, width, &mut some, width, false);
+            assert_eq!(some, all[..rows * width], "{rows} rows");
+        }
+        assert_eq!(panel.first, 0);
+    }
+
+    #[test]
+    fn panels_tile_the_columns() {
+        for (lanes, registers) in [(16, 32), (8, 16), (8, 8)] {
+            for columns in 1..200 {
+                let panels = Panels::with(columns, lanes, registers);
+                let mut next = 0;
+                for panel in panels.iter() {
+                    assert_eq!(panel.first, next);
+                    assert!(panel.columns > 0 && panel.columns <= panel.width);
+                    next += panel.width;
+                }
+                assert_eq!(next, panels.padded());
+                assert!(next >= columns && next < columns + lanes && next <= padded(columns));
+            }
+        }
+    }
+}

@@ -18,6 +18,8 @@ pub mod head;
 pub mod masks;
 pub mod optimiser;
 pub mod pool;
+#[cfg(test)]
+mod pointwise_tests;
 pub mod project;
 pub mod residual;
 pub mod simd;

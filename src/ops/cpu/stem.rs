@@ -1,29 +1,389 @@
-//! The stem
-use super::context::{Context, Workspace};
-use crate::ops::{StemBackward, StemForward, Tensor};
+//! The stem: images from bytes, the 3×3 convolution from three channels, its weight gradient.
+//!
+//! With 27 taps a pixel a direct convolution beats building a matrix of patches: channels are the vector's
+//! lanes, each input value is spread over a vector and multiplied with its tap's row of weights. The rows
+//! under the window are copied to scratch first, with the padding's zeros, so that the loops have no borders.
+//! A task owns a fixed number of output rows, whichever images they belong to.
 
-pub fn forward(cx: &Context, p: &StemForward) {
-    let _ = (cx, p);
-    todo!()
+use std::ops::Range;
+
+use super::batch_norm;
+use super::context::{Context, Shared, Workspace, workspace_floats};
+use super::simd::Vector;
+use crate::dispatch;
+use crate::model::Window;
+use crate::ops::{Statistics, StemBackward, StemForward, Tensor};
+
+/// Output rows of a task.
+const TASK_ROWS: usize = 64;
+/// Side of the window, values under one of its rows, and values under all.
+const SIDE: usize = 3;
+const ROW_TAPS: usize = 3 * SIDE;
+const TAPS: usize = ROW_TAPS * SIDE;
+/// Channels are rounded up to pairs of the widest vector in scratch and packed weights.
+const UNIT: usize = 32;
+/// Bytes that one task of [`prepare`] converts.
+const CHUNK: usize = 3 << 14;
+
+/// Geometry and partition.
+#[derive(Clone, Copy)]
+struct Shape {
+    window: Window,
+    channels: usize,
+    /// Output rows of all images.
+    rows: usize,
+}
+
+impl Shape {
+    fn new(images: usize, window: Window, channels: usize) -> Shape {
+        assert_eq!(window.kernel, SIDE, "the stem's window is 3×3");
+        Shape { window, channels, rows: images * window.output }
+    }
+
+    fn tasks(&self) -> usize {
+        self.rows.div_ceil(TASK_ROWS)
+    }
+
+    fn rows_of(&self, task: usize) -> Range<usize> {
+        task * TASK_ROWS..self.rows.min((task + 1) * TASK_ROWS)
+    }
+
+    fn padded(&self) -> usize {
+        self.channels.next_multiple_of(UNIT)
+    }
+
+    /// Values of a scratch row of the image.
+    fn row_values(&self) -> usize {
+        let reached = (self.window.output - 1) * self.window.stride + SIDE;
+        3 * reached.max(self.window.pad + self.window.input)
+    }
+
+    /// Copies the image rows under output row `row` to scratch, zero outside the image.
+    fn gather(&self, image: &[f32], row: usize, rows: &mut [f32]) {
+        let Window { stride, input, output, pad, .. } = self.window;
+        let (image, row) = (&image[row / output * input * input * 3..], row % output);
+        for (ky, to) in rows.chunks_exact_mut(self.row_values()).enumerate() {
+            let (left, right) = (3 * pad, 3 * (pad + input));
+            match (row * stride + ky).checked_sub(pad) {
+                Some(y) if y < input => {
+                    to[..left].fill(0.0);
+                    to[left..right].copy_from_slice(&image[y * input * 3..(y + 1) * input * 3]);
+                    to[right..].fill(0.0);
+                }
+                _ => to.fill(0.0),
+            }
+        }
+    }
+}
+
+/// Where tap (ky, kx, ci) of channel c stands in PyTorch's [C, 3, 3, 3].
+fn place_in_weight(tap: usize, channel: usize) -> usize {
+    let (ky, kx, ci) = (tap / ROW_TAPS, tap % ROW_TAPS / 3, tap % 3);
+    ((channel * 3 + ci) * SIDE + ky) * SIDE + kx
+}
+
+struct Forward<'a> {
+    shape: Shape,
+    image: &'a [f32],
+    /// [27, C rounded up].
+    weights: &'a [f32],
+    y: Shared<'a>,
+    /// [tasks, 3, C], where they are wanted.
+    statistics: Option<Shared<'a>>,
 }
 
 pub fn forward_workspace(p: &StemForward) -> Workspace {
-    let _ = p;
-    todo!()
+    let shape = Shape::new(p.images, p.window, p.channels);
+    let statistics = batch_norm::statistics_floats(shape.tasks(), shape.channels);
+    Workspace {
+        shared: workspace_floats(&[TAPS * shape.padded(), statistics]),
+        per_thread: SIDE * shape.row_values() + 3 * shape.padded(),
+    }
 }
 
-pub fn backward(cx: &Context, p: &StemBackward) {
-    let _ = (cx, p);
-    todo!()
+pub fn forward(cx: &Context, p: &StemForward) {
+    let shape = Shape::new(p.images, p.window, p.channels);
+    let floats = batch_norm::statistics_floats(shape.tasks(), shape.channels);
+    let [weights, statistics] = cx.workspace([TAPS * shape.padded(), floats]);
+    let weight = cx.weight(p.weight);
+    for (tap, row) in weights.chunks_exact_mut(shape.padded()).enumerate() {
+        row.fill(0.0);
+        row[..shape.channels].iter_mut().enumerate().for_each(|(c, w)| *w = weight[place_in_weight(tap, c)]);
+    }
+    let batch = p.bn.statistics == Statistics::Batch;
+    let job = Forward {
+        shape,
+        image: cx.read(p.image),
+        weights,
+        y: Shared::new(cx.write(p.y)),
+        statistics: batch.then_some(Shared::new(statistics)),
+    };
+    assert_eq!(job.y.len(), shape.rows * p.window.output * p.channels);
+    cx.parallel(shape.tasks(), |number, scratch| forward_task(&job, number, scratch));
+    if let Some(statistics) = job.statistics {
+        // SAFETY: all tasks are done, and nobody else holds a part.
+        let partials = unsafe { statistics.part(0..statistics.len()) };
+        batch_norm::finish_statistics(cx, &p.bn, partials, |task| {
+            shape.rows_of(task).len() * shape.window.output
+        });
+    }
+}
+
+struct Backward<'a> {
+    shape: Shape,
+    image: &'a [f32],
+    y: &'a [f32],
+    du: &'a [f32],
+    /// [4, C] of dy = a·du + b·(y−μ) + c.
+    coefficients: &'a [f32],
+    /// [tasks, 27, C].
+    partials: Shared<'a>,
 }
 
 pub fn backward_workspace(p: &StemBackward) -> Workspace {
-    let _ = p;
-    todo!()
+    let shape = Shape::new(p.images, p.window, p.channels);
+    Workspace {
+        shared: workspace_floats(&[4 * shape.channels, shape.tasks() * TAPS * shape.channels]),
+        per_thread: SIDE * shape.row_values() + (p.window.output + TAPS) * shape.padded(),
+    }
+}
+
+pub fn backward(cx: &Context, p: &StemBackward) {
+    let shape = Shape::new(p.images, p.window, p.channels);
+    let channels = shape.channels;
+    let [coefficients, partials] = cx.workspace([4 * channels, shape.tasks() * TAPS * channels]);
+    batch_norm::backward_coefficients(cx, &p.bn, coefficients);
+    let job = Backward {
+        shape,
+        image: cx.read(p.image),
+        y: cx.read(p.y),
+        du: cx.read(p.du),
+        coefficients,
+        partials: Shared::new(partials),
+    };
+    assert_eq!([job.y.len(), job.du.len()], [shape.rows * p.window.output * channels; 2]);
+    cx.parallel(shape.tasks(), |number, scratch| backward_task(&job, number, scratch));
+    // SAFETY: all tasks are done, and nobody else holds a part.
+    let partials = unsafe { job.partials.part(0..job.partials.len()) };
+    let gradient = cx.gradient_mut(p.weight);
+    for at in 0..TAPS * channels {
+        let total: f64 = partials.chunks_exact(TAPS * channels).map(|part| part[at] as f64).sum();
+        gradient[place_in_weight(at / channels, at % channels)] += total as f32;
+    }
+}
+
+dispatch! {
+    fn forward_task(job: &Forward, number: usize, scratch: &mut [f32]) => forward_body;
+    fn backward_task(job: &Backward, number: usize, scratch: &mut [f32]) => backward_body;
+}
+
+#[inline(always)]
+fn forward_body<V: Vector>(job: &Forward, number: usize, scratch: &mut [f32]) {
+    let shape = &job.shape;
+    let (rows, rest) = scratch.split_at_mut(SIDE * shape.row_values());
+    let statistics = &mut rest[..3 * shape.padded()];
+    statistics.fill(0.0);
+    let mut first = true;
+    for row in shape.rows_of(number) {
+        shape.gather(job.image, row, rows);
+        let floats = shape.window.output * shape.channels;
+        // SAFETY: each task writes its own rows.
+        let y = unsafe { job.y.part(row * floats..(row + 1) * floats) };
+        let mut column = 0;
+        while column < shape.window.output {
+            let width = shape.window.output - column;
+            // SAFETY: the block's columns lie within the row.
+            unsafe {
+                column += match width {
+                    6.. => block::<V, 6>(job, rows, column, y, statistics, first),
+                    4.. => block::<V, 4>(job, rows, column, y, statistics, first),
+                    2.. => block::<V, 2>(job, rows, column, y, statistics, first),
+                    _ => block::<V, 1>(job, rows, column, y, statistics, first),
+                };
+            }
+            first = false;
+        }
+    }
+    if let Some(partials) = job.statistics {
+        for (row, from) in statistics.chunks_exact(shape.padded()).enumerate() {
+            let at = (number * 3 + row) * shape.channels;
+            // SAFETY: each task writes its own part.
+            unsafe { partials.part(at..at + shape.channels) }.copy_from_slice(&from[..shape.channels]);
+        }
+    }
+}
+
+/// `B` pixels of an output row, two vectors of channels at a time. Returns `B`.
+/// # Safety
+/// Columns `column..column + B` exist.
+#[inline(always)]
+unsafe fn block<V: Vector, const B: usize>(
+    job: &Forward,
+    rows: &[f32],
+    column: usize,
+    y: &mut [f32],
+    statistics: &mut [f32],
+    first: bool,
+) -> usize {
+    let shape = &job.shape;
+    let step = 3 * shape.window.stride;
+    for c in (0..shape.channels).step_by(2 * V::LANES) {
+        let mut sums = [[V::zero(); 2]; B];
+        // SAFETY: rows and weights are as long as the shape says; padded channels are pairs of vectors.
+        unsafe {
+            for ky in 0..SIDE {
+                let values = rows.as_ptr().add(ky * shape.row_values() + column * step);
+                let weights = job.weights.as_ptr().add(ky * ROW_TAPS * shape.padded() + c);
+                for tap in 0..ROW_TAPS {
+                    let w = weights.add(tap * shape.padded());
+                    let w = [V::load(w), V::load(w.add(V::LANES))];
+                    for (j, sums) in sums.iter_mut().enumerate() {
+                        let x = V::splat(*values.add(j * step + tap));
+                        sums[0] = x.mul_add(w[0], sums[0]);
+                        sums[1] = x.mul_add(w[1], sums[1]);
+                    }
+                }
+            }
+            for half in 0..2 {
+                let c = c + half * V::LANES;
+                if c >= shape.channels {
+                    break;
+                }
+                let to = statistics.as_mut_ptr().add(c);
+                if first {
+                    sums[0][half].store(to);
+                }
+                let shift = V::load(to);
+                let (mut sum, mut square) = (V::zero(), V::zero());
+                for (j, sums) in sums.iter().enumerate() {
+                    let to = y.as_mut_ptr().add((column + j) * shape.channels + c);
+                    sums[half].store_part(to, V::LANES.min(shape.channels - c));
+                    let d = sums[half].sub(shift);
+                    sum = sum.add(d);
+                    square = d.mul_add(d, square);
+                }
+                let (to_sum, to_square) = (to.add(shape.padded()), to.add(2 * shape.padded()));
+                V::load(to_sum).add(sum).store(to_sum);
+                V::load(to_square).add(square).store(to_square);
+            }
+        }
+    }
+    B
+}
+
+#[inline(always)]
+fn backward_body<V: Vector>(job: &Backward, number: usize, scratch: &mut [f32]) {
+    let shape = &job.shape;
+    let (rows, rest) = scratch.split_at_mut(SIDE * shape.row_values());
+    let (dy, rest) = rest.split_at_mut(shape.window.output * shape.padded());
+    let gradient = &mut rest[..TAPS * shape.padded()];
+    gradient.fill(0.0);
+    for row in shape.rows_of(number) {
+        shape.gather(job.image, row, rows);
+        // SAFETY: a row of the tensors; the scratch is as long as the shape says. One accumulator a tap and
+        // vector: the registers hold those of two vectors or one.
+        unsafe {
+            form_gradient::<V>(job, row, dy);
+            if V::REGISTERS >= 32 {
+                add_row::<V, 2>(shape, rows, dy, gradient);
+            } else {
+                add_row::<V, 1>(shape, rows, dy, gradient);
+            }
+        }
+    }
+    for (tap, from) in gradient.chunks_exact(shape.padded()).enumerate() {
+        let at = (number * TAPS + tap) * shape.channels;
+        // SAFETY: each task writes its own part.
+        unsafe { job.partials.part(at..at + shape.channels) }.copy_from_slice(&from[..shape.channels]);
+    }
+}
+
+/// dy of one output row into scratch, zero in the padded channels.
+/// # Safety
+/// `row` is a row of the tensors.
+#[inline(always)]
+unsafe fn form_gradient<V: Vector>(job: &Backward, row: usize, dy: &mut [f32]) {
+    let shape = &job.shape;
+    let (channels, columns) = (shape.channels, shape.window.output);
+    let start = row * columns * channels;
+    let (y, du) = (&job.y[start..start + columns * channels], &job.du[start..start + columns * channels]);
+    for c in (0..shape.padded()).step_by(V::LANES) {
+        let count = V::LANES.min(channels.saturating_sub(c));
+        let at = c.min(channels);
+        // SAFETY: `count` lanes of every row are left; scratch rows are padded to whole vectors.
+        unsafe {
+            let row = |number: usize| job.coefficients.as_ptr().add(number * channels + at);
+            let a = V::load_part(row(0), count);
+            let b = V::load_part(row(1), count);
+            let constant = V::load_part(row(2), count);
+            let mean = V::load_part(row(3), count);
+            for j in 0..columns {
+                let y = V::load_part(y.as_ptr().add(j * channels + at), count);
+                let du = V::load_part(du.as_ptr().add(j * channels + at), count);
+                let value = du.mul_add(a, y.sub(mean).mul_add(b, constant));
+                value.store(dy.as_mut_ptr().add(j * shape.padded() + c));
+            }
+        }
+    }
+}
+
+/// Adds one row's products to the gradient, `N` vectors of channels at a time.
+/// # Safety
+/// The slices are as long as the shape says.
+#[inline(always)]
+unsafe fn add_row<V: Vector, const N: usize>(shape: &Shape, rows: &[f32], dy: &[f32], gradient: &mut [f32]) {
+    let step = 3 * shape.window.stride;
+    for c in (0..shape.padded()).step_by(N * V::LANES) {
+        for ky in 0..SIDE {
+            let mut sums = [[V::zero(); N]; ROW_TAPS];
+            // SAFETY: the caller's promise.
+            unsafe {
+                let values = rows.as_ptr().add(ky * shape.row_values());
+                for j in 0..shape.window.output {
+                    let mut d = [V::zero(); N];
+                    for (n, d) in d.iter_mut().enumerate() {
+                        *d = V::load(dy.as_ptr().add(j * shape.padded() + c + n * V::LANES));
+                    }
+                    for (tap, sums) in sums.iter_mut().enumerate() {
+                        let x = V::splat(*values.add(j * step + tap));
+                        for (sum, d) in sums.iter_mut().zip(&d) {
+                            *sum = x.mul_add(*d, *sum);
+                        }
+                    }
+                }
+                for (tap, sums) in sums.iter().enumerate() {
+                    let to = gradient.as_mut_ptr().add((ky * ROW_TAPS + tap) * shape.padded() + c);
+                    for (n, sum) in sums.iter().enumerate() {
+                        let to = to.add(n * V::LANES);
+                        V::load(to).add(*sum).store(to);
+                    }
+                }
+            }
+        }
+    }
 }
 
 /// image = (pixels/255 − mean)/deviation per channel, NHWC.
+///
+/// There are only 3·256 results, each computed once in double.
 pub fn prepare(cx: &Context, image: Tensor, pixels: &[u8], mean: [f32; 3], deviation: [f32; 3]) {
-    let _ = (cx, image, pixels, mean, deviation);
-    todo!()
+    let mut table = [[0.0f32; 256]; 3];
+    for (channel, row) in table.iter_mut().enumerate() {
+        let (mean, deviation) = (mean[channel] as f64, deviation[channel] as f64);
+        row.iter_mut()
+            .enumerate()
+            .for_each(|(byte, value)| *value = ((byte as f64 / 255.0 - mean) / deviation) as f32);
+    }
+    let image = Shared::new(cx.write(image));
+    assert_eq!(image.len(), pixels.len(), "one float for each byte");
+    cx.parallel(pixels.len().div_ceil(CHUNK), |number, _| {
+        let range = number * CHUNK..pixels.len().min((number + 1) * CHUNK);
+        // SAFETY: each task writes its own chunk.
+        let out = unsafe { image.part(range.clone()) };
+        for (out, pixel) in out.chunks_exact_mut(3).zip(pixels[range].chunks_exact(3)) {
+            for channel in 0..3 {
+                out[channel] = table[channel][pixel[channel] as usize];
+            }
+        }
+    });
 }

@@ -1,0 +1,309 @@
+//! Forward: normalise and activate a row into the ring, convolve, store, take the statistics.
+
+use super::*;
+use crate::dispatch;
+use crate::ops::cpu::batch_norm;
+use crate::ops::cpu::context::{Context, Shared, Workspace, workspace_floats};
+use crate::ops::{DepthwiseForward, Statistics};
+
+/// What all tasks of the pass share.
+struct Job<'a> {
+    shape: Shape,
+    x: &'a [f32],
+    /// [4, C] of the batch norm before the activation; none: the input is taken as it is.
+    input_bn: Option<&'a [f32]>,
+    /// [taps, C rounded up].
+    weights: &'a [f32],
+    y: Shared<'a>,
+    /// [groups, 3, C], where they are wanted.
+    statistics: Option<Shared<'a>>,
+}
+
+pub fn forward_workspace(p: &DepthwiseForward) -> Workspace {
+    let shape = Shape::new(p.images, p.channels, &p.window);
+    let statistics = batch_norm::statistics_floats(shape.groups(), shape.channels);
+    Workspace {
+        shared: workspace_floats(&[shape.packed_weights(), statistics]),
+        per_thread: scratch(&shape).iter().sum(),
+    }
+}
+
+/// A task's scratch: the ring, the input's scale and shift, the weights, shift and sums of the statistics.
+fn scratch(shape: &Shape) -> [usize; 4] {
+    let stride = shape.slice_stride();
+    let ring = shape.kernel * shape.input_columns();
+    [ring * stride, 2 * stride, shape.taps() * stride, 3 * stride]
+}
+
+pub fn forward(cx: &Context, p: &DepthwiseForward) {
+    let shape = Shape::new(p.images, p.channels, &p.window);
+    let floats = batch_norm::statistics_floats(shape.groups(), shape.channels);
+    let [weights, statistics] = cx.workspace([shape.packed_weights(), floats]);
+    shape.pack_weights(cx.weight(p.weight), weights);
+    let batch = p.bn.statistics == Statistics::Batch;
+    let job = Job {
+        shape,
+        x: cx.read(p.x),
+        input_bn: p.input_bn.map(|bn| cx.read(bn.coefficients)),
+        weights,
+        y: Shared::new(cx.write(p.y)),
+        statistics: batch.then_some(Shared::new(statistics)),
+    };
+    assert_eq!(job.x.len(), shape.images * shape.input * shape.input * shape.channels);
+    assert_eq!(job.y.len(), shape.images * shape.output * shape.output * shape.channels);
+    cx.parallel(shape.tasks(), |number, scratch| task(&job, number, scratch));
+    if let Some(statistics) = job.statistics {
+        // SAFETY: all tasks are done, and nobody else holds a part.
+        let partials = unsafe { statistics.part(0..statistics.len()) };
+        let pixels = shape.output * shape.output;
+        batch_norm::finish_statistics(cx, &p.bn, partials, |group| shape.images_of(group).len() * pixels);
+    }
+}
+
+dispatch! {
+    fn task(job: &Job, number: usize, scratch: &mut [f32]) => task_body;
+}
+
+#[inline(always)]
+fn task_body<V: Vector>(job: &Job, number: usize, scratch: &mut [f32]) {
+    match (job.shape.kernel, job.shape.stride) {
+        (1, 1) => sweep::<V, 1, 1>(job, number, scratch),
+        (3, 1) => sweep::<V, 3, 1>(job, number, scratch),
+        (5, 1) => sweep::<V, 5, 1>(job, number, scratch),
+        (3, 2) => sweep::<V, 3, 2>(job, number, scratch),
+        (5, 2) => sweep::<V, 5, 2>(job, number, scratch),
+        (kernel, stride) => unreachable!("a {kernel}×{kernel} window of stride {stride}"),
+    }
+}
+
+/// A task's memory, as the kernels use it.
+struct Slice {
+    /// Channels.
+    width: usize,
+    /// Floats from a column of the ring to the next.
+    stride: usize,
+    /// Floats from a pixel of x and y to the next.
+    channels: usize,
+    ring: *mut f32,
+    /// Scale, then shift; null for an input that is taken as it is.
+    input: *const f32,
+    weights: *const f32,
+    /// Shift, Σ, Σ²; null where no statistics are wanted.
+    statistics: *mut f32,
+}
+
+#[inline(always)]
+fn sweep<V: Vector, const K: usize, const S: usize>(job: &Job, number: usize, floats: &mut [f32]) {
+    let shape = &job.shape;
+    let (group, slice) = shape.task(number);
+    let [ring, input, weights, statistics] = carve(floats, scratch(shape));
+    let stride = shape.slice_stride();
+    ring.fill(0.0);
+    statistics.fill(0.0);
+    if let Some(bn) = job.input_bn {
+        for (to, row) in input.chunks_exact_mut(stride).zip([2, 3]) {
+            copy_slice(to, &bn[row * shape.channels..], &slice);
+        }
+    }
+    for (to, row) in weights.chunks_exact_mut(stride).zip(job.weights.chunks_exact(shape.padded_channels())) {
+        copy_slice(to, row, &slice);
+    }
+    let memory = Slice {
+        width: slice.len(),
+        stride,
+        channels: shape.channels,
+        ring: ring.as_mut_ptr(),
+        input: if job.input_bn.is_some() { input.as_ptr() } else { std::ptr::null() },
+        weights: weights.as_ptr(),
+        statistics: if job.statistics.is_some() { statistics.as_mut_ptr() } else { std::ptr::null_mut() },
+    };
+    let mut first = true;
+    for image in shape.images_of(group) {
+        let x = image * shape.input * shape.input * shape.channels;
+        let y = image * shape.output * shape.output * shape.channels + slice.start;
+        // SAFETY: the tensors' lengths were checked against the shape; no two tasks share image and slice.
+        unsafe {
+            let x = job.x[x..].as_ptr().add(slice.start);
+            let y = job.y.start().add(y);
+            image_rows::<V, K, S>(shape, &memory, x, y, &mut first);
+        }
+    }
+    if let Some(partials) = job.statistics {
+        for (row, from) in statistics.chunks_exact(stride).enumerate() {
+            let at = (group * 3 + row) * shape.channels + slice.start;
+            // SAFETY: each task writes its own group and channels.
+            unsafe { partials.part(at..at + slice.len()) }.copy_from_slice(&from[..slice.len()]);
+        }
+    }
+}
+
+/// Slides down one image. `first` is true until the first output is made.
+/// # Safety
+/// `x` and `y` point to the slice's first channel in the image's first pixel; `memory` fits the shape.
+#[inline(always)]
+unsafe fn image_rows<V: Vector, const K: usize, const S: usize>(
+    shape: &Shape,
+    memory: &Slice,
+    x: *const f32,
+    y: *mut f32,
+    first: &mut bool,
+) {
+    let row_floats = shape.input_columns() * memory.stride;
+    let mut ready = 0;
+    for row in 0..shape.output {
+        let end = (row * S + K - shape.pad).min(shape.input);
+        while ready < end {
+            // SAFETY: row `ready` of the image and a row of the ring, right of its zero columns.
+            unsafe {
+                let from = x.add(ready * shape.input * memory.channels);
+                let to = memory.ring.add(ready % K * row_floats + shape.pad * memory.stride);
+                activate::<V>(memory, from, to, shape.input);
+            }
+            ready += 1;
+        }
+        let mut taps = [(0, 0); K];
+        let mut count = 0;
+        for tap in 0..K {
+            let at = row * S + tap;
+            if at >= shape.pad && at - shape.pad < shape.input {
+                taps[count] = ((at - shape.pad) % K * row_floats, tap);
+                count += 1;
+            }
+        }
+        let mut column = 0;
+        while column < shape.output {
+            let width = block_of(shape.output - column);
+            // SAFETY: the block lies within the output row, its window within the ring's columns.
+            unsafe {
+                let y = y.add((row * shape.output + column) * memory.channels);
+                let (taps, at) = (&taps[..count], column * S * memory.stride);
+                match width {
+                    8 => block::<V, K, S, 8>(memory, taps, at, y, *first),
+                    7 => block::<V, K, S, 7>(memory, taps, at, y, *first),
+                    4 => block::<V, K, S, 4>(memory, taps, at, y, *first),
+                    2 => block::<V, K, S, 2>(memory, taps, at, y, *first),
+                    _ => block::<V, K, S, 1>(memory, taps, at, y, *first),
+                }
+            }
+            *first = false;
+            column += width;
+        }
+    }
+}
+
+/// One row of the input, normalised and activated, into the ring.
+/// # Safety
+/// `x` points to a row of pixels, `ring` to as many columns.
+#[inline(always)]
+unsafe fn activate<V: Vector>(memory: &Slice, x: *const f32, ring: *mut f32, columns: usize) {
+    let mut column = 0;
+    while column < columns {
+        // SAFETY: the columns are within the row.
+        unsafe {
+            let (x, ring) = (x.add(column * memory.channels), ring.add(column * memory.stride));
+            if columns - column >= 4 {
+                activate_columns::<V, 4>(memory, x, ring);
+                column += 4;
+            } else {
+                activate_columns::<V, 1>(memory, x, ring);
+                column += 1;
+            }
+        }
+    }
+}
+
+/// # Safety
+/// As for [`activate`], with `B` columns.
+#[inline(always)]
+unsafe fn activate_columns<V: Vector, const B: usize>(memory: &Slice, x: *const f32, ring: *mut f32) {
+    // SAFETY: the caller's promise, and `count` lanes are left of the slice.
+    unsafe {
+        for c in (0..memory.width).step_by(V::LANES) {
+            let count = memory.width - c;
+            if memory.input.is_null() {
+                for j in 0..B {
+                    get::<V>(x.add(j * memory.channels + c), count).store(ring.add(j * memory.stride + c));
+                }
+                continue;
+            }
+            let scale = V::load(memory.input.add(c));
+            let shift = V::load(memory.input.add(memory.stride + c));
+            for j in 0..B {
+                let x = get::<V>(x.add(j * memory.channels + c), count);
+                x.mul_add(scale, shift).silu().store(ring.add(j * memory.stride + c));
+            }
+        }
+    }
+}
+
+/// `B` output pixels of a row, all channels of the slice. `taps` are the ring's rows under the window with
+/// the window's row; `at` is the first column's place in a row.
+/// # Safety
+/// The ring has the window's columns for all `B` pixels from `at`; `y` has `B` pixels.
+#[inline(always)]
+unsafe fn block<V: Vector, const K: usize, const S: usize, const B: usize>(
+    memory: &Slice,
+    taps: &[(usize, usize)],
+    at: usize,
+    y: *mut f32,
+    first: bool,
+) {
+    let stride = memory.stride;
+    for c in (0..memory.width).step_by(V::LANES) {
+        let mut sums = [V::zero(); B];
+        for &(row, tap) in taps {
+            // SAFETY: within the ring and the weights by the caller's promise.
+            unsafe {
+                let ring = memory.ring.add(row + at + c);
+                let weights = memory.weights.add(tap * K * stride + c);
+                let mut w = [V::zero(); K];
+                for (k, w) in w.iter_mut().enumerate() {
+                    *w = V::load(weights.add(k * stride));
+                }
+                // Each column is loaded once and goes to all outputs that it belongs to.
+                unroll!(COLUMN in [0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18] {
+                    if COLUMN < (B - 1) * S + K {
+                        let a = V::load(ring.add(COLUMN * stride));
+                        for (k, w) in w.iter().enumerate() {
+                            if COLUMN >= k && (COLUMN - k) % S == 0 && (COLUMN - k) / S < B {
+                                let j = (COLUMN - k) / S;
+                                sums[j] = a.mul_add(*w, sums[j]);
+                            }
+                        }
+                    }
+                });
+            }
+        }
+        // SAFETY: `B` pixels from `y`, three rows of statistics.
+        unsafe {
+            for (j, sum) in sums.iter().enumerate() {
+                put(*sum, y.add(j * memory.channels + c), memory.width - c);
+            }
+            if !memory.statistics.is_null() {
+                take_statistics(&sums, memory.statistics.add(c), stride, first);
+            }
+        }
+    }
+}
+
+/// Adds a block's outputs to the statistics [3, stride]; the first output of all becomes the shift.
+/// # Safety
+/// `to` is valid for a vector in each of the three rows.
+#[inline(always)]
+unsafe fn take_statistics<V: Vector, const B: usize>(y: &[V; B], to: *mut f32, stride: usize, first: bool) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if first {
+            y[0].store(to);
+        }
+        let shift = V::load(to);
+        let (mut sum, mut square) = (V::zero(), V::zero());
+        for y in y {
+            let d = y.sub(shift);
+            sum = sum.add(d);
+            square = d.mul_add(d, square);
+        }
+        accumulate(sum, to.add(stride));
+        accumulate(square, to.add(2 * stride));
+    }
+}

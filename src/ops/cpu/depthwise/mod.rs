@@ -1,0 +1,226 @@
+//! Depthwise convolution: every channel is convolved with its own k×k window.
+//!
+//! With two or three operations a byte this is a pass over memory, so everything else hides in it. A task
+//! owns a *group* of images and a *slice* of channels and slides down each image with a ring of rows in its
+//! scratch memory: forward, rows of the activated input, each element's silu computed once; backward, rows of
+//! the gradient at the convolution's output. Channels are the vector's lanes, and a block of up to eight
+//! columns is kept in registers: an element of the ring is loaded once and used for all its taps.
+//!
+//! The ring has zero columns where the window reaches beyond the map; rows beyond it are skipped. Where the
+//! map is so small that some taps never meet it (a 5×5 window over 2×2 pixels), those taps are cut off the
+//! window beforehand: [`Shape`] works with the rest.
+
+mod backward;
+mod forward;
+#[cfg(test)]
+mod tests;
+
+use std::ops::Range;
+
+use super::context::part_of;
+use super::simd::Vector;
+use crate::model::Window;
+
+pub use backward::{backward, backward_workspace};
+pub use forward::{forward, forward_workspace};
+
+/// Slices are cut at multiples of this: the lanes of the widest vector.
+const UNIT: usize = 16;
+/// Bytes of a task's ring that its slice is chosen for: about the L1 cache.
+const RING_BYTES: usize = 32 << 10;
+/// Channels of a slice: at least so many that rows are read by several cache lines at a time.
+const SLICE: Range<usize> = 64..256;
+/// Input pixels that a task should at least have, in whole images.
+const TASK_PIXELS: usize = 256;
+/// Images of a task at most, so that there are enough tasks.
+const GROUP: usize = 16;
+
+/// The convolution's geometry with the taps that meet the map, and the partition into tasks: functions of the
+/// layer's shape alone.
+#[derive(Clone, Copy, Debug)]
+struct Shape {
+    images: usize,
+    channels: usize,
+    /// Side of the window after cutting: 1, 3 or 5.
+    kernel: usize,
+    /// The cut window starts at this row and column of the weight, whose side is `whole`.
+    first_tap: usize,
+    whole: usize,
+    stride: usize,
+    input: usize,
+    output: usize,
+    /// Zero rows above and columns left of the input, for the cut window.
+    pad: usize,
+    slices: usize,
+    /// Images of a task.
+    group: usize,
+}
+
+impl Shape {
+    fn new(images: usize, channels: usize, window: &Window) -> Shape {
+        let Window { kernel: whole, stride, input, output, pad } = *window;
+        let meets = |tap: &usize| {
+            (0..output).any(|o| (o * stride + tap).checked_sub(pad).is_some_and(|column| column < input))
+        };
+        let first = (0..whole).find(meets).unwrap_or(pad);
+        let last = (0..whole).rev().find(meets).unwrap_or(pad);
+        let kernel = (last - first + 1) | 1;
+        assert!(matches!(kernel, 1 | 3 | 5) && kernel <= whole, "windows are 3×3 and 5×5");
+        let first_tap = first.min(whole - kernel);
+        let stride = if kernel == 1 { 1 } else { stride };
+        let mut shape = Shape {
+            images,
+            channels,
+            kernel,
+            first_tap,
+            whole,
+            stride,
+            input,
+            output,
+            pad: pad - first_tap,
+            slices: 1,
+            group: (TASK_PIXELS / (input * input)).clamp(1, GROUP),
+        };
+        let channel_bytes = kernel * shape.input_columns() * 4;
+        let width = (RING_BYTES / channel_bytes).clamp(SLICE.start, SLICE.end) / UNIT * UNIT;
+        shape.slices = channels.div_ceil(width);
+        shape
+    }
+
+    /// Columns of a ring row of inputs: with the zero columns that the window reaches.
+    fn input_columns(&self) -> usize {
+        ((self.output - 1) * self.stride + self.kernel).max(self.pad + self.input)
+    }
+
+    /// Zero columns left of a ring row of output gradients.
+    fn gradient_pad(&self) -> usize {
+        self.kernel - 1 - self.pad
+    }
+
+    /// Columns of a ring row of output gradients.
+    fn gradient_columns(&self) -> usize {
+        self.gradient_pad() + self.output.max((self.pad + self.input - 1) / self.stride + 1)
+    }
+
+    /// Output rows that one input row meets at most.
+    fn gradient_rows(&self) -> usize {
+        (self.kernel - 1) / self.stride + 1
+    }
+
+    fn taps(&self) -> usize {
+        self.kernel * self.kernel
+    }
+
+    fn groups(&self) -> usize {
+        self.images.div_ceil(self.group)
+    }
+
+    fn images_of(&self, group: usize) -> Range<usize> {
+        group * self.group..self.images.min((group + 1) * self.group)
+    }
+
+    fn tasks(&self) -> usize {
+        self.groups() * self.slices
+    }
+
+    /// The group of images and the channels of a task.
+    fn task(&self, number: usize) -> (usize, Range<usize>) {
+        let units = part_of(self.padded_channels() / UNIT, self.slices, number % self.slices);
+        (number / self.slices, units.start * UNIT..self.channels.min(units.end * UNIT))
+    }
+
+    /// Channels of the widest slice, rounded up to whole vectors: the distance of a ring's columns.
+    fn slice_stride(&self) -> usize {
+        (self.padded_channels() / UNIT).div_ceil(self.slices) * UNIT
+    }
+
+    fn padded_channels(&self) -> usize {
+        self.channels.next_multiple_of(UNIT)
+    }
+
+    fn packed_weights(&self) -> usize {
+        self.taps() * self.padded_channels()
+    }
+
+    /// The weight [C, k, k] as [taps, C] (C rounded up), the taps of the cut window only.
+    fn pack_weights(&self, weight: &[f32], packed: &mut [f32]) {
+        let stride = self.padded_channels();
+        for (tap, row) in packed.chunks_exact_mut(stride).enumerate() {
+            let at = self.place_in_weight(tap);
+            let whole = weight.chunks_exact(self.whole * self.whole);
+            row.iter_mut().zip(whole).for_each(|(to, from)| *to = from[at]);
+            row[self.channels..].fill(0.0);
+        }
+    }
+
+    /// Where a tap of the cut window stands in the whole one.
+    fn place_in_weight(&self, tap: usize) -> usize {
+        let (row, column) = (tap / self.kernel, tap % self.kernel);
+        (row + self.first_tap) * self.whole + column + self.first_tap
+    }
+}
+
+/// Columns of the next register block of `remaining`: 8, 7, 4, 2 or 1.
+#[inline(always)]
+fn block_of(remaining: usize) -> usize {
+    match remaining {
+        7 | 14 => 7,
+        8.. => 8,
+        4.. => 4,
+        2.. => 2,
+        _ => 1,
+    }
+}
+
+/// Runs the block once for each listed value of a constant: what loops over an array in registers needs.
+macro_rules! unroll {
+    ($i:ident in [$($n:literal)*] $body:block) => {
+        $({
+            const $i: usize = $n;
+            $body
+        })*
+    };
+}
+use unroll;
+
+/// A whole vector, or its first `count` lanes.
+/// # Safety
+/// `from` is valid for reading `count` floats, or a vector if `count` is more.
+#[inline(always)]
+unsafe fn get<V: Vector>(from: *const f32, count: usize) -> V {
+    // SAFETY: the caller's promise.
+    unsafe { if count >= V::LANES { V::load(from) } else { V::load_part(from, count) } }
+}
+
+/// # Safety
+/// `to` is valid for writing `count` floats, or a vector if `count` is more.
+#[inline(always)]
+unsafe fn put<V: Vector>(value: V, to: *mut f32, count: usize) {
+    // SAFETY: the caller's promise.
+    unsafe { if count >= V::LANES { value.store(to) } else { value.store_part(to, count) } }
+}
+
+/// Adds a vector to the one in memory.
+/// # Safety
+/// `to` is valid for reading and writing a vector.
+#[inline(always)]
+unsafe fn accumulate<V: Vector>(value: V, to: *mut f32) {
+    // SAFETY: the caller's promise.
+    unsafe { V::load(to).add(value).store(to) }
+}
+
+/// Cuts `lengths` pieces off a task's scratch memory.
+fn carve<const N: usize>(mut scratch: &mut [f32], lengths: [usize; N]) -> [&mut [f32]; N] {
+    lengths.map(|len| {
+        let (piece, rest) = std::mem::take(&mut scratch).split_at_mut(len);
+        scratch = rest;
+        piece
+    })
+}
+
+/// Copies the channels of a slice from a row of coefficients; the rest becomes zero.
+fn copy_slice(to: &mut [f32], row: &[f32], slice: &Range<usize>) {
+    let (head, tail) = to.split_at_mut(slice.len());
+    head.copy_from_slice(&row[slice.clone()]);
+    tail.fill(0.0);
+}

@@ -1,0 +1,112 @@
+//! The register tile: a few rows times one, two or three vectors of columns, summed over the whole depth.
+//!
+//! A tile's accumulators stay in registers; a step of the depth loads one row of B (`W` vectors) and
+//! multiplies it by one element of A a row, broadcast from memory. So A needs no packing, in either
+//! orientation. The number of accumulators hides the latency of the multiply-add (4 cycles at one 512-bit or
+//! two 256-bit ones a cycle), the shape keeps loads below one a multiply-add.
+//!
+//! Each element is *one* chain of multiply-adds over the depth, whatever tile it falls into, and going on
+//! from a stored C continues the chain exactly. A row's result therefore depends neither on how many rows
+//! are computed beside it nor on how the depth was cut.
+
+use crate::ops::cpu::context::part_of;
+use crate::ops::cpu::simd::Vector;
+
+/// Rows of the tile that fills the registers with `width` vectors of columns.
+const fn tile_rows(registers: usize, width: usize) -> usize {
+    match (registers, width) {
+        (32, 3) => 8,
+        (32, _) => 12,
+        (16, 3) => 4,
+        (16, 2) => 6,
+        (16, _) => 12,
+        (_, 1) => 4,
+        (_, _) => 2,
+    }
+}
+
+/// Where a product's operands lie. Strides are in floats.
+#[derive(Clone, Copy)]
+pub struct Operands {
+    pub a: *const f32,
+    pub a_stride: usize,
+    pub b: *const f32,
+    pub b_stride: usize,
+    pub depth: usize,
+    pub c: *mut f32,
+    pub c_stride: usize,
+    /// Whether C is added to or overwritten.
+    pub add: bool,
+}
+
+/// C[rows, W vectors] from A[rows, depth], or from A[depth, rows] where `TRANSPOSED`, and B[depth, W vectors].
+///
+/// # Safety
+/// The operands are valid for these shapes, and C overlaps neither A nor B.
+#[inline(always)]
+pub unsafe fn rows<V: Vector, const W: usize, const TRANSPOSED: bool>(mut o: Operands, rows: usize) {
+    let most = const { tile_rows(V::REGISTERS, W) };
+    let tiles = rows.div_ceil(most);
+    for number in 0..tiles {
+        // Nearly equal tiles: 32 rows are 11 + 11 + 10, not 12 + 12 + 8.
+        let count = part_of(rows, tiles, number).len();
+        // SAFETY: the caller's promise; the tile's rows are among `rows`.
+        unsafe {
+            match count {
+                1 => tile::<V, 1, W, TRANSPOSED>(o),
+                2 if most >= 2 => tile::<V, 2, W, TRANSPOSED>(o),
+                3 if most >= 3 => tile::<V, 3, W, TRANSPOSED>(o),
+                4 if most >= 4 => tile::<V, 4, W, TRANSPOSED>(o),
+                5 if most >= 5 => tile::<V, 5, W, TRANSPOSED>(o),
+                6 if most >= 6 => tile::<V, 6, W, TRANSPOSED>(o),
+                7 if most >= 7 => tile::<V, 7, W, TRANSPOSED>(o),
+                8 if most >= 8 => tile::<V, 8, W, TRANSPOSED>(o),
+                9 if most >= 9 => tile::<V, 9, W, TRANSPOSED>(o),
+                10 if most >= 10 => tile::<V, 10, W, TRANSPOSED>(o),
+                11 if most >= 11 => tile::<V, 11, W, TRANSPOSED>(o),
+                _ if most >= 12 => tile::<V, 12, W, TRANSPOSED>(o),
+                _ => unreachable!("a tile has at most {most} rows"),
+            }
+            o.a = o.a.add(if TRANSPOSED { count } else { count * o.a_stride });
+            o.c = o.c.add(count * o.c_stride);
+        }
+    }
+}
+
+/// # Safety
+/// As for [`rows`], with R rows.
+#[inline(always)]
+unsafe fn tile<V: Vector, const R: usize, const W: usize, const TRANSPOSED: bool>(o: Operands) {
+    let (row, step) = if TRANSPOSED { (1, o.a_stride) } else { (o.a_stride, 1) };
+    let (mut a, mut b) = (o.a, o.b);
+    let mut sums = [[V::zero(); W]; R];
+    // SAFETY: the caller's promise.
+    unsafe {
+        if o.add {
+            for i in 0..R {
+                for j in 0..W {
+                    sums[i][j] = V::load(o.c.add(i * o.c_stride + j * V::LANES));
+                }
+            }
+        }
+        for _ in 0..o.depth {
+            let mut columns = [V::zero(); W];
+            for j in 0..W {
+                columns[j] = V::load(b.add(j * V::LANES));
+            }
+            for i in 0..R {
+                let element = V::splat(*a.add(i * row));
+                for j in 0..W {
+                    sums[i][j] = element.mul_add(columns[j], sums[i][j]);
+                }
+            }
+            a = a.add(step);
+            b = b.add(o.b_stride);
+        }
+        for i in 0..R {
+            for j in 0..W {
+                sums[i][j].store(o.c.add(i * o.c_stride + j * V::LANES));
+            }
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! What happens to a block of rows before and after a product, while it is in the cache.
+
+use super::Panel;
+use crate::dispatch;
+use crate::ops::cpu::context::{Shared, part_of};
+use crate::ops::cpu::simd::Vector;
+use std::ops::Range;
+
+/// Most rows of a tile. With 48 columns it fills half of a first-level cache, with all columns of a wide
+/// layer the second-level cache.
+pub const TILE: usize = 128;
+
+/// Nearly equal tiles of at most [`TILE`] rows.
+pub fn tiles(rows: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    let count = rows.len().div_ceil(TILE);
+    (0..count).map(move |number| {
+        let part = part_of(rows.len(), count, number);
+        rows.start + part.start..rows.start + part.end
+    })
+}
+
+/// A block of a row-major matrix [.., channels].
+#[derive(Clone, Copy)]
+pub struct Block {
+    pub row: usize,
+    pub rows: usize,
+    pub column: usize,
+    pub columns: usize,
+    pub channels: usize,
+}
+
+impl Block {
+    pub fn of(rows: &Range<usize>, panel: Panel, channels: usize) -> Block {
+        Block { row: rows.start, rows: rows.len(), column: panel.first, columns: panel.columns, channels }
+    }
+
+    /// Where the block's part of row `row` lies in the matrix.
+    #[inline(always)]
+    pub fn range(&self, row: usize) -> Range<usize> {
+        let start = (self.row + row) * self.channels + self.column;
+        start..start + self.columns
+    }
+
+    /// Panics unless all of the block lies within `len` floats.
+    #[inline(always)]
+    pub fn check(&self, len: usize) {
+        assert!(self.rows == 0 || self.range(self.rows - 1).end <= len);
+        assert!(self.column + self.columns <= self.channels);
+    }
+}
+
+/// Where a task leaves its shift, Σ(y−shift) and Σ(y−shift)²: [3, channels] from `start`.
+#[derive(Clone, Copy)]
+pub struct Statistics<'a> {
+    pub partials: Shared<'a>,
+    pub start: usize,
+    /// Whether this is the task's first tile, whose first row is the shift.
+    pub first: bool,
+}
+
+dispatch! {
+    /// Copies a block from `from` (whole vectors a row, `stride` apart) to its place in `to`, and takes its
+    /// statistics.
+    pub fn store(
+        from: &[f32], stride: usize, block: Block, to: Shared<'_>, statistics: Option<Statistics<'_>>
+    ) => store_body;
+
+    /// dy = a·f·du + b·(y − μ) + c of a block of du and y into `out` (whole vectors a row, zero beyond the
+    /// columns, `stride` apart). `coefficients` are batch norm's backward ones [4, channels]; `factors` has
+    /// f of each of the block's rows, or is empty where all are one.
+    pub fn batch_norm_backward(
+        du: &[f32], y: &[f32], block: Block, factors: &[f32], coefficients: &[f32],
+        out: &mut [f32], stride: usize
+    ) => batch_norm_backward_body;
+}
+
+#[inline(always)]
+fn store_body<V: Vector>(
+    from: &[f32],
+    stride: usize,
+    block: Block,
+    to: Shared<'_>,
+    statistics: Option<Statistics<'_>>,
+) {
+    let vectors = block.columns.div_ceil(V::LANES);
+    assert!(block.rows == 0 || (block.rows - 1) * stride + vectors * V::LANES <= from.len());
+    block.check(to.len());
+    // SAFETY: the checks above; the caller owns this block of `to`.
+    unsafe {
+        match vectors {
+            1 => store_vectors::<V, 1>(from, stride, block, to, statistics),
+            2 => store_vectors::<V, 2>(from, stride, block, to, statistics),
+            3 => store_vectors::<V, 3>(from, stride, block, to, statistics),
+            _ => unreachable!("a panel of {vectors} vectors"),
+        }
+    }
+}
+
+/// # Safety
+/// The block lies within `to` and belongs to the caller; `from` has whole vectors for each row.
+#[inline(always)]
+unsafe fn store_vectors<V: Vector, const W: usize>(
+    from: &[f32],
+    stride: usize,
+    block: Block,
+    to: Shared<'_>,
+    statistics: Option<Statistics<'_>>,
+) {
+    let last = block.columns - (W - 1) * V::LANES;
+    let lanes = |j: usize| if j + 1 < W { V::LANES } else { last };
+    // SAFETY: the caller's promise.
+    unsafe {
+        let put = |row: usize, j: usize, value: V| {
+            let to = to.part(block.range(row)).as_mut_ptr().add(j * V::LANES);
+            if lanes(j) == V::LANES { value.store(to) } else { value.store_part(to, last) }
+        };
+        let value = |row: usize, j: usize| V::load(from.as_ptr().add(row * stride + j * V::LANES));
+        let Some(statistics) = statistics else {
+            for row in 0..block.rows {
+                for j in 0..W {
+                    put(row, j, value(row, j));
+                }
+            }
+            return;
+        };
+        let part = |row: usize, j: usize| {
+            let start = statistics.start + row * block.channels + block.column + j * V::LANES;
+            statistics.partials.part(start..start + lanes(j)).as_mut_ptr()
+        };
+        let mut shift = [V::zero(); W];
+        let mut sums = [[V::zero(); W]; 2];
+        for j in 0..W {
+            if statistics.first {
+                shift[j] = value(0, j);
+            } else {
+                shift[j] = V::load_part(part(0, j), lanes(j));
+                sums[0][j] = V::load_part(part(1, j), lanes(j));
+                sums[1][j] = V::load_part(part(2, j), lanes(j));
+            }
+        }
+        for row in 0..block.rows {
+            for j in 0..W {
+                let y = value(row, j);
+                put(row, j, y);
+                let d = y.sub(shift[j]);
+                sums[0][j] = sums[0][j].add(d);
+                sums[1][j] = d.mul_add(d, sums[1][j]);
+            }
+        }
+        for j in 0..W {
+            shift[j].store_part(part(0, j), lanes(j));
+            sums[0][j].store_part(part(1, j), lanes(j));
+            sums[1][j].store_part(part(2, j), lanes(j));
+        }
+    }
+}
+
+#[inline(always)]
+fn batch_norm_backward_body<V: Vector>(
+    du: &[f32],
+    y: &[f32],
+    block: Block,
+    factors: &[f32],
+    coefficients: &[f32],
+    out: &mut [f32],
+    stride: usize,
+) {
+    let padded = block.columns.next_multiple_of(V::LANES);
+    assert!(block.rows == 0 || (padded <= stride && (block.rows - 1) * stride + padded <= out.len()));
+    assert!(factors.is_empty() || factors.len() >= block.rows);
+    assert!(coefficients.len() >= 4 * block.channels);
+    block.check(du.len().min(y.len()));
+    for row in 0..block.rows {
+        let factor = V::splat(if factors.is_empty() { 1.0 } else { factors[row] });
+        let start = block.range(row).start;
+        for first in (0..block.columns).step_by(V::LANES) {
+            let count = V::LANES.min(block.columns - first);
+            // SAFETY: the block lies within `du` and `y`, its columns within the coefficients and its padded
+            // rows within `out`, by the checks above.
+            unsafe {
+                let load = |from: *const f32| {
+                    if count == V::LANES { V::load(from) } else { V::load_part(from, count) }
+                };
+                let of =
+                    |i: usize| load(coefficients.as_ptr().add(i * block.channels + block.column + first));
+                let du = load(du.as_ptr().add(start + first)).mul(factor);
+                let centred = load(y.as_ptr().add(start + first)).sub(of(3));
+                let dy = of(0).mul_add(du, of(1).mul_add(centred, of(2)));
+                dy.store(out.as_mut_ptr().add(row * stride + first));
+            }
+        }
+    }
+}
