@@ -39,7 +39,7 @@ fn measure(side: usize, images: usize, threads: usize) {
         (0..images * side * side * 3).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
     let labels: Vec<u32> = (0..images).map(|i| i as u32 % 10).collect();
     let rule = Rule::RmsProp { form: RmsPropForm::PyTorch, alpha: 0.9, momentum: 0.9, eps: 0.01 };
-    let mut step = |ops: &mut CpuOps, number: u64| {
+    let step = |ops: &mut CpuOps, number: u64| {
         ops.set_step(StepParams { step: number, learning_rate: 1e-4, ..StepParams::default() }).unwrap();
         ops.zero_gradients().unwrap();
         ops.upload_pixels(network.image, &pixels, [0.5; 3], [0.25; 3]).unwrap();
