@@ -16,3 +16,4 @@ pub mod model;
 pub mod network;
 pub mod ops;
 pub mod random;
+pub mod train;
