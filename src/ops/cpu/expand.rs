@@ -18,7 +18,7 @@ use super::batch_norm::{
 use super::context::{Context, Shared, Workspace, part_of, workspace_floats};
 use super::gemm::rows::{Block, Statistics, TILE, batch_norm_backward, store, tiles};
 use super::gemm::{self, Panels, padded};
-use super::simd::Vector;
+use super::simd::{Vector, fence};
 use crate::dispatch;
 use crate::ops::{self, ExpandBackward, ExpandForward};
 
@@ -54,7 +54,7 @@ pub fn forward(cx: &Context, p: &ExpandForward) {
     let tasks = ForwardTasks::new(p.rows, p.outputs);
     let [packed, partials] =
         cx.workspace([depth * panels.padded(), statistics_floats(tasks.groups, p.outputs)]);
-    gemm::pack_transposed(cx, cx.weight(p.weight), p.outputs, packed);
+    gemm::pack_transposed(cx, cx.weight(p.weight), panels, packed);
     let (x, packed) = (cx.read(p.x), &*packed);
     let y = Shared::new(cx.write(p.y));
     let batch = p.bn.statistics == ops::Statistics::Batch;
@@ -73,6 +73,7 @@ pub fn forward(cx: &Context, p: &ExpandForward) {
                 store(scratch, panel.width, Block::of(&tile, panel, p.outputs), y, statistics);
             }
         }
+        fence();
     });
     if batch {
         finish_statistics(cx, &p.bn, partials, |group| part_of(p.rows, tasks.groups, group).len());
@@ -143,7 +144,7 @@ struct BackwardPass<'a> {
 
 pub fn backward(cx: &Context, p: &ExpandBackward) {
     let tasks = Backward::new(p);
-    let (narrow, wide) = (Panels::new(p.inputs), Panels::new(p.outputs));
+    let (narrow, wide) = (Panels::narrow(p.inputs), Panels::new(p.outputs));
     let gradient_floats = p.inputs * wide.padded();
     let [packed, coefficients, gradients, sums] = cx.workspace([
         p.outputs * narrow.padded(),
@@ -151,7 +152,7 @@ pub fn backward(cx: &Context, p: &ExpandBackward) {
         tasks.weights.groups * gradient_floats,
         sums_floats(tasks.data, p.inputs),
     ]);
-    gemm::pack(cx, cx.weight(p.weight), p.inputs, packed);
+    gemm::pack(cx, cx.weight(p.weight), narrow, packed);
     backward_coefficients(cx, &p.bn, coefficients);
     let pass = BackwardPass {
         p,
@@ -360,36 +361,30 @@ fn finish_body<V: Vector>(
         // SAFETY: the block lies within all tensors by the checks above; its part of dx and of the sums
         // belongs to this task.
         unsafe {
-            let load = |from: *const f32| {
-                if count == V::LANES { V::load(from) } else { V::load_part(from, count) }
-            };
             let channel = block.column + first;
-            let mean = load(previous.coefficients.as_ptr().add(channel));
-            let r = load(previous.coefficients.as_ptr().add(block.channels + channel));
-            let part = |row: usize| {
-                let at = start + row * block.channels + channel;
-                sums.part(at..at + count).as_mut_ptr()
-            };
-            let (mut plain, mut normalised) = (load(part(0)), load(part(1)));
+            let mean = V::load_some(previous.coefficients.as_ptr().add(channel), count);
+            let r = V::load_some(previous.coefficients.as_ptr().add(block.channels + channel), count);
+            let at = start + channel;
+            let plain_sum = sums.part(at..at + count).as_mut_ptr();
+            let at = at + block.channels;
+            let normalised_sum = sums.part(at..at + count).as_mut_ptr();
+            let mut plain = V::load_some(plain_sum, count);
+            let mut normalised = V::load_some(normalised_sum, count);
             for row in 0..block.rows {
                 let at = block.range(row).start + first;
                 let mut value = V::load(from.as_ptr().add(row * stride + first));
                 if let Some(shortcut) = previous.shortcut {
-                    value = value.add(load(shortcut.as_ptr().add(at)));
+                    value = value.add(V::load_some(shortcut.as_ptr().add(at), count));
                 }
                 let to = dx.part(at..at + count).as_mut_ptr();
-                if count == V::LANES {
-                    value.store(to)
-                } else {
-                    value.store_part(to, count)
-                }
+                value.store_some(to, count, false);
                 let du = value.mul(V::splat(factors[row]));
-                let yhat = load(previous.y.as_ptr().add(at)).sub(mean).mul(r);
+                let yhat = V::load_some(previous.y.as_ptr().add(at), count).sub(mean).mul(r);
                 plain = plain.add(du);
                 normalised = du.mul_add(yhat, normalised);
             }
-            plain.store_part(part(0), count);
-            normalised.store_part(part(1), count);
+            plain.store_part(plain_sum, count);
+            normalised.store_part(normalised_sum, count);
         }
     }
 }

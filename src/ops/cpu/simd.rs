@@ -3,7 +3,9 @@
 //! A kernel is a generic function over [`Vector`] marked `#[inline(always)]`. The macro [`dispatch!`] makes
 //! one copy of it inside a `#[target_feature]` function per instruction set and picks one at run time. The
 //! crate is built for the plain target; nothing relies on compiler flags. No kernel calls `f32::mul_add`: on
-//! a target without FMA that is a library call, sixty times slower than the loop around it.
+//! a target without FMA that is a library call, sixty times slower than the loop around it. Nor does any put
+//! vectors through a closure in a hot loop: a closure has none of the instruction set's features, and where it
+//! is not inlined each operation becomes a call.
 //!
 //! Sums have the same order in all instruction sets only within one of them: vectors of different widths add
 //! in different orders, so results are equal bit by bit on one kind of processor, not across kinds.
@@ -54,6 +56,46 @@ pub trait Vector: Copy {
     /// Sum of the lanes, in a fixed order.
     fn sum(self) -> f32;
 
+    /// Stores past the caches where `to` is aligned to the vector, for tensors that no cache holds until they are
+    /// read: a line that is written whole need not be read first. [`fence`] comes before the data is handed on.
+    /// # Safety
+    /// `to` is valid for writing `LANES` floats.
+    #[inline(always)]
+    unsafe fn stream(self, to: *mut f32) {
+        // SAFETY: the caller's promise.
+        unsafe { self.store(to) }
+    }
+
+    /// [`Vector::load`] where `count` is `LANES`, else [`Vector::load_part`]: the mask costs something.
+    /// # Safety
+    /// As for `load_part`.
+    #[inline(always)]
+    unsafe fn load_some(from: *const f32, count: usize) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe { if count == Self::LANES { Self::load(from) } else { Self::load_part(from, count) } }
+    }
+
+    /// Stores the first `count` floats, whole vectors past the caches where `stream`.
+    /// # Safety
+    /// As for `store_part`.
+    #[inline(always)]
+    unsafe fn store_some(self, to: *mut f32, count: usize, stream: bool) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match (count == Self::LANES, stream) {
+                (true, true) => self.stream(to),
+                (true, false) => self.store(to),
+                _ => self.store_part(to, count),
+            }
+        }
+    }
+
+    /// self·2^exponent for whole exponents −126…127.
+    #[inline(always)]
+    fn scale(self, exponent: Self) -> Self {
+        self.mul(exponent.power_of_two())
+    }
+
     #[inline(always)]
     fn zero() -> Self {
         Self::splat(0.0)
@@ -75,7 +117,7 @@ pub trait Vector: Copy {
             p = p.mul_add(r, Self::splat(c));
         }
         let p = p.mul_add(r.mul(r), r).add(Self::splat(1.0));
-        p.mul(n.power_of_two())
+        p.scale(n)
     }
 
     /// 1/self, to about one unit in the last place, for normal numbers below 2^126.
@@ -277,6 +319,10 @@ impl Vector for Avx2 {
         }
     }
     #[inline(always)]
+    unsafe fn stream(self, to: *mut f32) {
+        unsafe { if to as usize % 32 == 0 { _mm256_stream_ps(to, self.0) } else { self.store(to) } }
+    }
+    #[inline(always)]
     fn sum(self) -> f32 {
         unsafe {
             let four = _mm_add_ps(_mm256_castps256_ps128(self.0), _mm256_extractf128_ps::<1>(self.0));
@@ -383,6 +429,34 @@ impl Vector for Avx512 {
     fn sum(self) -> f32 {
         unsafe { _mm512_reduce_add_ps(self.0) }
     }
+    #[inline(always)]
+    unsafe fn stream(self, to: *mut f32) {
+        unsafe { if to as usize % 64 == 0 { _mm512_stream_ps(to, self.0) } else { self.store(to) } }
+    }
+    #[inline(always)]
+    fn scale(self, exponent: Self) -> Self {
+        unsafe { Avx512(_mm512_scalef_ps(self.0, exponent.0)) }
+    }
+}
+
+/// Ends a task that has used [`Vector::stream`]: its stores are seen before any later one.
+#[inline(always)]
+pub fn fence() {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: part of every x86-64.
+    unsafe {
+        _mm_sfence()
+    }
+}
+
+/// Asks for a cache line that will be needed soon. Any address will do.
+#[inline(always)]
+pub fn prefetch(_address: *const f32) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: part of every x86-64; a prefetch never faults.
+    unsafe {
+        _mm_prefetch::<_MM_HINT_T0>(_address.cast())
+    }
 }
 
 /// The instruction sets that kernels are compiled for.
@@ -422,7 +496,7 @@ fn best_level() -> Level {
     #[cfg(target_arch = "x86_64")]
     {
         let fma = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
-        if fma && is_x86_feature_detected!("avx512f") {
+        if fma && is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vl") {
             return Level::Avx512;
         }
         if fma {
@@ -456,7 +530,7 @@ macro_rules! dispatch {
                 fn avx2($($arg: $type),*) $(-> $ret)? {
                     $body::<$crate::ops::cpu::simd::Avx2 $($(, $constant)*)?>($($arg),*)
                 }
-                #[target_feature(enable = "avx2,fma,avx512f")]
+                #[target_feature(enable = "avx2,fma,avx512f,avx512vl")]
                 #[allow(clippy::too_many_arguments)]
                 fn avx512($($arg: $type),*) $(-> $ret)? {
                     $body::<$crate::ops::cpu::simd::Avx512 $($(, $constant)*)?>($($arg),*)

@@ -17,7 +17,7 @@ const fn tile_rows(registers: usize, width: usize) -> usize {
     match (registers, width) {
         (32, 3) => 8,
         (32, _) => 12,
-        (16, 3) => 4,
+        // Twelve accumulators leave a register over; 4 by 3 leaves none, and the compiler spills.
         (16, 2) => 6,
         (16, _) => 12,
         (_, 1) => 4,
@@ -41,11 +41,16 @@ pub struct Operands {
 
 /// C[rows, W vectors] from A[rows, depth], or from A[depth, rows] where `TRANSPOSED`, and B[depth, W vectors].
 ///
+/// `REGISTERS` may be more than `V` has on its own: AVX-512 doubles the registers of 256-bit vectors too.
+///
 /// # Safety
 /// The operands are valid for these shapes, and C overlaps neither A nor B.
 #[inline(always)]
-pub unsafe fn rows<V: Vector, const W: usize, const TRANSPOSED: bool>(mut o: Operands, rows: usize) {
-    let most = const { tile_rows(V::REGISTERS, W) };
+pub unsafe fn rows<V: Vector, const REGISTERS: usize, const W: usize, const TRANSPOSED: bool>(
+    mut o: Operands,
+    rows: usize,
+) {
+    let most = const { tile_rows(REGISTERS, W) };
     let tiles = rows.div_ceil(most);
     for number in 0..tiles {
         // Nearly equal tiles: 32 rows are 11 + 11 + 10, not 12 + 12 + 8.
