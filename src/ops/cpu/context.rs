@@ -196,6 +196,7 @@ impl Context {
     }
 
     /// The shared workspace, cut into pieces of the given lengths (each rounded up to a cache line).
+    #[allow(clippy::mut_from_ref)]
     pub fn workspace<const N: usize>(&self, lengths: [usize; N]) -> [&mut [f32]; N] {
         let mut offset = 0;
         lengths.map(|len| {

@@ -136,7 +136,7 @@ impl CpuOps {
         self.profile.take().unwrap_or_default()
     }
 
-    fn state(&self, buffer: Buffer) -> &mut [f32] {
+    fn state(&mut self, buffer: Buffer) -> &mut [f32] {
         let state = &self.cx.state;
         let (memory, elements) = match buffer {
             Buffer::Parameters => (&state.parameters, state.total),
@@ -145,7 +145,7 @@ impl CpuOps {
             Buffer::Momentum => (&state.momentum, state.trainable),
             Buffer::Ema => (&state.ema, state.total),
         };
-        // SAFETY: the callers have `&mut self` and let go of the slice before any pass runs.
+        // SAFETY: `self` is borrowed mutably for as long as the slice lives, so no pass runs.
         unsafe { memory.floats_mut(0, elements) }
     }
 }
