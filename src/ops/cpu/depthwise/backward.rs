@@ -195,6 +195,9 @@ struct Slice {
     stride: usize,
     /// Floats from a pixel of the tensors to the next.
     channels: usize,
+    /// Floats from a row of the input's side and of the output's side to the next.
+    input_row: usize,
+    output_row: usize,
     ring: *mut f32,
     /// The current row of the activated input; the slopes are `slopes` floats on.
     inputs: *mut f32,
@@ -256,6 +259,8 @@ fn sweep<V: Vector, const K: usize, const S: usize>(job: &Job, number: usize, fl
             width: slice.len(),
             stride,
             channels: shape.channels,
+            input_row: shape.input * shape.channels,
+            output_row: shape.output * shape.channels,
             ring: ring.as_mut_ptr(),
             inputs: inputs.as_mut_ptr(),
             slopes: inputs.len() / 2,
@@ -502,8 +507,10 @@ unsafe fn form_columns<V: Vector, const B: usize>(
             let gate = V::load(row.add(GATE * memory.stride));
             let squeeze = V::load(row.add(SQUEEZE * memory.stride));
             for j in 0..B {
-                let y = get::<V>(y.add(j * memory.channels + c), count);
-                let da = get::<V>(da.add(j * memory.channels + c), count);
+                let (y, da) = (y.add(j * memory.channels + c), da.add(j * memory.channels + c));
+                prefetch(y, memory.output_row);
+                prefetch(da, memory.output_row);
+                let (y, da) = (get::<V>(y, count), get::<V>(da, count));
                 let (_, slope) = y.mul_add(scale, shift).silu_with_derivative();
                 let du = da.mul_add(gate, squeeze);
                 let rest = y.sub(mean).mul_add(b, constant);
@@ -612,7 +619,9 @@ unsafe fn activate_columns<V: Vector, const B: usize>(
             let scale = V::load(memory.coefficients.add(INPUT_SCALE * memory.stride + c));
             let shift = V::load(memory.coefficients.add(INPUT_SHIFT * memory.stride + c));
             for j in 0..B {
-                let x = get::<V>(x.add(j * memory.channels + c), count);
+                let x = x.add(j * memory.channels + c);
+                prefetch(x, memory.input_row);
+                let x = get::<V>(x, count);
                 let to = to.add(j * memory.stride + c);
                 if normalised {
                     let (a, slope) = x.mul_add(scale, shift).silu_with_derivative();
@@ -645,6 +654,7 @@ unsafe fn store_normalised<V: Vector, const B: usize>(
         for (j, da) in da.iter().enumerate() {
             let at = j * memory.channels + c;
             let du = da.mul(V::load(slopes.add(j * memory.stride)));
+            prefetch(pixel.dx.add(at), memory.input_row);
             put(du, pixel.dx.add(at), count);
             sum = sum.add(du);
             dot = du.mul_add(get::<V>(pixel.x.add(at), count).sub(mean), dot);

@@ -88,6 +88,9 @@ struct Slice {
     stride: usize,
     /// Floats from a pixel of x and y to the next.
     channels: usize,
+    /// Floats from a row of x and of y to the next.
+    x_row: usize,
+    y_row: usize,
     ring: *mut f32,
     /// Scale, then shift; null for an input that is taken as it is.
     input: *const f32,
@@ -116,6 +119,8 @@ fn sweep<V: Vector, const K: usize, const S: usize>(job: &Job, number: usize, fl
         width: slice.len(),
         stride,
         channels: shape.channels,
+        x_row: shape.input * shape.channels,
+        y_row: shape.output * shape.channels,
         ring: ring.as_mut_ptr(),
         input: if job.input_bn.is_some() { input.as_ptr() } else { std::ptr::null() },
         weights: weights.as_ptr(),
@@ -238,7 +243,9 @@ unsafe fn activate_columns<V: Vector, const B: usize>(memory: &Slice, x: *const 
             let scale = V::load(memory.input.add(c));
             let shift = V::load(memory.input.add(memory.stride + c));
             for j in 0..B {
-                let x = get::<V>(x.add(j * memory.channels + c), count);
+                let from = x.add(j * memory.channels + c);
+                prefetch(from, memory.x_row);
+                let x = get::<V>(from, count);
                 x.mul_add(scale, shift).silu().store(ring.add(j * memory.stride + c));
             }
         }
@@ -286,7 +293,9 @@ unsafe fn block<V: Vector, const K: usize, const S: usize, const B: usize>(
         // SAFETY: `B` pixels from `y`, three rows of statistics.
         unsafe {
             for (j, sum) in sums.iter().enumerate() {
-                put(*sum, y.add(j * memory.channels + c), memory.width - c);
+                let to = y.add(j * memory.channels + c);
+                prefetch(to, memory.y_row);
+                put(*sum, to, memory.width - c);
             }
             if !memory.statistics.is_null() {
                 take_statistics(&sums, memory.statistics.add(c), stride, first);
