@@ -290,7 +290,7 @@ impl Fixture {
             judge.same_bits(&outcome, &other, threads);
         }
         judge.tensors(&mut reference, &outcome);
-        judge.gradients(&reference.gradients, &before, &outcome.gradients);
+        judge.gradients(&reference, &before, &outcome.gradients);
         judge.parameters(&reference.parameters, &outcome.parameters);
         judge.failures
     }
@@ -330,9 +330,14 @@ impl Judge<'_> {
 
     /// Relative L2 error, written so that NaN fails.
     fn close(&mut self, what: &str, got: &[f64], expected: &[f64]) {
+        self.close_beside(what, got, expected, 0.0);
+    }
+
+    /// Relative to `size` where the expected values are smaller than that because their terms cancel.
+    fn close_beside(&mut self, what: &str, got: &[f64], expected: &[f64], size: f64) {
         assert_eq!(got.len(), expected.len());
         let difference: Vec<f64> = got.iter().zip(expected).map(|(g, e)| g - e).collect();
-        let (error, size) = (norm(&difference), norm(expected));
+        let (error, size) = (norm(&difference), norm(expected).max(size));
         if !(error <= self.bound * size) {
             let missing = got.iter().filter(|v| v.is_nan()).count();
             let (error, bound) = (error / size, self.bound);
@@ -389,24 +394,33 @@ impl Judge<'_> {
             let expected = reference.get(tensor);
             let rows = fixture.rows.get(&tensor.id).copied().unwrap_or(1);
             let length = tensor.elements / rows;
+            let sizes = sizes_beside(pass, reference, tensor);
             for row in 0..rows {
                 let part = row * length..(row + 1) * length;
                 let what = if rows > 1 { format!("{label}, row {row}") } else { label.to_string() };
-                self.close(&what, &doubles(&got[part.clone()]), &expected[part]);
+                self.close_beside(&what, &doubles(&got[part.clone()]), &expected[part], sizes[row.min(1)]);
             }
         });
     }
 
-    fn gradients(&mut self, added: &[f64], before: &[f32], after: &[f32]) {
+    fn gradients(&mut self, reference: &Reference, before: &[f32], after: &[f32]) {
+        let summed = summed_norm(self.pass);
+        let sizes = summed.map_or([0.0; 2], |(bn, ..)| sizes_beside(self.pass, reference, bn.sums));
+        let added = &reference.gradients;
         for (label, param) in &self.fixture.params {
             let (added, before, after) =
                 (&added[param.range()], &before[param.range()], &after[param.range()]);
             let what = format!("gradient of {label}");
+            let size = match summed {
+                Some((bn, ..)) if bn.bias == *param => sizes[0],
+                Some((bn, ..)) if bn.weight == *param => sizes[1],
+                _ => 0.0,
+            };
             if norm(added) == 0.0 {
                 self.kept(&what, after, before);
             } else {
                 let got: Vec<f64> = after.iter().zip(before).map(|(a, b)| *a as f64 - *b as f64).collect();
-                self.close(&what, &got, added);
+                self.close_beside(&what, &got, added, size);
             }
         }
     }
@@ -437,6 +451,57 @@ fn stored_output(pass: &Pass) -> Option<(Tensor, &BatchNorm)> {
         _ => return None,
     };
     (bn.statistics == Statistics::Batch).then_some((y, bn))
+}
+
+/// The batch norm whose sums a pass takes from the gradient it writes: with y, that gradient, and what it is
+/// multiplied by.
+fn summed_norm(pass: &Pass) -> Option<(BatchNorm, Tensor, Tensor, Option<(Tensor, usize)>)> {
+    let before = |p: &PreviousBlock, dx: Tensor| {
+        let keep = p.keep.map(|keep| (keep, p.pixels * p.bn.channels));
+        Some((p.bn, p.y, dx, keep))
+    };
+    match pass {
+        Pass::HeadBackward(p) => Some((p.bn, p.y, p.du, None)),
+        Pass::ExpandBackward(p) => before(&p.previous, p.dx),
+        Pass::DepthwiseBackward(p) => match &p.input {
+            DepthwiseInput::Normalised(bn) => Some((*bn, p.x, p.dx, None)),
+            DepthwiseInput::Identity { previous, .. } => before(previous, p.dx),
+        },
+        _ => None,
+    }
+}
+
+/// How large a tensor would be if the terms it sums had random signs, for its first row and the others; zero
+/// for tensors whose own size will do.
+///
+/// Σdu and Σdu·ŷ cancel, to nothing where du comes through a batch norm whose gradient sums to zero: such
+/// terms sum to their own L2 norm if their signs are random. A mean is subtracted from y, so its error counts in
+/// deviations.
+fn sizes_beside(pass: &Pass, reference: &Reference, tensor: Tensor) -> [f64; 2] {
+    if let Some((_, bn)) = stored_output(pass)
+        && bn.coefficients == tensor
+    {
+        let r = &reference.get(tensor)[bn.channels..2 * bn.channels];
+        return [norm(&r.iter().map(|r| 1.0 / r).collect::<Vec<f64>>()), 0.0];
+    }
+    match summed_norm(pass) {
+        Some((bn, y, du, keep)) if bn.sums == tensor => {
+            let coefficients = reference.get(bn.coefficients);
+            let (y, mut du) = (reference.get(y), reference.get(du).to_vec());
+            if let Some((keep, image)) = keep {
+                let keep = reference.get(keep);
+                du.iter_mut().enumerate().for_each(|(at, du)| *du *= keep[at / image]);
+            }
+            let normal = |at: usize| {
+                let c = at % bn.channels;
+                (y[at] - coefficients[c]) * coefficients[bn.channels + c]
+            };
+            let first = norm(&du);
+            du.iter_mut().enumerate().for_each(|(at, du)| *du *= normal(at));
+            [first, norm(&du)]
+        }
+        _ => [0.0; 2],
+    }
 }
 
 /// Runs one pass.

@@ -17,9 +17,9 @@ pub mod gemm;
 pub mod head;
 pub mod masks;
 pub mod optimiser;
-pub mod pool;
 #[cfg(test)]
 mod pointwise_tests;
+pub mod pool;
 pub mod project;
 pub mod residual;
 pub mod simd;
