@@ -390,7 +390,7 @@ unsafe fn image_rows<V: Vector, const K: usize, const S: usize>(
         let mut count = 0;
         for tap in 0..K.min(row + shape.pad + 1) {
             let at = row + shape.pad - tap;
-            if at % S == 0 && at / S < shape.output {
+            if at.is_multiple_of(S) && at / S < shape.output {
                 taps[count] = (at / S % rows * row_floats, tap);
                 count += 1;
             }
