@@ -12,6 +12,7 @@
 
 mod backward;
 mod forward;
+mod input_sweep;
 #[cfg(test)]
 mod tests;
 
