@@ -71,7 +71,7 @@ pub trait Vector: Copy {
         let r = n.neg_mul_add(Self::splat(0.693_359_4), x);
         let r = n.neg_mul_add(Self::splat(-2.121_944_4e-4), r);
         let mut p = Self::splat(8.312_51e-3);
-        for c in [4.189_024_5e-2, 1.666_711_6e-1, 4.999_923_1e-1, 1.0, 1.0] {
+        for c in [4.189_024_5e-2, 1.666_711_6e-1, 4.999_923e-1, 1.0, 1.0] {
             p = p.mul_add(r, Self::splat(c));
         }
         p.times_power_of_two(n)
