@@ -399,6 +399,8 @@ mod tests {
         (0..count).map(|i| (((i + seed) * 7919 + i * i % 101 * 31) % 2003) as f32 / 1001.0 - 1.0).collect()
     }
 
+    /// NaN fails too.
+    #[allow(clippy::neg_cmp_op_on_partial_ord)]
     fn close(got: &[f32], expected: &[f64], scale: f64, what: &str) {
         for (i, (got, expected)) in got.iter().zip(expected).enumerate() {
             let error = (*got as f64 - expected).abs();

@@ -281,9 +281,9 @@ unsafe fn block<V: Vector, const K: usize, const S: usize, const B: usize>(
                     if const { COLUMN < (B - 1) * S + K } {
                         let a = V::load(ring.add(COLUMN * stride));
                         for (k, w) in w.iter().enumerate() {
-                            if COLUMN >= k && (COLUMN - k) % S == 0 && (COLUMN - k) / S < B {
-                                let j = (COLUMN - k) / S;
-                                sums[j] = a.mul_add(*w, sums[j]);
+                            let Some(at) = COLUMN.checked_sub(k) else { continue };
+                            if at.is_multiple_of(S) && at / S < B {
+                                sums[at / S] = a.mul_add(*w, sums[at / S]);
                             }
                         }
                     }

@@ -12,6 +12,7 @@
 
 mod backward;
 mod forward;
+mod input_sweep;
 #[cfg(test)]
 mod tests;
 
@@ -26,9 +27,8 @@ pub use forward::{forward, forward_workspace};
 
 /// Slices are cut at multiples of this: the lanes of the widest vector.
 const UNIT: usize = 16;
-/// Bytes of a task's ring: well within the L2 cache. Whole rows of all channels are worth more than a ring in
-/// the L1 cache, because memory is then read in one stream: slices of three cache lines in nine, over maps
-/// beyond the cache, took three times as long.
+/// Bytes of a task's ring: well within the L2 cache, so that most maps are read in whole rows of all channels,
+/// one stream of memory.
 const RING_BYTES: usize = 192 << 10;
 /// Channels of a slice: at least so many that rows are read by several cache lines at a time.
 const LEAST_SLICE: usize = 64;
@@ -215,14 +215,15 @@ unsafe fn accumulate<V: Vector>(value: V, to: *mut f32) {
 }
 
 /// Asks for the cache line `floats` on. The processor's own prefetching stops at every 4 KiB page and knows
-/// nothing of the next row.
+/// nothing of the next row. Into L2: fetched into L1, a row ahead, lines fall out before they are used and
+/// hold up the few misses that L1 can have under way (a quarter slower).
 #[inline(always)]
 fn prefetch(from: *const f32, floats: usize) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: a prefetch never faults, and SSE is part of the target.
     unsafe {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(floats).cast());
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T1>(from.wrapping_add(floats).cast());
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = (from, floats);
