@@ -6,8 +6,56 @@
 mod pointwise;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use pointwise::{NETWORKS, expand_backward, expand_forward, expand_layer, layers};
+use effnet::model::Block;
+use effnet::ops::{ExpandBackward, ExpandForward, Ops, PreviousBlock};
+use pointwise::{Case, Layer, NETWORKS, Setup, layers};
 use std::time::Duration;
+
+fn expand_layer(block: &Block) -> Option<Layer> {
+    let pixels = block.window.input_pixels();
+    block.expands.then_some(Layer { images: 0, pixels, wide: block.expanded, narrow: block.input })
+}
+
+fn expand_forward(layer: Layer) -> Case {
+    let mut s = Setup::default();
+    let (rows, inputs, outputs) = (layer.rows(), layer.narrow, layer.wide);
+    let pass = ExpandForward {
+        rows,
+        inputs,
+        outputs,
+        x: s.tensor(rows * inputs),
+        weight: s.param(outputs * inputs),
+        y: s.tensor(rows * outputs),
+        bn: s.batch_norm(rows, outputs),
+    };
+    let run = move |ops: &mut dyn Ops| ops.expand_forward(&pass).expect("runs");
+    Case::new("expand forward", layer, s, run, 1, layer.bytes(1, 1))
+}
+
+fn expand_backward(layer: Layer) -> Case {
+    let mut s = Setup::default();
+    let (rows, inputs, outputs) = (layer.rows(), layer.narrow, layer.wide);
+    let pass = ExpandBackward {
+        rows,
+        inputs,
+        outputs,
+        x: s.tensor(rows * inputs),
+        weight: s.param(outputs * inputs),
+        y: s.tensor(rows * outputs),
+        bn: s.batch_norm(rows, outputs),
+        du: s.tensor(rows * outputs),
+        dx: s.tensor(rows * inputs),
+        shortcut: Some(s.tensor(rows * inputs)),
+        previous: PreviousBlock {
+            y: s.tensor(rows * inputs),
+            bn: s.batch_norm(rows, inputs),
+            keep: Some(s.tensor(layer.images)),
+            pixels: layer.pixels,
+        },
+    };
+    let run = move |ops: &mut dyn Ops| ops.expand_backward(&pass).expect("runs");
+    Case::new("expand backward", layer, s, run, 2, layer.bytes(2, 4))
+}
 
 fn expand(criterion: &mut Criterion) {
     for (variant, resolution, images) in NETWORKS {

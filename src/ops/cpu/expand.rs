@@ -16,8 +16,8 @@ use super::batch_norm::{
     backward_coefficients, finish_statistics, finish_sums, statistics_floats, sums_floats,
 };
 use super::context::{Context, Shared, Workspace, part_of, workspace_floats};
-use super::gemm::rows::{Block, Statistics, TILE, batch_norm_backward, store, tiles};
-use super::gemm::{self, Panels, padded};
+use super::gemm::rows::{Block, Statistics, TILE, after, batch_norm_backward, store, tiles};
+use super::gemm::{self, Ahead, Panels, padded};
 use super::simd::{Vector, fence};
 use crate::dispatch;
 use crate::ops::{self, ExpandBackward, ExpandForward};
@@ -69,7 +69,17 @@ pub fn forward(cx: &Context, p: &ExpandForward) {
             for panel in panels.range(part_of(panels.count(), tasks.slices, slice)) {
                 let b = &packed[panel.first * depth..][..panel.width * depth];
                 let x = &x[tile.start * depth..tile.end * depth];
-                gemm::multiply(x, depth, tile.len(), b, panel.width, scratch, panel.width, false);
+                gemm::multiply(
+                    x,
+                    depth,
+                    tile.len(),
+                    b,
+                    panel.width,
+                    scratch,
+                    panel.width,
+                    false,
+                    &mut Ahead::none(),
+                );
                 store(scratch, panel.width, Block::of(&tile, panel, p.outputs), y, statistics);
             }
         }
@@ -92,7 +102,8 @@ impl BackwardTasks {
     /// rows for each narrow channel. `units` is the most groups there can be.
     pub fn new(rows: usize, units: usize, narrow: usize, wide: usize) -> BackwardTasks {
         let groups = (rows / (8 * narrow)).clamp(1, 64).min(units);
-        BackwardTasks { groups, slices: TASKS.div_ceil(groups).min(wide.div_ceil(PANEL)).max(1) }
+        let slices = if groups < 16 { TASKS.div_ceil(groups).min(wide.div_ceil(PANEL)) } else { 1 };
+        BackwardTasks { groups, slices }
     }
 }
 
@@ -105,10 +116,7 @@ struct Backward {
 impl Backward {
     fn new(p: &ExpandBackward) -> Backward {
         let tiles = p.rows.div_ceil(TILE);
-        let mut weights = BackwardTasks::new(p.rows, tiles, p.inputs, p.outputs);
-        if weights.groups >= 16 {
-            weights.slices = 1;
-        }
+        let weights = BackwardTasks::new(p.rows, tiles, p.inputs, p.outputs);
         let data = tiles.max((p.rows / 32).min(TASKS)).clamp(1, GROUPS);
         Backward { weights, data: if weights.slices == 1 { weights.groups } else { data } }
     }
@@ -215,6 +223,10 @@ impl BackwardPass<'_> {
         }
         for tile in tiles(rows.clone()) {
             let x = &self.x[tile.start * inputs..tile.end * inputs];
+            // Where one task does all, the next tile's du and y come while this tile's products run.
+            let next = after(&tile, &rows);
+            let next = if data.is_some() { next.start * outputs..next.end * outputs } else { 0..0 };
+            let mut ahead = (Ahead::new(self.du, next.clone()), Ahead::new(self.y, next));
             let mut number = panels.start;
             while number < panels.end {
                 let chunk = self.chunk(number, panels.end);
@@ -228,7 +240,7 @@ impl BackwardPass<'_> {
                 };
                 batch_norm_backward(self.du, self.y, block, &[], self.coefficients, dy, chunk.1);
                 if data.is_some() {
-                    self.add_data(&tile, block, number > panels.start, dy, chunk.1, dx);
+                    self.add_data(&tile, block, number > panels.start, dy, chunk.1, dx, &mut ahead.0);
                 }
                 if let Some(gradient) = &gradient {
                     for panel in self.wide.range(number..chunk.0) {
@@ -248,6 +260,7 @@ impl BackwardPass<'_> {
                             to,
                             width,
                             add,
+                            &mut ahead.1,
                         );
                     }
                 }
@@ -270,6 +283,7 @@ impl BackwardPass<'_> {
     }
 
     /// dx (+)= dy·W for a block of wide channels.
+    #[allow(clippy::too_many_arguments)]
     fn add_data(
         &self,
         tile: &Range<usize>,
@@ -278,12 +292,13 @@ impl BackwardPass<'_> {
         dy: &[f32],
         stride: usize,
         dx: &mut [f32],
+        ahead: &mut Ahead,
     ) {
         for panel in self.narrow.iter() {
             let start = panel.first * self.p.outputs + block.column * panel.width;
             let b = &self.packed[start..start + block.columns * panel.width];
             let to = &mut dx[panel.first..];
-            gemm::multiply(dy, stride, tile.len(), b, panel.width, to, self.narrow.padded(), add);
+            gemm::multiply(dy, stride, tile.len(), b, panel.width, to, self.narrow.padded(), add, ahead);
         }
     }
 
@@ -370,7 +385,7 @@ fn finish_body<V: Vector>(
             let normalised_sum = sums.part(at..at + count).as_mut_ptr();
             let mut plain = V::load_some(plain_sum, count);
             let mut normalised = V::load_some(normalised_sum, count);
-            for row in 0..block.rows {
+            for (row, &factor) in factors[..block.rows].iter().enumerate() {
                 let at = block.range(row).start + first;
                 let mut value = V::load(from.as_ptr().add(row * stride + first));
                 if let Some(shortcut) = previous.shortcut {
@@ -378,7 +393,7 @@ fn finish_body<V: Vector>(
                 }
                 let to = dx.part(at..at + count).as_mut_ptr();
                 value.store_some(to, count, false);
-                let du = value.mul(V::splat(factors[row]));
+                let du = value.mul(V::splat(factor));
                 let yhat = V::load_some(previous.y.as_ptr().add(at), count).sub(mean).mul(r);
                 plain = plain.add(du);
                 normalised = du.mul_add(yhat, normalised);

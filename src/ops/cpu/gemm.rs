@@ -12,6 +12,8 @@
 mod kernel;
 pub mod rows;
 
+pub use kernel::Ahead;
+
 use std::ops::Range;
 
 use super::context::{Context, Shared};
@@ -212,13 +214,13 @@ pub fn add_weight_gradient(
 dispatch! {
     fn multiply_vectors(
         a: &[f32], a_stride: usize, rows: usize, b: &[f32], width: usize,
-        c: &mut [f32], c_stride: usize, add: bool
+        c: &mut [f32], c_stride: usize, add: bool, ahead: &mut Ahead
     ) => multiply_body;
 
     /// C[count, width] = A[depth, count]ᵀ·B[depth, width], or C += where `add`.
     pub fn multiply_transposed(
         a: &[f32], a_stride: usize, count: usize, depth: usize, b: &[f32], b_stride: usize, width: usize,
-        c: &mut [f32], c_stride: usize, add: bool
+        c: &mut [f32], c_stride: usize, add: bool, ahead: &mut Ahead
     ) => multiply_transposed_body;
 }
 
@@ -234,13 +236,14 @@ pub fn multiply(
     c: &mut [f32],
     c_stride: usize,
     add: bool,
+    ahead: &mut Ahead,
 ) {
     #[cfg(target_arch = "x86_64")]
     if level() == Level::Avx512 && !width.is_multiple_of(16) {
         // SAFETY: this level means AVX-512F and VL, AVX2 and FMA.
-        return unsafe { multiply_half(a, a_stride, rows, b, width, c, c_stride, add) };
+        return unsafe { multiply_half(a, a_stride, rows, b, width, c, c_stride, add, ahead) };
     }
-    multiply_vectors(a, a_stride, rows, b, width, c, c_stride, add);
+    multiply_vectors(a, a_stride, rows, b, width, c, c_stride, add, ahead);
 }
 
 /// [`multiply`] with eight lanes, and the 32 registers that they too have with AVX-512.
@@ -256,8 +259,9 @@ fn multiply_half(
     c: &mut [f32],
     c_stride: usize,
     add: bool,
+    ahead: &mut Ahead,
 ) {
-    multiply_sized::<super::simd::Avx2, 32>(a, a_stride, rows, b, width, c, c_stride, add);
+    multiply_sized::<super::simd::Avx2, 32>(a, a_stride, rows, b, width, c, c_stride, add, ahead);
 }
 
 /// Panics where a matrix of these dimensions does not lie within `len` floats.
@@ -276,11 +280,12 @@ fn multiply_body<V: Vector>(
     c: &mut [f32],
     c_stride: usize,
     add: bool,
+    ahead: &mut Ahead,
 ) {
     match V::REGISTERS {
-        32 => multiply_sized::<V, 32>(a, a_stride, rows, b, width, c, c_stride, add),
-        16 => multiply_sized::<V, 16>(a, a_stride, rows, b, width, c, c_stride, add),
-        _ => multiply_sized::<V, 8>(a, a_stride, rows, b, width, c, c_stride, add),
+        32 => multiply_sized::<V, 32>(a, a_stride, rows, b, width, c, c_stride, add, ahead),
+        16 => multiply_sized::<V, 16>(a, a_stride, rows, b, width, c, c_stride, add, ahead),
+        _ => multiply_sized::<V, 8>(a, a_stride, rows, b, width, c, c_stride, add, ahead),
     }
 }
 
@@ -295,14 +300,16 @@ fn multiply_sized<V: Vector, const REGISTERS: usize>(
     c: &mut [f32],
     c_stride: usize,
     add: bool,
+    ahead: &mut Ahead,
 ) {
     let depth = b.len() / width;
     check(a.len(), rows, depth, a_stride);
     check(c.len(), rows, width, c_stride);
     let (a, b, c) = (a.as_ptr(), b.as_ptr(), c.as_mut_ptr());
-    let operands = kernel::Operands { a, a_stride, b, b_stride: width, depth, c, c_stride, add };
+    let operands =
+        kernel::Operands { a, a_stride, b, b_stride: width, depth, c, c_stride, add, ahead: *ahead };
     // SAFETY: the operands lie within their slices by the checks above.
-    unsafe { by_width::<V, REGISTERS, false>(operands, rows, width) };
+    *ahead = unsafe { by_width::<V, REGISTERS, false>(operands, rows, width) };
 }
 
 #[inline(always)]
@@ -318,18 +325,19 @@ fn multiply_transposed_body<V: Vector>(
     c: &mut [f32],
     c_stride: usize,
     add: bool,
+    ahead: &mut Ahead,
 ) {
     check(a.len(), depth, count, a_stride);
     check(b.len(), depth, width, b_stride);
     check(c.len(), count, width, c_stride);
     let (a, b, c) = (a.as_ptr(), b.as_ptr(), c.as_mut_ptr());
-    let operands = kernel::Operands { a, a_stride, b, b_stride, depth, c, c_stride, add };
+    let operands = kernel::Operands { a, a_stride, b, b_stride, depth, c, c_stride, add, ahead: *ahead };
     // SAFETY: the operands lie within their slices by the checks above.
-    match V::REGISTERS {
+    *ahead = match V::REGISTERS {
         32 => unsafe { by_width::<V, 32, true>(operands, count, width) },
         16 => unsafe { by_width::<V, 16, true>(operands, count, width) },
         _ => unsafe { by_width::<V, 8, true>(operands, count, width) },
-    }
+    };
 }
 
 /// # Safety
@@ -339,7 +347,7 @@ unsafe fn by_width<V: Vector, const REGISTERS: usize, const TRANSPOSED: bool>(
     o: kernel::Operands,
     rows: usize,
     width: usize,
-) {
+) -> Ahead {
     // SAFETY: the caller's promise.
     unsafe {
         match width / V::LANES {
@@ -387,12 +395,42 @@ mod tests {
             }
             let stride = panel.width + 3;
             let mut whole = vec![f32::NAN; m * stride];
-            multiply_body::<V>(&a, k, m, &packed, panel.width, &mut whole, stride, false);
+            multiply_body::<V>(
+                &a,
+                k,
+                m,
+                &packed,
+                panel.width,
+                &mut whole,
+                stride,
+                false,
+                &mut Ahead::new(&a, 0..a.len()),
+            );
             let mut pieces = vec![f32::NAN; m * stride];
             let cut = k / 2 * panel.width;
-            multiply_body::<V>(&a, k, m, &packed[..cut], panel.width, &mut pieces, stride, false);
+            multiply_body::<V>(
+                &a,
+                k,
+                m,
+                &packed[..cut],
+                panel.width,
+                &mut pieces,
+                stride,
+                false,
+                &mut Ahead::none(),
+            );
             let rest = &a[k / 2..];
-            multiply_body::<V>(rest, k, m, &packed[cut..], panel.width, &mut pieces, stride, true);
+            multiply_body::<V>(
+                rest,
+                k,
+                m,
+                &packed[cut..],
+                panel.width,
+                &mut pieces,
+                stride,
+                true,
+                &mut Ahead::none(),
+            );
             let mut transposed = vec![f32::NAN; m * stride];
             let width = panel.width;
             multiply_transposed_body::<V>(
@@ -406,6 +444,7 @@ mod tests {
                 &mut transposed,
                 stride,
                 false,
+                &mut Ahead::none(),
             );
             for i in 0..m {
                 for j in 0..panel.columns {
@@ -454,10 +493,10 @@ mod tests {
         let (a, b) = (values(40 * k, 3), values(k * Panels::new(32).panel(0).width, 4));
         let width = Panels::new(32).panel(0).width;
         let mut all = vec![0.0; 40 * width];
-        multiply(&a, k, 40, &b, width, &mut all, width, false);
+        multiply(&a, k, 40, &b, width, &mut all, width, false, &mut Ahead::none());
         for rows in 1..40 {
             let mut some = vec![0.0; rows * width];
-            multiply(&a, k, rows, &b, width, &mut some, width, false);
+            multiply(&a, k, rows, &b, width, &mut some, width, false, &mut Ahead::none());
             assert_eq!(some, all[..rows * width], "{rows} rows");
         }
         assert_eq!(panel.first, 0);

@@ -14,8 +14,8 @@ use std::ops::Range;
 use super::batch_norm::{backward_coefficients, finish_statistics, statistics_floats};
 use super::context::{Context, Shared, Workspace, part_of, workspace_floats};
 use super::expand::{BackwardTasks, GROUPS, PANEL, TASKS, row_factors};
-use super::gemm::rows::{Block, STREAM, Statistics, TILE, batch_norm_backward, store, tiles};
-use super::gemm::{self, Panels, padded};
+use super::gemm::rows::{Block, STREAM, Statistics, TILE, after, batch_norm_backward, store, tiles};
+use super::gemm::{self, Ahead, Panels, padded};
 use super::simd::{Vector, fence, prefetch};
 use crate::dispatch;
 use crate::ops::{self, ProjectBackward, ProjectForward};
@@ -56,6 +56,9 @@ pub fn forward(cx: &Context, p: &ProjectForward) {
         let (a, out) = scratch.split_at_mut(TILE * CHUNK);
         let own = part_of(rows, groups, group);
         for tile in tiles(own.clone()) {
+            // The next tile's x comes while this tile's products run.
+            let next = after(&tile, &own);
+            let mut ahead = Ahead::new(input.x, next.start * depth..next.end * depth);
             for first in (0..depth).step_by(CHUNK) {
                 let columns = CHUNK.min(depth - first);
                 let block =
@@ -65,7 +68,7 @@ pub fn forward(cx: &Context, p: &ProjectForward) {
                     let start = panel.first * depth + first * panel.width;
                     let b = &packed[start..start + columns * panel.width];
                     let out = &mut out[panel.first..];
-                    gemm::multiply(a, CHUNK, tile.len(), b, panel.width, out, stride, first > 0);
+                    gemm::multiply(a, CHUNK, tile.len(), b, panel.width, out, stride, first > 0, &mut ahead);
                 }
             }
             let start = group * statistics_floats(1, p.outputs);
@@ -284,20 +287,19 @@ impl BackwardPass<'_> {
             let rows = self.units.rows(unit).start..self.units.rows(end - 1).end;
             // Tiles of one unit, or one tile of several units.
             for tile in tiles(rows) {
-                let add = tile.start > self.units.rows(own.start).start;
-                self.tile(group, unit..end, &tile, add, panels.clone(), scratch);
+                self.tile(group, &own, unit..end, &tile, panels.clone(), scratch);
             }
             unit = end;
         }
     }
 
-    /// One tile; `add` where the task's weight gradient has begun.
+    /// One tile, of these of the task's `own` units.
     fn tile(
         &self,
         group: usize,
+        own: &Range<usize>,
         units: Range<usize>,
         tile: &Range<usize>,
-        add: bool,
         panels: Range<usize>,
         scratch: &mut [f32],
     ) {
@@ -311,12 +313,22 @@ impl BackwardPass<'_> {
             Block { row: tile.start, rows: tile.len(), column: 0, columns: outputs, channels: outputs };
         batch_norm_backward(self.dout, self.y, narrow, factors, self.coefficients, dy, stride);
         let size = outputs * self.wide.padded();
+        let sequential = panels.len() == self.wide.count();
+        let mut ahead = if sequential {
+            let last = self.units.rows(own.end - 1).end;
+            let next = after(tile, &(tile.start..last));
+            Ahead::new(self.input.x, next.start * self.p.inputs..next.end * self.p.inputs)
+        } else {
+            Ahead::none()
+        };
         for panel in self.wide.range(panels) {
             let (start, width) = (panel.first * outputs, panel.width);
             let b = &self.packed[start..start + outputs * width];
             let block = Block::of(tile, panel, self.p.inputs);
-            prefetch_block(self.input.x, block);
-            gemm::multiply(dy, stride, tile.len(), b, width, da, width, false);
+            if !sequential {
+                prefetch_block(self.input.x, block);
+            }
+            gemm::multiply(dy, stride, tile.len(), b, width, da, width, false, &mut ahead);
             let rows = BackwardTile {
                 block,
                 units: units.clone(),
@@ -327,9 +339,22 @@ impl BackwardPass<'_> {
             };
             backward_tile(self.input, &rows, a);
             let start = group * size + start;
+            let add = tile.start > self.units.rows(own.start).start;
             // SAFETY: each task has its own panels of its group's gradient.
             let to = unsafe { self.gradients.part(start..start + outputs * width) };
-            gemm::multiply_transposed(dy, stride, outputs, tile.len(), a, width, width, to, width, add);
+            gemm::multiply_transposed(
+                dy,
+                stride,
+                outputs,
+                tile.len(),
+                a,
+                width,
+                width,
+                to,
+                width,
+                add,
+                &mut ahead,
+            );
         }
     }
 }

@@ -319,7 +319,9 @@ impl Vector for Avx2 {
     }
     #[inline(always)]
     unsafe fn stream(self, to: *mut f32) {
-        unsafe { if to as usize % 32 == 0 { _mm256_stream_ps(to, self.0) } else { self.store(to) } }
+        unsafe {
+            if (to as usize).is_multiple_of(32) { _mm256_stream_ps(to, self.0) } else { self.store(to) }
+        }
     }
     #[inline(always)]
     fn sum(self) -> f32 {
@@ -430,7 +432,9 @@ impl Vector for Avx512 {
     }
     #[inline(always)]
     unsafe fn stream(self, to: *mut f32) {
-        unsafe { if to as usize % 64 == 0 { _mm512_stream_ps(to, self.0) } else { self.store(to) } }
+        unsafe {
+            if (to as usize).is_multiple_of(64) { _mm512_stream_ps(to, self.0) } else { self.store(to) }
+        }
     }
     #[inline(always)]
     fn scale(self, exponent: Self) -> Self {

@@ -1,5 +1,8 @@
 //! What happens to a block of rows before and after a product, while it is in the cache.
 
+// Plain indices into arrays of registers: iterators with closures may end as calls (see `simd`).
+#![allow(clippy::needless_range_loop)]
+
 use super::Panel;
 use crate::dispatch;
 use crate::ops::cpu::context::{Shared, part_of};
@@ -17,6 +20,11 @@ pub fn tiles(rows: Range<usize>) -> impl Iterator<Item = Range<usize>> {
         let part = part_of(rows.len(), count, number);
         rows.start + part.start..rows.start + part.end
     })
+}
+
+/// The rows that follow a tile, as many at most, of a task's `rows`.
+pub fn after(tile: &Range<usize>, rows: &Range<usize>) -> Range<usize> {
+    tile.end..(tile.end + tile.len()).min(rows.end)
 }
 
 /// Floats of a tensor that no cache is expected to hold until the next pass reads it: 16 MiB.
