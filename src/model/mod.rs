@@ -6,6 +6,7 @@ pub mod family;
 pub mod initialise;
 pub mod params;
 pub mod summary;
+pub mod weights;
 
 pub use architecture::{Architecture, BatchNormConfig, Block, ModelError, Padding, Window};
 pub use family::Variant;

@@ -1,0 +1,276 @@
+//! The run directory: which files a run makes, and how they are replaced.
+//!
+//! A checkpoint is written to `checkpoint.bin.tmp`, forced to disk, and renamed, so at every moment
+//! `checkpoint.bin` is a whole file. `best.bin` and the numbered checkpoints are further names (hard links,
+//! copies where there are none) of the same file, given *before* the rename: a run killed in between repeats
+//! those steps on resume and gives the same names to the same bytes.
+//!
+//! The directory is locked while a run uses it. The lock goes with the process, however it ends.
+
+use std::ffi::OsString;
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use super::{CheckpointError, Metadata, Snapshot, write};
+use crate::model::ParamTable;
+
+/// What saving needs of a file system; the tests have one that fails.
+pub trait Files {
+    type File: Write;
+    fn create(&self, path: &Path) -> io::Result<Self::File>;
+    /// Forces a file's content to disk.
+    fn sync(&self, file: &Self::File) -> io::Result<()>;
+    /// Forces a directory's names to disk.
+    fn sync_directory(&self, path: &Path) -> io::Result<()>;
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// Gives a file a second name that is not taken.
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()>;
+    fn remove(&self, path: &Path) -> io::Result<()>;
+}
+
+/// The real one.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Disk;
+
+impl Files for Disk {
+    type File = File;
+
+    fn create(&self, path: &Path) -> io::Result<File> {
+        File::create(path)
+    }
+
+    fn sync(&self, file: &File) -> io::Result<()> {
+        file.sync_all()
+    }
+
+    fn sync_directory(&self, path: &Path) -> io::Result<()> {
+        if cfg!(unix) { File::open(path)?.sync_all() } else { Ok(()) }
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::rename(from, to)
+    }
+
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        // Some file systems know no hard links: there the second name is a copy.
+        fs::hard_link(from, to).or_else(|_| {
+            fs::copy(from, to)?;
+            File::open(to)?.sync_all()
+        })
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        fs::remove_file(path)
+    }
+}
+
+/// A run directory that cannot be used as asked.
+#[derive(Debug, thiserror::Error)]
+pub enum DirectoryError {
+    #[error("{}: {error}", path.display())]
+    Io { path: PathBuf, error: io::Error },
+    #[error("{} already holds a run: --resume goes on with it, --force replaces it, --out names another place",
+        dir.display())]
+    Taken { dir: PathBuf },
+    #[error("{}: nothing to resume here; leave out --resume to start a run", dir.display())]
+    NothingToResume { dir: PathBuf },
+    #[error("{}: checkpoint.bin is missing though the run had begun; copy best.bin or a numbered checkpoint to \
+        checkpoint.bin to go on from it", dir.display())]
+    CheckpointMissing { dir: PathBuf },
+    #[error("{}: another effnet-train is running here", dir.display())]
+    InUse { dir: PathBuf },
+}
+
+/// What a directory holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Found {
+    Nothing,
+    /// A recipe and no checkpoint: the run was killed before its first was written.
+    Begun,
+    Checkpoint,
+    /// Results without a checkpoint to go on from.
+    Broken,
+}
+
+/// The files of one run.
+#[derive(Debug)]
+pub struct RunDirectory<F: Files = Disk> {
+    dir: PathBuf,
+    files: F,
+    _lock: Option<File>,
+}
+
+impl RunDirectory {
+    /// The directory as it is; nothing is created, locked or changed.
+    pub fn at(dir: &Path) -> RunDirectory {
+        RunDirectory::with_files(dir, Disk)
+    }
+
+    /// Makes the directory where needed, locks it, and removes what a killed run left half written.
+    ///
+    /// # Errors
+    /// A directory that cannot be written, or that another run uses.
+    pub fn open(dir: &Path) -> Result<RunDirectory, DirectoryError> {
+        let failed = |error| DirectoryError::Io { path: dir.to_owned(), error };
+        fs::create_dir_all(dir).map_err(failed)?;
+        let handle = File::open(dir).map_err(failed)?;
+        match handle.try_lock() {
+            Err(TryLockError::WouldBlock) => return Err(DirectoryError::InUse { dir: dir.to_owned() }),
+            // A file system without locks is no reason not to train.
+            Ok(()) | Err(TryLockError::Error(_)) => {}
+        }
+        let run = RunDirectory { dir: dir.to_owned(), files: Disk, _lock: Some(handle) };
+        for name in run.names().map_err(failed)? {
+            if name.ends_with(".tmp") && is_ours(name.trim_end_matches(".tmp")) {
+                run.remove_if_there(&dir.join(name)).map_err(failed)?;
+            }
+        }
+        Ok(run)
+    }
+
+    /// Removes the files that a run makes, and no others.
+    pub fn clear(&self) -> Result<(), DirectoryError> {
+        let failed = |error| DirectoryError::Io { path: self.dir.clone(), error };
+        for name in self.names().map_err(failed)? {
+            if is_ours(&name) {
+                self.remove_if_there(&self.dir.join(name)).map_err(failed)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether a run makes a file of this name.
+fn is_ours(name: &str) -> bool {
+    const NAMES: [&str; 5] = ["checkpoint.bin", "best.bin", "log.jsonl", "recipe.toml", "curves.svg"];
+    NAMES.contains(&name) || step_of(name).is_some()
+}
+
+/// The step in `checkpoint-00001234.bin`.
+fn step_of(name: &str) -> Option<u64> {
+    let digits = name.strip_prefix("checkpoint-")?.strip_suffix(".bin")?;
+    (digits.len() >= 8 && digits.bytes().all(|b| b.is_ascii_digit())).then(|| digits.parse().ok())?
+}
+
+impl<F: Files> RunDirectory<F> {
+    /// For saving through another file system.
+    pub fn with_files(dir: &Path, files: F) -> RunDirectory<F> {
+        RunDirectory { dir: dir.to_owned(), files, _lock: None }
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.dir
+    }
+
+    pub fn checkpoint(&self) -> PathBuf {
+        self.dir.join("checkpoint.bin")
+    }
+
+    pub fn best(&self) -> PathBuf {
+        self.dir.join("best.bin")
+    }
+
+    pub fn log(&self) -> PathBuf {
+        self.dir.join("log.jsonl")
+    }
+
+    pub fn recipe(&self) -> PathBuf {
+        self.dir.join("recipe.toml")
+    }
+
+    pub fn numbered(&self, step: u64) -> PathBuf {
+        self.dir.join(format!("checkpoint-{step:08}.bin"))
+    }
+
+    /// Steps of the numbered checkpoints, rising.
+    pub fn numbered_steps(&self) -> io::Result<Vec<u64>> {
+        let mut steps: Vec<u64> = self.names()?.iter().filter_map(|name| step_of(name)).collect();
+        steps.sort_unstable();
+        Ok(steps)
+    }
+
+    /// What is there.
+    pub fn found(&self) -> Found {
+        let results = self.best().exists()
+            || fs::metadata(self.log()).is_ok_and(|log| log.len() > 0)
+            || self.numbered_steps().is_ok_and(|steps| !steps.is_empty());
+        match (self.checkpoint().exists(), results, self.recipe().exists()) {
+            (true, _, _) => Found::Checkpoint,
+            (_, true, _) => Found::Broken,
+            (_, _, true) => Found::Begun,
+            _ => Found::Nothing,
+        }
+    }
+
+    /// Saves a checkpoint as the latest, with `best` as the best too, and with `keep` above 0 under its number,
+    /// of which the last `keep` stay.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Write`]; then the previous checkpoint is what it was.
+    pub fn save(
+        &self,
+        metadata: &Metadata,
+        table: &ParamTable,
+        state: &Snapshot,
+        best: bool,
+        keep: usize,
+    ) -> Result<(), CheckpointError> {
+        let latest = self.checkpoint();
+        let temporary = with_suffix(&latest, ".tmp");
+        let saved = (|| {
+            let mut file = self.files.create(&temporary)?;
+            write(&mut file, metadata, table, state)?;
+            self.files.sync(&file)?;
+            drop(file);
+            if best {
+                self.name_too(&temporary, &self.best())?;
+            }
+            if keep > 0 && metadata.step > 0 {
+                self.name_too(&temporary, &self.numbered(metadata.step))?;
+            }
+            self.files.rename(&temporary, &latest)?;
+            self.files.sync_directory(&self.dir)
+        })();
+        saved.map_err(|error| {
+            let _ = self.files.remove(&temporary);
+            CheckpointError::Write { path: latest.clone(), error, intact: latest.exists() }
+        })?;
+        // The new one is safe: now the oldest may go. One that cannot be removed does no harm.
+        let old = self.numbered_steps().unwrap_or_default();
+        if keep > 0 && old.len() > keep {
+            for &step in &old[..old.len() - keep] {
+                let _ = self.files.remove(&self.numbered(step));
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives the file a second name, replacing what had it, in one stroke.
+    fn name_too(&self, file: &Path, name: &Path) -> io::Result<()> {
+        let temporary = with_suffix(name, ".tmp");
+        self.remove_if_there(&temporary)?;
+        self.files.link(file, &temporary)?;
+        self.files.rename(&temporary, name).inspect_err(|_| {
+            let _ = self.files.remove(&temporary);
+        })
+    }
+
+    fn remove_if_there(&self, path: &Path) -> io::Result<()> {
+        match self.files.remove(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other,
+        }
+    }
+
+    fn names(&self) -> io::Result<Vec<String>> {
+        let entries = fs::read_dir(&self.dir)?;
+        entries.filter_map(|entry| entry.map(|e| e.file_name().into_string().ok()).transpose()).collect()
+    }
+}
+
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name: OsString = path.as_os_str().to_owned();
+    name.push(suffix);
+    PathBuf::from(name)
+}

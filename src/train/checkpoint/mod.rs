@@ -1,0 +1,337 @@
+//! Checkpoints: all of a run's state in one safetensors file.
+//!
+//! The file holds the model under timm's names, the moving average under `ema.`, the optimiser's buffers under
+//! `optimizer.mean_square.` and `optimizer.momentum.`, and one metadata key, `effnet`: [`Metadata`] as JSON with
+//! sorted keys. Equal runs write equal files, so nothing stands in it that may differ between them: no clock, no
+//! thread count, no path.
+//!
+//! Reading accepts a file only as it was written. The header is rendered again from what it says and compared
+//! byte for byte, which settles names, types, shapes and order; a checksum over header and data settles the
+//! rest. So a change of any single byte is an error, never other weights.
+
+mod files;
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+pub use files::{DirectoryError, Disk, Files, Found, RunDirectory};
+
+use super::events::Best;
+use super::recipe::Recipe;
+use crate::data::{CropMode, Normalise};
+use crate::model::weights::{Listed, header, listing, prefixed};
+use crate::model::{Architecture, BatchNormConfig, Padding, ParamTable, Variant};
+
+const FORMAT: &str = "effnet checkpoint";
+const KEY: &str = "effnet";
+/// Raised when an older program could misread the file.
+pub const VERSION: u64 = 1;
+/// The checksum's place while it is computed.
+const NO_CHECKSUM: &str = "00000000";
+/// No header is longer; B7's is a third of a megabyte.
+const HEADER_LIMIT: u64 = 64 << 20;
+
+/// What a checkpoint says about itself. Written with sorted keys.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Metadata {
+    pub format: String,
+    pub version: u64,
+    pub model: Variant,
+    /// Class names; a label is an index into them.
+    pub classes: Vec<String>,
+    pub resolution: usize,
+    pub padding: Padding,
+    pub batch_norm: BatchNormConfig,
+    pub crop: CropMode,
+    pub normalise: Normalise,
+    pub recipe: Recipe,
+    /// Optimiser steps done, of how many.
+    pub step: u64,
+    pub steps: u64,
+    /// Epochs done.
+    pub epoch: f64,
+    pub seed: u64,
+    /// Fingerprint of the dataset.
+    pub data: String,
+    /// Step of the last evaluation; 0 before the first. Behind its due step only in a run that was interrupted
+    /// while it evaluated.
+    pub evaluated: u64,
+    pub best: Option<Best>,
+    /// CRC-32 of the header with this field zero, and of the data.
+    pub checksum: String,
+}
+
+impl Metadata {
+    /// Of a run that has not begun.
+    pub fn new(
+        recipe: &Recipe,
+        classes: Vec<String>,
+        normalise: Normalise,
+        data: String,
+        steps: u64,
+    ) -> Self {
+        Metadata {
+            format: FORMAT.into(),
+            version: VERSION,
+            model: recipe.model,
+            classes,
+            resolution: recipe.resolution,
+            padding: recipe.padding,
+            batch_norm: BatchNormConfig { momentum: recipe.bn_momentum, eps: recipe.bn_eps },
+            crop: recipe.crop,
+            normalise,
+            recipe: recipe.clone(),
+            step: 0,
+            steps,
+            epoch: 0.0,
+            seed: recipe.seed,
+            data,
+            evaluated: 0,
+            best: None,
+            checksum: NO_CHECKSUM.into(),
+        }
+    }
+
+    /// The network that the weights belong to; none where the fields contradict each other.
+    pub fn architecture(&self) -> Option<Architecture> {
+        let again =
+            Metadata::new(&self.recipe, self.classes.clone(), self.normalise, self.data.clone(), self.steps);
+        let Metadata { step, epoch, evaluated, best, checksum, .. } = self.clone();
+        let sane = self.resolution <= 1 << 14 && self.recipe.validate().is_ok();
+        (sane && *self == Metadata { step, epoch, evaluated, best, checksum, ..again })
+            .then(|| self.recipe.architecture(self.classes.len()).ok())
+            .flatten()
+    }
+
+    fn json(&self) -> String {
+        // By way of a value, whose objects are sorted.
+        serde_json::to_value(self).map(|value| value.to_string()).unwrap_or_default()
+    }
+}
+
+/// The numbers of a run, as flat buffers in the parameter table's order.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Snapshot {
+    /// The table's total length.
+    pub parameters: Vec<f32>,
+    /// Total length, or empty where no average is kept.
+    pub ema: Vec<f32>,
+    /// The trainable length, both.
+    pub mean_square: Vec<f32>,
+    pub momentum: Vec<f32>,
+}
+
+impl Snapshot {
+    /// Zeroed buffers of the right lengths.
+    pub fn new(table: &ParamTable, ema: bool) -> Snapshot {
+        Snapshot {
+            parameters: vec![0.0; table.total()],
+            ema: vec![0.0; if ema { table.total() } else { 0 }],
+            mean_square: vec![0.0; table.trainable()],
+            momentum: vec![0.0; table.trainable()],
+        }
+    }
+
+    /// In the file's order.
+    fn sections(&self) -> [&Vec<f32>; 4] {
+        [&self.parameters, &self.ema, &self.mean_square, &self.momentum]
+    }
+
+    fn sections_mut(&mut self) -> [&mut Vec<f32>; 4] {
+        [&mut self.parameters, &mut self.ema, &mut self.mean_square, &mut self.momentum]
+    }
+
+    /// The first tensor with a value that is not finite.
+    pub fn first_not_finite(&self, table: &ParamTable) -> Option<String> {
+        let prefixes = ["", "ema.", "optimizer.mean_square.", "optimizer.momentum."];
+        self.sections().into_iter().zip(prefixes).find_map(|(values, prefix)| {
+            first_not_finite(values, table).map(|name| format!("{prefix}{name}"))
+        })
+    }
+}
+
+/// The first tensor of a flat buffer (of the total or the trainable length) with a value that is not finite.
+pub fn first_not_finite<'a>(values: &[f32], table: &'a ParamTable) -> Option<&'a str> {
+    if values.iter().all(|v| v.is_finite()) {
+        return None;
+    }
+    let entries = table.entries().iter().filter(|entry| entry.range().end <= values.len());
+    let mut bad = entries.filter(|entry| !values[entry.range()].iter().all(|v| v.is_finite()));
+    bad.next().map(|entry| entry.name.as_str())
+}
+
+/// A checkpoint that was read.
+#[derive(Clone, Debug)]
+pub struct Checkpoint {
+    pub metadata: Metadata,
+    pub architecture: Architecture,
+    pub state: Snapshot,
+}
+
+/// What can be wrong with a checkpoint, or with saving one. One line each.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    #[error("{}: {error}", path.display())]
+    Read { path: PathBuf, error: io::Error },
+    #[error("{}: truncated: {problem}; go on from another checkpoint of the run", path.display())]
+    Truncated { path: PathBuf, problem: String },
+    #[error("{}: damaged: {problem}; go on from another checkpoint of the run", path.display())]
+    Altered { path: PathBuf, problem: String },
+    #[error("{}: not an effnet checkpoint: {problem}", path.display())]
+    Foreign { path: PathBuf, problem: &'static str },
+    #[error("{}: written by a newer effnet (format {version}; this one reads up to {VERSION}): update effnet",
+        path.display())]
+    Newer { path: PathBuf, version: u64 },
+    #[error("cannot save {}: {error}; {}", path.display(), remedy(*intact))]
+    Write { path: PathBuf, error: io::Error, intact: bool },
+}
+
+fn remedy(intact: bool) -> &'static str {
+    match intact {
+        true => "the previous checkpoint is intact: make room, then go on with --resume",
+        false => "no checkpoint was written",
+    }
+}
+
+/// All tensors of a file.
+fn tensors(table: &ParamTable, ema: bool) -> Vec<Listed> {
+    let mut list = listing(table);
+    let trainable = || table.entries().iter().filter(|entry| entry.role.trainable());
+    if ema {
+        list.extend(table.entries().iter().map(|entry| prefixed("ema.", entry)));
+    }
+    for prefix in ["optimizer.mean_square.", "optimizer.momentum."] {
+        list.extend(trainable().map(|entry| prefixed(prefix, entry)));
+    }
+    list
+}
+
+/// The header with the given checksum in it.
+fn render(metadata: &Metadata, checksum: &str, list: &[Listed]) -> Vec<u8> {
+    let metadata = Metadata { checksum: checksum.into(), ..metadata.clone() };
+    header((KEY, &metadata.json()), list)
+}
+
+/// Writes a checkpoint as a stream: nothing is copied, the checksum is taken in a first sweep.
+///
+/// # Errors
+/// The writer's.
+pub fn write(
+    out: &mut impl Write,
+    metadata: &Metadata,
+    table: &ParamTable,
+    state: &Snapshot,
+) -> io::Result<()> {
+    let list = tensors(table, !state.ema.is_empty());
+    let counters = vec![metadata.step as i64; table.batch_norms().count()];
+    let mut crc = crc32fast::Hasher::new();
+    crc.update(&render(metadata, NO_CHECKSUM, &list));
+    crc.update(bytemuck::cast_slice(&counters));
+    for section in state.sections() {
+        crc.update(bytemuck::cast_slice(section));
+    }
+    out.write_all(&render(metadata, &format!("{:08x}", crc.finalize()), &list))?;
+    out.write_all(bytemuck::cast_slice(&counters))?;
+    for section in state.sections() {
+        out.write_all(bytemuck::cast_slice(section))?;
+    }
+    out.flush()
+}
+
+/// Reads and checks a checkpoint.
+///
+/// # Errors
+/// [`CheckpointError`], naming the file and what is wrong with it.
+pub fn read(path: &Path) -> Result<Checkpoint, CheckpointError> {
+    let failed = |error| CheckpointError::Read { path: path.to_owned(), error };
+    let mut file = File::open(path).map_err(failed)?;
+    let length = file.metadata().map_err(failed)?.len();
+    read_from(&mut file, length, path)
+}
+
+/// [`read`] from any stream of `length` bytes; `path` is for the messages.
+pub fn read_from(input: &mut impl Read, length: u64, path: &Path) -> Result<Checkpoint, CheckpointError> {
+    let failed = |error| CheckpointError::Read { path: path.to_owned(), error };
+    let altered = |problem: &str| CheckpointError::Altered { path: path.to_owned(), problem: problem.into() };
+    let found = read_header(input, length, path)?;
+    let metadata = parse(&found[8..], path)?;
+    let architecture = metadata.architecture().ok_or_else(|| altered("its metadata contradicts itself"))?;
+    let table = ParamTable::new(&architecture);
+    let ema = metadata.recipe.ema > 0.0;
+    let list = tensors(&table, ema);
+    if render(&metadata, &metadata.checksum, &list) != found {
+        return Err(altered("its header is not as it was written"));
+    }
+    let data: usize = list.iter().map(Listed::bytes).sum();
+    let expected = (found.len() + data) as u64;
+    if length < expected {
+        let problem = format!("{length} of {expected} bytes");
+        return Err(CheckpointError::Truncated { path: path.to_owned(), problem });
+    }
+    if length > expected {
+        return Err(altered("bytes follow its end"));
+    }
+    let mut crc = crc32fast::Hasher::new();
+    crc.update(&render(&metadata, NO_CHECKSUM, &list));
+    let mut counters = vec![0i64; table.batch_norms().count()];
+    let mut state = Snapshot::new(&table, ema);
+    let mut fill = |bytes: &mut [u8]| -> io::Result<()> {
+        input.read_exact(bytes)?;
+        crc.update(bytes);
+        Ok(())
+    };
+    fill(bytemuck::cast_slice_mut(&mut counters)).map_err(failed)?;
+    for section in state.sections_mut() {
+        fill(bytemuck::cast_slice_mut(section)).map_err(failed)?;
+    }
+    if format!("{:08x}", crc.finalize()) != metadata.checksum {
+        return Err(altered("its checksum differs"));
+    }
+    Ok(Checkpoint { metadata, architecture, state })
+}
+
+/// The length in front and the JSON.
+fn read_header(input: &mut impl Read, length: u64, path: &Path) -> Result<Vec<u8>, CheckpointError> {
+    let failed = |error| CheckpointError::Read { path: path.to_owned(), error };
+    let truncated =
+        |problem: &str| CheckpointError::Truncated { path: path.to_owned(), problem: problem.into() };
+    let foreign = |problem| CheckpointError::Foreign { path: path.to_owned(), problem };
+    if length < 10 {
+        return Err(truncated(&format!("{length} bytes are no header")));
+    }
+    let mut found = vec![0; 9];
+    input.read_exact(&mut found).map_err(failed)?;
+    let announced = u64::from_le_bytes([0, 1, 2, 3, 4, 5, 6, 7].map(|i: usize| found[i]));
+    if found[8] != b'{' || !(2..=HEADER_LIMIT).contains(&announced) {
+        return Err(foreign("it does not begin like a safetensors file"));
+    }
+    if announced > length - 8 {
+        return Err(truncated("it ends within its header"));
+    }
+    found.resize(8 + announced as usize, 0);
+    input.read_exact(&mut found[9..]).map_err(failed)?;
+    Ok(found)
+}
+
+/// The metadata in a header's JSON.
+fn parse(json: &[u8], path: &Path) -> Result<Metadata, CheckpointError> {
+    let altered = |problem: String| CheckpointError::Altered { path: path.to_owned(), problem };
+    let value: serde_json::Value =
+        serde_json::from_slice(json).map_err(|e| altered(format!("its header is no JSON: {e}")))?;
+    let text = value.get("__metadata__").and_then(|m| m.get(KEY)).and_then(|t| t.as_str());
+    let problem = "a safetensors file without effnet's metadata; plain weights go to --init-from";
+    let text = text.ok_or(CheckpointError::Foreign { path: path.to_owned(), problem })?;
+    let value: serde_json::Value =
+        serde_json::from_str(text).map_err(|e| altered(format!("its metadata is no JSON: {e}")))?;
+    match value.get("version").and_then(serde_json::Value::as_u64) {
+        Some(version) if version > VERSION => {
+            return Err(CheckpointError::Newer { path: path.to_owned(), version });
+        }
+        _ => {}
+    }
+    serde_json::from_value(value).map_err(|e| altered(format!("its metadata: {e}")))
+}

@@ -1,0 +1,67 @@
+//! What ends a run early. One line each, with the remedy.
+
+use std::path::PathBuf;
+
+use super::checkpoint::{CheckpointError, DirectoryError};
+use super::device::DeviceError;
+use super::evaluate::EvaluateError;
+use super::log::LogError;
+use super::memory::MemoryError;
+use super::recipe::RecipeError;
+use super::recipe_file::RecipeFileError;
+use super::schedule::NoSteps;
+use crate::data::DataError;
+use crate::model::ModelError;
+use crate::model::weights::WeightsError;
+use crate::ops::OpsError;
+
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    #[error(transparent)]
+    Recipe(#[from] RecipeError),
+    #[error(transparent)]
+    Schedule(#[from] NoSteps),
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    #[error(transparent)]
+    Data(#[from] DataError),
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    #[error(transparent)]
+    Ops(#[from] OpsError),
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    #[error(transparent)]
+    Directory(#[from] DirectoryError),
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    #[error(transparent)]
+    RecipeFile(#[from] RecipeFileError),
+    #[error(transparent)]
+    Evaluate(#[from] EvaluateError),
+    #[error(transparent)]
+    Log(#[from] LogError),
+    #[error(
+        "cannot resume {}: {}; give the checkpoint's values, or leave these flags out",
+        checkpoint.display(),
+        differences.join("; ")
+    )]
+    OtherRecipe { checkpoint: PathBuf, differences: Vec<String> },
+    #[error(
+        "cannot resume {}: it was trained on other data (fingerprint {theirs}, this data's is {ours}); give the \
+        run's own --data",
+        checkpoint.display()
+    )]
+    OtherData { checkpoint: PathBuf, theirs: String, ours: String },
+    #[error(
+        "step {step}: the {what} (first not finite: {tensor}); nothing was saved since step {saved}: start again \
+        from {} with a lower --lr (--init-from {} --out ANOTHER)",
+        checkpoint.display(),
+        checkpoint.display()
+    )]
+    NotFinite { step: u64, what: String, tensor: String, saved: u64, checkpoint: PathBuf },
+    #[error("step {step}: the data ended early")]
+    DataEnded { step: u64 },
+}

@@ -1,0 +1,203 @@
+//! Accuracy and loss over a split.
+//!
+//! Sums are taken in f64 in sample order and counts are integers, so the figure of a checkpoint is one number:
+//! the one that training logged is the one that `effnet-eval` prints. A label's rank is the number of other
+//! classes whose logit is not *below* the label's: ties count against the network, so one that says the same of
+//! every class is never right by luck, and neither is one that says NaN. The images that fill up the last batch
+//! are not counted, and the number of those that are is compared with the split's size.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+
+use crate::data::{DataError, Loader, Normalise};
+use crate::network::Network;
+use crate::ops::{Ops, OpsError, Result as OpsResult, Weights};
+
+/// Figures of one set of weights over one split.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Evaluation {
+    pub images: u64,
+    /// Shares of `images`. Top-5 is top-k with k the number of classes where there are fewer than five.
+    pub top1: f64,
+    pub top5: f64,
+    /// Mean cross-entropy without label smoothing.
+    pub loss: f64,
+}
+
+/// Why there are no figures.
+#[derive(Debug, thiserror::Error)]
+pub enum EvaluateError {
+    #[error(transparent)]
+    Data(#[from] DataError),
+    #[error(transparent)]
+    Ops(#[from] OpsError),
+    #[error("the evaluation saw {seen} images where the split has {expected}")]
+    Count { seen: u64, expected: u64 },
+}
+
+/// Other classes whose logit is not below the label's: 0 is right.
+pub fn rank(logits: &[f32], label: u32) -> usize {
+    let own = logits.get(label as usize).copied().unwrap_or(f32::NAN);
+    if own.is_nan() {
+        return logits.len();
+    }
+    // Written so that another class's NaN is "not below". The label itself is not below itself either.
+    #[allow(clippy::neg_cmp_op_on_partial_ord)]
+    let not_below = logits.iter().filter(|&&other| !(other < own)).count();
+    not_below - 1
+}
+
+/// Cross-entropy of one image, nats: plain, in f64 from the f32 logits.
+pub fn cross_entropy(logits: &[f32], label: u32) -> f64 {
+    let own = logits.get(label as usize).copied().map_or(f64::NAN, f64::from);
+    let largest = logits.iter().fold(f64::NEG_INFINITY, |most, &v| most.max(f64::from(v)));
+    let sum: f64 = logits.iter().map(|&v| (f64::from(v) - largest).exp()).sum();
+    largest + sum.ln() - own
+}
+
+/// Probabilities of the classes, from f32 logits in f64.
+pub fn softmax(logits: &[f32]) -> Vec<f64> {
+    let largest = logits.iter().fold(f64::NEG_INFINITY, |most, &v| most.max(f64::from(v)));
+    let powers: Vec<f64> = logits.iter().map(|&v| (f64::from(v) - largest).exp()).collect();
+    let sum: f64 = powers.iter().sum();
+    powers.iter().map(|p| p / sum).collect()
+}
+
+#[derive(Clone, Copy, Default)]
+struct Sums {
+    images: u64,
+    top1: u64,
+    top5: u64,
+    loss: f64,
+}
+
+impl Sums {
+    fn add(&mut self, logits: &[f32], label: u32) {
+        let rank = rank(logits, label);
+        self.images += 1;
+        self.top1 += u64::from(rank == 0);
+        self.top5 += u64::from(rank < 5.min(logits.len()));
+        self.loss += cross_entropy(logits, label);
+    }
+
+    fn figures(self) -> Evaluation {
+        let images = self.images.max(1) as f64;
+        let (top1, top5) = (self.top1 as f64 / images, self.top5 as f64 / images);
+        Evaluation { images: self.images, top1, top5, loss: self.loss / images }
+    }
+}
+
+/// A split's images, and how to read them.
+pub struct Images<'a> {
+    /// Of the network's batch size, over the whole split, in order.
+    pub loader: &'a mut Loader,
+    pub normalise: Normalise,
+    /// Images of the split.
+    pub expected: u64,
+}
+
+/// Evaluates each of `weights` over the images, in one pass over them. `network` is an inference network whose
+/// plan is bound. None if `stop` was raised on the way.
+///
+/// # Errors
+/// [`EvaluateError`]; a damaged sample by file and number.
+pub fn evaluate<O: Ops + Send>(
+    ops: &mut O,
+    network: &Network,
+    images: Images,
+    weights: &[Weights],
+    stop: &AtomicBool,
+) -> Result<Option<Vec<Evaluation>>, EvaluateError> {
+    let classes = network.logits.elements / network.config.images;
+    let mut logits = vec![0.0; network.logits.elements];
+    let mut sums = vec![Sums::default(); weights.len()];
+    let Images { loader, normalise, expected } = images;
+    while let Some(batch) = loader.next()? {
+        if stop.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
+        for (&weights, sums) in weights.iter().zip(&mut sums) {
+            infer(ops, network, &batch.pixels, normalise, weights, &mut logits)?;
+            let scored = logits.chunks_exact(classes).zip(&batch.labels).take(batch.images);
+            scored.for_each(|(logits, &label)| sums.add(logits, label));
+        }
+        loader.recycle(batch);
+    }
+    match sums.iter().find(|sums| sums.images != expected) {
+        Some(sums) => Err(EvaluateError::Count { seen: sums.images, expected }),
+        None => Ok(Some(sums.into_iter().map(Sums::figures).collect())),
+    }
+}
+
+/// Pixels [N, R, R, 3] to logits [N, classes].
+pub fn infer<O: Ops + Send>(
+    ops: &mut O,
+    network: &Network,
+    pixels: &[u8],
+    normalise: Normalise,
+    weights: Weights,
+    logits: &mut [f32],
+) -> OpsResult {
+    ops.submit(|ops| {
+        ops.use_weights(weights)?;
+        let done = ops
+            .upload_pixels(network.image, pixels, normalise.mean, normalise.deviation)
+            .and_then(|()| network.forward(ops))
+            .and_then(|()| ops.download(network.logits, logits));
+        ops.use_weights(Weights::Raw)?;
+        done
+    })
+}
+
+/// Images per second of something that began at `since`.
+pub fn rate(images: u64, since: Instant) -> f64 {
+    images as f64 / since.elapsed().as_secs_f64().max(1e-9)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scores_follow_the_definition() {
+        let logits = [1.0, 3.0, 2.0];
+        assert_eq!([0, 1, 2].map(|label| rank(&logits, label)), [2, 0, 1]);
+        let loss = ((-2f64).exp() + 1.0 + (-1f64).exp()).ln();
+        assert!((cross_entropy(&logits, 1) - loss).abs() < 1e-15);
+        assert!((cross_entropy(&logits, 0) - loss - 2.0).abs() < 1e-15);
+        // Large logits overflow nothing.
+        assert!(cross_entropy(&[1e30, 0.0], 0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn ties_and_nan_are_never_right() {
+        assert_eq!(rank(&[0.0; 10], 3), 9);
+        assert!(rank(&[f32::NAN, 1.0], 0) > 0);
+        assert!(rank(&[f32::NAN, 1.0], 1) > 0);
+        assert!(rank(&[f32::NAN; 3], 2) >= 3);
+        assert!(rank(&[1.0, 0.0], 7) >= 2);
+        let mut sums = Sums::default();
+        sums.add(&[f32::NAN; 4], 0);
+        let figures = sums.figures();
+        assert_eq!((figures.images, figures.top1, figures.top5), (1, 0.0, 0.0));
+    }
+
+    #[test]
+    fn top_five_of_three_classes_is_top_three() {
+        let mut sums = Sums::default();
+        sums.add(&[3.0, 2.0, 1.0], 2);
+        sums.add(&[3.0, 2.0, 1.0], 0);
+        sums.add(&[6.0, 5.0, 4.0, 3.0, 2.0, 1.0], 5);
+        sums.add(&[6.0, 5.0, 4.0, 3.0, 2.0, 1.0], 4);
+        let figures = sums.figures();
+        assert_eq!((figures.top1, figures.top5), (0.25, 0.75));
+    }
+
+    #[test]
+    fn probabilities_add_up() {
+        let p = softmax(&[0.0, (2f32).ln(), -1e4]);
+        assert!((p[0] - 1.0 / 3.0).abs() < 1e-7 && (p.iter().sum::<f64>() - 1.0).abs() < 1e-15);
+    }
+}

@@ -1,0 +1,329 @@
+//! The loop.
+//!
+//! A step takes its batch from the loader, adds up the gradients of its micro-batches, looks at the loss, and
+//! only then moves the weights. What follows a step (a log line, an evaluation, a checkpoint) depends on the
+//! step alone, so a run that was killed and resumed does what an uninterrupted one would have done.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use super::checkpoint::{Metadata, RunDirectory, Snapshot};
+use super::engine::Engine;
+use super::error::TrainError;
+use super::evaluate::rate;
+use super::events::*;
+use super::log::Log;
+use super::memory::LOADER_AHEAD;
+use super::recipe::{Recipe, RunOptions};
+use super::schedule::Schedule;
+use super::session::{Session, prepare};
+use crate::data::loader::evaluation_steps;
+use crate::data::{Batch, Loader, LoaderConfig, Source, Split};
+use crate::ops::{Ops, StepParams};
+
+/// Trains until the schedule ends, `max_steps` is reached or `stop` is raised, and saves.
+///
+/// # Errors
+/// [`TrainError`]; whatever was saved before is intact.
+pub fn train(
+    recipe: &Recipe,
+    options: &RunOptions,
+    source: Source,
+    reporter: &mut dyn Reporter,
+    stop: &AtomicBool,
+) -> Result<Outcome, TrainError> {
+    let session = prepare(recipe, options, &source, reporter)?;
+    let mut engine =
+        Engine::cpu(&session.recipe, &session.arch, source.normalise(), &session.selected.device)?;
+    engine.load(&session.state)?;
+    reporter.started(&header(&session, options, &source, engine.table.trainable()));
+    let Session { recipe, schedule, run, metadata, state, resumed, .. } = session;
+    let mut trainer = Trainer {
+        end: schedule.steps().min(options.max_steps.unwrap_or(u64::MAX)).max(metadata.step),
+        saved: metadata.step,
+        log: None,
+        last: None,
+        seconds: 0.0,
+        waited: 0.0,
+        first: metadata.step,
+        engine,
+        recipe,
+        options,
+        source,
+        reporter,
+        stop,
+        schedule,
+        run,
+        metadata,
+        state,
+    };
+    if !resumed {
+        trainer.save(false)?;
+    }
+    trainer.log = Some(Log::open(&trainer.run.log(), trainer.metadata.step, trainer.metadata.evaluated)?);
+    trainer.run_steps()?;
+    let outcome = trainer.outcome();
+    trainer.reporter.finished(&outcome);
+    Ok(outcome)
+}
+
+fn header(session: &Session, options: &RunOptions, source: &Source, parameters: usize) -> Header {
+    let Session { recipe, schedule, metadata, selected, memory, .. } = session;
+    Header {
+        recipe: recipe.clone(),
+        classes: source.classes(),
+        parameters,
+        train_images: source.samples(Split::Train),
+        val_images: source.samples(Split::Val),
+        data: options.data.to_string(),
+        fingerprint: source.fingerprint(),
+        out: options.out.clone(),
+        device: selected.line.clone(),
+        threads: selected.device.threads,
+        loader_threads: options.loader_threads,
+        steps: schedule.steps(),
+        warmup_steps: schedule.warmup(),
+        first_step: metadata.step,
+        last_step: schedule.steps().min(options.max_steps.unwrap_or(u64::MAX)),
+        memory: memory.total(),
+    }
+}
+
+struct Trainer<'a, O: Ops> {
+    engine: Engine<O>,
+    recipe: Recipe,
+    options: &'a RunOptions,
+    source: Source,
+    reporter: &'a mut dyn Reporter,
+    stop: &'a AtomicBool,
+    schedule: Schedule,
+    run: RunDirectory,
+    metadata: Metadata,
+    state: Snapshot,
+    log: Option<Log>,
+    /// Stops after this many steps.
+    end: u64,
+    /// Step of the last checkpoint, and of this call's start.
+    saved: u64,
+    first: u64,
+    last: Option<EvaluationRecord>,
+    /// Of this call's steps.
+    seconds: f64,
+    waited: f64,
+}
+
+impl<O: Ops + Send> Trainer<'_, O> {
+    fn run_steps(&mut self) -> Result<(), TrainError> {
+        // Interrupted while it evaluated: that comes first.
+        if self.evaluation_is_due() && self.evaluate()? {
+            let best = self.is_best();
+            self.save(best)?;
+        }
+        let mut loader = self.loader()?;
+        while self.metadata.step < self.end && !self.stopped() {
+            self.step(&mut loader)?;
+            let evaluated = self.evaluation_is_due() && self.evaluate()?;
+            let step = self.metadata.step;
+            let every = self.options.checkpoint_every;
+            let due = every > 0 && step.is_multiple_of(every);
+            if evaluated || due || step == self.end || self.stopped() {
+                let best = evaluated && self.is_best();
+                self.save(best)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn loader(&self) -> Result<Loader, TrainError> {
+        let first_step = self.metadata.step;
+        Ok(Loader::start(
+            self.source.clone(),
+            LoaderConfig {
+                split: Split::Train,
+                batch: self.recipe.batch_size,
+                resolution: self.recipe.resolution,
+                crop: self.recipe.crop,
+                train: true,
+                seed: self.recipe.seed,
+                first_step,
+                steps: self.end - first_step,
+                threads: self.options.loader_threads,
+                ahead: LOADER_AHEAD,
+            },
+        )?)
+    }
+
+    fn stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
+    fn evaluation_is_due(&self) -> bool {
+        let Metadata { step, evaluated, .. } = self.metadata;
+        step > evaluated && self.schedule.evaluates(step)
+    }
+
+    /// One optimiser step, from batch to log line.
+    fn step(&mut self, loader: &mut Loader) -> Result<(), TrainError> {
+        let (since, waited) = (Instant::now(), loader.waited());
+        let index = self.metadata.step;
+        let batch = loader.next()?.ok_or(TrainError::DataEnded { step: index + 1 })?;
+        let data_wait = (loader.waited() - waited).as_secs_f64();
+        let learning_rate = self.schedule.lr(index);
+        let figures = self.engine.gradients(&batch, self.params(&batch, learning_rate))?;
+        if !figures.loss.is_finite() {
+            let what = format!("loss is {}", figures.loss);
+            let tensor = self.engine.first_not_finite()?.unwrap_or_else(|| "an activation".into());
+            return Err(self.not_finite(index + 1, what, tensor));
+        }
+        self.engine.update()?;
+        loader.recycle(batch);
+        self.metadata.step = index + 1;
+        self.metadata.epoch = self.schedule.epoch(index + 1);
+        let seconds = since.elapsed().as_secs_f64();
+        self.seconds += seconds;
+        self.waited += data_wait;
+        let images = self.recipe.batch_size as f64;
+        let record = StepRecord {
+            step: index + 1,
+            epoch: self.metadata.epoch,
+            loss: figures.loss,
+            accuracy: figures.correct as f64 / images,
+            lr: learning_rate,
+            images_per_second: images / seconds.max(1e-9),
+            data_wait,
+        };
+        self.write_log(LogLine::Step(record))?;
+        self.reporter.step(&record);
+        Ok(())
+    }
+
+    fn params(&self, batch: &Batch, learning_rate: f64) -> StepParams {
+        StepParams {
+            seed: self.recipe.seed,
+            step: self.metadata.step,
+            first_position: batch.first_position,
+            learning_rate: learning_rate as f32,
+            ema_decay: self.schedule.ema_decay(self.metadata.step) as f32,
+        }
+    }
+
+    fn write_log(&mut self, line: LogLine) -> Result<(), TrainError> {
+        match &mut self.log {
+            Some(log) => Ok(log.append(&line)?),
+            None => Ok(()),
+        }
+    }
+
+    /// Evaluates the validation split; false if the run was stopped meanwhile.
+    fn evaluate(&mut self) -> Result<bool, TrainError> {
+        let since = Instant::now();
+        let samples = self.source.samples(Split::Val);
+        let mut loader =
+            evaluation_loader(&self.source, &self.recipe, Split::Val, self.options.loader_threads)?;
+        let passes = if self.recipe.ema > 0.0 { 2 } else { 1 };
+        self.reporter.evaluating(samples as u64 * passes);
+        let Some(figures) = self.engine.evaluate(&mut loader, samples as u64, self.stop)? else {
+            return Ok(false);
+        };
+        let (raw, ema) = (figures[0], figures.get(1));
+        let record = EvaluationRecord {
+            step: self.metadata.step,
+            epoch: self.metadata.epoch,
+            top1: raw.top1,
+            top5: raw.top5,
+            loss: raw.loss,
+            images: raw.images,
+            ema_top1: ema.map(|e| e.top1),
+            ema_top5: ema.map(|e| e.top5),
+            ema_loss: ema.map(|e| e.loss),
+            images_per_second: rate(samples as u64 * passes, since),
+        };
+        let top1 = record.best_top1();
+        self.metadata.evaluated = record.step;
+        let better = self.metadata.best.is_none_or(|best| top1 > best.top1);
+        if better {
+            self.metadata.best = Some(Best { top1, step: record.step, ema: top1 > record.top1 });
+        }
+        self.last = Some(record);
+        self.write_log(LogLine::Evaluation(record))?;
+        self.reporter.evaluation(&record, better);
+        Ok(true)
+    }
+
+    /// Whether the weights are those of the best evaluation.
+    fn is_best(&self) -> bool {
+        self.metadata.best.is_some_and(|best| best.step == self.metadata.step)
+    }
+
+    /// Writes the checkpoint of this step, unless the weights are beyond saving.
+    fn save(&mut self, best: bool) -> Result<(), TrainError> {
+        self.engine.store(&mut self.state)?;
+        if let Some(tensor) = self.state.first_not_finite(&self.engine.table) {
+            return Err(self.not_finite(self.metadata.step, "weights are not finite".into(), tensor));
+        }
+        if let Some(log) = &self.log {
+            log.sync()?;
+        }
+        self.run.save(&self.metadata, &self.engine.table, &self.state, best, self.options.keep)?;
+        self.saved = self.metadata.step;
+        self.reporter.saved(&self.run.checkpoint(), self.saved);
+        Ok(())
+    }
+
+    fn not_finite(&self, step: u64, what: String, tensor: String) -> TrainError {
+        let checkpoint = self.run.checkpoint();
+        TrainError::NotFinite { step, what, tensor, saved: self.saved, checkpoint }
+    }
+
+    fn outcome(&self) -> Outcome {
+        let Metadata { step, epoch, best, .. } = self.metadata;
+        let steps = self.schedule.steps();
+        let end = match step {
+            _ if step == steps && !self.evaluation_is_due() => End::Finished,
+            _ if self.stopped() => End::Interrupted,
+            _ => End::MaxSteps,
+        };
+        let images = ((step - self.first) * self.recipe.batch_size as u64) as f64;
+        let seconds = self.seconds.max(1e-9);
+        let (out, checkpoint): (PathBuf, PathBuf) = (self.options.out.clone(), self.run.checkpoint());
+        Outcome {
+            end,
+            step,
+            steps,
+            epoch,
+            last: self.last,
+            best,
+            train_seconds: self.seconds,
+            images_per_second: images / seconds,
+            data_wait: self.waited / seconds,
+            out,
+            checkpoint,
+        }
+    }
+}
+
+/// A split in order, in the batches that an evaluation of this recipe takes: its micro-batches.
+pub fn evaluation_loader(
+    source: &Source,
+    recipe: &Recipe,
+    split: Split,
+    threads: usize,
+) -> Result<Loader, TrainError> {
+    let batch = recipe.micro_batch;
+    Ok(Loader::start(
+        source.clone(),
+        LoaderConfig {
+            split,
+            batch,
+            resolution: recipe.resolution,
+            crop: recipe.crop,
+            train: false,
+            seed: recipe.seed,
+            first_step: 0,
+            steps: evaluation_steps(source.samples(split), batch),
+            threads,
+            ahead: LOADER_AHEAD,
+        },
+    )?)
+}
