@@ -111,7 +111,10 @@ impl Job {
         }
         report.notice("the demo: 12,000 images of Fashion-MNIST (Zalando SE, MIT licence)");
         if self.free_name {
-            report.notice(&format!("earlier demos stay as they are; this one goes to {}", options.out.display()));
+            report.notice(&format!(
+                "earlier demos stay as they are; this one goes to {}",
+                options.out.display()
+            ));
         }
         fs::create_dir_all(&options.out).with_context(|| format!("{}", options.out.display()))?;
         Ok(Source::Packed(Arc::new(data::demo::open(&options.out.join("data"))?)))

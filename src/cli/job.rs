@@ -58,7 +58,8 @@ impl Flags {
         if actions.resume && !actions.demo && settings.data.is_none() {
             options.data = saved_data(&options.out).unwrap_or(options.data);
         }
-        let free_name = actions.demo && settings.out.is_none() && !actions.resume && options.out != demo::first();
+        let free_name =
+            actions.demo && settings.out.is_none() && !actions.resume && options.out != demo::first();
         let recipe = match actions.resume {
             true => apply(&settings, saved(&options.out)?),
             false => {

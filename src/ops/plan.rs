@@ -34,6 +34,7 @@ pub trait Device {
 
 /// One recorded pass.
 #[derive(Clone, Copy, Debug)]
+#[allow(clippy::large_enum_variant)] // a few hundred of them, made once
 pub enum Pass {
     DropPathMask(DropPathMask),
     DropoutMask(DropoutMask),

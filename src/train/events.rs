@@ -147,7 +147,7 @@ pub struct Outcome {
 impl Outcome {
     /// The command that goes on from here, where there is something left to do.
     pub fn resume_command(&self) -> Option<String> {
-        (self.step < self.steps).then(|| format!("effnet-train --resume --out {}", self.out.display()))
+        (self.end != End::Finished).then(|| format!("effnet-train --resume --out {}", self.out.display()))
     }
 }
 

@@ -12,6 +12,7 @@ pub mod device;
 pub mod engine;
 pub mod error;
 pub mod evaluate;
+pub mod evaluator;
 pub mod events;
 pub mod log;
 pub mod memory;

@@ -10,7 +10,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::data::CropMode;
+use crate::data::{CropMode, DataError, Source};
 use crate::model::{Architecture, BatchNormConfig, ModelError, Padding, Variant};
 use crate::network::NetworkConfig;
 use crate::ops::{RmsPropForm, Rule, Statistics, Update};
@@ -255,6 +255,27 @@ pub enum DataChoice {
     Synthetic,
     /// The set that travels inside the program.
     Demo,
+}
+
+/// `--data synthetic` has ImageNet's numbers, so that epochs and steps are those of the real thing.
+const SYNTHETIC: (usize, usize, usize) = (1000, 1_281_167, 50_000);
+
+impl DataChoice {
+    /// Opens the images. Synthetic ones have the network's own resolution.
+    ///
+    /// # Errors
+    /// [`DataError`] for a directory without a dataset, and for the demo's set, which has no place of its own:
+    /// whoever runs the demo packs it somewhere.
+    pub fn open(&self, resolution: usize) -> Result<Source, DataError> {
+        match self {
+            DataChoice::Dir(dir) => Source::open(dir),
+            DataChoice::Synthetic => {
+                let (classes, train, val) = SYNTHETIC;
+                Source::synthetic(classes, train, val, resolution)
+            }
+            DataChoice::Demo => Err(DataError::Invalid("the demo's images are packed by --demo".into())),
+        }
+    }
 }
 
 impl fmt::Display for DataChoice {

@@ -10,8 +10,8 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
 
 use super::curves;
-use super::memory::bytes;
 use super::events::{End, EvaluationRecord, Header, Outcome, Reporter, StepRecord};
+use super::memory::bytes;
 use super::recipe::Optimizer;
 
 /// Passes every event on to several reporters, in order.

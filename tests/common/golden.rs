@@ -242,8 +242,9 @@ impl Report {
     }
 
     fn note(&mut self, what: &str, error: f64, bound: f64) {
-        // Written so that NaN fails.
-        if !(error <= bound) {
+        // Asked this way round, NaN fails.
+        let within = error <= bound;
+        if !within {
             self.failures.push(format!("{what}: error {error:.2e}, bound {bound:.2e}"));
         }
     }

@@ -3,6 +3,7 @@
 //! Each file of `tests/` is a program of its own and uses a part of this.
 #![allow(dead_code)]
 
+pub mod fixture;
 pub mod formula;
 pub mod golden;
 pub mod reference;

@@ -15,7 +15,7 @@ use super::{Broken, PackOptions, PackSummary, Plan, Progress, SplitSummary};
 use crate::data::codec::Conversions;
 use crate::data::dataset::{MANIFEST, Manifest, ShardEntry, SplitEntry};
 use crate::data::shard::{NewSample, Shard, ShardWriter, file_name};
-use crate::data::{DataError, Split, sync_directory, write_atomically};
+use crate::data::{DataError, Split, sync_directory, temporary_name, write_atomically};
 
 /// Notes of a pack in progress; gone when it is complete.
 pub const PARTIAL: &str = "pack.partial.json";
@@ -94,7 +94,6 @@ fn claim_directory(out: &Path, plan: &str, force: bool) -> Result<Vec<Done>, Dat
         if !force {
             return Err(taken("holds a dataset already; use --force to replace it"));
         }
-        fs::remove_file(out.join(MANIFEST)).map_err(DataError::io(out))?;
     } else if let Ok(bytes) = fs::read(out.join(PARTIAL)) {
         match serde_json::from_slice::<Partial>(&bytes) {
             Ok(partial) if partial.plan == plan => return Ok(partial.shards),
@@ -105,21 +104,38 @@ fn claim_directory(out: &Path, plan: &str, force: bool) -> Result<Vec<Done>, Dat
             }
             _ => {}
         }
-    } else if !force && fs::read_dir(out).map_err(DataError::io(out))?.next().is_some() {
+    } else if !force && holds_anything(out)? {
         return Err(taken("is not empty and holds no dataset; choose a new directory, or use --force"));
     }
-    remove_ours(out)?;
+    // The notes come first: a pack killed between any two of these steps can be started again.
     write_partial(out, &Partial { plan: plan.into(), shards: Vec::new() })?;
+    remove_shards(out)?;
     Ok(Vec::new())
 }
 
-/// Removes shards and notes, finished or not; files with other names stay.
-fn remove_ours(out: &Path) -> Result<(), DataError> {
+/// Whether a directory holds more than what a pack killed in its very first step leaves.
+fn holds_anything(out: &Path) -> Result<bool, DataError> {
+    let leftover = temporary_name(Path::new(PARTIAL));
+    for entry in fs::read_dir(out).map_err(DataError::io(out))? {
+        if entry.map_err(DataError::io(out))?.file_name() != leftover.as_os_str() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Removes `dataset.json` and then the shards, finished or not; files with other names stay.
+fn remove_shards(out: &Path) -> Result<(), DataError> {
+    match fs::remove_file(out.join(MANIFEST)) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            return Err(DataError::Io { path: out.join(MANIFEST), error });
+        }
+        _ => sync_directory(out)?,
+    }
     for entry in fs::read_dir(out).map_err(DataError::io(out))? {
         let path = entry.map_err(DataError::io(out))?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let name = name.strip_suffix(".tmp").unwrap_or(&name);
-        if name == PARTIAL || name == MANIFEST || is_shard_name(name) {
+        if is_shard_name(name.strip_suffix(".tmp").unwrap_or(&name)) {
             fs::remove_file(&path).map_err(DataError::io(&path))?;
         }
     }
@@ -237,7 +253,8 @@ fn finish(
         }
     }
     if let Some(split) = Split::BOTH.into_iter().find(|&split| splits[split as usize].samples == 0) {
-        remove_ours(out)?;
+        remove_shards(out)?;
+        fs::remove_file(out.join(PARTIAL)).map_err(DataError::io(out))?;
         let first =
             broken.first().map_or(String::new(), |b| format!(", the first {}: {}", b.file, b.problem));
         let problem = format!("nothing remains of the {split} images: {} are broken{first}", broken.len());

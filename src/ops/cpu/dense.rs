@@ -122,22 +122,22 @@ unsafe fn dots_tile<V: Vector, const R: usize, const O: usize>(
     let w: [&[f32]; O] = std::array::from_fn(|i| &w[(column + i) * depth..(column + i + 1) * depth]);
     each_vector!(V, depth, |at, count| {
         let mut weights = [V::zero(); O];
-        for o in 0..O {
+        for (weight, w) in weights.iter_mut().zip(w) {
             // SAFETY: every slice has `depth` elements.
-            weights[o] = unsafe { load(w[o].as_ptr().add(at), count) };
+            *weight = unsafe { load(w.as_ptr().add(at), count) };
         }
-        for r in 0..R {
+        for (sums, x) in sums.iter_mut().zip(x) {
             // SAFETY: as above.
-            let x: V = unsafe { load(x[r].as_ptr().add(at), count) };
-            for o in 0..O {
-                sums[r][o] = x.mul_add(weights[o], sums[r][o]);
+            let x: V = unsafe { load(x.as_ptr().add(at), count) };
+            for (sum, weight) in sums.iter_mut().zip(weights) {
+                *sum = x.mul_add(weight, *sum);
             }
         }
     });
     for (r, sums) in sums.iter().enumerate() {
         let out = out.part(row + r, column, O);
-        for o in 0..O {
-            out[o] = sums[o].sum() + bias[column + o];
+        for ((out, sum), bias) in out.iter_mut().zip(sums).zip(&bias[column..]) {
+            *out = sum.sum() + bias;
         }
     }
 }
@@ -238,17 +238,16 @@ unsafe fn weighted_tile<V: Vector, const R: usize, const W: usize>(
         // SAFETY: in bounds by the caller's promise.
         unsafe {
             let b = b.as_ptr().add(k * stride + column);
-            for w in 0..W - 1 {
-                terms[w] = V::load(b.add(w * V::LANES));
+            for (w, term) in terms.iter_mut().enumerate() {
+                *term = load(b.add(w * V::LANES), if w == W - 1 { last } else { V::LANES });
             }
-            terms[W - 1] = load(b.add((W - 1) * V::LANES), last);
         }
-        for r in 0..R {
+        for (r, sums) in sums.iter_mut().enumerate() {
             // SAFETY: as above.
             let factor =
                 V::splat(unsafe { *a.data.as_ptr().add((row + r) * a.row_stride + k * a.depth_stride) });
-            for w in 0..W {
-                sums[r][w] = terms[w].mul_add(factor, sums[r][w]);
+            for (sum, term) in sums.iter_mut().zip(terms) {
+                *sum = term.mul_add(factor, *sum);
             }
         }
     }

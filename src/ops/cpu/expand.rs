@@ -16,9 +16,9 @@ use super::batch_norm::{
     backward_coefficients, finish_statistics, finish_sums, statistics_floats, sums_floats,
 };
 use super::context::{Context, Shared, Workspace, part_of, workspace_floats};
-use super::gemm::rows::{Block, Statistics, TILE, batch_norm_backward, store, tiles};
-use super::gemm::{self, Panels, padded};
-use super::simd::Vector;
+use super::gemm::rows::{Block, Statistics, TILE, after, batch_norm_backward, store, tiles};
+use super::gemm::{self, Ahead, Panels, padded};
+use super::simd::{Vector, fence};
 use crate::dispatch;
 use crate::ops::{self, ExpandBackward, ExpandForward};
 
@@ -54,7 +54,7 @@ pub fn forward(cx: &Context, p: &ExpandForward) {
     let tasks = ForwardTasks::new(p.rows, p.outputs);
     let [packed, partials] =
         cx.workspace([depth * panels.padded(), statistics_floats(tasks.groups, p.outputs)]);
-    gemm::pack_transposed(cx, cx.weight(p.weight), p.outputs, packed);
+    gemm::pack_transposed(cx, cx.weight(p.weight), panels, packed);
     let (x, packed) = (cx.read(p.x), &*packed);
     let y = Shared::new(cx.write(p.y));
     let batch = p.bn.statistics == ops::Statistics::Batch;
@@ -69,10 +69,21 @@ pub fn forward(cx: &Context, p: &ExpandForward) {
             for panel in panels.range(part_of(panels.count(), tasks.slices, slice)) {
                 let b = &packed[panel.first * depth..][..panel.width * depth];
                 let x = &x[tile.start * depth..tile.end * depth];
-                gemm::multiply(x, depth, tile.len(), b, panel.width, scratch, panel.width, false);
+                gemm::multiply(
+                    x,
+                    depth,
+                    tile.len(),
+                    b,
+                    panel.width,
+                    scratch,
+                    panel.width,
+                    false,
+                    &mut Ahead::none(),
+                );
                 store(scratch, panel.width, Block::of(&tile, panel, p.outputs), y, statistics);
             }
         }
+        fence();
     });
     if batch {
         finish_statistics(cx, &p.bn, partials, |group| part_of(p.rows, tasks.groups, group).len());
@@ -91,7 +102,8 @@ impl BackwardTasks {
     /// rows for each narrow channel. `units` is the most groups there can be.
     pub fn new(rows: usize, units: usize, narrow: usize, wide: usize) -> BackwardTasks {
         let groups = (rows / (8 * narrow)).clamp(1, 64).min(units);
-        BackwardTasks { groups, slices: TASKS.div_ceil(groups).min(wide.div_ceil(PANEL)).max(1) }
+        let slices = if groups < 16 { TASKS.div_ceil(groups).min(wide.div_ceil(PANEL)) } else { 1 };
+        BackwardTasks { groups, slices }
     }
 }
 
@@ -104,10 +116,7 @@ struct Backward {
 impl Backward {
     fn new(p: &ExpandBackward) -> Backward {
         let tiles = p.rows.div_ceil(TILE);
-        let mut weights = BackwardTasks::new(p.rows, tiles, p.inputs, p.outputs);
-        if weights.groups >= 16 {
-            weights.slices = 1;
-        }
+        let weights = BackwardTasks::new(p.rows, tiles, p.inputs, p.outputs);
         let data = tiles.max((p.rows / 32).min(TASKS)).clamp(1, GROUPS);
         Backward { weights, data: if weights.slices == 1 { weights.groups } else { data } }
     }
@@ -143,7 +152,7 @@ struct BackwardPass<'a> {
 
 pub fn backward(cx: &Context, p: &ExpandBackward) {
     let tasks = Backward::new(p);
-    let (narrow, wide) = (Panels::new(p.inputs), Panels::new(p.outputs));
+    let (narrow, wide) = (Panels::narrow(p.inputs), Panels::new(p.outputs));
     let gradient_floats = p.inputs * wide.padded();
     let [packed, coefficients, gradients, sums] = cx.workspace([
         p.outputs * narrow.padded(),
@@ -151,7 +160,7 @@ pub fn backward(cx: &Context, p: &ExpandBackward) {
         tasks.weights.groups * gradient_floats,
         sums_floats(tasks.data, p.inputs),
     ]);
-    gemm::pack(cx, cx.weight(p.weight), p.inputs, packed);
+    gemm::pack(cx, cx.weight(p.weight), narrow, packed);
     backward_coefficients(cx, &p.bn, coefficients);
     let pass = BackwardPass {
         p,
@@ -214,6 +223,10 @@ impl BackwardPass<'_> {
         }
         for tile in tiles(rows.clone()) {
             let x = &self.x[tile.start * inputs..tile.end * inputs];
+            // Where one task does all, the next tile's du and y come while this tile's products run.
+            let next = after(&tile, &rows);
+            let next = if data.is_some() { next.start * outputs..next.end * outputs } else { 0..0 };
+            let mut ahead = (Ahead::new(self.du, next.clone()), Ahead::new(self.y, next));
             let mut number = panels.start;
             while number < panels.end {
                 let chunk = self.chunk(number, panels.end);
@@ -227,7 +240,7 @@ impl BackwardPass<'_> {
                 };
                 batch_norm_backward(self.du, self.y, block, &[], self.coefficients, dy, chunk.1);
                 if data.is_some() {
-                    self.add_data(&tile, block, number > panels.start, dy, chunk.1, dx);
+                    self.add_data(&tile, block, number > panels.start, dy, chunk.1, dx, &mut ahead.0);
                 }
                 if let Some(gradient) = &gradient {
                     for panel in self.wide.range(number..chunk.0) {
@@ -247,6 +260,7 @@ impl BackwardPass<'_> {
                             to,
                             width,
                             add,
+                            &mut ahead.1,
                         );
                     }
                 }
@@ -269,6 +283,7 @@ impl BackwardPass<'_> {
     }
 
     /// dx (+)= dy·W for a block of wide channels.
+    #[allow(clippy::too_many_arguments)]
     fn add_data(
         &self,
         tile: &Range<usize>,
@@ -277,12 +292,13 @@ impl BackwardPass<'_> {
         dy: &[f32],
         stride: usize,
         dx: &mut [f32],
+        ahead: &mut Ahead,
     ) {
         for panel in self.narrow.iter() {
             let start = panel.first * self.p.outputs + block.column * panel.width;
             let b = &self.packed[start..start + block.columns * panel.width];
             let to = &mut dx[panel.first..];
-            gemm::multiply(dy, stride, tile.len(), b, panel.width, to, self.narrow.padded(), add);
+            gemm::multiply(dy, stride, tile.len(), b, panel.width, to, self.narrow.padded(), add, ahead);
         }
     }
 
@@ -360,36 +376,30 @@ fn finish_body<V: Vector>(
         // SAFETY: the block lies within all tensors by the checks above; its part of dx and of the sums
         // belongs to this task.
         unsafe {
-            let load = |from: *const f32| {
-                if count == V::LANES { V::load(from) } else { V::load_part(from, count) }
-            };
             let channel = block.column + first;
-            let mean = load(previous.coefficients.as_ptr().add(channel));
-            let r = load(previous.coefficients.as_ptr().add(block.channels + channel));
-            let part = |row: usize| {
-                let at = start + row * block.channels + channel;
-                sums.part(at..at + count).as_mut_ptr()
-            };
-            let (mut plain, mut normalised) = (load(part(0)), load(part(1)));
-            for row in 0..block.rows {
+            let mean = V::load_some(previous.coefficients.as_ptr().add(channel), count);
+            let r = V::load_some(previous.coefficients.as_ptr().add(block.channels + channel), count);
+            let at = start + channel;
+            let plain_sum = sums.part(at..at + count).as_mut_ptr();
+            let at = at + block.channels;
+            let normalised_sum = sums.part(at..at + count).as_mut_ptr();
+            let mut plain = V::load_some(plain_sum, count);
+            let mut normalised = V::load_some(normalised_sum, count);
+            for (row, &factor) in factors[..block.rows].iter().enumerate() {
                 let at = block.range(row).start + first;
                 let mut value = V::load(from.as_ptr().add(row * stride + first));
                 if let Some(shortcut) = previous.shortcut {
-                    value = value.add(load(shortcut.as_ptr().add(at)));
+                    value = value.add(V::load_some(shortcut.as_ptr().add(at), count));
                 }
                 let to = dx.part(at..at + count).as_mut_ptr();
-                if count == V::LANES {
-                    value.store(to)
-                } else {
-                    value.store_part(to, count)
-                }
-                let du = value.mul(V::splat(factors[row]));
-                let yhat = load(previous.y.as_ptr().add(at)).sub(mean).mul(r);
+                value.store_some(to, count, false);
+                let du = value.mul(V::splat(factor));
+                let yhat = V::load_some(previous.y.as_ptr().add(at), count).sub(mean).mul(r);
                 plain = plain.add(du);
                 normalised = du.mul_add(yhat, normalised);
             }
-            plain.store_part(part(0), count);
-            normalised.store_part(part(1), count);
+            plain.store_part(plain_sum, count);
+            normalised.store_part(normalised_sum, count);
         }
     }
 }

@@ -12,6 +12,8 @@
 mod kernel;
 pub mod rows;
 
+pub use kernel::Ahead;
+
 use std::ops::Range;
 
 use super::context::{Context, Shared};
@@ -22,6 +24,8 @@ use crate::dispatch;
 #[derive(Clone, Copy, Debug)]
 pub struct Panels {
     columns: usize,
+    /// Columns of a first panel for the kernel of half the lanes, or 0; `vectors` of `lanes` follow.
+    half: usize,
     lanes: usize,
     vectors: usize,
     /// Whether the first panel has three vectors: where their number is odd and the registers suffice.
@@ -37,7 +41,7 @@ pub struct Panel {
 }
 
 impl Panels {
-    /// The panels of the processor's instruction set.
+    /// The panels of the processor's instruction set: whole vectors.
     pub fn new(columns: usize) -> Panels {
         match level() {
             Level::Avx512 => Panels::with(columns, 16, 32),
@@ -46,22 +50,40 @@ impl Panels {
         }
     }
 
+    /// Panels of a product's result whose columns may end in half a vector: with 16 lanes, a first panel of 24
+    /// (or all 8) columns is left to the 8-lane kernel, so that 24 or 40 channels waste nothing.
+    pub fn narrow(columns: usize) -> Panels {
+        match level() {
+            Level::Avx512 if columns.div_ceil(8) % 2 == 1 => {
+                let half = if columns <= 8 { 8 } else { 24 };
+                let rest = Panels::with(columns.saturating_sub(half), 16, 32);
+                Panels { columns, half, ..rest }
+            }
+            _ => Panels::new(columns),
+        }
+    }
+
     fn with(columns: usize, lanes: usize, registers: usize) -> Panels {
         let vectors = columns.div_ceil(lanes);
-        Panels { columns, lanes, vectors, three: registers >= 16 && vectors >= 3 && vectors % 2 == 1 }
+        let three = registers >= 32 && vectors >= 3 && vectors % 2 == 1;
+        Panels { columns, half: 0, lanes, vectors, three }
     }
 
     pub fn count(&self) -> usize {
-        if self.three { (self.vectors - 1) / 2 } else { self.vectors.div_ceil(2) }
+        let whole = if self.three { (self.vectors - 1) / 2 } else { self.vectors.div_ceil(2) };
+        whole + usize::from(self.half > 0)
     }
 
     pub fn panel(&self, number: usize) -> Panel {
-        let (first, width) = match (self.three, number) {
+        if self.half > 0 && number == 0 {
+            return Panel { first: 0, columns: self.half.min(self.columns), width: self.half };
+        }
+        let (first, width) = match (self.three, number - usize::from(self.half > 0)) {
             (true, 0) => (0, 3),
-            (true, _) => (2 * number + 1, 2),
-            (false, _) => (2 * number, 2.min(self.vectors - 2 * number)),
+            (true, number) => (2 * number + 1, 2),
+            (false, number) => (2 * number, 2.min(self.vectors - 2 * number)),
         };
-        let (first, width) = (first * self.lanes, width * self.lanes);
+        let (first, width) = (self.half + first * self.lanes, width * self.lanes);
         Panel { first, columns: width.min(self.columns - first), width }
     }
 
@@ -78,7 +100,7 @@ impl Panels {
     /// Columns with the last panel's padding: a packed matrix has this many times its depth floats, and the
     /// panel that starts at column `first` starts at `first·depth`.
     pub fn padded(&self) -> usize {
-        self.vectors * self.lanes
+        self.half + self.vectors * self.lanes
     }
 }
 
@@ -88,9 +110,10 @@ pub fn padded(columns: usize) -> usize {
 }
 
 /// Packs B = W, row-major [depth, columns].
-pub fn pack(cx: &Context, weight: &[f32], columns: usize, packed: &mut [f32]) {
+pub fn pack(cx: &Context, weight: &[f32], panels: Panels, packed: &mut [f32]) {
+    let columns = panels.columns;
     let depth = weight.len() / columns;
-    pack_panels(cx, Panels::new(columns), depth, packed, |panel, out| {
+    pack_panels(cx, panels, depth, packed, |panel, out| {
         for (from, to) in weight.chunks_exact(columns).zip(out.chunks_exact_mut(panel.width)) {
             to[..panel.columns].copy_from_slice(&from[panel.first..panel.first + panel.columns]);
             to[panel.columns..].fill(0.0);
@@ -99,9 +122,10 @@ pub fn pack(cx: &Context, weight: &[f32], columns: usize, packed: &mut [f32]) {
 }
 
 /// Packs B = Wᵀ, where W is row-major [columns, depth].
-pub fn pack_transposed(cx: &Context, weight: &[f32], columns: usize, packed: &mut [f32]) {
+pub fn pack_transposed(cx: &Context, weight: &[f32], panels: Panels, packed: &mut [f32]) {
+    let columns = panels.columns;
     let depth = weight.len() / columns;
-    pack_panels(cx, Panels::new(columns), depth, packed, |panel, out| {
+    pack_panels(cx, panels, depth, packed, |panel, out| {
         let rows = &weight[panel.first * depth..(panel.first + panel.columns) * depth];
         // Sixteen steps of the depth at a time: a cache line of each row of W, a few lines of the panel.
         for first in (0..depth).step_by(16) {
@@ -188,18 +212,56 @@ pub fn add_weight_gradient(
 }
 
 dispatch! {
-    /// C[rows, width] = A[rows, depth]·B[depth, width], or C += where `add`. `b` is (part of) a packed panel:
-    /// its length is depth·width.
-    pub fn multiply(
+    fn multiply_vectors(
         a: &[f32], a_stride: usize, rows: usize, b: &[f32], width: usize,
-        c: &mut [f32], c_stride: usize, add: bool
+        c: &mut [f32], c_stride: usize, add: bool, ahead: &mut Ahead
     ) => multiply_body;
 
     /// C[count, width] = A[depth, count]ᵀ·B[depth, width], or C += where `add`.
     pub fn multiply_transposed(
         a: &[f32], a_stride: usize, count: usize, depth: usize, b: &[f32], b_stride: usize, width: usize,
-        c: &mut [f32], c_stride: usize, add: bool
+        c: &mut [f32], c_stride: usize, add: bool, ahead: &mut Ahead
     ) => multiply_transposed_body;
+}
+
+/// C[rows, width] = A[rows, depth]·B[depth, width], or C += where `add`. `b` is (part of) a packed panel: its
+/// length is depth·width.
+#[allow(clippy::too_many_arguments)]
+pub fn multiply(
+    a: &[f32],
+    a_stride: usize,
+    rows: usize,
+    b: &[f32],
+    width: usize,
+    c: &mut [f32],
+    c_stride: usize,
+    add: bool,
+    ahead: &mut Ahead,
+) {
+    #[cfg(target_arch = "x86_64")]
+    if level() == Level::Avx512 && !width.is_multiple_of(16) {
+        // SAFETY: this level means AVX-512F and VL, AVX2 and FMA.
+        return unsafe { multiply_half(a, a_stride, rows, b, width, c, c_stride, add, ahead) };
+    }
+    multiply_vectors(a, a_stride, rows, b, width, c, c_stride, add, ahead);
+}
+
+/// [`multiply`] with eight lanes, and the 32 registers that they too have with AVX-512.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,avx512f,avx512vl")]
+#[allow(clippy::too_many_arguments)]
+fn multiply_half(
+    a: &[f32],
+    a_stride: usize,
+    rows: usize,
+    b: &[f32],
+    width: usize,
+    c: &mut [f32],
+    c_stride: usize,
+    add: bool,
+    ahead: &mut Ahead,
+) {
+    multiply_sized::<super::simd::Avx2, 32>(a, a_stride, rows, b, width, c, c_stride, add, ahead);
 }
 
 /// Panics where a matrix of these dimensions does not lie within `len` floats.
@@ -218,14 +280,36 @@ fn multiply_body<V: Vector>(
     c: &mut [f32],
     c_stride: usize,
     add: bool,
+    ahead: &mut Ahead,
+) {
+    match V::REGISTERS {
+        32 => multiply_sized::<V, 32>(a, a_stride, rows, b, width, c, c_stride, add, ahead),
+        16 => multiply_sized::<V, 16>(a, a_stride, rows, b, width, c, c_stride, add, ahead),
+        _ => multiply_sized::<V, 8>(a, a_stride, rows, b, width, c, c_stride, add, ahead),
+    }
+}
+
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+fn multiply_sized<V: Vector, const REGISTERS: usize>(
+    a: &[f32],
+    a_stride: usize,
+    rows: usize,
+    b: &[f32],
+    width: usize,
+    c: &mut [f32],
+    c_stride: usize,
+    add: bool,
+    ahead: &mut Ahead,
 ) {
     let depth = b.len() / width;
     check(a.len(), rows, depth, a_stride);
     check(c.len(), rows, width, c_stride);
     let (a, b, c) = (a.as_ptr(), b.as_ptr(), c.as_mut_ptr());
-    let operands = kernel::Operands { a, a_stride, b, b_stride: width, depth, c, c_stride, add };
+    let operands =
+        kernel::Operands { a, a_stride, b, b_stride: width, depth, c, c_stride, add, ahead: *ahead };
     // SAFETY: the operands lie within their slices by the checks above.
-    unsafe { by_width::<V, false>(operands, rows, width) };
+    *ahead = unsafe { by_width::<V, REGISTERS, false>(operands, rows, width) };
 }
 
 #[inline(always)]
@@ -241,26 +325,35 @@ fn multiply_transposed_body<V: Vector>(
     c: &mut [f32],
     c_stride: usize,
     add: bool,
+    ahead: &mut Ahead,
 ) {
     check(a.len(), depth, count, a_stride);
     check(b.len(), depth, width, b_stride);
     check(c.len(), count, width, c_stride);
     let (a, b, c) = (a.as_ptr(), b.as_ptr(), c.as_mut_ptr());
-    let operands = kernel::Operands { a, a_stride, b, b_stride, depth, c, c_stride, add };
+    let operands = kernel::Operands { a, a_stride, b, b_stride, depth, c, c_stride, add, ahead: *ahead };
     // SAFETY: the operands lie within their slices by the checks above.
-    unsafe { by_width::<V, true>(operands, count, width) };
+    *ahead = match V::REGISTERS {
+        32 => unsafe { by_width::<V, 32, true>(operands, count, width) },
+        16 => unsafe { by_width::<V, 16, true>(operands, count, width) },
+        _ => unsafe { by_width::<V, 8, true>(operands, count, width) },
+    };
 }
 
 /// # Safety
 /// As for [`kernel::rows`].
 #[inline(always)]
-unsafe fn by_width<V: Vector, const TRANSPOSED: bool>(o: kernel::Operands, rows: usize, width: usize) {
+unsafe fn by_width<V: Vector, const REGISTERS: usize, const TRANSPOSED: bool>(
+    o: kernel::Operands,
+    rows: usize,
+    width: usize,
+) -> Ahead {
     // SAFETY: the caller's promise.
     unsafe {
         match width / V::LANES {
-            1 => kernel::rows::<V, 1, TRANSPOSED>(o, rows),
-            2 => kernel::rows::<V, 2, TRANSPOSED>(o, rows),
-            3 if V::REGISTERS >= 16 => kernel::rows::<V, 3, TRANSPOSED>(o, rows),
+            1 => kernel::rows::<V, REGISTERS, 1, TRANSPOSED>(o, rows),
+            2 => kernel::rows::<V, REGISTERS, 2, TRANSPOSED>(o, rows),
+            3 if REGISTERS >= 32 => kernel::rows::<V, REGISTERS, 3, TRANSPOSED>(o, rows),
             _ => unreachable!("a panel of {width} columns"),
         }
     }
@@ -302,12 +395,42 @@ mod tests {
             }
             let stride = panel.width + 3;
             let mut whole = vec![f32::NAN; m * stride];
-            multiply_body::<V>(&a, k, m, &packed, panel.width, &mut whole, stride, false);
+            multiply_body::<V>(
+                &a,
+                k,
+                m,
+                &packed,
+                panel.width,
+                &mut whole,
+                stride,
+                false,
+                &mut Ahead::new(&a, 0..a.len()),
+            );
             let mut pieces = vec![f32::NAN; m * stride];
             let cut = k / 2 * panel.width;
-            multiply_body::<V>(&a, k, m, &packed[..cut], panel.width, &mut pieces, stride, false);
+            multiply_body::<V>(
+                &a,
+                k,
+                m,
+                &packed[..cut],
+                panel.width,
+                &mut pieces,
+                stride,
+                false,
+                &mut Ahead::none(),
+            );
             let rest = &a[k / 2..];
-            multiply_body::<V>(rest, k, m, &packed[cut..], panel.width, &mut pieces, stride, true);
+            multiply_body::<V>(
+                rest,
+                k,
+                m,
+                &packed[cut..],
+                panel.width,
+                &mut pieces,
+                stride,
+                true,
+                &mut Ahead::none(),
+            );
             let mut transposed = vec![f32::NAN; m * stride];
             let width = panel.width;
             multiply_transposed_body::<V>(
@@ -321,6 +444,7 @@ mod tests {
                 &mut transposed,
                 stride,
                 false,
+                &mut Ahead::none(),
             );
             for i in 0..m {
                 for j in 0..panel.columns {
@@ -369,10 +493,10 @@ mod tests {
         let (a, b) = (values(40 * k, 3), values(k * Panels::new(32).panel(0).width, 4));
         let width = Panels::new(32).panel(0).width;
         let mut all = vec![0.0; 40 * width];
-        multiply(&a, k, 40, &b, width, &mut all, width, false);
+        multiply(&a, k, 40, &b, width, &mut all, width, false, &mut Ahead::none());
         for rows in 1..40 {
             let mut some = vec![0.0; rows * width];
-            multiply(&a, k, rows, &b, width, &mut some, width, false);
+            multiply(&a, k, rows, &b, width, &mut some, width, false, &mut Ahead::none());
             assert_eq!(some, all[..rows * width], "{rows} rows");
         }
         assert_eq!(panel.first, 0);
@@ -380,9 +504,9 @@ mod tests {
 
     #[test]
     fn panels_tile_the_columns() {
-        for (lanes, registers) in [(16, 32), (8, 16), (8, 8)] {
-            for columns in 1..200 {
-                let panels = Panels::with(columns, lanes, registers);
+        for columns in 1..200 {
+            let with = |lanes, registers| Panels::with(columns, lanes, registers);
+            for panels in [with(16, 32), with(8, 16), with(8, 8), Panels::narrow(columns)] {
                 let mut next = 0;
                 for panel in panels.iter() {
                     assert_eq!(panel.first, next);
@@ -390,7 +514,7 @@ mod tests {
                     next += panel.width;
                 }
                 assert_eq!(next, panels.padded());
-                assert!(next >= columns && next < columns + lanes && next <= padded(columns));
+                assert!(next >= columns && next < columns + panels.lanes && next <= padded(columns));
             }
         }
     }

@@ -80,11 +80,12 @@ pub fn loss(cx: &Context, p: &Loss) {
     let labels: &[u32] = bytemuck::cast_slice(cx.read(p.labels));
     let (losses, gradients) = (Shared::new(cx.write(p.losses)), Shared::new(cx.write(p.dlogits)));
     cx.parallel(images.div_ceil(GROUP), |task, _| {
-        for image in task * GROUP..images.min((task + 1) * GROUP) {
+        let own = task * GROUP..images.min((task + 1) * GROUP);
+        for (image, &label) in own.clone().zip(&labels[own]) {
             let range = image * classes..(image + 1) * classes;
             // SAFETY: each task has its own images.
             let (loss, gradient) = unsafe { (losses.part(image..image + 1), gradients.part(range.clone())) };
-            loss[0] = cross_entropy(p, &logits[range], labels[image] as usize, gradient);
+            loss[0] = cross_entropy(p, &logits[range], label as usize, gradient);
         }
     });
 }

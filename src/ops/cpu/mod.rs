@@ -29,7 +29,9 @@ pub mod sweep;
 #[cfg(test)]
 mod testing;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use context::{Context, Memory, State, Workspace};
 
@@ -38,7 +40,11 @@ use super::*;
 /// The CPU as a device.
 pub struct CpuOps {
     cx: Context,
+    profile: Option<Profile>,
 }
+
+/// Calls and time of each kind of pass.
+pub type Profile = BTreeMap<&'static str, (u64, Duration)>;
 
 /// What the planner asks of the CPU.
 #[derive(Clone, Copy, Debug)]
@@ -117,10 +123,20 @@ impl CpuOps {
             shared: Memory::new(most(|p| p.workspace.shared)),
             scratch: (0..threads).map(|_| Memory::new(scratch)).collect(),
         };
-        Ok(CpuOps { cx })
+        Ok(CpuOps { cx, profile: None })
     }
 
-    fn state(&self, buffer: Buffer) -> &mut [f32] {
+    /// Starts (or restarts) timing the passes.
+    pub fn start_profile(&mut self) {
+        self.profile = Some(Profile::new());
+    }
+
+    /// What was timed since [`CpuOps::start_profile`]; timing ends.
+    pub fn take_profile(&mut self) -> Profile {
+        self.profile.take().unwrap_or_default()
+    }
+
+    fn state(&mut self, buffer: Buffer) -> &mut [f32] {
         let state = &self.cx.state;
         let (memory, elements) = match buffer {
             Buffer::Parameters => (&state.parameters, state.total),
@@ -129,7 +145,7 @@ impl CpuOps {
             Buffer::Momentum => (&state.momentum, state.trainable),
             Buffer::Ema => (&state.ema, state.total),
         };
-        // SAFETY: the callers have `&mut self` and let go of the slice before any pass runs.
+        // SAFETY: `self` is borrowed mutably for as long as the slice lives, so no pass runs.
         unsafe { memory.floats_mut(0, elements) }
     }
 }
@@ -137,7 +153,13 @@ impl CpuOps {
 macro_rules! run {
     ($($method:ident: $pass:ident => $module:ident::$function:ident),* $(,)?) => {
         $(fn $method(&mut self, pass: &$pass) -> Result {
+            let start = self.profile.is_some().then(Instant::now);
             $module::$function(&self.cx, pass);
+            if let (Some(profile), Some(start)) = (&mut self.profile, start) {
+                let (calls, time) = profile.entry(stringify!($method)).or_default();
+                *calls += 1;
+                *time += start.elapsed();
+            }
             Ok(())
         })*
     };

@@ -120,6 +120,8 @@ struct Exact {
 /// Two roundings of a term (4·2^-24 for silu) and its share of those of the sums: 16·2^-24 leaves room for both.
 const BOUND: f64 = 1e-6;
 
+// The negation fails for NaN.
+#[allow(clippy::neg_cmp_op_on_partial_ord)]
 fn compare(what: &str, got: &[f32], expected: &[Exact]) {
     assert_eq!(got.len(), expected.len(), "{what}");
     for (i, (&got, exact)) in got.iter().zip(expected).enumerate() {

@@ -7,7 +7,7 @@
 
 use super::context::{Context, Shared};
 use super::simd::Vector;
-use super::sweep::{each_vector, read, write};
+use super::sweep::{each_vector, prefetch, read, write};
 use crate::dispatch;
 use crate::ops::BatchNorm;
 
@@ -15,6 +15,9 @@ use crate::ops::BatchNorm;
 const TASK: usize = 1 << 16;
 /// Channels below which a map is not cut: 512 bytes in a row keep the prefetchers going.
 const NARROWEST: usize = 128;
+/// How far ahead of the tile memory is asked for, in elements. The hardware does not see through four rows in
+/// step: without this a map that is not in the cache takes twice the time.
+const AHEAD: usize = 2048;
 /// Pixels that are summed before the sum is added to the total.
 const BLOCK: usize = 256;
 
@@ -99,6 +102,7 @@ fn add_pixels<V: Vector, const R: usize>(
         let (a, b) = (read::<V>(scale, at, count), read::<V>(shift, at, count));
         let mut tile = [V::zero(); R];
         for (row, slot) in tile.iter_mut().enumerate() {
+            prefetch(y, row * stride + at + AHEAD);
             *slot = read::<V>(y, row * stride + at, count).mul_add(a, b).silu();
         }
         let mut sum = tile[0];

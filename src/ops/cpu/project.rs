@@ -14,9 +14,9 @@ use std::ops::Range;
 use super::batch_norm::{backward_coefficients, finish_statistics, statistics_floats};
 use super::context::{Context, Shared, Workspace, part_of, workspace_floats};
 use super::expand::{BackwardTasks, GROUPS, PANEL, TASKS, row_factors};
-use super::gemm::rows::{Block, Statistics, TILE, batch_norm_backward, store, tiles};
-use super::gemm::{self, Panel, Panels, padded};
-use super::simd::Vector;
+use super::gemm::rows::{Block, STREAM, Statistics, TILE, after, batch_norm_backward, store, tiles};
+use super::gemm::{self, Ahead, Panels, padded};
+use super::simd::{Vector, fence, prefetch};
 use crate::dispatch;
 use crate::ops::{self, ProjectBackward, ProjectForward};
 
@@ -36,10 +36,10 @@ pub fn forward_workspace(p: &ProjectForward) -> Workspace {
 }
 
 pub fn forward(cx: &Context, p: &ProjectForward) {
-    let (depth, panels, rows) = (p.inputs, Panels::new(p.outputs), p.images * p.pixels);
+    let (depth, panels, rows) = (p.inputs, Panels::narrow(p.outputs), p.images * p.pixels);
     let groups = forward_groups(rows);
     let [packed, partials] = cx.workspace([depth * panels.padded(), statistics_floats(groups, p.outputs)]);
-    gemm::pack_transposed(cx, cx.weight(p.weight), p.outputs, packed);
+    gemm::pack_transposed(cx, cx.weight(p.weight), panels, packed);
     let packed = &*packed;
     let input = Input {
         x: cx.read(p.x),
@@ -56,6 +56,9 @@ pub fn forward(cx: &Context, p: &ProjectForward) {
         let (a, out) = scratch.split_at_mut(TILE * CHUNK);
         let own = part_of(rows, groups, group);
         for tile in tiles(own.clone()) {
+            // The next tile's x comes while this tile's products run.
+            let next = after(&tile, &own);
+            let mut ahead = Ahead::new(input.x, next.start * depth..next.end * depth);
             for first in (0..depth).step_by(CHUNK) {
                 let columns = CHUNK.min(depth - first);
                 let block =
@@ -65,7 +68,7 @@ pub fn forward(cx: &Context, p: &ProjectForward) {
                     let start = panel.first * depth + first * panel.width;
                     let b = &packed[start..start + columns * panel.width];
                     let out = &mut out[panel.first..];
-                    gemm::multiply(a, CHUNK, tile.len(), b, panel.width, out, stride, first > 0);
+                    gemm::multiply(a, CHUNK, tile.len(), b, panel.width, out, stride, first > 0, &mut ahead);
                 }
             }
             let start = group * statistics_floats(1, p.outputs);
@@ -108,8 +111,8 @@ dispatch! {
     /// A = silu(scale·x + shift)·gate of a block into `out`, rows `stride` apart.
     fn activate(input: Input<'_>, block: Block, out: &mut [f32], stride: usize) => activate_body;
 
-    /// da from `unit.da` to its place, A into `a`, and the five sums of one image's rows of a panel.
-    fn backward_rows(input: Input<'_>, unit: &BackwardRows<'_>, a: &mut [f32]) => backward_rows_body;
+    /// da from `tile.from` to its place, A into `a`, and the five sums.
+    fn backward_tile(input: Input<'_>, tile: &BackwardTile<'_>, a: &mut [f32]) => backward_tile_body;
 }
 
 #[inline(always)]
@@ -128,14 +131,11 @@ fn activate_body<V: Vector>(input: Input<'_>, block: Block, out: &mut [f32], str
             let (count, channel) = (V::LANES.min(block.columns - first), block.column + first);
             // SAFETY: the block lies within the input, its padded rows within `out`, by the checks above.
             unsafe {
-                let load = |from: *const f32| {
-                    if count == V::LANES { V::load(from) } else { V::load_part(from, count) }
-                };
                 let coefficients = input.coefficients.as_ptr().add(channel);
-                let (scale, shift) =
-                    (load(coefficients.add(2 * channels)), load(coefficients.add(3 * channels)));
-                let z = load(input.x.as_ptr().add(start + first)).mul_add(scale, shift);
-                let gate = load(input.gate.as_ptr().add(image * channels + channel));
+                let scale = V::load_some(coefficients.add(2 * channels), count);
+                let shift = V::load_some(coefficients.add(3 * channels), count);
+                let z = V::load_some(input.x.as_ptr().add(start + first), count).mul_add(scale, shift);
+                let gate = V::load_some(input.gate.as_ptr().add(image * channels + channel), count);
                 z.silu().mul(gate).store(out.as_mut_ptr().add(row * stride + first));
             }
         }
@@ -164,7 +164,16 @@ impl Units {
         self.images * self.parts
     }
 
+    #[inline(always)]
+    fn image(&self, unit: usize) -> usize {
+        if self.parts == 1 { unit } else { unit / self.parts }
+    }
+
+    #[inline(always)]
     fn rows(&self, unit: usize) -> Range<usize> {
+        if self.parts == 1 {
+            return unit * self.pixels..(unit + 1) * self.pixels;
+        }
         let start = unit / self.parts * self.pixels;
         let part = part_of(self.pixels, self.parts, unit % self.parts);
         start + part.start..start + part.end
@@ -210,7 +219,7 @@ pub fn backward(cx: &Context, p: &ProjectBackward) {
     let [packed, coefficients, gradients, parts] = cx.workspace(backward_lengths(p, &units));
     let size = p.outputs * wide.padded();
     let (packed, gradients) = (&mut packed[..size], &mut gradients[..groups * size]);
-    gemm::pack(cx, cx.weight(p.weight), p.inputs, packed);
+    gemm::pack(cx, cx.weight(p.weight), wide, packed);
     backward_coefficients(cx, &p.bn, coefficients);
     let five_sums = cx.write(p.five_sums);
     let pass = BackwardPass {
@@ -237,11 +246,19 @@ pub fn backward(cx: &Context, p: &ProjectBackward) {
         let (group, slice) = (task / slices, task % slices);
         let panels = part_of(wide.count(), slices, slice);
         pass.run(group, panels, scratch);
+        fence();
     });
     if units.parts > 1 {
         add_parts(cx, &units, p.inputs, parts, five_sums);
     }
     gemm::add_weight_gradient(cx, gradients, p.outputs, p.inputs, false, cx.gradient_mut(p.weight));
+}
+
+/// Asks for a block of x while a product runs: its rows lie too far apart for the hardware to foresee.
+fn prefetch_block(x: &[f32], block: Block) {
+    for row in 0..block.rows {
+        x[block.range(row)].iter().step_by(16).for_each(|line| prefetch(line));
+    }
 }
 
 /// Adds up the five sums of each image's parts, in order.
@@ -270,20 +287,19 @@ impl BackwardPass<'_> {
             let rows = self.units.rows(unit).start..self.units.rows(end - 1).end;
             // Tiles of one unit, or one tile of several units.
             for tile in tiles(rows) {
-                let add = tile.start > self.units.rows(own.start).start;
-                self.tile(group, unit..end, &tile, add, panels.clone(), scratch);
+                self.tile(group, &own, unit..end, &tile, panels.clone(), scratch);
             }
             unit = end;
         }
     }
 
-    /// One tile; `add` where the task's weight gradient has begun.
+    /// One tile, of these of the task's `own` units.
     fn tile(
         &self,
         group: usize,
+        own: &Range<usize>,
         units: Range<usize>,
         tile: &Range<usize>,
-        add: bool,
         panels: Range<usize>,
         scratch: &mut [f32],
     ) {
@@ -293,107 +309,118 @@ impl BackwardPass<'_> {
         let (dy, rest) = rest.split_at_mut(TILE * stride);
         let (da, a) = rest.split_at_mut(TILE * PANEL);
         row_factors(self.keep, self.p.pixels, tile, factors);
-        let block =
+        let narrow =
             Block { row: tile.start, rows: tile.len(), column: 0, columns: outputs, channels: outputs };
-        batch_norm_backward(self.dout, self.y, block, factors, self.coefficients, dy, stride);
+        batch_norm_backward(self.dout, self.y, narrow, factors, self.coefficients, dy, stride);
         let size = outputs * self.wide.padded();
+        let sequential = panels.len() == self.wide.count();
+        let mut ahead = if sequential {
+            let last = self.units.rows(own.end - 1).end;
+            let next = after(tile, &(tile.start..last));
+            Ahead::new(self.input.x, next.start * self.p.inputs..next.end * self.p.inputs)
+        } else {
+            Ahead::none()
+        };
         for panel in self.wide.range(panels) {
             let (start, width) = (panel.first * outputs, panel.width);
             let b = &self.packed[start..start + outputs * width];
-            gemm::multiply(dy, stride, tile.len(), b, width, da, width, false);
-            for unit in units.clone() {
-                self.unit(unit, tile, panel, da, a);
+            let block = Block::of(tile, panel, self.p.inputs);
+            if !sequential {
+                prefetch_block(self.input.x, block);
             }
+            gemm::multiply(dy, stride, tile.len(), b, width, da, width, false, &mut ahead);
+            let rows = BackwardTile {
+                block,
+                units: units.clone(),
+                cut: self.units,
+                from: da,
+                da: self.da,
+                sums: self.sums,
+            };
+            backward_tile(self.input, &rows, a);
             let start = group * size + start;
+            let add = tile.start > self.units.rows(own.start).start;
             // SAFETY: each task has its own panels of its group's gradient.
             let to = unsafe { self.gradients.part(start..start + outputs * width) };
-            gemm::multiply_transposed(dy, stride, outputs, tile.len(), a, width, width, to, width, add);
+            gemm::multiply_transposed(
+                dy,
+                stride,
+                outputs,
+                tile.len(),
+                a,
+                width,
+                width,
+                to,
+                width,
+                add,
+                &mut ahead,
+            );
         }
-    }
-
-    /// The epilogue of one unit's rows within a tile.
-    fn unit(&self, unit: usize, tile: &Range<usize>, panel: Panel, da: &[f32], a: &mut [f32]) {
-        let own = self.units.rows(unit);
-        let own = own.start.max(tile.start)..own.end.min(tile.end);
-        let offset = (own.start - tile.start) * panel.width;
-        let rows = BackwardRows {
-            block: Block::of(&own, panel, self.p.inputs),
-            from: &da[offset..],
-            da: self.da,
-            sums: self.sums,
-            start: unit * self.p.inputs,
-            step: self.units.count() * self.p.inputs,
-            add: own.start > self.units.rows(unit).start,
-        };
-        backward_rows(self.input, &rows, &mut a[offset..]);
     }
 }
 
-/// Rows of one image, columns of one panel.
-struct BackwardRows<'a> {
+/// The rows of a tile and the columns of a panel, after the product.
+struct BackwardTile<'a> {
     block: Block,
+    /// The units that have rows here.
+    units: Range<usize>,
+    cut: Units,
     /// da, whole vectors a row.
     from: &'a [f32],
     da: Shared<'a>,
+    /// [5, units, channels].
     sums: Shared<'a>,
-    /// Where the first of the five sums of this unit's channel 0 lies, and how far the next one is.
-    start: usize,
-    step: usize,
-    add: bool,
 }
 
 #[inline(always)]
-fn backward_rows_body<V: Vector>(input: Input<'_>, unit: &BackwardRows<'_>, a: &mut [f32]) {
-    let block = unit.block;
+fn backward_tile_body<V: Vector>(input: Input<'_>, tile: &BackwardTile<'_>, a: &mut [f32]) {
+    let (block, cut, channels) = (tile.block, tile.cut, input.channels);
     let width = block.columns.next_multiple_of(V::LANES);
     input.check(block);
-    block.check(unit.da.len());
-    assert!(block.rows * width <= unit.from.len().min(a.len()));
-    assert!(unit.start + 4 * unit.step + block.channels <= unit.sums.len());
-    let image = block.row / input.pixels;
+    block.check(tile.da.len());
+    assert!(block.rows * width <= tile.from.len().min(a.len()));
+    let streams = tile.da.len() >= STREAM;
     for first in (0..block.columns).step_by(V::LANES) {
         let (count, channel) = (V::LANES.min(block.columns - first), block.column + first);
         // SAFETY: the block lies within all tensors by the checks above; its part of da and of the sums
         // belongs to this task.
         unsafe {
-            let load = |from: *const f32| {
-                if count == V::LANES { V::load(from) } else { V::load_part(from, count) }
-            };
-            let of = |row: usize| load(input.coefficients.as_ptr().add(row * block.channels + channel));
-            let [mean, r, scale, shift] = [of(0), of(1), of(2), of(3)];
-            let gate = load(input.gate.as_ptr().add(image * block.channels + channel));
-            let slot = |number: usize| {
-                let at = unit.start + number * unit.step + channel;
-                unit.sums.part(at..at + count).as_mut_ptr()
-            };
-            let mut sums = [V::zero(); 5];
-            if unit.add {
-                for number in 0..5 {
-                    sums[number] = load(slot(number));
+            let of = input.coefficients.as_ptr().add(channel);
+            let (mean, r) = (V::load_some(of, count), V::load_some(of.add(channels), count));
+            let scale = V::load_some(of.add(2 * channels), count);
+            let shift = V::load_some(of.add(3 * channels), count);
+            for unit in tile.units.clone() {
+                let rows = cut.rows(unit);
+                let gate = input.gate.as_ptr().add(cut.image(unit) * channels + channel);
+                let gate = V::load_some(gate, count);
+                let mut sums = [V::zero(); 5];
+                if rows.start < block.row {
+                    for (number, sum) in sums.iter_mut().enumerate() {
+                        let at = (number * cut.count() + unit) * channels + channel;
+                        *sum = V::load_some(tile.sums.part(at..at + count).as_ptr(), count);
+                    }
                 }
-            }
-            for row in 0..block.rows {
-                let at = block.range(row).start + first;
-                let x = load(input.x.as_ptr().add(at));
-                let da = V::load(unit.from.as_ptr().add(row * width + first));
-                let to = unit.da.part(at..at + count).as_mut_ptr();
-                if count == V::LANES {
-                    da.store(to)
-                } else {
-                    da.store_part(to, count)
+                let start = rows.start.max(block.row) - block.row;
+                let end = rows.end.min(block.row + block.rows) - block.row;
+                for row in start..end {
+                    let at = block.range(row).start + first;
+                    let x = V::load_some(input.x.as_ptr().add(at), count);
+                    let da = V::load(tile.from.as_ptr().add(row * width + first));
+                    da.store_some(tile.da.part(at..at + count).as_mut_ptr(), count, streams);
+                    let (silu, slope) = x.mul_add(scale, shift).silu_with_derivative();
+                    silu.mul(gate).store(a.as_mut_ptr().add(row * width + first));
+                    let yhat = x.sub(mean).mul(r);
+                    let product = da.mul(slope);
+                    sums[0] = da.mul_add(silu, sums[0]);
+                    sums[1] = sums[1].add(product);
+                    sums[2] = sums[2].add(slope);
+                    sums[3] = product.mul_add(yhat, sums[3]);
+                    sums[4] = slope.mul_add(yhat, sums[4]);
                 }
-                let (silu, slope) = x.mul_add(scale, shift).silu_with_derivative();
-                silu.mul(gate).store(a.as_mut_ptr().add(row * width + first));
-                let yhat = x.sub(mean).mul(r);
-                let product = da.mul(slope);
-                sums[0] = da.mul_add(silu, sums[0]);
-                sums[1] = sums[1].add(product);
-                sums[2] = sums[2].add(slope);
-                sums[3] = product.mul_add(yhat, sums[3]);
-                sums[4] = slope.mul_add(yhat, sums[4]);
-            }
-            for (number, sum) in sums.into_iter().enumerate() {
-                sum.store_part(slot(number), count);
+                for (number, sum) in sums.iter().enumerate() {
+                    let at = (number * cut.count() + unit) * channels + channel;
+                    sum.store_some(tile.sums.part(at..at + count).as_mut_ptr(), count, false);
+                }
             }
         }
     }

@@ -27,6 +27,19 @@ pub fn write<V: Vector>(to: &mut [f32], at: usize, count: usize, value: V) {
     }
 }
 
+/// Asks for the cache line of an element, which may lie beyond the slice.
+#[inline(always)]
+pub fn prefetch(from: &[f32], at: usize) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a prefetch reads nothing and never faults.
+        unsafe { _mm_prefetch::<{ _MM_HINT_T0 }>(from.as_ptr().wrapping_add(at).cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (from, at);
+}
+
 /// Runs a block for each vector of `0..length`, with the vector's first index and its elements. The block is
 /// expanded twice, so that within the loop over whole vectors the count is a constant.
 macro_rules! each_vector {

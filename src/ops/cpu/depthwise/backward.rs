@@ -6,6 +6,7 @@
 //! of the input meets only taps of its parity: rows choose theirs at run time, columns at compile time (`P`
 //! is the parity of a block's first u), so no product with an inserted zero is ever formed.
 
+use super::input_sweep::*;
 use super::*;
 use crate::dispatch;
 use crate::ops::cpu::batch_norm;
@@ -55,11 +56,12 @@ fn shared(shape: &Shape) -> [usize; 4] {
     [shape.packed_weights(), 4 * shape.channels, partials, sums]
 }
 
-/// A task's scratch: the ring, the coefficients (see [`Slice`]), the weights, their gradient, the two sums.
-fn scratch(shape: &Shape) -> [usize; 5] {
+/// A task's scratch: the ring, one row of the activated input and its slopes, the coefficients, the weights,
+/// their gradient, the two sums.
+fn scratch(shape: &Shape) -> [usize; 6] {
     let stride = shape.slice_stride();
     let ring = shape.gradient_rows() * shape.gradient_columns();
-    [ring, COEFFICIENTS, shape.taps(), shape.taps(), 2].map(|rows| rows * stride)
+    [ring, 2 * shape.input, COEFFICIENTS, shape.taps(), shape.taps(), 2].map(|rows| rows * stride)
 }
 
 pub fn backward(cx: &Context, p: &DepthwiseBackward) {
@@ -153,79 +155,22 @@ fn add_weight_gradients(cx: &Context, shape: &Shape, weight: Param, partials: &[
 }
 
 dispatch! {
-    fn task(job: &Job, number: usize, scratch: &mut [f32]) => task_body;
+    fn sweep_1(job: &Job, number: usize, scratch: &mut [f32]) => sweep<1, 1>;
+    fn sweep_3(job: &Job, number: usize, scratch: &mut [f32]) => sweep<3, 1>;
+    fn sweep_5(job: &Job, number: usize, scratch: &mut [f32]) => sweep<5, 1>;
+    fn sweep_3_by_2(job: &Job, number: usize, scratch: &mut [f32]) => sweep<3, 2>;
+    fn sweep_5_by_2(job: &Job, number: usize, scratch: &mut [f32]) => sweep<5, 2>;
 }
 
-#[inline(always)]
-fn task_body<V: Vector>(job: &Job, number: usize, scratch: &mut [f32]) {
+/// One copy of the kernels for each window.
+fn task(job: &Job, number: usize, scratch: &mut [f32]) {
     match (job.shape.kernel, job.shape.stride) {
-        (1, 1) => sweep::<V, 1, 1>(job, number, scratch),
-        (3, 1) => sweep::<V, 3, 1>(job, number, scratch),
-        (5, 1) => sweep::<V, 5, 1>(job, number, scratch),
-        (3, 2) => sweep::<V, 3, 2>(job, number, scratch),
-        (5, 2) => sweep::<V, 5, 2>(job, number, scratch),
+        (1, 1) => sweep_1(job, number, scratch),
+        (3, 1) => sweep_3(job, number, scratch),
+        (5, 1) => sweep_5(job, number, scratch),
+        (3, 2) => sweep_3_by_2(job, number, scratch),
+        (5, 2) => sweep_5_by_2(job, number, scratch),
         (kernel, stride) => unreachable!("a {kernel}×{kernel} window of stride {stride}"),
-    }
-}
-
-/// Rows of a slice's coefficients: of BN2 forward, of its backward dy = a·du + b·(y−μ) + c, of the batch norm
-/// that takes the sums, and the image's gate and squeeze gradient, both times a.
-const COEFFICIENTS: usize = 10;
-const SCALE: usize = 0;
-const SHIFT: usize = 1;
-const MEAN: usize = 2;
-const B_ROW: usize = 3;
-const C_ROW: usize = 4;
-const INPUT_SCALE: usize = 5;
-const INPUT_SHIFT: usize = 6;
-const INPUT_MEAN: usize = 7;
-const GATE: usize = 8;
-const SQUEEZE: usize = 9;
-
-/// A task's memory, as the kernels use it.
-struct Slice {
-    /// Channels.
-    width: usize,
-    /// Floats from a column of the ring, or a row of coefficients, to the next.
-    stride: usize,
-    /// Floats from a pixel of the tensors to the next.
-    channels: usize,
-    ring: *mut f32,
-    coefficients: *const f32,
-    weights: *const f32,
-    weight_gradient: *mut f32,
-    /// Σdu, then Σdu·(y−μ).
-    sums: *mut f32,
-}
-
-/// A pixel's place in the tensors of the input's side.
-#[derive(Clone, Copy)]
-struct Pixel {
-    x: *const f32,
-    dx: *mut f32,
-    /// Of the identity only: null otherwise.
-    previous_y: *const f32,
-    /// Null where there is none.
-    shortcut: *const f32,
-    keep: f32,
-}
-
-impl Pixel {
-    /// # Safety
-    /// The pixel `floats` on is within the tensors.
-    #[inline(always)]
-    unsafe fn add(self, floats: usize) -> Pixel {
-        let far = |p: *const f32| if p.is_null() { p } else { p.wrapping_add(floats) };
-        // SAFETY: the caller's promise.
-        unsafe {
-            Pixel {
-                x: self.x.add(floats),
-                dx: self.dx.add(floats),
-                previous_y: far(self.previous_y),
-                shortcut: far(self.shortcut),
-                keep: self.keep,
-            }
-        }
     }
 }
 
@@ -233,7 +178,7 @@ impl Pixel {
 fn sweep<V: Vector, const K: usize, const S: usize>(job: &Job, number: usize, floats: &mut [f32]) {
     let shape = &job.shape;
     let (group, slice) = shape.task(number);
-    let [ring, coefficients, weights, weight_gradient, sums] = carve(floats, scratch(shape));
+    let [ring, inputs, coefficients, weights, weight_gradient, sums] = carve(floats, scratch(shape));
     let stride = shape.slice_stride();
     ring.fill(0.0);
     weight_gradient.fill(0.0);
@@ -248,7 +193,11 @@ fn sweep<V: Vector, const K: usize, const S: usize>(job: &Job, number: usize, fl
             width: slice.len(),
             stride,
             channels: shape.channels,
+            input_row: shape.input * shape.channels,
+            output_row: shape.output * shape.channels,
             ring: ring.as_mut_ptr(),
+            inputs: inputs.as_mut_ptr(),
+            slopes: inputs.len() / 2,
             coefficients: coefficients.as_ptr(),
             weights: weights.as_ptr(),
             weight_gradient: weight_gradient.as_mut_ptr(),
@@ -334,272 +283,4 @@ fn finish_task(job: &Job, group: usize, slice: &Range<usize>, weight_gradient: &
     };
     write(&job.weight_partials, weight_gradient);
     write(&job.sum_partials, sums);
-}
-
-/// Slides down one image.
-/// # Safety
-/// `pixel`, `y` and `da` point to the slice's first channel in the image's first pixel; `memory` fits the
-/// shape.
-#[inline(always)]
-unsafe fn image_rows<V: Vector, const K: usize, const S: usize>(
-    shape: &Shape,
-    memory: &Slice,
-    pixel: Pixel,
-    y: *const f32,
-    da: *const f32,
-) {
-    let rows = (K - 1) / S + 1;
-    let row_floats = shape.gradient_columns() * memory.stride;
-    let mut ready = 0;
-    for row in 0..shape.input {
-        let end = ((row + shape.pad) / S + 1).min(shape.output);
-        while ready < end {
-            // SAFETY: row `ready` of the image and a row of the ring, right of its zero columns.
-            unsafe {
-                let from = ready * shape.output * memory.channels;
-                let to = memory.ring.add(ready % rows * row_floats + shape.gradient_pad() * memory.stride);
-                form_gradient::<V>(memory, y.add(from), da.add(from), to, shape.output);
-            }
-            ready += 1;
-        }
-        let mut taps = [(0, 0); K];
-        let mut count = 0;
-        for tap in 0..K.min(row + shape.pad + 1) {
-            let at = row + shape.pad - tap;
-            if at % S == 0 && at / S < shape.output {
-                taps[count] = (at / S % rows * row_floats, tap);
-                count += 1;
-            }
-        }
-        // SAFETY: a row of the image.
-        unsafe {
-            let pixel = pixel.add(row * shape.input * memory.channels);
-            input_row::<V, K, S>(shape, memory, &taps[..count], pixel);
-        }
-    }
-}
-
-/// One row of the input, in register blocks.
-/// # Safety
-/// `pixel` is the row's first; the ring holds the rows that `taps` name.
-#[inline(always)]
-unsafe fn input_row<V: Vector, const K: usize, const S: usize>(
-    shape: &Shape,
-    memory: &Slice,
-    taps: &[(usize, usize)],
-    pixel: Pixel,
-) {
-    let mut column = 0;
-    while column < shape.input {
-        let width = block_of(shape.input - column);
-        let (start, parity) = ((column + shape.pad) / S, (column + shape.pad) % S);
-        let at = (start + shape.gradient_pad() - (K - 1) / S) * memory.stride;
-        // SAFETY: the block lies within the input row, the outputs it meets within the ring's columns.
-        unsafe {
-            let pixel = pixel.add(column * memory.channels);
-            match (width, parity) {
-                (8, 0) => block::<V, K, S, 0, 8>(memory, taps, at, pixel),
-                (7, 0) => block::<V, K, S, 0, 7>(memory, taps, at, pixel),
-                (4, 0) => block::<V, K, S, 0, 4>(memory, taps, at, pixel),
-                (2, 0) => block::<V, K, S, 0, 2>(memory, taps, at, pixel),
-                (_, 0) => block::<V, K, S, 0, 1>(memory, taps, at, pixel),
-                (8, _) => block::<V, K, 2, 1, 8>(memory, taps, at, pixel),
-                (7, _) => block::<V, K, 2, 1, 7>(memory, taps, at, pixel),
-                (4, _) => block::<V, K, 2, 1, 4>(memory, taps, at, pixel),
-                (2, _) => block::<V, K, 2, 1, 2>(memory, taps, at, pixel),
-                (_, _) => block::<V, K, 2, 1, 1>(memory, taps, at, pixel),
-            }
-        }
-        column += width;
-    }
-}
-
-/// One row of the gradient at the convolution's output, into the ring.
-/// # Safety
-/// `y` and `da` point to a row of pixels, `ring` to as many columns.
-#[inline(always)]
-unsafe fn form_gradient<V: Vector>(
-    memory: &Slice,
-    y: *const f32,
-    da: *const f32,
-    ring: *mut f32,
-    columns: usize,
-) {
-    let mut column = 0;
-    while column < columns {
-        // SAFETY: the columns are within the row.
-        unsafe {
-            let (from, to) = (column * memory.channels, ring.add(column * memory.stride));
-            if columns - column >= 4 {
-                form_columns::<V, 4>(memory, y.add(from), da.add(from), to);
-                column += 4;
-            } else {
-                form_columns::<V, 1>(memory, y.add(from), da.add(from), to);
-                column += 1;
-            }
-        }
-    }
-}
-
-/// # Safety
-/// As for [`form_gradient`], with `B` columns.
-#[inline(always)]
-unsafe fn form_columns<V: Vector, const B: usize>(
-    memory: &Slice,
-    y: *const f32,
-    da: *const f32,
-    ring: *mut f32,
-) {
-    // SAFETY: the caller's promise, and `count` lanes are left of the slice.
-    unsafe {
-        for c in (0..memory.width).step_by(V::LANES) {
-            let count = memory.width - c;
-            let row = memory.coefficients.add(c);
-            let (scale, shift) = (V::load(row), V::load(row.add(SHIFT * memory.stride)));
-            let mean = V::load(row.add(MEAN * memory.stride));
-            let b = V::load(row.add(B_ROW * memory.stride));
-            let constant = V::load(row.add(C_ROW * memory.stride));
-            let gate = V::load(row.add(GATE * memory.stride));
-            let squeeze = V::load(row.add(SQUEEZE * memory.stride));
-            for j in 0..B {
-                let y = get::<V>(y.add(j * memory.channels + c), count);
-                let da = get::<V>(da.add(j * memory.channels + c), count);
-                let (_, slope) = y.mul_add(scale, shift).silu_with_derivative();
-                let du = da.mul_add(gate, squeeze);
-                let rest = y.sub(mean).mul_add(b, constant);
-                du.mul_add(slope, rest).store(ring.add(j * memory.stride + c));
-            }
-        }
-    }
-}
-
-/// `B` input pixels of a row, all channels of the slice: their gradient and their share of the weights'.
-/// `taps` are the ring's rows that meet this row, with the window's row; `at` is the place in a ring row of
-/// the first output that may meet the block. `P` is the parity of the block's first column plus pad.
-/// # Safety
-/// The ring has all columns that meet the block; `pixel` is the first of `B`.
-#[inline(always)]
-unsafe fn block<V: Vector, const K: usize, const S: usize, const P: usize, const B: usize>(
-    memory: &Slice,
-    taps: &[(usize, usize)],
-    at: usize,
-    pixel: Pixel,
-) {
-    let stride = memory.stride;
-    for c in (0..memory.width).step_by(V::LANES) {
-        // SAFETY: within the tensors, the ring and the coefficients by the caller's promise.
-        unsafe {
-            let (a, slope) = load_input::<V, B>(memory, pixel, c);
-            let mut da = [V::zero(); B];
-            for &(row, tap) in taps {
-                let ring = memory.ring.add(row + at + c);
-                let tap = tap * K * stride + c;
-                let mut w = [V::zero(); K];
-                for (k, w) in w.iter_mut().enumerate() {
-                    *w = V::load(memory.weights.add(tap + k * stride));
-                }
-                let mut dw = [V::zero(); K];
-                // Each gradient is loaded once and meets all inputs that its window covers.
-                unroll!(COLUMN in [0 1 2 3 4 5 6 7 8 9 10 11] {
-                    if COLUMN < (K - 1) / S + (B - 1 + P) / S + 1 {
-                        let dy = V::load(ring.add(COLUMN * stride));
-                        for k in 0..K {
-                            // Column of the block, shifted to stay positive.
-                            let shifted = COLUMN * S + k;
-                            let shift = (K - 1) / S * S + P;
-                            if shifted >= shift && shifted - shift < B {
-                                let j = shifted - shift;
-                                da[j] = dy.mul_add(w[k], da[j]);
-                                dw[k] = dy.mul_add(a[j], dw[k]);
-                            }
-                        }
-                    }
-                });
-                for (k, dw) in dw.iter().enumerate() {
-                    accumulate(*dw, memory.weight_gradient.add(tap + k * stride));
-                }
-            }
-            if pixel.previous_y.is_null() {
-                store_normalised(memory, pixel, c, &da, &slope);
-            } else {
-                store_identity(memory, pixel, c, &da);
-            }
-        }
-    }
-}
-
-/// The convolution's input and the slope of its activation.
-/// # Safety
-/// `pixel` is the first of `B`, and `c` a channel of the slice.
-#[inline(always)]
-unsafe fn load_input<V: Vector, const B: usize>(memory: &Slice, pixel: Pixel, c: usize) -> ([V; B], [V; B]) {
-    let (mut a, mut slope) = ([V::zero(); B], [V::zero(); B]);
-    let count = memory.width - c;
-    // SAFETY: the caller's promise.
-    unsafe {
-        for (j, a) in a.iter_mut().enumerate() {
-            *a = get::<V>(pixel.x.add(j * memory.channels + c), count);
-        }
-        if pixel.previous_y.is_null() {
-            let scale = V::load(memory.coefficients.add(INPUT_SCALE * memory.stride + c));
-            let shift = V::load(memory.coefficients.add(INPUT_SHIFT * memory.stride + c));
-            for (a, slope) in a.iter_mut().zip(&mut slope) {
-                (*a, *slope) = a.mul_add(scale, shift).silu_with_derivative();
-            }
-        }
-    }
-    (a, slope)
-}
-
-/// du = da·silu'(z), with its sums.
-/// # Safety
-/// As for [`load_input`].
-#[inline(always)]
-unsafe fn store_normalised<V: Vector, const B: usize>(
-    memory: &Slice,
-    pixel: Pixel,
-    c: usize,
-    da: &[V; B],
-    slope: &[V; B],
-) {
-    let count = memory.width - c;
-    // SAFETY: the caller's promise.
-    unsafe {
-        let mean = V::load(memory.coefficients.add(INPUT_MEAN * memory.stride + c));
-        let (mut sum, mut dot) = (V::zero(), V::zero());
-        for j in 0..B {
-            let at = j * memory.channels + c;
-            let du = da[j].mul(slope[j]);
-            put(du, pixel.dx.add(at), count);
-            sum = sum.add(du);
-            dot = du.mul_add(get::<V>(pixel.x.add(at), count).sub(mean), dot);
-        }
-        accumulate(sum, memory.sums.add(c));
-        accumulate(dot, memory.sums.add(memory.stride + c));
-    }
-}
-
-/// dx = da (+ the shortcut's gradient), with the sums of keep·dx for the previous block's batch norm.
-/// # Safety
-/// As for [`load_input`].
-#[inline(always)]
-unsafe fn store_identity<V: Vector, const B: usize>(memory: &Slice, pixel: Pixel, c: usize, da: &[V; B]) {
-    let count = memory.width - c;
-    // SAFETY: the caller's promise.
-    unsafe {
-        let mean = V::load(memory.coefficients.add(INPUT_MEAN * memory.stride + c));
-        let keep = V::splat(pixel.keep);
-        let (mut sum, mut dot) = (V::zero(), V::zero());
-        for (j, da) in da.iter().enumerate() {
-            let at = j * memory.channels + c;
-            let shortcut = pixel.shortcut;
-            let dx = if shortcut.is_null() { *da } else { da.add(get(shortcut.add(at), count)) };
-            put(dx, pixel.dx.add(at), count);
-            let du = dx.mul(keep);
-            sum = sum.add(du);
-            dot = du.mul_add(get::<V>(pixel.previous_y.add(at), count).sub(mean), dot);
-        }
-        accumulate(sum, memory.sums.add(c));
-        accumulate(dot, memory.sums.add(memory.stride + c));
-    }
 }

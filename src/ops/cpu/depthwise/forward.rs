@@ -61,17 +61,21 @@ pub fn forward(cx: &Context, p: &DepthwiseForward) {
 }
 
 dispatch! {
-    fn task(job: &Job, number: usize, scratch: &mut [f32]) => task_body;
+    fn sweep_1(job: &Job, number: usize, scratch: &mut [f32]) => sweep<1, 1>;
+    fn sweep_3(job: &Job, number: usize, scratch: &mut [f32]) => sweep<3, 1>;
+    fn sweep_5(job: &Job, number: usize, scratch: &mut [f32]) => sweep<5, 1>;
+    fn sweep_3_by_2(job: &Job, number: usize, scratch: &mut [f32]) => sweep<3, 2>;
+    fn sweep_5_by_2(job: &Job, number: usize, scratch: &mut [f32]) => sweep<5, 2>;
 }
 
-#[inline(always)]
-fn task_body<V: Vector>(job: &Job, number: usize, scratch: &mut [f32]) {
+/// One copy of the kernels for each window.
+fn task(job: &Job, number: usize, scratch: &mut [f32]) {
     match (job.shape.kernel, job.shape.stride) {
-        (1, 1) => sweep::<V, 1, 1>(job, number, scratch),
-        (3, 1) => sweep::<V, 3, 1>(job, number, scratch),
-        (5, 1) => sweep::<V, 5, 1>(job, number, scratch),
-        (3, 2) => sweep::<V, 3, 2>(job, number, scratch),
-        (5, 2) => sweep::<V, 5, 2>(job, number, scratch),
+        (1, 1) => sweep_1(job, number, scratch),
+        (3, 1) => sweep_3(job, number, scratch),
+        (5, 1) => sweep_5(job, number, scratch),
+        (3, 2) => sweep_3_by_2(job, number, scratch),
+        (5, 2) => sweep_5_by_2(job, number, scratch),
         (kernel, stride) => unreachable!("a {kernel}×{kernel} window of stride {stride}"),
     }
 }
@@ -84,6 +88,9 @@ struct Slice {
     stride: usize,
     /// Floats from a pixel of x and y to the next.
     channels: usize,
+    /// Floats from a row of x and of y to the next.
+    x_row: usize,
+    y_row: usize,
     ring: *mut f32,
     /// Scale, then shift; null for an input that is taken as it is.
     input: *const f32,
@@ -112,6 +119,8 @@ fn sweep<V: Vector, const K: usize, const S: usize>(job: &Job, number: usize, fl
         width: slice.len(),
         stride,
         channels: shape.channels,
+        x_row: shape.input * shape.channels,
+        y_row: shape.output * shape.channels,
         ring: ring.as_mut_ptr(),
         input: if job.input_bn.is_some() { input.as_ptr() } else { std::ptr::null() },
         weights: weights.as_ptr(),
@@ -135,6 +144,11 @@ fn sweep<V: Vector, const K: usize, const S: usize>(job: &Job, number: usize, fl
             unsafe { partials.part(at..at + slice.len()) }.copy_from_slice(&from[..slice.len()]);
         }
     }
+}
+
+/// Columns of a register block: one accumulator each.
+const fn widest<V: Vector>() -> usize {
+    if V::REGISTERS >= 16 { 8 } else { 4 }
 }
 
 /// Slides down one image. `first` is true until the first output is made.
@@ -172,14 +186,14 @@ unsafe fn image_rows<V: Vector, const K: usize, const S: usize>(
         }
         let mut column = 0;
         while column < shape.output {
-            let width = block_of(shape.output - column);
+            let width = block_of(shape.output - column, widest::<V>());
             // SAFETY: the block lies within the output row, its window within the ring's columns.
             unsafe {
                 let y = y.add((row * shape.output + column) * memory.channels);
                 let (taps, at) = (&taps[..count], column * S * memory.stride);
                 match width {
-                    8 => block::<V, K, S, 8>(memory, taps, at, y, *first),
-                    7 => block::<V, K, S, 7>(memory, taps, at, y, *first),
+                    8 if const { widest::<V>() >= 8 } => block::<V, K, S, 8>(memory, taps, at, y, *first),
+                    7 if const { widest::<V>() >= 7 } => block::<V, K, S, 7>(memory, taps, at, y, *first),
                     4 => block::<V, K, S, 4>(memory, taps, at, y, *first),
                     2 => block::<V, K, S, 2>(memory, taps, at, y, *first),
                     _ => block::<V, K, S, 1>(memory, taps, at, y, *first),
@@ -229,7 +243,9 @@ unsafe fn activate_columns<V: Vector, const B: usize>(memory: &Slice, x: *const 
             let scale = V::load(memory.input.add(c));
             let shift = V::load(memory.input.add(memory.stride + c));
             for j in 0..B {
-                let x = get::<V>(x.add(j * memory.channels + c), count);
+                let from = x.add(j * memory.channels + c);
+                prefetch(from, memory.x_row);
+                let x = get::<V>(from, count);
                 x.mul_add(scale, shift).silu().store(ring.add(j * memory.stride + c));
             }
         }
@@ -262,12 +278,12 @@ unsafe fn block<V: Vector, const K: usize, const S: usize, const B: usize>(
                 }
                 // Each column is loaded once and goes to all outputs that it belongs to.
                 unroll!(COLUMN in [0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18] {
-                    if COLUMN < (B - 1) * S + K {
+                    if const { COLUMN < (B - 1) * S + K } {
                         let a = V::load(ring.add(COLUMN * stride));
                         for (k, w) in w.iter().enumerate() {
-                            if COLUMN >= k && (COLUMN - k) % S == 0 && (COLUMN - k) / S < B {
-                                let j = (COLUMN - k) / S;
-                                sums[j] = a.mul_add(*w, sums[j]);
+                            let Some(at) = COLUMN.checked_sub(k) else { continue };
+                            if at.is_multiple_of(S) && at / S < B {
+                                sums[at / S] = a.mul_add(*w, sums[at / S]);
                             }
                         }
                     }
@@ -277,7 +293,9 @@ unsafe fn block<V: Vector, const K: usize, const S: usize, const B: usize>(
         // SAFETY: `B` pixels from `y`, three rows of statistics.
         unsafe {
             for (j, sum) in sums.iter().enumerate() {
-                put(*sum, y.add(j * memory.channels + c), memory.width - c);
+                let to = y.add(j * memory.channels + c);
+                prefetch(to, memory.y_row);
+                put(*sum, to, memory.width - c);
             }
             if !memory.statistics.is_null() {
                 take_statistics(&sums, memory.statistics.add(c), stride, first);

@@ -95,6 +95,8 @@ impl Bench {
     }
 }
 
+/// NaN fails too.
+#[allow(clippy::neg_cmp_op_on_partial_ord)]
 fn close(got: &[f32], expected: &[f64], scale: f64, what: &str) {
     assert_eq!(got.len(), expected.len(), "{what}");
     for (i, (got, expected)) in got.iter().zip(expected).enumerate() {

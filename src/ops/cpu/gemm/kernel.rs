@@ -9,15 +9,20 @@
 //! from a stored C continues the chain exactly. A row's result therefore depends neither on how many rows
 //! are computed beside it nor on how the depth was cut.
 
+// Plain indices into arrays of registers: iterators with closures may end as calls (see `simd`).
+#![allow(clippy::needless_range_loop)]
+
+use std::ops::Range;
+
 use crate::ops::cpu::context::part_of;
-use crate::ops::cpu::simd::Vector;
+use crate::ops::cpu::simd::{Vector, prefetch};
 
 /// Rows of the tile that fills the registers with `width` vectors of columns.
 const fn tile_rows(registers: usize, width: usize) -> usize {
     match (registers, width) {
         (32, 3) => 8,
         (32, _) => 12,
-        (16, 3) => 4,
+        // Twelve accumulators leave a register over; 4 by 3 leaves none, and the compiler spills.
         (16, 2) => 6,
         (16, _) => 12,
         (_, 1) => 4,
@@ -37,38 +42,110 @@ pub struct Operands {
     pub c_stride: usize,
     /// Whether C is added to or overwritten.
     pub add: bool,
+    pub ahead: Ahead,
 }
 
+/// What to prefetch during a product: a line a step of the depth. The products of one tile take about as long
+/// as the next tile's data take from memory; fetched line by line between multiply-adds they cost nothing,
+/// fetched in one go they would wait for the few misses a core can have under way.
+#[derive(Clone, Copy, Debug)]
+pub struct Ahead {
+    next: *const f32,
+    left: usize,
+}
+
+impl Ahead {
+    /// Prefetches nothing.
+    pub const fn none() -> Ahead {
+        Ahead { next: std::ptr::null(), left: 0 }
+    }
+
+    /// Some of a tensor, where the tensor is so large that it comes from memory: for one that a cache holds
+    /// the prefetches cost more than they bring.
+    pub fn new(tensor: &[f32], part: Range<usize>) -> Ahead {
+        if tensor.len() < MEMORY {
+            return Ahead::none();
+        }
+        let data = &tensor[part];
+        Ahead { next: data.as_ptr(), left: data.len() / LINE }
+    }
+
+    /// After a product that took this many steps.
+    pub fn skip(&mut self, steps: usize) {
+        let steps = steps.min(self.left);
+        self.left -= steps;
+        self.next = self.next.wrapping_add(steps * LINE);
+    }
+}
+
+/// Floats of a tensor that is in no cache: 8 MiB.
+const MEMORY: usize = 2 << 20;
+/// Floats of a cache line.
+const LINE: usize = 16;
+
 /// C[rows, W vectors] from A[rows, depth], or from A[depth, rows] where `TRANSPOSED`, and B[depth, W vectors].
+///
+/// `REGISTERS` may be more than `V` has on its own: AVX-512 doubles the registers of 256-bit vectors too.
+///
+/// Returns what is left to prefetch.
 ///
 /// # Safety
 /// The operands are valid for these shapes, and C overlaps neither A nor B.
 #[inline(always)]
-pub unsafe fn rows<V: Vector, const W: usize, const TRANSPOSED: bool>(mut o: Operands, rows: usize) {
-    let most = const { tile_rows(V::REGISTERS, W) };
+pub unsafe fn rows<V: Vector, const REGISTERS: usize, const W: usize, const TRANSPOSED: bool>(
+    mut o: Operands,
+    rows: usize,
+) -> Ahead {
+    let most = const { tile_rows(REGISTERS, W) };
     let tiles = rows.div_ceil(most);
     for number in 0..tiles {
         // Nearly equal tiles: 32 rows are 11 + 11 + 10, not 12 + 12 + 8.
         let count = part_of(rows, tiles, number).len();
         // SAFETY: the caller's promise; the tile's rows are among `rows`.
         unsafe {
-            match count {
-                1 => tile::<V, 1, W, TRANSPOSED>(o),
-                2 if most >= 2 => tile::<V, 2, W, TRANSPOSED>(o),
-                3 if most >= 3 => tile::<V, 3, W, TRANSPOSED>(o),
-                4 if most >= 4 => tile::<V, 4, W, TRANSPOSED>(o),
-                5 if most >= 5 => tile::<V, 5, W, TRANSPOSED>(o),
-                6 if most >= 6 => tile::<V, 6, W, TRANSPOSED>(o),
-                7 if most >= 7 => tile::<V, 7, W, TRANSPOSED>(o),
-                8 if most >= 8 => tile::<V, 8, W, TRANSPOSED>(o),
-                9 if most >= 9 => tile::<V, 9, W, TRANSPOSED>(o),
-                10 if most >= 10 => tile::<V, 10, W, TRANSPOSED>(o),
-                11 if most >= 11 => tile::<V, 11, W, TRANSPOSED>(o),
-                _ if most >= 12 => tile::<V, 12, W, TRANSPOSED>(o),
-                _ => unreachable!("a tile has at most {most} rows"),
+            if o.ahead.left > 0 {
+                tile_of::<V, REGISTERS, W, TRANSPOSED, true>(o, count);
+                o.ahead.skip(o.depth);
+            } else {
+                tile_of::<V, REGISTERS, W, TRANSPOSED, false>(o, count);
             }
             o.a = o.a.add(if TRANSPOSED { count } else { count * o.a_stride });
             o.c = o.c.add(count * o.c_stride);
+        }
+    }
+    o.ahead
+}
+
+/// # Safety
+/// As for [`rows`], with no more rows than a tile has.
+#[inline(always)]
+unsafe fn tile_of<
+    V: Vector,
+    const REGISTERS: usize,
+    const W: usize,
+    const TRANSPOSED: bool,
+    const AHEAD: bool,
+>(
+    o: Operands,
+    rows: usize,
+) {
+    let most = const { tile_rows(REGISTERS, W) };
+    // SAFETY: the caller's promise.
+    unsafe {
+        match rows {
+            1 => tile::<V, 1, W, TRANSPOSED, AHEAD>(o),
+            2 if most >= 2 => tile::<V, 2, W, TRANSPOSED, AHEAD>(o),
+            3 if most >= 3 => tile::<V, 3, W, TRANSPOSED, AHEAD>(o),
+            4 if most >= 4 => tile::<V, 4, W, TRANSPOSED, AHEAD>(o),
+            5 if most >= 5 => tile::<V, 5, W, TRANSPOSED, AHEAD>(o),
+            6 if most >= 6 => tile::<V, 6, W, TRANSPOSED, AHEAD>(o),
+            7 if most >= 7 => tile::<V, 7, W, TRANSPOSED, AHEAD>(o),
+            8 if most >= 8 => tile::<V, 8, W, TRANSPOSED, AHEAD>(o),
+            9 if most >= 9 => tile::<V, 9, W, TRANSPOSED, AHEAD>(o),
+            10 if most >= 10 => tile::<V, 10, W, TRANSPOSED, AHEAD>(o),
+            11 if most >= 11 => tile::<V, 11, W, TRANSPOSED, AHEAD>(o),
+            _ if most >= 12 => tile::<V, 12, W, TRANSPOSED, AHEAD>(o),
+            _ => unreachable!("a tile has at most {most} rows"),
         }
     }
 }
@@ -76,9 +153,12 @@ pub unsafe fn rows<V: Vector, const W: usize, const TRANSPOSED: bool>(mut o: Ope
 /// # Safety
 /// As for [`rows`], with R rows.
 #[inline(always)]
-unsafe fn tile<V: Vector, const R: usize, const W: usize, const TRANSPOSED: bool>(o: Operands) {
+unsafe fn tile<V: Vector, const R: usize, const W: usize, const TRANSPOSED: bool, const AHEAD: bool>(
+    o: Operands,
+) {
     let (row, step) = if TRANSPOSED { (1, o.a_stride) } else { (o.a_stride, 1) };
     let (mut a, mut b) = (o.a, o.b);
+    let mut ahead = o.ahead.next;
     let mut sums = [[V::zero(); W]; R];
     // SAFETY: the caller's promise.
     unsafe {
@@ -102,6 +182,10 @@ unsafe fn tile<V: Vector, const R: usize, const W: usize, const TRANSPOSED: bool
             }
             a = a.add(step);
             b = b.add(o.b_stride);
+            if AHEAD {
+                prefetch(ahead);
+                ahead = ahead.wrapping_add(LINE);
+            }
         }
         for i in 0..R {
             for j in 0..W {

@@ -1,5 +1,8 @@
 //! What happens to a block of rows before and after a product, while it is in the cache.
 
+// Plain indices into arrays of registers: iterators with closures may end as calls (see `simd`).
+#![allow(clippy::needless_range_loop)]
+
 use super::Panel;
 use crate::dispatch;
 use crate::ops::cpu::context::{Shared, part_of};
@@ -18,6 +21,14 @@ pub fn tiles(rows: Range<usize>) -> impl Iterator<Item = Range<usize>> {
         rows.start + part.start..rows.start + part.end
     })
 }
+
+/// The rows that follow a tile, as many at most, of a task's `rows`.
+pub fn after(tile: &Range<usize>, rows: &Range<usize>) -> Range<usize> {
+    tile.end..(tile.end + tile.len()).min(rows.end)
+}
+
+/// Floats of a tensor that no cache is expected to hold until the next pass reads it: 16 MiB.
+pub const STREAM: usize = 4 << 20;
 
 /// A block of a row-major matrix [.., channels].
 #[derive(Clone, Copy)]
@@ -56,6 +67,24 @@ pub struct Statistics<'a> {
     pub start: usize,
     /// Whether this is the task's first tile, whose first row is the shift.
     pub first: bool,
+}
+
+impl Statistics<'_> {
+    /// Where the three sums of the block's columns from `column` on lie.
+    ///
+    /// # Safety
+    /// These columns belong to the calling task.
+    #[inline(always)]
+    unsafe fn parts(&self, block: Block, column: usize, count: usize) -> [*mut f32; 3] {
+        let start = self.start + block.column + column;
+        let mut parts = [std::ptr::null_mut(); 3];
+        for (row, part) in parts.iter_mut().enumerate() {
+            let start = start + row * block.channels;
+            // SAFETY: the caller's promise.
+            *part = unsafe { self.partials.part(start..start + count) }.as_mut_ptr();
+        }
+        parts
+    }
 }
 
 dispatch! {
@@ -106,51 +135,43 @@ unsafe fn store_vectors<V: Vector, const W: usize>(
     to: Shared<'_>,
     statistics: Option<Statistics<'_>>,
 ) {
-    let last = block.columns - (W - 1) * V::LANES;
-    let lanes = |j: usize| if j + 1 < W { V::LANES } else { last };
+    let streams = to.len() >= STREAM;
+    // Lanes of each vector: all but those of the last.
+    let mut lanes = [V::LANES; W];
+    lanes[W - 1] = block.columns - (W - 1) * V::LANES;
+    let mut shift = [V::zero(); W];
+    let mut sums = [[V::zero(); W]; 2];
     // SAFETY: the caller's promise.
     unsafe {
-        let put = |row: usize, j: usize, value: V| {
-            let to = to.part(block.range(row)).as_mut_ptr().add(j * V::LANES);
-            if lanes(j) == V::LANES { value.store(to) } else { value.store_part(to, last) }
-        };
-        let value = |row: usize, j: usize| V::load(from.as_ptr().add(row * stride + j * V::LANES));
-        let Some(statistics) = statistics else {
-            for row in 0..block.rows {
-                for j in 0..W {
-                    put(row, j, value(row, j));
+        if let Some(statistics) = statistics {
+            for j in 0..W {
+                if statistics.first {
+                    shift[j] = V::load(from.as_ptr().add(j * V::LANES));
+                } else {
+                    let [a, b, c] = statistics.parts(block, j * V::LANES, lanes[j]);
+                    shift[j] = V::load_part(a, lanes[j]);
+                    sums[0][j] = V::load_part(b, lanes[j]);
+                    sums[1][j] = V::load_part(c, lanes[j]);
                 }
-            }
-            return;
-        };
-        let part = |row: usize, j: usize| {
-            let start = statistics.start + row * block.channels + block.column + j * V::LANES;
-            statistics.partials.part(start..start + lanes(j)).as_mut_ptr()
-        };
-        let mut shift = [V::zero(); W];
-        let mut sums = [[V::zero(); W]; 2];
-        for j in 0..W {
-            if statistics.first {
-                shift[j] = value(0, j);
-            } else {
-                shift[j] = V::load_part(part(0, j), lanes(j));
-                sums[0][j] = V::load_part(part(1, j), lanes(j));
-                sums[1][j] = V::load_part(part(2, j), lanes(j));
             }
         }
         for row in 0..block.rows {
+            let to = to.part(block.range(row)).as_mut_ptr();
             for j in 0..W {
-                let y = value(row, j);
-                put(row, j, y);
+                let y = V::load(from.as_ptr().add(row * stride + j * V::LANES));
+                y.store_some(to.add(j * V::LANES), lanes[j], streams);
                 let d = y.sub(shift[j]);
                 sums[0][j] = sums[0][j].add(d);
                 sums[1][j] = d.mul_add(d, sums[1][j]);
             }
         }
-        for j in 0..W {
-            shift[j].store_part(part(0, j), lanes(j));
-            sums[0][j].store_part(part(1, j), lanes(j));
-            sums[1][j].store_part(part(2, j), lanes(j));
+        if let Some(statistics) = statistics {
+            for j in 0..W {
+                let [a, b, c] = statistics.parts(block, j * V::LANES, lanes[j]);
+                shift[j].store_part(a, lanes[j]);
+                sums[0][j].store_part(b, lanes[j]);
+                sums[1][j].store_part(c, lanes[j]);
+            }
         }
     }
 }
@@ -178,14 +199,13 @@ fn batch_norm_backward_body<V: Vector>(
             // SAFETY: the block lies within `du` and `y`, its columns within the coefficients and its padded
             // rows within `out`, by the checks above.
             unsafe {
-                let load = |from: *const f32| {
-                    if count == V::LANES { V::load(from) } else { V::load_part(from, count) }
-                };
-                let of =
-                    |i: usize| load(coefficients.as_ptr().add(i * block.channels + block.column + first));
-                let du = load(du.as_ptr().add(start + first)).mul(factor);
-                let centred = load(y.as_ptr().add(start + first)).sub(of(3));
-                let dy = of(0).mul_add(du, of(1).mul_add(centred, of(2)));
+                let of = coefficients.as_ptr().add(block.column + first);
+                let (a, b) = (V::load_some(of, count), V::load_some(of.add(block.channels), count));
+                let c = V::load_some(of.add(2 * block.channels), count);
+                let mean = V::load_some(of.add(3 * block.channels), count);
+                let du = V::load_some(du.as_ptr().add(start + first), count).mul(factor);
+                let centred = V::load_some(y.as_ptr().add(start + first), count).sub(mean);
+                let dy = a.mul_add(du, b.mul_add(centred, c));
                 dy.store(out.as_mut_ptr().add(row * stride + first));
             }
         }

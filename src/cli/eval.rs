@@ -1,0 +1,230 @@
+//! `effnet-eval`: flags, and what each call does.
+
+use std::env;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Instant;
+
+use clap::Parser;
+use serde_json::{Map, Value, json};
+
+use crate::data::{Source, Split};
+use crate::model::{ParamTable, weights};
+use crate::ops::Weights;
+use crate::train::checkpoint::{self, Checkpoint};
+use crate::train::evaluate::Evaluation;
+use crate::train::evaluator::Evaluator;
+use crate::train::recipe_file::RecipeFile;
+use crate::train::{DataChoice, DeviceChoice, TrainError, device};
+
+/// Classes printed for an image.
+const TOP: usize = 5;
+
+/// Evaluate a checkpoint, classify images with it, or export its weights.
+///
+/// `effnet-eval runs/b0/checkpoint.bin` evaluates the validation images of the run's own data and prints the figure
+/// that training logged. With images after the checkpoint, the five most probable classes of each are printed.
+#[derive(Parser, Debug)]
+#[command(name = "effnet-eval", version, max_term_width = 110)]
+pub struct EvalFlags {
+    /// checkpoint.bin, best.bin or a numbered checkpoint
+    pub checkpoint: PathBuf,
+    /// JPEG or PNG files to classify
+    pub images: Vec<PathBuf>,
+    /// Directory that effnet-pack made, or `synthetic` [default: the run's own, from recipe.toml beside the checkpoint; else $EFFNET_DATA; else `data`]
+    #[arg(long, value_name = "DIR|synthetic", conflicts_with = "images")]
+    pub data: Option<String>,
+    /// train or val
+    #[arg(long, value_name = "SPLIT", default_value = "val", value_parser = Split::from_str, conflicts_with = "images")]
+    pub split: Split,
+    /// Images of a pass [default: the run's micro-batch, which gives training's figure to the last digit]
+    #[arg(long, value_name = "IMAGES", value_parser = at_least_one, conflicts_with = "images")]
+    pub batch_size: Option<usize>,
+    /// auto, cpu or cuda
+    #[arg(long, default_value = "auto", value_parser = DeviceChoice::from_str)]
+    pub device: DeviceChoice,
+    /// Compute threads [default: one a core]
+    #[arg(long, value_name = "COUNT", value_parser = at_least_one)]
+    pub threads: Option<usize>,
+    /// Threads that prepare images
+    #[arg(long, value_name = "COUNT", default_value = "2", value_parser = at_least_one)]
+    pub loader_threads: usize,
+    /// Weights for images and --export: raw, or ema, their moving average
+    #[arg(long, value_name = "KIND", default_value = "raw", value_parser = ["raw", "ema"])]
+    pub weights: String,
+    /// Write the plain weights under timm's names, and stop
+    #[arg(long, value_name = "OUT.safetensors", conflicts_with_all = ["images", "data", "batch_size"])]
+    pub export: Option<PathBuf>,
+    /// Let --export replace a file
+    #[arg(long, requires = "export")]
+    pub force: bool,
+    /// Print JSON: one object, or one a line for images
+    #[arg(long)]
+    pub json: bool,
+}
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("must be at least 1".into()),
+        Ok(number) if number > 1 << 20 => Err("is too large".into()),
+        Ok(number) => Ok(number),
+        Err(_) => Err("must be a whole number".into()),
+    }
+}
+
+/// What goes wrong; each is one line.
+#[derive(Debug, thiserror::Error)]
+pub enum EvalError {
+    #[error(transparent)]
+    Train(#[from] TrainError),
+    #[error("{}: it keeps no moving average of the weights (it was trained without --ema)", .0.display())]
+    NoAverage(PathBuf),
+    #[error("{}: its classes ({theirs}) are not this data's ({ours}); give the data that it was trained on",
+        checkpoint.display())]
+    Classes { checkpoint: PathBuf, theirs: usize, ours: usize },
+    #[error("{data} is not the data that {} was trained on (its fingerprint differs); --data {data} evaluates on \
+        it all the same", checkpoint.display())]
+    OtherData { checkpoint: PathBuf, data: String },
+    #[error("{failed} of {images} images could not be read")]
+    Images { failed: usize, images: usize },
+    #[error("standard output: {0}")]
+    Output(#[from] io::Error),
+}
+
+impl EvalFlags {
+    /// Does what the flags say; warnings and figures go to `err` and `out`.
+    ///
+    /// # Errors
+    /// [`EvalError`].
+    pub fn run(&self, out: &mut dyn Write, err: &mut dyn Write) -> Result<(), EvalError> {
+        let read = checkpoint::read(&self.checkpoint).map_err(TrainError::from)?;
+        if self.weights == "ema" && read.state.ema.is_empty() {
+            return Err(EvalError::NoAverage(self.checkpoint.clone()));
+        }
+        match &self.export {
+            Some(file) => self.export(&read, file, out),
+            None if self.images.is_empty() => self.evaluate(&read, out, err),
+            None => self.classify(&read, out, err),
+        }
+    }
+
+    fn export(&self, read: &Checkpoint, file: &Path, out: &mut dyn Write) -> Result<(), EvalError> {
+        let table = ParamTable::new(&read.architecture);
+        let values = if self.weights == "ema" { &read.state.ema } else { &read.state.parameters };
+        weights::export(file, &table, values, read.metadata.step, self.force).map_err(TrainError::from)?;
+        let tensors = weights::listing(&table).len();
+        match self.json {
+            true => writeln!(out, "{}", json!({ "file": file.display().to_string(), "tensors": tensors }))?,
+            false => writeln!(out, "{}: {tensors} tensors under timm's names", file.display())?,
+        }
+        Ok(())
+    }
+
+    fn evaluate(&self, read: &Checkpoint, out: &mut dyn Write, err: &mut dyn Write) -> Result<(), EvalError> {
+        let selected = device::select(self.device, self.threads.unwrap_or(0)).map_err(TrainError::from)?;
+        let (choice, source) = self.source(read)?;
+        if source.fingerprint() != read.metadata.data {
+            if self.data.is_none() {
+                let (checkpoint, data) = (self.checkpoint.clone(), choice.to_string());
+                return Err(EvalError::OtherData { checkpoint, data });
+            }
+            writeln!(err, "effnet-eval: {choice} is not the data that this checkpoint was trained on")?;
+        }
+        let batch = self.batch_size.unwrap_or(read.metadata.recipe.micro_batch);
+        let mut evaluator = Evaluator::new(read, batch, &selected.device)?;
+        let since = Instant::now();
+        let figures = evaluator.split(&source, self.split, self.loader_threads)?;
+        let images = (source.samples(self.split) * figures.len()) as f64;
+        let rate = images / since.elapsed().as_secs_f64().max(1e-9);
+        if self.json {
+            return Ok(writeln!(out, "{}", figures_json(&figures, rate))?);
+        }
+        let metadata = &read.metadata;
+        let place = format!("step {} of {}, epoch {:.2}", metadata.step, metadata.steps, metadata.epoch);
+        writeln!(out, "{}: {}, {place}", self.checkpoint.display(), metadata.model)?;
+        writeln!(
+            out,
+            "{choice}, {} images of {}, {rate:.0} images/s",
+            source.samples(self.split),
+            self.split
+        )?;
+        for (name, e) in ["weights", "average"].iter().zip(&figures) {
+            let (top1, top5) = (100.0 * e.top1, 100.0 * e.top5);
+            writeln!(out, "  {name:<8} top-1 {top1:6.2} %   top-5 {top5:6.2} %   loss {:.4}", e.loss)?;
+        }
+        Ok(())
+    }
+
+    /// The images to evaluate, and what they are called.
+    fn source(&self, read: &Checkpoint) -> Result<(DataChoice, Source), EvalError> {
+        let beside = self.checkpoint.with_file_name("recipe.toml");
+        let choice = match &self.data {
+            Some(text) => {
+                let Ok(choice) = text.parse();
+                choice
+            }
+            None if beside.exists() => RecipeFile::read(&beside).map_err(TrainError::from)?.data,
+            None => match env::var_os("EFFNET_DATA").filter(|value| !value.is_empty()) {
+                Some(dir) => DataChoice::Dir(dir.into()),
+                None => DataChoice::Dir("data".into()),
+            },
+        };
+        let source = choice.open(read.metadata.resolution).map_err(TrainError::from)?;
+        let (theirs, ours) = (read.metadata.classes.len(), source.classes());
+        if theirs != ours || source.class_names() != read.metadata.classes {
+            return Err(EvalError::Classes { checkpoint: self.checkpoint.clone(), theirs, ours });
+        }
+        Ok((choice, source))
+    }
+
+    fn classify(&self, read: &Checkpoint, out: &mut dyn Write, err: &mut dyn Write) -> Result<(), EvalError> {
+        let selected = device::select(self.device, self.threads.unwrap_or(0)).map_err(TrainError::from)?;
+        let mut evaluator = Evaluator::new(read, 1, &selected.device)?;
+        let kind = if self.weights == "ema" { Weights::Ema } else { Weights::Raw };
+        let mut failed = 0;
+        for image in &self.images {
+            // One broken image is no reason to leave out the others.
+            let ranked = match evaluator.classify(image, kind, TOP) {
+                Ok(ranked) => ranked,
+                Err(error) => {
+                    failed += 1;
+                    writeln!(err, "effnet-eval: {error}")?;
+                    continue;
+                }
+            };
+            let name = image.display().to_string();
+            if self.json {
+                let classes: Vec<Value> =
+                    ranked.iter().map(|(class, p)| json!({ "class": class, "probability": p })).collect();
+                writeln!(out, "{}", json!({ "image": name, "classes": classes }))?;
+                continue;
+            }
+            writeln!(out, "{name}")?;
+            for (class, p) in ranked {
+                writeln!(out, "  {:6.2} %  {class}", 100.0 * p)?;
+            }
+        }
+        match failed {
+            0 => Ok(()),
+            failed => Err(EvalError::Images { failed, images: self.images.len() }),
+        }
+    }
+}
+
+fn figures_json(figures: &[Evaluation], rate: f64) -> Value {
+    let object = |e: &Evaluation| {
+        let pairs = [("top1", e.top1.into()), ("top5", e.top5.into()), ("loss", e.loss.into())];
+        let mut object: Map<String, Value> =
+            pairs.map(|(k, v): (&str, Value)| (k.to_string(), v)).into_iter().collect();
+        object.insert("images".into(), e.images.into());
+        object
+    };
+    let Some(raw) = figures.first() else { return Value::Null };
+    let mut top = object(raw);
+    top.insert("images_per_second".into(), rate.into());
+    if let Some(ema) = figures.get(1) {
+        top.insert("ema".into(), Value::Object(object(ema)));
+    }
+    Value::Object(top)
+}

@@ -1,0 +1,86 @@
+//! A checkpoint on its own: its figures over a split, its opinion of single images.
+//!
+//! Everything that decides a figure (resolution, padding, crop, channel means and deviations, batch-norm
+//! constants, the size of a batch) comes from the checkpoint, so the figure is training's own.
+
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+use super::checkpoint::Checkpoint;
+use super::error::TrainError;
+use super::evaluate::{Evaluation, Images, evaluate, infer, softmax};
+use super::recipe::Recipe;
+use super::run::evaluation_loader;
+use crate::data::{Normalise, Source, Split, evaluate_image};
+use crate::model::ParamTable;
+use crate::network::{Network, NetworkConfig};
+use crate::ops::cpu::{CpuDevice, CpuOps};
+use crate::ops::{Buffer, Ops, Weights};
+
+/// A checkpoint's network, ready for inference.
+pub struct Evaluator {
+    ops: CpuOps,
+    network: Network,
+    recipe: Recipe,
+    normalise: Normalise,
+    classes: Vec<String>,
+}
+
+impl Evaluator {
+    /// For batches of `batch` images. [`Evaluator::split`] repeats training's figures with
+    /// `checkpoint.metadata.recipe.micro_batch`.
+    pub fn new(checkpoint: &Checkpoint, batch: usize, device: &CpuDevice) -> Result<Evaluator, TrainError> {
+        let Checkpoint { metadata, architecture, state } = checkpoint;
+        let table = ParamTable::new(architecture);
+        let network = Network::new(architecture, &table, NetworkConfig::inference(batch));
+        let plan = network.plan(device);
+        let mut ops = CpuOps::new(table.trainable(), table.total(), &[&plan], device.threads)?;
+        ops.bind(&plan)?;
+        ops.write_state(Buffer::Parameters, &state.parameters)?;
+        if !state.ema.is_empty() {
+            ops.write_state(Buffer::Ema, &state.ema)?;
+        }
+        let recipe = Recipe { micro_batch: batch, ..metadata.recipe.clone() };
+        let (normalise, classes) = (metadata.normalise, metadata.classes.clone());
+        Ok(Evaluator { ops, network, recipe, normalise, classes })
+    }
+
+    /// The weights that the checkpoint has: raw, and their moving average where one was kept.
+    pub fn weights(&self) -> &'static [Weights] {
+        if self.recipe.ema > 0.0 { &[Weights::Raw, Weights::Ema] } else { &[Weights::Raw] }
+    }
+
+    /// Figures of each of [`Evaluator::weights`] over a split of a set with the checkpoint's classes.
+    pub fn split(
+        &mut self,
+        source: &Source,
+        split: Split,
+        loader_threads: usize,
+    ) -> Result<Vec<Evaluation>, TrainError> {
+        let mut loader = evaluation_loader(source, &self.recipe, split, loader_threads)?;
+        let (weights, never) = (self.weights(), AtomicBool::new(false));
+        let expected = source.samples(split) as u64;
+        let images = Images { loader: &mut loader, normalise: self.normalise, expected };
+        let figures = evaluate(&mut self.ops, &self.network, images, weights, &never)?;
+        Ok(figures.unwrap_or_default())
+    }
+
+    /// The most probable classes of an image file, at most `count`, falling.
+    pub fn classify(
+        &mut self,
+        image: &Path,
+        weights: Weights,
+        count: usize,
+    ) -> Result<Vec<(String, f64)>, TrainError> {
+        let mut pixels = evaluate_image(image, self.recipe.resolution, self.recipe.crop)?;
+        pixels.resize(self.network.image.elements, 0);
+        let mut logits = vec![0.0; self.network.logits.elements];
+        infer(&mut self.ops, &self.network, &pixels, self.normalise, weights, &mut logits)?;
+        let shares = softmax(&logits[..self.classes.len()]);
+        let mut ranked: Vec<(String, f64)> = self.classes.iter().cloned().zip(shares).collect();
+        // Stable: classes of equal probability stay in the dataset's order.
+        ranked.sort_by(|a, b| b.1.total_cmp(&a.1));
+        ranked.truncate(count);
+        Ok(ranked)
+    }
+}

@@ -1,0 +1,115 @@
+//! The pointwise expansion (and the head's convolution) against the oracle.
+
+mod common;
+
+use common::fixture::{Fixture, doubles, expect_none};
+use effnet::ops::*;
+
+/// Images, pixels of each, inputs, outputs: the family's channel counts, rows that fill no tile, and maps
+/// large enough to be cut into several tasks.
+const SHAPES: [(usize, usize, usize, usize); 13] = [
+    (5, 1, 8, 48),
+    (1, 4, 16, 96),
+    (2, 4, 24, 144),
+    (3, 9, 40, 240),
+    (1, 25, 32, 192),
+    (5, 49, 56, 336),
+    (2, 49, 192, 1152),
+    (1, 64, 80, 480),
+    (3, 49, 112, 672),
+    (4, 4, 320, 1280),
+    (1, 196, 24, 144),
+    (2, 900, 16, 96),
+    (3, 784, 40, 240),
+];
+
+fn forward(f: &mut Fixture, rows: usize, inputs: usize, outputs: usize, x: Vec<f32>) -> ExpandForward {
+    ExpandForward {
+        rows,
+        inputs,
+        outputs,
+        x: f.input("x", x),
+        weight: f.weight("weight", inputs * outputs, inputs),
+        y: f.output("y", rows * outputs),
+        bn: f.norm("bn", outputs, rows),
+    }
+}
+
+#[test]
+fn forward_agrees_with_the_oracle() {
+    let mut failures = Vec::new();
+    let few_rows = [(1, 1, 24, 144), (1, 2, 16, 96), (1, 3, 40, 8), (1, 7, 8, 24)];
+    for (images, pixels, inputs, outputs) in SHAPES.into_iter().chain(few_rows) {
+        for statistics in [Statistics::Batch, Statistics::Running] {
+            let rows = images * pixels;
+            let f = &mut Fixture::new(format!("expand {rows}×{inputs} to {outputs}, {statistics:?}"));
+            let x = f.activation("x", rows, inputs);
+            let mut pass = forward(f, rows, inputs, outputs, x);
+            pass.bn.statistics = statistics;
+            failures.extend(f.check(Pass::ExpandForward(pass), inputs.max(rows)));
+        }
+    }
+    expect_none(failures);
+}
+
+#[test]
+fn forward_takes_ema_weights_when_told() {
+    let f = &mut Fixture::new("expand with EMA weights");
+    f.weights = Weights::Ema;
+    let x = f.activation("x", 50, 24);
+    let mut pass = forward(f, 50, 24, 144, x);
+    pass.bn.statistics = Statistics::Running;
+    expect_none(f.check(Pass::ExpandForward(pass), 24));
+}
+
+/// A mean 100 times the deviation: sums of squares about zero would leave nothing of the variance in fp32.
+#[test]
+fn statistics_survive_a_large_mean() {
+    let f = &mut Fixture::new("expand with a large mean");
+    let (rows, inputs, outputs) = (3000, 24, 144);
+    let x = f.noise("x", rows * inputs, 99.0, 101.0);
+    let mut pass = forward(f, rows, inputs, outputs, x);
+    pass.weight = f.param("positive weight", inputs * outputs, 0.0, 0.2);
+    expect_none(f.check(Pass::ExpandForward(pass), rows));
+}
+
+#[test]
+fn backward_agrees_with_the_oracle() {
+    let mut failures = Vec::new();
+    for (images, pixels, inputs, outputs) in SHAPES {
+        for (shortcut, drops) in [(false, false), (true, false), (false, true), (true, true)] {
+            let rows = images * pixels;
+            let name = format!(
+                "expand {images}×{pixels}×{inputs} to {outputs}, shortcut {shortcut}, dropped {drops}"
+            );
+            let f = &mut Fixture::new(name);
+            let y = f.activation("y", rows, outputs);
+            let bn = f.norm_of("bn", &y, outputs);
+            let du = f.noise("du", rows * outputs, -1.0, 1.2);
+            f.set_sums(&bn, &y, &doubles(&du));
+            let y3 = f.activation("previous y", rows, inputs);
+            let previous = PreviousBlock {
+                bn: f.norm_of("previous bn", &y3, inputs),
+                y: f.input("previous y", y3),
+                keep: f.keep("previous keep", images, drops),
+                pixels,
+            };
+            let x = f.activation("x", rows, inputs);
+            let pass = ExpandBackward {
+                rows,
+                inputs,
+                outputs,
+                x: f.input("x", x),
+                weight: f.weight("weight", inputs * outputs, inputs),
+                y: f.input("y", y),
+                bn,
+                du: f.input("du", du),
+                dx: f.output("dx", rows * inputs),
+                shortcut: shortcut.then(|| f.input_noise("shortcut", rows * inputs, -1.0, 1.0)),
+                previous,
+            };
+            failures.extend(f.check(Pass::ExpandBackward(pass), outputs.max(rows)));
+        }
+    }
+    expect_none(failures);
+}
