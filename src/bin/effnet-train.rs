@@ -1,1 +1,49 @@
-fn main() {}
+//! `effnet-train`: flags to a job, the job carried out, an error told in one line.
+//!
+//! Exit status: 0, 1 if something failed, 2 if the command line asked for what cannot be done, 130 after Ctrl-C or
+//! SIGTERM (the run is saved).
+
+use std::env;
+use std::io::{self, Write};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use anyhow::Result;
+use effnet::cli::execute::{Done, is_closed_pipe, is_usage};
+use effnet::cli::{Parsed, parse};
+use effnet::train::saved_recipe;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(Done::Finished) => ExitCode::SUCCESS,
+        Ok(Done::Interrupted) => ExitCode::from(130),
+        // Whoever read our output has gone; there is nobody to tell.
+        Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            let line = format!("{error:#}").replace('\n', " ");
+            let _ = writeln!(io::stderr(), "error: {line}");
+            ExitCode::from(if is_usage(&error) { 2 } else { 1 })
+        }
+    }
+}
+
+fn run() -> Result<Done> {
+    let flags = match parse(env::args_os())? {
+        Parsed::Flags(flags) => flags,
+        Parsed::Text(text) => {
+            write!(io::stdout(), "{text}")?;
+            return Ok(Done::Finished);
+        }
+    };
+    let job = flags.job::<anyhow::Error>(|out| Ok(saved_recipe(out)?))?;
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        // In this order: the first signal raises the flag, the second finds it raised and ends the program.
+        flag::register_conditional_shutdown(signal, 130, Arc::clone(&stop))?;
+        flag::register(signal, Arc::clone(&stop))?;
+    }
+    job.execute(&stop)
+}

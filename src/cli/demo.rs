@@ -1,9 +1,11 @@
 //! The demo: its preset, where it runs, and what to try afterwards.
 
+use std::iter;
 use std::path::{Path, PathBuf};
 
 use super::config;
 use super::flags::Settings;
+use crate::train::checkpoint::{Found, RunDirectory};
 
 /// The demo's recipe: a configuration file inside the program.
 pub fn preset() -> Settings {
@@ -13,22 +15,26 @@ pub fn preset() -> Settings {
 /// Where demos run unless --out says otherwise.
 const HOME: &str = "runs";
 
-/// The first of runs/demo, runs/demo-2, … that is free: a demo replaces nothing.
+/// The first of runs/demo, runs/demo-2, … that holds no run: a demo replaces nothing.
 pub fn free_directory() -> PathBuf {
-    numbered().find(|dir| !dir.exists()).unwrap_or_else(|| Path::new(HOME).join("demo"))
+    numbered().find(|dir| !holds_run(dir)).unwrap_or_else(first)
 }
 
 /// The last demo's directory, to be resumed; runs/demo where there is none.
 pub fn latest_directory() -> PathBuf {
-    let taken = numbered().take_while(|dir| dir.exists());
-    taken.last().unwrap_or_else(|| Path::new(HOME).join("demo"))
+    numbered().take_while(|dir| holds_run(dir)).last().unwrap_or_else(first)
+}
+
+pub fn first() -> PathBuf {
+    Path::new(HOME).join("demo")
+}
+
+fn holds_run(dir: &Path) -> bool {
+    RunDirectory::at(dir).found() != Found::Nothing
 }
 
 fn numbered() -> impl Iterator<Item = PathBuf> {
-    (1..).map(|number| match number {
-        1 => Path::new(HOME).join("demo"),
-        n => Path::new(HOME).join(format!("demo-{n}")),
-    })
+    iter::once(first()).chain((2u32..).map(|n| Path::new(HOME).join(format!("demo-{n}"))))
 }
 
 /// Three commands that lead on from a finished demo, each with what it does.

@@ -7,8 +7,9 @@ use super::flags::{Actions, Flags, MicroBatch, Settings};
 use super::{UsageError, config, demo};
 use crate::data::CropMode;
 use crate::model::Variant;
-use crate::train::recipe::RecipeError;
-use crate::train::{DataChoice, DeviceChoice, Recipe, RunOptions};
+use crate::train::checkpoint::RunDirectory;
+use crate::train::recipe_file::RecipeFile;
+use crate::train::{DataChoice, DeviceChoice, Recipe, RecipeError, RunOptions};
 
 /// The reference recipe's batch.
 const BATCH: u64 = 4096;
@@ -34,6 +35,8 @@ pub struct Job {
     pub recipe: Recipe,
     pub options: RunOptions,
     pub demo: bool,
+    /// A demo that took a directory beside those of earlier ones.
+    pub free_name: bool,
     pub json: bool,
 }
 
@@ -51,7 +54,12 @@ impl Flags {
             return Err(UsageError("--demo brings its own images: leave out --data, or --demo".into()).into());
         }
         refuse_gpus(&settings)?;
-        let options = options(&settings, &actions)?;
+        let mut options = options(&settings, &actions)?;
+        if actions.resume && !actions.demo && settings.data.is_none() {
+            options.data = saved_data(&options.out).unwrap_or(options.data);
+        }
+        let free_name =
+            actions.demo && settings.out.is_none() && !actions.resume && options.out != demo::first();
         let recipe = match actions.resume {
             true => apply(&settings, saved(&options.out)?),
             false => {
@@ -71,7 +79,7 @@ impl Flags {
             (_, true) => Action::DryRun,
             _ => Action::Train,
         };
-        Ok(Job { action, recipe, options, demo: actions.demo, json: actions.json })
+        Ok(Job { action, recipe, options, demo: actions.demo, free_name, json: actions.json })
     }
 }
 
@@ -152,6 +160,11 @@ fn options(settings: &Settings, actions: &Actions) -> Result<RunOptions, UsageEr
     Ok(options)
 }
 
+/// The images of a run that is resumed, where its recipe.toml is readable; if not, the run will say so.
+fn saved_data(out: &Path) -> Option<DataChoice> {
+    RecipeFile::read(&RunDirectory::at(out).recipe()).ok().map(|file| file.data)
+}
+
 fn data(settings: &Settings, is_demo: bool) -> DataChoice {
     let Ok(choice) = match (&settings.data, is_demo) {
         (_, true) => return DataChoice::Demo,
@@ -168,7 +181,7 @@ fn out(settings: &Settings, actions: &Actions) -> PathBuf {
     match &settings.out {
         Some(out) => out.clone(),
         None if actions.demo && actions.resume => demo::latest_directory(),
-        None if actions.demo && actions.force => Path::new("runs").join("demo"),
+        None if actions.demo && actions.force => demo::first(),
         None if actions.demo => demo::free_directory(),
         None => Path::new("runs").join(settings.model.unwrap_or(Variant::B0).name()),
     }

@@ -7,6 +7,7 @@
 pub mod config;
 pub mod demo;
 pub mod eval;
+pub mod execute;
 pub mod flags;
 pub mod job;
 

@@ -5,8 +5,8 @@
 //! The SVG is written by hand: some lines, some text, no fonts to measure.
 
 use std::fmt::Write as _;
-use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use super::events::{EvaluationRecord, LogLine, StepRecord};
@@ -34,11 +34,10 @@ const AVERAGE: &str = "#009e73";
 /// If the log cannot be read or the picture cannot be written. Lines of the log that are no records are left out.
 pub fn write(run: &Path, title: &str) -> io::Result<PathBuf> {
     let mut log = Log::default();
-    for line in BufReader::new(File::open(run.join("log.jsonl"))?).lines() {
-        match serde_json::from_str(&line?) {
-            Ok(LogLine::Step(record)) => log.steps.push(record),
-            Ok(LogLine::Evaluation(record)) => log.evaluations.push(record),
-            Err(_) => {}
+    for line in super::log::read(&run.join("log.jsonl"))? {
+        match line {
+            LogLine::Step(record) => log.steps.push(record),
+            LogLine::Evaluation(record) => log.evaluations.push(record),
         }
     }
     let path = run.join(FILE);

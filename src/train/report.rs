@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::curves;
 use super::events::{End, EvaluationRecord, Header, Outcome, Reporter, StepRecord};
+use super::memory::bytes;
 use super::recipe::Optimizer;
 
 /// Passes every event on to several reporters, in order.
@@ -485,17 +486,6 @@ fn small(value: f64) -> String {
 /// Without the last digits that a subtraction leaves.
 fn rounded(value: f64) -> f64 {
     (value * 1e9).round() / 1e9
-}
-
-pub fn bytes(count: u64) -> String {
-    let mut value = count as f64;
-    for unit in ["bytes", "KiB", "MiB"] {
-        if value < 1024.0 {
-            return if unit == "bytes" { format!("{count} bytes") } else { format!("{value:.1} {unit}") };
-        }
-        value /= 1024.0;
-    }
-    format!("{value:.2} GiB")
 }
 
 fn span(seconds: f64) -> String {
