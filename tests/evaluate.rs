@@ -10,6 +10,10 @@ use std::sync::LazyLock;
 use std::sync::atomic::AtomicBool;
 
 use assert_cmd::Command;
+use effnet::data::Split;
+use effnet::ops::cpu::CpuDevice;
+use effnet::train::checkpoint::{self, Checkpoint};
+use effnet::train::evaluator::Evaluator;
 use effnet::train::events::{EvaluationRecord, LogLine, Silent};
 use effnet::train::{DataChoice, Recipe, RunOptions, train};
 use safetensors::SafeTensors;
@@ -98,6 +102,22 @@ fn the_figure_is_training_s() {
     assert!((found["loss"].as_f64().unwrap() - logged[1].loss).abs() < 1e-4);
     let line = good(&[text(&path("run/checkpoint.bin")), "--json", "--split", "train"]);
     assert_eq!(serde_json::from_str::<Value>(&line).unwrap()["images"], 40);
+}
+
+/// The average is evaluated with its own running statistics: as weights in their own right it has the same figure.
+#[test]
+fn the_average_is_a_network_of_its_own() {
+    let source = data_support::open(&path("data"));
+    let mut whole = checkpoint::read(&path("run/checkpoint.bin")).unwrap();
+    let figures = |checkpoint: &Checkpoint| {
+        let mut evaluator = Evaluator::new(checkpoint, 8, &CpuDevice { threads: 2 }).unwrap();
+        evaluator.split(&source, Split::Val, 1).unwrap()
+    };
+    let before = figures(&whole);
+    whole.state.parameters = whole.state.ema.clone();
+    let after = figures(&whole);
+    assert_eq!([after[0], after[1]], [before[1]; 2]);
+    assert_ne!(before[0], before[1]);
 }
 
 /// The same images one by one, as files, are right as often as the evaluation says.

@@ -256,11 +256,10 @@ fn a_full_disk_leaves_the_previous_checkpoint() {
     let limit = old.len() as u64 / 2;
     let mut second = command(&data(), &out);
     second.arg("--resume");
-    // SAFETY: both calls are safe to make between fork and exec.
+    // SAFETY: setrlimit is safe to call between fork and exec.
     unsafe {
         second.pre_exec(move || {
             let limit = libc::rlimit { rlim_cur: limit, rlim_max: limit };
-            libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
             match libc::setrlimit(libc::RLIMIT_FSIZE, &limit) {
                 0 => Ok(()),
                 _ => Err(std::io::Error::last_os_error()),

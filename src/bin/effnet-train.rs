@@ -17,6 +17,12 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 
 fn main() -> ExitCode {
+    // A file-size limit is then an error of the write that meets it, told like a full disk, not a sudden death.
+    #[cfg(unix)]
+    // SAFETY: ignoring a signal calls no code of ours.
+    unsafe {
+        libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+    }
     match run() {
         Ok(Done::Finished) => ExitCode::SUCCESS,
         Ok(Done::Interrupted) => ExitCode::from(130),

@@ -6,7 +6,7 @@ use super::checkpoint::{CheckpointError, DirectoryError};
 use super::device::DeviceError;
 use super::evaluate::EvaluateError;
 use super::log::LogError;
-use super::memory::MemoryError;
+use super::memory::{MemoryError, bytes};
 use super::recipe::RecipeError;
 use super::recipe_file::RecipeFileError;
 use super::schedule::NoSteps;
@@ -62,6 +62,9 @@ pub enum TrainError {
         checkpoint.display()
     )]
     NotFinite { step: u64, what: String, tensor: String, saved: u64, checkpoint: PathBuf },
+    #[error("--batch-size {batch} needs {} of memory, {} are available; take a smaller one", bytes(*need),
+        bytes(*have))]
+    EvaluationMemory { batch: usize, need: u64, have: u64 },
     #[error("step {step}: the data ended early")]
     DataEnded { step: u64 },
 }

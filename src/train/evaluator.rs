@@ -9,6 +9,7 @@ use std::sync::atomic::AtomicBool;
 use super::checkpoint::Checkpoint;
 use super::error::TrainError;
 use super::evaluate::{Evaluation, Images, evaluate, infer, softmax};
+use super::memory::available;
 use super::recipe::Recipe;
 use super::run::evaluation_loader;
 use crate::data::{Normalise, Source, Split, evaluate_image};
@@ -34,6 +35,11 @@ impl Evaluator {
         let table = ParamTable::new(architecture);
         let network = Network::new(architecture, &table, NetworkConfig::inference(batch));
         let plan = network.plan(device);
+        let need = (plan.tensor_bytes + plan.workspace_bytes()) as u64;
+        match available() {
+            Some(have) if need > have => return Err(TrainError::EvaluationMemory { batch, need, have }),
+            _ => {}
+        }
         let mut ops = CpuOps::new(table.trainable(), table.total(), &[&plan], device.threads)?;
         ops.bind(&plan)?;
         ops.write_state(Buffer::Parameters, &state.parameters)?;

@@ -62,7 +62,7 @@ impl Schedule {
     /// Learning rate of the step before which `step` were done.
     pub fn lr(&self, step: u64) -> f64 {
         if step < self.warmup {
-            return self.base * (step + 1) as f64 / self.warmup as f64;
+            return self.base * ((step + 1) as f64 / self.warmup as f64);
         }
         let done = (step - self.warmup) as f64 / (self.steps - self.warmup).max(1) as f64;
         self.base * 0.5 * (1.0 + (std::f64::consts::PI * done).cos())

@@ -25,7 +25,7 @@ pub fn saved_recipe(out: &Path) -> Result<Recipe, TrainError> {
     let run = RunDirectory::at(out);
     match resumable(&run)? {
         Found::Begun => Ok(RecipeFile::read(&run.recipe())?.recipe),
-        _ => Ok(checkpoint::read(&run.checkpoint())?.metadata.recipe),
+        _ => Ok(checkpoint::verify(&run.checkpoint())?.recipe),
     }
 }
 
@@ -181,7 +181,7 @@ fn initial(
 
 /// A checkpoint of this program has a checksum; other safetensors files have none.
 fn reject_damaged(path: &Path) -> Result<(), TrainError> {
-    match checkpoint::read(path) {
+    match checkpoint::verify(path) {
         Ok(_) | Err(checkpoint::CheckpointError::Foreign { .. }) => Ok(()),
         // Truncated and altered foreign files are `import`'s to judge.
         Err(error) => match looks_like_ours(path) {

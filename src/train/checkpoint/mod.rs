@@ -247,51 +247,100 @@ pub fn write(
 /// # Errors
 /// [`CheckpointError`], naming the file and what is wrong with it.
 pub fn read(path: &Path) -> Result<Checkpoint, CheckpointError> {
-    let failed = |error| CheckpointError::Read { path: path.to_owned(), error };
-    let mut file = File::open(path).map_err(failed)?;
-    let length = file.metadata().map_err(failed)?.len();
+    let (mut file, length) = open(path)?;
     read_from(&mut file, length, path)
+}
+
+/// Checks a checkpoint as [`read`] does, and keeps nothing but its metadata.
+pub fn verify(path: &Path) -> Result<Metadata, CheckpointError> {
+    let (mut file, length) = open(path)?;
+    verify_from(&mut file, length, path)
+}
+
+fn open(path: &Path) -> Result<(File, u64), CheckpointError> {
+    let failed = |error| CheckpointError::Read { path: path.to_owned(), error };
+    let file = File::open(path).map_err(failed)?;
+    let length = file.metadata().map_err(failed)?.len();
+    Ok((file, length))
 }
 
 /// [`read`] from any stream of `length` bytes; `path` is for the messages.
 pub fn read_from(input: &mut impl Read, length: u64, path: &Path) -> Result<Checkpoint, CheckpointError> {
-    let failed = |error| CheckpointError::Read { path: path.to_owned(), error };
-    let altered = |problem: &str| CheckpointError::Altered { path: path.to_owned(), problem: problem.into() };
-    let found = read_header(input, length, path)?;
-    let metadata = parse(&found[8..], path)?;
-    let architecture = metadata.architecture().ok_or_else(|| altered("its metadata contradicts itself"))?;
-    let table = ParamTable::new(&architecture);
-    let ema = metadata.recipe.ema > 0.0;
-    let list = tensors(&table, ema);
-    if render(&metadata, &metadata.checksum, &list) != found {
-        return Err(altered("its header is not as it was written"));
-    }
-    let data: usize = list.iter().map(Listed::bytes).sum();
-    let expected = (found.len() + data) as u64;
-    if length < expected {
-        let problem = format!("{length} of {expected} bytes");
-        return Err(CheckpointError::Truncated { path: path.to_owned(), problem });
-    }
-    if length > expected {
-        return Err(altered("bytes follow its end"));
-    }
-    let mut crc = crc32fast::Hasher::new();
-    crc.update(&render(&metadata, NO_CHECKSUM, &list));
+    let mut reader = Reader::new(input, length, path)?;
+    let table = ParamTable::new(&reader.architecture);
     let mut counters = vec![0i64; table.batch_norms().count()];
-    let mut state = Snapshot::new(&table, ema);
-    let mut fill = |bytes: &mut [u8]| -> io::Result<()> {
-        input.read_exact(bytes)?;
-        crc.update(bytes);
-        Ok(())
-    };
-    fill(bytemuck::cast_slice_mut(&mut counters)).map_err(failed)?;
+    let mut state = Snapshot::new(&table, reader.metadata.recipe.ema > 0.0);
+    reader.fill(bytemuck::cast_slice_mut(&mut counters))?;
     for section in state.sections_mut() {
-        fill(bytemuck::cast_slice_mut(section)).map_err(failed)?;
+        reader.fill(bytemuck::cast_slice_mut(section))?;
     }
-    if format!("{:08x}", crc.finalize()) != metadata.checksum {
-        return Err(altered("its checksum differs"));
-    }
+    let (metadata, architecture) = reader.finish()?;
     Ok(Checkpoint { metadata, architecture, state })
+}
+
+/// [`verify`] from any stream.
+pub fn verify_from(input: &mut impl Read, length: u64, path: &Path) -> Result<Metadata, CheckpointError> {
+    let mut reader = Reader::new(input, length, path)?;
+    let mut buffer = vec![0; 1 << 18];
+    while reader.left > 0 {
+        let count = buffer.len().min(reader.left);
+        reader.fill(&mut buffer[..count])?;
+    }
+    Ok(reader.finish()?.0)
+}
+
+/// A file whose header has been checked, on the way through its data.
+struct Reader<'a, R: Read> {
+    input: &'a mut R,
+    path: &'a Path,
+    metadata: Metadata,
+    architecture: Architecture,
+    crc: crc32fast::Hasher,
+    /// Bytes of data not yet read.
+    left: usize,
+}
+
+impl<'a, R: Read> Reader<'a, R> {
+    fn new(input: &'a mut R, length: u64, path: &'a Path) -> Result<Self, CheckpointError> {
+        let altered =
+            |problem: &str| CheckpointError::Altered { path: path.to_owned(), problem: problem.into() };
+        let found = read_header(input, length, path)?;
+        let metadata = parse(&found[8..], path)?;
+        let architecture =
+            metadata.architecture().ok_or_else(|| altered("its metadata contradicts itself"))?;
+        let list = tensors(&ParamTable::new(&architecture), metadata.recipe.ema > 0.0);
+        if render(&metadata, &metadata.checksum, &list) != found {
+            return Err(altered("its header is not as it was written"));
+        }
+        let left: usize = list.iter().map(Listed::bytes).sum();
+        let expected = (found.len() + left) as u64;
+        if length < expected {
+            let problem = format!("{length} of {expected} bytes");
+            return Err(CheckpointError::Truncated { path: path.to_owned(), problem });
+        }
+        if length > expected {
+            return Err(altered("bytes follow its end"));
+        }
+        let mut crc = crc32fast::Hasher::new();
+        crc.update(&render(&metadata, NO_CHECKSUM, &list));
+        Ok(Reader { input, path, metadata, architecture, crc, left })
+    }
+
+    fn fill(&mut self, bytes: &mut [u8]) -> Result<(), CheckpointError> {
+        let failed = |error| CheckpointError::Read { path: self.path.to_owned(), error };
+        self.input.read_exact(bytes).map_err(failed)?;
+        self.crc.update(bytes);
+        self.left -= bytes.len();
+        Ok(())
+    }
+
+    fn finish(self) -> Result<(Metadata, Architecture), CheckpointError> {
+        if format!("{:08x}", self.crc.finalize()) != self.metadata.checksum {
+            let (path, problem) = (self.path.to_owned(), "its checksum differs".into());
+            return Err(CheckpointError::Altered { path, problem });
+        }
+        Ok((self.metadata, self.architecture))
+    }
 }
 
 /// The length in front and the JSON.
