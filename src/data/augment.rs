@@ -17,12 +17,10 @@ use std::fs;
 use std::path::Path;
 use std::str::FromStr;
 
-use fast_image_resize::images::{TypedCroppedImage, TypedImage, TypedImageRef};
-use fast_image_resize::pixels::{U8, U8x3};
-use fast_image_resize::{PixelTrait, Resizer};
+use fast_image_resize::Resizer;
 use serde::{Deserialize, Serialize};
 
-use super::codec::{bilinear, decode_file, fit, resize};
+use super::codec::{Region, decode_file, fit, resize, whole};
 use super::{DataError, Source, Split};
 use crate::random::{Purpose, below, draw, unit};
 
@@ -152,6 +150,9 @@ fn central(width: u32, height: u32) -> Rectangle {
 #[derive(Default)]
 pub struct Scratch {
     resizer: Resizer,
+    /// The part to be resized, as RGB.
+    part: Vec<u8>,
+    /// An image that was scaled down to be padded.
     small: Vec<u8>,
 }
 
@@ -187,41 +188,43 @@ fn resized(
     scratch: &mut Scratch,
     out: &mut [u8],
 ) -> Result<(), String> {
-    let side = resolution as u32;
-    let resizer = &mut scratch.resizer;
-    let window = match look {
-        Some(look) => Window::Cut(look.rectangle(image.width, image.height)),
-        None => evaluation_window(image.width, image.height, side),
+    let size = (image.width, image.height);
+    let Scratch { resizer, part, .. } = scratch;
+    let (from, size, region) = match look {
+        Some(look) => {
+            let cut = look.rectangle(image.width, image.height);
+            let size = (cut.width, cut.height);
+            (cut_rgb(image, cut, part), size, whole(size))
+        }
+        None => {
+            let all = Rectangle { left: 0, top: 0, width: image.width, height: image.height };
+            let from = if image.channels == 3 { image.bytes } else { cut_rgb(image, all, part) };
+            (from, size, evaluation_region(size, resolution as u32))
+        }
     };
-    if image.channels == 3 {
-        resize_window::<U8x3>(resizer, image, window, side, out)?;
-        if mirrored {
-            for row in out.chunks_exact_mut(3 * resolution) {
-                mirror(row);
-            }
-        }
-    } else {
-        scratch.small.resize(resolution * resolution, 0);
-        resize_window::<U8>(resizer, image, window, side, &mut scratch.small)?;
-        for (to, from) in out.chunks_exact_mut(3 * resolution).zip(scratch.small.chunks_exact(resolution)) {
-            copy_row(from, 1, mirrored, to);
-        }
+    resize(resizer, from, size, region, out, (resolution as u32, resolution as u32))?;
+    if mirrored {
+        out.chunks_exact_mut(3 * resolution).for_each(mirror);
     }
     Ok(())
 }
 
-/// The part of an image that becomes the output.
-#[derive(Clone, Copy)]
-enum Window {
-    /// Cut out first, then resized: nothing outside has influence.
-    Cut(Rectangle),
-    /// Left, top, width, height in fractions of pixels: as if all of the image were resized and then cropped.
-    Within(f64, f64, f64, f64),
+/// Copies a rectangle out of an image, as RGB. It is cut out *before* resizing, so that nothing outside has
+/// influence.
+fn cut_rgb<'a>(image: View, cut: Rectangle, part: &'a mut Vec<u8>) -> &'a [u8] {
+    let Rectangle { left, top, width, height } = cut;
+    let channels = image.channels as usize;
+    part.resize(width as usize * height as usize * 3, 0);
+    let rows = image.bytes.chunks_exact(image.width as usize * channels).skip(top as usize);
+    for (to, row) in part.chunks_exact_mut(width as usize * 3).zip(rows) {
+        copy_row(&row[left as usize * channels..][..width as usize * channels], channels, false, to);
+    }
+    part
 }
 
 /// Where the central R×R of the resized image lies in the original. Resizing only this part gives the same
 /// pixels, and a panorama does not become an enormous intermediate image.
-fn evaluation_window(width: u32, height: u32, side: u32) -> Window {
+fn evaluation_region((width, height): (u32, u32), side: u32) -> Region {
     let shorter = (f64::from(side) / CENTRAL_SHARE).round();
     let (w, h) = (f64::from(width), f64::from(height));
     let (wide, high) = if width <= height {
@@ -235,29 +238,7 @@ fn evaluation_window(width: u32, height: u32, side: u32) -> Window {
         (start, (side * original / whole).min(original - start))
     };
     let ((left, width), (top, height)) = (part(wide, w), part(high, h));
-    Window::Within(left, top, width, height)
-}
-
-fn resize_window<P: PixelTrait>(
-    resizer: &mut Resizer,
-    image: View,
-    window: Window,
-    side: u32,
-    out: &mut [u8],
-) -> Result<(), String> {
-    let from =
-        TypedImageRef::<P>::from_buffer(image.width, image.height, image.bytes).map_err(|e| e.to_string())?;
-    let mut to = TypedImage::<P>::from_buffer(side, side, out).map_err(|e| e.to_string())?;
-    match window {
-        Window::Cut(Rectangle { left, top, width, height }) => {
-            let cut = TypedCroppedImage::new(from, left, top, width, height).map_err(|e| e.to_string())?;
-            resizer.resize_typed(&cut, &mut to, &bilinear())
-        }
-        Window::Within(left, top, width, height) => {
-            resizer.resize_typed(&from, &mut to, &bilinear().crop(left, top, width, height))
-        }
-    }
-    .map_err(|e| e.to_string())
+    (left, top, width, height)
 }
 
 fn pad(
@@ -268,14 +249,17 @@ fn pad(
     scratch: &mut Scratch,
     out: &mut [u8],
 ) -> Result<(), String> {
-    let View { mut width, mut height, channels, mut bytes } = image;
+    let View { mut width, mut height, mut channels, mut bytes } = image;
     let side = resolution as u32;
     if width.max(height) > side {
         let size = fit(width, height, side);
-        scratch.small.resize(size.0 as usize * size.1 as usize * channels as usize, 0);
-        resize(&mut scratch.resizer, bytes, (width, height), channels, &mut scratch.small, size)?;
+        let Scratch { resizer, part, small } = scratch;
+        let all = Rectangle { left: 0, top: 0, width, height };
+        let from = if channels == 3 { bytes } else { cut_rgb(image, all, part) };
+        small.resize(size.0 as usize * size.1 as usize * 3, 0);
+        resize(resizer, from, (width, height), whole((width, height)), small, size)?;
         (width, height) = size;
-        bytes = &scratch.small;
+        (channels, bytes) = (3, small);
     }
     let (right, down) = look.map_or((0, 0), |look| look.shift(side / 8));
     let left = i64::from((side - width) / 2) + right;

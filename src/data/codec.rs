@@ -8,8 +8,8 @@ use std::io::Cursor;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use fast_image_resize::images::{TypedImage, TypedImageRef};
-use fast_image_resize::pixels::{U8, U8x3};
-use fast_image_resize::{FilterType, PixelTrait, ResizeAlg, ResizeOptions, Resizer};
+use fast_image_resize::pixels::U8x3;
+use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
 use image::codecs::jpeg::JpegEncoder;
 use image::codecs::png::PngDecoder;
 use image::metadata::Orientation;
@@ -246,11 +246,21 @@ pub fn encode_jpeg(pixels: &Pixels, quality: u8) -> Result<Vec<u8>, String> {
 
 /// Scales an image down, bilinear with antialiasing, until no side is longer than `longest`.
 pub fn reduce(pixels: &Pixels, longest: u32) -> Result<Pixels, String> {
-    let (width, height) = fit(pixels.width, pixels.height, longest);
-    let mut bytes = vec![0; width as usize * height as usize * pixels.channels as usize];
-    let mut resizer = Resizer::new();
     let from = (pixels.width, pixels.height);
-    resize(&mut resizer, &pixels.bytes, from, pixels.channels, &mut bytes, (width, height))?;
+    let (width, height) = fit(from.0, from.1, longest);
+    let grey = pixels.channels == 1;
+    let rgb: Vec<u8>;
+    let source = if grey {
+        rgb = pixels.bytes.iter().flat_map(|&v| [v; 3]).collect();
+        &rgb
+    } else {
+        &pixels.bytes
+    };
+    let mut bytes = vec![0; width as usize * height as usize * 3];
+    resize(&mut Resizer::new(), source, from, whole(from), &mut bytes, (width, height))?;
+    if grey {
+        bytes = bytes.into_iter().step_by(3).collect();
+    }
     Ok(Pixels { width, height, channels: pixels.channels, bytes })
 }
 
@@ -261,33 +271,30 @@ pub(crate) fn fit(width: u32, height: u32, longest: u32) -> (u32, u32) {
     (side(width), side(height))
 }
 
-/// Bilinear interpolation; scaling down, the triangle widens with the scale (antialiasing).
-pub(crate) fn bilinear() -> ResizeOptions {
-    ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Bilinear)).use_alpha(false)
-}
+/// The part of an image that is resized: left, top, width, height in fractions of pixels.
+pub(crate) type Region = (f64, f64, f64, f64);
 
-/// Resizes a whole image of 1 or 3 channels.
+/// Resizes a region of an RGB image.
+///
+/// Everything is resized as RGB, grey images too, and from whole images: the resizer is generic code, compiled
+/// here for each type of pixel and of view, and one of them takes longer to compile than the rest of this crate.
 pub(crate) fn resize(
     resizer: &mut Resizer,
     from: &[u8],
-    from_size: (u32, u32),
-    channels: u8,
+    (width, height): (u32, u32),
+    (left, top, wide, high): Region,
     to: &mut [u8],
-    to_size: (u32, u32),
+    (to_width, to_height): (u32, u32),
 ) -> Result<(), String> {
-    fn typed<P: PixelTrait>(
-        resizer: &mut Resizer,
-        from: &[u8],
-        (width, height): (u32, u32),
-        to: &mut [u8],
-        (to_width, to_height): (u32, u32),
-    ) -> Result<(), String> {
-        let from = TypedImageRef::<P>::from_buffer(width, height, from).map_err(|e| e.to_string())?;
-        let mut to = TypedImage::<P>::from_buffer(to_width, to_height, to).map_err(|e| e.to_string())?;
-        resizer.resize_typed(&from, &mut to, &bilinear()).map_err(|e| e.to_string())
-    }
-    match channels {
-        1 => typed::<U8>(resizer, from, from_size, to, to_size),
-        _ => typed::<U8x3>(resizer, from, from_size, to, to_size),
-    }
+    let from = TypedImageRef::<U8x3>::from_buffer(width, height, from).map_err(|e| e.to_string())?;
+    let mut to = TypedImage::<U8x3>::from_buffer(to_width, to_height, to).map_err(|e| e.to_string())?;
+    // Bilinear; scaling down, the triangle widens with the scale (antialiasing).
+    let options =
+        ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Bilinear)).use_alpha(false);
+    resizer.resize_typed(&from, &mut to, &options.crop(left, top, wide, high)).map_err(|e| e.to_string())
+}
+
+/// The region that is all of an image.
+pub(crate) fn whole((width, height): (u32, u32)) -> Region {
+    (0.0, 0.0, f64::from(width), f64::from(height))
 }
