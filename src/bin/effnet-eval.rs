@@ -14,7 +14,7 @@ fn main() -> ExitCode {
         // Whoever read the output has seen enough.
         Err(EvalError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(error) => {
-            let _ = writeln!(err, "effnet-eval: {error}");
+            let _ = writeln!(err, "error: {error}");
             ExitCode::FAILURE
         }
     }

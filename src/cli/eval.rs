@@ -129,7 +129,7 @@ impl EvalFlags {
                 let (checkpoint, data) = (self.checkpoint.clone(), choice.to_string());
                 return Err(EvalError::OtherData { checkpoint, data });
             }
-            writeln!(err, "effnet-eval: {choice} is not the data that this checkpoint was trained on")?;
+            writeln!(err, "warning: {choice} is not the data that this checkpoint was trained on")?;
         }
         let batch = self.batch_size.unwrap_or(read.metadata.recipe.micro_batch);
         let mut evaluator = Evaluator::new(read, batch, &selected.device)?;
@@ -189,7 +189,7 @@ impl EvalFlags {
                 Ok(ranked) => ranked,
                 Err(error) => {
                     failed += 1;
-                    writeln!(err, "effnet-eval: {error}")?;
+                    writeln!(err, "error: {error}")?;
                     continue;
                 }
             };
