@@ -44,16 +44,16 @@ pub struct Settings {
     #[arg(long, value_name = "KIND", value_parser = Padding::from_str, help_heading = MODEL)]
     pub padding: Option<Padding>,
     /// Share of dropped features before the classifier, 0 (off) to below 1 [default: the member's own: 0.2 for b0, 0.5 for b7]
-    #[arg(long, value_name = "SHARE", value_parser = number, allow_negative_numbers = true, help_heading = MODEL)]
+    #[arg(long, value_name = "SHARE", value_parser = number, allow_hyphen_values = true, help_heading = MODEL)]
     pub dropout: Option<f64>,
     /// Stochastic depth: share of samples that skip the deepest blocks, less the shallower; 0 is off [default: 0.2]
-    #[arg(long, value_name = "SHARE", value_parser = number, allow_negative_numbers = true, help_heading = MODEL)]
+    #[arg(long, value_name = "SHARE", value_parser = number, allow_hyphen_values = true, help_heading = MODEL)]
     pub drop_connect: Option<f64>,
     /// Batch norm: share of the new batch in the running statistics. PyTorch's convention; 0.1 here is 0.9 in TensorFlow [default: 0.1]
-    #[arg(long, value_name = "SHARE", value_parser = number, allow_negative_numbers = true, help_heading = MODEL)]
+    #[arg(long, value_name = "SHARE", value_parser = number, allow_hyphen_values = true, help_heading = MODEL)]
     pub bn_momentum: Option<f64>,
     /// Batch norm: what is added to the variance [default: 1e-5]
-    #[arg(long, value_name = "EPS", value_parser = number, allow_negative_numbers = true, help_heading = MODEL)]
+    #[arg(long, value_name = "EPS", value_parser = number, allow_hyphen_values = true, help_heading = MODEL)]
     pub bn_eps: Option<f64>,
     /// Start from these weights (timm's names); the classifier is new where the number of classes differs
     #[arg(long, value_name = "FILE.safetensors", help_heading = MODEL)]
@@ -70,7 +70,7 @@ pub struct Settings {
     pub loader_threads: Option<u64>,
 
     /// Length of the schedule in epochs; may be a fraction [default: 400]
-    #[arg(long, value_name = "EPOCHS", value_parser = number, allow_negative_numbers = true, help_heading = RECIPE)]
+    #[arg(long, value_name = "EPOCHS", value_parser = number, allow_hyphen_values = true, help_heading = RECIPE)]
     pub epochs: Option<f64>,
     /// Images of an optimiser step [default: 4096]
     #[arg(long, value_name = "IMAGES", value_parser = whole, allow_negative_numbers = true, help_heading = RECIPE)]
@@ -80,37 +80,37 @@ pub struct Settings {
     #[serde(default, deserialize_with = "micro_batch")]
     pub micro_batch: Option<MicroBatch>,
     /// Highest learning rate, at the end of the warm-up; from there it falls as a cosine [default: 0.08 x batch / 4096]
-    #[arg(long, value_name = "RATE", value_parser = number, allow_negative_numbers = true, help_heading = RECIPE)]
+    #[arg(long, value_name = "RATE", value_parser = number, allow_hyphen_values = true, help_heading = RECIPE)]
     pub lr: Option<f64>,
     /// Epochs in which the learning rate rises from 0; less than --epochs [default: 16, or a tenth of a shorter run]
-    #[arg(long, value_name = "EPOCHS", value_parser = number, allow_negative_numbers = true, help_heading = RECIPE)]
+    #[arg(long, value_name = "EPOCHS", value_parser = number, allow_hyphen_values = true, help_heading = RECIPE)]
     pub warmup_epochs: Option<f64>,
     /// rmsprop: PyTorch's form; rmsprop-tf: TensorFlow's; sgd: with momentum [default: rmsprop]
     #[arg(long, value_name = "NAME", value_parser = Optimizer::from_str, help_heading = RECIPE)]
     pub optimizer: Option<Optimizer>,
     /// Decay of RMSprop's mean square [default: 0.9]
-    #[arg(long, value_name = "DECAY", value_parser = number, allow_negative_numbers = true, help_heading = RECIPE)]
+    #[arg(long, value_name = "DECAY", value_parser = number, allow_hyphen_values = true, help_heading = RECIPE)]
     pub alpha: Option<f64>,
     /// Decay of the optimiser's momentum [default: 0.9]
-    #[arg(long, value_name = "DECAY", value_parser = number, allow_negative_numbers = true, help_heading = RECIPE)]
+    #[arg(long, value_name = "DECAY", value_parser = number, allow_hyphen_values = true, help_heading = RECIPE)]
     pub momentum: Option<f64>,
     /// Epsilon of RMSprop: outside the root in PyTorch's form, inside in TensorFlow's [default: 0.01]
-    #[arg(long, value_name = "EPS", value_parser = number, allow_negative_numbers = true, help_heading = RECIPE)]
+    #[arg(long, value_name = "EPS", value_parser = number, allow_hyphen_values = true, help_heading = RECIPE)]
     pub rms_eps: Option<f64>,
     /// L2 decay of every parameter, those of batch norm too [default: 1e-5]
-    #[arg(long, value_name = "DECAY", value_parser = number, allow_negative_numbers = true, help_heading = RECIPE)]
+    #[arg(long, value_name = "DECAY", value_parser = number, allow_hyphen_values = true, help_heading = RECIPE)]
     pub weight_decay: Option<f64>,
     /// Share of the target that is spread over all classes [default: 0.1]
-    #[arg(long, value_name = "SHARE", value_parser = number, allow_negative_numbers = true, help_heading = RECIPE)]
+    #[arg(long, value_name = "SHARE", value_parser = number, allow_hyphen_values = true, help_heading = RECIPE)]
     pub label_smoothing: Option<f64>,
     /// Decay of a moving average of the weights, evaluated beside them, such as 0.9999; 0 is off [default: 0]
-    #[arg(long, value_name = "DECAY", value_parser = number, allow_negative_numbers = true, help_heading = RECIPE)]
+    #[arg(long, value_name = "DECAY", value_parser = number, allow_hyphen_values = true, help_heading = RECIPE)]
     pub ema: Option<f64>,
     /// Decides every random draw: one seed, one result, whatever the number of threads [default: 0]
     #[arg(long, value_name = "N", value_parser = whole, allow_negative_numbers = true, help_heading = RECIPE)]
     pub seed: Option<u64>,
     /// Epochs between evaluations; may be a fraction; there is always one at the end [default: 1]
-    #[arg(long, value_name = "EPOCHS", value_parser = number, allow_negative_numbers = true, help_heading = RECIPE)]
+    #[arg(long, value_name = "EPOCHS", value_parser = number, allow_hyphen_values = true, help_heading = RECIPE)]
     pub eval_every: Option<f64>,
 
     /// auto, cpu or cuda; a line says what auto took, and why [default: auto]

@@ -68,6 +68,7 @@ impl Flags {
                 apply(&settings, defaults(&settings))
             }
         };
+        within_reason(&recipe)?;
         recipe.validate().map_err(|error| {
             UsageError(match error {
                 RecipeError::Model(error) => format!("--resolution {}: {error}", recipe.resolution),
@@ -80,6 +81,19 @@ impl Flags {
             _ => Action::Train,
         };
         Ok(Job { action, recipe, options, demo: actions.demo, free_name, json: actions.json })
+    }
+}
+
+/// Sizes that no machine has: beyond them the plan's arithmetic would overflow before it could refuse.
+fn within_reason(recipe: &Recipe) -> Result<(), UsageError> {
+    let sizes = [
+        ("resolution", recipe.resolution, 4096),
+        ("batch-size", recipe.batch_size, 1 << 20),
+        ("micro-batch", recipe.micro_batch, 1 << 20),
+    ];
+    match sizes.into_iter().find(|(_, value, most)| value > most) {
+        Some((flag, value, most)) => Err(UsageError(format!("--{flag} {value}: must be at most {most}"))),
+        None => Ok(()),
     }
 }
 

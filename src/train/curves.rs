@@ -17,7 +17,7 @@ const WIDTH: f64 = 1000.0;
 const HEIGHT: f64 = 420.0;
 /// Room around a panel's plot for its labels.
 const LEFT: f64 = 58.0;
-const RIGHT: f64 = 20.0;
+const RIGHT: f64 = 26.0;
 const TOP: f64 = 76.0;
 const BOTTOM: f64 = 52.0;
 /// Points of a drawn curve, at most: more are finer than the picture.
@@ -145,15 +145,17 @@ fn finite(point: &(f64, f64)) -> bool {
     point.0.is_finite() && point.1.is_finite()
 }
 
-/// Mean over `reach` points on either side, fewer at the ends and as many on both sides.
+/// Mean over `reach` points on either side. At the start, where the curve is steep, the window shrinks on both
+/// sides; at the end only what lies ahead is missing, so that the last value is no single step's.
 fn moving_mean(points: &Points, reach: usize) -> Points {
     let mut sums = vec![0.0];
     for (_, y) in points {
         sums.push(sums[sums.len() - 1] + y);
     }
     let mean = |at: usize| {
-        let reach = reach.min(at).min(points.len() - 1 - at);
-        (sums[at + reach + 1] - sums[at - reach]) / (2 * reach + 1) as f64
+        let before = reach.min(at);
+        let after = before.min(points.len() - 1 - at);
+        (sums[at + after + 1] - sums[at - before]) / (before + after + 1) as f64
     };
     points.iter().enumerate().map(|(at, &(x, _))| (x, mean(at))).collect()
 }
@@ -233,7 +235,7 @@ impl Panel {
             );
             let label = format!("{} {value}", curve.name);
             text(svg, x + 23.0, 66.0, r#"font-size="11""#, &label);
-            x += 23.0 + 5.6 * label.len() as f64 + 10.0;
+            x += 23.0 + 6.4 * label.len() as f64 + 12.0;
         }
     }
 }
@@ -355,9 +357,12 @@ mod tests {
     #[test]
     fn the_moving_mean_keeps_a_straight_line_and_removes_noise() {
         let line: Points = (0..50).map(|n| (n as f64, 2.0 * n as f64)).collect();
-        for (a, b) in line.iter().zip(moving_mean(&line, 7)) {
+        let smooth = moving_mean(&line, 7);
+        for (a, b) in line.iter().zip(&smooth).take(43) {
             assert!((a.1 - b.1).abs() < 1e-9);
         }
+        // The last is the mean of itself and the seven before.
+        assert!((smooth[49].1 - (98.0 - 7.0)).abs() < 1e-9);
         let noise: Points = (0..50).map(|n| (n as f64, (n % 2) as f64)).collect();
         let smooth = moving_mean(&noise, 10);
         assert!(smooth[15..35].iter().all(|p| (p.1 - 0.5).abs() < 0.03));

@@ -142,7 +142,7 @@ pub fn header_rows(header: &Header) -> Vec<(&'static str, String)> {
         ),
         ("moving average", average),
         ("seed", recipe.seed.to_string()),
-        ("device", header.device.clone()),
+        ("device", header.device.trim_start_matches("device: ").to_string()),
         ("threads", format!("{} computing, {} loading", header.threads, header.loader_threads)),
         ("memory", format!("{} planned", bytes(header.memory))),
         ("run directory", header.out.display().to_string()),

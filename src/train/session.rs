@@ -80,7 +80,6 @@ pub(super) fn prepare(
     let arch = recipe.architecture(classes)?;
     let memory = memory_plan(&recipe, classes, &selected.device)?;
     memory.check()?;
-    reporter.notice(&selected.line);
 
     let resumed = saved.is_some();
     let (metadata, state) = match saved {

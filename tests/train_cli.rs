@@ -1,0 +1,331 @@
+//! `effnet-train` as a user meets it: a child process, its output, its messages and its exit status.
+
+use std::fs;
+use std::path::Path;
+use std::process::Output;
+
+use assert_cmd::Command;
+use effnet::data::demo;
+
+/// The program in `dir`, with nothing of the environment that it looks at.
+fn effnet(dir: &Path) -> Command {
+    let mut command = Command::cargo_bin("effnet-train").unwrap();
+    command.current_dir(dir).env_remove("EFFNET_DATA").env_remove("NO_COLOR");
+    command
+}
+
+fn run(dir: &Path, arguments: &[&str]) -> Output {
+    effnet(dir).args(arguments).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+/// Expects a failure with this status and one line that holds all `parts`.
+#[track_caller]
+fn refused(dir: &Path, arguments: &[&str], status: i32, parts: &[&str]) {
+    let output = run(dir, arguments);
+    let (out, err) = (text(&output.stdout), text(&output.stderr));
+    assert_eq!(output.status.code(), Some(status), "{arguments:?}: {err}");
+    assert_eq!(err.lines().count(), 1, "{arguments:?}: {err}");
+    assert!(err.starts_with("error: "), "{err}");
+    for part in parts {
+        assert!(err.contains(part), "{arguments:?}: no {part:?} in {err}");
+    }
+    assert!(!out.contains("panicked") && !err.contains("panicked"), "{err}");
+}
+
+#[track_caller]
+fn succeeds(dir: &Path, arguments: &[&str]) -> String {
+    let output = run(dir, arguments);
+    assert!(output.status.success(), "{arguments:?}: {}{}", text(&output.stdout), text(&output.stderr));
+    text(&output.stdout)
+}
+
+/// A directory with the demo's images packed as `data`.
+fn with_data() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    demo::open(&dir.path().join("data")).unwrap();
+    dir
+}
+
+const SMALL: [&str; 8] =
+    ["--resolution", "32", "--batch-size", "4", "--epochs", "0.002", "--warmup-epochs", "0.0004"];
+
+fn small<'a>(more: &[&'a str]) -> Vec<&'a str> {
+    SMALL.iter().copied().chain(more.iter().copied()).collect()
+}
+
+#[test]
+fn settings_that_make_no_sense_are_refused_by_name_and_value() {
+    let dir = tempfile::tempdir().unwrap();
+    for (arguments, parts) in [
+        (["--batch-size", "0"], ["--batch-size 0", "at least 1"]),
+        (["--batch-size", "-4"], ["--batch-size", "'-4'"]),
+        (["--batch-size", "99999999999999999999"], ["--batch-size", "99999999999999999999"]),
+        (["--batch-size", "9999999999999"], ["--batch-size 9999999999999", "at most"]),
+        (["--micro-batch", "0"], ["--micro-batch 0", "at least 1"]),
+        (["--micro-batch", "3"], ["--micro-batch 3", "--batch-size 4096"]),
+        (["--lr", "-1"], ["--lr -1", "above 0"]),
+        (["--lr", "0"], ["--lr 0", "above 0"]),
+        (["--lr", "nan"], ["--lr NaN", "above 0"]),
+        (["--lr", "inf"], ["--lr inf", "above 0"]),
+        (["--lr", "fast"], ["--lr", "'fast'"]),
+        (["--epochs", "0"], ["--epochs 0", "above 0"]),
+        (["--epochs", "-3"], ["--epochs -3", "above 0"]),
+        (["--warmup-epochs", "400"], ["--warmup-epochs 400", "less than --epochs"]),
+        (["--warmup-epochs", "-1"], ["--warmup-epochs -1", "at least 0"]),
+        (["--resolution", "31"], ["--resolution 31", "at least 32"]),
+        (["--resolution", "0"], ["--resolution 0", "at least 32"]),
+        (["--resolution", "1000000"], ["--resolution 1000000", "at most"]),
+        (["--alpha", "1"], ["--alpha 1", "below 1"]),
+        (["--momentum", "1.5"], ["--momentum 1.5", "below 1"]),
+        (["--momentum", "-0.1"], ["--momentum -0.1", "at least 0"]),
+        (["--rms-eps", "0"], ["--rms-eps 0", "above 0"]),
+        (["--weight-decay", "-1e-5"], ["--weight-decay -0.00001", "at least 0"]),
+        (["--label-smoothing", "1"], ["--label-smoothing 1", "below 1"]),
+        (["--drop-connect", "1"], ["--drop-connect 1", "below 1"]),
+        (["--dropout", "-0.5"], ["--dropout -0.5", "at least 0"]),
+        (["--bn-momentum", "0"], ["--bn-momentum 0", "above 0"]),
+        (["--bn-eps", "nan"], ["--bn-eps NaN", "above 0"]),
+        (["--ema", "1"], ["--ema 1", "below 1"]),
+        (["--eval-every", "0"], ["--eval-every 0", "above 0"]),
+        (["--seed", "-1"], ["--seed", "'-1'"]),
+        (["--threads", "0"], ["--threads 0", "at least 1"]),
+        (["--loader-threads", "0"], ["--loader-threads 0", "at least 1"]),
+        (["--max-steps", "0"], ["--max-steps 0", "at least 1"]),
+        (["--model", "b8"], ["b8", "b0"]),
+        (["--optimizer", "adam"], ["adam", "rmsprop-tf"]),
+        (["--padding", "valid"], ["valid", "symmetric or same"]),
+        (["--crop", "none"], ["none", "resized"]),
+        (["--device", "tpu"], ["tpu", "cuda"]),
+        (["--config", "missing.toml"], ["--config missing.toml", "No such file"]),
+    ] {
+        refused(dir.path(), &arguments, 2, &parts);
+    }
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "a refused command left something behind");
+}
+
+#[test]
+fn gpus_without_cuda_are_refused_and_say_so() {
+    let dir = tempfile::tempdir().unwrap();
+    refused(dir.path(), &["--gpus", "8"], 2, &["--gpus 8", "no CUDA engine", "--device cpu"]);
+    refused(dir.path(), &["--device", "cuda"], 2, &["--device cuda", "no CUDA engine"]);
+    refused(dir.path(), &["--gpus", "0"], 2, &["--gpus 0"]);
+}
+
+#[test]
+fn flags_that_exclude_each_other_and_unknown_ones_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    refused(dir.path(), &["--resume", "--force"], 2, &["--resume", "--force"]);
+    refused(dir.path(), &["--demo", "--data", "x"], 2, &["--demo", "--data"]);
+    refused(dir.path(), &["--summary", "--dry-run"], 2, &["--summary", "--dry-run"]);
+    refused(dir.path(), &["--batchsize", "8"], 2, &["--batchsize", "--batch-size"]);
+    refused(dir.path(), &["stray"], 2, &["stray"]);
+}
+
+#[test]
+fn missing_and_empty_data_name_the_command_that_makes_some() {
+    let dir = tempfile::tempdir().unwrap();
+    refused(dir.path(), &["--batch-size", "4"], 1, &["data", "effnet-pack SOURCE data", "--demo"]);
+    fs::create_dir(dir.path().join("empty")).unwrap();
+    refused(dir.path(), &small(&["--data", "empty"]), 1, &["empty", "effnet-pack"]);
+    let output = effnet(dir.path()).env("EFFNET_DATA", "elsewhere").output().unwrap();
+    assert!(text(&output.stderr).contains("effnet-pack SOURCE elsewhere"), "{}", text(&output.stderr));
+    assert!(!dir.path().join("runs").exists());
+}
+
+#[test]
+fn damaged_data_is_named() {
+    let dir = with_data();
+    let data = dir.path().join("data");
+    let shard = fs::read_dir(&data).unwrap().map(|e| e.unwrap().path());
+    let shard = shard.into_iter().find(|p| p.extension().is_some_and(|e| e == "shard")).unwrap();
+    let bytes = fs::read(&shard).unwrap();
+    fs::write(&shard, &bytes[..bytes.len() / 2]).unwrap();
+    refused(dir.path(), &small(&[]), 1, &[".shard"]);
+    fs::write(data.join("dataset.json"), "{}").unwrap();
+    refused(dir.path(), &small(&[]), 1, &["dataset.json"]);
+}
+
+#[test]
+fn there_must_be_something_to_resume_and_nothing_to_overwrite() {
+    let dir = with_data();
+    refused(dir.path(), &["--resume"], 1, &["runs/b0", "nothing to resume"]);
+    succeeds(dir.path(), &small(&["--max-steps", "1"]));
+    let checkpoint = dir.path().join("runs/b0/checkpoint.bin");
+    let before = fs::read(&checkpoint).unwrap();
+    refused(dir.path(), &small(&[]), 1, &["runs/b0", "--resume", "--force", "--out"]);
+    refused(dir.path(), &["--resume", "--lr", "0.5"], 1, &["cannot resume", "lr is 0.5"]);
+    refused(dir.path(), &["--resume", "--model", "b1", "--out", "runs/b0"], 1, &["model is \"b1\""]);
+    assert_eq!(fs::read(&checkpoint).unwrap(), before);
+    // The recipe and the data are the run's own; nothing need be said again.
+    let out = succeeds(dir.path(), &["--resume", "--out", "runs/b0"]);
+    assert!(out.contains("run: finished after step 5 of 5"), "{out}");
+    assert!(fs::read(&checkpoint).unwrap() != before);
+    fs::write(&checkpoint, &before[..before.len() - 7]).unwrap();
+    refused(dir.path(), &["--resume"], 1, &["checkpoint.bin"]);
+    succeeds(dir.path(), &small(&["--force"]));
+}
+
+#[test]
+fn a_run_leaves_its_files_and_its_recipe_repeats_it() {
+    let dir = with_data();
+    let out = succeeds(
+        dir.path(),
+        &small(&["--out", "one", "--seed", "7", "--keep", "2", "--checkpoint-every", "2"]),
+    );
+    for line in
+        ["model: EfficientNet-B0", "device: cpu", "run directory: one", "validation, epoch", "run: finished"]
+    {
+        assert!(out.lines().any(|l| l.starts_with(line)), "no {line:?} in\n{out}");
+    }
+    for file in
+        ["checkpoint.bin", "best.bin", "log.jsonl", "recipe.toml", "curves.svg", "checkpoint-00000004.bin"]
+    {
+        assert!(dir.path().join("one").join(file).exists(), "{file}");
+    }
+    let svg = fs::read_to_string(dir.path().join("one/curves.svg")).unwrap();
+    assert!(svg.starts_with("<svg") && svg.contains("validation top-1"), "{svg}");
+    // From another place, by the file alone.
+    succeeds(&dir.path().join("one"), &["--config", "recipe.toml", "--out", "../two"]);
+    let read = |run: &str| fs::read(dir.path().join(run).join("checkpoint.bin")).unwrap();
+    assert!(read("one") == read("two"), "the recipe did not repeat the run");
+    // The command line goes before the file.
+    succeeds(dir.path(), &["--config", "one/recipe.toml", "--seed", "8", "--out", "three"]);
+    assert!(read("one") != read("three"));
+}
+
+#[test]
+fn a_configuration_file_is_checked_like_flags() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = |content: &str| fs::write(dir.path().join("c.toml"), content).unwrap();
+    for (content, parts) in [
+        ("lr = 0.1\nlearning-rate = 2", ["c.toml", "line 2: unknown key `learning-rate`"]),
+        ("resume = true", ["c.toml", "`resume`"]),
+        ("batch-size = -3", ["c.toml", "line 1"]),
+        ("batch-size = 0", ["--batch-size 0", "at least 1"]),
+        ("model = \"b9\"", ["c.toml", "b9"]),
+        ("lr = nan", ["--lr NaN", "above 0"]),
+        ("lr", ["c.toml", "line 1"]),
+        ("crop = \"square\"", ["c.toml", "square"]),
+    ] {
+        config(content);
+        refused(dir.path(), &["--config", "c.toml"], 2, &parts);
+    }
+}
+
+#[test]
+fn layers_reach_the_memory_plan_in_their_order() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("c.toml"), "batch-size = 24\nresolution = 32\nmicro-batch = 8\n").unwrap();
+    let plan = succeeds(dir.path(), &["--dry-run", "--config", "c.toml", "--data", "synthetic"]);
+    assert!(plan.contains("memory plan, 8 images a pass (batch 24)"), "{plan}");
+    let plan = succeeds(dir.path(), &["--dry-run", "--config", "c.toml", "--batch-size", "16"]);
+    assert!(plan.contains("memory plan, 8 images a pass (batch 16)"), "{plan}");
+    let plan = succeeds(dir.path(), &["--dry-run", "--config", "c.toml", "--micro-batch", "auto"]);
+    assert!(plan.contains("memory plan, 24 images a pass (batch 24)"), "{plan}");
+    let json = succeeds(dir.path(), &["--dry-run", "--config", "c.toml", "--json"]);
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((&json["micro_batch"], &json["batch_size"]), (&8.into(), &24.into()));
+    assert!(json["total"].as_u64().unwrap() > json["weights"].as_u64().unwrap());
+    assert!(!dir.path().join("runs").exists());
+}
+
+#[test]
+fn a_batch_beyond_memory_is_refused_before_training() {
+    let dir = with_data();
+    let arguments = ["--resolution", "2048", "--batch-size", "65536"];
+    refused(dir.path(), &arguments, 1, &["--micro-batch 65536 needs", "available", "fits"]);
+    assert!(!dir.path().join("runs").exists());
+}
+
+#[test]
+fn the_summary_counts_every_member_as_the_paper_does() {
+    let dir = tempfile::tempdir().unwrap();
+    for (model, parameters) in [
+        ("b0", "5,288,548"),
+        ("b1", "7,794,184"),
+        ("b2", "9,109,994"),
+        ("b3", "12,233,232"),
+        ("b4", "19,341,616"),
+        ("b5", "30,389,784"),
+        ("b6", "43,040,704"),
+        ("b7", "66,347,960"),
+    ] {
+        let table = succeeds(dir.path(), &["--summary", "--model", model]);
+        assert!(table.contains(parameters), "{table}");
+        assert!(table.contains("blocks.6.0"), "{table}");
+    }
+    // With data at hand, its classes count.
+    let data = with_data();
+    assert!(succeeds(data.path(), &["--summary"]).contains("4,020,358"));
+}
+
+#[test]
+fn json_is_one_object_a_line_and_nothing_else() {
+    let dir = with_data();
+    let out = succeeds(dir.path(), &small(&["--json"]));
+    let events: Vec<serde_json::Value> = out.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    let count = |name: &str| events.iter().filter(|e| e["event"] == name).count();
+    assert_eq!((count("started"), count("step"), count("finished")), (1, 5, 1), "{out}");
+    assert_eq!(events.last().unwrap()["event"], "finished");
+    assert_eq!(events.last().unwrap()["end"], "finished");
+    let log = fs::read_to_string(dir.path().join("runs/b0/log.jsonl")).unwrap();
+    let logged: serde_json::Value = serde_json::from_str(log.lines().last().unwrap()).unwrap();
+    let told = events.iter().find(|e| e["event"] == "evaluation").unwrap();
+    for figure in ["top1", "top5", "loss", "images"] {
+        assert_eq!(told[figure], logged[figure], "{figure}");
+    }
+}
+
+#[test]
+fn help_names_every_flag_and_version_answers() {
+    let dir = tempfile::tempdir().unwrap();
+    let help = succeeds(dir.path(), &["--help"]);
+    for flag in "model data demo device gpus threads loader-threads out epochs batch-size micro-batch resolution crop \
+        padding lr warmup-epochs optimizer alpha momentum rms-eps weight-decay label-smoothing drop-connect dropout \
+        bn-momentum bn-eps ema seed init-from max-steps eval-every checkpoint-every keep resume force config dry-run \
+        summary json"
+        .split_whitespace()
+    {
+        assert!(help.contains(&format!("--{flag}")), "{flag}");
+    }
+    assert!(succeeds(dir.path(), &["--version"]).starts_with("effnet-train "));
+}
+
+#[cfg(unix)]
+#[test]
+fn a_reader_who_leaves_and_a_signal_lose_nothing() {
+    use std::io::{BufRead, BufReader};
+    use std::process::{Command, Stdio};
+
+    let dir = with_data();
+    let start = |arguments: &[&str]| {
+        let program = assert_cmd::cargo::cargo_bin("effnet-train");
+        let mut command = Command::new(program);
+        command.current_dir(dir.path()).args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.spawn().unwrap()
+    };
+    // The pipe is closed after one line: the run goes on to its end.
+    let mut child = start(&small(&["--out", "closed"]));
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(!text(&output.stderr).contains("panicked"));
+
+    // SIGTERM in the middle: saved, told how to go on, status 130.
+    let mut child = start(&["--resolution", "32", "--batch-size", "4", "--epochs", "50", "--out", "stopped"]);
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+    lines.find(|line| line.starts_with("step ")).unwrap();
+    // SAFETY: sends a signal to a child that has not been waited for.
+    assert_eq!(unsafe { libc::kill(child.id() as i32, libc::SIGTERM) }, 0);
+    let rest: Vec<String> = lines.collect();
+    assert_eq!(child.wait().unwrap().code(), Some(130), "{rest:?}");
+    assert!(rest.iter().any(|l| l.starts_with("run: interrupted after step")), "{rest:?}");
+    assert!(rest.iter().any(|l| l == "to go on: effnet-train --resume --out stopped"), "{rest:?}");
+    let out = succeeds(dir.path(), &["--resume", "--out", "stopped", "--max-steps", "1"]);
+    assert!(out.contains("going on after step"), "{out}");
+}
