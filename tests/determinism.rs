@@ -36,6 +36,8 @@ fn threads_change_nothing() {
     }
 }
 
+type Change = (&'static str, fn(&mut Recipe));
+
 /// A run whose masks, averages or accumulation were ignored would equal the plain one.
 #[test]
 fn every_part_of_the_recipe_counts() {
@@ -48,7 +50,7 @@ fn every_part_of_the_recipe_counts() {
         checkpoint::read(&out.join("checkpoint.bin")).unwrap().state.parameters
     };
     let plain = weights("plain", |_| {});
-    let changes: [(&str, fn(&mut Recipe)); 9] = [
+    let changes: [Change; 9] = [
         ("micro-batch", |r| r.micro_batch = 4),
         ("dropout", |r| r.dropout = 0.0),
         ("drop-connect", |r| r.drop_connect = 0.0),

@@ -145,7 +145,8 @@ fn images_are_classified_as_the_evaluation_does() {
         assert_eq!(classes.len(), 5);
         let shares: Vec<f64> = classes.iter().map(|c| c["probability"].as_f64().unwrap()).collect();
         assert!((shares.iter().sum::<f64>() - 1.0).abs() < 1e-9 && shares.is_sorted_by(|a, b| a >= b));
-        right += usize::from(classes[0]["class"] == (number % 5).to_string());
+        let label = (number % 5).to_string();
+        right += usize::from(classes[0]["class"].as_str() == Some(&label));
     }
     assert_eq!(lines.lines().count(), VAL as usize);
     assert_eq!(right as f64 / f64::from(VAL), logged()[1].top1);
