@@ -6,7 +6,9 @@
 //! *Evaluation, resized*: the shorter side scaled to round(R/0.875), then the central R×R (torchvision's
 //! `Resize`, `CenterCrop`).
 //! *Padded*, for images no larger than R: set into the middle of a black R×R square; in training shifted by up to
-//! R/8 in both directions, what leaves the square being cut off, and mirrored half of the time. An image that is
+//! R/8 in both directions and mirrored half of the time. The shift keeps the image inside the square: letting it
+//! leave cost 1.8 points of accuracy in three epochs on 28-pixel images at R = 32. Only where there is no room at
+//! all, the image being as long as the square, is it shifted by up to R/8 all the same and cut off. An image that is
 //! larger is first scaled down to fit.
 //!
 //! Every resizing is bilinear with antialiasing, in integers (the same bytes on every machine). All draws are
@@ -92,11 +94,11 @@ impl Look {
         draw(self.seed, self.id, self.epoch, Purpose::Flip, 0)[0] >> 31 == 1
     }
 
-    /// Offset of a padded image: two uniform integers in [-reach, reach].
-    fn shift(self, reach: u32) -> (i64, i64) {
+    /// Offset of a padded image: uniform integers in [-across, across] and [-down, down].
+    fn shift(self, across: u32, down: u32) -> (i64, i64) {
         let bits = draw(self.seed, self.id, self.epoch, Purpose::Crop, 0);
-        let offset = |bits| i64::from(below(bits, 2 * reach + 1)) - i64::from(reach);
-        (offset(bits[0]), offset(bits[1]))
+        let offset = |bits, reach| i64::from(below(bits, 2 * reach + 1)) - i64::from(reach);
+        (offset(bits[0], across), offset(bits[1], down))
     }
 
     /// The rectangle to be resized; the layer field of a draw is the number of the try.
@@ -241,6 +243,14 @@ fn evaluation_region((width, height): (u32, u32), side: u32) -> Region {
     (left, top, width, height)
 }
 
+/// How far an image of `length` pixels may be shifted within `side`.
+fn reach(side: u32, length: u32) -> u32 {
+    match side - length {
+        0 => side / 8,
+        room => (room / 2).min(side / 8),
+    }
+}
+
 fn pad(
     image: View,
     resolution: usize,
@@ -261,7 +271,7 @@ fn pad(
         (width, height) = size;
         (channels, bytes) = (3, small);
     }
-    let (right, down) = look.map_or((0, 0), |look| look.shift(side / 8));
+    let (right, down) = look.map_or((0, 0), |look| look.shift(reach(side, width), reach(side, height)));
     let left = i64::from((side - width) / 2) + right;
     let top = i64::from((side - height) / 2) + down;
     // Columns of the image that stay inside; after mirroring the whole square they lie from the other edge.

@@ -125,13 +125,21 @@ fn evaluation_is_resize_then_central_crop() {
 
 #[test]
 fn padding_matches_the_definition() {
-    for (width, height, channels) in [(28, 28, 1), (28, 28, 3), (32, 32, 3), (31, 5, 1), (1, 1, 3)] {
+    // Size, channels, and how far an image may move: to the edge of the square, at most 4; 4 where it fills it.
+    let cases = [
+        (28, 28, 1, (2, 2)),
+        (28, 28, 3, (2, 2)),
+        (32, 32, 3, (4, 4)),
+        (31, 5, 1, (0, 4)),
+        (1, 1, 3, (4, 4)),
+    ];
+    for (width, height, channels, (across, along)) in cases {
         let bytes = picture(width, height, channels);
         let image = view(&bytes, width, height, channels);
         for id in 0..200 {
             let look = Look { seed: 1, epoch: 0, id };
-            let (right, down) = look.shift(4);
-            assert!((-4..=4).contains(&right) && (-4..=4).contains(&down));
+            let (right, down) = look.shift(across, along);
+            assert!(right.abs() <= i64::from(across) && down.abs() <= i64::from(along));
             let found = run(image, 32, CropMode::Pad, Some(look));
             for (at, &value) in found.iter().enumerate() {
                 let (y, x, c) = ((at / 96) as i64, (at / 3 % 32) as i64, at % 3);
@@ -150,7 +158,7 @@ fn padding_matches_the_definition() {
         }
     }
     let shifts: std::collections::HashSet<_> =
-        (0..2000).map(|id| Look { seed: 1, epoch: 0, id }.shift(4)).collect();
+        (0..2000).map(|id| Look { seed: 1, epoch: 0, id }.shift(4, 4)).collect();
     assert_eq!(shifts.len(), 81, "every shift occurs");
 }
 
