@@ -61,7 +61,7 @@ fn play(network: &Network, plan: &Plan, device: &Half) {
     let cells = |t: Tensor| {
         let start = plan.offsets[t.id as usize].expect("a touched tensor has a place");
         let bytes = t.elements * device.element_bytes(t.kind);
-        assert!(start % unit == 0 && start + bytes <= plan.tensor_bytes);
+        assert!(start.is_multiple_of(unit) && start + bytes <= plan.tensor_bytes);
         start / unit..(start + bytes).div_ceil(unit)
     };
     let mut written = vec![false; network.tensors.len()];

@@ -108,11 +108,14 @@ impl Setup {
     }
 }
 
+/// Runs the pass of a case on a device.
+type Run = Box<dyn Fn(&mut dyn Ops)>;
+
 /// The pass ready to run, the products it makes and the bytes of its tensors.
 pub struct Case {
     pub name: String,
     pub ops: CpuOps,
-    pub run: Box<dyn Fn(&mut dyn Ops)>,
+    pub run: Run,
     pub operations: u64,
     pub bytes: u64,
 }
