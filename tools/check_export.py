@@ -57,7 +57,7 @@ def main():
     meta = settings(args.checkpoint)
     family = "tf_efficientnet" if meta["padding"] == "same" else "efficientnet"
     names = meta["classes"]
-    model = timm.create_model(f"{family}_{meta['model']}", num_classes=len(names), bn_eps=meta["batch_norm"]["eps"])
+    model = timm.create_model(f"{family}_{meta['model']}", num_classes=len(names), bn_eps=meta["batch-norm"]["eps"])
     model.load_state_dict(load_file(args.export), strict=True)
     model.eval()
     print(f"{args.export}: {len(model.state_dict())} tensors load into timm's {family}_{meta['model']}, strict")
@@ -70,7 +70,7 @@ def main():
         image = preprocess(path, meta["resolution"], meta["crop"], meta["normalise"]["mean"], meta["normalise"]["deviation"])
         with torch.no_grad():
             expected = model(image[None]).softmax(1)[0]
-        for found in json.loads(line)["top5"]:
+        for found in json.loads(line)["classes"]:
             difference = abs(expected[names.index(found["class"])].item() - found["probability"])
             worst = max(worst, difference)
     print(f"{len(args.images)} images: probabilities differ by at most {worst:.1e}")

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use super::config;
 use super::flags::Settings;
 use crate::train::checkpoint::{Found, RunDirectory};
+use crate::train::program::{command, quoted};
 
 /// The demo's recipe: a configuration file inside the program.
 pub fn preset() -> Settings {
@@ -42,25 +43,19 @@ pub fn next_commands(out: &Path) -> [(&'static str, String); 3] {
     let best = out.join("best.bin");
     let checkpoint = if best.exists() { best } else { out.join("checkpoint.bin") };
     [
-        ("evaluate its best checkpoint", format!("effnet-eval {}", quoted(&checkpoint))),
-        ("pack images of your own, a folder for each class", "effnet-pack my-images my-data".into()),
+        ("evaluate its best checkpoint", format!("{} {}", command("effnet-eval"), quoted(&checkpoint))),
+        (
+            "pack images of your own, a folder for each class",
+            format!("{} my-images my-data", command("effnet-pack")),
+        ),
         (
             "train on them",
-            "effnet-train --data my-data --resolution 64 --batch-size 64 --epochs 20 --lr 5e-4 --dropout 0"
-                .into(),
+            format!(
+                "{} --data my-data --resolution 64 --batch-size 64 --epochs 20 --lr 5e-4 --dropout 0",
+                command("effnet-train")
+            ),
         ),
     ]
-}
-
-/// A path as a shell takes it.
-pub fn quoted(path: &Path) -> String {
-    let text = path.display().to_string();
-    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+=:,@%".contains(c);
-    if !text.is_empty() && text.chars().all(plain) {
-        text
-    } else {
-        format!("'{}'", text.replace('\'', r"'\''"))
-    }
 }
 
 #[cfg(test)]
@@ -72,11 +67,5 @@ mod tests {
         let preset = preset();
         assert_eq!(preset.model, Some(crate::model::Variant::B0));
         assert_eq!(preset.resolution, Some(32));
-    }
-
-    #[test]
-    fn paths_are_quoted_where_a_shell_would_split_them() {
-        assert_eq!(quoted(Path::new("runs/b0")), "runs/b0");
-        assert_eq!(quoted(Path::new("my runs/it's")), r"'my runs/it'\''s'");
     }
 }

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::program::{command, quoted};
 use super::recipe::Recipe;
 
 /// A run about to start or to go on.
@@ -147,7 +148,8 @@ pub struct Outcome {
 impl Outcome {
     /// The command that goes on from here, where there is something left to do.
     pub fn resume_command(&self) -> Option<String> {
-        (self.end != End::Finished).then(|| format!("effnet-train --resume --out {}", self.out.display()))
+        let program = || command("effnet-train");
+        (self.end != End::Finished).then(|| format!("{} --resume --out {}", program(), quoted(&self.out)))
     }
 }
 
