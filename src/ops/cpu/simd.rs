@@ -481,7 +481,7 @@ impl Level {
 }
 
 /// The best level of this processor, or the one that `EFFNET_SIMD` (portable, avx2, avx512) asks for where it
-/// is present. The tests run under each.
+/// is present. CI runs the operators' tests under each.
 pub fn level() -> Level {
     static LEVEL: OnceLock<Level> = OnceLock::new();
     *LEVEL.get_or_init(|| {
