@@ -3,7 +3,7 @@
 //! A kernel that is bound by memory or by its exponentials loses nothing to a bounds check per vector, so
 //! these loads and stores are safe functions.
 
-use super::simd::Vector;
+use super::simd::{self, Vector};
 
 /// Elements `at..at + count`, zero beyond; `count` is at most the vector's lanes.
 #[inline(always)]
@@ -30,14 +30,7 @@ pub fn write<V: Vector>(to: &mut [f32], at: usize, count: usize, value: V) {
 /// Asks for the cache line of an element, which may lie beyond the slice.
 #[inline(always)]
 pub fn prefetch(from: &[f32], at: usize) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: a prefetch reads nothing and never faults.
-        unsafe { _mm_prefetch::<{ _MM_HINT_T0 }>(from.as_ptr().wrapping_add(at).cast()) };
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (from, at);
+    simd::prefetch(from.as_ptr().wrapping_add(at));
 }
 
 /// Runs a block for each vector of `0..length`, with the vector's first index and its elements. The block is

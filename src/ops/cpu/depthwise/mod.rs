@@ -19,7 +19,7 @@ mod tests;
 use std::ops::Range;
 
 use super::context::part_of;
-use super::simd::Vector;
+use super::simd::{Vector, prefetch_far};
 use crate::model::Window;
 
 pub use backward::{backward, backward_workspace};
@@ -219,14 +219,7 @@ unsafe fn accumulate<V: Vector>(value: V, to: *mut f32) {
 /// hold up the few misses that L1 can have under way (a quarter slower).
 #[inline(always)]
 fn prefetch(from: *const f32, floats: usize) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: a prefetch never faults, and SSE is part of the target.
-    unsafe {
-        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T1>(from.wrapping_add(floats).cast());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (from, floats);
+    prefetch_far(from.wrapping_add(floats));
 }
 
 /// Cuts `lengths` pieces off a task's scratch memory.

@@ -1,0 +1,95 @@
+//! Vectors without intrinsics.
+
+use super::Vector;
+
+/// Eight floats without intrinsics, for processors that have neither AVX2 nor AVX-512.
+#[derive(Clone, Copy)]
+pub struct Portable([f32; 8]);
+
+macro_rules! lanewise {
+    ($a:expr, $b:expr, $op:expr) => {
+        Portable(std::array::from_fn(|i| $op($a.0[i], $b.0[i])))
+    };
+}
+
+impl Vector for Portable {
+    const LANES: usize = 8;
+    const REGISTERS: usize = 8;
+
+    #[inline(always)]
+    fn splat(value: f32) -> Self {
+        Portable([value; 8])
+    }
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: the caller's promise.
+        Portable(unsafe { from.cast::<[f32; 8]>().read_unaligned() })
+    }
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: the caller's promise.
+        unsafe { to.cast::<[f32; 8]>().write_unaligned(self.0) }
+    }
+    #[inline(always)]
+    unsafe fn load_part(from: *const f32, count: usize) -> Self {
+        // SAFETY: `i < count`, which the caller promises to be readable.
+        Portable(std::array::from_fn(|i| if i < count { unsafe { *from.add(i) } } else { 0.0 }))
+    }
+    #[inline(always)]
+    unsafe fn store_part(self, to: *mut f32, count: usize) {
+        for i in 0..count.min(8) {
+            // SAFETY: `i < count`, which the caller promises to be writable.
+            unsafe { *to.add(i) = self.0[i] }
+        }
+    }
+    #[inline(always)]
+    fn add(self, other: Self) -> Self {
+        lanewise!(self, other, |a: f32, b: f32| a + b)
+    }
+    #[inline(always)]
+    fn sub(self, other: Self) -> Self {
+        lanewise!(self, other, |a: f32, b: f32| a - b)
+    }
+    #[inline(always)]
+    fn mul(self, other: Self) -> Self {
+        lanewise!(self, other, |a: f32, b: f32| a * b)
+    }
+    #[inline(always)]
+    fn div(self, other: Self) -> Self {
+        lanewise!(self, other, |a: f32, b: f32| a / b)
+    }
+    #[inline(always)]
+    fn mul_add(self, factor: Self, addend: Self) -> Self {
+        self.mul(factor).add(addend)
+    }
+    #[inline(always)]
+    fn neg_mul_add(self, factor: Self, addend: Self) -> Self {
+        addend.sub(self.mul(factor))
+    }
+    #[inline(always)]
+    fn min(self, other: Self) -> Self {
+        lanewise!(self, other, |a: f32, b: f32| if a < b { a } else { b })
+    }
+    #[inline(always)]
+    fn max(self, other: Self) -> Self {
+        lanewise!(self, other, |a: f32, b: f32| if a > b { a } else { b })
+    }
+    #[inline(always)]
+    fn sqrt(self) -> Self {
+        Portable(self.0.map(f32::sqrt))
+    }
+    #[inline(always)]
+    fn round(self) -> Self {
+        // Adding and taking away 1.5·2^23 leaves no room for a fraction.
+        Portable(self.0.map(|v| (v + 12_582_912.0) - 12_582_912.0))
+    }
+    #[inline(always)]
+    fn power_of_two(self) -> Self {
+        Portable(self.0.map(|v| f32::from_bits(((v as i32 + 127) << 23) as u32)))
+    }
+    #[inline(always)]
+    fn sum(self) -> f32 {
+        let [a, b, c, d, e, f, g, h] = self.0;
+        ((a + e) + (c + g)) + ((b + f) + (d + h))
+    }
+}
