@@ -39,9 +39,10 @@ pub fn plan<'a>(source: &Path, options: &PackOptions) -> Result<Plan<'a>, DataEr
     let (classes, mut splits) = match (top.iter().any(|d| d == "train"), top.iter().any(|d| d == "val")) {
         (true, true) => split_folder(source, &mut ignored)?,
         (true, false) if top.len() <= 2 => {
-            let other = top.iter().find(|d| *d != "train").map_or("val", String::as_str);
+            let other = top.iter().find(|d| *d != "train");
+            let remedy = other.map_or("add one".into(), |other| format!("rename {other}/ to val/"));
             return Err(problem(format!(
-                "train/ has no val/ beside it; rename {other}/ to val/, or give {}/train to have it split",
+                "train/ has no val/ beside it; {remedy}, or give {}/train to have it split",
                 source.display()
             )));
         }
