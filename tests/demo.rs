@@ -41,7 +41,7 @@ fn three_steps_in_an_empty_folder_and_three_more_beside_them() {
 #[test]
 fn a_short_demo_ends_with_a_result_and_three_commands() {
     let dir = tempfile::tempdir().unwrap();
-    let out = demo(dir.path(), &["--epochs", "0.02", "--warmup-epochs", "0", "--out", "my demo"]);
+    let out = demo(dir.path(), &["--epochs", "0.02", "--out", "my demo"]);
     for part in ["test accuracy: top-1 ", "curves: my demo/curves.svg", "run: finished", "next:"] {
         assert!(out.contains(part), "no {part:?} in\n{out}");
     }

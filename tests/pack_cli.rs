@@ -374,6 +374,13 @@ fn sources_that_cannot_be_packed_are_named() {
     pack_fails(&[text(&at("hollow")), text(&out)], &["hollow/cow", "without a JPEG or PNG file"]);
     class_folder(&at("half/train"), 2);
     pack_fails(&[text(&at("half")), text(&out)], &["train/ has no val/"]);
+    // Another habit's names are no classes.
+    for name in ["train/cat", "train/dog", "valid/cat", "valid/dog", "test/cat", "test/dog"] {
+        fs::create_dir_all(at("threefold").join(name)).unwrap();
+    }
+    pack_fails(&[text(&at("threefold")), text(&out)], &["rename valid/ to val/"]);
+    let usage = pack(&["--threads", "many", "a", "b"]);
+    assert_eq!((usage.status, usage.err.lines().count()), (2, 1), "{}", usage.err);
     class_folder(&at("uneven/train"), 2);
     class_folder(&at("uneven/val"), 2);
     save(&at("uneven/val/cow/a.png"), picture(4, 4, 0));

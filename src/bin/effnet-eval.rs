@@ -3,12 +3,23 @@
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use clap::Parser;
 use effnet::cli::eval::{EvalError, EvalFlags};
+use effnet::cli::{Parsed, parse, survive_file_size_limits};
 
 fn main() -> ExitCode {
-    let flags = EvalFlags::parse();
+    survive_file_size_limits();
     let (mut out, mut err) = (io::stdout().lock(), io::stderr().lock());
+    let flags = match parse::<EvalFlags>(std::env::args_os()) {
+        Ok(Parsed::Flags(flags)) => flags,
+        Ok(Parsed::Text(text)) => {
+            let _ = write!(out, "{text}");
+            return ExitCode::SUCCESS;
+        }
+        Err(error) => {
+            let _ = writeln!(err, "error: {error}");
+            return ExitCode::from(2);
+        }
+    };
     match flags.run(&mut out, &mut err).and_then(|()| Ok(out.flush()?)) {
         Ok(()) => ExitCode::SUCCESS,
         // Whoever read the output has seen enough.

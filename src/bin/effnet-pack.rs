@@ -7,6 +7,7 @@ use std::str::FromStr;
 
 use anyhow::{Context, Result};
 use clap::Parser;
+use effnet::cli::{Parsed, parse, survive_file_size_limits};
 use effnet::data::dataset::verify;
 use effnet::data::pack::{PackEncoding, PackOptions, PackSummary, Progress, pack};
 use effnet::data::{Dataset, Split};
@@ -70,7 +71,19 @@ fn fraction(text: &str) -> Result<f64, String> {
 }
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
+    survive_file_size_limits();
+    let arguments = match parse::<Arguments>(std::env::args_os()) {
+        Ok(Parsed::Flags(arguments)) => arguments,
+        Ok(Parsed::Text(text)) => {
+            let _ = write!(io::stdout(), "{text}");
+            return ExitCode::SUCCESS;
+        }
+        Err(error) => {
+            let _ = writeln!(io::stderr(), "error: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    match run(&arguments) {
         Ok(status) => status,
         // Whoever read our output has gone; there is nobody to tell.
         Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,

@@ -11,18 +11,14 @@ use std::sync::atomic::AtomicBool;
 
 use anyhow::Result;
 use effnet::cli::execute::{Done, is_closed_pipe, is_usage};
-use effnet::cli::{Parsed, parse};
+use effnet::cli::flags::Flags;
+use effnet::cli::{Parsed, parse, survive_file_size_limits};
 use effnet::train::saved_recipe;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 
 fn main() -> ExitCode {
-    // A file-size limit is then an error of the write that meets it, told like a full disk, not a sudden death.
-    #[cfg(unix)]
-    // SAFETY: ignoring a signal calls no code of ours.
-    unsafe {
-        libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
-    }
+    survive_file_size_limits();
     match run() {
         Ok(Done::Finished) => ExitCode::SUCCESS,
         Ok(Done::Interrupted) => ExitCode::from(130),
@@ -37,7 +33,7 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<Done> {
-    let flags = match parse(env::args_os())? {
+    let flags = match parse::<Flags>(env::args_os())? {
         Parsed::Flags(flags) => flags,
         Parsed::Text(text) => {
             write!(io::stdout(), "{text}")?;

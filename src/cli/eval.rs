@@ -45,10 +45,10 @@ pub struct EvalFlags {
     #[arg(long, default_value = "auto", value_parser = DeviceChoice::from_str)]
     pub device: DeviceChoice,
     /// Compute threads [default: one a core]
-    #[arg(long, value_name = "COUNT", value_parser = at_least_one)]
+    #[arg(long, value_name = "COUNT", value_parser = threads)]
     pub threads: Option<usize>,
     /// Threads that prepare images
-    #[arg(long, value_name = "COUNT", default_value = "2", value_parser = at_least_one)]
+    #[arg(long, value_name = "COUNT", default_value = "2", value_parser = threads)]
     pub loader_threads: usize,
     /// Weights for images and --export: raw, or ema, their moving average
     #[arg(long, value_name = "KIND", default_value = "raw", value_parser = ["raw", "ema"])]
@@ -70,6 +70,14 @@ fn at_least_one(text: &str) -> Result<usize, String> {
         Ok(number) if number > 1 << 20 => Err("is too large".into()),
         Ok(number) => Ok(number),
         Err(_) => Err("must be a whole number".into()),
+    }
+}
+
+/// More threads than any machine has would only exhaust memory.
+fn threads(text: &str) -> Result<usize, String> {
+    match at_least_one(text)? {
+        number if number > 1024 => Err("must be at most 1024".into()),
+        number => Ok(number),
     }
 }
 

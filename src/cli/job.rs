@@ -7,7 +7,7 @@ use super::flags::{Actions, Flags, MicroBatch, Settings};
 use super::{UsageError, config, demo};
 use crate::data::CropMode;
 use crate::model::Variant;
-use crate::train::checkpoint::RunDirectory;
+use crate::train::checkpoint::{Found, RunDirectory};
 use crate::train::recipe_file::RecipeFile;
 use crate::train::{DataChoice, DeviceChoice, Recipe, RecipeError, RunOptions};
 
@@ -54,16 +54,24 @@ impl Flags {
             return Err(UsageError("--demo brings its own images: leave out --data, or --demo".into()).into());
         }
         refuse_gpus(&settings)?;
+        let file = actions.resume.then(|| RunDirectory::at(&out(&settings, &actions)));
+        let file = file.and_then(|run| Some((run.found(), RecipeFile::read(&run.recipe()).ok()?)));
+        if let Some((found, file)) = &file {
+            go_on_as(file, *found, &mut settings);
+        }
         let mut options = options(&settings, &actions)?;
-        if actions.resume && !actions.demo && settings.data.is_none() {
-            options.data = saved_data(&options.out).unwrap_or(options.data);
+        if let Some((_, file)) = file.filter(|_| !actions.demo && settings.data.is_none()) {
+            options.data = file.data;
         }
         let free_name =
             actions.demo && settings.out.is_none() && !actions.resume && options.out != demo::first();
         let recipe = match actions.resume {
             true => apply(&settings, saved(&options.out)?),
             false => {
-                let lower = if actions.demo { demo::preset() } else { Settings::default() };
+                let mut lower = if actions.demo { demo::preset() } else { Settings::default() };
+                if let (Some(epochs), Some(warmup)) = (settings.epochs, &mut lower.warmup_epochs) {
+                    *warmup = warmup.min(epochs / 10.0);
+                }
                 let settings = settings.over(&lower);
                 apply(&settings, defaults(&settings))
             }
@@ -174,9 +182,15 @@ fn options(settings: &Settings, actions: &Actions) -> Result<RunOptions, UsageEr
     Ok(options)
 }
 
-/// The images of a run that is resumed, where its recipe.toml is readable; if not, the run will say so.
-fn saved_data(out: &Path) -> Option<DataChoice> {
-    RecipeFile::read(&RunDirectory::at(out).recipe()).ok().map(|file| file.data)
+/// What a resumed run was started with and its checkpoint does not hold, unless it is given anew.
+fn go_on_as(file: &RecipeFile, found: Found, settings: &mut Settings) {
+    settings.device.get_or_insert(file.device);
+    settings.checkpoint_every.get_or_insert(file.checkpoint_every);
+    settings.keep.get_or_insert(file.keep as _);
+    // Once there is a checkpoint, the weights are in it.
+    if found == Found::Begun && settings.init_from.is_none() {
+        settings.init_from.clone_from(&file.init_from);
+    }
 }
 
 fn data(settings: &Settings, is_demo: bool) -> DataChoice {

@@ -24,8 +24,8 @@ pub struct UsageError(pub String);
 
 /// What parsing arguments comes to.
 #[derive(Debug)]
-pub enum Parsed {
-    Flags(Box<Flags>),
+pub enum Parsed<T> {
+    Flags(Box<T>),
     /// The text that --help or --version asked for.
     Text(String),
 }
@@ -34,13 +34,24 @@ pub enum Parsed {
 ///
 /// # Errors
 /// What clap has to say, folded into one line.
-pub fn parse(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> Result<Parsed, UsageError> {
-    match Flags::try_parse_from(arguments) {
+pub fn parse<T: Parser>(
+    arguments: impl IntoIterator<Item = std::ffi::OsString>,
+) -> Result<Parsed<T>, UsageError> {
+    match T::try_parse_from(arguments) {
         Ok(flags) => Ok(Parsed::Flags(Box::new(flags))),
         Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
             Ok(Parsed::Text(error.to_string()))
         }
         Err(error) => Err(UsageError(one_line(&error.to_string()))),
+    }
+}
+
+/// Makes a file-size limit an error of the write that meets it, told like a full disk, not a sudden death.
+pub fn survive_file_size_limits() {
+    #[cfg(unix)]
+    // SAFETY: ignoring a signal calls no code of ours.
+    unsafe {
+        libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
     }
 }
 
@@ -62,7 +73,7 @@ mod tests {
 
     fn refused(arguments: &[&str]) -> String {
         let all = ["effnet-train"].iter().chain(arguments).map(|a| a.into());
-        parse(all).unwrap_err().0
+        parse::<Flags>(all).unwrap_err().0
     }
 
     #[test]

@@ -291,11 +291,11 @@ impl fmt::Display for DataChoice {
 impl FromStr for DataChoice {
     type Err = std::convert::Infallible;
 
-    /// `synthetic`, `demo`, or a directory; one of either name is `./synthetic`, `./demo`.
+    /// `synthetic`, or a directory; one of that name is `./synthetic`. The demo's images have no name: `--demo`
+    /// packs them into a directory.
     fn from_str(text: &str) -> Result<DataChoice, Self::Err> {
         Ok(match text {
             "synthetic" => DataChoice::Synthetic,
-            "demo" => DataChoice::Demo,
             dir => DataChoice::Dir(dir.into()),
         })
     }

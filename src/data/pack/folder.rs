@@ -38,8 +38,9 @@ pub fn plan<'a>(source: &Path, options: &PackOptions) -> Result<Plan<'a>, DataEr
     let top = subfolders(source)?;
     let (classes, mut splits) = match (top.iter().any(|d| d == "train"), top.iter().any(|d| d == "val")) {
         (true, true) => split_folder(source, &mut ignored)?,
-        (true, false) if top.len() <= 2 => {
-            let other = top.iter().find(|d| *d != "train");
+        // A class may be called "train", but hardly beside one called "valid" or "test".
+        (true, false) if top.len() <= 2 || other_split(&top).is_some() => {
+            let other = other_split(&top).or(top.iter().find(|d| *d != "train"));
             let remedy = other.map_or("add one".into(), |other| format!("rename {other}/ to val/"));
             return Err(problem(format!(
                 "train/ has no val/ beside it; {remedy}, or give {}/train to have it split",
@@ -134,6 +135,12 @@ fn enough(path: &Path, classes: &[String]) -> Result<(), DataError> {
         return Err(DataError::Source { path: path.to_owned(), problem });
     }
     Ok(())
+}
+
+/// The folder that others call what is val/ here.
+fn other_split(folders: &[String]) -> Option<&String> {
+    let names = ["valid", "validation", "test", "testing"];
+    names.iter().find_map(|name| folders.iter().find(|folder| folder == name))
 }
 
 /// Names of the folders in `path`, sorted; those that start with a dot are left out.

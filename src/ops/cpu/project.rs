@@ -78,6 +78,7 @@ pub fn forward(cx: &Context, p: &ProjectForward) {
                 store(&out[panel.first..], stride, Block::of(&tile, panel, p.outputs), y, statistics);
             }
         }
+        fence();
     });
     if batch {
         finish_statistics(cx, &p.bn, partials, |group| part_of(rows, groups, group).len());

@@ -129,13 +129,15 @@ impl RunDirectory {
         Ok(run)
     }
 
-    /// Removes the files that a run makes, and no others.
+    /// Removes the files that a run makes, and no others: the checkpoint first, so that a run killed meanwhile
+    /// cannot be resumed as what it no longer is. The recipe stays, to be replaced by the new one.
     pub fn clear(&self) -> Result<(), DirectoryError> {
         let failed = |error| DirectoryError::Io { path: self.dir.clone(), error };
-        for name in self.names().map_err(failed)? {
-            if is_ours(&name) {
-                self.remove_if_there(&self.dir.join(name)).map_err(failed)?;
-            }
+        let mut names = self.names().map_err(failed)?;
+        names.retain(|name| is_ours(name) && name != "recipe.toml");
+        names.sort_by_key(|name| name != "checkpoint.bin");
+        for name in names {
+            self.remove_if_there(&self.dir.join(name)).map_err(failed)?;
         }
         Ok(())
     }
