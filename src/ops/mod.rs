@@ -6,6 +6,7 @@
 //! the network is run once on a [`plan::Recorder`], which notes what is touched when.
 
 pub mod cpu;
+pub mod cuda;
 pub mod passes;
 pub mod plan;
 pub mod tensor;

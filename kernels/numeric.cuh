@@ -1,0 +1,135 @@
+// Storage types, vectors of 16 bytes, and the formulas that several kernels apply while loading or storing.
+//
+// Activations and their gradients are NHWC matrices [rows, channels] of T (float, f16 or bf16); channels are a
+// multiple of 8, so a vector never straddles a row. All arithmetic is fp32.
+#pragma once
+
+#include "device.cuh"
+
+// ---- storage ----------------------------------------------------------------------------------------------
+
+__device__ __forceinline__ float to_float(float v) { return v; }
+__device__ __forceinline__ float to_float(f16 v) { return __half2float(v); }
+__device__ __forceinline__ float to_float(bf16 v) { return __bfloat162float(v); }
+
+template <typename T>
+__device__ __forceinline__ T from_float(float v);
+template <>
+__device__ __forceinline__ float from_float<float>(float v) { return v; }
+template <>
+__device__ __forceinline__ f16 from_float<f16>(float v) { return __float2half_rn(v); }
+template <>
+__device__ __forceinline__ bf16 from_float<bf16>(float v) { return __float2bfloat16_rn(v); }
+
+// v as it will be read back: rounded to the storage type.
+template <typename T>
+__device__ __forceinline__ float rounded(float v) { return to_float(from_float<T>(v)); }
+
+// 16 bytes: 8 half values or 4 floats.
+template <typename T>
+struct alignas(16) Pack {
+    static constexpr int N = 16 / sizeof(T);
+    T v[N];
+};
+
+// Eight channels, the unit in which kernels cut their work whatever the storage type.
+constexpr int LANES = 8;
+
+template <typename T>
+__device__ __forceinline__ Pack<T> load_pack(const T* from) {
+    return *reinterpret_cast<const Pack<T>*>(from);
+}
+template <typename T>
+__device__ __forceinline__ void store_pack(T* to, const Pack<T>& pack) {
+    *reinterpret_cast<Pack<T>*>(to) = pack;
+}
+
+// Eight consecutive channels as fp32 (one 16-byte load of halves, two of floats).
+template <typename T>
+__device__ __forceinline__ void load_lanes(float (&out)[LANES], const T* from) {
+#pragma unroll
+    for (int part = 0; part < LANES / Pack<T>::N; part++) {
+        const Pack<T> pack = load_pack(from + part * Pack<T>::N);
+#pragma unroll
+        for (int i = 0; i < Pack<T>::N; i++) out[part * Pack<T>::N + i] = to_float(pack.v[i]);
+    }
+}
+template <typename T>
+__device__ __forceinline__ void store_lanes(T* to, const float (&values)[LANES]) {
+#pragma unroll
+    for (int part = 0; part < LANES / Pack<T>::N; part++) {
+        Pack<T> pack;
+#pragma unroll
+        for (int i = 0; i < Pack<T>::N; i++) pack.v[i] = from_float<T>(values[part * Pack<T>::N + i]);
+        store_pack(to + part * Pack<T>::N, pack);
+    }
+}
+
+// ---- silu -------------------------------------------------------------------------------------------------
+
+// 1/(1+e^-z): exact to fp32's rounding for fp32 storage; for half storage ½·tanh(z/2)+½ with the
+// special-function unit, whose error is below half storage's own rounding.
+template <typename T>
+__device__ __forceinline__ float sigmoid(float z) {
+    return fmaf(0.5f, tanh_approximate(0.5f * z), 0.5f);
+}
+template <>
+__device__ __forceinline__ float sigmoid<float>(float z) {
+    return 1.0f / (1.0f + expf(-z));
+}
+
+template <typename T>
+__device__ __forceinline__ float silu(float z) {
+    return z * sigmoid<T>(z);
+}
+
+// One sigmoid serves silu and its derivative σ(z)·(1 + z·(1−σ(z))).
+template <typename T>
+__device__ __forceinline__ void silu_and_slope(float z, float& value, float& slope) {
+    const float s = sigmoid<T>(z);
+    value = z * s;
+    slope = fmaf(value, 1.0f - s, s);
+}
+
+// ---- batch norm -------------------------------------------------------------------------------------------
+
+// Rows of a coefficient tensor [4, C]: mean μ, r = 1/√(variance+eps), scale = γ·r, shift = β − μ·scale.
+enum CoefficientRow { MEAN = 0, RECIPROCAL = 1, SCALE = 2, SHIFT = 3 };
+
+// Batch norm's backward for one channel, dy = γ·r·(du − Σdu/M − ŷ·Σ(du·ŷ)/M), as dy = a·du + b·(y − μ) + c.
+struct NormBackward {
+    float a, b, c, mean;
+
+    // `coefficients` [4, C]; `sums` [2, C]: Σdu and Σdu·ŷ; `inverse_rows` 1/M.
+    __device__ __forceinline__ static NormBackward of(
+        const float* coefficients, const float* sums, int channels, int channel, float inverse_rows) {
+        const float scale = coefficients[SCALE * channels + channel];
+        const float r = coefficients[RECIPROCAL * channels + channel];
+        return {scale, -scale * r * sums[channels + channel] * inverse_rows, -scale * sums[channel] * inverse_rows,
+                coefficients[MEAN * channels + channel]};
+    }
+
+    __device__ __forceinline__ float dy(float du, float y) const { return fmaf(a, du, fmaf(b, y - mean, c)); }
+};
+
+// Statistics of a block's share of a stored tensor, per channel: a pass that stores y leaves for each of its
+// `parts` the count of rows and, per channel, their mean and Σ(y − mean)²; `batch_norm_statistics` merges the
+// parts in order, in double (Chan, Golub & LeVeque 1979). Within a part, fp32 sums are taken about a shift, any
+// value near the data, which keeps them from cancelling where the mean is far larger than the deviation.
+//   counts [parts] (float, exact integers), moments [parts, 2, C].
+struct Moments {
+    float shift, sum, squares;
+
+    __device__ __forceinline__ void add(float y) {
+        const float away = y - shift;
+        sum += away;
+        squares = fmaf(away, away, squares);
+    }
+    // Mean and Σ(y − mean)² of the `count` values added.
+    __device__ __forceinline__ void finish(float count, float& mean, float& spread) const {
+        const float away = count > 0.0f ? sum / count : 0.0f;
+        mean = shift + away;
+        spread = squares - sum * away;
+        if (spread < 0.0f) spread = 0.0f;  // unlike fmaxf this keeps a NaN
+    }
+};

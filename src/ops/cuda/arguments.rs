@@ -1,0 +1,94 @@
+//! Kernel arguments, declared once more in Rust and checked against the kernels.
+//!
+//! A kernel takes one struct. [`arguments!`] declares its Rust side: a `#[repr(C)]` struct whose field names,
+//! places and sizes are also kept as data, so that a launch can be compared with what the kernel was compiled
+//! from before it happens: the harness compares every field, the driver the whole size.
+
+use std::borrow::Cow;
+use std::marker::PhantomData;
+
+use super::gpu::Address;
+
+/// One field of an argument struct.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Field {
+    pub name: &'static str,
+    pub offset: usize,
+    pub size: usize,
+}
+
+/// What may stand in an argument struct.
+///
+/// # Safety
+/// The type has the layout of its C counterpart.
+pub unsafe trait Scalar: Copy {}
+// SAFETY: pointers and the fixed-size numbers are the same on both sides.
+unsafe impl Scalar for Address {}
+unsafe impl Scalar for i32 {}
+unsafe impl Scalar for u32 {}
+unsafe impl Scalar for u64 {}
+unsafe impl Scalar for f32 {}
+unsafe impl<T: Scalar, const N: usize> Scalar for [T; N] {}
+
+/// An argument struct.
+///
+/// # Safety
+/// `FIELDS` describes the `#[repr(C)]` layout of the type.
+pub unsafe trait Arguments: Copy {
+    const FIELDS: &'static [Field];
+}
+
+/// Declares an argument struct: `arguments! { /// What. pub struct Name { x: Address, rows: i32 } }`.
+macro_rules! arguments {
+    ($(#[$doc:meta])* pub struct $name:ident { $($(#[$field_doc:meta])* $field:ident: $type:ty),* $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug)]
+        #[repr(C)]
+        pub struct $name {
+            $($(#[$field_doc])* pub $field: $type),*
+        }
+
+        // SAFETY: offsets and sizes are the compiler's own, and every field is a scalar.
+        unsafe impl $crate::ops::cuda::arguments::Arguments for $name {
+            const FIELDS: &'static [$crate::ops::cuda::arguments::Field] = {
+                const fn scalar<T: $crate::ops::cuda::arguments::Scalar>() -> usize { size_of::<T>() }
+                &[$($crate::ops::cuda::arguments::Field {
+                    name: stringify!($field),
+                    offset: std::mem::offset_of!($name, $field),
+                    size: scalar::<$type>(),
+                }),*]
+            };
+        }
+    };
+}
+pub(crate) use arguments;
+
+/// A kernel's name with the type of its arguments.
+#[derive(Debug)]
+pub struct Kernel<A> {
+    pub(crate) name: Cow<'static, str>,
+    /// Whether the name goes on with the storage type: `_f32`, `_f16`, `_bf16`.
+    pub(crate) stored: bool,
+    arguments: PhantomData<fn(A)>,
+}
+
+impl<A: Arguments> Kernel<A> {
+    /// A kernel that exists once for each storage type.
+    pub const fn stored(name: &'static str) -> Self {
+        Kernel { name: Cow::Borrowed(name), stored: true, arguments: PhantomData }
+    }
+
+    /// A kernel that touches no activation.
+    pub const fn plain(name: &'static str) -> Self {
+        Kernel { name: Cow::Borrowed(name), stored: false, arguments: PhantomData }
+    }
+
+    /// One of several instances: `variant` is appended to the name, before the storage type.
+    pub fn variant(&self, variant: impl std::fmt::Display) -> Self {
+        Kernel {
+            name: Cow::Owned(format!("{}_{variant}", self.name)),
+            stored: self.stored,
+            arguments: PhantomData,
+        }
+    }
+}

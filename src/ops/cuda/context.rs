@@ -1,0 +1,139 @@
+//! What a launcher works with: where tensors and parameters lie, a workspace, and the way to launch.
+
+use std::ffi::c_void;
+use std::fmt::Write;
+
+use super::arguments::{Arguments, Kernel};
+use super::gpu::{Address, Gpu, Launch};
+use super::precision::Precision;
+use crate::ops::plan::ALIGNMENT;
+use crate::ops::{OpsError, Param, Result, Tensor};
+
+/// The flat state buffers on the device.
+#[derive(Clone, Copy, Debug)]
+pub struct State {
+    /// [total] fp32, as are all but `storage`.
+    pub parameters: Address,
+    pub gradients: Address,
+    pub mean_square: Address,
+    pub momentum: Address,
+    pub ema: Address,
+    /// [total − trainable]: running statistics as this step leaves them; they become the parameters' when the
+    /// step is not skipped.
+    pub running: Address,
+    /// [trainable]: the forward weights in the storage type; null in fp32, where the weights serve themselves.
+    pub storage: Address,
+    /// One [`super::step::Block`].
+    pub block: Address,
+    pub trainable: usize,
+    pub total: usize,
+}
+
+/// Everything a launcher may use.
+pub struct Context<G: Gpu> {
+    pub gpu: G,
+    pub precision: Precision,
+    pub arena: Address,
+    pub arena_bytes: usize,
+    pub offsets: Vec<Option<usize>>,
+    pub state: State,
+    /// True while forward passes take their weights from the EMA buffer.
+    pub ema_weights: bool,
+    pub workspace: Address,
+    pub workspace_bytes: usize,
+    /// The name of the kernel being launched; kept so that a launch allocates nothing.
+    pub(super) name: String,
+}
+
+impl<G: Gpu> Context<G> {
+    /// Where a tensor lies.
+    pub fn tensor(&self, tensor: Tensor) -> Address {
+        match self.offsets.get(tensor.id as usize) {
+            Some(Some(offset)) => self.arena.offset(*offset),
+            _ => panic!("tensor {} is not in the bound plan", tensor.id),
+        }
+    }
+
+    /// Where a tensor lies, or null for none.
+    pub fn optional(&self, tensor: Option<Tensor>) -> Address {
+        tensor.map_or(Address::NULL, |t| self.tensor(t))
+    }
+
+    /// A weight of the forward pass in fp32: raw or EMA.
+    pub fn weight(&self, param: Param) -> Address {
+        let buffer = if self.ema_weights { self.state.ema } else { self.state.parameters };
+        buffer.offset(param.offset * 4)
+    }
+
+    /// A weight of the backward pass in fp32: always raw.
+    pub fn raw_weight(&self, param: Param) -> Address {
+        self.state.parameters.offset(param.offset * 4)
+    }
+
+    /// A pointwise weight in the storage type: the forward weights (raw while training).
+    pub fn stored_weight(&self, param: Param) -> Address {
+        match self.precision {
+            Precision::Fp32 => self.weight(param),
+            _ => self.state.storage.offset(param.offset * 2),
+        }
+    }
+
+    /// The gradient of a parameter, fp32, to be added to.
+    pub fn gradient(&self, param: Param) -> Address {
+        self.state.gradients.offset(param.offset * 4)
+    }
+
+    /// A running statistic as this step leaves it.
+    pub fn running(&self, param: Param) -> Address {
+        self.state.running.offset((param.offset - self.state.trainable) * 4)
+    }
+
+    /// The workspace, cut into pieces of the given bytes (each rounded up to [`ALIGNMENT`]).
+    pub fn workspace<const N: usize>(&self, bytes: [usize; N]) -> [Address; N] {
+        let need = workspace_bytes(&bytes);
+        assert!(need <= self.workspace_bytes, "a pass takes {need} bytes of workspace that it did not plan");
+        let mut offset = 0;
+        bytes.map(|bytes| {
+            let start = offset;
+            offset += bytes.next_multiple_of(ALIGNMENT);
+            self.workspace.offset(start)
+        })
+    }
+
+    /// Enqueues a kernel over `grid` blocks of `threads` threads with `shared` bytes of dynamic shared memory.
+    ///
+    /// # Errors
+    /// [`Gpu::launch`]'s.
+    pub fn launch<A: Arguments>(
+        &mut self,
+        kernel: &Kernel<A>,
+        grid: [usize; 3],
+        threads: usize,
+        shared: usize,
+        arguments: A,
+    ) -> Result {
+        self.name.clear();
+        let suffix = if kernel.stored { self.precision.suffix() } else { "" };
+        let _ = write!(self.name, "{}{suffix}", kernel.name);
+        let limits = [i32::MAX as usize, 65_535, 65_535];
+        if let Some((blocks, _)) = grid.iter().zip(limits).find(|(g, limit)| **g == 0 || *g > limit) {
+            return Err(OpsError::Device(format!("{}: a grid of {blocks} blocks", self.name)));
+        }
+        let launch = Launch {
+            kernel: &self.name,
+            grid: grid.map(|g| g as u32),
+            threads: threads as u32,
+            shared,
+            fields: A::FIELDS,
+            size: size_of::<A>(),
+        };
+        // SAFETY: `arguments` is a value of the type that `fields` describes. Its addresses are this context's:
+        // launchers take them from the methods above, within the bounds that the pass declares.
+        unsafe { self.gpu.launch(&launch, (&raw const arguments).cast::<c_void>()) }
+    }
+}
+
+/// Bytes that [`Context::workspace`] takes for these pieces.
+pub fn workspace_bytes(bytes: &[usize]) -> usize {
+    bytes.iter().map(|b| b.next_multiple_of(ALIGNMENT)).sum()
+}

@@ -1,0 +1,262 @@
+//! The passes on a GPU: hand-written fused kernels (`kernels/`), half or fp32 storage, fp32 arithmetic.
+//!
+//! [`CudaOps`] is generic over [`Gpu`]: NVIDIA's driver in the product, and the host harness in tests, which runs
+//! the same kernels on the CPU. A pass is one launch or a few, enqueued without waiting; each operator's file
+//! here has, forward then backward, the launches and the workspace they need, and is named like its `.cu` file.
+//!
+//! What differs from step to step (learning rate, counters of the random numbers, loss scale) lies in one block
+//! of device memory, see [`step`]; so a sequence of passes can be captured once as a graph and launched for ever.
+
+pub mod arguments;
+pub mod batch_norm;
+pub mod context;
+pub mod depthwise;
+pub mod expand;
+pub mod gpu;
+pub mod head;
+pub mod image;
+pub mod masks;
+pub mod optimiser;
+pub mod precision;
+pub mod project;
+pub mod reduction;
+pub mod residual;
+pub mod squeeze_excite;
+pub mod stem;
+pub mod step;
+
+use context::{Context, State};
+pub use gpu::{Address, Gpu};
+pub use precision::Precision;
+
+use super::*;
+
+/// What the planner asks of a GPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CudaDevice {
+    pub precision: Precision,
+}
+
+/// Bytes of scratch of a pass. They follow from shapes alone, never from the card.
+fn workspace(pass: &Pass, precision: Precision) -> usize {
+    match pass {
+        Pass::StemForward(p) => stem::forward_workspace(p, precision),
+        Pass::ExpandForward(p) => expand::forward_workspace(p, precision),
+        Pass::DepthwiseForward(p) => depthwise::forward_workspace(p, precision),
+        Pass::SqueezeForward(p) => squeeze_excite::forward_workspace(p, precision),
+        Pass::ProjectForward(p) => project::forward_workspace(p, precision),
+        Pass::HeadForward(p) => head::forward_workspace(p, precision),
+        Pass::HeadBackward(p) => head::backward_workspace(p, precision),
+        Pass::ProjectBackward(p) => project::backward_workspace(p, precision),
+        Pass::SqueezeBackward(p) => squeeze_excite::backward_workspace(p, precision),
+        Pass::DepthwiseBackward(p) => depthwise::backward_workspace(p, precision),
+        Pass::ExpandBackward(p) => expand::backward_workspace(p, precision),
+        Pass::StemBackward(p) => stem::backward_workspace(p, precision),
+        Pass::ExpandDepthwiseForward(..) | Pass::ExpandDepthwiseBackward(..) => {
+            unreachable!("plan A stores the expanded tensor")
+        }
+        Pass::ResidualForward(_)
+        | Pass::Loss(_)
+        | Pass::DropPathMask(_)
+        | Pass::DropoutMask(_)
+        | Pass::BatchNormInference(_)
+        | Pass::Update(_) => 0,
+    }
+}
+
+impl Device for CudaDevice {
+    fn element_bytes(&self, kind: Kind) -> usize {
+        match kind {
+            Kind::Activation => self.precision.bytes(),
+            Kind::Float | Kind::Index => 4,
+        }
+    }
+
+    fn workspace(&self, pass: &Pass) -> plan::Workspace {
+        plan::Workspace { shared: workspace(pass, self.precision), per_thread: 0 }
+    }
+
+    fn threads(&self) -> usize {
+        1
+    }
+}
+
+/// A GPU with the state and the arena of one network on it.
+pub struct CudaOps<G: Gpu> {
+    cx: Context<G>,
+}
+
+impl<G: Gpu> CudaOps<G> {
+    /// State buffers for a model of `trainable` and `total` elements and an arena that holds any one of `plans`.
+    ///
+    /// # Errors
+    /// Where the memory is not there.
+    pub fn new(
+        mut gpu: G,
+        trainable: usize,
+        total: usize,
+        plans: &[&Plan],
+        precision: Precision,
+    ) -> Result<CudaOps<G>> {
+        let most = |bytes: fn(&Plan) -> usize| plans.iter().map(|p| bytes(p)).max().unwrap_or(0);
+        let (arena_bytes, workspace_bytes) = (most(|p| p.tensor_bytes), most(|p| p.workspace.shared));
+        let floats = |gpu: &mut G, count: usize| gpu.allocate((count * 4).max(16));
+        let storage = match precision {
+            Precision::Fp32 => Address::NULL,
+            _ => gpu.allocate((trainable * precision.bytes()).max(16))?,
+        };
+        let state = State {
+            parameters: floats(&mut gpu, total)?,
+            gradients: floats(&mut gpu, trainable)?,
+            mean_square: floats(&mut gpu, trainable)?,
+            momentum: floats(&mut gpu, trainable)?,
+            ema: floats(&mut gpu, total)?,
+            running: floats(&mut gpu, total - trainable)?,
+            storage,
+            block: gpu.allocate(step::BLOCK_BYTES)?,
+            trainable,
+            total,
+        };
+        let mut cx = Context {
+            arena: gpu.allocate(arena_bytes.max(16))?,
+            workspace: gpu.allocate(workspace_bytes.max(16))?,
+            gpu,
+            precision,
+            arena_bytes,
+            offsets: Vec::new(),
+            state,
+            ema_weights: false,
+            workspace_bytes,
+            name: String::with_capacity(96),
+        };
+        step::initialise(&mut cx)?;
+        Ok(CudaOps { cx })
+    }
+
+    /// The GPU itself.
+    pub fn gpu(&mut self) -> &mut G {
+        &mut self.cx.gpu
+    }
+
+    fn buffer(&self, buffer: Buffer) -> (Address, usize) {
+        let state = &self.cx.state;
+        match buffer {
+            Buffer::Parameters => (state.parameters, state.total),
+            Buffer::Gradients => (state.gradients, state.trainable),
+            Buffer::MeanSquare => (state.mean_square, state.trainable),
+            Buffer::Momentum => (state.momentum, state.trainable),
+            Buffer::Ema => (state.ema, state.total),
+        }
+    }
+}
+
+macro_rules! run {
+    ($($method:ident: $pass:ident => $module:ident::$function:ident),* $(,)?) => {
+        $(fn $method(&mut self, pass: &$pass) -> Result {
+            $module::$function(&mut self.cx, pass)
+        })*
+    };
+}
+
+impl<G: Gpu> Ops for CudaOps<G> {
+    fn bind(&mut self, plan: &Plan) -> Result {
+        let cx = &mut self.cx;
+        if plan.tensor_bytes > cx.arena_bytes || plan.workspace.shared > cx.workspace_bytes {
+            return Err(OpsError::Device("the plan is larger than the memory set up for it".into()));
+        }
+        cx.offsets.clone_from(&plan.offsets);
+        Ok(())
+    }
+
+    fn set_step(&mut self, step: StepParams) -> Result {
+        step::set(&mut self.cx, step)
+    }
+
+    fn use_weights(&mut self, weights: Weights) -> Result {
+        self.cx.ema_weights = weights == Weights::Ema;
+        optimiser::store_weights(&mut self.cx)
+    }
+
+    fn zero_gradients(&mut self) -> Result {
+        let (gradients, elements) = self.buffer(Buffer::Gradients);
+        self.cx.gpu.fill(gradients, 0, elements * 4)
+    }
+
+    /// Of the parameters, the running statistics are those of the forward passes so far, also before the update
+    /// has made them the parameters'.
+    fn read_state(&mut self, buffer: Buffer, out: &mut [f32]) -> Result {
+        let (from, elements) = self.buffer(buffer);
+        assert_eq!(out.len(), elements);
+        self.cx.gpu.read(from, bytemuck::cast_slice_mut(out))?;
+        if buffer == Buffer::Parameters {
+            let State { running, trainable, .. } = self.cx.state;
+            self.cx.gpu.read(running, bytemuck::cast_slice_mut(&mut out[trainable..]))?;
+        }
+        Ok(())
+    }
+
+    fn write_state(&mut self, buffer: Buffer, values: &[f32]) -> Result {
+        let (to, elements) = self.buffer(buffer);
+        assert_eq!(values.len(), elements);
+        self.cx.gpu.write(to, bytemuck::cast_slice(values))?;
+        let State { running, trainable, .. } = self.cx.state;
+        if buffer == Buffer::Parameters {
+            self.cx.gpu.write(running, bytemuck::cast_slice(&values[trainable..]))?;
+        }
+        if buffer == Buffer::Parameters || buffer == Buffer::Ema {
+            optimiser::store_weights(&mut self.cx)?;
+        }
+        Ok(())
+    }
+
+    fn upload(&mut self, tensor: Tensor, values: &[f32]) -> Result {
+        assert_eq!(values.len(), tensor.elements);
+        let to = self.cx.tensor(tensor);
+        if tensor.kind == Kind::Activation && self.cx.precision != Precision::Fp32 {
+            return self.cx.gpu.write(to, &precision::narrow(values, self.cx.precision));
+        }
+        self.cx.gpu.write(to, bytemuck::cast_slice(values))
+    }
+
+    fn upload_labels(&mut self, tensor: Tensor, labels: &[u32]) -> Result {
+        let to = self.cx.tensor(tensor);
+        self.cx.gpu.write(to, bytemuck::cast_slice(labels))
+    }
+
+    fn upload_pixels(&mut self, image: Tensor, pixels: &[u8], mean: [f32; 3], deviation: [f32; 3]) -> Result {
+        image::upload(&mut self.cx, image, pixels, mean, deviation)
+    }
+
+    fn download(&mut self, tensor: Tensor, out: &mut [f32]) -> Result {
+        assert_eq!(out.len(), tensor.elements);
+        let from = self.cx.tensor(tensor);
+        if tensor.kind == Kind::Activation && self.cx.precision != Precision::Fp32 {
+            let mut narrow = vec![0; out.len() * 2];
+            self.cx.gpu.read(from, &mut narrow)?;
+            precision::widen(&narrow, self.cx.precision, out);
+            return Ok(());
+        }
+        self.cx.gpu.read(from, bytemuck::cast_slice_mut(out))
+    }
+
+    run! {
+        drop_path_mask: DropPathMask => masks::drop_path,
+        dropout_mask: DropoutMask => masks::dropout,
+        batch_norm_inference: BatchNorm => batch_norm::inference,
+        stem_forward: StemForward => stem::forward,
+        expand_forward: ExpandForward => expand::forward,
+        depthwise_forward: DepthwiseForward => depthwise::forward,
+        squeeze_forward: SqueezeForward => squeeze_excite::forward,
+        project_forward: ProjectForward => project::forward,
+        residual_forward: ResidualForward => residual::forward,
+        head_forward: HeadForward => head::forward,
+        loss: Loss => head::loss,
+        head_backward: HeadBackward => head::backward,
+        project_backward: ProjectBackward => project::backward,
+        squeeze_backward: SqueezeBackward => squeeze_excite::backward,
+        depthwise_backward: DepthwiseBackward => depthwise::backward,
+        expand_backward: ExpandBackward => expand::backward,
+        stem_backward: StemBackward => stem::backward,
+        update: Update => optimiser::update,
+    }
+}

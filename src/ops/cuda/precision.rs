@@ -1,0 +1,76 @@
+//! The storage type of activations and of the weights that matrix products take. Everything is *computed* in
+//! fp32, and the weights' masters, their gradients and all statistics are kept in it.
+
+use std::fmt;
+use std::str::FromStr;
+
+use half::{bf16, f16};
+use serde::{Deserialize, Serialize};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    Fp32,
+    /// With dynamic loss scaling.
+    Fp16,
+    Bf16,
+}
+
+impl Precision {
+    pub const ALL: [Precision; 3] = [Precision::Fp32, Precision::Fp16, Precision::Bf16];
+
+    /// Bytes of an activation's element.
+    pub fn bytes(self) -> usize {
+        match self {
+            Precision::Fp32 => 4,
+            Precision::Fp16 | Precision::Bf16 => 2,
+        }
+    }
+
+    /// How kernels' names end.
+    pub(super) fn suffix(self) -> &'static str {
+        match self {
+            Precision::Fp32 => "_f32",
+            Precision::Fp16 => "_f16",
+            Precision::Bf16 => "_bf16",
+        }
+    }
+}
+
+impl fmt::Display for Precision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.suffix()[1..].replace('f', "fp").replace("bfp", "bf"))
+    }
+}
+
+impl FromStr for Precision {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Precision, String> {
+        match text {
+            "fp32" => Ok(Precision::Fp32),
+            "fp16" => Ok(Precision::Fp16),
+            "bf16" => Ok(Precision::Bf16),
+            _ => Err(format!("`{text}` is no precision: use fp32, fp16 or bf16")),
+        }
+    }
+}
+
+/// fp32 values in a half type, rounded to nearest even, little-endian.
+pub fn narrow(values: &[f32], precision: Precision) -> Vec<u8> {
+    match precision {
+        Precision::Fp32 => bytemuck::cast_slice(values).to_vec(),
+        Precision::Fp16 => values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect(),
+        Precision::Bf16 => values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect(),
+    }
+}
+
+/// The reverse of [`narrow`].
+pub fn widen(bytes: &[u8], precision: Precision, out: &mut [f32]) {
+    let pairs = bytes.chunks_exact(2).map(|b| [b[0], b[1]]);
+    match precision {
+        Precision::Fp32 => out.copy_from_slice(bytemuck::cast_slice(bytes)),
+        Precision::Fp16 => out.iter_mut().zip(pairs).for_each(|(o, b)| *o = f16::from_le_bytes(b).to_f32()),
+        Precision::Bf16 => out.iter_mut().zip(pairs).for_each(|(o, b)| *o = bf16::from_le_bytes(b).to_f32()),
+    }
+}
