@@ -38,6 +38,7 @@ if [[ ! -x $home/bin/nvcc || $(cat "$folder/installed" 2>/dev/null) != "${packag
   find "$home/bin" "$home/nvvm/bin" -type f -exec chmod +x {} +
   "$home/bin/nvcc" --version >/dev/null || fail "$home/bin/nvcc does not run on this machine"
   echo "${packages[*]}" >"$folder/installed"
+  touch "$(dirname "$0")/../build.rs" # so that the next build looks for a compiler again
 fi
 "$home/bin/nvcc" --version | sed -n 's/^Cuda compilation tools, /nvcc: /p'
 echo "export EFFNET_CUDA_HOME=$home"

@@ -11,6 +11,7 @@ pub mod arguments;
 pub mod batch_norm;
 pub mod context;
 pub mod depthwise;
+pub mod embedded;
 pub mod expand;
 pub mod gpu;
 pub mod head;
