@@ -11,7 +11,6 @@
 // Last measured share: not yet measured.
 #include "numeric.cuh"
 #include "reduction.cuh"
-#include "step.cuh"
 
 namespace {
 
@@ -142,9 +141,7 @@ KERNEL(batch_norm_sums, THREADS, BatchNormSumsArguments) {
     if (group == 0) {
         float* gradient = column < args.channels ? args.bias_gradient + column
                                                  : args.weight_gradient + (column - args.channels);
-        const float sum = static_cast<float>(total), grown = static_cast<float>(*gradient + total);
-        args.sums[column] = sum;
-        *gradient = grown;
-        if (!is_finite(grown)) raise_flag(&args.block->not_finite, 1);
+        args.sums[column] = static_cast<float>(total);
+        add_to_gradient(gradient, total, args.block);
     }
 }

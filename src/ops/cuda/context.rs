@@ -37,6 +37,8 @@ pub struct Context<G: Gpu> {
     pub arena_bytes: usize,
     pub offsets: Vec<Option<usize>>,
     pub state: State,
+    /// Good steps after which the loss scale of fp16 doubles.
+    pub growth_interval: u32,
     /// True while forward passes take their weights from the EMA buffer.
     pub ema_weights: bool,
     pub workspace: Address,

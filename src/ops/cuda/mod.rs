@@ -24,6 +24,7 @@ pub mod residual;
 pub mod squeeze_excite;
 pub mod stem;
 pub mod step;
+pub mod sweep;
 
 use context::{Context, State};
 pub use gpu::{Address, Gpu};
@@ -125,6 +126,7 @@ impl<G: Gpu> CudaOps<G> {
             arena_bytes,
             offsets: Vec::new(),
             state,
+            growth_interval: optimiser::GROWTH_INTERVAL,
             ema_weights: false,
             workspace_bytes,
             name: String::with_capacity(96),
@@ -136,6 +138,21 @@ impl<G: Gpu> CudaOps<G> {
     /// The GPU itself.
     pub fn gpu(&mut self) -> &mut G {
         &mut self.cx.gpu
+    }
+
+    /// The loss scale and what its course depends on, for checkpoints and the log. Waits for the device.
+    pub fn loss_scale(&mut self) -> Result<step::Scale> {
+        step::read(&mut self.cx)
+    }
+
+    /// Goes on from a loss scale.
+    pub fn set_loss_scale(&mut self, scale: step::Scale) -> Result {
+        step::write(&mut self.cx, scale)
+    }
+
+    /// After how many good steps the loss scale of fp16 doubles: 2000 unless set.
+    pub fn set_growth_interval(&mut self, steps: u32) {
+        self.cx.growth_interval = steps;
     }
 
     fn buffer(&self, buffer: Buffer) -> (Address, usize) {

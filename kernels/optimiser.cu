@@ -1,0 +1,200 @@
+// The optimiser step: one sweep over the flat buffers, and the loss scale.
+//
+// Idea: bound by memory, each buffer read once and written once in 16-byte vectors; the EMA and the copy of the
+// weights in the storage type are taken along. All numbers that change from step to step come from the step's
+// block. Where a gradient was not finite the sweep changes nothing, and takes back the running statistics that
+// the forward pass has moved; whether it was is known before, since whoever completes a gradient raises the flag.
+//
+// B0 (5.29 million parameters), fp16, RMSprop and EMA: 20 bytes read and 18 written of each: 201 MB, floor 67 µs at
+// 3.0 TB/s, independent of the batch. Last measured share: not yet measured.
+#include "numeric.cuh"
+#include "step.cuh"
+
+namespace {
+
+constexpr int THREADS = 256;
+constexpr int CHUNK = THREADS * LANES;  // elements of a block
+
+// The whole vector where all of it exists, else what there is. The rest is left alone.
+template <typename T>
+__device__ __forceinline__ void load_some(float (&out)[LANES], const T* from, int count) {
+    if (count == LANES) return load_lanes(out, from);
+    for (int i = 0; i < LANES; i++) {
+        if (i < count) out[i] = to_float(from[i]);
+    }
+}
+template <typename T>
+__device__ __forceinline__ void store_some(T* to, const float (&values)[LANES], int count) {
+    if (count == LANES) return store_lanes(to, values);
+    for (int i = 0; i < LANES; i++) {
+        if (i < count) to[i] = from_float<T>(values[i]);
+    }
+}
+
+// Elements of a thread, of `elements` cut into chunks.
+__device__ __forceinline__ int own_elements(size_t first, int elements) {
+    const size_t left = elements > first ? elements - first : 0;
+    return left > LANES ? LANES : static_cast<int>(left);
+}
+
+}  // namespace
+
+// trainable elements of each buffer and, in parameters, ema and running, `statistics` more after them. `ema` and
+// `storage` may be null.
+#define OPTIMISER_UPDATE_FIELDS(F) \
+    F(float*, parameters)          \
+    F(const float*, gradients)     \
+    F(float*, mean_square)         \
+    F(float*, momentum)            \
+    F(float*, ema)                 \
+    F(float*, running)             \
+    F(void*, storage)              \
+    F(const StepBlock*, block)     \
+    F(int, trainable)              \
+    F(int, statistics)             \
+    F(int, chunks)                 \
+    F(float, alpha)                \
+    F(float, momentum_factor)      \
+    F(float, eps)                  \
+    F(float, weight_decay)
+ARGUMENTS(OptimiserUpdateArguments, OPTIMISER_UPDATE_FIELDS)
+
+namespace {
+
+// PyTorch's RMSprop has its epsilon beside the root and the learning rate outside the momentum, TensorFlow's the
+// other way.
+enum class Rule { RmsPropPyTorch, RmsPropTensorFlow, Sgd };
+
+// Moves one parameter by its gradient.
+template <Rule RULE>
+__device__ __forceinline__ void move_parameter(
+    const OptimiserUpdateArguments& args, float rate, float gradient, float& p, float& square, float& momentum) {
+    const float g = fmaf(p, args.weight_decay, gradient);
+    if constexpr (RULE != Rule::Sgd) {
+        square = fmaf(g * (1.0f - args.alpha), g, square * args.alpha);
+    }
+    if constexpr (RULE == Rule::RmsPropPyTorch) {
+        momentum = fmaf(momentum, args.momentum_factor, g / (sqrtf(square) + args.eps));
+    } else if constexpr (RULE == Rule::RmsPropTensorFlow) {
+        momentum = fmaf(momentum, args.momentum_factor, g * rate / sqrtf(square + args.eps));
+    } else {
+        momentum = fmaf(momentum, args.momentum_factor, g);
+    }
+    p -= RULE == Rule::RmsPropTensorFlow ? momentum : rate * momentum;
+}
+
+// Eight trainable elements from `first` on, or as many as there are.
+template <typename T, Rule RULE>
+__device__ __forceinline__ void update_parameters(const OptimiserUpdateArguments& args, size_t first, int count) {
+    const float rate = args.block->learning_rate, decay = args.block->ema_decay;
+    const float unscale = 1.0f / args.block->loss_scale;
+    float p[LANES], g[LANES], square[LANES] = {}, momentum[LANES], ema[LANES];
+    load_some(p, args.parameters + first, count);
+    load_some(g, args.gradients + first, count);
+    load_some(momentum, args.momentum + first, count);
+    if constexpr (RULE != Rule::Sgd) load_some(square, args.mean_square + first, count);
+    if (args.ema != nullptr) load_some(ema, args.ema + first, count);
+#pragma unroll
+    for (int i = 0; i < LANES; i++) {
+        if (i >= count) break;
+        move_parameter<RULE>(args, rate, g[i] * unscale, p[i], square[i], momentum[i]);
+        if (args.ema != nullptr) ema[i] = fmaf(ema[i], decay, p[i] * (1.0f - decay));
+    }
+    store_some(args.parameters + first, p, count);
+    store_some(args.momentum + first, momentum, count);
+    if constexpr (RULE != Rule::Sgd) store_some(args.mean_square + first, square, count);
+    if (args.ema != nullptr) store_some(args.ema + first, ema, count);
+    if (args.storage != nullptr) store_some(static_cast<T*>(args.storage) + first, p, count);
+}
+
+// One running statistic: commits it, or takes it back.
+__device__ __forceinline__ void update_statistic(const OptimiserUpdateArguments& args, int at, bool skip) {
+    float* committed = args.parameters + args.trainable + at;
+    if (skip) {
+        args.running[at] = *committed;
+        return;
+    }
+    const float now = args.running[at], decay = args.block->ema_decay;
+    *committed = now;
+    if (args.ema != nullptr) {
+        float* ema = args.ema + args.trainable + at;
+        *ema = fmaf(*ema, decay, now * (1.0f - decay));
+    }
+}
+
+// The first `chunks` blocks have the trainable elements, the others the statistics.
+template <typename T, Rule RULE>
+__device__ __forceinline__ void optimiser_update(const OptimiserUpdateArguments& args) {
+    const bool skip = args.block->not_finite != 0;
+    const int block = blockIdx.x;
+    if (block < args.chunks) {
+        const size_t first = static_cast<size_t>(block) * CHUNK + threadIdx.x * LANES;
+        const int count = own_elements(first, args.trainable);
+        if (!skip && count > 0) update_parameters<T, RULE>(args, first, count);
+    } else {
+        const int at = (block - args.chunks) * THREADS + threadIdx.x;
+        if (at < args.statistics) update_statistic(args, at, skip);
+    }
+}
+
+}  // namespace
+
+#define OPTIMISER_UPDATE(name, T, rule) \
+    KERNEL(name, THREADS, OptimiserUpdateArguments) { optimiser_update<T, Rule::rule>(args); }
+OPTIMISER_UPDATE(optimiser_rmsprop_pytorch_f32, float, RmsPropPyTorch)
+OPTIMISER_UPDATE(optimiser_rmsprop_pytorch_f16, f16, RmsPropPyTorch)
+OPTIMISER_UPDATE(optimiser_rmsprop_pytorch_bf16, bf16, RmsPropPyTorch)
+OPTIMISER_UPDATE(optimiser_rmsprop_tensorflow_f32, float, RmsPropTensorFlow)
+OPTIMISER_UPDATE(optimiser_rmsprop_tensorflow_f16, f16, RmsPropTensorFlow)
+OPTIMISER_UPDATE(optimiser_rmsprop_tensorflow_bf16, bf16, RmsPropTensorFlow)
+OPTIMISER_UPDATE(optimiser_sgd_f32, float, Sgd)
+OPTIMISER_UPDATE(optimiser_sgd_f16, f16, Sgd)
+OPTIMISER_UPDATE(optimiser_sgd_bf16, bf16, Sgd)
+
+// After the update: counts the step, and lowers the flag. With `dynamic` the loss scale halves on overflow and
+// doubles after `growth_interval` good steps; it stays a power of two, so that scaling rounds nothing.
+#define OPTIMISER_SCALE_FIELDS(F) \
+    F(StepBlock*, block)          \
+    F(uint32_t, dynamic)          \
+    F(uint32_t, growth_interval)
+ARGUMENTS(OptimiserScaleArguments, OPTIMISER_SCALE_FIELDS)
+
+KERNEL(optimiser_scale, 32, OptimiserScaleArguments) {
+    constexpr float LEAST = 1.0f, MOST = 16777216.0f;  // 2^24
+    if (threadIdx.x != 0) return;
+    StepBlock& block = *args.block;
+    const bool skipped = block.not_finite != 0;
+    block.not_finite = 0;
+    if (skipped) block.skipped++;
+    if (args.dynamic == 0) return;
+    block.good_steps = skipped ? 0 : block.good_steps + 1;
+    if (skipped && block.loss_scale > LEAST) block.loss_scale *= 0.5f;
+    if (block.good_steps >= args.growth_interval) {
+        block.good_steps = 0;
+        if (block.loss_scale < MOST) block.loss_scale *= 2.0f;
+    }
+}
+
+// The copy of the weights in the storage type.
+#define STORE_WEIGHTS_FIELDS(F) \
+    F(const float*, weights)    \
+    F(void*, storage)           \
+    F(int, elements)
+ARGUMENTS(StoreWeightsArguments, STORE_WEIGHTS_FIELDS)
+
+namespace {
+
+template <typename T>
+__device__ __forceinline__ void store_weights(const StoreWeightsArguments& args) {
+    const size_t first = static_cast<size_t>(blockIdx.x) * CHUNK + threadIdx.x * LANES;
+    const int count = own_elements(first, args.elements);
+    if (count == 0) return;
+    float values[LANES];
+    load_some(values, args.weights + first, count);
+    store_some(static_cast<T*>(args.storage) + first, values, count);
+}
+
+}  // namespace
+
+KERNEL(store_weights_f16, THREADS, StoreWeightsArguments) { store_weights<f16>(args); }
+KERNEL(store_weights_bf16, THREADS, StoreWeightsArguments) { store_weights<bf16>(args); }
