@@ -26,18 +26,17 @@ struct Merged {
 __device__ __forceinline__ Merged merge_parts(
     const float* counts, const float* moments, int parts, int channels, int channel, int group) {
     float shift = 0.0f, sum = 0.0f, squares = 0.0f;
-    int64_t rows = 0;
+    int rows = 0;
 #pragma unroll 4
     for (int part = group; part < parts; part += GROUPS) {
         const float* moment = moments + static_cast<size_t>(part) * 2 * channels + channel;
         const float count = counts[part], mean = moment[0], spread = moment[channels];
-        if (count > 0.0f) {
-            if (rows == 0) shift = mean;
-            const float away = mean - shift;
-            sum = fmaf(count, away, sum);
-            squares += fmaf(count * away, away, spread);
-            rows += static_cast<int64_t>(count);
-        }
+        const bool some = count > 0.0f;
+        shift = some && rows == 0 ? mean : shift;
+        const float away = some ? mean - shift : 0.0f;
+        sum = fmaf(count, away, sum);
+        squares += fmaf(count * away, away, some ? spread : 0.0f);
+        rows += static_cast<int>(count);
     }
     if (rows == 0) return {0.0, 0.0, 0.0};
     const float count = static_cast<float>(rows), away = sum / count;

@@ -15,25 +15,27 @@ namespace {
 constexpr int THREADS = 256;
 constexpr int CHUNK = THREADS * LANES;  // elements of a block
 
-// The whole vector where all of it exists, else what there is. The rest is left alone.
-template <typename T>
-__device__ __forceinline__ void load_some(float (&out)[LANES], const T* from, int count) {
-    if (count == LANES) return load_lanes(out, from);
-    for (int i = 0; i < LANES; i++) {
-        if (i < count) out[i] = to_float(from[i]);
+// WIDTH consecutive elements: a vector, or a single one at the ragged end.
+template <int WIDTH, typename T>
+__device__ __forceinline__ void load(float (&out)[WIDTH], const T* from) {
+    if constexpr (WIDTH == LANES) {
+        load_lanes(out, from);
+    } else {
+        for (int i = 0; i < WIDTH; i++) out[i] = to_float(from[i]);
     }
 }
-template <typename T>
-__device__ __forceinline__ void store_some(T* to, const float (&values)[LANES], int count) {
-    if (count == LANES) return store_lanes(to, values);
-    for (int i = 0; i < LANES; i++) {
-        if (i < count) to[i] = from_float<T>(values[i]);
+template <int WIDTH, typename T>
+__device__ __forceinline__ void store(T* to, const float (&values)[WIDTH]) {
+    if constexpr (WIDTH == LANES) {
+        store_lanes(to, values);
+    } else {
+        for (int i = 0; i < WIDTH; i++) to[i] = from_float<T>(values[i]);
     }
 }
 
 // Elements of a thread, of `elements` cut into chunks.
 __device__ __forceinline__ int own_elements(size_t first, int elements) {
-    const size_t left = elements > first ? elements - first : 0;
+    const size_t all = elements, left = all > first ? all - first : 0;
     return left > LANES ? LANES : static_cast<int>(left);
 }
 
@@ -83,28 +85,27 @@ __device__ __forceinline__ void move_parameter(
     p -= RULE == Rule::RmsPropTensorFlow ? momentum : rate * momentum;
 }
 
-// Eight trainable elements from `first` on, or as many as there are.
-template <typename T, Rule RULE>
-__device__ __forceinline__ void update_parameters(const OptimiserUpdateArguments& args, size_t first, int count) {
+// WIDTH trainable elements from `at` on.
+template <typename T, Rule RULE, int WIDTH>
+__device__ __forceinline__ void update_parameters(const OptimiserUpdateArguments& args, size_t at) {
+    float p[WIDTH], g[WIDTH], momentum[WIDTH], square[WIDTH] = {}, ema[WIDTH] = {};
+    load(p, args.parameters + at);
+    load(g, args.gradients + at);
+    load(momentum, args.momentum + at);
+    if constexpr (RULE != Rule::Sgd) load(square, args.mean_square + at);
+    if (args.ema != nullptr) load(ema, args.ema + at);
     const float rate = args.block->learning_rate, decay = args.block->ema_decay;
     const float unscale = 1.0f / args.block->loss_scale;
-    float p[LANES], g[LANES], square[LANES] = {}, momentum[LANES], ema[LANES];
-    load_some(p, args.parameters + first, count);
-    load_some(g, args.gradients + first, count);
-    load_some(momentum, args.momentum + first, count);
-    if constexpr (RULE != Rule::Sgd) load_some(square, args.mean_square + first, count);
-    if (args.ema != nullptr) load_some(ema, args.ema + first, count);
 #pragma unroll
-    for (int i = 0; i < LANES; i++) {
-        if (i >= count) break;
+    for (int i = 0; i < WIDTH; i++) {
         move_parameter<RULE>(args, rate, g[i] * unscale, p[i], square[i], momentum[i]);
-        if (args.ema != nullptr) ema[i] = fmaf(ema[i], decay, p[i] * (1.0f - decay));
+        ema[i] = fmaf(ema[i], decay, p[i] * (1.0f - decay));
     }
-    store_some(args.parameters + first, p, count);
-    store_some(args.momentum + first, momentum, count);
-    if constexpr (RULE != Rule::Sgd) store_some(args.mean_square + first, square, count);
-    if (args.ema != nullptr) store_some(args.ema + first, ema, count);
-    if (args.storage != nullptr) store_some(static_cast<T*>(args.storage) + first, p, count);
+    store(args.parameters + at, p);
+    store(args.momentum + at, momentum);
+    if constexpr (RULE != Rule::Sgd) store(args.mean_square + at, square);
+    if (args.ema != nullptr) store(args.ema + at, ema);
+    if (args.storage != nullptr) store(static_cast<T*>(args.storage) + at, p);
 }
 
 // One running statistic: commits it, or takes it back.
@@ -130,7 +131,9 @@ __device__ __forceinline__ void optimiser_update(const OptimiserUpdateArguments&
     if (block < args.chunks) {
         const size_t first = static_cast<size_t>(block) * CHUNK + threadIdx.x * LANES;
         const int count = own_elements(first, args.trainable);
-        if (!skip && count > 0) update_parameters<T, RULE>(args, first, count);
+        if (skip) return;
+        if (count == LANES) return update_parameters<T, RULE, LANES>(args, first);
+        for (int i = 0; i < count; i++) update_parameters<T, RULE, 1>(args, first + i);
     } else {
         const int at = (block - args.chunks) * THREADS + threadIdx.x;
         if (at < args.statistics) update_statistic(args, at, skip);
@@ -188,10 +191,14 @@ template <typename T>
 __device__ __forceinline__ void store_weights(const StoreWeightsArguments& args) {
     const size_t first = static_cast<size_t>(blockIdx.x) * CHUNK + threadIdx.x * LANES;
     const int count = own_elements(first, args.elements);
-    if (count == 0) return;
-    float values[LANES];
-    load_some(values, args.weights + first, count);
-    store_some(static_cast<T*>(args.storage) + first, values, count);
+    T* storage = static_cast<T*>(args.storage) + first;
+    if (count == LANES) {
+        float values[LANES];
+        load(values, args.weights + first);
+        store(storage, values);
+    } else {
+        for (int i = 0; i < count; i++) storage[i] = from_float<T>(args.weights[first + i]);
+    }
 }
 
 }  // namespace

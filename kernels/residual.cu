@@ -33,15 +33,25 @@ __device__ __forceinline__ void normalise(
     float scale[LANES], shift[LANES];
     load_lanes(scale, scale_row);
     load_lanes(shift, shift_row);
-#pragma unroll 4
-    for (int pixel = first; pixel < end; pixel += step) {
-        const size_t at = static_cast<size_t>(pixel) * channels;
-        float value[LANES], added[LANES] = {};
-        load_lanes(value, y + at);
-        if (shortcut != nullptr) load_lanes(added, shortcut + at);
+    constexpr int BATCH = 4;  // loads under way
+    for (; first < end; first += BATCH * step) {
+        float value[BATCH][LANES], added[BATCH][LANES] = {};
+        size_t at[BATCH];
 #pragma unroll
-        for (int i = 0; i < LANES; i++) value[i] = fmaf(fmaf(scale[i], value[i], shift[i]), keep, added[i]);
-        store_lanes(out + at, value);
+        for (int u = 0; u < BATCH; u++) {
+            const int pixel = first + u * step;
+            at[u] = static_cast<size_t>(pixel < end ? pixel : first) * channels;
+            load_lanes(value[u], y + at[u]);
+            if (shortcut != nullptr) load_lanes(added[u], shortcut + at[u]);
+        }
+#pragma unroll
+        for (int u = 0; u < BATCH; u++) {
+#pragma unroll
+            for (int i = 0; i < LANES; i++) {
+                value[u][i] = fmaf(fmaf(scale[i], value[u][i], shift[i]), keep, added[u][i]);
+            }
+            if (first + u * step < end) store_lanes(out + at[u], value[u]);
+        }
     }
 }
 

@@ -1,8 +1,8 @@
 // Squeeze-excite: the mean of silu(BN(y)) over each image, two small dense layers, and their gradients.
 //
 // Forward: `squeeze_pool` is the only pass over a wide tensor. A thread keeps one vector of 8 channels, so the
-// normalisation stays in registers, and adds at most RUN pixels at a time in fp32; the block's rows and then the
-// image's splits are added in order. `squeeze_hidden` and `squeeze_gate` are the layers: a block takes 8 images, so
+// normalisation stays in registers, and takes four pixels at a time, so that loads overlap; the block's
+// rows and then the image's splits are added in order. `squeeze_hidden` and `squeeze_gate` are the layers: a block takes 8 images, so
 // a weight is read once for all of them, and neighbouring lanes read neighbouring weights.
 //
 // Backward: no wide tensor at all, see the five sums in src/ops/passes.rs. `squeeze_hidden_gradient` goes through the
@@ -20,10 +20,8 @@ namespace {
 
 constexpr int THREADS = 256;
 constexpr int WARPS = THREADS / WARP;
-constexpr int RUN = 16;      // pixels that a thread of the pool adds to one sum
-constexpr int IMAGES = 8;    // of a block
-constexpr int PIECE = 512;   // channels of the reducing layer's input held at once
-constexpr int SLICE = 64;    // channels of a block
+constexpr int IMAGES = 8;  // of a block
+constexpr int SLICE = 64;  // channels of a block
 constexpr int PAIRS = THREADS / SLICE;
 static_assert(IMAGES == 2 * PAIRS && IMAGES == LANES && IMAGES == WARPS, "how threads share the images");
 
@@ -45,26 +43,30 @@ ARGUMENTS(SqueezePoolArguments, SQUEEZE_POOL_FIELDS)
 
 namespace {
 
-// Adds silu(BN(y)) of pixels first, first + rows, … < end.
+// Adds silu(BN(y)) of pixels first, first + rows, … < end, in pairs of pairs.
 template <typename T>
 __device__ __forceinline__ void pool_pixels(
     const SqueezePoolArguments& args, const T* image, int channel, int first, int end, float (&sum)[LANES]) {
     float scale[LANES], shift[LANES];
     load_lanes(scale, args.coefficients + SCALE * args.channels + channel);
     load_lanes(shift, args.coefficients + SHIFT * args.channels + channel);
-    const int stretch = RUN * args.rows;
-    for (; first < end; first += stretch) {
-        const int last = end - first > stretch ? first + stretch : end;
-        float own[LANES] = {};
-#pragma unroll 4
-        for (int pixel = first; pixel < last; pixel += args.rows) {
-            float y[LANES];
-            load_lanes(y, image + static_cast<size_t>(pixel) * args.channels + channel);
+    constexpr int BATCH = 4;
+    for (; first < end; first += BATCH * args.rows) {
+        float y[BATCH][LANES];
+        bool there[BATCH];
 #pragma unroll
-            for (int i = 0; i < LANES; i++) own[i] += silu<T>(fmaf(scale[i], y[i], shift[i]));
+        for (int u = 0; u < BATCH; u++) {
+            const int pixel = first + u * args.rows;
+            there[u] = pixel < end;
+            load_lanes(y[u], image + static_cast<size_t>(there[u] ? pixel : first) * args.channels + channel);
         }
 #pragma unroll
-        for (int i = 0; i < LANES; i++) sum[i] += own[i];
+        for (int i = 0; i < LANES; i++) {
+            float a[BATCH];
+#pragma unroll
+            for (int u = 0; u < BATCH; u++) a[u] = there[u] ? silu<T>(fmaf(scale[i], y[u][i], shift[i])) : 0.0f;
+            sum[i] += (a[0] + a[1]) + (a[2] + a[3]);
+        }
     }
 }
 
@@ -96,7 +98,7 @@ KERNEL(squeeze_pool_f16, THREADS, SqueezePoolArguments) { squeeze_pool<f16>(args
 KERNEL(squeeze_pool_bf16, THREADS, SqueezePoolArguments) { squeeze_pool<bf16>(args); }
 
 // partials [N, splits, C] → squeezed [N, C]; hidden [N, S] = squeezed·Wᵀ + b with W [S, C]. A warp has one hidden
-// unit and 8 images.
+// unit and 8 images, and `piece` channels at once.
 #define SQUEEZE_HIDDEN_FIELDS(F) \
     F(const float*, partials)    \
     F(const float*, weight)      \
@@ -107,24 +109,38 @@ KERNEL(squeeze_pool_bf16, THREADS, SqueezePoolArguments) { squeeze_pool<bf16>(ar
     F(int, splits)               \
     F(int, channels)             \
     F(int, units)                \
+    F(int, piece)                \
     F(float, inverse_pixels)
 ARGUMENTS(SqueezeHiddenArguments, SQUEEZE_HIDDEN_FIELDS)
 
 namespace {
 
-// squeezed of 8 images and the channels from `first` on into `piece` [IMAGES, PIECE]; zero where there is none.
-__device__ __forceinline__ void stage_squeezed(const SqueezeHiddenArguments& args, int first, float* piece) {
-    for (int at = threadIdx.x; at < IMAGES * PIECE; at += THREADS) {
-        const int image = blockIdx.x * IMAGES + at / PIECE, channel = first + at % PIECE;
-        float sum = 0.0f;
-        if (image < args.images && channel < args.channels) {
-            const float* part = args.partials + static_cast<size_t>(image) * args.splits * args.channels + channel;
-#pragma unroll 4
-            for (int split = 0; split < args.splits; split++) sum += part[static_cast<size_t>(split) * args.channels];
-            sum *= args.inverse_pixels;
-            if (blockIdx.y == 0) args.squeezed[static_cast<size_t>(image) * args.channels + channel] = sum;
+// squeezed of 8 images and `count` channels from `first` on into `piece` [IMAGES, count]; zero for missing images.
+__device__ __forceinline__ void stage_squeezed(
+    const SqueezeHiddenArguments& args, int first, int count, float* piece) {
+    const size_t image = static_cast<size_t>(args.splits) * args.channels;
+    for (int c = threadIdx.x; c < count; c += THREADS) {
+        const float* part = args.partials + blockIdx.x * IMAGES * image + first + c;
+        float sum[IMAGES] = {};
+        for (int split = 0; split < args.splits; split++) {
+#pragma unroll
+            for (int i = 0; i < IMAGES; i++) {
+                if (static_cast<int>(blockIdx.x) * IMAGES + i < args.images) sum[i] += part[i * image];
+            }
+            part += args.channels;
         }
-        piece[at] = sum;
+#pragma unroll
+        for (int i = 0; i < IMAGES; i++) piece[i * count + c] = sum[i] * args.inverse_pixels;
+    }
+}
+
+__device__ __forceinline__ void write_squeezed(
+    const SqueezeHiddenArguments& args, int first, int count, const float* piece) {
+    const int first_image = blockIdx.x * IMAGES;
+    const int images = args.images - first_image < IMAGES ? args.images - first_image : IMAGES;
+    float* squeezed = args.squeezed + static_cast<size_t>(first_image) * args.channels + first;
+    for (int at = threadIdx.x; at < images * count; at += THREADS) {
+        squeezed[static_cast<size_t>(at / count) * args.channels + at % count] = piece[at];
     }
 }
 
@@ -132,20 +148,21 @@ __device__ __forceinline__ void stage_squeezed(const SqueezeHiddenArguments& arg
 
 KERNEL(squeeze_hidden, THREADS, SqueezeHiddenArguments) {
     SharedArena shared;
-    float* piece = shared.take<float>(IMAGES * PIECE);
+    float* piece = shared.take<float>(IMAGES * args.piece);
     const int lane = threadIdx.x % WARP, unit = blockIdx.y * WARPS + threadIdx.x / WARP;
     float sum[IMAGES] = {};
-    for (int first = 0; first < args.channels; first += PIECE) {
+    for (int first = 0; first < args.channels; first += args.piece) {
+        const int count = args.channels - first > args.piece ? args.piece : args.channels - first;
         barrier();
-        stage_squeezed(args, first, piece);
+        stage_squeezed(args, first, count, piece);
         barrier();
+        if (blockIdx.y == 0) write_squeezed(args, first, count, piece);
         if (unit >= args.units) continue;
         const float* weight = args.weight + static_cast<size_t>(unit) * args.channels + first;
-        const int count = args.channels - first > PIECE ? PIECE : args.channels - first;
-#pragma unroll 4
+#pragma unroll 8
         for (int c = lane; c < count; c += WARP) {
 #pragma unroll
-            for (int i = 0; i < IMAGES; i++) sum[i] = fmaf(weight[c], piece[i * PIECE + c], sum[i]);
+            for (int i = 0; i < IMAGES; i++) sum[i] = fmaf(weight[c], piece[i * count + c], sum[i]);
         }
     }
 #pragma unroll
@@ -228,17 +245,21 @@ namespace {
 // dz of 8 images and THREADS channels from `first` on into `piece` [THREADS, IMAGES].
 __device__ __forceinline__ void stage_dz(const SqueezeHiddenGradientArguments& args, int first, float* piece) {
     const int channel = first + threadIdx.x;
-    float dz[IMAGES] = {};
-    if (channel < args.channels) {
+    const int images = channel < args.channels ? args.images - static_cast<int>(blockIdx.x) * IMAGES : 0;
+    const size_t start = static_cast<size_t>(blockIdx.x) * IMAGES * args.channels + channel;
+    float gate[IMAGES] = {}, dz[IMAGES] = {};
 #pragma unroll
-        for (int i = 0; i < IMAGES; i++) {
-            const int image = blockIdx.x * IMAGES + i;
-            if (image >= args.images) continue;
-            const size_t at = static_cast<size_t>(image) * args.channels + channel;
-            const float gate = args.gate[at];
-            dz[i] = args.gate_gradient[at] * (gate * (1.0f - gate));
-            if (blockIdx.y == 0) args.dz[at] = dz[i];
+    for (int i = 0; i < IMAGES; i++) {
+        if (i < images) {
+            const size_t at = start + static_cast<size_t>(i) * args.channels;
+            gate[i] = args.gate[at];
+            dz[i] = args.gate_gradient[at];
         }
+    }
+#pragma unroll
+    for (int i = 0; i < IMAGES; i++) {
+        dz[i] *= gate[i] * (1.0f - gate[i]);
+        if (blockIdx.y == 0 && i < images) args.dz[start + static_cast<size_t>(i) * args.channels] = dz[i];
     }
     store_lanes(piece + threadIdx.x * IMAGES, dz);
 }
@@ -301,16 +322,27 @@ ARGUMENTS(SqueezeGradientArguments, SQUEEZE_GRADIENT_FIELDS)
 
 namespace {
 
-// Completes d of one image and channel and adds its two terms.
-__device__ __forceinline__ void finish_image(
-    const SqueezeGradientArguments& args, int image, int channel, float d, float (&sum)[2]) {
+// Completes d of a thread's two images, and their terms of the sums.
+__device__ __forceinline__ void finish_images(
+    const SqueezeGradientArguments& args, int image, int channel, const float (&d)[2], float (&sum)[2]) {
     const size_t layer = static_cast<size_t>(args.images) * args.channels;
-    const size_t at = static_cast<size_t>(image) * args.channels + channel;
-    const float* five = args.five_sums + at;
-    const float gate = args.gate[at];
-    args.squeeze_gradient[at] = d;
-    sum[0] += fmaf(gate, five[layer], d * five[2 * layer]);
-    sum[1] += fmaf(gate, five[3 * layer], d * five[4 * layer]);
+    float five[2][4] = {}, gate[2] = {};
+    size_t at[2];
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        at[i] = static_cast<size_t>(image + i * PAIRS) * args.channels + channel;
+        if (image + i * PAIRS < args.images) {
+            gate[i] = args.gate[at[i]];
+#pragma unroll
+            for (int k = 0; k < 4; k++) five[i][k] = args.five_sums[at[i] + (k + 1) * layer];
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        if (image + i * PAIRS < args.images) args.squeeze_gradient[at[i]] = d[i];
+        sum[0] += fmaf(gate[i], five[i][0], d[i] * five[i][1]);
+        sum[1] += fmaf(gate[i], five[i][2], d[i] * five[i][3]);
+    }
 }
 
 }  // namespace
@@ -337,11 +369,9 @@ KERNEL(squeeze_gradient, THREADS, SqueezeGradientArguments) {
             d[0] = fmaf(w, one[unit], d[0]);
             d[1] = fmaf(w, other[unit], d[1]);
         }
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-            const int image = first_image + pair + i * PAIRS;
-            if (image < args.images) finish_image(args, image, channel, d[i] * args.inverse_pixels, sum);
-        }
+        d[0] *= args.inverse_pixels;
+        d[1] *= args.inverse_pixels;
+        finish_images(args, first_image + pair, channel, d, sum);
     }
     sums[threadIdx.x] = sum[0];
     sums[THREADS + threadIdx.x] = sum[1];

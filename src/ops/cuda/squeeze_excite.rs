@@ -9,15 +9,16 @@ use super::reduction::WARP;
 use super::sweep::{LANES, Sweep, THREADS};
 use crate::ops::{Result, SqueezeBackward, SqueezeForward};
 
-/// Pixels that a thread of the pool adds to one sum, and parts of an image at most.
+/// Pixels of a thread of the pool, and parts of an image at most.
 const RUN: usize = 16;
 const MOST_SPLITS: usize = 16;
+
+/// Channels of the reducing layer's input that a block holds at once, at most: 40 KiB of shared memory.
+const PIECE: usize = 1280;
 
 // As in the kernels.
 /// Images of a block.
 const IMAGES: usize = 8;
-/// Channels of the reducing layer's input that a block holds at once.
-const PIECE: usize = 512;
 /// Channels of a block.
 const SLICE: usize = 64;
 const WARPS: usize = THREADS / WARP;
@@ -50,6 +51,7 @@ arguments! {
         splits: i32,
         channels: i32,
         units: i32,
+        piece: i32,
         inverse_pixels: f32,
     }
 }
@@ -152,6 +154,7 @@ pub fn forward<G: Gpu>(cx: &mut Context<G>, p: &SqueezeForward) -> Result {
     cx.launch(&POOL, sweep.grid(p.images), THREADS, THREADS * LANES * 4, pool)?;
 
     let (images, units) = (p.images.div_ceil(IMAGES), p.reduce.outputs);
+    let piece = p.channels.min(PIECE);
     let hidden = HiddenArguments {
         partials,
         weight: cx.weight(p.reduce.weight),
@@ -162,9 +165,10 @@ pub fn forward<G: Gpu>(cx: &mut Context<G>, p: &SqueezeForward) -> Result {
         splits: sweep.splits as i32,
         channels: p.channels as i32,
         units: units as i32,
+        piece: piece as i32,
         inverse_pixels: 1.0 / p.pixels as f32,
     };
-    cx.launch(&HIDDEN, [images, units.div_ceil(WARPS), 1], THREADS, IMAGES * PIECE * 4, hidden)?;
+    cx.launch(&HIDDEN, [images, units.div_ceil(WARPS), 1], THREADS, IMAGES * piece * 4, hidden)?;
 
     let gate = GateArguments {
         hidden: cx.tensor(p.hidden),
