@@ -164,6 +164,14 @@ impl Pass {
         }
     }
 
+    /// Bytes of the tensors that the pass names, each counted once: what it must move through memory at least, but
+    /// for the weights.
+    pub fn bytes(&self, device: &impl Device) -> u64 {
+        let mut bytes = 0;
+        self.tensors(&mut |t, _| bytes += (t.elements * device.element_bytes(t.kind)) as u64);
+        bytes
+    }
+
     /// The operator's name, for tables.
     pub fn name(&self) -> &'static str {
         match self {
@@ -189,6 +197,37 @@ impl Pass {
             Pass::Update(_) => "update",
         }
     }
+}
+
+macro_rules! passes_from {
+    ($($type:ident => $variant:ident),* $(,)?) => {
+        $(impl From<$type> for Pass {
+            fn from(pass: $type) -> Pass {
+                Pass::$variant(pass)
+            }
+        })*
+    };
+}
+
+passes_from! {
+    DropPathMask => DropPathMask,
+    DropoutMask => DropoutMask,
+    BatchNorm => BatchNormInference,
+    StemForward => StemForward,
+    ExpandForward => ExpandForward,
+    DepthwiseForward => DepthwiseForward,
+    SqueezeForward => SqueezeForward,
+    ProjectForward => ProjectForward,
+    ResidualForward => ResidualForward,
+    HeadForward => HeadForward,
+    Loss => Loss,
+    HeadBackward => HeadBackward,
+    ProjectBackward => ProjectBackward,
+    SqueezeBackward => SqueezeBackward,
+    DepthwiseBackward => DepthwiseBackward,
+    ExpandBackward => ExpandBackward,
+    StemBackward => StemBackward,
+    Update => Update,
 }
 
 /// A raw convolution output and, where they are taken from the batch, its statistics.
@@ -322,6 +361,18 @@ impl<D: Device> Ops for Recorder<'_, D> {
     }
     fn zero_gradients(&mut self) -> Result {
         Ok(())
+    }
+    fn end_step(&mut self) -> Result {
+        Ok(())
+    }
+    fn take_figures(&mut self, _: bool) -> Result<Option<StepFigures>> {
+        Ok(None)
+    }
+    fn start_profile(&mut self) -> Result {
+        Ok(())
+    }
+    fn take_profile(&mut self) -> Result<ProfileReport> {
+        Ok(ProfileReport::default())
     }
     fn read_state(&mut self, _: Buffer, _: &mut [f32]) -> Result {
         Ok(())

@@ -4,10 +4,11 @@ use std::ffi::c_void;
 use std::fmt::Write;
 
 use super::arguments::{Arguments, Kernel};
-use super::gpu::{Address, Gpu, Launch};
+use super::gpu::{Address, Gpu, Launch, Mark};
 use super::precision::Precision;
 use crate::ops::plan::ALIGNMENT;
-use crate::ops::{OpsError, Param, Result, Tensor};
+use crate::ops::profile::Profile;
+use crate::ops::{OpsError, Param, Pass, Result, Tensor};
 
 /// The flat state buffers on the device.
 #[derive(Clone, Copy, Debug)]
@@ -29,6 +30,13 @@ pub struct State {
     pub total: usize,
 }
 
+/// What `--profile` gathers: sums, the pass under way and when it began.
+#[derive(Default)]
+pub struct Timing {
+    pub sums: Profile,
+    pass: Option<(&'static str, Mark)>,
+}
+
 /// Everything a launcher may use.
 pub struct Context<G: Gpu> {
     pub gpu: G,
@@ -43,6 +51,8 @@ pub struct Context<G: Gpu> {
     pub ema_weights: bool,
     pub workspace: Address,
     pub workspace_bytes: usize,
+    /// Set while passes are timed.
+    pub profile: Option<Timing>,
     /// The name of the kernel being launched; kept so that a launch allocates nothing.
     pub(super) name: String,
 }
@@ -129,9 +139,36 @@ impl<G: Gpu> Context<G> {
             fields: A::FIELDS,
             size: size_of::<A>(),
         };
+        let began = if self.profile.is_some() { Some(self.gpu.mark()?) } else { None };
         // SAFETY: `arguments` is a value of the type that `fields` describes. Its addresses are this context's:
         // launchers take them from the methods above, within the bounds that the pass declares.
-        unsafe { self.gpu.launch(&launch, (&raw const arguments).cast::<c_void>()) }
+        unsafe { self.gpu.launch(&launch, (&raw const arguments).cast::<c_void>()) }?;
+        if let (Some(began), Some(Timing { sums, pass })) = (began, &mut self.profile) {
+            let ended = self.gpu.mark()?;
+            let pass = pass.map_or("other", |(name, _)| name);
+            sums.add_kernel(pass, &self.name, self.gpu.elapsed(began, ended)?);
+        }
+        Ok(())
+    }
+
+    /// Begins a pass, for the profile.
+    pub fn begin_pass(&mut self, name: &'static str) -> Result {
+        if let Some(timing) = &mut self.profile {
+            timing.pass = Some((name, self.gpu.mark()?));
+        }
+        Ok(())
+    }
+
+    /// Ends a pass, for the profile.
+    pub fn end_pass(&mut self, pass: &Pass) -> Result {
+        if let Some(timing) = &mut self.profile
+            && let Some((_, began)) = timing.pass.take()
+        {
+            let ended = self.gpu.mark()?;
+            let microseconds = self.gpu.elapsed(began, ended)?;
+            timing.sums.add(pass, &super::CudaDevice { precision: self.precision }, microseconds);
+        }
+        Ok(())
     }
 }
 

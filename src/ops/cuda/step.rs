@@ -3,45 +3,16 @@
 //! Kernels read it, so captured graphs hold no number that changes. The host writes the schedule's part through
 //! the arguments of a small kernel, which needs neither a copy nor a wait; the device keeps the loss scale itself.
 
-use bytemuck::{Pod, Zeroable};
-
 use super::arguments::{Kernel, arguments};
 use super::context::Context;
 use super::gpu::{Address, Gpu};
-use crate::ops::{Result, StepParams};
+use crate::ops::{LossScale, Result, StepParams};
 
-/// `StepBlock` of `kernels/step.cuh`.
-#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
-#[repr(C)]
-pub struct Block {
-    pub seed: u64,
-    pub first_position: u64,
-    pub step: u32,
-    pub learning_rate: f32,
-    pub ema_decay: f32,
-    pub loss_scale: f32,
-    pub not_finite: u32,
-    pub good_steps: u32,
-    pub skipped: u32,
-    pub correct: u32,
-    pub loss: f64,
-}
-
-pub const BLOCK_BYTES: usize = size_of::<Block>();
+/// Bytes of `StepBlock` in `kernels/step.cuh`.
+pub const BLOCK_BYTES: usize = 56;
 
 /// The loss scale of fp16 before the first step.
 pub const INITIAL_SCALE: f32 = 65_536.0;
-
-/// The part of the block that outlives a step: what a checkpoint keeps of it.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Scale {
-    /// What the loss, and so every gradient, is multiplied by: a power of two, 1 but for fp16.
-    pub scale: f32,
-    /// Steps without overflow since the scale last changed.
-    pub good_steps: u32,
-    /// Steps that were skipped, in all.
-    pub skipped: u32,
-}
 
 arguments! {
     /// Sets the schedule's part of the block.
@@ -71,21 +42,7 @@ const SCALE: Kernel<ScaleArguments> = Kernel::plain("step_scale");
 /// Readies a fresh block.
 pub fn initialise<G: Gpu>(cx: &mut Context<G>) -> Result {
     let scale = if cx.precision == super::Precision::Fp16 { INITIAL_SCALE } else { 1.0 };
-    write(cx, Scale { scale, good_steps: 0, skipped: 0 })
-}
-
-/// The loss scale as of now, waiting for what is enqueued.
-pub fn read<G: Gpu>(cx: &mut Context<G>) -> Result<Scale> {
-    let mut block = Block::default();
-    cx.gpu.read(cx.state.block, bytemuck::bytes_of_mut(&mut block))?;
-    let Block { loss_scale, good_steps, skipped, .. } = block;
-    Ok(Scale { scale: loss_scale, good_steps, skipped })
-}
-
-/// Sets the loss scale, and clears what the block holds of a step: flag, loss, correct answers.
-pub fn write<G: Gpu>(cx: &mut Context<G>, scale: Scale) -> Result {
-    let Scale { scale, good_steps, skipped } = scale;
-    let arguments = ScaleArguments { block: cx.state.block, scale, good_steps, skipped };
+    let arguments = ScaleArguments { block: cx.state.block, scale, good_steps: 0, skipped: 0 };
     cx.launch(&SCALE, [1, 1, 1], 32, 0, arguments)
 }
 
@@ -100,4 +57,51 @@ pub fn set<G: Gpu>(cx: &mut Context<G>, step: StepParams) -> Result {
         ema_decay: step.ema_decay,
     };
     cx.launch(&BEGIN, [1, 1, 1], 32, 0, arguments)
+}
+
+/// Goes on from a saved state of loss scaling.
+pub fn set_scale<G: Gpu>(cx: &mut Context<G>, state: LossScale) -> Result {
+    let LossScale { scale, good_steps, skipped } = state;
+    let arguments = ScaleArguments { block: cx.state.block, scale, good_steps, skipped };
+    cx.launch(&SCALE, [1, 1, 1], 32, 0, arguments)
+}
+
+/// Zeroes the figures of the step's micro-batches.
+pub fn clear_figures<G: Gpu>(cx: &mut Context<G>) -> Result {
+    cx.gpu.fill(cx.state.block.offset(FIGURES), 0, BLOCK_BYTES - FIGURES)
+}
+
+/// Reads the block, waiting for what is enqueued.
+pub fn read<G: Gpu>(cx: &mut Context<G>) -> Result<Block> {
+    let mut bytes = [0; BLOCK_BYTES];
+    cx.gpu.read(cx.state.block, &mut bytes)?;
+    Ok(Block::parse(&bytes))
+}
+
+/// Where the figures begin in the block: `correct`, `loss`.
+const FIGURES: usize = 44;
+
+/// The device's own part of the block.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Block {
+    pub scale: LossScale,
+    pub correct: u32,
+    pub loss: f64,
+}
+
+impl Block {
+    /// From the block's bytes.
+    pub fn parse(bytes: &[u8]) -> Block {
+        let word = |at: usize| -> [u8; 4] { [0, 1, 2, 3].map(|i: usize| bytes[at + i]) };
+        let long = |at: usize| -> [u8; 8] { [0, 1, 2, 3, 4, 5, 6, 7].map(|i: usize| bytes[at + i]) };
+        Block {
+            scale: LossScale {
+                scale: f32::from_le_bytes(word(28)),
+                good_steps: u32::from_le_bytes(word(36)),
+                skipped: u32::from_le_bytes(word(40)),
+            },
+            correct: u32::from_le_bytes(word(FIGURES)),
+            loss: f64::from_le_bytes(long(48)),
+        }
+    }
 }
