@@ -254,6 +254,8 @@ pub struct Plan {
     /// What any pass needs beside its tensors, at most.
     pub workspace: Workspace,
     pub threads: usize,
+    /// Weights of the pointwise products, each once, by offset: a device may keep them in a form of its own.
+    pub products: Vec<Param>,
     /// Bytes that live across the end of the forward pass: what is saved for backward.
     pub saved_bytes: usize,
 }
@@ -308,6 +310,23 @@ impl<'a, D: Device> Recorder<'a, D> {
         lives.into_iter().flatten().collect()
     }
 
+    fn products(&self) -> Vec<Param> {
+        let mut products: Vec<Param> = self
+            .passes
+            .iter()
+            .filter_map(|pass| match pass {
+                Pass::ExpandForward(p) | Pass::ExpandDepthwiseForward(p, _) => Some(p.weight),
+                Pass::ExpandBackward(p) | Pass::ExpandDepthwiseBackward(p, _) => Some(p.weight),
+                Pass::ProjectForward(p) => Some(p.weight),
+                Pass::ProjectBackward(p) => Some(p.weight),
+                _ => None,
+            })
+            .collect();
+        products.sort_by_key(|p| p.offset);
+        products.dedup();
+        products
+    }
+
     /// Lays out the tensors of the recorded passes; `outputs` are those that the caller reads afterwards.
     pub fn plan(&self, tensors: &Tensors, outputs: &[Tensor]) -> Plan {
         let bytes = |t: Tensor| (t.elements * self.device.element_bytes(t.kind)).next_multiple_of(ALIGNMENT);
@@ -339,7 +358,8 @@ impl<'a, D: Device> Recorder<'a, D> {
             workspace.shared = workspace.shared.max(need.shared);
             workspace.per_thread = workspace.per_thread.max(need.per_thread);
         }
-        Plan { offsets, tensor_bytes, workspace, threads: self.device.threads(), saved_bytes: saved }
+        let threads = self.device.threads();
+        Plan { offsets, tensor_bytes, workspace, threads, products: self.products(), saved_bytes: saved }
     }
 }
 

@@ -1,5 +1,6 @@
 //! What a launcher works with: where tensors and parameters lie, a workspace, and the way to launch.
 
+use std::collections::HashMap;
 use std::ffi::c_void;
 use std::fmt::Write;
 
@@ -22,12 +23,22 @@ pub struct State {
     /// [total − trainable]: running statistics as this step leaves them; they become the parameters' when the
     /// step is not skipped.
     pub running: Address,
-    /// [trainable]: the forward weights in the storage type; null in fp32, where the weights serve themselves.
-    pub storage: Address,
     /// One [`super::step::Block`].
     pub block: Address,
     pub trainable: usize,
     pub total: usize,
+}
+
+/// The weights of the pointwise products once more: those of the forward pass, in the storage type, each tensor
+/// aligned for 16-byte loads, which its place among the flat parameters is not.
+#[derive(Clone, Debug)]
+pub struct StoredWeights {
+    pub values: Address,
+    /// What is copied: [chunks] of three u32, the first element there and here, and how many.
+    pub table: Address,
+    pub chunks: usize,
+    /// First element here by parameter offset.
+    pub places: HashMap<usize, usize>,
 }
 
 /// What `--profile` gathers: sums, the pass under way and when it began.
@@ -45,6 +56,7 @@ pub struct Context<G: Gpu> {
     pub arena_bytes: usize,
     pub offsets: Vec<Option<usize>>,
     pub state: State,
+    pub stored: StoredWeights,
     /// Good steps after which the loss scale of fp16 doubles.
     pub growth_interval: u32,
     /// True while forward passes take their weights from the EMA buffer.
@@ -82,11 +94,11 @@ impl<G: Gpu> Context<G> {
         self.state.parameters.offset(param.offset * 4)
     }
 
-    /// A pointwise weight in the storage type: the forward weights (raw while training).
+    /// A pointwise weight in the storage type, aligned to 16 bytes: the forward weights (raw while training).
     pub fn stored_weight(&self, param: Param) -> Address {
-        match self.precision {
-            Precision::Fp32 => self.weight(param),
-            _ => self.state.storage.offset(param.offset * 2),
+        match self.stored.places.get(&param.offset) {
+            Some(place) => self.stored.values.offset(place * self.precision.bytes()),
+            None => panic!("no plan names the parameters at {} as a product's weight", param.offset),
         }
     }
 

@@ -129,10 +129,6 @@ impl<G: Gpu> CudaOps<G> {
         let most = |bytes: fn(&Plan) -> usize| plans.iter().map(|p| bytes(p)).max().unwrap_or(0);
         let (arena_bytes, workspace_bytes) = (most(|p| p.tensor_bytes), most(|p| p.workspace.shared));
         let floats = |gpu: &mut G, count: usize| gpu.allocate((count * 4).max(16));
-        let storage = match precision {
-            Precision::Fp32 => Address::NULL,
-            _ => gpu.allocate((trainable * precision.bytes()).max(16))?,
-        };
         let state = State {
             parameters: floats(&mut gpu, total)?,
             gradients: floats(&mut gpu, trainable)?,
@@ -140,11 +136,11 @@ impl<G: Gpu> CudaOps<G> {
             momentum: floats(&mut gpu, trainable)?,
             ema: floats(&mut gpu, total)?,
             running: floats(&mut gpu, total - trainable)?,
-            storage,
             block: gpu.allocate(step::BLOCK_BYTES)?,
             trainable,
             total,
         };
+        let stored = optimiser::stored_weights(&mut gpu, plans, precision)?;
         let mut cx = Context {
             arena: gpu.allocate(arena_bytes.max(16))?,
             workspace: gpu.allocate(workspace_bytes.max(16))?,
@@ -153,6 +149,7 @@ impl<G: Gpu> CudaOps<G> {
             arena_bytes,
             offsets: Vec::new(),
             state,
+            stored,
             growth_interval: optimiser::GROWTH_INTERVAL,
             ema_weights: false,
             workspace_bytes,

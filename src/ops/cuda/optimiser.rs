@@ -1,11 +1,13 @@
 //! The optimiser step, and the loss scale that follows from it.
 
 use super::arguments::{Kernel, arguments};
-use super::context::{Context, State};
+use std::collections::{BTreeMap, HashMap};
+
+use super::context::{Context, State, StoredWeights};
 use super::gpu::{Address, Gpu};
 use super::precision::Precision;
 use super::sweep::{LANES, THREADS};
-use crate::ops::{Result, RmsPropForm, Rule, Update};
+use crate::ops::{Plan, Result, RmsPropForm, Rule, Update};
 
 /// Good steps after which the loss scale of fp16 doubles.
 pub const GROWTH_INTERVAL: u32 = 2000;
@@ -22,7 +24,6 @@ arguments! {
         momentum: Address,
         ema: Address,
         running: Address,
-        storage: Address,
         block: Address,
         trainable: i32,
         statistics: i32,
@@ -48,15 +49,15 @@ arguments! {
     pub struct StoreArguments {
         weights: Address,
         storage: Address,
-        elements: i32,
+        table: Address,
     }
 }
 
-const RMSPROP_PYTORCH: Kernel<UpdateArguments> = Kernel::stored("optimiser_rmsprop_pytorch");
-const RMSPROP_TENSORFLOW: Kernel<UpdateArguments> = Kernel::stored("optimiser_rmsprop_tensorflow");
-const SGD: Kernel<UpdateArguments> = Kernel::stored("optimiser_sgd");
+const RMSPROP_PYTORCH: Kernel<UpdateArguments> = Kernel::plain("optimiser_rmsprop_pytorch");
+const RMSPROP_TENSORFLOW: Kernel<UpdateArguments> = Kernel::plain("optimiser_rmsprop_tensorflow");
+const SGD: Kernel<UpdateArguments> = Kernel::plain("optimiser_sgd");
 const SCALE: Kernel<ScaleArguments> = Kernel::plain("optimiser_scale");
-const STORE: Kernel<StoreArguments> = Kernel::stored("store_weights");
+const STORE: Kernel<StoreArguments> = Kernel::stored("optimiser_store");
 
 /// Moves parameters, EMA and running statistics, or nothing at all where a gradient was not finite; then counts the
 /// step in the step's block and lowers its flag.
@@ -77,8 +78,6 @@ pub fn update<G: Gpu>(cx: &mut Context<G>, p: &Update) -> Result {
         momentum: cx.state.momentum,
         ema: if p.ema { cx.state.ema } else { Address::NULL },
         running: cx.state.running,
-        // Null in fp32, as the state's; where the copy is of the EMA it is made anew below.
-        storage: if cx.ema_weights { Address::NULL } else { cx.state.storage },
         block: cx.state.block,
         trainable: trainable as i32,
         statistics: (total - trainable) as i32,
@@ -96,16 +95,37 @@ pub fn update<G: Gpu>(cx: &mut Context<G>, p: &Update) -> Result {
         growth_interval: cx.growth_interval,
     };
     cx.launch(&SCALE, [1, 1, 1], 32, 0, arguments)?;
-    if cx.ema_weights { store_weights(cx) } else { Ok(()) }
+    store_weights(cx)
 }
 
-/// Makes the storage copy of the forward weights anew. Nothing to do in fp32.
+/// Lays out the storage copy of the plans' pointwise weights.
+pub fn stored_weights<G: Gpu>(gpu: &mut G, plans: &[&Plan], precision: Precision) -> Result<StoredWeights> {
+    let products = plans.iter().flat_map(|plan| &plan.products);
+    let products: BTreeMap<usize, usize> = products.map(|p| (p.offset, p.elements)).collect();
+    let (mut places, mut table, mut end) = (HashMap::new(), Vec::new(), 0);
+    for (&offset, &elements) in &products {
+        places.insert(offset, end);
+        for first in (0..elements).step_by(CHUNK) {
+            let chunk = [offset + first, end + first, CHUNK.min(elements - first)];
+            table.extend(chunk.map(|number| number as u32));
+        }
+        end += elements.next_multiple_of(LANES);
+    }
+    let values = gpu.allocate((end * precision.bytes()).max(16))?;
+    let bytes: &[u8] = bytemuck::cast_slice(&table);
+    let stored =
+        StoredWeights { values, table: gpu.allocate(bytes.len().max(16))?, chunks: table.len() / 3, places };
+    gpu.write(stored.table, bytes)?;
+    Ok(stored)
+}
+
+/// Makes the storage copy of the forward weights anew.
 pub fn store_weights<G: Gpu>(cx: &mut Context<G>) -> Result {
-    let State { parameters, ema, storage, trainable, .. } = cx.state;
-    if storage == Address::NULL || trainable == 0 {
+    let StoredWeights { values, table, chunks, .. } = cx.stored;
+    if chunks == 0 {
         return Ok(());
     }
-    let weights = if cx.ema_weights { ema } else { parameters };
-    let arguments = StoreArguments { weights, storage, elements: trainable as i32 };
-    cx.launch(&STORE, [trainable.div_ceil(CHUNK), 1, 1], THREADS, 0, arguments)
+    let weights = if cx.ema_weights { cx.state.ema } else { cx.state.parameters };
+    let arguments = StoreArguments { weights, storage: values, table };
+    cx.launch(&STORE, [chunks, 1, 1], THREADS, 0, arguments)
 }
