@@ -20,4 +20,4 @@ struct StepBlock {
     uint32_t correct;
     double loss;
 };
-static_assert(sizeof(StepBlock) == 64, "see BLOCK_BYTES in src/ops/cuda/step.rs");
+static_assert(sizeof(StepBlock) == 56, "see BLOCK_BYTES in src/ops/cuda/step.rs");

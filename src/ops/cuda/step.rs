@@ -9,7 +9,7 @@ use super::gpu::{Address, Gpu};
 use crate::ops::{Result, StepParams};
 
 /// Bytes of `StepBlock` in `kernels/step.cuh`.
-pub const BLOCK_BYTES: usize = 64;
+pub const BLOCK_BYTES: usize = 56;
 
 /// The loss scale of fp16 before the first step.
 pub const INITIAL_SCALE: f32 = 65_536.0;
