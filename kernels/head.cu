@@ -110,9 +110,9 @@ __device__ __forceinline__ void product(const HeadProductArguments& args) {
 }
 
 // Features [N, C] (times dropout) by the weight [classes, C].
-KERNEL(head_logit_products, PRODUCT_THREADS, HeadProductArguments) { product<true>(args); }
+KERNEL_BLOCKS(head_logit_products, PRODUCT_THREADS, 4, HeadProductArguments) { product<true>(args); }
 // dlogits [N, classes] by the weight [classes, C].
-KERNEL(head_feature_products, PRODUCT_THREADS, HeadProductArguments) { product<false>(args); }
+KERNEL_BLOCKS(head_feature_products, PRODUCT_THREADS, 3, HeadProductArguments) { product<false>(args); }
 
 // logits [N, classes] = bias + Σ over the parts.
 #define HEAD_LOGITS_FIELDS(F) \
@@ -303,7 +303,7 @@ __device__ __forceinline__ bool add_gradient(float* gradient, float value) {
     return !(fabsf(total) < INFINITY);
 }
 
-KERNEL(head_weights, PRODUCT_THREADS, HeadWeightsArguments) {
+KERNEL_BLOCKS(head_weights, PRODUCT_THREADS, 4, HeadWeightsArguments) {
     SharedArena arena;
     const int first_class = static_cast<int>(blockIdx.y) * PRODUCT_TILE;
     const int first_channel = static_cast<int>(blockIdx.x) * PRODUCT_TILE;

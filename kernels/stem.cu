@@ -5,7 +5,7 @@
 // around them, so that the loops have no borders. A part owns several tiles of one size that follow from C alone,
 // consecutive in all images.
 //
-// Forward: a thread has eight pixels of eight channels in registers; the 27·C weights lie in shared memory. The
+// Forward: a thread has seven pixels of eight channels in registers, as many as 128 registers allow; the 27·C weights lie in shared memory. The
 // epilogue takes statistics of what was stored, about the part's first value of each channel.
 // Backward: dy by batch norm's backward to shared memory, then a thread adds up, over its share of the pixels, eight
 // channels' products with the nine values under one row of the window; the shares are added at the part's end.
@@ -48,6 +48,12 @@ struct StemTile {
         return ((end - 1) / map.output - begin / map.output) * STRIDE + SIDE;
     }
 };
+
+// Pixels of the tiles before this one, modulo 2^32: differences are right.
+__device__ __forceinline__ uint32_t pixels_before(int number, int pixels, int tile_pixels) {
+    const int tiles = (pixels + tile_pixels - 1) / tile_pixels;
+    return static_cast<uint32_t>(number / tiles) * pixels + number % tiles * tile_pixels;
+}
 
 // Walks through every `step`-th pixel of a tile without dividing at each.
 struct StemWalk {
@@ -132,9 +138,9 @@ __device__ __forceinline__ void load_rows(
 // ---- forward ----------------------------------------------------------------------------------------------
 
 // Pixels of a thread.
-constexpr int STEM_PIXELS = 8;
+constexpr int STEM_PIXELS = 7;
 
-// Grid: parts. A tile is 8·⌊256/(C/8)⌋ pixels, fewer where its rows would not fit. `counts` [parts] and `moments` [parts, 2, C], or null.
+// Grid: parts. A tile is 7·⌊256/(C/8)⌋ pixels, fewer where its rows would not fit. `counts` [parts] and `moments` [parts, 2, C], or null.
 #define STEM_FORWARD_FIELDS(F) \
     F(const void*, image)      \
     F(const float*, weight)    \
@@ -185,14 +191,15 @@ __device__ __forceinline__ void convolve(
 #pragma unroll
         for (int i = 0; i < LANES; i++) y[p][i] = 0.0f;
 #pragma unroll 1
-    for (int ky = 0; ky < SIDE; ky++) {
+    for (int window = 0; window < SIDE * SIDE; window++) {
+        const float* x_row = rows + window / SIDE * pitch + window % SIDE * COLORS;
 #pragma unroll
-        for (int tap = 0; tap < ROW_TAPS; tap++) {
-            const float* w = weights + (ky * ROW_TAPS + tap) * channels;
+        for (int color = 0; color < COLORS; color++) {
+            const float* w = weights + (window * COLORS + color) * channels;
             const Pack<float> low = load_pack(w), high = load_pack(w + channels / 2);
 #pragma unroll
             for (int p = 0; p < STEM_PIXELS; p++) {
-                const float x = rows[offsets[p] + ky * pitch + tap];
+                const float x = x_row[offsets[p] + color];
 #pragma unroll
                 for (int i = 0; i < 4; i++) {
                     y[p][i] = fmaf(x, low.v[i], y[p][i]);
@@ -203,18 +210,25 @@ __device__ __forceinline__ void convolve(
     }
 }
 
+// Adds one pixel's values, as stored.
+template <typename T>
+__device__ __forceinline__ void add_moments(
+    float (&sums)[LANES], float (&squares)[LANES], const float (&y)[LANES], const float* shifts) {
+#pragma unroll
+    for (int i = 0; i < LANES; i++) {
+        Moments moments = {shifts[i], sums[i], squares[i]};
+        moments.add(rounded<T>(y[i]));
+        sums[i] = moments.sum;
+        squares[i] = moments.squares;
+    }
+}
+
 // The part's moments from those of its threads, all about the same shifts [C].
 __device__ __forceinline__ void finish_moments(
-    const StemForwardArguments& args, const StemThread& thread, const Moments (&moments)[LANES], const float* shifts,
-    float count, float* scratch) {
+    const StemForwardArguments& args, const StemThread& thread, const float (&sums)[LANES],
+    const float (&squares)[LANES], const float* shifts, float count, float* scratch) {
     const int channels = args.channels;
     if (!thread.idle()) {
-        float sums[LANES], squares[LANES];
-#pragma unroll
-        for (int i = 0; i < LANES; i++) {
-            sums[i] = moments[i].sum;
-            squares[i] = moments[i].squares;
-        }
         store_lanes(scratch + thread.lane * channels + thread.group * LANES, sums);
         store_lanes(scratch + (thread.lanes + thread.lane) * channels + thread.group * LANES, squares);
     }
@@ -250,8 +264,8 @@ __device__ __forceinline__ void stem_forward(const StemForwardArguments& args) {
     load_weights(args.weight, args.channels, weights);
 
     StemWalk walk(map, thread.lanes);
-    Moments moments[LANES] = {};
-    int count = 0;
+    // The shifts stay in shared memory: registers are short.
+    float sums[LANES] = {}, squares[LANES] = {};
     const int begin = static_cast<int>(blockIdx.x) * args.tiles_per_part;
     const int end = begin + args.tiles_per_part < args.tiles ? begin + args.tiles_per_part : args.tiles;
     for (int number = begin; number < end; number++) {
@@ -274,8 +288,6 @@ __device__ __forceinline__ void stem_forward(const StemForwardArguments& args) {
                 for (int i = 0; i < LANES; i++) shifts[thread.group * LANES + i] = rounded<T>(y[0][i]);
             }
             barrier();
-#pragma unroll
-            for (int i = 0; i < LANES; i++) moments[i].shift = shifts[thread.group * LANES + i];
         }
         T* out = static_cast<T*>(args.y) + (tile.image * map.pixels() + tile.begin) * args.channels;
 #pragma unroll
@@ -283,14 +295,16 @@ __device__ __forceinline__ void stem_forward(const StemForwardArguments& args) {
             const int pixel = p * thread.lanes + thread.lane;
             if (!thread.idle() && tile.begin + pixel < tile.end) {
                 store_lanes(out + static_cast<size_t>(pixel) * args.channels + thread.group * LANES, y[p]);
-#pragma unroll
-                for (int i = 0; i < LANES; i++) moments[i].add(rounded<T>(y[p][i]));
+                if (batch) add_moments<T>(sums, squares, y[p], shifts + thread.group * LANES);
             }
         }
-        count += tile.end - tile.begin;
         barrier();
     }
-    if (batch) finish_moments(args, thread, moments, shifts, static_cast<float>(count), rows);
+    if (batch) {
+        const uint32_t before = pixels_before(begin, map.pixels(), args.tile_pixels);
+        const uint32_t count = pixels_before(end, map.pixels(), args.tile_pixels) - before;
+        finish_moments(args, thread, sums, squares, shifts, static_cast<float>(count), rows);
+    }
 }
 
 KERNEL_BLOCKS(stem_forward_f32, STEM_THREADS, 2, StemForwardArguments) { stem_forward<float>(args); }
@@ -345,15 +359,26 @@ __device__ __forceinline__ void load_gradient(
     const T* y = static_cast<const T*>(args.y) + start;
     const T* du = static_cast<const T*>(args.du) + start;
     const int vectors = (tile.end - tile.begin) * groups;
-#pragma unroll 2
+#pragma unroll 1
     for (int vector = static_cast<int>(threadIdx.x); vector < vectors; vector += STEM_THREADS) {
         const NormBackward* norm = norms + vector % groups * LANES;
-        float values[LANES], gradients[LANES];
-        load_lanes(values, y + static_cast<size_t>(vector) * LANES);
-        load_lanes(gradients, du + static_cast<size_t>(vector) * LANES);
+        // Four at a time, because the sums leave few registers.
+        constexpr int N = Pack<T>::N;
 #pragma unroll
-        for (int i = 0; i < LANES; i++) gradients[i] = norm[i].dy(gradients[i], values[i]);
-        store_lanes(shared + vector * LANES, gradients);
+        for (int part = 0; part < LANES; part += N) {
+            const Pack<T> values = load_pack(y + static_cast<size_t>(vector) * LANES + part);
+            const Pack<T> gradients = load_pack(du + static_cast<size_t>(vector) * LANES + part);
+#pragma unroll
+            for (int four = 0; four < N; four += 4) {
+                Pack<float> out;
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    const float gradient = to_float(gradients.v[four + i]), value = to_float(values.v[four + i]);
+                    out.v[i] = norm[part + four + i].dy(gradient, value);
+                }
+                store_pack(shared + vector * LANES + part + four, out);
+            }
+        }
     }
 }
 
@@ -425,6 +450,6 @@ __device__ __forceinline__ void stem_backward(const StemBackwardArguments& args)
     finish_gradient(args, thread, sums, dy);
 }
 
-KERNEL_BLOCKS(stem_backward_f32, STEM_THREADS, 2, StemBackwardArguments) { stem_backward<float>(args); }
+KERNEL_BLOCKS(stem_backward_f32, STEM_THREADS, 1, StemBackwardArguments) { stem_backward<float>(args); }
 KERNEL_BLOCKS(stem_backward_f16, STEM_THREADS, 2, StemBackwardArguments) { stem_backward<f16>(args); }
 KERNEL_BLOCKS(stem_backward_bf16, STEM_THREADS, 2, StemBackwardArguments) { stem_backward<bf16>(args); }
