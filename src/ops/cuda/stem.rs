@@ -89,7 +89,8 @@ impl Cut {
         assert_eq!((window.kernel, window.stride), (3, 2), "the stem's window is 3×3 with stride 2");
         let columns = ((window.output - 1) * 2 + 3).max(window.pad + window.input);
         let pitch = (3 * columns).next_multiple_of(32) + 1;
-        let output_rows = |pixels: usize| ((pixels + window.output - 2) / window.output + 1).min(window.output);
+        let output_rows =
+            |pixels: usize| ((pixels + window.output - 2) / window.output + 1).min(window.output);
         let rows = |pixels: usize| 2 * output_rows(pixels) + 1;
         let mut pixels = PIXELS * (THREADS / roles);
         while pixels > 2 && rows(pixels) * pitch * 4 > MOST_ROW_BYTES {
