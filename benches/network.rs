@@ -53,13 +53,13 @@ fn measure(side: usize, images: usize, threads: usize) {
     step(&mut ops, 0);
     let steps = if side < 100 { 12 } else { 4 };
     let mut times = Vec::new();
-    ops.start_profile();
+    ops.start_profile().unwrap();
     for number in 1..=steps {
         let start = Instant::now();
         step(&mut ops, number);
         times.push(start.elapsed().as_secs_f64());
     }
-    let profile = ops.take_profile();
+    let mut rows = ops.take_profile().unwrap().rows;
     times.sort_by(f64::total_cmp);
     let median = times[times.len() / 2];
     println!(
@@ -68,11 +68,10 @@ fn measure(side: usize, images: usize, threads: usize) {
         images as f64 / median
     );
     let all: f64 = times.iter().sum();
-    let mut rows: Vec<_> = profile.into_iter().collect();
-    rows.sort_by_key(|(_, (_, time))| std::cmp::Reverse(*time));
-    for (name, (calls, time)) in rows {
-        let share = time.as_secs_f64() / all;
-        let per_step = time.as_secs_f64() * 1e3 / steps as f64;
-        println!("  {name:22} {:4} calls {per_step:9.2} ms {:5.1} %", calls / steps, share * 100.0);
+    rows.sort_by(|a, b| b.microseconds.total_cmp(&a.microseconds));
+    for row in rows {
+        let (calls, share) = (row.calls / steps, row.microseconds / 1e4 / all);
+        let per_step = row.microseconds / 1e3 / steps as f64;
+        println!("  {:22} {calls:4} calls {per_step:9.2} ms {share:5.1} %", row.pass);
     }
 }

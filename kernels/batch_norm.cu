@@ -11,7 +11,6 @@
 // Last measured share: not yet measured.
 #include "numeric.cuh"
 #include "reduction.cuh"
-#include "step.cuh"
 
 namespace {
 
@@ -27,18 +26,17 @@ struct Merged {
 __device__ __forceinline__ Merged merge_parts(
     const float* counts, const float* moments, int parts, int channels, int channel, int group) {
     float shift = 0.0f, sum = 0.0f, squares = 0.0f;
-    int64_t rows = 0;
+    int rows = 0;
 #pragma unroll 4
     for (int part = group; part < parts; part += GROUPS) {
         const float* moment = moments + static_cast<size_t>(part) * 2 * channels + channel;
         const float count = counts[part], mean = moment[0], spread = moment[channels];
-        if (count > 0.0f) {
-            if (rows == 0) shift = mean;
-            const float away = mean - shift;
-            sum = fmaf(count, away, sum);
-            squares += fmaf(count * away, away, spread);
-            rows += static_cast<int64_t>(count);
-        }
+        const bool some = count > 0.0f;
+        shift = some && rows == 0 ? mean : shift;
+        const float away = some ? mean - shift : 0.0f;
+        sum = fmaf(count, away, sum);
+        squares += fmaf(count * away, away, some ? spread : 0.0f);
+        rows += static_cast<int>(count);
     }
     if (rows == 0) return {0.0, 0.0, 0.0};
     const float count = static_cast<float>(rows), away = sum / count;
@@ -142,9 +140,7 @@ KERNEL(batch_norm_sums, THREADS, BatchNormSumsArguments) {
     if (group == 0) {
         float* gradient = column < args.channels ? args.bias_gradient + column
                                                  : args.weight_gradient + (column - args.channels);
-        const float sum = static_cast<float>(total), grown = static_cast<float>(*gradient + total);
-        args.sums[column] = sum;
-        *gradient = grown;
-        if (!is_finite(grown)) raise_flag(&args.block->not_finite, 1);
+        args.sums[column] = static_cast<float>(total);
+        add_to_gradient(gradient, total, args.block);
     }
 }

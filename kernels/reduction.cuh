@@ -11,9 +11,23 @@
 
 #include <cfloat>
 
-#include "device.cuh"
+#include "step.cuh"
 
 __device__ __forceinline__ bool is_finite(float value) { return fabsf(value) <= FLT_MAX; }
+
+// Adds to a gradient, and raises the step's flag where the result is not finite.
+__device__ __forceinline__ void add_to_gradient(float* gradient, double by, StepBlock* block) {
+    const float grown = static_cast<float>(*gradient + by);
+    *gradient = grown;
+    if (!is_finite(grown)) raise_flag(&block->not_finite, 1);
+}
+
+// Every lane gets the sum over its warp's lanes.
+__device__ __forceinline__ float warp_sum(float value) {
+#pragma unroll
+    for (int mask = WARP / 2; mask > 0; mask /= 2) value += shuffle_xor(value, mask);
+    return value;
+}
 
 // A sum in fp32 with its error. Once infinite or NaN it stays not finite.
 struct Compensated {

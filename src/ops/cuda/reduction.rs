@@ -5,6 +5,9 @@ use super::context::Context;
 use super::gpu::{Address, Gpu};
 use crate::ops::{Param, Result};
 
+/// Threads of a warp.
+pub const WARP: usize = 32;
+
 arguments! {
     /// See `kernels/reduction.cu`.
     pub struct AddGradientArguments {
@@ -31,9 +34,9 @@ pub fn add_gradient<G: Gpu>(cx: &mut Context<G>, partials: Address, parts: usize
     let few = elements < FEW_ELEMENTS;
     let (kernel, columns, groups) = match parts {
         0..=8 => (&ONE_GROUP, 256, 1),
-        9..=32 => (&EIGHT_GROUPS, 32, 8),
-        33..=256 if !few => (&EIGHT_GROUPS, 32, 8),
-        _ => (&MANY_GROUPS, 32, 32),
+        9..=32 => (&EIGHT_GROUPS, WARP, 8),
+        33..=256 if !few => (&EIGHT_GROUPS, WARP, 8),
+        _ => (&MANY_GROUPS, WARP, 32),
     };
     let arguments = AddGradientArguments {
         partials,
