@@ -18,6 +18,7 @@ pub mod head;
 pub mod image;
 pub mod masks;
 pub mod optimiser;
+pub mod pointwise;
 pub mod precision;
 pub mod project;
 pub mod reduction;
