@@ -5,7 +5,7 @@ use super::batch_norm;
 use super::context::{Context, workspace_bytes};
 use super::gpu::{Address, Gpu};
 use super::precision::Precision;
-use crate::ops::{HeadBackward, HeadForward, Loss, Result, Tensor};
+use crate::ops::{HeadBackward, HeadForward, Loss, Result};
 
 /// Threads and channels of a block that works on maps.
 const POOL_THREADS: usize = 256;
@@ -224,25 +224,19 @@ pub fn loss<G: Gpu>(cx: &mut Context<G>, p: &Loss) -> Result {
     };
     // One number of four bytes and two of eight for each warp.
     let shared = LOSS_THREADS / 32 * (4 + 8 + 8);
-    cx.launch(&LOSS, [p.images, 1, 1], LOSS_THREADS, shared, arguments)
+    cx.launch(&LOSS, [p.images, 1, 1], LOSS_THREADS, shared, arguments)?;
+    tally(cx, p)
 }
 
 /// Adds the micro-batch's losses, and the number of images whose label has the largest logit, to the step's block.
-pub fn tally<G: Gpu>(
-    cx: &mut Context<G>,
-    losses: Tensor,
-    logits: Tensor,
-    labels: Tensor,
-    images: usize,
-    classes: usize,
-) -> Result {
+fn tally<G: Gpu>(cx: &mut Context<G>, p: &Loss) -> Result {
     let arguments = TallyArguments {
         block: cx.state.block,
-        losses: cx.tensor(losses),
-        logits: cx.tensor(logits),
-        labels: cx.tensor(labels),
-        images: images as i32,
-        classes: classes as i32,
+        losses: cx.tensor(p.losses),
+        logits: cx.tensor(p.logits),
+        labels: cx.tensor(p.labels),
+        images: p.images as i32,
+        classes: p.classes as i32,
     };
     cx.launch(&TALLY, [1, 1, 1], TALLY_THREADS, TALLY_THREADS / 32 * (8 + 4), arguments)
 }
