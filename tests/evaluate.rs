@@ -11,8 +11,8 @@ use std::sync::atomic::AtomicBool;
 
 use assert_cmd::Command;
 use effnet::data::Split;
-use effnet::ops::cpu::CpuDevice;
 use effnet::train::checkpoint::{self, Checkpoint};
+use effnet::train::device::Cpu;
 use effnet::train::evaluator::Evaluator;
 use effnet::train::events::{EvaluationRecord, LogLine, Silent};
 use effnet::train::{DataChoice, Recipe, RunOptions, train};
@@ -110,7 +110,7 @@ fn the_average_is_a_network_of_its_own() {
     let source = data_support::open(&path("data"));
     let mut whole = checkpoint::read(&path("run/checkpoint.bin")).unwrap();
     let figures = |checkpoint: &Checkpoint| {
-        let mut evaluator = Evaluator::new(checkpoint, 8, &CpuDevice { threads: 2 }).unwrap();
+        let mut evaluator = Evaluator::new(checkpoint, 8, Cpu::new(2, "as asked")).unwrap();
         evaluator.split(&source, Split::Val, 1).unwrap()
     };
     let before = figures(&whole);

@@ -11,12 +11,14 @@ use serde_json::{Map, Value, json};
 
 use crate::data::{Source, Split};
 use crate::model::{ParamTable, weights};
-use crate::ops::Weights;
+use crate::ops::cuda::Precision;
+use crate::ops::{Ops, Weights};
 use crate::train::checkpoint::{self, Checkpoint};
+use crate::train::device::{self, Hardware, Selected, With};
 use crate::train::evaluate::Evaluation;
 use crate::train::evaluator::Evaluator;
 use crate::train::recipe_file::RecipeFile;
-use crate::train::{DataChoice, DeviceChoice, TrainError, device};
+use crate::train::{DataChoice, DeviceChoice, TrainError};
 
 /// Classes printed for an image.
 const TOP: usize = 5;
@@ -44,6 +46,9 @@ pub struct EvalFlags {
     /// auto, cpu or cuda
     #[arg(long, default_value = "auto", value_parser = DeviceChoice::from_str)]
     pub device: DeviceChoice,
+    /// How a GPU stores activations: fp16, bf16 or fp32 [default: fp16]
+    #[arg(long, value_name = "TYPE", value_parser = Precision::from_str)]
+    pub precision: Option<Precision>,
     /// Compute threads [default: one a core]
     #[arg(long, value_name = "COUNT", value_parser = threads)]
     pub threads: Option<usize>,
@@ -130,7 +135,7 @@ impl EvalFlags {
     }
 
     fn evaluate(&self, read: &Checkpoint, out: &mut dyn Write, err: &mut dyn Write) -> Result<(), EvalError> {
-        let selected = device::select(self.device, self.threads.unwrap_or(0)).map_err(TrainError::from)?;
+        let selected = self.selected()?;
         let (choice, source) = self.source(read)?;
         if source.fingerprint() != read.metadata.data {
             if self.data.is_none() {
@@ -140,9 +145,14 @@ impl EvalFlags {
             writeln!(err, "warning: {choice} is not the data that this checkpoint was trained on")?;
         }
         let batch = self.batch_size.unwrap_or(read.metadata.recipe.micro_batch);
-        let mut evaluator = Evaluator::new(read, batch, &selected.device)?;
         let since = Instant::now();
-        let figures = evaluator.split(&source, self.split, self.loader_threads)?;
+        let figures = selected.with(EvaluateSplit {
+            read,
+            batch,
+            source: &source,
+            split: self.split,
+            threads: self.loader_threads,
+        })?;
         let images = (source.samples(self.split) * figures.len()) as f64;
         let rate = images / since.elapsed().as_secs_f64().max(1e-9);
         if self.json {
@@ -186,9 +196,21 @@ impl EvalFlags {
         Ok((choice, source))
     }
 
+    fn selected(&self) -> Result<Selected, EvalError> {
+        let selected = device::select(self.device, self.threads.unwrap_or(0), self.precision);
+        Ok(selected.map_err(TrainError::from)?)
+    }
+
     fn classify(&self, read: &Checkpoint, out: &mut dyn Write, err: &mut dyn Write) -> Result<(), EvalError> {
-        let selected = device::select(self.device, self.threads.unwrap_or(0)).map_err(TrainError::from)?;
-        let mut evaluator = Evaluator::new(read, 1, &selected.device)?;
+        self.selected()?.with(Classify { flags: self, read, out, err })
+    }
+
+    fn classify_with<O: Ops + Send>(
+        &self,
+        mut evaluator: Evaluator<O>,
+        out: &mut dyn Write,
+        err: &mut dyn Write,
+    ) -> Result<(), EvalError> {
         let kind = if self.weights == "ema" { Weights::Ema } else { Weights::Raw };
         let mut failed = 0;
         for image in &self.images {
@@ -217,6 +239,40 @@ impl EvalFlags {
             0 => Ok(()),
             failed => Err(EvalError::Images { failed, images: self.images.len() }),
         }
+    }
+}
+
+/// Evaluates a split on whichever device.
+struct EvaluateSplit<'a> {
+    read: &'a Checkpoint,
+    batch: usize,
+    source: &'a Source,
+    split: Split,
+    threads: usize,
+}
+
+impl With for EvaluateSplit<'_> {
+    type Output = Result<Vec<Evaluation>, EvalError>;
+
+    fn with<H: Hardware>(self, hardware: H) -> Self::Output {
+        let mut evaluator = Evaluator::new(self.read, self.batch, hardware)?;
+        Ok(evaluator.split(self.source, self.split, self.threads)?)
+    }
+}
+
+/// Classifies single images on whichever device.
+struct Classify<'a> {
+    flags: &'a EvalFlags,
+    read: &'a Checkpoint,
+    out: &'a mut dyn Write,
+    err: &'a mut dyn Write,
+}
+
+impl With for Classify<'_> {
+    type Output = Result<(), EvalError>;
+
+    fn with<H: Hardware>(self, hardware: H) -> Self::Output {
+        self.flags.classify_with(Evaluator::new(self.read, 1, hardware)?, self.out, self.err)
     }
 }
 

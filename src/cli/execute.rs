@@ -13,9 +13,10 @@ use super::{Action, Job, UsageError, demo};
 use crate::data::{self, DataError, Source};
 use crate::model::{ParamTable, summary};
 use crate::train::checkpoint::{DirectoryError, Found, RunDirectory};
+use crate::train::device::{self, Hardware};
 use crate::train::events::{End, Outcome, Reporter};
 use crate::train::report::{All, Curves, for_stdout};
-use crate::train::{DataChoice, RecipeError, TrainError, device, memory_plan, train};
+use crate::train::{DataChoice, MemoryPlan, Recipe, RecipeError, TrainError, memory_plan, train};
 
 /// Classes of a network whose data is not there yet: ImageNet's.
 const CLASSES: usize = 1000;
@@ -73,8 +74,17 @@ impl Job {
     }
 
     fn print_memory_plan(&self) -> Result<()> {
-        let selected = device::select(self.options.device, self.options.threads).map_err(TrainError::from)?;
-        let plan = memory_plan(&self.recipe, self.classes()?, &selected.device)?;
+        struct Plan<'a>(&'a Recipe, usize);
+        impl device::With for Plan<'_> {
+            type Output = Result<(String, MemoryPlan), RecipeError>;
+            fn with<H: Hardware>(self, mut hardware: H) -> Self::Output {
+                Ok((hardware.line(), memory_plan(self.0, self.1, &mut hardware)?))
+            }
+        }
+        let options = &self.options;
+        let selected = device::select(options.device, options.threads, options.precision);
+        let selected = selected.map_err(TrainError::from)?;
+        let (line, plan) = selected.with(Plan(&self.recipe, self.classes()?))?;
         if self.json {
             let object = json!({
                 "micro_batch": plan.micro_batch, "batch_size": plan.batch_size, "arena": plan.arena,
@@ -85,7 +95,7 @@ impl Job {
             });
             writeln!(io::stdout(), "{object}")?;
         } else {
-            writeln!(io::stdout(), "{}\n{plan}", selected.line)?;
+            writeln!(io::stdout(), "{line}\n{plan}")?;
         }
         Ok(())
     }

@@ -14,6 +14,7 @@ use serde::{Deserialize as DeriveDeserialize, Serialize, Serializer};
 
 use crate::data::CropMode;
 use crate::model::{Padding, Variant};
+use crate::ops::cuda::Precision;
 use crate::train::{DeviceChoice, Optimizer};
 
 /// Train EfficientNet B0-B7 on images that effnet-pack has packed.
@@ -75,7 +76,7 @@ pub struct Settings {
     /// Images of an optimiser step [default: 4096]
     #[arg(long, value_name = "IMAGES", value_parser = whole, allow_negative_numbers = true, help_heading = RECIPE)]
     pub batch_size: Option<u64>,
-    /// Images of a forward pass, which batch norm sees together; divides the batch. auto: on the CPU the batch [default: auto]
+    /// Images of a forward pass, which batch norm sees together; divides the batch. auto: the batch, or on a GPU the most that fits [default: auto]
     #[arg(long, value_name = "IMAGES|auto", value_parser = auto_or_whole, allow_negative_numbers = true, help_heading = RECIPE)]
     #[serde(default, deserialize_with = "micro_batch")]
     pub micro_batch: Option<MicroBatch>,
@@ -116,6 +117,9 @@ pub struct Settings {
     /// auto, cpu or cuda; a line says what auto took, and why [default: auto]
     #[arg(long, value_name = "DEVICE", value_parser = DeviceChoice::from_str, help_heading = RUN)]
     pub device: Option<DeviceChoice>,
+    /// How a GPU stores activations: fp16 (with dynamic loss scaling), bf16 or fp32 [default: fp16]
+    #[arg(long, value_name = "TYPE", value_parser = Precision::from_str, help_heading = RUN)]
+    pub precision: Option<Precision>,
     /// GPUs to train on; needs CUDA
     #[arg(long, value_name = "N", value_parser = whole, allow_negative_numbers = true, help_heading = RUN)]
     pub gpus: Option<u64>,
@@ -152,6 +156,9 @@ pub struct Actions {
     /// Replace the run that --out holds
     #[arg(long, help_heading = RUN)]
     pub force: bool,
+    /// Time the passes of this many steps, after a few to warm up, and print them as a table
+    #[arg(long, value_name = "STEPS", value_parser = whole, allow_negative_numbers = true, help_heading = OUTPUT)]
+    pub profile: Option<u64>,
     /// Print the memory plan and stop
     #[arg(long, help_heading = OUTPUT, conflicts_with = "summary")]
     pub dry_run: bool,

@@ -140,7 +140,7 @@ fn apply(settings: &Settings, mut recipe: Recipe) -> Recipe {
         &mut recipe.micro_batch,
         match s.micro_batch {
             Some(MicroBatch::Images(images)) => size(Some(images)),
-            // The CPU's auto is the batch, and so is the reference recipe's.
+            // The batch: the reference recipe's, and the CPU's auto. A GPU cuts it where it does not fit.
             Some(MicroBatch::Auto) => None,
             None => None,
         },
@@ -168,6 +168,9 @@ fn options(settings: &Settings, actions: &Actions) -> Result<RunOptions, UsageEr
     };
     let mut options = RunOptions::new(data(settings, actions.demo), out(settings, actions));
     options.device = settings.device.unwrap_or_default();
+    options.precision = settings.precision;
+    options.auto_micro_batch = !matches!(settings.micro_batch, Some(MicroBatch::Images(_)));
+    options.profile = at_least_one("profile", actions.profile)?.map(|steps| steps as u64);
     options.threads = at_least_one("threads", settings.threads)?.unwrap_or(options.threads);
     options.loader_threads =
         at_least_one("loader-threads", settings.loader_threads)?.unwrap_or(options.loader_threads);
@@ -185,6 +188,7 @@ fn options(settings: &Settings, actions: &Actions) -> Result<RunOptions, UsageEr
 /// What a resumed run was started with and its checkpoint does not hold, unless it is given anew.
 fn go_on_as(file: &RecipeFile, found: Found, settings: &mut Settings) {
     settings.device.get_or_insert(file.device);
+    settings.precision = settings.precision.or(file.precision);
     settings.checkpoint_every.get_or_insert(file.checkpoint_every);
     settings.keep.get_or_insert(file.keep as _);
     // Once there is a checkpoint, the weights are in it.
@@ -216,15 +220,11 @@ fn out(settings: &Settings, actions: &Actions) -> PathBuf {
 }
 
 fn refuse_gpus(settings: &Settings) -> Result<(), UsageError> {
-    let asked = match (settings.gpus, settings.device) {
-        (Some(0), _) => {
-            return Err(UsageError("--gpus 0: must be at least 1; --device cpu uses none".into()));
-        }
-        (Some(gpus), _) => format!("--gpus {gpus}"),
-        (None, Some(DeviceChoice::Cuda)) => "--device cuda".to_string(),
-        _ => return Ok(()),
-    };
-    Err(UsageError(format!(
-        "{asked}: this build has no CUDA engine; leave the flag out, or use --device cpu"
-    )))
+    let refuse = |text: &str| Err(UsageError(text.into()));
+    match (settings.gpus, settings.device) {
+        (Some(0), _) => refuse("--gpus 0: must be at least 1; --device cpu uses none"),
+        (Some(_), Some(DeviceChoice::Cpu)) => refuse("--gpus: --device cpu uses none; leave one of them out"),
+        (Some(1), _) | (None, _) => Ok(()),
+        (Some(gpus), _) => Err(UsageError(format!("--gpus {gpus}: this version trains on one GPU"))),
+    }
 }

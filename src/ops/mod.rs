@@ -9,10 +9,13 @@ pub mod cpu;
 pub mod cuda;
 pub mod passes;
 pub mod plan;
+pub mod profile;
+pub mod score;
 pub mod tensor;
 
 pub use passes::*;
 pub use plan::{Device, Pass, Plan, Recorder};
+use serde::{Deserialize, Serialize};
 pub use tensor::{Kind, Param, Tensor, Tensors};
 
 /// What a device reports.
@@ -47,6 +50,88 @@ pub struct StepParams {
     pub ema_decay: f32,
 }
 
+/// What a step came to, over all its micro-batches.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct StepFigures {
+    /// Sum of the images' losses.
+    pub loss: f64,
+    /// Images whose largest logit is their label's (see [`score::rank`]).
+    pub correct: u64,
+    /// Whether the update changed nothing, because the loss or a gradient was not finite.
+    pub skipped: bool,
+}
+
+/// Dynamic loss scaling: the loss is multiplied by `scale` before the backward pass and the gradients divided by
+/// it after, so that small ones survive fp16. A step with a gradient that is not finite is skipped and halves
+/// the scale; many good steps in a row double it.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct LossScale {
+    pub scale: f32,
+    /// Since the scale last changed.
+    pub good_steps: u32,
+    /// Steps skipped, in all.
+    pub skipped: u32,
+}
+
+/// A sequence of passes that is run again and again, the same but for the step's parameters and the batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Sequence {
+    /// A micro-batch, sent as `slot`, of a training step: its first, its last, or one between.
+    Training { slot: usize, first: bool, last: bool },
+    /// A batch of inference.
+    Inference { slot: usize },
+}
+
+impl Sequence {
+    /// Which of the two batches under way it works on.
+    pub fn slot(self) -> usize {
+        match self {
+            Sequence::Training { slot, .. } | Sequence::Inference { slot } => slot,
+        }
+    }
+}
+
+/// A batch on its way to the device: bytes and labels on the host, and where they go.
+#[derive(Clone, Copy, Debug)]
+pub struct BatchInput<'a> {
+    /// [N, R, R, 3] bytes.
+    pub pixels: &'a [u8],
+    /// [N]; empty in inference.
+    pub labels: &'a [u32],
+    pub target: BatchTarget,
+}
+
+/// Where a batch goes: the network's input, and how a byte becomes a number: (byte/255 − mean)/deviation.
+#[derive(Clone, Copy, Debug)]
+pub struct BatchTarget {
+    pub image: Tensor,
+    pub labels: Option<Tensor>,
+    pub mean: [f32; 3],
+    pub deviation: [f32; 3],
+}
+
+/// Time and calls of one pass, or of one kernel of it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ProfileRow {
+    /// The pass.
+    pub pass: &'static str,
+    /// The kernel, where the device has several a pass.
+    pub kernel: Option<String>,
+    pub calls: u64,
+    pub microseconds: f64,
+    /// Bytes of the tensors that the pass names, each counted once a call; 0 for a kernel.
+    pub bytes: u64,
+}
+
+/// What [`Ops::take_profile`] gives.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ProfileReport {
+    pub rows: Vec<ProfileRow>,
+    /// Bytes read and bytes written a second by a plain copy on this device, just measured.
+    pub copy_bytes_per_second: f64,
+}
+
 /// Which weights the forward pass uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Weights {
@@ -64,6 +149,16 @@ pub trait Ops {
         work(self)
     }
 
+    /// Runs a sequence that is the same every time. A device may record it the first time and only replay it later:
+    /// `work` must enqueue the same passes whenever it is called for the same sequence under the same plan, and
+    /// must not read anything back.
+    fn replay(&mut self, _sequence: Sequence, work: impl FnOnce(&mut Self) -> Result + Send) -> Result
+    where
+        Self: Sized,
+    {
+        self.submit(work)
+    }
+
     /// Makes the plan's tensors the ones that handles name from now on. Contents are undefined afterwards.
     fn bind(&mut self, plan: &Plan) -> Result;
     /// Sets the parameter block of the coming step.
@@ -71,6 +166,38 @@ pub trait Ops {
     /// Chooses the weights of the forward passes that follow. Backward passes always use the raw ones.
     fn use_weights(&mut self, weights: Weights) -> Result;
     fn zero_gradients(&mut self) -> Result;
+
+    /// Begins a step: zeroes the gradients and the step's figures.
+    fn begin_step(&mut self) -> Result {
+        self.zero_gradients()
+    }
+    /// Ends a step after its update: its figures will come out of [`Ops::take_figures`].
+    fn end_step(&mut self) -> Result;
+    /// The figures of the oldest step not yet taken. Where a device runs behind, those of the last step are given
+    /// only with `wait`, and then waited for.
+    fn take_figures(&mut self, wait: bool) -> Result<Option<StepFigures>>;
+    /// Starts a batch's way to the device as `slot` (0 or 1), beside what the device is doing.
+    fn send_batch(&mut self, _slot: usize, batch: &BatchInput) -> Result {
+        let BatchTarget { image, labels, mean, deviation } = batch.target;
+        self.upload_pixels(image, batch.pixels, mean, deviation)?;
+        labels.map_or(Ok(()), |labels| self.upload_labels(labels, batch.labels))
+    }
+    /// Makes the batch sent as `slot` the network's input. Part of a sequence.
+    fn unpack_batch(&mut self, _slot: usize, _target: &BatchTarget) -> Result {
+        Ok(())
+    }
+    /// The state of loss scaling; none where the device needs none.
+    fn loss_scale(&mut self) -> Result<Option<LossScale>> {
+        Ok(None)
+    }
+    /// Goes on from a saved state of loss scaling. Without effect where the device needs none.
+    fn set_loss_scale(&mut self, _state: LossScale) -> Result {
+        Ok(())
+    }
+    /// Starts timing passes, which costs some time itself.
+    fn start_profile(&mut self) -> Result;
+    /// What was timed since; timing ends. Contents of tensors are undefined afterwards.
+    fn take_profile(&mut self) -> Result<ProfileReport>;
 
     /// Copies a state buffer to the host.
     fn read_state(&mut self, buffer: Buffer, out: &mut [f32]) -> Result;
@@ -96,6 +223,7 @@ pub trait Ops {
     fn project_forward(&mut self, pass: &ProjectForward) -> Result;
     fn residual_forward(&mut self, pass: &ResidualForward) -> Result;
     fn head_forward(&mut self, pass: &HeadForward) -> Result;
+    /// Losses and their gradient; also adds the losses and the right answers to the step's figures.
     fn loss(&mut self, pass: &Loss) -> Result;
 
     fn head_backward(&mut self, pass: &HeadBackward) -> Result;
@@ -122,5 +250,6 @@ pub trait Ops {
         self.expand_backward(expand)
     }
 
+    /// Moves the weights; a step whose loss or gradients are not finite changes nothing.
     fn update(&mut self, pass: &Update) -> Result;
 }

@@ -164,6 +164,40 @@ impl Pass {
         }
     }
 
+    /// Runs the pass.
+    pub fn run<O: Ops + ?Sized>(&self, ops: &mut O) -> Result {
+        match self {
+            Pass::DropPathMask(p) => ops.drop_path_mask(p),
+            Pass::DropoutMask(p) => ops.dropout_mask(p),
+            Pass::BatchNormInference(p) => ops.batch_norm_inference(p),
+            Pass::StemForward(p) => ops.stem_forward(p),
+            Pass::ExpandForward(p) => ops.expand_forward(p),
+            Pass::DepthwiseForward(p) => ops.depthwise_forward(p),
+            Pass::SqueezeForward(p) => ops.squeeze_forward(p),
+            Pass::ProjectForward(p) => ops.project_forward(p),
+            Pass::ResidualForward(p) => ops.residual_forward(p),
+            Pass::HeadForward(p) => ops.head_forward(p),
+            Pass::Loss(p) => ops.loss(p),
+            Pass::HeadBackward(p) => ops.head_backward(p),
+            Pass::ProjectBackward(p) => ops.project_backward(p),
+            Pass::SqueezeBackward(p) => ops.squeeze_backward(p),
+            Pass::DepthwiseBackward(p) => ops.depthwise_backward(p),
+            Pass::ExpandBackward(p) => ops.expand_backward(p),
+            Pass::StemBackward(p) => ops.stem_backward(p),
+            Pass::ExpandDepthwiseForward(e, d) => ops.expand_depthwise_forward(e, d),
+            Pass::ExpandDepthwiseBackward(e, d) => ops.expand_depthwise_backward(e, d),
+            Pass::Update(p) => ops.update(p),
+        }
+    }
+
+    /// Bytes of the tensors that the pass names, each counted once: what it must move through memory at least, but
+    /// for the weights.
+    pub fn bytes(&self, device: &impl Device) -> u64 {
+        let mut bytes = 0;
+        self.tensors(&mut |t, _| bytes += (t.elements * device.element_bytes(t.kind)) as u64);
+        bytes
+    }
+
     /// The operator's name, for tables.
     pub fn name(&self) -> &'static str {
         match self {
@@ -191,6 +225,37 @@ impl Pass {
     }
 }
 
+macro_rules! passes_from {
+    ($($type:ident => $variant:ident),* $(,)?) => {
+        $(impl From<$type> for Pass {
+            fn from(pass: $type) -> Pass {
+                Pass::$variant(pass)
+            }
+        })*
+    };
+}
+
+passes_from! {
+    DropPathMask => DropPathMask,
+    DropoutMask => DropoutMask,
+    BatchNorm => BatchNormInference,
+    StemForward => StemForward,
+    ExpandForward => ExpandForward,
+    DepthwiseForward => DepthwiseForward,
+    SqueezeForward => SqueezeForward,
+    ProjectForward => ProjectForward,
+    ResidualForward => ResidualForward,
+    HeadForward => HeadForward,
+    Loss => Loss,
+    HeadBackward => HeadBackward,
+    ProjectBackward => ProjectBackward,
+    SqueezeBackward => SqueezeBackward,
+    DepthwiseBackward => DepthwiseBackward,
+    ExpandBackward => ExpandBackward,
+    StemBackward => StemBackward,
+    Update => Update,
+}
+
 /// A raw convolution output and, where they are taken from the batch, its statistics.
 fn output(y: Tensor, bn: &BatchNorm, visit: &mut dyn FnMut(Tensor, bool)) {
     visit(y, true);
@@ -215,6 +280,8 @@ pub struct Plan {
     /// What any pass needs beside its tensors, at most.
     pub workspace: Workspace,
     pub threads: usize,
+    /// Weights of the pointwise products, each once, by offset: a device may keep them in a form of its own.
+    pub products: Vec<Param>,
     /// Bytes that live across the end of the forward pass: what is saved for backward.
     pub saved_bytes: usize,
 }
@@ -269,6 +336,23 @@ impl<'a, D: Device> Recorder<'a, D> {
         lives.into_iter().flatten().collect()
     }
 
+    fn products(&self) -> Vec<Param> {
+        let mut products: Vec<Param> = self
+            .passes
+            .iter()
+            .filter_map(|pass| match pass {
+                Pass::ExpandForward(p) | Pass::ExpandDepthwiseForward(p, _) => Some(p.weight),
+                Pass::ExpandBackward(p) | Pass::ExpandDepthwiseBackward(p, _) => Some(p.weight),
+                Pass::ProjectForward(p) => Some(p.weight),
+                Pass::ProjectBackward(p) => Some(p.weight),
+                _ => None,
+            })
+            .collect();
+        products.sort_by_key(|p| p.offset);
+        products.dedup();
+        products
+    }
+
     /// Lays out the tensors of the recorded passes; `outputs` are those that the caller reads afterwards.
     pub fn plan(&self, tensors: &Tensors, outputs: &[Tensor]) -> Plan {
         let bytes = |t: Tensor| (t.elements * self.device.element_bytes(t.kind)).next_multiple_of(ALIGNMENT);
@@ -300,7 +384,8 @@ impl<'a, D: Device> Recorder<'a, D> {
             workspace.shared = workspace.shared.max(need.shared);
             workspace.per_thread = workspace.per_thread.max(need.per_thread);
         }
-        Plan { offsets, tensor_bytes, workspace, threads: self.device.threads(), saved_bytes: saved }
+        let threads = self.device.threads();
+        Plan { offsets, tensor_bytes, workspace, threads, products: self.products(), saved_bytes: saved }
     }
 }
 
@@ -322,6 +407,18 @@ impl<D: Device> Ops for Recorder<'_, D> {
     }
     fn zero_gradients(&mut self) -> Result {
         Ok(())
+    }
+    fn end_step(&mut self) -> Result {
+        Ok(())
+    }
+    fn take_figures(&mut self, _: bool) -> Result<Option<StepFigures>> {
+        Ok(None)
+    }
+    fn start_profile(&mut self) -> Result {
+        Ok(())
+    }
+    fn take_profile(&mut self) -> Result<ProfileReport> {
+        Ok(ProfileReport::default())
     }
     fn read_state(&mut self, _: Buffer, _: &mut [f32]) -> Result {
         Ok(())

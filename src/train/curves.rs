@@ -288,7 +288,16 @@ mod tests {
 
     fn step(step: u64, loss: f64) -> StepRecord {
         let (epoch, lr) = (step as f64 / 10.0, 0.1);
-        StepRecord { step, epoch, loss, accuracy: 0.5, lr, images_per_second: 1.0, data_wait: 0.0 }
+        StepRecord {
+            step,
+            epoch,
+            loss,
+            accuracy: 0.5,
+            lr,
+            images_per_second: 1.0,
+            data_wait: 0.0,
+            skipped: false,
+        }
     }
 
     fn evaluation(step: u64, ema: Option<f64>) -> EvaluationRecord {

@@ -1,39 +1,184 @@
-//! Which device computes, and why.
+//! What computes, and why: the CPU or a GPU, each as a [`Hardware`] that the loop and the evaluator are generic
+//! over.
 
-use crate::ops::cpu::{CpuDevice, simd};
+use crate::ops::cpu::{CpuDevice, CpuOps, simd};
+use crate::ops::cuda::driver::{self, Driver};
+use crate::ops::cuda::{CudaDevice, CudaOps, Gpu, Precision};
+use crate::ops::{Device, Ops, OpsError, Plan, Result as OpsResult};
 
+use super::memory;
 use super::recipe::DeviceChoice;
+
+/// What the operators are made ready for: elements of the state, trainable and in all, and the plans to be bound.
+pub struct Needs<'a> {
+    pub trainable: usize,
+    pub total: usize,
+    pub plans: &'a [&'a Plan],
+}
+
+/// Something that computes, not yet made ready for a network.
+pub trait Hardware {
+    type Device: Device;
+    type Ops: Ops + Send;
+
+    /// What the planner asks.
+    fn device(&self) -> Self::Device;
+    /// One line: which, and why.
+    fn line(&self) -> String;
+    /// Threads that compute.
+    fn threads(&self) -> usize {
+        1
+    }
+    /// Bytes that the plan may take; none where that is unknown.
+    fn available(&mut self) -> Option<u64>;
+    /// Whether its memory is not the host's, so that the loader and a checkpoint take none of it.
+    fn has_own_memory(&self) -> bool;
+    /// # Errors
+    /// Where memory or threads are not there.
+    fn start(self, needs: &Needs) -> OpsResult<Self::Ops>;
+}
+
+/// All cores, or some.
+#[derive(Clone, Debug)]
+pub struct Cpu {
+    pub device: CpuDevice,
+    why: String,
+}
+
+impl Cpu {
+    /// `threads` 0 is one a core.
+    pub fn new(threads: usize, why: impl Into<String>) -> Cpu {
+        let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+        let threads = if threads == 0 { cores } else { threads };
+        Cpu { device: CpuDevice { threads }, why: why.into() }
+    }
+}
+
+impl Hardware for Cpu {
+    type Device = CpuDevice;
+    type Ops = CpuOps;
+
+    fn device(&self) -> CpuDevice {
+        self.device
+    }
+    fn line(&self) -> String {
+        let threads = self.device.threads;
+        let plural = if threads == 1 { "" } else { "s" };
+        format!("device: cpu, {threads} thread{plural}, {} ({})", simd::level().name(), self.why)
+    }
+    fn threads(&self) -> usize {
+        self.device.threads
+    }
+    fn available(&mut self) -> Option<u64> {
+        memory::available()
+    }
+    fn has_own_memory(&self) -> bool {
+        false
+    }
+    fn start(self, needs: &Needs) -> OpsResult<CpuOps> {
+        CpuOps::new(needs.trainable, needs.total, needs.plans, self.device.threads)
+    }
+}
+
+/// A GPU.
+pub struct Cuda<G: Gpu> {
+    gpu: G,
+    precision: Precision,
+    why: String,
+}
+
+impl<G: Gpu> Cuda<G> {
+    pub fn new(gpu: G, precision: Precision, why: impl Into<String>) -> Cuda<G> {
+        Cuda { gpu, precision, why: why.into() }
+    }
+}
+
+impl<G: Gpu> Hardware for Cuda<G> {
+    type Device = CudaDevice;
+    type Ops = CudaOps<G>;
+
+    fn device(&self) -> CudaDevice {
+        CudaDevice { precision: self.precision }
+    }
+    fn line(&self) -> String {
+        let properties = self.gpu.properties();
+        let (name, (major, minor)) = (&properties.name, properties.capability);
+        format!("device: cuda, {name} ({major}.{minor}), {} ({})", self.precision, self.why)
+    }
+    fn available(&mut self) -> Option<u64> {
+        self.gpu.available().ok()
+    }
+    fn has_own_memory(&self) -> bool {
+        true
+    }
+    fn start(self, needs: &Needs) -> OpsResult<CudaOps<G>> {
+        CudaOps::new(self.gpu, needs.trainable, needs.total, needs.plans, self.precision)
+    }
+}
 
 /// A device that cannot be had.
 #[derive(Debug, thiserror::Error, PartialEq)]
 pub enum DeviceError {
-    #[error("--device cuda: this build has no CUDA engine; leave the flag out, or use --device cpu")]
-    NoCuda,
+    #[error("--device cuda: {0}; or leave the flag out, or use --device cpu")]
+    NoCuda(String),
+    #[error("--precision {0}: the CPU computes in fp32; leave the flag out, or use --device cuda")]
+    Precision(Precision),
 }
 
 /// The device taken.
-#[derive(Clone, Debug)]
-pub struct Selected {
-    pub device: CpuDevice,
-    /// One line: which, and why.
-    pub line: String,
+pub enum Selected {
+    Cpu(Cpu),
+    Cuda(Cuda<Driver>),
 }
 
-/// Takes a device; `threads` 0 is one a core.
+/// What is done with a device of either kind.
+pub trait With {
+    type Output;
+    fn with<H: Hardware>(self, hardware: H) -> Self::Output;
+}
+
+impl Selected {
+    /// Hands the device over.
+    pub fn with<W: With>(self, what: W) -> W::Output {
+        match self {
+            Selected::Cpu(cpu) => what.with(cpu),
+            Selected::Cuda(cuda) => what.with(cuda),
+        }
+    }
+}
+
+/// Takes a device; `threads` 0 is one a core; without a precision a GPU takes fp16, with dynamic loss scaling.
 ///
 /// # Errors
 /// [`DeviceError`] for a device that this build or machine does not have.
-pub fn select(choice: DeviceChoice, threads: usize) -> Result<Selected, DeviceError> {
-    let why = match choice {
-        DeviceChoice::Cuda => return Err(DeviceError::NoCuda),
-        DeviceChoice::Cpu => "as asked",
-        DeviceChoice::Auto => "this build has no CUDA engine",
+pub fn select(
+    choice: DeviceChoice,
+    threads: usize,
+    precision: Option<Precision>,
+) -> Result<Selected, DeviceError> {
+    let cpu = |why: String| match precision {
+        Some(precision) if precision != Precision::Fp32 => Err(DeviceError::Precision(precision)),
+        _ => Ok(Selected::Cpu(Cpu::new(threads, why))),
     };
-    let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
-    let threads = if threads == 0 { cores } else { threads };
-    let plural = if threads == 1 { "" } else { "s" };
-    let line = format!("device: cpu, {threads} thread{plural}, {} ({why})", simd::level().name());
-    Ok(Selected { device: CpuDevice { threads }, line })
+    let cuda = |gpu, why: &str| Ok(Selected::Cuda(Cuda::new(gpu, precision.unwrap_or(Precision::Fp16), why)));
+    match (choice, (choice != DeviceChoice::Cpu).then(|| Driver::open(0))) {
+        (DeviceChoice::Cpu, _) | (_, None) => cpu("as asked".into()),
+        (DeviceChoice::Cuda, Some(Ok(gpu))) => cuda(gpu, "as asked"),
+        (DeviceChoice::Auto, Some(Ok(gpu))) => cuda(gpu, "found"),
+        (DeviceChoice::Cuda, Some(Err(error))) => Err(DeviceError::NoCuda(error.to_string())),
+        (DeviceChoice::Auto, Some(Err(error))) => cpu(brief(&error)),
+    }
+}
+
+/// Why `auto` did not take a GPU, without the remedy.
+fn brief(error: &OpsError) -> String {
+    let text = error.to_string();
+    text.split(';').next().unwrap_or(&text).to_string()
+}
+
+/// GPUs of this machine, for messages.
+pub fn gpus() -> Result<usize, OpsError> {
+    driver::count()
 }
 
 #[cfg(test)]
@@ -41,11 +186,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn auto_says_why_and_cuda_is_refused() {
-        let auto = select(DeviceChoice::Auto, 0).unwrap();
-        assert!(auto.device.threads >= 1);
-        assert!(auto.line.contains("cpu") && auto.line.contains("no CUDA engine"), "{}", auto.line);
-        assert_eq!(select(DeviceChoice::Cpu, 3).unwrap().device.threads, 3);
-        assert_eq!(select(DeviceChoice::Cuda, 0).unwrap_err(), DeviceError::NoCuda);
+    fn auto_says_why_and_what_is_missing_is_refused() {
+        match select(DeviceChoice::Auto, 0, None).unwrap() {
+            Selected::Cpu(cpu) => {
+                let line = cpu.line();
+                assert!(
+                    cpu.threads() >= 1 && line.starts_with("device: cpu") && line.ends_with(')'),
+                    "{line}"
+                );
+            }
+            Selected::Cuda(_) => assert!(Driver::open(0).is_ok()),
+        }
+        let Ok(Selected::Cpu(cpu)) = select(DeviceChoice::Cpu, 3, None) else { panic!("the CPU is there") };
+        assert_eq!(cpu.device.threads, 3);
+        let refused = select(DeviceChoice::Cpu, 0, Some(Precision::Fp16)).err();
+        assert_eq!(refused, Some(DeviceError::Precision(Precision::Fp16)));
+        if Driver::open(0).is_err() {
+            let error = select(DeviceChoice::Cuda, 0, None).err().unwrap().to_string();
+            assert!(error.starts_with("--device cuda: ") && error.contains("--device cpu"), "{error}");
+        }
     }
 }

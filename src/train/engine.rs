@@ -1,28 +1,23 @@
 //! A device with a training and an evaluation network on it.
 //!
 //! Both networks share one arena; binding a plan hands it over. One step goes over its micro-batches, whose
-//! gradients add up, and the batch norms see one micro-batch at a time. All buffers that the loop needs on the
-//! host exist before the first step.
+//! gradients add up, and the batch norms see one micro-batch at a time. The device may run behind: a step is
+//! handed over, and what it came to is asked for later, so that the next batch is already on its way meanwhile.
+//! All buffers that the loop needs on the host exist before the first step.
 
 use std::sync::atomic::AtomicBool;
 
 use super::checkpoint::{Snapshot, first_not_finite};
-use super::evaluate::{EvaluateError, Evaluation, Images, evaluate, rank};
+use super::device::{Hardware, Needs};
+use super::evaluate::{EvaluateError, Evaluation, Images, evaluate};
 use super::recipe::Recipe;
 use crate::data::{Batch, Loader, Normalise};
 use crate::model::{Architecture, ParamTable};
 use crate::network::{Network, NetworkConfig};
-use crate::ops::cpu::{CpuDevice, CpuOps};
-use crate::ops::{Buffer, Ops, Plan, Result, StepParams, Update, Weights};
-
-/// What a step gave.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct StepFigures {
-    /// Mean loss of the step's images, summed in f64 in sample order.
-    pub loss: f64,
-    /// Images whose largest logit is their label's.
-    pub correct: u64,
-}
+use crate::ops::{
+    BatchInput, BatchTarget, Buffer, LossScale, Ops, Plan, ProfileReport, Result, Sequence, StepFigures,
+    StepParams, Update, Weights,
+};
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Bound {
@@ -42,30 +37,29 @@ pub struct Engine<O: Ops> {
     bound: Bound,
     normalise: Normalise,
     update: Update,
-    step_images: usize,
-    resolution: usize,
-    losses: Vec<f32>,
-    logits: Vec<f32>,
+    /// Which of the two batches under way comes next.
+    slot: usize,
 }
 
-impl Engine<CpuOps> {
-    /// On the CPU. Images of an evaluation's pass are the recipe's micro-batch.
-    pub fn cpu(
+impl<O: Ops + Send> Engine<O> {
+    /// Plans both networks and makes the hardware ready for them. Images of an evaluation's pass are the recipe's
+    /// micro-batch.
+    pub fn new<H: Hardware<Ops = O>>(
         recipe: &Recipe,
         arch: &Architecture,
         normalise: Normalise,
-        device: &CpuDevice,
-    ) -> Result<Engine<CpuOps>> {
+        hardware: H,
+    ) -> Result<Engine<O>> {
+        let device = &hardware.device();
         let table = ParamTable::new(arch);
         let training = Network::new(arch, &table, recipe.network_config());
         let evaluation = Network::new(arch, &table, NetworkConfig::inference(recipe.micro_batch));
         let (training_plan, evaluation_plan) = (training.plan(device), evaluation.plan(device));
         let plans = [&training_plan, &evaluation_plan];
-        let ops = CpuOps::new(table.trainable(), table.total(), &plans, device.threads)?;
+        let ops =
+            hardware.start(&Needs { trainable: table.trainable(), total: table.total(), plans: &plans })?;
         Ok(Engine {
             ops,
-            losses: vec![0.0; training.losses.elements],
-            logits: vec![0.0; training.logits.elements],
             table,
             training,
             training_plan,
@@ -74,13 +68,10 @@ impl Engine<CpuOps> {
             bound: Bound::Nothing,
             normalise,
             update: recipe.update(),
-            step_images: recipe.batch_size,
-            resolution: arch.resolution,
+            slot: 0,
         })
     }
-}
 
-impl<O: Ops + Send> Engine<O> {
     fn bind(&mut self, wanted: Bound) -> Result {
         if self.bound != wanted {
             let plan = if wanted == Bound::Training { &self.training_plan } else { &self.evaluation_plan };
@@ -90,40 +81,59 @@ impl<O: Ops + Send> Engine<O> {
         Ok(())
     }
 
-    /// Forward and backward over the step's images: the gradients are complete, the weights not yet moved.
-    pub fn gradients(&mut self, batch: &Batch, params: StepParams) -> Result<StepFigures> {
+    /// Hands a whole step to the device: forward and backward over the micro-batches, then the update.
+    pub fn step(&mut self, batch: &Batch, params: StepParams) -> Result {
         self.bind(Bound::Training)?;
-        let Engine { ops, training, normalise, losses, logits, .. } = self;
-        let micro = training.config.images;
-        let image = self.resolution * self.resolution * 3;
-        let (mut loss, mut correct) = (0.0, 0);
-        ops.zero_gradients()?;
-        let parts = batch.pixels.chunks_exact(micro * image).zip(batch.labels.chunks_exact(micro));
+        let Engine { ops, training, normalise: Normalise { mean, deviation }, update, slot, .. } = self;
+        let (images, image) = (training.config.images, training.image.elements);
+        let target = BatchTarget {
+            image: training.image,
+            labels: Some(training.labels),
+            mean: *mean,
+            deviation: *deviation,
+        };
+        let parts = batch.pixels.chunks_exact(image).zip(batch.labels.chunks_exact(images));
+        let count = parts.len();
         for (number, (pixels, labels)) in parts.enumerate() {
-            let first_position = params.first_position + (number * micro) as u64;
+            let first_position = params.first_position + (number * images) as u64;
+            let (first, last) = (number == 0, number + 1 == count);
+            let sequence = Sequence::Training { slot: *slot, first, last };
             ops.submit(|ops| {
                 ops.set_step(StepParams { first_position, ..params })?;
-                ops.upload_pixels(training.image, pixels, normalise.mean, normalise.deviation)?;
-                ops.upload_labels(training.labels, labels)?;
-                training.draw_masks(ops)?;
-                training.forward(ops)?;
-                training.loss(ops)?;
-                training.backward(ops)?;
-                ops.download(training.losses, losses)?;
-                ops.download(training.logits, logits)
+                ops.send_batch(*slot, &BatchInput { pixels, labels, target })?;
+                ops.replay(sequence, |ops| {
+                    if first {
+                        ops.begin_step()?;
+                    }
+                    ops.unpack_batch(*slot, &target)?;
+                    training.draw_masks(ops)?;
+                    training.forward(ops)?;
+                    training.loss(ops)?;
+                    training.backward(ops)?;
+                    if last { ops.update(update) } else { Ok(()) }
+                })
             })?;
-            loss += losses.iter().map(|&l| f64::from(l)).sum::<f64>();
-            let classes = logits.len() / micro;
-            let scored = logits.chunks_exact(classes).zip(labels);
-            correct += scored.filter(|(logits, label)| rank(logits, **label) == 0).count() as u64;
+            *slot ^= 1;
         }
-        Ok(StepFigures { loss: loss / self.step_images as f64, correct })
+        self.ops.end_step()
     }
 
-    /// Moves the weights, and their average.
-    pub fn update(&mut self) -> Result {
-        let update = self.update;
-        self.ops.submit(|ops| ops.update(&update))
+    /// What the oldest step not yet asked for came to; see [`Ops::take_figures`]. `loss` is the sum over its images.
+    pub fn take_figures(&mut self, wait: bool) -> Result<Option<StepFigures>> {
+        self.ops.take_figures(wait)
+    }
+
+    /// See [`Ops::loss_scale`].
+    pub fn loss_scale(&mut self) -> Result<Option<LossScale>> {
+        self.ops.loss_scale()
+    }
+
+    pub fn start_profile(&mut self) -> Result {
+        self.ops.start_profile()
+    }
+
+    pub fn take_profile(&mut self) -> Result<ProfileReport> {
+        self.ops.take_profile()
     }
 
     /// Evaluates the raw weights and, where one is kept, their average; none if `stop` was raised meanwhile.
@@ -140,8 +150,11 @@ impl<O: Ops + Send> Engine<O> {
         evaluate(&mut self.ops, &self.evaluation, images, weights, stop)
     }
 
-    /// Sets all state.
-    pub fn load(&mut self, state: &Snapshot) -> Result {
+    /// Sets all state; that of loss scaling where the checkpoint has one (another precision's has none).
+    pub fn load(&mut self, state: &Snapshot, loss_scale: Option<LossScale>) -> Result {
+        if let Some(scale) = loss_scale {
+            self.ops.set_loss_scale(scale)?;
+        }
         self.ops.write_state(Buffer::Parameters, &state.parameters)?;
         if !state.ema.is_empty() {
             self.ops.write_state(Buffer::Ema, &state.ema)?;

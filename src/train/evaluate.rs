@@ -13,7 +13,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::{DataError, Loader, Normalise};
 use crate::network::Network;
-use crate::ops::{Ops, OpsError, Result as OpsResult, Weights};
+use crate::ops::score::rank;
+use crate::ops::{BatchInput, BatchTarget, Ops, OpsError, Result as OpsResult, Sequence, Weights};
 
 /// Figures of one set of weights over one split.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -35,18 +36,6 @@ pub enum EvaluateError {
     Ops(#[from] OpsError),
     #[error("the evaluation saw {seen} images where the split has {expected}")]
     Count { seen: u64, expected: u64 },
-}
-
-/// Other classes whose logit is not below the label's: 0 is right.
-pub fn rank(logits: &[f32], label: u32) -> usize {
-    let own = logits.get(label as usize).copied().unwrap_or(f32::NAN);
-    if own.is_nan() {
-        return logits.len();
-    }
-    // Written so that another class's NaN is "not below". The label itself is not below itself either.
-    #[allow(clippy::neg_cmp_op_on_partial_ord)]
-    let not_below = logits.iter().filter(|&&other| !(other < own)).count();
-    not_below - 1
 }
 
 /// Cross-entropy of one image, nats: plain, in f64 from the f32 logits.
@@ -140,11 +129,18 @@ pub fn infer<O: Ops + Send>(
     weights: Weights,
     logits: &mut [f32],
 ) -> OpsResult {
+    let Normalise { mean, deviation } = normalise;
+    let target = BatchTarget { image: network.image, labels: None, mean, deviation };
     ops.submit(|ops| {
         ops.use_weights(weights)?;
         let done = ops
-            .upload_pixels(network.image, pixels, normalise.mean, normalise.deviation)
-            .and_then(|()| network.forward(ops))
+            .send_batch(0, &BatchInput { pixels, labels: &[], target })
+            .and_then(|()| {
+                ops.replay(Sequence::Inference { slot: 0 }, |ops| {
+                    ops.unpack_batch(0, &target)?;
+                    network.forward(ops)
+                })
+            })
             .and_then(|()| ops.download(network.logits, logits));
         ops.use_weights(Weights::Raw)?;
         done

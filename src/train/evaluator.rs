@@ -7,40 +7,44 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use super::checkpoint::Checkpoint;
+use super::device::{Hardware, Needs};
 use super::error::TrainError;
 use super::evaluate::{Evaluation, Images, evaluate, infer, softmax};
-use super::memory::available;
 use super::recipe::Recipe;
 use super::run::evaluation_loader;
 use crate::data::{Normalise, Source, Split, evaluate_image};
 use crate::model::ParamTable;
 use crate::network::{Network, NetworkConfig};
-use crate::ops::cpu::{CpuDevice, CpuOps};
 use crate::ops::{Buffer, Ops, Weights};
 
 /// A checkpoint's network, ready for inference.
-pub struct Evaluator {
-    ops: CpuOps,
+pub struct Evaluator<O: Ops> {
+    ops: O,
     network: Network,
     recipe: Recipe,
     normalise: Normalise,
     classes: Vec<String>,
 }
 
-impl Evaluator {
+impl<O: Ops + Send> Evaluator<O> {
     /// For batches of `batch` images. [`Evaluator::split`] repeats training's figures with
     /// `checkpoint.metadata.recipe.micro_batch`.
-    pub fn new(checkpoint: &Checkpoint, batch: usize, device: &CpuDevice) -> Result<Evaluator, TrainError> {
+    pub fn new<H: Hardware<Ops = O>>(
+        checkpoint: &Checkpoint,
+        batch: usize,
+        mut hardware: H,
+    ) -> Result<Evaluator<O>, TrainError> {
         let Checkpoint { metadata, architecture, state } = checkpoint;
         let table = ParamTable::new(architecture);
         let network = Network::new(architecture, &table, NetworkConfig::inference(batch));
-        let plan = network.plan(device);
+        let plan = network.plan(&hardware.device());
         let need = (plan.tensor_bytes + plan.workspace_bytes()) as u64;
-        match available() {
+        match hardware.available() {
             Some(have) if need > have => return Err(TrainError::EvaluationMemory { batch, need, have }),
             _ => {}
         }
-        let mut ops = CpuOps::new(table.trainable(), table.total(), &[&plan], device.threads)?;
+        let (trainable, total) = (table.trainable(), table.total());
+        let mut ops = hardware.start(&Needs { trainable, total, plans: &[&plan] })?;
         ops.bind(&plan)?;
         ops.write_state(Buffer::Parameters, &state.parameters)?;
         if !state.ema.is_empty() {

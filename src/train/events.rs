@@ -8,10 +8,12 @@
 
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
+use super::profile;
 use super::program::{command, quoted};
 use super::recipe::Recipe;
+use crate::ops::ProfileReport;
 
 /// A run about to start or to go on.
 #[derive(Clone, Debug)]
@@ -48,7 +50,8 @@ pub struct StepRecord {
     pub step: u64,
     /// Epochs done: step × batch / images.
     pub epoch: f64,
-    /// Mean over the step's images, label smoothing included.
+    /// Mean over the step's images, label smoothing included; null in the log where a skipped step's is not finite.
+    #[serde(deserialize_with = "number_or_null")]
     pub loss: f64,
     /// Share of the step's images (augmented, dropout on) whose largest logit is their label's.
     pub accuracy: f64,
@@ -56,6 +59,17 @@ pub struct StepRecord {
     pub images_per_second: f64,
     /// Seconds that the step waited for its images.
     pub data_wait: f64,
+    /// Whether the weights stayed as they were, because a gradient overflowed fp16: the loss scale has halved.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub skipped: bool,
+}
+
+fn number_or_null<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NAN))
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 /// One evaluation of the validation split.
@@ -160,6 +174,10 @@ pub trait Reporter {
     /// An evaluation begins, over this many images (both weights together).
     fn evaluating(&mut self, _images: u64) {}
     fn evaluation(&mut self, _record: &EvaluationRecord, _best: bool) {}
+    /// What `--profile` has timed over this many steps.
+    fn profile(&mut self, report: &ProfileReport, steps: u64) {
+        profile::lines(report, steps).iter().for_each(|line| self.notice(line));
+    }
     /// A checkpoint is safe on disk.
     fn saved(&mut self, _checkpoint: &Path, _step: u64) {}
     /// One line for the user: which device and why, what `--init-from` did not match.

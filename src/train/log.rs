@@ -93,7 +93,16 @@ mod tests {
 
     fn step(step: u64) -> LogLine {
         let (epoch, loss, accuracy, lr) = (0.5, 1.25, 0.1, 1e-3);
-        LogLine::Step(StepRecord { step, epoch, loss, accuracy, lr, images_per_second: 9.0, data_wait: 0.0 })
+        LogLine::Step(StepRecord {
+            step,
+            epoch,
+            loss,
+            accuracy,
+            lr,
+            images_per_second: 9.0,
+            data_wait: 0.0,
+            skipped: false,
+        })
     }
 
     fn evaluation(step: u64) -> LogLine {

@@ -4,11 +4,11 @@ use std::fmt;
 use std::fs;
 use std::path::Path;
 
+use super::device::Hardware;
 use super::recipe::{Recipe, RecipeError};
 use crate::model::{Architecture, ParamTable};
 use crate::network::{Network, NetworkConfig};
-use crate::ops::Plan;
-use crate::ops::cpu::CpuDevice;
+use crate::ops::{Device, Kind, Plan};
 
 /// Batches that exist beside the one in use: see [`crate::data::loader`].
 pub const LOADER_AHEAD: usize = 3;
@@ -81,23 +81,37 @@ impl MemoryPlan {
 ///
 /// # Errors
 /// A recipe that makes no network.
-pub fn memory_plan(recipe: &Recipe, classes: usize, device: &CpuDevice) -> Result<MemoryPlan, RecipeError> {
+pub fn memory_plan<H: Hardware>(
+    recipe: &Recipe,
+    classes: usize,
+    hardware: &mut H,
+) -> Result<MemoryPlan, RecipeError> {
     recipe.validate()?;
     let arch = recipe.architecture(classes)?;
     let table = ParamTable::new(&arch);
-    Ok(with_available(recipe, &arch, &table, device, available()))
+    let available = hardware.available();
+    Ok(with_available(recipe, &arch, &table, &hardware.device(), hardware.has_own_memory(), available))
 }
 
 fn with_available(
     recipe: &Recipe,
     arch: &Architecture,
     table: &ParamTable,
-    device: &CpuDevice,
+    device: &impl Device,
+    own_memory: bool,
     available: Option<u64>,
 ) -> MemoryPlan {
     let (trainable, total) = (table.trainable() as u64 * 4, table.total() as u64 * 4);
     let ema = if recipe.ema > 0.0 { total } else { 0 };
     let area = (recipe.resolution * recipe.resolution * 3) as u64;
+    // A GPU keeps weights in the activations' type beside the fp32 ones, the running statistics of the step under
+    // way, and two micro-batches on their way in bytes; the loader's batches and a checkpoint stay on the host.
+    let stored = if device.element_bytes(Kind::Activation) < 4 { trainable / 2 } else { 0 };
+    let (weights, checkpoint, images) = if own_memory {
+        (total + stored + (total - trainable), 0, 2 * recipe.micro_batch as u64 * (area + 4))
+    } else {
+        (total, total + ema + 2 * trainable, (1 + LOADER_AHEAD) as u64 * recipe.batch_size as u64 * area)
+    };
     let plan = training_plan(recipe, arch, table, device, recipe.micro_batch);
     let mut plan = MemoryPlan {
         micro_batch: recipe.micro_batch,
@@ -105,20 +119,21 @@ fn with_available(
         arena: plan.tensor_bytes as u64,
         saved: plan.saved_bytes as u64,
         workspace: plan.workspace_bytes() as u64,
-        weights: total,
+        weights,
         gradients: trainable,
         optimizer: 2 * trainable,
         ema,
-        checkpoint: total + ema + 2 * trainable,
-        images: (1 + LOADER_AHEAD) as u64 * recipe.batch_size as u64 * area,
+        checkpoint,
+        images,
         available,
         largest: None,
     };
     if let Some(available) = available {
-        let fixed = plan.total() - plan.arena - plan.workspace;
+        let by_image = if own_memory { plan.images / plan.micro_batch as u64 } else { 0 };
+        let fixed = plan.total() - plan.arena - plan.workspace - by_image * plan.micro_batch as u64;
         plan.largest = Some(largest(available.saturating_sub(fixed), |images| {
             let plan = training_plan(recipe, arch, table, device, images);
-            (plan.tensor_bytes + plan.workspace_bytes()) as u64
+            (plan.tensor_bytes + plan.workspace_bytes()) as u64 + by_image * images as u64
         }));
     }
     plan
@@ -128,7 +143,7 @@ fn training_plan(
     recipe: &Recipe,
     arch: &Architecture,
     table: &ParamTable,
-    device: &CpuDevice,
+    device: &impl Device,
     images: usize,
 ) -> Plan {
     let config = NetworkConfig { images, ..recipe.network_config() };
@@ -240,13 +255,14 @@ impl fmt::Display for MemoryPlan {
 mod tests {
     use super::*;
     use crate::model::Variant;
+    use crate::ops::cpu::CpuDevice;
 
     fn plan(micro_batch: usize, available: u64) -> MemoryPlan {
         let mut recipe = Recipe::reference(Variant::B0, 96);
         (recipe.resolution, recipe.micro_batch) = (32, micro_batch);
         let arch = recipe.architecture(10).unwrap();
         let table = ParamTable::new(&arch);
-        with_available(&recipe, &arch, &table, &CpuDevice { threads: 2 }, Some(available))
+        with_available(&recipe, &arch, &table, &CpuDevice { threads: 2 }, false, Some(available))
     }
 
     #[test]

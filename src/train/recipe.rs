@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::data::{CropMode, DataError, Source};
 use crate::model::{Architecture, BatchNormConfig, ModelError, Padding, Variant};
 use crate::network::NetworkConfig;
+use crate::ops::cuda::Precision;
 use crate::ops::{RmsPropForm, Rule, Statistics, Update};
 
 /// The optimisers.
@@ -341,6 +342,12 @@ pub struct RunOptions {
     /// The run directory.
     pub out: PathBuf,
     pub device: DeviceChoice,
+    /// Storage type on a GPU; none takes fp16 there. A checkpoint does not depend on it.
+    pub precision: Option<Precision>,
+    /// Lets a GPU cut the batch into micro-batches that fit. Decided when a run starts, and then in its recipe.
+    pub auto_micro_batch: bool,
+    /// Times the passes of this many steps.
+    pub profile: Option<u64>,
     /// Compute threads; 0 is one a core.
     pub threads: usize,
     pub loader_threads: usize,
@@ -363,6 +370,9 @@ impl RunOptions {
             data,
             out: out.into(),
             device: DeviceChoice::Auto,
+            precision: None,
+            auto_micro_batch: false,
+            profile: None,
             threads: 0,
             loader_threads: 2,
             checkpoint_every: 0,

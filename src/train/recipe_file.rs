@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use super::recipe::{DataChoice, DeviceChoice, Recipe, RunOptions};
 use crate::data::Source;
+use crate::ops::cuda::Precision;
 
 /// What `recipe.toml` holds. `recipe.init_from` is none: the path stands in `init_from`.
 #[derive(Clone, Debug, PartialEq)]
@@ -15,6 +16,7 @@ pub struct RecipeFile {
     pub recipe: Recipe,
     pub data: DataChoice,
     pub device: DeviceChoice,
+    pub precision: Option<Precision>,
     pub checkpoint_every: u64,
     pub keep: usize,
     pub init_from: Option<PathBuf>,
@@ -40,6 +42,7 @@ impl RecipeFile {
             recipe: Recipe { init_from: None, ..recipe.clone() },
             data,
             device: options.device,
+            precision: options.precision,
             checkpoint_every: options.checkpoint_every,
             keep: options.keep,
             init_from: options.init_from.as_deref().map(absolute),
@@ -51,6 +54,9 @@ impl RecipeFile {
         let mut set = |key: &str, value: toml::Value| table.insert(key.into(), value);
         set("data", self.data.to_string().into());
         set("device", self.device.to_string().into());
+        if let Some(precision) = self.precision {
+            set("precision", precision.to_string().into());
+        }
         set("checkpoint-every", (self.checkpoint_every as i64).into());
         set("keep", (self.keep as i64).into());
         if let Some(path) = &self.init_from {
@@ -70,6 +76,7 @@ impl RecipeFile {
         let data = text_of("data")?.ok_or("data is missing")?;
         let Ok(data) = data.parse();
         let device = text_of("device")?.map_or(Ok(DeviceChoice::Auto), |text| text.parse())?;
+        let precision = text_of("precision")?.map(|text| text.parse()).transpose()?;
         let init_from = text_of("init-from")?.map(PathBuf::from);
         let mut number_of = |key: &str| match table.remove(key) {
             Some(toml::Value::Integer(number)) if number >= 0 => Ok(number as u64),
@@ -78,7 +85,7 @@ impl RecipeFile {
         };
         let (checkpoint_every, keep) = (number_of("checkpoint-every")?, number_of("keep")? as usize);
         let recipe = table.try_into().map_err(|e: toml::de::Error| e.message().to_string())?;
-        Ok(RecipeFile { recipe, data, device, checkpoint_every, keep, init_from })
+        Ok(RecipeFile { recipe, data, device, precision, checkpoint_every, keep, init_from })
     }
 
     /// # Errors

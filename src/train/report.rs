@@ -13,6 +13,7 @@ use super::curves;
 use super::events::{End, EvaluationRecord, Header, Outcome, Reporter, StepRecord};
 use super::memory::bytes;
 use super::recipe::Optimizer;
+use crate::ops::{ProfileReport, ProfileRow};
 
 /// Passes every event on to several reporters, in order.
 pub struct All(pub Vec<Box<dyn Reporter>>);
@@ -29,6 +30,9 @@ impl Reporter for All {
     }
     fn evaluation(&mut self, record: &EvaluationRecord, best: bool) {
         self.0.iter_mut().for_each(|r| r.evaluation(record, best));
+    }
+    fn profile(&mut self, report: &ProfileReport, steps: u64) {
+        self.0.iter_mut().for_each(|r| r.profile(report, steps));
     }
     fn saved(&mut self, checkpoint: &Path, step: u64) {
         self.0.iter_mut().for_each(|r| r.saved(checkpoint, step));
@@ -438,6 +442,17 @@ impl<W: Write> Reporter for Json<W> {
         let mut fields = json!(record);
         fields["best"] = best.into();
         self.event("evaluation", fields);
+    }
+    fn profile(&mut self, report: &ProfileReport, steps: u64) {
+        let row = |row: &ProfileRow| {
+            json!({
+                "pass": row.pass, "kernel": row.kernel, "calls": row.calls, "microseconds": row.microseconds,
+                "bytes": row.bytes,
+            })
+        };
+        let rows: Vec<Value> = report.rows.iter().map(row).collect();
+        let copy = report.copy_bytes_per_second;
+        self.event("profile", json!({ "steps": steps, "copy_bytes_per_second": copy, "rows": rows }));
     }
     fn saved(&mut self, checkpoint: &Path, step: u64) {
         self.event("saved", json!({ "checkpoint": checkpoint, "step": step }));

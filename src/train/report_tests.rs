@@ -37,6 +37,7 @@ fn step(step: u64) -> StepRecord {
         lr: 0.001,
         images_per_second: 640.0,
         data_wait: 0.001,
+        skipped: false,
     }
 }
 

@@ -1,14 +1,17 @@
 //! The loop.
 //!
-//! A step takes its batch from the loader, adds up the gradients of its micro-batches, looks at the loss, and
-//! only then moves the weights. What follows a step (a log line, an evaluation, a checkpoint) depends on the
+//! A step takes its batch from the loader and hands it to the device, which adds up the gradients of its
+//! micro-batches and moves the weights, if all is finite. A GPU runs a step behind, so a step is told of (its log
+//! line) when its figures are there, and before anything is evaluated or saved. What follows a step (a log line, an evaluation, a checkpoint) depends on the
 //! step alone, so a run that was killed and resumed does what an uninterrupted one would have done.
 
+use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use super::checkpoint::{Metadata, RunDirectory, Snapshot};
+use super::device::{self, Hardware};
 use super::engine::Engine;
 use super::error::TrainError;
 use super::evaluate::rate;
@@ -20,7 +23,10 @@ use super::schedule::Schedule;
 use super::session::{Session, prepare};
 use crate::data::loader::evaluation_steps;
 use crate::data::{Batch, Loader, LoaderConfig, Source, Split};
-use crate::ops::{Ops, StepParams};
+use crate::ops::{Ops, StepFigures, StepParams};
+
+/// Steps before those that `--profile` times: the first allocate, capture and fill caches.
+const PROFILE_WARM_UP: u64 = 3;
 
 /// Trains until the schedule ends, `max_steps` is reached or `stop` is raised, and saves.
 ///
@@ -33,12 +39,37 @@ pub fn train(
     reporter: &mut dyn Reporter,
     stop: &AtomicBool,
 ) -> Result<Outcome, TrainError> {
-    let session = prepare(recipe, options, &source, reporter)?;
-    let mut engine =
-        Engine::cpu(&session.recipe, &session.arch, source.normalise(), &session.selected.device)?;
-    engine.load(&session.state)?;
-    reporter.started(&header(&session, options, &source, engine.table.trainable()));
-    let Session { recipe, schedule, run, metadata, state, resumed, .. } = session;
+    struct Train<'a>(&'a Recipe, &'a RunOptions, Source, &'a mut dyn Reporter, &'a AtomicBool);
+    impl device::With for Train<'_> {
+        type Output = Result<Outcome, TrainError>;
+        fn with<H: Hardware>(self, hardware: H) -> Self::Output {
+            let Train(recipe, options, source, reporter, stop) = self;
+            train_on(recipe, options, source, hardware, reporter, stop)
+        }
+    }
+    let selected = device::select(options.device, options.threads, options.precision)?;
+    selected.with(Train(recipe, options, source, reporter, stop))
+}
+
+/// [`train`] on hardware that was chosen already.
+///
+/// # Errors
+/// As [`train`].
+pub fn train_on<H: Hardware>(
+    recipe: &Recipe,
+    options: &RunOptions,
+    source: Source,
+    hardware: H,
+    reporter: &mut dyn Reporter,
+    stop: &AtomicBool,
+) -> Result<Outcome, TrainError> {
+    let session = prepare(recipe, options, &source, hardware, reporter)?;
+    let mut header = header(&session, options, &source);
+    let Session { recipe, arch, schedule, hardware, run, metadata, state, resumed, .. } = session;
+    let mut engine = Engine::new(&recipe, &arch, source.normalise(), hardware)?;
+    engine.load(&state, metadata.loss_scale)?;
+    header.parameters = engine.table.trainable();
+    reporter.started(&header);
     let mut trainer = Trainer {
         end: schedule.steps().min(options.max_steps.unwrap_or(u64::MAX)).max(metadata.step),
         saved: metadata.step,
@@ -47,6 +78,8 @@ pub fn train(
         seconds: 0.0,
         waited: 0.0,
         first: metadata.step,
+        behind: VecDeque::with_capacity(2),
+        since: Instant::now(),
         engine,
         recipe,
         options,
@@ -68,19 +101,19 @@ pub fn train(
     Ok(outcome)
 }
 
-fn header(session: &Session, options: &RunOptions, source: &Source, parameters: usize) -> Header {
-    let Session { recipe, schedule, metadata, selected, memory, .. } = session;
+fn header<H: Hardware>(session: &Session<H>, options: &RunOptions, source: &Source) -> Header {
+    let Session { recipe, schedule, metadata, hardware, memory, .. } = session;
     Header {
         recipe: recipe.clone(),
         classes: source.classes(),
-        parameters,
+        parameters: 0,
         train_images: source.samples(Split::Train),
         val_images: source.samples(Split::Val),
         data: options.data.to_string(),
         fingerprint: source.fingerprint(),
         out: options.out.clone(),
-        device: selected.line.clone(),
-        threads: selected.device.threads,
+        device: hardware.line(),
+        threads: hardware.threads(),
         loader_threads: options.loader_threads,
         steps: schedule.steps(),
         warmup_steps: schedule.warmup(),
@@ -88,6 +121,14 @@ fn header(session: &Session, options: &RunOptions, source: &Source, parameters: 
         last_step: schedule.steps().min(options.max_steps.unwrap_or(u64::MAX)),
         memory: memory.total(),
     }
+}
+
+/// A step that was handed to the device and has not been told of.
+struct Behind {
+    step: u64,
+    epoch: f64,
+    lr: f64,
+    data_wait: f64,
 }
 
 struct Trainer<'a, O: Ops> {
@@ -111,6 +152,10 @@ struct Trainer<'a, O: Ops> {
     /// Of this call's steps.
     seconds: f64,
     waited: f64,
+    /// Steps under way: at most one between two steps, where the device runs behind.
+    behind: VecDeque<Behind>,
+    /// When the last step was told of, or whatever came after it had ended.
+    since: Instant,
 }
 
 impl<O: Ops + Send> Trainer<'_, O> {
@@ -121,15 +166,29 @@ impl<O: Ops + Send> Trainer<'_, O> {
             self.save(best)?;
         }
         let mut loader = self.loader()?;
+        let profiled = self.options.profile.map(|steps| self.metadata.step + PROFILE_WARM_UP + steps);
+        self.since = Instant::now();
         while self.metadata.step < self.end && !self.stopped() {
+            if profiled.is_some_and(|end| self.metadata.step + self.options.profile.unwrap_or(0) == end) {
+                self.tell(true)?;
+                self.engine.start_profile()?;
+            }
             self.step(&mut loader)?;
-            let evaluated = self.evaluation_is_due() && self.evaluate()?;
+            if profiled == Some(self.metadata.step) {
+                self.tell(true)?;
+                let report = self.engine.take_profile()?;
+                self.reporter.profile(&report, self.options.profile.unwrap_or(1));
+                self.since = Instant::now();
+            }
             let step = self.metadata.step;
             let every = self.options.checkpoint_every;
             let due = every > 0 && step.is_multiple_of(every);
-            if evaluated || due || step == self.end || self.stopped() {
+            if self.evaluation_is_due() || due || step == self.end || self.stopped() {
+                self.tell(true)?;
+                let evaluated = self.evaluation_is_due() && self.evaluate()?;
                 let best = evaluated && self.is_best();
                 self.save(best)?;
+                self.since = Instant::now();
             }
         }
         Ok(())
@@ -163,39 +222,63 @@ impl<O: Ops + Send> Trainer<'_, O> {
         step > evaluated && self.schedule.evaluates(step)
     }
 
-    /// One optimiser step, from batch to log line.
+    /// One optimiser step, from the batch to the device.
     fn step(&mut self, loader: &mut Loader) -> Result<(), TrainError> {
-        let (since, waited) = (Instant::now(), loader.waited());
+        let waited = loader.waited();
         let index = self.metadata.step;
         let batch = loader.next()?.ok_or(TrainError::DataEnded { step: index + 1 })?;
         let data_wait = (loader.waited() - waited).as_secs_f64();
-        let learning_rate = self.schedule.lr(index);
-        let figures = self.engine.gradients(&batch, self.params(&batch, learning_rate))?;
-        if !figures.loss.is_finite() {
-            let what = format!("loss is {}", figures.loss);
-            let tensor = self.engine.first_not_finite()?.unwrap_or_else(|| "an activation".into());
-            return Err(self.not_finite(index + 1, what, tensor));
-        }
-        self.engine.update()?;
+        let lr = self.schedule.lr(index);
+        self.engine.step(&batch, self.params(&batch, lr))?;
         loader.recycle(batch);
-        self.metadata.step = index + 1;
-        self.metadata.epoch = self.schedule.epoch(index + 1);
-        let seconds = since.elapsed().as_secs_f64();
-        self.seconds += seconds;
-        self.waited += data_wait;
-        let images = self.recipe.batch_size as f64;
-        let record = StepRecord {
-            step: index + 1,
-            epoch: self.metadata.epoch,
-            loss: figures.loss,
-            accuracy: figures.correct as f64 / images,
-            lr: learning_rate,
-            images_per_second: images / seconds.max(1e-9),
-            data_wait,
-        };
-        self.write_log(LogLine::Step(record))?;
-        self.reporter.step(&record);
+        let epoch = self.schedule.epoch(index + 1);
+        (self.metadata.step, self.metadata.epoch) = (index + 1, epoch);
+        self.behind.push_back(Behind { step: index + 1, epoch, lr, data_wait });
+        self.tell(false)
+    }
+
+    /// Tells of the steps whose figures are there; with `all`, of every step handed over, waiting for it.
+    fn tell(&mut self, all: bool) -> Result<(), TrainError> {
+        while let Some(figures) = self.engine.take_figures(all)? {
+            let Some(step) = self.behind.pop_front() else { break };
+            if figures.skipped && !self.may_skip()? {
+                return Err(self.not_finite_step(&step, figures));
+            }
+            let seconds = self.since.elapsed().as_secs_f64();
+            self.since = Instant::now();
+            self.seconds += seconds;
+            self.waited += step.data_wait;
+            let images = self.recipe.batch_size as f64;
+            let record = StepRecord {
+                step: step.step,
+                epoch: step.epoch,
+                loss: figures.loss / images,
+                accuracy: figures.correct as f64 / images,
+                lr: step.lr,
+                images_per_second: images / seconds.max(1e-9),
+                data_wait: step.data_wait,
+                skipped: figures.skipped,
+            };
+            self.write_log(LogLine::Step(record))?;
+            self.reporter.step(&record);
+        }
         Ok(())
+    }
+
+    /// Skipped steps are how loss scaling finds its scale; once it cannot fall any more, something is wrong.
+    fn may_skip(&mut self) -> Result<bool, TrainError> {
+        Ok(self.engine.loss_scale()?.is_some_and(|state| state.scale > 1.0))
+    }
+
+    fn not_finite_step(&mut self, step: &Behind, figures: StepFigures) -> TrainError {
+        let what = match figures.loss.is_finite() {
+            true => "gradients are not finite".to_string(),
+            false => format!("loss is {}", figures.loss / self.recipe.batch_size as f64),
+        };
+        match self.engine.first_not_finite() {
+            Ok(tensor) => self.not_finite(step.step, what, tensor.unwrap_or_else(|| "an activation".into())),
+            Err(error) => error.into(),
+        }
     }
 
     fn params(&self, batch: &Batch, learning_rate: f64) -> StepParams {
@@ -259,6 +342,7 @@ impl<O: Ops + Send> Trainer<'_, O> {
     /// Writes the checkpoint of this step, unless the weights are beyond saving.
     fn save(&mut self, best: bool) -> Result<(), TrainError> {
         self.engine.store(&mut self.state)?;
+        self.metadata.loss_scale = self.engine.loss_scale()?.or(self.metadata.loss_scale);
         if let Some(tensor) = self.state.first_not_finite(&self.engine.table) {
             return Err(self.not_finite(self.metadata.step, "weights are not finite".into(), tensor));
         }

@@ -7,7 +7,7 @@ use std::fs;
 use std::path::Path;
 
 use super::checkpoint::{self, Checkpoint, DirectoryError, Found, Metadata, RunDirectory, Snapshot};
-use super::device::{self, Selected};
+use super::device::Hardware;
 use super::error::TrainError;
 use super::events::Reporter;
 use super::memory::{MemoryPlan, memory_plan};
@@ -39,11 +39,11 @@ fn resumable(run: &RunDirectory) -> Result<Found, DirectoryError> {
 }
 
 /// A run that is ready.
-pub(super) struct Session {
+pub(super) struct Session<H> {
     pub recipe: Recipe,
     pub arch: Architecture,
     pub schedule: Schedule,
-    pub selected: Selected,
+    pub hardware: H,
     pub memory: MemoryPlan,
     pub run: RunDirectory,
     pub metadata: Metadata,
@@ -53,14 +53,14 @@ pub(super) struct Session {
 }
 
 /// Checks everything, then makes or opens the run directory.
-pub(super) fn prepare(
+pub(super) fn prepare<H: Hardware>(
     recipe: &Recipe,
     options: &RunOptions,
     source: &Source,
+    mut hardware: H,
     reporter: &mut dyn Reporter,
-) -> Result<Session, TrainError> {
+) -> Result<Session<H>, TrainError> {
     let mut recipe = recipe.clone();
-    let selected = device::select(options.device, options.threads)?;
     let before = RunDirectory::at(&options.out);
     let found = match options.resume {
         true => Some(resumable(&before)?),
@@ -78,7 +78,19 @@ pub(super) fn prepare(
     let schedule = Schedule::new(&recipe, source.samples(Split::Train))?;
     let classes = source.classes();
     let arch = recipe.architecture(classes)?;
-    let memory = memory_plan(&recipe, classes, &selected.device)?;
+    let mut memory = memory_plan(&recipe, classes, &mut hardware)?;
+    if options.auto_micro_batch
+        && hardware.has_own_memory()
+        && saved.is_none()
+        && let Some(fits) = memory.check().err().and_then(|error| error.fits)
+    {
+        recipe.micro_batch = fits;
+        memory = memory_plan(&recipe, classes, &mut hardware)?;
+        reporter.notice(&format!(
+            "micro-batch: {fits} images, the most that fits; {} passes make a step",
+            recipe.batch_size / fits
+        ));
+    }
     memory.check()?;
 
     let resumed = saved.is_some();
@@ -102,7 +114,7 @@ pub(super) fn prepare(
         let text = RecipeFile::new(&recipe, options, source).render();
         crate::data::write_atomically(&run.recipe(), text.as_bytes())?;
     }
-    Ok(Session { recipe, arch, schedule, selected, memory, run, metadata, state, resumed })
+    Ok(Session { recipe, arch, schedule, hardware, memory, run, metadata, state, resumed })
 }
 
 /// Puts the content of `--init-from` and the resolved crop into the recipe.

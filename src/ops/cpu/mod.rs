@@ -29,22 +29,22 @@ pub mod sweep;
 #[cfg(test)]
 mod testing;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use context::{Context, Memory, State, Workspace};
 
+use super::profile::Profile;
 use super::*;
 
 /// The CPU as a device.
 pub struct CpuOps {
     cx: Context,
     profile: Option<Profile>,
+    /// Of the step under way, and of the one that has ended.
+    figures: StepFigures,
+    ended: Option<StepFigures>,
 }
-
-/// Calls and time of each kind of pass.
-pub type Profile = BTreeMap<&'static str, (u64, Duration)>;
 
 /// What the planner asks of the CPU.
 #[derive(Clone, Copy, Debug)]
@@ -123,17 +123,28 @@ impl CpuOps {
             shared: Memory::new(most(|p| p.workspace.shared)),
             scratch: (0..threads).map(|_| Memory::new(scratch)).collect(),
         };
-        Ok(CpuOps { cx, profile: None })
+        Ok(CpuOps { cx, profile: None, figures: StepFigures::default(), ended: None })
     }
 
-    /// Starts (or restarts) timing the passes.
-    pub fn start_profile(&mut self) {
-        self.profile = Some(Profile::new());
-    }
-
-    /// What was timed since [`CpuOps::start_profile`]; timing ends.
-    pub fn take_profile(&mut self) -> Profile {
-        self.profile.take().unwrap_or_default()
+    /// Copies half of the arena into its other half on all threads, the best of three times.
+    fn copy_rate(&mut self) -> f64 {
+        const CHUNK: usize = 1 << 16;
+        let half = self.cx.arena.bytes() / 8;
+        let arena = &self.cx.arena;
+        // SAFETY: no pass runs, and tasks write to chunks of their own in the half that nobody reads.
+        let (from, to) = unsafe { (arena.floats(0, half), arena.floats_mut(half * 4, half)) };
+        let to = context::Shared::new(to);
+        let copy = || {
+            let start = Instant::now();
+            self.cx.parallel(half.div_ceil(CHUNK), |task, _| {
+                let range = task * CHUNK..half.min((task + 1) * CHUNK);
+                // SAFETY: as above.
+                unsafe { to.part(range.clone()) }.copy_from_slice(&from[range]);
+            });
+            start.elapsed().as_secs_f64()
+        };
+        let best = (0..3).map(|_| copy()).fold(f64::INFINITY, f64::min);
+        8.0 * half as f64 / best.max(1e-9)
     }
 
     fn state(&mut self, buffer: Buffer) -> &mut [f32] {
@@ -153,16 +164,22 @@ impl CpuOps {
 macro_rules! run {
     ($($method:ident: $pass:ident => $module:ident::$function:ident),* $(,)?) => {
         $(fn $method(&mut self, pass: &$pass) -> Result {
-            let start = self.profile.is_some().then(Instant::now);
+            let start = Instant::now();
             $module::$function(&self.cx, pass);
-            if let (Some(profile), Some(start)) = (&mut self.profile, start) {
-                let (calls, time) = profile.entry(stringify!($method)).or_default();
-                *calls += 1;
-                *time += start.elapsed();
+            if let Some(profile) = &mut self.profile {
+                let device = CpuDevice { threads: self.cx.threads() };
+                profile.add(&Pass::from(*pass), &device, start.elapsed().as_secs_f64() * 1e6);
             }
             Ok(())
         })*
     };
+}
+
+impl CpuOps {
+    run! {
+        cross_entropy: Loss => head::loss,
+        optimise: Update => optimiser::update,
+    }
 }
 
 impl Ops for CpuOps {
@@ -200,6 +217,30 @@ impl Ops for CpuOps {
         Ok(())
     }
 
+    fn begin_step(&mut self) -> Result {
+        self.figures = StepFigures::default();
+        self.zero_gradients()
+    }
+
+    fn end_step(&mut self) -> Result {
+        self.ended = Some(self.figures);
+        Ok(())
+    }
+
+    fn take_figures(&mut self, _: bool) -> Result<Option<StepFigures>> {
+        Ok(self.ended.take())
+    }
+
+    fn start_profile(&mut self) -> Result {
+        self.profile = Some(Profile::default());
+        Ok(())
+    }
+
+    fn take_profile(&mut self) -> Result<ProfileReport> {
+        let rows = self.profile.take().unwrap_or_default().rows();
+        Ok(ProfileReport { rows, copy_bytes_per_second: self.copy_rate() })
+    }
+
     fn read_state(&mut self, buffer: Buffer, out: &mut [f32]) -> Result {
         out.copy_from_slice(self.state(buffer));
         Ok(())
@@ -230,6 +271,23 @@ impl Ops for CpuOps {
         Ok(())
     }
 
+    fn loss(&mut self, pass: &Loss) -> Result {
+        self.cross_entropy(pass)?;
+        let cx = &self.cx;
+        // Each micro-batch is summed by itself, in sample order.
+        self.figures.loss += cx.read(pass.losses).iter().map(|&l| f64::from(l)).sum::<f64>();
+        let labels = bytemuck::cast_slice::<f32, u32>(cx.read(pass.labels));
+        let scored = cx.read(pass.logits).chunks_exact(pass.classes).zip(labels);
+        self.figures.correct +=
+            scored.filter(|(logits, label)| score::rank(logits, **label) == 0).count() as u64;
+        Ok(())
+    }
+
+    fn update(&mut self, pass: &Update) -> Result {
+        self.figures.skipped = !self.figures.loss.is_finite();
+        if self.figures.skipped { Ok(()) } else { self.optimise(pass) }
+    }
+
     run! {
         drop_path_mask: DropPathMask => masks::drop_path,
         dropout_mask: DropoutMask => masks::dropout,
@@ -241,13 +299,11 @@ impl Ops for CpuOps {
         project_forward: ProjectForward => project::forward,
         residual_forward: ResidualForward => residual::forward,
         head_forward: HeadForward => head::forward,
-        loss: Loss => head::loss,
         head_backward: HeadBackward => head::backward,
         project_backward: ProjectBackward => project::backward,
         squeeze_backward: SqueezeBackward => squeeze_excite::backward,
         depthwise_backward: DepthwiseBackward => depthwise::backward,
         expand_backward: ExpandBackward => expand::backward,
         stem_backward: StemBackward => stem::backward,
-        update: Update => optimiser::update,
     }
 }

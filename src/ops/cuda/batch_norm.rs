@@ -1,11 +1,65 @@
-//! Batch norm between passes: from the partial sums of a pass's blocks to coefficients, in double and in order.
+//! Batch norm between passes: from the partial sums of a pass's blocks to coefficients, in a fixed order.
 //!
 //! A pass that stores y leaves `counts` [parts] and `moments` [parts, 2, C] (see `kernels/numeric.cuh`), one that
 //! makes `du` leaves [parts, 2, C] of Σdu and Σdu·ŷ, all fp32, in the workspace.
 
+use super::arguments::{Kernel, arguments};
 use super::context::Context;
 use super::gpu::{Address, Gpu};
-use crate::ops::{BatchNorm, OpsError, Result};
+use crate::ops::{BatchNorm, Result, Statistics};
+
+/// Channels of a block, and groups of parts: `LANES` and `GROUPS` of the kernels.
+const LANES: usize = 8;
+const GROUPS: usize = 64;
+const THREADS: usize = LANES * GROUPS;
+
+arguments! {
+    /// See `kernels/batch_norm.cu`.
+    pub struct StatisticsArguments {
+        counts: Address,
+        moments: Address,
+        weight: Address,
+        bias: Address,
+        running_mean: Address,
+        running_var: Address,
+        coefficients: Address,
+        parts: i32,
+        channels: i32,
+        rows: i32,
+        momentum: f32,
+        eps: f32,
+    }
+}
+
+arguments! {
+    /// See `kernels/batch_norm.cu`.
+    pub struct InferenceArguments {
+        weight: Address,
+        bias: Address,
+        running_mean: Address,
+        running_var: Address,
+        coefficients: Address,
+        channels: i32,
+        eps: f32,
+    }
+}
+
+arguments! {
+    /// See `kernels/batch_norm.cu`.
+    pub struct SumsArguments {
+        partials: Address,
+        sums: Address,
+        bias_gradient: Address,
+        weight_gradient: Address,
+        block: Address,
+        parts: i32,
+        channels: i32,
+    }
+}
+
+const STATISTICS: Kernel<StatisticsArguments> = Kernel::plain("batch_norm_statistics");
+const INFERENCE: Kernel<InferenceArguments> = Kernel::plain("batch_norm_inference");
+const SUMS: Kernel<SumsArguments> = Kernel::plain("batch_norm_sums");
 
 /// Bytes of the counts and of the moments of `parts` parts.
 pub fn statistics_bytes(parts: usize, channels: usize) -> [usize; 2] {
@@ -20,26 +74,57 @@ pub fn sums_bytes(parts: usize, channels: usize) -> usize {
 /// Merges the moments of all parts, sets the coefficients and moves the running statistics (whose variance is the
 /// unbiased one). Parts of no rows are allowed.
 pub fn finish_statistics<G: Gpu>(
-    _cx: &mut Context<G>,
-    _bn: &BatchNorm,
-    _counts: Address,
-    _moments: Address,
-    _parts: usize,
+    cx: &mut Context<G>,
+    bn: &BatchNorm,
+    counts: Address,
+    moments: Address,
+    parts: usize,
 ) -> Result {
-    Err(OpsError::Device("batch_norm finish_statistics is not written yet".into()))
+    debug_assert_eq!(bn.statistics, Statistics::Batch);
+    assert_eq!(bn.channels % LANES, 0, "channels come in vectors");
+    let arguments = StatisticsArguments {
+        counts,
+        moments,
+        weight: cx.weight(bn.weight),
+        bias: cx.weight(bn.bias),
+        running_mean: cx.running(bn.running_mean),
+        running_var: cx.running(bn.running_var),
+        coefficients: cx.tensor(bn.coefficients),
+        parts: parts as i32,
+        channels: bn.channels as i32,
+        rows: bn.rows as i32,
+        momentum: bn.momentum,
+        eps: bn.eps,
+    };
+    cx.launch(&STATISTICS, [bn.channels / LANES, 1, 1], THREADS, 2 * THREADS * 8, arguments)
 }
 
-/// Adds up the parts' Σdu and Σdu·ŷ into `bn.sums`, and adds them to the gradients of β and γ.
-pub fn finish_sums<G: Gpu>(
-    _cx: &mut Context<G>,
-    _bn: &BatchNorm,
-    _partials: Address,
-    _parts: usize,
-) -> Result {
-    Err(OpsError::Device("batch_norm finish_sums is not written yet".into()))
+/// Adds up the parts' Σdu and Σdu·ŷ into `bn.sums`, and adds them to the gradients of β and γ, raising the step's
+/// flag where those are not finite.
+pub fn finish_sums<G: Gpu>(cx: &mut Context<G>, bn: &BatchNorm, partials: Address, parts: usize) -> Result {
+    assert_eq!(bn.channels % LANES, 0, "channels come in vectors");
+    let arguments = SumsArguments {
+        partials,
+        sums: cx.tensor(bn.sums),
+        bias_gradient: cx.gradient(bn.bias),
+        weight_gradient: cx.gradient(bn.weight),
+        block: cx.state.block,
+        parts: parts as i32,
+        channels: bn.channels as i32,
+    };
+    cx.launch(&SUMS, [2 * bn.channels / LANES, 1, 1], THREADS, THREADS * 8, arguments)
 }
 
-/// Coefficients from the running statistics.
-pub fn inference<G: Gpu>(_cx: &mut Context<G>, _bn: &BatchNorm) -> Result {
-    Err(OpsError::Device("batch_norm inference is not written yet".into()))
+/// Coefficients from the running statistics of the chosen weights.
+pub fn inference<G: Gpu>(cx: &mut Context<G>, bn: &BatchNorm) -> Result {
+    let arguments = InferenceArguments {
+        weight: cx.weight(bn.weight),
+        bias: cx.weight(bn.bias),
+        running_mean: cx.weight(bn.running_mean),
+        running_var: cx.weight(bn.running_var),
+        coefficients: cx.tensor(bn.coefficients),
+        channels: bn.channels as i32,
+        eps: bn.eps,
+    };
+    cx.launch(&INFERENCE, [bn.channels.div_ceil(256), 1, 1], 256, 0, arguments)
 }

@@ -1,13 +1,15 @@
 //! What a launcher works with: where tensors and parameters lie, a workspace, and the way to launch.
 
+use std::collections::HashMap;
 use std::ffi::c_void;
 use std::fmt::Write;
 
 use super::arguments::{Arguments, Kernel};
-use super::gpu::{Address, Gpu, Launch};
+use super::gpu::{Address, Gpu, Launch, Mark};
 use super::precision::Precision;
 use crate::ops::plan::ALIGNMENT;
-use crate::ops::{OpsError, Param, Result, Tensor};
+use crate::ops::profile::Profile;
+use crate::ops::{OpsError, Param, Pass, Result, Tensor};
 
 /// The flat state buffers on the device.
 #[derive(Clone, Copy, Debug)]
@@ -21,12 +23,29 @@ pub struct State {
     /// [total − trainable]: running statistics as this step leaves them; they become the parameters' when the
     /// step is not skipped.
     pub running: Address,
-    /// [trainable]: the forward weights in the storage type; null in fp32, where the weights serve themselves.
-    pub storage: Address,
     /// One [`super::step::Block`].
     pub block: Address,
     pub trainable: usize,
     pub total: usize,
+}
+
+/// The weights of the pointwise products once more: those of the forward pass, in the storage type, each tensor
+/// aligned for 16-byte loads, which its place among the flat parameters is not.
+#[derive(Clone, Debug)]
+pub struct StoredWeights {
+    pub values: Address,
+    /// What is copied: [chunks] of three u32, the first element there and here, and how many.
+    pub table: Address,
+    pub chunks: usize,
+    /// First element here by parameter offset.
+    pub places: HashMap<usize, usize>,
+}
+
+/// What `--profile` gathers: sums, the pass under way and when it began.
+#[derive(Default)]
+pub struct Timing {
+    pub sums: Profile,
+    pass: Option<(&'static str, Mark)>,
 }
 
 /// Everything a launcher may use.
@@ -37,10 +56,15 @@ pub struct Context<G: Gpu> {
     pub arena_bytes: usize,
     pub offsets: Vec<Option<usize>>,
     pub state: State,
+    pub stored: StoredWeights,
+    /// Good steps after which the loss scale of fp16 doubles.
+    pub growth_interval: u32,
     /// True while forward passes take their weights from the EMA buffer.
     pub ema_weights: bool,
     pub workspace: Address,
     pub workspace_bytes: usize,
+    /// Set while passes are timed.
+    pub profile: Option<Timing>,
     /// The name of the kernel being launched; kept so that a launch allocates nothing.
     pub(super) name: String,
 }
@@ -70,11 +94,11 @@ impl<G: Gpu> Context<G> {
         self.state.parameters.offset(param.offset * 4)
     }
 
-    /// A pointwise weight in the storage type: the forward weights (raw while training).
+    /// A pointwise weight in the storage type, aligned to 16 bytes: the forward weights (raw while training).
     pub fn stored_weight(&self, param: Param) -> Address {
-        match self.precision {
-            Precision::Fp32 => self.weight(param),
-            _ => self.state.storage.offset(param.offset * 2),
+        match self.stored.places.get(&param.offset) {
+            Some(place) => self.stored.values.offset(place * self.precision.bytes()),
+            None => panic!("no plan names the parameters at {} as a product's weight", param.offset),
         }
     }
 
@@ -127,9 +151,36 @@ impl<G: Gpu> Context<G> {
             fields: A::FIELDS,
             size: size_of::<A>(),
         };
+        let began = if self.profile.is_some() { Some(self.gpu.mark()?) } else { None };
         // SAFETY: `arguments` is a value of the type that `fields` describes. Its addresses are this context's:
         // launchers take them from the methods above, within the bounds that the pass declares.
-        unsafe { self.gpu.launch(&launch, (&raw const arguments).cast::<c_void>()) }
+        unsafe { self.gpu.launch(&launch, (&raw const arguments).cast::<c_void>()) }?;
+        if let (Some(began), Some(Timing { sums, pass })) = (began, &mut self.profile) {
+            let ended = self.gpu.mark()?;
+            let pass = pass.map_or("other", |(name, _)| name);
+            sums.add_kernel(pass, &self.name, self.gpu.elapsed(began, ended)?);
+        }
+        Ok(())
+    }
+
+    /// Begins a pass, for the profile.
+    pub fn begin_pass(&mut self, name: &'static str) -> Result {
+        if let Some(timing) = &mut self.profile {
+            timing.pass = Some((name, self.gpu.mark()?));
+        }
+        Ok(())
+    }
+
+    /// Ends a pass, for the profile.
+    pub fn end_pass(&mut self, pass: &Pass) -> Result {
+        if let Some(timing) = &mut self.profile
+            && let Some((_, began)) = timing.pass.take()
+        {
+            let ended = self.gpu.mark()?;
+            let microseconds = self.gpu.elapsed(began, ended)?;
+            timing.sums.add(pass, &super::CudaDevice { precision: self.precision }, microseconds);
+        }
+        Ok(())
     }
 }
 

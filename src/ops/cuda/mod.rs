@@ -11,6 +11,7 @@ pub mod arguments;
 pub mod batch_norm;
 pub mod context;
 pub mod depthwise;
+pub mod driver;
 pub mod embedded;
 pub mod expand;
 pub mod gpu;
@@ -18,6 +19,7 @@ pub mod head;
 pub mod image;
 pub mod masks;
 pub mod optimiser;
+pub mod pointwise;
 pub mod precision;
 pub mod project;
 pub mod reduction;
@@ -25,9 +27,13 @@ pub mod residual;
 pub mod squeeze_excite;
 pub mod stem;
 pub mod step;
+pub mod sweep;
+
+use std::collections::HashMap;
 
 use context::{Context, State};
 pub use gpu::{Address, Gpu};
+use gpu::{Graph, Staging};
 pub use precision::Precision;
 
 use super::*;
@@ -85,6 +91,29 @@ impl Device for CudaDevice {
 /// A GPU with the state and the arena of one network on it.
 pub struct CudaOps<G: Gpu> {
     cx: Context<G>,
+    /// Plans that were bound; a graph belongs to one.
+    plans: Vec<Vec<Option<usize>>>,
+    bound: usize,
+    graphs: HashMap<(usize, Sequence, bool), Graph>,
+    batches: Option<Batches>,
+    figures: Figures,
+}
+
+/// The two batches under way, as bytes: pixels, then labels.
+#[derive(Clone, Copy)]
+struct Batches {
+    staging: [Staging; 2],
+    bytes: usize,
+}
+
+/// The figures of steps on their way back: the step's block, as it was when the step had ended.
+struct Figures {
+    staging: [Staging; 2],
+    /// Steps handed over, and steps whose figures were taken.
+    ended: usize,
+    taken: usize,
+    /// Steps skipped up to the last one taken.
+    skipped: u32,
 }
 
 impl<G: Gpu> CudaOps<G> {
@@ -102,10 +131,6 @@ impl<G: Gpu> CudaOps<G> {
         let most = |bytes: fn(&Plan) -> usize| plans.iter().map(|p| bytes(p)).max().unwrap_or(0);
         let (arena_bytes, workspace_bytes) = (most(|p| p.tensor_bytes), most(|p| p.workspace.shared));
         let floats = |gpu: &mut G, count: usize| gpu.allocate((count * 4).max(16));
-        let storage = match precision {
-            Precision::Fp32 => Address::NULL,
-            _ => gpu.allocate((trainable * precision.bytes()).max(16))?,
-        };
         let state = State {
             parameters: floats(&mut gpu, total)?,
             gradients: floats(&mut gpu, trainable)?,
@@ -113,11 +138,11 @@ impl<G: Gpu> CudaOps<G> {
             momentum: floats(&mut gpu, trainable)?,
             ema: floats(&mut gpu, total)?,
             running: floats(&mut gpu, total - trainable)?,
-            storage,
             block: gpu.allocate(step::BLOCK_BYTES)?,
             trainable,
             total,
         };
+        let stored = optimiser::stored_weights(&mut gpu, plans, precision)?;
         let mut cx = Context {
             arena: gpu.allocate(arena_bytes.max(16))?,
             workspace: gpu.allocate(workspace_bytes.max(16))?,
@@ -126,17 +151,64 @@ impl<G: Gpu> CudaOps<G> {
             arena_bytes,
             offsets: Vec::new(),
             state,
+            stored,
+            growth_interval: optimiser::GROWTH_INTERVAL,
             ema_weights: false,
             workspace_bytes,
+            profile: None,
             name: String::with_capacity(96),
         };
         step::initialise(&mut cx)?;
-        Ok(CudaOps { cx })
+        let staging = [cx.gpu.staging(step::BLOCK_BYTES)?, cx.gpu.staging(step::BLOCK_BYTES)?];
+        let figures = Figures { staging, ended: 0, taken: 0, skipped: 0 };
+        let (plans, graphs) = (Vec::new(), HashMap::new());
+        Ok(CudaOps { cx, plans, bound: 0, graphs, batches: None, figures })
+    }
+
+    /// Staging for batches of at least `bytes`, made before the first is sent.
+    fn batches(&mut self, bytes: usize) -> Result<Batches> {
+        match self.batches {
+            Some(batches) if batches.bytes >= bytes => Ok(batches),
+            _ => {
+                // Graphs hold the addresses of the staging that they were captured with.
+                self.graphs.clear();
+                let gpu = &mut self.cx.gpu;
+                let batches = Batches { staging: [gpu.staging(bytes)?, gpu.staging(bytes)?], bytes };
+                Ok(*self.batches.insert(batches))
+            }
+        }
+    }
+
+    /// Copies half of the arena into its other half, the best of five times.
+    fn copy_rate(&mut self) -> Result<f64> {
+        let (from, half) = (self.cx.arena, self.cx.arena_bytes / 2);
+        let gpu = &mut self.cx.gpu;
+        let mut best = f64::INFINITY;
+        for _ in 0..5 {
+            let began = gpu.mark()?;
+            gpu.copy(from, from.offset(half), half)?;
+            let ended = gpu.mark()?;
+            best = best.min(gpu.elapsed(began, ended)?);
+        }
+        Ok(2e6 * half as f64 / best.max(1e-9))
+    }
+
+    fn capture(&mut self, work: impl FnOnce(&mut Self) -> Result) -> Result<Graph> {
+        self.cx.gpu.begin_capture()?;
+        let worked = work(self);
+        // The capture is ended whatever happened, or the stream would stay unusable.
+        let graph = self.cx.gpu.end_capture();
+        worked.and(graph)
     }
 
     /// The GPU itself.
     pub fn gpu(&mut self) -> &mut G {
         &mut self.cx.gpu
+    }
+
+    /// After how many good steps the loss scale of fp16 doubles: 2000 unless set.
+    pub fn set_growth_interval(&mut self, steps: u32) {
+        self.cx.growth_interval = steps;
     }
 
     fn buffer(&self, buffer: Buffer) -> (Address, usize) {
@@ -154,18 +226,124 @@ impl<G: Gpu> CudaOps<G> {
 macro_rules! run {
     ($($method:ident: $pass:ident => $module:ident::$function:ident),* $(,)?) => {
         $(fn $method(&mut self, pass: &$pass) -> Result {
-            $module::$function(&mut self.cx, pass)
+            self.cx.begin_pass(Pass::from(*pass).name())?;
+            $module::$function(&mut self.cx, pass)?;
+            self.cx.end_pass(&Pass::from(*pass))
         })*
     };
 }
 
 impl<G: Gpu> Ops for CudaOps<G> {
+    /// Captured as a graph the first time, one for each plan, sequence and set of weights; launched from then on.
+    /// While passes are timed they run one by one.
+    fn replay(&mut self, sequence: Sequence, work: impl FnOnce(&mut Self) -> Result + Send) -> Result {
+        if let Some(batches) = self.batches {
+            self.cx.gpu.staging_acquire(batches.staging[sequence.slot()])?;
+        }
+        if self.cx.profile.is_some() {
+            work(self)?;
+        } else {
+            let key = (self.bound, sequence, self.cx.ema_weights);
+            let graph = match self.graphs.get(&key) {
+                Some(graph) => *graph,
+                None => {
+                    let graph = self.capture(work)?;
+                    self.graphs.insert(key, graph);
+                    graph
+                }
+            };
+            self.cx.gpu.launch_graph(graph)?;
+        }
+        match self.batches {
+            Some(batches) => self.cx.gpu.staging_release(batches.staging[sequence.slot()]),
+            None => Ok(()),
+        }
+    }
+
+    fn begin_step(&mut self) -> Result {
+        step::clear_figures(&mut self.cx)?;
+        self.zero_gradients()
+    }
+
+    fn end_step(&mut self) -> Result {
+        let staging = self.figures.staging[self.figures.ended % 2];
+        assert!(self.figures.ended - self.figures.taken < 2, "the figures of an earlier step were not taken");
+        let to = self.cx.gpu.staging_address(staging);
+        self.cx.gpu.copy(self.cx.state.block, to, step::BLOCK_BYTES)?;
+        self.figures.ended += 1;
+        self.cx.gpu.staging_receive(staging)
+    }
+
+    fn take_figures(&mut self, wait: bool) -> Result<Option<StepFigures>> {
+        let Figures { staging, ended, taken, skipped } = &mut self.figures;
+        if *taken == *ended || (!wait && *ended - *taken < 2) {
+            return Ok(None);
+        }
+        let block = step::Block::parse(self.cx.gpu.staging_host(staging[*taken % 2])?);
+        *taken += 1;
+        let before = std::mem::replace(skipped, block.scale.skipped);
+        let (loss, correct) = (block.loss, block.correct.into());
+        Ok(Some(StepFigures { loss, correct, skipped: block.scale.skipped != before }))
+    }
+
+    fn send_batch(&mut self, slot: usize, batch: &BatchInput) -> Result {
+        let bytes = image::batch_bytes(batch.pixels.len(), batch.labels.len());
+        let staging = self.batches(bytes)?.staging[slot];
+        let host = self.cx.gpu.staging_host(staging)?;
+        host[..batch.pixels.len()].copy_from_slice(batch.pixels);
+        let labels = image::batch_bytes(batch.pixels.len(), 0);
+        host[labels..labels + 4 * batch.labels.len()].copy_from_slice(bytemuck::cast_slice(batch.labels));
+        self.cx.gpu.staging_send(staging)
+    }
+
+    fn unpack_batch(&mut self, slot: usize, target: &BatchTarget) -> Result {
+        let Some(batches) = self.batches else {
+            return Err(OpsError::Device("no batch was sent".into()));
+        };
+        let from = self.cx.gpu.staging_address(batches.staging[slot]);
+        let BatchTarget { image, labels, mean, deviation } = *target;
+        image::normalise(&mut self.cx, from, image, mean, deviation)?;
+        let Some(labels) = labels else { return Ok(()) };
+        let (from, to) = (from.offset(image::batch_bytes(image.elements, 0)), self.cx.tensor(labels));
+        self.cx.gpu.copy(from, to, 4 * labels.elements)
+    }
+
+    fn loss_scale(&mut self) -> Result<Option<LossScale>> {
+        if self.cx.precision != Precision::Fp16 {
+            return Ok(None);
+        }
+        step::read(&mut self.cx).map(|block| Some(block.scale))
+    }
+
+    fn set_loss_scale(&mut self, state: LossScale) -> Result {
+        if self.cx.precision != Precision::Fp16 {
+            return Ok(());
+        }
+        self.figures.skipped = state.skipped;
+        step::set_scale(&mut self.cx, state)
+    }
+
+    fn start_profile(&mut self) -> Result {
+        self.cx.profile = Some(Default::default());
+        Ok(())
+    }
+
+    fn take_profile(&mut self) -> Result<ProfileReport> {
+        let rows = self.cx.profile.take().unwrap_or_default().sums.rows();
+        Ok(ProfileReport { rows, copy_bytes_per_second: self.copy_rate()? })
+    }
+
     fn bind(&mut self, plan: &Plan) -> Result {
         let cx = &mut self.cx;
         if plan.tensor_bytes > cx.arena_bytes || plan.workspace.shared > cx.workspace_bytes {
             return Err(OpsError::Device("the plan is larger than the memory set up for it".into()));
         }
         cx.offsets.clone_from(&plan.offsets);
+        let known = self.plans.iter().position(|offsets| *offsets == plan.offsets);
+        self.bound = known.unwrap_or_else(|| {
+            self.plans.push(plan.offsets.clone());
+            self.plans.len() - 1
+        });
         Ok(())
     }
 
@@ -174,7 +352,10 @@ impl<G: Gpu> Ops for CudaOps<G> {
     }
 
     fn use_weights(&mut self, weights: Weights) -> Result {
-        self.cx.ema_weights = weights == Weights::Ema;
+        let ema = weights == Weights::Ema;
+        if std::mem::replace(&mut self.cx.ema_weights, ema) == ema {
+            return Ok(());
+        }
         optimiser::store_weights(&mut self.cx)
     }
 

@@ -1,14 +1,131 @@
-//! The optimiser step.
+//! The optimiser step, and the loss scale that follows from it.
 
-use super::context::Context;
-use super::gpu::Gpu;
-use crate::ops::{OpsError, Result, Update};
+use super::arguments::{Kernel, arguments};
+use std::collections::{BTreeMap, HashMap};
 
-pub fn update<G: Gpu>(_cx: &mut Context<G>, _p: &Update) -> Result {
-    Err(OpsError::Device("optimiser update is not written yet".into()))
+use super::context::{Context, State, StoredWeights};
+use super::gpu::{Address, Gpu};
+use super::precision::Precision;
+use super::sweep::{LANES, THREADS};
+use crate::ops::{Plan, Result, RmsPropForm, Rule, Update};
+
+/// Good steps after which the loss scale of fp16 doubles.
+pub const GROWTH_INTERVAL: u32 = 2000;
+
+/// Elements of a block: `CHUNK` of the kernels.
+const CHUNK: usize = THREADS * LANES;
+
+arguments! {
+    /// See `kernels/optimiser.cu`.
+    pub struct UpdateArguments {
+        parameters: Address,
+        gradients: Address,
+        mean_square: Address,
+        momentum: Address,
+        ema: Address,
+        running: Address,
+        block: Address,
+        trainable: i32,
+        statistics: i32,
+        chunks: i32,
+        alpha: f32,
+        momentum_factor: f32,
+        eps: f32,
+        weight_decay: f32,
+    }
 }
 
-/// Makes the storage copy of the forward weights anew. Nothing to do in fp32.
-pub fn store_weights<G: Gpu>(_cx: &mut Context<G>) -> Result {
-    Err(OpsError::Device("optimiser store_weights is not written yet".into()))
+arguments! {
+    /// See `kernels/optimiser.cu`.
+    pub struct ScaleArguments {
+        block: Address,
+        dynamic: u32,
+        growth_interval: u32,
+    }
+}
+
+arguments! {
+    /// See `kernels/optimiser.cu`.
+    pub struct StoreArguments {
+        weights: Address,
+        storage: Address,
+        table: Address,
+    }
+}
+
+const RMSPROP_PYTORCH: Kernel<UpdateArguments> = Kernel::plain("optimiser_rmsprop_pytorch");
+const RMSPROP_TENSORFLOW: Kernel<UpdateArguments> = Kernel::plain("optimiser_rmsprop_tensorflow");
+const SGD: Kernel<UpdateArguments> = Kernel::plain("optimiser_sgd");
+const SCALE: Kernel<ScaleArguments> = Kernel::plain("optimiser_scale");
+const STORE: Kernel<StoreArguments> = Kernel::stored("optimiser_store");
+
+/// Moves parameters, EMA and running statistics, or nothing at all where a gradient was not finite; then counts the
+/// step in the step's block and lowers its flag.
+pub fn update<G: Gpu>(cx: &mut Context<G>, p: &Update) -> Result {
+    let State { trainable, total, .. } = cx.state;
+    let chunks = trainable.div_ceil(CHUNK);
+    let (kernel, alpha, momentum_factor, eps) = match p.rule {
+        Rule::RmsProp { form, alpha, momentum, eps } => match form {
+            RmsPropForm::PyTorch => (&RMSPROP_PYTORCH, alpha, momentum, eps),
+            RmsPropForm::TensorFlow => (&RMSPROP_TENSORFLOW, alpha, momentum, eps),
+        },
+        Rule::Sgd { momentum } => (&SGD, 0.0, momentum, 0.0),
+    };
+    let arguments = UpdateArguments {
+        parameters: cx.state.parameters,
+        gradients: cx.state.gradients,
+        mean_square: cx.state.mean_square,
+        momentum: cx.state.momentum,
+        ema: if p.ema { cx.state.ema } else { Address::NULL },
+        running: cx.state.running,
+        block: cx.state.block,
+        trainable: trainable as i32,
+        statistics: (total - trainable) as i32,
+        chunks: chunks as i32,
+        alpha,
+        momentum_factor,
+        eps,
+        weight_decay: p.weight_decay,
+    };
+    let blocks = chunks + (total - trainable).div_ceil(THREADS);
+    cx.launch(kernel, [blocks, 1, 1], THREADS, 0, arguments)?;
+    let arguments = ScaleArguments {
+        block: cx.state.block,
+        dynamic: (cx.precision == Precision::Fp16) as u32,
+        growth_interval: cx.growth_interval,
+    };
+    cx.launch(&SCALE, [1, 1, 1], 32, 0, arguments)?;
+    store_weights(cx)
+}
+
+/// Lays out the storage copy of the plans' pointwise weights.
+pub fn stored_weights<G: Gpu>(gpu: &mut G, plans: &[&Plan], precision: Precision) -> Result<StoredWeights> {
+    let products = plans.iter().flat_map(|plan| &plan.products);
+    let products: BTreeMap<usize, usize> = products.map(|p| (p.offset, p.elements)).collect();
+    let (mut places, mut table, mut end) = (HashMap::new(), Vec::new(), 0);
+    for (&offset, &elements) in &products {
+        places.insert(offset, end);
+        for first in (0..elements).step_by(CHUNK) {
+            let chunk = [offset + first, end + first, CHUNK.min(elements - first)];
+            table.extend(chunk.map(|number| number as u32));
+        }
+        end += elements.next_multiple_of(LANES);
+    }
+    let values = gpu.allocate((end * precision.bytes()).max(16))?;
+    let bytes: &[u8] = bytemuck::cast_slice(&table);
+    let stored =
+        StoredWeights { values, table: gpu.allocate(bytes.len().max(16))?, chunks: table.len() / 3, places };
+    gpu.write(stored.table, bytes)?;
+    Ok(stored)
+}
+
+/// Makes the storage copy of the forward weights anew.
+pub fn store_weights<G: Gpu>(cx: &mut Context<G>) -> Result {
+    let StoredWeights { values, table, chunks, .. } = cx.stored;
+    if chunks == 0 {
+        return Ok(());
+    }
+    let weights = if cx.ema_weights { cx.state.ema } else { cx.state.parameters };
+    let arguments = StoreArguments { weights, storage: values, table };
+    cx.launch(&STORE, [chunks, 1, 1], THREADS, 0, arguments)
 }

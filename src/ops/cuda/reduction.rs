@@ -1,16 +1,50 @@
 //! The second stage of weight gradients: per-block partials, added up in a fixed order.
 
+use super::arguments::{Kernel, arguments};
 use super::context::Context;
 use super::gpu::{Address, Gpu};
-use crate::ops::{OpsError, Param, Result};
+use crate::ops::{Param, Result};
+
+/// Threads of a warp.
+pub const WARP: usize = 32;
+
+arguments! {
+    /// See `kernels/reduction.cu`.
+    pub struct AddGradientArguments {
+        partials: Address,
+        gradient: Address,
+        block: Address,
+        parts: i32,
+        elements: i32,
+    }
+}
+
+/// By how many groups of threads share the parts of an element.
+const ONE_GROUP: Kernel<AddGradientArguments> = Kernel::plain("add_gradient_g1");
+const EIGHT_GROUPS: Kernel<AddGradientArguments> = Kernel::plain("add_gradient_g8");
+const MANY_GROUPS: Kernel<AddGradientArguments> = Kernel::plain("add_gradient_g32");
+
+/// Elements below which more groups are needed to fill a GPU.
+const FEW_ELEMENTS: usize = 1 << 14;
 
 /// Adds Σ over parts of `partials` [parts, elements] (fp32, in the parameter's own order) to the parameter's
 /// gradient, and raises the step's flag where that is not finite.
-pub fn add_gradient<G: Gpu>(
-    _cx: &mut Context<G>,
-    _partials: Address,
-    _parts: usize,
-    _param: Param,
-) -> Result {
-    Err(OpsError::Device("reduction add_gradient is not written yet".into()))
+pub fn add_gradient<G: Gpu>(cx: &mut Context<G>, partials: Address, parts: usize, param: Param) -> Result {
+    let elements = param.elements;
+    let few = elements < FEW_ELEMENTS;
+    let (kernel, columns, groups) = match parts {
+        0..=8 => (&ONE_GROUP, 256, 1),
+        9..=32 => (&EIGHT_GROUPS, WARP, 8),
+        33..=256 if !few => (&EIGHT_GROUPS, WARP, 8),
+        _ => (&MANY_GROUPS, WARP, 32),
+    };
+    let arguments = AddGradientArguments {
+        partials,
+        gradient: cx.gradient(param),
+        block: cx.state.block,
+        parts: parts as i32,
+        elements: elements as i32,
+    };
+    let threads = columns * groups;
+    cx.launch(kernel, [elements.div_ceil(columns), 1, 1], threads, threads * 8, arguments)
 }

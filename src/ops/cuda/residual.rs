@@ -1,9 +1,45 @@
 //! The end of a block.
 
+use super::arguments::{Kernel, arguments};
 use super::context::Context;
-use super::gpu::Gpu;
-use crate::ops::{OpsError, ResidualForward, Result};
+use super::gpu::{Address, Gpu};
+use super::sweep::{Sweep, THREADS};
+use crate::ops::{ResidualForward, Result};
 
-pub fn forward<G: Gpu>(_cx: &mut Context<G>, _p: &ResidualForward) -> Result {
-    Err(OpsError::Device("residual forward is not written yet".into()))
+/// Pixels of a thread: enough to have several loads under way.
+const PIXELS: usize = 8;
+
+arguments! {
+    /// See `kernels/residual.cu`.
+    pub struct ForwardArguments {
+        y: Address,
+        coefficients: Address,
+        keep: Address,
+        shortcut: Address,
+        out: Address,
+        pixels: i32,
+        channels: i32,
+        width: i32,
+        rows: i32,
+        run: i32,
+    }
+}
+
+const FORWARD: Kernel<ForwardArguments> = Kernel::stored("residual_forward");
+
+pub fn forward<G: Gpu>(cx: &mut Context<G>, p: &ResidualForward) -> Result {
+    let sweep = Sweep::new(p.pixels, p.channels, PIXELS, u16::MAX as usize);
+    let arguments = ForwardArguments {
+        y: cx.tensor(p.y),
+        coefficients: cx.tensor(p.bn.coefficients),
+        keep: cx.optional(p.keep),
+        shortcut: cx.optional(p.shortcut),
+        out: cx.tensor(p.out),
+        pixels: p.pixels as i32,
+        channels: p.channels as i32,
+        width: sweep.width as i32,
+        rows: sweep.rows as i32,
+        run: sweep.run as i32,
+    };
+    cx.launch(&FORWARD, sweep.grid(p.images), THREADS, 0, arguments)
 }

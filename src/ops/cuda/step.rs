@@ -6,7 +6,7 @@
 use super::arguments::{Kernel, arguments};
 use super::context::Context;
 use super::gpu::{Address, Gpu};
-use crate::ops::{Result, StepParams};
+use crate::ops::{LossScale, Result, StepParams};
 
 /// Bytes of `StepBlock` in `kernels/step.cuh`.
 pub const BLOCK_BYTES: usize = 56;
@@ -57,4 +57,51 @@ pub fn set<G: Gpu>(cx: &mut Context<G>, step: StepParams) -> Result {
         ema_decay: step.ema_decay,
     };
     cx.launch(&BEGIN, [1, 1, 1], 32, 0, arguments)
+}
+
+/// Goes on from a saved state of loss scaling.
+pub fn set_scale<G: Gpu>(cx: &mut Context<G>, state: LossScale) -> Result {
+    let LossScale { scale, good_steps, skipped } = state;
+    let arguments = ScaleArguments { block: cx.state.block, scale, good_steps, skipped };
+    cx.launch(&SCALE, [1, 1, 1], 32, 0, arguments)
+}
+
+/// Zeroes the figures of the step's micro-batches.
+pub fn clear_figures<G: Gpu>(cx: &mut Context<G>) -> Result {
+    cx.gpu.fill(cx.state.block.offset(FIGURES), 0, BLOCK_BYTES - FIGURES)
+}
+
+/// Reads the block, waiting for what is enqueued.
+pub fn read<G: Gpu>(cx: &mut Context<G>) -> Result<Block> {
+    let mut bytes = [0; BLOCK_BYTES];
+    cx.gpu.read(cx.state.block, &mut bytes)?;
+    Ok(Block::parse(&bytes))
+}
+
+/// Where the figures begin in the block: `correct`, `loss`.
+const FIGURES: usize = 44;
+
+/// The device's own part of the block.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Block {
+    pub scale: LossScale,
+    pub correct: u32,
+    pub loss: f64,
+}
+
+impl Block {
+    /// From the block's bytes.
+    pub fn parse(bytes: &[u8]) -> Block {
+        let word = |at: usize| -> [u8; 4] { [0, 1, 2, 3].map(|i: usize| bytes[at + i]) };
+        let long = |at: usize| -> [u8; 8] { [0, 1, 2, 3, 4, 5, 6, 7].map(|i: usize| bytes[at + i]) };
+        Block {
+            scale: LossScale {
+                scale: f32::from_le_bytes(word(28)),
+                good_steps: u32::from_le_bytes(word(36)),
+                skipped: u32::from_le_bytes(word(40)),
+            },
+            correct: u32::from_le_bytes(word(FIGURES)),
+            loss: f64::from_le_bytes(long(48)),
+        }
+    }
 }

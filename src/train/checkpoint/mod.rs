@@ -24,6 +24,7 @@ use super::recipe::Recipe;
 use crate::data::{CropMode, Normalise};
 use crate::model::weights::{Listed, header, listing, prefixed};
 use crate::model::{Architecture, BatchNormConfig, Padding, ParamTable, Variant};
+use crate::ops::LossScale;
 
 const FORMAT: &str = "effnet checkpoint";
 const KEY: &str = "effnet";
@@ -61,6 +62,9 @@ pub struct Metadata {
     /// while it evaluated.
     pub evaluated: u64,
     pub best: Option<Best>,
+    /// Loss scaling's state, once the run has trained in fp16 on a GPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_scale: Option<LossScale>,
     /// CRC-32 of the header with this field zero, and of the data.
     pub checksum: String,
 }
@@ -92,6 +96,7 @@ impl Metadata {
             data,
             evaluated: 0,
             best: None,
+            loss_scale: None,
             checksum: NO_CHECKSUM.into(),
         }
     }
@@ -100,9 +105,9 @@ impl Metadata {
     pub fn architecture(&self) -> Option<Architecture> {
         let again =
             Metadata::new(&self.recipe, self.classes.clone(), self.normalise, self.data.clone(), self.steps);
-        let Metadata { step, epoch, evaluated, best, checksum, .. } = self.clone();
+        let Metadata { step, epoch, evaluated, best, loss_scale, checksum, .. } = self.clone();
         let sane = self.resolution <= 1 << 14 && self.recipe.validate().is_ok();
-        (sane && *self == Metadata { step, epoch, evaluated, best, checksum, ..again })
+        (sane && *self == Metadata { step, epoch, evaluated, best, loss_scale, checksum, ..again })
             .then(|| self.recipe.architecture(self.classes.len()).ok())
             .flatten()
     }

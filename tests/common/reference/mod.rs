@@ -220,6 +220,22 @@ impl Ops for Reference {
         Ok(())
     }
 
+    fn end_step(&mut self) -> Result {
+        Ok(())
+    }
+
+    fn take_figures(&mut self, _: bool) -> Result<Option<StepFigures>> {
+        Ok(None)
+    }
+
+    fn start_profile(&mut self) -> Result {
+        Ok(())
+    }
+
+    fn take_profile(&mut self) -> Result<ProfileReport> {
+        Ok(ProfileReport::default())
+    }
+
     fn read_state(&mut self, buffer: Buffer, out: &mut [f32]) -> Result {
         round_into(self.state(buffer), out);
         Ok(())

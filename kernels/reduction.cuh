@@ -1,0 +1,68 @@
+// Sums over the parts that a pass's blocks leave behind, in an order that depends on shapes alone.
+//
+// Partial sums are [parts, columns]. A block of COLUMNS·GROUPS threads owns COLUMNS columns; thread
+// group·COLUMNS + column adds parts group, group + GROUPS, … of its column, then the groups are added by a tree.
+// Neighbouring threads read neighbouring columns, and 8 columns are a whole 32-byte sector.
+//
+// Within a thread an addition's rounding error is carried along in fp32 (Knuth's two-sum), which is as good as
+// double here and costs consumer GPUs, whose double units are 1/64 of the others, nothing; only the tree and
+// what follows it are double.
+#pragma once
+
+#include <cfloat>
+
+#include "step.cuh"
+
+__device__ __forceinline__ bool is_finite(float value) { return fabsf(value) <= FLT_MAX; }
+
+// Adds to a gradient, and raises the step's flag where the result is not finite.
+__device__ __forceinline__ void add_to_gradient(float* gradient, double by, StepBlock* block) {
+    const float grown = static_cast<float>(*gradient + by);
+    *gradient = grown;
+    if (!is_finite(grown)) raise_flag(&block->not_finite, 1);
+}
+
+// Every lane gets the sum over its warp's lanes.
+__device__ __forceinline__ float warp_sum(float value) {
+#pragma unroll
+    for (int mask = WARP / 2; mask > 0; mask /= 2) value += shuffle_xor(value, mask);
+    return value;
+}
+
+// A sum in fp32 with its error. Once infinite or NaN it stays not finite.
+struct Compensated {
+    float sum = 0.0f, error = 0.0f;
+
+    __device__ __forceinline__ void add(float value) {
+        const float next = sum + value;
+        const float added = next - sum;
+        error += (sum - (next - added)) + (value - added);
+        sum = next;
+    }
+    __device__ __forceinline__ double total() const { return static_cast<double>(sum) + error; }
+};
+
+// Parts first, first + step, … of a column whose parts lie `stride` apart.
+__device__ __forceinline__ double column_sum(const float* column, size_t stride, int parts, int first, int step) {
+    Compensated sum;
+#pragma unroll 8
+    for (int part = first; part < parts; part += step) sum.add(column[part * stride]);
+    return sum.total();
+}
+
+// Every thread gets the sum over the groups of its column. All of the block call it, each time with another
+// piece of `shared` [COLUMNS·GROUPS].
+template <int COLUMNS, int GROUPS>
+__device__ __forceinline__ double group_sum(double own, double* shared) {
+    static_assert((GROUPS & (GROUPS - 1)) == 0, "the tree halves");
+    if constexpr (GROUPS == 1) return own;
+    const int thread = threadIdx.x;
+    shared[thread] = own;
+#pragma unroll
+    for (int half = GROUPS / 2; half > 0; half /= 2) {
+        barrier();
+        if (thread < half * COLUMNS) shared[thread] += shared[thread + half * COLUMNS];
+    }
+    barrier();
+    return shared[thread % COLUMNS];
+}

@@ -1,0 +1,90 @@
+// The end of a block: out = BN(y)·keep (+ shortcut).
+//
+// Idea: bound by memory, each tensor touched once in 16-byte vectors. A thread keeps one vector of 8 channels, so
+// scale and shift stay in registers, and walks down the pixels of one image. A dropped image (keep 0) passes its
+// shortcut without reading y.
+//
+// B0's sixteen blocks, batch 1, fp16: 0.51 million values read and written, 0.19 million of them with a shortcut:
+// 2.4 MB, floor 0.8 µs an image at 3.0 TB/s. Last measured share: not yet measured.
+#include "numeric.cuh"
+
+#define RESIDUAL_FORWARD_FIELDS(F) \
+    F(const void*, y)              \
+    F(const float*, coefficients)  \
+    F(const float*, keep)          \
+    F(const void*, shortcut)       \
+    F(void*, out)                  \
+    F(int, pixels)                 \
+    F(int, channels)               \
+    F(int, width)                  \
+    F(int, rows)                   \
+    F(int, run)
+ARGUMENTS(ResidualForwardArguments, RESIDUAL_FORWARD_FIELDS)
+
+namespace {
+
+constexpr int THREADS = 256;
+
+// Pixels first, first + step, … < end of one vector of channels; `shortcut` may be null.
+template <typename T>
+__device__ __forceinline__ void normalise(
+    const float* scale_row, const float* shift_row, float keep, const T* y, const T* shortcut, T* out, int channels,
+    int first, int end, int step) {
+    float scale[LANES], shift[LANES];
+    load_lanes(scale, scale_row);
+    load_lanes(shift, shift_row);
+    constexpr int BATCH = 4;  // loads under way
+    for (; first < end; first += BATCH * step) {
+        float value[BATCH][LANES], added[BATCH][LANES] = {};
+        size_t at[BATCH];
+#pragma unroll
+        for (int u = 0; u < BATCH; u++) {
+            const int pixel = first + u * step;
+            at[u] = static_cast<size_t>(pixel < end ? pixel : first) * channels;
+            load_lanes(value[u], y + at[u]);
+            if (shortcut != nullptr) load_lanes(added[u], shortcut + at[u]);
+        }
+#pragma unroll
+        for (int u = 0; u < BATCH; u++) {
+#pragma unroll
+            for (int i = 0; i < LANES; i++) {
+                value[u][i] = fmaf(fmaf(scale[i], value[u][i], shift[i]), keep, added[u][i]);
+            }
+            if (first + u * step < end) store_lanes(out + at[u], value[u]);
+        }
+    }
+}
+
+// The same for a dropped image.
+template <typename T>
+__device__ __forceinline__ void pass_on(const T* shortcut, T* out, int channels, int first, int end, int step) {
+    for (int pixel = first; pixel < end; pixel += step) {
+        const size_t at = static_cast<size_t>(pixel) * channels;
+        float value[LANES] = {};
+        if (shortcut != nullptr) load_lanes(value, shortcut + at);
+        store_lanes(out + at, value);
+    }
+}
+
+// A block has `rows` rows of `width` vectors, and `run` pixels of one image.
+template <typename T>
+__device__ __forceinline__ void residual_forward(const ResidualForwardArguments& args) {
+    const int vector = threadIdx.x % args.width, row = threadIdx.x / args.width;
+    const int channel = (blockIdx.x * args.width + vector) * LANES;
+    if (row >= args.rows || channel >= args.channels) return;
+    const int begin = blockIdx.y * args.run;
+    const int end = args.pixels - begin > args.run ? begin + args.run : args.pixels;
+    const size_t image = static_cast<size_t>(blockIdx.z) * args.pixels * args.channels + channel;
+    const T* shortcut = args.shortcut == nullptr ? nullptr : static_cast<const T*>(args.shortcut) + image;
+    T* out = static_cast<T*>(args.out) + image;
+    const float keep = args.keep == nullptr ? 1.0f : args.keep[blockIdx.z];
+    if (keep == 0.0f) return pass_on(shortcut, out, args.channels, begin + row, end, args.rows);
+    normalise(args.coefficients + SCALE * args.channels + channel, args.coefficients + SHIFT * args.channels + channel,
+              keep, static_cast<const T*>(args.y) + image, shortcut, out, args.channels, begin + row, end, args.rows);
+}
+
+}  // namespace
+
+KERNEL(residual_forward_f32, THREADS, ResidualForwardArguments) { residual_forward<float>(args); }
+KERNEL(residual_forward_f16, THREADS, ResidualForwardArguments) { residual_forward<f16>(args); }
+KERNEL(residual_forward_bf16, THREADS, ResidualForwardArguments) { residual_forward<bf16>(args); }
