@@ -18,6 +18,7 @@ pub mod gpu;
 pub mod head;
 pub mod image;
 pub mod masks;
+pub mod nvidia;
 pub mod optimiser;
 pub mod pointwise;
 pub mod precision;
