@@ -1,8 +1,9 @@
 //! The embedded kernels on a card: found by name, loaded when first asked for, checked before the first launch.
 //!
-//! A source's file is named like its operator, and so are the kernels in it: `depthwise_forward_k3s1_f16` is looked
+//! A source's file is named like its operator, and most kernels in it alike: `depthwise_forward_k3s1_f16` is looked
 //! for in `depthwise` first. So files load one by one, which matters on cards for which the driver has to compile.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
 use std::ptr::null_mut;
@@ -123,9 +124,10 @@ impl Kernels {
     fn find(&mut self, kernel: &str) -> Result<Function> {
         let unknown = || DriverError::UnknownKernel(kernel.into());
         let name = CString::new(kernel).map_err(|_| unknown())?;
-        let named_alike = |file: &usize| kernel.starts_with(self.files[*file].0);
-        let (mut order, others): (Vec<usize>, Vec<usize>) = (0..self.files.len()).partition(named_alike);
-        order.extend(others);
+        let mut order: Vec<usize> = (0..self.files.len()).collect();
+        order.sort_by_key(|file| {
+            (Reverse(common(kernel, self.files[*file].0)), self.modules[*file].is_none())
+        });
         // A first launch may come while a graph is captured.
         let _relaxed = Relaxed::new()?;
         for file in order {
@@ -143,6 +145,11 @@ impl Kernels {
         }
         Err(unknown())
     }
+}
+
+/// Letters that two names begin with in common.
+fn common(a: &str, b: &str) -> usize {
+    a.bytes().zip(b.bytes()).take_while(|(a, b)| a == b).count()
 }
 
 impl Function {
