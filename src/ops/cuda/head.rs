@@ -210,7 +210,8 @@ pub fn forward<G: Gpu>(cx: &mut Context<G>, p: &HeadForward) -> Result {
     cx.launch(&LOGITS, [blocks, 1, 1], LOGITS_THREADS, 0, logits)
 }
 
-/// The gradient is that of the loss times the step's loss scale; the losses are themselves.
+/// The gradient is that of the loss times the step's loss scale; the losses are themselves, and they and the images
+/// that are right are added to the step's figures.
 pub fn loss<G: Gpu>(cx: &mut Context<G>, p: &Loss) -> Result {
     let arguments = LossArguments {
         block: cx.state.block,
@@ -224,7 +225,8 @@ pub fn loss<G: Gpu>(cx: &mut Context<G>, p: &Loss) -> Result {
     };
     // One number of four bytes and two of eight for each warp.
     let shared = LOSS_THREADS / 32 * (4 + 8 + 8);
-    cx.launch(&LOSS, [p.images, 1, 1], LOSS_THREADS, shared, arguments)
+    cx.launch(&LOSS, [p.images, 1, 1], LOSS_THREADS, shared, arguments)?;
+    tally(cx, p.losses, p.logits, p.labels, p.images, p.classes)
 }
 
 /// Adds the micro-batch's losses, and the number of images whose label has the largest logit, to the step's block.

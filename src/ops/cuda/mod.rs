@@ -153,6 +153,7 @@ impl<G: Gpu> CudaOps<G> {
             growth_interval: optimiser::GROWTH_INTERVAL,
             ema_weights: false,
             workspace_bytes,
+            pixels: None,
             profile: None,
             name: String::with_capacity(96),
         };
