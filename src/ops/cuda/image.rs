@@ -55,16 +55,35 @@ pub fn upload<G: Gpu>(
     deviation: [f32; 3],
 ) -> Result {
     assert_eq!(pixels.len(), image.elements, "one value for each byte");
-    let from = match cx.pixels {
-        Some((address, bytes)) if bytes >= pixels.len() => address,
+    let from = write(cx, pixels)?;
+    normalise(cx, from, image, mean, deviation)
+}
+
+/// Fills `image` [N, R, R, 3] from a raw batch of the host. Not while capturing.
+pub fn upload_raw<G: Gpu>(
+    cx: &mut Context<G>,
+    image: Tensor,
+    side: usize,
+    batch: &[u8],
+    mean: [f32; 3],
+    deviation: [f32; 3],
+) -> Result {
+    let from = write(cx, batch)?;
+    prepare(cx, from, image, side, mean, deviation)
+}
+
+/// Copies bytes to the context's own buffer.
+fn write<G: Gpu>(cx: &mut Context<G>, bytes: &[u8]) -> Result<Address> {
+    let to = match cx.pixels {
+        Some((address, length)) if length >= bytes.len() => address,
         _ => {
-            let address = cx.gpu.allocate(pixels.len())?;
-            cx.pixels = Some((address, pixels.len()));
+            let address = cx.gpu.allocate(bytes.len())?;
+            cx.pixels = Some((address, bytes.len()));
             address
         }
     };
-    cx.gpu.write(from, pixels)?;
-    normalise(cx, from, image, mean, deviation)
+    cx.gpu.write(to, bytes)?;
+    Ok(to)
 }
 
 /// Bytes of a batch on its way: its pixels, rounded up, then its labels.
