@@ -1,77 +1,244 @@
-//! A whole training step (masks, forward, loss, backward, update) and where its time goes.
+//! The whole network on one device: images per second of training steps and of inference, and where a step's time
+//! goes, pass by pass.
 //!
-//! Not a criterion benchmark: what is wanted is a table. `cargo bench --bench network -- [RESOLUTION BATCH]`.
+//! The batch is made up once and lies ready in the host's memory; everything else is what `effnet-train` runs. On a
+//! GPU steps are handed over without waiting, and the time is that of all of them together.
+//!
+//! `cargo bench --bench network` measures B0 at 32 and 224 (on a GPU at 224, and B4 at 380);
+//! `cargo bench --bench network -- --model b4 --resolution 380 --batch 2 --steps 4` one case; `--json` prints an
+//! object a case, which `tools/compare_pytorch.py` reads.
 
+use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Instant;
 
+use clap::Parser;
+use effnet::data::Normalise;
 use effnet::model::{Architecture, BatchNormConfig, Padding, ParamTable, Variant, initialise};
 use effnet::network::{Network, NetworkConfig};
-use effnet::ops::cpu::{CpuDevice, CpuOps, simd};
-use effnet::ops::{Buffer, Ops, RmsPropForm, Rule, Statistics, StepParams, Update};
+use effnet::ops::cuda::Precision;
+use effnet::ops::*;
+use effnet::train::device::{Hardware, Needs, Selected, With, select};
+use effnet::train::{DeviceChoice, Recipe};
+use serde_json::json;
 
-fn main() {
-    let numbers: Vec<usize> = std::env::args().filter_map(|a| a.parse().ok()).collect();
-    let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
-    println!("B0 training step, {threads} threads, {}", simd::level().name());
-    match numbers.as_slice() {
-        [side, batch] => measure(*side, *batch, threads),
-        _ => [(32, 128), (224, 16)].into_iter().for_each(|(side, batch)| measure(side, batch, threads)),
+/// What to measure. Without a model: the usual cases.
+#[derive(Clone, Debug, Parser)]
+struct Flags {
+    #[arg(long, value_parser = Variant::from_str)]
+    model: Option<Variant>,
+    #[arg(long, default_value_t = 224)]
+    resolution: usize,
+    #[arg(long, default_value_t = 16)]
+    batch: usize,
+    /// Steps of a round, and batches of an inference round.
+    #[arg(long, default_value_t = 4)]
+    steps: u64,
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    #[arg(long, default_value_t = 1000)]
+    classes: usize,
+    #[arg(long, default_value = "auto", value_parser = DeviceChoice::from_str)]
+    device: DeviceChoice,
+    #[arg(long, value_parser = Precision::from_str)]
+    precision: Option<Precision>,
+    #[arg(long, default_value_t = 0)]
+    threads: usize,
+    #[arg(long)]
+    json: bool,
+    /// What cargo says to every benchmark.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+/// A network to measure.
+#[derive(Clone, Copy)]
+struct Case {
+    model: Variant,
+    resolution: usize,
+    batch: usize,
+    steps: u64,
+}
+
+fn cases(flags: &Flags, on_gpu: bool) -> Vec<Case> {
+    let case = |model, resolution, batch, steps| Case { model, resolution, batch, steps };
+    match (flags.model, on_gpu) {
+        (Some(model), _) => vec![case(model, flags.resolution, flags.batch, flags.steps)],
+        (None, false) => vec![case(Variant::B0, 32, 128, 12), case(Variant::B0, 224, 16, 4)],
+        (None, true) => {
+            let b0 = [32, 128, 256].map(|batch| case(Variant::B0, 224, batch, 20));
+            let b4 = [16, 32, 64].map(|batch| case(Variant::B4, 380, batch, 10));
+            b0.into_iter().chain(b4).collect()
+        }
     }
 }
 
-fn measure(side: usize, images: usize, threads: usize) {
-    let arch =
-        Architecture::new(Variant::B0, 10, side, Padding::Symmetric, BatchNormConfig::default()).unwrap();
-    let params = ParamTable::new(&arch);
-    let config = NetworkConfig {
-        statistics: Statistics::Batch,
-        drop_path: 0.2,
-        dropout: 0.2,
-        label_smoothing: 0.1,
-        ..NetworkConfig::inference(images)
-    };
-    let network = Network::new(&arch, &params, config);
-    let plan = network.plan(&CpuDevice { threads });
-    let mut ops = CpuOps::new(params.trainable(), params.total(), &[&plan], threads).unwrap();
-    ops.bind(&plan).unwrap();
-    ops.write_state(Buffer::Parameters, &initialise::initialise(&params, 1)).unwrap();
-    let pixels: Vec<u8> =
-        (0..images * side * side * 3).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
-    let labels: Vec<u32> = (0..images).map(|i| i as u32 % 10).collect();
-    let rule = Rule::RmsProp { form: RmsPropForm::PyTorch, alpha: 0.9, momentum: 0.9, eps: 0.01 };
-    let step = |ops: &mut CpuOps, number: u64| {
-        ops.set_step(StepParams { step: number, learning_rate: 1e-4, ..StepParams::default() }).unwrap();
-        ops.zero_gradients().unwrap();
-        ops.upload_pixels(network.image, &pixels, [0.5; 3], [0.25; 3]).unwrap();
-        ops.upload_labels(network.labels, &labels).unwrap();
-        network.draw_masks(ops).unwrap();
-        network.forward(ops).unwrap();
-        network.loss(ops).unwrap();
-        network.backward(ops).unwrap();
-        ops.update(&Update { rule, weight_decay: 1e-5, ema: false }).unwrap();
-    };
-    step(&mut ops, 0);
-    let steps = if side < 100 { 12 } else { 4 };
-    let mut times = Vec::new();
-    ops.start_profile().unwrap();
-    for number in 1..=steps {
-        let start = Instant::now();
-        step(&mut ops, number);
-        times.push(start.elapsed().as_secs_f64());
+/// The batch that every step takes.
+struct Fixed {
+    pixels: Vec<u8>,
+    labels: Vec<u32>,
+    normalise: Normalise,
+}
+
+impl Fixed {
+    fn new(case: Case, classes: usize) -> Fixed {
+        let bytes = case.batch * case.resolution * case.resolution * 3;
+        Fixed {
+            pixels: (0..bytes).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect(),
+            labels: (0..case.batch).map(|i| (i * 37 % classes) as u32).collect(),
+            normalise: Normalise { mean: [0.5; 3], deviation: [0.25; 3] },
+        }
     }
-    let mut rows = ops.take_profile().unwrap().rows;
-    times.sort_by(f64::total_cmp);
-    let median = times[times.len() / 2];
+
+    fn target(&self, network: &Network) -> BatchTarget {
+        let Normalise { mean, deviation } = self.normalise;
+        let training = network.config.statistics == Statistics::Batch;
+        BatchTarget { image: network.image, labels: training.then_some(network.labels), mean, deviation }
+    }
+}
+
+/// One step, as the engine makes it.
+fn train<O: Ops>(ops: &mut O, network: &Network, fixed: &Fixed, update: &Update, step: u64) -> Result {
+    let (slot, target) = ((step % 2) as usize, fixed.target(network));
+    ops.submit(|ops| {
+        ops.set_step(StepParams { step, learning_rate: 1e-4, ..StepParams::default() })?;
+        ops.send_batch(slot, &BatchInput { pixels: &fixed.pixels, labels: &fixed.labels, target })?;
+        ops.replay(Sequence::Training { slot, first: true, last: true }, |ops| {
+            ops.begin_step()?;
+            ops.unpack_batch(slot, &target)?;
+            network.draw_masks(ops)?;
+            network.forward(ops)?;
+            network.loss(ops)?;
+            network.backward(ops)?;
+            ops.update(update)
+        })?;
+        ops.end_step()
+    })?;
+    ops.take_figures(false).map(|_| ())
+}
+
+fn infer<O: Ops>(ops: &mut O, network: &Network, fixed: &Fixed, step: u64) -> Result {
+    let (slot, target) = ((step % 2) as usize, fixed.target(network));
+    ops.submit(|ops| {
+        ops.send_batch(slot, &BatchInput { pixels: &fixed.pixels, labels: &[], target })?;
+        ops.replay(Sequence::Inference { slot }, |ops| {
+            ops.unpack_batch(slot, &target)?;
+            network.forward(ops)
+        })
+    })
+}
+
+/// Images per second of each round.
+struct Rates {
+    training: Vec<f64>,
+    inference: Vec<f64>,
+    /// Bytes of the training plan and the state.
+    memory: u64,
+    report: ProfileReport,
+}
+
+struct Measure<'a>(&'a Flags, Case);
+
+impl With for Measure<'_> {
+    type Output = Result<Rates>;
+
+    fn with<H: Hardware>(self, hardware: H) -> Result<Rates> {
+        let Measure(flags, case) = self;
+        let recipe = Recipe { resolution: case.resolution, ..Recipe::reference(case.model, case.batch) };
+        let config = BatchNormConfig { momentum: recipe.bn_momentum, eps: recipe.bn_eps };
+        let arch = Architecture::new(case.model, flags.classes, case.resolution, Padding::Symmetric, config)
+            .map_err(|error| OpsError::Device(error.to_string()))?;
+        let table = ParamTable::new(&arch);
+        let training = Network::new(&arch, &table, recipe.network_config());
+        let inference = Network::new(&arch, &table, NetworkConfig::inference(case.batch));
+        let device = hardware.device();
+        let plans = [training.plan(&device), inference.plan(&device)];
+        let (trainable, total) = (table.trainable(), table.total());
+        let mut ops = hardware.start(&Needs { trainable, total, plans: &plans.each_ref() })?;
+        ops.write_state(Buffer::Parameters, &initialise::initialise(&table, 1))?;
+        let fixed = Fixed::new(case, flags.classes);
+
+        ops.bind(&plans[0])?;
+        let update = recipe.update();
+        let mut number = 0;
+        let mut steps = |ops: &mut H::Ops, count: u64| -> Result {
+            (0..count).try_for_each(|_| {
+                number += 1;
+                train(ops, &training, &fixed, &update, number)
+            })?;
+            ops.take_figures(true).map(|_| ())
+        };
+        let rates = |ops: &mut H::Ops, run: &mut dyn FnMut(&mut H::Ops, u64) -> Result| -> Result<Vec<f64>> {
+            run(ops, 2)?;
+            let round = |_| {
+                let start = Instant::now();
+                run(ops, case.steps)?;
+                Ok((case.steps * case.batch as u64) as f64 / start.elapsed().as_secs_f64())
+            };
+            (0..flags.rounds).map(round).collect()
+        };
+        let trained = rates(&mut ops, &mut steps)?;
+        ops.start_profile()?;
+        steps(&mut ops, case.steps)?;
+        let report = ops.take_profile()?;
+
+        ops.bind(&plans[1])?;
+        let mut logits = vec![0.0; inference.logits.elements];
+        let mut batches = |ops: &mut H::Ops, count: u64| -> Result {
+            (0..count).try_for_each(|number| infer(ops, &inference, &fixed, number))?;
+            ops.download(inference.logits, &mut logits)
+        };
+        let inferred = rates(&mut ops, &mut batches)?;
+        let state = 4 * (2 * total + 3 * trainable);
+        let memory = (plans[0].tensor_bytes + plans[0].workspace_bytes() + state) as u64;
+        Ok(Rates { training: trained, inference: inferred, memory, report })
+    }
+}
+
+fn median(rates: &[f64]) -> f64 {
+    let mut sorted = rates.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted[sorted.len() / 2]
+}
+
+fn tell(flags: &Flags, case: Case, line: &str, rates: &Rates) {
+    let Case { model, resolution, batch, steps } = case;
+    if flags.json {
+        let object = json!({
+            "model": model.name(), "resolution": resolution, "batch": batch, "device": line,
+            "training": rates.training, "inference": rates.inference, "memory": rates.memory,
+        });
+        return println!("{object}");
+    }
     println!(
-        "\n{side}x{side}, batch {images}: {:.1} ms a step, {:.0} images/s",
-        median * 1e3,
-        images as f64 / median
+        "\n{line}\n{model} at {resolution}, batch {batch}: {:.0} images/s in training, {:.0} in inference, \
+        {:.2} GiB",
+        median(&rates.training),
+        median(&rates.inference),
+        rates.memory as f64 / (1 << 30) as f64
     );
-    let all: f64 = times.iter().sum();
-    rows.sort_by(|a, b| b.microseconds.total_cmp(&a.microseconds));
-    for row in rows {
-        let (calls, share) = (row.calls / steps, row.microseconds / 1e4 / all);
-        let per_step = row.microseconds / 1e3 / steps as f64;
-        println!("  {:22} {calls:4} calls {per_step:9.2} ms {share:5.1} %", row.pass);
+    effnet::train::profile::lines(&rates.report, steps).iter().for_each(|line| println!("  {line}"));
+}
+
+fn main() {
+    let flags = Arc::new(Flags::parse());
+    let open = || select(flags.device, flags.threads, flags.precision);
+    let fail = |error: &dyn std::fmt::Display| -> ! {
+        eprintln!("error: {error}");
+        std::process::exit(1)
+    };
+    let (line, on_gpu) = match open() {
+        Ok(Selected::Cpu(cpu)) => (cpu.line(), false),
+        Ok(Selected::Cuda(cuda)) => (cuda.line(), true),
+        Err(error) => fail(&error),
+    };
+    for case in cases(&flags, on_gpu) {
+        let rates = open()
+            .map_err(|e| e.to_string())
+            .and_then(|selected| selected.with(Measure(&flags, case)).map_err(|error| error.to_string()));
+        match rates {
+            Ok(rates) => tell(&flags, case, &line, &rates),
+            Err(error) => fail(&error),
+        }
     }
 }

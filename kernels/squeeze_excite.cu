@@ -1,9 +1,9 @@
 // Squeeze-excite: the mean of silu(BN(y)) over each image, two small dense layers, and their gradients.
 //
 // Forward: `squeeze_pool` is the only pass over a wide tensor. A thread keeps one vector of 8 channels, so the
-// normalisation stays in registers, and takes four pixels at a time, so that loads overlap; the block's
-// rows and then the image's splits are added in order. `squeeze_hidden` and `squeeze_gate` are the layers: a block takes 8 images, so
-// a weight is read once for all of them, and neighbouring lanes read neighbouring weights.
+// normalisation stays in registers, and takes four pixels at a time, so that loads overlap; the block's rows and
+// then the image's splits are added in order. `squeeze_hidden` and `squeeze_gate` are the layers: a block takes 8
+// images, so a weight is read once for all of them, and neighbouring lanes read neighbouring weights.
 //
 // Backward: no wide tensor at all, see the five sums in src/ops/passes.rs. `squeeze_hidden_gradient` goes through the
 // gate's sigmoid and its layer, `squeeze_gradient` to the pooled features and to the partial sums of the batch

@@ -1,105 +1,226 @@
 #!/usr/bin/env python3
-"""Training speed of effnet against timm's model in PyTorch, on one machine in one run.
+"""Speed and memory of effnet against timm's model in PyTorch, on one machine in one run.
 
-Both train EfficientNet-B0 on the CPU with the same number of threads: PyTorch eager, channels-last, RMSprop
-with momentum; effnet its own RMSprop. They take turns (PyTorch, effnet, PyTorch, ...), so that a machine whose
-speed drifts slows both; the ratio is taken pair by pair and the median printed. PyTorch gets its batch as a
-ready tensor, effnet loads its images: what unfairness there is lies on PyTorch's side.
+Training and inference of an EfficientNet, images per second: PyTorch eager (channels-last; on a GPU under AMP with
+gradient scaling), on a GPU also torch.compile with max-autotune and CUDA graphs, and effnet's benchmark `network`.
+All get a batch that lies ready, with RMSprop in training. They take turns, so that a machine whose speed drifts
+slows all; ratios are taken round by round against the best PyTorch configuration, and the median is printed.
 
     pip install torch timm
-    cargo build --release
-    python tools/compare_pytorch.py
+    python tools/compare_pytorch.py                     # on a GPU where there is one, else on the CPU
+    python tools/compare_pytorch.py --device cpu --sizes b0:32:128:20
+
+`--effnet-bench FILE` names the compiled benchmark where there is no cargo.
 """
 
 import argparse
 import json
 import os
+import platform
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+CPU_SIZES = "b0:32:128:20,b0:224:16:6"
+GPU_SIZES = "b0:224:64:30,b0:224:128:30,b0:224:256:20,b4:380:16:20,b4:380:32:15,b4:380:64:10"
+
+
+class TorchModel:
+    """timm's network with what a training step needs, eager or compiled."""
+
+    def __init__(self, args):
+        import timm
+        import torch
+
+        self.torch, self.args = torch, args
+        torch.set_num_threads(args.threads)
+        torch.manual_seed(0)
+        self.cuda = args.device == "cuda"
+        self.device = torch.device(args.device)
+        torch.backends.cudnn.benchmark = True
+        model = timm.create_model(
+            f"efficientnet_{args.model}", num_classes=args.classes, drop_rate=0.2, drop_path_rate=0.2
+        )
+        self.model = model.to(self.device, memory_format=torch.channels_last)
+        self.loss_of = torch.nn.CrossEntropyLoss(label_smoothing=0.1)
+        self.optimizer = torch.optim.RMSprop(
+            self.model.parameters(), lr=1e-4, alpha=0.9, momentum=0.9, eps=0.01, weight_decay=1e-5, foreach=self.cuda
+        )
+        self.half = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": None}[args.precision]
+        self.scaler = torch.amp.GradScaler("cuda", enabled=self.cuda and self.half == torch.float16)
+        side = args.resolution
+        images = torch.randn(args.batch, 3, side, side, device=self.device)
+        self.images = images.to(memory_format=torch.channels_last)
+        self.labels = torch.randint(0, args.classes, (args.batch,), device=self.device)
+        self.run_model = self.model
+        if args.compile:
+            self.run_model = torch.compile(self.model, mode="max-autotune")
+
+    def autocast(self):
+        enabled = self.cuda and self.half is not None
+        return self.torch.autocast(self.device.type, dtype=self.half or self.torch.float16, enabled=enabled)
+
+    def train_step(self):
+        self.optimizer.zero_grad(set_to_none=True)
+        with self.autocast():
+            loss = self.loss_of(self.run_model(self.images), self.labels)
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+
+    def infer(self):
+        with self.torch.inference_mode(), self.autocast():
+            self.run_model(self.images)
+
+    def wait(self):
+        if self.cuda:
+            self.torch.cuda.synchronize()
+
+    def rate(self, work):
+        for _ in range(self.args.warmup):
+            work()
+        self.wait()
+        start = time.perf_counter()
+        for _ in range(self.args.steps):
+            work()
+        self.wait()
+        return self.args.batch * self.args.steps / (time.perf_counter() - start)
 
 
 def torch_worker(args):
-    """Runs in a process of its own: prints the images per second of each timed step."""
-    import timm
-    import torch
-
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(0)
-    model = timm.create_model(f"efficientnet_{args.model}", num_classes=args.classes, drop_rate=0.2, drop_path_rate=0.2)
-    model = model.to(memory_format=torch.channels_last).train()
-    loss_of = torch.nn.CrossEntropyLoss(label_smoothing=0.1)
-    optimizer = torch.optim.RMSprop(model.parameters(), lr=1e-4, alpha=0.9, momentum=0.9, eps=0.01, weight_decay=1e-5)
-    side, batch = args.resolution, args.batch
-    images = torch.randn(batch, 3, side, side).to(memory_format=torch.channels_last)
-    labels = torch.randint(0, args.classes, (batch,))
-    rates = []
-    for step in range(args.warmup + args.steps):
-        start = time.perf_counter()
-        optimizer.zero_grad(set_to_none=True)
-        loss = loss_of(model(images), labels)
-        loss.backward()
-        optimizer.step()
-        loss.item()
-        if step >= args.warmup:
-            rates.append(batch / (time.perf_counter() - start))
-    print(json.dumps(rates))
+    """Runs in a process of its own and prints one object."""
+    work = TorchModel(args)
+    if work.cuda:
+        work.torch.cuda.reset_peak_memory_stats()
+    work.model.train()
+    training = work.rate(work.train_step)
+    memory = work.torch.cuda.max_memory_allocated() if work.cuda else None
+    work.model.eval()
+    print(json.dumps({"training": training, "inference": work.rate(work.infer), "memory": memory}))
 
 
-def run_torch(args, side, batch, steps):
-    command = [sys.executable, __file__, "--worker", "--model", args.model, "--resolution", str(side)]
-    command += ["--batch", str(batch), "--steps", str(steps), "--warmup", str(args.warmup)]
+def last_object(command, environment=None):
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if done.returncode != 0:
+        problem = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise RuntimeError(f"{Path(command[0]).name} failed with {done.returncode}: {problem}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def run_torch(args, case, compiled):
+    model, side, batch, steps = case
+    command = [sys.executable, __file__, "--worker", "--device", args.device, "--precision", args.precision]
+    command += ["--model", model, "--resolution", str(side), "--batch", str(batch), "--steps", str(steps)]
     command += ["--threads", str(args.threads), "--classes", str(args.classes)]
-    environment = dict(os.environ, OMP_NUM_THREADS=str(args.threads), MKL_NUM_THREADS=str(args.threads))
-    out = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
-    return statistics.median(json.loads(out.strip().splitlines()[-1]))
+    command += ["--warmup", str(10 if compiled else args.warmup)] + (["--compile"] if compiled else [])
+    threads = str(args.threads)
+    return last_object(command, dict(os.environ, OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads))
 
 
-def run_effnet(args, side, batch, steps):
-    with tempfile.TemporaryDirectory() as folder:
-        run = Path(folder) / "run"
-        command = [args.effnet, "--device", "cpu", "--model", args.model, "--data", "synthetic", "--out", str(run)]
-        command += ["--resolution", str(side), "--batch-size", str(batch), "--threads", str(args.threads)]
-        command += ["--max-steps", str(args.warmup + steps), "--lr", "1e-4", "--eval-every", "1000000"]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    rates = [r["images_per_second"] for r in records if "lr" in r]
-    return statistics.median(rates[args.warmup :])
+def run_effnet(args, case):
+    model, side, batch, steps = case
+    command = [args.effnet_bench, "--json", "--device", args.device, "--model", model, "--resolution", str(side)]
+    command += ["--batch", str(batch), "--steps", str(steps), "--rounds", "1", "--classes", str(args.classes)]
+    if args.device == "cuda":
+        command += ["--precision", args.precision]
+    else:
+        command += ["--threads", str(args.threads)]
+    found = last_object(command)
+    medians = {key: statistics.median(found[key]) for key in ("training", "inference")}
+    return dict(medians, memory=found["memory"])
+
+
+def build_bench():
+    """The path of effnet's benchmark, compiled."""
+    command = ["cargo", "bench", "--bench", "network", "--no-run", "--message-format", "json"]
+    out = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    messages = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+    return next(m["executable"] for m in messages if m.get("target", {}).get("name") == "network" and m.get("executable"))
+
+
+def measure(args, case):
+    """All configurations of one case, round by round: name -> list of objects."""
+    configurations = {"PyTorch eager": lambda: run_torch(args, case, False)}
+    if args.device == "cuda" and not args.no_compile:
+        configurations["PyTorch compiled"] = lambda: run_torch(args, case, True)
+    configurations["effnet"] = lambda: run_effnet(args, case)
+    found = {name: [] for name in configurations}
+    for _ in range(args.rounds):
+        for name, run in configurations.items():
+            try:
+                found[name].append(run())
+            except (RuntimeError, OSError) as error:
+                print(f"  {name}: {error}", file=sys.stderr)
+                found[name].append(None)
+    return found
+
+
+def table(case, found):
+    model, side, batch, _ = case
+    for kind in ("training", "inference"):
+        for name, runs in found.items():
+            runs = [run for run in runs if run]
+            if not runs:
+                print(f"{model:>4} {side:>4} {batch:>5} {kind:>10} {name:>18} {'failed':>17}")
+                continue
+            rates = [run[kind] for run in runs]
+            memory = runs[-1]["memory"]
+            peak = f"{memory / 2**30:.2f}" if memory and kind == "training" else "-"
+            print(
+                f"{model:>4} {side:>4} {batch:>5} {kind:>10} {name:>18} {min(rates):>8.1f}-{max(rates):<8.1f} {peak:>9}"
+                f" {ratio(found, kind) if name == 'effnet' else ''}",
+                flush=True,
+            )
+
+
+def ratio(found, kind):
+    """effnet's rate over the best PyTorch's of the same round."""
+    ratios = []
+    for number, ours in enumerate(found["effnet"]):
+        theirs = [runs[number][kind] for name, runs in found.items() if name != "effnet" and runs[number]]
+        if ours and theirs:
+            ratios.append(ours[kind] / max(theirs))
+    if not ratios:
+        return ""
+    return f"{statistics.median(ratios):>6.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--effnet", default=str(ROOT / "target/release/effnet-train"), help="the program to measure")
-    parser.add_argument("--model", default="b0")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--rounds", type=int, default=3, help="pairs of runs for each size")
-    parser.add_argument("--warmup", type=int, default=2, help="steps before timing starts")
-    parser.add_argument("--sizes", default="32:128:20,224:16:6", help="resolution:batch:steps, comma-separated")
-    parser.add_argument("--classes", type=int, default=10)
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--precision", choices=("fp16", "bf16", "fp32"), help="fp16 on a GPU, fp32 on the CPU")
+    parser.add_argument("--sizes", help="model:resolution:batch:steps, comma-separated")
+    parser.add_argument("--effnet-bench", help="effnet's compiled benchmark `network`; built where this is missing")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of the CPU")
+    parser.add_argument("--rounds", type=int, default=3, help="turns for each size")
+    parser.add_argument("--warmup", type=int, default=3, help="steps before timing starts")
+    parser.add_argument("--classes", type=int, default=1000)
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out: it takes minutes a size")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--compile", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--model", help=argparse.SUPPRESS)
     for hidden in ("--resolution", "--batch", "--steps"):
         parser.add_argument(hidden, type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
         return torch_worker(args)
 
-    print(f"{args.model}, {args.threads} threads, images/s in training, median of a run's steps")
-    print(f"{'size':>12} {'batch':>6} {'PyTorch':>18} {'effnet':>18} {'ratio (median, range)':>26}")
-    for size in args.sizes.split(","):
-        side, batch, steps = map(int, size.split(":"))
-        pairs = [(run_torch(args, side, batch, steps), run_effnet(args, side, batch, steps)) for _ in range(args.rounds)]
-        ratios = sorted(ours / theirs for theirs, ours in pairs)
-        spread = lambda values: f"{min(values):.1f}-{max(values):.1f}"
-        print(
-            f"{side:>8}x{side:<3} {batch:>6} {spread([p[0] for p in pairs]):>18} {spread([p[1] for p in pairs]):>18}"
-            f" {statistics.median(ratios):>12.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f})",
-            flush=True,
-        )
+    import torch
+
+    if args.device == "auto":
+        args.device = "cuda" if torch.cuda.is_available() else "cpu"
+    args.precision = args.precision or ("fp16" if args.device == "cuda" else "fp32")
+    args.effnet_bench = args.effnet_bench or build_bench()
+    machine = torch.cuda.get_device_name() if args.device == "cuda" else f"{platform.processor() or platform.machine()}, {args.threads} threads"
+    print(f"{machine}, {args.precision}, PyTorch {torch.__version__}; images/s, least and most of {args.rounds} rounds")
+    print(f"{'':>4} {'side':>4} {'batch':>5} {'':>10} {'':>18} {'images/s':>17} {'peak GiB':>9} {'ratio to the best PyTorch':>26}")
+    for size in (args.sizes or (GPU_SIZES if args.device == "cuda" else CPU_SIZES)).split(","):
+        model, *numbers = size.split(":")
+        case = (model, *map(int, numbers))
+        table(case, measure(args, case))
 
 
 if __name__ == "__main__":

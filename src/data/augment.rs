@@ -126,12 +126,83 @@ const RATIO: (f64, f64) = (3.0 / 4.0, 4.0 / 3.0);
 /// Share of the resized image's shorter side that evaluation looks at.
 const CENTRAL_SHARE: f64 = 0.875;
 
+/// A rectangle of pixels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Rectangle {
-    left: u32,
-    top: u32,
-    width: u32,
-    height: u32,
+pub struct Rectangle {
+    pub left: u32,
+    pub top: u32,
+    pub width: u32,
+    pub height: u32,
+}
+
+impl Rectangle {
+    fn all(width: u32, height: u32) -> Rectangle {
+        Rectangle { left: 0, top: 0, width, height }
+    }
+}
+
+/// The way of an image into the network's square, whoever goes it: a rectangle is cut out, a region of that resized,
+/// the result set into a black square, and the square mirrored.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Geometry {
+    /// What resizing sees: nothing outside has influence.
+    pub cut: Rectangle,
+    /// The part of `cut` that is resized.
+    pub region: Region,
+    /// Width and height to which it is resized.
+    pub size: (u32, u32),
+    /// Where its left upper corner comes to lie, possibly outside the square.
+    pub place: (i64, i64),
+    pub mirrored: bool,
+}
+
+impl Geometry {
+    /// `look` is what training draws from; none in evaluation.
+    ///
+    /// # Errors
+    /// Where `mode` is still `Auto`.
+    pub fn new(
+        (width, height): (u32, u32),
+        resolution: usize,
+        mode: CropMode,
+        look: Option<Look>,
+    ) -> Result<Geometry, String> {
+        let side = resolution as u32;
+        let all = Rectangle::all(width, height);
+        let mirrored = look.is_some_and(Look::mirrored);
+        if mode == CropMode::Auto {
+            return Err("the crop mode `auto` was not resolved".into());
+        }
+        if mode == CropMode::Pad {
+            let fits = width.max(height) <= side;
+            let size = if fits { (width, height) } else { fit(width, height, side) };
+            let reaches = (reach(side, size.0), reach(side, size.1));
+            let (right, down) = look.map_or((0, 0), |look| look.shift(reaches.0, reaches.1));
+            let centre = |length| i64::from((side - length) / 2);
+            let place = (centre(size.0) + right, centre(size.1) + down);
+            return Ok(Geometry { cut: all, region: whole((width, height)), size, place, mirrored });
+        }
+        let (cut, region) = match look {
+            Some(look) => {
+                let cut = look.rectangle(width, height);
+                (cut, whole((cut.width, cut.height)))
+            }
+            None => (all, evaluation_region((width, height), side)),
+        };
+        Ok(Geometry { cut, region, size: (side, side), place: (0, 0), mirrored })
+    }
+
+    /// A square of this side that fills the network's.
+    pub fn square(side: u32) -> Geometry {
+        let cut = Rectangle::all(side, side);
+        Geometry { cut, region: whole((side, side)), size: (side, side), place: (0, 0), mirrored: false }
+    }
+
+    /// Whether the pixels stay as they are.
+    fn copies(&self) -> bool {
+        let own = (self.cut.width, self.cut.height);
+        self.size == own && self.region == whole(own)
+    }
 }
 
 /// The largest central rectangle whose ratio is within bounds.
@@ -174,48 +245,36 @@ pub fn preprocess(
     if bytes.len() != width as usize * height as usize * channels as usize {
         return Err("its size and its pixels disagree".into());
     }
-    let mirrored = look.is_some_and(Look::mirrored);
-    match mode {
-        CropMode::Auto => Err("the crop mode `auto` was not resolved".into()),
-        CropMode::Pad => pad(image, resolution, look, mirrored, scratch, out),
-        CropMode::Resized => resized(image, resolution, look, mirrored, scratch, out),
-    }
-}
-
-fn resized(
-    image: View,
-    resolution: usize,
-    look: Option<Look>,
-    mirrored: bool,
-    scratch: &mut Scratch,
-    out: &mut [u8],
-) -> Result<(), String> {
-    let size = (image.width, image.height);
-    let Scratch { resizer, part, .. } = scratch;
-    let (from, size, region) = match look {
-        Some(look) => {
-            let cut = look.rectangle(image.width, image.height);
-            let size = (cut.width, cut.height);
-            (cut_rgb(image, cut, part), size, whole(size))
+    let geometry = Geometry::new((width, height), resolution, mode, look)?;
+    let Geometry { cut, region, size, .. } = geometry;
+    let Scratch { resizer, part, small } = scratch;
+    if mode == CropMode::Resized {
+        let from = cut_rgb(image, cut, part);
+        resize(resizer, from, (cut.width, cut.height), region, out, size)?;
+        if geometry.mirrored {
+            out.chunks_exact_mut(3 * resolution).for_each(mirror);
         }
-        None => {
-            let all = Rectangle { left: 0, top: 0, width: image.width, height: image.height };
-            let from = if image.channels == 3 { image.bytes } else { cut_rgb(image, all, part) };
-            (from, size, evaluation_region(size, resolution as u32))
-        }
-    };
-    resize(resizer, from, size, region, out, (resolution as u32, resolution as u32))?;
-    if mirrored {
-        out.chunks_exact_mut(3 * resolution).for_each(mirror);
+        return Ok(());
     }
+    if geometry.copies() {
+        pad(image, geometry, resolution, out);
+        return Ok(());
+    }
+    small.resize(size.0 as usize * size.1 as usize * 3, 0);
+    resize(resizer, cut_rgb(image, cut, part), (cut.width, cut.height), region, small, size)?;
+    let small = View { width: size.0, height: size.1, channels: 3, bytes: small };
+    pad(small, geometry, resolution, out);
     Ok(())
 }
 
-/// Copies a rectangle out of an image, as RGB. It is cut out *before* resizing, so that nothing outside has
-/// influence.
-fn cut_rgb<'a>(image: View, cut: Rectangle, part: &'a mut Vec<u8>) -> &'a [u8] {
+/// A rectangle of an image as RGB, copied unless that is the image itself. It is cut out *before* resizing, so that
+/// nothing outside has influence.
+fn cut_rgb<'a>(image: View<'a>, cut: Rectangle, part: &'a mut Vec<u8>) -> &'a [u8] {
     let Rectangle { left, top, width, height } = cut;
     let channels = image.channels as usize;
+    if channels == 3 && cut == Rectangle::all(image.width, image.height) {
+        return image.bytes;
+    }
     part.resize(width as usize * height as usize * 3, 0);
     let rows = image.bytes.chunks_exact(image.width as usize * channels).skip(top as usize);
     for (to, row) in part.chunks_exact_mut(width as usize * 3).zip(rows) {
@@ -251,33 +310,15 @@ fn reach(side: u32, length: u32) -> u32 {
     }
 }
 
-fn pad(
-    image: View,
-    resolution: usize,
-    look: Option<Look>,
-    mirrored: bool,
-    scratch: &mut Scratch,
-    out: &mut [u8],
-) -> Result<(), String> {
-    let View { mut width, mut height, mut channels, mut bytes } = image;
-    let side = resolution as u32;
-    if width.max(height) > side {
-        let size = fit(width, height, side);
-        let Scratch { resizer, part, small } = scratch;
-        let all = Rectangle { left: 0, top: 0, width, height };
-        let from = if channels == 3 { bytes } else { cut_rgb(image, all, part) };
-        small.resize(size.0 as usize * size.1 as usize * 3, 0);
-        resize(resizer, from, (width, height), whole((width, height)), small, size)?;
-        (width, height) = size;
-        (channels, bytes) = (3, small);
-    }
-    let (right, down) = look.map_or((0, 0), |look| look.shift(reach(side, width), reach(side, height)));
-    let left = i64::from((side - width) / 2) + right;
-    let top = i64::from((side - height) / 2) + down;
+/// Sets an image, already of its size, into the black square.
+fn pad(image: View, geometry: Geometry, resolution: usize, out: &mut [u8]) {
+    let View { width, channels, bytes, .. } = image;
+    let Geometry { place: (left, top), mirrored, .. } = geometry;
+    let side = resolution as i64;
     // Columns of the image that stay inside; after mirroring the whole square they lie from the other edge.
     let first = (-left).clamp(0, i64::from(width)) as usize;
-    let last = (i64::from(side) - left).clamp(0, i64::from(width)) as usize;
-    let start = if mirrored { i64::from(side) - left - last as i64 } else { left + first as i64 } as usize;
+    let last = (side - left).clamp(0, i64::from(width)) as usize;
+    let start = if mirrored { side - left - last as i64 } else { left + first as i64 } as usize;
 
     out.fill(0);
     let channels = channels as usize;
@@ -289,7 +330,6 @@ fn pad(
         let to = &mut out[(to_row * resolution + start) * 3..][..(last - first) * 3];
         copy_row(&from[first * channels..last * channels], channels, mirrored, to);
     }
-    Ok(())
 }
 
 /// Copies a row of 1 or 3 channels to RGB, mirrored or not.

@@ -272,7 +272,7 @@ pub(crate) fn fit(width: u32, height: u32, longest: u32) -> (u32, u32) {
 }
 
 /// The part of an image that is resized: left, top, width, height in fractions of pixels.
-pub(crate) type Region = (f64, f64, f64, f64);
+pub type Region = (f64, f64, f64, f64);
 
 /// Resizes a region of an RGB image.
 ///

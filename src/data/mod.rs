@@ -17,6 +17,7 @@ pub mod demo;
 pub mod idx;
 pub mod loader;
 pub mod pack;
+pub mod raw;
 pub mod sampler;
 pub mod shard;
 pub mod source;

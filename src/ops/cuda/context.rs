@@ -63,6 +63,8 @@ pub struct Context<G: Gpu> {
     pub ema_weights: bool,
     pub workspace: Address,
     pub workspace_bytes: usize,
+    /// A buffer for the bytes of images that are uploaded, made by the first upload, and its length.
+    pub pixels: Option<(Address, usize)>,
     /// Set while passes are timed.
     pub profile: Option<Timing>,
     /// The name of the kernel being launched; kept so that a launch allocates nothing.

@@ -1,22 +1,200 @@
 //! The stem: the 3×3 convolution from three channels and its weight gradient.
 
-use super::context::Context;
-use super::gpu::Gpu;
+use super::arguments::{Kernel, arguments};
+use super::batch_norm;
+use super::context::{Context, workspace_bytes};
+use super::gpu::{Address, Gpu};
 use super::precision::Precision;
-use crate::ops::{OpsError, Result, StemBackward, StemForward};
+use super::reduction;
+use crate::model::Window;
+use crate::ops::{Result, Statistics, StemBackward, StemForward};
 
-pub fn forward_workspace(_p: &StemForward, _precision: Precision) -> usize {
-    0
+const THREADS: usize = 256;
+/// Values under one output value.
+const TAPS: usize = 27;
+/// Pixels of a thread in a tile.
+const PIXELS: usize = 8;
+/// Bytes of the image's rows in shared memory, at most: beside them the rest of a block's pieces have room.
+const MOST_ROW_BYTES: usize = 72 << 10;
+/// Floats in which the threads' moments of eight channels are added up.
+const MOMENT_FLOATS: usize = 2 * THREADS * 8;
+/// Most parts: sixteen blocks for each multiprocessor of a large GPU forward, whose parts cost little memory, four
+/// backward, where two are at work at a time.
+const FORWARD_PARTS: usize = 2112;
+const BACKWARD_PARTS: usize = 528;
+
+arguments! {
+    /// y and its statistics; without these `counts` and `moments` are null.
+    pub struct ForwardArguments {
+        image: Address,
+        weight: Address,
+        y: Address,
+        counts: Address,
+        moments: Address,
+        images: i32,
+        input: i32,
+        output: i32,
+        pad: i32,
+        pitch: i32,
+        rows: i32,
+        channels: i32,
+        tile_pixels: i32,
+        tiles: i32,
+        tiles_per_part: i32,
+    }
 }
 
-pub fn forward<G: Gpu>(_cx: &mut Context<G>, _p: &StemForward) -> Result {
-    Err(OpsError::Device("stem forward is not written yet".into()))
+arguments! {
+    /// Partial weight gradients.
+    pub struct BackwardArguments {
+        image: Address,
+        y: Address,
+        du: Address,
+        coefficients: Address,
+        sums: Address,
+        partials: Address,
+        images: i32,
+        input: i32,
+        output: i32,
+        pad: i32,
+        pitch: i32,
+        rows: i32,
+        channels: i32,
+        tile_pixels: i32,
+        dy_pixels: i32,
+        tiles: i32,
+        tiles_per_part: i32,
+        inverse_rows: f32,
+    }
 }
 
-pub fn backward_workspace(_p: &StemBackward, _precision: Precision) -> usize {
-    0
+const FORWARD: Kernel<ForwardArguments> = Kernel::stored("stem_forward");
+const BACKWARD: Kernel<BackwardArguments> = Kernel::stored("stem_backward");
+
+/// How the output pixels are cut: tiles of `pixels` consecutive ones of an image, the last of an image smaller, and
+/// parts of several tiles.
+struct Cut {
+    pixels: usize,
+    tiles: usize,
+    per_part: usize,
+    /// Rows of the image under a tile, at most, and floats from one to the next in shared memory: one more than a
+    /// multiple of 32, so that neighbouring rows lie in different banks.
+    rows: usize,
+    pitch: usize,
 }
 
-pub fn backward<G: Gpu>(_cx: &mut Context<G>, _p: &StemBackward) -> Result {
-    Err(OpsError::Device("stem backward is not written yet".into()))
+impl Cut {
+    /// `roles` threads share a pixel.
+    fn new(images: usize, window: &Window, roles: usize, most_parts: usize) -> Cut {
+        assert_eq!((window.kernel, window.stride), (3, 2), "the stem's window is 3×3 with stride 2");
+        let columns = ((window.output - 1) * 2 + 3).max(window.pad + window.input);
+        let pitch = (3 * columns).next_multiple_of(32) + 1;
+        let output_rows =
+            |pixels: usize| ((pixels + window.output - 2) / window.output + 1).min(window.output);
+        let rows = |pixels: usize| 2 * output_rows(pixels) + 1;
+        let mut pixels = PIXELS * (THREADS / roles);
+        while pixels > 2 && rows(pixels) * pitch * 4 > MOST_ROW_BYTES {
+            pixels /= 2;
+        }
+        let tiles = images * window.output_pixels().div_ceil(pixels);
+        Cut { pixels, tiles, per_part: tiles.div_ceil(most_parts), rows: rows(pixels), pitch }
+    }
+
+    fn parts(&self) -> usize {
+        self.tiles.div_ceil(self.per_part)
+    }
+}
+
+fn forward_cut(p: &StemForward) -> Cut {
+    Cut::new(p.images, &p.window, p.channels / 8, FORWARD_PARTS)
+}
+
+pub fn forward_workspace(p: &StemForward, _precision: Precision) -> usize {
+    workspace_bytes(&batch_norm::statistics_bytes(forward_cut(p).parts(), p.channels))
+}
+
+pub fn forward<G: Gpu>(cx: &mut Context<G>, p: &StemForward) -> Result {
+    let cut = forward_cut(p);
+    let parts = cut.parts();
+    let batch = p.bn.statistics == Statistics::Batch;
+    let [counts, moments] = match batch {
+        true => cx.workspace(batch_norm::statistics_bytes(parts, p.channels)),
+        false => [Address::NULL; 2],
+    };
+    let arguments = ForwardArguments {
+        image: cx.tensor(p.image),
+        weight: cx.weight(p.weight),
+        y: cx.tensor(p.y),
+        counts,
+        moments,
+        images: p.images as i32,
+        input: p.window.input as i32,
+        output: p.window.output as i32,
+        pad: p.window.pad as i32,
+        pitch: cut.pitch as i32,
+        rows: cut.rows as i32,
+        channels: p.channels as i32,
+        tile_pixels: cut.pixels as i32,
+        tiles: cut.tiles as i32,
+        tiles_per_part: cut.per_part as i32,
+    };
+    let pieces = [TAPS * p.channels, p.channels, (cut.rows * cut.pitch).max(MOMENT_FLOATS)];
+    cx.launch(&FORWARD, [parts, 1, 1], THREADS, shared_bytes(&pieces), arguments)?;
+    match batch {
+        true => batch_norm::finish_statistics(cx, &p.bn, counts, moments, parts),
+        false => Ok(()),
+    }
+}
+
+fn backward_cut(p: &StemBackward) -> Cut {
+    // A thread has one of the window's three rows.
+    Cut::new(p.images, &p.window, 3 * p.channels / 8, BACKWARD_PARTS)
+}
+
+/// Pixels that dy has room for in shared memory, where the threads' sums are added up afterwards.
+fn dy_pixels(p: &StemBackward) -> usize {
+    PIXELS * (THREADS / (3 * p.channels / 8))
+}
+
+fn partial_bytes(p: &StemBackward) -> usize {
+    backward_cut(p).parts() * TAPS * p.channels * 4
+}
+
+pub fn backward_workspace(p: &StemBackward, _precision: Precision) -> usize {
+    workspace_bytes(&[partial_bytes(p)])
+}
+
+pub fn backward<G: Gpu>(cx: &mut Context<G>, p: &StemBackward) -> Result {
+    let cut = backward_cut(p);
+    let parts = cut.parts();
+    let [partials] = cx.workspace([partial_bytes(p)]);
+    let arguments = BackwardArguments {
+        image: cx.tensor(p.image),
+        y: cx.tensor(p.y),
+        du: cx.tensor(p.du),
+        coefficients: cx.tensor(p.bn.coefficients),
+        sums: cx.tensor(p.bn.sums),
+        partials,
+        images: p.images as i32,
+        input: p.window.input as i32,
+        output: p.window.output as i32,
+        pad: p.window.pad as i32,
+        pitch: cut.pitch as i32,
+        rows: cut.rows as i32,
+        channels: p.channels as i32,
+        tile_pixels: cut.pixels as i32,
+        dy_pixels: dy_pixels(p) as i32,
+        tiles: cut.tiles as i32,
+        tiles_per_part: cut.per_part as i32,
+        inverse_rows: 1.0 / p.bn.rows as f32,
+    };
+    // Four numbers of batch norm's backward a channel, the image's rows, dy.
+    let pieces = [4 * p.channels, cut.rows * cut.pitch, dy_pixels(p) * p.channels];
+    cx.launch(&BACKWARD, [parts, 1, 1], THREADS, shared_bytes(&pieces), arguments)?;
+    reduction::add_gradient(cx, partials, parts, p.weight)
+}
+
+/// Bytes of shared memory for pieces of these numbers of floats.
+fn shared_bytes(floats: &[usize]) -> usize {
+    floats.iter().map(|floats| (floats * 4).next_multiple_of(16)).sum()
 }

@@ -1,0 +1,414 @@
+// The head: pooled = mean of silu(BN(y)), logits = (pooled·dropout)·Wᵀ + b, cross-entropy, and all of it backwards
+// to du at the last batch norm's output.
+//
+// y [N·P, C] is read once forward and once backward; a block takes 256 channels (a warp's 32 lanes of 8) of an image
+// or a few, its 8 warps the pixels. The classifier is three products of fp32 matrices (dense.cuh). Where depth is
+// cut among blocks the partial products are added by whoever reads them next: the logits' by a small kernel, the
+// pooled gradient's by the kernel that forms du. The loss takes its exponentials in fp32 and its sums in double, so
+// that neither a loss near zero nor a gradient p − 1 near zero loses its digits.
+//
+// B0 at a batch of 1 (7×7×1280, 1000 classes): forward reads y, 0.13 MB in fp16, and computes 63 k sigmoids and
+// 1.3 M products; backward reads y and writes du, 0.25 MB, with 63 k sigmoids and 2.6 M products. The weight, 5.1 MB,
+// is read once a batch forward; backward reads it once and reads and writes its gradient once. Floors at a batch of
+// 256 and 3.0 TB/s: 13 µs forward, 26 µs backward; the products need 11 and 22 µs at 60 Tflop/s.
+// Last measured share: not yet measured.
+#include "dense.cuh"
+#include "reduction.cuh"
+#include "step.cuh"
+
+constexpr int POOL_THREADS = 256;
+constexpr int POOL_WARPS = POOL_THREADS / WARP;
+// Channels of a block: eight for each lane.
+constexpr int SLICE = WARP * LANES;
+static_assert(SLICE == POOL_THREADS, "at the end every thread has one channel");
+
+// ---- forward ----------------------------------------------------------------------------------------------
+
+// Eight channels' coefficients from one row of [4, C].
+__device__ __forceinline__ void load_row(float (&out)[LANES], const float* coefficients, int row, int channels, int channel) {
+    load_lanes(out, coefficients + static_cast<size_t>(row) * channels + channel);
+}
+
+// pooled [N, C] from y [N, P, C]. Grid: images, slices.
+#define HEAD_POOL_FIELDS(F)       \
+    F(const void*, y)             \
+    F(const float*, coefficients) \
+    F(float*, pooled)             \
+    F(int, pixels)                \
+    F(int, channels)
+ARGUMENTS(HeadPoolArguments, HEAD_POOL_FIELDS)
+
+template <typename T>
+__device__ __forceinline__ void pool(const HeadPoolArguments& args) {
+    SharedArena arena;
+    float* sums = arena.take<float>(POOL_WARPS * SLICE);
+    const int lane = static_cast<int>(threadIdx.x) % WARP, warp = static_cast<int>(threadIdx.x) / WARP;
+    const int first = static_cast<int>(blockIdx.y) * SLICE, channel = first + lane * LANES;
+    const size_t image = blockIdx.x, channels = args.channels;
+    if (channel < args.channels) {
+        float scale[LANES], shift[LANES], total[LANES] = {};
+        load_row(scale, args.coefficients, SCALE, args.channels, channel);
+        load_row(shift, args.coefficients, SHIFT, args.channels, channel);
+        const T* y = static_cast<const T*>(args.y) + image * args.pixels * channels + channel;
+#pragma unroll 4
+        for (int pixel = warp; pixel < args.pixels; pixel += POOL_WARPS) {
+            float values[LANES];
+            load_lanes(values, y + pixel * channels);
+#pragma unroll
+            for (int i = 0; i < LANES; i++) total[i] += silu<T>(fmaf(scale[i], values[i], shift[i]));
+        }
+        store_lanes(sums + warp * SLICE + lane * LANES, total);
+    }
+    barrier();
+    const int own = static_cast<int>(threadIdx.x);
+    if (first + own < args.channels) {
+        float total = 0.0f;
+        for (int w = 0; w < POOL_WARPS; w++) total += sums[w * SLICE + own];
+        args.pooled[image * channels + first + own] = total / static_cast<float>(args.pixels);
+    }
+}
+
+KERNEL(head_pool_f32, POOL_THREADS, HeadPoolArguments) { pool<float>(args); }
+KERNEL(head_pool_f16, POOL_THREADS, HeadPoolArguments) { pool<f16>(args); }
+KERNEL(head_pool_bf16, POOL_THREADS, HeadPoolArguments) { pool<bf16>(args); }
+
+// Products whose depth is cut into `parts` of `depth_per_part`: partials [parts, rows, columns].
+// Grid: columns/64, rows/64, parts.
+#define HEAD_PRODUCT_FIELDS(F) \
+    F(const float*, a)         \
+    F(const float*, a_scale)   \
+    F(const float*, b)         \
+    F(float*, partials)        \
+    F(int, rows)               \
+    F(int, columns)            \
+    F(int, depth)              \
+    F(int, depth_per_part)
+ARGUMENTS(HeadProductArguments, HEAD_PRODUCT_FIELDS)
+
+template <bool B_INNER_DEPTH>
+__device__ __forceinline__ void product(const HeadProductArguments& args) {
+    SharedArena arena;
+    const int first_row = static_cast<int>(blockIdx.y) * PRODUCT_TILE;
+    const int first_column = static_cast<int>(blockIdx.x) * PRODUCT_TILE;
+    const int part = static_cast<int>(blockIdx.z), begin = part * args.depth_per_part;
+    const int end = begin + args.depth_per_part < args.depth ? begin + args.depth_per_part : args.depth;
+    const Factor a = {args.a, args.a_scale, args.depth, args.rows};
+    const Factor b = {args.b, nullptr, B_INNER_DEPTH ? args.depth : args.columns, args.columns};
+    ProductTile tile;
+    tile.run<true, B_INNER_DEPTH, false>(arena, a, b, first_row, first_column, begin, end);
+    float* out = args.partials + static_cast<size_t>(part) * args.rows * args.columns;
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        const int row = first_row + tile.row(i);
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            const int column = first_column + tile.column(j);
+            if (row < args.rows && column < args.columns) {
+                out[static_cast<size_t>(row) * args.columns + column] = tile.sums[i][j];
+            }
+        }
+    }
+}
+
+// Features [N, C] (times dropout) by the weight [classes, C].
+KERNEL_BLOCKS(head_logit_products, PRODUCT_THREADS, 4, HeadProductArguments) { product<true>(args); }
+// dlogits [N, classes] by the weight [classes, C].
+KERNEL_BLOCKS(head_feature_products, PRODUCT_THREADS, 3, HeadProductArguments) { product<false>(args); }
+
+// logits [N, classes] = bias + Σ over the parts.
+#define HEAD_LOGITS_FIELDS(F) \
+    F(const float*, partials) \
+    F(const float*, bias)     \
+    F(float*, logits)         \
+    F(int, images)            \
+    F(int, classes)           \
+    F(int, parts)
+ARGUMENTS(HeadLogitsArguments, HEAD_LOGITS_FIELDS)
+
+constexpr int LOGITS_THREADS = 256;
+
+KERNEL(head_logits, LOGITS_THREADS, HeadLogitsArguments) {
+    const size_t at = static_cast<size_t>(blockIdx.x) * LOGITS_THREADS + threadIdx.x;
+    const size_t count = static_cast<size_t>(args.images) * args.classes;
+    if (at < count) {
+        float total = 0.0f;
+        for (int part = 0; part < args.parts; part++) total += args.partials[part * count + at];
+        args.logits[at] = total + args.bias[at % args.classes];
+    }
+}
+
+// ---- loss -------------------------------------------------------------------------------------------------
+
+constexpr int LOSS_THREADS = 128;
+constexpr int LOSS_WARPS = LOSS_THREADS / WARP;
+
+// The sum over all threads, in every thread, in one fixed order. `scratch` has LOSS_WARPS places.
+__device__ __forceinline__ double block_sum(double value, double* scratch) {
+#pragma unroll
+    for (int mask = WARP / 2; mask > 0; mask /= 2) value += shuffle_xor(value, mask);
+    if (threadIdx.x % WARP == 0) scratch[threadIdx.x / WARP] = value;
+    barrier();
+    double total = 0.0;
+    for (int warp = 0; warp < LOSS_WARPS; warp++) total += scratch[warp];
+    return total;
+}
+
+// The largest of the logits that are numbers; a NaN shows in the sums.
+__device__ __forceinline__ float largest(const float* logits, int classes, float* scratch) {
+    float most = -INFINITY;
+    for (int c = static_cast<int>(threadIdx.x); c < classes; c += LOSS_THREADS) most = fmaxf(most, logits[c]);
+#pragma unroll
+    for (int mask = WARP / 2; mask > 0; mask /= 2) most = fmaxf(most, shuffle_xor(most, mask));
+    if (threadIdx.x % WARP == 0) scratch[threadIdx.x / WARP] = most;
+    barrier();
+    for (int warp = 0; warp < LOSS_WARPS; warp++) most = fmaxf(most, scratch[warp]);
+    return most;
+}
+
+// e^(logit − most). The difference's rounding error would be a relative error of the power, so it is taken along.
+__device__ __forceinline__ float power(float logit, float most) {
+    const float shifted = logit - most;
+    const float subtracted = shifted - logit;
+    const float error = (logit - (shifted - subtracted)) - (most + subtracted);
+    const float e = expf(shifted);
+    return fmaf(e, error, e);
+}
+
+// losses [N] = −Σ target·ln softmax and dlogits [N, classes] = (softmax − target)·scale·(the step's loss scale), with
+// the target (1−ε)·onehot + ε/classes; a label that is no class gives NaN. right [N] is 1 where the label's logit is
+// above all others: ties and NaN count against. A block for each image.
+#define HEAD_LOSS_FIELDS(F)    \
+    F(const StepBlock*, block) \
+    F(const float*, logits)    \
+    F(const uint32_t*, labels) \
+    F(float*, losses)          \
+    F(float*, dlogits)         \
+    F(uint32_t*, right)        \
+    F(int, classes)            \
+    F(float, smoothing)        \
+    F(float, scale)
+ARGUMENTS(HeadLossArguments, HEAD_LOSS_FIELDS)
+
+KERNEL(head_loss, LOSS_THREADS, HeadLossArguments) {
+    SharedArena arena;
+    double* power_scratch = arena.take<double>(LOSS_WARPS);
+    double* shifted_scratch = arena.take<double>(LOSS_WARPS);
+    double* rank_scratch = arena.take<double>(LOSS_WARPS);
+    float* most_scratch = arena.take<float>(LOSS_WARPS);
+    const size_t start = static_cast<size_t>(blockIdx.x) * args.classes;
+    const float* logits = args.logits + start;
+    float* dlogits = args.dlogits + start;
+    const uint32_t label = args.labels[blockIdx.x];
+    const uint32_t classes = static_cast<uint32_t>(args.classes);
+    const float own = label < classes ? logits[label] : NAN;
+
+    const float most = largest(logits, args.classes, most_scratch);
+    double powers = 0.0, shifted = 0.0, not_below = 0.0;
+    for (uint32_t c = threadIdx.x; c < classes; c += LOSS_THREADS) {
+        const float logit = logits[c], e = power(logit, most);
+        dlogits[c] = e;
+        powers += e;
+        shifted += static_cast<double>(logit) - static_cast<double>(most);
+        if (c != label && !(logit < own)) not_below += 1.0;
+    }
+    powers = block_sum(powers, power_scratch);
+    shifted = block_sum(shifted, shifted_scratch);
+    not_below = block_sum(not_below, rank_scratch);
+
+    const double everywhere = static_cast<double>(args.smoothing) / args.classes;
+    const double extra = 1.0 - static_cast<double>(args.smoothing);
+    const double scale = static_cast<double>(args.scale) * static_cast<double>(args.block->loss_scale);
+    const double share = 1.0 / powers;
+    for (uint32_t c = threadIdx.x; c < classes; c += LOSS_THREADS) {
+        const double target = c == label ? everywhere + extra : everywhere;
+        dlogits[c] = static_cast<float>((dlogits[c] * share - target) * scale);
+    }
+    if (threadIdx.x == 0) {
+        const double below = static_cast<double>(own) - static_cast<double>(most);
+        args.losses[blockIdx.x] = static_cast<float>(log(powers) - extra * below - everywhere * shifted);
+        args.right[blockIdx.x] = not_below == 0.0 && own == own ? 1 : 0;
+    }
+}
+
+// Adds the sum of the losses and the number of images that are right to the step's block. One block.
+#define HEAD_TALLY_FIELDS(F)  \
+    F(StepBlock*, block)      \
+    F(const float*, losses)   \
+    F(const uint32_t*, right) \
+    F(int, images)
+ARGUMENTS(HeadTallyArguments, HEAD_TALLY_FIELDS)
+
+KERNEL(head_tally, LOSS_THREADS, HeadTallyArguments) {
+    SharedArena arena;
+    double* loss_scratch = arena.take<double>(LOSS_WARPS);
+    double* right_scratch = arena.take<double>(LOSS_WARPS);
+    double loss = 0.0, right = 0.0;
+    for (int image = static_cast<int>(threadIdx.x); image < args.images; image += LOSS_THREADS) {
+        loss += args.losses[image];
+        right += args.right[image];
+    }
+    loss = block_sum(loss, loss_scratch);
+    right = block_sum(right, right_scratch);
+    if (threadIdx.x == 0) {
+        args.block->loss += loss;
+        args.block->correct += static_cast<uint32_t>(right);
+    }
+}
+
+// ---- backward ---------------------------------------------------------------------------------------------
+
+// dW [classes, C] += dlogitsᵀ·(pooled·dropout), db += Σ dlogits; raises the step's flag where one is not finite.
+// Grid: C/64, classes/64.
+#define HEAD_WEIGHTS_FIELDS(F)    \
+    F(StepBlock*, block)          \
+    F(const float*, dlogits)      \
+    F(const float*, pooled)       \
+    F(const float*, dropout)      \
+    F(float*, weight_gradient)    \
+    F(float*, bias_gradient)      \
+    F(int, images)                \
+    F(int, channels)              \
+    F(int, classes)
+ARGUMENTS(HeadWeightsArguments, HEAD_WEIGHTS_FIELDS)
+
+// Adds to a gradient; true if the result is not finite.
+__device__ __forceinline__ bool grow(float* gradient, float value) {
+    const float total = *gradient + value;
+    *gradient = total;
+    return !is_finite(total);
+}
+
+KERNEL_BLOCKS(head_weights, PRODUCT_THREADS, 4, HeadWeightsArguments) {
+    SharedArena arena;
+    const int first_class = static_cast<int>(blockIdx.y) * PRODUCT_TILE;
+    const int first_channel = static_cast<int>(blockIdx.x) * PRODUCT_TILE;
+    const Factor a = {args.dlogits, nullptr, args.classes, args.classes};
+    const Factor b = {args.pooled, args.dropout, args.channels, args.channels};
+    ProductTile tile;
+    tile.run<false, false, true>(arena, a, b, first_class, first_channel, 0, args.images);
+    bool broken = false;
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        const int row = first_class + tile.row(i);
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            const int column = first_channel + tile.column(j);
+            if (row < args.classes && column < args.channels) {
+                float* gradient = args.weight_gradient + static_cast<size_t>(row) * args.channels + column;
+                broken |= grow(gradient, tile.sums[i][j]);
+            }
+        }
+    }
+    const int row = first_class + static_cast<int>(threadIdx.x);
+    if (blockIdx.x == 0 && threadIdx.x < PRODUCT_TILE && row < args.classes) {
+        broken |= grow(args.bias_gradient + row, tile.row_sum);
+    }
+    if (broken) raise_flag(&args.block->not_finite, 1);
+}
+
+// du [N·P, C] = dpooled·dropout/pixels·silu'(z), dpooled being the sum of `splits` partials [splits, N, C], and the
+// part's Σdu and Σdu·ŷ: sums [parts, 2, C]. Grid: parts of `images_per_part` images, slices.
+#define HEAD_BACKWARD_FIELDS(F)   \
+    F(const void*, y)             \
+    F(const float*, coefficients) \
+    F(const float*, partials)     \
+    F(const float*, dropout)      \
+    F(void*, du)                  \
+    F(float*, sums)               \
+    F(int, images)                \
+    F(int, images_per_part)       \
+    F(int, pixels)                \
+    F(int, channels)              \
+    F(int, splits)
+ARGUMENTS(HeadBackwardArguments, HEAD_BACKWARD_FIELDS)
+
+// One warp's pixels of one image, eight channels a lane.
+template <typename T>
+struct MapGradient {
+    float mean[LANES], r[LANES], scale[LANES], shift[LANES];
+    float sum[LANES], sum_y[LANES];
+
+    __device__ __forceinline__ void begin(const float* coefficients, int channels, int channel) {
+        load_row(mean, coefficients, MEAN, channels, channel);
+        load_row(r, coefficients, RECIPROCAL, channels, channel);
+        load_row(scale, coefficients, SCALE, channels, channel);
+        load_row(shift, coefficients, SHIFT, channels, channel);
+#pragma unroll
+        for (int i = 0; i < LANES; i++) sum[i] = sum_y[i] = 0.0f;
+    }
+
+    __device__ __forceinline__ void add(const T* y, T* du, const float (&d)[LANES]) {
+        float values[LANES], out[LANES];
+        load_lanes(values, y);
+#pragma unroll
+        for (int i = 0; i < LANES; i++) {
+            float value, slope;
+            silu_and_slope<T>(fmaf(scale[i], values[i], shift[i]), value, slope);
+            out[i] = rounded<T>(d[i] * slope);
+            sum[i] += out[i];
+            sum_y[i] = fmaf(out[i], (values[i] - mean[i]) * r[i], sum_y[i]);
+        }
+        store_lanes(du, out);
+    }
+};
+
+// The gradient at each pixel's activation of one image, for the slice's channels, to shared memory.
+__device__ __forceinline__ void share_out(const HeadBackwardArguments& args, int image, int channel, float* shared) {
+    if (channel < args.channels) {
+        const size_t at = static_cast<size_t>(image) * args.channels + channel;
+        const size_t split = static_cast<size_t>(args.images) * args.channels;
+        float d = 0.0f;
+        for (int s = 0; s < args.splits; s++) d += args.partials[s * split + at];
+        if (args.dropout != nullptr) d *= args.dropout[at];
+        shared[threadIdx.x] = d / static_cast<float>(args.pixels);
+    }
+}
+
+template <typename T>
+__device__ __forceinline__ void map_gradients(const HeadBackwardArguments& args) {
+    SharedArena arena;
+    float* shared_d = arena.take<float>(SLICE);
+    float* shared_sums = arena.take<float>(2 * POOL_WARPS * SLICE);
+    const int lane = static_cast<int>(threadIdx.x) % WARP, warp = static_cast<int>(threadIdx.x) / WARP;
+    const int first = static_cast<int>(blockIdx.y) * SLICE, channel = first + lane * LANES;
+    const bool inside = channel < args.channels;
+    const size_t channels = args.channels;
+    MapGradient<T> map;
+    if (inside) map.begin(args.coefficients, args.channels, channel);
+    const int begin = static_cast<int>(blockIdx.x) * args.images_per_part;
+    const int end = begin + args.images_per_part < args.images ? begin + args.images_per_part : args.images;
+    for (int image = begin; image < end; image++) {
+        share_out(args, image, first + static_cast<int>(threadIdx.x), shared_d);
+        barrier();
+        if (inside) {
+            float d[LANES];
+            load_lanes(d, shared_d + lane * LANES);
+            const size_t start = static_cast<size_t>(image) * args.pixels * channels + channel;
+            const T* y = static_cast<const T*>(args.y) + start;
+            T* du = static_cast<T*>(args.du) + start;
+#pragma unroll 2
+            for (int pixel = warp; pixel < args.pixels; pixel += POOL_WARPS) {
+                map.add(y + pixel * channels, du + pixel * channels, d);
+            }
+        }
+        barrier();
+    }
+    if (inside) {
+        store_lanes(shared_sums + warp * SLICE + lane * LANES, map.sum);
+        store_lanes(shared_sums + (POOL_WARPS + warp) * SLICE + lane * LANES, map.sum_y);
+    }
+    barrier();
+    const int own = first + static_cast<int>(threadIdx.x);
+    if (own < args.channels) {
+#pragma unroll
+        for (int row = 0; row < 2; row++) {
+            float total = 0.0f;
+            for (int w = 0; w < POOL_WARPS; w++) total += shared_sums[(row * POOL_WARPS + w) * SLICE + threadIdx.x];
+            args.sums[(2 * static_cast<size_t>(blockIdx.x) + row) * channels + own] = total;
+        }
+    }
+}
+
+KERNEL(head_backward_f32, POOL_THREADS, HeadBackwardArguments) { map_gradients<float>(args); }
+KERNEL(head_backward_f16, POOL_THREADS, HeadBackwardArguments) { map_gradients<f16>(args); }
+KERNEL(head_backward_bf16, POOL_THREADS, HeadBackwardArguments) { map_gradients<bf16>(args); }

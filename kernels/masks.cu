@@ -1,0 +1,84 @@
+// Stochastic-depth and dropout factors: Philox4x32-10 (Salmon et al. 2011), counter for counter and bit for bit what
+// `src/random.rs` draws. A factor is a pure function of (seed, position of the sample, step, layer), so it does not
+// depend on how the batch is cut, and a captured graph draws anew in every step: the seed, the step and the position
+// of the micro-batch's first sample come from the step's block.
+//
+// Bytes: 4 a factor. B0 at a batch of 1: 9 masks of one factor and 1280 of dropout; nothing beside the launches'
+// own time. Last measured share: not yet measured.
+#include "step.cuh"
+
+constexpr int MASK_THREADS = 128;
+
+// `Purpose` of src/random.rs.
+constexpr uint32_t DROPOUT = 3;
+constexpr uint32_t DROP_PATH = 4;
+
+struct Draw {
+    uint32_t v[4];
+};
+
+// Four draws of 32 bits. `index` is the sample's position, `layer` is below 65,536.
+__device__ __forceinline__ Draw draw(const StepBlock* block, uint64_t index, uint32_t purpose, uint32_t layer) {
+    uint32_t key0 = static_cast<uint32_t>(block->seed), key1 = static_cast<uint32_t>(block->seed >> 32);
+    uint32_t c0 = static_cast<uint32_t>(index), c1 = static_cast<uint32_t>(index >> 32);
+    uint32_t c2 = block->step, c3 = purpose << 16 | layer;
+#pragma unroll
+    for (int round = 0; round < 10; round++) {
+        const uint64_t a = uint64_t{0xD2511F53u} * c0;
+        const uint64_t b = uint64_t{0xCD9E8D57u} * c2;
+        c0 = static_cast<uint32_t>(b >> 32) ^ c1 ^ key0;
+        c1 = static_cast<uint32_t>(b);
+        c2 = static_cast<uint32_t>(a >> 32) ^ c3 ^ key1;
+        c3 = static_cast<uint32_t>(a);
+        key0 += 0x9E3779B9u;
+        key1 += 0xBB67AE85u;
+    }
+    return {{c0, c1, c2, c3}};
+}
+
+// 0 where the draw, as a number in [0, 1) of 24 bits, falls below the rate.
+__device__ __forceinline__ float factor(uint32_t bits, float rate, float kept) {
+    return static_cast<float>(bits >> 8) * (1.0f / 16777216.0f) < rate ? 0.0f : kept;
+}
+
+// One block's stochastic depth: keep [N]. `kept` is 1/(1−rate).
+#define DROP_PATH_FIELDS(F)    \
+    F(const StepBlock*, block) \
+    F(float*, keep)            \
+    F(int, images)             \
+    F(uint32_t, layer)         \
+    F(float, rate)             \
+    F(float, kept)
+ARGUMENTS(DropPathArguments, DROP_PATH_FIELDS)
+
+KERNEL(masks_drop_path, MASK_THREADS, DropPathArguments) {
+    const int image = static_cast<int>(blockIdx.x) * MASK_THREADS + static_cast<int>(threadIdx.x);
+    if (image < args.images) {
+        const Draw bits = draw(args.block, args.block->first_position + image, DROP_PATH, args.layer);
+        args.keep[image] = factor(bits.v[0], args.rate, args.kept);
+    }
+}
+
+// Dropout: mask [N, C], a thread for each four features, which share a draw.
+#define DROPOUT_FIELDS(F)      \
+    F(const StepBlock*, block) \
+    F(float*, mask)            \
+    F(int, images)             \
+    F(int, channels)           \
+    F(float, rate)             \
+    F(float, kept)
+ARGUMENTS(DropoutArguments, DROPOUT_FIELDS)
+
+KERNEL(masks_dropout, MASK_THREADS, DropoutArguments) {
+    const int groups = (args.channels + 3) / 4;
+    const size_t at = static_cast<size_t>(blockIdx.x) * MASK_THREADS + threadIdx.x;
+    const int image = static_cast<int>(at / groups), group = static_cast<int>(at % groups);
+    if (image < args.images) {
+        const Draw bits = draw(args.block, args.block->first_position + image, DROPOUT, group);
+        float* mask = args.mask + static_cast<size_t>(image) * args.channels + 4 * group;
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            if (4 * group + i < args.channels) mask[i] = factor(bits.v[i], args.rate, args.kept);
+        }
+    }
+}

@@ -1,0 +1,466 @@
+// Pointwise convolutions forward: y [M, N] = A·Wᵀ with A [M, K] = x or silu(BN(x))·gate, W [N, K], and y's statistics.
+//
+// A block owns COLUMNS output channels and walks down tiles of ROWS rows. One pipeline of steps runs through all of
+// its tiles: a step is a chunk of `chunk` input channels of one tile, and while the tensor cores multiply one step the
+// copies of the next STAGES − 1 are under way, across the borders of tiles too. The weights come along chunk by
+// chunk, or, where all of the block's fit beside the pipeline, stay after the first tile. Between the steps:
+//
+//   barrier · begin the copies of step s + STAGES − 1 · multiply step s · [store the tile] · await own copies of s + 1
+//   and activate them in place · barrier · …
+//
+// Each thread activates the very vectors that it copied, so that takes no further barrier, is done exactly once for
+// each element of a column tile, and the other warps' products run beside it. A thread stays with one vector of
+// channels of the chunk, so batch norm's coefficients are loaded once a step and the gate once an image.
+//
+// Shared rows have an odd number of 16-byte units: eight rows of a matrix lie in eight different groups of banks. K is
+// filled up with zeros to a multiple of 16. A tile leaves through a few hundred bytes a warp, from where whole rows
+// of the warp's channels are stored in vectors, and where their statistics are taken: a lane stays with one vector
+// of eight channels through all tiles, so the sums stay in its registers.
+//
+// fp32 storage runs the same pipeline with fused multiply-adds in the place of the tensor cores: exact fp32.
+#pragma once
+
+#include "numeric.cuh"
+
+// Fields of the argument structs: first the pointers, last the numbers.
+//   x [rows, inputs], weight [outputs, inputs], y [rows, outputs] in the storage type; counts [parts] and moments
+//   [parts, 2, outputs], null where no statistics are wanted. Grid: (column tiles, parts).
+#define POINTWISE_POINTERS(F) \
+    F(const void*, x)         \
+    F(const void*, weight)    \
+    F(void*, y)               \
+    F(float*, counts)         \
+    F(float*, moments)
+//   chunk: input channels of a step, a multiple of 16; row_tiles: of a part; weight_slots: chunks of weights that
+//   have a place in shared memory, all of them or one a stage.
+#define POINTWISE_NUMBERS(F) \
+    F(int, rows)             \
+    F(int, inputs)           \
+    F(int, outputs)          \
+    F(int, chunk)            \
+    F(int, row_tiles)        \
+    F(int, weight_slots)
+
+// How ROWS × COLUMNS outputs are shared out among warps. M × N tiles of 16×8 a warp.
+template <int ROWS_, int COLUMNS_, int WARPS_M_, int WARPS_N_, int STAGES_>
+struct PointwiseTile {
+    static constexpr int ROWS = ROWS_, COLUMNS = COLUMNS_, WARPS_M = WARPS_M_, WARPS_N = WARPS_N_;
+    static constexpr int STAGES = STAGES_;
+    static constexpr int WARPS = WARPS_M * WARPS_N, THREADS = WARPS * WARP;
+    static constexpr int M = ROWS / WARPS_M / 16, N = COLUMNS / WARPS_N / 8;
+    static_assert(M * WARPS_M * 16 == ROWS && N * WARPS_N * 8 == COLUMNS, "whole tensor-core tiles");
+
+    using Accumulators = float[M][N][4];
+
+    __device__ static int warp() { return threadIdx.x / WARP; }
+    __device__ static int lane() { return threadIdx.x % WARP; }
+    // First row and column of this warp within the block's tile.
+    __device__ static int warp_row() { return warp() / WARPS_N * (M * 16); }
+    __device__ static int warp_column() { return warp() % WARPS_N * (N * 8); }
+};
+
+// ---- the product ------------------------------------------------------------------------------------------
+
+// c += A·Wᵀ over `depth` channels (a multiple of 16) of a step: `a` and `w` are shared rows `stride` apart.
+template <class Tile, typename T>
+__device__ __forceinline__ void multiply_half(
+    typename Tile::Accumulators& c, const T* a, const T* w, int stride, int depth) {
+    constexpr int M = Tile::M, N = Tile::N;
+    const int lane = Tile::lane();
+    a += (Tile::warp_row() + lane % 16) * stride + lane / 16 * 8;
+    w += (Tile::warp_column() + lane % 8) * stride + lane / 8 % 2 * 8;
+    const int second = lane / 16 * 8 * stride;  // the other eight channels of a pair of tiles
+#pragma unroll 1
+    for (int k = 0; k < depth; k += 16) {
+        uint32_t left[M][4], right[N][2];
+#pragma unroll
+        for (int m = 0; m < M; m++) load_matrix_x4(left[m], a + m * 16 * stride + k);
+#pragma unroll
+        for (int n = 0; n < N; n += 2) {
+            uint32_t pair[4];
+            const bool both = n + 1 < N;  // otherwise the same eight rows twice, which lie within the tile
+            load_matrix_x4(pair, w + n * 8 * stride + k + (both ? second : 0));
+            right[n][0] = pair[0];
+            right[n][1] = pair[1];
+            if (both) {
+                right[n + 1][0] = pair[2];
+                right[n + 1][1] = pair[3];
+            }
+        }
+        mma_tiles<T>(c, left, right);
+    }
+}
+
+// The same in fp32, with the accumulators where the tensor cores would leave them. `depth` is a multiple of 4.
+template <class Tile>
+__device__ __forceinline__ void multiply_float(
+    typename Tile::Accumulators& c, const float* a, const float* w, int stride, int depth) {
+    constexpr int M = Tile::M, N = Tile::N;
+    const int lane = Tile::lane();
+    a += (Tile::warp_row() + lane / 4) * stride;
+    w += (Tile::warp_column() + lane % 4 * 2) * stride;
+#pragma unroll 1
+    for (int k = 0; k < depth; k += 4) {
+        Pack<float> left[M][2];
+#pragma unroll
+        for (int m = 0; m < M; m++) {
+            left[m][0] = load_pack(a + m * 16 * stride + k);
+            left[m][1] = load_pack(a + (m * 16 + 8) * stride + k);
+        }
+#pragma unroll
+        for (int n = 0; n < N; n++) {
+            const Pack<float> right[2] = {load_pack(w + n * 8 * stride + k), load_pack(w + (n * 8 + 1) * stride + k)};
+#pragma unroll
+            for (int m = 0; m < M; m++)
+#pragma unroll
+                for (int i = 0; i < 4; i++)
+#pragma unroll
+                    for (int e = 0; e < 4; e++)
+                        c[m][n][i] = fmaf(left[m][i / 2].v[e], right[i % 2].v[e], c[m][n][i]);
+        }
+    }
+}
+
+// ---- the pipeline's copies --------------------------------------------------------------------------------
+
+// One step of the pipeline.
+struct PointwiseStep {
+    int index;  // among the block's steps
+    int row;    // first row of x
+    int chunk;  // number of the chunk of channels
+    int stage;  // where it lies
+
+    template <class Tile>
+    __device__ __forceinline__ void advance(int chunks) {
+        index++;
+        stage = stage + 1 == Tile::STAGES ? 0 : stage + 1;
+        if (++chunk == chunks) {
+            chunk = 0;
+            row += Tile::ROWS;
+        }
+    }
+};
+
+// Copies from x and W. A thread owns one 16-byte unit of the chunk, in every `threads_down`-th row.
+template <typename T, class Tile>
+struct PointwiseCopies {
+    static constexpr int UNIT = Pack<T>::N;
+
+    const T* x;
+    const T* weight;  // of the block's first channel
+    T* a;             // [STAGES, ROWS, stride]
+    T* w;             // [weight_slots, COLUMNS, stride]
+    int rows, inputs, columns;
+    int chunk, stride, depth, chunks;
+    int unit, down, threads_down;  // this thread's unit and first row; idle threads have no rows
+    bool resident;
+
+    template <class Args>
+    __device__ __forceinline__ PointwiseCopies(const Args& args, SharedArena& arena) {
+        const int column = blockIdx.x * Tile::COLUMNS;
+        x = static_cast<const T*>(args.x);
+        weight = static_cast<const T*>(args.weight) + static_cast<size_t>(column) * args.inputs;
+        rows = args.rows;
+        inputs = args.inputs;
+        columns = args.outputs - column;
+        chunk = args.chunk;
+        stride = chunk + UNIT;
+        depth = sizeof(T) == 2 ? (inputs + 15) / 16 * 16 : inputs;
+        chunks = (depth + chunk - 1) / chunk;
+        a = arena.take<T>(static_cast<size_t>(Tile::STAGES) * Tile::ROWS * stride);
+        w = arena.take<T>(static_cast<size_t>(args.weight_slots) * Tile::COLUMNS * stride);
+        resident = args.weight_slots == chunks;
+        const int units = chunk / UNIT, thread = threadIdx.x;
+        unit = thread % units;
+        threads_down = Tile::THREADS / units;
+        down = thread / units;
+        if (down >= threads_down) down = Tile::ROWS + Tile::COLUMNS;
+    }
+
+    // Channels of a step.
+    __device__ __forceinline__ int depth_of(const PointwiseStep& step) const {
+        const int left = depth - step.chunk * chunk;
+        return left < chunk ? left : chunk;
+    }
+    __device__ __forceinline__ T* a_of(const PointwiseStep& step) const {
+        return a + step.stage * (Tile::ROWS * stride);
+    }
+    __device__ __forceinline__ T* w_of(const PointwiseStep& step) const {
+        return w + (resident ? step.chunk : step.stage) * (Tile::COLUMNS * stride);
+    }
+
+    __device__ __forceinline__ void begin(const PointwiseStep& step) const {
+        const int channel = step.chunk * chunk + unit * UNIT;
+        if (channel >= depth) return;
+        const bool inside = channel < inputs;
+        T* to = a_of(step) + unit * UNIT;
+        for (int row = down; row < Tile::ROWS; row += threads_down) {
+            const bool valid = inside && step.row + row < rows;
+            const size_t from = valid ? static_cast<size_t>(step.row + row) * inputs + channel : 0;
+            copy_async_16(to + row * stride, x + from, valid);
+        }
+        if (resident && step.index >= chunks) return;
+        to = w_of(step) + unit * UNIT;
+        for (int column = down; column < Tile::COLUMNS; column += threads_down) {
+            const bool valid = inside && column < columns;
+            const T* from = weight + (valid ? static_cast<size_t>(column) * inputs + channel : 0);
+            copy_async_16(to + column * stride, from, valid);
+        }
+    }
+};
+
+// ---- prologues --------------------------------------------------------------------------------------------
+
+// A = x.
+template <typename T, class Tile>
+struct PointwisePlain {
+    __device__ __forceinline__ void apply(const PointwiseCopies<T, Tile>&, const PointwiseStep&) {}
+};
+
+// `N` floats, N a multiple of 4.
+template <int N>
+__device__ __forceinline__ void load_floats(float (&out)[N], const float* from) {
+#pragma unroll
+    for (int first = 0; first < N; first += 4) {
+        const Pack<float> pack = load_pack(from + first);
+#pragma unroll
+        for (int i = 0; i < 4; i++) out[first + i] = pack.v[i];
+    }
+}
+
+// A = silu(scale·x + shift)·gate, in place of what this thread copied. The rows filled up at the end and the
+// channels filled up to 16 stay zero.
+template <typename T, class Tile>
+struct PointwiseGatedSilu {
+    static constexpr int UNIT = Pack<T>::N;
+    const float* coefficients;  // [4, channels]
+    const float* gate;          // [images, channels]
+    int channels, pixels;
+    int image;  // of the tile's first row
+
+    __device__ __forceinline__ PointwiseGatedSilu(const float* c, const float* g, int channels, int pixels)
+        : coefficients(c), gate(g), channels(channels), pixels(pixels), image(0) {}
+
+    __device__ __forceinline__ void apply(const PointwiseCopies<T, Tile>& copies, const PointwiseStep& step) {
+        if (step.chunk == 0) image = step.row / pixels;
+        const int channel = step.chunk * copies.chunk + copies.unit * UNIT;
+        if (channel >= channels) return;
+        const int left = copies.rows - step.row, rows = left < Tile::ROWS ? left : Tile::ROWS;
+        if (copies.down >= rows) return;
+        float scale[UNIT], shift[UNIT], factor[UNIT];
+        load_floats(scale, coefficients + SCALE * channels + channel);
+        load_floats(shift, coefficients + SHIFT * channels + channel);
+        const float* next = gate + static_cast<size_t>(image) * channels + channel;
+        int border = image * pixels - step.row;  // where the image of `next` begins in the tile
+        T* at = copies.a_of(step) + copies.unit * UNIT;
+        for (int row = copies.down; row < rows; row += copies.threads_down) {
+            if (row >= border) {
+                while (row >= border + pixels) {
+                    border += pixels;
+                    next += channels;
+                }
+                load_floats(factor, next);
+                border += pixels;
+                next += channels;
+            }
+            Pack<T> pack = load_pack(at + row * copies.stride);
+#pragma unroll
+            for (int i = 0; i < UNIT; i++) {
+                const float z = fmaf(scale[i], to_float(pack.v[i]), shift[i]);
+                pack.v[i] = from_float<T>(silu<T>(z) * factor[i]);
+            }
+            store_pack(at + row * copies.stride, pack);
+        }
+    }
+};
+
+// ---- the output -------------------------------------------------------------------------------------------
+
+// Two neighbouring outputs.
+template <typename T>
+struct alignas(2 * sizeof(T)) PointwisePair {
+    T v[2];
+};
+
+// Count, mean and Σ(y − mean)² of some values, merged as in Chan, Golub & LeVeque.
+struct PointwiseShare {
+    float count, mean, spread;
+
+    __device__ __forceinline__ void merge(const PointwiseShare& other) {
+        const float total = count + other.count;
+        if (other.count == 0.0f) return;
+        const float away = other.mean - mean, share = other.count / total;
+        mean = fmaf(away, share, mean);
+        spread += fmaf(away * away, count * share, other.spread);
+        count = total;
+    }
+};
+
+// Stores a warp's tiles, eight rows at a time, and keeps their statistics. A lane owns one vector of eight channels
+// in every LANE_ROWS-th row.
+template <typename T, class Tile>
+struct PointwiseOutput {
+    static constexpr int VECTORS = Tile::N;  // of a row of the warp's channels
+    static constexpr int LANE_ROWS = WARP / VECTORS < 8 ? WARP / VECTORS : 8;
+    // Of a staged row: an odd number of units, too.
+    static constexpr int STRIDE = sizeof(T) == 2 ? (VECTORS | 1) * LANES : VECTORS * LANES + 4;
+
+    T* y;
+    T* staged;  // [8, STRIDE] a warp
+    float* scratch;  // [WARPS_M, 3, COLUMNS], the same memory
+    int rows, outputs, vector, down, column;
+    bool statistics;
+    float count;
+    Moments moments[LANES];
+
+    template <class Args>
+    __device__ __forceinline__ PointwiseOutput(const Args& args, SharedArena& arena) {
+        T* all = arena.take<T>(Tile::WARPS * 8 * STRIDE);
+        scratch = reinterpret_cast<float*>(all);
+        staged = all + Tile::warp() * (8 * STRIDE);
+        y = static_cast<T*>(args.y);
+        rows = args.rows;
+        outputs = args.outputs;
+        vector = Tile::lane() % VECTORS;
+        down = Tile::lane() / VECTORS;
+        column = blockIdx.x * Tile::COLUMNS + Tile::warp_column() + vector * LANES;
+        statistics = args.moments != nullptr;
+        count = 0.0f;
+#pragma unroll
+        for (int i = 0; i < LANES; i++) moments[i] = {0.0f, 0.0f, 0.0f};
+    }
+
+    // The tile that begins at `row`.
+    __device__ __forceinline__ void store(const typename Tile::Accumulators& c, int row) {
+        T* write = staged + Tile::lane() / 4 * STRIDE + Tile::lane() % 4 * 2;
+#pragma unroll
+        for (int m = 0; m < Tile::M; m++) {
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+#pragma unroll
+                for (int n = 0; n < Tile::N; n++) {
+                    const PointwisePair<T> pair = {
+                        {from_float<T>(c[m][n][2 * half]), from_float<T>(c[m][n][2 * half + 1])}};
+                    *reinterpret_cast<PointwisePair<T>*>(write + n * 8) = pair;
+                }
+                warp_barrier();
+                store_staged(row + Tile::warp_row() + m * 16 + half * 8);
+                warp_barrier();
+            }
+        }
+    }
+
+    __device__ __forceinline__ void store_staged(int row) {
+#pragma unroll
+        for (int first = 0; first < 8; first += LANE_ROWS) {
+            const int at = first + down;
+            if (down >= LANE_ROWS || at >= 8 || row + at >= rows || column >= outputs) continue;
+            float values[LANES];
+            load_lanes(values, staged + at * STRIDE + vector * LANES);
+            store_lanes(y + static_cast<size_t>(row + at) * outputs + column, values);
+            if (!statistics) continue;
+#pragma unroll
+            for (int i = 0; i < LANES; i++) {
+                if (count == 0.0f) moments[i].shift = values[i];
+                moments[i].add(values[i]);
+            }
+            count += 1.0f;
+        }
+    }
+
+    // After the last tile, by all threads: this block's part of the statistics, merged over lanes, then over warps.
+    template <class Args>
+    __device__ __forceinline__ void finish(const Args& args, int first_row) {
+        if (!statistics) return;
+        PointwiseShare shares[LANES];
+#pragma unroll
+        for (int i = 0; i < LANES; i++) {
+            shares[i].count = count;
+            moments[i].finish(count, shares[i].mean, shares[i].spread);
+        }
+#pragma unroll 1
+        for (int other = 1; other < LANE_ROWS; other++) {
+            const int from = vector + other * VECTORS;
+            const float other_count = shuffle(count, from);
+#pragma unroll
+            for (int i = 0; i < LANES; i++) {
+                const float mean = shuffle(shares[i].mean, from), spread = shuffle(shares[i].spread, from);
+                if (down == 0) shares[i].merge({other_count, mean, spread});
+            }
+        }
+        barrier();  // all warps are done with what they staged
+        if (down == 0) {
+            float* to = scratch + Tile::warp() / Tile::WARPS_N * (3 * Tile::COLUMNS) + Tile::warp_column();
+#pragma unroll
+            for (int i = 0; i < LANES; i++) {
+                to[vector * LANES + i] = shares[i].count;
+                to[Tile::COLUMNS + vector * LANES + i] = shares[i].mean;
+                to[2 * Tile::COLUMNS + vector * LANES + i] = shares[i].spread;
+            }
+        }
+        barrier();
+        for (int own = threadIdx.x; own < Tile::COLUMNS; own += Tile::THREADS) {
+            const int channel = blockIdx.x * Tile::COLUMNS + own;
+            if (channel >= outputs) break;
+            PointwiseShare all = {0.0f, 0.0f, 0.0f};
+            for (int warp = 0; warp < Tile::WARPS_M; warp++) {
+                const float* from = scratch + warp * (3 * Tile::COLUMNS) + own;
+                all.merge({from[0], from[Tile::COLUMNS], from[2 * Tile::COLUMNS]});
+            }
+            float* to = args.moments + static_cast<size_t>(blockIdx.y) * 2 * outputs + channel;
+            to[0] = all.mean;
+            to[outputs] = all.spread;
+        }
+        if (blockIdx.x == 0 && threadIdx.x == 0) {
+            const int left = rows - first_row, most = args.row_tiles * Tile::ROWS;
+            args.counts[blockIdx.y] = static_cast<float>(left < most ? left : most);
+        }
+    }
+};
+
+// ---- the kernels' body ------------------------------------------------------------------------------------
+
+template <typename T, class Tile, class Prologue, class Args>
+__device__ __forceinline__ void pointwise_forward(const Args& args, Prologue prologue) {
+    SharedArena arena;
+    const PointwiseCopies<T, Tile> copies(args, arena);
+    PointwiseOutput<T, Tile> output(args, arena);
+
+    const int first_row = blockIdx.y * args.row_tiles * Tile::ROWS;
+    const int tiles = (args.rows - first_row + Tile::ROWS - 1) / Tile::ROWS;
+    const int steps = (tiles < args.row_tiles ? tiles : args.row_tiles) * copies.chunks;
+    PointwiseStep ahead = {0, first_row, 0, 0}, next = ahead;
+    for (int stage = 0; stage < Tile::STAGES - 1; stage++) {
+        if (ahead.index < steps) copies.begin(ahead);
+        copy_async_commit();
+        ahead.template advance<Tile>(copies.chunks);
+    }
+    copy_async_wait<Tile::STAGES - 2>();
+    prologue.apply(copies, next);
+
+    typename Tile::Accumulators c;
+    while (next.index < steps) {
+        const PointwiseStep now = next;
+        next.template advance<Tile>(copies.chunks);
+        barrier();
+        if (ahead.index < steps) copies.begin(ahead);
+        copy_async_commit();
+        ahead.template advance<Tile>(copies.chunks);
+        if (now.chunk == 0) {
+#pragma unroll
+            for (int m = 0; m < Tile::M; m++)
+#pragma unroll
+                for (int n = 0; n < Tile::N; n++)
+#pragma unroll
+                    for (int i = 0; i < 4; i++) c[m][n][i] = 0.0f;
+        }
+        if constexpr (sizeof(T) == 2)
+            multiply_half<Tile>(c, copies.a_of(now), copies.w_of(now), copies.stride, copies.depth_of(now));
+        else
+            multiply_float<Tile>(c, copies.a_of(now), copies.w_of(now), copies.stride, copies.depth_of(now));
+        if (next.chunk == 0) output.store(c, now.row);
+        copy_async_wait<Tile::STAGES - 2>();
+        if (next.index < steps) prologue.apply(copies, next);
+    }
+    output.finish(args, first_row);
+}

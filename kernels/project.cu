@@ -1,0 +1,64 @@
+// The pointwise projection: y [M, N] = (silu(BN(x))·gate)·W [N, K]ᵀ with x [M, K], gate [images, K], and y's statistics.
+//
+// Forward. The idea is in pointwise.cuh. K is about 6·N (or more), so nearly all bytes are x's. Up to N = 320 one column
+// tile holds all outputs: each x is read and activated exactly once. Beyond (B3 and up, 344 to 640 at the last maps)
+// there are two column tiles, neighbours in the grid: x comes from memory once, but is activated twice.
+// fp16, an image of B0 (224²):
+//
+//   map    K → N        layers   x MB    y MB   Mflop   tile
+//   112²   32 → 16         1     0.803   0.401    13    128×16
+//   56²    96 → 24         1     0.602   0.151    14    128×24
+//   56²    144 → 24        1     0.903   0.151    22    128×24
+//   28²    144 → 40        1     0.226   0.063     9    128×40
+//   28²    240 → 40        1     0.376   0.063    15    128×40
+//   14²    240 → 80        1     0.094   0.031     8    128×80, 64×80
+//   14²    480 → 80        2     0.376   0.063    30    128×80, 64×80
+//   14²    480 → 112       1     0.188   0.044    21    128×112, 64×112
+//   14²    672 → 112       2     0.527   0.088    59    128×112, 64×112
+//   7²     672 → 192       1     0.066   0.019    13    64×192, 32×192
+//   7²     1152 → 192      3     0.339   0.056    65    64×192, 32×192
+//   7²     1152 → 320      1     0.113   0.031    36    64×320, 32×320
+//
+// (layers of a kind together; the higher of two tiles where it leaves two blocks for each multiprocessor of the
+// largest GPU). In all 5.77 MB, 0.30 Gflop and 2.3 million sigmoids an image: 1.9 µs at 3.0 TB/s, 8.2 µs at 0.70 TB/s.
+// Weights come from the second-level cache, once a tile (0.7 MB for the largest layer). Last measured share: not yet
+// measured.
+#include "pointwise.cuh"
+
+#define PROJECT_FORWARD_FIELDS(F) \
+    POINTWISE_POINTERS(F)         \
+    F(const float*, coefficients) \
+    F(const float*, gate)         \
+    POINTWISE_NUMBERS(F)          \
+    F(int, pixels)
+ARGUMENTS(ProjectForwardArguments, PROJECT_FORWARD_FIELDS)
+
+// One instance: the tile, its warps down and across, stages, blocks a multiprocessor. The table is in pointwise.rs.
+#define PROJECT_FORWARD(rows, columns, down, across, stages, blocks, T, suffix)                        \
+    KERNEL_BLOCKS(project_forward_##rows##x##columns##_##suffix, WARP * (down) * (across), blocks,     \
+                  ProjectForwardArguments) {                                                           \
+        using Tile = PointwiseTile<rows, columns, down, across, stages>;                               \
+        using Prologue = PointwiseGatedSilu<T, Tile>;                                                  \
+        pointwise_forward<T, Tile>(args, Prologue(args.coefficients, args.gate, args.inputs, args.pixels)); \
+    }
+#define PROJECT_FORWARD_HALF(rows, columns, down, across, stages, blocks)     \
+    PROJECT_FORWARD(rows, columns, down, across, stages, blocks, f16, f16)    \
+    PROJECT_FORWARD(rows, columns, down, across, stages, blocks, bf16, bf16)
+
+PROJECT_FORWARD_HALF(128, 16, 8, 1, 3, 3)
+PROJECT_FORWARD_HALF(128, 24, 8, 1, 3, 3)
+PROJECT_FORWARD_HALF(128, 40, 8, 1, 3, 2)
+PROJECT_FORWARD_HALF(128, 48, 8, 1, 3, 2)
+PROJECT_FORWARD_HALF(128, 80, 4, 2, 3, 2)
+PROJECT_FORWARD_HALF(64, 80, 2, 2, 3, 4)
+PROJECT_FORWARD_HALF(128, 112, 4, 2, 3, 2)
+PROJECT_FORWARD_HALF(64, 112, 2, 2, 3, 3)
+PROJECT_FORWARD_HALF(64, 192, 2, 4, 3, 2)
+PROJECT_FORWARD_HALF(32, 192, 1, 4, 3, 4)
+PROJECT_FORWARD_HALF(64, 320, 2, 4, 2, 1)
+PROJECT_FORWARD_HALF(32, 320, 1, 4, 2, 3)
+PROJECT_FORWARD(128, 16, 8, 1, 3, 2, float, f32)
+PROJECT_FORWARD(128, 24, 8, 1, 3, 2, float, f32)
+PROJECT_FORWARD(64, 80, 2, 2, 3, 3, float, f32)
+PROJECT_FORWARD(32, 192, 1, 4, 3, 3, float, f32)
+PROJECT_FORWARD(32, 320, 1, 4, 2, 2, float, f32)

@@ -1,0 +1,257 @@
+//! How the forward pointwise convolutions are cut into blocks: the tables of tiles, and the choice among them.
+//!
+//! A block owns `columns` output channels and some tiles of `rows` rows, see `kernels/pointwise.cuh`. What a shape
+//! needs differs: the expansion writes much and its row of outputs is wide; the projection reads much, and reads and
+//! activates it once only where one tile holds all of its outputs. Where rows are few, tiles are lower, so that every
+//! multiprocessor has work. All of it follows from shapes alone.
+
+use std::fmt;
+
+use super::precision::Precision;
+
+/// Shared memory of a block, so that two fit a multiprocessor of compute capability 8.6 (100 KiB, 1 KiB a block kept
+/// by the system), and the most that one may have there.
+const COMFORTABLE: usize = 49 * 1024;
+const MOST: usize = 99 * 1024;
+/// Blocks that fill the largest GPU: two for each of an H100's multiprocessors.
+const FULL: usize = 264;
+/// Blocks beyond which a block takes several tiles of rows, most such tiles, and most parts of the statistics.
+const PLENTY: usize = 1024;
+const MOST_TILES: usize = 8;
+const MOST_PARTS: usize = 4096;
+
+/// The shape of a block's tile, an instance of the kernels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tile {
+    pub rows: usize,
+    pub columns: usize,
+    /// Warps down and across.
+    warps: (usize, usize),
+    /// Steps in the pipeline.
+    stages: usize,
+    /// Whether the instance exists in fp32 too.
+    fp32: bool,
+}
+
+const fn tile(rows: usize, columns: usize, warps: (usize, usize), stages: usize, fp32: bool) -> Tile {
+    Tile { rows, columns, warps, stages, fp32 }
+}
+
+/// Wide outputs. Those of 80 and 144 are for few inputs (B0's 40 and 24): each of their rows ends with a tile.
+const EXPAND: [Tile; 6] = [
+    tile(64, 144, (2, 3), 3, false),
+    tile(128, 128, (4, 2), 3, false),
+    tile(64, 128, (2, 2), 3, false),
+    tile(128, 96, (4, 2), 3, false),
+    tile(64, 96, (2, 2), 3, true),
+    tile(64, 80, (4, 1), 3, true),
+];
+/// Inputs from which a block of 144 or 80 columns would be slowed down by its products.
+const DEEP: usize = 96;
+
+/// Narrow outputs, all of them in one tile up to 320.
+const PROJECT: [Tile; 12] = [
+    tile(128, 16, (8, 1), 3, true),
+    tile(128, 24, (8, 1), 3, true),
+    tile(128, 40, (8, 1), 3, false),
+    tile(128, 48, (8, 1), 3, false),
+    tile(128, 80, (4, 2), 3, false),
+    tile(64, 80, (2, 2), 3, true),
+    tile(128, 112, (4, 2), 3, false),
+    tile(64, 112, (2, 2), 3, false),
+    tile(64, 192, (2, 4), 3, false),
+    tile(32, 192, (1, 4), 3, true),
+    tile(64, 320, (2, 4), 2, false),
+    tile(32, 320, (1, 4), 2, true),
+];
+
+impl fmt::Display for Tile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}x{}", self.rows, self.columns)
+    }
+}
+
+impl Tile {
+    pub fn threads(&self) -> usize {
+        self.warps.0 * self.warps.1 * 32
+    }
+
+    fn available(&self, precision: Precision) -> bool {
+        self.fp32 || precision != Precision::Fp32
+    }
+
+    /// Bytes of a row of a chunk.
+    fn stride(chunk: usize, precision: Precision) -> usize {
+        chunk * precision.bytes() + 16
+    }
+
+    fn shared(&self, chunk: usize, weight_slots: usize, precision: Precision) -> usize {
+        let lines = self.stages * self.rows + weight_slots * self.columns;
+        let vectors = self.columns / self.warps.1 / 8;
+        let staged = match precision {
+            Precision::Fp32 => vectors * 32 + 16,
+            _ => (vectors | 1) * 16,
+        };
+        lines * Self::stride(chunk, precision) + self.warps.0 * self.warps.1 * 8 * staged
+    }
+
+    /// Input channels of a step: as many as leave room for two blocks, but no fewer than 32 where one has room.
+    fn chunk(&self, inputs: usize, precision: Precision) -> usize {
+        let depth = inputs.next_multiple_of(16);
+        let whole = if precision == Precision::Fp32 || depth > 80 { 64 } else { depth };
+        let choices = [whole, 64, 48, 32, 16].map(|chunk| chunk.min(depth));
+        let fits = |most: usize| move |chunk: &usize| self.shared(*chunk, self.stages, precision) <= most;
+        let comfortable =
+            choices.iter().copied().filter(|&chunk| chunk >= depth.min(32)).find(fits(COMFORTABLE));
+        comfortable
+            .or_else(|| choices.iter().copied().filter(|&chunk| chunk <= 32).find(fits(MOST)))
+            .expect("every tile has room for 16 channels")
+    }
+}
+
+/// The tile of this width for these rows: the highest that leaves enough blocks, else the lowest.
+fn of_width(table: &[Tile], columns: usize, precision: Precision, rows: usize, outputs: usize) -> Tile {
+    let tiles = || table.iter().filter(|t| t.columns == columns && t.available(precision));
+    let full = |t: &&Tile| rows.div_ceil(t.rows) * outputs.div_ceil(columns) >= FULL;
+    tiles()
+        .filter(full)
+        .max_by_key(|t| t.rows)
+        .or_else(|| tiles().min_by_key(|t| t.rows))
+        .copied()
+        .expect("a width of the table")
+}
+
+/// A launch: what a block does, and how many there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cut {
+    pub tile: Tile,
+    /// Input channels of a step.
+    pub chunk: usize,
+    /// Chunks of weights in shared memory.
+    pub weight_slots: usize,
+    /// Tiles of rows of a part.
+    pub row_tiles: usize,
+    pub parts: usize,
+    pub column_tiles: usize,
+    /// Bytes.
+    pub shared: usize,
+}
+
+impl Cut {
+    /// Of the expansion: the tile with the fewest columns left over, the wider of two equal ones.
+    pub fn expand(precision: Precision, rows: usize, inputs: usize, outputs: usize) -> Cut {
+        let suits = |t: &&Tile| t.available(precision) && (inputs < DEEP || ![80, 144].contains(&t.columns));
+        let columns = EXPAND
+            .iter()
+            .filter(suits)
+            .map(|t| t.columns)
+            .min_by_key(|&columns| (outputs.next_multiple_of(columns), usize::MAX - columns))
+            .expect("the table has tiles");
+        Cut::new(of_width(&EXPAND, columns, precision, rows, outputs), precision, rows, inputs, outputs)
+    }
+
+    /// Of the projection: the fewest column tiles (each reads and activates all of its input), then the narrowest.
+    pub fn project(precision: Precision, rows: usize, inputs: usize, outputs: usize) -> Cut {
+        let columns = PROJECT
+            .iter()
+            .filter(|t| t.available(precision))
+            .map(|t| t.columns)
+            .min_by_key(|&columns| (outputs.div_ceil(columns), columns))
+            .expect("the table has tiles");
+        Cut::new(of_width(&PROJECT, columns, precision, rows, outputs), precision, rows, inputs, outputs)
+    }
+
+    fn new(tile: Tile, precision: Precision, rows: usize, inputs: usize, outputs: usize) -> Cut {
+        let chunk = tile.chunk(inputs, precision);
+        let chunks = inputs.div_ceil(chunk);
+        let column_tiles = outputs.div_ceil(tile.columns);
+        let all = rows.div_ceil(tile.rows);
+        let row_tiles = (all * column_tiles / PLENTY).clamp(1, MOST_TILES).max(all.div_ceil(MOST_PARTS));
+        // The weights stay where that takes no place from another block.
+        let shared = |weight_slots| tile.shared(chunk, weight_slots, precision);
+        let stay = row_tiles > 1 && shared(chunks) <= COMFORTABLE;
+        let weight_slots = if chunks <= tile.stages || stay { chunks } else { tile.stages };
+        Cut {
+            tile,
+            chunk,
+            weight_slots,
+            row_tiles,
+            parts: all.div_ceil(row_tiles),
+            column_tiles,
+            shared: shared(weight_slots),
+        }
+    }
+
+    pub fn grid(&self) -> [usize; 3] {
+        [self.column_tiles, self.parts, 1]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Architecture, BatchNormConfig, Padding, Variant};
+
+    /// Rows, inputs and outputs of all expansions (and heads), and of all projections.
+    fn layers(images: usize) -> [Vec<[usize; 3]>; 2] {
+        let mut layers = [Vec::new(), Vec::new()];
+        for variant in Variant::ALL {
+            let size = variant.scaling().resolution;
+            let net = Architecture::new(variant, 1000, size, Padding::Symmetric, BatchNormConfig::default())
+                .unwrap();
+            for block in &net.blocks {
+                let [before, after] =
+                    [block.window.input, block.window.output].map(|side| images * side * side);
+                if block.expands {
+                    layers[0].push([before, block.input, block.expanded]);
+                }
+                layers[1].push([after, block.expanded, block.output]);
+            }
+            let side = net.blocks.last().unwrap().window.output;
+            layers[0].push([images * side * side, net.final_channels(), net.head_channels]);
+        }
+        layers
+    }
+
+    fn cuts(images: usize, precision: Precision) -> impl Iterator<Item = ([usize; 3], Cut)> {
+        let [expand, project] = layers(images);
+        let cut = move |of: fn(Precision, usize, usize, usize) -> Cut| {
+            move |layer: [usize; 3]| (layer, of(precision, layer[0], layer[1], layer[2]))
+        };
+        expand.into_iter().map(cut(Cut::expand)).chain(project.into_iter().map(cut(Cut::project)))
+    }
+
+    #[test]
+    fn every_layer_of_the_family_fits_and_is_covered() {
+        for (images, precision) in
+            [1, 3, 64, 512].into_iter().flat_map(|i| Precision::ALL.map(|precision| (i, precision)))
+        {
+            for ([rows, inputs, outputs], cut) in cuts(images, precision) {
+                let what = format!("{rows}×{inputs} to {outputs} in {precision}: {cut:?}");
+                assert!(cut.shared <= MOST && cut.chunk % 16 == 0, "{what}");
+                assert!(cut.parts <= MOST_PARTS && cut.column_tiles * cut.tile.columns >= outputs, "{what}");
+                let own = cut.row_tiles * cut.tile.rows;
+                assert!(cut.parts * own >= rows && (cut.parts - 1) * own < rows, "{what}");
+                let slots = [inputs.div_ceil(cut.chunk), cut.tile.stages];
+                assert!(slots.contains(&cut.weight_slots), "{what}");
+            }
+        }
+    }
+
+    /// In the half types, whatever the layer: each wide element is read and activated once up to 320 outputs.
+    #[test]
+    fn projections_have_one_column_tile_up_to_320_outputs() {
+        for [rows, inputs, outputs] in layers(128)[1].iter().copied() {
+            let cut = Cut::project(Precision::Fp16, rows, inputs, outputs);
+            assert_eq!(cut.column_tiles, outputs.div_ceil(320), "{inputs} to {outputs}");
+        }
+    }
+
+    #[test]
+    fn large_batches_fill_the_largest_gpu() {
+        for ([rows, inputs, outputs], cut) in cuts(128, Precision::Fp16) {
+            let blocks = cut.parts * cut.column_tiles;
+            assert!(blocks >= 192, "{rows}×{inputs} to {outputs}: {blocks} blocks, {cut:?}");
+        }
+    }
+}
