@@ -12,10 +12,23 @@ use std::sync::Mutex;
 use std::{env, fs, thread};
 
 const COMMON: &[&str] = &[
-    "-std=c++20", "-O2", "-g1", "-fPIC", "-ftls-model=initial-exec", "-fno-strict-aliasing", "-mf16c", "-mfma",
-    "-mavx2", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Wno-unused-function", "-Wno-invalid-offsetof",
+    "-std=c++20",
+    "-O2",
+    "-g1",
+    "-fPIC",
+    "-ftls-model=initial-exec",
+    "-fno-strict-aliasing",
+    "-mf16c",
+    "-mfma",
+    "-mavx2",
+    "-Wall",
+    "-Wextra",
+    "-Wno-unknown-pragmas",
+    "-Wno-unused-function",
+    "-Wno-invalid-offsetof",
 ];
-const ADDRESS: &[&str] = &["-fsanitize=address,undefined", "-fsanitize-recover=all", "-fno-omit-frame-pointer"];
+const ADDRESS: &[&str] =
+    &["-fsanitize=address,undefined", "-fsanitize-recover=all", "-fno-omit-frame-pointer"];
 const RACE: &[&str] = &["-DEFFNET_RACE"];
 /// Of kernels only: the interpreter is what the accesses are reported to.
 const RACE_KERNELS: &[&str] = &["-fsanitize=thread"];

@@ -126,7 +126,8 @@ impl HostGpu {
     fn execute(&mut self, command: &Command) -> Result {
         match command {
             Command::Launch { kernel, grid, threads, shared, fields, size, arguments } => {
-                let field = |f: &Field| effnet_kernel_host::Field { name: f.name, offset: f.offset, size: f.size };
+                let field =
+                    |f: &Field| effnet_kernel_host::Field { name: f.name, offset: f.offset, size: f.size };
                 let fields: Vec<_> = fields.iter().map(field).collect();
                 let mut options = self.options;
                 if let Order::Random(seed) = &mut options.order {

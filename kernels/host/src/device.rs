@@ -83,7 +83,8 @@ unsafe extern "C" {
     );
     fn effnet_host_kernel_count() -> usize;
     fn effnet_host_kernel(number: usize) -> *const TableKernel;
-    fn effnet_host_run(device: *mut RawDevice, launch: *const RawLaunch, to: Text, sink: *mut c_void) -> bool;
+    fn effnet_host_run(device: *mut RawDevice, launch: *const RawLaunch, to: Text, sink: *mut c_void)
+    -> bool;
 }
 
 /// Appends to a `String`.
