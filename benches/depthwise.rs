@@ -3,7 +3,9 @@
 //! `cargo bench --bench depthwise`. Each case is reported in GB/s (every tensor the pass must touch, once) and,
 //! printed beside it, GFLOP/s (products that meet the map, two operations each).
 
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+mod gpu;
+
+use criterion::{Criterion, Throughput, criterion_group};
 use effnet::model::{Architecture, BatchNormConfig, Padding, Variant, Window};
 use effnet::ops::cpu::{CpuDevice, CpuOps};
 use effnet::ops::*;
@@ -133,4 +135,13 @@ fn layers(criterion: &mut Criterion) {
 }
 
 criterion_group!(benches, layers);
-criterion_main!(benches);
+
+fn main() {
+    gpu::main(
+        |pass| matches!(pass, Pass::DepthwiseForward(_) | Pass::DepthwiseBackward(_)),
+        || {
+            benches();
+            Criterion::default().configure_from_args().final_summary();
+        },
+    );
+}

@@ -3,10 +3,12 @@
 //!
 //! `cargo bench --bench expand -- 'B0 224'` measures one network's layers.
 
+mod gpu;
 mod pointwise;
 
-use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group};
 use effnet::model::Block;
+use effnet::ops::Pass;
 use effnet::ops::{ExpandBackward, ExpandForward, Ops, PreviousBlock};
 use pointwise::{Case, Layer, NETWORKS, Setup, layers};
 use std::time::Duration;
@@ -77,4 +79,13 @@ fn expand(criterion: &mut Criterion) {
 }
 
 criterion_group!(benches, expand);
-criterion_main!(benches);
+
+fn main() {
+    gpu::main(
+        |pass| matches!(pass, Pass::ExpandForward(_) | Pass::ExpandBackward(_)),
+        || {
+            benches();
+            Criterion::default().configure_from_args().final_summary();
+        },
+    );
+}

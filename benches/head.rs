@@ -2,9 +2,11 @@
 //! activations, not weights.
 
 mod common;
+mod gpu;
 
 use common::{Setup, cases, group, measure};
-use criterion::{Criterion, criterion_group, criterion_main};
+use criterion::{Criterion, criterion_group};
+use effnet::ops::Pass;
 use effnet::ops::{HeadBackward, HeadForward, Loss, Ops};
 
 fn head(c: &mut Criterion) {
@@ -50,4 +52,13 @@ fn head(c: &mut Criterion) {
 }
 
 criterion_group!(benches, head);
-criterion_main!(benches);
+
+fn main() {
+    gpu::main(
+        |pass| matches!(pass, Pass::HeadForward(_) | Pass::Loss(_) | Pass::HeadBackward(_)),
+        || {
+            benches();
+            Criterion::default().configure_from_args().final_summary();
+        },
+    );
+}

@@ -1,10 +1,12 @@
 //! The optimiser over all parameters of a network: each rule, with and without the EMA.
 
 mod common;
+mod gpu;
 
 use common::{Setup, cases, group};
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{Criterion, Throughput, criterion_group};
 use effnet::model::ParamTable;
+use effnet::ops::Pass;
 use effnet::ops::{Ops, RmsPropForm, Rule, Update};
 
 fn optimiser(c: &mut Criterion) {
@@ -32,4 +34,13 @@ fn optimiser(c: &mut Criterion) {
 }
 
 criterion_group!(benches, optimiser);
-criterion_main!(benches);
+
+fn main() {
+    gpu::main(
+        |pass| matches!(pass, Pass::Update(_)),
+        || {
+            benches();
+            Criterion::default().configure_from_args().final_summary();
+        },
+    );
+}

@@ -3,10 +3,12 @@
 //!
 //! `cargo bench --bench project -- 'B0 224'` measures one network's layers.
 
+mod gpu;
 mod pointwise;
 
-use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group};
 use effnet::model::Block;
+use effnet::ops::Pass;
 use effnet::ops::{Ops, ProjectBackward, ProjectForward};
 use pointwise::{Case, Layer, NETWORKS, Setup, layers};
 use std::time::Duration;
@@ -78,4 +80,13 @@ fn project(criterion: &mut Criterion) {
 }
 
 criterion_group!(benches, project);
-criterion_main!(benches);
+
+fn main() {
+    gpu::main(
+        |pass| matches!(pass, Pass::ProjectForward(_) | Pass::ProjectBackward(_)),
+        || {
+            benches();
+            Criterion::default().configure_from_args().final_summary();
+        },
+    );
+}

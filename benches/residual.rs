@@ -2,10 +2,12 @@
 //! in turn.
 
 mod common;
+mod gpu;
 
 use common::{Setup, cases, group, measure};
-use criterion::{Criterion, criterion_group, criterion_main};
+use criterion::{Criterion, criterion_group};
 use effnet::model::Block;
+use effnet::ops::Pass;
 use effnet::ops::{Ops, ResidualForward};
 
 fn layer(s: &mut Setup, images: usize, block: &Block) -> ResidualForward {
@@ -47,4 +49,13 @@ fn residual(c: &mut Criterion) {
 }
 
 criterion_group!(benches, residual);
-criterion_main!(benches);
+
+fn main() {
+    gpu::main(
+        |pass| matches!(pass, Pass::ResidualForward(_)),
+        || {
+            benches();
+            Criterion::default().configure_from_args().final_summary();
+        },
+    );
+}

@@ -1,10 +1,12 @@
 //! Squeeze-excite, forward and backward: each shape of the networks, then all layers in turn.
 
 mod common;
+mod gpu;
 
 use common::{Setup, cases, group, measure};
-use criterion::{Criterion, criterion_group, criterion_main};
+use criterion::{Criterion, criterion_group};
 use effnet::model::Block;
+use effnet::ops::Pass;
 use effnet::ops::{Ops, SqueezeBackward, SqueezeForward};
 
 fn layer(s: &mut Setup, images: usize, block: &Block) -> (SqueezeForward, SqueezeBackward) {
@@ -61,4 +63,13 @@ fn squeeze_excite(c: &mut Criterion) {
 }
 
 criterion_group!(benches, squeeze_excite);
-criterion_main!(benches);
+
+fn main() {
+    gpu::main(
+        |pass| matches!(pass, Pass::SqueezeForward(_) | Pass::SqueezeBackward(_)),
+        || {
+            benches();
+            Criterion::default().configure_from_args().final_summary();
+        },
+    );
+}

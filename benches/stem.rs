@@ -3,9 +3,11 @@
 //! `cargo bench --bench stem`. Throughput is in GB/s of the tensors that the pass must touch; the number of
 //! operations is printed for GFLOP/s.
 
+mod gpu;
+
 use std::time::Duration;
 
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{Criterion, Throughput, criterion_group};
 use effnet::model::{Padding, Window};
 use effnet::ops::cpu::{CpuDevice, CpuOps};
 use effnet::ops::*;
@@ -66,4 +68,13 @@ fn stem(criterion: &mut Criterion) {
 }
 
 criterion_group!(benches, stem);
-criterion_main!(benches);
+
+fn main() {
+    gpu::main(
+        |pass| matches!(pass, Pass::StemForward(_) | Pass::StemBackward(_)),
+        || {
+            benches();
+            Criterion::default().configure_from_args().final_summary();
+        },
+    );
+}

@@ -226,6 +226,11 @@ impl Network {
 
     /// The memory plan: of a training step, or of inference.
     pub fn plan<D: Device>(&self, device: &D) -> Plan {
+        self.record(device).plan(&self.tensors, &[self.logits, self.losses])
+    }
+
+    /// The passes of a training step but for the update, or of inference.
+    pub fn record<'a, D: Device>(&self, device: &'a D) -> Recorder<'a, D> {
         let mut recorder = Recorder::new(device);
         let recorded = (|| {
             self.draw_masks(&mut recorder)?;
@@ -237,7 +242,7 @@ impl Network {
             Result::Ok(())
         })();
         recorded.expect("a recorder does not fail");
-        recorder.plan(&self.tensors, &[self.logits, self.losses])
+        recorder
     }
 }
 

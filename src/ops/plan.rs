@@ -164,6 +164,32 @@ impl Pass {
         }
     }
 
+    /// Runs the pass.
+    pub fn run<O: Ops + ?Sized>(&self, ops: &mut O) -> Result {
+        match self {
+            Pass::DropPathMask(p) => ops.drop_path_mask(p),
+            Pass::DropoutMask(p) => ops.dropout_mask(p),
+            Pass::BatchNormInference(p) => ops.batch_norm_inference(p),
+            Pass::StemForward(p) => ops.stem_forward(p),
+            Pass::ExpandForward(p) => ops.expand_forward(p),
+            Pass::DepthwiseForward(p) => ops.depthwise_forward(p),
+            Pass::SqueezeForward(p) => ops.squeeze_forward(p),
+            Pass::ProjectForward(p) => ops.project_forward(p),
+            Pass::ResidualForward(p) => ops.residual_forward(p),
+            Pass::HeadForward(p) => ops.head_forward(p),
+            Pass::Loss(p) => ops.loss(p),
+            Pass::HeadBackward(p) => ops.head_backward(p),
+            Pass::ProjectBackward(p) => ops.project_backward(p),
+            Pass::SqueezeBackward(p) => ops.squeeze_backward(p),
+            Pass::DepthwiseBackward(p) => ops.depthwise_backward(p),
+            Pass::ExpandBackward(p) => ops.expand_backward(p),
+            Pass::StemBackward(p) => ops.stem_backward(p),
+            Pass::ExpandDepthwiseForward(e, d) => ops.expand_depthwise_forward(e, d),
+            Pass::ExpandDepthwiseBackward(e, d) => ops.expand_depthwise_backward(e, d),
+            Pass::Update(p) => ops.update(p),
+        }
+    }
+
     /// Bytes of the tensors that the pass names, each counted once: what it must move through memory at least, but
     /// for the weights.
     pub fn bytes(&self, device: &impl Device) -> u64 {
