@@ -25,6 +25,7 @@ fn inference_coefficients_agree_with_the_oracle() {
                 // A variance near eps, so that eps is seen.
                 bn.running_var = f.param("small variance", channels, 0.0, 4.0 * eps as f64);
                 failures.extend(f.check(Pass::BatchNormInference(bn), 1));
+                failures.extend(f.check_cuda(Pass::BatchNormInference(bn), 1));
             }
         }
     }
@@ -100,6 +101,7 @@ const PARTS: [usize; 6] = [1, 3, 64, 65, 200, 1000];
 /// Coefficients and running statistics from the parts of a pass. A thread merges 16 parts of 1000 in fp32, about
 /// the first of them; the rest is f64. Means are compared in deviations.
 #[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "the host harness runs on x86-64 only")]
 fn statistics_of_a_gpu_s_parts_are_those_of_all_rows() {
     let bound = tolerance(16);
     for (parts, channels) in PARTS.into_iter().flat_map(|parts| [(parts, 8), (parts, 40)]) {
@@ -149,6 +151,7 @@ fn read(ops: &mut CudaOps<HostGpu>, buffer: Buffer, elements: usize) -> Vec<f32>
 
 /// Σdu and Σdu·ŷ, and with them the gradients of β and γ, to their own rounding although the terms cancel.
 #[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "the host harness runs on x86-64 only")]
 fn sums_of_a_gpu_s_parts_are_right_to_their_own_rounding() {
     for (parts, channels) in PARTS.into_iter().flat_map(|parts| [(parts, 8), (parts, 40)]) {
         let what = format!("{parts} parts of {channels} channels");
@@ -185,6 +188,7 @@ fn sums_of_a_gpu_s_parts_are_right_to_their_own_rounding() {
 }
 
 #[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "the host harness runs on x86-64 only")]
 fn every_order_of_threads_gives_the_same_statistics_and_sums() {
     let (parts, channels) = (130, 24);
     let (counts, moments) = moments(parts, channels, 3.0);

@@ -156,6 +156,7 @@ fn expect_copy(what: &str, ops: &mut CudaOps<HostGpu>, weights: &[f32]) {
 const LENGTHS: [(usize, usize); 6] = [(1, 1), (7, 9), (8, 300), (1000, 1037), (2048, 2049), (5001, 5601)];
 
 #[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "the host harness runs on x86-64 only")]
 fn three_steps_on_a_gpu_agree_with_the_oracle() {
     for (trainable, total) in LENGTHS {
         for rule in rules() {
@@ -223,6 +224,7 @@ fn skipped(ops: &mut CudaOps<HostGpu>) -> u32 {
 /// A gradient that overflowed changes nothing at all, and takes back what the forward pass has moved; the step after
 /// it goes on as if nothing had been.
 #[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "the host harness runs on x86-64 only")]
 fn a_step_that_overflows_changes_nothing() {
     for rule in rules() {
         let update = Update { rule, weight_decay: 1e-2, ema: true };
@@ -262,6 +264,7 @@ fn a_step_that_overflows_changes_nothing() {
 
 /// What the forward pass has moved becomes the parameters' with the update, and the average follows it.
 #[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "the host harness runs on x86-64 only")]
 fn running_statistics_are_committed_by_a_step_that_is_not_skipped() {
     for precision in Precision::ALL {
         for ema in [false, true] {
@@ -307,6 +310,7 @@ fn scales(ops: &mut CudaOps<HostGpu>, overflows: &[bool]) -> Vec<f32> {
 }
 
 #[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "the host harness runs on x86-64 only")]
 fn the_loss_scale_of_fp16_halves_on_overflow_and_grows_again() {
     let mut ops = cuda(Precision::Fp16, 10, 12, Options::default());
     ops.set_growth_interval(3);
@@ -328,6 +332,7 @@ fn the_loss_scale_of_fp16_halves_on_overflow_and_grows_again() {
 }
 
 #[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "the host harness runs on x86-64 only")]
 fn the_loss_scale_of_fp32_and_bf16_stays_one() {
     for precision in [Precision::Fp32, Precision::Bf16] {
         let mut ops = cuda(precision, 10, 12, Options::default());
@@ -339,6 +344,7 @@ fn the_loss_scale_of_fp32_and_bf16_stays_one() {
 
 /// The copy in the storage type follows the weights that are chosen, also through an update.
 #[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "the host harness runs on x86-64 only")]
 fn the_copy_of_the_weights_is_of_those_chosen() {
     let update = Update { rule: Rule::Sgd { momentum: 0.9 }, weight_decay: 0.0, ema: true };
     for precision in Precision::ALL {

@@ -35,6 +35,7 @@ const SHAPES: [(usize, usize); 9] =
 /// The order may not cost digits: terms that cancel to a thousandth leave only the result's own rounding, beside an
 /// error of 2⁻⁴⁵ of the terms for the two-sums.
 #[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "the host harness runs on x86-64 only")]
 fn sums_are_right_to_their_own_rounding() {
     for (parts, elements) in SHAPES {
         let what = format!("{parts} parts of {elements}");
@@ -64,6 +65,7 @@ fn sums_are_right_to_their_own_rounding() {
 }
 
 #[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "the host harness runs on x86-64 only")]
 fn every_order_of_threads_gives_the_same_bits() {
     for (parts, elements) in SHAPES {
         let partials = Formula::of("partials").values(parts * elements, -1.0, 1.0);
@@ -78,6 +80,7 @@ fn every_order_of_threads_gives_the_same_bits() {
 
 /// One value that is not finite, anywhere, raises the flag; so does a sum that overflows.
 #[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "the host harness runs on x86-64 only")]
 fn what_is_not_finite_raises_the_flag() {
     for (parts, elements) in SHAPES {
         let before = vec![0.0; elements + 2 * BESIDE];

@@ -40,6 +40,10 @@ fn forward_agrees_with_the_oracle() {
                     out: f.output("out", images * pixels * channels),
                 };
                 failures.extend(f.check(Pass::ResidualForward(pass), 1));
+                // The largest shape has nothing for a GPU that the one before has not.
+                if pixels <= 784 && weights == Weights::Raw {
+                    failures.extend(f.check_cuda(Pass::ResidualForward(pass), 1));
+                }
             }
         }
     }
