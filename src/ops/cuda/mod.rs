@@ -158,6 +158,7 @@ impl<G: Gpu> CudaOps<G> {
             profile: None,
             name: String::with_capacity(96),
         };
+        cx.describe();
         step::initialise(&mut cx)?;
         let staging = [cx.gpu.staging(step::BLOCK_BYTES)?, cx.gpu.staging(step::BLOCK_BYTES)?];
         let figures = Figures { staging, ended: 0, taken: 0, skipped: 0 };
