@@ -207,6 +207,11 @@ impl<G: Gpu> CudaOps<G> {
         &mut self.cx.gpu
     }
 
+    /// What launchers work with, for tests of what no pass does alone.
+    pub fn context(&mut self) -> &mut Context<G> {
+        &mut self.cx
+    }
+
     /// After how many good steps the loss scale of fp16 doubles: 2000 unless set.
     pub fn set_growth_interval(&mut self, steps: u32) {
         self.cx.growth_interval = steps;
