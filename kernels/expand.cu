@@ -43,3 +43,55 @@ EXPAND_FORWARD_HALF(64, 96, 2, 2, 3, 4)
 EXPAND_FORWARD_HALF(64, 80, 4, 1, 3, 4)
 EXPAND_FORWARD(64, 96, 2, 2, 3, 3, float, f32)
 EXPAND_FORWARD(64, 80, 4, 1, 3, 3, float, f32)
+
+// ---- backward ---------------------------------------------------------------------------------------------
+
+#include "expand_backward.cuh"
+
+#define EXPAND_DATA(columns, down, across, m, p, chunk, separate, blocks, T, suffix)                             \
+    KERNEL_BLOCKS(expand_backward_data_##columns##_##suffix, WARP * (down) * (across), blocks,                   \
+                  ExpandBackwardDataArguments) {                                                                 \
+        using Shape = DataShape<T, down, across, m, p, chunk>;                                                   \
+        static_assert(Shape::COLUMNS == columns, "the name says the columns");                                   \
+        expand_backward_data<Shape, separate>(args);                                                             \
+    }
+#define EXPAND_DATA_HALF(columns, down, across, m, p, chunk, separate, blocks)    \
+    EXPAND_DATA(columns, down, across, m, p, chunk, separate, blocks, f16, f16)   \
+    EXPAND_DATA(columns, down, across, m, p, chunk, separate, blocks, bf16, bf16)
+
+EXPAND_DATA_HALF(16, 4, 1, 1, 1, 64, true, 4)
+EXPAND_DATA_HALF(32, 4, 1, 1, 2, 64, true, 4)
+EXPAND_DATA_HALF(48, 4, 1, 1, 3, 64, true, 4)
+EXPAND_DATA_HALF(80, 8, 1, 1, 5, 32, false, 2)
+EXPAND_DATA_HALF(112, 8, 1, 1, 7, 32, false, 2)
+EXPAND_DATA_HALF(160, 4, 2, 1, 5, 32, false, 2)
+EXPAND_DATA_HALF(192, 4, 2, 1, 6, 32, false, 2)
+EXPAND_DATA_HALF(320, 2, 4, 2, 5, 32, false, 1)
+EXPAND_DATA_HALF(640, 1, 8, 2, 5, 32, false, 1)
+EXPAND_DATA(32, 4, 1, 1, 2, 32, true, 1, float, f32)
+EXPAND_DATA(112, 8, 1, 1, 7, 16, false, 1, float, f32)
+EXPAND_DATA(320, 2, 4, 1, 5, 16, false, 1, float, f32)
+EXPAND_DATA(640, 1, 8, 1, 5, 16, false, 1, float, f32)
+
+#define EXPAND_WEIGHTS(left, right, down, across, m, p, depth, blocks, T, suffix)                          \
+    KERNEL_BLOCKS(expand_backward_weights_##left##x##right##_##suffix, WARP * (down) * (across), blocks,   \
+                  ExpandBackwardWeightsArguments) {                                                        \
+        using Shape = WeightShape<T, down, across, m, p, depth>;                                           \
+        static_assert(Shape::LEFT == left && Shape::RIGHT == right, "the name says the piece");            \
+        expand_backward_weights<Shape>(args);                                                              \
+    }
+#define EXPAND_WEIGHTS_HALF(left, right, down, across, m, p, depth, blocks)    \
+    EXPAND_WEIGHTS(left, right, down, across, m, p, depth, blocks, f16, f16)   \
+    EXPAND_WEIGHTS(left, right, down, across, m, p, depth, blocks, bf16, bf16)
+
+EXPAND_WEIGHTS_HALF(128, 16, 8, 1, 1, 1, 32, 2)
+EXPAND_WEIGHTS_HALF(128, 32, 8, 1, 1, 2, 32, 2)
+EXPAND_WEIGHTS_HALF(128, 48, 8, 1, 1, 3, 32, 2)
+EXPAND_WEIGHTS_HALF(128, 80, 8, 1, 1, 5, 32, 2)
+EXPAND_WEIGHTS_HALF(128, 112, 8, 1, 1, 7, 32, 2)
+EXPAND_WEIGHTS_HALF(64, 160, 4, 2, 1, 5, 32, 2)
+EXPAND_WEIGHTS_HALF(64, 192, 4, 2, 1, 6, 32, 2)
+EXPAND_WEIGHTS_HALF(64, 320, 4, 2, 1, 10, 32, 1)
+EXPAND_WEIGHTS(128, 32, 8, 1, 1, 2, 16, 1, float, f32)
+EXPAND_WEIGHTS(128, 112, 8, 1, 1, 7, 16, 1, float, f32)
+EXPAND_WEIGHTS(64, 320, 4, 2, 1, 10, 16, 1, float, f32)

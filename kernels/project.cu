@@ -62,3 +62,62 @@ PROJECT_FORWARD(128, 24, 8, 1, 3, 2, float, f32)
 PROJECT_FORWARD(64, 80, 2, 2, 3, 3, float, f32)
 PROJECT_FORWARD(32, 192, 1, 4, 3, 3, float, f32)
 PROJECT_FORWARD(32, 320, 1, 4, 2, 2, float, f32)
+
+// ---- backward ---------------------------------------------------------------------------------------------
+
+#include "project_backward.cuh"
+
+#define PROJECT_SWEEP(depth, slice, rows, blocks, T, suffix)                                               \
+    KERNEL_BLOCKS(project_backward_##depth##x##slice##_##suffix, 256, blocks, ProjectBackwardArguments) { \
+        project_backward<SweepShape<T, depth, slice, rows>>(args);                                         \
+    }
+#define PROJECT_SWEEP_HALF(depth, slice, rows, blocks)     \
+    PROJECT_SWEEP(depth, slice, rows, blocks, f16, f16)    \
+    PROJECT_SWEEP(depth, slice, rows, blocks, bf16, bf16)
+
+PROJECT_SWEEP_HALF(32, 32, 64, 2)
+PROJECT_SWEEP_HALF(32, 64, 64, 2)
+PROJECT_SWEEP_HALF(32, 96, 64, 2)
+PROJECT_SWEEP_HALF(48, 128, 32, 2)
+PROJECT_SWEEP_HALF(80, 128, 32, 2)
+PROJECT_SWEEP_HALF(112, 128, 32, 1)
+PROJECT_SWEEP_HALF(160, 64, 32, 2)
+PROJECT_SWEEP_HALF(192, 64, 32, 2)
+PROJECT_SWEEP(32, 48, 32, 1, float, f32)
+PROJECT_SWEEP(80, 64, 32, 1, float, f32)
+PROJECT_SWEEP(192, 32, 32, 1, float, f32)
+
+#define PROJECT_DATA(columns, down, across, m, p, chunk, blocks, T, suffix)                        \
+    KERNEL_BLOCKS(project_backward_data_##columns##_##suffix, WARP * (down) * (across), blocks,    \
+                  ProjectBackwardArguments) {                                                      \
+        using Shape = DataShape<T, down, across, m, p, chunk>;                                     \
+        static_assert(Shape::COLUMNS == columns, "the name says the columns");                     \
+        project_backward_data<Shape>(args);                                                        \
+    }
+PROJECT_DATA(128, 2, 4, 2, 2, 32, 1, f16, f16)
+PROJECT_DATA(128, 2, 4, 2, 2, 32, 1, bf16, bf16)
+PROJECT_DATA(128, 2, 4, 1, 2, 16, 1, float, f32)
+
+#define PROJECT_WEIGHTS(left, right, down, across, m, p, depth, T, suffix)                         \
+    KERNEL(project_backward_weights_##left##x##right##_##suffix, WARP * (down) * (across),         \
+           ProjectBackwardWeightsArguments) {                                                      \
+        using Shape = WeightShape<T, down, across, m, p, depth>;                                   \
+        static_assert(Shape::LEFT == left && Shape::RIGHT == right, "the name says the piece");    \
+        project_backward_weights<Shape>(args);                                                     \
+    }
+PROJECT_WEIGHTS(128, 128, 4, 2, 2, 4, 32, f16, f16)
+PROJECT_WEIGHTS(128, 128, 4, 2, 2, 4, 32, bf16, bf16)
+PROJECT_WEIGHTS(128, 128, 4, 2, 2, 4, 16, float, f32)
+
+KERNEL(project_backward_segments, 256, ProjectBackwardSegmentsArguments) {
+    const int first = (static_cast<int>(blockIdx.x) * 256 + static_cast<int>(threadIdx.x)) * LANES;
+    if (first >= args.elements) return;
+    float sums[LANES] = {};
+    for (int segment = 0; segment < args.segments; segment++) {
+        float more[LANES];
+        load_lanes(more, args.parts + static_cast<size_t>(segment) * args.elements + first);
+#pragma unroll
+        for (int i = 0; i < LANES; i++) sums[i] += more[i];
+    }
+    store_lanes(args.five_sums + first, sums);
+}

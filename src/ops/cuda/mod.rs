@@ -19,6 +19,7 @@ pub mod image;
 pub mod masks;
 pub mod optimiser;
 pub mod pointwise;
+pub mod pointwise_backward;
 pub mod precision;
 pub mod project;
 pub mod reduction;
