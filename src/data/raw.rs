@@ -40,7 +40,7 @@ pub struct Sample {
 }
 
 /// Bytes that a row of a single output column's input may have: what a device holds of it at a time.
-pub const MOST_WINDOW_BYTES: usize = 32 << 10;
+pub const MOST_WINDOW_BYTES: usize = 24 << 10;
 
 const ALIGNMENT: usize = 16;
 /// Weights of 16 bits, of which one is the sign, and products of 22 bits beside the byte.

@@ -17,7 +17,6 @@ const TILE: usize = 64;
 const PRODUCT_SHARED: usize = 2 * 16 * 68 * 4;
 const LOGITS_THREADS: usize = 256;
 const LOSS_THREADS: usize = 128;
-const TALLY_THREADS: usize = 512;
 
 /// Blocks that a product's depth is cut for, two for each multiprocessor of a large GPU, and the least depth of one.
 const PRODUCT_BLOCKS: usize = 256;
@@ -70,6 +69,7 @@ arguments! {
         labels: Address,
         losses: Address,
         dlogits: Address,
+        right: Address,
         classes: i32,
         smoothing: f32,
         scale: f32,
@@ -81,10 +81,8 @@ arguments! {
     pub struct TallyArguments {
         block: Address,
         losses: Address,
-        logits: Address,
-        labels: Address,
+        right: Address,
         images: i32,
-        classes: i32,
     }
 }
 
@@ -210,35 +208,31 @@ pub fn forward<G: Gpu>(cx: &mut Context<G>, p: &HeadForward) -> Result {
     cx.launch(&LOGITS, [blocks, 1, 1], LOGITS_THREADS, 0, logits)
 }
 
-/// The gradient is that of the loss times the step's loss scale; the losses are themselves.
+/// One number an image: whether its label has the largest logit.
+pub fn loss_workspace(p: &Loss) -> usize {
+    workspace_bytes(&[p.images * 4])
+}
+
+/// The gradient is that of the loss times the step's loss scale; the losses are themselves, and they and the images
+/// that are right are added to the step's figures.
 pub fn loss<G: Gpu>(cx: &mut Context<G>, p: &Loss) -> Result {
+    let [right] = cx.workspace([p.images * 4]);
+    let losses = cx.tensor(p.losses);
     let arguments = LossArguments {
         block: cx.state.block,
         logits: cx.tensor(p.logits),
         labels: cx.tensor(p.labels),
-        losses: cx.tensor(p.losses),
+        losses,
         dlogits: cx.tensor(p.dlogits),
+        right,
         classes: p.classes as i32,
         smoothing: p.smoothing,
         scale: p.scale,
     };
-    // One number of four bytes and two of eight for each warp.
-    let shared = LOSS_THREADS / 32 * (4 + 8 + 8);
-    cx.launch(&LOSS, [p.images, 1, 1], LOSS_THREADS, shared, arguments)?;
-    tally(cx, p)
-}
-
-/// Adds the micro-batch's losses, and the number of images whose label has the largest logit, to the step's block.
-fn tally<G: Gpu>(cx: &mut Context<G>, p: &Loss) -> Result {
-    let arguments = TallyArguments {
-        block: cx.state.block,
-        losses: cx.tensor(p.losses),
-        logits: cx.tensor(p.logits),
-        labels: cx.tensor(p.labels),
-        images: p.images as i32,
-        classes: p.classes as i32,
-    };
-    cx.launch(&TALLY, [1, 1, 1], TALLY_THREADS, TALLY_THREADS / 32 * (8 + 4), arguments)
+    let warps = LOSS_THREADS / 32;
+    cx.launch(&LOSS, [p.images, 1, 1], LOSS_THREADS, warps * (3 * 8 + 4), arguments)?;
+    let tally = TallyArguments { block: cx.state.block, losses, right, images: p.images as i32 };
+    cx.launch(&TALLY, [1, 1, 1], LOSS_THREADS, warps * 2 * 8, tally)
 }
 
 fn feature_cut(p: &HeadBackward) -> Cut {

@@ -1,18 +1,89 @@
-//! Images from bytes.
+//! Images from bytes: squares that are normalised, or a raw batch of images in their own sizes that are resized, too.
 
+use super::arguments::{Kernel, arguments};
 use super::context::Context;
-use super::gpu::Gpu;
-use crate::ops::{OpsError, Result, Tensor};
+use super::gpu::{Address, Gpu};
+use crate::ops::{Result, Tensor};
 
-/// Fills `image` [N, R, R, 3] from bytes: (pixel/255 − mean)/deviation of each channel.
+const THREADS: usize = 256;
+/// Blocks that normalise, at most: eight for each multiprocessor of a large GPU.
+const MOST_BLOCKS: usize = 1056;
+/// Rows of a square that a block prepares, and its bytes of shared memory for what is between the two passes.
+const PREPARE_ROWS: usize = 8;
+const PREPARE_BYTES: usize = 32 << 10;
+const TABLE_BYTES: usize = 3 * 256 * 4;
+
+arguments! {
+    /// Squares of bytes to the network's input.
+    pub struct NormaliseArguments {
+        bytes: Address,
+        image: Address,
+        count: u64,
+        blocks: i32,
+        table: [f32; 768],
+    }
+}
+
+arguments! {
+    /// A raw batch to the network's input.
+    pub struct PrepareArguments {
+        batch: Address,
+        image: Address,
+        side: i32,
+        table: [f32; 768],
+    }
+}
+
+const NORMALISE: Kernel<NormaliseArguments> = Kernel::stored("image_normalise");
+const PREPARE: Kernel<PrepareArguments> = Kernel::stored("image_prepare");
+
+/// (byte/255 − mean)/deviation for each byte, [3, 256]: in double, as the CPU path computes it.
+fn table(mean: [f32; 3], deviation: [f32; 3]) -> [f32; 768] {
+    std::array::from_fn(|at| {
+        let (channel, byte) = (at / 256, at % 256);
+        ((byte as f64 / 255.0 - f64::from(mean[channel])) / f64::from(deviation[channel])) as f32
+    })
+}
+
+/// Fills `image` [N, R, R, 3] from bytes of the host: (pixel/255 − mean)/deviation of each channel. Not while
+/// capturing.
 pub fn upload<G: Gpu>(
-    _cx: &mut Context<G>,
-    _image: Tensor,
-    _pixels: &[u8],
-    _mean: [f32; 3],
-    _deviation: [f32; 3],
+    cx: &mut Context<G>,
+    image: Tensor,
+    pixels: &[u8],
+    mean: [f32; 3],
+    deviation: [f32; 3],
 ) -> Result {
-    Err(OpsError::Device("image upload is not written yet".into()))
+    assert_eq!(pixels.len(), image.elements, "one value for each byte");
+    let from = write(cx, pixels)?;
+    normalise(cx, from, image, mean, deviation)
+}
+
+/// Fills `image` [N, R, R, 3] from a raw batch of the host. Not while capturing.
+pub fn upload_raw<G: Gpu>(
+    cx: &mut Context<G>,
+    image: Tensor,
+    side: usize,
+    batch: &[u8],
+    mean: [f32; 3],
+    deviation: [f32; 3],
+) -> Result {
+    let from = write(cx, batch)?;
+    prepare(cx, from, image, side, mean, deviation)
+}
+
+/// Copies bytes to the context's own buffer.
+fn write<G: Gpu>(cx: &mut Context<G>, bytes: &[u8]) -> Result<Address> {
+    let to = match cx.pixels {
+        Some((address, length)) if length >= bytes.len() => address,
+        _ => {
+            let address = cx.gpu.allocate(bytes.len())?;
+            cx.pixels = Some((address, bytes.len()));
+            address
+        }
+    };
+    cx.gpu.write(to, bytes)?;
+    Ok(to)
 }
 
 /// Bytes of a batch on its way: its pixels, rounded up, then its labels.
@@ -20,13 +91,39 @@ pub fn batch_bytes(pixels: usize, labels: usize) -> usize {
     pixels.next_multiple_of(256) + 4 * labels
 }
 
-/// Fills `image` [N, R, R, 3] from bytes of the same shape on the device.
+/// Fills `image` [N, R, R, 3] from bytes of the same shape on the device, aligned to 16.
 pub fn normalise<G: Gpu>(
-    _cx: &mut Context<G>,
-    _from: super::Address,
-    _image: Tensor,
-    _mean: [f32; 3],
-    _deviation: [f32; 3],
+    cx: &mut Context<G>,
+    from: Address,
+    image: Tensor,
+    mean: [f32; 3],
+    deviation: [f32; 3],
 ) -> Result {
-    Err(OpsError::Device("image normalise is not written yet".into()))
+    let blocks = image.elements.div_ceil(16 * THREADS).min(MOST_BLOCKS);
+    let arguments = NormaliseArguments {
+        bytes: from,
+        image: cx.tensor(image),
+        count: image.elements as u64,
+        blocks: blocks as i32,
+        table: table(mean, deviation),
+    };
+    cx.launch(&NORMALISE, [blocks, 1, 1], THREADS, TABLE_BYTES, arguments)
+}
+
+/// Fills `image` [N, R, R, 3] from a [raw batch](crate::data::raw) on the device, aligned to 16: the same values as
+/// those of the squares that [`preprocess`](crate::data::augment::preprocess) makes.
+pub fn prepare<G: Gpu>(
+    cx: &mut Context<G>,
+    batch: Address,
+    image: Tensor,
+    side: usize,
+    mean: [f32; 3],
+    deviation: [f32; 3],
+) -> Result {
+    let images = image.elements / (side * side * 3);
+    assert_eq!(image.elements, images * side * side * 3, "the image tensor is [N, R, R, 3]");
+    let arguments =
+        PrepareArguments { batch, image: cx.tensor(image), side: side as i32, table: table(mean, deviation) };
+    let shared = TABLE_BYTES + (PREPARE_ROWS * 3 * side).next_multiple_of(16) + PREPARE_BYTES;
+    cx.launch(&PREPARE, [side.div_ceil(PREPARE_ROWS), images, 1], THREADS, shared, arguments)
 }

@@ -53,6 +53,7 @@ fn workspace(pass: &Pass, precision: Precision) -> usize {
         Pass::SqueezeForward(p) => squeeze_excite::forward_workspace(p, precision),
         Pass::ProjectForward(p) => project::forward_workspace(p, precision),
         Pass::HeadForward(p) => head::forward_workspace(p, precision),
+        Pass::Loss(p) => head::loss_workspace(p),
         Pass::HeadBackward(p) => head::backward_workspace(p, precision),
         Pass::ProjectBackward(p) => project::backward_workspace(p, precision),
         Pass::SqueezeBackward(p) => squeeze_excite::backward_workspace(p, precision),
@@ -63,7 +64,6 @@ fn workspace(pass: &Pass, precision: Precision) -> usize {
             unreachable!("plan A stores the expanded tensor")
         }
         Pass::ResidualForward(_)
-        | Pass::Loss(_)
         | Pass::DropPathMask(_)
         | Pass::DropoutMask(_)
         | Pass::BatchNormInference(_)
@@ -155,9 +155,11 @@ impl<G: Gpu> CudaOps<G> {
             growth_interval: optimiser::GROWTH_INTERVAL,
             ema_weights: false,
             workspace_bytes,
+            pixels: None,
             profile: None,
             name: String::with_capacity(96),
         };
+        cx.describe();
         step::initialise(&mut cx)?;
         let staging = [cx.gpu.staging(step::BLOCK_BYTES)?, cx.gpu.staging(step::BLOCK_BYTES)?];
         let figures = Figures { staging, ended: 0, taken: 0, skipped: 0 };
@@ -209,6 +211,21 @@ impl<G: Gpu> CudaOps<G> {
     /// After how many good steps the loss scale of fp16 doubles: 2000 unless set.
     pub fn set_growth_interval(&mut self, steps: u32) {
         self.cx.growth_interval = steps;
+    }
+
+    /// Fills `image` [N, R, R, 3] from a [raw batch](crate::data::raw), as [`Ops::upload_pixels`] does from squares.
+    ///
+    /// # Errors
+    /// The GPU's.
+    pub fn upload_raw(
+        &mut self,
+        image: Tensor,
+        side: usize,
+        batch: &[u8],
+        mean: [f32; 3],
+        deviation: [f32; 3],
+    ) -> Result {
+        image::upload_raw(&mut self.cx, image, side, batch, mean, deviation)
     }
 
     fn buffer(&self, buffer: Buffer) -> (Address, usize) {
