@@ -2,7 +2,8 @@
 
 mod common;
 
-use common::fixture::{Fixture, expect_none};
+use common::fixture::{Fixture, expect_none, tolerance_in};
+use effnet::ops::cuda::Precision;
 use effnet::ops::*;
 
 /// Images, pixels, inputs, outputs. Images of 1, 4, 9 and 49 rows, so that tiles straddle them.
@@ -38,18 +39,51 @@ fn forward(f: &mut Fixture, images: usize, pixels: usize, inputs: usize, outputs
     }
 }
 
-#[test]
-fn forward_agrees_with_the_oracle() {
-    let mut failures = Vec::new();
+/// Every shape with both kinds of statistics: the fixture, the pass and the length of its longest sum.
+fn forward_cases() -> Vec<(Fixture, Pass, usize)> {
     let few_rows = [(1, 1, 24, 8), (2, 1, 16, 24), (1, 3, 40, 8), (1, 7, 8, 24)];
+    let mut cases = Vec::new();
     for (images, pixels, inputs, outputs) in SHAPES.into_iter().chain(few_rows) {
         for statistics in [Statistics::Batch, Statistics::Running] {
             let name = format!("project {images}×{pixels}×{inputs} to {outputs}, {statistics:?}");
-            let f = &mut Fixture::new(name);
-            let mut pass = forward(f, images, pixels, inputs, outputs);
+            let mut f = Fixture::new(name);
+            let mut pass = forward(&mut f, images, pixels, inputs, outputs);
             pass.bn.statistics = statistics;
-            failures.extend(f.check(Pass::ProjectForward(pass), inputs.max(images * pixels)));
+            cases.push((f, Pass::ProjectForward(pass), inputs.max(images * pixels)));
         }
+    }
+    cases
+}
+
+#[test]
+fn forward_agrees_with_the_oracle() {
+    expect_none(forward_cases().iter().flat_map(|(f, pass, terms)| f.check(*pass, *terms)).collect());
+}
+
+#[test]
+fn forward_agrees_with_the_oracle_on_cuda() {
+    expect_none(forward_cases().iter().flat_map(|(f, pass, terms)| f.check_cuda(*pass, *terms)).collect());
+}
+
+/// Widths of the family that the shapes lack, those of two column tiles among them, and maps large enough for the
+/// higher tiles and for blocks that take several tiles of rows.
+#[test]
+fn forward_of_every_tile_agrees_with_the_oracle_on_cuda() {
+    let mut failures = Vec::new();
+    for (images, pixels, inputs, outputs) in [
+        (3, 49, 96, 48),
+        (5, 49, 24, 384),
+        (3, 49, 16, 640),
+        (44, 784, 8, 80),
+        (22, 1600, 8, 104),
+        (350, 49, 8, 192),
+        (350, 49, 8, 320),
+        (670, 400, 8, 8),
+    ] {
+        let f = &mut Fixture::new(format!("project {images}×{pixels}×{inputs} to {outputs}"));
+        let pass = Pass::ProjectForward(forward(f, images, pixels, inputs, outputs));
+        let bound = tolerance_in(Precision::Fp16, images * pixels);
+        failures.extend(f.check_cuda_in(Precision::Fp16, pass, bound));
     }
     expect_none(failures);
 }
@@ -60,7 +94,8 @@ fn forward_takes_ema_weights_when_told() {
     f.weights = Weights::Ema;
     let mut pass = forward(f, 3, 25, 96, 24);
     pass.bn.statistics = Statistics::Running;
-    expect_none(f.check(Pass::ProjectForward(pass), 96));
+    let pass = Pass::ProjectForward(pass);
+    expect_none(f.check(pass, 96).into_iter().chain(f.check_cuda(pass, 96)).collect());
 }
 
 /// A mean 100 times the deviation: sums of squares about zero would leave nothing of the variance in fp32.
@@ -84,7 +119,9 @@ fn statistics_survive_a_large_mean() {
     pass.input_bn.coefficients = coefficients;
     pass.input_bn.weight = f.param_of("small gamma", gamma);
     pass.input_bn.bias = f.param_of("large beta", beta);
-    expect_none(f.check(Pass::ProjectForward(pass), images * pixels));
+    let pass = Pass::ProjectForward(pass);
+    let terms = images * pixels;
+    expect_none(f.check(pass, terms).into_iter().chain(f.check_cuda(pass, terms)).collect());
 }
 
 #[test]

@@ -23,6 +23,9 @@ pub use tensor::{Kind, Param, Tensor, Tensors};
 pub enum OpsError {
     #[error("the device failed: {0}")]
     Device(String),
+    /// No GPU, or one that failed.
+    #[error(transparent)]
+    Cuda(#[from] cuda::nvidia::DriverError),
 }
 
 pub type Result<T = ()> = std::result::Result<T, OpsError>;

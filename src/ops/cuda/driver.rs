@@ -1,84 +1,271 @@
-//! NVIDIA's driver.
+//! A GPU through NVIDIA's driver.
+//!
+//! Two streams: one computes, one carries batches to the device beside it. A batch's way is ordered by two events
+//! of its staging: the copy waits until the computation has *released* the device's buffer, the computation waits
+//! until the batch has *arrived*. What comes back takes the compute stream, where it needs no order but its own.
 
+use std::ffi::c_void;
+
+use super::embedded::{EMBEDDED, Embedded};
 use super::gpu::*;
-use crate::ops::{OpsError, Result};
+use super::nvidia::device::{Context, Library, fits, properties};
+use super::nvidia::handles::{Event, Launchable, Memory, Pinned, Stream, memory_info};
+use super::nvidia::kernels::Kernels;
+use super::nvidia::{self, DriverError};
+use crate::ops::Result;
 
-/// A GPU.
-pub enum Driver {}
+/// A GPU. Freed with all that was allocated on it.
+#[derive(Debug)]
+pub struct Driver {
+    // In this order they are dropped: first what may still be in use by streams, last the context.
+    graphs: Vec<Launchable>,
+    kernels: Kernels,
+    marks: Marks,
+    stagings: Vec<Buffers>,
+    memory: Vec<Memory>,
+    compute: Stream,
+    transfer: Stream,
+    properties: Properties,
+    context: Context,
+}
+
+/// Events of moments; those that were read are used again.
+#[derive(Debug, Default)]
+struct Marks {
+    events: Vec<Event>,
+    free: Vec<usize>,
+}
+
+/// What a [`Staging`] names.
+#[derive(Debug)]
+struct Buffers {
+    host: Pinned,
+    device: Memory,
+    bytes: usize,
+    /// The last batch has come to the device.
+    arrived: Event,
+    /// The computation has done with the device's buffer.
+    released: Event,
+    /// The device's buffer has come to the host.
+    returned: Event,
+}
 
 /// GPUs of this machine.
+///
+/// # Errors
+/// No driver, none that can be used, or no GPU.
 pub fn count() -> Result<usize> {
-    Ok(0)
+    Ok(Library::load()?.devices)
 }
 
 impl Driver {
-    pub fn open(_index: usize) -> Result<Driver> {
-        Err(OpsError::Device("this build has no CUDA engine".into()))
+    /// A GPU that can run this program's kernels, counted from 0.
+    ///
+    /// # Errors
+    /// [`DriverError`], in one line with the remedy.
+    pub fn open(index: usize) -> Result<Driver> {
+        let library = Library::load()?;
+        let embedded = EMBEDDED.as_ref().map_err(|reason| DriverError::NoKernels(reason))?;
+        Ok(Driver::with_kernels(library, index, embedded)?)
+    }
+
+    /// The same with other kernels.
+    ///
+    /// # Errors
+    /// As for [`Driver::open`].
+    pub fn with_kernels(library: Library, index: usize, embedded: &Embedded) -> nvidia::Result<Driver> {
+        let device = library.device(index)?;
+        let properties = properties(device)?;
+        fits(&properties, library.version, embedded)?;
+        let context = Context::of(device)?;
+        context.enter()?;
+        Ok(Driver {
+            kernels: Kernels::new(embedded, library.version, properties.shared_per_block),
+            graphs: Vec::new(),
+            marks: Marks::default(),
+            stagings: Vec::new(),
+            memory: Vec::new(),
+            compute: Stream::new()?,
+            transfer: Stream::new()?,
+            properties,
+            context,
+        })
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        // The handles' own ends need the context, and nothing may be freed that is still being used. After a fault
+        // all of this fails, and the driver frees everything with the process.
+        let _ = self.synchronise();
     }
 }
 
 impl Gpu for Driver {
     fn properties(&self) -> &Properties {
-        match *self {}
+        &self.properties
     }
+
     fn available(&mut self) -> Result<u64> {
-        match *self {}
+        self.context.enter()?;
+        Ok(memory_info()?.0)
     }
-    fn allocate(&mut self, _: usize) -> Result<Address> {
-        match *self {}
+
+    fn allocate(&mut self, bytes: usize) -> Result<Address> {
+        self.context.enter()?;
+        let memory = Memory::new(bytes.max(1))?;
+        let address = memory.address();
+        self.compute.fill(address, 0, bytes)?;
+        self.memory.push(memory);
+        Ok(address)
     }
-    fn write(&mut self, _: Address, _: &[u8]) -> Result {
-        match *self {}
+
+    fn write(&mut self, to: Address, bytes: &[u8]) -> Result {
+        self.context.enter()?;
+        // SAFETY: the stream is waited for while the bytes are borrowed.
+        let sent = unsafe { self.compute.send(bytes.as_ptr(), to, bytes.len()) };
+        Ok(sent.and(self.compute.synchronise())?)
     }
-    fn read(&mut self, _: Address, _: &mut [u8]) -> Result {
-        match *self {}
+
+    fn read(&mut self, from: Address, bytes: &mut [u8]) -> Result {
+        self.context.enter()?;
+        // SAFETY: as in `write`.
+        let received = unsafe { self.compute.receive(from, bytes.as_mut_ptr(), bytes.len()) };
+        Ok(received.and(self.compute.synchronise())?)
     }
-    fn fill(&mut self, _: Address, _: u8, _: usize) -> Result {
-        match *self {}
+
+    fn fill(&mut self, to: Address, value: u8, bytes: usize) -> Result {
+        self.context.enter()?;
+        Ok(self.compute.fill(to, value, bytes)?)
     }
-    fn copy(&mut self, _: Address, _: Address, _: usize) -> Result {
-        match *self {}
+
+    fn copy(&mut self, from: Address, to: Address, bytes: usize) -> Result {
+        self.context.enter()?;
+        Ok(self.compute.copy(from, to, bytes)?)
     }
-    unsafe fn launch(&mut self, _: &Launch, _: *const std::ffi::c_void) -> Result {
-        match *self {}
+
+    unsafe fn launch(&mut self, launch: &Launch, arguments: *const c_void) -> Result {
+        self.context.enter()?;
+        // SAFETY: as the caller promises.
+        Ok(unsafe { self.kernels.launch(&self.compute, launch, arguments) }?)
     }
+
     fn synchronise(&mut self) -> Result {
-        match *self {}
+        self.context.enter()?;
+        let computed = self.compute.synchronise();
+        Ok(self.transfer.synchronise().and(computed)?)
     }
+
     fn begin_capture(&mut self) -> Result {
-        match *self {}
+        self.context.enter()?;
+        Ok(self.compute.begin_capture()?)
     }
+
     fn end_capture(&mut self) -> Result<Graph> {
-        match *self {}
+        self.context.enter()?;
+        self.graphs.push(self.compute.end_capture()?);
+        Ok(Graph(self.graphs.len() - 1))
     }
-    fn launch_graph(&mut self, _: Graph) -> Result {
-        match *self {}
+
+    fn launch_graph(&mut self, graph: Graph) -> Result {
+        self.context.enter()?;
+        Ok(self.compute.launch(&self.graphs[graph.0])?)
     }
-    fn staging(&mut self, _: usize) -> Result<Staging> {
-        match *self {}
+
+    fn staging(&mut self, bytes: usize) -> Result<Staging> {
+        self.context.enter()?;
+        let device = Memory::new(bytes.max(1))?;
+        self.compute.fill(device.address(), 0, bytes)?;
+        let staging = Buffers {
+            host: Pinned::new(bytes)?,
+            device,
+            bytes,
+            arrived: Event::new()?,
+            released: Event::new()?,
+            returned: Event::new()?,
+        };
+        // Zeroing is a use, too: the first batch comes after it.
+        staging.released.record(&self.compute)?;
+        self.stagings.push(staging);
+        Ok(Staging(self.stagings.len() - 1))
     }
-    fn staging_address(&self, _: Staging) -> Address {
-        match *self {}
+
+    fn staging_address(&self, staging: Staging) -> Address {
+        self.stagings[staging.0].device.address()
     }
-    fn staging_host(&mut self, _: Staging) -> Result<&mut [u8]> {
-        match *self {}
+
+    fn staging_host(&mut self, staging: Staging) -> Result<&mut [u8]> {
+        self.context.enter()?;
+        let staging = &mut self.stagings[staging.0];
+        staging.arrived.synchronise()?;
+        staging.returned.synchronise()?;
+        // SAFETY: both directions were waited for, and while the bytes are borrowed nothing can be enqueued.
+        Ok(unsafe { staging.host.bytes() })
     }
-    fn staging_send(&mut self, _: Staging) -> Result {
-        match *self {}
+
+    fn staging_send(&mut self, staging: Staging) -> Result {
+        self.context.enter()?;
+        let staging = &self.stagings[staging.0];
+        self.transfer.wait(&staging.released)?;
+        // SAFETY: the bytes are reached only through `staging_host`, which waits for `arrived`.
+        unsafe { self.transfer.send(staging.host.start(), staging.device.address(), staging.bytes) }?;
+        Ok(staging.arrived.record(&self.transfer)?)
     }
-    fn staging_acquire(&mut self, _: Staging) -> Result {
-        match *self {}
+
+    fn staging_acquire(&mut self, staging: Staging) -> Result {
+        self.context.enter()?;
+        Ok(self.compute.wait(&self.stagings[staging.0].arrived)?)
     }
-    fn staging_release(&mut self, _: Staging) -> Result {
-        match *self {}
+
+    fn staging_release(&mut self, staging: Staging) -> Result {
+        self.context.enter()?;
+        Ok(self.stagings[staging.0].released.record(&self.compute)?)
     }
-    fn staging_receive(&mut self, _: Staging) -> Result {
-        match *self {}
+
+    fn staging_receive(&mut self, staging: Staging) -> Result {
+        self.context.enter()?;
+        let staging = &self.stagings[staging.0];
+        // SAFETY: the bytes are reached only through `staging_host`, which waits for `returned`.
+        unsafe { self.compute.receive(staging.device.address(), staging.host.start(), staging.bytes) }?;
+        Ok(staging.returned.record(&self.compute)?)
     }
+
     fn mark(&mut self) -> Result<Mark> {
-        match *self {}
+        self.context.enter()?;
+        let index = match self.marks.free.pop() {
+            Some(index) => index,
+            None => {
+                self.marks.events.push(Event::timed()?);
+                self.marks.events.len() - 1
+            }
+        };
+        self.marks.events[index].record(&self.compute)?;
+        Ok(Mark(index))
     }
-    fn elapsed(&mut self, _: Mark, _: Mark) -> Result<f64> {
-        match *self {}
+
+    fn elapsed(&mut self, from: Mark, to: Mark) -> Result<f64> {
+        self.context.enter()?;
+        let (began, ended) = (&self.marks.events[from.0], &self.marks.events[to.0]);
+        ended.synchronise()?;
+        let microseconds = began.until(ended)?;
+        self.marks.free.extend([from.0, to.0]);
+        Ok(microseconds)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Where tests run there is often no driver: then that is said, in one line with the remedy.
+    #[test]
+    fn without_a_driver_or_a_card_the_error_says_so() {
+        let Err(error) = Driver::open(0) else { return };
+        let text = error.to_string();
+        assert!(text.contains("; ") && !text.contains('\n'), "{text}");
+        match count() {
+            Ok(devices) => assert!(devices > 0),
+            Err(error) => assert_eq!(error.to_string(), text),
+        }
     }
 }

@@ -12,11 +12,13 @@ pub mod batch_norm;
 pub mod context;
 pub mod depthwise;
 pub mod driver;
+pub mod embedded;
 pub mod expand;
 pub mod gpu;
 pub mod head;
 pub mod image;
 pub mod masks;
+pub mod nvidia;
 pub mod optimiser;
 pub mod pointwise;
 pub mod pointwise_backward;
@@ -206,6 +208,11 @@ impl<G: Gpu> CudaOps<G> {
     /// The GPU itself.
     pub fn gpu(&mut self) -> &mut G {
         &mut self.cx.gpu
+    }
+
+    /// What launchers work with, for tests of what no pass does alone.
+    pub fn context(&mut self) -> &mut Context<G> {
+        &mut self.cx
     }
 
     /// After how many good steps the loss scale of fp16 doubles: 2000 unless set.

@@ -1,0 +1,331 @@
+//! Compiles the CUDA kernels, `kernels/*.cu`, and embeds them.
+//!
+//! One fatbin a file holds machine code for every architecture of [`ARCHITECTURES`], and PTX for later cards. A
+//! file is compiled again only when it, a header that it includes, the flags or the compiler have changed. The
+//! crate also builds without a compiler; it then says at run time what was missing.
+//!
+//! | variable | |
+//! |---|---|
+//! | `EFFNET_CUDA` | `auto` (the default): with kernels where a compiler is found; `require`: or fail; `skip`: without |
+//! | `EFFNET_CUDA_HOME` | the CUDA toolkit to take, or a folder filled by `tools/install_nvcc.sh` |
+//! | `EFFNET_CUDA_ARCH` | while developing: only these architectures and no PTX, such as `80` or `86,90` |
+//!
+//! A kernel that does not compile fails the build whatever `EFFNET_CUDA` says, short of `skip`.
+
+use std::collections::BTreeSet;
+use std::env::consts::EXE_SUFFIX;
+use std::fmt::Write;
+use std::fs;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::sync::Mutex;
+
+/// Compute capabilities, 8.0 as 80: A100; RTX 30; RTX 40; H100. The last one's PTX serves later cards.
+const ARCHITECTURES: [u32; 4] = [80, 86, 89, 90];
+/// No fast-math: fp32 kernels are exact. Line numbers cost nothing at run time and let profilers show sources. Spilled
+/// registers are slow enough to be warned about. Compression makes a fifth of the size; the driver undoes it.
+const FLAGS: [&str; 6] =
+    ["-fatbin", "-std=c++17", "-O3", "-lineinfo", "-Xptxas=-warn-spills", "-Xfatbin=-compress-all"];
+/// The oldest compiler that these sources are meant for.
+const OLDEST_MAJOR: u32 = 12;
+
+type Error = Box<dyn std::error::Error + Send + Sync>;
+
+fn main() -> ExitCode {
+    println!("cargo::rerun-if-changed=build.rs");
+    match build() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("\n{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn build() -> Result<(), Error> {
+    let out = PathBuf::from(variable("OUT_DIR").ok_or("OUT_DIR is not set: run by Cargo only")?);
+    let generated = match compiler()? {
+        Ok(compiler) => {
+            // Not otherwise: without a compiler, kernels may change and nothing has to be built again.
+            println!("cargo::rerun-if-changed=kernels");
+            let (architectures, ptx) = architectures()?;
+            let stems = compile_all(&compiler, &architectures, ptx, &out)?;
+            embedding(&compiler, &architectures, ptx, &stems)?
+        }
+        Err(reason) => format!("Err({reason:?})\n"),
+    };
+    write_changed(&out.join("kernels.rs"), generated.as_bytes())
+}
+
+/// An environment variable, of which Cargo is told.
+fn variable(name: &str) -> Option<String> {
+    println!("cargo::rerun-if-env-changed={name}");
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+// ---- the compiler -----------------------------------------------------------------------------------------
+
+struct Compiler {
+    path: PathBuf,
+    version: (u32, u32),
+    /// All that it says of its version.
+    banner: String,
+}
+
+/// The compiler, or in one clause why kernels are not compiled.
+fn compiler() -> Result<Result<Compiler, String>, Error> {
+    let required = match variable("EFFNET_CUDA").as_deref() {
+        None | Some("auto") => false,
+        Some("require") => true,
+        Some("skip") => return Ok(Err("it was built with EFFNET_CUDA=skip".into())),
+        Some(other) => return Err(format!("EFFNET_CUDA={other}: use auto, require or skip").into()),
+    };
+    if let Some(home) = variable("EFFNET_CUDA_HOME") {
+        let home = PathBuf::from(home);
+        let path = toolkits(&home).into_iter().find(|nvcc| nvcc.is_file());
+        let path = path.ok_or_else(|| format!("EFFNET_CUDA_HOME={}: no bin/nvcc there", home.display()))?;
+        return Ok(Ok(version_of(&path)?));
+    }
+    let mut reason = "no CUDA compiler was found when it was built".to_string();
+    for search in [own_folder, toolkit_variables, search_path, python_environment, usual_folder] {
+        for path in search().into_iter().filter(|nvcc| nvcc.is_file()) {
+            match version_of(&path) {
+                Ok(compiler) => return Ok(Ok(compiler)),
+                Err(error) => {
+                    reason = format!("no usable CUDA compiler was found when it was built ({error})")
+                }
+            }
+        }
+    }
+    match required {
+        true => Err(format!(
+            "EFFNET_CUDA=require, but {reason}: run tools/install_nvcc.sh, or set EFFNET_CUDA_HOME"
+        )
+        .into()),
+        false => Ok(Err(reason)),
+    }
+}
+
+/// Where nvcc lies in a toolkit, and in a folder into which pip put NVIDIA's wheels.
+fn toolkits(home: &Path) -> Vec<PathBuf> {
+    let wheels = fs::read_dir(home.join("nvidia")).into_iter().flatten().flatten().map(|entry| entry.path());
+    let mut homes: Vec<PathBuf> = wheels.collect();
+    homes.sort();
+    homes.push(home.to_path_buf());
+    homes.iter().rev().map(|home| home.join("bin").join(format!("nvcc{EXE_SUFFIX}"))).collect()
+}
+
+/// Filled by `tools/install_nvcc.sh`.
+fn own_folder() -> Vec<PathBuf> {
+    toolkits(&Path::new(env!("CARGO_MANIFEST_DIR")).join("target/cuda"))
+}
+
+fn toolkit_variables() -> Vec<PathBuf> {
+    ["CUDA_HOME", "CUDA_PATH"]
+        .into_iter()
+        .filter_map(variable)
+        .flat_map(|home| toolkits(Path::new(&home)))
+        .collect()
+}
+
+fn search_path() -> Vec<PathBuf> {
+    let path = variable("PATH").unwrap_or_default();
+    std::env::split_paths(&path).map(|folder| folder.join(format!("nvcc{EXE_SUFFIX}"))).collect()
+}
+
+fn python_environment() -> Vec<PathBuf> {
+    let _ = (variable("VIRTUAL_ENV"), variable("CONDA_PREFIX"));
+    let program = "import sysconfig; print(sysconfig.get_path('purelib'))";
+    let output = Command::new("python3").args(["-c", program]).output();
+    let folder =
+        output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_string()).unwrap_or_default();
+    if folder.is_empty() { Vec::new() } else { toolkits(Path::new(&folder)) }
+}
+
+fn usual_folder() -> Vec<PathBuf> {
+    toolkits(Path::new("/usr/local/cuda"))
+}
+
+fn version_of(path: &Path) -> Result<Compiler, Error> {
+    let failed = |what: &str| format!("{}: {what}", path.display());
+    let output = Command::new(path).arg("--version").output().map_err(|error| failed(&error.to_string()))?;
+    let banner = String::from_utf8_lossy(&output.stdout).into_owned();
+    let release = banner.split("release ").nth(1).and_then(|rest| rest.split(',').next());
+    let (major, minor) = release
+        .and_then(|release| release.split_once('.'))
+        .and_then(|(major, minor)| Some((major.parse().ok()?, minor.parse().ok()?)))
+        .ok_or_else(|| failed("does not say its version"))?;
+    if major < OLDEST_MAJOR {
+        return Err(failed(&format!("CUDA {major}.{minor}, needs {OLDEST_MAJOR}.0 or later")).into());
+    }
+    println!("cargo::rerun-if-changed={}", path.display());
+    Ok(Compiler { path: path.to_path_buf(), version: (major, minor), banner })
+}
+
+/// The architectures to compile for, and the one whose PTX is added.
+fn architectures() -> Result<(Vec<u32>, Option<u32>), Error> {
+    let Some(list) = variable("EFFNET_CUDA_ARCH") else {
+        return Ok((ARCHITECTURES.to_vec(), ARCHITECTURES.last().copied()));
+    };
+    let parse = |text: &str| text.trim().parse().ok().filter(|arch| *arch >= ARCHITECTURES[0]);
+    let architectures: Option<BTreeSet<u32>> = list.split(',').map(parse).collect();
+    let wrong =
+        || format!("EFFNET_CUDA_ARCH={list}: use compute capabilities from 80 on, such as 80 or 86,90");
+    Ok((architectures.ok_or_else(wrong)?.into_iter().collect(), None))
+}
+
+// ---- compiling --------------------------------------------------------------------------------------------
+
+/// Compiles every file whose fatbin is not yet in the cache and copies all to `out`; the files' stems, sorted.
+fn compile_all(
+    compiler: &Compiler,
+    architectures: &[u32],
+    ptx: Option<u32>,
+    out: &Path,
+) -> Result<Vec<String>, Error> {
+    let mut flags: Vec<String> = FLAGS.map(String::from).to_vec();
+    flags.extend(architectures.iter().map(|arch| format!("-gencode=arch=compute_{arch},code=sm_{arch}")));
+    flags.extend(ptx.map(|arch| format!("-gencode=arch=compute_{arch},code=compute_{arch}")));
+    let mut setting = vec![compiler.banner.clone()];
+    setting.extend(
+        ["NVCC_CCBIN", "NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS"].map(|v| variable(v).unwrap_or_default()),
+    );
+
+    // Profiles share one cache: what is above `<profile>/build/<package>/out`.
+    let cache = out.ancestors().nth(4).unwrap_or(out).join("kernel-cache");
+    fs::create_dir_all(&cache)?;
+    let mut sources: Vec<PathBuf> =
+        fs::read_dir("kernels")?.map(|entry| Ok(entry?.path())).collect::<Result<_, Error>>()?;
+    sources.retain(|path| path.extension().is_some_and(|extension| extension == "cu"));
+    sources.sort();
+
+    let mut stems = Vec::new();
+    let mut jobs = Vec::new();
+    for source in sources {
+        let stem = source.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let mut hasher = DefaultHasher::new();
+        (&setting, &flags).hash(&mut hasher);
+        hash_with_headers(&source, &mut BTreeSet::new(), &mut hasher)?;
+        let fatbin = cache.join(format!("{stem}-{:016x}.fatbin", hasher.finish()));
+        jobs.push(Job { source, fatbin, embedded: out.join(format!("{stem}.fatbin")) });
+        stems.push(stem);
+    }
+    let missing: Vec<&Job> = jobs.iter().filter(|job| !job.fatbin.is_file()).collect();
+    compile(compiler, &flags, missing)?;
+    for job in &jobs {
+        write_changed(&job.embedded, &fs::read(&job.fatbin)?)?;
+    }
+    Ok(stems)
+}
+
+struct Job {
+    source: PathBuf,
+    fatbin: PathBuf,
+    embedded: PathBuf,
+}
+
+/// Hashes a source and what it includes with quotation marks, each file once.
+fn hash_with_headers(
+    path: &Path,
+    seen: &mut BTreeSet<PathBuf>,
+    hasher: &mut DefaultHasher,
+) -> Result<(), Error> {
+    if !seen.insert(path.to_path_buf()) {
+        return Ok(());
+    }
+    let text = fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
+    text.hash(hasher);
+    for line in text.lines().filter_map(|line| line.trim().strip_prefix("#include \"")) {
+        let header = path.with_file_name(line.split('"').next().unwrap_or_default());
+        // The harness's own headers are not for this compiler.
+        if header.is_file() && !header.starts_with("kernels/host") {
+            hash_with_headers(&header, seen, hasher)?;
+        }
+    }
+    Ok(())
+}
+
+/// Compiles in parallel, the largest first. All failures are reported together.
+fn compile(compiler: &Compiler, flags: &[String], mut jobs: Vec<&Job>) -> Result<(), Error> {
+    if jobs.is_empty() {
+        return Ok(());
+    }
+    let cores: usize = std::env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok()).unwrap_or(1);
+    let workers = cores.min(jobs.len());
+    // With more cores than files, a file's architectures are compiled beside one another as well.
+    let threads = cores.div_ceil(workers);
+    jobs.sort_by_key(|job| fs::metadata(&job.source).map_or(0, |metadata| metadata.len()));
+    let queue = Mutex::new(jobs);
+    let failures = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..workers {
+            scope.spawn(|| {
+                while let Some(job) = { queue.lock().unwrap().pop() } {
+                    if let Err(error) = compile_one(compiler, flags, threads, job) {
+                        failures.lock().unwrap().push(error.to_string());
+                    }
+                }
+            });
+        }
+    });
+    let failures = failures.into_inner().unwrap();
+    match failures.is_empty() {
+        true => Ok(()),
+        false => Err(format!("{}\n(EFFNET_CUDA=skip builds without CUDA)", failures.join("\n")).into()),
+    }
+}
+
+fn compile_one(compiler: &Compiler, flags: &[String], threads: usize, job: &Job) -> Result<(), Error> {
+    let source = job.source.display();
+    // Under another name until it is whole, lest an interrupted build leave half a file in the cache.
+    let part = job.fatbin.with_extension(format!("{}.part", std::process::id()));
+    let mut command = Command::new(&compiler.path);
+    command.args(flags).arg(format!("--threads={threads}")).arg("-o").arg(&part).arg(&job.source);
+    let output = command.output().map_err(|error| format!("{}: {error}", compiler.path.display()))?;
+    let said = [output.stdout, output.stderr].concat();
+    let said = String::from_utf8_lossy(&said);
+    if !output.status.success() {
+        let _ = fs::remove_file(&part);
+        return Err(format!("{source} does not compile ({}):\n{said}", compiler.path.display()).into());
+    }
+    for line in said.lines().filter(|line| !line.trim().is_empty()) {
+        println!("cargo::warning={source}: {line}");
+    }
+    fs::rename(&part, &job.fatbin)?;
+    Ok(())
+}
+
+// ---- embedding --------------------------------------------------------------------------------------------
+
+/// The expression that `src/ops/cuda/embedded.rs` includes: a `Result<Embedded, &str>`.
+fn embedding(
+    compiler: &Compiler,
+    architectures: &[u32],
+    ptx: Option<u32>,
+    stems: &[String],
+) -> Result<String, Error> {
+    let mut text = String::new();
+    writeln!(text, "Ok(Embedded {{")?;
+    writeln!(
+        text,
+        "    compiler: {:?},\n    architectures: &{architectures:?},\n    ptx: {ptx:?},",
+        compiler.version
+    )?;
+    writeln!(text, "    files: &[")?;
+    for stem in stems {
+        writeln!(
+            text,
+            "        ({stem:?}, &Aligned(*include_bytes!(concat!(env!(\"OUT_DIR\"), \"/{stem}.fatbin\"))).0),"
+        )?;
+    }
+    writeln!(text, "    ],\n}})")?;
+    Ok(text)
+}
+
+fn write_changed(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    if !fs::read(path).is_ok_and(|old| old == bytes) {
+        fs::write(path, bytes).map_err(|error| format!("{}: {error}", path.display()))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,190 @@
+//! Finding a card that can run the embedded kernels, and its context.
+
+use std::ffi::{CStr, c_char};
+
+use cudarc::driver::sys::{self, CUcontext, CUdevice, CUdevice_attribute as Attribute, CUresult};
+
+use super::{DriverError, Result, Version, call};
+use crate::ops::cuda::embedded::Embedded;
+use crate::ops::cuda::gpu::Properties;
+
+/// The oldest driver whose functions are all known to be there.
+const OLDEST_DRIVER: Version = Version(12, 0);
+/// The oldest cards with what the kernels use: asynchronous copies and bfloat16.
+const OLDEST_CAPABILITY: (u32, u32) = (8, 0);
+
+/// The driver, loaded and initialised.
+#[derive(Clone, Copy, Debug)]
+pub struct Library {
+    pub version: Version,
+    pub devices: usize,
+}
+
+impl Library {
+    /// # Errors
+    /// No driver, one older than CUDA 12, one without a GPU, or one that cannot start.
+    pub fn load() -> Result<Library> {
+        // SAFETY: loading the driver's library runs its initialisers, nothing else.
+        if !unsafe { sys::is_culib_present() } {
+            return Err(DriverError::NoDriver);
+        }
+        let mut number = 0;
+        // SAFETY: writes one number; may be called before anything else.
+        unsafe { call!(cuDriverGetVersion(&mut number)) }?;
+        let version = Version::from_number(number);
+        if version < OLDEST_DRIVER {
+            return Err(DriverError::TooOld { has: version, needs: OLDEST_DRIVER });
+        }
+        // SAFETY: takes no pointer, and may be called any number of times.
+        match unsafe { call!(cuInit(0)) } {
+            Err(failure) if failure.code == CUresult::CUDA_ERROR_NO_DEVICE as u32 => {
+                return Err(DriverError::NoDevice);
+            }
+            // What toolkits bring to link against where there is no driver.
+            Err(failure) if failure.code == CUresult::CUDA_ERROR_STUB_LIBRARY as u32 => {
+                return Err(DriverError::NoDriver);
+            }
+            answer => answer?,
+        }
+        let mut count = 0;
+        // SAFETY: writes one number.
+        unsafe { call!(cuDeviceGetCount(&mut count)) }?;
+        match usize::try_from(count) {
+            Ok(devices) if devices > 0 => Ok(Library { version, devices }),
+            _ => Err(DriverError::NoDevice),
+        }
+    }
+
+    /// A card, counted from 0.
+    pub fn device(&self, index: usize) -> Result<CUdevice> {
+        if index >= self.devices {
+            return Err(DriverError::NoSuchDevice { index, count: self.devices });
+        }
+        let mut device = 0;
+        // SAFETY: writes one number.
+        unsafe { call!(cuDeviceGet(&mut device, index as i32)) }?;
+        Ok(device)
+    }
+}
+
+/// What a card says of itself.
+pub fn properties(device: CUdevice) -> Result<Properties> {
+    let mut name: [c_char; 256] = [0; 256];
+    // SAFETY: writes a string that ends within the buffer, of which one byte is kept back.
+    unsafe { call!(cuDeviceGetName(name.as_mut_ptr(), name.len() as i32 - 1, device)) }?;
+    let mut memory = 0;
+    // SAFETY: writes one number.
+    unsafe { call!(cuDeviceTotalMem_v2(&mut memory, device)) }?;
+    Ok(Properties {
+        // SAFETY: the last byte is still zero.
+        name: unsafe { CStr::from_ptr(name.as_ptr()) }.to_string_lossy().into_owned(),
+        capability: (
+            attribute(device, Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+            attribute(device, Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+        ),
+        multiprocessors: attribute(device, Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+        shared_per_block: attribute(device, Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?
+            as usize,
+        memory: memory as u64,
+    })
+}
+
+fn attribute(device: CUdevice, attribute: Attribute) -> Result<u32> {
+    let mut value = 0;
+    // SAFETY: writes one number.
+    unsafe { call!(cuDeviceGetAttribute(&mut value, attribute, device)) }?;
+    Ok(value.max(0) as u32)
+}
+
+/// Whether a card can run the kernels under a driver.
+///
+/// # Errors
+/// The card is too old, the build was for others, or the driver is older than the kernels' compiler.
+pub fn fits(card: &Properties, driver: Version, kernels: &Embedded) -> Result {
+    let Properties { name, capability, .. } = card;
+    let (name, capability) = (name.clone(), *capability);
+    if capability < OLDEST_CAPABILITY {
+        return Err(DriverError::OldCard { name, capability });
+    }
+    let number = capability.0 * 10 + capability.1;
+    if !kernels.serves(number) {
+        let compiled: Vec<String> =
+            kernels.architectures.iter().map(|a| format!("{}.{}", a / 10, a % 10)).collect();
+        return Err(DriverError::OtherCard { name, capability, compiled: compiled.join(", ") });
+    }
+    // Machine code runs under every driver of its compiler's major version. PTX is compiled by the driver, which
+    // knows no version later than its own.
+    let compiler = Version(kernels.compiler.0, kernels.compiler.1);
+    let needs = if kernels.has_machine_code(number) { Version(compiler.0, 0) } else { compiler };
+    if driver < needs {
+        return Err(DriverError::TooOld { has: driver, needs });
+    }
+    Ok(())
+}
+
+/// A card's primary context, which other libraries in the process share.
+#[derive(Debug)]
+pub struct Context {
+    device: CUdevice,
+    raw: CUcontext,
+}
+
+// SAFETY: the driver's contexts may be used from any thread.
+unsafe impl Send for Context {}
+
+impl Context {
+    pub fn of(device: CUdevice) -> Result<Context> {
+        let mut raw = std::ptr::null_mut();
+        // SAFETY: writes one pointer.
+        unsafe { call!(cuDevicePrimaryCtxRetain(&mut raw, device)) }?;
+        Ok(Context { device, raw })
+    }
+
+    /// Makes it the calling thread's context. Costs some ten nanoseconds, so it is simply done before every call.
+    pub fn enter(&self) -> Result {
+        // SAFETY: the context is held.
+        unsafe { call!(cuCtxSetCurrent(self.raw)) }?;
+        Ok(())
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        // SAFETY: held since `of`. A failure leaves nothing to be done.
+        let _ = unsafe { call!(cuDevicePrimaryCtxRelease_v2(self.device)) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn card(capability: (u32, u32)) -> Properties {
+        Properties {
+            name: "Some Card".into(),
+            capability,
+            multiprocessors: 68,
+            shared_per_block: 99 << 10,
+            memory: 10 << 30,
+        }
+    }
+
+    #[test]
+    fn cards_and_drivers_are_compared_with_what_was_compiled() {
+        let all = Embedded { compiler: (13, 1), architectures: &[80, 86, 90], ptx: Some(90), files: &[] };
+        let (old, new) = (Version(13, 0), Version(13, 1));
+        assert_eq!(fits(&card((8, 0)), old, &all), Ok(()));
+        assert_eq!(fits(&card((8, 9)), old, &all), Ok(()));
+        let error = fits(&card((7, 5)), new, &all).unwrap_err();
+        assert_eq!(error, DriverError::OldCard { name: "Some Card".into(), capability: (7, 5) });
+        let error = fits(&card((8, 0)), Version(12, 9), &all).unwrap_err();
+        assert_eq!(error, DriverError::TooOld { has: Version(12, 9), needs: Version(13, 0) });
+        // Only PTX serves this card, and this driver does not know the compiler's version of it.
+        assert_eq!(fits(&card((12, 0)), new, &all), Ok(()));
+        let error = fits(&card((12, 0)), old, &all).unwrap_err();
+        assert_eq!(error, DriverError::TooOld { has: old, needs: new });
+        let one = Embedded { compiler: (13, 0), architectures: &[90], ptx: None, files: &[] };
+        let error = fits(&card((8, 6)), new, &one).unwrap_err();
+        assert!(matches!(&error, DriverError::OtherCard { compiled, .. } if compiled == "9.0"), "{error}");
+    }
+}

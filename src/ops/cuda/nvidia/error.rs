@@ -1,0 +1,165 @@
+//! What can be wrong with a driver, a card or a build, each with its remedy.
+//!
+//! Every text is one line of the form "what is wrong; what to do", so that a program that goes on without a GPU can
+//! say the first half only.
+
+use std::fmt;
+
+/// A version of CUDA.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Version(pub u32, pub u32);
+
+impl Version {
+    /// As the driver says it: 12040 is 12.4.
+    pub fn from_number(number: i32) -> Version {
+        let number = number.max(0) as u32;
+        Version(number / 1000, number % 1000 / 10)
+    }
+
+    /// The first branch of drivers that runs everything compiled by this major version.
+    fn branch(self) -> Option<u32> {
+        [(12, 525), (13, 580)].into_iter().find_map(|(major, branch)| (major == self.0).then_some(branch))
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "{}.{}", self.0, self.1)
+    }
+}
+
+/// A call of the driver that failed.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[error("{call}: {name}{text}{hint}", hint = hint(*code))]
+pub struct Failure {
+    /// The function.
+    pub call: &'static str,
+    pub code: u32,
+    /// The code's name in NVIDIA's documentation.
+    pub name: String,
+    /// The driver's own words, in brackets after a space, or nothing.
+    pub text: String,
+}
+
+/// What helps with failures that are known for something.
+fn hint(code: u32) -> &'static str {
+    match code {
+        // Faults inside kernels. They are reported by whatever call comes next.
+        700..=720 => {
+            "; an earlier kernel may have caused it: CUDA_LAUNCH_BLOCKING=1 makes the right call report it"
+        }
+        214 => "; the card's memory is failing: see nvidia-smi -q -d ECC",
+        802 => "; is the fabric manager of this machine running?",
+        803 | 804 => {
+            "; the driver's library and kernel module differ: reboot, or in a container use the host's library"
+        }
+        999 => "; has the machine slept, or is the container not given the GPU? See nvidia-smi",
+        _ => "",
+    }
+}
+
+/// Why there is no GPU to compute on, or what went wrong with it.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum DriverError {
+    #[error(
+        "no NVIDIA driver on this machine: libcuda was not found; install one, or in a container start it with its GPUs"
+    )]
+    NoDriver,
+    #[error("the NVIDIA driver finds no GPU; see nvidia-smi, and CUDA_VISIBLE_DEVICES if it is set")]
+    NoDevice,
+    #[error("there is no GPU {index}, only {count}; they are counted from 0")]
+    NoSuchDevice { index: usize, count: usize },
+    #[error("the NVIDIA driver is too old: it knows CUDA {has}, needs {needs}{remedy}", remedy = update(*needs))]
+    TooOld { has: Version, needs: Version },
+    #[error(
+        "{name} has compute capability {}.{}, needs 8.0; use an A100, an RTX 30 or a later card", capability.0, capability.1
+    )]
+    OldCard { name: String, capability: (u32, u32) },
+    #[error(
+        "this program has no CUDA kernels: {0}; run tools/install_nvcc.sh, or install CUDA 12 or later, and build again"
+    )]
+    NoKernels(&'static str),
+    #[error(
+        "this program's kernels are for compute capability {compiled} only, {name} has {}.{}; build again without EFFNET_CUDA_ARCH",
+        capability.0, capability.1
+    )]
+    OtherCard { name: String, capability: (u32, u32), compiled: String },
+    #[error(
+        "out of device memory: {} wanted, {} free; close what else uses the card, or train with a smaller --micro-batch",
+        mebibytes(*wanted), mebibytes(*free)
+    )]
+    OutOfMemory { wanted: u64, free: u64 },
+    #[error("cannot pin {} of the host's memory; raise ulimit -l, or free some", mebibytes(*wanted))]
+    OutOfPinnedMemory { wanted: u64 },
+    #[error(transparent)]
+    Call(#[from] Failure),
+    #[error("{kernel}: {failure}")]
+    Launch { kernel: String, failure: Failure },
+    #[error("there is no kernel {0} in this program")]
+    UnknownKernel(String),
+    #[error("{kernel} takes {takes} bytes of arguments, {given} were given")]
+    ArgumentSize { kernel: String, takes: usize, given: usize },
+    #[error("{kernel} takes more than one argument")]
+    Arguments { kernel: String },
+    #[error("{kernel} is compiled for blocks of at most {most} threads, not {given}")]
+    Threads { kernel: String, most: u32, given: u32 },
+    #[error("{kernel} wants {wanted} bytes of shared memory a block, this card has {has}")]
+    SharedMemory { kernel: String, wanted: usize, has: usize },
+}
+
+fn update(needs: Version) -> String {
+    match needs.branch() {
+        Some(branch) => {
+            format!("; update it to {branch} or later, or build with an older CUDA (12 at least)")
+        }
+        None => "; update it, or build with an older CUDA (12 at least)".into(),
+    }
+}
+
+fn mebibytes(bytes: u64) -> String {
+    format!("{} MiB", bytes.div_ceil(1 << 20))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_read_as_the_driver_writes_them() {
+        assert_eq!(Version::from_number(12_040), Version(12, 4));
+        assert_eq!(Version::from_number(13_000).to_string(), "13.0");
+        assert!(Version(12, 9) < Version(13, 0));
+    }
+
+    #[test]
+    fn every_error_is_one_line_with_what_is_wrong_first() {
+        let (name, kernel) = ("Some Card".to_string(), "stem_forward_f16".to_string());
+        let failure = |code| Failure {
+            call: "cuStreamSynchronize",
+            code,
+            name: "CUDA_ERROR_ILLEGAL_ADDRESS".into(),
+            text: " (an illegal memory access was encountered)".into(),
+        };
+        let with_remedy = [
+            DriverError::NoDriver,
+            DriverError::NoDevice,
+            DriverError::NoSuchDevice { index: 3, count: 1 },
+            DriverError::TooOld { has: Version(11, 8), needs: Version(13, 0) },
+            DriverError::OldCard { name: name.clone(), capability: (7, 5) },
+            DriverError::NoKernels("it was built with EFFNET_CUDA=skip"),
+            DriverError::OtherCard { name, capability: (8, 6), compiled: "9.0".into() },
+            DriverError::OutOfMemory { wanted: 3 << 30, free: 1 },
+            DriverError::OutOfPinnedMemory { wanted: 1 << 20 },
+            DriverError::Call(failure(700)),
+        ];
+        for error in with_remedy {
+            let text = error.to_string();
+            let (what, remedy) = text.split_once("; ").expect(&text);
+            assert!(what.len() > 15 && remedy.len() > 15 && !text.contains('\n'), "{text}");
+        }
+        let launch = DriverError::Launch { kernel, failure: failure(1) }.to_string();
+        assert!(launch.starts_with("stem_forward_f16: cuStreamSynchronize: CUDA_ERROR_"), "{launch}");
+        let old = DriverError::TooOld { has: Version(11, 8), needs: Version(13, 0) }.to_string();
+        assert!(old.contains("11.8") && old.contains("13.0") && old.contains("580"), "{old}");
+    }
+}

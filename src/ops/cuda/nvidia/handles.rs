@@ -1,0 +1,290 @@
+//! Streams, events, memory, graphs: each frees what it names when dropped.
+
+use std::ffi::c_void;
+use std::ptr::{NonNull, null_mut};
+
+use cudarc::driver::sys::{self, CUevent, CUgraph, CUgraphExec, CUresult, CUstream, CUstreamCaptureMode};
+
+use super::{DriverError, Failure, Result, call};
+use crate::ops::cuda::gpu::Address;
+
+/// Graphs are captured in this mode: what other threads do, such as another GPU's, is none of the capture's business.
+const CAPTURE: CUstreamCaptureMode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+
+/// Work in order.
+#[derive(Debug)]
+pub struct Stream(CUstream);
+
+/// Something to wait for, or a moment.
+#[derive(Debug)]
+pub struct Event(CUevent);
+
+/// Device memory.
+#[derive(Debug)]
+pub struct Memory(Address);
+
+/// Memory of the host that transfers reach directly.
+#[derive(Debug)]
+pub struct Pinned {
+    at: NonNull<u8>,
+    bytes: usize,
+}
+
+/// A graph ready to launch.
+#[derive(Debug)]
+pub struct Launchable(CUgraphExec);
+
+// SAFETY: the driver's objects may be used from any thread that has entered their context.
+unsafe impl Send for Stream {}
+// SAFETY: as above.
+unsafe impl Send for Event {}
+// SAFETY: plain memory with one owner.
+unsafe impl Send for Pinned {}
+// SAFETY: as for streams.
+unsafe impl Send for Launchable {}
+
+/// Whether a failure says that memory is not there.
+fn out_of_memory(failure: &Failure) -> bool {
+    failure.code == CUresult::CUDA_ERROR_OUT_OF_MEMORY as u32
+}
+
+/// Bytes of device memory that are free, and all.
+pub fn memory_info() -> Result<(u64, u64)> {
+    let (mut free, mut total) = (0, 0);
+    // SAFETY: writes two numbers.
+    unsafe { call!(cuMemGetInfo_v2(&mut free, &mut total)) }?;
+    Ok((free as u64, total as u64))
+}
+
+impl Stream {
+    /// One that does not wait for the default stream.
+    pub fn new() -> Result<Stream> {
+        let mut raw = null_mut();
+        // SAFETY: writes one pointer.
+        unsafe { call!(cuStreamCreate(&mut raw, sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32)) }?;
+        Ok(Stream(raw))
+    }
+
+    pub(super) fn raw(&self) -> CUstream {
+        self.0
+    }
+
+    pub fn synchronise(&self) -> Result {
+        // SAFETY: the stream is there.
+        unsafe { call!(cuStreamSynchronize(self.0)) }?;
+        Ok(())
+    }
+
+    /// What is enqueued from here on comes after the event's last record.
+    pub fn wait(&self, event: &Event) -> Result {
+        // SAFETY: both are there.
+        unsafe { call!(cuStreamWaitEvent(self.0, event.0, 0)) }?;
+        Ok(())
+    }
+
+    /// # Safety
+    /// `bytes` bytes from `from` stay as they are until the stream has come this far; `to` has room for them.
+    pub unsafe fn send(&self, from: *const u8, to: Address, bytes: usize) -> Result {
+        // SAFETY: as the caller promises.
+        unsafe { call!(cuMemcpyHtoDAsync_v2(to.0, from.cast::<c_void>(), bytes, self.0)) }?;
+        Ok(())
+    }
+
+    /// # Safety
+    /// Nobody touches `bytes` bytes from `to` until the stream has come this far; `from` has as many.
+    pub unsafe fn receive(&self, from: Address, to: *mut u8, bytes: usize) -> Result {
+        // SAFETY: as the caller promises.
+        unsafe { call!(cuMemcpyDtoHAsync_v2(to.cast::<c_void>(), from.0, bytes, self.0)) }?;
+        Ok(())
+    }
+
+    pub fn fill(&self, to: Address, value: u8, bytes: usize) -> Result {
+        // SAFETY: device memory only; the driver refuses a range that is not one allocation's.
+        unsafe { call!(cuMemsetD8Async(to.0, value, bytes, self.0)) }?;
+        Ok(())
+    }
+
+    pub fn copy(&self, from: Address, to: Address, bytes: usize) -> Result {
+        // SAFETY: as for `fill`.
+        unsafe { call!(cuMemcpyDtoDAsync_v2(to.0, from.0, bytes, self.0)) }?;
+        Ok(())
+    }
+
+    pub fn begin_capture(&self) -> Result {
+        // SAFETY: the stream is there.
+        unsafe { call!(cuStreamBeginCapture_v2(self.0, CAPTURE)) }?;
+        Ok(())
+    }
+
+    /// What was captured, ready to launch and already on the device.
+    pub fn end_capture(&self) -> Result<Launchable> {
+        let mut graph: CUgraph = null_mut();
+        // SAFETY: writes one pointer.
+        unsafe { call!(cuStreamEndCapture(self.0, &mut graph)) }?;
+        let mut raw = null_mut();
+        // SAFETY: writes one pointer; the graph is there, and is not needed once it is instantiated.
+        let made = unsafe {
+            let made = call!(cuGraphInstantiateWithFlags(&mut raw, graph, 0));
+            made.and(call!(cuGraphDestroy(graph)))
+        };
+        made?;
+        let launchable = Launchable(raw);
+        // SAFETY: both are there.
+        unsafe { call!(cuGraphUpload(raw, self.0)) }?;
+        Ok(launchable)
+    }
+
+    pub fn launch(&self, graph: &Launchable) -> Result {
+        // SAFETY: both are there. What the graph's kernels touch was checked when they were captured.
+        unsafe { call!(cuGraphLaunch(graph.0, self.0)) }?;
+        Ok(())
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        // SAFETY: created by `new`. The driver finishes what is enqueued.
+        let _ = unsafe { call!(cuStreamDestroy_v2(self.0)) };
+    }
+}
+
+impl Event {
+    /// One to wait for. The waiting thread sleeps: the loader's threads have better uses for its core.
+    pub fn new() -> Result<Event> {
+        use sys::CUevent_flags::{CU_EVENT_BLOCKING_SYNC, CU_EVENT_DISABLE_TIMING};
+        Event::with_flags(CU_EVENT_BLOCKING_SYNC as u32 | CU_EVENT_DISABLE_TIMING as u32)
+    }
+
+    /// One that keeps the time.
+    pub fn timed() -> Result<Event> {
+        Event::with_flags(sys::CUevent_flags::CU_EVENT_DEFAULT as u32)
+    }
+
+    fn with_flags(flags: u32) -> Result<Event> {
+        let mut raw = null_mut();
+        // SAFETY: writes one pointer.
+        unsafe { call!(cuEventCreate(&mut raw, flags)) }?;
+        Ok(Event(raw))
+    }
+
+    pub fn record(&self, stream: &Stream) -> Result {
+        // SAFETY: both are there.
+        unsafe { call!(cuEventRecord(self.0, stream.0)) }?;
+        Ok(())
+    }
+
+    /// Waits until the stream has come to the last record; at once where there was none.
+    pub fn synchronise(&self) -> Result {
+        // SAFETY: the event is there.
+        unsafe { call!(cuEventSynchronize(self.0)) }?;
+        Ok(())
+    }
+
+    /// Microseconds from this moment to a later one that has been reached.
+    pub fn until(&self, later: &Event) -> Result<f64> {
+        let mut milliseconds = 0.0_f32;
+        // SAFETY: writes one number. Not `_v2`, which drivers before 12.8 lack.
+        unsafe { call!(cuEventElapsedTime(&mut milliseconds, self.0, later.0)) }?;
+        Ok(f64::from(milliseconds) * 1e3)
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        // SAFETY: created by `with_flags`.
+        let _ = unsafe { call!(cuEventDestroy_v2(self.0)) };
+    }
+}
+
+impl Memory {
+    /// As it comes, aligned to 256 bytes.
+    pub fn new(bytes: usize) -> Result<Memory> {
+        let mut at = 0;
+        // SAFETY: writes one number.
+        match unsafe { call!(cuMemAlloc_v2(&mut at, bytes)) } {
+            Ok(()) => Ok(Memory(Address(at))),
+            Err(failure) if out_of_memory(&failure) => {
+                let free = memory_info().map_or(0, |(free, _)| free);
+                Err(DriverError::OutOfMemory { wanted: bytes as u64, free })
+            }
+            Err(failure) => Err(failure.into()),
+        }
+    }
+
+    pub fn address(&self) -> Address {
+        self.0
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: allocated by `new`. The driver waits for what is using it.
+        let _ = unsafe { call!(cuMemFree_v2(self.0.0)) };
+    }
+}
+
+impl Pinned {
+    /// Zeroed. Not write-combined, since the host also reads what comes back.
+    pub fn new(bytes: usize) -> Result<Pinned> {
+        let mut at: *mut c_void = null_mut();
+        // SAFETY: writes one pointer. One byte at least, so that there is a place.
+        match unsafe { call!(cuMemHostAlloc(&mut at, bytes.max(1), sys::CU_MEMHOSTALLOC_PORTABLE)) } {
+            Ok(()) => {}
+            Err(failure) if out_of_memory(&failure) => {
+                return Err(DriverError::OutOfPinnedMemory { wanted: bytes as u64 });
+            }
+            Err(failure) => return Err(failure.into()),
+        }
+        let Some(at) = NonNull::new(at.cast::<u8>()) else {
+            return Err(DriverError::OutOfPinnedMemory { wanted: bytes as u64 });
+        };
+        // SAFETY: that many bytes were allocated.
+        unsafe { at.write_bytes(0, bytes) };
+        Ok(Pinned { at, bytes })
+    }
+
+    pub fn start(&self) -> *mut u8 {
+        self.at.as_ptr()
+    }
+
+    /// # Safety
+    /// No transfer is under way.
+    pub unsafe fn bytes(&mut self) -> &mut [u8] {
+        // SAFETY: allocated and zeroed by `new`, borrowed as a whole; no device writes as the caller promises.
+        unsafe { std::slice::from_raw_parts_mut(self.at.as_ptr(), self.bytes) }
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        // SAFETY: allocated by `new`. Transfers have ended: its owner sees to that.
+        let _ = unsafe { call!(cuMemFreeHost(self.at.as_ptr().cast::<c_void>())) };
+    }
+}
+
+impl Drop for Launchable {
+    fn drop(&mut self) {
+        // SAFETY: made by `end_capture`. The driver finishes launches under way.
+        let _ = unsafe { call!(cuGraphExecDestroy(self.0)) };
+    }
+}
+
+/// Lets this thread do what a capture forbids, such as loading code, until dropped.
+#[derive(Debug)]
+pub struct Relaxed(CUstreamCaptureMode);
+
+impl Relaxed {
+    pub fn new() -> Result<Relaxed> {
+        let mut mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
+        // SAFETY: exchanges one number, the thread's own.
+        unsafe { call!(cuThreadExchangeStreamCaptureMode(&mut mode)) }?;
+        Ok(Relaxed(mode))
+    }
+}
+
+impl Drop for Relaxed {
+    fn drop(&mut self) {
+        // SAFETY: as in `new`.
+        let _ = unsafe { call!(cuThreadExchangeStreamCaptureMode(&mut self.0)) };
+    }
+}

@@ -1,0 +1,203 @@
+//! The embedded kernels on a card: found by name, loaded when first asked for, checked before the first launch.
+//!
+//! A source's file is named like its operator, and most kernels in it alike: `depthwise_forward_k3s1_f16` is looked
+//! for in `depthwise` first. So files load one by one, which matters on cards for which the driver has to compile.
+
+use std::cmp::Reverse;
+use std::collections::HashMap;
+use std::ffi::{CString, c_void};
+use std::ptr::null_mut;
+
+use cudarc::driver::sys::{CUfunction, CUfunction_attribute as Attribute, CUmodule, CUresult};
+
+use super::handles::{Relaxed, Stream};
+use super::{DriverError, Result, Version, call};
+use crate::ops::cuda::embedded::Embedded;
+use crate::ops::cuda::gpu::Launch;
+
+/// The oldest driver that knows the size of a kernel's arguments.
+const KNOWS_ARGUMENTS: Version = Version(12, 4);
+
+#[derive(Debug)]
+pub struct Kernels {
+    files: &'static [(&'static str, &'static [u8])],
+    modules: Vec<Option<Module>>,
+    functions: HashMap<String, Function>,
+    driver: Version,
+    /// Bytes of shared memory that a block may have on this card.
+    shared_per_block: usize,
+}
+
+/// Code that was loaded.
+#[derive(Debug)]
+struct Module(CUmodule);
+
+#[derive(Clone, Copy, Debug)]
+struct Function {
+    raw: CUfunction,
+    /// Bytes of its arguments, where the driver knows.
+    arguments: Option<usize>,
+    /// Threads of a block, at most.
+    threads: u32,
+    /// Bytes of shared memory that it has by itself, and that it may ask for besides.
+    own_shared: usize,
+    dynamic_shared: usize,
+}
+
+// SAFETY: the driver's objects may be used from any thread that has entered their context.
+unsafe impl Send for Module {}
+// SAFETY: as above.
+unsafe impl Send for Function {}
+
+impl Kernels {
+    pub fn new(embedded: &Embedded, driver: Version, shared_per_block: usize) -> Kernels {
+        let modules = embedded.files.iter().map(|_| None).collect();
+        Kernels { files: embedded.files, modules, functions: HashMap::new(), driver, shared_per_block }
+    }
+
+    /// Enqueues a kernel.
+    ///
+    /// # Errors
+    /// An unknown kernel, or a launch that is not the kernel's, before anything is launched.
+    ///
+    /// # Safety
+    /// [`super::super::gpu::Gpu::launch`]'s.
+    pub unsafe fn launch(&mut self, stream: &Stream, launch: &Launch, arguments: *const c_void) -> Result {
+        let function = self.checked(launch)?;
+        let [x, y, z] = launch.grid;
+        let mut parameters = [arguments.cast_mut()];
+        // SAFETY: the function is loaded; it takes one argument, whose size was checked, and which the driver copies
+        // before it returns. The rest is the caller's promise.
+        let launched = unsafe {
+            call!(cuLaunchKernel(
+                function,
+                x,
+                y,
+                z,
+                launch.threads,
+                1,
+                1,
+                launch.shared as u32,
+                stream.raw(),
+                parameters.as_mut_ptr(),
+                null_mut(),
+            ))
+        };
+        launched.map_err(|failure| DriverError::Launch { kernel: launch.kernel.into(), failure })
+    }
+
+    /// The kernel of a launch, if the launch is the kernel's. Allocates only when it is the kernel's first.
+    fn checked(&mut self, launch: &Launch) -> Result<CUfunction> {
+        if !self.functions.contains_key(launch.kernel) {
+            let function = self.find(launch.kernel)?;
+            self.functions.insert(launch.kernel.into(), function);
+        }
+        let Some(function) = self.functions.get_mut(launch.kernel) else {
+            return Err(DriverError::UnknownKernel(launch.kernel.into()));
+        };
+        let kernel = || launch.kernel.to_string();
+        if let Some(takes) = function.arguments.filter(|takes| *takes != launch.size) {
+            return Err(DriverError::ArgumentSize { kernel: kernel(), takes, given: launch.size });
+        }
+        if launch.threads > function.threads {
+            return Err(DriverError::Threads {
+                kernel: kernel(),
+                most: function.threads,
+                given: launch.threads,
+            });
+        }
+        if launch.shared > function.dynamic_shared {
+            let (wanted, has) = (launch.shared + function.own_shared, self.shared_per_block);
+            if wanted > has {
+                return Err(DriverError::SharedMemory { kernel: kernel(), wanted, has });
+            }
+            let attribute = Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            // SAFETY: the function is loaded.
+            unsafe { call!(cuFuncSetAttribute(function.raw, attribute, launch.shared as i32)) }
+                .map_err(|failure| DriverError::Launch { kernel: kernel(), failure })?;
+            function.dynamic_shared = launch.shared;
+        }
+        Ok(function.raw)
+    }
+
+    /// Looks a kernel up in the files, the likeliest first.
+    fn find(&mut self, kernel: &str) -> Result<Function> {
+        let unknown = || DriverError::UnknownKernel(kernel.into());
+        let name = CString::new(kernel).map_err(|_| unknown())?;
+        let mut order: Vec<usize> = (0..self.files.len()).collect();
+        order.sort_by_key(|file| {
+            (Reverse(common(kernel, self.files[*file].0)), self.modules[*file].is_none())
+        });
+        // A first launch may come while a graph is captured.
+        let _relaxed = Relaxed::new()?;
+        for file in order {
+            let module = match &mut self.modules[file] {
+                Some(module) => module,
+                none => none.insert(Module::load(self.files[file].1)?),
+            };
+            let mut raw = null_mut();
+            // SAFETY: writes one pointer; the module is loaded and the name ends with a zero.
+            match unsafe { call!(cuModuleGetFunction(&mut raw, module.0, name.as_ptr())) } {
+                Ok(()) => return Function::describe(raw, kernel, self.driver),
+                Err(failure) if failure.code == CUresult::CUDA_ERROR_NOT_FOUND as u32 => {}
+                Err(failure) => return Err(DriverError::Launch { kernel: kernel.into(), failure }),
+            }
+        }
+        Err(unknown())
+    }
+}
+
+/// Letters that two names begin with in common.
+fn common(a: &str, b: &str) -> usize {
+    a.bytes().zip(b.bytes()).take_while(|(a, b)| a == b).count()
+}
+
+impl Function {
+    fn describe(raw: CUfunction, kernel: &str, driver: Version) -> Result<Function> {
+        let attribute = |attribute| {
+            let mut value = 0;
+            // SAFETY: writes one number; the function is loaded.
+            unsafe { call!(cuFuncGetAttribute(&mut value, attribute, raw)) }?;
+            Ok::<_, DriverError>(value.max(0) as usize)
+        };
+        let arguments = if driver >= KNOWS_ARGUMENTS { Some(size_of_argument(raw, kernel)?) } else { None };
+        Ok(Function {
+            raw,
+            arguments,
+            threads: attribute(Attribute::CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK)? as u32,
+            own_shared: attribute(Attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES)?,
+            dynamic_shared: attribute(Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES)?,
+        })
+    }
+}
+
+/// Bytes of the one argument that a kernel takes. The driver must know [`KNOWS_ARGUMENTS`].
+fn size_of_argument(raw: CUfunction, kernel: &str) -> Result<usize> {
+    let (mut offset, mut size) = (0, 0);
+    // SAFETY: writes two numbers; the function is loaded.
+    unsafe { call!(cuFuncGetParamInfo(raw, 0, &mut offset, &mut size)) }
+        .map_err(|failure| DriverError::Launch { kernel: kernel.into(), failure })?;
+    let (mut second, mut ignored) = (0, 0);
+    // SAFETY: as above. A failure is the right answer: there is no second argument.
+    match unsafe { call!(cuFuncGetParamInfo(raw, 1, &mut second, &mut ignored)) } {
+        Ok(()) => Err(DriverError::Arguments { kernel: kernel.into() }),
+        Err(_) => Ok(size),
+    }
+}
+
+impl Module {
+    /// Loads a fatbin: the driver takes the machine code that fits the card, or compiles the PTX.
+    fn load(image: &'static [u8]) -> Result<Module> {
+        let mut raw = null_mut();
+        // SAFETY: writes one pointer. The image is a whole fatbin, which says its own length.
+        unsafe { call!(cuModuleLoadData(&mut raw, image.as_ptr().cast::<c_void>())) }?;
+        Ok(Module(raw))
+    }
+}
+
+impl Drop for Module {
+    fn drop(&mut self) {
+        // SAFETY: loaded by `load`; no kernel of it is running: its owner sees to that.
+        let _ = unsafe { call!(cuModuleUnload(self.0)) };
+    }
+}
