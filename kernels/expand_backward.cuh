@@ -68,6 +68,7 @@ struct NarrowGradient {
     __device__ __forceinline__ void begin_shortcut(int row, int rows) const {
         if (args.shortcut == nullptr) return;
         const T* from = static_cast<const T*>(args.shortcut) + static_cast<size_t>(row) * args.inputs + channel;
+#pragma unroll 1
         for (int at = group; at < rows; at += groups)
             copy_lanes(tile + at * STRIDE + channel, from + static_cast<size_t>(at) * args.inputs, true);
     }
@@ -121,8 +122,10 @@ struct NarrowGradient {
         }
         barrier();
         float* part = args.partials + static_cast<size_t>(blockIdx.x) * 2 * inputs;
+#pragma unroll 1
         for (int own = threadIdx.x; own < 2 * inputs; own += THREADS) {
             float sum = 0.0f;
+#pragma unroll 1
             for (int other = 0; other < groups; other++) sum += scratch[other * 2 * inputs + own];
             part[own] = sum;
         }
@@ -211,6 +214,7 @@ struct PlainRight {
     __device__ __forceinline__ T* tile(int buffer) const { return tiles + buffer * SIZE; }
 
     __device__ __forceinline__ void begin(int row, int rows, int buffer) const {
+#pragma unroll 1
         for (int at = threadIdx.x; at < S::DEPTH * OCTETS; at += S::THREADS) {
             const int down = at / OCTETS, channel = at % OCTETS * LANES;
             const bool valid = down < rows && channel < width;

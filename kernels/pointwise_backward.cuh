@@ -73,6 +73,7 @@ struct GradientTile {
     // Copies `rows` rows from `row` on; the octet of this thread begins at `channel` and ends before `end`, or is none.
     __device__ __forceinline__ void begin(int row, int rows, int channel, int end) const {
         const size_t start = static_cast<size_t>(row) * channels + channel;
+#pragma unroll 2
         for (int at = first_row(); at < ROWS; at += STEP) {
             const bool valid = at < rows && channel < end;
             const size_t from = valid ? start + static_cast<size_t>(at) * channels : 0;
@@ -156,6 +157,7 @@ struct DataChunks {
         tile.begin(row, rows, first + Tile::octet(), outputs);
         T* to = weights + buffer * WEIGHTS;
         constexpr int OCTETS = S::COLUMNS / LANES;
+#pragma unroll 1
         for (int at = threadIdx.x; at < S::CHUNK * OCTETS; at += S::THREADS) {
             const int line = at / OCTETS, column = at % OCTETS * LANES;
             const bool valid = first + line < outputs && column < width;

@@ -94,8 +94,8 @@ PROJECT_SWEEP(192, 32, 32, 1, float, f32)
         static_assert(Shape::COLUMNS == columns, "the name says the columns");                     \
         project_backward_data<Shape>(args);                                                        \
     }
-PROJECT_DATA(128, 2, 4, 2, 2, 32, 1, f16, f16)
-PROJECT_DATA(128, 2, 4, 2, 2, 32, 1, bf16, bf16)
+PROJECT_DATA(128, 2, 4, 2, 2, 32, 2, f16, f16)
+PROJECT_DATA(128, 2, 4, 2, 2, 32, 2, bf16, bf16)
 PROJECT_DATA(128, 2, 4, 1, 2, 16, 1, float, f32)
 
 #define PROJECT_WEIGHTS(left, right, down, across, m, p, depth, T, suffix)                         \

@@ -111,8 +111,9 @@ struct KeepFactor {
 
 // ---- the five sums ----------------------------------------------------------------------------------------
 
-// A thread owns two channels of the slice in every so many-th row of a tile, where da and x lie in shared memory, and
-// keeps their sums in registers until the image (or the block's segment of it) ends. Small images are a thread's own.
+// A thread owns two channels of the slice in every so many-th row of a tile, where da and x lie in shared memory. Its
+// sums wait there too from tile to tile, until the image (or the block's segment of it) ends: the products need the
+// registers. Small images are a thread's own.
 template <typename T, int ROWS, int STRIDE, int THREADS>
 struct FiveSums {
     static constexpr int IDLE = 1 << 30, COUNT = 5, SCRATCH = 2 * COUNT * THREADS;
@@ -120,79 +121,90 @@ struct FiveSums {
     const ProjectBackwardArguments& args;
     float* scratch;  // [groups, 5, width]
     int first, width, column, group, groups;  // the slice's channels; this thread's two and its first row
-    float scale[2], shift[2], mean[2], r[2], gate[2];
-    float sums[COUNT][2];
+
+    using Sums = float[COUNT][2];
+    // What a thread needs of its channels, loaded for each tile so that it holds no registers beside the products.
+    struct Channels {
+        float scale[2], shift[2], mean[2], r[2], gate[2];
+
+        __device__ __forceinline__ Channels(const ProjectBackwardArguments& args, int channel, int image) {
+            const float* from = args.input_coefficients + channel;
+            load_pair(scale, from + SCALE * args.inputs);
+            load_pair(shift, from + SHIFT * args.inputs);
+            load_pair(mean, from + MEAN * args.inputs);
+            load_pair(r, from + RECIPROCAL * args.inputs);
+            load_pair(gate, args.gate + static_cast<size_t>(image) * args.inputs + channel);
+        }
+    };
 
     __device__ __forceinline__ FiveSums(const ProjectBackwardArguments& args, int first, int width, SharedArena& arena)
-        : args(args), scratch(arena.take<float>(SCRATCH)), first(first), width(width), gate(), sums() {
+        : args(args), scratch(arena.take<float>(SCRATCH)), first(first), width(width) {
         const int pairs = width / 2;
         groups = THREADS / pairs;
         column = static_cast<int>(threadIdx.x) % pairs * 2;
         group = threadIdx.x / pairs;
         if (group >= groups) group = IDLE;
-        const float* from = args.input_coefficients + first + column;
-        load_pair(scale, from + SCALE * args.inputs);
-        load_pair(shift, from + SHIFT * args.inputs);
-        load_pair(mean, from + MEAN * args.inputs);
-        load_pair(r, from + RECIPROCAL * args.inputs);
-    }
-    __device__ __forceinline__ void begin_image(int image) {
-        load_pair(gate, args.gate + static_cast<size_t>(image) * args.inputs + first + column);
-#pragma unroll
-        for (int i = 0; i < COUNT; i++) sums[i][0] = sums[i][1] = 0.0f;
     }
     // One row; with ACTIVATE x becomes silu(BN(x))·gate.
     template <bool ACTIVATE>
-    __device__ __forceinline__ void add(const T* da, T* x) {
+    __device__ __forceinline__ static void add(Sums& sums, const Channels& of, const T* da, T* x) {
         float gradient[2], value[2], a[2];
         load_pair(gradient, da);
         load_pair(value, x);
 #pragma unroll
         for (int i = 0; i < 2; i++) {
             float slope;
-            silu_and_slope<T>(fmaf(scale[i], value[i], shift[i]), a[i], slope);
-            const float normal = (value[i] - mean[i]) * r[i], product = gradient[i] * slope;
+            silu_and_slope<T>(fmaf(of.scale[i], value[i], of.shift[i]), a[i], slope);
+            const float normal = (value[i] - of.mean[i]) * of.r[i], product = gradient[i] * slope;
             sums[0][i] = fmaf(gradient[i], a[i], sums[0][i]);
             sums[1][i] += product;
             sums[2][i] += slope;
             sums[3][i] = fmaf(product, normal, sums[3][i]);
             sums[4][i] = fmaf(slope, normal, sums[4][i]);
         }
-        if constexpr (ACTIVATE) store_pair(x, a[0] * gate[0], a[1] * gate[1]);
+        if constexpr (ACTIVATE) store_pair(x, a[0] * of.gate[0], a[1] * of.gate[1]);
     }
     __device__ __forceinline__ float* at(int sum, int image) const {
         const int segment = args.segments > 1 ? static_cast<int>(blockIdx.y) % args.segments : 0;
         return args.five_sums + (static_cast<size_t>(segment * COUNT + sum) * args.images + image) * args.inputs + first;
     }
     template <bool ACTIVATE>
-    __device__ __forceinline__ void add_tile(const ImageTiles<ROWS>& tile, const T* da, T* x) {
-        if (tile.whole > 1) {
-            for (int own = group; own < tile.images(); own += groups) {
-                begin_image(tile.image + own);
+    __device__ __forceinline__ void add_small_images(const ImageTiles<ROWS>& tile, const T* da, T* x) const {
+        for (int own = group; own < tile.images(); own += groups) {
+            const Channels of(args, first + column, tile.image + own);
+            Sums sums = {};
 #pragma unroll 1
-                for (int row = own * tile.pixels; row < (own + 1) * tile.pixels; row++)
-                    add<ACTIVATE>(da + row * STRIDE + column, x + row * STRIDE + column);
+            for (int row = own * tile.pixels; row < (own + 1) * tile.pixels; row++)
+                add<ACTIVATE>(sums, of, da + row * STRIDE + column, x + row * STRIDE + column);
 #pragma unroll
-                for (int i = 0; i < COUNT; i++) store_pair(at(i, tile.image + own) + column, sums[i][0], sums[i][1]);
-            }
-            return;
+            for (int i = 0; i < COUNT; i++) store_pair(at(i, tile.image + own) + column, sums[i][0], sums[i][1]);
         }
+    }
+    template <bool ACTIVATE>
+    __device__ __forceinline__ void add_tile(const ImageTiles<ROWS>& tile, const T* da, T* x) const {
+        if (tile.whole > 1) return add_small_images<ACTIVATE>(tile, da, x);
         if (group >= groups) return;
-        if (tile.begins_image()) begin_image(tile.image);
+        const Channels of(args, first + column, tile.image);
+        float* own = scratch + group * COUNT * width + column;
+        Sums sums = {};
+        if (!tile.begins_image()) {
+#pragma unroll
+            for (int i = 0; i < COUNT; i++) load_pair(sums[i], own + i * width);
+        }
         const int rows = tile.rows();
 #pragma unroll 2
         for (int row = group; row < rows; row += groups)
-            add<ACTIVATE>(da + row * STRIDE + column, x + row * STRIDE + column);
-        if (!tile.ends_image()) return;
-        float* to = scratch + group * COUNT * width + column;
+            add<ACTIVATE>(sums, of, da + row * STRIDE + column, x + row * STRIDE + column);
 #pragma unroll
-        for (int i = 0; i < COUNT; i++) store_pair(to + i * width, sums[i][0], sums[i][1]);
+        for (int i = 0; i < COUNT; i++) store_pair(own + i * width, sums[i][0], sums[i][1]);
     }
     // After a barrier; another must follow before the next tile is added.
     __device__ __forceinline__ void finish_tile(const ImageTiles<ROWS>& tile) const {
         if (tile.whole > 1 || !tile.ends_image()) return;
+#pragma unroll 1
         for (int own = threadIdx.x; own < COUNT * width; own += THREADS) {
             float sum = 0.0f;
+#pragma unroll 1
             for (int other = 0; other < groups; other++) sum += scratch[other * COUNT * width + own];
             at(own / width, tile.image)[own % width] = sum;
         }
@@ -214,6 +226,7 @@ struct SliceRows {
     __device__ __forceinline__ void begin(T* tile, const ImageTiles<ROWS>& at) const {
         const size_t start = static_cast<size_t>(at.start()) * inputs;
         const int rows = at.rows();
+#pragma unroll 1
         for (int unit = threadIdx.x; unit < ROWS * OCTETS; unit += THREADS) {
             const int row = unit / OCTETS, column = unit % OCTETS * LANES;
             const bool valid = row < rows && column < width;
@@ -223,6 +236,7 @@ struct SliceRows {
     __device__ __forceinline__ void store(const T* tile, const ImageTiles<ROWS>& at) const {
         const size_t start = static_cast<size_t>(at.start()) * inputs;
         const int rows = at.rows();
+#pragma unroll 1
         for (int unit = threadIdx.x; unit < rows * OCTETS; unit += THREADS) {
             const int row = unit / OCTETS, column = unit % OCTETS * LANES;
             if (column >= width) continue;
@@ -281,12 +295,14 @@ struct ProjectSweep {
     // The block's weights and batch norm; zeros where no channel is.
     __device__ __forceinline__ void begin() const {
         const T* from = static_cast<const T*>(args.weight) + first;
+#pragma unroll 1
         for (int unit = threadIdx.x; unit < depth * Rows::OCTETS; unit += S::THREADS) {
             const int line = unit / Rows::OCTETS, column = unit % Rows::OCTETS * LANES;
             const bool valid = line < args.outputs && column < width;
             copy_lanes(weights + line * STRIDE + column,
                        from + (valid ? static_cast<size_t>(line) * args.inputs + column : 0), valid);
         }
+#pragma unroll 1
         for (int n = threadIdx.x; n < args.outputs; n += S::THREADS) {
             const NormBackward of =
                 NormBackward::of(args.coefficients, args.sums, args.outputs, n, args.inverse_rows);
@@ -315,7 +331,7 @@ struct ProjectSweep {
         load_lanes(lanes.b, norm + NARROW + channel);
         load_lanes(lanes.c, norm + 2 * NARROW + channel);
         load_lanes(lanes.mean, norm + 3 * NARROW + channel);
-#pragma unroll 2
+#pragma unroll 1
         for (; row < S::ROWS; row += step) {
             float gradient[LANES] = {};
             if (row < rows) {
@@ -365,7 +381,7 @@ __device__ __forceinline__ void project_backward(const ProjectBackwardArguments&
     using Sweep = ProjectSweep<S>;
     SharedArena arena;
     const Sweep sweep(args, arena);
-    FiveSums<T, S::ROWS, Sweep::STRIDE, S::THREADS> sums(args, sweep.first, sweep.width, arena);
+    const FiveSums<T, S::ROWS, Sweep::STRIDE, S::THREADS> sums(args, sweep.first, sweep.width, arena);
     const typename Sweep::Rows slice(args, sweep.first, sweep.width);
     ImageTiles<S::ROWS> tile(args);
     typename S::Weights c;
@@ -410,7 +426,7 @@ __device__ __forceinline__ void project_backward_data(const ProjectBackwardArgum
     const DataChunks<S> chunks(args, args.dout, first, width, 0, arena);
     T* x = arena.take<T>(Rows::SIZE);
     T* da = arena.take<T>(Rows::SIZE);
-    FiveSums<T, S::ROWS, Rows::STRIDE, S::THREADS> sums(args, first, width, arena);
+    const FiveSums<T, S::ROWS, Rows::STRIDE, S::THREADS> sums(args, first, width, arena);
     const Rows slice(args, first, width);
     const int count = chunks.count();
     const auto begin = [&](const ImageTiles<S::ROWS>& tile, int chunk, int buffer) {
@@ -472,6 +488,7 @@ struct GatedSiluRight {
 
     __device__ __forceinline__ void begin(int row, int rows, int) const {
         const T* x = static_cast<const T*>(args.x);
+#pragma unroll 1
         for (int at = threadIdx.x / OCTETS; at < S::DEPTH; at += STEP) {
             const bool valid = inside && at < rows;
             const size_t from = valid ? static_cast<size_t>(row + at) * args.inputs + channel : 0;
@@ -484,6 +501,7 @@ struct GatedSiluRight {
             load_lanes(scale, args.input_coefficients + SCALE * args.inputs + channel);
             load_lanes(shift, args.input_coefficients + SHIFT * args.inputs + channel);
         }
+#pragma unroll 1
         for (int at = threadIdx.x / OCTETS; at < S::DEPTH; at += STEP) {
             float value[LANES] = {};
             if (inside && at < rows) {

