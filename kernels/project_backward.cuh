@@ -323,8 +323,6 @@ struct ProjectSweep {
         if (row >= step) return;
         const int rows = at.rows();
         const size_t start = static_cast<size_t>(at.start()) * args.outputs + channel;
-        const T* dout = static_cast<const T*>(args.dout) + start;
-        const T* y = static_cast<const T*>(args.y) + start;
         const KeepFactor<S::ROWS> factor(args.keep, at);
         NormLanes lanes;
         load_lanes(lanes.a, norm + channel);
@@ -336,8 +334,9 @@ struct ProjectSweep {
             float gradient[LANES] = {};
             if (row < rows) {
                 float value[LANES];
-                load_lanes(gradient, dout + static_cast<size_t>(row) * args.outputs);
-                load_lanes(value, y + static_cast<size_t>(row) * args.outputs);
+                const size_t from = start + static_cast<size_t>(row) * args.outputs;
+                load_lanes(gradient, static_cast<const T*>(args.dout) + from);
+                load_lanes(value, static_cast<const T*>(args.y) + from);
                 const float by = factor(row);
 #pragma unroll
                 for (int i = 0; i < LANES; i++) gradient[i] *= by;

@@ -147,12 +147,11 @@ const fn sweep(depth: usize, columns: usize, rows: usize) -> Sweep {
 
 /// For few wide channels, then for all; by narrow channels.
 const SWEEP_FEW: [Sweep; 2] = [sweep(32, 32, 64), sweep(32, 64, 64)];
-const SWEEP_HALF: [Sweep; 6] = [
+const SWEEP_HALF: [Sweep; 5] = [
     sweep(32, 96, 64),
     sweep(48, 128, 32),
-    sweep(80, 128, 32),
+    sweep(96, 128, 32),
     sweep(112, 128, 32),
-    sweep(160, 64, 32),
     sweep(192, 64, 32),
 ];
 const SWEEP_FP32: [Sweep; 3] = [sweep(32, 48, 32), sweep(80, 64, 32), sweep(192, 32, 32)];
