@@ -95,3 +95,15 @@ EXPAND_WEIGHTS_HALF(64, 320, 4, 2, 1, 10, 32, 1)
 EXPAND_WEIGHTS(128, 32, 8, 1, 1, 2, 16, 1, float, f32)
 EXPAND_WEIGHTS(128, 112, 8, 1, 1, 7, 16, 1, float, f32)
 EXPAND_WEIGHTS(64, 320, 4, 2, 1, 10, 16, 1, float, f32)
+
+#define EXPAND_SWEEP(wide, narrow, rows, blocks, T, suffix)                                                    \
+    KERNEL_BLOCKS(expand_backward_##wide##x##narrow##_##suffix, 256, blocks, ExpandBackwardArguments) {       \
+        expand_backward<ExpandSweepShape<T, wide, narrow, rows>>(args);                                        \
+    }
+#define EXPAND_SWEEP_HALF(wide, narrow, rows, blocks)     \
+    EXPAND_SWEEP(wide, narrow, rows, blocks, f16, f16)    \
+    EXPAND_SWEEP(wide, narrow, rows, blocks, bf16, bf16)
+
+EXPAND_SWEEP_HALF(96, 16, 64, 2)
+EXPAND_SWEEP_HALF(144, 32, 32, 2)
+EXPAND_SWEEP_HALF(240, 48, 32, 2)

@@ -250,8 +250,6 @@ struct SliceRows {
 
 // ---- all in one sweep -------------------------------------------------------------------------------------
 
-constexpr int largest_divisor(int of, int most) { return of % most == 0 ? most : largest_divisor(of, most - 1); }
-
 // A block owns SLICE wide channels and all narrow ones, at most DEPTH, and walks down tiles of ROWS rows. How its
 // eight warps share the product da [ROWS, SLICE] and the accumulators dW [DEPTH, SLICE].
 template <typename T_, int DEPTH_, int SLICE_, int ROWS_>

@@ -13,10 +13,19 @@
 template <typename T, int COLUMNS>
 constexpr int ROW_STRIDE = ((COLUMNS + Pack<T>::N - 1) / Pack<T>::N | 1) * Pack<T>::N;
 
+// The largest number of warps, at most `most`, that share `of` tiles evenly.
+constexpr int largest_divisor(int of, int most) { return of % most == 0 ? most : largest_divisor(of, most - 1); }
+
 // Two neighbouring values.
 template <typename T>
 struct alignas(2 * sizeof(T)) Pair {
     T v[2];
+};
+
+// Four of them.
+template <typename T>
+struct alignas(4 * sizeof(T)) Quad {
+    T v[4];
 };
 
 template <typename T>

@@ -168,7 +168,11 @@ fn backward_of_every_tile_agrees_with_the_oracle_on_cuda() {
     let mut failures = Vec::new();
     for (images, pixels, inputs, outputs) in [
         (3, 49, 8, 64),
-        (3, 49, 48, 128),
+        (2, 300, 24, 96),
+        (3, 49, 32, 192),
+        (3, 49, 16, 256),
+        (3, 49, 32, 264),
+        (3, 49, 48, 288),
         (1, 100, 88, 96),
         (2, 49, 128, 104),
         (2, 25, 160, 320),

@@ -5,7 +5,7 @@ use super::batch_norm::{finish_statistics, finish_sums, statistics_bytes, sums_b
 use super::context::{Context, workspace_bytes};
 use super::gpu::{Address, Gpu};
 use super::pointwise::Cut;
-use super::pointwise_backward::{ExpandData, WeightPieces};
+use super::pointwise_backward::{ExpandData, ExpandSweep, WeightPieces};
 use super::precision::Precision;
 use super::reduction::add_gradient;
 use crate::ops::{ExpandBackward, ExpandForward, Result, Statistics};
@@ -84,7 +84,31 @@ arguments! {
 }
 
 arguments! {
-    /// The weights' gradient, see `kernels/expand_backward.cuh`.
+    /// Those and the weights' gradient.
+    pub struct BackwardArguments {
+        du: Address,
+        y: Address,
+        weight: Address,
+        coefficients: Address,
+        sums: Address,
+        shortcut: Address,
+        previous_y: Address,
+        previous_coefficients: Address,
+        keep: Address,
+        dx: Address,
+        partials: Address,
+        x: Address,
+        weight_partials: Address,
+        rows: i32,
+        inputs: i32,
+        outputs: i32,
+        pixels: i32,
+        inverse_rows: f32,
+    }
+}
+
+arguments! {
+    /// The weights' gradient alone.
     pub struct BackwardWeightsArguments {
         du: Address,
         y: Address,
@@ -100,25 +124,92 @@ arguments! {
     }
 }
 
+const BACKWARD: Kernel<BackwardArguments> = Kernel::stored("expand_backward");
 const BACKWARD_DATA: Kernel<BackwardDataArguments> = Kernel::stored("expand_backward_data");
 const BACKWARD_WEIGHTS: Kernel<BackwardWeightsArguments> = Kernel::stored("expand_backward_weights");
 
-/// How the backward pass is cut, and the bytes of the sums and of the weights' partial gradients.
-fn backward_cut(p: &ExpandBackward, precision: Precision) -> (ExpandData, WeightPieces, [usize; 2]) {
-    let data = ExpandData::of(precision, p.inputs);
-    let weights = WeightPieces::expand(precision, p.rows, p.inputs, p.outputs);
-    let bytes = [sums_bytes(data.blocks(p.rows), p.inputs), weights.parts * p.inputs * p.outputs * 4];
-    (data, weights, bytes)
+/// How the backward pass is cut.
+enum BackwardCut {
+    Sweep(ExpandSweep),
+    /// The data gradient, then the weights'.
+    Two(ExpandData, WeightPieces),
+}
+
+impl BackwardCut {
+    fn new(p: &ExpandBackward, precision: Precision) -> BackwardCut {
+        match ExpandSweep::of(precision, p.inputs, p.outputs) {
+            Some(sweep) => BackwardCut::Sweep(sweep),
+            None => BackwardCut::Two(
+                ExpandData::of(precision, p.inputs),
+                WeightPieces::expand(precision, p.rows, p.inputs, p.outputs),
+            ),
+        }
+    }
+
+    /// Parts of the sums and of the weights' gradient.
+    fn parts(&self, p: &ExpandBackward) -> [usize; 2] {
+        match self {
+            BackwardCut::Sweep(sweep) => [sweep.blocks(p.rows, p.inputs); 2],
+            BackwardCut::Two(data, weights) => [data.blocks(p.rows), weights.parts],
+        }
+    }
+
+    fn bytes(&self, p: &ExpandBackward) -> [usize; 2] {
+        let [sums, weights] = self.parts(p);
+        [sums_bytes(sums, p.inputs), weights * p.inputs * p.outputs * 4]
+    }
 }
 
 pub fn backward_workspace(p: &ExpandBackward, precision: Precision) -> usize {
-    workspace_bytes(&backward_cut(p, precision).2)
+    workspace_bytes(&BackwardCut::new(p, precision).bytes(p))
 }
 
 pub fn backward<G: Gpu>(cx: &mut Context<G>, p: &ExpandBackward) -> Result {
-    let (data, weights, bytes) = backward_cut(p, cx.precision);
-    let [sums, partials] = cx.workspace(bytes);
-    let blocks = data.blocks(p.rows);
+    let cut = BackwardCut::new(p, cx.precision);
+    let ([sums, partials], parts) = (cx.workspace(cut.bytes(p)), cut.parts(p));
+    match cut {
+        BackwardCut::Sweep(sweep) => backward_sweep(cx, p, &sweep, sums, partials)?,
+        BackwardCut::Two(data, weights) => {
+            backward_data(cx, p, &data, sums)?;
+            backward_weights(cx, p, &weights, partials)?;
+        }
+    }
+    finish_sums(cx, &p.previous.bn, sums, parts[0])?;
+    add_gradient(cx, partials, parts[1], p.weight)
+}
+
+fn backward_sweep<G: Gpu>(
+    cx: &mut Context<G>,
+    p: &ExpandBackward,
+    sweep: &ExpandSweep,
+    sums: Address,
+    partials: Address,
+) -> Result {
+    let arguments = BackwardArguments {
+        du: cx.tensor(p.du),
+        y: cx.tensor(p.y),
+        weight: cx.stored_weight(p.weight),
+        coefficients: cx.tensor(p.bn.coefficients),
+        sums: cx.tensor(p.bn.sums),
+        shortcut: cx.optional(p.shortcut),
+        previous_y: cx.tensor(p.previous.y),
+        previous_coefficients: cx.tensor(p.previous.bn.coefficients),
+        keep: cx.optional(p.previous.keep),
+        dx: cx.tensor(p.dx),
+        partials: sums,
+        x: cx.tensor(p.x),
+        weight_partials: partials,
+        rows: p.rows as i32,
+        inputs: p.inputs as i32,
+        outputs: p.outputs as i32,
+        pixels: p.previous.pixels as i32,
+        inverse_rows: 1.0 / p.rows as f32,
+    };
+    let (kernel, grid) = (BACKWARD.variant(sweep.variant()), [sweep.blocks(p.rows, p.inputs), 1, 1]);
+    cx.launch(&kernel, grid, ExpandSweep::THREADS, sweep.shared(cx.precision), arguments)
+}
+
+fn backward_data<G: Gpu>(cx: &mut Context<G>, p: &ExpandBackward, data: &ExpandData, sums: Address) -> Result {
     let arguments = BackwardDataArguments {
         du: cx.tensor(p.du),
         y: cx.tensor(p.y),
@@ -137,9 +228,16 @@ pub fn backward<G: Gpu>(cx: &mut Context<G>, p: &ExpandBackward) -> Result {
         pixels: p.previous.pixels as i32,
         inverse_rows: 1.0 / p.rows as f32,
     };
-    let kernel = BACKWARD_DATA.variant(data.columns);
-    cx.launch(&kernel, [blocks, 1, 1], data.threads, data.shared(cx.precision), arguments)?;
-    finish_sums(cx, &p.previous.bn, sums, blocks)?;
+    let (kernel, grid) = (BACKWARD_DATA.variant(data.columns), [data.blocks(p.rows), 1, 1]);
+    cx.launch(&kernel, grid, data.threads, data.shared(cx.precision), arguments)
+}
+
+fn backward_weights<G: Gpu>(
+    cx: &mut Context<G>,
+    p: &ExpandBackward,
+    weights: &WeightPieces,
+    partials: Address,
+) -> Result {
     let arguments = BackwardWeightsArguments {
         du: cx.tensor(p.du),
         y: cx.tensor(p.y),
@@ -154,6 +252,5 @@ pub fn backward<G: Gpu>(cx: &mut Context<G>, p: &ExpandBackward) -> Result {
         inverse_rows: 1.0 / p.rows as f32,
     };
     let (kernel, shared) = (BACKWARD_WEIGHTS.variant(weights.variant()), weights.shared(cx.precision, 0));
-    cx.launch(&kernel, weights.grid(), WeightPieces::THREADS, shared, arguments)?;
-    add_gradient(cx, partials, weights.parts, p.weight)
+    cx.launch(&kernel, weights.grid(), WeightPieces::THREADS, shared, arguments)
 }

@@ -73,6 +73,48 @@ impl ExpandData {
     }
 }
 
+/// A block of the expansion's sweep, `ExpandSweepShape`: all channels on both sides, in half precision alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExpandSweep {
+    wide: usize,
+    narrow: usize,
+    rows: usize,
+}
+
+const fn expand_sweep(wide: usize, narrow: usize, rows: usize) -> ExpandSweep {
+    ExpandSweep { wide, narrow, rows }
+}
+
+const EXPAND_SWEEP: [ExpandSweep; 3] =
+    [expand_sweep(96, 16, 64), expand_sweep(144, 32, 32), expand_sweep(240, 48, 32)];
+
+impl ExpandSweep {
+    pub const THREADS: usize = 256;
+
+    /// None where the channels are too many.
+    pub fn of(precision: Precision, inputs: usize, outputs: usize) -> Option<ExpandSweep> {
+        let fits = |shape: &&ExpandSweep| shape.narrow >= inputs && shape.wide >= outputs;
+        EXPAND_SWEEP.iter().find(fits).filter(|_| precision != Precision::Fp32).copied()
+    }
+
+    pub fn variant(&self) -> String {
+        format!("{}x{}", self.wide, self.narrow)
+    }
+
+    /// Each leaves sums of its own, of the weights' gradient too.
+    pub fn blocks(&self, rows: usize, inputs: usize) -> usize {
+        parts(rows, inputs, 1, self.rows)
+    }
+
+    pub fn shared(&self, precision: Precision) -> usize {
+        let tiles = (self.wide / 16).div_ceil(8);
+        let padded = 16 * tiles * (self.wide / 16).div_ceil(tiles);
+        let narrow = row_bytes(self.narrow, precision);
+        let wide = 2 * self.wide * precision.bytes() + row_bytes(padded, precision);
+        self.rows * (wide + 3 * narrow) + self.wide * (narrow + 16)
+    }
+}
+
 /// A block of a weights' gradient: `WeightShape`, and the channels of dy that it has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WeightPieces {
@@ -253,6 +295,9 @@ mod tests {
                 let weights = WeightPieces::expand(precision, 6272, narrow, 6 * narrow);
                 assert!(weights.shared(precision, 0) <= MOST, "{weights:?} {precision}");
                 assert!(weights.slice <= weights.left, "{weights:?}");
+                if let Some(sweep) = ExpandSweep::of(precision, narrow, 6 * narrow) {
+                    assert!(sweep.shared(precision) <= MOST, "{sweep:?} {precision}");
+                }
                 let sweep = Sweep::of(precision, 6 * narrow, narrow);
                 assert!(sweep.shared(precision) <= MOST, "{sweep:?} {precision}");
                 let weights = WeightPieces::project(precision, 6272, 6 * narrow, narrow);
