@@ -1,5 +1,5 @@
-// Backward of the expansion: in one sweep where the accumulators of the weights' gradient fit beside the data gradient's,
-// else in two kernels, one for the data gradient with its epilogue, one for the weights'.
+// Backward of the expansion: in one sweep where the accumulators of the weights' gradient fit beside the data
+// gradient's, else in two kernels, one for the data gradient with its epilogue, one for the weights'.
 #pragma once
 
 #include "pointwise_backward.cuh"
@@ -384,7 +384,8 @@ struct ExpandSweep {
     __device__ __forceinline__ void multiply_weights(typename S::Weights& c, int buffer) const {
         const int warp = threadIdx.x / WARP;
         if (warp < S::WEIGHT_WARPS)
-            multiply<true>(c, dy + warp * (16 * S::WEIGHT_M), DY_STRIDE, x + buffer * (S::ROWS * STRIDE), STRIDE, S::ROWS);
+            multiply<true>(
+                c, dy + warp * (16 * S::WEIGHT_M), DY_STRIDE, x + buffer * (S::ROWS * STRIDE), STRIDE, S::ROWS);
     }
     __device__ __forceinline__ void store_weights(const typename S::Weights& c) const {
         const int warp = threadIdx.x / WARP;

@@ -1,7 +1,7 @@
 // What the backward passes of both pointwise convolutions share. With dy [M, N] the gradient at the convolution's
 // output, which exists only in tiles: batch norm's backward makes it from du and y while they are loaded,
 //
-//   data gradient     [M, K] = dy·W, W [N, K]: a block owns rows and columns of the result and goes through N in chunks;
+//   data gradient     [M, K] = dy·W, W [N, K]: a block owns rows and columns of it and goes through N in chunks;
 //   weight gradient   [N, K] = dyᵀ·a, a [M, K]: a block owns a piece of it and goes through its part of the rows;
 //                     the parts' sums go to the workspace and are added up in order.
 //

@@ -124,11 +124,7 @@ fn statistics_survive_a_large_mean() {
     expect_none(f.check(pass, terms).into_iter().chain(f.check_cuda(pass, terms)).collect());
 }
 
-fn backward(
-    f: &mut Fixture,
-    [images, pixels, inputs, outputs]: [usize; 4],
-    drops: bool,
-) -> ProjectBackward {
+fn backward(f: &mut Fixture, [images, pixels, inputs, outputs]: [usize; 4], drops: bool) -> ProjectBackward {
     let rows = images * pixels;
     let y = f.activation("y", rows, outputs);
     let bn = f.norm_of("bn", &y, outputs);

@@ -209,7 +209,12 @@ fn backward_sweep<G: Gpu>(
     cx.launch(&kernel, grid, ExpandSweep::THREADS, sweep.shared(cx.precision), arguments)
 }
 
-fn backward_data<G: Gpu>(cx: &mut Context<G>, p: &ExpandBackward, data: &ExpandData, sums: Address) -> Result {
+fn backward_data<G: Gpu>(
+    cx: &mut Context<G>,
+    p: &ExpandBackward,
+    data: &ExpandData,
+    sums: Address,
+) -> Result {
     let arguments = BackwardDataArguments {
         du: cx.tensor(p.du),
         y: cx.tensor(p.y),

@@ -32,13 +32,17 @@ pub struct ExpandData {
     separate: bool,
 }
 
-const fn expand_data(columns: usize, rows: usize, threads: usize, chunk: usize, separate: bool) -> ExpandData {
+const fn expand_data(
+    columns: usize,
+    rows: usize,
+    threads: usize,
+    chunk: usize,
+    separate: bool,
+) -> ExpandData {
     ExpandData { columns, rows, threads, chunk, separate }
 }
 
-const EXPAND_DATA_HALF: [ExpandData; 9] = [
-    expand_data(16, 64, 128, 64, true),
-    expand_data(32, 64, 128, 64, true),
+const EXPAND_DATA_HALF: [ExpandData; 7] = [
     expand_data(48, 64, 128, 64, true),
     expand_data(80, 128, 256, 32, false),
     expand_data(112, 128, 256, 32, false),
@@ -66,8 +70,10 @@ impl ExpandData {
     }
 
     pub fn shared(&self, precision: Precision) -> usize {
-        let (weights, tile) =
-            (2 * self.chunk * row_bytes(self.columns, precision), self.rows * row_bytes(self.columns, precision));
+        let (weights, tile) = (
+            2 * self.chunk * row_bytes(self.columns, precision),
+            self.rows * row_bytes(self.columns, precision),
+        );
         let output = if self.separate { weights + tile } else { weights.max(tile) };
         2 * self.rows * (self.chunk * precision.bytes() + row_bytes(self.chunk, precision)) + output
     }
@@ -126,8 +132,8 @@ pub struct WeightPieces {
     pub parts: usize,
 }
 
-const EXPAND_WEIGHTS_HALF: [(usize, usize); 8] =
-    [(128, 16), (128, 32), (128, 48), (128, 80), (128, 112), (64, 160), (64, 192), (64, 320)];
+const EXPAND_WEIGHTS_HALF: [(usize, usize); 6] =
+    [(128, 48), (128, 80), (128, 112), (64, 160), (64, 192), (64, 320)];
 const EXPAND_WEIGHTS_FP32: [(usize, usize); 3] = [(128, 32), (128, 112), (64, 320)];
 
 impl WeightPieces {
@@ -189,13 +195,8 @@ const fn sweep(depth: usize, columns: usize, rows: usize) -> Sweep {
 
 /// For few wide channels, then for all; by narrow channels.
 const SWEEP_FEW: [Sweep; 2] = [sweep(32, 32, 64), sweep(32, 64, 64)];
-const SWEEP_HALF: [Sweep; 5] = [
-    sweep(32, 96, 64),
-    sweep(48, 128, 32),
-    sweep(96, 128, 32),
-    sweep(112, 128, 32),
-    sweep(192, 64, 32),
-];
+const SWEEP_HALF: [Sweep; 5] =
+    [sweep(32, 96, 64), sweep(48, 128, 32), sweep(96, 128, 32), sweep(112, 128, 32), sweep(192, 64, 32)];
 const SWEEP_FP32: [Sweep; 3] = [sweep(32, 48, 32), sweep(80, 64, 32), sweep(192, 32, 32)];
 /// Channels of dy at a time, where the data gradient is made alone.
 const DATA_CHUNK_BYTES: usize = 64;
@@ -234,7 +235,11 @@ impl Sweep {
             return dy + 2 * chunk * wide + 2 * self.rows * wide + SUMS_BYTES;
         };
         let narrow = self.narrow(depth);
-        depth * wide + self.rows * row_bytes(narrow, precision) + 2 * self.rows * wide + 16 * narrow + SUMS_BYTES
+        depth * wide
+            + self.rows * row_bytes(narrow, precision)
+            + 2 * self.rows * wide
+            + 16 * narrow
+            + SUMS_BYTES
     }
 
     /// Narrow channels in shared memory: what the warps' accumulators cover.
@@ -260,7 +265,13 @@ pub struct SweepCut {
 }
 
 impl SweepCut {
-    pub fn new(precision: Precision, images: usize, pixels: usize, inputs: usize, outputs: usize) -> SweepCut {
+    pub fn new(
+        precision: Precision,
+        images: usize,
+        pixels: usize,
+        inputs: usize,
+        outputs: usize,
+    ) -> SweepCut {
         let shape = Sweep::of(precision, inputs, outputs);
         let slice = inputs.div_ceil(inputs.div_ceil(shape.columns)).next_multiple_of(16);
         let slices = inputs.div_ceil(slice);
@@ -313,10 +324,16 @@ mod tests {
                 for pixels in [1, 4, 9, 16, 25, 49, 196, 784, 12544] {
                     for (inputs, outputs) in [(32, 16), (96, 24), (240, 40), (672, 112), (1152, 320)] {
                         let cut = SweepCut::new(precision, images, pixels, inputs, outputs);
-                        assert!(cut.slice <= cut.shape.columns && cut.slice * cut.slices >= inputs, "{cut:?}");
+                        assert!(
+                            cut.slice <= cut.shape.columns && cut.slice * cut.slices >= inputs,
+                            "{cut:?}"
+                        );
                         assert!(cut.segments == 1 || cut.group == 1, "{cut:?}");
                         assert!(cut.segments <= pixels.div_ceil(cut.shape.rows), "{cut:?}");
-                        assert!(cut.group * cut.parts >= images * cut.segments && cut.parts <= 65_535, "{cut:?}");
+                        assert!(
+                            cut.group * cut.parts >= images * cut.segments && cut.parts <= 65_535,
+                            "{cut:?}"
+                        );
                     }
                 }
             }
