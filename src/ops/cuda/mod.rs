@@ -21,6 +21,7 @@ pub mod masks;
 pub mod nvidia;
 pub mod optimiser;
 pub mod pointwise;
+pub mod pointwise_backward;
 pub mod precision;
 pub mod project;
 pub mod reduction;
