@@ -12,7 +12,7 @@ const PADDINGS: [Padding; 2] = [Padding::Symmetric, Padding::Same];
 
 /// Images, side, channels: odd and even sides, one-pixel outputs, the family's channels, and maps large
 /// enough to be cut into several tasks.
-const SHAPES: [(usize, usize, usize); 9] = [
+const SHAPES: [(usize, usize, usize); 10] = [
     (5, 1, 8),
     (5, 2, 32),
     (3, 3, 40),
@@ -22,6 +22,7 @@ const SHAPES: [(usize, usize, usize); 9] = [
     (1, 14, 56),
     (2, 33, 32),
     (4, 66, 40),
+    (2, 64, 32),
 ];
 
 fn forward(f: &mut Fixture, images: usize, window: Window, channels: usize, image: Tensor) -> StemForward {
