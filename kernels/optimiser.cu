@@ -1,12 +1,13 @@
 // The optimiser step: one sweep over the flat buffers, and the loss scale.
 //
-// Idea: bound by memory, each buffer read once and written once in 16-byte vectors; the EMA is
-// taken along, and a second kernel copies the pointwise weights in the storage type. All numbers that change from step to step come from the step's
-// block. Where a gradient was not finite the sweep changes nothing, and takes back the running statistics that
-// the forward pass has moved; whether it was is known before, since whoever completes a gradient raises the flag.
+// Idea: bound by memory, each buffer read once and written once in 16-byte vectors; the EMA is taken along, and a
+// second kernel copies the pointwise weights in the storage type. All numbers that change from step to step come
+// from the step's block. Where a gradient was not finite the sweep changes nothing, and takes back the running
+// statistics that the forward pass has moved; whether it was is known before, since whoever completes a gradient
+// raises the flag.
 //
-// B0 (5.29 million parameters), fp16, RMSprop and EMA: 20 bytes read and 16 written of each, and 6 for the copies: 222 MB, floor 74 µs at
-// 3.0 TB/s, independent of the batch. Last measured share: not yet measured.
+// B0 (5.29 million parameters), fp16, RMSprop and EMA: 20 bytes read and 16 written of each, and 6 for the copies:
+// 222 MB, floor 74 µs at 3.0 TB/s, independent of the batch. Last measured share: not yet measured.
 #include "numeric.cuh"
 #include "step.cuh"
 

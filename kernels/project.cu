@@ -23,7 +23,31 @@
 // largest GPU). In all 5.77 MB, 0.30 Gflop and 2.3 million sigmoids an image: 1.9 µs at 3.0 TB/s, 8.2 µs at 0.70 TB/s.
 // Weights come from the second-level cache, once a tile (0.7 MB for the largest layer). Last measured share: not yet
 // measured.
+//
+// Backward. With dy from dout·keep and y by batch norm's backward while they are loaded and A = silu(BN(x))·gate:
+// da [M, K] = dy·W, dW [N, K] = dyᵀ·A, and the five sums of each image and channel, from da as it is stored. Up to 192
+// narrow channels one sweep does it all (project_sweep.cuh) and reads x once; beyond, dW's accumulators are too many,
+// and a second kernel makes A again (project_backward.cuh). fp16, an image of B0 (224²), MB of x and da and of dout and y:
+//
+//   map    K → N        layers   wide MB  narrow MB  Mflop   block          dout, y read by
+//   112²   32 → 16         1      1.606     0.803      26    64×32          1 slice
+//   56²    96 → 24         1      1.204     0.301      29    64×96          1
+//   56²    144 → 24        1      1.806     0.301      43    64×96          2
+//   28²    144 → 40        1      0.452     0.125      18    32×128         2
+//   28²    240 → 40        1      0.753     0.125      30    32×128         2
+//   14²    240 → 80        1      0.188     0.063      15    32×128         2
+//   14²    480 → 80        2      0.753     0.125      60    32×128         4
+//   14²    480 → 112       1      0.376     0.088      42    32×128         4
+//   14²    672 → 112       2      1.054     0.176     118    32×128         6
+//   7²     672 → 192       1      0.132     0.038      25    32×64          11
+//   7²     1152 → 192      3      0.677     0.113     130    32×64          18
+//   7²     1152 → 320      1      0.339     0.063      72    64×128, then dW 128×128
+//
+// In all 11.7 MB, 0.61 Gflop and 2.4 million sigmoids an image: 3.9 µs at 3.0 TB/s, 17 µs at 0.70 TB/s. Tiles are aligned
+// to images, whose gates differ; the five sums take 20 bytes a channel and image (times the segments of a large one).
+// Last measured share: not yet measured.
 #include "pointwise.cuh"
+#include "project_sweep.cuh"
 
 #define PROJECT_FORWARD_FIELDS(F) \
     POINTWISE_POINTERS(F)         \
@@ -62,3 +86,59 @@ PROJECT_FORWARD(128, 24, 8, 1, 3, 2, float, f32)
 PROJECT_FORWARD(64, 80, 2, 2, 3, 3, float, f32)
 PROJECT_FORWARD(32, 192, 1, 4, 3, 3, float, f32)
 PROJECT_FORWARD(32, 320, 1, 4, 2, 2, float, f32)
+
+// ---- backward ---------------------------------------------------------------------------------------------
+
+#define PROJECT_SWEEP(depth, slice, rows, blocks, T, suffix)                                               \
+    KERNEL_BLOCKS(project_backward_##depth##x##slice##_##suffix, 256, blocks, ProjectBackwardArguments) { \
+        project_backward<SweepShape<T, depth, slice, rows>>(args);                                         \
+    }
+#define PROJECT_SWEEP_HALF(depth, slice, rows, blocks)     \
+    PROJECT_SWEEP(depth, slice, rows, blocks, f16, f16)    \
+    PROJECT_SWEEP(depth, slice, rows, blocks, bf16, bf16)
+
+PROJECT_SWEEP_HALF(32, 32, 64, 2)
+PROJECT_SWEEP_HALF(32, 64, 64, 2)
+PROJECT_SWEEP_HALF(32, 96, 64, 2)
+PROJECT_SWEEP_HALF(48, 128, 32, 2)
+PROJECT_SWEEP_HALF(96, 128, 32, 2)
+PROJECT_SWEEP_HALF(112, 128, 32, 1)
+PROJECT_SWEEP_HALF(192, 64, 32, 2)
+PROJECT_SWEEP(32, 48, 32, 1, float, f32)
+PROJECT_SWEEP(80, 64, 32, 1, float, f32)
+PROJECT_SWEEP(192, 32, 32, 1, float, f32)
+
+#define PROJECT_DATA(columns, down, across, m, p, chunk, blocks, T, suffix)                        \
+    KERNEL_BLOCKS(project_backward_data_##columns##_##suffix, WARP * (down) * (across), blocks,    \
+                  ProjectBackwardArguments) {                                                      \
+        using Shape = DataShape<T, down, across, m, p, chunk>;                                     \
+        static_assert(Shape::COLUMNS == columns, "the name says the columns");                     \
+        project_backward_data<Shape>(args);                                                        \
+    }
+PROJECT_DATA(128, 2, 4, 2, 2, 32, 2, f16, f16)
+PROJECT_DATA(128, 2, 4, 2, 2, 32, 2, bf16, bf16)
+PROJECT_DATA(128, 2, 4, 1, 2, 16, 1, float, f32)
+
+#define PROJECT_WEIGHTS(left, right, down, across, m, p, depth, T, suffix)                         \
+    KERNEL(project_backward_weights_##left##x##right##_##suffix, WARP * (down) * (across),         \
+           ProjectBackwardWeightsArguments) {                                                      \
+        using Shape = WeightShape<T, down, across, m, p, depth>;                                   \
+        static_assert(Shape::LEFT == left && Shape::RIGHT == right, "the name says the piece");    \
+        project_backward_weights<Shape>(args);                                                     \
+    }
+PROJECT_WEIGHTS(128, 128, 4, 2, 2, 4, 32, f16, f16)
+PROJECT_WEIGHTS(128, 128, 4, 2, 2, 4, 32, bf16, bf16)
+PROJECT_WEIGHTS(128, 128, 4, 2, 2, 4, 16, float, f32)
+
+KERNEL(project_backward_segments, 256, ProjectBackwardSegmentsArguments) {
+    const int first = (static_cast<int>(blockIdx.x) * 256 + static_cast<int>(threadIdx.x)) * LANES;
+    if (first >= args.elements) return;
+    float sums[LANES] = {};
+    for (int segment = 0; segment < args.segments; segment++) {
+        float more[LANES];
+        load_lanes(more, args.parts + static_cast<size_t>(segment) * args.elements + first);
+#pragma unroll
+        for (int i = 0; i < LANES; i++) sums[i] += more[i];
+    }
+    store_lanes(args.five_sums + first, sums);
+}

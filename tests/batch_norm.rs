@@ -1,10 +1,15 @@
 //! Batch norm outside training: coefficients from the running statistics. What it does in training is part of
-//! every convolution's pass, and tested there.
+//! every convolution's pass, and tested there; but for what a GPU's blocks leave, whose merging is tested here.
 
 mod common;
 
-use common::fixture::{Fixture, expect_none};
+use common::fixture::{Fixture, UNIT, equal_bits, expect_none, tolerance};
+use common::formula::Formula;
+use common::host_gpu::HostGpu;
+use effnet::ops::cuda::batch_norm::{finish_statistics, finish_sums};
+use effnet::ops::cuda::{Address, CudaDevice, CudaOps, Gpu, Precision, step};
 use effnet::ops::*;
+use effnet_kernel_host::Options;
 
 #[test]
 fn inference_coefficients_agree_with_the_oracle() {
@@ -20,8 +25,190 @@ fn inference_coefficients_agree_with_the_oracle() {
                 // A variance near eps, so that eps is seen.
                 bn.running_var = f.param("small variance", channels, 0.0, 4.0 * eps as f64);
                 failures.extend(f.check(Pass::BatchNormInference(bn), 1));
+                failures.extend(f.check_cuda(Pass::BatchNormInference(bn), 1));
             }
         }
     }
     expect_none(failures);
+}
+
+/// A batch norm alone on the host harness, with `channels` of everything.
+fn alone(channels: usize, rows: usize, options: Options) -> (CudaOps<HostGpu>, BatchNorm) {
+    let mut tensors = Tensors::default();
+    let param = |number: usize| Param { offset: number * channels, elements: channels };
+    let bn = BatchNorm {
+        channels,
+        rows,
+        weight: param(0),
+        bias: param(1),
+        running_mean: param(2),
+        running_var: param(3),
+        momentum: 0.1,
+        eps: 1e-3,
+        statistics: Statistics::Batch,
+        coefficients: tensors.new_tensor("coefficients", 4 * channels, Kind::Float),
+        sums: tensors.new_tensor("sums", 2 * channels, Kind::Float),
+    };
+    let device = CudaDevice { precision: Precision::Fp32 };
+    let mut recorder = Recorder::new(&device);
+    // No pass writes both tensors of a batch norm; only their places matter.
+    for tensor in [bn.coefficients, bn.sums] {
+        recorder.batch_norm_inference(&BatchNorm { coefficients: tensor, ..bn }).unwrap();
+    }
+    let plan = recorder.plan(&tensors, &[bn.coefficients, bn.sums]);
+    let gpu = HostGpu::new(options);
+    let mut ops = CudaOps::new(gpu, 2 * channels, 4 * channels, &[&plan], Precision::Fp32).unwrap();
+    ops.bind(&plan).unwrap();
+    ops.write_state(Buffer::Parameters, &Formula::of("parameters").values(4 * channels, 0.5, 1.5)).unwrap();
+    (ops, bn)
+}
+
+fn on_device(ops: &mut CudaOps<HostGpu>, values: &[f32]) -> Address {
+    let gpu = ops.gpu();
+    let at = gpu.allocate(values.len() * 4).unwrap();
+    gpu.write(at, bytemuck::cast_slice(values)).unwrap();
+    at
+}
+
+/// What a pass leaves: counts [parts] and moments [parts, 2, C]. Some parts have no rows, and hold NaN.
+fn moments(parts: usize, channels: usize, offset: f64) -> (Vec<f32>, Vec<f32>) {
+    let noise = |what: &str, low, high| Formula::of(what).values(parts * channels, low, high);
+    let count = |part: usize| if part % 5 == 3 { 0.0 } else { (1 + part * 7 % 100) as f32 };
+    let counts: Vec<f32> = (0..parts).map(count).collect();
+    let (means, spreads) = (noise("means", offset - 1.0, offset + 1.0), noise("spreads", 0.0, 2.0));
+    let mut moments = Vec::new();
+    for (part, &count) in counts.iter().enumerate() {
+        let own = part * channels..(part + 1) * channels;
+        let held = |v: &f32| if count == 0.0 { f32::NAN } else { *v };
+        moments.extend(means[own.clone()].iter().map(held));
+        moments.extend(spreads[own].iter().map(|v| held(&(v * (count - 1.0).max(0.0)))));
+    }
+    (counts, moments)
+}
+
+/// Mean and Σ(y − mean)² of one channel over all parts, in f64.
+fn merged(counts: &[f32], moments: &[f32], channels: usize, channel: usize) -> (f64, f64) {
+    let parts = || {
+        let rows = moments.chunks_exact(2 * channels).zip(counts).filter(|(_, count)| **count > 0.0);
+        rows.map(|(row, n)| (*n as f64, row[channel] as f64, row[channels + channel] as f64))
+    };
+    let mean = parts().map(|(n, mean, _)| n * mean).sum::<f64>() / parts().map(|(n, ..)| n).sum::<f64>();
+    (mean, parts().map(|(n, own, spread)| spread + n * (own - mean) * (own - mean)).sum())
+}
+
+const PARTS: [usize; 6] = [1, 3, 64, 65, 200, 1000];
+
+/// Coefficients and running statistics from the parts of a pass. A thread merges 16 parts of 1000 in fp32, about
+/// the first of them; the rest is f64. Means are compared in deviations.
+#[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "the host harness runs on x86-64 only")]
+fn statistics_of_a_gpu_s_parts_are_those_of_all_rows() {
+    let bound = tolerance(16);
+    for (parts, channels) in PARTS.into_iter().flat_map(|parts| [(parts, 8), (parts, 40)]) {
+        for offset in [0.0, 1000.0] {
+            let what = format!("{parts} parts of {channels} channels about {offset}");
+            let (counts, moments) = moments(parts, channels, offset);
+            let rows = counts.iter().sum::<f32>() as usize;
+            let (mut ops, bn) = alone(channels, rows, Options::default());
+            let before = read(&mut ops, Buffer::Parameters, 4 * channels);
+            let [counts_at, moments_at] = [&counts, &moments].map(|values| on_device(&mut ops, values));
+            finish_statistics(ops.context(), &bn, counts_at, moments_at, parts).unwrap();
+            let mut got = vec![f32::NAN; 4 * channels];
+            ops.download(bn.coefficients, &mut got).unwrap();
+            let after = read(&mut ops, Buffer::Parameters, 4 * channels);
+            assert!(equal_bits(&after[..2 * channels], &before[..2 * channels]), "{what}: γ or β changed");
+            for c in 0..channels {
+                let (mean, spread) = merged(&counts, &moments, channels, c);
+                let variance = spread / rows as f64;
+                let deviation = (variance + 1e-3).sqrt();
+                let (gamma, beta) = (before[c] as f64, before[channels + c] as f64);
+                let scale = gamma / deviation;
+                let running = |row: usize, now: f64| 0.9 * before[row * channels + c] as f64 + 0.1 * now;
+                let unbiased = spread / (rows as f64 - 1.0).max(1.0);
+                // The offset's own rounding beside the deviation's.
+                let near = deviation + mean.abs();
+                for (name, got, expected, size) in [
+                    ("mean", got[c], mean, near),
+                    ("r", got[channels + c], 1.0 / deviation, 1.0 / deviation),
+                    ("scale", got[2 * channels + c], scale, scale.abs()),
+                    ("shift", got[3 * channels + c], beta - mean * scale, beta.abs() + near * scale.abs()),
+                    ("running mean", after[2 * channels + c], running(2, mean), near),
+                    ("running variance", after[3 * channels + c], running(3, unbiased), running(3, unbiased)),
+                ] {
+                    let error = (got as f64 - expected).abs();
+                    assert!(error <= bound * size, "{what}: {name} {got}, not {expected}");
+                }
+            }
+        }
+    }
+}
+
+fn read(ops: &mut CudaOps<HostGpu>, buffer: Buffer, elements: usize) -> Vec<f32> {
+    let mut values = vec![f32::NAN; elements];
+    ops.read_state(buffer, &mut values).unwrap();
+    values
+}
+
+/// Σdu and Σdu·ŷ, and with them the gradients of β and γ, to their own rounding although the terms cancel.
+#[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "the host harness runs on x86-64 only")]
+fn sums_of_a_gpu_s_parts_are_right_to_their_own_rounding() {
+    for (parts, channels) in PARTS.into_iter().flat_map(|parts| [(parts, 8), (parts, 40)]) {
+        let what = format!("{parts} parts of {channels} channels");
+        let mut partials = Formula::of(&what).values(parts * 2 * channels, -1.0, 1.0);
+        for pair in partials.chunks_exact_mut(4 * channels) {
+            let (one, other) = pair.split_at_mut(2 * channels);
+            one.iter().zip(other).for_each(|(one, other)| *other = *other * 1e-3 - one);
+        }
+        let (mut ops, bn) = alone(channels, 10, Options::default());
+        let before = Formula::of("gradients").values(2 * channels, -1.0, 1.0);
+        ops.write_state(Buffer::Gradients, &before).unwrap();
+        let at = on_device(&mut ops, &partials);
+        finish_sums(ops.context(), &bn, at, parts).unwrap();
+        let mut sums = vec![f32::NAN; 2 * channels];
+        ops.download(bn.sums, &mut sums).unwrap();
+        let after = read(&mut ops, Buffer::Gradients, 2 * channels);
+        for column in 0..2 * channels {
+            let terms = || partials[column..].iter().step_by(2 * channels).map(|&v| v as f64);
+            let (sum, size) = (terms().sum::<f64>(), terms().map(f64::abs).sum::<f64>());
+            // γ lies first in the buffer, Σdu of β in the sums.
+            let gradient = (column + channels) % (2 * channels);
+            let grown = before[gradient] as f64 + sum;
+            for (name, got, expected) in [("sum", sums[column], sum), ("gradient", after[gradient], grown)] {
+                let bound = UNIT * expected.abs() * 1.001 + size / (1u64 << 45) as f64;
+                assert!((got as f64 - expected).abs() <= bound, "{what}: {name} {got}, not {expected}");
+            }
+        }
+        assert!(!step::read(ops.context()).unwrap().not_finite, "{what}: the flag is raised");
+        partials[parts / 2 * 2 * channels + channels] = f32::NAN;
+        let at = on_device(&mut ops, &partials);
+        finish_sums(ops.context(), &bn, at, parts).unwrap();
+        assert!(step::read(ops.context()).unwrap().not_finite, "{what}: the flag is not raised");
+    }
+}
+
+#[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "the host harness runs on x86-64 only")]
+fn every_order_of_threads_gives_the_same_statistics_and_sums() {
+    let (parts, channels) = (130, 24);
+    let (counts, moments) = moments(parts, channels, 3.0);
+    let rows = counts.iter().sum::<f32>() as usize;
+    let partials = Formula::of("partials").values(parts * 2 * channels, -1.0, 1.0);
+    let run = |options: Options| {
+        let (mut ops, bn) = alone(channels, rows, options);
+        let [counts, moments, partials] =
+            [&counts, &moments, &partials].map(|values| on_device(&mut ops, values));
+        finish_statistics(ops.context(), &bn, counts, moments, parts).unwrap();
+        finish_sums(ops.context(), &bn, partials, parts).unwrap();
+        let mut all = vec![f32::NAN; 6 * channels];
+        ops.download(bn.coefficients, &mut all[..4 * channels]).unwrap();
+        ops.download(bn.sums, &mut all[4 * channels..]).unwrap();
+        all.extend(read(&mut ops, Buffer::Parameters, 4 * channels));
+        all.extend(read(&mut ops, Buffer::Gradients, 2 * channels));
+        all
+    };
+    let expected = run(Options::default());
+    for options in Options::ALL {
+        assert!(equal_bits(&run(options), &expected), "{options:?} gives other bits");
+    }
 }

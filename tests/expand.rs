@@ -2,7 +2,8 @@
 
 mod common;
 
-use common::fixture::{Fixture, doubles, expect_none};
+use common::fixture::{Fixture, doubles, expect_none, tolerance_in};
+use effnet::ops::cuda::Precision;
 use effnet::ops::*;
 
 /// Images, pixels of each, inputs, outputs: the family's channel counts, rows that fill no tile, and maps
@@ -35,19 +36,43 @@ fn forward(f: &mut Fixture, rows: usize, inputs: usize, outputs: usize, x: Vec<f
     }
 }
 
-#[test]
-fn forward_agrees_with_the_oracle() {
-    let mut failures = Vec::new();
+/// Every shape with both kinds of statistics: the fixture, the pass and the length of its longest sum.
+fn forward_cases() -> Vec<(Fixture, Pass, usize)> {
     let few_rows = [(1, 1, 24, 144), (1, 2, 16, 96), (1, 3, 40, 8), (1, 7, 8, 24)];
+    let mut cases = Vec::new();
     for (images, pixels, inputs, outputs) in SHAPES.into_iter().chain(few_rows) {
         for statistics in [Statistics::Batch, Statistics::Running] {
             let rows = images * pixels;
-            let f = &mut Fixture::new(format!("expand {rows}×{inputs} to {outputs}, {statistics:?}"));
+            let mut f = Fixture::new(format!("expand {rows}×{inputs} to {outputs}, {statistics:?}"));
             let x = f.activation("x", rows, inputs);
-            let mut pass = forward(f, rows, inputs, outputs, x);
+            let mut pass = forward(&mut f, rows, inputs, outputs, x);
             pass.bn.statistics = statistics;
-            failures.extend(f.check(Pass::ExpandForward(pass), inputs.max(rows)));
+            cases.push((f, Pass::ExpandForward(pass), inputs.max(rows)));
         }
+    }
+    cases
+}
+
+#[test]
+fn forward_agrees_with_the_oracle() {
+    expect_none(forward_cases().iter().flat_map(|(f, pass, terms)| f.check(*pass, *terms)).collect());
+}
+
+#[test]
+fn forward_agrees_with_the_oracle_on_cuda() {
+    expect_none(forward_cases().iter().flat_map(|(f, pass, terms)| f.check_cuda(*pass, *terms)).collect());
+}
+
+/// Maps large enough for the higher tiles, each with a column tile that is filled and one that is not, and for
+/// blocks that take several tiles of rows.
+#[test]
+fn forward_of_large_maps_agrees_with_the_oracle_on_cuda() {
+    let mut failures = Vec::new();
+    for (rows, inputs, outputs) in [(34_000, 8, 96), (17_000, 8, 248), (22_600, 104, 176), (132_000, 8, 16)] {
+        let f = &mut Fixture::new(format!("expand {rows}×{inputs} to {outputs}"));
+        let x = f.activation("x", rows, inputs);
+        let pass = Pass::ExpandForward(forward(f, rows, inputs, outputs, x));
+        failures.extend(f.check_cuda_in(Precision::Fp16, pass, tolerance_in(Precision::Fp16, rows)));
     }
     expect_none(failures);
 }
@@ -59,7 +84,8 @@ fn forward_takes_ema_weights_when_told() {
     let x = f.activation("x", 50, 24);
     let mut pass = forward(f, 50, 24, 144, x);
     pass.bn.statistics = Statistics::Running;
-    expect_none(f.check(Pass::ExpandForward(pass), 24));
+    let pass = Pass::ExpandForward(pass);
+    expect_none(f.check(pass, 24).into_iter().chain(f.check_cuda(pass, 24)).collect());
 }
 
 /// A mean 100 times the deviation: sums of squares about zero would leave nothing of the variance in fp32.
@@ -70,45 +96,99 @@ fn statistics_survive_a_large_mean() {
     let x = f.noise("x", rows * inputs, 99.0, 101.0);
     let mut pass = forward(f, rows, inputs, outputs, x);
     pass.weight = f.param("positive weight", inputs * outputs, 0.0, 0.2);
-    expect_none(f.check(Pass::ExpandForward(pass), rows));
+    let pass = Pass::ExpandForward(pass);
+    expect_none(f.check(pass, rows).into_iter().chain(f.check_cuda(pass, rows)).collect());
+}
+
+fn backward(
+    f: &mut Fixture,
+    [images, pixels, inputs, outputs]: [usize; 4],
+    shortcut: bool,
+    drops: bool,
+) -> ExpandBackward {
+    let rows = images * pixels;
+    let y = f.activation("y", rows, outputs);
+    let bn = f.norm_of("bn", &y, outputs);
+    let du = f.noise("du", rows * outputs, -1.0, 1.2);
+    f.set_sums(&bn, &y, &doubles(&du));
+    let y3 = f.activation("previous y", rows, inputs);
+    let previous = PreviousBlock {
+        bn: f.norm_of("previous bn", &y3, inputs),
+        y: f.input("previous y", y3),
+        keep: f.keep("previous keep", images, drops),
+        pixels,
+    };
+    let x = f.activation("x", rows, inputs);
+    ExpandBackward {
+        rows,
+        inputs,
+        outputs,
+        x: f.input("x", x),
+        weight: f.weight("weight", inputs * outputs, inputs),
+        y: f.input("y", y),
+        bn,
+        du: f.input("du", du),
+        dx: f.output("dx", rows * inputs),
+        shortcut: shortcut.then(|| f.input_noise("shortcut", rows * inputs, -1.0, 1.0)),
+        previous,
+    }
+}
+
+fn backward_cases() -> Vec<(Fixture, Pass, usize)> {
+    let mut cases = Vec::new();
+    for (images, pixels, inputs, outputs) in SHAPES {
+        for (shortcut, drops) in [(false, false), (true, false), (false, true), (true, true)] {
+            let name = format!(
+                "expand {images}×{pixels}×{inputs} to {outputs}, shortcut {shortcut}, dropped {drops}"
+            );
+            let mut f = Fixture::new(name);
+            let pass = backward(&mut f, [images, pixels, inputs, outputs], shortcut, drops);
+            cases.push((f, Pass::ExpandBackward(pass), outputs.max(images * pixels)));
+        }
+    }
+    cases
 }
 
 #[test]
 fn backward_agrees_with_the_oracle() {
+    expect_none(backward_cases().iter().flat_map(|(f, pass, terms)| f.check(*pass, *terms)).collect());
+}
+
+#[test]
+fn backward_agrees_with_the_oracle_on_cuda() {
+    // The four kinds of each shape in turn: the two that differ most.
+    let cases = backward_cases();
+    let cases = cases.iter().enumerate().filter(|(at, _)| matches!(at % 4, 0 | 3));
+    expect_none(cases.flat_map(|(_, (f, pass, terms))| f.check_cuda(*pass, *terms)).collect());
+}
+
+/// Widths of the family that the shapes lack, one chunk of channels and two, and blocks that take several tiles of rows.
+#[test]
+fn backward_of_every_tile_agrees_with_the_oracle_on_cuda() {
     let mut failures = Vec::new();
-    for (images, pixels, inputs, outputs) in SHAPES {
-        for (shortcut, drops) in [(false, false), (true, false), (false, true), (true, true)] {
-            let rows = images * pixels;
-            let name = format!(
-                "expand {images}×{pixels}×{inputs} to {outputs}, shortcut {shortcut}, dropped {drops}"
-            );
-            let f = &mut Fixture::new(name);
-            let y = f.activation("y", rows, outputs);
-            let bn = f.norm_of("bn", &y, outputs);
-            let du = f.noise("du", rows * outputs, -1.0, 1.2);
-            f.set_sums(&bn, &y, &doubles(&du));
-            let y3 = f.activation("previous y", rows, inputs);
-            let previous = PreviousBlock {
-                bn: f.norm_of("previous bn", &y3, inputs),
-                y: f.input("previous y", y3),
-                keep: f.keep("previous keep", images, drops),
-                pixels,
-            };
-            let x = f.activation("x", rows, inputs);
-            let pass = ExpandBackward {
-                rows,
-                inputs,
-                outputs,
-                x: f.input("x", x),
-                weight: f.weight("weight", inputs * outputs, inputs),
-                y: f.input("y", y),
-                bn,
-                du: f.input("du", du),
-                dx: f.output("dx", rows * inputs),
-                shortcut: shortcut.then(|| f.input_noise("shortcut", rows * inputs, -1.0, 1.0)),
-                previous,
-            };
-            failures.extend(f.check(Pass::ExpandBackward(pass), outputs.max(rows)));
+    for (images, pixels, inputs, outputs) in [
+        (3, 49, 8, 64),
+        (2, 300, 24, 96),
+        (3, 49, 32, 192),
+        (3, 49, 16, 256),
+        (3, 49, 32, 264),
+        (3, 49, 48, 288),
+        (1, 100, 88, 96),
+        (2, 49, 128, 104),
+        (2, 25, 160, 320),
+        (3, 49, 208, 72),
+        (2, 49, 344, 136),
+        (1, 40, 640, 96),
+        (11, 12_544, 16, 8),
+    ] {
+        let f = &mut Fixture::new(format!("expand {images}×{pixels}×{inputs} to {outputs}"));
+        let pass = backward(f, [images, pixels, inputs, outputs], true, true);
+        let terms = outputs.max(images * pixels);
+        if terms > 10_000 {
+            let bound = tolerance_in(Precision::Fp16, terms);
+            failures.extend(f.check_cuda_in(Precision::Fp16, Pass::ExpandBackward(pass), bound));
+        } else {
+            failures.extend(f.check_cuda(Pass::ExpandBackward(pass), terms));
         }
     }
     expect_none(failures);

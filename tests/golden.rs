@@ -8,11 +8,14 @@
 mod common;
 
 use common::golden::{Bounds, Golden, Report, files, parameters};
+use common::host_gpu::HostGpu;
 use common::reference::{Reference, ReferenceDevice};
 use effnet::model::{Architecture, BatchNormConfig, ParamTable};
 use effnet::network::{Mask, Network, NetworkConfig};
 use effnet::ops::cpu::{CpuDevice, CpuOps};
+use effnet::ops::cuda::{CudaDevice, CudaOps, Precision};
 use effnet::ops::{Buffer, Ops, Plan, Statistics, StepParams, Tensor};
+use effnet_kernel_host::Options;
 
 /// A device under test, spoken to in f64.
 trait Backend: Ops + Sized {
@@ -49,6 +52,31 @@ impl Backend for CpuOps {
     }
     fn new(table: &ParamTable, plans: &[&Plan]) -> Self {
         CpuOps::new(table.trainable(), table.total(), plans, THREADS).unwrap()
+    }
+    fn put_values(&mut self, tensor: Tensor, values: &[f64]) {
+        let values: Vec<f32> = values.iter().map(|&v| v as f32).collect();
+        self.upload(tensor, &values).unwrap();
+    }
+    fn values(&mut self, tensor: Tensor) -> Vec<f64> {
+        let mut values = vec![f32::NAN; tensor.elements];
+        self.download(tensor, &mut values).unwrap();
+        values.into_iter().map(f64::from).collect()
+    }
+    fn buffer(&mut self, buffer: Buffer, elements: usize) -> Vec<f64> {
+        let mut values = vec![f32::NAN; elements];
+        self.read_state(buffer, &mut values).unwrap();
+        values.into_iter().map(f64::from).collect()
+    }
+}
+
+/// The CUDA engine in fp32, its kernels run by the host harness.
+impl Backend for CudaOps<HostGpu> {
+    fn plan(network: &Network) -> Plan {
+        network.plan(&CudaDevice { precision: Precision::Fp32 })
+    }
+    fn new(table: &ParamTable, plans: &[&Plan]) -> Self {
+        let gpu = HostGpu::new(Options::default());
+        CudaOps::new(gpu, table.trainable(), table.total(), plans, Precision::Fp32).unwrap()
     }
     fn put_values(&mut self, tensor: Tensor, values: &[f64]) {
         let values: Vec<f32> = values.iter().map(|&v| v as f32).collect();
@@ -266,6 +294,35 @@ fn the_cpu_meets_the_golden_values() {
         })
         .collect();
     assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+/// Files whose images are 64 pixels wide: larger ones would take the harness minutes.
+const SMALL: [&str; 3] =
+    ["efficientnet_b0_64.json", "efficientnet_b0_64_masks.json", "tf_efficientnet_b0_64.json"];
+
+fn kernels_meet(file: &str) {
+    let trial = Trial::new(Golden::own(file));
+    let bounds = Bounds::float32(&trial.golden.float32_reference_error);
+    let failures = tell(file, trial.run::<CudaOps<HostGpu>>(&bounds));
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+#[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "the host harness runs on x86-64 only")]
+fn the_kernels_meet_the_golden_values() {
+    kernels_meet(SMALL[0]);
+}
+
+#[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "the host harness runs on x86-64 only")]
+fn the_kernels_meet_the_golden_values_with_masks() {
+    kernels_meet(SMALL[1]);
+}
+
+#[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "the host harness runs on x86-64 only")]
+fn the_kernels_meet_the_golden_values_of_tensorflow_s_form() {
+    kernels_meet(SMALL[2]);
 }
 
 /// With one tensor zeroed, the comparison must fail, and by what the network does: the parameters themselves,

@@ -48,6 +48,7 @@ fn forward_agrees_with_the_oracle() {
                 logits: f.output("logits", images * classes),
             };
             failures.extend(f.check(Pass::HeadForward(pass), channels.max(pixels)));
+            failures.extend(f.check_cuda(Pass::HeadForward(pass), channels.max(pixels)));
         }
     }
     expect_none(failures);
@@ -76,6 +77,7 @@ fn the_loss_agrees_with_the_oracle() {
                 let f = &mut Fixture::new(name);
                 let pass = loss(f, images, classes, width, smoothing);
                 failures.extend(f.check(Pass::Loss(pass), classes));
+                failures.extend(f.check_cuda(Pass::Loss(pass), classes));
             }
         }
     }
@@ -88,6 +90,7 @@ fn the_loss_of_large_logits_is_finite() {
     let f = &mut Fixture::new("large logits");
     let pass = loss(f, 5, 10, 300.0, 0.1);
     expect_none(f.check(Pass::Loss(pass), 10));
+    expect_none(f.check_cuda(Pass::Loss(pass), 10));
 }
 
 #[test]
@@ -111,7 +114,9 @@ fn backward_agrees_with_the_oracle() {
                 dlogits: f.input_noise("dlogits", images * classes, -0.1, 0.1),
                 du: f.output("du", images * pixels * channels),
             };
-            failures.extend(f.check(Pass::HeadBackward(pass), classes.max(images * pixels)));
+            let terms = classes.max(images * pixels);
+            failures.extend(f.check(Pass::HeadBackward(pass), terms));
+            failures.extend(f.check_cuda(Pass::HeadBackward(pass), terms));
         }
     }
     expect_none(failures);

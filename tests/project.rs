@@ -2,7 +2,8 @@
 
 mod common;
 
-use common::fixture::{Fixture, expect_none};
+use common::fixture::{Fixture, expect_none, tolerance_in};
+use effnet::ops::cuda::Precision;
 use effnet::ops::*;
 
 /// Images, pixels, inputs, outputs. Images of 1, 4, 9 and 49 rows, so that tiles straddle them.
@@ -38,18 +39,51 @@ fn forward(f: &mut Fixture, images: usize, pixels: usize, inputs: usize, outputs
     }
 }
 
-#[test]
-fn forward_agrees_with_the_oracle() {
-    let mut failures = Vec::new();
+/// Every shape with both kinds of statistics: the fixture, the pass and the length of its longest sum.
+fn forward_cases() -> Vec<(Fixture, Pass, usize)> {
     let few_rows = [(1, 1, 24, 8), (2, 1, 16, 24), (1, 3, 40, 8), (1, 7, 8, 24)];
+    let mut cases = Vec::new();
     for (images, pixels, inputs, outputs) in SHAPES.into_iter().chain(few_rows) {
         for statistics in [Statistics::Batch, Statistics::Running] {
             let name = format!("project {images}×{pixels}×{inputs} to {outputs}, {statistics:?}");
-            let f = &mut Fixture::new(name);
-            let mut pass = forward(f, images, pixels, inputs, outputs);
+            let mut f = Fixture::new(name);
+            let mut pass = forward(&mut f, images, pixels, inputs, outputs);
             pass.bn.statistics = statistics;
-            failures.extend(f.check(Pass::ProjectForward(pass), inputs.max(images * pixels)));
+            cases.push((f, Pass::ProjectForward(pass), inputs.max(images * pixels)));
         }
+    }
+    cases
+}
+
+#[test]
+fn forward_agrees_with_the_oracle() {
+    expect_none(forward_cases().iter().flat_map(|(f, pass, terms)| f.check(*pass, *terms)).collect());
+}
+
+#[test]
+fn forward_agrees_with_the_oracle_on_cuda() {
+    expect_none(forward_cases().iter().flat_map(|(f, pass, terms)| f.check_cuda(*pass, *terms)).collect());
+}
+
+/// Widths of the family that the shapes lack, those of two column tiles among them, and maps large enough for the
+/// higher tiles and for blocks that take several tiles of rows.
+#[test]
+fn forward_of_every_tile_agrees_with_the_oracle_on_cuda() {
+    let mut failures = Vec::new();
+    for (images, pixels, inputs, outputs) in [
+        (3, 49, 96, 48),
+        (5, 49, 24, 384),
+        (3, 49, 16, 640),
+        (44, 784, 8, 80),
+        (22, 1600, 8, 104),
+        (350, 49, 8, 192),
+        (350, 49, 8, 320),
+        (670, 400, 8, 8),
+    ] {
+        let f = &mut Fixture::new(format!("project {images}×{pixels}×{inputs} to {outputs}"));
+        let pass = Pass::ProjectForward(forward(f, images, pixels, inputs, outputs));
+        let bound = tolerance_in(Precision::Fp16, images * pixels);
+        failures.extend(f.check_cuda_in(Precision::Fp16, pass, bound));
     }
     expect_none(failures);
 }
@@ -60,7 +94,8 @@ fn forward_takes_ema_weights_when_told() {
     f.weights = Weights::Ema;
     let mut pass = forward(f, 3, 25, 96, 24);
     pass.bn.statistics = Statistics::Running;
-    expect_none(f.check(Pass::ProjectForward(pass), 96));
+    let pass = Pass::ProjectForward(pass);
+    expect_none(f.check(pass, 96).into_iter().chain(f.check_cuda(pass, 96)).collect());
 }
 
 /// A mean 100 times the deviation: sums of squares about zero would leave nothing of the variance in fp32.
@@ -84,50 +119,93 @@ fn statistics_survive_a_large_mean() {
     pass.input_bn.coefficients = coefficients;
     pass.input_bn.weight = f.param_of("small gamma", gamma);
     pass.input_bn.bias = f.param_of("large beta", beta);
-    expect_none(f.check(Pass::ProjectForward(pass), images * pixels));
+    let pass = Pass::ProjectForward(pass);
+    let terms = images * pixels;
+    expect_none(f.check(pass, terms).into_iter().chain(f.check_cuda(pass, terms)).collect());
 }
 
-#[test]
-fn backward_agrees_with_the_oracle() {
-    let mut failures = Vec::new();
+fn backward(f: &mut Fixture, [images, pixels, inputs, outputs]: [usize; 4], drops: bool) -> ProjectBackward {
+    let rows = images * pixels;
+    let y = f.activation("y", rows, outputs);
+    let bn = f.norm_of("bn", &y, outputs);
+    let dout = f.noise("dout", rows * outputs, -1.0, 1.2);
+    let keep = f.keep("keep", images, drops);
+    let du: Vec<f64> = (0..rows * outputs)
+        .map(|at| {
+            let factor = keep.map_or(1.0, |keep| f.value(keep)[at / outputs / pixels]);
+            dout[at] as f64 * factor as f64
+        })
+        .collect();
+    f.set_sums(&bn, &y, &du);
+    let x = f.activation("x", rows, inputs);
+    ProjectBackward {
+        images,
+        pixels,
+        inputs,
+        outputs,
+        input_bn: f.norm_of("input bn", &x, inputs),
+        x: f.input("x", x),
+        gate: f.input_noise("gate", images * inputs, 0.1, 0.9),
+        weight: f.weight("weight", inputs * outputs, inputs),
+        y: f.input("y", y),
+        bn,
+        dout: f.input("dout", dout),
+        keep,
+        da: f.output("da", rows * inputs),
+        five_sums: f.output_rows("five sums", 5, images * inputs),
+    }
+}
+
+fn backward_cases() -> Vec<(Fixture, Pass, usize)> {
+    let mut cases = Vec::new();
     for (images, pixels, inputs, outputs) in SHAPES {
         for drops in [false, true] {
             // With few rows and some of them dropped, too few are left for batch norm's gradient.
             if drops && images * pixels < 8 {
                 continue;
             }
-            let rows = images * pixels;
             let name = format!("project {images}×{pixels}×{inputs} to {outputs}, dropped {drops}");
-            let f = &mut Fixture::new(name);
-            let y = f.activation("y", rows, outputs);
-            let bn = f.norm_of("bn", &y, outputs);
-            let dout = f.noise("dout", rows * outputs, -1.0, 1.2);
-            let keep = f.keep("keep", images, drops);
-            let du: Vec<f64> = (0..rows * outputs)
-                .map(|at| {
-                    let factor = keep.map_or(1.0, |keep| f.value(keep)[at / outputs / pixels]);
-                    dout[at] as f64 * factor as f64
-                })
-                .collect();
-            f.set_sums(&bn, &y, &du);
-            let x = f.activation("x", rows, inputs);
-            let pass = ProjectBackward {
-                images,
-                pixels,
-                inputs,
-                outputs,
-                input_bn: f.norm_of("input bn", &x, inputs),
-                x: f.input("x", x),
-                gate: f.input_noise("gate", images * inputs, 0.1, 0.9),
-                weight: f.weight("weight", inputs * outputs, inputs),
-                y: f.input("y", y),
-                bn,
-                dout: f.input("dout", dout),
-                keep,
-                da: f.output("da", rows * inputs),
-                five_sums: f.output_rows("five sums", 5, images * inputs),
-            };
-            failures.extend(f.check(Pass::ProjectBackward(pass), outputs.max(rows)));
+            let mut f = Fixture::new(name);
+            let pass = backward(&mut f, [images, pixels, inputs, outputs], drops);
+            cases.push((f, Pass::ProjectBackward(pass), outputs.max(images * pixels)));
+        }
+    }
+    cases
+}
+
+#[test]
+fn backward_agrees_with_the_oracle() {
+    expect_none(backward_cases().iter().flat_map(|(f, pass, terms)| f.check(*pass, *terms)).collect());
+}
+
+#[test]
+fn backward_agrees_with_the_oracle_on_cuda() {
+    expect_none(backward_cases().iter().flat_map(|(f, pass, terms)| f.check_cuda(*pass, *terms)).collect());
+}
+
+/// Widths of the family that the shapes lack, slices of unequal widths, segments of images, several images of a block.
+#[test]
+fn backward_of_every_tile_agrees_with_the_oracle_on_cuda() {
+    let mut failures = Vec::new();
+    for (images, pixels, inputs, outputs) in [
+        (2, 1600, 32, 16),
+        (3, 100, 64, 32),
+        (2, 196, 48, 24),
+        (3, 49, 288, 48),
+        (2, 64, 200, 80),
+        (2, 49, 168, 160),
+        (3, 25, 136, 384),
+        (2, 9, 72, 640),
+        (150, 9, 104, 16),
+        (11, 12_544, 8, 8),
+    ] {
+        let f = &mut Fixture::new(format!("project {images}×{pixels}×{inputs} to {outputs}"));
+        let pass = Pass::ProjectBackward(backward(f, [images, pixels, inputs, outputs], true));
+        let terms = outputs.max(images * pixels);
+        if terms > 10_000 {
+            failures.extend(f.check_cuda_in(Precision::Fp16, pass, tolerance_in(Precision::Fp16, terms)));
+        } else {
+            failures.extend(f.check_cuda(pass, terms));
         }
     }
     expect_none(failures);

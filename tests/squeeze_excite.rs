@@ -6,7 +6,8 @@ use common::fixture::{Fixture, expect_none};
 use effnet::ops::*;
 
 /// Images, pixels, channels, bottleneck: widths from 4 that are no multiple of a vector.
-const SHAPES: [(usize, usize, usize, usize); 11] = [
+/// The last ones are for a GPU: more images, channels and pixels than a block takes at once.
+const SHAPES: [(usize, usize, usize, usize); 14] = [
     (1, 1, 8, 2),
     (5, 1, 32, 8),
     (2, 4, 96, 4),
@@ -18,6 +19,9 @@ const SHAPES: [(usize, usize, usize, usize); 11] = [
     (3, 49, 672, 28),
     (1, 196, 112, 5),
     (2, 784, 144, 6),
+    (300, 1, 16, 4),
+    (9, 2, 1304, 33),
+    (1, 5000, 16, 4),
 ];
 
 #[test]
@@ -42,6 +46,7 @@ fn forward_agrees_with_the_oracle() {
                 gate: f.output("gate", images * channels),
             };
             failures.extend(f.check(Pass::SqueezeForward(pass), pixels.max(channels)));
+            failures.extend(f.check_cuda(Pass::SqueezeForward(pass), pixels.max(channels)));
         }
     }
     expect_none(failures);
@@ -66,6 +71,7 @@ fn backward_agrees_with_the_oracle() {
             squeeze_gradient: f.output("squeeze gradient", images * channels),
         };
         failures.extend(f.check(Pass::SqueezeBackward(pass), images.max(channels)));
+        failures.extend(f.check_cuda(Pass::SqueezeBackward(pass), images.max(channels)));
     }
     expect_none(failures);
 }

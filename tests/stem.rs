@@ -12,7 +12,7 @@ const PADDINGS: [Padding; 2] = [Padding::Symmetric, Padding::Same];
 
 /// Images, side, channels: odd and even sides, one-pixel outputs, the family's channels, and maps large
 /// enough to be cut into several tasks.
-const SHAPES: [(usize, usize, usize); 9] = [
+const SHAPES: [(usize, usize, usize); 10] = [
     (5, 1, 8),
     (5, 2, 32),
     (3, 3, 40),
@@ -22,6 +22,7 @@ const SHAPES: [(usize, usize, usize); 9] = [
     (1, 14, 56),
     (2, 33, 32),
     (4, 66, 40),
+    (2, 64, 32),
 ];
 
 fn forward(f: &mut Fixture, images: usize, window: Window, channels: usize, image: Tensor) -> StemForward {
@@ -49,7 +50,9 @@ fn forward_agrees_with_the_oracle() {
                 let image = f.input_noise("image", images * side * side * 3, -2.0, 2.0);
                 let mut pass = forward(f, images, window, channels, image);
                 pass.bn.statistics = statistics;
-                failures.extend(f.check(Pass::StemForward(pass), 27.max(pass.bn.rows)));
+                let terms = 27.max(pass.bn.rows);
+                failures.extend(f.check(Pass::StemForward(pass), terms));
+                failures.extend(f.check_cuda(Pass::StemForward(pass), terms));
             }
         }
     }
@@ -64,6 +67,7 @@ fn forward_takes_ema_weights_when_told() {
     let mut pass = forward(f, 2, Window::new(3, 2, 9, Padding::Same), 32, image);
     pass.bn.statistics = Statistics::Running;
     expect_none(f.check(Pass::StemForward(pass), 27));
+    expect_none(f.check_cuda(Pass::StemForward(pass), 27));
 }
 
 /// A mean 100 times the deviation: sums of squares about zero would leave nothing of the variance in fp32.
@@ -78,6 +82,7 @@ fn statistics_survive_a_large_mean() {
     weights.iter_mut().enumerate().filter(|(i, _)| i % 9 != 4).for_each(|(_, w)| *w = 0.0);
     pass.weight = f.param_of("weight", weights);
     expect_none(f.check(Pass::StemForward(pass), pass.bn.rows));
+    expect_none(f.check_cuda(Pass::StemForward(pass), pass.bn.rows));
 }
 
 #[test]
@@ -103,6 +108,7 @@ fn backward_agrees_with_the_oracle() {
                 du: f.input("du", du),
             };
             failures.extend(f.check(Pass::StemBackward(pass), rows));
+            failures.extend(f.check_cuda(Pass::StemBackward(pass), rows));
         }
     }
     expect_none(failures);

@@ -1,4 +1,5 @@
-//! What the tests share: values from names, the f64 oracle, one comparison for every pass, the golden files.
+//! What the tests share: values from names, the f64 oracle, one comparison for every pass, the golden files, a GPU
+//! that is none.
 //!
 //! Each file of `tests/` is a program of its own and uses a part of this.
 #![allow(dead_code)]
@@ -6,4 +7,5 @@
 pub mod fixture;
 pub mod formula;
 pub mod golden;
+pub mod host_gpu;
 pub mod reference;

@@ -72,6 +72,24 @@ pub struct Context<G: Gpu> {
 }
 
 impl<G: Gpu> Context<G> {
+    /// Tells the GPU what lies where.
+    pub(super) fn describe(&mut self) {
+        let State { trainable, total, .. } = self.state;
+        for (at, bytes, label) in [
+            (self.state.parameters, 4 * total, "parameters"),
+            (self.state.gradients, 4 * trainable, "gradients"),
+            (self.state.mean_square, 4 * trainable, "mean square"),
+            (self.state.momentum, 4 * trainable, "momentum"),
+            (self.state.ema, 4 * total, "EMA"),
+            (self.state.running, 4 * (total - trainable), "running statistics"),
+            (self.state.block, super::step::BLOCK_BYTES, "step block"),
+            (self.arena, self.arena_bytes, "arena"),
+            (self.workspace, self.workspace_bytes, "workspace"),
+        ] {
+            self.gpu.describe(at, bytes, label);
+        }
+    }
+
     /// Where a tensor lies.
     pub fn tensor(&self, tensor: Tensor) -> Address {
         match self.offsets.get(tensor.id as usize) {

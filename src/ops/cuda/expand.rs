@@ -1,12 +1,14 @@
 //! The pointwise expansion (and the head's convolution).
 
 use super::arguments::{Kernel, arguments};
-use super::batch_norm::{finish_statistics, statistics_bytes};
+use super::batch_norm::{finish_statistics, finish_sums, statistics_bytes, sums_bytes};
 use super::context::{Context, workspace_bytes};
 use super::gpu::{Address, Gpu};
 use super::pointwise::Cut;
+use super::pointwise_backward::{ExpandData, ExpandSweep, WeightPieces};
 use super::precision::Precision;
-use crate::ops::{ExpandBackward, ExpandForward, OpsError, Result, Statistics};
+use super::reduction::add_gradient;
+use crate::ops::{ExpandBackward, ExpandForward, Result, Statistics};
 
 arguments! {
     /// y = x·Wᵀ, see `kernels/pointwise.cuh`.
@@ -59,10 +61,201 @@ pub fn forward<G: Gpu>(cx: &mut Context<G>, p: &ExpandForward) -> Result {
     Ok(())
 }
 
-pub fn backward_workspace(_p: &ExpandBackward, _precision: Precision) -> usize {
-    0
+arguments! {
+    /// dx and the sums of the batch norm before, see `kernels/expand_backward.cuh`.
+    pub struct BackwardDataArguments {
+        du: Address,
+        y: Address,
+        weight: Address,
+        coefficients: Address,
+        sums: Address,
+        shortcut: Address,
+        previous_y: Address,
+        previous_coefficients: Address,
+        keep: Address,
+        dx: Address,
+        partials: Address,
+        rows: i32,
+        inputs: i32,
+        outputs: i32,
+        pixels: i32,
+        inverse_rows: f32,
+    }
 }
 
-pub fn backward<G: Gpu>(_cx: &mut Context<G>, _p: &ExpandBackward) -> Result {
-    Err(OpsError::Device("expand backward is not written yet".into()))
+arguments! {
+    /// Those and the weights' gradient.
+    pub struct BackwardArguments {
+        du: Address,
+        y: Address,
+        weight: Address,
+        coefficients: Address,
+        sums: Address,
+        shortcut: Address,
+        previous_y: Address,
+        previous_coefficients: Address,
+        keep: Address,
+        dx: Address,
+        partials: Address,
+        x: Address,
+        weight_partials: Address,
+        rows: i32,
+        inputs: i32,
+        outputs: i32,
+        pixels: i32,
+        inverse_rows: f32,
+    }
+}
+
+arguments! {
+    /// The weights' gradient alone.
+    pub struct BackwardWeightsArguments {
+        du: Address,
+        y: Address,
+        x: Address,
+        coefficients: Address,
+        sums: Address,
+        partials: Address,
+        rows: i32,
+        inputs: i32,
+        outputs: i32,
+        slice: i32,
+        inverse_rows: f32,
+    }
+}
+
+const BACKWARD: Kernel<BackwardArguments> = Kernel::stored("expand_backward");
+const BACKWARD_DATA: Kernel<BackwardDataArguments> = Kernel::stored("expand_backward_data");
+const BACKWARD_WEIGHTS: Kernel<BackwardWeightsArguments> = Kernel::stored("expand_backward_weights");
+
+/// How the backward pass is cut.
+enum BackwardCut {
+    Sweep(ExpandSweep),
+    /// The data gradient, then the weights'.
+    Two(ExpandData, WeightPieces),
+}
+
+impl BackwardCut {
+    fn new(p: &ExpandBackward, precision: Precision) -> BackwardCut {
+        match ExpandSweep::of(precision, p.inputs, p.outputs) {
+            Some(sweep) => BackwardCut::Sweep(sweep),
+            None => BackwardCut::Two(
+                ExpandData::of(precision, p.inputs),
+                WeightPieces::expand(precision, p.rows, p.inputs, p.outputs),
+            ),
+        }
+    }
+
+    /// Parts of the sums and of the weights' gradient.
+    fn parts(&self, p: &ExpandBackward) -> [usize; 2] {
+        match self {
+            BackwardCut::Sweep(sweep) => [sweep.blocks(p.rows, p.inputs); 2],
+            BackwardCut::Two(data, weights) => [data.blocks(p.rows), weights.parts],
+        }
+    }
+
+    fn bytes(&self, p: &ExpandBackward) -> [usize; 2] {
+        let [sums, weights] = self.parts(p);
+        [sums_bytes(sums, p.inputs), weights * p.inputs * p.outputs * 4]
+    }
+}
+
+pub fn backward_workspace(p: &ExpandBackward, precision: Precision) -> usize {
+    workspace_bytes(&BackwardCut::new(p, precision).bytes(p))
+}
+
+pub fn backward<G: Gpu>(cx: &mut Context<G>, p: &ExpandBackward) -> Result {
+    let cut = BackwardCut::new(p, cx.precision);
+    let ([sums, partials], parts) = (cx.workspace(cut.bytes(p)), cut.parts(p));
+    match cut {
+        BackwardCut::Sweep(sweep) => backward_sweep(cx, p, &sweep, sums, partials)?,
+        BackwardCut::Two(data, weights) => {
+            backward_data(cx, p, &data, sums)?;
+            backward_weights(cx, p, &weights, partials)?;
+        }
+    }
+    finish_sums(cx, &p.previous.bn, sums, parts[0])?;
+    add_gradient(cx, partials, parts[1], p.weight)
+}
+
+fn backward_sweep<G: Gpu>(
+    cx: &mut Context<G>,
+    p: &ExpandBackward,
+    sweep: &ExpandSweep,
+    sums: Address,
+    partials: Address,
+) -> Result {
+    let arguments = BackwardArguments {
+        du: cx.tensor(p.du),
+        y: cx.tensor(p.y),
+        weight: cx.stored_weight(p.weight),
+        coefficients: cx.tensor(p.bn.coefficients),
+        sums: cx.tensor(p.bn.sums),
+        shortcut: cx.optional(p.shortcut),
+        previous_y: cx.tensor(p.previous.y),
+        previous_coefficients: cx.tensor(p.previous.bn.coefficients),
+        keep: cx.optional(p.previous.keep),
+        dx: cx.tensor(p.dx),
+        partials: sums,
+        x: cx.tensor(p.x),
+        weight_partials: partials,
+        rows: p.rows as i32,
+        inputs: p.inputs as i32,
+        outputs: p.outputs as i32,
+        pixels: p.previous.pixels as i32,
+        inverse_rows: 1.0 / p.rows as f32,
+    };
+    let (kernel, grid) = (BACKWARD.variant(sweep.variant()), [sweep.blocks(p.rows, p.inputs), 1, 1]);
+    cx.launch(&kernel, grid, ExpandSweep::THREADS, sweep.shared(cx.precision), arguments)
+}
+
+fn backward_data<G: Gpu>(
+    cx: &mut Context<G>,
+    p: &ExpandBackward,
+    data: &ExpandData,
+    sums: Address,
+) -> Result {
+    let arguments = BackwardDataArguments {
+        du: cx.tensor(p.du),
+        y: cx.tensor(p.y),
+        weight: cx.stored_weight(p.weight),
+        coefficients: cx.tensor(p.bn.coefficients),
+        sums: cx.tensor(p.bn.sums),
+        shortcut: cx.optional(p.shortcut),
+        previous_y: cx.tensor(p.previous.y),
+        previous_coefficients: cx.tensor(p.previous.bn.coefficients),
+        keep: cx.optional(p.previous.keep),
+        dx: cx.tensor(p.dx),
+        partials: sums,
+        rows: p.rows as i32,
+        inputs: p.inputs as i32,
+        outputs: p.outputs as i32,
+        pixels: p.previous.pixels as i32,
+        inverse_rows: 1.0 / p.rows as f32,
+    };
+    let (kernel, grid) = (BACKWARD_DATA.variant(data.columns), [data.blocks(p.rows), 1, 1]);
+    cx.launch(&kernel, grid, data.threads, data.shared(cx.precision), arguments)
+}
+
+fn backward_weights<G: Gpu>(
+    cx: &mut Context<G>,
+    p: &ExpandBackward,
+    weights: &WeightPieces,
+    partials: Address,
+) -> Result {
+    let arguments = BackwardWeightsArguments {
+        du: cx.tensor(p.du),
+        y: cx.tensor(p.y),
+        x: cx.tensor(p.x),
+        coefficients: cx.tensor(p.bn.coefficients),
+        sums: cx.tensor(p.bn.sums),
+        partials,
+        rows: p.rows as i32,
+        inputs: p.inputs as i32,
+        outputs: p.outputs as i32,
+        slice: weights.slice as i32,
+        inverse_rows: 1.0 / p.rows as f32,
+    };
+    let (kernel, shared) = (BACKWARD_WEIGHTS.variant(weights.variant()), weights.shared(cx.precision, 0));
+    cx.launch(&kernel, weights.grid(), WeightPieces::THREADS, shared, arguments)
 }

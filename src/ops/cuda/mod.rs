@@ -21,6 +21,7 @@ pub mod masks;
 pub mod nvidia;
 pub mod optimiser;
 pub mod pointwise;
+pub mod pointwise_backward;
 pub mod precision;
 pub mod project;
 pub mod reduction;
@@ -160,6 +161,7 @@ impl<G: Gpu> CudaOps<G> {
             profile: None,
             name: String::with_capacity(96),
         };
+        cx.describe();
         step::initialise(&mut cx)?;
         let staging = [cx.gpu.staging(step::BLOCK_BYTES)?, cx.gpu.staging(step::BLOCK_BYTES)?];
         let figures = Figures { staging, ended: 0, taken: 0, skipped: 0 };
@@ -206,6 +208,11 @@ impl<G: Gpu> CudaOps<G> {
     /// The GPU itself.
     pub fn gpu(&mut self) -> &mut G {
         &mut self.cx.gpu
+    }
+
+    /// What launchers work with, for tests of what no pass does alone.
+    pub fn context(&mut self) -> &mut Context<G> {
+        &mut self.cx
     }
 
     /// After how many good steps the loss scale of fp16 doubles: 2000 unless set.

@@ -5,8 +5,10 @@ use super::batch_norm::{finish_statistics, statistics_bytes};
 use super::context::{Context, workspace_bytes};
 use super::gpu::{Address, Gpu};
 use super::pointwise::Cut;
+use super::pointwise_backward::{Sweep, SweepCut, WeightPieces};
 use super::precision::Precision;
-use crate::ops::{OpsError, ProjectBackward, ProjectForward, Result, Statistics};
+use super::reduction::add_gradient;
+use crate::ops::{ProjectBackward, ProjectForward, Result, Statistics};
 
 arguments! {
     /// y = (silu(BN(x))·gate)·Wᵀ, see `kernels/pointwise.cuh`.
@@ -66,10 +68,171 @@ pub fn forward<G: Gpu>(cx: &mut Context<G>, p: &ProjectForward) -> Result {
     Ok(())
 }
 
-pub fn backward_workspace(_p: &ProjectBackward, _precision: Precision) -> usize {
-    0
+arguments! {
+    /// da, the five sums and perhaps the weights' gradient, see `kernels/project_backward.cuh`.
+    pub struct BackwardArguments {
+        dout: Address,
+        y: Address,
+        weight: Address,
+        coefficients: Address,
+        sums: Address,
+        keep: Address,
+        x: Address,
+        input_coefficients: Address,
+        gate: Address,
+        da: Address,
+        five_sums: Address,
+        partials: Address,
+        images: i32,
+        pixels: i32,
+        inputs: i32,
+        outputs: i32,
+        slice: i32,
+        segments: i32,
+        group: i32,
+        inverse_rows: f32,
+    }
 }
 
-pub fn backward<G: Gpu>(_cx: &mut Context<G>, _p: &ProjectBackward) -> Result {
-    Err(OpsError::Device("project backward is not written yet".into()))
+arguments! {
+    /// The weights' gradient alone.
+    pub struct BackwardWeightsArguments {
+        dout: Address,
+        y: Address,
+        coefficients: Address,
+        sums: Address,
+        keep: Address,
+        x: Address,
+        input_coefficients: Address,
+        gate: Address,
+        partials: Address,
+        rows: i32,
+        pixels: i32,
+        inputs: i32,
+        outputs: i32,
+        slice: i32,
+        inverse_rows: f32,
+    }
+}
+
+arguments! {
+    /// Adds up the five sums of an image's segments.
+    pub struct BackwardSegmentsArguments {
+        parts: Address,
+        five_sums: Address,
+        segments: i32,
+        elements: i32,
+    }
+}
+
+const BACKWARD: Kernel<BackwardArguments> = Kernel::stored("project_backward");
+const BACKWARD_WEIGHTS: Kernel<BackwardWeightsArguments> = Kernel::stored("project_backward_weights");
+const BACKWARD_SEGMENTS: Kernel<BackwardSegmentsArguments> = Kernel::plain("project_backward_segments");
+
+/// How the backward pass is cut.
+struct BackwardCut {
+    sweep: SweepCut,
+    /// Where the sweep does without the weights' gradient.
+    weights: Option<WeightPieces>,
+}
+
+impl BackwardCut {
+    fn new(p: &ProjectBackward, precision: Precision) -> BackwardCut {
+        let sweep = SweepCut::new(precision, p.images, p.pixels, p.inputs, p.outputs);
+        let pieces = || WeightPieces::project(precision, p.images * p.pixels, p.inputs, p.outputs);
+        BackwardCut { sweep, weights: (!sweep.shape.has_weights()).then(pieces) }
+    }
+
+    /// Parts of the weights' gradient.
+    fn parts(&self) -> usize {
+        self.weights.map_or(self.sweep.parts, |weights| weights.parts)
+    }
+
+    /// Bytes of the partial weights' gradients and of the segments' five sums.
+    fn bytes(&self, p: &ProjectBackward) -> [usize; 2] {
+        let segments = if self.sweep.segments > 1 { self.sweep.segments } else { 0 };
+        [self.parts() * p.inputs * p.outputs * 4, segments * p.five_sums.elements * 4]
+    }
+}
+
+pub fn backward_workspace(p: &ProjectBackward, precision: Precision) -> usize {
+    workspace_bytes(&BackwardCut::new(p, precision).bytes(p))
+}
+
+pub fn backward<G: Gpu>(cx: &mut Context<G>, p: &ProjectBackward) -> Result {
+    let cut = BackwardCut::new(p, cx.precision);
+    let BackwardCut { sweep, weights } = cut;
+    let [partials, segments] = cx.workspace(cut.bytes(p));
+    let inverse_rows = 1.0 / (p.images * p.pixels) as f32;
+    let arguments = BackwardArguments {
+        dout: cx.tensor(p.dout),
+        y: cx.tensor(p.y),
+        weight: cx.stored_weight(p.weight),
+        coefficients: cx.tensor(p.bn.coefficients),
+        sums: cx.tensor(p.bn.sums),
+        keep: cx.optional(p.keep),
+        x: cx.tensor(p.x),
+        input_coefficients: cx.tensor(p.input_bn.coefficients),
+        gate: cx.tensor(p.gate),
+        da: cx.tensor(p.da),
+        five_sums: if sweep.segments > 1 { segments } else { cx.tensor(p.five_sums) },
+        partials: if weights.is_none() { partials } else { Address::NULL },
+        images: p.images as i32,
+        pixels: p.pixels as i32,
+        inputs: p.inputs as i32,
+        outputs: p.outputs as i32,
+        slice: sweep.slice as i32,
+        segments: sweep.segments as i32,
+        group: sweep.group as i32,
+        inverse_rows,
+    };
+    let (kernel, shared) = (BACKWARD.variant(sweep.shape.variant()), sweep.shape.shared(cx.precision));
+    cx.launch(&kernel, sweep.grid(), Sweep::THREADS, shared, arguments)?;
+    if sweep.segments > 1 {
+        add_segments(cx, p, segments, sweep.segments)?;
+    }
+    if let Some(weights) = weights {
+        backward_weights(cx, p, &weights, partials)?;
+    }
+    add_gradient(cx, partials, cut.parts(), p.weight)
+}
+
+fn add_segments<G: Gpu>(cx: &mut Context<G>, p: &ProjectBackward, parts: Address, segments: usize) -> Result {
+    let elements = p.five_sums.elements;
+    let arguments = BackwardSegmentsArguments {
+        parts,
+        five_sums: cx.tensor(p.five_sums),
+        segments: segments as i32,
+        elements: elements as i32,
+    };
+    cx.launch(&BACKWARD_SEGMENTS, [elements.div_ceil(256 * 8), 1, 1], 256, 0, arguments)
+}
+
+fn backward_weights<G: Gpu>(
+    cx: &mut Context<G>,
+    p: &ProjectBackward,
+    weights: &WeightPieces,
+    partials: Address,
+) -> Result {
+    let rows = p.images * p.pixels;
+    let arguments = BackwardWeightsArguments {
+        dout: cx.tensor(p.dout),
+        y: cx.tensor(p.y),
+        coefficients: cx.tensor(p.bn.coefficients),
+        sums: cx.tensor(p.bn.sums),
+        keep: cx.optional(p.keep),
+        x: cx.tensor(p.x),
+        input_coefficients: cx.tensor(p.input_bn.coefficients),
+        gate: cx.tensor(p.gate),
+        partials,
+        rows: rows as i32,
+        pixels: p.pixels as i32,
+        inputs: p.inputs as i32,
+        outputs: p.outputs as i32,
+        slice: weights.slice as i32,
+        inverse_rows: 1.0 / rows as f32,
+    };
+    let shared = weights.shared(cx.precision, weights.right);
+    let kernel = BACKWARD_WEIGHTS.variant(weights.variant());
+    cx.launch(&kernel, weights.grid(), WeightPieces::THREADS, shared, arguments)
 }

@@ -12,8 +12,9 @@ use crate::ops::{Result, Statistics, StemBackward, StemForward};
 const THREADS: usize = 256;
 /// Values under one output value.
 const TAPS: usize = 27;
-/// Pixels of a thread in a tile.
-const PIXELS: usize = 8;
+/// Pixels of a thread in a tile: `STEM_PIXELS` of the kernel forward, and what it walks through backward.
+const FORWARD_PIXELS: usize = 7;
+const BACKWARD_PIXELS: usize = 8;
 /// Bytes of the image's rows in shared memory, at most: beside them the rest of a block's pieces have room.
 const MOST_ROW_BYTES: usize = 72 << 10;
 /// Floats in which the threads' moments of eight channels are added up.
@@ -84,15 +85,15 @@ struct Cut {
 }
 
 impl Cut {
-    /// `roles` threads share a pixel.
-    fn new(images: usize, window: &Window, roles: usize, most_parts: usize) -> Cut {
+    /// `roles` threads share a pixel, each takes `pixels` of a tile.
+    fn new(images: usize, window: &Window, roles: usize, pixels: usize, most_parts: usize) -> Cut {
         assert_eq!((window.kernel, window.stride), (3, 2), "the stem's window is 3×3 with stride 2");
         let columns = ((window.output - 1) * 2 + 3).max(window.pad + window.input);
         let pitch = (3 * columns).next_multiple_of(32) + 1;
         let output_rows =
             |pixels: usize| ((pixels + window.output - 2) / window.output + 1).min(window.output);
         let rows = |pixels: usize| 2 * output_rows(pixels) + 1;
-        let mut pixels = PIXELS * (THREADS / roles);
+        let mut pixels = pixels * (THREADS / roles);
         while pixels > 2 && rows(pixels) * pitch * 4 > MOST_ROW_BYTES {
             pixels /= 2;
         }
@@ -106,7 +107,7 @@ impl Cut {
 }
 
 fn forward_cut(p: &StemForward) -> Cut {
-    Cut::new(p.images, &p.window, p.channels / 8, FORWARD_PARTS)
+    Cut::new(p.images, &p.window, p.channels / 8, FORWARD_PIXELS, FORWARD_PARTS)
 }
 
 pub fn forward_workspace(p: &StemForward, _precision: Precision) -> usize {
@@ -148,12 +149,12 @@ pub fn forward<G: Gpu>(cx: &mut Context<G>, p: &StemForward) -> Result {
 
 fn backward_cut(p: &StemBackward) -> Cut {
     // A thread has one of the window's three rows.
-    Cut::new(p.images, &p.window, 3 * p.channels / 8, BACKWARD_PARTS)
+    Cut::new(p.images, &p.window, 3 * p.channels / 8, BACKWARD_PIXELS, BACKWARD_PARTS)
 }
 
 /// Pixels that dy has room for in shared memory, where the threads' sums are added up afterwards.
 fn dy_pixels(p: &StemBackward) -> usize {
-    PIXELS * (THREADS / (3 * p.channels / 8))
+    BACKWARD_PIXELS * (THREADS / (3 * p.channels / 8))
 }
 
 fn partial_bytes(p: &StemBackward) -> usize {

@@ -85,6 +85,8 @@ const FIGURES: usize = 44;
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Block {
     pub scale: LossScale,
+    /// Whether a gradient of this step is not finite, until its update has said so in `scale`.
+    pub not_finite: bool,
     pub correct: u32,
     pub loss: f64,
 }
@@ -100,6 +102,7 @@ impl Block {
                 good_steps: u32::from_le_bytes(word(36)),
                 skipped: u32::from_le_bytes(word(40)),
             },
+            not_finite: u32::from_le_bytes(word(32)) != 0,
             correct: u32::from_le_bytes(word(FIGURES)),
             loss: f64::from_le_bytes(long(48)),
         }

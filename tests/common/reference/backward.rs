@@ -22,7 +22,10 @@ impl Reference {
 
     /// Gradient at a batch norm's input.
     fn through_norm(&self, bn: &BatchNorm, y: &[f64], du: &[f64]) -> Vec<f64> {
-        self.norm(bn, Reference::raw_weight).backward(du, y)
+        let norm = self.norm(bn, Reference::raw_weight);
+        let (beta, gamma) = norm.parameter_gradients(du, y);
+        self.sums.borrow_mut().insert(bn.sums.id, [beta, gamma].concat());
+        norm.backward(du, y)
     }
 
     /// du = keep·dx at the batch norm that ended the block before.

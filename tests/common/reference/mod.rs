@@ -61,6 +61,8 @@ pub struct Reference {
     ema_weights: bool,
     step: StepParams,
     touched: RefCell<Touched>,
+    /// Sums that a pass was handed, as they were taken afresh.
+    sums: RefCell<HashMap<u32, Vec<f64>>>,
 }
 
 impl Reference {
@@ -94,6 +96,11 @@ impl Reference {
     /// What was touched since the last call.
     pub fn take_touched(&self) -> Touched {
         self.touched.take()
+    }
+
+    /// By tensor, the sums that passes were handed and that the oracle took afresh.
+    pub fn derived_sums(&self) -> HashMap<u32, Vec<f64>> {
+        self.sums.take()
     }
 
     pub fn state(&mut self, buffer: Buffer) -> &mut Vec<f64> {

@@ -1,0 +1,299 @@
+// Threads of a block as fibers: who runs next, barriers, and what is reported where they cannot go on.
+//
+// A fiber runs until it waits. Then the next one that is ready in its warp runs, or in the next warp; if there is
+// none, the block is stuck, which is an error that lists who waits where. The order within a warp and among warps
+// is forward, reverse, or drawn afresh at every barrier.
+#include <sys/mman.h>
+
+#include "machine.h"
+
+thread_local constinit uint3 threadIdx;
+thread_local constinit uint3 blockIdx;
+thread_local constinit uint3 blockDim;
+thread_local constinit uint3 gridDim;
+
+// Saves the callee's registers and the stack pointer in *from and continues at `to`.
+extern "C" void effnet_host_switch(void** from, void* to);
+asm(R"(
+.text
+.globl effnet_host_switch
+.type effnet_host_switch, @function
+effnet_host_switch:
+    pushq %rbp
+    pushq %rbx
+    pushq %r12
+    pushq %r13
+    pushq %r14
+    pushq %r15
+    movq %rsp, (%rdi)
+    movq %rsi, %rsp
+    popq %r15
+    popq %r14
+    popq %r13
+    popq %r12
+    popq %rbx
+    popq %rbp
+    ret
+.size effnet_host_switch, .-effnet_host_switch
+)");
+
+namespace host {
+
+thread_local constinit Machine* active = nullptr;
+
+namespace {
+
+#if defined(__SANITIZE_ADDRESS__)
+constexpr size_t STACK = 256 << 10;
+#else
+constexpr size_t STACK = 64 << 10;
+#endif
+constexpr size_t PAGE = 4096;
+
+// The next fiber after position `after` of the warp at `warp_position`.
+EFFNET_UNSANITISED Fiber* pick(Machine& m, unsigned warp_position, unsigned after) {
+    unsigned position;
+    Warp* warp = &m.warps[m.warp_at[warp_position]];
+    if (warp->ready) {
+        const uint32_t later = after >= 31 ? 0 : warp->ready & (~0u << (after + 1));
+        position = __builtin_ctz(later ? later : warp->ready);
+    } else if (m.ready_warps) {
+        const uint32_t later = warp_position >= 31 ? 0 : m.ready_warps & (~0u << (warp_position + 1));
+        warp_position = __builtin_ctz(later ? later : m.ready_warps);
+        warp = &m.warps[m.warp_at[warp_position]];
+        position = __builtin_ctz(warp->ready);
+    } else {
+        return nullptr;
+    }
+    return &m.fibers[m.warp_at[warp_position] * LANES_OF_WARP + warp->lane_at[position]];
+}
+
+EFFNET_UNSANITISED void resume(Machine& m, Fiber* next) {
+    Fiber* last = m.current;
+    if (next == last) return;
+    m.current = next;
+    threadIdx.x = next->index;
+    effnet_host_switch(&last->stack_pointer, next->stack_pointer);
+}
+
+EFFNET_UNSANITISED void set_waiting(Machine& m, Fiber* fiber, Waiting waiting) {
+    fiber->waiting = waiting;
+    const unsigned number = fiber->index / LANES_OF_WARP;
+    Warp& warp = m.warps[number];
+    warp.ready &= ~(1u << warp.position_of[fiber->index % LANES_OF_WARP]);
+    if (!warp.ready) m.ready_warps &= ~(1u << m.warp_position[number]);
+}
+
+EFFNET_UNSANITISED void set_ready(Machine& m, unsigned number) {
+    m.warps[number].ready = ~0u;
+    m.ready_warps |= 1u << m.warp_position[number];
+    for (unsigned lane = 0; lane < LANES_OF_WARP; lane++)
+        m.fibers[number * LANES_OF_WARP + lane].waiting = Waiting::No;
+}
+
+// Where every fiber begins; it comes back here for each block.
+EFFNET_UNSANITISED void begin_fiber() {
+    for (;;) {
+        Machine& m = *active;
+        m.kernel->run(m.arguments);
+        m.leave();
+    }
+}
+
+}  // namespace
+
+Machine& machine() {
+    thread_local std::unique_ptr<Machine> own = std::make_unique<Machine>();
+    return *own;
+}
+
+Machine::Machine() {
+    constexpr int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+    stacks = static_cast<unsigned char*>(
+        mmap(nullptr, STACK * MOST_THREADS, PROT_READ | PROT_WRITE, flags, -1, 0));
+    arena = static_cast<unsigned char*>(mmap(nullptr, ARENA_BYTES, PROT_READ | PROT_WRITE, flags, -1, 0));
+    if (stacks == MAP_FAILED || arena == MAP_FAILED) {
+        fputs("host harness: no memory for the stacks of a block\n", stderr);
+        abort();
+    }
+    // A stack that overflows ends in a page that is not there.
+    for (unsigned i = 0; i < MOST_THREADS; i++) mprotect(stacks + i * STACK, PAGE, PROT_NONE);
+    ASAN_POISON_MEMORY_REGION(arena, ARENA_BYTES);
+    arena_shadow = static_cast<unsigned char*>(reserve_shadow(ARENA_BYTES));
+    stack_bytes = STACK;
+    for (unsigned i = 0; i < MOST_THREADS; i++) fibers[i].index = i;
+    interval = 1;
+}
+
+Machine::~Machine() {
+    ASAN_UNPOISON_MEMORY_REGION(stacks, STACK * MOST_THREADS);
+    ASAN_UNPOISON_MEMORY_REGION(arena, ARENA_BYTES);
+    munmap(stacks, STACK * MOST_THREADS);
+    munmap(arena, ARENA_BYTES);
+    release_shadow(arena_shadow, ARENA_BYTES);
+}
+
+// Sets all fibers to their beginning: before the first block, and after one that was abandoned.
+void Machine::prepare_fibers() {
+    ASAN_UNPOISON_MEMORY_REGION(stacks, STACK * MOST_THREADS);
+    for (unsigned i = 0; i < MOST_THREADS; i++) {
+        // Stacks that begin at different cache sets do not evict one another.
+        unsigned char* top = stacks + (i + 1) * STACK - (i % 16) * 192;
+        void** sp = reinterpret_cast<void**>(top) - 2;
+        *sp = reinterpret_cast<void*>(&begin_fiber);
+        for (int registers = 0; registers < 6; registers++) *--sp = nullptr;
+        fibers[i].stack_pointer = sp;
+    }
+    prepared = true;
+}
+
+uint32_t Machine::draw(uint32_t below) {
+    random += 0x9e3779b97f4a7c15;
+    uint64_t z = random;
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111eb;
+    return static_cast<uint32_t>(((z ^ (z >> 31)) >> 32) * below >> 32);
+}
+
+// Draws who comes before whom. Only while nobody is between two places of the order.
+void Machine::order_warps() {
+    const unsigned count = threads / LANES_OF_WARP;
+    const auto permute = [&](uint8_t* at, uint8_t* position_of, unsigned n) {
+        for (unsigned i = 0; i < n; i++) at[i] = uint8_t(options.order == Order::Reverse ? n - 1 - i : i);
+        if (options.order == Order::Random)
+            for (unsigned i = n; i > 1; i--) std::swap(at[i - 1], at[draw(i)]);
+        for (unsigned i = 0; i < n; i++) position_of[at[i]] = uint8_t(i);
+    };
+    permute(warp_at, warp_position, count);
+    for (unsigned w = 0; w < count; w++) permute(warps[w].lane_at, warps[w].position_of, LANES_OF_WARP);
+}
+
+void Machine::run_block() {
+    if (!prepared) prepare_fibers();
+    arrived = exited = 0;
+    ready_warps = 0;
+    block_interval = ++interval;
+    order_warps();
+    for (unsigned w = 0; w < threads / LANES_OF_WARP; w++) {
+        warps[w].arrived = 0;
+        warps[w].epoch = 0;
+        set_ready(*this, w);
+    }
+    begin_shared();
+    current = pick(*this, 0, 31);
+    threadIdx = {current->index, 0, 0};
+    effnet_host_switch(&main_stack_pointer, current->stack_pointer);
+    current = nullptr;
+    if (failed) {
+        prepared = false;
+        ASAN_UNPOISON_MEMORY_REGION(stacks, STACK * MOST_THREADS);
+        for (unsigned t = 0; t < threads; t++) fibers[t].copies.clear();
+    }
+    end_shared();
+}
+
+// The running fiber has come to the kernel's end.
+EFFNET_UNSANITISED void Machine::leave() {
+    Fiber* fiber = current;
+    if (!fiber->copies.empty()) {
+        complain("copies from global to shared memory are still under way at the end of " + whereabouts());
+        fiber->copies.clear();
+    }
+    set_waiting(*this, fiber, Waiting::Exited);
+    exited++;
+    if (exited == threads) {
+        effnet_host_switch(&fiber->stack_pointer, main_stack_pointer);
+        return;
+    }
+    const unsigned warp = fiber->index / LANES_OF_WARP;
+    Fiber* next = pick(*this, warp_position[warp], warps[warp].position_of[fiber->index % LANES_OF_WARP]);
+    if (!next) fail("threads wait for others that have returned: %s", waiting_threads().c_str());
+    resume(*this, next);
+}
+
+void Machine::abandon() {
+    failed = true;
+    void* unused;
+    effnet_host_switch(&unused, main_stack_pointer);
+    __builtin_unreachable();
+}
+
+static void wait_here(Machine& m, Waiting waiting) {
+    Fiber* fiber = m.current;
+    set_waiting(m, fiber, waiting);
+    const unsigned warp = fiber->index / LANES_OF_WARP;
+    Fiber* next = pick(m, m.warp_position[warp], m.warps[warp].position_of[fiber->index % LANES_OF_WARP]);
+    if (!next) fail("the block is stuck: %s", m.waiting_threads().c_str());
+    resume(m, next);
+}
+
+void sync_threads(const char* file, int line) {
+    Machine& m = *active;
+    Fiber* fiber = m.current;
+    fiber->file = file;
+    fiber->line = line;
+    if (++m.arrived < m.threads) return wait_here(m, Waiting::Barrier);
+    for (unsigned t = 0; t < m.threads; t++) {
+        const Fiber& other = m.fibers[t];
+        if (other.line != line || strcmp(other.file, file) != 0) {
+            fiber->waiting = Waiting::Barrier;
+            fail("threads meet at different barriers: %s", m.waiting_threads().c_str());
+        }
+    }
+    m.arrived = 0;
+    m.interval++;
+    m.order_warps();
+    m.ready_warps = 0;
+    for (unsigned w = 0; w < m.threads / LANES_OF_WARP; w++) set_ready(m, w);
+    resume(m, pick(m, 0, 31));
+}
+
+// ---- warp operations --------------------------------------------------------------------------------------
+
+void run_warp_operation(Machine& m, Warp& warp);
+
+void exchange(const Exchange& mine) {
+    Machine& m = *active;
+    const unsigned number = m.current->index / LANES_OF_WARP, lane = m.current->index % LANES_OF_WARP;
+    Warp& warp = m.warps[number];
+    if (mine.mask != ~0u) fail("%s: a warp operation with the mask %08x", whereabouts().c_str(), mine.mask);
+    warp.lanes[lane] = &mine;
+    warp.arrived |= 1u << lane;
+    if (warp.arrived != ~0u) return wait_here(m, Waiting::Warp);
+    warp.arrived = 0;
+    run_warp_operation(m, warp);
+    set_ready(m, number);
+}
+
+// Who waits where, in ranges of threads.
+std::string Machine::waiting_threads() const {
+    const auto place = [&](const Fiber& f) -> std::string {
+        switch (f.waiting) {
+            case Waiting::No: return "running";
+            case Waiting::Barrier: return text("at the barrier of %s:%d", f.file, f.line);
+            case Waiting::Warp: {
+                const Exchange* e = warps[f.index / LANES_OF_WARP].lanes[f.index % LANES_OF_WARP];
+                static const char* const names[] = {"barrier",      "shuffle_xor", "shuffle",     "shuffle_down",
+                                                    "shuffle_up",   "ballot",      "load_matrix", "mma"};
+                return text("in the warp's %s", names[int(e->operation)]);
+            }
+            case Waiting::Exited: return "returned";
+        }
+        return "";
+    };
+    std::string all;
+    unsigned listed = 0;
+    for (unsigned from = 0; from < threads;) {
+        unsigned to = from;
+        const std::string here = place(fibers[from]);
+        while (to + 1 < threads && place(fibers[to + 1]) == here) to++;
+        if (listed++ == 12) return all + ", …";
+        if (!all.empty()) all += ", ";
+        all += from == to ? text("thread %u %s", from, here.c_str())
+                          : text("threads %u to %u %s", from, to, here.c_str());
+        from = to + 1;
+    }
+    return all;
+}
+
+}  // namespace host

@@ -1,0 +1,214 @@
+// The interpreter's own state: one machine for each thread of the host that launches kernels.
+#pragma once
+
+#include <cstdarg>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "shim.h"
+
+#if defined(__SANITIZE_ADDRESS__)
+#define EFFNET_ADDRESS
+#include <sanitizer/asan_interface.h>
+#define EFFNET_UNSANITISED __attribute__((no_sanitize("address", "undefined")))
+#else
+#define ASAN_POISON_MEMORY_REGION(address, bytes) ((void)(address), (void)(bytes))
+#define ASAN_UNPOISON_MEMORY_REGION(address, bytes) ((void)(address), (void)(bytes))
+#define EFFNET_UNSANITISED
+#endif
+
+namespace host {
+
+constexpr unsigned LANES_OF_WARP = 32;
+constexpr unsigned MOST_THREADS = 1024;
+// What a byte is before anybody has written it: NaN in every floating type.
+constexpr unsigned char UNWRITTEN = 0xff;
+// What lies in the zones around memory.
+constexpr unsigned char CANARY = 0xc5;
+
+enum class Order : uint32_t { Forward, Reverse, Random };
+
+// How a launch is run; the same in Rust.
+struct Options {
+    Order order;
+    // Copies from global to shared memory happen when they are waited for, or when they are issued.
+    uint32_t late_copies;
+    uint64_t seed;
+};
+
+// ---- global memory ----------------------------------------------------------------------------------------
+
+struct Allocation {
+    unsigned char* begin;
+    size_t bytes;
+};
+
+// Bytes that no kernel may touch.
+struct Guard {
+    unsigned char* begin;
+    unsigned char* end;
+};
+
+// A named part of memory, and what the launches since the last reset did to it.
+struct Region {
+    uintptr_t begin, end;
+    std::string label;
+    uint64_t loaded, stored;
+};
+
+struct Device {
+    unsigned char* base = nullptr;
+    size_t reserved = 0, used = 0;
+    std::vector<Allocation> allocations;
+    std::vector<Guard> guards;
+    std::vector<Region> regions;  // sorted, not overlapping
+    Region elsewhere{0, 0, "elsewhere", 0, 0};
+    bool counting = false;
+    unsigned char* shadow = nullptr;  // of the race checker
+
+    Device();
+    ~Device();
+    Device(const Device&) = delete;
+    Device& operator=(const Device&) = delete;
+
+    void* allocate(size_t bytes);
+    void guard(void* begin, size_t bytes);
+    void unguard(void* begin, size_t bytes);
+    // Checks the canaries of all guards and repairs them; says what is wrong.
+    std::string check();
+    // Where an address lies, in words.
+    std::string describe(const void* address) const;
+    const Region* region(uintptr_t address) const;
+};
+
+// ---- blocks -----------------------------------------------------------------------------------------------
+
+struct Kernel {
+    const char* name;
+    const char* file;
+    unsigned threads;
+    size_t size;
+    const Field* fields;
+    size_t field_count;
+    void (*run)(const void*);
+};
+
+struct Copy {
+    void* shared;
+    const void* global;
+    bool valid;
+    uint32_t group;
+    const void* where;  // in the program
+};
+
+enum class Waiting : uint8_t { No, Barrier, Warp, Exited };
+
+struct Fiber {
+    void* stack_pointer;
+    unsigned index;
+    Waiting waiting;
+    const char* file;  // of the barrier
+    int line;
+    std::vector<Copy> copies;
+    uint32_t group;  // of copies, that is being filled
+};
+
+struct Warp {
+    uint32_t ready;    // by position in the order
+    uint32_t arrived;  // by lane
+    const Exchange* lanes[LANES_OF_WARP];
+    uint32_t epoch;  // warp barriers so far
+    uint8_t lane_at[LANES_OF_WARP], position_of[LANES_OF_WARP];
+};
+
+struct Piece {
+    size_t bytes, offset;
+};
+
+struct Machine {
+    Machine();
+    ~Machine();
+
+    // Of the launch.
+    const Kernel* kernel = nullptr;
+    const void* arguments = nullptr;
+    Device* device = nullptr;
+    Options options{};
+    unsigned threads = 0;
+    size_t shared_bytes = 0;
+    std::string message;
+    unsigned complaints = 0;
+    bool failed = false;
+
+    // Of the block.
+    Fiber fibers[MOST_THREADS];
+    Warp warps[MOST_THREADS / LANES_OF_WARP];
+    uint32_t ready_warps = 0;  // by position
+    uint8_t warp_at[LANES_OF_WARP], warp_position[LANES_OF_WARP];
+    Fiber* current = nullptr;
+    unsigned arrived = 0, exited = 0;
+    uint32_t interval = 0;        // barriers so far, over all blocks of this thread of the host
+    uint32_t block_interval = 0;  // at the block's begin
+    uint32_t launch_interval = 0;
+    uint64_t random = 0;
+
+    // Shared memory.
+    unsigned char* arena = nullptr;
+    size_t arena_used = 0, arena_taken = 0;
+    std::vector<Piece> pieces;
+    unsigned char* arena_shadow = nullptr;
+
+    unsigned char* stacks = nullptr;
+    size_t stack_bytes = 0;  // of each
+    void* main_stack_pointer = nullptr;
+    bool prepared = false;
+
+    bool launch(const Kernel& kernel, const uint32_t grid[3], size_t shared, const void* arguments);
+    void run_block();
+    void begin_shared();
+    void end_shared();
+    void order_warps();
+    void prepare_fibers();
+    [[noreturn]] void abandon();
+    void leave();
+    std::string waiting_threads() const;
+    uint32_t draw(uint32_t below);
+};
+
+// The machine of this thread of the host.
+Machine& machine();
+extern thread_local constinit Machine* active;  // while a kernel runs
+
+// Ends the launch with an error.
+[[noreturn]] __attribute__((format(printf, 1, 2))) void fail(const char* format, ...);
+// Adds to the launch's errors and goes on.
+void complain(const std::string& text);
+std::string text(const char* format, ...) __attribute__((format(printf, 1, 2)));
+// File and line of a place in the program.
+std::string source(const void* where);
+// "thread 3 of block 0" of the running fiber.
+std::string whereabouts();
+
+constexpr size_t ARENA_BYTES = 1u << 20;  // pieces and the zones between
+constexpr size_t ZONE = 128;
+
+// ---- race checker (race.cpp); nothing in the other builds --------------------------------------------------
+
+#if defined(EFFNET_RACE)
+constexpr bool RACE = true;
+#else
+constexpr bool RACE = false;
+#endif
+
+// What the running thread does to memory, for accesses that the kernel does not make itself.
+void note_load(const void* from, size_t bytes, const void* where);
+void note_store(const void* to, size_t bytes, const void* where);
+// Whether nobody touched `bytes` at `at` since this thread's copy into it was issued.
+void note_copy_end(const void* at, size_t bytes, const void* where);
+void* reserve_shadow(size_t bytes);
+void release_shadow(void* shadow, size_t bytes);
+// Forgets what happened in shared memory.
+void clear_shared_shadow(Machine& m);
+
+}  // namespace host

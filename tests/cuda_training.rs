@@ -1,0 +1,310 @@
+//! Whole training steps on the CUDA engine, its kernels run by the host harness: against the CPU's operators, from one
+//! batch by heart, and through the loop with its checkpoints.
+#![cfg(target_arch = "x86_64")] // the harness's; elsewhere this file has no tests
+
+mod common;
+mod train_support;
+
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+use common::fixture::{doubles, equal_bits, norm};
+use common::formula::Formula;
+use common::host_gpu::HostGpu;
+use effnet::data::Source;
+use effnet::model::{Architecture, BatchNormConfig, Padding, ParamTable, Variant, initialise};
+use effnet::network::{Network, NetworkConfig};
+use effnet::ops::cpu::{CpuDevice, CpuOps};
+use effnet::ops::cuda::{CudaDevice, CudaOps, Precision};
+use effnet::ops::*;
+use effnet::train::checkpoint::{self, Checkpoint};
+use effnet::train::device::{Cpu, Cuda, Hardware};
+use effnet::train::events::{LogLine, Silent};
+use effnet::train::run::train_on;
+use effnet::train::{Outcome, Recipe, RunOptions};
+use effnet_kernel_host::Options;
+
+const CLASSES: usize = 10;
+
+/// A network of B0 with a batch.
+struct Trial {
+    network: Network,
+    table: ParamTable,
+    pixels: Vec<u8>,
+    labels: Vec<u32>,
+    update: Update,
+}
+
+/// What a step leaves.
+struct Step {
+    figures: StepFigures,
+    logits: Vec<f32>,
+    gradients: Vec<f32>,
+    parameters: Vec<f32>,
+}
+
+impl Trial {
+    fn new(images: usize, side: usize, masks: bool) -> Trial {
+        let arch =
+            Architecture::new(Variant::B0, CLASSES, side, Padding::Symmetric, BatchNormConfig::default())
+                .unwrap();
+        let table = ParamTable::new(&arch);
+        let config = NetworkConfig {
+            statistics: Statistics::Batch,
+            drop_path: if masks { 0.2 } else { 0.0 },
+            dropout: if masks { 0.2 } else { 0.0 },
+            label_smoothing: 0.1,
+            ..NetworkConfig::inference(images)
+        };
+        let network = Network::new(&arch, &table, config);
+        let pixels = Formula::of("pixels").values(images * side * side * 3, 0.0, 256.0);
+        let rule = Rule::RmsProp { form: RmsPropForm::PyTorch, alpha: 0.9, momentum: 0.9, eps: 0.01 };
+        Trial {
+            network,
+            table,
+            pixels: pixels.into_iter().map(|v| v as u8).collect(),
+            labels: (0..images).map(|i| (i * 37 % CLASSES) as u32).collect(),
+            update: Update { rule, weight_decay: 1e-5, ema: true },
+        }
+    }
+
+    fn cpu(&self) -> CpuOps {
+        let plan = self.network.plan(&CpuDevice { threads: 2 });
+        let mut ops = CpuOps::new(self.table.trainable(), self.table.total(), &[&plan], 2).unwrap();
+        self.start(&mut ops, &plan);
+        ops
+    }
+
+    fn cuda(&self, precision: Precision, options: Options, scale: f32) -> CudaOps<HostGpu> {
+        let plan = self.network.plan(&CudaDevice { precision });
+        let gpu = HostGpu::new(options);
+        let (trainable, total) = (self.table.trainable(), self.table.total());
+        let mut ops = CudaOps::new(gpu, trainable, total, &[&plan], precision).unwrap();
+        self.start(&mut ops, &plan);
+        ops.set_loss_scale(LossScale { scale, good_steps: 0, skipped: 0 }).unwrap();
+        ops
+    }
+
+    fn start<O: Ops>(&self, ops: &mut O, plan: &Plan) {
+        let values = initialise::initialise(&self.table, 3);
+        ops.bind(plan).unwrap();
+        ops.write_state(Buffer::Parameters, &values).unwrap();
+        ops.write_state(Buffer::Ema, &values).unwrap();
+    }
+
+    /// One step, as the engine makes it.
+    fn step<O: Ops>(&self, ops: &mut O, number: u64, learning_rate: f32) -> Step {
+        let network = &self.network;
+        let target = BatchTarget {
+            image: network.image,
+            labels: Some(network.labels),
+            mean: [0.5; 3],
+            deviation: [0.25; 3],
+        };
+        let slot = (number % 2) as usize;
+        let params =
+            StepParams { seed: 5, step: number, learning_rate, ema_decay: 0.9, ..StepParams::default() };
+        ops.set_step(params).unwrap();
+        ops.send_batch(slot, &BatchInput { pixels: &self.pixels, labels: &self.labels, target }).unwrap();
+        let sequence = Sequence::Training { slot, first: true, last: true };
+        ops.replay(sequence, |ops| {
+            ops.begin_step()?;
+            ops.unpack_batch(slot, &target)?;
+            network.draw_masks(ops)?;
+            network.forward(ops)?;
+            network.loss(ops)?;
+            network.backward(ops)?;
+            ops.update(&self.update)
+        })
+        .unwrap();
+        ops.end_step().unwrap();
+        let figures = ops.take_figures(true).unwrap().expect("a step was made");
+        let mut logits = vec![f32::NAN; network.logits.elements];
+        ops.download(network.logits, &mut logits).unwrap();
+        let mut state = |buffer, elements| {
+            let mut values = vec![f32::NAN; elements];
+            ops.read_state(buffer, &mut values).unwrap();
+            values
+        };
+        let gradients = state(Buffer::Gradients, self.table.trainable());
+        let parameters = state(Buffer::Parameters, self.table.total());
+        Step { figures, logits, gradients, parameters }
+    }
+}
+
+fn error(got: &[f32], expected: &[f32]) -> f64 {
+    let difference: Vec<f64> = got.iter().zip(expected).map(|(g, e)| f64::from(g - e)).collect();
+    norm(&difference) / norm(&doubles(expected))
+}
+
+/// A step of B0, batch 4 at 64×64, with masks, against the CPU's operators.
+fn step_agrees(precision: Precision, bound: f64) {
+    let trial = Trial::new(4, 64, true);
+    let cpu = trial.step(&mut trial.cpu(), 0, 1e-3);
+    let scale = if precision == Precision::Fp16 { 256.0 } else { 1.0 };
+    let mut cuda = trial.step(&mut trial.cuda(precision, Options::default(), scale), 0, 1e-3);
+    cuda.gradients.iter_mut().for_each(|g| *g /= scale);
+    assert_eq!(cuda.figures.skipped, false);
+    let errors = [
+        ("loss", (cuda.figures.loss / cpu.figures.loss - 1.0).abs()),
+        ("logits", error(&cuda.logits, &cpu.logits)),
+        ("gradients", error(&cuda.gradients, &cpu.gradients)),
+        ("parameters", error(&cuda.parameters, &cpu.parameters)),
+    ];
+    for (what, error) in errors {
+        println!("{precision}: {what}: {error:.1e} of {bound:.1e}");
+    }
+    for (what, error) in errors {
+        assert!(error <= bound, "{precision}: {what} is off by {error:.2e}, bound {bound:.0e}");
+    }
+}
+
+#[test]
+fn a_step_in_fp32_agrees_with_the_cpu() {
+    step_agrees(Precision::Fp32, 1e-4);
+}
+
+#[test]
+fn a_step_in_fp16_agrees_with_the_cpu() {
+    step_agrees(Precision::Fp16, 2e-2);
+}
+
+#[test]
+fn a_step_in_bf16_agrees_with_the_cpu() {
+    step_agrees(Precision::Bf16, 2e-2);
+}
+
+#[test]
+fn a_step_is_the_same_bit_by_bit_in_every_order() {
+    let trial = Trial::new(2, 32, true);
+    let mut first: Option<Step> = None;
+    for options in Options::ALL {
+        let step = trial.step(&mut trial.cuda(Precision::Fp16, options, 256.0), 0, 1e-3);
+        if let Some(first) = &first {
+            for (what, one, other) in [
+                ("logits", &first.logits, &step.logits),
+                ("gradients", &first.gradients, &step.gradients),
+                ("parameters", &first.parameters, &step.parameters),
+            ] {
+                assert!(equal_bits(one, other), "{what} differ in {options:?}");
+            }
+            assert_eq!(first.figures, step.figures);
+        }
+        first.get_or_insert(step);
+    }
+}
+
+#[test]
+fn twenty_steps_in_fp16_learn_one_batch_by_heart() {
+    let trial = Trial::new(4, 32, false);
+    let mut ops = trial.cuda(Precision::Fp16, Options::default(), 1024.0);
+    let losses: Vec<f64> =
+        (0..20).map(|number| trial.step(&mut ops, number, 2e-3).figures.loss / 4.0).collect();
+    // Label smoothing of 0.1 over ten classes leaves 0.50.
+    println!("{losses:.3?}");
+    assert!(losses[0] > 2.0 && losses[19] < 0.8, "{losses:.3?}");
+}
+
+// ---- through the loop --------------------------------------------------------------------------------------
+
+fn recipe() -> Recipe {
+    Recipe { batch_size: 4, micro_batch: 2, epochs: 1.0, eval_every: 100.0, ..train_support::recipe() }
+}
+
+/// Five classes, eight steps an epoch, two images to validate.
+fn source() -> Source {
+    Source::synthetic(5, 32, 2, 32).unwrap()
+}
+
+fn run<H: Hardware>(hardware: H, out: &Path, steps: u64) -> Outcome {
+    let resume = out.join("checkpoint.bin").exists();
+    let options = RunOptions { max_steps: Some(steps), resume, ..train_support::options(out) };
+    let never = AtomicBool::new(false);
+    train_on(&recipe(), &options, source(), hardware, &mut Silent, &never).expect("it trains")
+}
+
+fn cuda(precision: Precision) -> Cuda<HostGpu> {
+    Cuda::new(HostGpu::new(Options::default()), precision, "as asked")
+}
+
+fn saved(out: &Path) -> Checkpoint {
+    checkpoint::read(&out.join("checkpoint.bin")).expect("a checkpoint")
+}
+
+/// Replaces the checkpoint's state of loss scaling.
+fn set_scale(out: &Path, scale: LossScale) {
+    let mut checkpoint = saved(out);
+    checkpoint.metadata.loss_scale = Some(scale);
+    let table = ParamTable::new(&checkpoint.architecture);
+    let mut bytes = Vec::new();
+    checkpoint::write(&mut bytes, &checkpoint.metadata, &table, &checkpoint.state).unwrap();
+    std::fs::write(out.join("checkpoint.bin"), bytes).unwrap();
+}
+
+#[test]
+fn an_overflow_skips_the_step_halves_the_scale_and_survives_a_resume() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path();
+    run(cuda(Precision::Fp16), out, 1);
+    let before = saved(out);
+    // No gradient of fp16 survives this scale.
+    let scale = 2f32.powi(40);
+    set_scale(out, LossScale { scale, good_steps: 7, skipped: 2 });
+    run(cuda(Precision::Fp16), out, 2);
+    let after = saved(out);
+    assert_eq!(after.metadata.step, 2);
+    assert_eq!(after.state, before.state, "a skipped step changed something");
+    let expected = LossScale { scale: scale / 2.0, good_steps: 0, skipped: 3 };
+    assert_eq!(after.metadata.loss_scale, Some(expected));
+    let log = train_support::timeless_log(out);
+    let skipped = |line: &LogLine| matches!(line, LogLine::Step(record) if record.skipped);
+    assert_eq!(log.iter().map(skipped).collect::<Vec<_>>(), [false, true]);
+
+    // One good step short of growing.
+    set_scale(out, LossScale { scale: 128.0, good_steps: 1999, skipped: 3 });
+    run(cuda(Precision::Fp16), out, 3);
+    let grown = saved(out);
+    assert_eq!(grown.metadata.loss_scale, Some(LossScale { scale: 256.0, good_steps: 0, skipped: 3 }));
+    assert_ne!(grown.state, after.state);
+}
+
+#[test]
+fn a_resumed_run_is_the_undisturbed_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let (whole, parts) = (dir.path().join("whole"), dir.path().join("parts"));
+    run(cuda(Precision::Fp16), &whole, 3);
+    run(cuda(Precision::Fp16), &parts, 1);
+    run(cuda(Precision::Fp16), &parts, 3);
+    train_support::assert_same_file(&whole, &parts, "checkpoint.bin");
+    assert_eq!(train_support::timeless_log(&whole), train_support::timeless_log(&parts));
+}
+
+#[test]
+fn a_checkpoint_moves_between_devices_and_precisions() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path();
+    run(Cpu::new(2, "as asked"), out, 1);
+    assert_eq!(saved(out).metadata.loss_scale, None);
+    run(cuda(Precision::Fp16), out, 2);
+    let scale = saved(out).metadata.loss_scale;
+    assert!(scale.is_some());
+    run(cuda(Precision::Bf16), out, 3);
+    run(cuda(Precision::Fp32), out, 4);
+    run(Cpu::new(2, "as asked"), out, 5);
+    // What fp16 has found is kept for the next time.
+    assert_eq!(saved(out).metadata.loss_scale, scale);
+    let losses: Vec<f64> = train_support::timeless_log(out)
+        .iter()
+        .filter_map(|line| if let LogLine::Step(record) = line { Some(record.loss) } else { None })
+        .collect();
+    assert_eq!(losses.len(), 5);
+    // Each goes on where the other has ended: the same five steps on the CPU alone give nearly the same losses.
+    let alone = dir.path().join("alone");
+    run(Cpu::new(2, "as asked"), &alone, 5);
+    let lines = train_support::timeless_log(&alone);
+    let expected =
+        lines.iter().filter_map(|line| if let LogLine::Step(r) = line { Some(r.loss) } else { None });
+    for (step, (loss, expected)) in losses.iter().zip(expected).enumerate() {
+        assert!((loss / expected - 1.0).abs() < 0.02, "step {}: {loss} beside {expected}", step + 1);
+    }
+}
