@@ -144,7 +144,7 @@ fn step_agrees(precision: Precision, bound: f64) {
     let scale = if precision == Precision::Fp16 { 256.0 } else { 1.0 };
     let mut cuda = trial.step(&mut trial.cuda(precision, Options::default(), scale), 0, 1e-3);
     cuda.gradients.iter_mut().for_each(|g| *g /= scale);
-    assert_eq!(cuda.figures.skipped, false);
+    assert!(!cuda.figures.skipped);
     let errors = [
         ("loss", (cuda.figures.loss / cpu.figures.loss - 1.0).abs()),
         ("logits", error(&cuda.logits, &cpu.logits)),
