@@ -16,7 +16,9 @@ use crate::train::checkpoint::{DirectoryError, Found, RunDirectory};
 use crate::train::device::{self, Hardware};
 use crate::train::events::{End, Outcome, Reporter};
 use crate::train::report::{All, Curves, for_stdout};
-use crate::train::{DataChoice, MemoryPlan, Recipe, RecipeError, TrainError, memory_plan, train};
+use crate::train::{
+    DataChoice, DeviceChoice, MemoryPlan, Recipe, RecipeError, TrainError, memory_plan, train,
+};
 
 /// Classes of a network whose data is not there yet: ImageNet's.
 const CLASSES: usize = 1000;
@@ -101,6 +103,11 @@ impl Job {
     }
 
     fn train(&self, stop: &AtomicBool) -> Result<Outcome> {
+        // A device that is not there is told of before the data is looked for.
+        if self.options.device == DeviceChoice::Cuda {
+            device::select(self.options.device, self.options.threads, self.options.precision)
+                .map_err(TrainError::from)?;
+        }
         let mut report = All(vec![Box::new(Curves::default()), for_stdout(self.json)]);
         let source = self.source(&mut report)?;
         let outcome = train(&self.recipe, &self.options, source, &mut report, stop)?;

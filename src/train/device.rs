@@ -129,7 +129,7 @@ pub enum DeviceError {
 #[allow(clippy::large_enum_variant, reason = "a program has one")]
 pub enum Selected {
     Cpu(Cpu),
-    Cuda(Cuda<Driver>),
+    Cuda(Box<Cuda<Driver>>),
 }
 
 /// What is done with a device of either kind.
@@ -143,7 +143,7 @@ impl Selected {
     pub fn with<W: With>(self, what: W) -> W::Output {
         match self {
             Selected::Cpu(cpu) => what.with(cpu),
-            Selected::Cuda(cuda) => what.with(cuda),
+            Selected::Cuda(cuda) => what.with(*cuda),
         }
     }
 }
@@ -161,7 +161,9 @@ pub fn select(
         Some(precision) if precision != Precision::Fp32 => Err(DeviceError::Precision(precision)),
         _ => Ok(Selected::Cpu(Cpu::new(threads, why))),
     };
-    let cuda = |gpu, why: &str| Ok(Selected::Cuda(Cuda::new(gpu, precision.unwrap_or(Precision::Fp16), why)));
+    let cuda = |gpu, why: &str| {
+        Ok(Selected::Cuda(Box::new(Cuda::new(gpu, precision.unwrap_or(Precision::Fp16), why))))
+    };
     match (choice, (choice != DeviceChoice::Cpu).then(|| Driver::open(0))) {
         (DeviceChoice::Cpu, _) | (_, None) => cpu("as asked".into()),
         (DeviceChoice::Cuda, Some(Ok(gpu))) => cuda(gpu, "as asked"),

@@ -117,11 +117,13 @@ pub fn finish_sums<G: Gpu>(cx: &mut Context<G>, bn: &BatchNorm, partials: Addres
 
 /// Coefficients from the running statistics of the chosen weights.
 pub fn inference<G: Gpu>(cx: &mut Context<G>, bn: &BatchNorm) -> Result {
+    // Those of the forward passes so far: after an update they are the parameters' own.
+    let statistic = |param| if cx.ema_weights { cx.weight(param) } else { cx.running(param) };
     let arguments = InferenceArguments {
         weight: cx.weight(bn.weight),
         bias: cx.weight(bn.bias),
-        running_mean: cx.weight(bn.running_mean),
-        running_var: cx.weight(bn.running_var),
+        running_mean: statistic(bn.running_mean),
+        running_var: statistic(bn.running_var),
         coefficients: cx.tensor(bn.coefficients),
         channels: bn.channels as i32,
         eps: bn.eps,
