@@ -377,7 +377,8 @@ struct DepthwiseBackward {
         const int groups = slice_channels / C, place = threadIdx.x / groups;
         Own own;
         own.at = threadIdx.x % groups * C;
-        own.column = origin + place % workers * COLUMNS;
+        const int places = THREADS / groups, end_column = origin + workers * COLUMNS;
+        const int column = origin + place % workers * COLUMNS;
         own.row = place / workers % args.rows;
         own.which = place / workers / args.rows;
 #pragma unroll
@@ -398,7 +399,12 @@ struct DepthwiseBackward {
                 loaded = last + 1;
                 barrier();
                 const int row = start + own.row;
-                if (works && row < end_row && image + own.which < end_image) positions(own, image + own.which, row);
+                if (works && row < end_row && image + own.which < end_image) {
+                    // More than once only where a row has more columns than the block has threads for.
+                    for (own.column = column; own.column < end_column; own.column += places * COLUMNS) {
+                        positions(own, image + own.which, row);
+                    }
+                }
                 barrier();
             }
         }

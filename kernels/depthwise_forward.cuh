@@ -35,7 +35,7 @@
 ARGUMENTS(DepthwiseForwardArguments, DEPTHWISE_FORWARD_FIELDS)
 
 // Threads of a block: 5×5 kernels need more registers than 256 threads leave where two blocks share a multiprocessor.
-constexpr __host__ __device__ int depthwise_threads(int k) { return k == 3 ? 256 : 192; }
+constexpr __host__ __device__ int depthwise_threads(int k) { return k == 3 ? 256 : 128; }
 // Neighbouring columns of a thread.
 constexpr int DEPTHWISE_COLUMNS = 4;
 

@@ -8,6 +8,7 @@ mod train_support;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
+use common::fixture::cuda::unit;
 use common::fixture::{doubles, equal_bits, norm};
 use common::formula::Formula;
 use common::host_gpu::HostGpu;
@@ -138,6 +139,10 @@ fn error(got: &[f32], expected: &[f32]) -> f64 {
 }
 
 /// A step of B0, batch 4 at 64×64, with masks, against the CPU's operators.
+///
+/// The loss and the weights after the step agree within `bound`. Logits and gradients of an untrained network amplify
+/// every rounding, since its last batch norms see 16 values: in fp32 the gradients are off by 300 times its unit. The
+/// same network amplifies the half types' rounding as it does fp32's, so there the bound is in their units.
 fn step_agrees(precision: Precision, bound: f64) {
     let trial = Trial::new(4, 64, true);
     let cpu = trial.step(&mut trial.cpu(), 0, 1e-3);
@@ -145,16 +150,17 @@ fn step_agrees(precision: Precision, bound: f64) {
     let mut cuda = trial.step(&mut trial.cuda(precision, Options::default(), scale), 0, 1e-3);
     cuda.gradients.iter_mut().for_each(|g| *g /= scale);
     assert!(!cuda.figures.skipped);
+    let units = |count: f64| if precision == Precision::Fp32 { bound } else { count * unit(precision) };
     let errors = [
-        ("loss", (cuda.figures.loss / cpu.figures.loss - 1.0).abs()),
-        ("logits", error(&cuda.logits, &cpu.logits)),
-        ("gradients", error(&cuda.gradients, &cpu.gradients)),
-        ("parameters", error(&cuda.parameters, &cpu.parameters)),
+        ("loss", (cuda.figures.loss / cpu.figures.loss - 1.0).abs(), bound),
+        ("logits", error(&cuda.logits, &cpu.logits), units(64.0)),
+        ("gradients", error(&cuda.gradients, &cpu.gradients), units(128.0)),
+        ("parameters", error(&cuda.parameters, &cpu.parameters), bound),
     ];
-    for (what, error) in errors {
+    for (what, error, bound) in errors {
         println!("{precision}: {what}: {error:.1e} of {bound:.1e}");
     }
-    for (what, error) in errors {
+    for (what, error, bound) in errors {
         assert!(error <= bound, "{precision}: {what} is off by {error:.2e}, bound {bound:.0e}");
     }
 }
@@ -194,21 +200,33 @@ fn a_step_is_the_same_bit_by_bit_in_every_order() {
     }
 }
 
+/// On the CPU the loss falls from 5.17 to 0.76 with it.
+const RATE: f32 = 3e-3;
+
 #[test]
 fn twenty_steps_in_fp16_learn_one_batch_by_heart() {
-    let trial = Trial::new(4, 32, false);
-    let mut ops = trial.cuda(Precision::Fp16, Options::default(), 1024.0);
+    let mut trial = Trial::new(4, 32, false);
+    trial.update.rule = Rule::Sgd { momentum: 0.5 };
+    let mut ops = trial.cuda(Precision::Fp16, Options::default(), 64.0);
     let losses: Vec<f64> =
-        (0..20).map(|number| trial.step(&mut ops, number, 2e-3).figures.loss / 4.0).collect();
+        (0..20).map(|number| trial.step(&mut ops, number, RATE).figures.loss / 4.0).collect();
     // Label smoothing of 0.1 over ten classes leaves 0.50.
     println!("{losses:.3?}");
-    assert!(losses[0] > 2.0 && losses[19] < 0.8, "{losses:.3?}");
+    assert!(losses[0] > 4.0 && losses[19] < 1.0, "{losses:.3?}");
 }
 
 // ---- through the loop --------------------------------------------------------------------------------------
 
 fn recipe() -> Recipe {
-    Recipe { batch_size: 4, micro_batch: 2, epochs: 1.0, eval_every: 100.0, ..train_support::recipe() }
+    // A low rate: runs that differ in rounding only stay together.
+    Recipe {
+        batch_size: 4,
+        micro_batch: 2,
+        epochs: 1.0,
+        lr: 1e-4,
+        eval_every: 100.0,
+        ..train_support::recipe()
+    }
 }
 
 /// Five classes, eight steps an epoch, two images to validate.
@@ -246,26 +264,30 @@ fn an_overflow_skips_the_step_halves_the_scale_and_survives_a_resume() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path();
     run(cuda(Precision::Fp16), out, 1);
+    // A scale that this step fits, so that something was learnt before.
+    set_scale(out, LossScale { scale: 64.0, good_steps: 0, skipped: 2 });
+    run(cuda(Precision::Fp16), out, 2);
     let before = saved(out);
-    // No gradient of fp16 survives this scale.
+    assert_eq!(before.metadata.loss_scale, Some(LossScale { scale: 64.0, good_steps: 1, skipped: 2 }));
+    // No gradient of fp16 survives this one.
     let scale = 2f32.powi(40);
     set_scale(out, LossScale { scale, good_steps: 7, skipped: 2 });
-    run(cuda(Precision::Fp16), out, 2);
+    run(cuda(Precision::Fp16), out, 3);
     let after = saved(out);
-    assert_eq!(after.metadata.step, 2);
+    assert_eq!(after.metadata.step, 3);
     assert_eq!(after.state, before.state, "a skipped step changed something");
     let expected = LossScale { scale: scale / 2.0, good_steps: 0, skipped: 3 };
     assert_eq!(after.metadata.loss_scale, Some(expected));
-    let log = train_support::timeless_log(out);
-    let skipped = |line: &LogLine| matches!(line, LogLine::Step(record) if record.skipped);
-    assert_eq!(log.iter().map(skipped).collect::<Vec<_>>(), [false, true]);
 
     // One good step short of growing.
-    set_scale(out, LossScale { scale: 128.0, good_steps: 1999, skipped: 3 });
-    run(cuda(Precision::Fp16), out, 3);
+    set_scale(out, LossScale { scale: 64.0, good_steps: 1999, skipped: 3 });
+    run(cuda(Precision::Fp16), out, 4);
     let grown = saved(out);
-    assert_eq!(grown.metadata.loss_scale, Some(LossScale { scale: 256.0, good_steps: 0, skipped: 3 }));
+    assert_eq!(grown.metadata.loss_scale, Some(LossScale { scale: 128.0, good_steps: 0, skipped: 3 }));
     assert_ne!(grown.state, after.state);
+    let log = train_support::timeless_log(out);
+    let skipped = |line: &LogLine| matches!(line, LogLine::Step(record) if record.skipped);
+    assert_eq!(log.iter().map(skipped).collect::<Vec<_>>()[1..], [false, true, false]);
 }
 
 #[test]
@@ -285,6 +307,7 @@ fn a_checkpoint_moves_between_devices_and_precisions() {
     let out = dir.path();
     run(Cpu::new(2, "as asked"), out, 1);
     assert_eq!(saved(out).metadata.loss_scale, None);
+    set_scale(out, LossScale { scale: 64.0, good_steps: 0, skipped: 0 });
     run(cuda(Precision::Fp16), out, 2);
     let scale = saved(out).metadata.loss_scale;
     assert!(scale.is_some());
@@ -305,6 +328,6 @@ fn a_checkpoint_moves_between_devices_and_precisions() {
     let expected =
         lines.iter().filter_map(|line| if let LogLine::Step(r) = line { Some(r.loss) } else { None });
     for (step, (loss, expected)) in losses.iter().zip(expected).enumerate() {
-        assert!((loss / expected - 1.0).abs() < 0.02, "step {}: {loss} beside {expected}", step + 1);
+        assert!((loss / expected - 1.0).abs() < 0.05, "step {}: {loss} beside {expected}", step + 1);
     }
 }

@@ -56,6 +56,50 @@ fn forward(
     }
 }
 
+/// For the kernels: a pixel, odd sides, a map that is whole in a block, and one that a block slides down.
+const CUDA_SHAPES: [(usize, usize, usize); 5] =
+    [(5, 1, 8), (5, 3, 24), (3, 7, 112), (3, 15, 16), (1, 57, 40)];
+
+#[test]
+fn forward_agrees_with_the_oracle_on_cuda() {
+    let mut failures = Vec::new();
+    for (images, side, channels) in CUDA_SHAPES {
+        for (window, geometry) in windows(side) {
+            for (normalised, statistics) in
+                [(true, Statistics::Batch), (false, Statistics::Batch), (true, Statistics::Running)]
+            {
+                let name = format!(
+                    "depthwise {images}×{side}²×{channels}, {geometry}, normalised {normalised}, {statistics:?}"
+                );
+                let f = &mut Fixture::new(name);
+                let x = f.activation("x", images * side * side, channels);
+                let mut pass = forward(f, images, window, channels, x, normalised);
+                pass.bn.statistics = statistics;
+                failures.extend(f.check_cuda(Pass::DepthwiseForward(pass), pass.bn.rows.max(25)));
+            }
+        }
+    }
+    expect_none(failures);
+}
+
+#[test]
+fn backward_agrees_with_the_oracle_on_cuda() {
+    let mut failures = Vec::new();
+    // The last is wider than a block of threads.
+    for (images, side, channels) in CUDA_SHAPES.into_iter().chain([(1, 270, 8)]) {
+        for (window, geometry) in windows(side).filter(|(w, _)| images * w.output_pixels() >= 4) {
+            for input in [Input::Normalised, Input::Identity { shortcut: true, drops: true }] {
+                let name = format!("depthwise {images}×{side}²×{channels}, {geometry}, {input:?}");
+                let f = &mut Fixture::new(name);
+                let pass = backward(f, images, window, channels, input);
+                let rows = images * window.input_pixels();
+                failures.extend(f.check_cuda(Pass::DepthwiseBackward(pass), rows.max(25)));
+            }
+        }
+    }
+    expect_none(failures);
+}
+
 #[test]
 fn forward_agrees_with_the_oracle() {
     let mut failures = Vec::new();

@@ -26,7 +26,7 @@ const BLOCKS: usize = 1056;
 const STRIP: usize = 8;
 
 fn threads(kernel: usize) -> usize {
-    if kernel == 3 { 256 } else { 192 }
+    if kernel == 3 { 256 } else { 128 }
 }
 
 /// How the maps are cut.
