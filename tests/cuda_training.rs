@@ -231,7 +231,7 @@ fn recipe() -> Recipe {
 
 /// Five classes, eight steps an epoch, two images to validate.
 fn source() -> Source {
-    Source::synthetic(5, 32, 2, 32).unwrap()
+    Source::synthetic(5, 64, 2, 32).unwrap()
 }
 
 fn run<H: Hardware>(hardware: H, out: &Path, steps: u64) -> Outcome {
@@ -265,10 +265,10 @@ fn an_overflow_skips_the_step_halves_the_scale_and_survives_a_resume() {
     let out = dir.path();
     run(cuda(Precision::Fp16), out, 1);
     // A scale that this step fits, so that something was learnt before.
-    set_scale(out, LossScale { scale: 64.0, good_steps: 0, skipped: 2 });
+    set_scale(out, LossScale { scale: 2.0, good_steps: 0, skipped: 2 });
     run(cuda(Precision::Fp16), out, 2);
     let before = saved(out);
-    assert_eq!(before.metadata.loss_scale, Some(LossScale { scale: 64.0, good_steps: 1, skipped: 2 }));
+    assert_eq!(before.metadata.loss_scale, Some(LossScale { scale: 2.0, good_steps: 1, skipped: 2 }));
     // No gradient of fp16 survives this one.
     let scale = 2f32.powi(40);
     set_scale(out, LossScale { scale, good_steps: 7, skipped: 2 });
@@ -280,10 +280,10 @@ fn an_overflow_skips_the_step_halves_the_scale_and_survives_a_resume() {
     assert_eq!(after.metadata.loss_scale, Some(expected));
 
     // One good step short of growing.
-    set_scale(out, LossScale { scale: 64.0, good_steps: 1999, skipped: 3 });
+    set_scale(out, LossScale { scale: 2.0, good_steps: 1999, skipped: 3 });
     run(cuda(Precision::Fp16), out, 4);
     let grown = saved(out);
-    assert_eq!(grown.metadata.loss_scale, Some(LossScale { scale: 128.0, good_steps: 0, skipped: 3 }));
+    assert_eq!(grown.metadata.loss_scale, Some(LossScale { scale: 4.0, good_steps: 0, skipped: 3 }));
     assert_ne!(grown.state, after.state);
     let log = train_support::timeless_log(out);
     let skipped = |line: &LogLine| matches!(line, LogLine::Step(record) if record.skipped);
@@ -307,7 +307,7 @@ fn a_checkpoint_moves_between_devices_and_precisions() {
     let out = dir.path();
     run(Cpu::new(2, "as asked"), out, 1);
     assert_eq!(saved(out).metadata.loss_scale, None);
-    set_scale(out, LossScale { scale: 64.0, good_steps: 0, skipped: 0 });
+    set_scale(out, LossScale { scale: 2.0, good_steps: 0, skipped: 0 });
     run(cuda(Precision::Fp16), out, 2);
     let scale = saved(out).metadata.loss_scale;
     assert!(scale.is_some());
