@@ -220,18 +220,20 @@ fn twenty_steps_in_fp16_learn_one_batch_by_heart() {
 fn recipe() -> Recipe {
     // A low rate: runs that differ in rounding only stay together.
     Recipe {
+        resolution: 64,
         batch_size: 4,
         micro_batch: 2,
         epochs: 1.0,
-        lr: 1e-4,
+        lr: 1e-5,
         eval_every: 100.0,
         ..train_support::recipe()
     }
 }
 
-/// Five classes, eight steps an epoch, two images to validate.
+/// Five classes, eight steps an epoch, two images to validate. At 64×64: at 32 the last maps are one pixel, and the
+/// variance over so few values so small that gradients overflow fp16 at any scale.
 fn source() -> Source {
-    Source::synthetic(5, 64, 2, 32).unwrap()
+    Source::synthetic(5, 32, 2, 64).unwrap()
 }
 
 fn run<H: Hardware>(hardware: H, out: &Path, steps: u64) -> Outcome {
