@@ -14,7 +14,6 @@
 
 use std::collections::BTreeSet;
 use std::env::consts::EXE_SUFFIX;
-use std::fmt::Write;
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
@@ -49,9 +48,9 @@ fn build() -> Result<(), Error> {
         Ok(compiler) => {
             // Not otherwise: without a compiler, kernels may change and nothing has to be built again.
             println!("cargo::rerun-if-changed=kernels");
-            let (architectures, ptx) = architectures()?;
-            let stems = compile_all(&compiler, &architectures, ptx, &out)?;
-            embedding(&compiler, &architectures, ptx, &stems)?
+            let targets = Targets::chosen()?;
+            let stems = compile_all(&compiler, &targets, &out)?;
+            embedding(&compiler, &targets, &stems)
         }
         Err(reason) => format!("Err({reason:?})\n"),
     };
@@ -88,23 +87,21 @@ fn compiler() -> Result<Result<Compiler, String>, Error> {
         return Ok(Ok(version_of(&path)?));
     }
     let mut reason = "no CUDA compiler was found when it was built".to_string();
-    for search in [own_folder, toolkit_variables, search_path, python_environment, usual_folder] {
-        for path in search().into_iter().filter(|nvcc| nvcc.is_file()) {
-            match version_of(&path) {
-                Ok(compiler) => return Ok(Ok(compiler)),
-                Err(error) => {
-                    reason = format!("no usable CUDA compiler was found when it was built ({error})")
-                }
-            }
+    let own_folder = || toolkits(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/target/cuda")));
+    let usual_folder = || toolkits(Path::new("/usr/local/cuda"));
+    let searches: [&dyn Fn() -> Vec<PathBuf>; 5] =
+        [&own_folder, &toolkit_variables, &search_path, &python_environment, &usual_folder];
+    for path in searches.iter().flat_map(|search| search()).filter(|nvcc| nvcc.is_file()) {
+        match version_of(&path) {
+            Ok(compiler) => return Ok(Ok(compiler)),
+            Err(error) => reason = format!("no usable CUDA compiler was found when it was built ({error})"),
         }
     }
-    match required {
-        true => Err(format!(
-            "EFFNET_CUDA=require, but {reason}: run tools/install_nvcc.sh, or set EFFNET_CUDA_HOME"
-        )
-        .into()),
-        false => Ok(Err(reason)),
+    if required {
+        let remedy = "run tools/install_nvcc.sh, or set EFFNET_CUDA_HOME";
+        return Err(format!("EFFNET_CUDA=require, but {reason}: {remedy}").into());
     }
+    Ok(Err(reason))
 }
 
 /// Where nvcc lies in a toolkit, and in a folder into which pip put NVIDIA's wheels.
@@ -116,17 +113,9 @@ fn toolkits(home: &Path) -> Vec<PathBuf> {
     homes.iter().rev().map(|home| home.join("bin").join(format!("nvcc{EXE_SUFFIX}"))).collect()
 }
 
-/// Filled by `tools/install_nvcc.sh`.
-fn own_folder() -> Vec<PathBuf> {
-    toolkits(&Path::new(env!("CARGO_MANIFEST_DIR")).join("target/cuda"))
-}
-
 fn toolkit_variables() -> Vec<PathBuf> {
-    ["CUDA_HOME", "CUDA_PATH"]
-        .into_iter()
-        .filter_map(variable)
-        .flat_map(|home| toolkits(Path::new(&home)))
-        .collect()
+    let homes = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(variable);
+    homes.flat_map(|home| toolkits(Path::new(&home))).collect()
 }
 
 fn search_path() -> Vec<PathBuf> {
@@ -137,14 +126,8 @@ fn search_path() -> Vec<PathBuf> {
 fn python_environment() -> Vec<PathBuf> {
     let _ = (variable("VIRTUAL_ENV"), variable("CONDA_PREFIX"));
     let program = "import sysconfig; print(sysconfig.get_path('purelib'))";
-    let output = Command::new("python3").args(["-c", program]).output();
-    let folder =
-        output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_string()).unwrap_or_default();
-    if folder.is_empty() { Vec::new() } else { toolkits(Path::new(&folder)) }
-}
-
-fn usual_folder() -> Vec<PathBuf> {
-    toolkits(Path::new("/usr/local/cuda"))
+    let Ok(output) = Command::new("python3").args(["-c", program]).output() else { return Vec::new() };
+    toolkits(Path::new(String::from_utf8_lossy(&output.stdout).trim()))
 }
 
 fn version_of(path: &Path) -> Result<Compiler, Error> {
@@ -163,40 +146,45 @@ fn version_of(path: &Path) -> Result<Compiler, Error> {
     Ok(Compiler { path: path.to_path_buf(), version: (major, minor), banner })
 }
 
-/// The architectures to compile for, and the one whose PTX is added.
-fn architectures() -> Result<(Vec<u32>, Option<u32>), Error> {
-    let Some(list) = variable("EFFNET_CUDA_ARCH") else {
-        return Ok((ARCHITECTURES.to_vec(), ARCHITECTURES.last().copied()));
-    };
-    let parse = |text: &str| text.trim().parse().ok().filter(|arch| *arch >= ARCHITECTURES[0]);
-    let architectures: Option<BTreeSet<u32>> = list.split(',').map(parse).collect();
-    let wrong =
-        || format!("EFFNET_CUDA_ARCH={list}: use compute capabilities from 80 on, such as 80 or 86,90");
-    Ok((architectures.ok_or_else(wrong)?.into_iter().collect(), None))
-}
-
 // ---- compiling --------------------------------------------------------------------------------------------
 
-/// Compiles every file whose fatbin is not yet in the cache and copies all to `out`; the files' stems, sorted.
-fn compile_all(
-    compiler: &Compiler,
-    architectures: &[u32],
+struct Targets {
+    architectures: Vec<u32>,
+    /// The one whose PTX is added.
     ptx: Option<u32>,
-    out: &Path,
-) -> Result<Vec<String>, Error> {
-    let mut flags: Vec<String> = FLAGS.map(String::from).to_vec();
-    flags.extend(architectures.iter().map(|arch| format!("-gencode=arch=compute_{arch},code=sm_{arch}")));
-    flags.extend(ptx.map(|arch| format!("-gencode=arch=compute_{arch},code=compute_{arch}")));
-    let mut setting = vec![compiler.banner.clone()];
-    setting.extend(
-        ["NVCC_CCBIN", "NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS"].map(|v| variable(v).unwrap_or_default()),
-    );
+}
+
+impl Targets {
+    fn chosen() -> Result<Targets, Error> {
+        let Some(list) = variable("EFFNET_CUDA_ARCH") else {
+            return Ok(Targets { architectures: ARCHITECTURES.to_vec(), ptx: ARCHITECTURES.last().copied() });
+        };
+        let parse = |text: &str| text.trim().parse().ok().filter(|arch| *arch >= ARCHITECTURES[0]);
+        let architectures: Option<BTreeSet<u32>> = list.split(',').map(parse).collect();
+        let usage = "use compute capabilities from 80 on, such as 80 or 86,90";
+        let architectures = architectures.ok_or_else(|| format!("EFFNET_CUDA_ARCH={list}: {usage}"))?;
+        Ok(Targets { architectures: architectures.into_iter().collect(), ptx: None })
+    }
+
+    fn flags(&self) -> Vec<String> {
+        let option = |arch, code| format!("-gencode=arch=compute_{arch},code={code}_{arch}");
+        let machine_code = self.architectures.iter().map(|arch| option(arch, "sm"));
+        machine_code.chain(self.ptx.iter().map(|arch| option(arch, "compute"))).collect()
+    }
+}
+
+/// Compiles every file whose fatbin is not yet in the cache and copies all to `out`; the files' stems, sorted.
+fn compile_all(compiler: &Compiler, targets: &Targets, out: &Path) -> Result<Vec<String>, Error> {
+    let flags: Vec<String> = FLAGS.iter().map(|flag| flag.to_string()).chain(targets.flags()).collect();
+    let environment = ["NVCC_CCBIN", "NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS"].map(variable);
 
     // Profiles share one cache: what is above `<profile>/build/<package>/out`.
     let cache = out.ancestors().nth(4).unwrap_or(out).join("kernel-cache");
     fs::create_dir_all(&cache)?;
-    let mut sources: Vec<PathBuf> =
-        fs::read_dir("kernels")?.map(|entry| Ok(entry?.path())).collect::<Result<_, Error>>()?;
+    let mut sources = Vec::new();
+    for entry in fs::read_dir("kernels")? {
+        sources.push(entry?.path());
+    }
     sources.retain(|path| path.extension().is_some_and(|extension| extension == "cu"));
     sources.sort();
 
@@ -205,8 +193,8 @@ fn compile_all(
     for source in sources {
         let stem = source.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         let mut hasher = DefaultHasher::new();
-        (&setting, &flags).hash(&mut hasher);
-        hash_with_headers(&source, &mut BTreeSet::new(), &mut hasher)?;
+        (&compiler.banner, &environment, &flags).hash(&mut hasher);
+        hash_source(&source, &mut BTreeSet::new(), &mut hasher)?;
         let fatbin = cache.join(format!("{stem}-{:016x}.fatbin", hasher.finish()));
         jobs.push(Job { source, fatbin, embedded: out.join(format!("{stem}.fatbin")) });
         stems.push(stem);
@@ -226,11 +214,7 @@ struct Job {
 }
 
 /// Hashes a source and what it includes with quotation marks, each file once.
-fn hash_with_headers(
-    path: &Path,
-    seen: &mut BTreeSet<PathBuf>,
-    hasher: &mut DefaultHasher,
-) -> Result<(), Error> {
+fn hash_source(path: &Path, seen: &mut BTreeSet<PathBuf>, hasher: &mut impl Hasher) -> Result<(), Error> {
     if !seen.insert(path.to_path_buf()) {
         return Ok(());
     }
@@ -240,7 +224,7 @@ fn hash_with_headers(
         let header = path.with_file_name(line.split('"').next().unwrap_or_default());
         // The harness's own headers are not for this compiler.
         if header.is_file() && !header.starts_with("kernels/host") {
-            hash_with_headers(&header, seen, hasher)?;
+            hash_source(&header, seen, hasher)?;
         }
     }
     Ok(())
@@ -248,11 +232,8 @@ fn hash_with_headers(
 
 /// Compiles in parallel, the largest first. All failures are reported together.
 fn compile(compiler: &Compiler, flags: &[String], mut jobs: Vec<&Job>) -> Result<(), Error> {
-    if jobs.is_empty() {
-        return Ok(());
-    }
     let cores: usize = std::env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok()).unwrap_or(1);
-    let workers = cores.min(jobs.len());
+    let workers = cores.min(jobs.len()).max(1);
     // With more cores than files, a file's architectures are compiled beside one another as well.
     let threads = cores.div_ceil(workers);
     jobs.sort_by_key(|job| fs::metadata(&job.source).map_or(0, |metadata| metadata.len()));
@@ -270,10 +251,10 @@ fn compile(compiler: &Compiler, flags: &[String], mut jobs: Vec<&Job>) -> Result
         }
     });
     let failures = failures.into_inner().unwrap();
-    match failures.is_empty() {
-        true => Ok(()),
-        false => Err(format!("{}\n(EFFNET_CUDA=skip builds without CUDA)", failures.join("\n")).into()),
+    if !failures.is_empty() {
+        return Err(format!("{}\n(EFFNET_CUDA=skip builds without CUDA)", failures.join("\n")).into());
     }
+    Ok(())
 }
 
 fn compile_one(compiler: &Compiler, flags: &[String], threads: usize, job: &Job) -> Result<(), Error> {
@@ -299,28 +280,16 @@ fn compile_one(compiler: &Compiler, flags: &[String], threads: usize, job: &Job)
 // ---- embedding --------------------------------------------------------------------------------------------
 
 /// The expression that `src/ops/cuda/embedded.rs` includes: a `Result<Embedded, &str>`.
-fn embedding(
-    compiler: &Compiler,
-    architectures: &[u32],
-    ptx: Option<u32>,
-    stems: &[String],
-) -> Result<String, Error> {
-    let mut text = String::new();
-    writeln!(text, "Ok(Embedded {{")?;
-    writeln!(
-        text,
-        "    compiler: {:?},\n    architectures: &{architectures:?},\n    ptx: {ptx:?},",
+fn embedding(compiler: &Compiler, targets: &Targets, stems: &[String]) -> String {
+    let bytes = |stem: &String| format!(r#"include_bytes!(concat!(env!("OUT_DIR"), "/{stem}.fatbin"))"#);
+    let file = |stem: &String| format!("        ({stem:?}, &Aligned(*{}).0),\n", bytes(stem));
+    let files: String = stems.iter().map(file).collect();
+    let Targets { architectures, ptx } = targets;
+    let targets = format!("architectures: &{architectures:?},\n    ptx: {ptx:?}");
+    format!(
+        "Ok(Embedded {{\n    compiler: {:?},\n    {targets},\n    files: &[\n{files}    ],\n}})\n",
         compiler.version
-    )?;
-    writeln!(text, "    files: &[")?;
-    for stem in stems {
-        writeln!(
-            text,
-            "        ({stem:?}, &Aligned(*include_bytes!(concat!(env!(\"OUT_DIR\"), \"/{stem}.fatbin\"))).0),"
-        )?;
-    }
-    writeln!(text, "    ],\n}})")?;
-    Ok(text)
+    )
 }
 
 fn write_changed(path: &Path, bytes: &[u8]) -> Result<(), Error> {

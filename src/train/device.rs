@@ -126,6 +126,7 @@ pub enum DeviceError {
 }
 
 /// The device taken.
+#[allow(clippy::large_enum_variant, reason = "a program has one")]
 pub enum Selected {
     Cpu(Cpu),
     Cuda(Box<Cuda<Driver>>),
