@@ -31,7 +31,7 @@ const ADDRESS: &[&str] =
     &["-fsanitize=address,undefined", "-fsanitize-recover=all", "-fno-omit-frame-pointer"];
 const RACE: &[&str] = &["-DEFFNET_RACE"];
 /// Of kernels only: the interpreter is what the accesses are reported to.
-const RACE_KERNELS: &[&str] = &["-fsanitize=thread"];
+const RACE_KERNELS: &[&str] = &["-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0"];
 
 const INTERPRETER: [&str; 5] = ["fibers.cpp", "launch.cpp", "memory.cpp", "race.cpp", "warp.cpp"];
 

@@ -122,7 +122,6 @@ Machine::Machine() {
     arena_shadow = static_cast<unsigned char*>(reserve_shadow(ARENA_BYTES));
     stack_bytes = STACK;
     for (unsigned i = 0; i < MOST_THREADS; i++) fibers[i].index = i;
-    interval = 1;
 }
 
 Machine::~Machine() {
@@ -270,7 +269,7 @@ std::string Machine::waiting_threads() const {
     const auto place = [&](const Fiber& f) -> std::string {
         switch (f.waiting) {
             case Waiting::No: return "running";
-            case Waiting::Barrier: return text("at the barrier of %s:%d", f.file, f.line);
+            case Waiting::Barrier: return text("at the barrier of %s:%d", basename(f.file), f.line);
             case Waiting::Warp: {
                 const Exchange* e = warps[f.index / LANES_OF_WARP].lanes[f.index % LANES_OF_WARP];
                 static const char* const names[] = {"barrier",      "shuffle_xor", "shuffle",     "shuffle_down",

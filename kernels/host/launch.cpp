@@ -22,6 +22,8 @@ Registration::Registration(const char* name, const char* file, unsigned threads,
     table().push_back({name, file, threads, size, fields, field_count, run});
 }
 
+constexpr unsigned MOST_COMPLAINTS = 4;
+
 // ---- messages ---------------------------------------------------------------------------------------------
 
 std::string text(const char* format, ...) {
@@ -43,7 +45,7 @@ std::string source(const void* where) {
     if (!where || !dladdr(where, &info) || !info.dli_fname) return "?";
     const size_t offset = size_t(static_cast<const char*>(where) - static_cast<const char*>(info.dli_fbase)) - 1;
     FILE* pipe = popen(text("addr2line -e '%s' -i 0x%zx 2>/dev/null", info.dli_fname, offset).c_str(), "r");
-    std::string all;
+    std::string all, last;
     char line[1024];
     while (pipe && fgets(line, sizeof(line), pipe)) {
         std::string place = line;
@@ -51,7 +53,8 @@ std::string source(const void* where) {
         if (const size_t slash = place.rfind('/'); slash != std::string::npos) place.erase(0, slash + 1);
         if (const size_t note = place.find(" ("); note != std::string::npos) place.erase(note);
         // From the innermost inlined function to where it was called.
-        all += (all.empty() ? "" : " from ") + place;
+        if (place != last) all += (all.empty() ? "" : " from ") + place;
+        last = place;
     }
     if (pipe) pclose(pipe);
     return all.empty() ? text("%s + 0x%zx", info.dli_fname, offset) : all;
@@ -60,9 +63,16 @@ std::string source(const void* where) {
 void complain(const std::string& what) {
     Machine& m = *active;
     // The first few tell what is wrong.
-    if (m.complaints++ >= 4) return;
+    if (m.complaints++ >= MOST_COMPLAINTS) return;
     if (!m.message.empty()) m.message += "\n";
     m.message += what;
+}
+
+bool Machine::new_complaint(const void* place, int32_t other) {
+    const std::pair<const void*, int32_t> pair{place, other};
+    if (std::find(complained.begin(), complained.end(), pair) != complained.end()) return false;
+    if (complained.size() < 1000) complained.push_back(pair);
+    return complaints < MOST_COMPLAINTS;
 }
 
 void fail(const char* format, ...) {
@@ -82,13 +92,14 @@ namespace {
 
 thread_local constinit void* fault_address = nullptr;
 thread_local constinit void* fault_place = nullptr;
+thread_local constinit const char* fault_kind = nullptr;
 struct sigaction previous_actions[NSIG];
 
 // Where a fiber goes on that touched memory which is not there, or divided an integer by zero.
 EFFNET_UNSANITISED void crashed() {
-    Machine& m = *active;
-    fail("%s touches memory that is not there, or divides by zero, at %s: %s", whereabouts().c_str(),
-         source(fault_place).c_str(), m.device->describe(fault_address).c_str());
+    const std::string what = fault_address ? active->device->describe(fault_address) : "";
+    fail("%s %s at %s%s%s", whereabouts().c_str(), fault_kind, source(fault_place).c_str(), what.empty() ? "" : ": ",
+         what.c_str());
 }
 
 EFFNET_UNSANITISED void on_fault(int signal, siginfo_t* info, void* context) {
@@ -98,7 +109,12 @@ EFFNET_UNSANITISED void on_fault(int signal, siginfo_t* info, void* context) {
         return;
     }
     ucontext_t* c = static_cast<ucontext_t*>(context);
-    fault_address = info->si_addr;
+    // The processor gives no address where that was not the trouble: a vector that is not aligned.
+    const bool misaligned = signal == SIGSEGV && info->si_code == SI_KERNEL;
+    fault_address = signal == SIGFPE || misaligned ? nullptr : info->si_addr;
+    fault_kind = signal == SIGFPE ? "divides by zero"
+                 : misaligned     ? "loads or stores a vector that is not aligned"
+                                  : "touches memory that is not there";
     fault_place = reinterpret_cast<void*>(c->uc_mcontext.gregs[REG_RIP] + 1);
     // Goes on below what the fiber has in use, or, where its stack is at its end, wherever that leaves room.
     unsigned long stack = static_cast<unsigned long>(c->uc_mcontext.gregs[REG_RSP]);
@@ -142,7 +158,10 @@ bool Machine::launch(const Kernel& what, const uint32_t grid[3], size_t shared, 
     shared_bytes = shared;
     message.clear();
     complaints = 0;
+    complained.clear();
     failed = false;
+    interval = device->interval;
+    forget_regions();
     random = options.seed;
     launch_interval = interval + 1;
     active = this;
@@ -168,6 +187,7 @@ bool Machine::launch(const Kernel& what, const uint32_t grid[3], size_t shared, 
         run_block();
     }
     if (const std::string outside = device->check(); !outside.empty()) complain(outside);
+    device->interval = interval;
     active = nullptr;
     return message.empty();
 }
@@ -179,10 +199,25 @@ bool Machine::launch(const Kernel& what, const uint32_t grid[3], size_t shared, 
 #if defined(EFFNET_ADDRESS)
 extern "C" const char* __asan_default_options() {
     // Reports become errors of the launch; Rust's test threads and the fibers' stacks are no leaks.
-    return "halt_on_error=0:detect_leaks=0:handle_segv=0:handle_sigbus=0:handle_sigfpe=0:allow_user_segv_handler=1:"
-           "use_sigaltstack=0:detect_stack_use_after_return=0";
+    return "halt_on_error=0:suppress_equal_pcs=0:detect_leaks=0:handle_segv=0:handle_sigbus=0:handle_sigfpe=0:"
+           "allow_user_segv_handler=1:use_sigaltstack=0:detect_stack_use_after_return=0";
 }
 extern "C" const char* __ubsan_default_options() { return "halt_on_error=0:print_stacktrace=0"; }
+
+// Would warn of stacks that it does not know; what a fiber leaves behind is cleared when it is abandoned.
+extern "C" void __asan_handle_no_return() {}
+
+extern "C" void __ubsan_get_current_report_data(const char** kind, const char** message, const char** file, unsigned* line,
+                                                unsigned* column, char** address);
+// Of every place in the source only the first time.
+extern "C" void __ubsan_on_report() {
+    if (!host::active || !host::active->current) return;
+    const char *kind, *message, *file;
+    unsigned line, column;
+    char* address;
+    __ubsan_get_current_report_data(&kind, &message, &file, &line, &column, &address);
+    host::complain(host::whereabouts() + ": " + host::text("%s:%u: %s", basename(file), line, message));
+}
 #endif
 
 extern "C" {

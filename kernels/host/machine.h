@@ -64,8 +64,8 @@ struct Device {
     std::vector<Guard> guards;
     std::vector<Region> regions;  // sorted, not overlapping
     Region elsewhere{0, 0, "elsewhere", 0, 0};
-    bool counting = false;
     unsigned char* shadow = nullptr;  // of the race checker
+    uint32_t interval = 1;            // barriers so far
 
     Device();
     ~Device();
@@ -139,6 +139,7 @@ struct Machine {
     size_t shared_bytes = 0;
     std::string message;
     unsigned complaints = 0;
+    std::vector<std::pair<const void*, int32_t>> complained;
     bool failed = false;
 
     // Of the block.
@@ -148,7 +149,7 @@ struct Machine {
     uint8_t warp_at[LANES_OF_WARP], warp_position[LANES_OF_WARP];
     Fiber* current = nullptr;
     unsigned arrived = 0, exited = 0;
-    uint32_t interval = 0;        // barriers so far, over all blocks of this thread of the host
+    uint32_t interval = 0;        // barriers so far, over all blocks of the device
     uint32_t block_interval = 0;  // at the block's begin
     uint32_t launch_interval = 0;
     uint64_t random = 0;
@@ -166,6 +167,9 @@ struct Machine {
 
     bool launch(const Kernel& kernel, const uint32_t grid[3], size_t shared, const void* arguments);
     void run_block();
+    std::string describe_shared(const unsigned char* at) const;
+    // Whether these two places have not yet been complained of in this launch.
+    bool new_complaint(const void* place, int32_t other);
     void begin_shared();
     void end_shared();
     void order_warps();
@@ -206,9 +210,13 @@ void note_load(const void* from, size_t bytes, const void* where);
 void note_store(const void* to, size_t bytes, const void* where);
 // Whether nobody touched `bytes` at `at` since this thread's copy into it was issued.
 void note_copy_end(const void* at, size_t bytes, const void* where);
+// What happens to a word atomically.
+void note_atomic(const void* at, size_t bytes);
 void* reserve_shadow(size_t bytes);
 void release_shadow(void* shadow, size_t bytes);
-// Forgets what happened in shared memory.
-void clear_shared_shadow(Machine& m);
+enum class Mark { Fresh, Forbidden, NeverWritten };
+void mark_shadow(void* shadow, size_t offset, size_t bytes, Mark mark);
+// The device's regions may have changed.
+void forget_regions();
 
 }  // namespace host

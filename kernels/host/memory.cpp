@@ -8,7 +8,7 @@ namespace host {
 
 namespace {
 
-constexpr size_t RESERVED = size_t(1) << 36;
+constexpr size_t RESERVED = size_t(1) << 35;
 constexpr size_t PAGE = 4096;
 // Beside every allocation. Beyond it there is no memory at all.
 constexpr size_t GUARD = 4096;
@@ -52,6 +52,7 @@ void Device::guard(void* begin, size_t bytes) {
     ASAN_UNPOISON_MEMORY_REGION(from, bytes);
     memset(from, CANARY, bytes);
     ASAN_POISON_MEMORY_REGION(from, bytes);
+    mark_shadow(shadow, size_t(from - base), bytes, Mark::Forbidden);
     guards.push_back({from, from + bytes});
 }
 
@@ -68,6 +69,7 @@ void Device::unguard(void* begin, size_t bytes) {
         if (g.end > to) kept.push_back({to, g.end});
     }
     guards = std::move(kept);
+    mark_shadow(shadow, size_t(from - base), bytes, Mark::Fresh);
     ASAN_UNPOISON_MEMORY_REGION(from, bytes);
 }
 
@@ -110,6 +112,8 @@ const Region* Device::region(uintptr_t address) const {
 std::string Device::describe(const void* address) const {
     const uintptr_t at = reinterpret_cast<uintptr_t>(address);
     if (const Region* r = region(at)) return text("%s + %zu", r->label.c_str(), size_t(at - r->begin));
+    const unsigned char* byte = static_cast<const unsigned char*>(address);
+    if (byte < base || byte >= base + reserved) return text("address %p, which is not the device's", address);
     // The nearest region that ends before it, or begins after it.
     const Region *before = nullptr, *after = nullptr;
     for (const Region& r : regions) {
@@ -135,7 +139,6 @@ std::string Device::describe(const void* address) const {
 void Machine::begin_shared() {
     arena_used = arena_taken = 0;
     pieces.clear();
-    clear_shared_shadow(*this);
 }
 
 EFFNET_UNSANITISED void Machine::end_shared() {
@@ -154,6 +157,17 @@ EFFNET_UNSANITISED void Machine::end_shared() {
         if (i < pieces.size()) at = pieces[i].offset + pieces[i].bytes;
     }
     ASAN_POISON_MEMORY_REGION(arena, arena_used);
+}
+
+std::string Machine::describe_shared(const unsigned char* at) const {
+    const size_t offset = size_t(at - arena);
+    for (size_t i = pieces.size(); i-- > 0;) {
+        const Piece& piece = pieces[i];
+        if (offset >= piece.offset + piece.bytes)
+            return text("%zu bytes past the end of piece %zu of shared memory", offset - piece.offset - piece.bytes, i);
+        if (offset >= piece.offset) return text("piece %zu of shared memory + %zu", i, offset - piece.offset);
+    }
+    return "what lies before shared memory";
 }
 
 void* take_shared(size_t piece, size_t bytes) {
@@ -176,6 +190,8 @@ void* take_shared(size_t piece, size_t bytes) {
     memset(m.arena + begin + bytes, CANARY, end + ZONE - begin - bytes);
     ASAN_POISON_MEMORY_REGION(m.arena + m.arena_used, begin - m.arena_used);
     ASAN_POISON_MEMORY_REGION(m.arena + begin + bytes, end + ZONE - begin - bytes);
+    mark_shadow(m.arena_shadow, m.arena_used, end + ZONE - m.arena_used, Mark::Forbidden);
+    mark_shadow(m.arena_shadow, begin, bytes, Mark::NeverWritten);
     m.arena_used = end + ZONE;
     m.pieces.push_back({bytes, begin});
     return m.arena + begin;
@@ -221,6 +237,9 @@ void copy_async_wait(int groups) {
     fiber.copies.erase(fiber.copies.begin(), fiber.copies.begin() + ptrdiff_t(done));
 }
 
-void atomic_or(unsigned* word, unsigned bits) { __atomic_fetch_or(word, bits, __ATOMIC_RELAXED); }
+void atomic_or(unsigned* word, unsigned bits) {
+    note_atomic(word, sizeof(*word));
+    __atomic_fetch_or(word, bits, __ATOMIC_RELAXED);
+}
 
 }  // namespace host
