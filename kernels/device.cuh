@@ -128,14 +128,17 @@ __device__ __forceinline__ void copy_async_commit() {
 }
 
 // Waits until at most `N` of this thread's groups are under way. A barrier must follow before other threads read.
+#if defined(__CUDACC__)
 template <int N>
 __device__ __forceinline__ void copy_async_wait() {
-#if defined(__CUDACC__)
     asm volatile("cp.async.wait_group %0;\n" ::"n"(N) : "memory");
-#else
-    host::copy_async_wait(N);
-#endif
 }
+#else
+template <int N>
+inline void copy_async_wait(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+    host::copy_async_wait(N, file, line);
+}
+#endif
 
 // ---- tensor cores -----------------------------------------------------------------------------------------
 

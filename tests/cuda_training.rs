@@ -19,8 +19,9 @@ use effnet::ops::cpu::{CpuDevice, CpuOps};
 use effnet::ops::cuda::{CudaDevice, CudaOps, Precision};
 use effnet::ops::*;
 use effnet::train::checkpoint::{self, Checkpoint};
-use effnet::train::device::{Cpu, Cuda, Hardware};
+use effnet::train::device::{Cpu, Cuda, Hardware, Needs};
 use effnet::train::events::{LogLine, Silent};
+use effnet::train::memory::memory_plan;
 use effnet::train::run::train_on;
 use effnet::train::{Outcome, Recipe, RunOptions};
 use effnet_kernel_host::Options;
@@ -290,6 +291,29 @@ fn an_overflow_skips_the_step_halves_the_scale_and_survives_a_resume() {
     let log = train_support::timeless_log(out);
     let skipped = |line: &LogLine| matches!(line, LogLine::Step(record) if record.skipped);
     assert_eq!(log.iter().map(skipped).collect::<Vec<_>>()[1..], [false, true, false]);
+}
+
+/// What is planned before a run is what the engine then takes, but for the blocks of the step and alignment.
+#[test]
+fn a_gpu_gives_what_was_planned() {
+    let recipe = Recipe { ema: 0.999, ..recipe() };
+    let mut hardware = cuda(Precision::Fp16);
+    let planned = memory_plan(&recipe, 5, &mut hardware).unwrap().total();
+    let before = hardware.available().expect("it knows");
+    let table = ParamTable::new(&recipe.architecture(5).unwrap());
+    let arch = recipe.architecture(5).unwrap();
+    let networks = [recipe.network_config(), NetworkConfig::inference(recipe.micro_batch)]
+        .map(|config| Network::new(&arch, &table, config));
+    let plans = networks.each_ref().map(|network| network.plan(&hardware.device()));
+    let needs = Needs { trainable: table.trainable(), total: table.total(), plans: &plans.each_ref() };
+    let mut ops = hardware.start(&needs).unwrap();
+    ops.bind(&plans[0]).unwrap();
+    let [Network { image, labels, .. }, _] = &networks;
+    let target = BatchTarget { image: *image, labels: Some(*labels), mean: [0.5; 3], deviation: [0.25; 3] };
+    let (pixels, classes) = (vec![0; image.elements], vec![0; labels.elements]);
+    ops.send_batch(0, &BatchInput { pixels: &pixels, labels: &classes, target }).unwrap();
+    let used = before - ops.gpu().available().unwrap();
+    assert!(used <= planned + 4096 && used + used / 100 > planned, "{used} bytes, planned {planned}");
 }
 
 #[test]

@@ -227,6 +227,7 @@ static void wait_here(Machine& m, Waiting waiting) {
 }
 
 void sync_threads(const char* file, int line) {
+    if (removed(file, line)) return;
     Machine& m = *active;
     Fiber* fiber = m.current;
     fiber->file = file;
@@ -262,6 +263,34 @@ void exchange(const Exchange& mine) {
     warp.arrived = 0;
     run_warp_operation(m, warp);
     set_ready(m, number);
+}
+
+void sync_warp(unsigned mask, const char* file, int line) {
+    if (removed(file, line)) return;
+    exchange({WarpOperation::Barrier, mask, 0, 0, nullptr, nullptr, nullptr});
+}
+
+// `EFFNET_HARNESS_WITHOUT=stem.cu:235` runs kernels as if there were no barrier, or no wait for copies, in that line.
+// The line is read once: constructors of this library run before any kernel.
+static const struct Without {
+    const char* file = nullptr;
+    size_t bytes = 0;
+    int line = 0;
+
+    Without() {
+        const char* place = getenv("EFFNET_HARNESS_WITHOUT");
+        const char* colon = place ? strrchr(place, ':') : nullptr;
+        if (!colon) return;
+        file = place;
+        bytes = size_t(colon - place);
+        line = atoi(colon + 1);
+    }
+} without;
+
+bool removed(const char* file, int line) {
+    if (line != without.line || !without.file) return false;
+    const char* name = basename(file);
+    return strlen(name) == without.bytes && memcmp(name, without.file, without.bytes) == 0;
 }
 
 // Who waits where, in ranges of threads.

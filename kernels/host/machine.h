@@ -193,6 +193,8 @@ std::string text(const char* format, ...) __attribute__((format(printf, 1, 2)));
 std::string source(const void* where);
 // "thread 3 of block 0" of the running fiber.
 std::string whereabouts();
+// Whether kernels run as if the barrier or wait of this place were not there.
+bool removed(const char* file, int line);
 
 constexpr size_t ARENA_BYTES = 1u << 20;  // pieces and the zones between
 constexpr size_t ZONE = 128;

@@ -223,7 +223,8 @@ void copy_async_16(void* shared, const void* global, bool valid) {
 
 void copy_async_commit() { active->current->group++; }
 
-void copy_async_wait(int groups) {
+void copy_async_wait(int groups, const char* file, int line) {
+    if (removed(file, line)) return;
     Machine& m = *active;
     Fiber& fiber = *m.current;
     size_t done = 0;

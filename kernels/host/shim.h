@@ -43,6 +43,7 @@ struct Registration {
 // ---- what passes between threads --------------------------------------------------------------------------
 
 void sync_threads(const char* file, int line);
+void sync_warp(unsigned mask, const char* file, int line);
 
 enum class WarpOperation { Barrier, ShuffleXor, Shuffle, ShuffleDown, ShuffleUp, Ballot, LoadMatrix, Multiply };
 
@@ -75,7 +76,7 @@ unsigned ballot(unsigned mask, bool value);
 void* take_shared(size_t piece, size_t bytes);
 void copy_async_16(void* shared, const void* global, bool valid);
 void copy_async_commit();
-void copy_async_wait(int groups);
+void copy_async_wait(int groups, const char* file, int line);
 
 // ---- tensor cores -----------------------------------------------------------------------------------------
 
@@ -103,10 +104,8 @@ void atomic_or(unsigned* word, unsigned bits);
 }  // namespace host
 
 #define __syncthreads() host::sync_threads(__FILE__, __LINE__)
+#define __syncwarp(mask) host::sync_warp(mask, __FILE__, __LINE__)
 
-static inline void __syncwarp(unsigned mask = 0xffffffffu) {
-    host::exchange({host::WarpOperation::Barrier, mask, 0, 0, nullptr, nullptr, nullptr});
-}
 template <typename T>
 static inline T __shfl_xor_sync(unsigned mask, T value, int lanes) {
     return host::shuffle(host::WarpOperation::ShuffleXor, mask, value, lanes, lanes);

@@ -256,6 +256,7 @@ mod tests {
     use super::*;
     use crate::model::Variant;
     use crate::ops::cpu::CpuDevice;
+    use crate::ops::cuda::{CudaDevice, Precision};
 
     fn plan(micro_batch: usize, available: u64) -> MemoryPlan {
         let mut recipe = Recipe::reference(Variant::B0, 96);
@@ -292,6 +293,20 @@ mod tests {
         assert!(line.contains("MiB") && line.contains(&format!("--micro-batch {fits} fits")), "{line}");
         assert!(plan(1, 1000).check().unwrap_err().to_string().contains("smaller --resolution"));
         assert!(tight.to_string().lines().count() == 13, "{tight}");
+    }
+
+    /// The published reference trains with 512 images a GPU of 10 GB: so does this.
+    #[test]
+    fn b0_with_512_images_fits_a_gpu_of_ten_gigabytes() {
+        let recipe = Recipe { ema: 0.9999, micro_batch: 512, ..Recipe::reference(Variant::B0, 512) };
+        assert_eq!(recipe.resolution, 224);
+        let arch = recipe.architecture(1000).unwrap();
+        let table = ParamTable::new(&arch);
+        let device = CudaDevice { precision: Precision::Fp16 };
+        let plan = with_available(&recipe, &arch, &table, &device, true, Some(9_500_000_000));
+        println!("{plan}");
+        assert!(plan.total() < 9_500_000_000, "{plan}");
+        assert_eq!(plan.check(), Ok(()));
     }
 
     #[test]

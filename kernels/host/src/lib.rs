@@ -30,6 +30,9 @@
 //!
 //! # Builds
 //! `EFFNET_HARNESS=plain|address|race` while building; see `build.rs`. They find different things, so run all three.
+//! `EFFNET_HARNESS_WITHOUT=stem.cu:235`, while running, makes kernels run as if the barrier or wait in that line were not
+//! there: `tools/remove_barriers.py` does so for each of them and asks whether a test notices.
+//!
 //! On other processors than x86-64 the crate is empty and [`AVAILABLE`] is false.
 
 #[cfg_attr(not(target_arch = "x86_64"), path = "absent.rs")]

@@ -1,0 +1,158 @@
+#!/usr/bin/env python3
+"""Removes every barrier, and every wait for copies, of the kernels in turn, and asks whether a test notices.
+
+    tools/remove_barriers.py                       # all of them: an hour on two cores
+    tools/remove_barriers.py stem.cu dense.cuh:107 # those of a file, or one
+    tools/remove_barriers.py --markdown FILE       # also writes the table
+
+The tests are built once for each of two builds of the host harness, `plain` and `race`. A barrier is removed while
+they run (EFFNET_HARNESS_WITHOUT=FILE:LINE), for all kernels that contain it, in all blocks. The tests of the operators
+whose kernels contain it run until the first one fails, in the plain build; if none does, in the race build. Each is
+shown with the build, the test and the first thing that was said. Exit status 1 if a removal passes all tests.
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+KERNELS = ROOT / "kernels"
+PLACE = re.compile(r"^(?!\s*//)(?!\s*#define).*?\b(barrier\(\)|warp_barrier\(\)|copy_async_wait<[^;]*>\(\))")
+
+
+def sources():
+    return sorted([*KERNELS.glob("*.cu"), *KERNELS.glob("*.cuh")])
+
+
+def places(path):
+    """(line, what) of each barrier and wait."""
+    for number, text in enumerate(path.read_text().splitlines(), 1):
+        if path.name != "device.cuh" and (found := PLACE.match(text)):
+            yield number, re.sub(r"<.*>", "", found[1])
+
+
+def includes(path, seen):
+    if path in seen or not path.is_file():
+        return seen
+    seen.add(path)
+    for name in re.findall(r'^#include "([^"]+)"', path.read_text(), re.M):
+        includes(KERNELS / name, seen)
+    return seen
+
+
+def tests_of(path):
+    """Names of the tests whose kernels contain a file's code: a header's are those that include it."""
+    if path.suffix == ".cu":
+        users = [path]
+    else:
+        users = [source for source in sorted(KERNELS.glob("*.cu")) if path in includes(source, set())]
+    return [user.stem for user in users]
+
+
+def build(harness, tests):
+    """Builds tests, in a folder of the harness's own, and returns their programs by name."""
+    environment = os.environ | {"EFFNET_HARNESS": harness, "EFFNET_CUDA": "skip"}
+    target = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / f"harness-{harness}"
+    environment["CARGO_TARGET_DIR"] = str(target)
+    command = ["cargo", "test", "--locked", "--no-run", "--message-format=json"]
+    command += [f"--test={name}" for name in tests]
+    built = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+    if built.returncode != 0:
+        sys.exit(f"remove_barriers: the tests do not build for {harness}")
+    programs = {}
+    for line in built.stdout.splitlines():
+        message = json.loads(line)
+        if message.get("executable") and message["target"]["kind"] == ["test"]:
+            programs[message["target"]["name"]] = message["executable"]
+    return programs
+
+
+def run(program, without):
+    """(test, what it said) of the first test that fails, or none."""
+    environment = os.environ | {"RUST_BACKTRACE": "0", "EFFNET_HARNESS_WITHOUT": without}
+    # What a test says comes at the end, with --nocapture at once.
+    command = [program, "--nocapture", "--test-threads=2"]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+    )
+    test, said, take = None, "", False
+    for line in process.stdout:
+        if found := re.match(r"thread '([^']+)' .*panicked at", line):
+            test, take = found[1], True
+        elif take and line.strip():
+            said = line.strip()
+            break
+    else:
+        if process.wait() != 0:
+            return "(all)", f"ended with status {process.returncode}"
+        return None
+    process.kill()
+    process.wait()
+    return test, said
+
+
+def gist(said):
+    """The kind of complaint in a few words."""
+    kinds = [
+        ("race on", "a race"),
+        ("which nobody has written", "unwritten memory read"),
+        ("under way at the end", "copies never waited for"),
+        ("was under way when", "a copy under way"),
+        ("differ in", "other bits in another order"),
+        ("the same bits", "other bits in another order"),
+        ("not finite", "NaN"),
+        ("NaN", "NaN"),
+        ("stuck", "a stuck block"),
+    ]
+    return next((kind for pattern, kind in kinds if pattern in said), said[:90])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("places", nargs="*", metavar="FILE[:LINE]")
+    parser.add_argument("--markdown", type=Path, metavar="FILE")
+    arguments = parser.parse_args()
+    wanted = [
+        (path, line, what)
+        for path in sources()
+        for line, what in places(path)
+        if not arguments.places or path.name in arguments.places or f"{path.name}:{line}" in arguments.places
+    ]
+    if not wanted:
+        sys.exit("remove_barriers: no barrier there")
+    missing = sorted({name for path, _, _ in wanted for name in tests_of(path) if not (ROOT / f"tests/{name}.rs").is_file()})
+    if missing:
+        sys.exit(f"remove_barriers: no tests of {', '.join(missing)}")
+    tests = sorted({name for path, _, _ in wanted for name in tests_of(path)})
+    programs = {harness: build(harness, tests) for harness in ("plain", "race")}
+    for harness, by_name in programs.items():
+        for name, program in by_name.items():
+            if failed := run(program, "nowhere:0"):
+                sys.exit(f"remove_barriers: with nothing removed, {name} fails in the {harness} build: {failed[0]}: {failed[1]}")
+    rows, passed = [], 0
+    for path, line, what in wanted:
+        began, row = time.monotonic(), None
+        for harness, name in [(harness, name) for harness in programs for name in tests_of(path)]:
+            if failed := run(programs[harness][name], f"{path.name}:{line}"):
+                row = (f"{path.name}:{line}", what, harness, f"{name}: {failed[0]}", gist(failed[1]))
+                break
+        if not row:
+            passed += 1
+            row = (f"{path.name}:{line}", what, "—", "NOT NOTICED", "")
+        rows.append(row)
+        print(f"{row[0]:<28} {row[1]:<18} {row[2]:<6} {row[3]:<64} {row[4]}  {time.monotonic() - began:.0f} s", flush=True)
+    print(f"{len(rows)} removed, {len(rows) - passed} noticed")
+    if arguments.markdown:
+        lines = ["| place | what | build | test | noticed as |", "|---|---|---|---|---|"]
+        lines += ["| " + " | ".join(row) + " |" for row in rows]
+        arguments.markdown.write_text("\n".join(lines) + "\n")
+    return 1 if passed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
