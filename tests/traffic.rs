@@ -24,21 +24,33 @@ use effnet_kernel_host::{BUILD, Build, Options};
 /// Bytes of one kind of pass.
 #[derive(Clone, Copy, Default)]
 struct Bytes {
-    /// Of the tensors that its passes name, each once a pass.
+    /// Of the activations and their gradients that its passes name, each once a pass.
     floor: u64,
-    /// Of those tensors, as counted.
-    tensors: u64,
-    /// Of the workspace: partial sums on their way to the second stage.
+    /// Of those, as counted.
+    activations: u64,
+    /// Of sums, coefficients, gates and masks: a few values a channel, or a channel of an image, that every tile
+    /// reads again, out of the first cache.
+    small: u64,
+    /// Of the workspace: partial sums on their way to the second stage, whose number does not grow with the batch.
     workspace: u64,
-    /// Of weights, their gradients and the rest of the state, which do not grow with the batch.
+    /// Of weights, their gradients and the rest of the state, which does not either.
     state: u64,
 }
 
+impl std::ops::AddAssign for Bytes {
+    fn add_assign(&mut self, other: Bytes) {
+        self.floor += other.floor;
+        self.activations += other.activations;
+        self.small += other.small;
+        self.workspace += other.workspace;
+        self.state += other.state;
+    }
+}
+
 struct Traffic {
-    /// By pass, in the order of their names.
     passes: BTreeMap<&'static str, Bytes>,
-    /// Bytes of each tensor of each pass, once and as counted: (pass, its number in the step, tensor's label).
-    tensors: Vec<(&'static str, usize, String, u64, u64)>,
+    /// Each activation of each pass: pass, its number in the step, label, bytes once, bytes as counted.
+    activations: Vec<(&'static str, usize, String, u64, u64)>,
 }
 
 /// One training step without the update, pass by pass, on one batch of B0.
@@ -67,68 +79,65 @@ fn count(images: usize, side: usize, precision: Precision) -> Traffic {
     ops.upload_labels(network.labels, &vec![1; images]).unwrap();
     ops.begin_step().unwrap();
 
-    let mut traffic = Traffic { passes: BTreeMap::new(), tensors: Vec::new() };
+    let mut traffic = Traffic { passes: BTreeMap::new(), activations: Vec::new() };
     let recorder = network.record(&device);
     for (number, pass) in recorder.passes.iter().enumerate() {
         let arena = (ops.context().arena, ops.context().arena_bytes);
         ops.gpu().describe(arena.0, arena.1, "arena");
+        let mut row = Bytes::default();
         let mut named = BTreeMap::new();
         pass.tensors(&mut |tensor, _| {
             let bytes = tensor.elements * device.element_bytes(tensor.kind);
-            named.insert(network.tensors.label(tensor).to_string(), bytes as u64);
+            let label = network.tensors.label(tensor).to_string();
             let at = ops.context().tensor(tensor);
-            ops.gpu().describe(at, bytes, network.tensors.label(tensor));
+            ops.gpu().describe(at, bytes, &label);
+            if tensor.kind == Kind::Activation {
+                row.floor += bytes as u64;
+            }
+            named.insert(label, (tensor.kind, bytes as u64));
         });
         ops.gpu().reset_counts();
         pass.run(&mut ops).unwrap();
-        let row = traffic.passes.entry(pass.name()).or_default();
-        row.floor += pass.bytes(&device);
         for count in ops.gpu().counts() {
             let bytes = count.loaded + count.stored;
             assert_ne!(count.label, "arena", "{}: a tensor that it does not name", pass.name());
-            match (named.get(&count.label), &count.label[..]) {
-                (Some(once), _) => {
-                    row.tensors += bytes;
-                    traffic.tensors.push((pass.name(), number, count.label, *once, bytes));
+            match named.get(&count.label) {
+                Some((Kind::Activation, once)) => {
+                    row.activations += bytes;
+                    traffic.activations.push((pass.name(), number, count.label, *once, bytes));
                 }
-                (None, "workspace") => row.workspace += bytes,
-                (None, _) => row.state += bytes,
+                Some(_) => row.small += bytes,
+                None if count.label == "workspace" => row.workspace += bytes,
+                None => row.state += bytes,
             }
         }
+        *traffic.passes.entry(pass.name()).or_default() += row;
     }
     traffic
 }
 
 #[test]
 #[ignore = "needs the race build"]
-fn a_step_moves_little_more_than_its_tensors() {
+fn a_step_moves_little_more_than_its_activations() {
     let images = 1;
     let traffic = count(images, 224, Precision::Fp16);
-    let per_image = |bytes: u64| bytes as f64 / 1e6 / images as f64;
     let mut sum = Bytes::default();
-    println!("MB an image           floor  counted  factor  workspace  state");
-    for (name, row) in &traffic.passes {
+    let line = |name: &str, row: &Bytes| {
+        let megabytes = |bytes: u64| bytes as f64 / 1e6 / images as f64;
+        let columns = [row.floor, row.activations, row.small, row.workspace, row.state].map(megabytes);
+        let [floor, activations, small, workspace, state] = columns;
+        let factor = activations / floor;
         println!(
-            "{name:<20} {:>6.2} {:>8.2} {:>7.2} {:>10.2} {:>6.2}",
-            per_image(row.floor),
-            per_image(row.tensors),
-            row.tensors as f64 / row.floor as f64,
-            per_image(row.workspace),
-            per_image(row.state),
+            "{name:<22} {floor:>7.2} {activations:>12.2} {factor:>7.2} {small:>7.2} {workspace:>10.2} {state:>7.2}"
         );
-        sum.floor += row.floor;
-        sum.tensors += row.tensors;
-        sum.workspace += row.workspace;
-        sum.state += row.state;
+    };
+    println!("MB an image              floor  activations  factor   small  workspace   state");
+    for (name, row) in &traffic.passes {
+        line(name, row);
+        sum += *row;
     }
-    println!(
-        "sum {:.2} {:.2} {:.2} {:.2}",
-        per_image(sum.floor),
-        per_image(sum.tensors),
-        per_image(sum.workspace),
-        per_image(sum.state)
-    );
-    let mut again: Vec<_> = traffic.tensors.iter().filter(|t| t.4 > t.3 + 100_000).collect();
+    line("all", &sum);
+    let mut again = traffic.activations;
     again.sort_by_key(|t| std::cmp::Reverse(t.4 - t.3));
     for (pass, number, label, once, bytes) in again.iter().take(60) {
         println!(
