@@ -113,7 +113,7 @@ def occupancy(kernel, arch, dynamic):
     # Registers are dealt out to the four schedulers' warps.
     by_registers = REGISTERS // 4 // of_warp * 4 // own
     by_shared = (shared << 10) // (kernel["shared"] + dynamic + 1024)
-    limits = {"registers": by_registers, "shared memory": by_shared, "threads": warps // own, "blocks": blocks}
+    limits = {"threads": warps // own, "blocks": blocks, "registers": by_registers, "shared memory": by_shared}
     limit = min(limits, key=limits.get)
     return limits[limit], 100 * limits[limit] * own / warps, limit
 
