@@ -87,9 +87,10 @@ pub fn preface() -> String {
         `max(bytes/copy, tensor/(SM·clock·t), fp32/(SM·clock·f), special/(SM·clock·s))`, and of a row the sum over its\n  \
         launches, with what binds most of that time.\n\
         \n\
-        These are lower bounds. Latency, instructions that are not counted, traffic of shared memory and of the\n\
-        second-level cache, occupancy, double precision and the gaps between launches come on top: a kernel of a few\n\
-        microseconds, such as `batch_norm_sums`, takes its launch's own time instead.\n\
+        These are bounds, not times. Latency, instructions that are not counted, traffic of shared memory and of the\n\
+        second-level cache, low occupancy, double precision and the gaps between launches come on top: a kernel of a\n\
+        few microseconds, such as `batch_norm_sums`, takes its launch's own time instead. Less than the bound is possible\n\
+        only where the second-level cache still holds what the kernel before has left, such as the workspace.\n\
         \n\
         | card | SMs | GHz | copy TB/s | tensor t | fp32 f | special s |\n\
         |---|---:|---:|---:|---:|---:|---:|\n",

@@ -22,7 +22,8 @@ pub struct Case {
 
 impl std::fmt::Display for Case {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} at {}², batch {}, {}", self.model, self.side, self.images, self.precision)
+        let model = self.model.name().to_uppercase();
+        write!(f, "{model} at {}², batch {}, {}", self.side, self.images, self.precision)
     }
 }
 
