@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use effnet::data::pack::{PackOptions, pack};
-use effnet::data::{CropMode, Loader, LoaderConfig, Source, Split};
+use effnet::data::{CropMode, Form, Loader, LoaderConfig, Source, Split};
 use image::{DynamicImage, GrayImage, ImageFormat, Luma, Rgb, RgbImage};
 use tempfile::TempDir;
 
@@ -46,6 +46,7 @@ fn batches(source: &Source, resolution: usize, crop: CropMode, threads: usize, r
         batch: 64,
         resolution,
         crop,
+        form: Form::Squares,
         train: true,
         seed: 0,
         first_step: 0,

@@ -106,7 +106,8 @@ impl Trial {
         let params =
             StepParams { seed: 5, step: number, learning_rate, ema_decay: 0.9, ..StepParams::default() };
         ops.set_step(params).unwrap();
-        ops.send_batch(slot, &BatchInput { pixels: &self.pixels, labels: &self.labels, target }).unwrap();
+        let pixels = BatchPixels::Squares(&self.pixels);
+        ops.send_batch(slot, &BatchInput { pixels, labels: &self.labels, target }).unwrap();
         let sequence = Sequence::Training { slot, first: true, last: true };
         ops.replay(sequence, |ops| {
             ops.begin_step()?;

@@ -3,11 +3,12 @@
 #![cfg(target_arch = "x86_64")] // the harness's; elsewhere this file has no tests
 
 mod common;
+mod data_support;
 
 use common::host_gpu::HostGpu;
-use effnet::data::CropMode;
 use effnet::data::augment::{Geometry, Look, Scratch, View, preprocess};
-use effnet::data::raw::{RawBatch, RawScratch};
+use effnet::data::raw::{RawBatch, RawScratch, Sample};
+use effnet::data::{Batch, CropMode, Form, Loader, LoaderConfig, Source, Split};
 use effnet::ops::cpu::CpuOps;
 use effnet::ops::cuda::precision::narrow;
 use effnet::ops::cuda::{CudaOps, Gpu, Precision, image};
@@ -271,5 +272,117 @@ fn large_squares_are_made_too() {
         let count = if side == 600 { 1 } else { 2 };
         let (raw, squares) = raw_batch(&pictures[..count], count, side);
         check(&raw, &squares, side, &[Precision::Bf16], &orders()[..1]);
+    }
+}
+
+// ---- from the loader ----------------------------------------------------------------------------------------
+
+const LOADED: LoaderConfig = LoaderConfig {
+    split: Split::Train,
+    batch: 6,
+    resolution: 32,
+    crop: CropMode::Pad,
+    form: Form::Squares,
+    train: true,
+    seed: 3,
+    first_step: 0,
+    steps: 5,
+    threads: 1,
+    ahead: 2,
+};
+
+fn batches(source: &Source, config: LoaderConfig, mut visit: impl FnMut(&Batch)) {
+    let mut loader = Loader::start(source.clone(), config).unwrap();
+    while let Some(batch) = loader.next().unwrap() {
+        visit(&batch);
+        loader.recycle(batch);
+    }
+}
+
+/// Images and labels on the GPU of every pass of every batch, sent and unpacked as a step does.
+fn unpacked(source: &Source, config: LoaderConfig, images: usize) -> Vec<Vec<u8>> {
+    let elements = images * config.resolution * config.resolution * 3;
+    let mut tensors = Tensors::default();
+    let image = tensors.new_tensor("image", elements, Kind::Activation);
+    let labels = tensors.new_tensor("labels", images, Kind::Index);
+    let (mut plan, _) = alone(elements, Precision::Fp16.bytes());
+    let start = plan.tensor_bytes.next_multiple_of(256);
+    plan.offsets.push(Some(start));
+    plan.tensor_bytes = start + 4 * images;
+    let options = Options { late_copies: true, ..Options::default() };
+    let mut ops = CudaOps::new(HostGpu::new(options), 0, 0, &[&plan], Precision::Fp16).unwrap();
+    ops.bind(&plan).unwrap();
+    let at = ops.context().tensor(image);
+    let target = BatchTarget { image, labels: Some(labels), mean: MEAN, deviation: DEVIATION };
+    let (mut all, mut slot) = (Vec::new(), 0);
+    batches(source, config, |batch| {
+        for (pixels, labels) in batch.parts(images) {
+            ops.gpu().fill(at, 0xff, plan.tensor_bytes).unwrap();
+            ops.send_batch(slot, &BatchInput { pixels, labels, target }).unwrap();
+            let sequence = Sequence::Training { slot, first: true, last: true };
+            ops.replay(sequence, |ops| ops.unpack_batch(slot, &target)).unwrap();
+            let mut bytes = vec![0; plan.tensor_bytes];
+            ops.gpu().read(at, &mut bytes).unwrap();
+            all.push(bytes);
+            slot ^= 1;
+        }
+    });
+    all
+}
+
+/// How many images raw batches have, and how many of them the loader had to resize: those are as they shall be, and RGB
+/// where the set is grey or of another size.
+fn resized(source: &Source, config: LoaderConfig, images: usize) -> (usize, usize) {
+    let (mut count, mut resized) = (0, 0);
+    batches(source, config, |batch| {
+        let bytes = RawBatch::bytes(images, batch.resolution);
+        assert_eq!(batch.pixels.len(), batch.labels.len() / images * bytes);
+        assert!(batch.used.iter().all(|used| *used <= bytes));
+        for buffer in batch.pixels.chunks_exact(bytes) {
+            for sample in buffer.chunks_exact(size_of::<Sample>()).take(images) {
+                let sample: Sample = bytemuck::pod_read_unaligned(sample);
+                let windows = (sample.column_window, sample.row_window);
+                count += usize::from(sample.width > 0);
+                resized += usize::from(sample.channels == 3 && windows == (1, 1));
+            }
+        }
+    });
+    (count, resized)
+}
+
+#[test]
+fn a_loader_s_raw_batches_are_its_squares() {
+    let dir = tempfile::tempdir().unwrap();
+    data_support::pack_grey(dir.path(), 50, 20, 28, 8 << 10);
+    let grey = data_support::open(dir.path());
+    let larger = Source::synthetic(3, 50, 20, 90).unwrap();
+    let mut seen = Vec::new();
+    for (source, crop, resolution) in
+        [(&grey, CropMode::Pad, 32), (&grey, CropMode::Resized, 33), (&larger, CropMode::Resized, 24)]
+    {
+        for train in [true, false] {
+            let split = if train { Split::Train } else { Split::Val };
+            let squares = LoaderConfig { split, crop, resolution, train, ..LOADED };
+            for (images, threads) in [(6, 1), (2, 3)] {
+                let raw = LoaderConfig { form: Form::Raw { images }, threads, ..squares.clone() };
+                let expected = unpacked(source, squares.clone(), images);
+                let found = unpacked(source, raw.clone(), images);
+                assert_eq!(found.len(), (if train { 5 } else { 4 }) * 6 / images);
+                for (number, (found, expected)) in found.iter().zip(&expected).enumerate() {
+                    let what = format!("pass {number} of {images}, {crop} to {resolution}, training {train}");
+                    expect_same(found, expected, 2, &what);
+                }
+                seen.push((resolution, train, resized(source, raw, images)));
+            }
+        }
+    }
+    for (resolution, train, (count, resized)) in seen {
+        println!("to {resolution}, training {train}: {resized} of {count} resized by the loader");
+        assert_eq!(count, if train { 30 } else { 20 });
+        match (resolution, train) {
+            (24, true) => assert!(resized > 5 && count - resized > 5, "both ways are gone"),
+            (24, false) => assert!(resized > 5),
+            _ => assert_eq!(resized, 0, "of small images each has room"),
+        }
     }
 }
