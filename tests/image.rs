@@ -186,7 +186,7 @@ fn pictures(side: u32, random: u64) -> Vec<Picture> {
         let bits = draw(1, number, side, Purpose::Synthetic, 9);
         let most = if number % 4 == 0 { 400 } else { 2 * side };
         let size = (1 + below(bits[0], most), 1 + below(bits[1], most));
-        add(size, if bits[2] % 3 == 0 { 1 } else { 3 });
+        add(size, if bits[2].is_multiple_of(3) { 1 } else { 3 });
     }
     pictures
 }

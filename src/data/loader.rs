@@ -7,12 +7,14 @@
 //! Memory: the set stays in its mapped files. There are at most `max(ahead, threads)` batches being made or
 //! waiting, plus those that the caller holds; a batch given back with [`Loader::recycle`] is filled again, so that
 //! after the first few steps nothing large is allocated (inside decoders: see [`decode_jpeg`] and [`Scratch`]).
+//! Batches of raw images have a size of their own, [`RawBatch::bytes`], whatever the images' sizes.
 //!
 //! A failure of a thread, an error or a panic, comes out of [`Loader::next`] in its step's turn; nothing hangs.
 //! Dropping the loader stops and joins its threads.
 //!
 //! [`decode_jpeg`]: super::codec::decode_jpeg
 //! [`Scratch`]: super::augment::Scratch
+//! [`RawBatch::bytes`]: super::raw::RawBatch::bytes
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -21,8 +23,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::augment::CropMode;
-use super::batch::Maker;
-pub use super::batch::{Batch, BatchPixels, Form};
+use super::batch::{Batch, Form, Maker};
 use super::sampler::{Place, Sampler};
 use super::{DataError, Source, Split};
 

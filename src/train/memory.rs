@@ -105,10 +105,13 @@ fn with_available(
     let (trainable, total) = (table.trainable() as u64 * 4, table.total() as u64 * 4);
     let ema = if recipe.ema > 0.0 { total } else { 0 };
     let area = (recipe.resolution * recipe.resolution * 3) as u64;
-    let raw = device.prepares_images();
-    let image = if raw { RawBatch::bytes(1, recipe.resolution) as u64 } else { area };
     // A GPU keeps weights in the activations' type beside the fp32 ones, the running statistics of the step under
-    // way, and two micro-batches on their way in bytes, as large as they may be; the loader's batches and a checkpoint stay on the host.
+    // way, and two micro-batches on their way in bytes, as large as raw ones may be; the loader's batches and a
+    // checkpoint stay on the host.
+    let image = match device.prepares_images() {
+        true => RawBatch::bytes(1, recipe.resolution) as u64,
+        false => area,
+    };
     let stored = if device.element_bytes(Kind::Activation) < 4 { trainable / 2 } else { 0 };
     let (weights, checkpoint, images) = if own_memory {
         (total + stored + (total - trainable), 0, 2 * recipe.micro_batch as u64 * (image + 4))
