@@ -1,12 +1,12 @@
 //! Images a second that the loader makes, by the number of threads: small grey images padded, and photographs
-//! decoded from JPEG, cropped and resized. `cargo bench --bench loader`.
+//! decoded from JPEG, cropped and resized, or left to a device for that. `cargo bench --bench loader`.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use effnet::data::pack::{PackOptions, pack};
-use effnet::data::{CropMode, Loader, LoaderConfig, Source, Split};
+use effnet::data::{CropMode, Form, Loader, LoaderConfig, Source, Split};
 use image::{DynamicImage, GrayImage, ImageFormat, Luma, Rgb, RgbImage};
 use tempfile::TempDir;
 
@@ -38,14 +38,26 @@ fn packed(kind: ImageFormat, make: impl Fn(u32) -> DynamicImage) -> (TempDir, So
     (dir, source)
 }
 
+const BATCH: usize = 64;
+
+struct Case<'a> {
+    name: &'a str,
+    source: &'a Source,
+    resolution: usize,
+    crop: CropMode,
+    form: Form,
+}
+
 /// Time for `rounds` batches, the loader's start left out.
-fn batches(source: &Source, resolution: usize, crop: CropMode, threads: usize, rounds: u64) -> Duration {
+fn batches(case: &Case, threads: usize, rounds: u64) -> Duration {
+    let Case { source, resolution, crop, form, .. } = *case;
     let warm_up = 2;
     let config = LoaderConfig {
         split: Split::Train,
-        batch: 64,
+        batch: BATCH,
         resolution,
         crop,
+        form,
         train: true,
         seed: 0,
         first_step: 0,
@@ -71,17 +83,20 @@ fn loader(criterion: &mut Criterion) {
     });
     let photographs = packed(ImageFormat::Jpeg, |salt| photograph(500, 375, salt).into());
     let synthetic = Source::synthetic(10, 128, 10, 224).expect("a made-up set");
+    let (squares, raw) = (Form::Squares, Form::Raw { images: BATCH });
+    let case = |name, source, resolution, crop, form| Case { name, source, resolution, crop, form };
     let cases = [
-        ("grey 28 to 32", &grey.1, 32, CropMode::Pad),
-        ("jpeg 500x375 to 224", &photographs.1, 224, CropMode::Resized),
-        ("synthetic 224", &synthetic, 224, CropMode::Pad),
+        case("grey 28 to 32", &grey.1, 32, CropMode::Pad, squares),
+        case("jpeg 500x375 to 224", &photographs.1, 224, CropMode::Resized, squares),
+        case("jpeg 500x375 for a device to 224", &photographs.1, 224, CropMode::Resized, raw),
+        case("synthetic 224", &synthetic, 224, CropMode::Pad, squares),
     ];
-    for (name, source, resolution, crop) in cases {
-        let mut group = criterion.benchmark_group(format!("loader/{name}"));
-        group.throughput(Throughput::Elements(64)).sample_size(10);
+    for case in &cases {
+        let mut group = criterion.benchmark_group(format!("loader/{}", case.name));
+        group.throughput(Throughput::Elements(BATCH as u64)).sample_size(10);
         for threads in [1, 2] {
             group.bench_function(BenchmarkId::new("threads", threads), |bencher| {
-                bencher.iter_custom(|rounds| batches(source, resolution, crop, threads, rounds));
+                bencher.iter_custom(|rounds| batches(case, threads, rounds));
             });
         }
     }

@@ -102,7 +102,10 @@ fn train<O: Ops>(ops: &mut O, network: &Network, fixed: &Fixed, update: &Update,
     let (slot, target) = ((step % 2) as usize, fixed.target(network));
     ops.submit(|ops| {
         ops.set_step(StepParams { step, learning_rate: 1e-4, ..StepParams::default() })?;
-        ops.send_batch(slot, &BatchInput { pixels: &fixed.pixels, labels: &fixed.labels, target })?;
+        ops.send_batch(
+            slot,
+            &BatchInput { pixels: BatchPixels::Squares(&fixed.pixels), labels: &fixed.labels, target },
+        )?;
         ops.replay(Sequence::Training { slot, first: true, last: true }, |ops| {
             ops.begin_step()?;
             ops.unpack_batch(slot, &target)?;
@@ -120,7 +123,10 @@ fn train<O: Ops>(ops: &mut O, network: &Network, fixed: &Fixed, update: &Update,
 fn infer<O: Ops>(ops: &mut O, network: &Network, fixed: &Fixed, step: u64) -> Result {
     let (slot, target) = ((step % 2) as usize, fixed.target(network));
     ops.submit(|ops| {
-        ops.send_batch(slot, &BatchInput { pixels: &fixed.pixels, labels: &[], target })?;
+        ops.send_batch(
+            slot,
+            &BatchInput { pixels: BatchPixels::Squares(&fixed.pixels), labels: &[], target },
+        )?;
         ops.replay(Sequence::Inference { slot }, |ops| {
             ops.unpack_batch(slot, &target)?;
             network.forward(ops)

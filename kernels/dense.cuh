@@ -3,6 +3,8 @@
 // thread, the factors' 16-deep pieces in shared memory. Each piece is fetched into registers while the one before is
 // multiplied. Depth may be cut among blocks, whose sums the caller adds up in order: a classifier's C alone has
 // too few tiles to fill a GPU.
+//
+// Bytes, operations and floors at B0's shapes: head.cu.
 #pragma once
 
 #include "numeric.cuh"

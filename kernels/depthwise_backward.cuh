@@ -10,6 +10,8 @@
 //
 // The ring holds the storage type (see depthwise_forward.cuh). The taps' sums of a thread stay in registers until the
 // block ends: 2 channels a thread, 18 sums for 3×3 and 50 for 5×5.
+//
+// Bytes, operations and floors at B0's shapes: depthwise.cu.
 #pragma once
 
 #include "depthwise_forward.cuh"

@@ -10,6 +10,8 @@
 //
 // A thread computes 4 neighbouring columns of 8 channels: a value from the ring serves up to 3 (or 5) taps in
 // registers, and weights are loaded once for the 4 columns.
+//
+// Bytes, operations and floors at B0's shapes: depthwise.cu.
 #pragma once
 
 #include "numeric.cuh"

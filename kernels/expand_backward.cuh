@@ -1,5 +1,7 @@
 // Backward of the expansion: in one sweep where the accumulators of the weights' gradient fit beside the data
 // gradient's, else in two kernels, one for the data gradient with its epilogue, one for the weights'.
+//
+// Bytes, operations and floors at B0's shapes: expand.cu.
 #pragma once
 
 #include "pointwise_backward.cuh"

@@ -18,6 +18,8 @@
 // of eight channels through all tiles, so the sums stay in its registers.
 //
 // fp32 storage runs the same pipeline with fused multiply-adds in the place of the tensor cores: exact fp32.
+//
+// Bytes, operations and floors at B0's shapes: expand.cu and project.cu.
 #pragma once
 
 #include "numeric.cuh"

@@ -12,6 +12,8 @@
 //   await own copies · form dy · barrier · begin the copies of the next step · multiply · …
 //
 // dy is rounded to the storage type before it is multiplied. Rows past the end and channels past the last are zero.
+//
+// Bytes, operations and floors at B0's shapes: expand.cu and project.cu.
 #pragma once
 
 #include "tile_product.cuh"

@@ -21,7 +21,9 @@
 //
 // (layers of a kind together; the higher of two tiles where it leaves two blocks for each multiprocessor of the
 // largest GPU). In all 5.77 MB, 0.30 Gflop and 2.3 million sigmoids an image: 1.9 µs at 3.0 TB/s, 8.2 µs at 0.70 TB/s.
-// Weights come from the second-level cache, once a tile (0.7 MB for the largest layer). Last measured share: not yet
+// Weights come from the second-level cache, once a tile (0.7 MB for the largest layer). The products take 0.6 µs on an
+// H100's tensor cores at 1024 multiply-adds a cycle and multiprocessor and 5.1 µs on an RTX 3080's at 256, where layers
+// from 112 outputs on are bound by them; 18 M fp32 instructions take 0.6 and 1.2 µs. Last measured share: not yet
 // measured.
 //
 // Backward. With dy from dout·keep and y by batch norm's backward while they are loaded and A = silu(BN(x))·gate:
@@ -45,6 +47,8 @@
 //
 // In all 11.7 MB, 0.61 Gflop and 2.4 million sigmoids an image: 3.9 µs at 3.0 TB/s, 17 µs at 0.70 TB/s. Tiles are aligned
 // to images, whose gates differ; the five sums take 20 bytes a channel and image (times the segments of a large one).
+// With the parts' sums of dW 12.5 MB. With tiles filled up 368 M multiply-adds, 1.6 µs on an H100's tensor cores and
+// 12.4 µs on an RTX 3080's, where layers from 112 outputs on are bound by them, and 55 M fp32 instructions, 1.9 and 3.7 µs.
 // Last measured share: not yet measured.
 #include "pointwise.cuh"
 #include "project_sweep.cuh"

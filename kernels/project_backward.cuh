@@ -1,5 +1,7 @@
 // Backward of the projection: tiles that know images, the five sums, and the kernels for many narrow channels. Where
 // the accumulators of the weights' gradient fit, all is done in one sweep instead, see project_sweep.cuh.
+//
+// Bytes, operations and floors at B0's shapes: project.cu.
 #pragma once
 
 #include "pointwise_backward.cuh"

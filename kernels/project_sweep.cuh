@@ -6,6 +6,8 @@
 //
 // x is read once and its sigmoid is taken once. dout and y are read straight from memory, by every slice: they are
 // narrow, and come from the second-level cache for all slices but one.
+//
+// Bytes, operations and floors at B0's shapes: project.cu.
 #pragma once
 
 #include "project_backward.cuh"

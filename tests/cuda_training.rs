@@ -12,7 +12,7 @@ use common::fixture::cuda::unit;
 use common::fixture::{doubles, equal_bits, norm};
 use common::formula::Formula;
 use common::host_gpu::HostGpu;
-use effnet::data::Source;
+use effnet::data::{CropMode, Source, Split};
 use effnet::model::{Architecture, BatchNormConfig, Padding, ParamTable, Variant, initialise};
 use effnet::network::{Network, NetworkConfig};
 use effnet::ops::cpu::{CpuDevice, CpuOps};
@@ -20,6 +20,7 @@ use effnet::ops::cuda::{CudaDevice, CudaOps, Precision};
 use effnet::ops::*;
 use effnet::train::checkpoint::{self, Checkpoint};
 use effnet::train::device::{Cpu, Cuda, Hardware, Needs};
+use effnet::train::evaluator::Evaluator;
 use effnet::train::events::{LogLine, Silent};
 use effnet::train::memory::memory_plan;
 use effnet::train::run::train_on;
@@ -107,7 +108,8 @@ impl Trial {
         let params =
             StepParams { seed: 5, step: number, learning_rate, ema_decay: 0.9, ..StepParams::default() };
         ops.set_step(params).unwrap();
-        ops.send_batch(slot, &BatchInput { pixels: &self.pixels, labels: &self.labels, target }).unwrap();
+        let pixels = BatchPixels::Squares(&self.pixels);
+        ops.send_batch(slot, &BatchInput { pixels, labels: &self.labels, target }).unwrap();
         let sequence = Sequence::Training { slot, first: true, last: true };
         ops.replay(sequence, |ops| {
             ops.begin_step()?;
@@ -310,8 +312,11 @@ fn a_gpu_gives_what_was_planned() {
     ops.bind(&plans[0]).unwrap();
     let [Network { image, labels, .. }, _] = &networks;
     let target = BatchTarget { image: *image, labels: Some(*labels), mean: [0.5; 3], deviation: [0.25; 3] };
-    let (pixels, classes) = (vec![0; image.elements], vec![0; labels.elements]);
-    ops.send_batch(0, &BatchInput { pixels: &pixels, labels: &classes, target }).unwrap();
+    let (images, side) = (labels.elements, recipe.resolution);
+    let mut bytes = vec![0; RawBatch::bytes(images, side)];
+    RawBatch::new(&mut bytes, images, side);
+    let pixels = BatchPixels::Raw { bytes: &bytes, side };
+    ops.send_batch(0, &BatchInput { pixels, labels: &vec![0; images], target }).unwrap();
     let used = before - ops.gpu().available().unwrap();
     assert!(used <= planned + 4096 && used + used / 100 > planned, "{used} bytes, planned {planned}");
 }
@@ -356,4 +361,72 @@ fn a_checkpoint_moves_between_devices_and_precisions() {
     for (step, (loss, expected)) in losses.iter().zip(expected).enumerate() {
         assert!((loss / expected - 1.0).abs() < 0.05, "step {}: {loss} beside {expected}", step + 1);
     }
+}
+
+/// The GPU as one that takes squares.
+struct Squares(Cuda<HostGpu>);
+
+struct SquaresDevice(CudaDevice);
+
+impl Device for SquaresDevice {
+    fn element_bytes(&self, kind: Kind) -> usize {
+        self.0.element_bytes(kind)
+    }
+    fn workspace(&self, pass: &Pass) -> plan::Workspace {
+        self.0.workspace(pass)
+    }
+    fn threads(&self) -> usize {
+        self.0.threads()
+    }
+}
+
+impl Hardware for Squares {
+    type Device = SquaresDevice;
+    type Ops = CudaOps<HostGpu>;
+
+    fn device(&self) -> SquaresDevice {
+        SquaresDevice(self.0.device())
+    }
+    fn line(&self) -> String {
+        self.0.line()
+    }
+    fn available(&mut self) -> Option<u64> {
+        self.0.available()
+    }
+    fn has_own_memory(&self) -> bool {
+        true
+    }
+    fn start(self, needs: &Needs) -> Result<CudaOps<HostGpu>> {
+        self.0.start(needs)
+    }
+}
+
+/// Two steps and an evaluation at their end, whose last batch is partial, of images that are cropped and resized: the
+/// checkpoint and the log have the same bytes whoever made the squares.
+#[test]
+fn a_run_on_images_that_the_gpu_prepares_is_that_on_squares() {
+    let dir = tempfile::tempdir().unwrap();
+    let (squares, raw) = (dir.path().join("squares"), dir.path().join("raw"));
+    let recipe = Recipe { crop: CropMode::Resized, epochs: 0.25, warmup_epochs: 0.0, ..recipe() };
+    let source = Source::synthetic(5, 32, 3, 80).unwrap();
+    fn train<H: Hardware>(recipe: &Recipe, source: &Source, hardware: H, out: &Path) -> Outcome {
+        let never = AtomicBool::new(false);
+        let options = train_support::options(out);
+        train_on(recipe, &options, source.clone(), hardware, &mut Silent, &never).expect("it trains")
+    }
+    train(&recipe, &source, Squares(cuda(Precision::Bf16)), &squares);
+    let outcome = train(&recipe, &source, cuda(Precision::Bf16), &raw);
+    train_support::assert_same_run(&squares, &raw);
+    let logged = outcome.last.expect("an evaluation at the end");
+
+    // The figures again from the checkpoint, and the image of a file before and after: files come as squares.
+    let file = dir.path().join("image.png");
+    let photograph =
+        image::RgbImage::from_fn(70, 90, |x, y| image::Rgb([x as u8 * 3, y as u8, (x ^ y) as u8]));
+    photograph.save(&file).unwrap();
+    let mut evaluator = Evaluator::new(&saved(&raw), 2, cuda(Precision::Bf16)).unwrap();
+    let before = evaluator.classify(&file, Weights::Raw, 5).unwrap();
+    let figures = evaluator.split(&source, Split::Val, 2).unwrap();
+    assert_eq!((figures[0].images, figures[0].top1, figures[0].loss), (3, logged.top1, logged.loss));
+    assert_eq!(evaluator.classify(&file, Weights::Raw, 5).unwrap(), before);
 }

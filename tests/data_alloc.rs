@@ -5,7 +5,7 @@ mod data_support;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use effnet::data::{CropMode, Loader, LoaderConfig, Split};
+use effnet::data::{CropMode, Form, Loader, LoaderConfig, Split};
 
 const LARGE: usize = 64 << 10;
 static COUNT: AtomicUsize = AtomicUsize::new(0);
@@ -45,12 +45,18 @@ fn steady_loading_allocates_nothing_large() {
     let dir = tempfile::tempdir().unwrap();
     data_support::pack_grey(dir.path(), 20_000, 10, 12, 1 << 20);
     let source = data_support::open(dir.path());
-    for crop in [CropMode::Pad, CropMode::Resized] {
+    for (crop, form) in [
+        (CropMode::Pad, Form::Squares),
+        (CropMode::Resized, Form::Squares),
+        (CropMode::Pad, Form::Raw { images: 1_000 }),
+        (CropMode::Resized, Form::Raw { images: 2_000 }),
+    ] {
         let config = LoaderConfig {
             split: Split::Train,
             batch: 2_000,
             resolution: 32,
             crop,
+            form,
             train: true,
             seed: 0,
             first_step: 0,
@@ -68,6 +74,6 @@ fn steady_loading_allocates_nothing_large() {
             let batch = loader.next().unwrap().unwrap();
             loader.recycle(batch);
         }
-        assert_eq!(COUNT.load(Ordering::SeqCst), steady, "{crop}");
+        assert_eq!(COUNT.load(Ordering::SeqCst), steady, "{crop}, {form:?}");
     }
 }

@@ -7,13 +7,14 @@ use std::collections::HashSet;
 use data_support::{flip, open, pack_grey};
 use effnet::data::loader::evaluation_steps;
 use effnet::data::sampler::{Sampler, permute};
-use effnet::data::{Batch, CropMode, DataError, Loader, LoaderConfig, Source, Split};
+use effnet::data::{Batch, CropMode, DataError, Form, Loader, LoaderConfig, Source, Split};
 
 const CONFIG: LoaderConfig = LoaderConfig {
     split: Split::Train,
     batch: 16,
     resolution: 32,
     crop: CropMode::Pad,
+    form: Form::Squares,
     train: true,
     seed: 3,
     first_step: 0,
@@ -50,6 +51,37 @@ fn bytes_do_not_depend_on_threads_or_recycling() {
                 for batch in &expected {
                     let found = loader.next().unwrap().unwrap();
                     assert!(found == *batch, "{crop}, {threads} threads, step {}", batch.step);
+                    loader.recycle(found);
+                }
+                assert!(loader.next().unwrap().is_none());
+            }
+        }
+    }
+}
+
+/// The bytes of raw batches that are sent; what the images are is compared in `image.rs`.
+#[test]
+fn raw_batches_do_not_depend_on_threads_or_recycling() {
+    let dir = tempfile::tempdir().unwrap();
+    pack_grey(dir.path(), 50, 20, 28, 8 << 10);
+    let (packed, made_up) = (open(dir.path()), Source::synthetic(3, 50, 20, 40).unwrap());
+    for (source, crop) in
+        [(&packed, CropMode::Pad), (&packed, CropMode::Resized), (&made_up, CropMode::Resized)]
+    {
+        for train in [true, false] {
+            let config = LoaderConfig { crop, train, form: Form::Raw { images: 8 }, ..CONFIG };
+            let expected = all(source, config.clone());
+            assert_eq!(expected.len(), if train { 12 } else { 4 });
+            for threads in [1, 7] {
+                let mut loader =
+                    Loader::start(source.clone(), LoaderConfig { threads, ..config.clone() }).unwrap();
+                for batch in &expected {
+                    let mut found = loader.next().unwrap().unwrap();
+                    assert_eq!((found.images, &found.used), (batch.images, &batch.used));
+                    assert_eq!(found.parts(8).len(), 2);
+                    let same = found.parts(8).eq(batch.parts(8));
+                    assert!(same, "{crop}, {threads} threads, step {}", batch.step);
+                    found.pixels.fill(99);
                     loader.recycle(found);
                 }
                 assert!(loader.next().unwrap().is_none());
@@ -195,6 +227,8 @@ fn settings_that_make_no_sense_are_refused() {
         LoaderConfig { batch: 0, ..CONFIG },
         LoaderConfig { resolution: 0, ..CONFIG },
         LoaderConfig { crop: CropMode::Auto, ..CONFIG },
+        LoaderConfig { form: Form::Raw { images: 0 }, ..CONFIG },
+        LoaderConfig { form: Form::Raw { images: 3 }, ..CONFIG },
     ] {
         assert!(matches!(Loader::start(source.clone(), config), Err(DataError::Invalid(_))));
     }

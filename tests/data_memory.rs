@@ -7,7 +7,7 @@ mod data_support;
 use std::path::PathBuf;
 use std::process::Command;
 
-use effnet::data::{CropMode, Loader, LoaderConfig, Split};
+use effnet::data::{CropMode, Form, Loader, LoaderConfig, Split};
 
 const LIMIT: usize = 40 << 20;
 const VARIABLE: &str = "EFFNET_TEST_MEMORY_SET";
@@ -35,6 +35,7 @@ fn an_epoch_under_the_limit() {
         batch: 8,
         resolution: 64,
         crop: CropMode::Resized,
+        form: Form::Squares,
         train: true,
         seed: 0,
         first_step: 0,

@@ -219,7 +219,7 @@ fn batches_arrive_before_they_are_used_and_after_the_last_use() {
         let send = |gpu: &mut Driver, k: usize| {
             let host = gpu.staging_host(slots[k % 2]).unwrap();
             host.copy_from_slice(bytemuck::bytes_of(&[k as f32; 4]));
-            gpu.staging_send(slots[k % 2]).unwrap();
+            gpu.staging_send(slots[k % 2], 16).unwrap();
         };
         send(&mut gpu, 1);
         for k in 1..20 {

@@ -5,16 +5,19 @@
     cargo build
     tools/check_kernels.py                 # the kernels of the last build
     tools/check_kernels.py FILE-OR-FOLDER... [--arch 80] [--shared expand_=66560] [--quiet]
+    tools/check_kernels.py --table --launches FILE        # Markdown: how a step's kernels fit a multiprocessor
 
 Fails where a kernel spills registers or has a stack frame or local memory, for any architecture; and where a
 pointwise kernel in a half type (expand_*, project_*) lacks tensor-core products (HMMA), matrix loads (LDSM) or
 asynchronous copies (LDGSTS): such a kernel computes the right numbers, several times too slowly.
 
 The occupancy is the share of a multiprocessor's warps that fit, by registers, threads and shared memory. Dynamic
-shared memory is decided at launch: --shared NAME-PREFIX=BYTES tells it, otherwise it counts as none.
+shared memory is decided at launch: --shared NAME-PREFIX=BYTES tells it, otherwise it counts as none. --launches takes
+what `cargo run --example predict -- --launches FILE` wrote: how each kernel of a training step is launched.
 """
 
 import argparse
+import json
 import os
 import re
 import shutil
@@ -103,15 +106,50 @@ def inspect(cuobjdump, file):
 
 
 def occupancy(kernel, arch, dynamic):
-    """Blocks that fit a multiprocessor, and the share of its warps."""
+    """Blocks that fit a multiprocessor, the share of its warps, and what there is too little of for one more."""
     warps, blocks, shared = MULTIPROCESSORS[arch]
     own = -(-kernel["threads"] // 32)
     of_warp = -(-kernel["registers"] * 32 // REGISTERS_AT_ONCE) * REGISTERS_AT_ONCE
     # Registers are dealt out to the four schedulers' warps.
     by_registers = REGISTERS // 4 // of_warp * 4 // own
     by_shared = (shared << 10) // (kernel["shared"] + dynamic + 1024)
-    fit = min(blocks, warps // own, by_registers, by_shared)
-    return fit, 100 * fit * own / warps
+    limits = {"threads": warps // own, "blocks": blocks, "registers": by_registers, "shared memory": by_shared}
+    limit = min(limits, key=limits.get)
+    return limits[limit], 100 * limits[limit] * own / warps, limit
+
+
+def span(values, text=str):
+    """"3", or "2–8"."""
+    least, most = text(min(values)), text(max(values))
+    return least if least == most else f"{least}–{most}"
+
+
+def table(kernels, launches, architectures):
+    """Markdown: the kernels of a step, as they are launched."""
+    heads = "".join(f" sm_{a} registers | blocks | warps | limited by |" for a in architectures)
+    yield f"| kernel | launches | grid's blocks | threads | shared KiB |{heads}"
+    yield "|---|---:|---:|---:|---:|" + "---:|---:|---:|---|" * len(architectures)
+    for name, how in sorted(launches.items()):
+        line = f"| `{name}` | {how['launches']} | {span(how['blocks'])} | {how['threads']} | "
+        line += span(how["shared"], lambda size: f"{size / 1024:.1f}") + " |"
+        for arch in architectures:
+            kernel = kernels.get((name, arch)) or sys.exit(f"check_kernels: {name} is not among the kernels for sm_{arch}")
+            if kernel["threads"] < how["threads"]:
+                sys.exit(f"check_kernels: {name} is launched with {how['threads']} threads, made for {kernel['threads']}")
+            fits = [occupancy({**kernel, "threads": how["threads"]}, arch, size) for size in how["shared"]]
+            blocks, warps = span([fit[0] for fit in fits]), span([fit[1] for fit in fits], lambda share: f"{share:.0f}")
+            limit = " or ".join(sorted({fit[2] for fit in fits}))
+            line += f" {kernel['registers']} | {blocks} | {warps} % | {limit} |"
+        yield line
+
+
+OCCUPANCY = """
+## Registers, shared memory, occupancy
+
+Of the kernels of the first network's step, as compiled and as launched: blocks that fit a multiprocessor at once, the
+share of its warps that this is, and what there is too little of for one more block. Ranges are those of the launches
+of different layers. Pointwise and depthwise kernels live on few warps with much work under way each, by design.
+"""
 
 
 def faults(name, kernel):
@@ -131,8 +169,13 @@ def main():
     parser.add_argument("paths", nargs="*", type=Path, metavar="FILE-OR-FOLDER", help="fatbins or cubins")
     parser.add_argument("--arch", type=int, help="only this architecture's table; all are checked")
     parser.add_argument("--shared", action="append", default=[], metavar="NAME-PREFIX=BYTES")
+    parser.add_argument("--launches", type=Path, metavar="FILE", help="how a step's kernels are launched")
+    parser.add_argument("--table", action="store_true", help="Markdown of those kernels, for sm_86 and sm_90")
     parser.add_argument("--quiet", action="store_true", help="no table")
     options = parser.parse_args()
+    if options.table and not options.launches:
+        parser.error("--table needs --launches")
+    launches = json.loads(options.launches.read_text()) if options.launches else {}
     dynamic = {prefix: int(number) for prefix, number in (text.split("=") for text in options.shared)}
 
     files = []
@@ -148,17 +191,19 @@ def main():
             kernels.update(found)
 
     wrong = []
-    if not options.quiet:
+    quiet = options.quiet or options.table
+    if not quiet:
         print(
             f"{'kernel':44} {'arch':>4} {'threads':>7} {'regs':>4} {'shared':>6} {'stack':>5} {'spills':>6} {'args':>4} "
             f"{'blocks':>6} {'warps':>6}  {'HMMA':>5} {'LDSM':>5} {'LDGSTS':>6}"
         )
     for (name, arch), kernel in sorted(kernels.items(), key=lambda item: (item[1]["file"], item[0])):
         wrong += [f"{name} (sm_{arch}): {fault}" for fault in faults(name, kernel)]
-        if options.quiet or arch not in MULTIPROCESSORS or options.arch not in (None, arch):
+        if quiet or arch not in MULTIPROCESSORS or options.arch not in (None, arch):
             continue
         more = max((size for prefix, size in dynamic.items() if name.startswith(prefix)), default=0)
-        blocks, share = occupancy(kernel, arch, more)
+        more = max([more, *launches.get(name, {}).get("shared", [])])
+        blocks, share, _ = occupancy(kernel, arch, more)
         count = kernel["instructions"]
         print(
             f"{name:44} {arch:4} {kernel['threads']:7} {kernel['registers']:4} {kernel['shared'] + more:6} "
@@ -169,7 +214,12 @@ def main():
         print(f"check_kernels: {line}", file=sys.stderr)
     names = {name for name, _ in kernels}
     architectures = sorted({arch for _, arch in kernels})
-    print(f"{len(names)} kernels in {len(files)} files for {architectures}: {len(wrong)} faults")
+    if options.table:
+        chosen = [options.arch] if options.arch else [86, 90]
+        print(OCCUPANCY)
+        print(*table(kernels, launches, chosen), sep="\n")
+    else:
+        print(f"{len(names)} kernels in {len(files)} files for {architectures}: {len(wrong)} faults")
     if not kernels:
         sys.exit("check_kernels: no kernels in there")
     sys.exit(1 if wrong else 0)

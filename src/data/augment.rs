@@ -81,6 +81,19 @@ pub struct View<'a> {
     pub bytes: &'a [u8],
 }
 
+impl<'a> View<'a> {
+    /// The view, if there are as many bytes as its size says.
+    ///
+    /// # Errors
+    /// One line.
+    pub fn whole(self) -> Result<View<'a>, String> {
+        if self.bytes.len() != self.width as usize * self.height as usize * self.channels as usize {
+            return Err("its size and its pixels disagree".into());
+        }
+        Ok(self)
+    }
+}
+
 /// What is random about one look at a training image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Look {
@@ -241,10 +254,7 @@ pub fn preprocess(
     scratch: &mut Scratch,
     out: &mut [u8],
 ) -> Result<(), String> {
-    let View { width, height, channels, bytes } = image;
-    if bytes.len() != width as usize * height as usize * channels as usize {
-        return Err("its size and its pixels disagree".into());
-    }
+    let View { width, height, .. } = image.whole()?;
     let geometry = Geometry::new((width, height), resolution, mode, look)?;
     let Geometry { cut, region, size, .. } = geometry;
     let Scratch { resizer, part, small } = scratch;

@@ -7,11 +7,14 @@
 //! Memory: the set stays in its mapped files. There are at most `max(ahead, threads)` batches being made or
 //! waiting, plus those that the caller holds; a batch given back with [`Loader::recycle`] is filled again, so that
 //! after the first few steps nothing large is allocated (inside decoders: see [`decode_jpeg`] and [`Scratch`]).
+//! Batches of raw images have a size of their own, [`RawBatch::bytes`], whatever the images' sizes.
 //!
 //! A failure of a thread, an error or a panic, comes out of [`Loader::next`] in its step's turn; nothing hangs.
 //! Dropping the loader stops and joins its threads.
 //!
 //! [`decode_jpeg`]: super::codec::decode_jpeg
+//! [`Scratch`]: super::augment::Scratch
+//! [`RawBatch::bytes`]: super::raw::RawBatch::bytes
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -19,23 +22,10 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::augment::{CropMode, Look, Scratch, preprocess};
+use super::augment::CropMode;
+use super::batch::{Batch, Form, Maker};
 use super::sampler::{Place, Sampler};
 use super::{DataError, Source, Split};
-
-/// One step's images.
-#[derive(Debug, Default, PartialEq)]
-pub struct Batch {
-    pub step: u64,
-    /// Position of the first image in the endless order; step × batch.
-    pub first_position: u64,
-    /// Images that are valid, the batch's size but for the last batch of an evaluation; the rest is zero.
-    pub images: usize,
-    /// [batch, R, R, 3] bytes.
-    pub pixels: Vec<u8>,
-    /// [batch].
-    pub labels: Vec<u32>,
-}
 
 /// What to load.
 #[derive(Clone, Debug)]
@@ -45,6 +35,8 @@ pub struct LoaderConfig {
     pub resolution: usize,
     /// Resolved: not `Auto`.
     pub crop: CropMode,
+    /// What the device takes.
+    pub form: Form,
     /// Shuffled and augmented, endless; else in order, once.
     pub train: bool,
     pub seed: u64,
@@ -104,7 +96,8 @@ impl Loader {
     /// Starts the threads; the first batches are on their way when it returns.
     ///
     /// # Errors
-    /// [`DataError::Invalid`] for a batch or resolution of 0 or an unresolved crop mode.
+    /// [`DataError::Invalid`] for a batch or resolution of 0, an unresolved crop mode, or raw batches that do not
+    /// divide the batch.
     pub fn start(source: Source, config: LoaderConfig) -> Result<Loader, DataError> {
         let LoaderConfig { batch, resolution, seed, first_step, .. } = config;
         if batch == 0 || resolution == 0 {
@@ -112,6 +105,11 @@ impl Loader {
         }
         if config.crop == CropMode::Auto {
             return Err(DataError::Invalid("the crop mode must be resolved before loading".into()));
+        }
+        if let Form::Raw { images } = config.form
+            && (images == 0 || !batch.is_multiple_of(images))
+        {
+            return Err(DataError::Invalid(format!("raw batches of {images} images do not divide {batch}")));
         }
         let samples = source.samples(config.split);
         let mut end = first_step.saturating_add(config.steps);
@@ -123,7 +121,11 @@ impl Loader {
         };
         let threads = config.threads.max(1);
         let window = config.ahead.max(threads) as u64;
-        let makers = (0..threads).map(|_| maker(source.clone(), config.clone())).collect();
+        let maker = |_| -> Make {
+            let mut maker = Maker::new(source.clone(), config.clone());
+            Box::new(move |places, batch| maker.fill(places, batch))
+        };
+        let makers = (0..threads).map(maker).collect();
         Loader::with_makers(sampler, first_step, end, window, makers)
     }
 
@@ -247,38 +249,6 @@ fn work(shared: &Shared, mut make: Make) {
             shared.ready.notify_all();
         }
     }
-}
-
-/// What one thread does with its places, and the buffers that it does it in.
-fn maker(source: Source, config: LoaderConfig) -> Make {
-    let mut decoded = Vec::new();
-    let mut scratch = Scratch::default();
-    Box::new(move |places, batch| {
-        let LoaderConfig { split, resolution, crop, train, seed, .. } = config;
-        let length = resolution * resolution * 3;
-        batch.images = places.len();
-        batch.pixels.resize(config.batch * length, 0);
-        batch.labels.resize(config.batch, 0);
-        for place in places {
-            source.will_need(split, place.index as usize);
-        }
-        let slots = batch.pixels.chunks_exact_mut(length).zip(&mut batch.labels);
-        for (place, (pixels, label)) in places.iter().zip(slots) {
-            let index = place.index as usize;
-            let image = source.image(split, index, &mut decoded)?;
-            let look = train.then_some(Look { seed, epoch: place.epoch, id: image.id });
-            preprocess(image.view, resolution, crop, look, &mut scratch, pixels).map_err(|problem| {
-                match &source {
-                    Source::Packed(dataset) => dataset.damaged_sample(split, index, problem),
-                    Source::Synthetic(_) => DataError::Loader(problem),
-                }
-            })?;
-            *label = image.label;
-        }
-        batch.pixels[places.len() * length..].fill(0);
-        batch.labels[places.len()..].fill(0);
-        Ok(())
-    })
 }
 
 #[cfg(test)]

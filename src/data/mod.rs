@@ -11,6 +11,7 @@
 //! threads, and a resumed run sees the bytes that an uninterrupted one would have seen.
 
 pub mod augment;
+pub mod batch;
 pub mod codec;
 pub mod dataset;
 pub mod demo;
@@ -32,8 +33,9 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 pub use augment::{CropMode, evaluate_image};
+pub use batch::{Batch, BatchPixels, Form};
 pub use dataset::{Dataset, Normalise};
-pub use loader::{Batch, Loader, LoaderConfig};
+pub use loader::{Loader, LoaderConfig};
 pub use source::Source;
 pub use synthetic::Synthetic;
 

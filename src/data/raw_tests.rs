@@ -112,6 +112,22 @@ fn what_has_no_room_is_refused_and_resized_images_always_have() {
     assert_eq!(square(&buffer, 2, resolution), resized);
 }
 
+#[test]
+fn a_batch_s_buffer_is_in_proportion_and_has_room_for_squares() {
+    for resolution in [1, 32, 224, 300, 380, 600] {
+        let one = RawBatch::bytes(1, resolution);
+        for images in [1, 3, 16, 1000] {
+            assert_eq!(RawBatch::bytes(images, resolution), images * one);
+            assert!(images * one >= RawBatch::least_bytes(images, resolution));
+        }
+        assert!(one.is_multiple_of(ALIGNMENT), "the next batch begins aligned");
+        assert!(one < 4 * (3 * resolution + 32) * (resolution + 8));
+    }
+    // Of an ordinary photograph: half of it, as training's crops are on average, or evaluation's centre.
+    let (half, centre) = (500 * 375 * 3 / 2, 328 * 328 * 3);
+    assert!(RawBatch::bytes(1, 224) > centre && RawBatch::bytes(1, 224) > half * 3 / 2);
+}
+
 /// One output column would look at more than a device holds.
 #[test]
 fn a_window_too_wide_is_refused() {

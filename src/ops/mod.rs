@@ -18,6 +18,8 @@ pub use plan::{Device, Pass, Plan, Recorder};
 use serde::{Deserialize, Serialize};
 pub use tensor::{Kind, Param, Tensor, Tensors};
 
+pub use crate::data::BatchPixels;
+
 /// What a device reports.
 #[derive(Debug, thiserror::Error)]
 pub enum OpsError {
@@ -98,8 +100,8 @@ impl Sequence {
 /// A batch on its way to the device: bytes and labels on the host, and where they go.
 #[derive(Clone, Copy, Debug)]
 pub struct BatchInput<'a> {
-    /// [N, R, R, 3] bytes.
-    pub pixels: &'a [u8],
+    /// Squares [N, R, R, 3], or a raw batch of as many, where the device [takes those](Device::prepares_images).
+    pub pixels: BatchPixels<'a>,
     /// [N]; empty in inference.
     pub labels: &'a [u32],
     pub target: BatchTarget,
@@ -182,7 +184,10 @@ pub trait Ops {
     /// Starts a batch's way to the device as `slot` (0 or 1), beside what the device is doing.
     fn send_batch(&mut self, _slot: usize, batch: &BatchInput) -> Result {
         let BatchTarget { image, labels, mean, deviation } = batch.target;
-        self.upload_pixels(image, batch.pixels, mean, deviation)?;
+        let BatchPixels::Squares(pixels) = batch.pixels else {
+            return Err(OpsError::Device("a raw batch was sent, this device takes squares".into()));
+        };
+        self.upload_pixels(image, pixels, mean, deviation)?;
         labels.map_or(Ok(()), |labels| self.upload_labels(labels, batch.labels))
     }
     /// Makes the batch sent as `slot` the network's input. Part of a sequence.

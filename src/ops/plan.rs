@@ -30,6 +30,10 @@ pub trait Device {
     fn stores_expanded(&self, _expanded: usize, _inputs: usize, _rows: usize) -> bool {
         true
     }
+    /// Whether it takes [raw batches](crate::data::raw), which it crops and resizes itself; otherwise squares.
+    fn prepares_images(&self) -> bool {
+        false
+    }
 }
 
 /// One recorded pass.

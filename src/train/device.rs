@@ -1,6 +1,7 @@
 //! What computes, and why: the CPU or a GPU, each as a [`Hardware`] that the loop and the evaluator are generic
 //! over.
 
+use crate::data::Form;
 use crate::ops::cpu::{CpuDevice, CpuOps, simd};
 use crate::ops::cuda::driver::{self, Driver};
 use crate::ops::cuda::{CudaDevice, CudaOps, Gpu, Precision};
@@ -14,6 +15,11 @@ pub struct Needs<'a> {
     pub trainable: usize,
     pub total: usize,
     pub plans: &'a [&'a Plan],
+}
+
+/// What the loader makes for a device whose passes take `images` each.
+pub fn form(device: &impl Device, images: usize) -> Form {
+    if device.prepares_images() { Form::Raw { images } } else { Form::Squares }
 }
 
 /// Something that computes, not yet made ready for a network.

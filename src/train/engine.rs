@@ -8,10 +8,10 @@
 use std::sync::atomic::AtomicBool;
 
 use super::checkpoint::{Snapshot, first_not_finite};
-use super::device::{Hardware, Needs};
+use super::device::{self, Hardware, Needs};
 use super::evaluate::{EvaluateError, Evaluation, Images, evaluate};
 use super::recipe::Recipe;
-use crate::data::{Batch, Loader, Normalise};
+use crate::data::{Batch, Form, Loader, Normalise};
 use crate::model::{Architecture, ParamTable};
 use crate::network::{Network, NetworkConfig};
 use crate::ops::{
@@ -30,6 +30,8 @@ enum Bound {
 pub struct Engine<O: Ops> {
     ops: O,
     pub table: ParamTable,
+    /// In which form it takes images, for training and evaluation.
+    pub form: Form,
     training: Network,
     training_plan: Plan,
     evaluation: Network,
@@ -61,6 +63,7 @@ impl<O: Ops + Send> Engine<O> {
         Ok(Engine {
             ops,
             table,
+            form: device::form(device, recipe.micro_batch),
             training,
             training_plan,
             evaluation,
@@ -85,14 +88,14 @@ impl<O: Ops + Send> Engine<O> {
     pub fn step(&mut self, batch: &Batch, params: StepParams) -> Result {
         self.bind(Bound::Training)?;
         let Engine { ops, training, normalise: Normalise { mean, deviation }, update, slot, .. } = self;
-        let (images, image) = (training.config.images, training.image.elements);
+        let images = training.config.images;
         let target = BatchTarget {
             image: training.image,
             labels: Some(training.labels),
             mean: *mean,
             deviation: *deviation,
         };
-        let parts = batch.pixels.chunks_exact(image).zip(batch.labels.chunks_exact(images));
+        let parts = batch.parts(images);
         let count = parts.len();
         for (number, (pixels, labels)) in parts.enumerate() {
             let first_position = params.first_position + (number * images) as u64;

@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use crate::data::{DataError, Loader, Normalise};
+use crate::data::{BatchPixels, DataError, Loader, Normalise};
 use crate::network::Network;
 use crate::ops::score::rank;
 use crate::ops::{BatchInput, BatchTarget, Ops, OpsError, Result as OpsResult, Sequence, Weights};
@@ -108,7 +108,10 @@ pub fn evaluate<O: Ops + Send>(
             return Ok(None);
         }
         for (&weights, sums) in weights.iter().zip(&mut sums) {
-            infer(ops, network, &batch.pixels, normalise, weights, &mut logits)?;
+            // A batch is one pass.
+            for (pixels, _) in batch.parts(network.config.images) {
+                infer(ops, network, pixels, normalise, weights, &mut logits)?;
+            }
             let scored = logits.chunks_exact(classes).zip(&batch.labels).take(batch.images);
             scored.for_each(|(logits, &label)| sums.add(logits, label));
         }
@@ -120,11 +123,11 @@ pub fn evaluate<O: Ops + Send>(
     }
 }
 
-/// Pixels [N, R, R, 3] to logits [N, classes].
+/// N images to logits [N, classes].
 pub fn infer<O: Ops + Send>(
     ops: &mut O,
     network: &Network,
-    pixels: &[u8],
+    pixels: BatchPixels,
     normalise: Normalise,
     weights: Weights,
     logits: &mut [f32],

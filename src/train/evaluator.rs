@@ -7,12 +7,12 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use super::checkpoint::Checkpoint;
-use super::device::{Hardware, Needs};
+use super::device::{self, Hardware, Needs};
 use super::error::TrainError;
 use super::evaluate::{Evaluation, Images, evaluate, infer, softmax};
 use super::recipe::Recipe;
 use super::run::evaluation_loader;
-use crate::data::{Normalise, Source, Split, evaluate_image};
+use crate::data::{BatchPixels, Form, Normalise, Source, Split, evaluate_image};
 use crate::model::ParamTable;
 use crate::network::{Network, NetworkConfig};
 use crate::ops::{Buffer, Ops, Weights};
@@ -23,6 +23,7 @@ pub struct Evaluator<O: Ops> {
     network: Network,
     recipe: Recipe,
     normalise: Normalise,
+    form: Form,
     classes: Vec<String>,
 }
 
@@ -37,7 +38,7 @@ impl<O: Ops + Send> Evaluator<O> {
         let Checkpoint { metadata, architecture, state } = checkpoint;
         let table = ParamTable::new(architecture);
         let network = Network::new(architecture, &table, NetworkConfig::inference(batch));
-        let plan = network.plan(&hardware.device());
+        let (plan, form) = (network.plan(&hardware.device()), device::form(&hardware.device(), batch));
         let need = (plan.tensor_bytes + plan.workspace_bytes()) as u64;
         match hardware.available() {
             Some(have) if need > have => return Err(TrainError::EvaluationMemory { batch, need, have }),
@@ -52,7 +53,7 @@ impl<O: Ops + Send> Evaluator<O> {
         }
         let recipe = Recipe { micro_batch: batch, ..metadata.recipe.clone() };
         let (normalise, classes) = (metadata.normalise, metadata.classes.clone());
-        Ok(Evaluator { ops, network, recipe, normalise, classes })
+        Ok(Evaluator { ops, network, recipe, normalise, form, classes })
     }
 
     /// The weights that the checkpoint has: raw, and their moving average where one was kept.
@@ -67,7 +68,7 @@ impl<O: Ops + Send> Evaluator<O> {
         split: Split,
         loader_threads: usize,
     ) -> Result<Vec<Evaluation>, TrainError> {
-        let mut loader = evaluation_loader(source, &self.recipe, split, loader_threads)?;
+        let mut loader = evaluation_loader(source, &self.recipe, split, self.form, loader_threads)?;
         let (weights, never) = (self.weights(), AtomicBool::new(false));
         let expected = source.samples(split) as u64;
         let images = Images { loader: &mut loader, normalise: self.normalise, expected };
@@ -85,7 +86,8 @@ impl<O: Ops + Send> Evaluator<O> {
         let mut pixels = evaluate_image(image, self.recipe.resolution, self.recipe.crop)?;
         pixels.resize(self.network.image.elements, 0);
         let mut logits = vec![0.0; self.network.logits.elements];
-        infer(&mut self.ops, &self.network, &pixels, self.normalise, weights, &mut logits)?;
+        let pixels = BatchPixels::Squares(&pixels);
+        infer(&mut self.ops, &self.network, pixels, self.normalise, weights, &mut logits)?;
         let shares = softmax(&logits[..self.classes.len()]);
         let mut ranked: Vec<(String, f64)> = self.classes.iter().cloned().zip(shares).collect();
         // Stable: classes of equal probability stay in the dataset's order.

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use super::device::Hardware;
 use super::recipe::{Recipe, RecipeError};
+use crate::data::raw::RawBatch;
 use crate::model::{Architecture, ParamTable};
 use crate::network::{Network, NetworkConfig};
 use crate::ops::{Device, Kind, Plan};
@@ -105,10 +106,15 @@ fn with_available(
     let ema = if recipe.ema > 0.0 { total } else { 0 };
     let area = (recipe.resolution * recipe.resolution * 3) as u64;
     // A GPU keeps weights in the activations' type beside the fp32 ones, the running statistics of the step under
-    // way, and two micro-batches on their way in bytes; the loader's batches and a checkpoint stay on the host.
+    // way, and two micro-batches on their way in bytes, as large as raw ones may be; the loader's batches and a
+    // checkpoint stay on the host.
+    let image = match device.prepares_images() {
+        true => RawBatch::bytes(1, recipe.resolution) as u64,
+        false => area,
+    };
     let stored = if device.element_bytes(Kind::Activation) < 4 { trainable / 2 } else { 0 };
     let (weights, checkpoint, images) = if own_memory {
-        (total + stored + (total - trainable), 0, 2 * recipe.micro_batch as u64 * (area + 4))
+        (total + stored + (total - trainable), 0, 2 * recipe.micro_batch as u64 * (image + 4))
     } else {
         (total, total + ema + 2 * trainable, (1 + LOADER_AHEAD) as u64 * recipe.batch_size as u64 * area)
     };

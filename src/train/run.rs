@@ -22,7 +22,7 @@ use super::recipe::{Recipe, RunOptions};
 use super::schedule::Schedule;
 use super::session::{Session, prepare};
 use crate::data::loader::evaluation_steps;
-use crate::data::{Batch, Loader, LoaderConfig, Source, Split};
+use crate::data::{Batch, Form, Loader, LoaderConfig, Source, Split};
 use crate::ops::{Ops, StepFigures, StepParams};
 
 /// Steps before those that `--profile` times: the first allocate, capture and fill caches.
@@ -203,6 +203,7 @@ impl<O: Ops + Send> Trainer<'_, O> {
                 batch: self.recipe.batch_size,
                 resolution: self.recipe.resolution,
                 crop: self.recipe.crop,
+                form: self.engine.form,
                 train: true,
                 seed: self.recipe.seed,
                 first_step,
@@ -302,8 +303,13 @@ impl<O: Ops + Send> Trainer<'_, O> {
     fn evaluate(&mut self) -> Result<bool, TrainError> {
         let since = Instant::now();
         let samples = self.source.samples(Split::Val);
-        let mut loader =
-            evaluation_loader(&self.source, &self.recipe, Split::Val, self.options.loader_threads)?;
+        let mut loader = evaluation_loader(
+            &self.source,
+            &self.recipe,
+            Split::Val,
+            self.engine.form,
+            self.options.loader_threads,
+        )?;
         let passes = if self.recipe.ema > 0.0 { 2 } else { 1 };
         self.reporter.evaluating(samples as u64 * passes);
         let Some(figures) = self.engine.evaluate(&mut loader, samples as u64, self.stop)? else {
@@ -392,6 +398,7 @@ pub fn evaluation_loader(
     source: &Source,
     recipe: &Recipe,
     split: Split,
+    form: Form,
     threads: usize,
 ) -> Result<Loader, TrainError> {
     let batch = recipe.micro_batch;
@@ -402,6 +409,7 @@ pub fn evaluation_loader(
             batch,
             resolution: recipe.resolution,
             crop: recipe.crop,
+            form,
             train: false,
             seed: recipe.seed,
             first_step: 0,

@@ -30,8 +30,8 @@ enum Command {
 struct StagingPair {
     host: Vec<u8>,
     device: Address,
-    /// A transfer to the device that was started and has not happened.
-    sending: bool,
+    /// Bytes of a transfer to the device that was started and has not happened.
+    sending: Option<usize>,
 }
 
 pub struct HostGpu {
@@ -166,9 +166,14 @@ impl HostGpu {
     /// Lets a transfer to the device that was started happen.
     fn finish_sending(&mut self, staging: Staging) {
         let pair = &mut self.staging[staging.0];
-        if std::mem::take(&mut pair.sending) {
-            // SAFETY: the device's buffer was allocated with the host's length.
-            unsafe { std::ptr::copy(pair.host.as_ptr(), pair.device.0 as *mut u8, pair.host.len()) };
+        if let Some(bytes) = pair.sending.take() {
+            let (from, to) = (&pair.host, pair.device.0 as *mut u8);
+            // SAFETY: the device's buffer was allocated with the host's length, of which `bytes` are a part. What is
+            // not sent is undefined: it is made such that it is noticed.
+            unsafe {
+                std::ptr::copy(from.as_ptr(), to, bytes);
+                std::ptr::write_bytes(to.add(bytes), 0xa5, from.len() - bytes);
+            }
         }
     }
 }
@@ -260,7 +265,7 @@ impl Gpu for HostGpu {
     fn staging(&mut self, bytes: usize) -> Result<Staging> {
         let device = self.allocate(bytes)?;
         self.device.label(device.0, bytes, &format!("staging {}", self.staging.len()));
-        self.staging.push(StagingPair { host: vec![0; bytes], device, sending: false });
+        self.staging.push(StagingPair { host: vec![0; bytes], device, sending: None });
         Ok(Staging(self.staging.len() - 1))
     }
 
@@ -273,8 +278,12 @@ impl Gpu for HostGpu {
         Ok(&mut self.staging[staging.0].host)
     }
 
-    fn staging_send(&mut self, staging: Staging) -> Result {
-        self.staging[staging.0].sending = true;
+    fn staging_send(&mut self, staging: Staging, bytes: usize) -> Result {
+        let pair = &mut self.staging[staging.0];
+        if bytes > pair.host.len() {
+            return Err(device_error("a transfer of more than the buffer holds"));
+        }
+        pair.sending = Some(bytes);
         if !self.late_transfers {
             self.finish_sending(staging);
         }

@@ -203,12 +203,13 @@ impl Gpu for Driver {
         Ok(unsafe { staging.host.bytes() })
     }
 
-    fn staging_send(&mut self, staging: Staging) -> Result {
+    fn staging_send(&mut self, staging: Staging, bytes: usize) -> Result {
         self.context.enter()?;
         let staging = &self.stagings[staging.0];
         self.transfer.wait(&staging.released)?;
+        assert!(bytes <= staging.bytes, "more than the buffer holds");
         // SAFETY: the bytes are reached only through `staging_host`, which waits for `arrived`.
-        unsafe { self.transfer.send(staging.host.start(), staging.device.address(), staging.bytes) }?;
+        unsafe { self.transfer.send(staging.host.start(), staging.device.address(), bytes) }?;
         Ok(staging.arrived.record(&self.transfer)?)
     }
 

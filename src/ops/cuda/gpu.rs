@@ -108,9 +108,9 @@ pub trait Gpu: Send {
     fn staging_address(&self, staging: Staging) -> Address;
     /// The host's buffer, waiting until the last transfer out of it or into it has ended.
     fn staging_host(&mut self, staging: Staging) -> Result<&mut [u8]>;
-    /// Starts the way to the device beside the compute stream, once that has [released](Gpu::staging_release)
-    /// the device's buffer.
-    fn staging_send(&mut self, staging: Staging) -> Result;
+    /// Starts the way of the first `bytes` to the device beside the compute stream, once that has
+    /// [released](Gpu::staging_release) the device's buffer. What lies behind them there is undefined.
+    fn staging_send(&mut self, staging: Staging, bytes: usize) -> Result;
     /// What is enqueued from here on waits until the last [`Gpu::staging_send`] has arrived.
     fn staging_acquire(&mut self, staging: Staging) -> Result;
     /// What was enqueued before is the last that needs the device's buffer for now.

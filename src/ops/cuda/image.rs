@@ -59,19 +59,6 @@ pub fn upload<G: Gpu>(
     normalise(cx, from, image, mean, deviation)
 }
 
-/// Fills `image` [N, R, R, 3] from a raw batch of the host. Not while capturing.
-pub fn upload_raw<G: Gpu>(
-    cx: &mut Context<G>,
-    image: Tensor,
-    side: usize,
-    batch: &[u8],
-    mean: [f32; 3],
-    deviation: [f32; 3],
-) -> Result {
-    let from = write(cx, batch)?;
-    prepare(cx, from, image, side, mean, deviation)
-}
-
 /// Copies bytes to the context's own buffer.
 fn write<G: Gpu>(cx: &mut Context<G>, bytes: &[u8]) -> Result<Address> {
     let to = match cx.pixels {
@@ -84,11 +71,6 @@ fn write<G: Gpu>(cx: &mut Context<G>, bytes: &[u8]) -> Result<Address> {
     };
     cx.gpu.write(to, bytes)?;
     Ok(to)
-}
-
-/// Bytes of a batch on its way: its pixels, rounded up, then its labels.
-pub fn batch_bytes(pixels: usize, labels: usize) -> usize {
-    pixels.next_multiple_of(256) + 4 * labels
 }
 
 /// Fills `image` [N, R, R, 3] from bytes of the same shape on the device, aligned to 16.
@@ -124,6 +106,6 @@ pub fn prepare<G: Gpu>(
     assert_eq!(image.elements, images * side * side * 3, "the image tensor is [N, R, R, 3]");
     let arguments =
         PrepareArguments { batch, image: cx.tensor(image), side: side as i32, table: table(mean, deviation) };
-    let shared = TABLE_BYTES + (PREPARE_ROWS * 3 * side).next_multiple_of(16) + PREPARE_BYTES;
+    let shared = TABLE_BYTES + (PREPARE_ROWS * 4 * side).next_multiple_of(16) + PREPARE_BYTES;
     cx.launch(&PREPARE, [side.div_ceil(PREPARE_ROWS), images, 1], THREADS, shared, arguments)
 }

@@ -9,6 +9,7 @@
 
 pub mod arguments;
 pub mod batch_norm;
+pub mod batches;
 pub mod context;
 pub mod depthwise;
 pub mod driver;
@@ -33,6 +34,7 @@ pub mod sweep;
 
 use std::collections::HashMap;
 
+use batches::{Batches, Sent};
 use context::{Context, State};
 pub use gpu::{Address, Gpu};
 use gpu::{Graph, Staging};
@@ -88,6 +90,10 @@ impl Device for CudaDevice {
     fn threads(&self) -> usize {
         1
     }
+
+    fn prepares_images(&self) -> bool {
+        true
+    }
 }
 
 /// A GPU with the state and the arena of one network on it.
@@ -96,16 +102,10 @@ pub struct CudaOps<G: Gpu> {
     /// Plans that were bound; a graph belongs to one.
     plans: Vec<Vec<Option<usize>>>,
     bound: usize,
-    graphs: HashMap<(usize, Sequence, bool), Graph>,
+    /// By plan, sequence, whether the weights are EMA, and what the batch was sent as.
+    graphs: HashMap<(usize, Sequence, bool, Option<Sent>), Graph>,
     batches: Option<Batches>,
     figures: Figures,
-}
-
-/// The two batches under way, as bytes: pixels, then labels.
-#[derive(Clone, Copy)]
-struct Batches {
-    staging: [Staging; 2],
-    bytes: usize,
 }
 
 /// The figures of steps on their way back: the step's block, as it was when the step had ended.
@@ -169,20 +169,6 @@ impl<G: Gpu> CudaOps<G> {
         Ok(CudaOps { cx, plans, bound: 0, graphs, batches: None, figures })
     }
 
-    /// Staging for batches of at least `bytes`, made before the first is sent.
-    fn batches(&mut self, bytes: usize) -> Result<Batches> {
-        match self.batches {
-            Some(batches) if batches.bytes >= bytes => Ok(batches),
-            _ => {
-                // Graphs hold the addresses of the staging that they were captured with.
-                self.graphs.clear();
-                let gpu = &mut self.cx.gpu;
-                let batches = Batches { staging: [gpu.staging(bytes)?, gpu.staging(bytes)?], bytes };
-                Ok(*self.batches.insert(batches))
-            }
-        }
-    }
-
     /// Copies half of the arena into its other half, the best of five times.
     fn copy_rate(&mut self) -> Result<f64> {
         let (from, half) = (self.cx.arena, self.cx.arena_bytes / 2);
@@ -220,21 +206,6 @@ impl<G: Gpu> CudaOps<G> {
         self.cx.growth_interval = steps;
     }
 
-    /// Fills `image` [N, R, R, 3] from a [raw batch](crate::data::raw), as [`Ops::upload_pixels`] does from squares.
-    ///
-    /// # Errors
-    /// The GPU's.
-    pub fn upload_raw(
-        &mut self,
-        image: Tensor,
-        side: usize,
-        batch: &[u8],
-        mean: [f32; 3],
-        deviation: [f32; 3],
-    ) -> Result {
-        image::upload_raw(&mut self.cx, image, side, batch, mean, deviation)
-    }
-
     fn buffer(&self, buffer: Buffer) -> (Address, usize) {
         let state = &self.cx.state;
         match buffer {
@@ -258,16 +229,19 @@ macro_rules! run {
 }
 
 impl<G: Gpu> Ops for CudaOps<G> {
-    /// Captured as a graph the first time, one for each plan, sequence and set of weights; launched from then on.
+    /// Captured as a graph the first time, one for each plan, sequence, set of weights and form of the batch; launched
+    /// from then on.
     /// While passes are timed they run one by one.
     fn replay(&mut self, sequence: Sequence, work: impl FnOnce(&mut Self) -> Result + Send) -> Result {
-        if let Some(batches) = self.batches {
-            self.cx.gpu.staging_acquire(batches.staging[sequence.slot()])?;
+        let slot = sequence.slot();
+        if let Some(batches) = &self.batches {
+            batches.acquire(&mut self.cx.gpu, slot)?;
         }
         if self.cx.profile.is_some() {
             work(self)?;
         } else {
-            let key = (self.bound, sequence, self.cx.ema_weights);
+            let sent = self.batches.as_ref().and_then(|batches| batches.sent(slot));
+            let key = (self.bound, sequence, self.cx.ema_weights, sent);
             let graph = match self.graphs.get(&key) {
                 Some(graph) => *graph,
                 None => {
@@ -278,8 +252,8 @@ impl<G: Gpu> Ops for CudaOps<G> {
             };
             self.cx.gpu.launch_graph(graph)?;
         }
-        match self.batches {
-            Some(batches) => self.cx.gpu.staging_release(batches.staging[sequence.slot()]),
+        match &self.batches {
+            Some(batches) => batches.release(&mut self.cx.gpu, slot),
             None => Ok(()),
         }
     }
@@ -311,25 +285,23 @@ impl<G: Gpu> Ops for CudaOps<G> {
     }
 
     fn send_batch(&mut self, slot: usize, batch: &BatchInput) -> Result {
-        let bytes = image::batch_bytes(batch.pixels.len(), batch.labels.len());
-        let staging = self.batches(bytes)?.staging[slot];
-        let host = self.cx.gpu.staging_host(staging)?;
-        host[..batch.pixels.len()].copy_from_slice(batch.pixels);
-        let labels = image::batch_bytes(batch.pixels.len(), 0);
-        host[labels..labels + 4 * batch.labels.len()].copy_from_slice(bytemuck::cast_slice(batch.labels));
-        self.cx.gpu.staging_send(staging)
+        let (gpu, bytes) = (&mut self.cx.gpu, Batches::bytes(batch));
+        let batches = match &mut self.batches {
+            Some(batches) if batches.room() >= bytes => batches,
+            batches => {
+                // Graphs hold the addresses of the staging that they were captured with.
+                self.graphs.clear();
+                batches.insert(Batches::new(gpu, bytes)?)
+            }
+        };
+        batches.send(gpu, slot, batch)
     }
 
     fn unpack_batch(&mut self, slot: usize, target: &BatchTarget) -> Result {
-        let Some(batches) = self.batches else {
-            return Err(OpsError::Device("no batch was sent".into()));
-        };
-        let from = self.cx.gpu.staging_address(batches.staging[slot]);
-        let BatchTarget { image, labels, mean, deviation } = *target;
-        image::normalise(&mut self.cx, from, image, mean, deviation)?;
-        let Some(labels) = labels else { return Ok(()) };
-        let (from, to) = (from.offset(image::batch_bytes(image.elements, 0)), self.cx.tensor(labels));
-        self.cx.gpu.copy(from, to, 4 * labels.elements)
+        match &self.batches {
+            Some(batches) => batches.unpack(&mut self.cx, slot, target),
+            None => Err(OpsError::Device("no batch was sent".into())),
+        }
     }
 
     fn loss_scale(&mut self) -> Result<Option<LossScale>> {

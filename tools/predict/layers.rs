@@ -1,0 +1,96 @@
+//! Work of the squeeze-excite and of the head.
+
+use crate::work::{Count, EXACT_SIGMOID, SILU_AND_SLOPE, up};
+
+/// Sums of silu(BN(y)).
+fn pool(c: &mut Count, values: f64) {
+    c.load(values);
+    c.sigmoid(values);
+    c.fp32(values, 3.0);
+}
+
+/// The small layers are fp32 products; what a block stages is staged by each of its neighbours too.
+pub fn squeeze(c: &mut Count, name: &str) -> Result<(), String> {
+    let channels = c.get("channels");
+    if name == "squeeze_pool" {
+        let (splits, images, pixels) = (c.grid(1), c.grid(2), c.get("pixels"));
+        pool(c, images * pixels * channels);
+        c.floats(images * splits * channels);
+        return Ok(());
+    }
+    let [images, units] = c.sides(["images", "units"]);
+    let (wide, narrow) = (images * channels, images * units);
+    let neighbours = c.grid(1);
+    c.fp32(wide, units);
+    match name {
+        "squeeze_hidden" => {
+            let splits = c.get("splits");
+            c.fp32(wide, splits * neighbours);
+            c.floats(wide * splits);
+        }
+        "squeeze_gate" => c.exact_sigmoid(wide + narrow * neighbours),
+        "squeeze_hidden_gradient" => {
+            c.fp32(wide, 3.0 * neighbours);
+            c.exact_sigmoid(narrow);
+            c.floats(wide + 2.0 * narrow);
+        }
+        "squeeze_gradient" => {
+            let parts = c.grid(0);
+            c.fp32(wide, 6.0);
+            c.floats(narrow);
+            c.sums(parts, channels);
+        }
+        "squeeze_weights" => {
+            c.fp32(wide, units + neighbours);
+            c.floats(wide + 2.0 * narrow);
+        }
+        _ => return Err(format!("{name}: no formula says what it has to do")),
+    }
+    Ok(())
+}
+
+/// Side of a block's tile of a product.
+const TILE: f64 = 64.0;
+
+pub fn head(c: &mut Count, name: &str) -> Result<(), String> {
+    match name {
+        "head_pool" => {
+            let values = c.grid(0) * c.get("pixels") * c.get("channels");
+            pool(c, values);
+        }
+        "head_logit_products" | "head_feature_products" => {
+            let [rows, columns, depth] = c.sides(["rows", "columns", "depth"]);
+            c.fp32(up(rows, TILE) * up(columns, TILE), depth);
+            let parts = c.grid(2);
+            c.floats(parts * rows * columns);
+        }
+        "head_logits" => {
+            let [images, classes, parts] = c.sides(["images", "classes", "parts"]);
+            c.fp32(images * classes, parts + 1.0);
+            c.floats(images * classes * parts);
+        }
+        "head_loss" => {
+            let logits = c.grid(0) * c.get("classes");
+            // e^x and its correction.
+            c.fp32(logits, EXACT_SIGMOID);
+            c.work.special += logits;
+        }
+        "head_tally" => {}
+        "head_weights" => {
+            let [images, channels, classes] = c.sides(["images", "channels", "classes"]);
+            c.fp32(up(classes, TILE) * up(channels, TILE), images);
+        }
+        "head_backward" => {
+            let [images, pixels, channels, splits] = c.sides(["images", "pixels", "channels", "splits"]);
+            let (values, parts) = (images * pixels * channels, c.grid(0));
+            c.load(2.0 * values);
+            c.sigmoid(values);
+            c.store(2.0 * values);
+            c.fp32(values, 1.0 + SILU_AND_SLOPE + 1.0 + 4.0);
+            c.floats(splits * images * channels);
+            c.sums(parts, channels);
+        }
+        _ => return Err(format!("{name}: no formula says what it has to do")),
+    }
+    Ok(())
+}

@@ -1,0 +1,82 @@
+//! What a training step must cost on a GPU: *predicted, not measured*.
+//!
+//! The launchers of a whole step run on a [GPU that only writes down](recorder), so launches, grids and shared memory
+//! are facts; the work of each launch follows from its arguments by [formulas](work) that were counted in the kernels'
+//! sources; and a launch takes at least the longest of its times on memory, tensor cores, fp32 units and
+//! special-function units of a [card].
+//!
+//! `cargo run --example predict` prints tables for B0 at 224², batch 512, and B4 at 380², batch 64, in fp16;
+//! `-- --model b2 --resolution 260 --batch 128 --precision bf16` one case; `--launches FILE` writes the launch
+//! configurations, from which `tools/check_kernels.py --table --launches FILE` makes a table of occupancy.
+
+mod card;
+mod layers;
+mod pointwise;
+mod recorder;
+mod report;
+mod step;
+#[cfg(test)]
+mod tests;
+mod windows;
+mod work;
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::Parser;
+use effnet::model::Variant;
+use effnet::ops::cuda::Precision;
+use step::Case;
+
+/// What to predict. Without a model: the usual two cases.
+#[derive(Debug, Parser)]
+struct Flags {
+    #[arg(long, value_parser = Variant::from_str)]
+    model: Option<Variant>,
+    /// The model's own if not given.
+    #[arg(long)]
+    resolution: Option<usize>,
+    #[arg(long, default_value_t = 128)]
+    batch: usize,
+    #[arg(long, default_value = "fp16", value_parser = Precision::from_str)]
+    precision: Precision,
+    /// Writes how each kernel is launched, as JSON, the first case's.
+    #[arg(long)]
+    launches: Option<PathBuf>,
+}
+
+fn cases(flags: &Flags) -> Vec<Case> {
+    let precision = flags.precision;
+    match flags.model {
+        Some(model) => {
+            let side = flags.resolution.unwrap_or(model.scaling().resolution);
+            vec![Case { model, side, images: flags.batch, precision }]
+        }
+        None => vec![
+            Case { model: Variant::B0, side: 224, images: 512, precision },
+            Case { model: Variant::B4, side: 380, images: 64, precision },
+        ],
+    }
+}
+
+fn run(flags: &Flags) -> Result<(), String> {
+    let mut all = Vec::new();
+    for case in cases(flags) {
+        let steps = step::record(case).map_err(|error| error.to_string())?;
+        all.push((case, steps));
+    }
+    if let Some(path) = &flags.launches {
+        let text = report::launches(&all[0].1).to_string();
+        std::fs::write(path, text).map_err(|error| format!("{}: {error}", path.display()))?;
+    }
+    print!("{}", report::preface());
+    all.iter().for_each(|(case, steps)| print!("{}", report::network(*case, steps)));
+    Ok(())
+}
+
+fn main() {
+    if let Err(error) = run(&Flags::parse()) {
+        eprintln!("error: {error}");
+        std::process::exit(1);
+    }
+}

@@ -1,0 +1,201 @@
+//! The predictions as Markdown.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use serde_json::{Value, json};
+
+use crate::card::{CARDS, Card, LIMITS};
+use crate::step::{Case, Recorded};
+use crate::work::Work;
+
+/// Sums over launches. A launch is bound by one thing, a row by what bounds most of its time.
+#[derive(Default)]
+struct Row {
+    launches: usize,
+    floor: f64,
+    work: Work,
+    /// Of each card: microseconds, by what binds each launch.
+    bound: [[f64; 4]; 2],
+}
+
+impl Row {
+    fn add(&mut self, work: &Work) {
+        self.launches += 1;
+        self.work += *work;
+        for (card, bound) in CARDS.iter().zip(&mut self.bound) {
+            let times = card.times(work);
+            let longest = (0..4).max_by(|&a, &b| times[a].total_cmp(&times[b])).unwrap_or(0);
+            bound[longest] += times[longest];
+        }
+    }
+    fn microseconds(&self, card: usize) -> f64 {
+        self.bound[card].iter().sum()
+    }
+    fn limit(&self, card: usize) -> &'static str {
+        let bound = &self.bound[card];
+        if self.microseconds(card) < 0.05 {
+            return "–";
+        }
+        LIMITS[(0..4).max_by(|&a, &b| bound[a].total_cmp(&bound[b])).unwrap_or(0)]
+    }
+}
+
+fn rows<'a>(steps: &'a [Recorded], key: impl Fn(&'a Recorded, &'a str) -> String) -> Vec<(String, Row)> {
+    let mut rows: Vec<(String, Row)> = Vec::new();
+    for step in steps {
+        for (launch, work) in &step.launches {
+            let key = key(step, &launch.kernel);
+            match rows.iter_mut().find(|(known, _)| *known == key) {
+                Some((_, row)) => row.add(work),
+                None => {
+                    let mut row = Row::default();
+                    row.add(work);
+                    rows.push((key, row));
+                }
+            }
+        }
+    }
+    rows
+}
+
+/// What the tables mean.
+pub fn preface() -> String {
+    let mut text = String::from(
+        "# Kernels: what a training step must cost\n\
+        \n\
+        **Predicted, not measured.** No GPU has run these kernels yet. This page is printed by\n\
+        \n\
+        ```sh\n\
+        cargo run --example predict -- --launches target/launches.json > docs/kernels.md\n\
+        tools/check_kernels.py --table --launches target/launches.json >> docs/kernels.md\n\
+        ```\n\
+        \n\
+        The first command runs the launchers of a whole step on a GPU that only writes down what it is given\n\
+        (`tools/predict`), so launches, grids, threads and shared memory are exact. The work of a launch follows from\n\
+        its arguments:\n\
+        \n\
+        - **MB**: each tensor and parameter that it points to once, in decimal megabytes, and its workspace. What blocks\n  \
+        beside each other read again is meant to come from the second-level cache. **floor MB** of a pass: the\n  \
+        tensors alone, each once, though two kernels may read it.\n\
+        - **tensor G**: 10⁹ multiply-adds on the tensor cores, channels filled up to whole tiles.\n\
+        - **fp32 G**: 10⁹ fp32 instructions of a thread: multiply-adds, additions, conversions from a half type; two\n  \
+        conversions to a half type are one. No loads, integers, branches or shuffles.\n\
+        - **special M**: 10⁶ special-function operations. A sigmoid is one in a half type (`tanh.approx`), two in fp32\n  \
+        (e^x, reciprocal).\n\
+        - **µs** of a launch: the longest of its four times,\n  \
+        `max(bytes/copy, tensor/(SM·clock·t), fp32/(SM·clock·f), special/(SM·clock·s))`, and of a row the sum over its\n  \
+        launches, with what binds most of that time.\n\
+        \n\
+        These are bounds, not times. Latency, instructions that are not counted, traffic of shared memory and of the\n\
+        second-level cache, low occupancy, double precision and the gaps between launches come on top: a kernel of a\n\
+        few microseconds, such as `batch_norm_sums`, takes its launch's own time instead. Less than the bound is possible\n\
+        only where the second-level cache still holds what the kernel before has left, such as the workspace.\n\
+        \n\
+        | card | SMs | GHz | copy TB/s | tensor t | fp32 f | special s |\n\
+        |---|---:|---:|---:|---:|---:|---:|\n",
+    );
+    for Card { name, multiprocessors, clock, copy, tensor, fp32, special } in &CARDS {
+        let _ = writeln!(
+            text,
+            "| {name} | {multiprocessors} | {clock} | {copy:.2} | {tensor} | {fp32} | {special} |"
+        );
+    }
+    text.push_str(
+        "\nt, f and s are operations of a multiprocessor in a cycle: multiply-adds by `mma.sync` in half precision with\n\
+        fp32 sums, of which an H100 is taken to do half of what its own `wgmma` does; fp32 instructions; special\n\
+        functions.\n",
+    );
+    text
+}
+
+/// The tables of one network.
+pub fn network(case: Case, steps: &[Recorded]) -> String {
+    let mut text = format!("\n## {case}\n");
+    let images = case.images as f64;
+    let mut all = Row::default();
+    steps.iter().flat_map(|step| &step.launches).for_each(|(_, work)| all.add(work));
+    all.floor = steps.iter().map(|step| step.floor as f64).sum();
+    let _ = writeln!(text, "\n| an image | | {} | {} |\n|---|---:|---:|---:|", CARDS[0].name, CARDS[1].name);
+    let mut line = |what: &str, amount: String, microseconds: [f64; 2]| {
+        let [a, b] = microseconds.map(|t| t / images);
+        let _ = writeln!(text, "| {what} | {amount} | {a:.1} µs | {b:.1} µs |");
+    };
+    let times = |work: Work, limit: usize| [0, 1].map(|card| CARDS[card].times(&work)[limit]);
+    let mega = |value: f64| value / images / 1e6;
+    let floor = Work { bytes: all.floor, ..Work::default() };
+    line("tensors, each once a pass", format!("{:.1} MB", mega(all.floor)), times(floor, 0));
+    line("all that kernels move", format!("{:.1} MB", mega(all.work.bytes)), times(all.work, 0));
+    line("multiply-adds on tensor cores", format!("{:.0} M", mega(all.work.tensor)), times(all.work, 1));
+    line("fp32 instructions", format!("{:.0} M", mega(all.work.fp32)), times(all.work, 2));
+    line("special functions", format!("{:.1} M", mega(all.work.special)), times(all.work, 3));
+    line("**bound**: Σ of each launch's longest", String::new(), [0, 1].map(|card| all.microseconds(card)));
+    let rate = |microseconds: f64| (images * 1e6 / microseconds).round();
+    for (what, at) in [("floor", times(floor, 0)), ("bound", [0, 1].map(|card| all.microseconds(card)))] {
+        let _ = writeln!(text, "| images/s by the {what} | | {} | {} |", rate(at[0]), rate(at[1]));
+    }
+    let _ = writeln!(
+        text,
+        "\n{} launches a step; where each costs 2 µs beside its work, in a graph, that is {:.1} ms a step.",
+        all.launches,
+        all.launches as f64 * 2e-3
+    );
+
+    text.push_str("\nBy pass, of one step:\n\n| pass | launches | floor MB ");
+    text.push_str(HEADER);
+    let mut passes = rows(steps, |step, _| step.name.to_string());
+    for (name, row) in &mut passes {
+        row.floor = steps.iter().filter(|step| step.name == *name).map(|step| step.floor as f64).sum();
+    }
+    text.push_str("|---|---:|---:");
+    text.push_str(ALIGNMENT);
+    passes.push(("all".into(), all));
+    for (name, row) in &passes {
+        let _ = write!(text, "| {name} | {} | {:.1} ", row.launches, row.floor / 1e6);
+        text.push_str(&columns(row));
+    }
+    text.push_str("\nBy kernel, of one step:\n\n| kernel | launches ");
+    text.push_str(HEADER);
+    text.push_str("|---|---:");
+    text.push_str(ALIGNMENT);
+    let mut kernels = rows(steps, |_, kernel| kernel.to_string());
+    kernels.sort_by(|a, b| a.0.cmp(&b.0));
+    for (name, row) in &kernels {
+        let _ = write!(text, "| `{name}` | {} ", row.launches);
+        text.push_str(&columns(row));
+    }
+    text
+}
+
+const HEADER: &str = "| MB | tensor G | fp32 G | special M | H100 µs | bound by | RTX 3080 µs | bound by |\n";
+const ALIGNMENT: &str = "|---:|---:|---:|---:|---:|---|---:|---|\n";
+
+fn columns(row: &Row) -> String {
+    let Work { bytes, tensor, fp32, special } = row.work;
+    let mut text =
+        format!("| {:.1} | {:.2} | {:.2} | {:.1} ", bytes / 1e6, tensor / 1e9, fp32 / 1e9, special / 1e6);
+    for card in [0, 1] {
+        let _ = write!(text, "| {:.1} | {} ", row.microseconds(card), row.limit(card));
+    }
+    text.push_str("|\n");
+    text
+}
+
+/// How each kernel is launched: threads, blocks and bytes of dynamic shared memory, from least to most.
+pub fn launches(steps: &[Recorded]) -> Value {
+    let mut kernels: BTreeMap<&str, Value> = BTreeMap::new();
+    for (launch, _) in steps.iter().flat_map(|step| &step.launches).filter(|(l, _)| l.threads > 0) {
+        let entry = kernels.entry(&launch.kernel).or_insert_with(
+            || json!({ "threads": launch.threads, "launches": 0, "blocks": [u64::MAX, 0], "shared": [] }),
+        );
+        entry["launches"] = json!(entry["launches"].as_u64().unwrap_or(0) + 1);
+        let [least, most] = [0, 1].map(|i| entry["blocks"][i].as_u64().unwrap_or(0));
+        entry["blocks"] = json!([least.min(launch.blocks()), most.max(launch.blocks())]);
+        if let Some(sizes) = entry["shared"].as_array_mut()
+            && !sizes.contains(&json!(launch.shared))
+        {
+            sizes.push(json!(launch.shared));
+        }
+    }
+    json!(kernels)
+}

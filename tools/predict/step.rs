@@ -1,0 +1,128 @@
+//! A training step, recorded: its passes, their launches, and what each has to do.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use effnet::model::{ParamTable, Variant};
+use effnet::network::Network;
+use effnet::ops::cuda::{Address, CudaDevice, CudaOps, Precision, image};
+use effnet::ops::{Device, Ops, OpsError, Pass, Result, StepParams, Tensor};
+use effnet::train::Recipe;
+
+use crate::recorder::{Launched, RecordingGpu};
+use crate::work::{self, Work};
+
+/// Network, side of an image, images of a step.
+#[derive(Clone, Copy, Debug)]
+pub struct Case {
+    pub model: Variant,
+    pub side: usize,
+    pub images: usize,
+    pub precision: Precision,
+}
+
+impl std::fmt::Display for Case {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let model = self.model.name().to_uppercase();
+        write!(f, "{model} at {}², batch {}, {}", self.side, self.images, self.precision)
+    }
+}
+
+/// A pass with its launches.
+pub struct Recorded {
+    pub name: &'static str,
+    /// Bytes of the tensors that the pass names, each once: plan A's floor.
+    pub floor: u64,
+    pub launches: Vec<(Launched, Work)>,
+}
+
+/// Runs the launchers of a whole step on a GPU that only writes down.
+pub fn record(case: Case) -> Result<Vec<Recorded>> {
+    let device = CudaDevice { precision: case.precision };
+    let recipe = Recipe { resolution: case.side, ..Recipe::reference(case.model, case.images) };
+    let arch = recipe.architecture(1000).map_err(|error| OpsError::Device(error.to_string()))?;
+    let table = ParamTable::new(&arch);
+    let network = Network::new(&arch, &table, recipe.network_config());
+    let recorder = network.record(&device);
+    let plan = recorder.plan(&network.tensors, &[network.logits, network.losses]);
+    let mut ops =
+        CudaOps::new(RecordingGpu::new(), table.trainable(), table.total(), &[&plan], case.precision)?;
+    ops.bind(&plan)?;
+    ops.gpu().launched.clear();
+
+    ops.set_step(StepParams::default())?;
+    ops.begin_step()?;
+    let pixels = Address(1);
+    image::normalise(ops.context(), pixels, network.image, [0.5; 3], [0.25; 3])?;
+    let mut steps = vec![taken(&mut ops, &table, "begin, input", &[network.image], 0)?];
+    let update = Pass::Update(recipe.update());
+    for pass in recorder.passes.iter().chain([&update]) {
+        pass.run(&mut ops)?;
+        let mut tensors = Vec::new();
+        pass.tensors(&mut |tensor, _| tensors.push(tensor));
+        steps.push(taken(&mut ops, &table, pass.name(), &tensors, pass.bytes(&device))?);
+    }
+    Ok(steps)
+}
+
+/// Takes what was launched since, and counts the bytes that its pointers name. A tensor of the pass that no launch
+/// points to is an error: then these counts would miss it.
+fn taken(
+    ops: &mut CudaOps<RecordingGpu>,
+    table: &ParamTable,
+    name: &'static str,
+    tensors: &[Tensor],
+    floor: u64,
+) -> Result<Recorded> {
+    let launched = std::mem::take(&mut ops.gpu().launched);
+    let places = ops.gpu().places.clone();
+    let precision = ops.context().precision;
+    let device = CudaDevice { precision };
+    let mut missing: BTreeSet<u32> = tensors.iter().map(|tensor| tensor.id).collect();
+    let mut launches = Vec::new();
+    for launch in launched {
+        let mut work = work::of(&launch).map_err(OpsError::Device)?;
+        for (field, at) in launch.pointers() {
+            for tensor in tensors.iter().filter(|t| ops.context().tensor(**t) == at) {
+                let bytes = device.element_bytes(tensor.kind) * tensor.elements;
+                work.bytes += bytes as f64 * share(&launch.kernel, field);
+                missing.remove(&tensor.id);
+            }
+            if !launch.kernel.starts_with("optimiser_") {
+                work.bytes += parameter_bytes(&places, table, at);
+            }
+        }
+        launches.push((launch, work));
+    }
+    match missing.is_empty() {
+        true => Ok(Recorded { name, floor, launches }),
+        false => Err(OpsError::Device(format!("{name}: no kernel points to tensors {missing:?}"))),
+    }
+}
+
+/// Of a tensor that a kernel reads in part: of the five sums one makes the gate's gradient, four the batch norm's.
+fn share(kernel: &str, field: &str) -> f64 {
+    match (kernel, field) {
+        ("squeeze_hidden_gradient", "gate_gradient") => 0.2,
+        ("squeeze_gradient", "five_sums") => 0.8,
+        _ => 1.0,
+    }
+}
+
+/// Bytes of the parameter at this address, read; or read and written, where it is a gradient or a running statistic.
+fn parameter_bytes(places: &BTreeMap<String, (Address, usize)>, table: &ParamTable, at: Address) -> f64 {
+    let buffers = [
+        ("parameters", 0, 1),
+        ("EMA", 0, 1),
+        ("gradients", 0, 2),
+        ("running statistics", table.trainable(), 2),
+    ];
+    for (label, first, ways) in buffers {
+        let (start, bytes) = places[label];
+        if at >= start && at.0 < start.0 + bytes as u64 {
+            let offset = first + ((at.0 - start.0) / 4) as usize;
+            let entry = table.entries().iter().find(|entry| entry.offset == offset);
+            return entry.map_or(0.0, |entry| (ways * 4 * entry.elements()) as f64);
+        }
+    }
+    0.0
+}

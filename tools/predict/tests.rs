@@ -1,0 +1,71 @@
+use effnet::model::Variant;
+use effnet::ops::cuda::Precision;
+
+use crate::card::CARDS;
+use crate::step::{Case, record};
+use crate::work::Work;
+
+fn case(model: Variant, images: usize, precision: Precision) -> Case {
+    Case { model, side: model.scaling().resolution, images, precision }
+}
+
+/// What a pass names its kernels point to, and every kernel of the family has a formula; else `record` fails.
+#[test]
+fn every_tensor_is_touched_and_every_kernel_has_a_formula() {
+    for (model, precision) in
+        Variant::ALL.into_iter().flat_map(|model| Precision::ALL.map(|precision| (model, precision)))
+    {
+        for images in [2, 128] {
+            for step in record(case(model, images, precision)).unwrap() {
+                let moved: f64 = step.launches.iter().map(|(_, work)| work.bytes).sum();
+                assert!(
+                    moved >= step.floor as f64 * (1.0 - 1e-9),
+                    "{}: {moved} of {}",
+                    step.name,
+                    step.floor
+                );
+            }
+        }
+    }
+}
+
+fn all(case: Case) -> (f64, Work) {
+    let (mut floor, mut sum) = (0.0, Work::default());
+    for step in record(case).unwrap() {
+        floor += step.floor as f64;
+        step.launches.iter().for_each(|(_, work)| sum += *work);
+    }
+    (floor, sum)
+}
+
+/// 89.7 MB of tensors an image of B0: counted by hand, from the paper's table, before there were passes.
+#[test]
+fn b0_moves_what_was_planned() {
+    let images = 512.0;
+    let (floor, work) = all(case(Variant::B0, 512, Precision::Fp16));
+    let (floor, moved) = (floor / images / 1e6, work.bytes / images / 1e6);
+    assert!((89.7 / floor - 1.0).abs() < 0.02, "{floor} MB");
+    assert!((floor..1.1 * floor).contains(&moved), "{moved} MB");
+    // Forward 386 M multiply-adds, of which the pointwise ones 335 M; backward twice that; tiles filled up.
+    let products = work.tensor / images / 1e6;
+    assert!((3.0 * 335.0..3.0 * 335.0 * 1.2).contains(&products), "{products} M");
+}
+
+/// In fp32 nothing runs on tensor cores, bytes double, and sigmoids take two operations.
+#[test]
+fn fp32_doubles_the_bytes() {
+    let [(half_floor, half), (floor, full)] =
+        [Precision::Fp16, Precision::Fp32].map(|precision| all(case(Variant::B0, 64, precision)));
+    assert_eq!(full.tensor, 0.0);
+    assert!((1.9..2.0).contains(&(floor / half_floor)), "{floor} {half_floor}");
+    assert!(full.special > 1.5 * half.special && full.fp32 > half.fp32 + half.tensor * 0.9);
+}
+
+/// Equal work takes a card as long as its figures say, and NaN is no time.
+#[test]
+fn times_are_those_of_the_slowest_unit() {
+    let work = Work { bytes: 3e6, tensor: 0.0, fp32: 128.0 * 132.0 * 1755.0, special: 0.0 };
+    let times = CARDS[0].times(&work);
+    assert!((times[0] - 1.0).abs() < 1e-9 && (times[2] - 1.0).abs() < 1e-9, "{times:?}");
+    assert_eq!([times[1], times[3]], [0.0, 0.0]);
+}

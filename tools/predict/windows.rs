@@ -1,0 +1,102 @@
+//! Work of the kernels that slide a window: `depthwise_*` and `stem_*`.
+
+use crate::work::{Count, MOMENTS, NORM_BACKWARD, SILU_AND_SLOPE};
+
+/// Neighbouring columns of a thread of the depthwise kernels.
+const COLUMNS: f64 = 4.0;
+/// Values under one output of the stem.
+const TAPS: f64 = 27.0;
+
+/// `depthwise_forward_k3s1`, `depthwise_backward_k5s2`, `depthwise_backward_identity_k3s1`.
+pub fn depthwise(c: &mut Count, name: &str) -> Result<(), String> {
+    let window = name.rsplit('_').next().and_then(|w| w.strip_prefix('k')?.split_once('s'));
+    let window = window.and_then(|(k, s)| Some([k.parse().ok()?, s.parse().ok()?]));
+    let window: [f64; 2] = window.ok_or_else(|| format!("{name}: a window such as k3s1 is in its name"))?;
+    match name.starts_with("depthwise_forward") {
+        true => depthwise_forward(c, window),
+        false => depthwise_backward(c, window, name.contains("identity")),
+    }
+    Ok(())
+}
+
+fn depthwise_forward(c: &mut Count, [kernel, stride]: [f64; 2]) {
+    let [images, channels, input, output] = c.sides(["images", "channels", "input", "output"]);
+    let (loaded, stored) = (images * input * input * channels, images * output * output * channels);
+    c.load(loaded);
+    if c.launch.points("coefficients") {
+        c.fp32(loaded, 2.0);
+        c.sigmoid(loaded);
+    }
+    c.store(loaded);
+    // A row of taps reads the columns under four outputs once; the last outputs of a row may lie beyond the map.
+    let made = stored * (output / COLUMNS).ceil() * COLUMNS / output;
+    c.fp32(made, kernel * kernel);
+    c.load(made * kernel * ((COLUMNS - 1.0) * stride + kernel) / COLUMNS);
+    c.store(stored);
+    if c.launch.points("counts") {
+        // As stored: rounded once more.
+        c.store(stored);
+        c.load(stored);
+        c.fp32(stored, MOMENTS);
+        let parts = c.grid(1);
+        c.statistics(parts, channels);
+    }
+}
+
+fn depthwise_backward(c: &mut Count, [kernel, stride]: [f64; 2], identity: bool) {
+    let [images, channels, input, output] = c.sides(["images", "channels", "input", "output"]);
+    let (loaded, made) = (images * input * input * channels, images * output * output * channels);
+    // dy of each output once.
+    c.load(2.0 * made);
+    c.sigmoid(made);
+    c.fp32(made, 1.0 + SILU_AND_SLOPE + 3.0 + NORM_BACKWARD);
+    c.store(made);
+    // Both products of each tap that meets a position, and dy from the ring.
+    let (before, columns) = (((kernel - 1.0) / stride).floor(), (input / COLUMNS).ceil() * COLUMNS);
+    let reached = ((COLUMNS - 1.0) / stride).floor() + 1.0 + before;
+    let positions = loaded * columns / input;
+    c.fp32(positions, 2.0 * kernel * kernel / (stride * stride));
+    c.load(positions * reached * kernel / stride / COLUMNS);
+    // The position's own value: activated before, its slope after.
+    c.load(2.0 * loaded);
+    if identity {
+        if c.launch.points("shortcut") {
+            c.load(loaded);
+            c.fp32(loaded, 1.0);
+        }
+    } else {
+        c.sigmoid(2.0 * loaded);
+        c.fp32(loaded, 2.0 + 1.0 + SILU_AND_SLOPE + 1.0);
+    }
+    // Stored, as stored, the two sums.
+    c.store(2.0 * loaded);
+    c.load(loaded);
+    c.fp32(loaded, 5.0);
+    let parts = c.grid(1);
+    c.floats(parts * channels * kernel * kernel);
+    c.sums(parts, channels);
+}
+
+pub fn stem_forward(c: &mut Count) {
+    let [images, input, output, channels] = c.sides(["images", "input", "output", "channels"]);
+    let stored = images * output * output * channels;
+    c.load(images * input * input * 3.0);
+    c.fp32(stored, TAPS);
+    c.store(stored);
+    if c.launch.points("moments") {
+        c.store(stored);
+        c.load(stored);
+        c.fp32(stored, MOMENTS);
+        let parts = c.grid(0);
+        c.statistics(parts, channels);
+    }
+}
+
+pub fn stem_backward(c: &mut Count) {
+    let [images, input, output, channels] = c.sides(["images", "input", "output", "channels"]);
+    let made = images * output * output * channels;
+    c.load(images * input * input * 3.0 + 2.0 * made);
+    c.fp32(made, NORM_BACKWARD + TAPS);
+    let parts = c.grid(0);
+    c.floats(parts * TAPS * channels);
+}

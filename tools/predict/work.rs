@@ -1,0 +1,208 @@
+//! What a launch has to do, from its name, its grid and its arguments: products, fp32 instructions, special-function
+//! operations, and the bytes of what is neither a tensor nor a parameter. Counted by hand from the kernels' sources,
+//! once, as formulas of the arguments; a kernel that has no formula is an error.
+//!
+//! Counting. A fused multiply-add, a multiplication, an addition and a conversion from a half type are one fp32
+//! instruction each; two values are converted to a half type by one. Loads, stores, integers, branches, shuffles,
+//! selections and double precision are not counted, nor what happens once a block. So a time from these is a bound.
+
+use crate::recorder::Launched;
+use crate::{layers, pointwise, windows};
+
+/// Of one launch.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Work {
+    /// Bytes moved through memory, each tensor once.
+    pub bytes: f64,
+    /// Multiply-adds on the tensor cores, as issued: channels filled up to whole tiles are counted.
+    pub tensor: f64,
+    /// fp32 instructions of a thread, multiply-adds among them.
+    pub fp32: f64,
+    /// Special-function operations: tanh, e^x, reciprocal, root.
+    pub special: f64,
+}
+
+impl std::ops::AddAssign for Work {
+    fn add_assign(&mut self, other: Work) {
+        self.bytes += other.bytes;
+        self.tensor += other.tensor;
+        self.fp32 += other.fp32;
+        self.special += other.special;
+    }
+}
+
+/// Instructions of `1/(1+e^-z)` in fp32, without the two special-function operations (as compiled), and of
+/// ½·tanh(½z)+½.
+pub const EXACT_SIGMOID: f64 = 10.0;
+pub const HALF_SIGMOID: f64 = 2.0;
+/// Of an addition that carries its error.
+pub const COMPENSATED: f64 = 7.0;
+/// Of mean and spread of one value: its distance from the shift, their sum, the sum of their squares.
+pub const MOMENTS: f64 = 3.0;
+/// Of dy = a·du + b·(y − mean) + c.
+pub const NORM_BACKWARD: f64 = 3.0;
+/// Of silu's value and slope beyond the sigmoid.
+pub const SILU_AND_SLOPE: f64 = 3.0;
+
+pub fn up(value: f64, multiple: f64) -> f64 {
+    (value / multiple).ceil() * multiple
+}
+
+/// The name without its storage type, and that: bytes of an element.
+pub fn split(kernel: &str) -> (&str, usize) {
+    [("_f16", 2), ("_bf16", 2), ("_f32", 4)]
+        .iter()
+        .find_map(|(suffix, bytes)| Some((kernel.strip_suffix(suffix)?, *bytes)))
+        .unwrap_or((kernel, 4))
+}
+
+pub struct Count<'a> {
+    pub launch: &'a Launched,
+    pub half: bool,
+    pub work: Work,
+    missing: Option<String>,
+}
+
+impl Count<'_> {
+    pub fn get(&mut self, name: &str) -> f64 {
+        self.launch.number(name).unwrap_or_else(|| {
+            self.missing = Some(format!("{} has no argument `{name}`", self.launch.kernel));
+            0.0
+        })
+    }
+    pub fn sides<const N: usize>(&mut self, names: [&str; N]) -> [f64; N] {
+        names.map(|name| self.get(name))
+    }
+    pub fn grid(&self, side: usize) -> f64 {
+        f64::from(self.launch.grid[side])
+    }
+    pub fn element(&self) -> f64 {
+        if self.half { 2.0 } else { 4.0 }
+    }
+
+    /// Values read from storage (from memory, or again from where a block keeps them).
+    pub fn load(&mut self, values: f64) {
+        self.fp32(values, if self.half { 1.0 } else { 0.0 });
+    }
+    pub fn store(&mut self, values: f64) {
+        self.fp32(values, if self.half { 0.5 } else { 0.0 });
+    }
+    pub fn fp32(&mut self, values: f64, each: f64) {
+        self.work.fp32 += values * each;
+    }
+    pub fn sigmoid(&mut self, values: f64) {
+        let (each, special) = if self.half { (HALF_SIGMOID, 1.0) } else { (EXACT_SIGMOID, 2.0) };
+        self.fp32(values, each);
+        self.work.special += values * special;
+    }
+    /// In a kernel of fp32 alone.
+    pub fn exact_sigmoid(&mut self, values: f64) {
+        self.fp32(values, EXACT_SIGMOID);
+        self.work.special += 2.0 * values;
+    }
+    /// On tensor cores where storage is half, K filled up to 16 there.
+    pub fn product(&mut self, rows: f64, columns: f64, depth: f64) {
+        if self.half {
+            self.work.tensor += rows * columns * up(depth, 16.0);
+        } else {
+            self.work.fp32 += rows * columns * depth;
+        }
+    }
+    /// Bytes of the workspace and of weights in the storage type.
+    pub fn floats(&mut self, count: f64) {
+        self.work.bytes += 4.0 * count;
+    }
+    pub fn weights(&mut self, count: f64) {
+        self.work.bytes += self.element() * count;
+    }
+    pub fn statistics(&mut self, parts: f64, channels: f64) {
+        self.floats(parts * (1.0 + 2.0 * channels));
+    }
+    pub fn sums(&mut self, parts: f64, channels: f64) {
+        self.floats(parts * 2.0 * channels);
+    }
+}
+
+/// What the launch has to do, but for the bytes of tensors and parameters, which its pointers tell.
+pub fn of(launch: &Launched) -> Result<Work, String> {
+    let (name, element) = split(&launch.kernel);
+    // The two numbers of a tile in a name: `expand_forward_64x144`.
+    let tile = name.rsplit('_').next().and_then(|last| last.split_once('x'));
+    let tile = tile.and_then(|(a, b)| Some([a.parse::<f64>().ok()?, b.parse::<f64>().ok()?]));
+    let base = if tile.is_some() { &name[..name.rfind('_').unwrap_or(0)] } else { name };
+    let mut c = Count { launch, half: element == 2, work: Work::default(), missing: None };
+    match (base, tile) {
+        ("expand_forward" | "project_forward", Some(tile)) => pointwise::forward(&mut c, base, tile),
+        ("expand_backward", Some(tile)) => pointwise::expand_sweep(&mut c, tile),
+        ("expand_backward_weights", Some(tile)) => pointwise::expand_weights(&mut c, tile),
+        ("project_backward", Some(tile)) => pointwise::project_sweep(&mut c, tile),
+        ("project_backward_weights", Some(tile)) => pointwise::project_weights(&mut c, tile),
+        _ if name.starts_with("expand_backward_data_") => pointwise::expand_data(&mut c),
+        _ if name.starts_with("project_backward_data_") => pointwise::project_data(&mut c),
+        ("project_backward_segments", _) => {
+            let [segments, elements] = c.sides(["segments", "elements"]);
+            c.fp32(segments * elements, 1.0);
+            c.floats(segments * elements);
+        }
+        _ if name.starts_with("depthwise_") => windows::depthwise(&mut c, name)?,
+        _ if name.starts_with("squeeze_") => layers::squeeze(&mut c, name)?,
+        _ if name.starts_with("head_") => layers::head(&mut c, name)?,
+        ("stem_forward", _) => windows::stem_forward(&mut c),
+        ("stem_backward", _) => windows::stem_backward(&mut c),
+        ("residual_forward", _) => {
+            let [pixels, channels] = c.sides(["pixels", "channels"]);
+            let values = c.grid(2) * pixels * channels;
+            c.load(values * if launch.points("shortcut") { 2.0 } else { 1.0 });
+            c.fp32(values, 2.0);
+            c.store(values);
+        }
+        ("batch_norm_statistics", _) => {
+            let [parts, channels] = c.sides(["parts", "channels"]);
+            c.statistics(parts, channels);
+            c.fp32(parts * channels, 5.0);
+        }
+        ("batch_norm_sums", _) => {
+            let [parts, channels] = c.sides(["parts", "channels"]);
+            c.sums(parts, channels);
+            c.fp32(parts * 2.0 * channels, COMPENSATED);
+        }
+        ("batch_norm_inference", _) => {}
+        ("add_gradient_g1" | "add_gradient_g8" | "add_gradient_g32", _) => {
+            let [parts, elements] = c.sides(["parts", "elements"]);
+            c.floats(parts * elements);
+            c.fp32(parts * elements, COMPENSATED);
+        }
+        ("image_normalise", _) => {
+            let values = c.get("count");
+            c.work.bytes += values;
+            c.store(values);
+        }
+        ("optimiser_rmsprop_pytorch" | "optimiser_rmsprop_tensorflow" | "optimiser_sgd", _) => {
+            let [trainable, statistics] = c.sides(["trainable", "statistics"]);
+            let ema = if launch.points("ema") { 2.0 } else { 0.0 };
+            // Read: parameter, gradient, momentum, mean square; written: all but the gradient.
+            let (buffers, each, special) =
+                if name == "optimiser_sgd" { (5.0, 5.0, 0.0) } else { (7.0, 22.0, 2.0) };
+            c.floats(trainable * (buffers + ema) + statistics * (2.0 + ema));
+            c.fp32(trainable, each + ema);
+            c.work.special += special * trainable;
+        }
+        ("optimiser_store", _) => {
+            // Whole chunks, the last of each tensor too.
+            let values = c.grid(0) * 2048.0;
+            c.floats(values);
+            c.weights(values);
+            c.store(values);
+        }
+        ("(fill)" | "(copy)", _) => {
+            let ways = if name == "(copy)" { 2.0 } else { 1.0 };
+            c.work.bytes += ways * 1024.0 * c.get("kibibytes");
+        }
+        ("optimiser_scale" | "step_begin" | "step_scale" | "masks_drop_path" | "masks_dropout", _) => {}
+        _ => return Err(format!("{}: no formula says what it has to do", launch.kernel)),
+    }
+    match c.missing {
+        Some(missing) => Err(missing),
+        None => Ok(c.work),
+    }
+}
