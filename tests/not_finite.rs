@@ -1,0 +1,111 @@
+//! Runs that come to numbers that are not finite, on every device: the layer where that began is named.
+
+mod common;
+mod train_support;
+
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+use common::gpu::{TestGpu, on_cuda};
+use effnet::data::Source;
+use effnet::model::ParamTable;
+use effnet::ops::LossScale;
+use effnet::ops::cuda::Precision;
+use effnet::train::checkpoint;
+use effnet::train::device::{Cpu, Cuda, Hardware};
+use effnet::train::events::Silent;
+use effnet::train::run::train_on;
+use effnet::train::{Outcome, Recipe, RunOptions, TrainError};
+
+/// Two micro-batches of two, with masks.
+fn recipe() -> Recipe {
+    Recipe { batch_size: 4, micro_batch: 2, epochs: 1.0, ..train_support::recipe() }
+}
+
+fn run<H: Hardware>(hardware: H, out: &Path, steps: u64) -> Result<Outcome, TrainError> {
+    let resume = out.join("checkpoint.bin").exists();
+    let options = RunOptions { max_steps: Some(steps), resume, ..train_support::options(out) };
+    let source = Source::synthetic(5, 32, 2, 32).unwrap();
+    train_on(&recipe(), &options, source, hardware, &mut Silent, &AtomicBool::new(false))
+}
+
+/// Where a run says that it began whose weights are changed before its first step. Its loss scale cannot fall any more.
+fn first<H: Hardware>(hardware: H, change: impl Fn(&str, &mut [f32])) -> String {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("checkpoint.bin");
+    run(cpu(), dir.path(), 0).unwrap();
+    let mut saved = checkpoint::read(&file).unwrap();
+    saved.metadata.loss_scale = Some(LossScale { scale: 1.0, good_steps: 0, skipped: 0 });
+    let table = ParamTable::new(&saved.architecture);
+    for entry in table.entries() {
+        change(&entry.name, &mut saved.state.parameters[entry.range()]);
+    }
+    let mut bytes = Vec::new();
+    checkpoint::write(&mut bytes, &saved.metadata, &table, &saved.state).unwrap();
+    std::fs::write(&file, bytes).unwrap();
+    let error = run(hardware, dir.path(), 3).unwrap_err();
+    let TrainError::NotFinite { step: 1, ref tensor, saved: 0, .. } = error else { panic!("{error}") };
+    let line = error.to_string();
+    assert!(line.lines().count() == 1 && line.contains(&format!("(first not finite: {tensor})")), "{line}");
+    tensor.clone()
+}
+
+fn cpu() -> Cpu {
+    Cpu::new(2, "as asked")
+}
+
+fn gpu<G: TestGpu>() -> Cuda<G> {
+    Cuda::new(G::open(G::WAYS[0]), Precision::Fp16, "as asked")
+}
+
+/// Makes all values of one tensor the same.
+fn set(wanted: &str, value: f32) -> impl Fn(&str, &mut [f32]) {
+    move |name, values| {
+        if name == wanted {
+            values.fill(value);
+        }
+    }
+}
+
+/// One weight that is not a number, in the middle of the network.
+fn nan(name: &str, values: &mut [f32]) {
+    if name == "blocks.4.1.conv_pwl.weight" {
+        values[17] = f32::NAN;
+    }
+}
+
+/// Rows of the classifier that differ so much that the loss is large and the gradient below it larger.
+fn steep(name: &str, values: &mut [f32]) {
+    if name == "classifier.weight" {
+        let channels = values.len() / 5;
+        values
+            .iter_mut()
+            .enumerate()
+            .for_each(|(at, v)| *v = if at / channels % 2 == 0 { 3e7 } else { -3e7 });
+    }
+}
+
+const PROJECT: &str = "the output of blocks.4.1 project; of the weights, blocks.4.1.conv_pwl.weight";
+
+#[test]
+fn a_weight_that_is_not_a_number_is_named_with_its_layer() {
+    assert_eq!(first(cpu(), nan), PROJECT);
+}
+
+#[test]
+fn the_layer_that_overflows_is_named() {
+    assert_eq!(first(cpu(), set("blocks.3.1.conv_dw.weight", 3e38)), "the output of blocks.3.1 depthwise");
+    assert_eq!(first(cpu(), set("conv_stem.weight", 3e38)), "the output of stem");
+    assert_eq!(first(cpu(), set("classifier.weight", 1e38)), "the output of head");
+}
+
+fn layers_that_overflow_fp16_are_named<G: TestGpu>() {
+    assert_eq!(first(gpu::<G>(), nan), PROJECT);
+    assert_eq!(
+        first(gpu::<G>(), set("blocks.3.1.conv_dw.weight", 1e7)),
+        "the output of blocks.3.1 depthwise"
+    );
+    assert_eq!(first(gpu::<G>(), set("conv_head.weight", 6e4)), "the output of head expand");
+    assert_eq!(first(gpu::<G>(), steep), "the gradient of bn2.bias");
+}
+on_cuda!(layers_that_overflow_fp16_are_named);
