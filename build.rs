@@ -60,9 +60,12 @@ fn build() -> Result<(), Error> {
     write_changed(&out.join("kernels.rs"), generated.as_bytes())
 }
 
-/// Tests that need a GPU are ignored, by name, without `effnet_gpu`.
+/// Tests that need kernels or a GPU are ignored, by name, without `effnet_kernels` or `effnet_gpu`.
 fn tell_tests(kernels: bool) -> Result<(), Error> {
-    println!("cargo::rustc-check-cfg=cfg(effnet_gpu)");
+    println!("cargo::rustc-check-cfg=cfg(effnet_kernels, effnet_gpu)");
+    if kernels {
+        println!("cargo::rustc-cfg=effnet_kernels");
+    }
     let gpu = match variable("EFFNET_GPU").as_deref() {
         None => kernels && Path::new("/dev/nvidia0").exists(),
         Some("0") => false,

@@ -2,9 +2,10 @@
 //! runs streams as late, or as early, as their events allow. It stands in for the machine's driver in this process,
 //! and has the functions of CUDA 12.0 only (and one that is asked for by version).
 
+#[path = "driver/stand_in.rs"]
+mod stand_in;
+
 use std::ffi::{CString, c_int};
-use std::path::Path;
-use std::process::Command;
 use std::sync::{LazyLock, Mutex, MutexGuard};
 
 use effnet::ops::cuda::arguments::Field;
@@ -29,16 +30,7 @@ static FAKE: LazyLock<Mutex<Fake>> = LazyLock::new(|| Mutex::new(Fake::load()));
 impl Fake {
     fn load() -> Fake {
         let folder = tempfile::tempdir().unwrap();
-        let library = folder.path().join("libcuda.so");
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/driver/libcuda.cpp");
-        let compiler = std::env::var("CXX").unwrap_or_else(|_| "g++".into());
-        let built = Command::new(&compiler)
-            .args(["-std=c++17", "-O1", "-Wall", "-shared", "-fPIC", "-Wl,-soname,libcuda.so", "-o"])
-            .arg(&library)
-            .arg(&source)
-            .status()
-            .unwrap_or_else(|error| panic!("{compiler} is needed for this test: {error}"));
-        assert!(built.success());
+        let library = stand_in::build(folder.path());
         let path = CString::new(library.to_str().unwrap()).unwrap();
         // SAFETY: the library has no initialisers of consequence, stays loaded, and defines these functions.
         unsafe {
