@@ -154,7 +154,7 @@ fn expect_copy<G: TestGpu>(what: &str, ops: &mut CudaOps<G>, weights: &[f32]) {
 /// Lengths about those of a thread's vector and of a block's chunk.
 const LENGTHS: [(usize, usize); 6] = [(1, 1), (7, 9), (8, 300), (1000, 1037), (2048, 2049), (5001, 5601)];
 
-fn three_steps_on_a_gpu_agree_with_the_oracle<G: TestGpu>() {
+fn three_steps_on_cuda_agree_with_the_oracle<G: TestGpu>() {
     for (trainable, total) in LENGTHS {
         for rule in rules() {
             for (weight_decay, ema) in [(0.0, false), (1e-2, false), (1e-2, true)] {
@@ -188,7 +188,7 @@ fn three_steps_on_a_gpu_agree_with_the_oracle<G: TestGpu>() {
         }
     }
 }
-on_cuda!(three_steps_on_a_gpu_agree_with_the_oracle);
+on_cuda!(three_steps_on_cuda_agree_with_the_oracle);
 
 /// Running statistics as a forward pass would have moved them.
 fn move_statistics<G: TestGpu>(ops: &mut CudaOps<G>, values: &[f32]) {
