@@ -190,7 +190,7 @@ fn a_batch_that_does_not_fit_the_card_is_refused_before_anything_is_made() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("run");
     let memory = room_for_four();
-    let error = train(&out, memory, false, &mut Said::default()).err().expect("too little memory");
+    let error = train(&out, memory, false, &mut Said::default()).expect_err("too little memory");
     let TrainError::Memory(plan) = &error else { panic!("{error}") };
     assert_eq!((plan.micro_batch, plan.have, plan.fits), (12, memory, Some(4)));
     assert!(plan.need > memory);
@@ -198,7 +198,7 @@ fn a_batch_that_does_not_fit_the_card_is_refused_before_anything_is_made() {
     assert!(line.starts_with("--micro-batch 12 needs ") && line.ends_with("--micro-batch 4 fits"), "{line}");
     assert!(!out.exists());
     // A card too small for one image has no remedy of this kind.
-    let line = train(&out, 1 << 20, true, &mut Said::default()).err().expect("no memory").to_string();
+    let line = train(&out, 1 << 20, true, &mut Said::default()).expect_err("no memory").to_string();
     assert!(line.ends_with("nothing fits: take a smaller --resolution or --model"), "{line}");
     assert!(!out.exists());
 }

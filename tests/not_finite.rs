@@ -81,7 +81,7 @@ fn steep(name: &str, values: &mut [f32]) {
         values
             .iter_mut()
             .enumerate()
-            .for_each(|(at, v)| *v = if at / channels % 2 == 0 { 3e7 } else { -3e7 });
+            .for_each(|(at, v)| *v = if (at / channels).is_multiple_of(2) { 3e7 } else { -3e7 });
     }
 }
 
