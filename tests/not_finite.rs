@@ -1,4 +1,6 @@
 //! Runs that come to numbers that are not finite, on every device: the layer where that began is named.
+//!
+//! See [`effnet::train::not_finite`].
 
 mod common;
 mod train_support;
@@ -7,13 +9,16 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use common::gpu::{TestGpu, on_cuda};
-use effnet::data::Source;
-use effnet::model::ParamTable;
-use effnet::ops::LossScale;
+use effnet::data::{Batch, Normalise, Source};
+use effnet::model::{ParamTable, initialise};
+use effnet::network::Network;
+use effnet::ops::cpu::{CpuDevice, CpuOps};
 use effnet::ops::cuda::Precision;
+use effnet::ops::{Buffer, LossScale, Ops, StepParams};
 use effnet::train::checkpoint;
 use effnet::train::device::{Cpu, Cuda, Hardware};
 use effnet::train::events::Silent;
+use effnet::train::not_finite::Search;
 use effnet::train::run::train_on;
 use effnet::train::{Outcome, Recipe, RunOptions, TrainError};
 
@@ -109,3 +114,53 @@ fn layers_that_overflow_fp16_are_named<G: TestGpu>() {
     assert_eq!(first(gpu::<G>(), steep), "the gradient of bn2.bias");
 }
 on_cuda!(layers_that_overflow_fp16_are_named);
+
+/// What is looked into is the step that was made: the same images and masks give the same gradients to the bit.
+#[test]
+fn the_step_that_is_run_again_is_the_same() {
+    let recipe = recipe();
+    let arch = recipe.architecture(5).unwrap();
+    let table = ParamTable::new(&arch);
+    let network = Network::new(&arch, &table, recipe.network_config());
+    assert!(network.masks.len() > 1, "nothing is drawn");
+    let device = CpuDevice { threads: 2 };
+    let (plan, passes) = (network.plan(&device), network.record(&device).passes);
+    let (images, pixels) = (network.config.images, network.image.elements);
+    let batch = Batch {
+        step: 7,
+        first_position: 28,
+        images: 2 * images,
+        pixels: (0..2 * pixels).map(|i| (i * 89 % 251) as u8).collect(),
+        labels: (0..2 * images as u32).collect(),
+    };
+    let normalise = Normalise { mean: [0.5; 3], deviation: [0.25; 3] };
+    let params = StepParams { seed: 3, step: 7, first_position: 28, ..StepParams::default() };
+    let mut ops = CpuOps::new(table.trainable(), table.total(), &[&plan], 2).unwrap();
+    ops.bind(&plan).unwrap();
+    ops.write_state(Buffer::Parameters, &initialise::initialise(&table, 3)).unwrap();
+    let gradients = |ops: &mut CpuOps| {
+        let mut values = vec![0.0; table.trainable()];
+        ops.read_state(Buffer::Gradients, &mut values).unwrap();
+        values
+    };
+
+    ops.begin_step().unwrap();
+    for part in 0..2 {
+        let first_position = params.first_position + (part * images) as u64;
+        ops.set_step(StepParams { first_position, ..params }).unwrap();
+        let own = &batch.pixels[part * pixels..][..pixels];
+        ops.upload_pixels(network.image, own, normalise.mean, normalise.deviation).unwrap();
+        ops.upload_labels(network.labels, &batch.labels[part * images..][..images]).unwrap();
+        network.draw_masks(&mut ops).unwrap();
+        network.forward(&mut ops).unwrap();
+        network.loss(&mut ops).unwrap();
+        network.backward(&mut ops).unwrap();
+    }
+    let made = gradients(&mut ops);
+    let search = Search { network: &network, passes: &passes, table: &table, normalise, params };
+    assert_eq!(search.run(&mut ops, &batch).unwrap(), None);
+    assert!(made == gradients(&mut ops) && made.iter().any(|g| *g != 0.0), "another step was run");
+    let other = Search { params: StepParams { step: 8, ..params }, ..search };
+    assert_eq!(other.run(&mut ops, &batch).unwrap(), None);
+    assert!(made != gradients(&mut ops), "the masks do not count");
+}
