@@ -9,6 +9,7 @@
 //! | `EFFNET_CUDA` | `auto` (the default): with kernels where a compiler is found; `require`: or fail; `skip`: without |
 //! | `EFFNET_CUDA_HOME` | the CUDA toolkit to take, or a folder filled by `tools/install_nvcc.sh` |
 //! | `EFFNET_CUDA_ARCH` | while developing: only these architectures and no PTX, such as `80` or `86,90` |
+//! | `EFFNET_GPU` | `1` or `0`: whether tests that need a GPU are run; without it, where kernels and a GPU are found |
 //!
 //! A kernel that does not compile fails the build whatever `EFFNET_CUDA` says, short of `skip`.
 
@@ -44,7 +45,9 @@ fn main() -> ExitCode {
 
 fn build() -> Result<(), Error> {
     let out = PathBuf::from(variable("OUT_DIR").ok_or("OUT_DIR is not set: run by Cargo only")?);
-    let generated = match compiler()? {
+    let compiler = compiler()?;
+    tell_tests(compiler.is_ok())?;
+    let generated = match compiler {
         Ok(compiler) => {
             // Not otherwise: without a compiler, kernels may change and nothing has to be built again.
             println!("cargo::rerun-if-changed=kernels");
@@ -55,6 +58,24 @@ fn build() -> Result<(), Error> {
         Err(reason) => format!("Err({reason:?})\n"),
     };
     write_changed(&out.join("kernels.rs"), generated.as_bytes())
+}
+
+/// Tests that need kernels or a GPU are ignored, by name, without `effnet_kernels` or `effnet_gpu`.
+fn tell_tests(kernels: bool) -> Result<(), Error> {
+    println!("cargo::rustc-check-cfg=cfg(effnet_kernels, effnet_gpu)");
+    if kernels {
+        println!("cargo::rustc-cfg=effnet_kernels");
+    }
+    let gpu = match variable("EFFNET_GPU").as_deref() {
+        None => kernels && Path::new("/dev/nvidia0").exists(),
+        Some("0") => false,
+        Some("1") => true,
+        Some(other) => return Err(format!("EFFNET_GPU={other}: use 1 or 0").into()),
+    };
+    if gpu {
+        println!("cargo::rustc-cfg=effnet_gpu");
+    }
+    Ok(())
 }
 
 /// An environment variable, of which Cargo is told.

@@ -3,37 +3,36 @@
 
 mod common;
 
-use common::fixture::{Fixture, UNIT, equal_bits, expect_none, tolerance};
+use common::fixture::cases::{Case, on_every_device};
+use common::fixture::{Fixture, UNIT, equal_bits, tolerance};
 use common::formula::Formula;
-use common::host_gpu::HostGpu;
+use common::gpu::{TestGpu, engine, on_cuda};
 use effnet::ops::cuda::batch_norm::{finish_statistics, finish_sums};
-use effnet::ops::cuda::{Address, CudaDevice, CudaOps, Gpu, Precision, step};
+use effnet::ops::cuda::{Address, CudaDevice, CudaOps, Precision, step};
 use effnet::ops::*;
-use effnet_kernel_host::Options;
 
-#[test]
-fn inference_coefficients_agree_with_the_oracle() {
-    let mut failures = Vec::new();
+fn inference_cases() -> Vec<Case> {
+    let mut cases = Vec::new();
     for channels in [8, 24, 40, 112, 1152, 1280] {
         for weights in [Weights::Raw, Weights::Ema] {
             for eps in [1e-5, 1e-3] {
-                let f = &mut Fixture::new(format!("batch norm of {channels}, {weights:?}, eps {eps}"));
+                let mut f = Fixture::new(format!("batch norm of {channels}, {weights:?}, eps {eps}"));
                 f.weights = weights;
                 let mut bn = f.norm("bn", channels, 10);
                 bn.statistics = Statistics::Running;
                 bn.eps = eps;
                 // A variance near eps, so that eps is seen.
                 bn.running_var = f.param("small variance", channels, 0.0, 4.0 * eps as f64);
-                failures.extend(f.check(Pass::BatchNormInference(bn), 1));
-                failures.extend(f.check_cuda(Pass::BatchNormInference(bn), 1));
+                cases.push(Case::new(f, Pass::BatchNormInference(bn), 1));
             }
         }
     }
-    expect_none(failures);
+    cases
 }
+on_every_device!(inference_coefficients_agree_with_the_oracle, inference_cases());
 
-/// A batch norm alone on the host harness, with `channels` of everything.
-fn alone(channels: usize, rows: usize, options: Options) -> (CudaOps<HostGpu>, BatchNorm) {
+/// A batch norm alone on a device, with `channels` of everything.
+fn alone<G: TestGpu>(channels: usize, rows: usize, way: G::Way) -> (CudaOps<G>, BatchNorm) {
     let mut tensors = Tensors::default();
     let param = |number: usize| Param { offset: number * channels, elements: channels };
     let bn = BatchNorm {
@@ -56,14 +55,13 @@ fn alone(channels: usize, rows: usize, options: Options) -> (CudaOps<HostGpu>, B
         recorder.batch_norm_inference(&BatchNorm { coefficients: tensor, ..bn }).unwrap();
     }
     let plan = recorder.plan(&tensors, &[bn.coefficients, bn.sums]);
-    let gpu = HostGpu::new(options);
-    let mut ops = CudaOps::new(gpu, 2 * channels, 4 * channels, &[&plan], Precision::Fp32).unwrap();
+    let mut ops = engine::<G>(way, 2 * channels, 4 * channels, &[&plan], Precision::Fp32).unwrap();
     ops.bind(&plan).unwrap();
     ops.write_state(Buffer::Parameters, &Formula::of("parameters").values(4 * channels, 0.5, 1.5)).unwrap();
     (ops, bn)
 }
 
-fn on_device(ops: &mut CudaOps<HostGpu>, values: &[f32]) -> Address {
+fn on_device<G: TestGpu>(ops: &mut CudaOps<G>, values: &[f32]) -> Address {
     let gpu = ops.gpu();
     let at = gpu.allocate(values.len() * 4).unwrap();
     gpu.write(at, bytemuck::cast_slice(values)).unwrap();
@@ -100,16 +98,14 @@ const PARTS: [usize; 6] = [1, 3, 64, 65, 200, 1000];
 
 /// Coefficients and running statistics from the parts of a pass. A thread merges 16 parts of 1000 in fp32, about
 /// the first of them; the rest is f64. Means are compared in deviations.
-#[test]
-#[cfg_attr(not(target_arch = "x86_64"), ignore = "the host harness runs on x86-64 only")]
-fn statistics_of_a_gpu_s_parts_are_those_of_all_rows() {
+fn statistics_of_a_gpu_s_parts_are_those_of_all_rows<G: TestGpu>() {
     let bound = tolerance(16);
     for (parts, channels) in PARTS.into_iter().flat_map(|parts| [(parts, 8), (parts, 40)]) {
         for offset in [0.0, 1000.0] {
             let what = format!("{parts} parts of {channels} channels about {offset}");
             let (counts, moments) = moments(parts, channels, offset);
             let rows = counts.iter().sum::<f32>() as usize;
-            let (mut ops, bn) = alone(channels, rows, Options::default());
+            let (mut ops, bn) = alone::<G>(channels, rows, G::WAYS[0]);
             let before = read(&mut ops, Buffer::Parameters, 4 * channels);
             let [counts_at, moments_at] = [&counts, &moments].map(|values| on_device(&mut ops, values));
             finish_statistics(ops.context(), &bn, counts_at, moments_at, parts).unwrap();
@@ -142,17 +138,16 @@ fn statistics_of_a_gpu_s_parts_are_those_of_all_rows() {
         }
     }
 }
+on_cuda!(statistics_of_a_gpu_s_parts_are_those_of_all_rows);
 
-fn read(ops: &mut CudaOps<HostGpu>, buffer: Buffer, elements: usize) -> Vec<f32> {
+fn read<G: TestGpu>(ops: &mut CudaOps<G>, buffer: Buffer, elements: usize) -> Vec<f32> {
     let mut values = vec![f32::NAN; elements];
     ops.read_state(buffer, &mut values).unwrap();
     values
 }
 
 /// Σdu and Σdu·ŷ, and with them the gradients of β and γ, to their own rounding although the terms cancel.
-#[test]
-#[cfg_attr(not(target_arch = "x86_64"), ignore = "the host harness runs on x86-64 only")]
-fn sums_of_a_gpu_s_parts_are_right_to_their_own_rounding() {
+fn sums_of_a_gpu_s_parts_are_right_to_their_own_rounding<G: TestGpu>() {
     for (parts, channels) in PARTS.into_iter().flat_map(|parts| [(parts, 8), (parts, 40)]) {
         let what = format!("{parts} parts of {channels} channels");
         let mut partials = Formula::of(&what).values(parts * 2 * channels, -1.0, 1.0);
@@ -160,7 +155,7 @@ fn sums_of_a_gpu_s_parts_are_right_to_their_own_rounding() {
             let (one, other) = pair.split_at_mut(2 * channels);
             one.iter().zip(other).for_each(|(one, other)| *other = *other * 1e-3 - one);
         }
-        let (mut ops, bn) = alone(channels, 10, Options::default());
+        let (mut ops, bn) = alone::<G>(channels, 10, G::WAYS[0]);
         let before = Formula::of("gradients").values(2 * channels, -1.0, 1.0);
         ops.write_state(Buffer::Gradients, &before).unwrap();
         let at = on_device(&mut ops, &partials);
@@ -186,16 +181,15 @@ fn sums_of_a_gpu_s_parts_are_right_to_their_own_rounding() {
         assert!(step::read(ops.context()).unwrap().not_finite, "{what}: the flag is not raised");
     }
 }
+on_cuda!(sums_of_a_gpu_s_parts_are_right_to_their_own_rounding);
 
-#[test]
-#[cfg_attr(not(target_arch = "x86_64"), ignore = "the host harness runs on x86-64 only")]
-fn every_order_of_threads_gives_the_same_statistics_and_sums() {
+fn every_run_gives_the_same_statistics_and_sums<G: TestGpu>() {
     let (parts, channels) = (130, 24);
     let (counts, moments) = moments(parts, channels, 3.0);
     let rows = counts.iter().sum::<f32>() as usize;
     let partials = Formula::of("partials").values(parts * 2 * channels, -1.0, 1.0);
-    let run = |options: Options| {
-        let (mut ops, bn) = alone(channels, rows, options);
+    let run = |way: G::Way| {
+        let (mut ops, bn) = alone::<G>(channels, rows, way);
         let [counts, moments, partials] =
             [&counts, &moments, &partials].map(|values| on_device(&mut ops, values));
         finish_statistics(ops.context(), &bn, counts, moments, parts).unwrap();
@@ -207,8 +201,9 @@ fn every_order_of_threads_gives_the_same_statistics_and_sums() {
         all.extend(read(&mut ops, Buffer::Gradients, 2 * channels));
         all
     };
-    let expected = run(Options::default());
-    for options in Options::ALL {
-        assert!(equal_bits(&run(options), &expected), "{options:?} gives other bits");
+    let expected = run(G::WAYS[0]);
+    for way in G::WAYS {
+        assert!(equal_bits(&run(*way), &expected), "{way:?} gives other bits");
     }
 }
+on_cuda!(every_run_gives_the_same_statistics_and_sums);

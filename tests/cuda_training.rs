@@ -1,6 +1,5 @@
-//! Whole training steps on the CUDA engine, its kernels run by the host harness: against the CPU's operators, from one
-//! batch by heart, and through the loop with its checkpoints.
-#![cfg(target_arch = "x86_64")] // the harness's; elsewhere this file has no tests
+//! Whole training steps on the CUDA engine, its kernels run by the host harness or by a GPU: against the CPU's
+//! operators, from one batch by heart, and through the loop with its checkpoints.
 
 mod common;
 mod train_support;
@@ -11,12 +10,14 @@ use std::sync::atomic::AtomicBool;
 use common::fixture::cuda::unit;
 use common::fixture::{doubles, equal_bits, norm};
 use common::formula::Formula;
+use common::gpu::{TestGpu, engine, on_cuda};
 use common::host_gpu::HostGpu;
+use effnet::data::raw::RawBatch;
 use effnet::data::{CropMode, Source, Split};
 use effnet::model::{Architecture, BatchNormConfig, Padding, ParamTable, Variant, initialise};
 use effnet::network::{Network, NetworkConfig};
 use effnet::ops::cpu::{CpuDevice, CpuOps};
-use effnet::ops::cuda::{CudaDevice, CudaOps, Precision};
+use effnet::ops::cuda::{CudaDevice, CudaOps, Gpu, Precision};
 use effnet::ops::*;
 use effnet::train::checkpoint::{self, Checkpoint};
 use effnet::train::device::{Cpu, Cuda, Hardware, Needs};
@@ -25,7 +26,6 @@ use effnet::train::events::{LogLine, Silent};
 use effnet::train::memory::memory_plan;
 use effnet::train::run::train_on;
 use effnet::train::{Outcome, Recipe, RunOptions};
-use effnet_kernel_host::Options;
 
 const CLASSES: usize = 10;
 
@@ -78,11 +78,10 @@ impl Trial {
         ops
     }
 
-    fn cuda(&self, precision: Precision, options: Options, scale: f32) -> CudaOps<HostGpu> {
+    fn cuda<G: TestGpu>(&self, precision: Precision, way: G::Way, scale: f32) -> CudaOps<G> {
         let plan = self.network.plan(&CudaDevice { precision });
-        let gpu = HostGpu::new(options);
         let (trainable, total) = (self.table.trainable(), self.table.total());
-        let mut ops = CudaOps::new(gpu, trainable, total, &[&plan], precision).unwrap();
+        let mut ops = engine::<G>(way, trainable, total, &[&plan], precision).unwrap();
         self.start(&mut ops, &plan);
         ops.set_loss_scale(LossScale { scale, good_steps: 0, skipped: 0 }).unwrap();
         ops
@@ -146,11 +145,11 @@ fn error(got: &[f32], expected: &[f32]) -> f64 {
 /// The loss and the weights after the step agree within `bound`. Logits and gradients of an untrained network amplify
 /// every rounding, since its last batch norms see 16 values: in fp32 the gradients are off by 300 times its unit. The
 /// same network amplifies the half types' rounding as it does fp32's, so there the bound is in their units.
-fn step_agrees(precision: Precision, bound: f64) {
+fn step_agrees<G: TestGpu>(precision: Precision, bound: f64) {
     let trial = Trial::new(4, 64, true);
     let cpu = trial.step(&mut trial.cpu(), 0, 1e-3);
     let scale = if precision == Precision::Fp16 { 256.0 } else { 1.0 };
-    let mut cuda = trial.step(&mut trial.cuda(precision, Options::default(), scale), 0, 1e-3);
+    let mut cuda = trial.step(&mut trial.cuda::<G>(precision, G::WAYS[0], scale), 0, 1e-3);
     cuda.gradients.iter_mut().for_each(|g| *g /= scale);
     assert!(!cuda.figures.skipped);
     let units = |count: f64| if precision == Precision::Fp32 { bound } else { count * unit(precision) };
@@ -168,55 +167,44 @@ fn step_agrees(precision: Precision, bound: f64) {
     }
 }
 
-#[test]
-fn a_step_in_fp32_agrees_with_the_cpu() {
-    step_agrees(Precision::Fp32, 1e-4);
-}
+on_cuda!(a_step_in_fp32_agrees_with_the_cpu, step_agrees(Precision::Fp32, 1e-4));
+on_cuda!(a_step_in_fp16_agrees_with_the_cpu, step_agrees(Precision::Fp16, 2e-2));
+on_cuda!(a_step_in_bf16_agrees_with_the_cpu, step_agrees(Precision::Bf16, 2e-2));
 
-#[test]
-fn a_step_in_fp16_agrees_with_the_cpu() {
-    step_agrees(Precision::Fp16, 2e-2);
-}
-
-#[test]
-fn a_step_in_bf16_agrees_with_the_cpu() {
-    step_agrees(Precision::Bf16, 2e-2);
-}
-
-#[test]
-fn a_step_is_the_same_bit_by_bit_in_every_order() {
+fn a_step_is_the_same_bit_by_bit_in_every_run<G: TestGpu>() {
     let trial = Trial::new(2, 32, true);
     let mut first: Option<Step> = None;
-    for options in Options::ALL {
-        let step = trial.step(&mut trial.cuda(Precision::Fp16, options, 256.0), 0, 1e-3);
+    for way in G::WAYS {
+        let step = trial.step(&mut trial.cuda::<G>(Precision::Fp16, *way, 256.0), 0, 1e-3);
         if let Some(first) = &first {
             for (what, one, other) in [
                 ("logits", &first.logits, &step.logits),
                 ("gradients", &first.gradients, &step.gradients),
                 ("parameters", &first.parameters, &step.parameters),
             ] {
-                assert!(equal_bits(one, other), "{what} differ in {options:?}");
+                assert!(equal_bits(one, other), "{what} differ in {way:?}");
             }
             assert_eq!(first.figures, step.figures);
         }
         first.get_or_insert(step);
     }
 }
+on_cuda!(a_step_is_the_same_bit_by_bit_in_every_run);
 
 /// On the CPU the loss falls from 5.17 to 0.76 with it.
 const RATE: f32 = 3e-3;
 
-#[test]
-fn twenty_steps_in_fp16_learn_one_batch_by_heart() {
+fn twenty_steps_in_fp16_learn_one_batch_by_heart<G: TestGpu>() {
     let mut trial = Trial::new(4, 32, false);
     trial.update.rule = Rule::Sgd { momentum: 0.5 };
-    let mut ops = trial.cuda(Precision::Fp16, Options::default(), 64.0);
+    let mut ops = trial.cuda::<G>(Precision::Fp16, G::WAYS[0], 64.0);
     let losses: Vec<f64> =
         (0..20).map(|number| trial.step(&mut ops, number, RATE).figures.loss / 4.0).collect();
     // Label smoothing of 0.1 over ten classes leaves 0.50.
     println!("{losses:.3?}");
     assert!(losses[0] > 4.0 && losses[19] < 1.0, "{losses:.3?}");
 }
+on_cuda!(twenty_steps_in_fp16_learn_one_batch_by_heart);
 
 // ---- through the loop --------------------------------------------------------------------------------------
 
@@ -246,8 +234,8 @@ fn run<H: Hardware>(hardware: H, out: &Path, steps: u64) -> Outcome {
     train_on(&recipe(), &options, source(), hardware, &mut Silent, &never).expect("it trains")
 }
 
-fn cuda(precision: Precision) -> Cuda<HostGpu> {
-    Cuda::new(HostGpu::new(Options::default()), precision, "as asked")
+fn cuda<G: TestGpu>(precision: Precision) -> Cuda<G> {
+    Cuda::new(G::open(G::WAYS[0]), precision, "as asked")
 }
 
 fn saved(out: &Path) -> Checkpoint {
@@ -264,20 +252,19 @@ fn set_scale(out: &Path, scale: LossScale) {
     std::fs::write(out.join("checkpoint.bin"), bytes).unwrap();
 }
 
-#[test]
-fn an_overflow_skips_the_step_halves_the_scale_and_survives_a_resume() {
+fn an_overflow_skips_the_step_halves_the_scale_and_survives_a_resume<G: TestGpu>() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path();
-    run(cuda(Precision::Fp16), out, 1);
+    run(cuda::<G>(Precision::Fp16), out, 1);
     // A scale that this step fits, so that something was learnt before.
     set_scale(out, LossScale { scale: 2.0, good_steps: 0, skipped: 2 });
-    run(cuda(Precision::Fp16), out, 2);
+    run(cuda::<G>(Precision::Fp16), out, 2);
     let before = saved(out);
     assert_eq!(before.metadata.loss_scale, Some(LossScale { scale: 2.0, good_steps: 1, skipped: 2 }));
     // No gradient of fp16 survives this one.
     let scale = 2f32.powi(40);
     set_scale(out, LossScale { scale, good_steps: 7, skipped: 2 });
-    run(cuda(Precision::Fp16), out, 3);
+    run(cuda::<G>(Precision::Fp16), out, 3);
     let after = saved(out);
     assert_eq!(after.metadata.step, 3);
     assert_eq!(after.state, before.state, "a skipped step changed something");
@@ -286,7 +273,7 @@ fn an_overflow_skips_the_step_halves_the_scale_and_survives_a_resume() {
 
     // One good step short of growing.
     set_scale(out, LossScale { scale: 2.0, good_steps: 1999, skipped: 3 });
-    run(cuda(Precision::Fp16), out, 4);
+    run(cuda::<G>(Precision::Fp16), out, 4);
     let grown = saved(out);
     assert_eq!(grown.metadata.loss_scale, Some(LossScale { scale: 4.0, good_steps: 0, skipped: 3 }));
     assert_ne!(grown.state, after.state);
@@ -294,56 +281,60 @@ fn an_overflow_skips_the_step_halves_the_scale_and_survives_a_resume() {
     let skipped = |line: &LogLine| matches!(line, LogLine::Step(record) if record.skipped);
     assert_eq!(log.iter().map(skipped).collect::<Vec<_>>()[1..], [false, true, false]);
 }
+on_cuda!(an_overflow_skips_the_step_halves_the_scale_and_survives_a_resume);
 
-/// What is planned before a run is what the engine then takes, but for the blocks of the step and alignment.
+/// What is planned before a run is what the engine then takes, to a thousandth: beside it there are the blocks of the
+/// step and what rounding sizes up takes.
 #[test]
 fn a_gpu_gives_what_was_planned() {
-    let recipe = Recipe { ema: 0.999, ..recipe() };
-    let mut hardware = cuda(Precision::Fp16);
-    let planned = memory_plan(&recipe, 5, &mut hardware).unwrap().total();
-    let before = hardware.available().expect("it knows");
-    let table = ParamTable::new(&recipe.architecture(5).unwrap());
-    let arch = recipe.architecture(5).unwrap();
-    let networks = [recipe.network_config(), NetworkConfig::inference(recipe.micro_batch)]
-        .map(|config| Network::new(&arch, &table, config));
-    let plans = networks.each_ref().map(|network| network.plan(&hardware.device()));
-    let needs = Needs { trainable: table.trainable(), total: table.total(), plans: &plans.each_ref() };
-    let mut ops = hardware.start(&needs).unwrap();
-    ops.bind(&plans[0]).unwrap();
-    let [Network { image, labels, .. }, _] = &networks;
-    let target = BatchTarget { image: *image, labels: Some(*labels), mean: [0.5; 3], deviation: [0.25; 3] };
-    let (images, side) = (labels.elements, recipe.resolution);
-    let mut bytes = vec![0; RawBatch::bytes(images, side)];
-    RawBatch::new(&mut bytes, images, side);
-    let pixels = BatchPixels::Raw { bytes: &bytes, side };
-    ops.send_batch(0, &BatchInput { pixels, labels: &vec![0; images], target }).unwrap();
-    let used = before - ops.gpu().available().unwrap();
-    assert!(used <= planned + 4096 && used + used / 100 > planned, "{used} bytes, planned {planned}");
+    for (precision, ema) in [(Precision::Fp16, 0.999), (Precision::Fp32, 0.0)] {
+        let recipe = Recipe { ema, ..recipe() };
+        let mut hardware = cuda::<HostGpu>(precision);
+        let planned = memory_plan(&recipe, 5, &mut hardware).unwrap().total();
+        let before = hardware.available().expect("it knows");
+        let arch = recipe.architecture(5).unwrap();
+        let table = ParamTable::new(&arch);
+        let networks = [recipe.network_config(), NetworkConfig::inference(recipe.micro_batch)]
+            .map(|config| Network::new(&arch, &table, config));
+        let plans = networks.each_ref().map(|network| network.plan(&hardware.device()));
+        let needs = Needs { trainable: table.trainable(), total: table.total(), plans: &plans.each_ref() };
+        let mut ops = hardware.start(&needs).unwrap();
+        ops.bind(&plans[0]).unwrap();
+        let [Network { image, labels, .. }, _] = &networks;
+        let target =
+            BatchTarget { image: *image, labels: Some(*labels), mean: [0.5; 3], deviation: [0.25; 3] };
+        let (images, side) = (labels.elements, recipe.resolution);
+        let mut bytes = vec![0; RawBatch::bytes(images, side)];
+        RawBatch::new(&mut bytes, images, side);
+        let pixels = BatchPixels::Raw { bytes: &bytes, side };
+        ops.send_batch(0, &BatchInput { pixels, labels: &vec![0; images], target }).unwrap();
+        let used = before - ops.gpu().available().unwrap();
+        assert!(used.abs_diff(planned) < planned / 1000, "{precision}: {used} bytes, planned {planned}");
+    }
 }
 
-#[test]
-fn a_resumed_run_is_the_undisturbed_one() {
+fn a_resumed_run_is_the_undisturbed_one<G: TestGpu>() {
     let dir = tempfile::tempdir().unwrap();
     let (whole, parts) = (dir.path().join("whole"), dir.path().join("parts"));
-    run(cuda(Precision::Fp16), &whole, 3);
-    run(cuda(Precision::Fp16), &parts, 1);
-    run(cuda(Precision::Fp16), &parts, 3);
+    run(cuda::<G>(Precision::Fp16), &whole, 3);
+    run(cuda::<G>(Precision::Fp16), &parts, 1);
+    run(cuda::<G>(Precision::Fp16), &parts, 3);
     train_support::assert_same_file(&whole, &parts, "checkpoint.bin");
     assert_eq!(train_support::timeless_log(&whole), train_support::timeless_log(&parts));
 }
+on_cuda!(a_resumed_run_is_the_undisturbed_one);
 
-#[test]
-fn a_checkpoint_moves_between_devices_and_precisions() {
+fn a_checkpoint_moves_between_devices_and_precisions<G: TestGpu>() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path();
     run(Cpu::new(2, "as asked"), out, 1);
     assert_eq!(saved(out).metadata.loss_scale, None);
     set_scale(out, LossScale { scale: 2.0, good_steps: 0, skipped: 0 });
-    run(cuda(Precision::Fp16), out, 2);
+    run(cuda::<G>(Precision::Fp16), out, 2);
     let scale = saved(out).metadata.loss_scale;
     assert!(scale.is_some());
-    run(cuda(Precision::Bf16), out, 3);
-    run(cuda(Precision::Fp32), out, 4);
+    run(cuda::<G>(Precision::Bf16), out, 3);
+    run(cuda::<G>(Precision::Fp32), out, 4);
     run(Cpu::new(2, "as asked"), out, 5);
     // What fp16 has found is kept for the next time.
     assert_eq!(saved(out).metadata.loss_scale, scale);
@@ -362,9 +353,10 @@ fn a_checkpoint_moves_between_devices_and_precisions() {
         assert!((loss / expected - 1.0).abs() < 0.05, "step {}: {loss} beside {expected}", step + 1);
     }
 }
+on_cuda!(a_checkpoint_moves_between_devices_and_precisions);
 
 /// The GPU as one that takes squares.
-struct Squares(Cuda<HostGpu>);
+struct Squares<G: TestGpu>(Cuda<G>);
 
 struct SquaresDevice(CudaDevice);
 
@@ -380,9 +372,9 @@ impl Device for SquaresDevice {
     }
 }
 
-impl Hardware for Squares {
+impl<G: TestGpu> Hardware for Squares<G> {
     type Device = SquaresDevice;
-    type Ops = CudaOps<HostGpu>;
+    type Ops = CudaOps<G>;
 
     fn device(&self) -> SquaresDevice {
         SquaresDevice(self.0.device())
@@ -396,15 +388,14 @@ impl Hardware for Squares {
     fn has_own_memory(&self) -> bool {
         true
     }
-    fn start(self, needs: &Needs) -> Result<CudaOps<HostGpu>> {
+    fn start(self, needs: &Needs) -> Result<CudaOps<G>> {
         self.0.start(needs)
     }
 }
 
 /// Two steps and an evaluation at their end, whose last batch is partial, of images that are cropped and resized: the
 /// checkpoint and the log have the same bytes whoever made the squares.
-#[test]
-fn a_run_on_images_that_the_gpu_prepares_is_that_on_squares() {
+fn a_run_on_images_that_the_gpu_prepares_is_that_on_squares<G: TestGpu>() {
     let dir = tempfile::tempdir().unwrap();
     let (squares, raw) = (dir.path().join("squares"), dir.path().join("raw"));
     let recipe = Recipe { crop: CropMode::Resized, epochs: 0.25, warmup_epochs: 0.0, ..recipe() };
@@ -414,8 +405,8 @@ fn a_run_on_images_that_the_gpu_prepares_is_that_on_squares() {
         let options = train_support::options(out);
         train_on(recipe, &options, source.clone(), hardware, &mut Silent, &never).expect("it trains")
     }
-    train(&recipe, &source, Squares(cuda(Precision::Bf16)), &squares);
-    let outcome = train(&recipe, &source, cuda(Precision::Bf16), &raw);
+    train(&recipe, &source, Squares(cuda::<G>(Precision::Bf16)), &squares);
+    let outcome = train(&recipe, &source, cuda::<G>(Precision::Bf16), &raw);
     train_support::assert_same_run(&squares, &raw);
     let logged = outcome.last.expect("an evaluation at the end");
 
@@ -424,9 +415,10 @@ fn a_run_on_images_that_the_gpu_prepares_is_that_on_squares() {
     let photograph =
         image::RgbImage::from_fn(70, 90, |x, y| image::Rgb([x as u8 * 3, y as u8, (x ^ y) as u8]));
     photograph.save(&file).unwrap();
-    let mut evaluator = Evaluator::new(&saved(&raw), 2, cuda(Precision::Bf16)).unwrap();
+    let mut evaluator = Evaluator::new(&saved(&raw), 2, cuda::<G>(Precision::Bf16)).unwrap();
     let before = evaluator.classify(&file, Weights::Raw, 5).unwrap();
     let figures = evaluator.split(&source, Split::Val, 2).unwrap();
     assert_eq!((figures[0].images, figures[0].top1, figures[0].loss), (3, logged.top1, logged.loss));
     assert_eq!(evaluator.classify(&file, Weights::Raw, 5).unwrap(), before);
 }
+on_cuda!(a_run_on_images_that_the_gpu_prepares_is_that_on_squares);

@@ -2,11 +2,10 @@
 
 mod common;
 
-use common::fixture::cuda::tolerance_in;
-use common::fixture::{Fixture, expect_none};
+use common::fixture::Fixture;
+use common::fixture::cases::{Case, check_on_cpu, on_cuda_devices, on_every_device};
 use common::reference::layers::silu_slope;
 use effnet::model::{Padding, Window};
-use effnet::ops::cuda::Precision;
 use effnet::ops::*;
 
 /// Images, side, channels. Sides down to one pixel, where most of a 5×5 kernel lies on the padding.
@@ -61,93 +60,63 @@ fn forward(
 /// For the kernels: a pixel, odd sides, a map that is whole in a block, and one that a block slides down.
 const CUDA_SHAPES: [(usize, usize, usize); 5] = [(5, 1, 8), (5, 3, 24), (3, 7, 40), (3, 15, 16), (1, 33, 40)];
 
-#[test]
-fn forward_agrees_with_the_oracle_on_cuda() {
-    let mut failures = Vec::new();
-    for (images, side, channels) in CUDA_SHAPES {
+fn forward_cases(shapes: &[(usize, usize, usize)], kinds: &[(bool, Statistics)]) -> Vec<Case> {
+    let mut cases = Vec::new();
+    for &(images, side, channels) in shapes {
         for (window, geometry) in windows(side) {
-            for (normalised, statistics) in
-                [(true, Statistics::Batch), (false, Statistics::Batch), (true, Statistics::Running)]
-            {
+            for &(normalised, statistics) in kinds {
                 let name = format!(
                     "depthwise {images}×{side}²×{channels}, {geometry}, normalised {normalised}, {statistics:?}"
                 );
-                let f = &mut Fixture::new(name);
+                let mut f = Fixture::new(name);
                 let x = f.activation("x", images * side * side, channels);
-                let mut pass = forward(f, images, window, channels, x, normalised);
+                let mut pass = forward(&mut f, images, window, channels, x, normalised);
                 pass.bn.statistics = statistics;
-                failures.extend(f.check_cuda(Pass::DepthwiseForward(pass), pass.bn.rows.max(25)));
+                cases.push(Case::new(f, Pass::DepthwiseForward(pass), pass.bn.rows.max(25)));
             }
         }
     }
-    expect_none(failures);
+    cases
 }
 
-#[test]
-fn backward_agrees_with_the_oracle_on_cuda() {
-    let mut failures = Vec::new();
-    for (images, side, channels) in CUDA_SHAPES {
-        for (window, geometry) in windows(side).filter(|(w, _)| images * w.output_pixels() >= 4) {
-            for input in [Input::Normalised, Input::Identity { shortcut: true, drops: true }] {
-                let name = format!("depthwise {images}×{side}²×{channels}, {geometry}, {input:?}");
-                let f = &mut Fixture::new(name);
-                let pass = backward(f, images, window, channels, input);
-                let rows = images * window.input_pixels();
-                failures.extend(f.check_cuda(Pass::DepthwiseBackward(pass), rows.max(25)));
-            }
-        }
-    }
-    expect_none(failures);
-}
+/// Whether the input is normalised, and the output's statistics.
+const FORWARD_KINDS: [(bool, Statistics); 4] = [
+    (true, Statistics::Batch),
+    (false, Statistics::Batch),
+    (true, Statistics::Running),
+    (false, Statistics::Running),
+];
 
 #[test]
-fn forward_agrees_with_the_oracle() {
-    let mut failures = Vec::new();
-    for (images, side, channels) in SHAPES {
-        for (window, geometry) in windows(side) {
-            for (normalised, statistics) in [
-                (true, Statistics::Batch),
-                (false, Statistics::Batch),
-                (true, Statistics::Running),
-                (false, Statistics::Running),
-            ] {
-                let name = format!(
-                    "depthwise {images}×{side}²×{channels}, {geometry}, normalised {normalised}, {statistics:?}"
-                );
-                let f = &mut Fixture::new(name);
-                let x = f.activation("x", images * side * side, channels);
-                let mut pass = forward(f, images, window, channels, x, normalised);
-                pass.bn.statistics = statistics;
-                failures.extend(f.check(Pass::DepthwiseForward(pass), pass.bn.rows.max(25)));
-            }
-        }
-    }
-    expect_none(failures);
+fn forward_agrees_with_the_oracle_on_the_family_s_shapes() {
+    check_on_cpu(forward_cases(&SHAPES, &FORWARD_KINDS));
 }
 
-#[test]
-fn forward_takes_ema_weights_when_told() {
-    let f = &mut Fixture::new("depthwise with EMA weights");
+on_cuda_devices!(forward_agrees_with_the_oracle, forward_cases(&CUDA_SHAPES, &FORWARD_KINDS[..3]));
+
+fn ema_weights() -> [Case; 1] {
+    let mut f = Fixture::new("depthwise with EMA weights");
     f.weights = Weights::Ema;
     let x = f.activation("x", 2 * 81, 24);
-    let mut pass = forward(f, 2, Window::new(3, 1, 9, Padding::Symmetric), 24, x, true);
+    let mut pass = forward(&mut f, 2, Window::new(3, 1, 9, Padding::Symmetric), 24, x, true);
     pass.bn.statistics = Statistics::Running;
-    expect_none(f.check(Pass::DepthwiseForward(pass), 9));
+    [Case::new(f, Pass::DepthwiseForward(pass), 9)]
 }
+on_every_device!(forward_takes_ema_weights_when_told, ema_weights());
 
 /// A mean 100 times the deviation: sums of squares about zero would leave nothing of the variance in fp32.
 /// Only the middle tap is not zero, so that the border does not make a deviation of its own.
-#[test]
-fn statistics_survive_a_large_mean() {
-    let f = &mut Fixture::new("depthwise with a large mean");
+fn large_mean() -> [Case; 1] {
+    let mut f = Fixture::new("depthwise with a large mean");
     let (images, side, channels) = (3, 28, 96);
     let x = f.noise("x", images * side * side * channels, 99.0, 101.0);
-    let mut pass = forward(f, images, Window::new(3, 1, side, Padding::Symmetric), channels, x, false);
+    let mut pass = forward(&mut f, images, Window::new(3, 1, side, Padding::Symmetric), channels, x, false);
     let mut weights = f.noise("weights", channels * 9, 0.5, 1.5);
     weights.iter_mut().enumerate().filter(|(i, _)| i % 9 != 4).for_each(|(_, w)| *w = 0.0);
     pass.weight = f.param_of("weight", weights);
-    expect_none(f.check(Pass::DepthwiseForward(pass), pass.bn.rows));
+    [Case::new(f, Pass::DepthwiseForward(pass), pass.bn.rows)]
 }
+on_every_device!(statistics_survive_a_large_mean, large_mean());
 
 /// What the gradient at the convolution's input becomes.
 #[derive(Clone, Copy, Debug)]
@@ -211,38 +180,42 @@ fn backward(
     }
 }
 
-#[test]
-fn backward_agrees_with_the_oracle() {
-    let mut failures = Vec::new();
-    for (images, side, channels) in SHAPES {
-        for (window, geometry) in windows(side) {
-            // Over fewer rows batch norm's gradient all but cancels, and with it the digits.
-            if images * window.output_pixels() < 4 {
-                continue;
-            }
-            for input in [
-                Input::Normalised,
-                Input::Identity { shortcut: false, drops: false },
-                Input::Identity { shortcut: true, drops: true },
-            ] {
+fn backward_cases(shapes: &[(usize, usize, usize)], inputs: &[Input]) -> Vec<Case> {
+    let mut cases = Vec::new();
+    for &(images, side, channels) in shapes {
+        // Over fewer rows batch norm's gradient all but cancels, and with it the digits.
+        for (window, geometry) in windows(side).filter(|(w, _)| images * w.output_pixels() >= 4) {
+            for &input in inputs {
                 let name = format!("depthwise {images}×{side}²×{channels}, {geometry}, {input:?}");
-                let f = &mut Fixture::new(name);
-                let pass = backward(f, images, window, channels, input);
+                let mut f = Fixture::new(name);
+                let pass = backward(&mut f, images, window, channels, input);
                 let rows = images * window.input_pixels();
-                failures.extend(f.check(Pass::DepthwiseBackward(pass), rows.max(25)));
+                cases.push(Case::new(f, Pass::DepthwiseBackward(pass), rows.max(25)));
             }
         }
     }
-    expect_none(failures);
+    cases
 }
 
-/// B7's first stages are wider than a block has threads for.
+const INPUTS: [Input; 3] = [
+    Input::Normalised,
+    Input::Identity { shortcut: true, drops: true },
+    Input::Identity { shortcut: false, drops: false },
+];
+
 #[test]
-fn backward_of_a_wide_map_agrees_with_the_oracle_on_cuda() {
+fn backward_agrees_with_the_oracle_on_the_family_s_shapes() {
+    check_on_cpu(backward_cases(&SHAPES, &INPUTS));
+}
+
+on_cuda_devices!(backward_agrees_with_the_oracle, backward_cases(&CUDA_SHAPES, &INPUTS[..2]));
+
+/// B7's first stages are wider than a block has threads for.
+fn wide_map() -> [Case; 1] {
     let (images, side, channels) = (1, 270, 8);
     let window = Window::new(3, 1, side, Padding::Symmetric);
-    let f = &mut Fixture::new("depthwise, wide");
-    let pass = backward(f, images, window, channels, Input::Normalised);
-    let (pass, terms) = (Pass::DepthwiseBackward(pass), side * side);
-    expect_none(f.check_cuda_in(Precision::Fp16, pass, tolerance_in(Precision::Fp16, terms)));
+    let mut f = Fixture::new("depthwise, wide");
+    let pass = backward(&mut f, images, window, channels, Input::Normalised);
+    [Case::new(f, Pass::DepthwiseBackward(pass), side * side).in_fp16()]
 }
+on_cuda_devices!(backward_of_a_wide_map_agrees_with_the_oracle, wide_map());

@@ -2,11 +2,14 @@
 //! runs streams as late, or as early, as their events allow. It stands in for the machine's driver in this process,
 //! and has the functions of CUDA 12.0 only (and one that is asked for by version).
 
+mod common;
+#[path = "driver/stand_in.rs"]
+mod stand_in;
+
 use std::ffi::{CString, c_int};
-use std::path::Path;
-use std::process::Command;
 use std::sync::{LazyLock, Mutex, MutexGuard};
 
+use common::gpu::TestGpu;
 use effnet::ops::cuda::arguments::Field;
 use effnet::ops::cuda::driver::{self, Driver};
 use effnet::ops::cuda::embedded::Embedded;
@@ -29,16 +32,7 @@ static FAKE: LazyLock<Mutex<Fake>> = LazyLock::new(|| Mutex::new(Fake::load()));
 impl Fake {
     fn load() -> Fake {
         let folder = tempfile::tempdir().unwrap();
-        let library = folder.path().join("libcuda.so");
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/driver/libcuda.cpp");
-        let compiler = std::env::var("CXX").unwrap_or_else(|_| "g++".into());
-        let built = Command::new(&compiler)
-            .args(["-std=c++17", "-O1", "-Wall", "-shared", "-fPIC", "-Wl,-soname,libcuda.so", "-o"])
-            .arg(&library)
-            .arg(&source)
-            .status()
-            .unwrap_or_else(|error| panic!("{compiler} is needed for this test: {error}"));
-        assert!(built.success());
+        let library = stand_in::build(folder.path());
         let path = CString::new(library.to_str().unwrap()).unwrap();
         // SAFETY: the library has no initialisers of consequence, stays loaded, and defines these functions.
         unsafe {
@@ -135,6 +129,20 @@ fn memory_is_zeroed_and_moves_both_ways_and_all_is_freed() {
     assert!(too_much.starts_with("out of device memory: 2 MiB wanted, 1 MiB free; "), "{too_much}");
     drop(gpu);
     assert_eq!((fake.live)(), 0);
+}
+
+/// What the tests on a GPU go by.
+#[test]
+fn writes_to_forbidden_bytes_are_noticed() {
+    let _fake = Fake::card(12_040, (9, 0));
+    let mut gpu = open().unwrap();
+    let at = gpu.allocate(32).unwrap();
+    gpu.guard(at.offset(16), 16).unwrap();
+    add(&mut gpu, &launch("add_f32"), at, 1.0).unwrap();
+    assert!(gpu.kept(at.offset(16), 16).unwrap());
+    gpu.copy(at, at.offset(28), 4).unwrap();
+    assert!(!gpu.kept(at.offset(16), 16).unwrap());
+    assert!(gpu.kept(at.offset(16), 12).unwrap());
 }
 
 #[test]

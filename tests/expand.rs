@@ -2,8 +2,8 @@
 
 mod common;
 
-use common::fixture::{Fixture, doubles, expect_none, tolerance_in};
-use effnet::ops::cuda::Precision;
+use common::fixture::cases::{Case, check_on_cpu, on_cuda_devices, on_every_device};
+use common::fixture::{Fixture, doubles};
 use effnet::ops::*;
 
 /// Images, pixels of each, inputs, outputs: the family's channel counts, rows that fill no tile, and maps
@@ -36,8 +36,8 @@ fn forward(f: &mut Fixture, rows: usize, inputs: usize, outputs: usize, x: Vec<f
     }
 }
 
-/// Every shape with both kinds of statistics: the fixture, the pass and the length of its longest sum.
-fn forward_cases() -> Vec<(Fixture, Pass, usize)> {
+/// Every shape with both kinds of statistics.
+fn forward_cases() -> Vec<Case> {
     let few_rows = [(1, 1, 24, 144), (1, 2, 16, 96), (1, 3, 40, 8), (1, 7, 8, 24)];
     let mut cases = Vec::new();
     for (images, pixels, inputs, outputs) in SHAPES.into_iter().chain(few_rows) {
@@ -47,58 +47,47 @@ fn forward_cases() -> Vec<(Fixture, Pass, usize)> {
             let x = f.activation("x", rows, inputs);
             let mut pass = forward(&mut f, rows, inputs, outputs, x);
             pass.bn.statistics = statistics;
-            cases.push((f, Pass::ExpandForward(pass), inputs.max(rows)));
+            cases.push(Case::new(f, Pass::ExpandForward(pass), inputs.max(rows)));
         }
     }
     cases
 }
 
-#[test]
-fn forward_agrees_with_the_oracle() {
-    expect_none(forward_cases().iter().flat_map(|(f, pass, terms)| f.check(*pass, *terms)).collect());
-}
-
-#[test]
-fn forward_agrees_with_the_oracle_on_cuda() {
-    expect_none(forward_cases().iter().flat_map(|(f, pass, terms)| f.check_cuda(*pass, *terms)).collect());
-}
+on_every_device!(forward_agrees_with_the_oracle, forward_cases());
 
 /// Maps large enough for the higher tiles, each with a column tile that is filled and one that is not, and for
 /// blocks that take several tiles of rows.
-#[test]
-fn forward_of_large_maps_agrees_with_the_oracle_on_cuda() {
-    let mut failures = Vec::new();
-    for (rows, inputs, outputs) in [(34_000, 8, 96), (17_000, 8, 248), (22_600, 104, 176), (132_000, 8, 16)] {
-        let f = &mut Fixture::new(format!("expand {rows}×{inputs} to {outputs}"));
+fn large_maps() -> impl Iterator<Item = Case> {
+    let shapes = [(34_000, 8, 96), (17_000, 8, 248), (22_600, 104, 176), (132_000, 8, 16)];
+    shapes.into_iter().map(|(rows, inputs, outputs)| {
+        let mut f = Fixture::new(format!("expand {rows}×{inputs} to {outputs}"));
         let x = f.activation("x", rows, inputs);
-        let pass = Pass::ExpandForward(forward(f, rows, inputs, outputs, x));
-        failures.extend(f.check_cuda_in(Precision::Fp16, pass, tolerance_in(Precision::Fp16, rows)));
-    }
-    expect_none(failures);
+        let pass = Pass::ExpandForward(forward(&mut f, rows, inputs, outputs, x));
+        Case::new(f, pass, rows).in_fp16()
+    })
 }
+on_cuda_devices!(forward_of_large_maps_agrees_with_the_oracle, large_maps());
 
-#[test]
-fn forward_takes_ema_weights_when_told() {
-    let f = &mut Fixture::new("expand with EMA weights");
+fn ema_weights() -> [Case; 1] {
+    let mut f = Fixture::new("expand with EMA weights");
     f.weights = Weights::Ema;
     let x = f.activation("x", 50, 24);
-    let mut pass = forward(f, 50, 24, 144, x);
+    let mut pass = forward(&mut f, 50, 24, 144, x);
     pass.bn.statistics = Statistics::Running;
-    let pass = Pass::ExpandForward(pass);
-    expect_none(f.check(pass, 24).into_iter().chain(f.check_cuda(pass, 24)).collect());
+    [Case::new(f, Pass::ExpandForward(pass), 24)]
 }
+on_every_device!(forward_takes_ema_weights_when_told, ema_weights());
 
 /// A mean 100 times the deviation: sums of squares about zero would leave nothing of the variance in fp32.
-#[test]
-fn statistics_survive_a_large_mean() {
-    let f = &mut Fixture::new("expand with a large mean");
+fn large_mean() -> [Case; 1] {
+    let mut f = Fixture::new("expand with a large mean");
     let (rows, inputs, outputs) = (3000, 24, 144);
     let x = f.noise("x", rows * inputs, 99.0, 101.0);
-    let mut pass = forward(f, rows, inputs, outputs, x);
+    let mut pass = forward(&mut f, rows, inputs, outputs, x);
     pass.weight = f.param("positive weight", inputs * outputs, 0.0, 0.2);
-    let pass = Pass::ExpandForward(pass);
-    expect_none(f.check(pass, rows).into_iter().chain(f.check_cuda(pass, rows)).collect());
+    [Case::new(f, Pass::ExpandForward(pass), rows)]
 }
+on_every_device!(statistics_survive_a_large_mean, large_mean());
 
 fn backward(
     f: &mut Fixture,
@@ -134,7 +123,7 @@ fn backward(
     }
 }
 
-fn backward_cases() -> Vec<(Fixture, Pass, usize)> {
+fn backward_cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for (images, pixels, inputs, outputs) in SHAPES {
         for (shortcut, drops) in [(false, false), (true, false), (false, true), (true, true)] {
@@ -143,30 +132,27 @@ fn backward_cases() -> Vec<(Fixture, Pass, usize)> {
             );
             let mut f = Fixture::new(name);
             let pass = backward(&mut f, [images, pixels, inputs, outputs], shortcut, drops);
-            cases.push((f, Pass::ExpandBackward(pass), outputs.max(images * pixels)));
+            cases.push(Case::new(f, Pass::ExpandBackward(pass), outputs.max(images * pixels)));
         }
     }
     cases
 }
 
 #[test]
-fn backward_agrees_with_the_oracle() {
-    expect_none(backward_cases().iter().flat_map(|(f, pass, terms)| f.check(*pass, *terms)).collect());
+fn backward_agrees_with_the_oracle_in_every_kind() {
+    check_on_cpu(backward_cases());
 }
 
-#[test]
-fn backward_agrees_with_the_oracle_on_cuda() {
-    // The four kinds of each shape in turn: the two that differ most.
-    let cases = backward_cases();
-    let cases = cases.iter().enumerate().filter(|(at, _)| matches!(at % 4, 0 | 3));
-    expect_none(cases.flat_map(|(_, (f, pass, terms))| f.check_cuda(*pass, *terms)).collect());
+/// The four kinds of each shape in turn: the two that differ most.
+fn two_kinds() -> impl Iterator<Item = Case> {
+    let cases = backward_cases().into_iter().enumerate();
+    cases.filter(|(at, _)| matches!(at % 4, 0 | 3)).map(|(_, case)| case)
 }
+on_cuda_devices!(backward_agrees_with_the_oracle, two_kinds());
 
 /// Widths of the family that the shapes lack, one chunk of channels and two, and blocks that take several tiles of rows.
-#[test]
-fn backward_of_every_tile_agrees_with_the_oracle_on_cuda() {
-    let mut failures = Vec::new();
-    for (images, pixels, inputs, outputs) in [
+fn every_tile() -> impl Iterator<Item = Case> {
+    let shapes = [
         (3, 49, 8, 64),
         (2, 300, 24, 96),
         (3, 49, 32, 192),
@@ -180,16 +166,13 @@ fn backward_of_every_tile_agrees_with_the_oracle_on_cuda() {
         (2, 49, 344, 136),
         (1, 40, 640, 96),
         (11, 12_544, 16, 8),
-    ] {
-        let f = &mut Fixture::new(format!("expand {images}×{pixels}×{inputs} to {outputs}"));
-        let pass = backward(f, [images, pixels, inputs, outputs], true, true);
+    ];
+    shapes.into_iter().map(|(images, pixels, inputs, outputs)| {
+        let mut f = Fixture::new(format!("expand {images}×{pixels}×{inputs} to {outputs}"));
+        let pass = Pass::ExpandBackward(backward(&mut f, [images, pixels, inputs, outputs], true, true));
         let terms = outputs.max(images * pixels);
-        if terms > 10_000 {
-            let bound = tolerance_in(Precision::Fp16, terms);
-            failures.extend(f.check_cuda_in(Precision::Fp16, Pass::ExpandBackward(pass), bound));
-        } else {
-            failures.extend(f.check_cuda(Pass::ExpandBackward(pass), terms));
-        }
-    }
-    expect_none(failures);
+        let case = Case::new(f, pass, terms);
+        if terms > 10_000 { case.in_fp16() } else { case }
+    })
 }
+on_cuda_devices!(backward_of_every_tile_agrees_with_the_oracle, every_tile());

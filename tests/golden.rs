@@ -8,14 +8,14 @@
 mod common;
 
 use common::golden::{Bounds, Golden, Report, files, parameters};
-use common::host_gpu::HostGpu;
+use common::gpu::{TestGpu, engine, on_cuda};
 use common::reference::{Reference, ReferenceDevice};
 use effnet::model::{Architecture, BatchNormConfig, ParamTable};
 use effnet::network::{Mask, Network, NetworkConfig};
 use effnet::ops::cpu::{CpuDevice, CpuOps};
+use effnet::ops::cuda::driver::Driver;
 use effnet::ops::cuda::{CudaDevice, CudaOps, Precision};
 use effnet::ops::{Buffer, Ops, Plan, Statistics, StepParams, Tensor};
-use effnet_kernel_host::Options;
 
 /// A device under test, spoken to in f64.
 trait Backend: Ops + Sized {
@@ -69,14 +69,13 @@ impl Backend for CpuOps {
     }
 }
 
-/// The CUDA engine in fp32, its kernels run by the host harness.
-impl Backend for CudaOps<HostGpu> {
+/// The CUDA engine in fp32.
+impl<G: TestGpu> Backend for CudaOps<G> {
     fn plan(network: &Network) -> Plan {
         network.plan(&CudaDevice { precision: Precision::Fp32 })
     }
     fn new(table: &ParamTable, plans: &[&Plan]) -> Self {
-        let gpu = HostGpu::new(Options::default());
-        CudaOps::new(gpu, table.trainable(), table.total(), plans, Precision::Fp32).unwrap()
+        engine(G::WAYS[0], table.trainable(), table.total(), plans, Precision::Fp32).unwrap()
     }
     fn put_values(&mut self, tensor: Tensor, values: &[f64]) {
         let values: Vec<f32> = values.iter().map(|&v| v as f32).collect();
@@ -300,29 +299,25 @@ fn the_cpu_meets_the_golden_values() {
 const SMALL: [&str; 3] =
     ["efficientnet_b0_64.json", "efficientnet_b0_64_masks.json", "tf_efficientnet_b0_64.json"];
 
-fn kernels_meet(file: &str) {
-    let trial = Trial::new(Golden::own(file));
+fn kernels_meet<G: TestGpu>(golden: Golden) {
+    let trial = Trial::new(golden);
     let bounds = Bounds::float32(&trial.golden.float32_reference_error);
-    let failures = tell(file, trial.run::<CudaOps<HostGpu>>(&bounds));
+    let failures = tell(&trial.golden.file, trial.run::<CudaOps<G>>(&bounds));
     assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
 
-#[test]
-#[cfg_attr(not(target_arch = "x86_64"), ignore = "the host harness runs on x86-64 only")]
-fn the_kernels_meet_the_golden_values() {
-    kernels_meet(SMALL[0]);
-}
+on_cuda!(the_kernels_meet_the_golden_values, kernels_meet(Golden::own(SMALL[0])));
+on_cuda!(the_kernels_meet_the_golden_values_with_masks, kernels_meet(Golden::own(SMALL[1])));
+on_cuda!(the_kernels_meet_the_golden_values_of_tensorflow_s_form, kernels_meet(Golden::own(SMALL[2])));
 
 #[test]
-#[cfg_attr(not(target_arch = "x86_64"), ignore = "the host harness runs on x86-64 only")]
-fn the_kernels_meet_the_golden_values_with_masks() {
-    kernels_meet(SMALL[1]);
-}
-
-#[test]
-#[cfg_attr(not(target_arch = "x86_64"), ignore = "the host harness runs on x86-64 only")]
-fn the_kernels_meet_the_golden_values_of_tensorflow_s_form() {
-    kernels_meet(SMALL[2]);
+#[cfg_attr(not(effnet_gpu), ignore = "needs an NVIDIA GPU")]
+fn every_file_s_golden_values_are_met_on_a_gpu() {
+    for golden in files().iter().map(|path| Golden::read(path)) {
+        if !SMALL.contains(&&golden.file[..]) {
+            kernels_meet::<Driver>(golden);
+        }
+    }
 }
 
 /// With one tensor zeroed, the comparison must fail, and by what the network does: the parameters themselves,

@@ -2,7 +2,8 @@
 
 mod common;
 
-use common::fixture::{Fixture, expect_none};
+use common::fixture::Fixture;
+use common::fixture::cases::{Case, on_every_device};
 use common::reference::Reference;
 use effnet::ops::cpu::{CpuDevice, CpuOps};
 use effnet::ops::*;
@@ -25,14 +26,13 @@ fn dropout(f: &mut Fixture, elements: usize) -> Tensor {
     f.input("dropout", factors.into_iter().map(|u| if u < 0.2 { 0.0 } else { 1.25 }).collect())
 }
 
-#[test]
-fn forward_agrees_with_the_oracle() {
-    let mut failures = Vec::new();
+fn forward_cases() -> Vec<Case> {
+    let mut cases = Vec::new();
     for (images, pixels, channels, classes) in SHAPES {
         for (drops, weights) in [(false, Weights::Raw), (true, Weights::Raw), (false, Weights::Ema)] {
             let name =
                 format!("head {images}×{pixels}×{channels} to {classes}, dropout {drops}, {weights:?}");
-            let f = &mut Fixture::new(name);
+            let mut f = Fixture::new(name);
             f.weights = weights;
             let y = f.activation("y", images * pixels, channels);
             let pass = HeadForward {
@@ -43,16 +43,16 @@ fn forward_agrees_with_the_oracle() {
                 bn: f.norm_of("bn", &y, channels),
                 y: f.input("y", y),
                 pooled: f.output("pooled", images * channels),
-                dropout: drops.then(|| dropout(f, images * channels)),
+                dropout: drops.then(|| dropout(&mut f, images * channels)),
                 classifier: f.dense("classifier", channels, classes),
                 logits: f.output("logits", images * classes),
             };
-            failures.extend(f.check(Pass::HeadForward(pass), channels.max(pixels)));
-            failures.extend(f.check_cuda(Pass::HeadForward(pass), channels.max(pixels)));
+            cases.push(Case::new(f, Pass::HeadForward(pass), channels.max(pixels)));
         }
     }
-    expect_none(failures);
+    cases
 }
+on_every_device!(forward_agrees_with_the_oracle, forward_cases());
 
 fn loss(f: &mut Fixture, images: usize, classes: usize, width: f64, smoothing: f32) -> Loss {
     Loss {
@@ -67,39 +67,36 @@ fn loss(f: &mut Fixture, images: usize, classes: usize, width: f64, smoothing: f
     }
 }
 
-#[test]
-fn the_loss_agrees_with_the_oracle() {
-    let mut failures = Vec::new();
+fn loss_cases() -> Vec<Case> {
+    let mut cases = Vec::new();
     for (images, _, _, classes) in SHAPES {
         for smoothing in [0.0, 0.1] {
             for width in [0.1, 3.0, 30.0] {
                 let name = format!("loss of {images}×{classes}, smoothing {smoothing}, logits up to {width}");
-                let f = &mut Fixture::new(name);
-                let pass = loss(f, images, classes, width, smoothing);
-                failures.extend(f.check(Pass::Loss(pass), classes));
-                failures.extend(f.check_cuda(Pass::Loss(pass), classes));
+                let mut f = Fixture::new(name);
+                let pass = loss(&mut f, images, classes, width, smoothing);
+                cases.push(Case::new(f, Pass::Loss(pass), classes));
             }
         }
     }
-    expect_none(failures);
+    cases
 }
+on_every_device!(the_loss_agrees_with_the_oracle, loss_cases());
 
 /// e^300 is no fp32 number: the largest logit must be taken off first.
-#[test]
-fn the_loss_of_large_logits_is_finite() {
-    let f = &mut Fixture::new("large logits");
-    let pass = loss(f, 5, 10, 300.0, 0.1);
-    expect_none(f.check(Pass::Loss(pass), 10));
-    expect_none(f.check_cuda(Pass::Loss(pass), 10));
+fn large_logits() -> [Case; 1] {
+    let mut f = Fixture::new("large logits");
+    let pass = loss(&mut f, 5, 10, 300.0, 0.1);
+    [Case::new(f, Pass::Loss(pass), 10)]
 }
+on_every_device!(the_loss_of_large_logits_is_finite, large_logits());
 
-#[test]
-fn backward_agrees_with_the_oracle() {
-    let mut failures = Vec::new();
+fn backward_cases() -> Vec<Case> {
+    let mut cases = Vec::new();
     for (images, pixels, channels, classes) in SHAPES {
         for drops in [false, true] {
             let name = format!("head {images}×{pixels}×{channels} to {classes}, dropout {drops}");
-            let f = &mut Fixture::new(name);
+            let mut f = Fixture::new(name);
             let y = f.activation("y", images * pixels, channels);
             let pass = HeadBackward {
                 images,
@@ -109,18 +106,18 @@ fn backward_agrees_with_the_oracle() {
                 bn: f.norm_of("bn", &y, channels),
                 y: f.input("y", y),
                 pooled: f.input_noise("pooled", images * channels, -0.2, 1.0),
-                dropout: drops.then(|| dropout(f, images * channels)),
+                dropout: drops.then(|| dropout(&mut f, images * channels)),
                 classifier: f.dense("classifier", channels, classes),
                 dlogits: f.input_noise("dlogits", images * classes, -0.1, 0.1),
                 du: f.output("du", images * pixels * channels),
             };
             let terms = classes.max(images * pixels);
-            failures.extend(f.check(Pass::HeadBackward(pass), terms));
-            failures.extend(f.check_cuda(Pass::HeadBackward(pass), terms));
+            cases.push(Case::new(f, Pass::HeadBackward(pass), terms));
         }
     }
-    expect_none(failures);
+    cases
 }
+on_every_device!(backward_agrees_with_the_oracle, backward_cases());
 
 /// Masks are a function of seed, step, position and feature, so they are equal on all devices.
 #[test]

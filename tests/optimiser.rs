@@ -4,12 +4,11 @@ mod common;
 
 use common::fixture::{UNIT, doubles, equal_bits, norm, tolerance};
 use common::formula::Formula;
-use common::host_gpu::HostGpu;
+use common::gpu::{TestGpu, engine, on_cuda};
 use common::reference::Reference;
 use effnet::ops::cpu::CpuOps;
-use effnet::ops::cuda::{CudaDevice, CudaOps, Gpu, Precision, precision, reduction, step};
+use effnet::ops::cuda::{CudaDevice, CudaOps, Precision, precision, reduction, step};
 use effnet::ops::*;
-use effnet_kernel_host::Options;
 
 const BUFFERS: [Buffer; 5] =
     [Buffer::Parameters, Buffer::Gradients, Buffer::MeanSquare, Buffer::Momentum, Buffer::Ema];
@@ -132,15 +131,15 @@ fn products(trainable: usize) -> Vec<Param> {
     params.filter(|p| p.elements > 0).collect()
 }
 
-fn cuda(precision: Precision, trainable: usize, total: usize, options: Options) -> CudaOps<HostGpu> {
+fn cuda<G: TestGpu>(precision: Precision, trainable: usize, total: usize, way: G::Way) -> CudaOps<G> {
     let device = CudaDevice { precision };
     let mut plan = Recorder::new(&device).plan(&Tensors::default(), &[]);
     plan.products = products(trainable);
-    CudaOps::new(HostGpu::new(options), trainable, total, &[&plan], precision).unwrap()
+    engine::<G>(way, trainable, total, &[&plan], precision).unwrap()
 }
 
 /// That the copy in the storage type is the rounded weights.
-fn expect_copy(what: &str, ops: &mut CudaOps<HostGpu>, weights: &[f32]) {
+fn expect_copy<G: TestGpu>(what: &str, ops: &mut CudaOps<G>, weights: &[f32]) {
     let cx = ops.context();
     for param in products(cx.state.trainable) {
         let mut bytes = vec![0; param.elements * cx.precision.bytes()];
@@ -155,9 +154,7 @@ fn expect_copy(what: &str, ops: &mut CudaOps<HostGpu>, weights: &[f32]) {
 /// Lengths about those of a thread's vector and of a block's chunk.
 const LENGTHS: [(usize, usize); 6] = [(1, 1), (7, 9), (8, 300), (1000, 1037), (2048, 2049), (5001, 5601)];
 
-#[test]
-#[cfg_attr(not(target_arch = "x86_64"), ignore = "the host harness runs on x86-64 only")]
-fn three_steps_on_a_gpu_agree_with_the_oracle() {
+fn three_steps_on_cuda_agree_with_the_oracle<G: TestGpu>() {
     for (trainable, total) in LENGTHS {
         for rule in rules() {
             for (weight_decay, ema) in [(0.0, false), (1e-2, false), (1e-2, true)] {
@@ -167,14 +164,14 @@ fn three_steps_on_a_gpu_agree_with_the_oracle() {
                 for precision in Precision::ALL {
                     let what = format!("{update:?} over {trainable} of {total} in {precision}");
                     let scale = if precision == Precision::Fp16 { step::INITIAL_SCALE } else { 1.0 };
-                    let run = |options| {
-                        let mut ops = cuda(precision, trainable, total, options);
+                    let run = |way| {
+                        let mut ops = cuda::<G>(precision, trainable, total, way);
                         three_scaled_steps(&mut ops, &update, trainable, total, scale);
                         let state = state(&mut ops, trainable, total);
                         expect_copy(&what, &mut ops, &state[0]);
                         state
                     };
-                    let got = run(Options::default());
+                    let got = run(G::WAYS[0]);
                     expect_close(&what, &got, &mut reference);
                     let last: Vec<f32> = gradient(2, trainable).iter().map(|g| g * scale).collect();
                     assert!(equal_bits(&got[1], &last), "{what}: gradients were changed");
@@ -182,24 +179,25 @@ fn three_steps_on_a_gpu_agree_with_the_oracle() {
                     running.copy_from_slice(&Formula::of("parameters").values(total, -1.0, 1.0));
                     let kept = equal_bits(&got[0][trainable..], &running[trainable..]);
                     assert!(kept, "{what}: running statistics that did not move");
-                    for options in Options::ALL {
-                        let same = run(options).iter().zip(&got).all(|(a, b)| equal_bits(a, b));
-                        assert!(same, "{what}: {options:?} gives other bits");
+                    for way in G::WAYS {
+                        let same = run(*way).iter().zip(&got).all(|(a, b)| equal_bits(a, b));
+                        assert!(same, "{what}: {way:?} gives other bits");
                     }
                 }
             }
         }
     }
 }
+on_cuda!(three_steps_on_cuda_agree_with_the_oracle);
 
 /// Running statistics as a forward pass would have moved them.
-fn move_statistics(ops: &mut CudaOps<HostGpu>, values: &[f32]) {
+fn move_statistics<G: TestGpu>(ops: &mut CudaOps<G>, values: &[f32]) {
     let cx = ops.context();
     cx.gpu.write(cx.state.running, bytemuck::cast_slice(values)).unwrap();
 }
 
 /// Completes a gradient by one more term, as the second stages of the passes do.
-fn complete_gradient(ops: &mut CudaOps<HostGpu>, at: usize, term: f32) {
+fn complete_gradient<G: TestGpu>(ops: &mut CudaOps<G>, at: usize, term: f32) {
     let cx = ops.context();
     let partial = cx.gpu.allocate(4).unwrap();
     cx.gpu.write(partial, &term.to_ne_bytes()).unwrap();
@@ -210,31 +208,29 @@ const TRAINABLE: usize = 2100;
 const TOTAL: usize = 2400;
 
 /// A device in the middle of training, before an update.
-fn midway(precision: Precision, update: &Update) -> CudaOps<HostGpu> {
-    let mut ops = cuda(precision, TRAINABLE, TOTAL, Options::default());
+fn midway<G: TestGpu>(precision: Precision, update: &Update) -> CudaOps<G> {
+    let mut ops = cuda::<G>(precision, TRAINABLE, TOTAL, G::WAYS[0]);
     let scale = if precision == Precision::Fp16 { step::INITIAL_SCALE } else { 1.0 };
     three_scaled_steps(&mut ops, update, TRAINABLE, TOTAL, scale);
     ops
 }
 
-fn skipped(ops: &mut CudaOps<HostGpu>) -> u32 {
+fn skipped<G: TestGpu>(ops: &mut CudaOps<G>) -> u32 {
     step::read(ops.context()).unwrap().scale.skipped
 }
 
 /// A gradient that overflowed changes nothing at all, and takes back what the forward pass has moved; the step after
 /// it goes on as if nothing had been.
-#[test]
-#[cfg_attr(not(target_arch = "x86_64"), ignore = "the host harness runs on x86-64 only")]
-fn a_step_that_overflows_changes_nothing() {
+fn a_step_that_overflows_changes_nothing<G: TestGpu>() {
     for rule in rules() {
         let update = Update { rule, weight_decay: 1e-2, ema: true };
         for precision in Precision::ALL {
-            let mut untouched = midway(precision, &update);
+            let mut untouched = midway::<G>(precision, &update);
             untouched.update(&update).unwrap();
             let after = state(&mut untouched, TRAINABLE, TOTAL);
             for term in [f32::INFINITY, f32::NEG_INFINITY, f32::NAN] {
                 let what = format!("{update:?} in {precision}, {term}");
-                let mut ops = midway(precision, &update);
+                let mut ops = midway::<G>(precision, &update);
                 let before = state(&mut ops, TRAINABLE, TOTAL);
                 move_statistics(&mut ops, &vec![7.0; TOTAL - TRAINABLE]);
                 complete_gradient(&mut ops, TRAINABLE / 2, term);
@@ -261,15 +257,14 @@ fn a_step_that_overflows_changes_nothing() {
         }
     }
 }
+on_cuda!(a_step_that_overflows_changes_nothing);
 
 /// What the forward pass has moved becomes the parameters' with the update, and the average follows it.
-#[test]
-#[cfg_attr(not(target_arch = "x86_64"), ignore = "the host harness runs on x86-64 only")]
-fn running_statistics_are_committed_by_a_step_that_is_not_skipped() {
+fn running_statistics_are_committed_by_a_step_that_is_not_skipped<G: TestGpu>() {
     for precision in Precision::ALL {
         for ema in [false, true] {
             let update = Update { rule: Rule::Sgd { momentum: 0.9 }, weight_decay: 0.0, ema };
-            let mut ops = midway(precision, &update);
+            let mut ops = midway::<G>(precision, &update);
             let before = state(&mut ops, TRAINABLE, TOTAL);
             let moved = Formula::of("moved").values(TOTAL - TRAINABLE, -1.0, 1.0);
             move_statistics(&mut ops, &moved);
@@ -291,9 +286,10 @@ fn running_statistics_are_committed_by_a_step_that_is_not_skipped() {
         }
     }
 }
+on_cuda!(running_statistics_are_committed_by_a_step_that_is_not_skipped);
 
 /// Steps with and without overflow, and the scale after each.
-fn scales(ops: &mut CudaOps<HostGpu>, overflows: &[bool]) -> Vec<f32> {
+fn scales<G: TestGpu>(ops: &mut CudaOps<G>, overflows: &[bool]) -> Vec<f32> {
     let update = Update { rule: Rule::Sgd { momentum: 0.0 }, weight_decay: 0.0, ema: false };
     let step = |overflow: &bool| {
         ops.begin_step().unwrap();
@@ -309,10 +305,8 @@ fn scales(ops: &mut CudaOps<HostGpu>, overflows: &[bool]) -> Vec<f32> {
     overflows.iter().map(step).collect()
 }
 
-#[test]
-#[cfg_attr(not(target_arch = "x86_64"), ignore = "the host harness runs on x86-64 only")]
-fn the_loss_scale_of_fp16_halves_on_overflow_and_grows_again() {
-    let mut ops = cuda(Precision::Fp16, 10, 12, Options::default());
+fn the_loss_scale_of_fp16_halves_on_overflow_and_grows_again<G: TestGpu>() {
+    let mut ops = cuda::<G>(Precision::Fp16, 10, 12, G::WAYS[0]);
     ops.set_growth_interval(3);
     let (t, f) = (true, false);
     assert_eq!(
@@ -330,25 +324,23 @@ fn the_loss_scale_of_fp16_halves_on_overflow_and_grows_again() {
     assert_eq!(scales(&mut ops, &[f, f, f, f]), [16777216.; 4]);
     assert_eq!(ops.loss_scale().unwrap(), Some(LossScale { scale: 16777216., good_steps: 0, skipped: 40 }));
 }
+on_cuda!(the_loss_scale_of_fp16_halves_on_overflow_and_grows_again);
 
-#[test]
-#[cfg_attr(not(target_arch = "x86_64"), ignore = "the host harness runs on x86-64 only")]
-fn the_loss_scale_of_fp32_and_bf16_stays_one() {
+fn the_loss_scale_of_fp32_and_bf16_stays_one<G: TestGpu>() {
     for precision in [Precision::Fp32, Precision::Bf16] {
-        let mut ops = cuda(precision, 10, 12, Options::default());
+        let mut ops = cuda::<G>(precision, 10, 12, G::WAYS[0]);
         ops.set_growth_interval(1);
         assert_eq!(scales(&mut ops, &[false, true, true, false]), [1.; 4], "{precision}");
         assert_eq!(skipped(&mut ops), 2, "{precision}");
     }
 }
+on_cuda!(the_loss_scale_of_fp32_and_bf16_stays_one);
 
 /// The copy in the storage type follows the weights that are chosen, also through an update.
-#[test]
-#[cfg_attr(not(target_arch = "x86_64"), ignore = "the host harness runs on x86-64 only")]
-fn the_copy_of_the_weights_is_of_those_chosen() {
+fn the_copy_of_the_weights_is_of_those_chosen<G: TestGpu>() {
     let update = Update { rule: Rule::Sgd { momentum: 0.9 }, weight_decay: 0.0, ema: true };
     for precision in Precision::ALL {
-        let mut ops = midway(precision, &update);
+        let mut ops = midway::<G>(precision, &update);
         for (weights, buffer) in [(Weights::Ema, 4), (Weights::Raw, 0), (Weights::Ema, 4)] {
             ops.use_weights(weights).unwrap();
             for _ in 0..2 {
@@ -359,3 +351,4 @@ fn the_copy_of_the_weights_is_of_those_chosen() {
         }
     }
 }
+on_cuda!(the_copy_of_the_weights_is_of_those_chosen);

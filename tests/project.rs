@@ -2,8 +2,8 @@
 
 mod common;
 
-use common::fixture::{Fixture, expect_none, tolerance_in};
-use effnet::ops::cuda::Precision;
+use common::fixture::Fixture;
+use common::fixture::cases::{Case, on_cuda_devices, on_every_device};
 use effnet::ops::*;
 
 /// Images, pixels, inputs, outputs. Images of 1, 4, 9 and 49 rows, so that tiles straddle them.
@@ -39,8 +39,8 @@ fn forward(f: &mut Fixture, images: usize, pixels: usize, inputs: usize, outputs
     }
 }
 
-/// Every shape with both kinds of statistics: the fixture, the pass and the length of its longest sum.
-fn forward_cases() -> Vec<(Fixture, Pass, usize)> {
+/// Every shape with both kinds of statistics.
+fn forward_cases() -> Vec<Case> {
     let few_rows = [(1, 1, 24, 8), (2, 1, 16, 24), (1, 3, 40, 8), (1, 7, 8, 24)];
     let mut cases = Vec::new();
     for (images, pixels, inputs, outputs) in SHAPES.into_iter().chain(few_rows) {
@@ -49,28 +49,18 @@ fn forward_cases() -> Vec<(Fixture, Pass, usize)> {
             let mut f = Fixture::new(name);
             let mut pass = forward(&mut f, images, pixels, inputs, outputs);
             pass.bn.statistics = statistics;
-            cases.push((f, Pass::ProjectForward(pass), inputs.max(images * pixels)));
+            cases.push(Case::new(f, Pass::ProjectForward(pass), inputs.max(images * pixels)));
         }
     }
     cases
 }
 
-#[test]
-fn forward_agrees_with_the_oracle() {
-    expect_none(forward_cases().iter().flat_map(|(f, pass, terms)| f.check(*pass, *terms)).collect());
-}
-
-#[test]
-fn forward_agrees_with_the_oracle_on_cuda() {
-    expect_none(forward_cases().iter().flat_map(|(f, pass, terms)| f.check_cuda(*pass, *terms)).collect());
-}
+on_every_device!(forward_agrees_with_the_oracle, forward_cases());
 
 /// Widths of the family that the shapes lack, those of two column tiles among them, and maps large enough for the
 /// higher tiles and for blocks that take several tiles of rows.
-#[test]
-fn forward_of_every_tile_agrees_with_the_oracle_on_cuda() {
-    let mut failures = Vec::new();
-    for (images, pixels, inputs, outputs) in [
+fn forward_tiles() -> impl Iterator<Item = Case> {
+    let shapes = [
         (3, 49, 96, 48),
         (5, 49, 24, 384),
         (3, 49, 16, 640),
@@ -79,32 +69,30 @@ fn forward_of_every_tile_agrees_with_the_oracle_on_cuda() {
         (350, 49, 8, 192),
         (350, 49, 8, 320),
         (670, 400, 8, 8),
-    ] {
-        let f = &mut Fixture::new(format!("project {images}×{pixels}×{inputs} to {outputs}"));
-        let pass = Pass::ProjectForward(forward(f, images, pixels, inputs, outputs));
-        let bound = tolerance_in(Precision::Fp16, images * pixels);
-        failures.extend(f.check_cuda_in(Precision::Fp16, pass, bound));
-    }
-    expect_none(failures);
+    ];
+    shapes.into_iter().map(|(images, pixels, inputs, outputs)| {
+        let mut f = Fixture::new(format!("project {images}×{pixels}×{inputs} to {outputs}"));
+        let pass = Pass::ProjectForward(forward(&mut f, images, pixels, inputs, outputs));
+        Case::new(f, pass, images * pixels).in_fp16()
+    })
 }
+on_cuda_devices!(forward_of_every_tile_agrees_with_the_oracle, forward_tiles());
 
-#[test]
-fn forward_takes_ema_weights_when_told() {
-    let f = &mut Fixture::new("project with EMA weights");
+fn ema_weights() -> [Case; 1] {
+    let mut f = Fixture::new("project with EMA weights");
     f.weights = Weights::Ema;
-    let mut pass = forward(f, 3, 25, 96, 24);
+    let mut pass = forward(&mut f, 3, 25, 96, 24);
     pass.bn.statistics = Statistics::Running;
-    let pass = Pass::ProjectForward(pass);
-    expect_none(f.check(pass, 96).into_iter().chain(f.check_cuda(pass, 96)).collect());
+    [Case::new(f, Pass::ProjectForward(pass), 96)]
 }
+on_every_device!(forward_takes_ema_weights_when_told, ema_weights());
 
 /// A mean 100 times the deviation: sums of squares about zero would leave nothing of the variance in fp32.
 /// γ near zero and a large β make the input silu(β) with little noise.
-#[test]
-fn statistics_survive_a_large_mean() {
-    let f = &mut Fixture::new("project with a large mean");
+fn large_mean() -> [Case; 1] {
+    let mut f = Fixture::new("project with a large mean");
     let (images, pixels, inputs, outputs) = (3, 784, 96, 24);
-    let mut pass = forward(f, images, pixels, inputs, outputs);
+    let mut pass = forward(&mut f, images, pixels, inputs, outputs);
     pass.gate = f.input_noise("even gate", images * inputs, 0.5, 0.502);
     pass.weight = f.param("positive weight", inputs * outputs, 0.0, 0.2);
     let ([mean, r], mut gamma) = (
@@ -119,10 +107,9 @@ fn statistics_survive_a_large_mean() {
     pass.input_bn.coefficients = coefficients;
     pass.input_bn.weight = f.param_of("small gamma", gamma);
     pass.input_bn.bias = f.param_of("large beta", beta);
-    let pass = Pass::ProjectForward(pass);
-    let terms = images * pixels;
-    expect_none(f.check(pass, terms).into_iter().chain(f.check_cuda(pass, terms)).collect());
+    [Case::new(f, Pass::ProjectForward(pass), images * pixels)]
 }
+on_every_device!(statistics_survive_a_large_mean, large_mean());
 
 fn backward(f: &mut Fixture, [images, pixels, inputs, outputs]: [usize; 4], drops: bool) -> ProjectBackward {
     let rows = images * pixels;
@@ -156,7 +143,7 @@ fn backward(f: &mut Fixture, [images, pixels, inputs, outputs]: [usize; 4], drop
     }
 }
 
-fn backward_cases() -> Vec<(Fixture, Pass, usize)> {
+fn backward_cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for (images, pixels, inputs, outputs) in SHAPES {
         for drops in [false, true] {
@@ -167,27 +154,17 @@ fn backward_cases() -> Vec<(Fixture, Pass, usize)> {
             let name = format!("project {images}×{pixels}×{inputs} to {outputs}, dropped {drops}");
             let mut f = Fixture::new(name);
             let pass = backward(&mut f, [images, pixels, inputs, outputs], drops);
-            cases.push((f, Pass::ProjectBackward(pass), outputs.max(images * pixels)));
+            cases.push(Case::new(f, Pass::ProjectBackward(pass), outputs.max(images * pixels)));
         }
     }
     cases
 }
 
-#[test]
-fn backward_agrees_with_the_oracle() {
-    expect_none(backward_cases().iter().flat_map(|(f, pass, terms)| f.check(*pass, *terms)).collect());
-}
-
-#[test]
-fn backward_agrees_with_the_oracle_on_cuda() {
-    expect_none(backward_cases().iter().flat_map(|(f, pass, terms)| f.check_cuda(*pass, *terms)).collect());
-}
+on_every_device!(backward_agrees_with_the_oracle, backward_cases());
 
 /// Widths of the family that the shapes lack, slices of unequal widths, segments of images, several images of a block.
-#[test]
-fn backward_of_every_tile_agrees_with_the_oracle_on_cuda() {
-    let mut failures = Vec::new();
-    for (images, pixels, inputs, outputs) in [
+fn backward_tiles() -> impl Iterator<Item = Case> {
+    let shapes = [
         (2, 1600, 32, 16),
         (3, 100, 64, 32),
         (2, 196, 48, 24),
@@ -198,15 +175,13 @@ fn backward_of_every_tile_agrees_with_the_oracle_on_cuda() {
         (2, 9, 72, 640),
         (150, 9, 104, 16),
         (11, 12_544, 8, 8),
-    ] {
-        let f = &mut Fixture::new(format!("project {images}×{pixels}×{inputs} to {outputs}"));
-        let pass = Pass::ProjectBackward(backward(f, [images, pixels, inputs, outputs], true));
+    ];
+    shapes.into_iter().map(|(images, pixels, inputs, outputs)| {
+        let mut f = Fixture::new(format!("project {images}×{pixels}×{inputs} to {outputs}"));
+        let pass = Pass::ProjectBackward(backward(&mut f, [images, pixels, inputs, outputs], true));
         let terms = outputs.max(images * pixels);
-        if terms > 10_000 {
-            failures.extend(f.check_cuda_in(Precision::Fp16, pass, tolerance_in(Precision::Fp16, terms)));
-        } else {
-            failures.extend(f.check_cuda(pass, terms));
-        }
-    }
-    expect_none(failures);
+        let case = Case::new(f, pass, terms);
+        if terms > 10_000 { case.in_fp16() } else { case }
+    })
 }
+on_cuda_devices!(backward_of_every_tile_agrees_with_the_oracle, backward_tiles());

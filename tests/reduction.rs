@@ -4,19 +4,18 @@ mod common;
 
 use common::fixture::{UNIT, doubles, equal_bits};
 use common::formula::Formula;
-use common::host_gpu::HostGpu;
-use effnet::ops::cuda::{CudaOps, Gpu, Precision, reduction, step};
+use common::gpu::{TestGpu, engine, on_cuda};
+use effnet::ops::cuda::{Precision, reduction, step};
 use effnet::ops::*;
-use effnet_kernel_host::Options;
 
 /// Elements of the buffer before and after the parameter.
 const BESIDE: usize = 5;
 
 /// The gradient buffer after adding `partials` [parts, elements] to it, and whether the step's flag is raised.
-fn add(partials: &[f32], before: &[f32], elements: usize, options: Options) -> (Vec<f32>, bool) {
+fn add<G: TestGpu>(partials: &[f32], before: &[f32], elements: usize, way: G::Way) -> (Vec<f32>, bool) {
     let parts = partials.len() / elements;
     let total = before.len();
-    let mut ops = CudaOps::new(HostGpu::new(options), total, total, &[], Precision::Fp32).unwrap();
+    let mut ops = engine::<G>(way, total, total, &[], Precision::Fp32).unwrap();
     ops.write_state(Buffer::Gradients, before).unwrap();
     let cx = ops.context();
     let at = cx.gpu.allocate(partials.len() * 4).unwrap();
@@ -34,9 +33,7 @@ const SHAPES: [(usize, usize); 9] =
 
 /// The order may not cost digits: terms that cancel to a thousandth leave only the result's own rounding, beside an
 /// error of 2⁻⁴⁵ of the terms for the two-sums.
-#[test]
-#[cfg_attr(not(target_arch = "x86_64"), ignore = "the host harness runs on x86-64 only")]
-fn sums_are_right_to_their_own_rounding() {
+fn sums_are_right_to_their_own_rounding<G: TestGpu>() {
     for (parts, elements) in SHAPES {
         let what = format!("{parts} parts of {elements}");
         let noise = Formula::of(&what);
@@ -46,7 +43,7 @@ fn sums_are_right_to_their_own_rounding() {
             one.iter().zip(other).for_each(|(one, other)| *other = *other * 1e-3 - one);
         }
         let before = Formula::of("before").values(elements + 2 * BESIDE, -1e-3, 1e-3);
-        let (after, raised) = add(&partials, &before, elements, Options::default());
+        let (after, raised) = add::<G>(&partials, &before, elements, G::WAYS[0]);
         assert!(!raised, "{what}: the flag is raised");
         for (at, (got, before)) in after.iter().zip(&before).enumerate() {
             let inside = (BESIDE..BESIDE + elements).contains(&at);
@@ -63,40 +60,35 @@ fn sums_are_right_to_their_own_rounding() {
         }
     }
 }
+on_cuda!(sums_are_right_to_their_own_rounding);
 
-#[test]
-#[cfg_attr(not(target_arch = "x86_64"), ignore = "the host harness runs on x86-64 only")]
-fn every_order_of_threads_gives_the_same_bits() {
+fn every_run_gives_the_same_bits<G: TestGpu>() {
     for (parts, elements) in SHAPES {
         let partials = Formula::of("partials").values(parts * elements, -1.0, 1.0);
         let before = vec![0.5; elements + 2 * BESIDE];
-        let (expected, _) = add(&partials, &before, elements, Options::default());
-        for options in Options::ALL {
-            let (got, _) = add(&partials, &before, elements, options);
-            assert!(equal_bits(&got, &expected), "{parts} parts of {elements}: {options:?} gives other bits");
+        let (expected, _) = add::<G>(&partials, &before, elements, G::WAYS[0]);
+        for way in G::WAYS {
+            let (got, _) = add::<G>(&partials, &before, elements, *way);
+            assert!(equal_bits(&got, &expected), "{parts} parts of {elements}: {way:?} gives other bits");
         }
     }
 }
+on_cuda!(every_run_gives_the_same_bits);
 
 /// One value that is not finite, anywhere, raises the flag; so does a sum that overflows.
-#[test]
-#[cfg_attr(not(target_arch = "x86_64"), ignore = "the host harness runs on x86-64 only")]
-fn what_is_not_finite_raises_the_flag() {
+fn what_is_not_finite_raises_the_flag<G: TestGpu>() {
     for (parts, elements) in SHAPES {
         let before = vec![0.0; elements + 2 * BESIDE];
         for value in [f32::INFINITY, f32::NEG_INFINITY, f32::NAN] {
             let mut partials = vec![1.0; parts * elements];
             partials[(parts / 2) * elements + elements / 2] = value;
-            let (after, raised) = add(&partials, &before, elements, Options::default());
+            let (after, raised) = add::<G>(&partials, &before, elements, G::WAYS[0]);
             let broken = doubles(&after).iter().filter(|v| !v.is_finite()).count();
             assert!(raised && broken == 1, "{parts} parts of {elements} with {value}: {broken} not finite");
         }
-        let (after, raised) = add(
-            &vec![f32::MAX; parts * elements],
-            &vec![f32::MAX; before.len()],
-            elements,
-            Options::default(),
-        );
+        let (after, raised) =
+            add::<G>(&vec![f32::MAX; parts * elements], &vec![f32::MAX; before.len()], elements, G::WAYS[0]);
         assert!(raised && !after[BESIDE].is_finite(), "{parts} parts of {elements}: no overflow");
     }
 }
+on_cuda!(what_is_not_finite_raises_the_flag);

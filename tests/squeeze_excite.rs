@@ -2,7 +2,8 @@
 
 mod common;
 
-use common::fixture::{Fixture, expect_none};
+use common::fixture::Fixture;
+use common::fixture::cases::{Case, on_every_device};
 use effnet::ops::*;
 
 /// Images, pixels, channels, bottleneck: widths from 4 that are no multiple of a vector.
@@ -24,13 +25,12 @@ const SHAPES: [(usize, usize, usize, usize); 14] = [
     (1, 5000, 16, 4),
 ];
 
-#[test]
-fn forward_agrees_with_the_oracle() {
-    let mut failures = Vec::new();
+fn forward_cases() -> Vec<Case> {
+    let mut cases = Vec::new();
     for (images, pixels, channels, bottleneck) in SHAPES {
         for weights in [Weights::Raw, Weights::Ema] {
             let name = format!("squeeze {images}×{pixels}×{channels} by {bottleneck}, {weights:?}");
-            let f = &mut Fixture::new(name);
+            let mut f = Fixture::new(name);
             f.weights = weights;
             let y = f.activation("y", images * pixels, channels);
             let pass = SqueezeForward {
@@ -45,18 +45,17 @@ fn forward_agrees_with_the_oracle() {
                 expand: f.dense("expand", bottleneck, channels),
                 gate: f.output("gate", images * channels),
             };
-            failures.extend(f.check(Pass::SqueezeForward(pass), pixels.max(channels)));
-            failures.extend(f.check_cuda(Pass::SqueezeForward(pass), pixels.max(channels)));
+            cases.push(Case::new(f, Pass::SqueezeForward(pass), pixels.max(channels)));
         }
     }
-    expect_none(failures);
+    cases
 }
+on_every_device!(forward_agrees_with_the_oracle, forward_cases());
 
-#[test]
-fn backward_agrees_with_the_oracle() {
-    let mut failures = Vec::new();
+fn backward_cases() -> Vec<Case> {
+    let mut cases = Vec::new();
     for (images, pixels, channels, bottleneck) in SHAPES {
-        let f = &mut Fixture::new(format!("squeeze {images}×{pixels}×{channels} by {bottleneck}"));
+        let mut f = Fixture::new(format!("squeeze {images}×{pixels}×{channels} by {bottleneck}"));
         let pass = SqueezeBackward {
             images,
             pixels,
@@ -70,8 +69,8 @@ fn backward_agrees_with_the_oracle() {
             five_sums: f.input_noise("five sums", 5 * images * channels, -3.0, 4.0),
             squeeze_gradient: f.output("squeeze gradient", images * channels),
         };
-        failures.extend(f.check(Pass::SqueezeBackward(pass), images.max(channels)));
-        failures.extend(f.check_cuda(Pass::SqueezeBackward(pass), images.max(channels)));
+        cases.push(Case::new(f, Pass::SqueezeBackward(pass), images.max(channels)));
     }
-    expect_none(failures);
+    cases
 }
+on_every_device!(backward_agrees_with_the_oracle, backward_cases());

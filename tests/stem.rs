@@ -2,7 +2,8 @@
 
 mod common;
 
-use common::fixture::{Fixture, doubles, equal_bits, expect_none, norm, tolerance};
+use common::fixture::cases::{Case, on_every_device};
+use common::fixture::{Fixture, doubles, equal_bits, norm, tolerance};
 use common::reference::Reference;
 use effnet::model::{Padding, Window};
 use effnet::ops::cpu::{CpuDevice, CpuOps};
@@ -38,60 +39,55 @@ fn forward(f: &mut Fixture, images: usize, window: Window, channels: usize, imag
     }
 }
 
-#[test]
-fn forward_agrees_with_the_oracle() {
-    let mut failures = Vec::new();
+fn forward_cases() -> Vec<Case> {
+    let mut cases = Vec::new();
     for (images, side, channels) in SHAPES {
         for padding in PADDINGS {
             for statistics in [Statistics::Batch, Statistics::Running] {
                 let window = Window::new(3, 2, side, padding);
                 let name = format!("stem {images}×{side}² to {channels}, {padding:?}, {statistics:?}");
-                let f = &mut Fixture::new(name);
+                let mut f = Fixture::new(name);
                 let image = f.input_noise("image", images * side * side * 3, -2.0, 2.0);
-                let mut pass = forward(f, images, window, channels, image);
+                let mut pass = forward(&mut f, images, window, channels, image);
                 pass.bn.statistics = statistics;
-                let terms = 27.max(pass.bn.rows);
-                failures.extend(f.check(Pass::StemForward(pass), terms));
-                failures.extend(f.check_cuda(Pass::StemForward(pass), terms));
+                cases.push(Case::new(f, Pass::StemForward(pass), 27.max(pass.bn.rows)));
             }
         }
     }
-    expect_none(failures);
+    cases
 }
+on_every_device!(forward_agrees_with_the_oracle, forward_cases());
 
-#[test]
-fn forward_takes_ema_weights_when_told() {
-    let f = &mut Fixture::new("stem with EMA weights");
+fn ema_weights() -> [Case; 1] {
+    let mut f = Fixture::new("stem with EMA weights");
     f.weights = Weights::Ema;
     let image = f.input_noise("image", 2 * 9 * 9 * 3, -2.0, 2.0);
-    let mut pass = forward(f, 2, Window::new(3, 2, 9, Padding::Same), 32, image);
+    let mut pass = forward(&mut f, 2, Window::new(3, 2, 9, Padding::Same), 32, image);
     pass.bn.statistics = Statistics::Running;
-    expect_none(f.check(Pass::StemForward(pass), 27));
-    expect_none(f.check_cuda(Pass::StemForward(pass), 27));
+    [Case::new(f, Pass::StemForward(pass), 27)]
 }
+on_every_device!(forward_takes_ema_weights_when_told, ema_weights());
 
 /// A mean 100 times the deviation: sums of squares about zero would leave nothing of the variance in fp32.
 /// Only the middle tap is not zero, so that the border does not make a deviation of its own.
-#[test]
-fn statistics_survive_a_large_mean() {
-    let f = &mut Fixture::new("stem with a large mean");
+fn large_mean() -> [Case; 1] {
+    let mut f = Fixture::new("stem with a large mean");
     let (images, side, channels) = (3, 64, 32);
     let image = f.input_noise("image", images * side * side * 3, 99.0, 101.0);
-    let mut pass = forward(f, images, Window::new(3, 2, side, Padding::Symmetric), channels, image);
+    let mut pass = forward(&mut f, images, Window::new(3, 2, side, Padding::Symmetric), channels, image);
     let mut weights = f.noise("weights", channels * 27, 0.5, 1.5);
     weights.iter_mut().enumerate().filter(|(i, _)| i % 9 != 4).for_each(|(_, w)| *w = 0.0);
     pass.weight = f.param_of("weight", weights);
-    expect_none(f.check(Pass::StemForward(pass), pass.bn.rows));
-    expect_none(f.check_cuda(Pass::StemForward(pass), pass.bn.rows));
+    [Case::new(f, Pass::StemForward(pass), pass.bn.rows)]
 }
+on_every_device!(statistics_survive_a_large_mean, large_mean());
 
-#[test]
-fn backward_agrees_with_the_oracle() {
-    let mut failures = Vec::new();
+fn backward_cases() -> Vec<Case> {
+    let mut cases = Vec::new();
     for (images, side, channels) in SHAPES {
         for padding in PADDINGS {
             let window = Window::new(3, 2, side, padding);
-            let f = &mut Fixture::new(format!("stem {images}×{side}² to {channels}, {padding:?}"));
+            let mut f = Fixture::new(format!("stem {images}×{side}² to {channels}, {padding:?}"));
             let rows = images * window.output_pixels();
             let y = f.activation("y", rows, channels);
             let bn = f.norm_of("bn", &y, channels);
@@ -107,12 +103,12 @@ fn backward_agrees_with_the_oracle() {
                 bn,
                 du: f.input("du", du),
             };
-            failures.extend(f.check(Pass::StemBackward(pass), rows));
-            failures.extend(f.check_cuda(Pass::StemBackward(pass), rows));
+            cases.push(Case::new(f, Pass::StemBackward(pass), rows));
         }
     }
-    expect_none(failures);
+    cases
 }
+on_every_device!(backward_agrees_with_the_oracle, backward_cases());
 
 #[test]
 fn pixels_become_an_image() {

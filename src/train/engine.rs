@@ -7,16 +7,17 @@
 
 use std::sync::atomic::AtomicBool;
 
-use super::checkpoint::{Snapshot, first_not_finite};
+use super::checkpoint::Snapshot;
 use super::device::{self, Hardware, Needs};
 use super::evaluate::{EvaluateError, Evaluation, Images, evaluate};
+use super::not_finite::Search;
 use super::recipe::Recipe;
 use crate::data::{Batch, Form, Loader, Normalise};
 use crate::model::{Architecture, ParamTable};
 use crate::network::{Network, NetworkConfig};
 use crate::ops::{
-    BatchInput, BatchTarget, Buffer, LossScale, Ops, Plan, ProfileReport, Result, Sequence, StepFigures,
-    StepParams, Update, Weights,
+    BatchInput, BatchTarget, Buffer, LossScale, Ops, Pass, Plan, ProfileReport, Result, Sequence,
+    StepFigures, StepParams, Update, Weights,
 };
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -34,6 +35,8 @@ pub struct Engine<O: Ops> {
     pub form: Form,
     training: Network,
     training_plan: Plan,
+    /// For [`Engine::first_not_finite`].
+    training_passes: Vec<Pass>,
     evaluation: Network,
     evaluation_plan: Plan,
     bound: Bound,
@@ -57,6 +60,7 @@ impl<O: Ops + Send> Engine<O> {
         let training = Network::new(arch, &table, recipe.network_config());
         let evaluation = Network::new(arch, &table, NetworkConfig::inference(recipe.micro_batch));
         let (training_plan, evaluation_plan) = (training.plan(device), evaluation.plan(device));
+        let training_passes = training.record(device).passes;
         let plans = [&training_plan, &evaluation_plan];
         let ops =
             hardware.start(&Needs { trainable: table.trainable(), total: table.total(), plans: &plans })?;
@@ -66,6 +70,7 @@ impl<O: Ops + Send> Engine<O> {
             form: device::form(device, recipe.micro_batch),
             training,
             training_plan,
+            training_passes,
             evaluation,
             evaluation_plan,
             bound: Bound::Nothing,
@@ -176,16 +181,13 @@ impl<O: Ops + Send> Engine<O> {
         self.ops.read_state(Buffer::Momentum, &mut state.momentum)
     }
 
-    /// After a loss that is not finite: the first weight, or else the first batch norm in forward order whose
-    /// statistics, or the first gradient that is not finite.
-    pub fn first_not_finite(&mut self) -> Result<Option<String>> {
-        let mut values = vec![0.0; self.table.total()];
-        self.ops.read_state(Buffer::Parameters, &mut values)?;
-        if let Some(name) = first_not_finite(&values, &self.table) {
-            return Ok(Some(name.to_string()));
-        }
-        let mut gradients = vec![0.0; self.table.trainable()];
-        self.ops.read_state(Buffer::Gradients, &mut gradients)?;
-        Ok(first_not_finite(&gradients, &self.table).map(|name| format!("the gradient of {name}")))
+    /// After a step whose loss or gradients were not finite: runs it again and says where that began, in words; none
+    /// if now all is finite. Nothing but reading the state out makes sense afterwards.
+    pub fn first_not_finite(&mut self, batch: &Batch, params: StepParams) -> Result<Option<String>> {
+        self.bind(Bound::Training)?;
+        let Engine { ops, table, training, training_passes, normalise, .. } = self;
+        let search =
+            Search { network: training, passes: training_passes, table, normalise: *normalise, params };
+        search.run(ops, batch)
     }
 }

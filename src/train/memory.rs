@@ -103,22 +103,24 @@ fn with_available(
     available: Option<u64>,
 ) -> MemoryPlan {
     let (trainable, total) = (table.trainable() as u64 * 4, table.total() as u64 * 4);
-    let ema = if recipe.ema > 0.0 { total } else { 0 };
+    // A GPU has room for the moving average also where none is kept.
+    let ema = if recipe.ema > 0.0 || own_memory { total } else { 0 };
     let area = (recipe.resolution * recipe.resolution * 3) as u64;
-    // A GPU keeps weights in the activations' type beside the fp32 ones, the running statistics of the step under
+    let plan = training_plan(recipe, arch, table, device, recipe.micro_batch);
+    // A GPU keeps the pointwise weights in the activations' type beside the fp32 ones, the running statistics of the step under
     // way, and two micro-batches on their way in bytes, as large as raw ones may be; the loader's batches and a
     // checkpoint stay on the host.
     let image = match device.prepares_images() {
         true => RawBatch::bytes(1, recipe.resolution) as u64,
         false => area,
     };
-    let stored = if device.element_bytes(Kind::Activation) < 4 { trainable / 2 } else { 0 };
+    let products: usize = plan.products.iter().map(|weight| weight.elements).sum();
+    let stored = (products * device.element_bytes(Kind::Activation)) as u64;
     let (weights, checkpoint, images) = if own_memory {
         (total + stored + (total - trainable), 0, 2 * recipe.micro_batch as u64 * (image + 4))
     } else {
         (total, total + ema + 2 * trainable, (1 + LOADER_AHEAD) as u64 * recipe.batch_size as u64 * area)
     };
-    let plan = training_plan(recipe, arch, table, device, recipe.micro_batch);
     let mut plan = MemoryPlan {
         micro_batch: recipe.micro_batch,
         batch_size: recipe.batch_size,

@@ -16,6 +16,7 @@ pub mod evaluator;
 pub mod events;
 pub mod log;
 pub mod memory;
+pub mod not_finite;
 pub mod profile;
 pub mod program;
 pub mod recipe;

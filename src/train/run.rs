@@ -165,7 +165,7 @@ impl<O: Ops + Send> Trainer<'_, O> {
             let best = self.is_best();
             self.save(best)?;
         }
-        let mut loader = self.loader()?;
+        let mut loader = self.loader(self.metadata.step, self.end)?;
         let profiled = self.options.profile.map(|steps| self.metadata.step + PROFILE_WARM_UP + steps);
         self.since = Instant::now();
         while self.metadata.step < self.end && !self.stopped() {
@@ -194,8 +194,8 @@ impl<O: Ops + Send> Trainer<'_, O> {
         Ok(())
     }
 
-    fn loader(&self) -> Result<Loader, TrainError> {
-        let first_step = self.metadata.step;
+    /// The batches of the steps from `first_step` to before `end`.
+    fn loader(&self, first_step: u64, end: u64) -> Result<Loader, TrainError> {
         Ok(Loader::start(
             self.source.clone(),
             LoaderConfig {
@@ -207,7 +207,7 @@ impl<O: Ops + Send> Trainer<'_, O> {
                 train: true,
                 seed: self.recipe.seed,
                 first_step,
-                steps: self.end - first_step,
+                steps: end - first_step,
                 threads: self.options.loader_threads,
                 ahead: LOADER_AHEAD,
             },
@@ -230,7 +230,7 @@ impl<O: Ops + Send> Trainer<'_, O> {
         let batch = loader.next()?.ok_or(TrainError::DataEnded { step: index + 1 })?;
         let data_wait = (loader.waited() - waited).as_secs_f64();
         let lr = self.schedule.lr(index);
-        self.engine.step(&batch, self.params(&batch, lr))?;
+        self.engine.step(&batch, self.params(index, &batch, lr))?;
         loader.recycle(batch);
         let epoch = self.schedule.epoch(index + 1);
         (self.metadata.step, self.metadata.epoch) = (index + 1, epoch);
@@ -276,19 +276,30 @@ impl<O: Ops + Send> Trainer<'_, O> {
             true => "gradients are not finite".to_string(),
             false => format!("loss is {}", figures.loss / self.recipe.batch_size as f64),
         };
-        match self.engine.first_not_finite() {
-            Ok(tensor) => self.not_finite(step.step, what, tensor.unwrap_or_else(|| "an activation".into())),
-            Err(error) => error.into(),
-        }
+        let first = match self.first_not_finite(step) {
+            Ok(first) => first.unwrap_or_else(|| "nothing when the step was run again".into()),
+            // What happened comes first, also where it cannot be looked into.
+            Err(error) => format!("unknown, {error}"),
+        };
+        self.not_finite(step.step, what, first)
     }
 
-    fn params(&self, batch: &Batch, learning_rate: f64) -> StepParams {
+    /// Loads the step's batch again, and looks into the step.
+    fn first_not_finite(&mut self, step: &Behind) -> Result<Option<String>, TrainError> {
+        let index = step.step - 1;
+        let batch =
+            self.loader(index, step.step)?.next()?.ok_or(TrainError::DataEnded { step: step.step })?;
+        let params = self.params(index, &batch, step.lr);
+        Ok(self.engine.first_not_finite(&batch, params)?)
+    }
+
+    fn params(&self, step: u64, batch: &Batch, learning_rate: f64) -> StepParams {
         StepParams {
             seed: self.recipe.seed,
-            step: self.metadata.step,
+            step,
             first_position: batch.first_position,
             learning_rate: learning_rate as f32,
-            ema_decay: self.schedule.ema_decay(self.metadata.step) as f32,
+            ema_decay: self.schedule.ema_decay(step) as f32,
         }
     }
 

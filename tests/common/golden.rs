@@ -75,9 +75,15 @@ pub struct Golden {
     pub parameters_after_three_steps: Summaries,
 }
 
+/// `tests/golden`, also where this program was built on another machine (Cargo and `tools/check_gpu.sh` set the variable).
+fn own_folder() -> PathBuf {
+    let root = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+    Path::new(&root).join("tests/golden")
+}
+
 /// All files of `tests/golden` and of the folder that `EFFNET_GOLDEN_DIR` names.
 pub fn files() -> Vec<PathBuf> {
-    let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let own = own_folder();
     let more = std::env::var_os("EFFNET_GOLDEN_DIR").filter(|dir| !dir.is_empty()).map(PathBuf::from);
     let mut files = Vec::new();
     for folder in std::iter::once(own).chain(more) {
@@ -102,7 +108,7 @@ impl Golden {
 
     /// The file of `tests/golden` with this name.
     pub fn own(name: &str) -> Golden {
-        Golden::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name))
+        Golden::read(&own_folder().join(name))
     }
 
     pub fn architecture(&self) -> Architecture {

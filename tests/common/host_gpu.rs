@@ -78,6 +78,11 @@ impl HostGpu {
         }
     }
 
+    /// A card with so many bytes of memory.
+    pub fn with_memory(self, bytes: u64) -> HostGpu {
+        HostGpu { properties: Properties { memory: bytes, ..self.properties }, ..self }
+    }
+
     /// Where what was [described](Gpu::describe) lies, and its bytes.
     pub fn place(&self, label: &str) -> (Address, usize) {
         self.places[label]

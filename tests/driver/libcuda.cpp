@@ -1,10 +1,11 @@
-// A driver without a GPU, for tests/driver.rs: the functions of libcuda that the crate calls, on the host's memory.
+// A driver without a GPU, for tests: the functions of libcuda that the crate calls, on the host's memory.
 //
 // Streams are queues. What is enqueued runs as late as possible, when somebody waits for it, so a transfer that
 // nobody waits for does not happen; "eager" streams run as soon as the events that they wait for allow, so a transfer
 // that should have waited happens too early. A module's image is text, a line a kernel: name, threads, bytes of
 // arguments, bytes of static shared memory. Every kernel adds a number to floats. A capture forbids what the
-// real one forbids. The test sets the machine up and counts what is left.
+// real one forbids. The test sets the machine up and counts what is left; a program that it starts is told of its machine
+// by FAKE_MACHINE: the driver's version, devices, the card's capability, whether this is a stub, bytes of memory.
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
@@ -67,6 +68,15 @@ std::map<uint64_t, size_t> sizes;
 std::set<void*> pinned, events, graphs, modules;
 std::vector<Stream*> streams;
 size_t used = 0;
+
+__attribute__((constructor)) void from_environment() {
+    const char* text = std::getenv("FAKE_MACHINE");
+    if (!text) return;
+    Machine m;
+    if (std::sscanf(text, "%d %d %d %d %d %zu", &m.version, &m.devices, &m.major, &m.minor, &m.stub, &m.memory) != 6)
+        std::fprintf(stderr, "FAKE_MACHINE: %s\n", text), std::abort();
+    machine = m;
+}
 
 #define IN_CONTEXT if (!current) return INVALID_CONTEXT
 #define FAULTS if (fault) return ILLEGAL_ADDRESS

@@ -8,7 +8,7 @@ use std::ffi::c_void;
 
 use super::embedded::{EMBEDDED, Embedded};
 use super::gpu::*;
-use super::nvidia::device::{Context, Library, fits, properties};
+use super::nvidia::device::{Context, Library, fits, properties, supported};
 use super::nvidia::handles::{Event, Launchable, Memory, Pinned, Stream, memory_info};
 use super::nvidia::kernels::Kernels;
 use super::nvidia::{self, DriverError};
@@ -65,6 +65,8 @@ impl Driver {
     /// [`DriverError`], in one line with the remedy.
     pub fn open(index: usize) -> Result<Driver> {
         let library = Library::load()?;
+        // A card that no build would serve is told of before this build.
+        supported(&properties(library.device(index)?)?)?;
         let embedded = EMBEDDED.as_ref().map_err(|reason| DriverError::NoKernels(reason))?;
         Ok(Driver::with_kernels(library, index, embedded)?)
     }

@@ -96,16 +96,26 @@ fn attribute(device: CUdevice, attribute: Attribute) -> Result<u32> {
     Ok(value.max(0) as u32)
 }
 
+/// Whether a card has what the kernels use, whatever they were compiled for.
+///
+/// # Errors
+/// The card is too old.
+pub fn supported(card: &Properties) -> Result {
+    let Properties { name, capability, .. } = card;
+    if *capability < OLDEST_CAPABILITY {
+        return Err(DriverError::OldCard { name: name.clone(), capability: *capability });
+    }
+    Ok(())
+}
+
 /// Whether a card can run the kernels under a driver.
 ///
 /// # Errors
 /// The card is too old, the build was for others, or the driver is older than the kernels' compiler.
 pub fn fits(card: &Properties, driver: Version, kernels: &Embedded) -> Result {
+    supported(card)?;
     let Properties { name, capability, .. } = card;
     let (name, capability) = (name.clone(), *capability);
-    if capability < OLDEST_CAPABILITY {
-        return Err(DriverError::OldCard { name, capability });
-    }
     let number = capability.0 * 10 + capability.1;
     if !kernels.serves(number) {
         let compiled: Vec<String> =

@@ -1,0 +1,93 @@
+#!/usr/bin/env bash
+# Runs on a machine with an NVIDIA GPU what every other machine can only list as ignored: the tests of the CUDA engine
+# through the driver, then one small training step under compute-sanitizer's memcheck and racecheck.
+#
+#   tools/check_gpu.sh                   builds the tests with Cargo (needs nvcc: tools/install_nvcc.sh)
+#   tools/check_gpu.sh BINARY...         runs test programs built elsewhere by `EFFNET_GPU=1 cargo test --no-run`
+#   tools/check_gpu.sh --tests-only ...  without compute-sanitizer
+#
+# COMPUTE_SANITIZER names that program; otherwise it is looked for in PATH and in /usr/local/cuda/bin. Exit status: 0
+# where all passed, 1 where something failed, 2 where it cannot be run.
+set -euo pipefail
+root=$(cd "$(dirname "$0")/.." && pwd)
+
+refuse() {
+    echo "check_gpu.sh: $1" >&2
+    exit 2
+}
+
+# Test programs, by the names of their files in tests/.
+programs=(stem expand depthwise squeeze_excite project residual head batch_norm reduction optimiser golden cuda_training not_finite)
+step=a_step_is_the_same_bit_by_bit_in_every_run::on_a_gpu
+
+sanitize=yes
+if [[ ${1:-} == --tests-only ]]; then
+    sanitize=no
+    shift
+fi
+[[ ${1:-} != -* ]] || refuse "$1: unknown; see the head of this file"
+
+[[ -e /dev/nvidia0 ]] || nvidia-smi -L 2>/dev/null | grep -q '^GPU ' ||
+    refuse "no NVIDIA GPU here (no /dev/nvidia0, and nvidia-smi lists none); run it on a machine with one"
+sanitizer=
+if [[ $sanitize == yes ]]; then
+    sanitizer=${COMPUTE_SANITIZER:-$(command -v compute-sanitizer || echo /usr/local/cuda/bin/compute-sanitizer)}
+    [[ -x $sanitizer ]] ||
+        refuse "no compute-sanitizer; install it with the CUDA toolkit, name it in COMPUTE_SANITIZER, or use --tests-only"
+fi
+
+binaries=("$@")
+if ((${#binaries[@]} == 0)); then
+    command -v cargo >/dev/null || refuse "no cargo; give the paths of test programs that were built elsewhere"
+    listed=$(cd "$root" && EFFNET_CUDA=require EFFNET_GPU=1 \
+        cargo test --locked --no-run --color never "${programs[@]/#/--test=}" 2>&1) || {
+        echo "$listed" >&2
+        refuse "the tests do not build"
+    }
+    mapfile -t binaries < <(cd "$root" && sed -n 's/^ *Executable .*(\(.*\))$/\1/p' <<<"$listed" | xargs -r realpath)
+fi
+training=
+for binary in "${binaries[@]}"; do
+    [[ -f $binary && -x $binary ]] || refuse "$binary: not a program"
+    [[ $(basename "$binary") != cuda_training* ]] || training=$binary
+done
+[[ $sanitize == no || -n $training ]] ||
+    refuse "compute-sanitizer runs a step of cuda_training, which is not among the programs; name it, or use --tests-only"
+
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+# Where the tests find their files, if they were built elsewhere.
+export CARGO_MANIFEST_DIR=$root
+failed=0
+
+# row WHAT COMMAND...: runs it, prints a line of the table, and on failure what the command said.
+row() {
+    local what=$1 began=$SECONDS status=0 passed outcome=ok
+    shift
+    "$@" >"$log" 2>&1 || status=$?
+    passed=$(sed -n 's/^test result: .* \([0-9]*\) passed;.*/\1/p' "$log" | tail -1)
+    # A program without such tests, or one that never came to them, has not passed.
+    if ((status != 0)); then
+        outcome="FAILED ($status)"
+    elif ((${passed:-0} == 0)); then
+        outcome="FAILED (no test was run)"
+    fi
+    printf '%-28s %6s %6ss  %s\n' "$what" "${passed:-0}" $((SECONDS - began)) "$outcome"
+    if [[ $outcome != ok ]]; then
+        failed=1
+        tail -40 "$log" | sed 's/^/    /'
+    fi
+}
+
+printf '%-28s %6s %7s\n' "" passed time
+for binary in "${binaries[@]}"; do
+    name=$(basename "$binary" | sed 's/-[0-9a-f]\{16\}$//')
+    row "$name" "$binary" on_a_gpu --include-ignored
+done
+if [[ $sanitize == yes ]]; then
+    for tool in memcheck racecheck; do
+        row "a step under $tool" "$sanitizer" --tool "$tool" --error-exitcode 3 \
+            "$training" "$step" --exact --include-ignored
+    done
+fi
+exit $failed
