@@ -2,7 +2,6 @@
 //!
 //! Kernels with one mistake each lie in `kernels/host/planted`. A mistake is noticed if a launch fails, or gives NaN,
 //! or gives different bits in different orders.
-#![cfg(target_arch = "x86_64")]
 
 mod common;
 
@@ -99,6 +98,7 @@ impl<'a> Case<'a> {
 }
 
 #[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "the host harness runs on x86-64 only")]
 fn an_engine_is_made_in_every_storage_type() {
     for precision in Precision::ALL {
         let mut ops = CudaOps::new(HostGpu::new(Options::default()), 10, 12, &[], precision).unwrap();
@@ -108,6 +108,7 @@ fn an_engine_is_made_in_every_storage_type() {
 }
 
 #[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "the host harness runs on x86-64 only")]
 fn what_is_right_passes_in_every_order() {
     let input = Formula::of("sums").values(4 * 64, 1.0, 2.0);
     let sums = Case { blocks: 4, outputs: 4, ..Case::new("planted_sum") };
@@ -127,6 +128,7 @@ fn what_is_right_passes_in_every_order() {
 }
 
 #[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "the host harness runs on x86-64 only")]
 fn traffic_is_counted_to_the_byte() {
     let case = Case { blocks: 4, outputs: 250, ..Case::new("planted_copy") };
     let input = Formula::of("copy").values(250, 1.0, 2.0);
@@ -142,6 +144,7 @@ fn traffic_is_counted_to_the_byte() {
 
 /// The fragments' layout against a product by the definition, through both matrix loads.
 #[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "the host harness runs on x86-64 only")]
 fn products_of_tiles_are_products_of_matrices() {
     let (rows, columns, depth) = (32, 32, 16);
     let input = Formula::of("product").values((rows + columns) * depth, -1.0, 1.0);
@@ -163,6 +166,7 @@ fn products_of_tiles_are_products_of_matrices() {
 
 /// Every number near the middle between two half numbers, subnormal ones too, and what overflows.
 #[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "the host harness runs on x86-64 only")]
 fn halves_round_like_everywhere() {
     let beside = |v: f32| [v.next_down(), v, v.next_up()];
     let mut input = vec![0.0, -0.0, f32::INFINITY, f32::NEG_INFINITY, f32::MAX, 65_519.99, 65_520.0, 1e-45];
@@ -221,6 +225,7 @@ const MISTAKES: [(&str, u32, &[Build]); 23] = {
 };
 
 #[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "the host harness runs on x86-64 only")]
 fn mistakes_are_noticed() {
     let mut missed = Vec::new();
     for (kernel, blocks, builds) in MISTAKES {
@@ -235,6 +240,7 @@ fn mistakes_are_noticed() {
 
 /// Every kernel of the planted ones is either right or a listed mistake.
 #[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "the host harness runs on x86-64 only")]
 fn every_planted_kernel_is_tested() {
     let right =
         ["planted_copy", "planted_sum", "planted_warp", "planted_product_f16", "planted_product_bf16"];
@@ -247,6 +253,7 @@ fn every_planted_kernel_is_tested() {
 }
 
 #[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "the host harness runs on x86-64 only")]
 fn messages_say_what_is_wrong() {
     let input = vec![1.0; 256];
     let error = |case: &Case, options| case.run(&input, options).unwrap_err();
@@ -275,6 +282,7 @@ fn messages_say_what_is_wrong() {
 
 /// Every part of the arguments' layout is compared before anything runs.
 #[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "the host harness runs on x86-64 only")]
 fn arguments_that_differ_are_refused() {
     let input = vec![1.0; 64];
     let case = Case::new("planted_copy");
@@ -295,6 +303,7 @@ fn arguments_that_differ_are_refused() {
 
 /// After an error the next launch is as good as new, also from several threads at a time.
 #[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "the host harness runs on x86-64 only")]
 fn a_failed_launch_leaves_nothing_behind() {
     let input = Formula::of("again").values(4 * 64, 1.0, 2.0);
     std::thread::scope(|scope| {
@@ -314,6 +323,7 @@ fn a_failed_launch_leaves_nothing_behind() {
 
 /// The Rust side of one kernel's arguments says what the kernel's own side says.
 #[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "the host harness runs on x86-64 only")]
 fn the_table_holds_the_engine_s_kernels() {
     let all = kernels();
     let begin = all.iter().find(|k| k.name == "step_begin").expect("a kernel of the engine");

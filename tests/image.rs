@@ -1,21 +1,19 @@
 //! Images from bytes on a GPU: bit by bit what the CPU makes of them, rounded to the storage type. From squares, and
 //! from raw batches, which the kernel crops, resizes, pads and mirrors itself.
-#![cfg(target_arch = "x86_64")] // the harness's; elsewhere this file has no tests
 
 mod common;
 mod data_support;
 
-use common::host_gpu::HostGpu;
+use common::gpu::{TestGpu, on_cuda};
 use effnet::data::augment::{Geometry, Look, Scratch, View, preprocess};
 use effnet::data::raw::{RawBatch, RawScratch, Sample};
 use effnet::data::{Batch, CropMode, Form, Loader, LoaderConfig, Source, Split};
 use effnet::ops::cpu::CpuOps;
 use effnet::ops::cuda::precision::narrow;
-use effnet::ops::cuda::{CudaOps, Gpu, Precision, image};
+use effnet::ops::cuda::{CudaOps, Precision, image};
 use effnet::ops::plan::Workspace;
 use effnet::ops::*;
 use effnet::random::{Purpose, below, draw};
-use effnet_kernel_host::{BUILD, Build, Options};
 
 const MEAN: [f32; 3] = [0.485, 0.456, 0.406];
 const DEVIATION: [f32; 3] = [0.229, 0.224, 0.225];
@@ -54,14 +52,14 @@ fn stored(values: &[f32], precision: Precision) -> Vec<u8> {
 }
 
 /// The bytes of the image tensor after `work`; NaN before.
-fn on_gpu(
+fn on_gpu<G: TestGpu>(
     elements: usize,
     precision: Precision,
-    options: Options,
-    work: impl FnOnce(&mut CudaOps<HostGpu>, Tensor),
+    way: G::Way,
+    work: impl FnOnce(&mut CudaOps<G>, Tensor),
 ) -> Vec<u8> {
     let (plan, image) = alone(elements, precision.bytes());
-    let mut ops = CudaOps::new(HostGpu::new(options), 0, 0, &[&plan], precision).unwrap();
+    let mut ops = CudaOps::new(G::open(way), 0, 0, &[&plan], precision).unwrap();
     ops.bind(&plan).unwrap();
     let at = ops.context().tensor(image);
     let mut bytes = vec![0; plan.tensor_bytes];
@@ -79,9 +77,9 @@ fn expect_same(found: &[u8], expected: &[u8], element_bytes: usize, what: &str) 
     }
 }
 
-/// Orders of threads, blocks and transfers; the watching builds see what is wrong in any of them.
-fn orders() -> &'static [Options] {
-    if BUILD == Build::Plain { &Options::ALL } else { &Options::ALL[1..2] }
+/// The ways in which small images are made.
+fn ways<G: TestGpu>() -> &'static [G::Way] {
+    G::ways(Precision::Fp16)
 }
 
 /// Bytes of which most are extremes, where rounding and clipping show.
@@ -97,8 +95,7 @@ fn noise(count: usize, salt: u64) -> Vec<u8> {
         .collect()
 }
 
-#[test]
-fn squares_become_what_the_cpu_makes_of_them() {
+fn squares_become_what_the_cpu_makes_of_them<G: TestGpu>() {
     // Values are written by sixteen: whole vectors, a rest, nothing but a rest; more than all blocks take at once.
     for (images, side) in [(1, 1), (1, 2), (2, 4), (1, 7), (3, 5), (5, 33), (2, 32), (1, 1203)] {
         let pixels: Vec<u8> = match side {
@@ -108,16 +105,17 @@ fn squares_become_what_the_cpu_makes_of_them() {
         let values = normalised(&pixels);
         let large = side > 1000;
         for precision in Precision::ALL {
-            for options in &orders()[..if large { 1 } else { orders().len() }] {
-                let found = on_gpu(pixels.len(), precision, *options, |ops, image| {
+            for way in &ways::<G>()[..if large { 1 } else { ways::<G>().len() }] {
+                let found = on_gpu::<G>(pixels.len(), precision, *way, |ops, image| {
                     ops.upload_pixels(image, &pixels, MEAN, DEVIATION).unwrap();
                 });
-                let what = format!("{images}×{side}² in {precision}, {options:?}");
+                let what = format!("{images}×{side}² in {precision}, {way:?}");
                 expect_same(&found, &stored(&values, precision), precision.bytes(), &what);
             }
         }
     }
 }
+on_cuda!(squares_become_what_the_cpu_makes_of_them);
 
 /// An image, and how it comes into the square.
 struct Picture {
@@ -217,53 +215,52 @@ fn raw_batch(pictures: &[Picture], images: usize, side: usize) -> (Vec<u8>, Vec<
     (buffer, squares)
 }
 
-/// Compares what the kernel makes of a raw batch with the squares, in these storage types and orders. The device's
+/// Compares what the kernel makes of a raw batch with the squares, in these storage types and ways. The device's
 /// buffer ends with the batch.
-fn check(raw: &[u8], squares: &[u8], side: usize, precisions: &[Precision], orders: &[Options]) {
+fn check<G: TestGpu>(raw: &[u8], squares: &[u8], side: usize, precisions: &[Precision], ways: &[G::Way]) {
     let values = normalised(squares);
-    for (precision, options) in precisions.iter().flat_map(|p| orders.iter().map(move |o| (*p, *o))) {
-        let found = on_gpu(squares.len(), precision, options, |ops, image| {
+    for (precision, way) in precisions.iter().flat_map(|p| ways.iter().map(move |w| (*p, *w))) {
+        let found = on_gpu::<G>(squares.len(), precision, way, |ops, image| {
             let cx = ops.context();
             let at = cx.gpu.allocate(raw.len()).unwrap();
             cx.gpu.write(at, raw).unwrap();
             image::prepare(cx, at, image, side, MEAN, DEVIATION).unwrap();
         });
-        let what = format!("side {side} in {precision}, {options:?}");
+        let what = format!("side {side} in {precision}, {way:?}");
         expect_same(&found, &stored(&values, precision), precision.bytes(), &what);
     }
 }
 
-#[test]
-fn raw_images_become_what_the_cpu_makes_of_them() {
+fn raw_images_become_what_the_cpu_makes_of_them<G: TestGpu>() {
     for side in [8, 17, 32, 45, 96] {
         let all = pictures(side as u32, if side == 96 { 4 } else { 24 });
         let looks = |mirrored| move |p: &&Picture| p.geometry(side).mirrored == mirrored;
         assert!(all.iter().filter(looks(true)).count() > 9 && all.iter().filter(looks(false)).count() > 9);
         let (raw, squares) = raw_batch(&all, all.len() + 2, side);
-        check(&raw, &squares, side, &Precision::ALL, &orders()[..1]);
+        check::<G>(&raw, &squares, side, &Precision::ALL, &ways::<G>()[..1]);
         if side < 96 {
-            check(&raw, &squares, side, &[Precision::Fp16], &orders()[1..]);
+            check::<G>(&raw, &squares, side, &[Precision::Fp16], &ways::<G>()[1..]);
         }
     }
 }
+on_cuda!(raw_images_become_what_the_cpu_makes_of_them);
 
 /// A row of a column's input so long that a block's warps share the shared memory among fewer of them, down to one;
 /// and rows that only fit when a few columns are made at a time.
-#[test]
-fn very_wide_images_are_made_in_parts() {
+fn very_wide_images_are_made_in_parts<G: TestGpu>() {
     let pad = |width, height, channels| Picture::new((width, height), channels, CropMode::Pad, 1);
     for (side, pictures) in [
         (8, vec![pad(32_000, 9, 3), pad(32_000, 200, 1), pad(9_000, 700, 3), pad(65_535, 3, 1)]),
         (32, vec![pad(32_000, 33, 3), pad(9_001, 64, 1), pad(40, 9_000, 3)]),
     ] {
         let (raw, squares) = raw_batch(&pictures, pictures.len(), side);
-        check(&raw, &squares, side, &[Precision::Fp32], orders());
+        check::<G>(&raw, &squares, side, &[Precision::Fp32], ways::<G>());
     }
 }
+on_cuda!(very_wide_images_are_made_in_parts);
 
 /// The largest member's side, where a row of the square is longest, and one in between.
-#[test]
-fn large_squares_are_made_too() {
+fn large_squares_are_made_too<G: TestGpu>() {
     for side in [224, 600] {
         let pictures = [
             Picture::new((side as u32 + 61, side as u32 + 7), 3, CropMode::Resized, 1),
@@ -271,9 +268,10 @@ fn large_squares_are_made_too() {
         ];
         let count = if side == 600 { 1 } else { 2 };
         let (raw, squares) = raw_batch(&pictures[..count], count, side);
-        check(&raw, &squares, side, &[Precision::Bf16], &orders()[..1]);
+        check::<G>(&raw, &squares, side, &[Precision::Bf16], &ways::<G>()[..1]);
     }
 }
+on_cuda!(large_squares_are_made_too);
 
 // ---- from the loader ----------------------------------------------------------------------------------------
 
@@ -300,7 +298,7 @@ fn batches(source: &Source, config: LoaderConfig, mut visit: impl FnMut(&Batch))
 }
 
 /// Images and labels on the GPU of every pass of every batch, sent and unpacked as a step does.
-fn unpacked(source: &Source, config: LoaderConfig, images: usize) -> Vec<Vec<u8>> {
+fn unpacked<G: TestGpu>(source: &Source, config: LoaderConfig, images: usize) -> Vec<Vec<u8>> {
     let elements = images * config.resolution * config.resolution * 3;
     let mut tensors = Tensors::default();
     let image = tensors.new_tensor("image", elements, Kind::Activation);
@@ -309,8 +307,9 @@ fn unpacked(source: &Source, config: LoaderConfig, images: usize) -> Vec<Vec<u8>
     let start = plan.tensor_bytes.next_multiple_of(256);
     plan.offsets.push(Some(start));
     plan.tensor_bytes = start + 4 * images;
-    let options = Options { late_copies: true, ..Options::default() };
-    let mut ops = CudaOps::new(HostGpu::new(options), 0, 0, &[&plan], Precision::Fp16).unwrap();
+    // Of the harness's, one whose transfers happen as late as is allowed.
+    let way = G::WAYS[1];
+    let mut ops = CudaOps::new(G::open(way), 0, 0, &[&plan], Precision::Fp16).unwrap();
     ops.bind(&plan).unwrap();
     let at = ops.context().tensor(image);
     let target = BatchTarget { image, labels: Some(labels), mean: MEAN, deviation: DEVIATION };
@@ -350,8 +349,7 @@ fn resized(source: &Source, config: LoaderConfig, images: usize) -> (usize, usiz
     (count, resized)
 }
 
-#[test]
-fn a_loader_s_raw_batches_are_its_squares() {
+fn a_loader_s_raw_batches_are_its_squares<G: TestGpu>() {
     let dir = tempfile::tempdir().unwrap();
     data_support::pack_grey(dir.path(), 50, 20, 28, 8 << 10);
     let grey = data_support::open(dir.path());
@@ -365,8 +363,8 @@ fn a_loader_s_raw_batches_are_its_squares() {
             let squares = LoaderConfig { split, crop, resolution, train, ..LOADED };
             for (images, threads) in [(6, 1), (2, 3)] {
                 let raw = LoaderConfig { form: Form::Raw { images }, threads, ..squares.clone() };
-                let expected = unpacked(source, squares.clone(), images);
-                let found = unpacked(source, raw.clone(), images);
+                let expected = unpacked::<G>(source, squares.clone(), images);
+                let found = unpacked::<G>(source, raw.clone(), images);
                 assert_eq!(found.len(), (if train { 5 } else { 4 }) * 6 / images);
                 for (number, (found, expected)) in found.iter().zip(&expected).enumerate() {
                     let what = format!("pass {number} of {images}, {crop} to {resolution}, training {train}");
@@ -386,3 +384,4 @@ fn a_loader_s_raw_batches_are_its_squares() {
         }
     }
 }
+on_cuda!(a_loader_s_raw_batches_are_its_squares);

@@ -1,15 +1,13 @@
 //! Stochastic-depth and dropout factors of the kernels: bit by bit those of the CPU's operators, which `residual.rs` and
 //! `head.rs` compare with the oracle's.
-#![cfg(target_arch = "x86_64")] // the harness's; elsewhere this file has no tests
 
 mod common;
 
 use common::fixture::{equal_bits, run};
-use common::host_gpu::HostGpu;
+use common::gpu::{TestGpu, on_cuda};
 use effnet::ops::cpu::{CpuDevice, CpuOps};
 use effnet::ops::cuda::{CudaDevice, CudaOps, Precision};
 use effnet::ops::*;
-use effnet_kernel_host::{BUILD, Build, Options};
 
 /// Both halves of the seed and of the position, the wrap from the lower half to the upper one within a batch, and a
 /// step above 2³¹ matter.
@@ -40,7 +38,7 @@ fn factors<O: Ops>(ops: &mut O, pass: &Pass, mask: Tensor) -> Vec<f32> {
     all
 }
 
-fn check(elements: usize, what: &str, pass: impl Fn(Tensor) -> Pass) {
+fn check<G: TestGpu>(elements: usize, what: &str, pass: impl Fn(Tensor) -> Pass) {
     let mut tensors = Tensors::default();
     let mask = tensors.new_tensor("mask", elements, Kind::Float);
     let pass = pass(mask);
@@ -58,33 +56,31 @@ fn check(elements: usize, what: &str, pass: impl Fn(Tensor) -> Pass) {
     let precision = Precision::Fp16;
     let mut on_gpu = plan(&CudaDevice { precision }, &pass, &tensors, mask);
     on_gpu.tensor_bytes = 4 * elements; // the arena ends with the mask
-    // The watching builds see in one order what is wrong in any.
-    let orders = if BUILD == Build::Plain { &Options::ALL[..] } else { &Options::ALL[1..2] };
-    for options in orders {
-        let mut ops = CudaOps::new(HostGpu::new(*options), 0, 0, &[&on_gpu], precision).unwrap();
+    for way in G::ways(precision) {
+        let mut ops = CudaOps::new(G::open(*way), 0, 0, &[&on_gpu], precision).unwrap();
         ops.bind(&on_gpu).unwrap();
         let found = factors(&mut ops, &pass, mask);
         let differ = found.iter().zip(&expected).filter(|(a, b)| !equal_bits(&[**a], &[**b])).count();
-        assert_eq!(differ, 0, "{what}, {options:?}: of {} factors", found.len());
+        assert_eq!(differ, 0, "{what}, {way:?}: of {} factors", found.len());
     }
 }
 
-#[test]
-fn drop_path_draws_are_the_cpu_s() {
+fn drop_path_draws_are_the_cpu_s<G: TestGpu>() {
     for images in [1, 31, 128, 129, 1000] {
         for (block, rate) in [0, 15, 54, 65_535].into_iter().zip(RATES) {
             let what = format!("{images} images, block {block}, rate {rate}");
-            check(images, &what, |keep| DropPathMask { images, block, rate, keep }.into());
+            check::<G>(images, &what, |keep| DropPathMask { images, block, rate, keep }.into());
         }
     }
 }
+on_cuda!(drop_path_draws_are_the_cpu_s);
 
-#[test]
-fn dropout_draws_are_the_cpu_s() {
+fn dropout_draws_are_the_cpu_s<G: TestGpu>() {
     for (images, channels) in [(1, 1), (3, 2), (129, 3), (5, 8), (50, 10), (2, 1280), (1, 2559)] {
         for rate in RATES {
             let what = format!("{images} images, {channels} channels, rate {rate}");
-            check(images * channels, &what, |mask| DropoutMask { images, channels, rate, mask }.into());
+            check::<G>(images * channels, &what, |mask| DropoutMask { images, channels, rate, mask }.into());
         }
     }
 }
+on_cuda!(dropout_draws_are_the_cpu_s);

@@ -8,7 +8,6 @@
 //! ```sh
 //! EFFNET_HARNESS=race cargo test --test traffic -- --ignored --nocapture
 //! ```
-#![cfg(target_arch = "x86_64")] // the harness's; elsewhere this file has no tests
 
 mod common;
 

@@ -6,7 +6,8 @@
     tools/remove_barriers.py --markdown FILE       # also writes the table
 
 The tests are built once for each of two builds of the host harness, `plain` and `race`. A barrier is removed while
-they run (EFFNET_HARNESS_WITHOUT=FILE:LINE), for all kernels that contain it, in all blocks. The tests of the operators
+they run (EFFNET_HARNESS_WITHOUT=FILE:LINE), for all kernels that contain it, in all blocks. The tests (those called
+on_the_harness) of the operators
 whose kernels contain it run until the first one fails, in the plain build; if none does, in the race build. Each is
 shown with the build, the test and the first thing that was said. Exit status 1 if a removal passes all tests.
 """
@@ -76,7 +77,7 @@ def run(program, without):
     """(test, what it said) of the first test that fails, or none."""
     environment = os.environ | {"RUST_BACKTRACE": "0", "EFFNET_HARNESS_WITHOUT": without}
     # What a test says comes at the end, with --nocapture at once.
-    command = [program, "--nocapture", "--test-threads=2"]
+    command = [program, "on_the_harness", "--nocapture", "--test-threads=2"]
     process = subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
     )
