@@ -132,6 +132,8 @@ fn the_step_that_is_run_again_is_the_same() {
         images: 2 * images,
         pixels: (0..2 * pixels).map(|i| (i * 89 % 251) as u8).collect(),
         labels: (0..2 * images as u32).collect(),
+        resolution: recipe.resolution,
+        ..Batch::default()
     };
     let normalise = Normalise { mean: [0.5; 3], deviation: [0.25; 3] };
     let params = StepParams { seed: 3, step: 7, first_position: 28, ..StepParams::default() };

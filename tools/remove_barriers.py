@@ -81,20 +81,22 @@ def run(program, without):
     process = subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
     )
-    test, said, take = None, "", False
+    test, said = None, []
     for line in process.stdout:
         if found := re.match(r"thread '([^']+)' .*panicked at", line):
-            test, take = found[1], True
-        elif take and line.strip():
-            said = line.strip()
-            break
+            test = test or found[1]
+        elif test and line.strip():
+            # "12 failures", and the first of them.
+            said.append(line.strip())
+            if len(said) == 2:
+                break
     else:
         if process.wait() != 0:
             return "(all)", f"ended with status {process.returncode}"
         return None
     process.kill()
     process.wait()
-    return test, said
+    return test, " ".join(said)
 
 
 def gist(said):

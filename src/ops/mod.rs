@@ -194,6 +194,10 @@ pub trait Ops {
     fn unpack_batch(&mut self, _slot: usize, _target: &BatchTarget) -> Result {
         Ok(())
     }
+    /// The same outside of a sequence: waits for the batch first.
+    fn receive_batch(&mut self, slot: usize, target: &BatchTarget) -> Result {
+        self.unpack_batch(slot, target)
+    }
     /// The state of loss scaling; none where the device needs none.
     fn loss_scale(&mut self) -> Result<Option<LossScale>> {
         Ok(None)

@@ -9,7 +9,7 @@ use super::checkpoint::first_not_finite;
 use crate::data::{Batch, Normalise};
 use crate::model::ParamTable;
 use crate::network::Network;
-use crate::ops::{Buffer, Kind, Ops, Pass, Result, StepParams, Tensor};
+use crate::ops::{BatchInput, BatchTarget, Buffer, Kind, Ops, Pass, Result, StepParams, Tensor};
 
 /// A training step to be looked into.
 pub struct Search<'a> {
@@ -26,13 +26,14 @@ impl Search<'_> {
     /// gradient. None if all is finite. The step's plan is bound; what it left on the device is overwritten.
     pub fn run<O: Ops>(&self, ops: &mut O, batch: &Batch) -> Result<Option<String>> {
         let Network { image, labels, config, .. } = self.network;
-        let parts = batch.pixels.chunks_exact(image.elements).zip(batch.labels.chunks_exact(config.images));
+        let Normalise { mean, deviation } = self.normalise;
+        let target = BatchTarget { image: *image, labels: Some(*labels), mean, deviation };
         ops.begin_step()?;
-        for (number, (pixels, classes)) in parts.enumerate() {
+        for (number, (pixels, labels)) in batch.parts(config.images).enumerate() {
             let first_position = self.params.first_position + (number * config.images) as u64;
             ops.set_step(StepParams { first_position, ..self.params })?;
-            ops.upload_pixels(*image, pixels, self.normalise.mean, self.normalise.deviation)?;
-            ops.upload_labels(*labels, classes)?;
+            ops.send_batch(0, &BatchInput { pixels, labels, target })?;
+            ops.receive_batch(0, &target)?;
             for pass in self.passes {
                 pass.run(ops)?;
                 if let Some(tensor) = written(pass, ops)? {

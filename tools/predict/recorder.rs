@@ -160,7 +160,7 @@ impl Gpu for RecordingGpu {
     fn staging_host(&mut self, staging: Staging) -> Result<&mut [u8]> {
         Ok(&mut self.staging[staging.0].0)
     }
-    fn staging_send(&mut self, _: Staging) -> Result {
+    fn staging_send(&mut self, _: Staging, _: usize) -> Result {
         Ok(())
     }
     fn staging_acquire(&mut self, _: Staging) -> Result {

@@ -52,7 +52,7 @@ pub fn record(case: Case) -> Result<Vec<Recorded>> {
     ops.set_step(StepParams::default())?;
     ops.begin_step()?;
     let pixels = Address(1);
-    image::normalise(ops.context(), pixels, network.image, [0.5; 3], [0.25; 3])?;
+    image::prepare(ops.context(), pixels, network.image, case.side, [0.5; 3], [0.25; 3])?;
     let mut steps = vec![taken(&mut ops, &table, "begin, input", &[network.image], 0)?];
     let update = Pass::Update(recipe.update());
     for pass in recorder.passes.iter().chain([&update]) {

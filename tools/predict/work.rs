@@ -177,6 +177,15 @@ pub fn of(launch: &Launched) -> Result<Work, String> {
             c.work.bytes += values;
             c.store(values);
         }
+        ("image_prepare", _) => {
+            // ImageNet at 224: a training crop covers twice the square, so that 1.4 rows and columns have 3.8 taps
+            // each; tables of two axes take some 20 bytes a position. Integer operations count as fp32 ones.
+            let (side, images) = (c.get("side"), c.grid(1));
+            let (square, taps) = (3.0 * side * side, 3.8);
+            c.work.bytes += images * (2.0 * square + 40.0 * side);
+            c.fp32(images * square, 1.4 * 3.0 * taps + 2.0 * taps);
+            c.store(images * square);
+        }
         ("optimiser_rmsprop_pytorch" | "optimiser_rmsprop_tensorflow" | "optimiser_sgd", _) => {
             let [trainable, statistics] = c.sides(["trainable", "statistics"]);
             let ema = if launch.points("ema") { 2.0 } else { 0.0 };

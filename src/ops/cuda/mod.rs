@@ -304,6 +304,17 @@ impl<G: Gpu> Ops for CudaOps<G> {
         }
     }
 
+    fn receive_batch(&mut self, slot: usize, target: &BatchTarget) -> Result {
+        if let Some(batches) = &self.batches {
+            batches.acquire(&mut self.cx.gpu, slot)?;
+        }
+        self.unpack_batch(slot, target)?;
+        match &self.batches {
+            Some(batches) => batches.release(&mut self.cx.gpu, slot),
+            None => Ok(()),
+        }
+    }
+
     fn loss_scale(&mut self) -> Result<Option<LossScale>> {
         if self.cx.precision != Precision::Fp16 {
             return Ok(None);
