@@ -23,7 +23,7 @@ use effnet::train::checkpoint::{self, Checkpoint};
 use effnet::train::device::{Cpu, Cuda, Hardware, Needs};
 use effnet::train::evaluator::Evaluator;
 use effnet::train::events::{LogLine, Silent};
-use effnet::train::memory::memory_plan;
+use effnet::train::memory::{evaluation_need, memory_plan};
 use effnet::train::run::train_on;
 use effnet::train::{Outcome, Recipe, RunOptions};
 
@@ -283,34 +283,50 @@ fn an_overflow_skips_the_step_halves_the_scale_and_survives_a_resume<G: TestGpu>
 }
 on_cuda!(an_overflow_skips_the_step_halves_the_scale_and_survives_a_resume);
 
-/// What is planned before a run is what the engine then takes, to a thousandth: beside it there are the blocks of the
-/// step and what rounding sizes up takes.
+/// What is planned before a run or an evaluation is what the engine then takes, to a thousandth: beside it there are
+/// the blocks of the step and what rounding sizes up takes.
 #[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "the host harness runs on x86-64 only")]
 fn a_gpu_gives_what_was_planned() {
     for (precision, ema) in [(Precision::Fp16, 0.999), (Precision::Fp32, 0.0)] {
         let recipe = Recipe { ema, ..recipe() };
-        let mut hardware = cuda::<HostGpu>(precision);
-        let planned = memory_plan(&recipe, 5, &mut hardware).unwrap().total();
-        let before = hardware.available().expect("it knows");
+        let images = (recipe.micro_batch, recipe.resolution);
         let arch = recipe.architecture(5).unwrap();
         let table = ParamTable::new(&arch);
-        let networks = [recipe.network_config(), NetworkConfig::inference(recipe.micro_batch)]
-            .map(|config| Network::new(&arch, &table, config));
-        let plans = networks.each_ref().map(|network| network.plan(&hardware.device()));
-        let needs = Needs { trainable: table.trainable(), total: table.total(), plans: &plans.each_ref() };
-        let mut ops = hardware.start(&needs).unwrap();
-        ops.bind(&plans[0]).unwrap();
-        let [Network { image, labels, .. }, _] = &networks;
-        let target =
-            BatchTarget { image: *image, labels: Some(*labels), mean: [0.5; 3], deviation: [0.25; 3] };
-        let (images, side) = (labels.elements, recipe.resolution);
-        let mut bytes = vec![0; RawBatch::bytes(images, side)];
-        RawBatch::new(&mut bytes, images, side);
-        let pixels = BatchPixels::Raw { bytes: &bytes, side };
-        ops.send_batch(0, &BatchInput { pixels, labels: &vec![0; images], target }).unwrap();
-        let used = before - ops.gpu().available().unwrap();
-        assert!(used.abs_diff(planned) < planned / 1000, "{precision}: {used} bytes, planned {planned}");
+        let plan = |config| Network::new(&arch, &table, config).plan(&CudaDevice { precision });
+        let evaluation = plan(NetworkConfig::inference(images.0));
+        let need = evaluation_need(&evaluation, &table, &CudaDevice { precision }, true, images);
+        let planned = memory_plan(&recipe, 5, &mut cuda::<HostGpu>(precision)).unwrap().total();
+        for (what, planned, plans) in [
+            ("a run", planned, vec![&plan(recipe.network_config()), &evaluation]),
+            ("an evaluation", need, vec![&evaluation]),
+        ] {
+            let used = taken(cuda::<HostGpu>(precision), &table, &plans, images);
+            let line = format!("{what} in {precision}: {used} bytes, planned {planned}");
+            assert!(used.abs_diff(planned) < planned / 1000, "{line}");
+        }
     }
+}
+
+/// Bytes of the device's memory that an engine takes until the first batch is sent.
+fn taken(
+    mut hardware: Cuda<HostGpu>,
+    table: &ParamTable,
+    plans: &[&Plan],
+    (images, side): (usize, usize),
+) -> u64 {
+    let before = hardware.available().expect("it knows");
+    let needs = Needs { trainable: table.trainable(), total: table.total(), plans };
+    let mut ops = hardware.start(&needs).unwrap();
+    let mut tensors = Tensors::default();
+    let image = tensors.new_tensor("image", images * side * side * 3, Kind::Activation);
+    let labels = tensors.new_tensor("labels", images, Kind::Index);
+    let target = BatchTarget { image, labels: Some(labels), mean: [0.5; 3], deviation: [0.25; 3] };
+    let mut bytes = vec![0; RawBatch::bytes(images, side)];
+    RawBatch::new(&mut bytes, images, side);
+    let pixels = BatchPixels::Raw { bytes: &bytes, side };
+    ops.send_batch(0, &BatchInput { pixels, labels: &vec![0; images], target }).unwrap();
+    before - ops.gpu().available().unwrap()
 }
 
 fn a_resumed_run_is_the_undisturbed_one<G: TestGpu>() {

@@ -10,6 +10,7 @@ use super::checkpoint::Checkpoint;
 use super::device::{self, Hardware, Needs};
 use super::error::TrainError;
 use super::evaluate::{Evaluation, Images, evaluate, infer, softmax};
+use super::memory::evaluation_need;
 use super::recipe::Recipe;
 use super::run::evaluation_loader;
 use crate::data::{BatchPixels, Form, Normalise, Source, Split, evaluate_image};
@@ -38,8 +39,10 @@ impl<O: Ops + Send> Evaluator<O> {
         let Checkpoint { metadata, architecture, state } = checkpoint;
         let table = ParamTable::new(architecture);
         let network = Network::new(architecture, &table, NetworkConfig::inference(batch));
-        let (plan, form) = (network.plan(&hardware.device()), device::form(&hardware.device(), batch));
-        let need = (plan.tensor_bytes + plan.workspace_bytes()) as u64;
+        let planner = hardware.device();
+        let (plan, form) = (network.plan(&planner), device::form(&planner, batch));
+        let images = (batch, metadata.recipe.resolution);
+        let need = evaluation_need(&plan, &table, &planner, hardware.has_own_memory(), images);
         match hardware.available() {
             Some(have) if need > have => return Err(TrainError::EvaluationMemory { batch, need, have }),
             _ => {}

@@ -103,21 +103,13 @@ fn with_available(
     available: Option<u64>,
 ) -> MemoryPlan {
     let (trainable, total) = (table.trainable() as u64 * 4, table.total() as u64 * 4);
-    // A GPU has room for the moving average also where none is kept.
+    // A GPU has room for the moving average also where none is kept; the loader's batches and a checkpoint stay on
+    // the host.
     let ema = if recipe.ema > 0.0 || own_memory { total } else { 0 };
     let area = (recipe.resolution * recipe.resolution * 3) as u64;
     let plan = training_plan(recipe, arch, table, device, recipe.micro_batch);
-    // A GPU keeps the pointwise weights in the activations' type beside the fp32 ones, the running statistics of the step under
-    // way, and two micro-batches on their way in bytes, as large as raw ones may be; the loader's batches and a
-    // checkpoint stay on the host.
-    let image = match device.prepares_images() {
-        true => RawBatch::bytes(1, recipe.resolution) as u64,
-        false => area,
-    };
-    let products: usize = plan.products.iter().map(|weight| weight.elements).sum();
-    let stored = (products * device.element_bytes(Kind::Activation)) as u64;
     let (weights, checkpoint, images) = if own_memory {
-        (total + stored + (total - trainable), 0, 2 * recipe.micro_batch as u64 * (image + 4))
+        (gpu_weights(&plan, table, device), 0, gpu_batches(device, recipe.micro_batch, recipe.resolution))
     } else {
         (total, total + ema + 2 * trainable, (1 + LOADER_AHEAD) as u64 * recipe.batch_size as u64 * area)
     };
@@ -145,6 +137,40 @@ fn with_available(
         }));
     }
     plan
+}
+
+/// Weights on a GPU: in fp32, the pointwise ones in the activations' type too, and the running statistics of the step
+/// under way.
+fn gpu_weights(plan: &Plan, table: &ParamTable, device: &impl Device) -> u64 {
+    let stored: usize = plan.products.iter().map(|weight| weight.elements).sum();
+    (4 * (2 * table.total() - table.trainable()) + stored * device.element_bytes(Kind::Activation)) as u64
+}
+
+/// Two batches on their way to a GPU in bytes, as large as raw ones may be, with their labels.
+fn gpu_batches(device: &impl Device, images: usize, resolution: usize) -> u64 {
+    let image = match device.prepares_images() {
+        true => RawBatch::bytes(1, resolution),
+        false => resolution * resolution * 3,
+    };
+    (2 * images * (image + 4)) as u64
+}
+
+/// Bytes of an evaluation by `plan` in passes of `images`, on a device with memory of its own or beside what is already
+/// on the host.
+pub fn evaluation_need(
+    plan: &Plan,
+    table: &ParamTable,
+    device: &impl Device,
+    own_memory: bool,
+    (images, resolution): (usize, usize),
+) -> u64 {
+    let passes = (plan.tensor_bytes + plan.workspace_bytes()) as u64;
+    if !own_memory {
+        return passes;
+    }
+    // Room for the moving average, the gradients and the optimiser is there whether it trains or not.
+    let state = (4 * (table.total() + 3 * table.trainable())) as u64;
+    passes + state + gpu_weights(plan, table, device) + gpu_batches(device, images, resolution)
 }
 
 fn training_plan(
