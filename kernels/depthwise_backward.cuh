@@ -100,7 +100,7 @@ struct DepthwiseBackward {
             const int channel = first_channel + i;
             if (channel < args.channels) set_constants(i, channel);
         }
-        barrier();
+        // The barrier after the first factors is that of these, too.
     }
 
     __device__ __forceinline__ void set_constants(int i, int channel) {

@@ -216,7 +216,7 @@ __device__ __forceinline__ void expand_backward_data(const ExpandBackwardDataArg
     constexpr size_t NEED = Output::SCRATCH * sizeof(float), RAW = 2 * DataChunks<S>::Tile::RAW * sizeof(T);
     constexpr size_t WEIGHTS = 2 * DataChunks<S>::WEIGHTS * sizeof(T), TILE = Output::SIZE * sizeof(T);
     static_assert(RAW >= NEED || (!SEPARATE && (WEIGHTS > TILE ? WEIGHTS : TILE) >= NEED), "a place for the sums");
-    barrier();
+    // All threads are done with it since the last barrier.
     output.finish(reinterpret_cast<float*>(RAW >= NEED ? chunks.tile.raw : chunks.weights));
 }
 

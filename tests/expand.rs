@@ -176,3 +176,13 @@ fn every_tile() -> impl Iterator<Item = Case> {
     })
 }
 on_cuda_devices!(backward_of_every_tile_agrees_with_the_oracle, every_tile());
+
+/// A map so large that a block of the data gradient takes a second tile of rows, whose weights come to where the first
+/// tile was put together: the tiles of the fewest rows are those of fp32.
+fn many_rows() -> [Case; 1] {
+    let (images, pixels, inputs, outputs) = (3, 11_300, 328, 8);
+    let mut f = Fixture::new(format!("expand {images}×{pixels}×{inputs} to {outputs}"));
+    let pass = Pass::ExpandBackward(backward(&mut f, [images, pixels, inputs, outputs], true, true));
+    [Case::new(f, pass, images * pixels).in_fp32()]
+}
+on_cuda_devices!(backward_of_many_rows_agrees_with_the_oracle, many_rows());

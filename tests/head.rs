@@ -9,7 +9,7 @@ use effnet::ops::cpu::{CpuDevice, CpuOps};
 use effnet::ops::*;
 
 /// Images, pixels, channels, classes.
-const SHAPES: [(usize, usize, usize, usize); 9] = [
+const SHAPES: [(usize, usize, usize, usize); 10] = [
     (1, 1, 8, 2),
     (5, 1, 1280, 10),
     (2, 4, 24, 3),
@@ -19,6 +19,7 @@ const SHAPES: [(usize, usize, usize, usize); 9] = [
     (5, 49, 1792, 10),
     (2, 81, 320, 37),
     (67, 4, 1280, 33),
+    (300, 4, 40, 3),
 ];
 
 fn dropout(f: &mut Fixture, elements: usize) -> Tensor {
