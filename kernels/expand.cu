@@ -122,6 +122,6 @@ EXPAND_WEIGHTS(64, 320, 4, 2, 1, 10, 16, 1, float, f32)
     EXPAND_SWEEP(wide, narrow, rows, blocks, f16, f16)    \
     EXPAND_SWEEP(wide, narrow, rows, blocks, bf16, bf16)
 
-EXPAND_SWEEP_HALF(96, 16, 64, 2)
+EXPAND_SWEEP_HALF(96, 16, 48, 2)
 EXPAND_SWEEP_HALF(144, 32, 32, 2)
 EXPAND_SWEEP_HALF(240, 48, 32, 2)

@@ -270,19 +270,19 @@ struct ExpandSweepShape {
     static constexpr int WEIGHT_WARPS = (WIDE / 16 + WEIGHT_M - 1) / WEIGHT_M;
     using Data = WarpTile<1, NARROW / 16 / DATA_ACROSS>;
     using Weights = WarpTile<WEIGHT_M, NARROW / 16>;
-    // Channels of dy in shared memory, zeros past the last.
-    static constexpr int PADDED = 16 * WEIGHT_M * WEIGHT_WARPS;
+    // Channels of dy that the warps' accumulators cover: those past the last, of the row below, come to nothing.
+    static constexpr int COVERED = 16 * WEIGHT_M * WEIGHT_WARPS;
 };
 
 template <class S>
 struct ExpandSweep {
     using T = typename S::T;
-    static constexpr int STRIDE = ROW_STRIDE<T, S::NARROW>, DY_STRIDE = ROW_STRIDE<T, S::PADDED>;
-    static constexpr int OCTETS = S::NARROW / LANES, RAW = S::ROWS * S::WIDE;
+    static constexpr int STRIDE = ROW_STRIDE<T, S::NARROW>, DY_STRIDE = ROW_STRIDE<T, S::WIDE>;
+    static constexpr int OCTETS = S::NARROW / LANES, RAW = S::ROWS * S::WIDE, PAST = S::COVERED - S::WIDE;
 
     const ExpandBackwardArguments& args;
     T* raw;      // [2, ROWS, WIDE]: du, y; each thread's own
-    T* dy;       // [ROWS, DY_STRIDE]
+    T* dy;       // [ROWS, DY_STRIDE], then PAST more
     T* weights;  // [WIDE, STRIDE]
     T* x;        // [2, ROWS, STRIDE]
     float* norm;  // [4, WIDE]
@@ -290,7 +290,7 @@ struct ExpandSweep {
 
     __device__ __forceinline__ ExpandSweep(const ExpandBackwardArguments& args, SharedArena& arena) : args(args) {
         raw = arena.take<T>(2 * RAW);
-        dy = arena.take<T>(S::ROWS * DY_STRIDE);
+        dy = arena.take<T>(S::ROWS * DY_STRIDE + PAST);
         weights = arena.take<T>(S::WIDE * STRIDE);
         x = arena.take<T>(2 * S::ROWS * STRIDE);
         norm = arena.take<float>(4 * S::WIDE);
@@ -320,8 +320,8 @@ struct ExpandSweep {
         }
         const float zeros[LANES] = {};
 #pragma unroll 1
-        for (int unit = threadIdx.x; unit < S::ROWS * (S::PADDED / LANES); unit += S::THREADS)
-            store_lanes(dy + unit / (S::PADDED / LANES) * DY_STRIDE + unit % (S::PADDED / LANES) * LANES, zeros);
+        for (int unit = threadIdx.x; unit < (S::ROWS * DY_STRIDE + PAST) / LANES; unit += S::THREADS)
+            store_lanes(dy + unit * LANES, zeros);
     }
     __device__ __forceinline__ void begin_tile(int row, int rows, int buffer) const {
         const size_t start = static_cast<size_t>(row) * args.outputs + channel;

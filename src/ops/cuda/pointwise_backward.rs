@@ -79,7 +79,8 @@ impl ExpandData {
     }
 }
 
-/// A block of the expansion's sweep, `ExpandSweepShape`: all channels on both sides, in half precision alone.
+/// A block of the expansion's sweep, `ExpandSweepShape`: all channels on both sides, in half precision alone. Rows are
+/// so many that two blocks of the smaller shapes fit 100 KiB of shared memory, with the KiB that each takes beside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ExpandSweep {
     wide: usize,
@@ -92,7 +93,7 @@ const fn expand_sweep(wide: usize, narrow: usize, rows: usize) -> ExpandSweep {
 }
 
 const EXPAND_SWEEP: [ExpandSweep; 3] =
-    [expand_sweep(96, 16, 64), expand_sweep(144, 32, 32), expand_sweep(240, 48, 32)];
+    [expand_sweep(96, 16, 48), expand_sweep(144, 32, 32), expand_sweep(240, 48, 32)];
 
 impl ExpandSweep {
     pub const THREADS: usize = 256;
@@ -114,10 +115,11 @@ impl ExpandSweep {
 
     pub fn shared(&self, precision: Precision) -> usize {
         let tiles = (self.wide / 16).div_ceil(8);
-        let padded = 16 * tiles * (self.wide / 16).div_ceil(tiles);
+        let covered = 16 * tiles * (self.wide / 16).div_ceil(tiles);
         let narrow = row_bytes(self.narrow, precision);
-        let wide = 2 * self.wide * precision.bytes() + row_bytes(padded, precision);
-        self.rows * (wide + 3 * narrow) + self.wide * (narrow + 16)
+        let wide = 2 * self.wide * precision.bytes() + row_bytes(self.wide, precision);
+        let past = (covered - self.wide) * precision.bytes();
+        self.rows * (wide + 3 * narrow) + past + self.wide * (narrow + 16)
     }
 }
 
