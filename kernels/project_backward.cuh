@@ -294,7 +294,7 @@ __device__ __forceinline__ void project_backward_data(const ProjectBackwardArgum
                 begin(next, 0, buffer ^ 1);
             chunks.multiply_into(c, chunk, buffer);
         }
-        if (count == 1) copy_async_wait<0>();
+        // There are several chunks of so many narrow channels: x has come with the second.
         c.visit([&](int down, int across, float one, float two) {
             store_pair(da + (S::warp_row() + down) * Rows::STRIDE + S::warp_column() + across, one, two);
         });

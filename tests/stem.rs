@@ -11,9 +11,9 @@ use effnet::ops::*;
 
 const PADDINGS: [Padding; 2] = [Padding::Symmetric, Padding::Same];
 
-/// Images, side, channels: odd and even sides, one-pixel outputs, the family's channels, and maps large
-/// enough to be cut into several tasks.
-const SHAPES: [(usize, usize, usize); 10] = [
+/// Images, side, channels: odd and even sides, one-pixel outputs, the family's channels, maps large enough to be cut
+/// into several tasks, and so many images that a block of the GPU has several.
+const SHAPES: [(usize, usize, usize); 11] = [
     (5, 1, 8),
     (5, 2, 32),
     (3, 3, 40),
@@ -24,6 +24,7 @@ const SHAPES: [(usize, usize, usize); 10] = [
     (2, 33, 32),
     (4, 66, 40),
     (2, 64, 32),
+    (2200, 3, 32),
 ];
 
 fn forward(f: &mut Fixture, images: usize, window: Window, channels: usize, image: Tensor) -> StemForward {

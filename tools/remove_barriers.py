@@ -102,17 +102,19 @@ def run(program, without):
 def gist(said):
     """The kind of complaint in a few words."""
     kinds = [
-        ("race on", "a race"),
-        ("which nobody has written", "unwritten memory read"),
-        ("under way at the end", "copies never waited for"),
-        ("was under way when", "a copy under way"),
-        ("differ in", "other bits in another order"),
-        ("the same bits", "other bits in another order"),
-        ("not finite", "NaN"),
-        ("NaN", "NaN"),
-        ("stuck", "a stuck block"),
+        (r"race on", "a race"),
+        (r"nobody has written", "a read of what was not written"),
+        (r"still under way at the end", "copies never waited for"),
+        (r"was under way when", "a copy still under way"),
+        (r"stuck", "a stuck block"),
+        (r"order: (\w+)\W.* give different bits", "other bits in {} order"),
+        (r"[1-9]\d* NaN", "NaN"),
+        (r"error \d|values differ|of \d+ factors|was changed", "wrong values"),
     ]
-    return next((kind for pattern, kind in kinds if pattern in said), said[:90])
+    for pattern, kind in kinds:
+        if found := re.search(pattern, said):
+            return kind.format(*(text.lower() for text in found.groups()))
+    return said[:90]
 
 
 def main():

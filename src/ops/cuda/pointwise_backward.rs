@@ -313,6 +313,9 @@ mod tests {
                 }
                 let sweep = Sweep::of(precision, 6 * narrow, narrow);
                 assert!(sweep.shared(precision) <= MOST, "{sweep:?} {precision}");
+                // The data gradient alone counts on a second chunk.
+                let chunk = DATA_CHUNK_BYTES / precision.bytes();
+                assert!(sweep.has_weights() || narrow > chunk, "{sweep:?} {precision}");
                 let weights = WeightPieces::project(precision, 6272, 6 * narrow, narrow);
                 assert!(weights.shared(precision, weights.right) <= MOST, "{weights:?} {precision}");
             }
