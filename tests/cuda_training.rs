@@ -1,5 +1,5 @@
-//! Whole training steps on the CUDA engine, its kernels run by the host harness or by a GPU: against the CPU's
-//! operators, from one batch by heart, and through the loop with its checkpoints.
+//! Training through the loop on the CUDA engine, its kernels run by the host harness or by a GPU: loss scaling, checkpoints,
+//! memory, and images that the GPU prepares.
 
 mod common;
 mod train_support;
@@ -7,16 +7,12 @@ mod train_support;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
-use common::fixture::cuda::unit;
-use common::fixture::{doubles, equal_bits, norm};
-use common::formula::Formula;
-use common::gpu::{TestGpu, engine, on_cuda};
+use common::gpu::{TestGpu, on_cuda};
 use common::host_gpu::HostGpu;
 use effnet::data::raw::RawBatch;
 use effnet::data::{CropMode, Source, Split};
-use effnet::model::{Architecture, BatchNormConfig, Padding, ParamTable, Variant, initialise};
+use effnet::model::ParamTable;
 use effnet::network::{Network, NetworkConfig};
-use effnet::ops::cpu::{CpuDevice, CpuOps};
 use effnet::ops::cuda::{CudaDevice, CudaOps, Gpu, Precision};
 use effnet::ops::*;
 use effnet::train::checkpoint::{self, Checkpoint};
@@ -26,187 +22,6 @@ use effnet::train::events::{LogLine, Silent};
 use effnet::train::memory::{evaluation_need, memory_plan};
 use effnet::train::run::train_on;
 use effnet::train::{Outcome, Recipe, RunOptions};
-
-const CLASSES: usize = 10;
-
-/// A network of B0 with a batch.
-struct Trial {
-    network: Network,
-    table: ParamTable,
-    pixels: Vec<u8>,
-    labels: Vec<u32>,
-    update: Update,
-}
-
-/// What a step leaves.
-struct Step {
-    figures: StepFigures,
-    logits: Vec<f32>,
-    gradients: Vec<f32>,
-    parameters: Vec<f32>,
-}
-
-impl Trial {
-    fn new(images: usize, side: usize, masks: bool) -> Trial {
-        let arch =
-            Architecture::new(Variant::B0, CLASSES, side, Padding::Symmetric, BatchNormConfig::default())
-                .unwrap();
-        let table = ParamTable::new(&arch);
-        let config = NetworkConfig {
-            statistics: Statistics::Batch,
-            drop_path: if masks { 0.2 } else { 0.0 },
-            dropout: if masks { 0.2 } else { 0.0 },
-            label_smoothing: 0.1,
-            ..NetworkConfig::inference(images)
-        };
-        let network = Network::new(&arch, &table, config);
-        let pixels = Formula::of("pixels").values(images * side * side * 3, 0.0, 256.0);
-        let rule = Rule::RmsProp { form: RmsPropForm::PyTorch, alpha: 0.9, momentum: 0.9, eps: 0.01 };
-        Trial {
-            network,
-            table,
-            pixels: pixels.into_iter().map(|v| v as u8).collect(),
-            labels: (0..images).map(|i| (i * 37 % CLASSES) as u32).collect(),
-            update: Update { rule, weight_decay: 1e-5, ema: true },
-        }
-    }
-
-    fn cpu(&self) -> CpuOps {
-        let plan = self.network.plan(&CpuDevice { threads: 2 });
-        let mut ops = CpuOps::new(self.table.trainable(), self.table.total(), &[&plan], 2).unwrap();
-        self.start(&mut ops, &plan);
-        ops
-    }
-
-    fn cuda<G: TestGpu>(&self, precision: Precision, way: G::Way, scale: f32) -> CudaOps<G> {
-        let plan = self.network.plan(&CudaDevice { precision });
-        let (trainable, total) = (self.table.trainable(), self.table.total());
-        let mut ops = engine::<G>(way, trainable, total, &[&plan], precision).unwrap();
-        self.start(&mut ops, &plan);
-        ops.set_loss_scale(LossScale { scale, good_steps: 0, skipped: 0 }).unwrap();
-        ops
-    }
-
-    fn start<O: Ops>(&self, ops: &mut O, plan: &Plan) {
-        let values = initialise::initialise(&self.table, 3);
-        ops.bind(plan).unwrap();
-        ops.write_state(Buffer::Parameters, &values).unwrap();
-        ops.write_state(Buffer::Ema, &values).unwrap();
-    }
-
-    /// One step, as the engine makes it.
-    fn step<O: Ops>(&self, ops: &mut O, number: u64, learning_rate: f32) -> Step {
-        let network = &self.network;
-        let target = BatchTarget {
-            image: network.image,
-            labels: Some(network.labels),
-            mean: [0.5; 3],
-            deviation: [0.25; 3],
-        };
-        let slot = (number % 2) as usize;
-        let params =
-            StepParams { seed: 5, step: number, learning_rate, ema_decay: 0.9, ..StepParams::default() };
-        ops.set_step(params).unwrap();
-        let pixels = BatchPixels::Squares(&self.pixels);
-        ops.send_batch(slot, &BatchInput { pixels, labels: &self.labels, target }).unwrap();
-        let sequence = Sequence::Training { slot, first: true, last: true };
-        ops.replay(sequence, |ops| {
-            ops.begin_step()?;
-            ops.unpack_batch(slot, &target)?;
-            network.draw_masks(ops)?;
-            network.forward(ops)?;
-            network.loss(ops)?;
-            network.backward(ops)?;
-            ops.update(&self.update)
-        })
-        .unwrap();
-        ops.end_step().unwrap();
-        let figures = ops.take_figures(true).unwrap().expect("a step was made");
-        let mut logits = vec![f32::NAN; network.logits.elements];
-        ops.download(network.logits, &mut logits).unwrap();
-        let mut state = |buffer, elements| {
-            let mut values = vec![f32::NAN; elements];
-            ops.read_state(buffer, &mut values).unwrap();
-            values
-        };
-        let gradients = state(Buffer::Gradients, self.table.trainable());
-        let parameters = state(Buffer::Parameters, self.table.total());
-        Step { figures, logits, gradients, parameters }
-    }
-}
-
-fn error(got: &[f32], expected: &[f32]) -> f64 {
-    let difference: Vec<f64> = got.iter().zip(expected).map(|(g, e)| f64::from(g - e)).collect();
-    norm(&difference) / norm(&doubles(expected))
-}
-
-/// A step of B0, batch 4 at 64×64, with masks, against the CPU's operators.
-///
-/// The loss and the weights after the step agree within `bound`. Logits and gradients of an untrained network amplify
-/// every rounding, since its last batch norms see 16 values: in fp32 the gradients are off by 300 times its unit. The
-/// same network amplifies the half types' rounding as it does fp32's, so there the bound is in their units.
-fn step_agrees<G: TestGpu>(precision: Precision, bound: f64) {
-    let trial = Trial::new(4, 64, true);
-    let cpu = trial.step(&mut trial.cpu(), 0, 1e-3);
-    let scale = if precision == Precision::Fp16 { 256.0 } else { 1.0 };
-    let mut cuda = trial.step(&mut trial.cuda::<G>(precision, G::WAYS[0], scale), 0, 1e-3);
-    cuda.gradients.iter_mut().for_each(|g| *g /= scale);
-    assert!(!cuda.figures.skipped);
-    let units = |count: f64| if precision == Precision::Fp32 { bound } else { count * unit(precision) };
-    let errors = [
-        ("loss", (cuda.figures.loss / cpu.figures.loss - 1.0).abs(), bound),
-        ("logits", error(&cuda.logits, &cpu.logits), units(64.0)),
-        ("gradients", error(&cuda.gradients, &cpu.gradients), units(128.0)),
-        ("parameters", error(&cuda.parameters, &cpu.parameters), bound),
-    ];
-    for (what, error, bound) in errors {
-        println!("{precision}: {what}: {error:.1e} of {bound:.1e}");
-    }
-    for (what, error, bound) in errors {
-        assert!(error <= bound, "{precision}: {what} is off by {error:.2e}, bound {bound:.0e}");
-    }
-}
-
-on_cuda!(a_step_in_fp32_agrees_with_the_cpu, step_agrees(Precision::Fp32, 1e-4));
-on_cuda!(a_step_in_fp16_agrees_with_the_cpu, step_agrees(Precision::Fp16, 2e-2));
-on_cuda!(a_step_in_bf16_agrees_with_the_cpu, step_agrees(Precision::Bf16, 2e-2));
-
-fn a_step_is_the_same_bit_by_bit_in_every_run<G: TestGpu>() {
-    let trial = Trial::new(2, 32, true);
-    let mut first: Option<Step> = None;
-    for way in G::WAYS {
-        let step = trial.step(&mut trial.cuda::<G>(Precision::Fp16, *way, 256.0), 0, 1e-3);
-        if let Some(first) = &first {
-            for (what, one, other) in [
-                ("logits", &first.logits, &step.logits),
-                ("gradients", &first.gradients, &step.gradients),
-                ("parameters", &first.parameters, &step.parameters),
-            ] {
-                assert!(equal_bits(one, other), "{what} differ in {way:?}");
-            }
-            assert_eq!(first.figures, step.figures);
-        }
-        first.get_or_insert(step);
-    }
-}
-on_cuda!(a_step_is_the_same_bit_by_bit_in_every_run);
-
-/// On the CPU the loss falls from 5.17 to 0.76 with it.
-const RATE: f32 = 3e-3;
-
-fn twenty_steps_in_fp16_learn_one_batch_by_heart<G: TestGpu>() {
-    let mut trial = Trial::new(4, 32, false);
-    trial.update.rule = Rule::Sgd { momentum: 0.5 };
-    let mut ops = trial.cuda::<G>(Precision::Fp16, G::WAYS[0], 64.0);
-    let losses: Vec<f64> =
-        (0..20).map(|number| trial.step(&mut ops, number, RATE).figures.loss / 4.0).collect();
-    // Label smoothing of 0.1 over ten classes leaves 0.50.
-    println!("{losses:.3?}");
-    assert!(losses[0] > 4.0 && losses[19] < 1.0, "{losses:.3?}");
-}
-on_cuda!(twenty_steps_in_fp16_learn_one_batch_by_heart);
-
-// ---- through the loop --------------------------------------------------------------------------------------
 
 fn recipe() -> Recipe {
     // A low rate: runs that differ in rounding only stay together.

@@ -17,7 +17,7 @@ refuse() {
 }
 
 # Test programs, by the names of their files in tests/.
-programs=(stem expand depthwise squeeze_excite project residual head batch_norm reduction optimiser golden cuda_training not_finite)
+programs=(stem expand depthwise squeeze_excite project residual head batch_norm reduction optimiser image masks golden cuda_step cuda_training not_finite)
 step=a_step_is_the_same_bit_by_bit_in_every_run::on_a_gpu
 
 sanitize=yes
@@ -46,13 +46,13 @@ if ((${#binaries[@]} == 0)); then
     }
     mapfile -t binaries < <(cd "$root" && sed -n 's/^ *Executable .*(\(.*\))$/\1/p' <<<"$listed" | xargs -r realpath)
 fi
-training=
+step_of=
 for binary in "${binaries[@]}"; do
     [[ -f $binary && -x $binary ]] || refuse "$binary: not a program"
-    [[ $(basename "$binary") != cuda_training* ]] || training=$binary
+    [[ $(basename "$binary") != cuda_step* ]] || step_of=$binary
 done
-[[ $sanitize == no || -n $training ]] ||
-    refuse "compute-sanitizer runs a step of cuda_training, which is not among the programs; name it, or use --tests-only"
+[[ $sanitize == no || -n $step_of ]] ||
+    refuse "compute-sanitizer runs a step of cuda_step, which is not among the programs; name it, or use --tests-only"
 
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
@@ -87,7 +87,7 @@ done
 if [[ $sanitize == yes ]]; then
     for tool in memcheck racecheck; do
         row "a step under $tool" "$sanitizer" --tool "$tool" --error-exitcode 3 \
-            "$training" "$step" --exact --include-ignored
+            "$step_of" "$step" --exact --include-ignored
     done
 fi
 exit $failed
