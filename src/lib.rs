@@ -8,7 +8,7 @@
 //! | 4 | [`train`] | the loop, evaluation, schedule, checkpoints, reports |
 //! | 3 | [`network`] | stem, MBConv, head: forward and backward side by side; the memory plan |
 //! | 2 | [`ops`] | the fused operators: one trait, one folder a device |
-//! | 1 | [`model`], [`data`] | the family and its tables; shards, packing, loading |
+//! | 1 | [`model`], [`data`], [`parallel`] | the family and its tables; shards, packing, loading; ranks |
 //! | 0 | [`random`] | counter-based random numbers |
 
 pub mod cli;
@@ -16,5 +16,6 @@ pub mod data;
 pub mod model;
 pub mod network;
 pub mod ops;
+pub mod parallel;
 pub mod random;
 pub mod train;

@@ -5,6 +5,7 @@
 //! by handle. Because the descriptions say all that a pass touches, the memory plan is not written by hand:
 //! the network is run once on a [`plan::Recorder`], which notes what is touched when.
 
+pub mod buckets;
 pub mod cpu;
 pub mod cuda;
 pub mod passes;
@@ -13,6 +14,7 @@ pub mod profile;
 pub mod score;
 pub mod tensor;
 
+pub use buckets::{Bucket, Buckets};
 pub use passes::*;
 pub use plan::{Device, Pass, Plan, Recorder};
 use serde::{Deserialize, Serialize};
@@ -262,6 +264,12 @@ pub trait Ops {
         self.expand_backward(expand)
     }
 
-    /// Moves the weights; a step whose loss or gradients are not finite changes nothing.
+    /// Where ranks share the work: the gradients of the bucket are complete, and their sum over the ranks may begin
+    /// beside the passes that follow. Part of a sequence; every rank names the same buckets in the same order.
+    fn reduce(&mut self, _bucket: &Bucket) -> Result {
+        Ok(())
+    }
+
+    /// Waits for the sums of all buckets, then moves the weights; a step whose loss or gradients are not finite changes nothing.
     fn update(&mut self, pass: &Update) -> Result;
 }

@@ -168,6 +168,53 @@ impl Pass {
         }
     }
 
+    /// Calls `visit` with every parameter whose gradient the pass adds to.
+    pub fn gradients(&self, visit: &mut dyn FnMut(Param)) {
+        let dense = |layer: &Dense| [layer.weight, layer.bias];
+        let norm = |bn: &BatchNorm| [bn.weight, bn.bias];
+        match self {
+            Pass::HeadBackward(p) => {
+                dense(&p.classifier).into_iter().chain(norm(&p.bn)).for_each(visit);
+            }
+            Pass::ProjectBackward(p) => visit(p.weight),
+            Pass::SqueezeBackward(p) => {
+                let layers = dense(&p.reduce).into_iter().chain(dense(&p.expand));
+                layers.chain(norm(&p.bn)).for_each(visit);
+            }
+            Pass::DepthwiseBackward(p) => {
+                visit(p.weight);
+                match &p.input {
+                    DepthwiseInput::Normalised(bn) => norm(bn).into_iter().for_each(visit),
+                    DepthwiseInput::Identity { previous, .. } => {
+                        norm(&previous.bn).into_iter().for_each(visit)
+                    }
+                }
+            }
+            Pass::ExpandBackward(p) => {
+                visit(p.weight);
+                norm(&p.previous.bn).into_iter().for_each(visit);
+            }
+            Pass::StemBackward(p) => visit(p.weight),
+            Pass::ExpandDepthwiseBackward(e, d) => {
+                Pass::DepthwiseBackward(*d).gradients(visit);
+                Pass::ExpandBackward(*e).gradients(visit);
+            }
+            Pass::DropPathMask(_)
+            | Pass::DropoutMask(_)
+            | Pass::BatchNormInference(_)
+            | Pass::StemForward(_)
+            | Pass::ExpandForward(_)
+            | Pass::DepthwiseForward(_)
+            | Pass::SqueezeForward(_)
+            | Pass::ProjectForward(_)
+            | Pass::ResidualForward(_)
+            | Pass::HeadForward(_)
+            | Pass::Loss(_)
+            | Pass::ExpandDepthwiseForward(..)
+            | Pass::Update(_) => {}
+        }
+    }
+
     /// Runs the pass.
     pub fn run<O: Ops + ?Sized>(&self, ops: &mut O) -> Result {
         match self {

@@ -1,0 +1,37 @@
+//! Ranks: the processes that train one network together.
+//!
+//! Every rank computes the gradients of its own share of a step's images, the gradients are summed over the ranks,
+//! and every rank moves its own copy of the weights the same way. Two paths join them. The *control* path, `Group`,
+//! is a small TCP service on rank 0: it finds out whether all are there and want the same, carries counts, stop
+//! requests and the first error, and notices who has gone or stands still. The *data* path carries gradients: NCCL
+//! between GPUs, a `Chain` of TCP connections in rank order between CPUs.
+//!
+//! This floor knows no device and no network: it moves bytes and sums numbers.
+
+/// A rank's place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct World {
+    /// From 0.
+    pub rank: usize,
+    /// Ranks in all.
+    pub size: usize,
+    /// This rank's number among those of its machine, from 0, and how many those are.
+    pub local_rank: usize,
+    pub local_size: usize,
+}
+
+impl World {
+    /// A process by itself.
+    pub const ALONE: World = World { rank: 0, size: 1, local_rank: 0, local_size: 1 };
+
+    /// Whether this is rank 0, which writes and tells.
+    pub fn leads(&self) -> bool {
+        self.rank == 0
+    }
+}
+
+impl Default for World {
+    fn default() -> World {
+        World::ALONE
+    }
+}
