@@ -8,6 +8,7 @@
 //!
 //! This floor knows no device and no network: it moves bytes and sums numbers.
 
+pub mod affinity;
 pub mod chain;
 
 pub use chain::Chain;

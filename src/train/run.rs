@@ -22,7 +22,7 @@ use super::recipe::{Recipe, RunOptions};
 use super::schedule::Schedule;
 use super::session::{Session, prepare};
 use crate::data::loader::evaluation_steps;
-use crate::data::{Batch, Form, Loader, LoaderConfig, Source, Split};
+use crate::data::{Batch, Form, Loader, LoaderConfig, Share, Source, Split};
 use crate::ops::{Ops, StepFigures, StepParams};
 
 /// Steps before those that `--profile` times: the first allocate, capture and fill caches.
@@ -201,6 +201,7 @@ impl<O: Ops + Send> Trainer<'_, O> {
             LoaderConfig {
                 split: Split::Train,
                 batch: self.recipe.batch_size,
+                share: Share::WHOLE,
                 resolution: self.recipe.resolution,
                 crop: self.recipe.crop,
                 form: self.engine.form,
@@ -210,6 +211,7 @@ impl<O: Ops + Send> Trainer<'_, O> {
                 steps: end - first_step,
                 threads: self.options.loader_threads,
                 ahead: LOADER_AHEAD,
+                processors: Vec::new(),
             },
         )?)
     }
@@ -418,15 +420,17 @@ pub fn evaluation_loader(
         LoaderConfig {
             split,
             batch,
+            share: Share::WHOLE,
             resolution: recipe.resolution,
             crop: recipe.crop,
             form,
             train: false,
             seed: recipe.seed,
             first_step: 0,
-            steps: evaluation_steps(source.samples(split), batch),
+            steps: evaluation_steps(source.samples(split), batch, Share::WHOLE),
             threads,
             ahead: LOADER_AHEAD,
+            processors: Vec::new(),
         },
     )?)
 }
