@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 pub use tensor::{Kind, Param, Tensor, Tensors};
 
 pub use crate::data::BatchPixels;
+use crate::parallel::GroupError;
 
 /// What a device reports.
 #[derive(Debug, thiserror::Error)]
@@ -30,6 +31,14 @@ pub enum OpsError {
     /// No GPU, or one that failed.
     #[error(transparent)]
     Cuda(#[from] cuda::nvidia::DriverError),
+    /// The connection to another rank broke off; that rank's own error says why.
+    #[error("{0}")]
+    Rank(String),
+    /// Another rank failed, or the ranks cannot be connected.
+    #[error(transparent)]
+    Group(#[from] GroupError),
+    #[error("cannot connect the ranks: {0}")]
+    Connect(#[from] std::io::Error),
 }
 
 pub type Result<T = ()> = std::result::Result<T, OpsError>;
@@ -131,10 +140,27 @@ pub struct ProfileRow {
     pub bytes: u64,
 }
 
+/// When a bucket of gradients was summed over the ranks; microseconds since its step began.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct BucketTime {
+    /// Counted from the first step that was timed.
+    pub step: u64,
+    pub bytes: u64,
+    /// The backward pass has completed it.
+    pub ready: f64,
+    /// The exchange has turned to it, and has done with it.
+    pub start: f64,
+    pub end: f64,
+    /// The same for all buckets of a step.
+    pub backward_end: f64,
+}
+
 /// What [`Ops::take_profile`] gives.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ProfileReport {
     pub rows: Vec<ProfileRow>,
+    /// Buckets in order, where ranks share the work.
+    pub exchange: Vec<BucketTime>,
     /// Bytes read and bytes written a second by a plain copy on this device, just measured.
     pub copy_bytes_per_second: f64,
 }

@@ -393,9 +393,9 @@ fn way_down(shared: &Shared, work: Receiver<Work>) {
     let World { rank, .. } = shared.world;
     let above = shared.above.as_ref().expect("only a rank with one above has this way");
     let mut taken = 0;
+    let mut words = vec![0u64; CHUNK / 8];
     while let Ok(work) = work.recv() {
         let mut started = None;
-        let mut words = vec![0u64; work.bytes.min(CHUNK).div_ceil(8)];
         for (at, count) in work.chunks() {
             let total: &mut [u8] = &mut bytemuck::cast_slice_mut(&mut words)[..count];
             if let Err(error) = receive(above, total) {

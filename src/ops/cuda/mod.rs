@@ -337,7 +337,7 @@ impl<G: Gpu> Ops for CudaOps<G> {
 
     fn take_profile(&mut self) -> Result<ProfileReport> {
         let rows = self.cx.profile.take().unwrap_or_default().sums.rows();
-        Ok(ProfileReport { rows, copy_bytes_per_second: self.copy_rate()? })
+        Ok(ProfileReport { rows, exchange: Vec::new(), copy_bytes_per_second: self.copy_rate()? })
     }
 
     fn bind(&mut self, plan: &Plan) -> Result {
