@@ -9,6 +9,7 @@
 //! This floor knows no device and no network: it moves bytes and sums numbers.
 
 pub mod environment;
+pub mod launch;
 
 /// A rank's place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
