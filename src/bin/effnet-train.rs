@@ -22,6 +22,7 @@ fn main() -> ExitCode {
     match run() {
         Ok(Done::Finished) => ExitCode::SUCCESS,
         Ok(Done::Interrupted) => ExitCode::from(130),
+        Ok(Done::Ranks(status)) => ExitCode::from(status),
         // Whoever read our output has gone; there is nobody to tell.
         Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
@@ -42,6 +43,10 @@ fn run() -> Result<Done> {
     };
     let job = flags.job::<anyhow::Error>(|out| Ok(saved_recipe(out)?))?;
     let stop = Arc::new(AtomicBool::new(false));
+    if job.launches().is_some() {
+        // Signals are the launcher's, which passes them on.
+        return job.execute(&stop);
+    }
     for signal in [SIGINT, SIGTERM] {
         // In this order: the first signal raises the flag, the second finds it raised and ends the program.
         flag::register_conditional_shutdown(signal, 130, Arc::clone(&stop))?;

@@ -1,5 +1,7 @@
 //! Carries out a job: prints the tables, or opens the images and trains.
 
+use std::env;
+use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
@@ -12,6 +14,8 @@ use serde_json::json;
 use super::{Action, Job, UsageError, demo};
 use crate::data::{self, DataError, Source};
 use crate::model::{ParamTable, summary};
+use crate::parallel::Ranks;
+use crate::parallel::launch::{Launch, Program};
 use crate::train::checkpoint::{DirectoryError, Found, RunDirectory};
 use crate::train::device::{self, Hardware};
 use crate::train::events::{End, Outcome, Reporter};
@@ -29,6 +33,8 @@ pub enum Done {
     Finished,
     /// Ctrl-C or SIGTERM ended the run, which is saved.
     Interrupted,
+    /// The ranks that were started have ended, this is what all came to, and all was said.
+    Ranks(u8),
 }
 
 /// Whether an error is the command line's (exit status 2) rather than the world's (1).
@@ -44,6 +50,16 @@ pub fn is_closed_pipe(error: &anyhow::Error) -> bool {
 }
 
 impl Job {
+    /// The ranks that this process starts instead of training itself.
+    pub fn launches(&self) -> Option<&Launch> {
+        match &self.options.ranks {
+            Ranks::Launch(launch) if self.action == Action::Train => Some(launch),
+            _ => None,
+        }
+    }
+
+    /// Ranks that are started have signals of their own kind, so nobody else may watch for any then.
+    ///
     /// # Errors
     /// Whatever stands in the way; one line when printed as `{:#}`.
     pub fn execute(&self, stop: &AtomicBool) -> Result<Done> {
@@ -54,6 +70,9 @@ impl Job {
             }
             Action::DryRun => self.print_memory_plan()?,
             Action::Train => {
+                if let Some(launch) = self.launches() {
+                    return self.launch(launch);
+                }
                 let outcome = self.train(stop)?;
                 if outcome.end == End::Interrupted {
                     return Ok(Done::Interrupted);
@@ -84,8 +103,7 @@ impl Job {
             }
         }
         let options = &self.options;
-        let selected = device::select(options.device, options.threads, options.precision);
-        let selected = selected.map_err(TrainError::from)?;
+        let selected = device::select_for(options).map_err(TrainError::from)?;
         let (line, plan) = selected.with(Plan(&self.recipe, self.classes()?))?;
         if self.json {
             let object = json!({
@@ -105,16 +123,44 @@ impl Job {
     fn train(&self, stop: &AtomicBool) -> Result<Outcome> {
         // A device that is not there is told of before the data is looked for.
         if self.options.device == DeviceChoice::Cuda {
-            device::select(self.options.device, self.options.threads, self.options.precision)
-                .map_err(TrainError::from)?;
+            device::select_for(&self.options).map_err(TrainError::from)?;
         }
-        let mut report = All(vec![Box::new(Curves::default()), for_stdout(self.json)]);
+        // Rank 0 tells for all.
+        let mut report = All(match self.options.ranks.world().leads() {
+            true => vec![Box::new(Curves::default()), for_stdout(self.json)],
+            false => Vec::new(),
+        });
         let source = self.source(&mut report)?;
         let outcome = train(&self.recipe, &self.options, source, &mut report, stop)?;
-        if self.demo && outcome.end == End::Finished && !self.json {
+        let leads = self.options.ranks.world().leads();
+        if self.demo && outcome.end == End::Finished && !self.json && leads {
             print_next(&outcome.out)?;
         }
         Ok(outcome)
+    }
+
+    /// Starts ranks, once what all of them would meet is out of the way.
+    fn launch(&self, launch: &Launch) -> Result<Done> {
+        if launch.node_rank == 0 {
+            self.refuse_taken()?;
+        }
+        // The demo's images are packed before several ranks want them.
+        drop(self.source(&mut All(vec![for_stdout(self.json)]))?);
+        let mut arguments: Vec<OsString> = env::args_os().skip(1).collect();
+        if self.demo && !self.named {
+            // The next free name is another one as soon as rank 0 has begun.
+            arguments.extend(["--out".into(), self.options.out.clone().into()]);
+        }
+        let program = Program::this(arguments).context("this program's own path")?;
+        Ok(Done::Ranks(launch.run(&program)?))
+    }
+
+    fn refuse_taken(&self) -> Result<()> {
+        let options = &self.options;
+        if !options.resume && !options.force && RunDirectory::at(&options.out).found() != Found::Nothing {
+            return Err(DirectoryError::Taken { dir: options.out.clone() }.into());
+        }
+        Ok(())
     }
 
     fn source(&self, report: &mut dyn Reporter) -> Result<Source> {
@@ -122,10 +168,12 @@ impl Job {
         if options.data != DataChoice::Demo {
             return Ok(options.data.open(self.recipe.resolution)?);
         }
-        // Nothing is packed into a directory that the run would then refuse.
-        if !options.resume && !options.force && RunDirectory::at(&options.out).found() != Found::Nothing {
-            return Err(DirectoryError::Taken { dir: options.out.clone() }.into());
+        if let Ranks::Given(_) = options.ranks {
+            // Their launcher has packed them, and said so.
+            return Ok(Source::Packed(Arc::new(data::demo::open(&options.out.join("data"))?)));
         }
+        // Nothing is packed into a directory that the run would then refuse.
+        self.refuse_taken()?;
         report.notice("the demo: 12,000 images of Fashion-MNIST (Zalando SE, MIT licence)");
         if self.free_name {
             report.notice(&format!(

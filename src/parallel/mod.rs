@@ -1,7 +1,7 @@
 //! Ranks: the processes that train one network together.
 //!
 //! Every rank computes the gradients of its own share of a step's images, the gradients are summed over the ranks,
-//! and every rank moves its own copy of the weights the same way. Two paths join them. The *control* path, `Group`,
+//! and every rank moves its own copy of the weights the same way. Two paths join them. The *control* path, [`Group`],
 //! is a small TCP service on rank 0: it finds out whether all are there and want the same, carries counts, stop
 //! requests and the first error, and notices who has gone or stands still. The *data* path carries gradients: NCCL
 //! between GPUs, a `Chain` of TCP connections in rank order between CPUs.
@@ -10,6 +10,10 @@
 
 pub mod environment;
 pub mod launch;
+mod rendezvous;
+
+use launch::Launch;
+pub use rendezvous::{Cause, Group, GroupError, Identity, LIMIT, Membership, Stopped};
 
 /// A rank's place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,5 +40,28 @@ impl World {
 impl Default for World {
     fn default() -> World {
         World::ALONE
+    }
+}
+
+/// Which ranks train.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum Ranks {
+    /// This process by itself.
+    #[default]
+    One,
+    /// Those that this process starts. It trains nothing itself.
+    Launch(Launch),
+    /// This process is one of several.
+    Given(Membership),
+}
+
+impl Ranks {
+    /// This rank's place; that of the first rank to be started where they are still to be.
+    pub fn world(&self) -> World {
+        match self {
+            Ranks::One => World::ALONE,
+            Ranks::Launch(launch) => launch.world(0),
+            Ranks::Given(membership) => membership.world,
+        }
     }
 }

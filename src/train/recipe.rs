@@ -15,6 +15,7 @@ use crate::model::{Architecture, BatchNormConfig, ModelError, Padding, Variant};
 use crate::network::NetworkConfig;
 use crate::ops::cuda::Precision;
 use crate::ops::{RmsPropForm, Rule, Statistics, Update};
+use crate::parallel::Ranks;
 
 /// The optimisers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -90,6 +91,10 @@ pub struct Recipe {
     /// The content of the file that the weights came from, as a checksum: its path may change.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub init_from: Option<String>,
+    /// Batch norm takes its statistics over the micro-batches of all ranks. Not written where it is off, as in
+    /// checkpoints from before there were ranks.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub sync_bn: bool,
 }
 
 /// A recipe that cannot be carried out. The text names the flag.
@@ -137,6 +142,7 @@ impl Recipe {
             seed: 0,
             eval_every: 1.0,
             init_from: None,
+            sync_bn: false,
         }
     }
 
@@ -361,6 +367,8 @@ pub struct RunOptions {
     pub init_from: Option<PathBuf>,
     pub resume: bool,
     pub force: bool,
+    /// Whether others train too, and how they are found.
+    pub ranks: Ranks,
 }
 
 impl RunOptions {
@@ -381,6 +389,7 @@ impl RunOptions {
             init_from: None,
             resume: false,
             force: false,
+            ranks: Ranks::One,
         }
     }
 }
@@ -401,7 +410,14 @@ mod tests {
             let text = toml::to_string(&recipe).unwrap();
             assert_eq!(toml::from_str::<Recipe>(&text).unwrap(), recipe);
         }
-        let json = serde_json::to_string(&Recipe::reference(Variant::B0, 64)).unwrap();
+        let mut recipe = Recipe::reference(Variant::B0, 64);
+        let json = serde_json::to_string(&recipe).unwrap();
+        assert!(!json.contains("sync-bn"), "an old checkpoint would not be equal: {json}");
+        recipe.sync_bn = true;
+        let synced = serde_json::to_string(&recipe).unwrap();
+        assert!(
+            synced.contains("\"sync-bn\":true") && serde_json::from_str::<Recipe>(&synced).unwrap() == recipe
+        );
         assert!(serde_json::from_str::<Recipe>(&json.replace("\"lr\"", "\"learning\"")).is_err());
     }
 

@@ -19,7 +19,7 @@ mod verdict;
 use std::ffi::OsString;
 use std::io;
 use std::net::TcpListener;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -31,6 +31,7 @@ use std::time::{Duration, Instant};
 use signal_hook::consts::{SIGINT, SIGTERM, SIGTSTP};
 use signal_hook::iterator::{Handle, Signals};
 
+use super::World;
 use super::environment::{AGENT_STORE, LAUNCHED, split};
 use lines::Lines;
 use ranks::{Ranks, prepare};
@@ -95,6 +96,24 @@ pub enum LaunchError {
     Thread(io::Error),
 }
 
+/// The listening socket that the launcher has handed to this process, rank 0, by the variable's value.
+///
+/// # Errors
+/// What the value is instead.
+pub fn inherited_listener(value: &str) -> Result<RawFd, &'static str> {
+    let fd: RawFd = value.parse().map_err(|_| "is no number")?;
+    let (mut listens, mut size) = (0 as libc::c_int, size_of::<libc::c_int>() as libc::socklen_t);
+    let (level, option) = (libc::SOL_SOCKET, libc::SO_ACCEPTCONN);
+    // SAFETY: the system checks the number, and writes as many bytes as there are.
+    let result = unsafe { libc::getsockopt(fd, level, option, (&raw mut listens).cast(), &mut size) };
+    if result != 0 || listens == 0 {
+        return Err("is no listening socket");
+    }
+    // SAFETY: sets a flag. What this process may start has no use for the socket.
+    unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
+    Ok(fd)
+}
+
 /// What the launcher waits for.
 enum Event {
     Signal(i32),
@@ -105,9 +124,14 @@ enum Event {
 }
 
 impl Launch {
-    /// All ranks, on all machines.
-    pub fn world_size(&self) -> usize {
-        self.ranks * self.nodes
+    /// The place of one of this machine's ranks.
+    pub fn world(&self, local_rank: usize) -> World {
+        World {
+            rank: self.node_rank * self.ranks + local_rank,
+            size: self.ranks * self.nodes,
+            local_rank,
+            local_size: self.ranks,
+        }
     }
 
     /// Starts the ranks, and returns when the last has ended: with the exit status, after everything has been said.
@@ -125,7 +149,7 @@ impl Launch {
         let signals = pass_on_signals(sender.clone())?;
         let lines = Arc::new(Lines::to_stderr());
         let result = self.start(program, &lines, sender).map(|ranks| {
-            let first = self.node_rank * self.ranks;
+            let first = self.world(0).rank;
             Watch { ranks, events, patience: program.patience, ends: Ends::new(first), next: None }
                 .until_all_end()
         });
@@ -159,14 +183,14 @@ impl Launch {
         for local in 0..self.ranks {
             // Only rank 0 keeps the socket: were it held open elsewhere, a dead rank 0 would still seem to listen.
             let inherited = listener.take().filter(|_| local == 0);
-            let rank = self.node_rank * self.ranks + local;
+            let World { rank, size, local_size, .. } = self.world(local);
             let mut command = Command::new(&program.path);
             command.arg0(&program.name).args(&program.arguments);
             for (name, value) in [
                 ("RANK", rank),
-                ("WORLD_SIZE", self.world_size()),
+                ("WORLD_SIZE", size),
                 ("LOCAL_RANK", local),
-                ("LOCAL_WORLD_SIZE", self.ranks),
+                ("LOCAL_WORLD_SIZE", local_size),
                 ("MASTER_PORT", port as usize),
                 (LAUNCHED, 1),
             ] {
@@ -273,5 +297,28 @@ impl Watch {
         // SAFETY: stops this process until somebody continues it.
         unsafe { libc::raise(libc::SIGSTOP) };
         self.ranks.signal(libc::SIGCONT);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_machine_has_its_part_of_the_ranks() {
+        let launch = Launch { ranks: 4, nodes: 3, node_rank: 2, address: Some("a:1".into()) };
+        assert_eq!(launch.world(1), World { rank: 9, size: 12, local_rank: 1, local_size: 4 });
+    }
+
+    #[test]
+    fn only_a_listening_socket_is_taken_over() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let fd = listener.as_raw_fd();
+        assert_eq!(inherited_listener(&fd.to_string()), Ok(fd));
+        let datagrams = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        assert!(inherited_listener(&datagrams.as_raw_fd().to_string()).is_err());
+        for value in ["-1", "987654321", "three", ""] {
+            assert!(inherited_listener(value).is_err(), "{value}");
+        }
     }
 }
