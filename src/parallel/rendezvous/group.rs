@@ -98,6 +98,8 @@ impl Group {
         let sequence = state.sequence;
         drop(state);
         self.progress();
+        // So that rank 0 knows what this rank did last, should it end now.
+        self.send(&self.member.beat());
         self.send(&post(sequence, what, bytes));
         Ok(())
     }
@@ -117,10 +119,7 @@ impl Group {
         }
         state.sequence += 1;
         state.posted = None;
-        let parts = std::mem::take(&mut state.parts);
-        drop(state);
-        self.progress();
-        Ok(parts)
+        Ok(std::mem::take(&mut state.parts))
     }
 
     /// Returns when all ranks are here.
@@ -175,13 +174,13 @@ impl Group {
 
     /// This rank moves: the watchdog counts anew.
     pub fn progress(&self) {
-        self.member.moves.fetch_add(1, Ordering::Relaxed);
+        self.member.moves();
     }
 
     /// Whether it waits for other ranks, in a sum of gradients for example. Then it is not the one that holds the
     /// others up. Waiting in an exchange is known without this.
     pub fn waiting(&self, waits: bool) {
-        self.member.waiting.store(waits, Ordering::Relaxed);
+        self.member.waits(waits);
     }
 
     /// Stops all ranks with this rank's error, unless there was one before. Returns when all know of it, after some
@@ -310,13 +309,16 @@ struct Blocked<'a>(&'a Member);
 
 impl Blocked<'_> {
     fn new(member: &Member) -> Blocked<'_> {
-        member.blocked.fetch_add(1, Ordering::Relaxed);
+        member.moves();
+        member.blocked.fetch_add(1, Ordering::SeqCst);
         Blocked(member)
     }
 }
 
 impl Drop for Blocked<'_> {
     fn drop(&mut self) {
-        self.0.blocked.fetch_sub(1, Ordering::Relaxed);
+        // First, as in `waits`.
+        self.0.moves();
+        self.0.blocked.fetch_sub(1, Ordering::SeqCst);
     }
 }
