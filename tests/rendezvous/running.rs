@@ -94,19 +94,3 @@ fn nobody_passes_a_barrier_before_all_have_come() {
         group.leave().unwrap();
     });
 }
-
-#[test]
-fn rank_0_leaves_last() {
-    use std::sync::atomic::{AtomicUsize, Ordering};
-    let leaving = AtomicUsize::new(0);
-    ranks(3, |group| {
-        if !group.world().leads() {
-            std::thread::sleep(std::time::Duration::from_millis(200));
-            leaving.fetch_add(1, Ordering::SeqCst);
-        }
-        group.leave().unwrap();
-        if group.world().leads() {
-            assert_eq!(leaving.load(Ordering::SeqCst), 2);
-        }
-    });
-}

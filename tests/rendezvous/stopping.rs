@@ -11,6 +11,8 @@ use super::{here, ranks, seconds, some_ranks, stopped};
 
 #[test]
 fn an_error_reaches_everybody_as_the_first() {
+    // Ranks end only when the others have come out of the barrier: a stop overtakes its result.
+    let all = Barrier::new(4);
     let lines = ranks(4, |group| {
         let rank = group.world().rank;
         let hooks = Arc::new(AtomicUsize::new(0));
@@ -21,6 +23,7 @@ fn an_error_reaches_everybody_as_the_first() {
         group.doing(17, "reading shards");
         assert!(group.stopped().is_none());
         group.barrier("all are here").unwrap();
+        all.wait();
         if rank == 2 {
             assert!(group.fail("train-0003.shard is damaged"));
         }
@@ -66,12 +69,13 @@ fn rank_0_may_be_the_one_that_fails_and_ends_at_once() {
 
 #[test]
 fn of_two_errors_all_ranks_hear_of_the_same() {
-    let both = Barrier::new(2);
+    // Ranks end only when the others have come out of the barrier: a stop overtakes its result.
+    let all = Barrier::new(3);
     let lines = ranks(3, |group| {
         let rank = group.world().rank;
         group.barrier("all are here").unwrap();
+        all.wait();
         if rank > 0 {
-            both.wait();
             assert!(group.fail(format!("error of rank {rank}")));
         }
         stopped(group)
@@ -81,10 +85,13 @@ fn of_two_errors_all_ranks_hear_of_the_same() {
 
 #[test]
 fn a_rank_that_ends_without_a_word_is_named() {
+    // Ranks end only when the others have come out of the barrier: a stop overtakes its result.
+    let all = Barrier::new(3);
     for gone in [0, 2] {
         let lines = ranks(3, |group| {
             group.doing(17, "training");
             group.barrier("all are here").unwrap();
+            all.wait();
             let expected = format!("{} ended without a word; it was in step 17: training", here(gone, group));
             // Dropped, as when a thread panics.
             let line = if group.world().rank == gone { expected.clone() } else { String::new() };
@@ -103,9 +110,12 @@ fn a_rank_that_ends_without_a_word_is_named() {
 
 #[test]
 fn an_error_that_is_a_consequence_gives_way_to_its_cause() {
+    // Ranks end only when the others have come out of the barrier: a stop overtakes its result.
+    let all = Barrier::new(3);
     let lines = ranks(3, |group| {
         group.doing(3, "training");
         group.barrier("all are here").unwrap();
+        all.wait();
         match group.world().rank {
             1 => thread::sleep(Duration::from_millis(300)),
             2 => assert!(group.suspect("the connection to rank 1 has ended")),
@@ -221,4 +231,37 @@ fn a_rank_that_moves_may_take_its_time() {
         group.leave().unwrap();
         String::new()
     });
+}
+
+#[test]
+fn rank_0_leaves_last_and_may_wait_for_long() {
+    let leaving = AtomicUsize::new(0);
+    watched(3, |group| {
+        if !group.world().leads() {
+            let start = Instant::now();
+            while start.elapsed() < seconds(4) {
+                group.progress();
+                thread::sleep(Duration::from_millis(10));
+            }
+            leaving.fetch_add(1, Ordering::SeqCst);
+        }
+        group.leave().unwrap();
+        if group.world().leads() {
+            assert_eq!(leaving.load(Ordering::SeqCst), 2);
+        }
+        String::new()
+    });
+}
+
+#[test]
+fn a_rank_0_that_waits_for_the_last_to_leave_hears_of_their_errors() {
+    let lines = ranks(2, |group| {
+        if group.world().leads() {
+            return group.leave().unwrap_err().to_string();
+        }
+        thread::sleep(Duration::from_millis(300));
+        assert!(group.fail("the last image is damaged"));
+        stopped(group)
+    });
+    assert!(lines.iter().all(|line| line.ends_with("the last image is damaged")), "{lines:?}");
 }

@@ -54,7 +54,7 @@ impl Desk {
         }
         seat.moved = Instant::now();
         seat.part = Some(bytes);
-        if let Some(gone) = self.seats.iter().flatten().find(|seat| seat.left) {
+        if let Some(gone) = self.seats.iter().flatten().find(|seat| seat.leaving) {
             let other = format!("{} has left", gone.who);
             return self.mismatch(rank, &what, &other);
         }
@@ -98,33 +98,35 @@ impl Desk {
             let (what, first) = (what.clone(), *first);
             return self.mismatch(first, &what, &format!("{own} has left"));
         }
-        if let Some(seat) = &mut self.seats[rank] {
-            seat.left = true;
-        }
+        let all = self.seats.iter().flatten().all(|seat| seat.leaving || seat.who.rank == rank);
         // Rank 0 leaves last: its process carries the service.
-        if rank != 0 {
-            self.say(rank, &Message::Farewell);
+        for seat in self.seats.iter_mut().flatten() {
+            seat.leaving |= seat.who.rank == rank;
+            let leaves = seat.leaving && !seat.left && (seat.who.rank != 0 || all);
+            if leaves && let Some(connection) = self.connections.get_mut(&seat.connection) {
+                connection.say(&Message::Farewell);
+            }
+            seat.left |= leaves;
         }
-        if self.seats.iter().flatten().all(|seat| seat.left) {
-            self.say(0, &Message::Farewell);
+        if all {
             self.enter(Phase::Left);
         }
     }
 
     pub fn watch(&mut self, closing: bool) {
+        if let Some((_, stopped)) = self.suspicion.take_if(|(since, _)| since.elapsed() > CAUSE) {
+            return self.stop(stopped);
+        }
         if closing && let Some(seat) = &self.seats[0] {
             let number = seat.connection;
             return self.ended(number, "ended without a word");
-        }
-        if let Some((_, stopped)) = self.suspicion.take_if(|(since, _)| since.elapsed() > CAUSE) {
-            return self.stop(stopped);
         }
         if self.beat.elapsed() > interval(self.watchdog) {
             self.beat = Instant::now();
             let beat = self.seats[0].as_ref().map(|seat| seat.beat.clone()).unwrap_or_default();
             self.tell(&Message::Beat(beat));
         }
-        let present = self.seats.iter().flatten().filter(|seat| !seat.left);
+        let present = self.seats.iter().flatten().filter(|seat| !seat.leaving);
         let standings: Vec<Standing> = present.map(Seat::standing).collect();
         let Some((rank, verdict)) = culprit(&standings, self.watchdog) else { return };
         let Some(seat) = &self.seats[rank] else { return };

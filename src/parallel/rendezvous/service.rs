@@ -237,8 +237,8 @@ impl Desk {
         connection.push(Preamble { protocol: PROTOCOL, rank: 0 }.encode().into());
         connection.stage = Stage::Greeted;
         if theirs.protocol != PROTOCOL {
-            self.came.insert(theirs.rank as usize);
             let why = other_protocol(theirs.rank, connection.from.ip(), theirs.protocol, PROTOCOL);
+            self.comes(theirs.rank as usize);
             let gathering = matches!(self.phase, Phase::Gathering);
             self.refuse(number, if gathering { Fault::Everybody(why) } else { Fault::Newcomer(why) });
         }
@@ -249,7 +249,7 @@ impl Desk {
             self.connections.remove(&number);
             return;
         };
-        self.came.insert(who.rank);
+        self.comes(who.rank);
         if let Phase::Refused { why, .. } = &self.phase {
             let why = why.clone();
             return self.refuse(number, Fault::Newcomer(why));
@@ -272,6 +272,12 @@ impl Desk {
                 (seat.heard, seat.moved) = (Instant::now(), Instant::now());
             }
             self.enter(Phase::Running);
+        }
+    }
+
+    fn comes(&mut self, rank: usize) {
+        if rank < self.seats.len() {
+            self.came.insert(rank);
         }
     }
 
