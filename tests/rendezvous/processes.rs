@@ -44,6 +44,9 @@ fn a_rank() {
     let start = Instant::now();
     while start.elapsed() < seconds(60) {
         group.progress();
+        if task == "tells" && group.stopped().is_some() {
+            group.told();
+        }
         thread::sleep(Duration::from_millis(10));
     }
 }
@@ -129,7 +132,7 @@ fn a_killed_rank_0_is_named_by_the_others() {
     let expected = format!("{} ended without a word; it was in step 17: training", here(0, &group));
     assert_eq!(stopped(&group), expected);
     assert!(group.tells(), "nobody else can");
-    assert!(group.fail("a later error") == false);
+    assert!(!group.fail("a later error"));
 }
 
 #[test]
@@ -166,6 +169,10 @@ fn a_stop_ends_processes_that_hang() {
     assert_eq!(output.status.code(), Some(1));
     let line = format!("error: {} in step 0, starting: an error of rank 1\n", here(1, &group));
     assert_eq!(String::from_utf8_lossy(&output.stderr), line);
+    // But not twice.
+    let (group, rank) = pair("tells", 0);
+    assert!(group.fail("an error of rank 1"));
+    assert_eq!(String::from_utf8_lossy(&rank.end().stderr), "");
 }
 
 #[test]

@@ -207,12 +207,12 @@ impl Group {
         self.send(&Message::Fail { step, what: what.into(), message, consequence }.encode());
         let start = Instant::now();
         let mut state = lock(&member.state);
-        while !state.told && !state.lost && start.elapsed() < TELLING {
+        while !state.acknowledged && !state.lost && start.elapsed() < TELLING {
             let left = TELLING.saturating_sub(start.elapsed());
             state =
                 member.changed.wait_timeout(state, left).unwrap_or_else(|poisoned| poisoned.into_inner()).0;
         }
-        let told = state.told;
+        let told = state.acknowledged;
         drop(state);
         if !told {
             member.stop(own, true);
@@ -222,14 +222,17 @@ impl Group {
 
     /// The first error, once there is one.
     pub fn stopped(&self) -> Option<Stopped> {
-        let mut state = lock(&self.member.state);
-        state.seen |= state.stopped.is_some();
-        state.stopped.clone()
+        lock(&self.member.state).stopped.clone()
     }
 
     /// Whether it is for this rank to print the first error: rank 0 does, and others where rank 0 is lost to them.
     pub fn tells(&self) -> bool {
         self.world.leads() || lock(&self.member.state).own
+    }
+
+    /// The first error is printed. Until this is called, the end of a process that hangs prints it.
+    pub fn told(&self) {
+        lock(&self.member.state).told = true;
     }
 
     /// Runs `hook` once when a stop comes, on another thread; at once where it has come already. A hook is to make
@@ -287,12 +290,9 @@ impl Group {
     }
 }
 
-fn check(mut state: MutexGuard<State>) -> Result<MutexGuard<State>, GroupError> {
+fn check(state: MutexGuard<State>) -> Result<MutexGuard<State>, GroupError> {
     match state.stopped.clone() {
-        Some(stopped) => {
-            state.seen = true;
-            Err(GroupError::Stopped(stopped))
-        }
+        Some(stopped) => Err(GroupError::Stopped(stopped)),
         None => Ok(state),
     }
 }

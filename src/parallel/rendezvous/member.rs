@@ -63,10 +63,10 @@ pub struct State {
     pub own: bool,
     /// The connection is at an end.
     pub lost: bool,
-    /// The program has been handed the stop.
-    pub seen: bool,
-    /// All know of this rank's error.
+    /// The program has printed the stop.
     pub told: bool,
+    /// All know of this rank's error.
+    pub acknowledged: bool,
     pub leaving: bool,
     pub left: bool,
     pub hooks: Vec<Hook>,
@@ -191,7 +191,7 @@ impl Member {
                 self.stop(stopped, false);
                 return true;
             }
-            Frame::Control(Message::Told) => state.told = true,
+            Frame::Control(Message::Told) => state.acknowledged = true,
             Frame::Control(Message::Farewell) => state.left = true,
             _ => return false,
         }
@@ -239,9 +239,10 @@ impl Member {
             thread::sleep(grace);
             let state = lock(&own.state);
             // Rank 0 tells the error, unless it is rank 0 that is lost.
-            let silent = if own.who.rank == 0 { !state.seen } else { state.own };
+            let tells = own.who.rank == 0 || state.own;
             if let Some(stopped) = &state.stopped
-                && silent
+                && tells
+                && !state.told
             {
                 eprintln!("error: {stopped}");
             }
