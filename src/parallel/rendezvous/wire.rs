@@ -281,9 +281,8 @@ mod tests {
         fn arbitrary_bytes_are_frames_or_malformed(kind in 0..5u8, bytes: Vec<u8>, piece in 1..40usize) {
             let mut inbox = Inbox::new();
             let whole = frame(kind, &[&bytes]);
-            match frames(&mut inbox, &whole, piece) {
-                Ok(found) => prop_assert_eq!(found.len(), 1),
-                Err(Malformed) => {}
+            if let Ok(found) = frames(&mut inbox, &whole, piece) {
+                prop_assert_eq!(found.len(), 1);
             }
             let _ = frames(&mut Inbox::new(), &bytes, piece);
         }
