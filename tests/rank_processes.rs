@@ -368,11 +368,11 @@ fn ranks_of_torchrun_open_mpi_and_slurm_find_each_other() {
 }
 
 /// Two ranks by hand, each with its own variables and flags; what they end with.
-fn two(rank: impl Fn(usize, &mut Command)) -> [Output; 2] {
+fn two(data: [&Path; 2], rank: impl Fn(usize, &mut Command)) -> [Output; 2] {
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let dir = tempfile::tempdir().unwrap();
     let children = [0, 1].map(|number| {
-        let mut command = program(&place("data"), &dir.path().join("out"));
+        let mut command = program(data[number], &dir.path().join("out"));
         command.args(["--rendezvous-timeout", "20"]).envs([
             ("RANK", number.to_string()),
             ("WORLD_SIZE", "2".into()),
@@ -389,7 +389,7 @@ fn two(rank: impl Fn(usize, &mut Command)) -> [Output; 2] {
 
 #[test]
 fn ranks_that_want_something_else_are_refused_by_name() {
-    let other = place("other-data");
+    let (data, other) = (place("data"), place("other-data"));
     data_support::pack_grey(&other, 41, 13, 28, 1 << 20);
     let both_say = |outputs: &[Output; 2], parts: &[&str]| {
         let lines = outputs.iter().map(errors).collect::<Vec<_>>().concat();
@@ -397,24 +397,20 @@ fn ranks_that_want_something_else_are_refused_by_name() {
         assert!(one, "{parts:?}: {lines:?}");
         assert!(outputs.iter().all(|output| !output.status.success()));
     };
-    let outputs = two(|rank, command| {
+    let outputs = two([&data, &data], |rank, command| {
         command.args(["--dropout", if rank == 0 { "0.1" } else { "0.3" }]);
     });
     both_say(&outputs, &["rank 1", "dropout", "0.3", "0.1"]);
-    let outputs = two(|rank, command| {
-        if rank == 1 {
-            command.arg("--data").arg(&other);
-        }
-    });
+    let outputs = two([&data, &other], |_, _| ());
     both_say(&outputs, &["rank 1", "data set"]);
-    let outputs = two(|rank, command| {
+    let outputs = two([&data, &data], |rank, command| {
         if rank == 1 {
             command.env("RANK", "0");
         }
     });
     // Both are rank 0 now: one of them finds the port taken.
     both_say(&outputs, &["in use", "MASTER_PORT"]);
-    let outputs = two(|rank, command| {
+    let outputs = two([&data, &data], |rank, command| {
         command.env("WORLD_SIZE", "3").env("LOCAL_WORLD_SIZE", "3");
         command.env("RANK", (2 * rank).to_string()).args(["--batch-size", "9", "--rendezvous-timeout", "2"]);
     });
