@@ -8,6 +8,8 @@
 //!
 //! This floor knows no device and no network: it moves bytes and sums numbers.
 
+pub mod nccl;
+
 /// A rank's place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct World {
