@@ -1,7 +1,7 @@
 //! Ranks: the processes that train one network together.
 //!
 //! Every rank computes the gradients of its own share of a step's images, the gradients are summed over the ranks,
-//! and every rank moves its own copy of the weights the same way. Two paths join them. The *control* path, `Group`,
+//! and every rank moves its own copy of the weights the same way. Two paths join them. The *control* path, [`Group`],
 //! is a small TCP service on rank 0: it finds out whether all are there and want the same, carries counts, stop
 //! requests and the first error, and notices who has gone or stands still. The *data* path carries gradients: NCCL
 //! between GPUs, a `Chain` of TCP connections in rank order between CPUs.
@@ -9,6 +9,9 @@
 //! This floor knows no device and no network: it moves bytes and sums numbers.
 
 pub mod nccl;
+mod rendezvous;
+
+pub use rendezvous::{Cause, Group, GroupError, Identity, LIMIT, Membership, Stopped};
 
 /// A rank's place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

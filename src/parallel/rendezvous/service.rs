@@ -1,0 +1,487 @@
+//! Rank 0's thread: one loop over all connections, which never blocks on any of them.
+
+use std::collections::BTreeMap;
+use std::io::{self, ErrorKind};
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use super::connect::{interest, poll};
+use super::connection::{Connection, Read, Stage};
+use super::error::seconds;
+use super::member::interval;
+use super::seats::{Applicant, Fault, Seat, admit, missing, other_protocol};
+use super::watch::{Standing, Verdict, culprit};
+use super::wire::{Frame, Message, PROTOCOL, Preamble, part};
+use super::{Cause, Identity, Stopped};
+
+/// Longest wait for something to come, so that times are looked at.
+const TICK: Duration = Duration::from_millis(50);
+/// A stranger's time to say who it is.
+const HELLO: Duration = Duration::from_secs(5);
+/// Strangers at once; another one costs the oldest its connection.
+const STRANGERS: usize = 256;
+/// How long the end of the group is held up by ranks that do not hear of it.
+const PARTING: Duration = Duration::from_secs(2);
+/// How long the consequence of an error waits for the error itself.
+const CAUSE: Duration = Duration::from_secs(1);
+/// A pause of this thread itself (the process was stopped, the machine slept) is nobody's standing still.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// The running service; dropping it ends it, within a few seconds at most.
+pub struct Service {
+    thread: Option<JoinHandle<()>>,
+    closing: Arc<AtomicBool>,
+}
+
+impl Service {
+    /// `identity` is rank 0's.
+    pub fn start(
+        listener: TcpListener,
+        size: usize,
+        identity: Identity,
+        timeout: Duration,
+        watchdog: Duration,
+    ) -> io::Result<Service> {
+        listener.set_nonblocking(true)?;
+        let closing = Arc::new(AtomicBool::new(false));
+        let now = Instant::now();
+        let desk = Desk {
+            listener,
+            connections: BTreeMap::new(),
+            count: 0,
+            seats: (0..size).map(|_| None).collect(),
+            identity,
+            timeout,
+            watchdog,
+            closing: closing.clone(),
+            phase: Phase::Gathering,
+            since: now,
+            looked: now,
+            beat: now,
+            sequence: 0,
+            what: None,
+            suspicion: None,
+            asking: Vec::new(),
+        };
+        let thread = thread::Builder::new().name("rendezvous".into()).spawn(move || desk.run())?;
+        Ok(Service { thread: Some(thread), closing })
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        self.closing.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            // Its panic, if there was one, has been printed and has reached the ranks as a lost connection.
+            let _ = thread.join();
+        }
+    }
+}
+
+enum Phase {
+    /// Not all are there.
+    Gathering,
+    Running,
+    /// The group did not come together.
+    Refused(String),
+    /// There was an error; all know it or have had their time.
+    Stopped {
+        all: bool,
+    },
+    /// All have left.
+    Left,
+}
+
+struct Desk {
+    listener: TcpListener,
+    connections: BTreeMap<u64, Connection>,
+    /// Connections so far.
+    count: u64,
+    /// By rank.
+    seats: Vec<Option<Seat>>,
+    identity: Identity,
+    timeout: Duration,
+    watchdog: Duration,
+    closing: Arc<AtomicBool>,
+    phase: Phase,
+    /// Start of the phase.
+    since: Instant,
+    /// Last look at the times.
+    looked: Instant,
+    /// Last heartbeat sent.
+    beat: Instant,
+    /// The exchange that goes on: its number, its name and the rank that came first.
+    sequence: u64,
+    what: Option<(String, usize)>,
+    suspicion: Option<(Instant, Stopped)>,
+    /// Ranks that wait to hear that all know of the error.
+    asking: Vec<usize>,
+}
+
+impl Desk {
+    fn run(mut self) {
+        while !self.finished() {
+            for connection in self.wait() {
+                self.read(connection);
+            }
+            self.look();
+            self.connections.values_mut().for_each(Connection::flush);
+        }
+    }
+
+    fn enter(&mut self, phase: Phase) {
+        self.phase = phase;
+        self.since = Instant::now();
+    }
+
+    fn finished(&self) -> bool {
+        let late = self.since.elapsed() > PARTING;
+        let mut connections = self.connections.values().filter(|connection| !connection.is_stranger());
+        match self.phase {
+            Phase::Gathering | Phase::Running => false,
+            Phase::Left => late || !connections.any(Connection::has_more),
+            Phase::Refused(_) => late || connections.next().is_none(),
+            Phase::Stopped { all } => {
+                all && (self.closing.load(Ordering::Relaxed) || connections.next().is_none())
+            }
+        }
+    }
+
+    /// Waits until something comes; takes newcomers in and returns whose bytes are there.
+    fn wait(&mut self) -> Vec<u64> {
+        let own = [interest(&self.listener, false)];
+        let theirs = self.connections.values().map(|of| interest(&of.stream, of.has_more()));
+        let mut sockets: Vec<libc::pollfd> = own.into_iter().chain(theirs).collect();
+        poll(&mut sockets, TICK);
+        let ready = |socket: &libc::pollfd| socket.revents & !libc::POLLOUT != 0;
+        let found = self.connections.keys().zip(&sockets[1..]).filter(|(_, socket)| ready(socket));
+        let found = found.map(|(number, _)| *number).collect();
+        if ready(&sockets[0]) {
+            self.accept();
+        }
+        found
+    }
+
+    fn accept(&mut self) {
+        loop {
+            match self.listener.accept() {
+                Ok((stream, from)) => {
+                    let Ok(connection) = Connection::new(stream, from) else { continue };
+                    let strangers = self.connections.iter().filter(|(_, of)| of.is_stranger());
+                    let strangers: Vec<u64> = strangers.map(|(number, _)| *number).collect();
+                    if strangers.len() >= STRANGERS {
+                        self.connections.remove(&strangers[0]);
+                    }
+                    self.connections.insert(self.count, connection);
+                    self.count += 1;
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::ConnectionAborted => {}
+                Err(_) => {
+                    // No descriptor is free, perhaps. Not to run in circles until one is:
+                    thread::sleep(TICK / 5);
+                    return;
+                }
+            }
+        }
+    }
+
+    fn read(&mut self, number: u64) {
+        let Some(connection) = self.connections.get_mut(&number) else { return };
+        let read = connection.read();
+        if let Stage::Rank(rank) = connection.stage
+            && read == Read::Some
+            && let Some(seat) = &mut self.seats[rank]
+        {
+            seat.heard = Instant::now();
+        }
+        // What came before the end counts.
+        while let Some(connection) = self.connections.get_mut(&number) {
+            let done = match connection.stage {
+                Stage::New => connection.inbox.preamble().map(|found| found.map(|of| self.greet(number, of))),
+                Stage::Greeted => {
+                    connection.inbox.frame().map(|found| found.map(|of| self.hello(number, of)))
+                }
+                Stage::Rank(rank) => {
+                    connection.inbox.frame().map(|found| found.map(|of| self.hear(rank, of)))
+                }
+                Stage::Parting => Ok(None),
+            };
+            match done {
+                Ok(Some(())) => {}
+                Ok(None) => break,
+                Err(_) => return self.ended(number, "sent what makes no sense"),
+            }
+        }
+        if read == Read::End {
+            self.ended(number, "ended without a word");
+        }
+    }
+
+    fn greet(&mut self, number: u64, theirs: Preamble) {
+        let Some(connection) = self.connections.get_mut(&number) else { return };
+        connection.push(Preamble { protocol: PROTOCOL, rank: 0 }.encode().into());
+        connection.stage = Stage::Greeted;
+        if theirs.protocol != PROTOCOL {
+            let why = other_protocol(theirs.rank, connection.from.ip(), theirs.protocol, PROTOCOL);
+            let gathering = matches!(self.phase, Phase::Gathering);
+            self.refuse(number, if gathering { Fault::Everybody(why) } else { Fault::Newcomer(why) });
+        }
+    }
+
+    fn hello(&mut self, number: u64, frame: Frame) {
+        let Frame::Control(Message::Hello { who, size, identity }) = frame else {
+            self.connections.remove(&number);
+            return;
+        };
+        if let Phase::Refused(why) = &self.phase {
+            let why = why.clone();
+            return self.refuse(number, Fault::Newcomer(why));
+        }
+        let applicant = Applicant { who: &who, size, identity: &identity };
+        if let Err(fault) = admit(&self.seats, &applicant, &self.identity) {
+            return self.refuse(number, fault);
+        }
+        let Some(connection) = self.connections.get_mut(&number) else { return };
+        let left = self.timeout.saturating_sub(self.since.elapsed());
+        connection.say(&Message::Seated { milliseconds: left.as_millis() as u64 });
+        connection.stage = Stage::Rank(who.rank);
+        connection.inbox.trust();
+        let rank = who.rank;
+        self.seats[rank] = Some(Seat::new(who, number));
+        if self.seats.iter().all(Option::is_some) {
+            let all = self.seats.iter().flatten().map(|seat| seat.who.clone()).collect();
+            self.tell(&Message::Welcome { all });
+            for seat in self.seats.iter_mut().flatten() {
+                (seat.heard, seat.moved) = (Instant::now(), Instant::now());
+            }
+            self.enter(Phase::Running);
+        }
+    }
+
+    fn refuse(&mut self, number: u64, fault: Fault) {
+        let (why, everybody) = match fault {
+            Fault::Newcomer(why) => (why, false),
+            Fault::Everybody(why) => (why, true),
+        };
+        for (of, connection) in &mut self.connections {
+            if *of == number || (everybody && matches!(connection.stage, Stage::Rank(_))) {
+                connection.say(&Message::Refused { why: why.clone() });
+                connection.stage = Stage::Parting;
+                connection.since = Instant::now();
+            }
+        }
+        if everybody {
+            self.enter(Phase::Refused(why));
+        }
+    }
+
+    /// Nobody's connection in particular.
+    fn give_up(&mut self, why: String) {
+        self.refuse(u64::MAX, Fault::Everybody(why));
+    }
+
+    /// To all ranks that are still there.
+    fn tell(&mut self, message: &Message) {
+        self.pass(&message.encode().into());
+    }
+
+    fn pass(&mut self, bytes: &Arc<[u8]>) {
+        for seat in self.seats.iter().flatten().filter(|seat| !seat.left) {
+            if let Some(connection) = self.connections.get_mut(&seat.connection) {
+                connection.push(bytes.clone());
+            }
+        }
+    }
+
+    fn say(&mut self, rank: usize, message: &Message) {
+        let seat = self.seats[rank].as_ref();
+        if let Some(connection) = seat.and_then(|seat| self.connections.get_mut(&seat.connection)) {
+            connection.say(message);
+        }
+    }
+
+    fn ended(&mut self, number: u64, how: &str) {
+        let Some(connection) = self.connections.remove(&number) else { return };
+        let Stage::Rank(rank) = connection.stage else { return };
+        let Some(seat) = &mut self.seats[rank] else { return };
+        seat.gone = true;
+        match self.phase {
+            Phase::Gathering => {
+                let why = format!("{} ended before all ranks were there", seat.who);
+                self.give_up(why);
+            }
+            Phase::Running if !seat.left => {
+                let (step, what) = seat.beat.doing();
+                let message = format!("{} {how}; it was in step {step}: {what}", seat.who);
+                let stopped = seat.who.stopped(Cause::Ended, seat.beat.doing(), message);
+                self.stop(stopped);
+            }
+            _ => {}
+        }
+    }
+
+    /// The first error wins.
+    fn stop(&mut self, stopped: Stopped) {
+        if matches!(self.phase, Phase::Running) {
+            self.tell(&Message::Stop(stopped));
+            self.enter(Phase::Stopped { all: false });
+        }
+    }
+
+    fn hear(&mut self, rank: usize, frame: Frame) {
+        let Some(seat) = &mut self.seats[rank] else { return };
+        match frame {
+            Frame::Control(Message::Beat(beat)) => seat.note(beat),
+            Frame::Control(Message::Heard) => seat.stopped = true,
+            Frame::Control(Message::Fail { step, what, message, consequence }) => {
+                let stopped = seat.who.stopped(Cause::Failed, (step, &what), message);
+                self.asking.push(rank);
+                if !consequence {
+                    self.stop(stopped);
+                } else if self.suspicion.is_none() {
+                    self.suspicion = Some((Instant::now(), stopped));
+                }
+            }
+            Frame::Post { sequence, what, bytes } => self.take(rank, sequence, what, bytes),
+            Frame::Control(Message::Bye) => self.leave(rank),
+            _ => {
+                let number = seat.connection;
+                self.ended(number, "sent what makes no sense");
+            }
+        }
+    }
+
+    /// A rank's part of an exchange.
+    fn take(&mut self, rank: usize, sequence: u64, what: String, bytes: Vec<u8>) {
+        if !matches!(self.phase, Phase::Running) {
+            return;
+        }
+        let Some(seat) = &mut self.seats[rank] else { return };
+        if sequence != self.sequence || seat.part.is_some() {
+            let number = seat.connection;
+            return self.ended(number, "lost count of the exchanges");
+        }
+        seat.moved = Instant::now();
+        seat.part = Some(bytes);
+        if let Some(gone) = self.seats.iter().flatten().find(|seat| seat.left) {
+            let other = format!("{} has left", gone.who);
+            return self.mismatch(rank, &what, &other);
+        }
+        match &self.what {
+            None => self.what = Some((what, rank)),
+            Some((first, of)) if *first != what => {
+                let other = self.seats[*of].as_ref().map(|seat| format!("{} is at `{first}`", seat.who));
+                return self.mismatch(rank, &what, &other.unwrap_or_default());
+            }
+            Some(_) => {}
+        }
+        if self.seats.iter().flatten().all(|seat| seat.part.is_some()) {
+            for rank in 0..self.seats.len() {
+                let bytes = self.seats[rank].as_mut().and_then(|seat| seat.part.take());
+                self.pass(&part(self.sequence, &bytes.unwrap_or_default()).into());
+            }
+            self.sequence += 1;
+            self.what = None;
+        }
+    }
+
+    fn mismatch(&mut self, rank: usize, what: &str, other: &str) {
+        let Some(seat) = &self.seats[rank] else { return };
+        let message = format!("{} is at `{what}` while {other}; ranks must do the same", seat.who);
+        let stopped = seat.who.stopped(Cause::Mismatch, seat.beat.doing(), message);
+        self.stop(stopped);
+    }
+
+    fn leave(&mut self, rank: usize) {
+        if !matches!(self.phase, Phase::Running) {
+            return;
+        }
+        let Some(seat) = &mut self.seats[rank] else { return };
+        let owes = seat.part.is_none();
+        seat.left = true;
+        let own = seat.who.clone();
+        if let Some((what, first)) = &self.what
+            && owes
+        {
+            let (what, first) = (what.clone(), *first);
+            return self.mismatch(first, &what, &format!("{own} has left"));
+        }
+        // Rank 0 leaves last: its process carries the service.
+        if rank != 0 {
+            self.say(rank, &Message::Farewell);
+        }
+        if self.seats.iter().flatten().all(|seat| seat.left) {
+            self.say(0, &Message::Farewell);
+            self.enter(Phase::Left);
+        }
+    }
+
+    /// All that happens because time goes by.
+    fn look(&mut self) {
+        let gap = self.looked.elapsed();
+        self.looked = Instant::now();
+        if gap > PAUSE {
+            for seat in self.seats.iter_mut().flatten() {
+                seat.heard += gap;
+                seat.moved += gap;
+            }
+        }
+        self.connections.retain(|_, of| match of.stage {
+            Stage::New | Stage::Greeted => of.since.elapsed() < HELLO,
+            Stage::Rank(_) => true,
+            Stage::Parting => of.since.elapsed() < PARTING,
+        });
+        let closing = self.closing.load(Ordering::Relaxed);
+        match &mut self.phase {
+            Phase::Gathering if closing => self.give_up("rank 0 gave up before all ranks were there".into()),
+            Phase::Gathering if self.since.elapsed() > self.timeout => {
+                let why = missing(&self.seats, self.timeout);
+                self.give_up(why);
+            }
+            Phase::Running => self.watch(closing),
+            Phase::Stopped { all } => {
+                let knows = |seat: &Seat| seat.stopped || seat.gone || seat.left;
+                *all |= self.since.elapsed() > PARTING || self.seats.iter().flatten().all(knows);
+                if *all {
+                    for rank in std::mem::take(&mut self.asking) {
+                        self.say(rank, &Message::Told);
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn watch(&mut self, closing: bool) {
+        if closing && let Some(seat) = &self.seats[0] {
+            let number = seat.connection;
+            return self.ended(number, "ended without a word");
+        }
+        if let Some((_, stopped)) = self.suspicion.take_if(|(since, _)| since.elapsed() > CAUSE) {
+            return self.stop(stopped);
+        }
+        if self.beat.elapsed() > interval(self.watchdog) {
+            self.beat = Instant::now();
+            let beat = self.seats[0].as_ref().map(|seat| seat.beat.clone()).unwrap_or_default();
+            self.tell(&Message::Beat(beat));
+        }
+        let present = self.seats.iter().flatten().filter(|seat| !seat.left);
+        let standings: Vec<Standing> = present.map(Seat::standing).collect();
+        let Some((rank, verdict)) = culprit(&standings, self.watchdog) else { return };
+        let Some(seat) = &self.seats[rank] else { return };
+        let how = match verdict {
+            Verdict::Still => "has not moved",
+            Verdict::Silent => "has given no sign of life",
+        };
+        let (step, what) = seat.beat.doing();
+        let limit = seconds(self.watchdog);
+        let message = format!("{} {how} for {limit}; it was in step {step}: {what}", seat.who);
+        let stopped = seat.who.stopped(Cause::Stalled, seat.beat.doing(), message);
+        self.stop(stopped);
+    }
+}
