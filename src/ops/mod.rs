@@ -21,6 +21,8 @@ use serde::{Deserialize, Serialize};
 pub use tensor::{Kind, Param, Tensor, Tensors};
 
 pub use crate::data::BatchPixels;
+use crate::parallel::GroupError;
+use crate::parallel::nccl::NcclError;
 
 /// What a device reports.
 #[derive(Debug, thiserror::Error)]
@@ -30,6 +32,15 @@ pub enum OpsError {
     /// No GPU, or one that failed.
     #[error(transparent)]
     Cuda(#[from] cuda::nvidia::DriverError),
+    /// What ranks on GPUs exchange with.
+    #[error(transparent)]
+    Nccl(#[from] NcclError),
+    /// What ranks meet by.
+    #[error(transparent)]
+    Ranks(#[from] GroupError),
+    /// Of a device that works alone.
+    #[error("an exchange between ranks, before they were joined")]
+    NotConnected,
 }
 
 pub type Result<T = ()> = std::result::Result<T, OpsError>;
@@ -131,10 +142,25 @@ pub struct ProfileRow {
     pub bytes: u64,
 }
 
+/// When a bucket was summed over the ranks, in microseconds since its step began.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct BucketTime {
+    /// Counted from the profile's first.
+    pub step: u64,
+    /// Of its gradients.
+    pub bytes: u64,
+    pub start: f64,
+    pub end: f64,
+    /// When the step's backward pass ended: what is summed after that hides behind nothing.
+    pub backward_end: f64,
+}
+
 /// What [`Ops::take_profile`] gives.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ProfileReport {
     pub rows: Vec<ProfileRow>,
+    /// In the order in which they were summed; empty where ranks do not share the work.
+    pub exchange: Vec<BucketTime>,
     /// Bytes read and bytes written a second by a plain copy on this device, just measured.
     pub copy_bytes_per_second: f64,
 }

@@ -81,7 +81,7 @@ mod tests {
             row("expand forward", None, 300.0, 6_000_000),
             row("expand forward", Some("expand_forward_f16"), 250.0, 0),
         ];
-        let report = ProfileReport { rows, copy_bytes_per_second: 40e9 };
+        let report = ProfileReport { rows, exchange: Vec::new(), copy_bytes_per_second: 40e9 };
         let lines = lines(&report, 2);
         let words: Vec<Vec<&str>> = lines.iter().map(|line| line.split_whitespace().collect()).collect();
         assert_eq!(words.len(), 6, "{lines:#?}");

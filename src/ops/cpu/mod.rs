@@ -238,7 +238,7 @@ impl Ops for CpuOps {
 
     fn take_profile(&mut self) -> Result<ProfileReport> {
         let rows = self.profile.take().unwrap_or_default().rows();
-        Ok(ProfileReport { rows, copy_bytes_per_second: self.copy_rate() })
+        Ok(ProfileReport { rows, exchange: Vec::new(), copy_bytes_per_second: self.copy_rate() })
     }
 
     fn read_state(&mut self, buffer: Buffer, out: &mut [f32]) -> Result {

@@ -65,7 +65,11 @@ impl Comm {
         // SAFETY: the communicator is there; writes one number.
         comm.call("ncclCommUserRank", |comm| unsafe { (library.functions.comm_user_rank)(comm, &mut own) })?;
         if own != rank as i32 {
-            return Err(NcclError::Misplaced { rank, got: format!("rank {own}"), expected: format!("rank {rank}") });
+            return Err(NcclError::Misplaced {
+                rank,
+                got: format!("rank {own}"),
+                expected: format!("rank {rank}"),
+            });
         }
         Ok(comm)
     }
@@ -86,11 +90,18 @@ impl Comm {
     /// # Safety
     /// `at` is that many elements of the GPU's memory, and `stream` a stream of its context. All ranks enqueue the same in
     /// the same order.
-    pub unsafe fn all_reduce(&self, at: u64, elements: usize, how: Reduce, stream: *mut c_void) -> Result<(), NcclError> {
+    pub unsafe fn all_reduce(
+        &self,
+        at: u64,
+        elements: usize,
+        how: Reduce,
+        stream: *mut c_void,
+    ) -> Result<(), NcclError> {
         let (kind, operation) = how.numbers();
         let (at, functions) = (at as *mut c_void, self.shared.library.functions);
         // SAFETY: as the caller promises.
-        let reduce = |comm| unsafe { (functions.all_reduce)(at, at, elements, kind, operation, comm, stream) };
+        let reduce =
+            |comm| unsafe { (functions.all_reduce)(at, at, elements, kind, operation, comm, stream) };
         self.call("ncclAllReduce", reduce)
     }
 
@@ -101,7 +112,13 @@ impl Comm {
     ///
     /// # Safety
     /// As for [`Comm::all_reduce`]; at `to` is room for all ranks' bytes.
-    pub unsafe fn all_gather(&self, from: u64, to: u64, bytes: usize, stream: *mut c_void) -> Result<(), NcclError> {
+    pub unsafe fn all_gather(
+        &self,
+        from: u64,
+        to: u64,
+        bytes: usize,
+        stream: *mut c_void,
+    ) -> Result<(), NcclError> {
         const UINT8: i32 = 1;
         let functions = self.shared.library.functions;
         // SAFETY: as the caller promises.

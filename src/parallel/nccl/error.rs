@@ -39,7 +39,9 @@ pub struct Failure {
 fn hint(code: i32) -> &'static str {
     match code {
         // Of CUDA.
-        1 => "an older driver needs an older NCCL (nvidia-nccl-cu12 before driver 580); NCCL_DEBUG=WARN says more",
+        1 => {
+            "an older driver needs an older NCCL (nvidia-nccl-cu12 before driver 580); NCCL_DEBUG=WARN says more"
+        }
         // Of the system: sockets, shared memory.
         2 => {
             "ranks must reach one another (NCCL_SOCKET_IFNAME names the network) and share /dev/shm; NCCL_DEBUG=WARN \
@@ -108,7 +110,10 @@ mod tests {
             NcclError::NotNccl { library: library(), function: "ncclAllReduce" },
             NcclError::TooOld { library: library(), has: Version(2, 8, 4), needs: Version(2, 16, 0) },
             NcclError::OtherVersion { rank: 3, has: Version(2, 18, 1), needs: Version(2, 32, 3) },
-            NcclError::SharedGpu { ranks: "0 and 1 (on host a)".into(), gpu: "Some Card, 00000000:01:00.0".into() },
+            NcclError::SharedGpu {
+                ranks: "0 and 1 (on host a)".into(),
+                gpu: "Some Card, 00000000:01:00.0".into(),
+            },
             NcclError::Misplaced { rank: 1, got: "one on GPU 0".into(), expected: "GPU 1".into() },
             NcclError::Call(failure(1)),
             NcclError::Call(failure(2)),
@@ -122,6 +127,9 @@ mod tests {
             assert!(what.len() > 15 && remedy.len() > 10 && !text.contains('\n'), "{text}");
         }
         let text = NcclError::Call(failure(5)).to_string();
-        assert!(text.starts_with("ncclCommInitRank: invalid usage (Duplicate GPU detected); two ranks"), "{text}");
+        assert!(
+            text.starts_with("ncclCommInitRank: invalid usage (Duplicate GPU detected); two ranks"),
+            "{text}"
+        );
     }
 }

@@ -86,7 +86,8 @@ impl Library {
             return Library::open(Path::new(&path));
         }
         // SAFETY: loading runs the library's initialisers, which only note what the environment says.
-        let loaders = NAMES.iter().find_map(|name| Some((*name, unsafe { libloading::Library::new(*name) }.ok()?)));
+        let loaders =
+            NAMES.iter().find_map(|name| Some((*name, unsafe { libloading::Library::new(*name) }.ok()?)));
         if let Some((name, library)) = loaders {
             return Library::of(library, name.into());
         }
@@ -126,7 +127,8 @@ impl Library {
         // SAFETY: a library of this name that has all of these functions is NCCL.
         let functions = unsafe { Functions::of(&loaded) };
         std::mem::forget(loaded);
-        let functions = functions.map_err(|function| NcclError::NotNccl { library: library.clone(), function })?;
+        let functions =
+            functions.map_err(|function| NcclError::NotNccl { library: library.clone(), function })?;
         let mut number = 0;
         let nowhere = Library { functions, version: Version(0, 0, 0) };
         // SAFETY: writes one number.
@@ -160,7 +162,10 @@ impl Library {
         }
         // SAFETY: the functions give a string that lives as long as the library, or null.
         let (text, last) = unsafe {
-            (said((self.functions.get_error_string)(code)), said((self.functions.get_last_error)(std::ptr::null_mut())))
+            (
+                said((self.functions.get_error_string)(code)),
+                said((self.functions.get_last_error)(std::ptr::null_mut())),
+            )
         };
         // What NCCL adds of its own remedies is in `hint`.
         let text = text.map(|text| text.split(" (run with").next().unwrap_or_default().to_string());
@@ -236,7 +241,10 @@ mod tests {
         match Library::find(None, vec![root.path().to_owned()]) {
             Ok(library) => assert!(library.version() >= OLDEST),
             Err(error) => {
-                assert!(matches!(&error, NcclError::NotFound { looked } if looked.contains("python3.12")), "{error}");
+                assert!(
+                    matches!(&error, NcclError::NotFound { looked } if looked.contains("python3.12")),
+                    "{error}"
+                );
             }
         }
         if Library::find(None, Vec::new()).is_err() {
