@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use effnet::data::pack::{PackOptions, pack};
-use effnet::data::{CropMode, Form, Loader, LoaderConfig, Source, Split};
+use effnet::data::{CropMode, Form, Loader, LoaderConfig, Share, Source, Split};
 use image::{DynamicImage, GrayImage, ImageFormat, Luma, Rgb, RgbImage};
 use tempfile::TempDir;
 
@@ -55,6 +55,7 @@ fn batches(case: &Case, threads: usize, rounds: u64) -> Duration {
     let config = LoaderConfig {
         split: Split::Train,
         batch: BATCH,
+        share: Share::WHOLE,
         resolution,
         crop,
         form,
@@ -64,6 +65,7 @@ fn batches(case: &Case, threads: usize, rounds: u64) -> Duration {
         steps: rounds + warm_up,
         threads,
         ahead: threads,
+        processors: Vec::new(),
     };
     let mut loader = Loader::start(source.clone(), config).expect("a loader");
     let mut since = Instant::now();

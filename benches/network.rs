@@ -160,7 +160,7 @@ impl With for Measure<'_> {
         let device = hardware.device();
         let plans = [training.plan(&device), inference.plan(&device)];
         let (trainable, total) = (table.trainable(), table.total());
-        let mut ops = hardware.start(&Needs { trainable, total, plans: &plans.each_ref() })?;
+        let mut ops = hardware.start(&Needs { trainable, total, plans: &plans.each_ref(), group: None })?;
         ops.write_state(Buffer::Parameters, &initialise::initialise(&table, 1))?;
         let fixed = Fixed::new(case, flags.classes);
 

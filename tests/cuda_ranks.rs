@@ -15,7 +15,7 @@ use common::host_gpu::HostGpu;
 use effnet::model::{Architecture, BatchNormConfig, Padding, ParamTable, Variant, initialise};
 use effnet::network::{Network, NetworkConfig};
 use effnet::ops::cuda::driver::Driver;
-use effnet::ops::cuda::{Address, CudaDevice, CudaOps, Gpu, Precision};
+use effnet::ops::cuda::{Address, CudaDevice, CudaOps, Gpu, Precision, exchange};
 use effnet::ops::*;
 use effnet::parallel::{Group, Identity, Membership};
 
@@ -260,7 +260,7 @@ fn one_rank_gives_what_none_gives<G: TestGpu>() {
     let run = |connect: Option<&Arc<Group>>| -> Vec<Step> {
         let mut ops = trial.ops::<G>(G::WAYS[0], 256.0);
         if let Some(group) = connect {
-            ops.connect(group).unwrap();
+            exchange::connect(ops.context(), group).unwrap();
         }
         (0..STEPS).map(|number| trial.step(&mut ops, number, 0..1).unwrap()).collect()
     };
@@ -354,8 +354,11 @@ fn the_profile_has_every_bucket_of_every_step() {
             assert_eq!(times.iter().map(|time| time.bytes).collect::<Vec<_>>(), bytes);
             let mut before = 0.0;
             for time in &times {
-                assert!(before < time.start && time.start <= time.end, "{times:?}");
-                before = time.end;
+                assert!(
+                    before < time.ready && time.ready <= time.start && time.start <= time.end,
+                    "{times:?}"
+                );
+                before = time.ready;
             }
             let backward_end = times[0].backward_end;
             assert!(times.iter().all(|time| time.backward_end == backward_end));
@@ -381,7 +384,7 @@ fn nothing_is_exchanged_in_silence_or_left_out() {
     assert!(refused.iter().all(|answer| matches!(answer, Err(OpsError::NotConnected))), "{refused:?}");
     ranks(1, |_, group| {
         let mut ops = trial.ops::<HostGpu>(HostGpu::WAYS[0], 1.0);
-        ops.connect(&group).unwrap();
+        exchange::connect(ops.context(), &group).unwrap();
         let all = trial.table.trainable();
         ops.begin_step().unwrap();
         let error = ops.update(&trial.update).unwrap_err().to_string();

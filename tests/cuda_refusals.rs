@@ -14,6 +14,7 @@ use std::sync::atomic::AtomicBool;
 use assert_cmd::Command;
 use common::host_gpu::HostGpu;
 use effnet::ops::cuda::Precision;
+use effnet::parallel::World;
 use effnet::train::device::Cuda;
 use effnet::train::events::{Reporter, StepRecord};
 use effnet::train::run::train_on;
@@ -182,7 +183,7 @@ fn train(out: &Path, memory: u64, auto: bool, said: &mut Said) -> Result<Outcome
 
 /// To the byte what four of the twelve images take.
 fn room_for_four() -> u64 {
-    memory_plan(&recipe(4), 5, &mut card(1 << 30)).unwrap().total()
+    memory_plan(&recipe(4), 5, &mut card(1 << 30), World::ALONE).unwrap().total()
 }
 
 #[test]

@@ -15,6 +15,7 @@ use effnet::model::ParamTable;
 use effnet::network::{Network, NetworkConfig};
 use effnet::ops::cuda::{CudaDevice, CudaOps, Gpu, Precision};
 use effnet::ops::*;
+use effnet::parallel::World;
 use effnet::train::checkpoint::{self, Checkpoint};
 use effnet::train::device::{Cpu, Cuda, Hardware, Needs};
 use effnet::train::evaluator::Evaluator;
@@ -111,7 +112,7 @@ fn a_gpu_gives_what_was_planned() {
         let plan = |config| Network::new(&arch, &table, config).plan(&CudaDevice { precision });
         let evaluation = plan(NetworkConfig::inference(images.0));
         let need = evaluation_need(&evaluation, &table, &CudaDevice { precision }, true, images);
-        let planned = memory_plan(&recipe, 5, &mut cuda::<HostGpu>(precision)).unwrap().total();
+        let planned = memory_plan(&recipe, 5, &mut cuda::<HostGpu>(precision), World::ALONE).unwrap().total();
         for (what, planned, plans) in [
             ("a run", planned, vec![&plan(recipe.network_config()), &evaluation]),
             ("an evaluation", need, vec![&evaluation]),
@@ -131,7 +132,7 @@ fn taken(
     (images, side): (usize, usize),
 ) -> u64 {
     let before = hardware.available().expect("it knows");
-    let needs = Needs { trainable: table.trainable(), total: table.total(), plans };
+    let needs = Needs { trainable: table.trainable(), total: table.total(), plans, group: None };
     let mut ops = hardware.start(&needs).unwrap();
     let mut tensors = Tensors::default();
     let image = tensors.new_tensor("image", images * side * side * 3, Kind::Activation);

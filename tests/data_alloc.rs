@@ -5,7 +5,7 @@ mod data_support;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use effnet::data::{CropMode, Form, Loader, LoaderConfig, Split};
+use effnet::data::{CropMode, Form, Loader, LoaderConfig, Share, Split};
 
 const LARGE: usize = 64 << 10;
 static COUNT: AtomicUsize = AtomicUsize::new(0);
@@ -54,6 +54,7 @@ fn steady_loading_allocates_nothing_large() {
         let config = LoaderConfig {
             split: Split::Train,
             batch: 2_000,
+            share: Share::WHOLE,
             resolution: 32,
             crop,
             form,
@@ -63,6 +64,7 @@ fn steady_loading_allocates_nothing_large() {
             steps: 40,
             threads: 2,
             ahead: 3,
+            processors: Vec::new(),
         };
         let mut loader = Loader::start(source.clone(), config).unwrap();
         let mut steady = 0;

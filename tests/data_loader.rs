@@ -7,11 +7,12 @@ use std::collections::HashSet;
 use data_support::{flip, open, pack_grey};
 use effnet::data::loader::evaluation_steps;
 use effnet::data::sampler::{Sampler, permute};
-use effnet::data::{Batch, CropMode, DataError, Form, Loader, LoaderConfig, Source, Split};
+use effnet::data::{Batch, CropMode, DataError, Form, Loader, LoaderConfig, Share, Source, Split};
 
 const CONFIG: LoaderConfig = LoaderConfig {
     split: Split::Train,
     batch: 16,
+    share: Share::WHOLE,
     resolution: 32,
     crop: CropMode::Pad,
     form: Form::Squares,
@@ -21,6 +22,7 @@ const CONFIG: LoaderConfig = LoaderConfig {
     steps: 12,
     threads: 1,
     ahead: 3,
+    processors: Vec::new(),
 };
 
 fn all(source: &Source, config: LoaderConfig) -> Vec<Batch> {
@@ -163,7 +165,7 @@ fn evaluation_covers_the_split_in_order_with_a_partial_last_batch() {
     let source = open(dir.path());
     let config = LoaderConfig { split: Split::Val, train: false, steps: u64::MAX, threads: 3, ..CONFIG };
     let batches = all(&source, config);
-    assert_eq!(batches.len() as u64, evaluation_steps(37, 16));
+    assert_eq!(batches.len() as u64, evaluation_steps(37, 16, Share::WHOLE));
     assert_eq!(batches.iter().map(|batch| batch.images).collect::<Vec<_>>(), [16, 16, 5]);
     let mut index = 0;
     for batch in &batches {
@@ -268,4 +270,45 @@ fn synthetic_classes_can_be_learnt() {
     source.image(Split::Train, 0, &mut one).unwrap();
     source.image(Split::Val, 0, &mut two).unwrap();
     assert_ne!(one, two, "training and validation images of one class differ");
+}
+
+/// Whatever the number of parts, a step has the same samples in the same order, and so has an evaluation.
+#[test]
+fn shares_of_a_step_make_up_the_step() {
+    let source = Source::synthetic(5, 50, 37, 32).unwrap();
+    let pixels =
+        |batch: &Batch| batch.pixels.chunks_exact(32 * 32 * 3).map(<[u8]>::to_vec).collect::<Vec<_>>();
+    let whole = all(&source, CONFIG);
+    for parts in [2, 4, 16] {
+        for part in 0..parts {
+            let share = Share { part, parts };
+            let own = all(&source, LoaderConfig { batch: 16 / parts, share, ..CONFIG });
+            assert_eq!(own.len(), whole.len());
+            for (own, whole) in own.iter().zip(&whole) {
+                let range = part * own.labels.len()..(part + 1) * own.labels.len();
+                assert_eq!(own.labels, whole.labels[range.clone()]);
+                assert_eq!(pixels(own), pixels(whole)[range.clone()]);
+                assert_eq!(own.first_position, whole.first_position + range.start as u64);
+            }
+        }
+    }
+    let evaluation = LoaderConfig { split: Split::Val, train: false, batch: 4, steps: u64::MAX, ..CONFIG };
+    let whole = all(&source, evaluation.clone());
+    for parts in [2, 3, 7, 12] {
+        let mut seen = 0;
+        for part in 0..parts {
+            let share = Share { part, parts };
+            let own = all(&source, LoaderConfig { share, ..evaluation.clone() });
+            assert_eq!(own.len() as u64, evaluation_steps(37, 4, share));
+            for (turn, own) in own.iter().enumerate() {
+                let whole = &whole[turn * parts + part];
+                assert_eq!(
+                    (&own.pixels, &own.labels, own.images),
+                    (&whole.pixels, &whole.labels, whole.images)
+                );
+                seen += own.images;
+            }
+        }
+        assert_eq!(seen, 37);
+    }
 }

@@ -7,7 +7,7 @@ mod data_support;
 use std::path::PathBuf;
 use std::process::Command;
 
-use effnet::data::{CropMode, Form, Loader, LoaderConfig, Split};
+use effnet::data::{CropMode, Form, Loader, LoaderConfig, Share, Split};
 
 const LIMIT: usize = 40 << 20;
 const VARIABLE: &str = "EFFNET_TEST_MEMORY_SET";
@@ -33,6 +33,7 @@ fn an_epoch_under_the_limit() {
     let config = LoaderConfig {
         split: Split::Train,
         batch: 8,
+        share: Share::WHOLE,
         resolution: 64,
         crop: CropMode::Resized,
         form: Form::Squares,
@@ -42,6 +43,7 @@ fn an_epoch_under_the_limit() {
         steps: source.samples(Split::Train) as u64 / 8,
         threads: 2,
         ahead: 2,
+        processors: Vec::new(),
     };
     let mut loader = Loader::start(source, config).unwrap();
     let mut images = 0;

@@ -237,7 +237,7 @@ fn a_sum_whose_ranks_have_gone_is_given_up() {
             gpu.launch_graph(graph).unwrap();
             for _ in 0..2 {
                 let error = gpu.synchronise().unwrap_err();
-                assert!(matches!(error, OpsError::Ranks(_)), "{error}");
+                assert!(matches!(error, OpsError::Group(_)), "{error}");
                 assert!(error.to_string().contains("the disk is full"), "{error}");
             }
             let error = gpu.all_reduce(&[Piece { at, elements: 4, how: Reduce::SumF32 }]).unwrap_err();
@@ -258,9 +258,9 @@ fn joining_is_given_up_where_the_group_is_stopped() {
     let _fake = machine(0);
     (NCCL.nccl)(23_203, -1, 0, 0);
     let error = among_one_that_fails(|group| open().unwrap().connect(group).unwrap_err(), true);
-    assert!(matches!(error, OpsError::Ranks(_)) && error.to_string().contains("the disk is full"), "{error}");
+    assert!(matches!(error, OpsError::Group(_)) && error.to_string().contains("the disk is full"), "{error}");
     let error = among_one_that_fails(|group| open().unwrap().connect(group).unwrap_err(), false);
-    assert!(matches!(error, OpsError::Ranks(_)) && error.to_string().contains("the disk is full"), "{error}");
+    assert!(matches!(error, OpsError::Group(_)) && error.to_string().contains("the disk is full"), "{error}");
     // Those that still wait for it end here.
     (NCCL.nccl)(23_203, 5, 0, 0);
     while (NCCL.inside)() > 0 {

@@ -7,7 +7,7 @@ mod data_support;
 use common::gpu::{TestGpu, on_cuda};
 use effnet::data::augment::{Geometry, Look, Scratch, View, preprocess};
 use effnet::data::raw::{RawBatch, RawScratch, Sample};
-use effnet::data::{Batch, CropMode, Form, Loader, LoaderConfig, Source, Split};
+use effnet::data::{Batch, CropMode, Form, Loader, LoaderConfig, Share, Source, Split};
 use effnet::ops::cpu::CpuOps;
 use effnet::ops::cuda::precision::narrow;
 use effnet::ops::cuda::{CudaOps, Precision, image};
@@ -278,6 +278,7 @@ on_cuda!(large_squares_are_made_too);
 const LOADED: LoaderConfig = LoaderConfig {
     split: Split::Train,
     batch: 6,
+    share: Share::WHOLE,
     resolution: 32,
     crop: CropMode::Pad,
     form: Form::Squares,
@@ -287,6 +288,7 @@ const LOADED: LoaderConfig = LoaderConfig {
     steps: 5,
     threads: 1,
     ahead: 2,
+    processors: Vec::new(),
 };
 
 fn batches(source: &Source, config: LoaderConfig, mut visit: impl FnMut(&Batch)) {

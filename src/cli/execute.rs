@@ -12,6 +12,7 @@ use serde_json::json;
 use super::{Action, Job, UsageError, demo};
 use crate::data::{self, DataError, Source};
 use crate::model::{ParamTable, summary};
+use crate::parallel::World;
 use crate::train::checkpoint::{DirectoryError, Found, RunDirectory};
 use crate::train::device::{self, Hardware};
 use crate::train::events::{End, Outcome, Reporter};
@@ -80,7 +81,7 @@ impl Job {
         impl device::With for Plan<'_> {
             type Output = Result<(String, MemoryPlan), RecipeError>;
             fn with<H: Hardware>(self, mut hardware: H) -> Self::Output {
-                Ok((hardware.line(), memory_plan(self.0, self.1, &mut hardware)?))
+                Ok((hardware.line(), memory_plan(self.0, self.1, &mut hardware, World::ALONE)?))
             }
         }
         let options = &self.options;

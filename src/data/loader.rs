@@ -24,14 +24,17 @@ use std::time::{Duration, Instant};
 
 use super::augment::CropMode;
 use super::batch::{Batch, Form, Maker};
-use super::sampler::{Place, Sampler};
+use super::sampler::{Place, Sampler, Share};
 use super::{DataError, Source, Split};
+use crate::parallel::affinity::stay_on;
 
 /// What to load.
 #[derive(Clone, Debug)]
 pub struct LoaderConfig {
     pub split: Split,
+    /// Images of a batch; where several processes share the work, of this one's part.
     pub batch: usize,
+    pub share: Share,
     pub resolution: usize,
     /// Resolved: not `Auto`.
     pub crop: CropMode,
@@ -46,11 +49,14 @@ pub struct LoaderConfig {
     pub threads: usize,
     /// Batches to have in preparation or waiting; raised to `threads`.
     pub ahead: usize,
+    /// The processors that the threads may run on; empty is all. Advice: a refusal is no error.
+    pub processors: Vec<usize>,
 }
 
-/// Steps of an evaluation over `samples` images.
-pub fn evaluation_steps(samples: usize, batch: usize) -> u64 {
-    samples.div_ceil(batch.max(1)) as u64
+/// Steps of an evaluation over `samples` images, of which this process takes its share.
+pub fn evaluation_steps(samples: usize, batch: usize, share: Share) -> u64 {
+    let batches = samples.div_ceil(batch.max(1));
+    batches.saturating_sub(share.part).div_ceil(share.parts) as u64
 }
 
 /// Hands out batches in step order; see the module.
@@ -116,14 +122,22 @@ impl Loader {
         let sampler = if config.train {
             Sampler::shuffled(seed, samples, batch)
         } else {
-            end = end.min(evaluation_steps(samples, batch)).max(first_step);
+            end = end.min(evaluation_steps(samples, batch, config.share)).max(first_step);
             Sampler::fixed(samples, batch)
         };
+        let sampler = sampler.shared(config.share);
         let threads = config.threads.max(1);
         let window = config.ahead.max(threads) as u64;
         let maker = |_| -> Make {
             let mut maker = Maker::new(source.clone(), config.clone());
-            Box::new(move |places, batch| maker.fill(places, batch))
+            let mut processors = Some(config.processors.clone());
+            Box::new(move |places, batch| {
+                // Once, from inside the thread, before it touches memory that should lie near.
+                if let Some(processors) = processors.take() {
+                    stay_on(&processors);
+                }
+                maker.fill(places, batch)
+            })
         };
         let makers = (0..threads).map(maker).collect();
         Loader::with_makers(sampler, first_step, end, window, makers)

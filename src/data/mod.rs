@@ -36,6 +36,7 @@ pub use augment::{CropMode, evaluate_image};
 pub use batch::{Batch, BatchPixels, Form};
 pub use dataset::{Dataset, Normalise};
 pub use loader::{Loader, LoaderConfig};
+pub use sampler::Share;
 pub use source::Source;
 pub use synthetic::Synthetic;
 

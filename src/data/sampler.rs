@@ -3,7 +3,8 @@
 //! Batches run over the endless concatenation of the epochs' permutations: step s takes positions
 //! [s·B, (s+1)·B), and position p is sample π_e[p mod N] of epoch e = p / N. So every sample comes exactly once an
 //! epoch, every batch is full, and the order is a pure function of (seed, position): a resumed run needs no state
-//! but the step.
+//! but the step. Where ranks share the work, a step's positions are cut into as many consecutive pieces, so that a
+//! step has the same samples whatever the number of ranks; and an evaluation's batches are dealt out in turn.
 //!
 //! π_e is a Fisher-Yates shuffle drawn from Philox with purpose [`Purpose::Order`], index the place in the
 //! shuffle and time the epoch.
@@ -17,6 +18,18 @@ use crate::random::{Purpose, below, draw};
 pub struct Place {
     pub index: u32,
     pub epoch: u32,
+}
+
+/// The part of every batch that is this process's, of equal parts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Share {
+    pub part: usize,
+    pub parts: usize,
+}
+
+impl Share {
+    /// Everything.
+    pub const WHOLE: Share = Share { part: 0, parts: 1 };
 }
 
 /// Shuffles 0..`permutation.len()` into `permutation`; a function of (seed, epoch, length).
@@ -39,6 +52,7 @@ pub fn permute(seed: u64, epoch: u32, permutation: &mut [u32]) {
 pub struct Sampler {
     seed: u64,
     batch: u64,
+    share: Share,
     order: Order,
 }
 
@@ -54,17 +68,24 @@ impl Sampler {
     /// For training: endless, shuffled anew each epoch. `samples` is below 2^32.
     pub fn shuffled(seed: u64, samples: usize, batch: usize) -> Sampler {
         let order = Order::Shuffled { epoch: None, permutation: vec![0; samples] };
-        Sampler { seed, batch: batch as u64, order }
+        Sampler { seed, batch: batch as u64, share: Share::WHOLE, order }
     }
 
     /// For evaluation: in order, once.
     pub fn fixed(samples: usize, batch: usize) -> Sampler {
-        Sampler { seed: 0, batch: batch as u64, order: Order::Fixed { samples: samples as u64 } }
+        let order = Order::Fixed { samples: samples as u64 };
+        Sampler { seed: 0, batch: batch as u64, share: Share::WHOLE, order }
     }
 
-    /// Positions of a step's batch.
+    /// The same for one of several processes: `batch` is then what each of them takes.
+    pub fn shared(self, share: Share) -> Sampler {
+        Sampler { share, ..self }
+    }
+
+    /// Positions of a step's batch, or of this process's share of it.
     pub fn positions(&self, step: u64) -> Range<u64> {
-        let start = step * self.batch;
+        let Share { part, parts } = self.share;
+        let start = (step * parts as u64 + part as u64) * self.batch;
         match self.order {
             Order::Fixed { samples } => start.min(samples)..(start + self.batch).min(samples),
             Order::Shuffled { .. } => start..start + self.batch,

@@ -32,15 +32,27 @@ pub enum OpsError {
     /// No GPU, or one that failed.
     #[error(transparent)]
     Cuda(#[from] cuda::nvidia::DriverError),
+    /// The connection to another rank broke off; that rank's own error says why.
+    #[error("{0}")]
+    Rank(String),
+    /// Another rank failed, or the ranks cannot be connected.
+    #[error(transparent)]
+    Group(#[from] GroupError),
+    #[error("cannot connect the ranks: {0}")]
+    Connect(#[from] std::io::Error),
     /// What ranks on GPUs exchange with.
     #[error(transparent)]
-    Nccl(#[from] NcclError),
-    /// What ranks meet by.
-    #[error(transparent)]
-    Ranks(#[from] GroupError),
+    Nccl(NcclError),
     /// Of a device that works alone.
     #[error("an exchange between ranks, before they were joined")]
     NotConnected,
+}
+
+/// Where another rank has gone, its own error says more.
+impl From<NcclError> for OpsError {
+    fn from(error: NcclError) -> OpsError {
+        if error.elsewhere() { OpsError::Rank(error.to_string()) } else { OpsError::Nccl(error) }
+    }
 }
 
 pub type Result<T = ()> = std::result::Result<T, OpsError>;
@@ -142,16 +154,18 @@ pub struct ProfileRow {
     pub bytes: u64,
 }
 
-/// When a bucket was summed over the ranks, in microseconds since its step began.
+/// When a bucket of gradients was summed over the ranks; microseconds since its step began.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct BucketTime {
-    /// Counted from the profile's first.
+    /// Counted from the first step that was timed.
     pub step: u64,
-    /// Of its gradients.
     pub bytes: u64,
+    /// The backward pass has completed it.
+    pub ready: f64,
+    /// The exchange has turned to it, and has done with it.
     pub start: f64,
     pub end: f64,
-    /// When the step's backward pass ended: what is summed after that hides behind nothing.
+    /// The same for all buckets of a step.
     pub backward_end: f64,
 }
 
@@ -159,7 +173,7 @@ pub struct BucketTime {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ProfileReport {
     pub rows: Vec<ProfileRow>,
-    /// In the order in which they were summed; empty where ranks do not share the work.
+    /// Buckets in order, where ranks share the work.
     pub exchange: Vec<BucketTime>,
     /// Bytes read and bytes written a second by a plain copy on this device, just measured.
     pub copy_bytes_per_second: f64,

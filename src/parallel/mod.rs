@@ -4,13 +4,16 @@
 //! and every rank moves its own copy of the weights the same way. Two paths join them. The *control* path, [`Group`],
 //! is a small TCP service on rank 0: it finds out whether all are there and want the same, carries counts, stop
 //! requests and the first error, and notices who has gone or stands still. The *data* path carries gradients: NCCL
-//! between GPUs, a `Chain` of TCP connections in rank order between CPUs.
+//! between GPUs, a [`Chain`] of TCP connections in rank order between CPUs.
 //!
 //! This floor knows no device and no network: it moves bytes and sums numbers.
 
+pub mod affinity;
+pub mod chain;
 pub mod nccl;
 mod rendezvous;
 
+pub use chain::Chain;
 pub use rendezvous::{Cause, Group, GroupError, Identity, LIMIT, Membership, Stopped};
 
 /// A rank's place.

@@ -1,20 +1,26 @@
 //! What computes, and why: the CPU or a GPU, each as a [`Hardware`] that the loop and the evaluator are generic
 //! over.
 
+use std::sync::Arc;
+
 use crate::data::Form;
 use crate::ops::cpu::{CpuDevice, CpuOps, simd};
 use crate::ops::cuda::driver::{self, Driver};
 use crate::ops::cuda::{CudaDevice, CudaOps, Gpu, Precision};
 use crate::ops::{Device, Ops, OpsError, Plan, Result as OpsResult};
 
+use crate::parallel::Group;
+
 use super::memory;
 use super::recipe::DeviceChoice;
 
-/// What the operators are made ready for: elements of the state, trainable and in all, and the plans to be bound.
+/// What the operators are made ready for: elements of the state, trainable and in all, the plans to be bound, and the
+/// ranks that share the work.
 pub struct Needs<'a> {
     pub trainable: usize,
     pub total: usize,
     pub plans: &'a [&'a Plan],
+    pub group: Option<&'a Arc<Group>>,
 }
 
 /// What the loader makes for a device whose passes take `images` each.
@@ -82,7 +88,11 @@ impl Hardware for Cpu {
         false
     }
     fn start(self, needs: &Needs) -> OpsResult<CpuOps> {
-        CpuOps::new(needs.trainable, needs.total, needs.plans, self.device.threads)
+        let mut ops = CpuOps::new(needs.trainable, needs.total, needs.plans, self.device.threads)?;
+        if let Some(group) = needs.group {
+            ops.connect(group)?;
+        }
+        Ok(ops)
     }
 }
 

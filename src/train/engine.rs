@@ -3,7 +3,8 @@
 //! Both networks share one arena; binding a plan hands it over. One step goes over its micro-batches, whose
 //! gradients add up, and the batch norms see one micro-batch at a time. The device may run behind: a step is
 //! handed over, and what it came to is asked for later, so that the next batch is already on its way meanwhile.
-//! All buffers that the loop needs on the host exist before the first step.
+//! Where ranks share the work, the gradients of a step's last micro-batch are summed over them bucket by bucket, each
+//! as soon as the backward pass has completed it. All buffers that the loop needs on the host exist before the first step.
 
 use std::sync::atomic::AtomicBool;
 
@@ -12,11 +13,13 @@ use super::device::{self, Hardware, Needs};
 use super::evaluate::{EvaluateError, Evaluation, Images, evaluate};
 use super::not_finite::Search;
 use super::recipe::Recipe;
+use super::team::Team;
 use crate::data::{Batch, Form, Loader, Normalise};
 use crate::model::{Architecture, ParamTable};
 use crate::network::{Network, NetworkConfig};
+use crate::ops::buckets::bucket_bytes;
 use crate::ops::{
-    BatchInput, BatchTarget, Buffer, LossScale, Ops, Pass, Plan, ProfileReport, Result, Sequence,
+    BatchInput, BatchTarget, Buckets, Buffer, LossScale, Ops, Pass, Plan, ProfileReport, Result, Sequence,
     StepFigures, StepParams, Update, Weights,
 };
 
@@ -35,8 +38,10 @@ pub struct Engine<O: Ops> {
     pub form: Form,
     training: Network,
     training_plan: Plan,
-    /// For [`Engine::first_not_finite`].
+    /// Those of one micro-batch, in order, and the first of its backward half.
     training_passes: Vec<Pass>,
+    backward: usize,
+    buckets: Buckets,
     evaluation: Network,
     evaluation_plan: Plan,
     bound: Bound,
@@ -44,6 +49,7 @@ pub struct Engine<O: Ops> {
     update: Update,
     /// Which of the two batches under way comes next.
     slot: usize,
+    team: Team,
 }
 
 impl<O: Ops + Send> Engine<O> {
@@ -54,6 +60,7 @@ impl<O: Ops + Send> Engine<O> {
         arch: &Architecture,
         normalise: Normalise,
         hardware: H,
+        team: &Team,
     ) -> Result<Engine<O>> {
         let device = &hardware.device();
         let table = ParamTable::new(arch);
@@ -61,9 +68,12 @@ impl<O: Ops + Send> Engine<O> {
         let evaluation = Network::new(arch, &table, NetworkConfig::inference(recipe.micro_batch));
         let (training_plan, evaluation_plan) = (training.plan(device), evaluation.plan(device));
         let training_passes = training.record(device).passes;
+        let turn = training_passes.iter().position(|pass| matches!(pass, Pass::Loss(_)));
+        let backward = turn.map_or(0, |turn| turn + 1);
+        let (trainable, total) = (table.trainable(), table.total());
+        let buckets = Buckets::new(&training_passes, trainable, bucket_bytes(trainable));
         let plans = [&training_plan, &evaluation_plan];
-        let ops =
-            hardware.start(&Needs { trainable: table.trainable(), total: table.total(), plans: &plans })?;
+        let ops = hardware.start(&Needs { trainable, total, plans: &plans, group: team.group() })?;
         Ok(Engine {
             ops,
             table,
@@ -71,12 +81,15 @@ impl<O: Ops + Send> Engine<O> {
             training,
             training_plan,
             training_passes,
+            backward,
+            buckets,
             evaluation,
             evaluation_plan,
             bound: Bound::Nothing,
             normalise,
             update: recipe.update(),
             slot: 0,
+            team: team.clone(),
         })
     }
 
@@ -93,6 +106,7 @@ impl<O: Ops + Send> Engine<O> {
     pub fn step(&mut self, batch: &Batch, params: StepParams) -> Result {
         self.bind(Bound::Training)?;
         let Engine { ops, training, normalise: Normalise { mean, deviation }, update, slot, .. } = self;
+        let (passes, first_backward, buckets) = (&self.training_passes, self.backward, &self.buckets);
         let images = training.config.images;
         let target = BatchTarget {
             image: training.image,
@@ -117,7 +131,12 @@ impl<O: Ops + Send> Engine<O> {
                     training.draw_masks(ops)?;
                     training.forward(ops)?;
                     training.loss(ops)?;
-                    training.backward(ops)?;
+                    for (number, pass) in passes.iter().enumerate().skip(first_backward) {
+                        pass.run(ops)?;
+                        if last {
+                            buckets.after(number).try_for_each(|bucket| ops.reduce(bucket))?;
+                        }
+                    }
                     if last { ops.update(update) } else { Ok(()) }
                 })
             })?;
@@ -144,7 +163,8 @@ impl<O: Ops + Send> Engine<O> {
         self.ops.take_profile()
     }
 
-    /// Evaluates the raw weights and, where one is kept, their average; none if `stop` was raised meanwhile.
+    /// Evaluates the raw weights and, where one is kept, their average, over all ranks' shares of the `expected` images;
+    /// none if `stop` was raised at any rank meanwhile.
     pub fn evaluate(
         &mut self,
         loader: &mut Loader,
@@ -155,7 +175,7 @@ impl<O: Ops + Send> Engine<O> {
         let weights: &[Weights] =
             if self.update.ema { &[Weights::Raw, Weights::Ema] } else { &[Weights::Raw] };
         let images = Images { loader, normalise: self.normalise, expected };
-        evaluate(&mut self.ops, &self.evaluation, images, weights, stop)
+        evaluate(&mut self.ops, &self.evaluation, images, weights, stop, &self.team)
     }
 
     /// Sets all state; that of loss scaling where the checkpoint has one (another precision's has none).

@@ -14,6 +14,7 @@ use crate::data::DataError;
 use crate::model::ModelError;
 use crate::model::weights::WeightsError;
 use crate::ops::OpsError;
+use crate::parallel::{GroupError, Stopped};
 
 #[derive(Debug, thiserror::Error)]
 pub enum TrainError {
@@ -67,4 +68,9 @@ pub enum TrainError {
     EvaluationMemory { batch: usize, need: u64, have: u64 },
     #[error("step {step}: the data ended early")]
     DataEnded { step: u64 },
+    #[error(transparent)]
+    Group(#[from] GroupError),
+    /// The first error of all ranks; `told` where it is another rank's to say.
+    #[error("{stopped}")]
+    Rank { stopped: Stopped, told: bool },
 }

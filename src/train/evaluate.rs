@@ -1,7 +1,8 @@
 //! Accuracy and loss over a split.
 //!
-//! Sums are taken in f64 in sample order and counts are integers, so the figure of a checkpoint is one number:
-//! the one that training logged is the one that `effnet-eval` prints. A label's rank is the number of other
+//! Counts are integers, and losses are summed as integers too, in units of 2⁻⁶⁴, so the figure of a checkpoint is one
+//! number, whatever the order of the images and however many ranks share them: the one that training logged is the one
+//! that `effnet-eval` prints. A label's rank is the number of other
 //! classes whose logit is not *below* the label's: ties count against the network, so one that says the same of
 //! every class is never right by luck, and neither is one that says NaN. The images that fill up the last batch
 //! are not counted, and the number of those that are is compared with the split's size.
@@ -11,10 +12,12 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
+use super::team::Team;
 use crate::data::{BatchPixels, DataError, Loader, Normalise};
 use crate::network::Network;
 use crate::ops::score::rank;
 use crate::ops::{BatchInput, BatchTarget, Ops, OpsError, Result as OpsResult, Sequence, Weights};
+use crate::parallel::GroupError;
 
 /// Figures of one set of weights over one split.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -34,6 +37,8 @@ pub enum EvaluateError {
     Data(#[from] DataError),
     #[error(transparent)]
     Ops(#[from] OpsError),
+    #[error(transparent)]
+    Group(#[from] GroupError),
     #[error("the evaluation saw {seen} images where the split has {expected}")]
     Count { seen: u64, expected: u64 },
 }
@@ -54,13 +59,23 @@ pub fn softmax(logits: &[f32]) -> Vec<f64> {
     powers.iter().map(|p| p / sum).collect()
 }
 
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Sums {
     images: u64,
     top1: u64,
     top5: u64,
-    loss: f64,
+    /// In units of 2⁻⁶⁴.
+    loss: i128,
+    /// Losses that such units do not hold: not finite, or absurd. Images whose figures are worth nothing.
+    beyond: f64,
 }
+
+/// 1 in the units of [`Sums::loss`].
+const UNIT: f64 = 18_446_744_073_709_551_616.0;
+/// Losses up to here are summed exactly: eight thousand million such images do not overflow.
+const MOST: f64 = 1e9;
+/// Words of [`Sums::words`].
+const WORDS: usize = 6;
 
 impl Sums {
     fn add(&mut self, logits: &[f32], label: u32) {
@@ -68,27 +83,49 @@ impl Sums {
         self.images += 1;
         self.top1 += u64::from(rank == 0);
         self.top5 += u64::from(rank < 5.min(logits.len()));
-        self.loss += cross_entropy(logits, label);
+        let loss = cross_entropy(logits, label);
+        if loss.abs() <= MOST {
+            self.loss += (loss * UNIT) as i128;
+        } else {
+            self.beyond += loss;
+        }
+    }
+
+    /// For the way to other ranks.
+    fn words(&self) -> [u64; WORDS] {
+        let (low, high) = (self.loss as u64, (self.loss >> 64) as u64);
+        [self.images, self.top1, self.top5, low, high, self.beyond.to_bits()]
+    }
+
+    /// Adds what another rank has counted.
+    fn add_words(&mut self, words: &[u64; WORDS]) {
+        let [images, top1, top5, low, high, beyond] = *words;
+        self.images += images;
+        self.top1 += top1;
+        self.top5 += top5;
+        self.loss += (i128::from(high as i64) << 64) | i128::from(low);
+        self.beyond += f64::from_bits(beyond);
     }
 
     fn figures(self) -> Evaluation {
         let images = self.images.max(1) as f64;
         let (top1, top5) = (self.top1 as f64 / images, self.top5 as f64 / images);
-        Evaluation { images: self.images, top1, top5, loss: self.loss / images }
+        let loss = self.loss as f64 / UNIT + self.beyond;
+        Evaluation { images: self.images, top1, top5, loss: loss / images }
     }
 }
 
 /// A split's images, and how to read them.
 pub struct Images<'a> {
-    /// Of the network's batch size, over the whole split, in order.
+    /// Of the network's batch size, over the whole split or this rank's share of it, in order.
     pub loader: &'a mut Loader,
     pub normalise: Normalise,
-    /// Images of the split.
+    /// Images of the whole split.
     pub expected: u64,
 }
 
-/// Evaluates each of `weights` over the images, in one pass over them. `network` is an inference network whose
-/// plan is bound. None if `stop` was raised on the way.
+/// Evaluates each of `weights` over the images, in one pass over them, each rank over its share. `network` is an
+/// inference network whose plan is bound. None if `stop` was raised on the way, at any rank.
 ///
 /// # Errors
 /// [`EvaluateError`]; a damaged sample by file and number.
@@ -98,14 +135,17 @@ pub fn evaluate<O: Ops + Send>(
     images: Images,
     weights: &[Weights],
     stop: &AtomicBool,
+    team: &Team,
 ) -> Result<Option<Vec<Evaluation>>, EvaluateError> {
     let classes = network.logits.elements / network.config.images;
     let mut logits = vec![0.0; network.logits.elements];
     let mut sums = vec![Sums::default(); weights.len()];
     let Images { loader, normalise, expected } = images;
+    let mut stopped = false;
     while let Some(batch) = loader.next()? {
-        if stop.load(Ordering::Relaxed) {
-            return Ok(None);
+        stopped = stop.load(Ordering::Relaxed);
+        if stopped {
+            break;
         }
         for (&weights, sums) in weights.iter().zip(&mut sums) {
             // A batch is one pass.
@@ -116,11 +156,29 @@ pub fn evaluate<O: Ops + Send>(
             scored.for_each(|(logits, &label)| sums.add(logits, label));
         }
         loader.recycle(batch);
+        team.progress();
     }
+    if team.any("stopping an evaluation", stopped)? {
+        return Ok(None);
+    }
+    let sums = over_ranks(&sums, team)?;
     match sums.iter().find(|sums| sums.images != expected) {
         Some(sums) => Err(EvaluateError::Count { seen: sums.images, expected }),
         None => Ok(Some(sums.into_iter().map(Sums::figures).collect())),
     }
+}
+
+/// The sums of all ranks.
+fn over_ranks(own: &[Sums], team: &Team) -> Result<Vec<Sums>, GroupError> {
+    let words: Vec<[u64; WORDS]> = own.iter().map(Sums::words).collect();
+    let mut all = vec![Sums::default(); own.len()];
+    for part in team.gather("an evaluation's counts", bytemuck::cast_slice(&words))? {
+        // All ranks run this program: as many sums as here.
+        for (sums, words) in all.iter_mut().zip(part.chunks_exact(8 * WORDS)) {
+            sums.add_words(&bytemuck::pod_read_unaligned(words));
+        }
+    }
+    Ok(all)
 }
 
 /// N images to logits [N, classes].
@@ -192,6 +250,33 @@ mod tests {
         sums.add(&[6.0, 5.0, 4.0, 3.0, 2.0, 1.0], 4);
         let figures = sums.figures();
         assert_eq!((figures.top1, figures.top5), (0.25, 0.75));
+    }
+
+    /// Any order, any division among ranks, the same figures; and they are those of the definition.
+    #[test]
+    fn sums_do_not_depend_on_the_order() {
+        let logits =
+            |image: u32| [0.37 * image as f32, -11.0, (image % 7) as f32, 40.0 / (1.0 + image as f32)];
+        let mut whole = Sums::default();
+        (0..100).for_each(|image| whole.add(&logits(image), image % 4));
+        let mut parts = [Sums::default(); 3];
+        (0..100).rev().for_each(|image| parts[image as usize % 3].add(&logits(image), image % 4));
+        let mut together = Sums::default();
+        parts.iter().for_each(|part| together.add_words(&part.words()));
+        assert_eq!(whole, together);
+        let expected: f64 = (0..100).map(|image| cross_entropy(&logits(image), image % 4)).sum();
+        assert!((whole.figures().loss - expected / 100.0).abs() < 1e-13);
+        // Negative sums survive the way, too: a label's logit may be rounded above the sum of all.
+        let negative = Sums { loss: -5, ..Sums::default() };
+        let mut read = Sums::default();
+        read.add_words(&negative.words());
+        assert_eq!(read, negative);
+        // What is not finite is not lost.
+        whole.add(&[f32::NAN, 0.0], 0);
+        assert!(whole.figures().loss.is_nan());
+        whole = Sums::default();
+        whole.add(&[0.0, f32::INFINITY], 0);
+        assert!(!whole.figures().loss.is_finite());
     }
 
     #[test]

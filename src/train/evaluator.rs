@@ -13,7 +13,8 @@ use super::evaluate::{Evaluation, Images, evaluate, infer, softmax};
 use super::memory::evaluation_need;
 use super::recipe::Recipe;
 use super::run::evaluation_loader;
-use crate::data::{BatchPixels, Form, Normalise, Source, Split, evaluate_image};
+use super::team::Team;
+use crate::data::{BatchPixels, Form, Normalise, Share, Source, Split, evaluate_image};
 use crate::model::ParamTable;
 use crate::network::{Network, NetworkConfig};
 use crate::ops::{Buffer, Ops, Weights};
@@ -48,7 +49,7 @@ impl<O: Ops + Send> Evaluator<O> {
             _ => {}
         }
         let (trainable, total) = (table.trainable(), table.total());
-        let mut ops = hardware.start(&Needs { trainable, total, plans: &[&plan] })?;
+        let mut ops = hardware.start(&Needs { trainable, total, plans: &[&plan], group: None })?;
         ops.bind(&plan)?;
         ops.write_state(Buffer::Parameters, &state.parameters)?;
         if !state.ema.is_empty() {
@@ -71,11 +72,12 @@ impl<O: Ops + Send> Evaluator<O> {
         split: Split,
         loader_threads: usize,
     ) -> Result<Vec<Evaluation>, TrainError> {
-        let mut loader = evaluation_loader(source, &self.recipe, split, self.form, loader_threads)?;
+        let mut loader =
+            evaluation_loader(source, &self.recipe, (split, Share::WHOLE), self.form, loader_threads)?;
         let (weights, never) = (self.weights(), AtomicBool::new(false));
         let expected = source.samples(split) as u64;
         let images = Images { loader: &mut loader, normalise: self.normalise, expected };
-        let figures = evaluate(&mut self.ops, &self.network, images, weights, &never)?;
+        let figures = evaluate(&mut self.ops, &self.network, images, weights, &never, &Team::default())?;
         Ok(figures.unwrap_or_default())
     }
 

@@ -30,6 +30,9 @@ pub struct Header {
     pub out: PathBuf,
     /// The device, and why it was taken.
     pub device: String,
+    /// Processes that share every step.
+    pub ranks: usize,
+    /// Of each process.
     pub threads: usize,
     pub loader_threads: usize,
     /// Steps of the whole schedule, and of its warm-up.

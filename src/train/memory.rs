@@ -10,6 +10,7 @@ use crate::data::raw::RawBatch;
 use crate::model::{Architecture, ParamTable};
 use crate::network::{Network, NetworkConfig};
 use crate::ops::{Device, Kind, Plan};
+use crate::parallel::World;
 
 /// Batches that exist beside the one in use: see [`crate::data::loader`].
 pub const LOADER_AHEAD: usize = 3;
@@ -18,6 +19,7 @@ pub const LOADER_AHEAD: usize = 3;
 #[derive(Clone, Debug, PartialEq)]
 pub struct MemoryPlan {
     pub micro_batch: usize,
+    /// Images that this process has of a step.
     pub batch_size: usize,
     /// Activations and gradients in flight, sharing one arena.
     pub arena: u64,
@@ -78,7 +80,8 @@ impl MemoryPlan {
     }
 }
 
-/// Plans a run of this recipe over data of this many classes.
+/// Plans a run of this recipe over data of this many classes, for one of the ranks of `world`. Ranks of one machine
+/// divide its memory.
 ///
 /// # Errors
 /// A recipe that makes no network.
@@ -86,12 +89,16 @@ pub fn memory_plan<H: Hardware>(
     recipe: &Recipe,
     classes: usize,
     hardware: &mut H,
+    world: World,
 ) -> Result<MemoryPlan, RecipeError> {
     recipe.validate()?;
     let arch = recipe.architecture(classes)?;
     let table = ParamTable::new(&arch);
-    let available = hardware.available();
-    Ok(with_available(recipe, &arch, &table, &hardware.device(), hardware.has_own_memory(), available))
+    let own_memory = hardware.has_own_memory();
+    let among = if own_memory { 1 } else { world.local_size as u64 };
+    let available = hardware.available().map(|bytes| bytes / among);
+    let recipe = &Recipe { batch_size: recipe.batch_size / world.size, ..recipe.clone() };
+    Ok(with_available(recipe, &arch, &table, &hardware.device(), own_memory, available))
 }
 
 fn with_available(

@@ -25,6 +25,7 @@ pub mod report;
 pub mod run;
 pub mod schedule;
 mod session;
+pub mod team;
 
 pub use error::TrainError;
 pub use events::{EvaluationRecord, Header, Outcome, Reporter, StepRecord};

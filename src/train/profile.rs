@@ -3,8 +3,11 @@
 //! A pass is bound by memory, so beside its time stand the bytes of the tensors that it names, each counted once, the
 //! rate at which they moved, and what share of the time a plain copy of as many bytes would have taken: its *floor*.
 //! A device with several kernels a pass lists them under it, with their times alone.
+//!
+//! Where ranks share the work, the buckets of gradients follow: when each was complete, when its sum over the ranks
+//! began and ended, and when the backward pass did. What lies before that end costs no time of its own: it is *hidden*.
 
-use crate::ops::{ProfileReport, ProfileRow};
+use crate::ops::{BucketTime, ProfileReport, ProfileRow};
 
 /// The table's lines: passes by falling time, the kernels of each below it.
 pub fn lines(report: &ProfileReport, steps: u64) -> Vec<String> {
@@ -48,7 +51,53 @@ pub fn lines(report: &ProfileReport, steps: u64) -> Vec<String> {
         bytes: passes().map(|row| row.bytes).sum(),
     };
     lines.push(line("all", &whole, steps, all, copy));
+    lines.extend(exchange_lines(&report.exchange));
     lines
+}
+
+/// The buckets' table, means over the steps; nothing where there are none.
+fn exchange_lines(times: &[BucketTime]) -> Vec<String> {
+    let steps: Vec<&[BucketTime]> = times.chunk_by(|a, b| a.step == b.step).collect();
+    let Some(first) = steps.first() else { return Vec::new() };
+    let buckets = first.len();
+    let mean = |of: &dyn Fn(&[BucketTime]) -> f64| {
+        steps.iter().map(|step| of(step)).sum::<f64>() / steps.len() as f64 / 1e3
+    };
+    let mut lines = vec![
+        "gradients summed over the ranks, bucket by bucket, in ms since the step began".to_string(),
+        format!("{:<8} {:>10} {:>10} {:>10} {:>10}", "bucket", "MB", "complete", "start", "end"),
+    ];
+    for number in 0..buckets {
+        let [ready, start, end] = [
+            mean(&|step| step[number].ready),
+            mean(&|step| step[number].start),
+            mean(&|step| step[number].end),
+        ];
+        let bytes = first[number].bytes as f64 / 1e6;
+        lines.push(format!("{:<8} {bytes:>10.2} {ready:>10.2} {start:>10.2} {end:>10.2}", number + 1));
+    }
+    let (busy, hidden) = (mean(&|step| overlap(step).0), mean(&|step| overlap(step).1));
+    lines.push(format!(
+        "the backward pass ends at {:.2} ms; of {busy:.2} ms that sums were under way, {hidden:.2} ms ({:.0} %) were \
+         hidden behind it",
+        mean(&|step| step[0].backward_end),
+        100.0 * hidden / busy.max(1e-9)
+    ));
+    lines
+}
+
+/// Microseconds of a step in which at least one bucket was being summed, and those of them before the backward pass
+/// ended.
+pub fn overlap(step: &[BucketTime]) -> (f64, f64) {
+    let (mut busy, mut hidden, mut reached) = (0.0, 0.0, f64::NEG_INFINITY);
+    // Buckets begin in order, and the next may begin before one ends.
+    for time in step {
+        let start = time.start.max(reached);
+        busy += (time.end - start).max(0.0);
+        hidden += (time.end.min(time.backward_end) - start).max(0.0);
+        reached = reached.max(time.end);
+    }
+    (busy, hidden)
 }
 
 fn line(name: &str, row: &ProfileRow, steps: f64, all: f64, copy: f64) -> String {
@@ -93,5 +142,28 @@ mod tests {
         assert_eq!(words[3], ["expand_forward_f16", "2.0", "125.0", "µs", "62.5", "%"]);
         assert_eq!(words[4][..2], ["squeeze", "forward"]);
         assert_eq!(words[5][..4], ["all", "4.0", "200.0", "µs"]);
+    }
+
+    #[test]
+    fn what_is_hidden_lies_before_the_backward_pass_ends() {
+        let time = |step, (ready, start, end)| {
+            let (bytes, backward_end) = (5_000_000, 1000.0);
+            BucketTime { step, bytes, ready, start, end, backward_end }
+        };
+        // The second begins before the first ends; the third before the backward pass ends, and outlasts it.
+        let step = |number| {
+            let times = [(100.0, 110.0, 300.0), (200.0, 210.0, 400.0), (900.0, 900.0, 1100.0)];
+            times.map(|times| time(number, times))
+        };
+        assert_eq!(overlap(&step(0)), (490.0, 390.0));
+        let alone = [time(0, (1000.0, 1000.0, 1200.0))];
+        assert_eq!(overlap(&alone), (200.0, 0.0));
+        let exchange = [step(0), step(1)].concat();
+        let lines = exchange_lines(&exchange);
+        assert_eq!(lines.len(), 6, "{lines:#?}");
+        let words: Vec<&str> = lines[3].split_whitespace().collect();
+        assert_eq!(words, ["2", "5.00", "0.20", "0.21", "0.40"]);
+        assert!(lines[5].contains("1.00 ms") && lines[5].contains("(80 %)"), "{}", lines[5]);
+        assert!(exchange_lines(&[]).is_empty());
     }
 }

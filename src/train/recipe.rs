@@ -15,6 +15,7 @@ use crate::model::{Architecture, BatchNormConfig, ModelError, Padding, Variant};
 use crate::network::NetworkConfig;
 use crate::ops::cuda::Precision;
 use crate::ops::{RmsPropForm, Rule, Statistics, Update};
+use crate::parallel::Membership;
 
 /// The optimisers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -99,8 +100,38 @@ pub enum RecipeError {
     Flag { flag: &'static str, value: String, problem: &'static str },
     #[error("--micro-batch {micro_batch} does not divide --batch-size {batch_size}")]
     MicroBatch { micro_batch: usize, batch_size: usize },
+    #[error(
+        "--batch-size {batch_size} cannot be cut evenly among {ranks} ranks: take {}, or --batch-size {}",
+        ranks_that_divide(*batch_size, *ranks),
+        batches_that_divide(*batch_size, *ranks)
+    )]
+    Ranks { batch_size: usize, ranks: usize },
+    #[error(
+        "--micro-batch {micro_batch} does not divide the {share} images that each of {ranks} ranks has of --batch-size \
+         {batch_size}"
+    )]
+    MicroBatchOfRanks { micro_batch: usize, share: usize, batch_size: usize, ranks: usize },
     #[error(transparent)]
     Model(#[from] ModelError),
+}
+
+/// The next smaller and the next larger number of ranks that divide the batch: "6 or 8 ranks".
+fn ranks_that_divide(batch_size: usize, ranks: usize) -> String {
+    let smaller = (1..ranks).rev().find(|ranks| batch_size.is_multiple_of(*ranks)).unwrap_or(1);
+    let larger = (ranks + 1..=batch_size).find(|ranks| batch_size.is_multiple_of(*ranks));
+    match larger {
+        Some(larger) => format!("{smaller} or {larger} ranks"),
+        None => format!("{smaller} rank{}", if smaller == 1 { "" } else { "s" }),
+    }
+}
+
+/// The next smaller and the next larger batch that the ranks divide: "91 or 98".
+fn batches_that_divide(batch_size: usize, ranks: usize) -> String {
+    let larger = batch_size.next_multiple_of(ranks);
+    match larger.saturating_sub(ranks) {
+        0 => larger.to_string(),
+        smaller => format!("{smaller} or {larger}"),
+    }
 }
 
 impl Recipe {
@@ -336,7 +367,7 @@ impl FromStr for DeviceChoice {
 }
 
 /// What does not change the result.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct RunOptions {
     pub data: DataChoice,
     /// The run directory.
@@ -361,6 +392,8 @@ pub struct RunOptions {
     pub init_from: Option<PathBuf>,
     pub resume: bool,
     pub force: bool,
+    /// How to join the other ranks, where there are any.
+    pub membership: Option<Membership>,
 }
 
 impl RunOptions {
@@ -381,6 +414,7 @@ impl RunOptions {
             init_from: None,
             resume: false,
             force: false,
+            membership: None,
         }
     }
 }

@@ -98,6 +98,10 @@ pub fn header_rows(header: &Header) -> Vec<(&'static str, String)> {
         _ => String::new(),
     };
     let (side, micro) = (recipe.resolution, recipe.micro_batch);
+    let ranks = match header.ranks {
+        1 => String::new(),
+        ranks => format!(", {} for each of {ranks} ranks", recipe.batch_size / ranks),
+    };
     vec![
         (
             "model",
@@ -117,7 +121,7 @@ pub fn header_rows(header: &Header) -> Vec<(&'static str, String)> {
                 thousands(header.val_images as u64)
             ),
         ),
-        ("batch", format!("{}, in micro-batches of {micro}", recipe.batch_size)),
+        ("batch", format!("{}{ranks}, in micro-batches of {micro}", recipe.batch_size)),
         (
             "schedule",
             format!(
@@ -147,10 +151,18 @@ pub fn header_rows(header: &Header) -> Vec<(&'static str, String)> {
         ("moving average", average),
         ("seed", recipe.seed.to_string()),
         ("device", header.device.trim_start_matches("device: ").to_string()),
-        ("threads", format!("{} computing, {} loading", header.threads, header.loader_threads)),
-        ("memory", format!("{} planned", bytes(header.memory))),
+        (
+            "threads",
+            format!("{} computing, {} loading{}", header.threads, header.loader_threads, each(header)),
+        ),
+        ("memory", format!("{} planned{}", bytes(header.memory), each(header))),
         ("run directory", header.out.display().to_string()),
     ]
+}
+
+/// What is said of one rank is so of all.
+fn each(header: &Header) -> &'static str {
+    if header.ranks > 1 { ", in each rank" } else { "" }
 }
 
 fn optimizer_row(header: &Header) -> String {
@@ -429,7 +441,7 @@ impl<W: Write> Reporter for Json<W> {
             "recipe": header.recipe, "classes": header.classes, "parameters": header.parameters,
             "train_images": header.train_images, "val_images": header.val_images, "data": header.data,
             "fingerprint": header.fingerprint, "out": header.out, "device": header.device,
-            "threads": header.threads, "loader_threads": header.loader_threads, "steps": header.steps,
+            "ranks": header.ranks, "threads": header.threads, "loader_threads": header.loader_threads, "steps": header.steps,
             "warmup_steps": header.warmup_steps, "first_step": header.first_step,
             "last_step": header.last_step, "memory": header.memory,
         });

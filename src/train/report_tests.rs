@@ -18,6 +18,7 @@ fn header() -> Header {
         fingerprint: "0123456789abcdef".into(),
         out: "no-such-run".into(),
         device: "cpu, because".into(),
+        ranks: 1,
         threads: 2,
         loader_threads: 1,
         steps: 2188,

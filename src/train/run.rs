@@ -20,9 +20,10 @@ use super::log::Log;
 use super::memory::LOADER_AHEAD;
 use super::recipe::{Recipe, RunOptions};
 use super::schedule::Schedule;
-use super::session::{Session, prepare};
+use super::session::{Draft, Session, draft, prepare};
+use super::team::Team;
 use crate::data::loader::evaluation_steps;
-use crate::data::{Batch, Form, Loader, LoaderConfig, Source, Split};
+use crate::data::{Batch, Form, Loader, LoaderConfig, Share, Source, Split};
 use crate::ops::{Ops, StepFigures, StepParams};
 
 /// Steps before those that `--profile` times: the first allocate, capture and fill caches.
@@ -63,10 +64,31 @@ pub fn train_on<H: Hardware>(
     reporter: &mut dyn Reporter,
     stop: &AtomicBool,
 ) -> Result<Outcome, TrainError> {
-    let session = prepare(recipe, options, &source, hardware, reporter)?;
-    let mut header = header(&session, options, &source);
+    let draft = draft(recipe, options, &source)?;
+    let team = Team::join(options.membership.as_ref(), || draft.identity(&source))?;
+    // The first rank tells for all.
+    let (mut silent, leads) = (Silent, team.leads());
+    let reporter: &mut dyn Reporter = if leads { reporter } else { &mut silent };
+    let outcome = team.conclude(train_as(&team, draft, options, source, hardware, reporter, stop))?;
+    reporter.finished(&outcome);
+    Ok(outcome)
+}
+
+/// [`train_on`] as one of a team.
+fn train_as<H: Hardware>(
+    team: &Team,
+    draft: Draft,
+    options: &RunOptions,
+    source: Source,
+    hardware: H,
+    reporter: &mut dyn Reporter,
+    stop: &AtomicBool,
+) -> Result<Outcome, TrainError> {
+    team.doing(0, "getting ready");
+    let session = prepare(draft, options, &source, hardware, team, reporter)?;
+    let mut header = header(&session, options, &source, team);
     let Session { recipe, arch, schedule, hardware, run, metadata, state, resumed, .. } = session;
-    let mut engine = Engine::new(&recipe, &arch, source.normalise(), hardware)?;
+    let mut engine = Engine::new(&recipe, &arch, source.normalise(), hardware, team)?;
     engine.load(&state, metadata.loss_scale)?;
     header.parameters = engine.table.trainable();
     reporter.started(&header);
@@ -80,6 +102,8 @@ pub fn train_on<H: Hardware>(
         first: metadata.step,
         behind: VecDeque::with_capacity(2),
         since: Instant::now(),
+        team,
+        stopping: false,
         engine,
         recipe,
         options,
@@ -94,14 +118,15 @@ pub fn train_on<H: Hardware>(
     if !resumed {
         trainer.save(false)?;
     }
-    trainer.log = Some(Log::open(&trainer.run.log(), trainer.metadata.step, trainer.metadata.evaluated)?);
+    if team.leads() {
+        let Metadata { step, evaluated, .. } = trainer.metadata;
+        trainer.log = Some(Log::open(&trainer.run.log(), step, evaluated)?);
+    }
     trainer.run_steps()?;
-    let outcome = trainer.outcome();
-    trainer.reporter.finished(&outcome);
-    Ok(outcome)
+    Ok(trainer.outcome())
 }
 
-fn header<H: Hardware>(session: &Session<H>, options: &RunOptions, source: &Source) -> Header {
+fn header<H: Hardware>(session: &Session<H>, options: &RunOptions, source: &Source, team: &Team) -> Header {
     let Session { recipe, schedule, metadata, hardware, memory, .. } = session;
     Header {
         recipe: recipe.clone(),
@@ -113,6 +138,7 @@ fn header<H: Hardware>(session: &Session<H>, options: &RunOptions, source: &Sour
         fingerprint: source.fingerprint(),
         out: options.out.clone(),
         device: hardware.line(),
+        ranks: team.world().size,
         threads: hardware.threads(),
         loader_threads: options.loader_threads,
         steps: schedule.steps(),
@@ -136,8 +162,11 @@ struct Trainer<'a, O: Ops> {
     recipe: Recipe,
     options: &'a RunOptions,
     source: Source,
+    team: &'a Team,
     reporter: &'a mut dyn Reporter,
     stop: &'a AtomicBool,
+    /// Whether any rank was asked to stop, as all have heard.
+    stopping: bool,
     schedule: Schedule,
     run: RunDirectory,
     metadata: Metadata,
@@ -160,6 +189,7 @@ struct Trainer<'a, O: Ops> {
 
 impl<O: Ops + Send> Trainer<'_, O> {
     fn run_steps(&mut self) -> Result<(), TrainError> {
+        self.stopping = self.team.any("stop requests", self.stop.load(Ordering::Relaxed))?;
         // Interrupted while it evaluated: that comes first.
         if self.evaluation_is_due() && self.evaluate()? {
             let best = self.is_best();
@@ -173,7 +203,9 @@ impl<O: Ops + Send> Trainer<'_, O> {
                 self.tell(true)?;
                 self.engine.start_profile()?;
             }
+            self.team.ask("stop requests", self.stop.load(Ordering::Relaxed))?;
             self.step(&mut loader)?;
+            self.stopping = self.team.answer()?.unwrap_or(self.stop.load(Ordering::Relaxed));
             if profiled == Some(self.metadata.step) {
                 self.tell(true)?;
                 let report = self.engine.take_profile()?;
@@ -200,7 +232,8 @@ impl<O: Ops + Send> Trainer<'_, O> {
             self.source.clone(),
             LoaderConfig {
                 split: Split::Train,
-                batch: self.recipe.batch_size,
+                batch: self.recipe.batch_size / self.team.world().size,
+                share: self.team.share(),
                 resolution: self.recipe.resolution,
                 crop: self.recipe.crop,
                 form: self.engine.form,
@@ -210,12 +243,13 @@ impl<O: Ops + Send> Trainer<'_, O> {
                 steps: end - first_step,
                 threads: self.options.loader_threads,
                 ahead: LOADER_AHEAD,
+                processors: Vec::new(),
             },
         )?)
     }
 
     fn stopped(&self) -> bool {
-        self.stop.load(Ordering::Relaxed)
+        self.stopping
     }
 
     fn evaluation_is_due(&self) -> bool {
@@ -227,9 +261,11 @@ impl<O: Ops + Send> Trainer<'_, O> {
     fn step(&mut self, loader: &mut Loader) -> Result<(), TrainError> {
         let waited = loader.waited();
         let index = self.metadata.step;
+        self.team.doing(index + 1, "loading images");
         let batch = loader.next()?.ok_or(TrainError::DataEnded { step: index + 1 })?;
         let data_wait = (loader.waited() - waited).as_secs_f64();
         let lr = self.schedule.lr(index);
+        self.team.doing(index + 1, "training");
         self.engine.step(&batch, self.params(index, &batch, lr))?;
         loader.recycle(batch);
         let epoch = self.schedule.epoch(index + 1);
@@ -290,7 +326,14 @@ impl<O: Ops + Send> Trainer<'_, O> {
         let batch =
             self.loader(index, step.step)?.next()?.ok_or(TrainError::DataEnded { step: step.step })?;
         let params = self.params(index, &batch, step.lr);
-        Ok(self.engine.first_not_finite(&batch, params)?)
+        let own = self.engine.first_not_finite(&batch, params)?;
+        // It may have begun in the images of another rank.
+        let all = self.team.gather("what is not finite", own.unwrap_or_default().as_bytes())?;
+        let first = all.iter().enumerate().find(|(_, found)| !found.is_empty());
+        Ok(first.map(|(rank, found)| match self.team.world().size {
+            1 => String::from_utf8_lossy(found).into_owned(),
+            _ => format!("{} at rank {rank}", String::from_utf8_lossy(found)),
+        }))
     }
 
     fn params(&self, step: u64, batch: &Batch, learning_rate: f64) -> StepParams {
@@ -317,13 +360,15 @@ impl<O: Ops + Send> Trainer<'_, O> {
         let mut loader = evaluation_loader(
             &self.source,
             &self.recipe,
-            Split::Val,
+            (Split::Val, self.team.share()),
             self.engine.form,
             self.options.loader_threads,
         )?;
         let passes = if self.recipe.ema > 0.0 { 2 } else { 1 };
         self.reporter.evaluating(samples as u64 * passes);
+        self.team.doing(self.metadata.step, "evaluating");
         let Some(figures) = self.engine.evaluate(&mut loader, samples as u64, self.stop)? else {
+            self.stopping = true;
             return Ok(false);
         };
         let (raw, ema) = (figures[0], figures.get(1));
@@ -356,8 +401,14 @@ impl<O: Ops + Send> Trainer<'_, O> {
         self.metadata.best.is_some_and(|best| best.step == self.metadata.step)
     }
 
-    /// Writes the checkpoint of this step, unless the weights are beyond saving.
+    /// Writes the checkpoint of this step, unless the weights are beyond saving. Every rank has the same state: the
+    /// first writes it.
     fn save(&mut self, best: bool) -> Result<(), TrainError> {
+        self.team.doing(self.metadata.step, "saving");
+        if !self.team.leads() {
+            self.saved = self.metadata.step;
+            return Ok(());
+        }
         self.engine.store(&mut self.state)?;
         self.metadata.loss_scale = self.engine.loss_scale()?.or(self.metadata.loss_scale);
         if let Some(tensor) = self.state.first_not_finite(&self.engine.table) {
@@ -404,11 +455,11 @@ impl<O: Ops + Send> Trainer<'_, O> {
     }
 }
 
-/// A split in order, in the batches that an evaluation of this recipe takes: its micro-batches.
+/// A split in order, or a share of its batches, in the batches that an evaluation of this recipe takes: its micro-batches.
 pub fn evaluation_loader(
     source: &Source,
     recipe: &Recipe,
-    split: Split,
+    (split, share): (Split, Share),
     form: Form,
     threads: usize,
 ) -> Result<Loader, TrainError> {
@@ -418,15 +469,17 @@ pub fn evaluation_loader(
         LoaderConfig {
             split,
             batch,
+            share,
             resolution: recipe.resolution,
             crop: recipe.crop,
             form,
             train: false,
             seed: recipe.seed,
             first_step: 0,
-            steps: evaluation_steps(source.samples(split), batch),
+            steps: evaluation_steps(source.samples(split), batch, share),
             threads,
             ahead: LOADER_AHEAD,
+            processors: Vec::new(),
         },
     )?)
 }

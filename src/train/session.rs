@@ -14,8 +14,10 @@ use super::memory::{MemoryPlan, memory_plan};
 use super::recipe::{Recipe, RunOptions};
 use super::recipe_file::RecipeFile;
 use super::schedule::Schedule;
+use super::team::{self, Team};
 use crate::data::{CropMode, DataError, Source, Split};
 use crate::model::{Architecture, ParamTable, initialise::initialise, weights};
+use crate::parallel::Identity;
 
 /// The recipe of a run that is to be resumed.
 ///
@@ -38,28 +40,16 @@ fn resumable(run: &RunDirectory) -> Result<Found, DirectoryError> {
     }
 }
 
-/// A run that is ready.
-pub(super) struct Session<H> {
-    pub recipe: Recipe,
-    pub arch: Architecture,
-    pub schedule: Schedule,
-    pub hardware: H,
-    pub memory: MemoryPlan,
-    pub run: RunDirectory,
-    pub metadata: Metadata,
-    pub state: Snapshot,
-    /// Whether the state came from a checkpoint.
-    pub resumed: bool,
+/// What a run will be, as far as files say: no device is looked at, and nothing is created.
+pub(super) struct Draft {
+    recipe: Recipe,
+    before: RunDirectory,
+    found: Option<Found>,
+    saved: Option<Checkpoint>,
 }
 
-/// Checks everything, then makes or opens the run directory.
-pub(super) fn prepare<H: Hardware>(
-    recipe: &Recipe,
-    options: &RunOptions,
-    source: &Source,
-    mut hardware: H,
-    reporter: &mut dyn Reporter,
-) -> Result<Session<H>, TrainError> {
+/// Checks what every rank can check by itself.
+pub(super) fn draft(recipe: &Recipe, options: &RunOptions, source: &Source) -> Result<Draft, TrainError> {
     let mut recipe = recipe.clone();
     let before = RunDirectory::at(&options.out);
     let found = match options.resume {
@@ -75,32 +65,78 @@ pub(super) fn prepare<H: Hardware>(
     };
     settle(&mut recipe, options, source, saved.as_ref())?;
     recipe.validate()?;
+    Ok(Draft { recipe, before, found, saved })
+}
+
+impl Draft {
+    /// What must be the same at all ranks.
+    pub fn identity(&self, source: &Source) -> Identity {
+        team::identity(&self.recipe, source, self.saved.as_ref())
+    }
+
+    /// What a resumed run has behind it.
+    fn agree(&self, source: &Source) -> Result<(), TrainError> {
+        match &self.saved {
+            Some(saved) => agree(&self.recipe, source, saved, &self.before.checkpoint()),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A run that is ready.
+pub(super) struct Session<H> {
+    pub recipe: Recipe,
+    pub arch: Architecture,
+    pub schedule: Schedule,
+    pub hardware: H,
+    pub memory: MemoryPlan,
+    pub run: RunDirectory,
+    pub metadata: Metadata,
+    pub state: Snapshot,
+    /// Whether the state came from a checkpoint.
+    pub resumed: bool,
+}
+
+/// Checks everything else, with the other ranks; then rank 0 makes or opens the run directory.
+pub(super) fn prepare<H: Hardware>(
+    draft: Draft,
+    options: &RunOptions,
+    source: &Source,
+    mut hardware: H,
+    team: &Team,
+    reporter: &mut dyn Reporter,
+) -> Result<Session<H>, TrainError> {
+    draft.agree(source)?;
+    let Draft { mut recipe, before, found, saved } = draft;
+    let world = team.world();
+    let divided =
+        team::divide(&mut recipe, options.auto_micro_batch || saved.is_some(), saved.as_ref(), world.size)?;
+    divided.iter().for_each(|line| reporter.notice(line));
     let schedule = Schedule::new(&recipe, source.samples(Split::Train))?;
     let classes = source.classes();
+    let memory = fit(&mut recipe, options, classes, &mut hardware, team, saved.is_some(), reporter)?;
     let arch = recipe.architecture(classes)?;
-    let mut memory = memory_plan(&recipe, classes, &mut hardware)?;
-    if options.auto_micro_batch
-        && hardware.has_own_memory()
-        && saved.is_none()
-        && let Some(fits) = memory.check().err().and_then(|error| error.fits)
-    {
-        recipe.micro_batch = fits;
-        memory = memory_plan(&recipe, classes, &mut hardware)?;
-        reporter.notice(&format!(
-            "micro-batch: {fits} images, the most that fits; {} passes make a step",
-            recipe.batch_size / fits
-        ));
-    }
-    memory.check()?;
 
     let resumed = saved.is_some();
     let (metadata, state) = match saved {
-        Some(saved) => {
-            agree(&recipe, source, &saved, &before.checkpoint())?;
-            (saved.metadata, saved.state)
-        }
+        Some(saved) => (Metadata { recipe: recipe.clone(), ..saved.metadata }, saved.state),
         None => initial(&recipe, options, source, &arch, &schedule, reporter)?,
     };
+    // All ranks have read what is there: now it may be replaced.
+    team.any("opening the run", false)?;
+    if !team.leads() {
+        return Ok(Session {
+            recipe,
+            arch,
+            schedule,
+            hardware,
+            memory,
+            run: before,
+            metadata,
+            state,
+            resumed,
+        });
+    }
     let run = RunDirectory::open(&options.out)?;
     if !resumed {
         if options.force {
@@ -115,6 +151,36 @@ pub(super) fn prepare<H: Hardware>(
         crate::data::write_atomically(&run.recipe(), text.as_bytes())?;
     }
     Ok(Session { recipe, arch, schedule, hardware, memory, run, metadata, state, resumed })
+}
+
+/// Plans the memory of all ranks. A GPU may cut the batch into micro-batches that fit, the same at every rank.
+fn fit<H: Hardware>(
+    recipe: &mut Recipe,
+    options: &RunOptions,
+    classes: usize,
+    hardware: &mut H,
+    team: &Team,
+    resumed: bool,
+    reporter: &mut dyn Reporter,
+) -> Result<MemoryPlan, TrainError> {
+    let world = team.world();
+    let mut memory = memory_plan(recipe, classes, hardware, world)?;
+    let mut fits = recipe.micro_batch;
+    if options.auto_micro_batch && hardware.has_own_memory() && !resumed {
+        fits = memory.check().err().and_then(|error| error.fits).unwrap_or(fits);
+    }
+    // Also so that all have seen what memory there is before any takes some.
+    let fits = team.least("micro-batch", fits)?;
+    if fits < recipe.micro_batch {
+        recipe.micro_batch = fits;
+        memory = memory_plan(recipe, classes, hardware, world)?;
+        reporter.notice(&format!(
+            "micro-batch: {fits} images, the most that fits; {} passes make a step",
+            recipe.batch_size / world.size / fits
+        ));
+    }
+    memory.check()?;
+    Ok(memory)
 }
 
 /// Puts the content of `--init-from` and the resolved crop into the recipe.

@@ -2,11 +2,13 @@
 #![allow(dead_code)] // each test uses its part
 
 use std::fs;
+use std::net::TcpListener;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use effnet::data::{CropMode, Source};
 use effnet::model::Variant;
+use effnet::parallel::Membership;
 use effnet::train::events::{LogLine, Silent};
 use effnet::train::{DataChoice, Outcome, Recipe, RunOptions, TrainError, log, train};
 
@@ -66,4 +68,23 @@ pub fn assert_same_run(a: &Path, b: &Path) {
         assert_same_file(a, b, name);
     }
     assert_eq!(timeless_log(a), timeless_log(b));
+}
+
+/// The same run by several ranks, each a thread of this process, over [`source`]; what each came to, in rank order.
+pub fn run_ranks(
+    size: usize,
+    recipe: &Recipe,
+    options: &RunOptions,
+    stop: &AtomicBool,
+) -> Vec<Result<Outcome, TrainError>> {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let one = |rank: usize| {
+        let membership = Some(Membership::local(rank, size, &listener).unwrap());
+        let options = RunOptions { membership, threads: 1, ..options.clone() };
+        train(recipe, &options, source(), &mut Silent, stop)
+    };
+    std::thread::scope(|scope| {
+        let ranks: Vec<_> = (0..size).map(|rank| scope.spawn(move || one(rank))).collect();
+        ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
+    })
 }

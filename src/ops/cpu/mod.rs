@@ -12,6 +12,7 @@ pub mod batch_norm;
 pub mod context;
 pub mod dense;
 pub mod depthwise;
+pub mod exchange;
 pub mod expand;
 pub mod gemm;
 pub mod head;
@@ -33,12 +34,16 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use context::{Context, Memory, State, Workspace};
+use exchange::Exchange;
 
 use super::profile::Profile;
 use super::*;
+use crate::parallel::Group;
 
 /// The CPU as a device.
 pub struct CpuOps {
+    /// Where ranks share the work. Before the state that it works on, so that it is dropped first.
+    exchange: Option<Exchange>,
     cx: Context,
     profile: Option<Profile>,
     /// Of the step under way, and of the one that has ended.
@@ -123,7 +128,18 @@ impl CpuOps {
             shared: Memory::new(most(|p| p.workspace.shared)),
             scratch: (0..threads).map(|_| Memory::new(scratch)).collect(),
         };
-        Ok(CpuOps { cx, profile: None, figures: StepFigures::default(), ended: None })
+        Ok(CpuOps { exchange: None, cx, profile: None, figures: StepFigures::default(), ended: None })
+    }
+
+    /// Shares the work with the other ranks from now on; all of them do this at the same time.
+    ///
+    /// # Errors
+    /// Where the ranks cannot be connected.
+    pub fn connect(&mut self, group: &Arc<Group>) -> Result {
+        if group.world().size > 1 {
+            self.exchange = Some(Exchange::new(group)?);
+        }
+        Ok(())
     }
 
     /// Copies half of the arena into its other half on all threads, the best of three times.
@@ -219,6 +235,9 @@ impl Ops for CpuOps {
 
     fn begin_step(&mut self) -> Result {
         self.figures = StepFigures::default();
+        if let Some(exchange) = &mut self.exchange {
+            exchange.begin_step();
+        }
         self.zero_gradients()
     }
 
@@ -233,12 +252,16 @@ impl Ops for CpuOps {
 
     fn start_profile(&mut self) -> Result {
         self.profile = Some(Profile::default());
+        if let Some(exchange) = &mut self.exchange {
+            exchange.start_trace();
+        }
         Ok(())
     }
 
     fn take_profile(&mut self) -> Result<ProfileReport> {
         let rows = self.profile.take().unwrap_or_default().rows();
-        Ok(ProfileReport { rows, exchange: Vec::new(), copy_bytes_per_second: self.copy_rate() })
+        let exchange = self.exchange.as_mut().map(Exchange::take_trace).unwrap_or_default();
+        Ok(ProfileReport { rows, exchange, copy_bytes_per_second: self.copy_rate() })
     }
 
     fn read_state(&mut self, buffer: Buffer, out: &mut [f32]) -> Result {
@@ -283,7 +306,19 @@ impl Ops for CpuOps {
         Ok(())
     }
 
+    fn reduce(&mut self, bucket: &Bucket) -> Result {
+        if let Some(exchange) = &mut self.exchange {
+            // SAFETY: the passes that follow add to other gradients, as the bucket is complete, and those after the last
+            // bucket touch none and no running statistics, until the update has waited. The exchange is dropped first.
+            unsafe { exchange.start(&self.cx.state, bucket, &self.figures) };
+        }
+        Ok(())
+    }
+
     fn update(&mut self, pass: &Update) -> Result {
+        if let Some(exchange) = &mut self.exchange {
+            exchange.finish(&mut self.figures)?;
+        }
         self.figures.skipped = !self.figures.loss.is_finite();
         if self.figures.skipped { Ok(()) } else { self.optimise(pass) }
     }

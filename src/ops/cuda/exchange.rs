@@ -28,12 +28,12 @@ pub struct Times {
     steps: u64,
     began: Option<Mark>,
     backward_end: Option<Mark>,
-    /// Bytes, start and end of the step's buckets.
-    buckets: Vec<(u64, Mark, Mark)>,
+    /// The step's buckets: bytes; when each was complete, and when its sum began and ended.
+    buckets: Vec<(u64, [Mark; 3])>,
     list: Vec<BucketTime>,
 }
 
-/// Joins the ranks of a group.
+/// Joins the ranks of a group; of one, too, which then exchanges with itself.
 pub fn connect<G: Gpu>(cx: &mut Context<G>, group: &Arc<Group>) -> Result {
     cx.gpu.connect(group)?;
     cx.exchange = Some(Exchange { left: cx.state.trainable });
@@ -75,12 +75,13 @@ pub fn reduce<G: Gpu>(cx: &mut Context<G>, bucket: &Bucket) -> Result {
     gpu.collective_begin()?;
     let Some(timing) = &mut cx.profile else { return gpu.all_reduce(&pieces) };
     let times = &mut timing.exchange;
+    let ready = gpu.mark()?;
     if bucket.last {
         times.backward_end = Some(gpu.mark()?);
     }
     let began = gpu.collective_mark()?;
     gpu.all_reduce(&pieces)?;
-    times.buckets.push((4 * (end - start) as u64, began, gpu.collective_mark()?));
+    times.buckets.push((4 * (end - start) as u64, [ready, began, gpu.collective_mark()?]));
     Ok(())
 }
 
@@ -110,9 +111,13 @@ impl Times {
         // Not where timing began within the step.
         if let (Some(began), Some(ended)) = (began, ended) {
             let backward_end = gpu.between(began, ended)?;
-            for &(bytes, from, to) in &self.buckets {
-                let (start, end) = (gpu.between(began, from)?, gpu.between(began, to)?);
-                self.list.push(BucketTime { step, bytes, start, end, backward_end });
+            for (bytes, marks) in &self.buckets {
+                let (mut times, bytes) = ([0.0; 3], *bytes);
+                for (time, mark) in times.iter_mut().zip(marks) {
+                    *time = gpu.between(began, *mark)?;
+                }
+                let [ready, start, end] = times;
+                self.list.push(BucketTime { step, bytes, ready, start, end, backward_end });
             }
             self.steps += 1;
         }
@@ -121,7 +126,7 @@ impl Times {
     }
 
     fn forget<G: Gpu>(&mut self, gpu: &mut G, ends: [Option<Mark>; 2]) {
-        let buckets = self.buckets.drain(..).flat_map(|(_, from, to)| [from, to]);
+        let buckets = self.buckets.drain(..).flat_map(|(_, marks)| marks);
         ends.into_iter().flatten().chain(buckets).for_each(|mark| gpu.forget(mark));
     }
 

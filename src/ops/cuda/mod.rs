@@ -174,11 +174,14 @@ impl<G: Gpu> CudaOps<G> {
     }
 
     /// Shares the work with the ranks of a group, which all call this at the same place: from here on a step's gradients,
-    /// running statistics and figures are those of all ranks, see [`Ops::reduce`]. A group of one does the same by itself.
+    /// running statistics and figures are those of all ranks, see [`Ops::reduce`]. A group of one needs no exchange.
     ///
     /// # Errors
     /// Where the GPUs cannot exchange; where the group is stopped meanwhile.
     pub fn connect(&mut self, group: &Arc<Group>) -> Result {
+        if group.world().size == 1 {
+            return Ok(());
+        }
         // Graphs of before exchange nothing.
         self.graphs.clear();
         exchange::connect(&mut self.cx, group)

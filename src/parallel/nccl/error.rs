@@ -83,6 +83,14 @@ pub enum NcclError {
     Stopped,
 }
 
+impl NcclError {
+    /// Whether it probably is another rank's doing.
+    pub fn elsewhere(&self) -> bool {
+        const REMOTE: i32 = 6;
+        matches!(self, NcclError::Stopped | NcclError::Call(Failure { code: REMOTE, .. }))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,0 +1,166 @@
+//! Sums over the ranks, beside the backward pass.
+//!
+//! Buckets of gradients are handed to the [`Chain`]'s threads as they become complete, and replaced by their sums while
+//! earlier layers are still at work; the update waits for the last. With the last bucket go the running statistics,
+//! averaged, so that all ranks keep the same, and the step's figures: so every rank knows what the whole step came to,
+//! and decides alike.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::context::State;
+use crate::ops::{Bucket, BucketTime, OpsError, Result, StepFigures};
+use crate::parallel::chain::{ChainError, Sum, Ticket};
+use crate::parallel::{Chain, Group};
+
+/// This rank's end of the chain, and the work under way.
+pub struct Exchange {
+    /// Dropped first: its threads may be using the figures, and the state of whoever owns this.
+    chain: Chain,
+    group: Arc<Group>,
+    /// The step's figures on their way: a place that does not move.
+    figures: Box<Figures>,
+    under_way: Option<Ticket>,
+    trace: Option<Trace>,
+}
+
+#[derive(Default)]
+struct Figures {
+    loss: [f64; 1],
+    correct: [u64; 1],
+}
+
+/// When things happened, while passes are timed.
+#[derive(Default)]
+struct Trace {
+    /// Began, and when its backward pass ended.
+    steps: Vec<(Instant, Option<Instant>)>,
+    /// Pieces of work that a step has, and those of them that are buckets.
+    pieces: usize,
+    buckets: usize,
+}
+
+impl Exchange {
+    /// Joins the chain; all ranks do.
+    ///
+    /// # Errors
+    /// Where a neighbour cannot be reached, or any rank has failed.
+    pub fn new(group: &Arc<Group>) -> Result<Exchange> {
+        let gather = |bytes: &[u8]| group.exchange("connecting neighbours", bytes).map_err(OpsError::from);
+        let chain = Chain::connect(group.world(), &group.peer_host(), gather)?;
+        group.on_stop(Box::new(chain.closer()));
+        Ok(Exchange { chain, group: group.clone(), figures: Box::default(), under_way: None, trace: None })
+    }
+
+    /// Starts the sum of a bucket; with the last one, of all else that a step shares.
+    ///
+    /// # Safety
+    /// Until [`Exchange::finish`], nobody touches the bucket's gradients, and after the last bucket none of the running
+    /// statistics; the state outlives this.
+    pub unsafe fn start(&mut self, state: &State, bucket: &Bucket, figures: &StepFigures) {
+        let gradients = &bucket.elements;
+        // SAFETY: the caller's promise.
+        let mut ticket = unsafe {
+            let values = state.gradients.floats_mut(4 * gradients.start, gradients.len());
+            self.chain.submit(values.as_mut_ptr().cast(), values.len(), Sum::F32)
+        };
+        if bucket.last {
+            let statistics = state.total - state.trainable;
+            *self.figures = Figures { loss: [figures.loss], correct: [figures.correct] };
+            let Figures { loss, correct } = &mut *self.figures;
+            // SAFETY: as above; and the figures are this one's own, in a place that does not move.
+            ticket = unsafe {
+                let values = state.parameters.floats_mut(4 * state.trainable, statistics);
+                self.chain.submit(values.as_mut_ptr().cast(), statistics, Sum::MeanF32);
+                self.chain.submit(loss.as_mut_ptr().cast(), 1, Sum::F64);
+                self.chain.submit(correct.as_mut_ptr().cast(), 1, Sum::U64)
+            };
+        }
+        self.under_way = Some(ticket);
+        if let Some(Trace { steps, pieces, buckets }) = &mut self.trace {
+            if steps.len() == 1 {
+                (*pieces, *buckets) = (*pieces + if bucket.last { 4 } else { 1 }, *buckets + 1);
+            }
+            if bucket.last {
+                steps.last_mut().expect("a step was begun").1 = Some(Instant::now());
+            }
+        }
+    }
+
+    /// Waits for all that was started, and puts the whole step's figures in the place of this rank's.
+    ///
+    /// # Errors
+    /// Where the chain broke off: the gradients are then good for nothing.
+    pub fn finish(&mut self, figures: &mut StepFigures) -> Result {
+        let Some(ticket) = self.under_way.take() else { return Ok(()) };
+        let done = self.waiting(|chain| chain.wait(ticket));
+        if done.is_err() {
+            self.chain.settle(ticket);
+        }
+        done?;
+        (figures.loss, figures.correct) = (self.figures.loss[0], self.figures.correct[0]);
+        Ok(())
+    }
+
+    /// Sums numbers at once.
+    ///
+    /// # Errors
+    /// As for [`Exchange::finish`].
+    pub fn sum(&self, values: &mut [f64]) -> Result {
+        self.waiting(|chain| chain.sum(values, Sum::F64))
+    }
+
+    /// This rank and how many there are.
+    pub fn place(&self) -> (usize, usize) {
+        let world = self.group.world();
+        (world.rank, world.size)
+    }
+
+    fn waiting(&self, wait: impl FnOnce(&Chain) -> std::result::Result<(), ChainError>) -> Result {
+        self.group.waiting(true);
+        let done = wait(&self.chain);
+        self.group.waiting(false);
+        Ok(done?)
+    }
+
+    /// Begins to note when buckets move.
+    pub fn start_trace(&mut self) {
+        self.chain.trace(true);
+        self.trace = Some(Trace::default());
+    }
+
+    pub fn begin_step(&mut self) {
+        if let Some(trace) = &mut self.trace {
+            trace.steps.push((Instant::now(), None));
+        }
+    }
+
+    /// What was noted since [`Exchange::start_trace`].
+    pub fn take_trace(&mut self) -> Vec<BucketTime> {
+        let spans = self.chain.trace(false);
+        let Some(Trace { steps, pieces, buckets }) = self.trace.take() else { return Vec::new() };
+        let mut times = Vec::new();
+        for (step, (spans, (began, backward))) in spans.chunks_exact(pieces.max(1)).zip(steps).enumerate() {
+            let since = |moment: Instant| moment.saturating_duration_since(began).as_secs_f64() * 1e6;
+            // The last bucket's end is that of all that goes along with it.
+            let last = spans.last().map_or(began, |span| span.ended);
+            for (number, span) in spans[..buckets].iter().enumerate() {
+                times.push(BucketTime {
+                    step: step as u64,
+                    bytes: span.bytes as u64,
+                    ready: since(span.submitted),
+                    start: since(span.started.max(span.submitted)),
+                    end: since(if number + 1 == buckets { last } else { span.ended }),
+                    backward_end: since(backward.unwrap_or(began)),
+                });
+            }
+        }
+        times
+    }
+}
+
+impl From<ChainError> for OpsError {
+    fn from(error: ChainError) -> OpsError {
+        OpsError::Rank(error.to_string())
+    }
+}

@@ -1,0 +1,127 @@
+//! Several ranks are one: what they train together is what one process trains that accumulates as many micro-batches.
+//!
+//! Loss and weights are equal bit by bit. Running statistics are not, and cannot be: a rank that accumulates moves them
+//! once a micro-batch, each time from where the one before has left them, while ranks move them once from the same
+//! place and take the mean. So of those it is tested that they are that mean, bit by bit.
+
+mod train_support;
+
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+use effnet::data::{Form, Loader, LoaderConfig, Share, Split};
+use effnet::model::ParamTable;
+use effnet::ops::StepParams;
+use effnet::train::checkpoint::{self, Checkpoint, Snapshot};
+use effnet::train::device::Cpu;
+use effnet::train::engine::Engine;
+use effnet::train::events::LogLine;
+use effnet::train::team::Team;
+use effnet::train::{Recipe, RunOptions};
+use train_support::*;
+
+const RANKS: usize = 4;
+
+/// No evaluations on the way and no average of the weights, which would hold running statistics.
+fn steps(steps: u64, out: &Path) -> (Recipe, RunOptions) {
+    let recipe = Recipe { micro_batch: 8 / RANKS, ema: 0.0, eval_every: 100.0, ..recipe() };
+    (recipe, RunOptions { max_steps: Some(steps), ..options(out) })
+}
+
+fn saved(dir: &Path) -> Checkpoint {
+    checkpoint::read(&dir.join("checkpoint.bin")).unwrap()
+}
+
+fn figures(dir: &Path) -> Vec<(u64, u64, u64)> {
+    let of = |line: &LogLine| match line {
+        LogLine::Step(step) => (step.step, step.loss.to_bits(), step.accuracy.to_bits()),
+        LogLine::Evaluation(_) => panic!("no evaluation is due"),
+    };
+    timeless_log(dir).iter().map(of).collect()
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|value| value.to_bits()).collect()
+}
+
+#[test]
+fn four_ranks_are_four_accumulated_micro_batches_bit_by_bit() {
+    let dir = tempfile::tempdir().unwrap();
+    let [one, four] = ["one", "four"].map(|name| dir.path().join(name));
+    let (recipe, options) = steps(10, &one);
+    run(&recipe, &options).unwrap();
+    let never = AtomicBool::new(false);
+    for outcome in run_ranks(RANKS, &recipe, &RunOptions { out: four.clone(), ..options }, &never) {
+        let outcome = outcome.unwrap();
+        assert_eq!((outcome.step, outcome.last), (10, None));
+    }
+    assert_eq!(figures(&one).len(), 10);
+    assert_eq!(figures(&one), figures(&four));
+    let (one, four) = (saved(&one), saved(&four));
+    assert_eq!(one.metadata.recipe, four.metadata.recipe);
+    let trainable = ParamTable::new(&one.architecture).trainable();
+    let weights = |saved: &Checkpoint| bits(&saved.state.parameters[..trainable]);
+    assert!(weights(&one) == weights(&four));
+    assert!(bits(&one.state.mean_square) == bits(&four.state.mean_square));
+    assert!(bits(&one.state.momentum) == bits(&four.state.momentum));
+    assert!(
+        one.state.parameters[trainable..] != four.state.parameters[trainable..],
+        "accumulation moves them oftener"
+    );
+}
+
+/// The state after one step over the images that a rank has of the first, and no others.
+fn alone(recipe: &Recipe, rank: usize, initial: &Checkpoint) -> Snapshot {
+    let share = Share { part: rank, parts: RANKS };
+    let config = LoaderConfig {
+        split: Split::Train,
+        batch: recipe.micro_batch,
+        share,
+        resolution: recipe.resolution,
+        crop: recipe.crop,
+        form: Form::Squares,
+        train: true,
+        seed: recipe.seed,
+        first_step: 0,
+        steps: 1,
+        threads: 1,
+        ahead: 1,
+        processors: Vec::new(),
+    };
+    let batch = Loader::start(source(), config).unwrap().next().unwrap().unwrap();
+    let (arch, normalise) = (&initial.architecture, source().normalise());
+    let mut engine = Engine::new(recipe, arch, normalise, Cpu::new(1, "a test"), &Team::default()).unwrap();
+    engine.load(&initial.state, None).unwrap();
+    let (seed, first_position) = (recipe.seed, batch.first_position);
+    let params = StepParams { seed, first_position, learning_rate: 1e-3, ..StepParams::default() };
+    engine.step(&batch, params).unwrap();
+    let mut state = initial.state.clone();
+    engine.store(&mut state).unwrap();
+    state
+}
+
+/// After one step from the same state the running statistics of four ranks are the mean of those that each
+/// micro-batch gives alone.
+#[test]
+fn running_statistics_are_the_mean_over_the_ranks() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = |name: &str| dir.path().join(name);
+    let (recipe, options) = steps(1, &out("ranks"));
+    let never = AtomicBool::new(false);
+    run_ranks(RANKS, &recipe, &options, &never).into_iter().for_each(|outcome| drop(outcome.unwrap()));
+    let together = saved(&out("ranks"));
+    // What every run of this seed begins with.
+    let at_once = AtomicBool::new(true);
+    run_ranks(1, &recipe, &RunOptions { out: out("initial"), ..options }, &at_once).pop().unwrap().unwrap();
+    let initial = saved(&out("initial"));
+    assert_eq!(initial.metadata.step, 0);
+    let trainable = ParamTable::new(&together.architecture).trainable();
+
+    let mut sums = vec![0.0f32; together.state.parameters.len() - trainable];
+    for rank in 0..RANKS {
+        let alone = alone(&recipe, rank, &initial);
+        sums.iter_mut().zip(&alone.parameters[trainable..]).for_each(|(sum, value)| *sum += value);
+    }
+    let mean: Vec<f32> = sums.iter().map(|sum| sum / RANKS as f32).collect();
+    assert!(bits(&mean) == bits(&together.state.parameters[trainable..]));
+}
