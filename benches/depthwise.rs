@@ -28,6 +28,7 @@ fn batch_norm(tensors: &mut Tensors, parameters: &mut usize, channels: usize, ro
     };
     BatchNorm {
         channels,
+        ranks: 1,
         rows,
         weight: param(),
         bias: param(),

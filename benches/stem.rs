@@ -27,6 +27,7 @@ fn stem(criterion: &mut Criterion) {
         let param = |at: usize| Param { offset: (27 + at) * channels, elements: channels };
         let bn = BatchNorm {
             channels,
+            ranks: 1,
             rows,
             weight: param(0),
             bias: param(1),

@@ -37,6 +37,7 @@ fn alone<G: TestGpu>(channels: usize, rows: usize, way: G::Way) -> (CudaOps<G>, 
     let param = |number: usize| Param { offset: number * channels, elements: channels };
     let bn = BatchNorm {
         channels,
+        ranks: 1,
         rows,
         weight: param(0),
         bias: param(1),

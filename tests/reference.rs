@@ -44,6 +44,7 @@ impl Builder {
     fn norm(&mut self, name: &str, channels: usize, rows: usize) -> BatchNorm {
         BatchNorm {
             channels,
+            ranks: 1,
             rows,
             weight: self.param(&format!("{name}.weight"), channels, 0.5, 1.5),
             bias: self.param(&format!("{name}.bias"), channels, -0.5, 0.5),

@@ -78,6 +78,7 @@ impl Setup {
         let coefficients = [0.1, 1.1, 0.9, -0.1].iter().flat_map(|&v| vec![v; channels]).collect();
         BatchNorm {
             channels,
+            ranks: 1,
             rows,
             weight: self.parameter(channels),
             bias: self.parameter(channels),

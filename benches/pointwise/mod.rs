@@ -70,6 +70,7 @@ impl Setup {
     pub fn batch_norm(&mut self, rows: usize, channels: usize) -> BatchNorm {
         BatchNorm {
             channels,
+            ranks: 1,
             rows,
             weight: self.param(channels),
             bias: self.param(channels),

@@ -28,6 +28,8 @@ pub struct NetworkConfig {
     pub images: usize,
     /// Batch statistics to train, running ones to evaluate.
     pub statistics: Statistics,
+    /// Ranks whose micro-batches share their statistics; 1 keeps each to its own.
+    pub statistics_ranks: usize,
     /// Stochastic depth of the last block, were there one more; 0 is off.
     pub drop_path: f64,
     /// Dropout before the classifier; 0 is off.
@@ -43,6 +45,7 @@ impl NetworkConfig {
         NetworkConfig {
             images,
             statistics: Statistics::Running,
+            statistics_ranks: 1,
             drop_path: 0.0,
             dropout: 0.0,
             label_smoothing: 0.0,
@@ -124,6 +127,7 @@ impl Builder<'_> {
         BatchNorm {
             channels,
             rows: self.config.images * side * side,
+            ranks: self.config.statistics_ranks,
             weight: self.weight(layer),
             bias: self.param(&format!("{layer}.bias")),
             running_mean: self.param(&format!("{layer}.running_mean")),

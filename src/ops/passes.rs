@@ -26,12 +26,15 @@ pub enum Statistics {
     Running,
 }
 
-/// A batch norm over `rows` values of each channel.
+/// A batch norm over `rows` values of each channel, or over those of all `ranks` together.
 #[derive(Clone, Copy, Debug)]
 pub struct BatchNorm {
     pub channels: usize,
-    /// M: images × pixels.
+    /// M: images × pixels, on this rank.
     pub rows: usize,
+    /// Ranks whose rows, equally many on each, have their statistics taken together, and the sums of the backward pass
+    /// too: then M is `rows`·`ranks`. 1 keeps to this rank's own.
+    pub ranks: usize,
     pub weight: Param,
     pub bias: Param,
     pub running_mean: Param,

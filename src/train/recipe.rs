@@ -241,6 +241,7 @@ impl Recipe {
         NetworkConfig {
             images: self.micro_batch,
             statistics: Statistics::Batch,
+            statistics_ranks: 1,
             drop_path: self.drop_connect,
             dropout: self.dropout,
             label_smoothing: self.label_smoothing,

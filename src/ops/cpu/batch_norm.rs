@@ -32,50 +32,125 @@ pub fn finish_statistics(
 ) {
     debug_assert_eq!(bn.statistics, Statistics::Batch);
     let channels = bn.channels;
-    let coefficients = Shared::new(cx.write(bn.coefficients));
-    let (weight, bias) = (cx.weight(bn.weight), cx.weight(bn.bias));
-    let running_mean = Shared::new(cx.parameter_mut(bn.running_mean));
-    let running_var = Shared::new(cx.parameter_mut(bn.running_var));
-    each_block(cx, channels, partials.len(), |first, width| {
-        let mut mean = [0.0f64; BLOCK];
-        let mut square = [0.0f64; BLOCK];
-        let tasks = || partials.chunks_exact(3 * channels).enumerate().filter(|(t, _)| rows(*t) > 0);
+    let finish = Finish::new(cx, bn);
+    let partials = Partials { partials, channels, rows: &rows };
+    let exchange = match &cx.exchange {
+        Some(exchange) if bn.ranks > 1 => exchange,
+        _ => {
+            return each_block(cx, channels, partials.partials.len(), |first, width| {
+                let Merged { mean, spread } = partials.merge(bn.rows as f64, first, width);
+                finish.set(first, &mean[..width], &spread[..width]);
+            });
+        }
+    };
+    // Each rank merges its own rows, then every rank merges all ranks' results in the same order.
+    let fill = |own: &mut [f64]| {
+        let own = Shared::new(own);
+        each_block(cx, channels, partials.partials.len(), |first, width| {
+            let Merged { mean, spread } = partials.merge(bn.rows as f64, first, width);
+            // SAFETY: each block writes its own channels.
+            unsafe {
+                own.part(first..first + width).copy_from_slice(&mean[..width]);
+                own.part(channels + first..channels + first + width).copy_from_slice(&spread[..width]);
+            }
+        });
+    };
+    let take = |all: &[f64]| {
+        for channel in 0..channels {
+            let ranks =
+                || all.chunks_exact(2 * channels).map(|rank| (rank[channel], rank[channels + channel]));
+            let mean = ranks().map(|(mean, _)| mean).sum::<f64>() / bn.ranks as f64;
+            let apart = |(own, spread)| spread + bn.rows as f64 * (own - mean) * (own - mean);
+            finish.set(channel, &[mean], &[ranks().map(apart).sum()]);
+        }
+    };
+    exchange.gather(2 * channels, fill, take);
+}
+
+/// What the tasks of a pass have summed.
+struct Partials<'a, R> {
+    /// [tasks, 3, C], see [`statistics_floats`].
+    partials: &'a [f32],
+    channels: usize,
+    rows: &'a R,
+}
+
+/// Of some channels: mean, and Σ(y − mean)².
+struct Merged {
+    mean: [f64; BLOCK],
+    spread: [f64; BLOCK],
+}
+
+impl<R: Fn(usize) -> usize> Partials<'_, R> {
+    /// Merges channels `first..first + width`, at most [`BLOCK`], of all tasks: `total` rows.
+    fn merge(&self, total: f64, first: usize, width: usize) -> Merged {
+        let Partials { channels, rows, .. } = *self;
+        let (mut mean, mut spread) = ([0.0f64; BLOCK], [0.0f64; BLOCK]);
+        let tasks = || self.partials.chunks_exact(3 * channels).enumerate().filter(|(t, _)| rows(*t) > 0);
         for (task, part) in tasks() {
             let n = rows(task) as f64;
             for i in 0..width {
                 mean[i] += part[first + i] as f64 * n + part[channels + first + i] as f64;
             }
         }
-        let total = bn.rows as f64;
         mean.iter_mut().for_each(|m| *m /= total);
         for (task, part) in tasks() {
             let n = rows(task) as f64;
             for i in 0..width {
                 let sum = part[channels + first + i] as f64;
                 let own = part[first + i] as f64 + sum / n;
-                let spread = part[2 * channels + first + i] as f64 - sum * sum / n;
-                square[i] += spread.max(0.0) + n * (own - mean[i]) * (own - mean[i]);
+                let apart = part[2 * channels + first + i] as f64 - sum * sum / n;
+                spread[i] += apart.max(0.0) + n * (own - mean[i]) * (own - mean[i]);
             }
         }
-        let momentum = bn.momentum as f64;
-        // SAFETY: each block writes its own channels.
+        Merged { mean, spread }
+    }
+}
+
+/// Where merged statistics go.
+struct Finish<'a> {
+    bn: &'a BatchNorm,
+    coefficients: Shared<'a>,
+    weight: &'a [f32],
+    bias: &'a [f32],
+    running_mean: Shared<'a>,
+    running_var: Shared<'a>,
+}
+
+impl<'a> Finish<'a> {
+    fn new(cx: &'a Context, bn: &'a BatchNorm) -> Finish<'a> {
+        Finish {
+            bn,
+            coefficients: Shared::new(cx.write(bn.coefficients)),
+            weight: cx.weight(bn.weight),
+            bias: cx.weight(bn.bias),
+            running_mean: Shared::new(cx.parameter_mut(bn.running_mean)),
+            running_var: Shared::new(cx.parameter_mut(bn.running_var)),
+        }
+    }
+
+    /// Sets the coefficients of the channels from `first` on, and moves their running statistics. Each channel is one
+    /// task's.
+    fn set(&self, first: usize, mean: &[f64], spread: &[f64]) {
+        let BatchNorm { channels, momentum, eps, .. } = *self.bn;
+        let (momentum, total) = (momentum as f64, (self.bn.rows * self.bn.ranks) as f64);
+        let own = first..first + mean.len();
+        // SAFETY: the channels are this task's own.
         let (running_mean, running_var) =
-            unsafe { (running_mean.part(first..first + width), running_var.part(first..first + width)) };
-        for i in 0..width {
-            let variance = square[i] / total;
-            let unbiased = square[i] / (total - 1.0).max(1.0);
+            unsafe { (self.running_mean.part(own.clone()), self.running_var.part(own)) };
+        for i in 0..mean.len() {
+            let unbiased = spread[i] / (total - 1.0).max(1.0);
             running_mean[i] = ((1.0 - momentum) * running_mean[i] as f64 + momentum * mean[i]) as f32;
             running_var[i] = ((1.0 - momentum) * running_var[i] as f64 + momentum * unbiased) as f32;
             let channel = first + i;
-            let values = derive(mean[i], variance, bn.eps, weight[channel], bias[channel]);
+            let values = derive(mean[i], spread[i] / total, eps, self.weight[channel], self.bias[channel]);
             for (row, value) in values.into_iter().enumerate() {
+                let at = row * channels + channel;
                 // SAFETY: as above.
-                unsafe {
-                    coefficients.part(row * channels + channel..row * channels + channel + 1)[0] = value
-                };
+                unsafe { self.coefficients.part(at..at + 1)[0] = value };
             }
         }
-    });
+    }
 }
 
 /// The coefficients of one channel: mean, r, scale, shift.
@@ -98,7 +173,8 @@ pub fn inference(cx: &Context, bn: &BatchNorm) {
     }
 }
 
-/// Adds up the tasks' Σdu and Σdu·ŷ ([tasks, 2, C]) into `bn.sums` and the gradients of β and γ.
+/// Adds up the tasks' Σdu and Σdu·ŷ ([tasks, 2, C]) into `bn.sums` and the gradients of β and γ. Where ranks take their
+/// statistics together, `bn.sums` are those of all of them; the gradients stay this rank's, as all gradients do.
 pub fn finish_sums(cx: &Context, bn: &BatchNorm, partials: &[f32]) {
     let channels = bn.channels;
     let sums = Shared::new(cx.write(bn.sums));
@@ -123,6 +199,22 @@ pub fn finish_sums(cx: &Context, bn: &BatchNorm, partials: &[f32]) {
             }
         }
     });
+    let exchange = match &cx.exchange {
+        Some(exchange) if bn.ranks > 1 => exchange,
+        _ => return,
+    };
+    // SAFETY: all blocks are done.
+    let sums = unsafe { sums.part(0..2 * channels) };
+    let own = sums.to_vec();
+    exchange.gather(
+        own.len(),
+        |numbers| numbers.iter_mut().zip(&own).for_each(|(number, own)| *number = f64::from(*own)),
+        |all| {
+            for (at, sum) in sums.iter_mut().enumerate() {
+                *sum = all.chunks_exact(own.len()).map(|rank| rank[at]).sum::<f64>() as f32;
+            }
+        },
+    );
 }
 
 /// Coefficients [4, C] of dy = a·du + b·(y − μ) + c, that is γ·r·(du − Σdu/M − ŷ·Σ(du·ŷ)/M): rows a, b, c, μ.
@@ -131,7 +223,7 @@ pub fn backward_coefficients(cx: &Context, bn: &BatchNorm, out: &mut [f32]) {
     let (coefficients, sums) = (cx.read(bn.coefficients), cx.read(bn.sums));
     for c in 0..channels {
         let [mean, r, scale] = [0, 1, 2].map(|row| coefficients[row * channels + c] as f64);
-        let m = bn.rows as f64;
+        let m = (bn.rows * bn.ranks) as f64;
         out[c] = scale as f32;
         out[channels + c] = (-scale * r * sums[channels + c] as f64 / m) as f32;
         out[2 * channels + c] = (-scale * sums[c] as f64 / m) as f32;
@@ -165,6 +257,7 @@ mod tests {
         let param = |number| Param { offset: number * CHANNELS, elements: CHANNELS };
         let state = || Memory::new(4 * CHANNELS * 4);
         let cx = Context {
+            exchange: None,
             arena: Memory::new(6 * line),
             offsets: vec![Some(0), Some(4 * line)],
             state: State {
@@ -184,6 +277,7 @@ mod tests {
         };
         let bn = BatchNorm {
             channels: CHANNELS,
+            ranks: 1,
             rows,
             weight: param(0),
             bias: param(1),

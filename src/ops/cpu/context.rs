@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use super::exchange::Exchange;
 use crate::ops::{Param, StepParams, Tensor, plan::ALIGNMENT};
 
 /// Scratch floats that a pass needs beside its tensors.
@@ -88,18 +89,18 @@ impl Memory {
 
 /// A slice that tasks write to at the same time, each its own part.
 #[derive(Clone, Copy)]
-pub struct Shared<'a> {
-    start: *mut f32,
+pub struct Shared<'a, T = f32> {
+    start: *mut T,
     len: usize,
-    life: std::marker::PhantomData<&'a mut [f32]>,
+    life: std::marker::PhantomData<&'a mut [T]>,
 }
 
 // SAFETY: the only way to the elements is the unsafe `part`, whose callers promise disjointness.
-unsafe impl Send for Shared<'_> {}
-unsafe impl Sync for Shared<'_> {}
+unsafe impl<T: Send> Send for Shared<'_, T> {}
+unsafe impl<T: Send> Sync for Shared<'_, T> {}
 
-impl<'a> Shared<'a> {
-    pub fn new(slice: &'a mut [f32]) -> Self {
+impl<'a, T> Shared<'a, T> {
+    pub fn new(slice: &'a mut [T]) -> Self {
         Shared { start: slice.as_mut_ptr(), len: slice.len(), life: std::marker::PhantomData }
     }
 
@@ -113,14 +114,14 @@ impl<'a> Shared<'a> {
 
     /// The first element, for kernels whose parts are not contiguous. Writing through it is under the same
     /// promise as [`Shared::part`].
-    pub fn start(&self) -> *mut f32 {
+    pub fn start(&self) -> *mut T {
         self.start
     }
 
     /// # Safety
     /// No two parts that live at the same time may overlap.
     #[allow(clippy::mut_from_ref)]
-    pub unsafe fn part(&self, range: Range<usize>) -> &'a mut [f32] {
+    pub unsafe fn part(&self, range: Range<usize>) -> &'a mut [T] {
         assert!(range.start <= range.end && range.end <= self.len);
         // SAFETY: in bounds by the assertion; disjoint by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.len()) }
@@ -142,6 +143,8 @@ pub struct State {
 
 /// Everything a pass may use.
 pub struct Context {
+    /// Where ranks share the work. Before the state that it works on, so that it is dropped first.
+    pub exchange: Option<Exchange>,
     pub arena: Memory,
     pub offsets: Vec<Option<usize>>,
     pub state: State,

@@ -5,13 +5,13 @@
 //! averaged, so that all ranks keep the same, and the step's figures: so every rank knows what the whole step came to,
 //! and decides alike.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use super::context::State;
 use crate::ops::{Bucket, BucketTime, OpsError, Result, StepFigures};
 use crate::parallel::chain::{ChainError, Sum, Ticket};
-use crate::parallel::{Chain, Group};
+use crate::parallel::{Chain, Group, World};
 
 /// This rank's end of the chain, and the work under way.
 pub struct Exchange {
@@ -21,6 +21,9 @@ pub struct Exchange {
     /// The step's figures on their way: a place that does not move.
     figures: Box<Figures>,
     under_way: Option<Ticket>,
+    /// For what a pass exchanges within itself, and how that failed, if it did: passes return nothing.
+    numbers: Mutex<Vec<f64>>,
+    failure: Mutex<Option<OpsError>>,
     trace: Option<Trace>,
 }
 
@@ -49,7 +52,15 @@ impl Exchange {
         let gather = |bytes: &[u8]| group.exchange("connecting neighbours", bytes).map_err(OpsError::from);
         let chain = Chain::connect(group.world(), &group.peer_host(), gather)?;
         group.on_stop(Box::new(chain.closer()));
-        Ok(Exchange { chain, group: group.clone(), figures: Box::default(), under_way: None, trace: None })
+        Ok(Exchange {
+            chain,
+            group: group.clone(),
+            figures: Box::default(),
+            under_way: None,
+            numbers: Mutex::default(),
+            failure: Mutex::default(),
+            trace: None,
+        })
     }
 
     /// Starts the sum of a bucket; with the last one, of all else that a step shares.
@@ -102,18 +113,25 @@ impl Exchange {
         Ok(())
     }
 
-    /// Sums numbers at once.
-    ///
-    /// # Errors
-    /// As for [`Exchange::finish`].
-    pub fn sum(&self, values: &mut [f64]) -> Result {
-        self.waiting(|chain| chain.sum(values, Sum::F64))
+    /// Within a pass: every rank's `own` numbers, as `fill` writes them, handed to `take` one rank after another in one
+    /// slice, [ranks, own]. A failure leaves what `fill` wrote alone with zeros, and comes out of [`Exchange::check`].
+    pub fn gather(&self, own: usize, fill: impl FnOnce(&mut [f64]), take: impl FnOnce(&[f64])) {
+        let World { rank, size, .. } = self.group.world();
+        let mut numbers = self.numbers.lock().unwrap_or_else(PoisonError::into_inner);
+        numbers.clear();
+        numbers.resize(size * own, 0.0);
+        fill(&mut numbers[rank * own..(rank + 1) * own]);
+        // Every other rank has zeros there, so that the sum is the number itself.
+        if let Err(error) = self.waiting(|chain| chain.sum(&mut numbers, Sum::F64)) {
+            self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+        }
+        take(&numbers);
     }
 
-    /// This rank and how many there are.
-    pub fn place(&self) -> (usize, usize) {
-        let world = self.group.world();
-        (world.rank, world.size)
+    /// # Errors
+    /// Where an exchange within a pass has failed.
+    pub fn check(&self) -> Result {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).take().map_or(Ok(()), Err)
     }
 
     fn waiting(&self, wait: impl FnOnce(&Chain) -> std::result::Result<(), ChainError>) -> Result {

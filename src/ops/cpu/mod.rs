@@ -42,8 +42,6 @@ use crate::parallel::Group;
 
 /// The CPU as a device.
 pub struct CpuOps {
-    /// Where ranks share the work. Before the state that it works on, so that it is dropped first.
-    exchange: Option<Exchange>,
     cx: Context,
     profile: Option<Profile>,
     /// Of the step under way, and of the one that has ended.
@@ -119,6 +117,7 @@ impl CpuOps {
         };
         let scratch = most(|p| p.workspace.per_thread);
         let cx = Context {
+            exchange: None,
             arena: Memory::new(most(|p| p.tensor_bytes)),
             offsets: Vec::new(),
             state,
@@ -128,7 +127,7 @@ impl CpuOps {
             shared: Memory::new(most(|p| p.workspace.shared)),
             scratch: (0..threads).map(|_| Memory::new(scratch)).collect(),
         };
-        Ok(CpuOps { exchange: None, cx, profile: None, figures: StepFigures::default(), ended: None })
+        Ok(CpuOps { cx, profile: None, figures: StepFigures::default(), ended: None })
     }
 
     /// Shares the work with the other ranks from now on; all of them do this at the same time.
@@ -137,7 +136,7 @@ impl CpuOps {
     /// Where the ranks cannot be connected.
     pub fn connect(&mut self, group: &Arc<Group>) -> Result {
         if group.world().size > 1 {
-            self.exchange = Some(Exchange::new(group)?);
+            self.cx.exchange = Some(Exchange::new(group)?);
         }
         Ok(())
     }
@@ -182,6 +181,9 @@ macro_rules! run {
         $(fn $method(&mut self, pass: &$pass) -> Result {
             let start = Instant::now();
             $module::$function(&self.cx, pass);
+            if let Some(exchange) = &self.cx.exchange {
+                exchange.check()?;
+            }
             if let Some(profile) = &mut self.profile {
                 let device = CpuDevice { threads: self.cx.threads() };
                 profile.add(&Pass::from(*pass), &device, start.elapsed().as_secs_f64() * 1e6);
@@ -235,7 +237,7 @@ impl Ops for CpuOps {
 
     fn begin_step(&mut self) -> Result {
         self.figures = StepFigures::default();
-        if let Some(exchange) = &mut self.exchange {
+        if let Some(exchange) = &mut self.cx.exchange {
             exchange.begin_step();
         }
         self.zero_gradients()
@@ -252,7 +254,7 @@ impl Ops for CpuOps {
 
     fn start_profile(&mut self) -> Result {
         self.profile = Some(Profile::default());
-        if let Some(exchange) = &mut self.exchange {
+        if let Some(exchange) = &mut self.cx.exchange {
             exchange.start_trace();
         }
         Ok(())
@@ -260,7 +262,7 @@ impl Ops for CpuOps {
 
     fn take_profile(&mut self) -> Result<ProfileReport> {
         let rows = self.profile.take().unwrap_or_default().rows();
-        let exchange = self.exchange.as_mut().map(Exchange::take_trace).unwrap_or_default();
+        let exchange = self.cx.exchange.as_mut().map(Exchange::take_trace).unwrap_or_default();
         Ok(ProfileReport { rows, exchange, copy_bytes_per_second: self.copy_rate() })
     }
 
@@ -307,7 +309,7 @@ impl Ops for CpuOps {
     }
 
     fn reduce(&mut self, bucket: &Bucket) -> Result {
-        if let Some(exchange) = &mut self.exchange {
+        if let Some(exchange) = &mut self.cx.exchange {
             // SAFETY: the passes that follow add to other gradients, as the bucket is complete, and those after the last
             // bucket touch none and no running statistics, until the update has waited. The exchange is dropped first.
             unsafe { exchange.start(&self.cx.state, bucket, &self.figures) };
@@ -316,7 +318,7 @@ impl Ops for CpuOps {
     }
 
     fn update(&mut self, pass: &Update) -> Result {
-        if let Some(exchange) = &mut self.exchange {
+        if let Some(exchange) = &mut self.cx.exchange {
             exchange.finish(&mut self.figures)?;
         }
         self.figures.skipped = !self.figures.loss.is_finite();

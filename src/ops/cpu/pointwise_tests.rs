@@ -51,6 +51,7 @@ impl Setup {
             .collect();
         BatchNorm {
             channels,
+            ranks: 1,
             rows,
             weight: self.param(channels),
             bias: self.param(channels),

@@ -433,6 +433,7 @@ mod tests {
         let param = |at: usize| Param { offset: (27 + at) * channels, elements: channels };
         let bn = BatchNorm {
             channels,
+            ranks: 1,
             rows,
             weight: param(0),
             bias: param(1),

@@ -67,6 +67,7 @@ impl Setup {
         let channels = coefficients.len() / 4;
         BatchNorm {
             channels,
+            ranks: 1,
             rows,
             weight: self.parameter(&vec![1.0; channels]),
             bias: self.parameter(&vec![0.0; channels]),

@@ -50,6 +50,7 @@ impl Bench {
     fn batch_norm(&mut self, channels: usize, rows: usize, numbers: &mut Numbers) -> BatchNorm {
         BatchNorm {
             channels,
+            ranks: 1,
             rows,
             weight: self.param(numbers.take(channels)),
             bias: self.param(numbers.take(channels)),
