@@ -8,7 +8,7 @@ mod common;
 use std::net::TcpListener;
 use std::sync::Arc;
 
-use common::fixture::equal_bits;
+use common::fixture::{doubles, equal_bits, norm};
 use common::formula::Formula;
 use common::gpu::{TestGpu, engine};
 use common::host_gpu::HostGpu;
@@ -28,6 +28,7 @@ const STEPS: usize = 4;
 /// A network, and a batch of one or more micro-batches.
 struct Trial {
     precision: Precision,
+    images: usize,
     micro_batches: usize,
     network: Network,
     table: ParamTable,
@@ -50,6 +51,11 @@ struct Step {
 
 impl Trial {
     fn new(precision: Precision, micro_batches: usize) -> Trial {
+        Trial::with_statistics(precision, micro_batches, IMAGES, 1)
+    }
+
+    /// Micro-batches of so many images, whose statistics so many ranks take together.
+    fn with_statistics(precision: Precision, micro_batches: usize, images: usize, ranks: usize) -> Trial {
         let norm = BatchNormConfig::default();
         let mut arch = Architecture::new(Variant::B0, CLASSES, SIDE, Padding::Symmetric, norm).unwrap();
         arch.blocks.truncate(4);
@@ -57,11 +63,12 @@ impl Trial {
         let table = ParamTable::new(&arch);
         let config = NetworkConfig {
             statistics: Statistics::Batch,
+            statistics_ranks: ranks,
             drop_path: 0.2,
             dropout: 0.2,
             label_smoothing: 0.1,
-            step_images: IMAGES * micro_batches,
-            ..NetworkConfig::inference(IMAGES)
+            step_images: images * micro_batches,
+            ..NetworkConfig::inference(images)
         };
         let network = Network::new(&arch, &table, config);
         let passes = network.record(&CudaDevice { precision }).passes;
@@ -69,7 +76,7 @@ impl Trial {
         assert!(buckets.iter().len() >= 3, "{buckets:?}");
         let rule = Rule::RmsProp { form: RmsPropForm::PyTorch, alpha: 0.9, momentum: 0.9, eps: 0.01 };
         let update = Update { rule, weight_decay: 1e-5, ema: true };
-        Trial { precision, micro_batches, network, table, passes, buckets, update }
+        Trial { precision, images, micro_batches, network, table, passes, buckets, update }
     }
 
     fn ops<G: TestGpu>(&self, way: G::Way, scale: f32) -> CudaOps<G> {
@@ -87,7 +94,7 @@ impl Trial {
 
     /// Hands over a step in which this rank has some of its micro-batches.
     fn step<G: Gpu>(&self, ops: &mut CudaOps<G>, number: usize, own: std::ops::Range<usize>) -> Result<Step> {
-        let Trial { network, passes, buckets, .. } = self;
+        let Trial { network, passes, buckets, images, .. } = self;
         let target = BatchTarget {
             image: network.image,
             labels: Some(network.labels),
@@ -98,14 +105,18 @@ impl Trial {
             let (first, last) = (at == own.start, at + 1 == own.end);
             let slot = (number * own.len() + at - own.start) % 2;
             let batch = number * self.micro_batches + at;
-            let pixels = Formula::of(&format!("pixels {batch}")).values(IMAGES * SIDE * SIDE * 3, 0.0, 256.0);
-            let pixels: Vec<u8> = pixels.into_iter().map(|v| v as u8).collect();
-            let labels: Vec<u32> =
-                (0..IMAGES).map(|i| ((batch * IMAGES + i) * 37 % CLASSES) as u32).collect();
+            // Images are the same whatever the batches are cut into.
+            let ids = || batch * images..(batch + 1) * images;
+            let pixels = |id: usize| {
+                let values = Formula::of(&format!("pixels {id}")).values(SIDE * SIDE * 3, 0.0, 256.0);
+                values.into_iter().map(|v| v as u8)
+            };
+            let pixels: Vec<u8> = ids().flat_map(pixels).collect();
+            let labels: Vec<u32> = ids().map(|id| (id * 37 % CLASSES) as u32).collect();
             ops.set_step(StepParams {
                 seed: 5,
                 step: number as u64,
-                first_position: (batch * IMAGES) as u64,
+                first_position: (batch * images) as u64,
                 learning_rate: 1e-2,
                 ema_decay: 0.9,
             })?;
@@ -254,6 +265,50 @@ fn running_statistics_are_the_average_of_the_ranks() {
     }
 }
 
+/// Where ranks take the statistics of batch norms together, a batch in pieces gives what it gives as a whole: what is
+/// rounded differs, which the gradients of an untrained network amplify some tenfold. With statistics of each rank's own
+/// they have little to do with those of the whole.
+#[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "the host harness runs on x86-64 only")]
+fn statistics_taken_together_are_those_of_the_whole_batch() {
+    let of = |trial: &Trial, ops: &mut CudaOps<HostGpu>, own| {
+        let step = trial.step(ops, 0, own).unwrap();
+        let mut gradients = vec![f32::NAN; trial.table.trainable()];
+        ops.read_state(Buffer::Gradients, &mut gradients).unwrap();
+        (step, gradients)
+    };
+    let trial = Trial::with_statistics(Precision::Fp32, 1, 2 * IMAGES, 1);
+    let (whole, gradients) = of(&trial, &mut trial.ops::<HostGpu>(HostGpu::WAYS[0], 1.0), 0..1);
+    let error = |got: &[f32], expected: &[f32]| {
+        let (got, expected) = (doubles(got), doubles(expected));
+        let difference: Vec<f64> = got.iter().zip(&expected).map(|(g, e)| g - e).collect();
+        norm(&difference) / norm(&expected)
+    };
+    let pieces = |statistics: usize| {
+        let trial = Trial::with_statistics(Precision::Fp32, 2, IMAGES, statistics);
+        ranks(2, |rank, group| {
+            let mut ops = trial.ops::<HostGpu>(HostGpu::WAYS[1 + rank], 1.0);
+            ops.connect(&group).unwrap();
+            let done = of(&trial, &mut ops, rank..rank + 1);
+            group.leave().unwrap();
+            done
+        })
+    };
+    for (step, got) in pieces(2) {
+        let errors = [
+            (step.figures.loss / whole.figures.loss - 1.0).abs(),
+            error(&step.running, &whole.running),
+            error(&got, &gradients),
+        ];
+        println!("together: {errors:?}");
+        assert!(errors[0] <= 1e-6 && errors[1] <= 1e-6 && errors[2] <= 1e-5, "{errors:?}");
+        assert_eq!(step.figures.correct, whole.figures.correct);
+    }
+    for (_, got) in pieces(1) {
+        assert!(error(&got, &gradients) > 0.1);
+    }
+}
+
 /// A group of one, on a device that exchanges with itself.
 fn one_rank_gives_what_none_gives<G: TestGpu>() {
     let trial = Trial::new(Precision::Fp16, 1);
@@ -382,6 +437,9 @@ fn nothing_is_exchanged_in_silence_or_left_out() {
         alone.collective_mark().map(drop),
     ];
     assert!(refused.iter().all(|answer| matches!(answer, Err(OpsError::NotConnected))), "{refused:?}");
+    let together = Trial::with_statistics(Precision::Fp32, 1, IMAGES, 2);
+    let error = together.step(&mut together.ops::<HostGpu>(HostGpu::WAYS[0], 1.0), 0, 0..1).unwrap_err();
+    assert!(matches!(error, OpsError::NotConnected), "{error}");
     ranks(1, |_, group| {
         let mut ops = trial.ops::<HostGpu>(HostGpu::WAYS[0], 1.0);
         exchange::connect(ops.context(), &group).unwrap();
