@@ -155,7 +155,7 @@ impl With for Measure<'_> {
         let arch = Architecture::new(case.model, flags.classes, case.resolution, Padding::Symmetric, config)
             .map_err(|error| OpsError::Device(error.to_string()))?;
         let table = ParamTable::new(&arch);
-        let training = Network::new(&arch, &table, recipe.network_config());
+        let training = Network::new(&arch, &table, recipe.network_config(1));
         let inference = Network::new(&arch, &table, NetworkConfig::inference(case.batch));
         let device = hardware.device();
         let plans = [training.plan(&device), inference.plan(&device)];

@@ -42,6 +42,7 @@ impl Trial {
         let table = ParamTable::new(&arch);
         let config = NetworkConfig {
             statistics: Statistics::Batch,
+            statistics_ranks: 1,
             drop_path: if masks { 0.2 } else { 0.0 },
             dropout: if masks { 0.2 } else { 0.0 },
             label_smoothing: 0.1,

@@ -114,7 +114,7 @@ fn a_gpu_gives_what_was_planned() {
         let need = evaluation_need(&evaluation, &table, &CudaDevice { precision }, true, images);
         let planned = memory_plan(&recipe, 5, &mut cuda::<HostGpu>(precision), World::ALONE).unwrap().total();
         for (what, planned, plans) in [
-            ("a run", planned, vec![&plan(recipe.network_config()), &evaluation]),
+            ("a run", planned, vec![&plan(recipe.network_config(1)), &evaluation]),
             ("an evaluation", need, vec![&evaluation]),
         ] {
             let used = taken(cuda::<HostGpu>(precision), &table, &plans, images);

@@ -115,6 +115,7 @@ impl Trial {
         let plain = NetworkConfig {
             images,
             statistics: Statistics::Batch,
+            statistics_ranks: 1,
             drop_path: 0.0,
             dropout: 0.0,
             label_smoothing: golden.label_smoothing,

@@ -34,6 +34,7 @@ fn network(variant: Variant, side: usize, config: NetworkConfig) -> Network {
 fn training(images: usize) -> NetworkConfig {
     NetworkConfig {
         statistics: Statistics::Batch,
+        statistics_ranks: 1,
         drop_path: 0.2,
         dropout: 0.2,
         label_smoothing: 0.1,

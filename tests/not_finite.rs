@@ -121,7 +121,7 @@ fn the_step_that_is_run_again_is_the_same() {
     let recipe = recipe();
     let arch = recipe.architecture(5).unwrap();
     let table = ParamTable::new(&arch);
-    let network = Network::new(&arch, &table, recipe.network_config());
+    let network = Network::new(&arch, &table, recipe.network_config(1));
     assert!(network.masks.len() > 1, "nothing is drawn");
     let device = CpuDevice { threads: 2 };
     let (plan, passes) = (network.plan(&device), network.record(&device).passes);

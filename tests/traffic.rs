@@ -68,6 +68,7 @@ fn count(images: usize, side: usize, precision: Precision) -> Traffic {
     let table = ParamTable::new(&arch);
     let config = NetworkConfig {
         statistics: Statistics::Batch,
+        statistics_ranks: 1,
         drop_path: 0.2,
         dropout: 0.2,
         label_smoothing: 0.1,

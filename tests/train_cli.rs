@@ -11,6 +11,9 @@ use effnet::data::demo;
 fn effnet(dir: &Path) -> Command {
     let mut command = Command::cargo_bin("effnet-train").unwrap();
     command.current_dir(dir).env_remove("EFFNET_DATA").env_remove("NO_COLOR");
+    for name in ["RANK", "WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_ID"] {
+        command.env_remove(name);
+    }
     command
 }
 
@@ -25,7 +28,13 @@ fn text(bytes: &[u8]) -> String {
 /// Expects a failure with this status and one line that holds all `parts`.
 #[track_caller]
 fn refused(dir: &Path, arguments: &[&str], status: i32, parts: &[&str]) {
-    let output = run(dir, arguments);
+    refused_among(dir, &[], arguments, status, parts);
+}
+
+/// [`refused`], with these variables set.
+#[track_caller]
+fn refused_among(dir: &Path, variables: &[(&str, &str)], arguments: &[&str], status: i32, parts: &[&str]) {
+    let output = effnet(dir).envs(variables.iter().copied()).args(arguments).output().unwrap();
     let (out, err) = (text(&output.stdout), text(&output.stderr));
     assert_eq!(output.status.code(), Some(status), "{arguments:?}: {err}");
     assert_eq!(err.lines().count(), 1, "{arguments:?}: {err}");
@@ -110,11 +119,102 @@ fn settings_that_make_no_sense_are_refused_by_name_and_value() {
 #[test]
 fn gpus_without_cuda_are_refused_and_say_so() {
     let dir = tempfile::tempdir().unwrap();
-    refused(dir.path(), &["--gpus", "8"], 2, &["--gpus 8", "one GPU"]);
+    match effnet::train::device::gpus() {
+        Ok(gpus) => {
+            let (more, has) = (format!("{}", gpus + 1), format!("this machine has {gpus}"));
+            refused(dir.path(), &["--gpus", &more], 2, &["--gpus", &has]);
+        }
+        Err(_) => {
+            refused(dir.path(), &["--gpus", "8"], 2, &["--gpus 8: ", "--device cpu"]);
+            refused(dir.path(), &["--gpus", "1"], 2, &["--gpus 1: "]);
+        }
+    }
     if effnet::ops::cuda::driver::Driver::open(0).is_err() {
         refused(dir.path(), &["--device", "cuda"], 2, &["--device cuda: ", "--device cpu"]);
     }
     refused(dir.path(), &["--gpus", "0"], 2, &["--gpus 0"]);
+}
+
+#[test]
+fn flags_of_ranks_that_make_no_sense_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    for (arguments, parts) in [
+        ("--ranks 0", ["--ranks 0", "at least 1"]),
+        ("--ranks -2", ["--ranks", "'-2'"]),
+        ("--ranks 99999", ["--ranks 99999", "at most 1024"]),
+        ("--ranks 2 --gpus 2", ["--ranks", "--gpus"]),
+        ("--ranks 2 --device cuda", ["--ranks 2", "--gpus 2"]),
+        ("--gpus 2 --device cpu", ["--gpus", "--device cpu"]),
+        ("--ranks 2 --nodes 2", ["--nodes 2", "--node-rank"]),
+        ("--ranks 2 --nodes 2 --node-rank 1", ["--nodes 2", "--rendezvous HOST:PORT"]),
+        ("--ranks 2 --nodes 2 --node-rank 2 --rendezvous a:1", ["--node-rank 2", "less than --nodes 2"]),
+        ("--ranks 2 --nodes 2 --node-rank 1 --rendezvous a", ["--rendezvous a", "HOST:PORT"]),
+        ("--ranks 2 --nodes 2 --node-rank 1 --rendezvous a:99999", ["--rendezvous a:99999", "HOST:PORT"]),
+        ("--ranks 2 --rendezvous a:1", ["--rendezvous a:1", "--nodes"]),
+        ("--ranks 2 --node-rank 0", ["--node-rank 0", "--nodes"]),
+        ("--ranks 2 --watchdog 0", ["--watchdog 0", "at least 1"]),
+        ("--ranks 2 --rendezvous-timeout soon", ["--rendezvous-timeout", "soon"]),
+        ("--sync-bn=maybe", ["--sync-bn", "maybe"]),
+    ] {
+        let arguments: Vec<&str> = arguments.split_whitespace().collect();
+        refused(dir.path(), &arguments, 2, &parts);
+    }
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "a refused command left something behind");
+}
+
+#[test]
+fn variables_of_launchers_that_make_no_sense_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let torchrun =
+        "WORLD_SIZE=2 RANK=0 LOCAL_RANK=0 LOCAL_WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 MASTER_PORT=29500";
+    let open_mpi = "OMPI_COMM_WORLD_SIZE=4 OMPI_COMM_WORLD_RANK=1 OMPI_COMM_WORLD_LOCAL_RANK=1 \
+        OMPI_COMM_WORLD_LOCAL_SIZE=2 PMIX_NAMESPACE=job";
+    let slurm = "SLURM_JOB_ID=7 SLURM_STEP_ID=0 SLURM_STEP_NUM_TASKS=4 SLURM_PROCID=3 SLURM_LOCALID=1 \
+        SLURM_STEP_TASKS_PER_NODE=2(x2) SLURM_STEP_NODELIST=n[1-2]";
+    let changed = |base: &str, change: &str| format!("{base} {change}");
+    for (variables, arguments, parts) in [
+        ("RANK=0".into(), "", ["RANK is set but WORLD_SIZE is not", "unset RANK"]),
+        ("WORLD_SIZE=2".into(), "", ["WORLD_SIZE is set but RANK is not", "unset WORLD_SIZE"]),
+        ("RANK=0 WORLD_SIZE=2".into(), "", ["LOCAL_RANK is not", "set LOCAL_RANK"]),
+        (changed(torchrun, "RANK=2"), "", ["RANK=2", "WORLD_SIZE, which is 2"]),
+        (changed(torchrun, "RANK=x"), "", ["RANK=x", "whole number"]),
+        (changed(torchrun, "MASTER_PORT=0"), "", ["MASTER_PORT=0", "65535"]),
+        (torchrun.into(), "--ranks 4", ["--ranks 4", "torchrun has started 2 ranks"]),
+        (torchrun.into(), "--gpus 8", ["--gpus 8", "torchrun has started 2 ranks"]),
+        (torchrun.into(), "--nodes 2", ["--nodes 2", "leave the flag out"]),
+        (torchrun.into(), "--demo", ["--demo", "torchrun"]),
+        (open_mpi.into(), "", ["Open MPI does not say where rank 0 listens", "--rendezvous HOST:PORT"]),
+        (changed(open_mpi, "OMPI_COMM_WORLD_SIZE=1"), "", ["OMPI_COMM_WORLD_RANK=1", "less than"]),
+        (open_mpi.into(), "--rendezvous a:1 --ranks 3", ["--ranks 3", "Open MPI has started 2 ranks"]),
+        (changed(slurm, "SLURM_PROCID=4"), "", ["SLURM_PROCID=4", "which is 4"]),
+        (changed(slurm, "SLURM_STEP_NODELIST=n[1-2"), "", ["SLURM_STEP_NODELIST=n[1-2", "list of hosts"]),
+        (slurm.into(), "--ranks 1", ["--ranks 1", "Slurm has started 2 ranks"]),
+    ] {
+        let variables: Vec<(&str, &str)> =
+            variables.split_whitespace().map(|pair| pair.split_once('=').unwrap()).collect();
+        let arguments: Vec<&str> = arguments.split_whitespace().collect();
+        refused_among(dir.path(), &variables, &arguments, 2, &parts);
+    }
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "a refused command left something behind");
+}
+
+#[test]
+fn what_all_ranks_would_meet_is_said_once_before_any_starts() {
+    let dir = with_data();
+    refused(dir.path(), &["--ranks", "2", "--data", "nowhere"], 1, &["nowhere", "effnet-pack"]);
+    succeeds(dir.path(), &small(&["--max-steps", "1"]));
+    refused(dir.path(), &small(&["--ranks", "2"]), 1, &["runs/b0", "--resume", "--force"]);
+}
+
+#[test]
+fn tables_and_plans_start_no_ranks() {
+    let dir = tempfile::tempdir().unwrap();
+    let one = succeeds(dir.path(), &["--summary"]);
+    assert_eq!(succeeds(dir.path(), &["--summary", "--ranks", "3"]), one);
+    let plan =
+        ["--dry-run", "--batch-size", "8", "--resolution", "32", "--data", "synthetic", "--ranks", "3"];
+    let plan = succeeds(dir.path(), &plan);
+    assert_eq!(plan.matches("memory plan").count(), 1, "{plan}");
 }
 
 #[test]
@@ -286,7 +386,7 @@ fn json_is_one_object_a_line_and_nothing_else() {
 fn help_names_every_flag_and_version_answers() {
     let dir = tempfile::tempdir().unwrap();
     let help = succeeds(dir.path(), &["--help"]);
-    for flag in "model data demo device gpus threads loader-threads out epochs batch-size micro-batch resolution crop \
+    for flag in "model data demo device gpus ranks nodes node-rank rendezvous rendezvous-timeout watchdog sync-bn threads loader-threads out epochs batch-size micro-batch resolution crop \
         padding lr warmup-epochs optimizer alpha momentum rms-eps weight-decay label-smoothing drop-connect dropout \
         bn-momentum bn-eps ema seed init-from max-steps eval-every checkpoint-every keep resume force config dry-run \
         summary json"

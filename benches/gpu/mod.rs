@@ -48,7 +48,7 @@ fn network(
         .map_err(|error| OpsError::Device(error.to_string()))?;
     let table = ParamTable::new(&arch);
     let recipe = Recipe::reference(variant, images);
-    let network = Network::new(&arch, &table, NetworkConfig { images, ..recipe.network_config() });
+    let network = Network::new(&arch, &table, NetworkConfig { images, ..recipe.network_config(1) });
     let mut passes = network.record(&device).passes;
     passes.push(Pass::Update(recipe.update()));
     passes.retain(wanted);

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::Result;
-use effnet::cli::execute::{Done, is_closed_pipe, is_usage};
+use effnet::cli::execute::{Done, is_closed_pipe, is_told, is_usage};
 use effnet::cli::flags::Flags;
 use effnet::cli::{Parsed, parse, survive_file_size_limits};
 use effnet::train::saved_recipe;
@@ -22,8 +22,10 @@ fn main() -> ExitCode {
     match run() {
         Ok(Done::Finished) => ExitCode::SUCCESS,
         Ok(Done::Interrupted) => ExitCode::from(130),
+        Ok(Done::Ranks(status)) => ExitCode::from(status),
         // Whoever read our output has gone; there is nobody to tell.
         Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) if is_told(&error) => ExitCode::FAILURE,
         Err(error) => {
             let line = format!("{error:#}").replace('\n', " ");
             let _ = writeln!(io::stderr(), "error: {line}");
@@ -42,6 +44,10 @@ fn run() -> Result<Done> {
     };
     let job = flags.job::<anyhow::Error>(|out| Ok(saved_recipe(out)?))?;
     let stop = Arc::new(AtomicBool::new(false));
+    if job.launches().is_some() {
+        // Signals are the launcher's, which passes them on.
+        return job.execute(&stop);
+    }
     for signal in [SIGINT, SIGTERM] {
         // In this order: the first signal raises the flag, the second finds it raised and ends the program.
         flag::register_conditional_shutdown(signal, 130, Arc::clone(&stop))?;

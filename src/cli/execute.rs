@@ -1,5 +1,7 @@
 //! Carries out a job: prints the tables, or opens the images and trains.
 
+use std::env;
+use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
@@ -12,7 +14,8 @@ use serde_json::json;
 use super::{Action, Job, UsageError, demo};
 use crate::data::{self, DataError, Source};
 use crate::model::{ParamTable, summary};
-use crate::parallel::World;
+use crate::parallel::launch::{Launch, Program};
+use crate::parallel::{Ranks, World};
 use crate::train::checkpoint::{DirectoryError, Found, RunDirectory};
 use crate::train::device::{self, Hardware};
 use crate::train::events::{End, Outcome, Reporter};
@@ -30,6 +33,8 @@ pub enum Done {
     Finished,
     /// Ctrl-C or SIGTERM ended the run, which is saved.
     Interrupted,
+    /// The ranks that were started have ended, this is what all came to, and all was said.
+    Ranks(u8),
 }
 
 /// Whether an error is the command line's (exit status 2) rather than the world's (1).
@@ -39,12 +44,27 @@ pub fn is_usage(error: &anyhow::Error) -> bool {
         || matches!(error.downcast_ref(), Some(TrainError::Recipe(_) | TrainError::Device(_)))
 }
 
+/// Whether the error is another rank's, which says it.
+pub fn is_told(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(TrainError::Rank { told: true, .. }))
+}
+
 /// Whether whoever read the output has gone.
 pub fn is_closed_pipe(error: &anyhow::Error) -> bool {
     error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe)
 }
 
 impl Job {
+    /// The ranks that this process starts instead of training itself.
+    pub fn launches(&self) -> Option<&Launch> {
+        match &self.options.ranks {
+            Ranks::Launch(launch) if self.action == Action::Train => Some(launch),
+            _ => None,
+        }
+    }
+
+    /// Ranks that are started have signals of their own kind, so nobody else may watch for any then.
+    ///
     /// # Errors
     /// Whatever stands in the way; one line when printed as `{:#}`.
     pub fn execute(&self, stop: &AtomicBool) -> Result<Done> {
@@ -55,6 +75,9 @@ impl Job {
             }
             Action::DryRun => self.print_memory_plan()?,
             Action::Train => {
+                if let Some(launch) = self.launches() {
+                    return self.launch(launch);
+                }
                 let outcome = self.train(stop)?;
                 if outcome.end == End::Interrupted {
                     return Ok(Done::Interrupted);
@@ -77,17 +100,16 @@ impl Job {
     }
 
     fn print_memory_plan(&self) -> Result<()> {
-        struct Plan<'a>(&'a Recipe, usize);
+        struct Plan<'a>(&'a Recipe, usize, World);
         impl device::With for Plan<'_> {
             type Output = Result<(String, MemoryPlan), RecipeError>;
             fn with<H: Hardware>(self, mut hardware: H) -> Self::Output {
-                Ok((hardware.line(), memory_plan(self.0, self.1, &mut hardware, World::ALONE)?))
+                Ok((hardware.line(), memory_plan(self.0, self.1, &mut hardware, self.2)?))
             }
         }
         let options = &self.options;
-        let selected = device::select(options.device, options.threads, options.precision);
-        let selected = selected.map_err(TrainError::from)?;
-        let (line, plan) = selected.with(Plan(&self.recipe, self.classes()?))?;
+        let selected = device::select_for(options).map_err(TrainError::from)?;
+        let (line, plan) = selected.with(Plan(&self.recipe, self.classes()?, options.ranks.world()))?;
         if self.json {
             let object = json!({
                 "micro_batch": plan.micro_batch, "batch_size": plan.batch_size, "arena": plan.arena,
@@ -106,16 +128,44 @@ impl Job {
     fn train(&self, stop: &AtomicBool) -> Result<Outcome> {
         // A device that is not there is told of before the data is looked for.
         if self.options.device == DeviceChoice::Cuda {
-            device::select(self.options.device, self.options.threads, self.options.precision)
-                .map_err(TrainError::from)?;
+            device::select_for(&self.options).map_err(TrainError::from)?;
         }
-        let mut report = All(vec![Box::new(Curves::default()), for_stdout(self.json)]);
+        // Rank 0 tells for all.
+        let mut report = All(match self.options.ranks.world().leads() {
+            true => vec![Box::new(Curves::default()), for_stdout(self.json)],
+            false => Vec::new(),
+        });
         let source = self.source(&mut report)?;
         let outcome = train(&self.recipe, &self.options, source, &mut report, stop)?;
-        if self.demo && outcome.end == End::Finished && !self.json {
+        let leads = self.options.ranks.world().leads();
+        if self.demo && outcome.end == End::Finished && !self.json && leads {
             print_next(&outcome.out)?;
         }
         Ok(outcome)
+    }
+
+    /// Starts ranks, once what all of them would meet is out of the way.
+    fn launch(&self, launch: &Launch) -> Result<Done> {
+        if launch.node_rank == 0 {
+            self.refuse_taken()?;
+        }
+        // The demo's images are packed before several ranks want them.
+        drop(self.source(&mut All(vec![for_stdout(self.json)]))?);
+        let mut arguments: Vec<OsString> = env::args_os().skip(1).collect();
+        if self.demo && !self.named {
+            // The next free name is another one as soon as rank 0 has begun.
+            arguments.extend(["--out".into(), self.options.out.clone().into()]);
+        }
+        let program = Program::this(arguments).context("this program's own path")?;
+        Ok(Done::Ranks(launch.run(&program)?))
+    }
+
+    fn refuse_taken(&self) -> Result<()> {
+        let options = &self.options;
+        if !options.resume && !options.force && RunDirectory::at(&options.out).found() != Found::Nothing {
+            return Err(DirectoryError::Taken { dir: options.out.clone() }.into());
+        }
+        Ok(())
     }
 
     fn source(&self, report: &mut dyn Reporter) -> Result<Source> {
@@ -123,10 +173,12 @@ impl Job {
         if options.data != DataChoice::Demo {
             return Ok(options.data.open(self.recipe.resolution)?);
         }
-        // Nothing is packed into a directory that the run would then refuse.
-        if !options.resume && !options.force && RunDirectory::at(&options.out).found() != Found::Nothing {
-            return Err(DirectoryError::Taken { dir: options.out.clone() }.into());
+        if let Ranks::Given(_) = options.ranks {
+            // Their launcher has packed them, and said so.
+            return Ok(Source::Packed(Arc::new(data::demo::open(&options.out.join("data"))?)));
         }
+        // Nothing is packed into a directory that the run would then refuse.
+        self.refuse_taken()?;
         report.notice("the demo: 12,000 images of Fashion-MNIST (Zalando SE, MIT licence)");
         if self.free_name {
             report.notice(&format!(

@@ -110,6 +110,9 @@ pub struct Settings {
     /// Decides every random draw: one seed, one result, whatever the number of threads [default: 0]
     #[arg(long, value_name = "N", value_parser = whole, allow_negative_numbers = true, help_heading = RECIPE)]
     pub seed: Option<u64>,
+    /// Batch norm takes its statistics over the images of all ranks; without it, each rank over its own
+    #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, help_heading = RECIPE)]
+    pub sync_bn: Option<bool>,
     /// Epochs between evaluations; may be a fraction; there is always one at the end [default: 1]
     #[arg(long, value_name = "EPOCHS", value_parser = number, allow_hyphen_values = true, help_heading = RECIPE)]
     pub eval_every: Option<f64>,
@@ -120,10 +123,28 @@ pub struct Settings {
     /// How a GPU stores activations: fp16 (with dynamic loss scaling), bf16 or fp32 [default: fp16]
     #[arg(long, value_name = "TYPE", value_parser = Precision::from_str, help_heading = RUN)]
     pub precision: Option<Precision>,
-    /// GPUs to train on; needs CUDA
+    /// GPUs of this machine to train on, a process each; needs CUDA. Inside torchrun, mpirun or srun leave it out [default: 1]
     #[arg(long, value_name = "N", value_parser = whole, allow_negative_numbers = true, help_heading = RUN)]
     pub gpus: Option<u64>,
-    /// Compute threads on the CPU; the result does not depend on them [default: one a core]
+    /// Processes of this machine to train with on the CPU [default: 1]
+    #[arg(long, value_name = "N", value_parser = whole, allow_negative_numbers = true, help_heading = RUN)]
+    pub ranks: Option<u64>,
+    /// Machines that train together, each with as many --gpus or --ranks; start this program on each [default: 1]
+    #[arg(long, value_name = "N", value_parser = whole, allow_negative_numbers = true, help_heading = RUN)]
+    pub nodes: Option<u64>,
+    /// Which of the --nodes this machine is, from 0
+    #[arg(long, value_name = "K", value_parser = whole, allow_negative_numbers = true, help_heading = RUN)]
+    pub node_rank: Option<u64>,
+    /// Where rank 0 listens, with --nodes: machine 0 by a name that the others know, and a free port
+    #[arg(long, value_name = "HOST:PORT", help_heading = RUN)]
+    pub rendezvous: Option<String>,
+    /// Seconds that ranks wait for each other at the start [default: 120]
+    #[arg(long, value_name = "SECONDS", value_parser = whole, allow_negative_numbers = true, help_heading = RUN)]
+    pub rendezvous_timeout: Option<u64>,
+    /// Seconds that a rank may stand still before the run is stopped [default: 300]
+    #[arg(long, value_name = "SECONDS", value_parser = whole, allow_negative_numbers = true, help_heading = RUN)]
+    pub watchdog: Option<u64>,
+    /// Compute threads on the CPU, of each rank; the result does not depend on them [default: one a core, shared by the machine's ranks]
     #[arg(long, value_name = "N", value_parser = whole, allow_negative_numbers = true, help_heading = RUN)]
     pub threads: Option<u64>,
     /// Stop after this many steps in all; the schedule stays that of the whole run

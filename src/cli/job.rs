@@ -4,12 +4,13 @@ use std::env;
 use std::path::{Path, PathBuf};
 
 use super::flags::{Actions, Flags, MicroBatch, Settings};
-use super::{UsageError, config, demo};
+use super::{UsageError, config, demo, ranks};
 use crate::data::CropMode;
 use crate::model::Variant;
 use crate::train::checkpoint::{Found, RunDirectory};
 use crate::train::recipe_file::RecipeFile;
-use crate::train::{DataChoice, DeviceChoice, Recipe, RecipeError, RunOptions};
+use crate::train::team::divide;
+use crate::train::{DataChoice, Recipe, RecipeError, RunOptions};
 
 /// The reference recipe's batch.
 const BATCH: u64 = 4096;
@@ -35,6 +36,8 @@ pub struct Job {
     pub recipe: Recipe,
     pub options: RunOptions,
     pub demo: bool,
+    /// Whether the run directory was given.
+    pub named: bool,
     /// A demo that took a directory beside those of earlier ones.
     pub free_name: bool,
     pub json: bool,
@@ -46,6 +49,18 @@ impl Flags {
     /// # Errors
     /// [`UsageError`] for what the user can set right on the command line; whatever `saved` reports.
     pub fn job<E: From<UsageError>>(self, saved: impl FnOnce(&Path) -> Result<Recipe, E>) -> Result<Job, E> {
+        self.job_among(|name| env::var(name).ok(), saved)
+    }
+
+    /// [`Flags::job`] with the launcher's variables from elsewhere than the environment.
+    ///
+    /// # Errors
+    /// As [`Flags::job`].
+    pub fn job_among<E: From<UsageError>>(
+        self,
+        variable: impl Fn(&str) -> Option<String>,
+        saved: impl FnOnce(&Path) -> Result<Recipe, E>,
+    ) -> Result<Job, E> {
         let Flags { mut settings, actions } = self;
         if let Some(file) = &actions.config {
             settings = settings.over(&config::read(file)?);
@@ -53,18 +68,19 @@ impl Flags {
         if settings.data.is_some() && actions.demo {
             return Err(UsageError("--demo brings its own images: leave out --data, or --demo".into()).into());
         }
-        refuse_gpus(&settings)?;
+        ranks::settle_device(&mut settings)?;
         let file = actions.resume.then(|| RunDirectory::at(&out(&settings, &actions)));
         let file = file.and_then(|run| Some((run.found(), RecipeFile::read(&run.recipe()).ok()?)));
         if let Some((found, file)) = &file {
             go_on_as(file, *found, &mut settings);
         }
         let mut options = options(&settings, &actions)?;
+        options.ranks = ranks::ranks(&settings, &actions, variable)?;
         if let Some((_, file)) = file.filter(|_| !actions.demo && settings.data.is_none()) {
             options.data = file.data;
         }
-        let free_name =
-            actions.demo && settings.out.is_none() && !actions.resume && options.out != demo::first();
+        let named = settings.out.is_some();
+        let free_name = actions.demo && !named && !actions.resume && options.out != demo::first();
         let recipe = match actions.resume {
             true => apply(&settings, saved(&options.out)?),
             false => {
@@ -83,12 +99,18 @@ impl Flags {
                 error => error.to_string(),
             })
         })?;
+        let mut divided = recipe.clone();
+        let free = options.auto_micro_batch || actions.resume;
+        divide(&mut divided, free, None, options.ranks.world().size)
+            .map_err(|e| UsageError(e.to_string()))?;
+        // What a checkpoint says is compared first, and then divided.
+        let recipe = if actions.resume { recipe } else { divided };
         let action = match (actions.summary, actions.dry_run) {
             (true, _) => Action::Summary,
             (_, true) => Action::DryRun,
             _ => Action::Train,
         };
-        Ok(Job { action, recipe, options, demo: actions.demo, free_name, json: actions.json })
+        Ok(Job { action, recipe, options, demo: actions.demo, named, free_name, json: actions.json })
     }
 }
 
@@ -156,6 +178,7 @@ fn apply(settings: &Settings, mut recipe: Recipe) -> Recipe {
     set(&mut recipe.ema, s.ema);
     set(&mut recipe.seed, s.seed);
     set(&mut recipe.eval_every, s.eval_every);
+    set(&mut recipe.sync_bn, s.sync_bn);
     recipe
 }
 
@@ -216,15 +239,5 @@ fn out(settings: &Settings, actions: &Actions) -> PathBuf {
         None if actions.demo && actions.force => demo::first(),
         None if actions.demo => demo::free_directory(),
         None => Path::new("runs").join(settings.model.unwrap_or(Variant::B0).name()),
-    }
-}
-
-fn refuse_gpus(settings: &Settings) -> Result<(), UsageError> {
-    let refuse = |text: &str| Err(UsageError(text.into()));
-    match (settings.gpus, settings.device) {
-        (Some(0), _) => refuse("--gpus 0: must be at least 1; --device cpu uses none"),
-        (Some(_), Some(DeviceChoice::Cpu)) => refuse("--gpus: --device cpu uses none; leave one of them out"),
-        (Some(1), _) | (None, _) => Ok(()),
-        (Some(gpus), _) => Err(UsageError(format!("--gpus {gpus}: this version trains on one GPU"))),
     }
 }

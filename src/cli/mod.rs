@@ -10,6 +10,7 @@ pub mod eval;
 pub mod execute;
 pub mod flags;
 pub mod job;
+mod ranks;
 
 use clap::Parser;
 use clap::error::ErrorKind;

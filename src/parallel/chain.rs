@@ -9,6 +9,7 @@
 //!
 //! Every rank must submit the same work in the same order.
 
+use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -131,6 +132,8 @@ struct Progress {
     up: Way,
     down: Way,
     failed: Option<ChainError>,
+    /// When the way up has begun work whose totals are not there yet.
+    started: VecDeque<Instant>,
     /// Filled while [`Chain::trace`] is on.
     spans: Option<Vec<Span>>,
 }
@@ -171,11 +174,17 @@ impl Shared {
         self.moved.notify_all();
     }
 
-    fn done(&self, work: &Work, started: Instant) {
+    fn begin(&self) {
+        self.lock().started.push_back(Instant::now());
+    }
+
+    fn done(&self, work: &Work) {
         let mut progress = self.lock();
         progress.done += 1;
+        let ended = Instant::now();
+        let started = progress.started.pop_front().unwrap_or(ended);
         if let Some(spans) = &mut progress.spans {
-            let (bytes, submitted, ended) = (work.bytes, work.submitted, Instant::now());
+            let (bytes, submitted) = (work.bytes, work.submitted);
             spans.push(Span { bytes, submitted, started, ended });
         }
         drop(progress);
@@ -354,7 +363,7 @@ fn way_up(shared: &Shared, work: Receiver<Work>) {
     // Words, so that any kind of number is aligned.
     let mut words = vec![0u64; CHUNK / 8];
     while let Ok(work) = work.recv() {
-        let started = Instant::now();
+        shared.begin();
         for (at, count) in work.chunks() {
             // SAFETY: the way down waits for `passed` before it touches these bytes.
             let own = unsafe { work.part(at, count) };
@@ -383,7 +392,7 @@ fn way_up(shared: &Shared, work: Receiver<Work>) {
         }
         shared.lock().up.done += 1;
         if shared.above.is_none() {
-            shared.done(&work, started);
+            shared.done(&work);
         }
     }
 }
@@ -395,13 +404,11 @@ fn way_down(shared: &Shared, work: Receiver<Work>) {
     let mut taken = 0;
     let mut words = vec![0u64; CHUNK / 8];
     while let Ok(work) = work.recv() {
-        let mut started = None;
         for (at, count) in work.chunks() {
             let total: &mut [u8] = &mut bytemuck::cast_slice_mut(&mut words)[..count];
             if let Err(error) = receive(above, total) {
                 return shared.fail(rank + 1, error);
             }
-            started.get_or_insert_with(Instant::now);
             taken += count as u64;
             // The total holds what the way up has sent, so that has long been counted, or is about to be.
             while shared.passed.load(Ordering::Acquire) < taken {
@@ -416,7 +423,7 @@ fn way_down(shared: &Shared, work: Receiver<Work>) {
             }
         }
         shared.lock().down.done += 1;
-        shared.done(&work, started.unwrap_or_else(Instant::now));
+        shared.done(&work);
     }
 }
 

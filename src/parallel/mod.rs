@@ -10,10 +10,13 @@
 
 pub mod affinity;
 pub mod chain;
+pub mod environment;
+pub mod launch;
 pub mod nccl;
 mod rendezvous;
 
 pub use chain::Chain;
+use launch::Launch;
 pub use rendezvous::{Cause, Group, GroupError, Identity, LIMIT, Membership, Stopped};
 
 /// A rank's place.
@@ -41,5 +44,36 @@ impl World {
 impl Default for World {
     fn default() -> World {
         World::ALONE
+    }
+}
+
+/// Which ranks train.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum Ranks {
+    /// This process by itself.
+    #[default]
+    One,
+    /// Those that this process starts. It trains nothing itself.
+    Launch(Launch),
+    /// This process is one of several.
+    Given(Membership),
+}
+
+impl Ranks {
+    /// This rank's place; that of the first rank to be started where they are still to be.
+    pub fn world(&self) -> World {
+        match self {
+            Ranks::One => World::ALONE,
+            Ranks::Launch(launch) => launch.world(0),
+            Ranks::Given(membership) => membership.world,
+        }
+    }
+
+    /// How this process joins the others, where it is one of several.
+    pub fn membership(&self) -> Option<&Membership> {
+        match self {
+            Ranks::Given(membership) => Some(membership),
+            _ => None,
+        }
     }
 }

@@ -8,11 +8,12 @@ use crate::ops::cpu::{CpuDevice, CpuOps, simd};
 use crate::ops::cuda::driver::{self, Driver};
 use crate::ops::cuda::{CudaDevice, CudaOps, Gpu, Precision};
 use crate::ops::{Device, Ops, OpsError, Plan, Result as OpsResult};
+use crate::parallel::{Ranks, World};
 
 use crate::parallel::Group;
 
 use super::memory;
-use super::recipe::DeviceChoice;
+use super::recipe::{DeviceChoice, RunOptions};
 
 /// What the operators are made ready for: elements of the state, trainable and in all, the plans to be bound, and the
 /// ranks that share the work.
@@ -137,6 +138,11 @@ impl<G: Gpu> Hardware for Cuda<G> {
 pub enum DeviceError {
     #[error("--device cuda: {0}; or leave the flag out, or use --device cpu")]
     NoCuda(String),
+    #[error(
+        "{ranks} ranks of this machine for its {gpus} GPU{}: start no more ranks than it has, or use --device cpu",
+        if *gpus == 1 { "" } else { "s" }
+    )]
+    Ranks { ranks: usize, gpus: usize },
     #[error("--precision {0}: the CPU computes in fp32; leave the flag out, or use --device cuda")]
     Precision(Precision),
 }
@@ -164,12 +170,66 @@ impl Selected {
     }
 }
 
-/// Takes a device; `threads` 0 is one a core; without a precision a GPU takes fp16, with dynamic loss scaling.
+/// Takes the device of this rank: the GPU of its number on its machine, or, on the CPU, its share of the cores unless
+/// the threads are given.
+///
+/// # Errors
+/// As [`select`]; [`DeviceError::Ranks`] where there are more ranks than GPUs.
+pub fn select_for(options: &RunOptions) -> Result<Selected, DeviceError> {
+    let world = options.ranks.world();
+    let threads = match options.threads {
+        0 => share_of_cores(world),
+        threads => threads,
+    };
+    let pinned = std::env::var_os("CUDA_VISIBLE_DEVICES").is_some_and(|value| !value.is_empty());
+    let index = match (options.device, &options.ranks) {
+        (DeviceChoice::Auto | DeviceChoice::Cuda, Ranks::Given(_)) if world.local_size > 1 => match gpus() {
+            Ok(gpus) => gpu_of(world, gpus, pinned, ranks_may_share_gpus())?,
+            // What is missing is told, or the CPU taken, where the first is opened.
+            Err(_) => 0,
+        },
+        _ => 0,
+    };
+    select_at(options.device, index, threads, options.precision)
+}
+
+/// Whether NCCL (2.30 and later) was told that several ranks share a GPU.
+pub fn ranks_may_share_gpus() -> bool {
+    std::env::var_os("NCCL_MULTI_RANK_GPU_ENABLE").is_some_and(|value| value == "1")
+}
+
+/// Cores for each rank of a machine, at least one.
+fn share_of_cores(world: World) -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+    (cores / world.local_size.max(1)).max(1)
+}
+
+/// The number of a rank's GPU. `pinned` says that CUDA_VISIBLE_DEVICES is set: launchers that leave each rank one GPU
+/// of its own set it, and the one is number 0 in every rank.
+fn gpu_of(world: World, gpus: usize, pinned: bool, share: bool) -> Result<usize, DeviceError> {
+    match gpus {
+        _ if world.local_size <= gpus => Ok(world.local_rank),
+        1 if pinned => Ok(0),
+        1.. if share => Ok(world.local_rank % gpus),
+        _ => Err(DeviceError::Ranks { ranks: world.local_size, gpus }),
+    }
+}
+
+/// Takes a device, the first where it is a GPU; `threads` 0 is one a core; without a precision a GPU takes fp16, with dynamic loss scaling.
 ///
 /// # Errors
 /// [`DeviceError`] for a device that this build or machine does not have.
 pub fn select(
     choice: DeviceChoice,
+    threads: usize,
+    precision: Option<Precision>,
+) -> Result<Selected, DeviceError> {
+    select_at(choice, 0, threads, precision)
+}
+
+fn select_at(
+    choice: DeviceChoice,
+    index: usize,
     threads: usize,
     precision: Option<Precision>,
 ) -> Result<Selected, DeviceError> {
@@ -180,7 +240,7 @@ pub fn select(
     let cuda = |gpu, why: &str| {
         Ok(Selected::Cuda(Box::new(Cuda::new(gpu, precision.unwrap_or(Precision::Fp16), why))))
     };
-    match (choice, (choice != DeviceChoice::Cpu).then(|| Driver::open(0))) {
+    match (choice, (choice != DeviceChoice::Cpu).then(|| Driver::open(index))) {
         (DeviceChoice::Cpu, _) | (_, None) => cpu("as asked".into()),
         (DeviceChoice::Cuda, Some(Ok(gpu))) => cuda(gpu, "as asked"),
         (DeviceChoice::Auto, Some(Ok(gpu))) => cuda(gpu, "found"),
@@ -224,5 +284,29 @@ mod tests {
             let error = select(DeviceChoice::Cuda, 0, None).err().unwrap().to_string();
             assert!(error.starts_with("--device cuda: ") && error.contains("--device cpu"), "{error}");
         }
+    }
+    #[test]
+    fn a_rank_takes_the_gpu_of_its_number() {
+        let world =
+            |local_rank, local_size| World { rank: local_rank, size: local_size, local_rank, local_size };
+        assert_eq!(gpu_of(world(3, 4), 4, false, false), Ok(3));
+        assert_eq!(gpu_of(world(3, 4), 8, true, false), Ok(3));
+        assert_eq!(gpu_of(world(3, 4), 1, true, false), Ok(0));
+        assert_eq!(gpu_of(world(3, 4), 2, false, true), Ok(1));
+        let error = gpu_of(world(3, 4), 1, false, false).unwrap_err().to_string();
+        assert!(
+            error.contains("4 ranks") && error.contains("1 GPU:") && error.contains("--device cpu"),
+            "{error}"
+        );
+        assert!(gpu_of(world(3, 4), 2, true, false).is_err() && gpu_of(world(0, 2), 0, true, true).is_err());
+    }
+
+    #[test]
+    fn ranks_of_a_machine_share_its_cores() {
+        let cores = std::thread::available_parallelism().unwrap().get();
+        let world = |local_size| World { size: local_size, local_size, ..World::ALONE };
+        assert_eq!(share_of_cores(world(1)), cores);
+        assert_eq!(share_of_cores(world(2)), (cores / 2).max(1));
+        assert_eq!(share_of_cores(world(cores + 1)), 1);
     }
 }

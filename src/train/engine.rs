@@ -64,7 +64,7 @@ impl<O: Ops + Send> Engine<O> {
     ) -> Result<Engine<O>> {
         let device = &hardware.device();
         let table = ParamTable::new(arch);
-        let training = Network::new(arch, &table, recipe.network_config());
+        let training = Network::new(arch, &table, recipe.network_config(team.world().size));
         let evaluation = Network::new(arch, &table, NetworkConfig::inference(recipe.micro_batch));
         let (training_plan, evaluation_plan) = (training.plan(device), evaluation.plan(device));
         let training_passes = training.record(device).passes;

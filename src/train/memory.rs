@@ -187,7 +187,7 @@ fn training_plan(
     device: &impl Device,
     images: usize,
 ) -> Plan {
-    let config = NetworkConfig { images, ..recipe.network_config() };
+    let config = NetworkConfig { images, ..recipe.network_config(1) };
     Network::new(arch, table, config).plan(device)
 }
 

@@ -15,7 +15,7 @@ use crate::model::{Architecture, BatchNormConfig, ModelError, Padding, Variant};
 use crate::network::NetworkConfig;
 use crate::ops::cuda::Precision;
 use crate::ops::{RmsPropForm, Rule, Statistics, Update};
-use crate::parallel::Membership;
+use crate::parallel::Ranks;
 
 /// The optimisers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -91,6 +91,10 @@ pub struct Recipe {
     /// The content of the file that the weights came from, as a checksum: its path may change.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub init_from: Option<String>,
+    /// Batch norm takes its statistics over the micro-batches of all ranks. Not written where it is off, as in
+    /// checkpoints from before there were ranks.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub sync_bn: bool,
 }
 
 /// A recipe that cannot be carried out. The text names the flag.
@@ -168,6 +172,7 @@ impl Recipe {
             seed: 0,
             eval_every: 1.0,
             init_from: None,
+            sync_bn: false,
         }
     }
 
@@ -236,12 +241,12 @@ impl Recipe {
         Architecture::new(self.model, classes, self.resolution, self.padding, batch_norm)
     }
 
-    /// How the network runs over one micro-batch in training.
-    pub fn network_config(&self) -> NetworkConfig {
+    /// How the network runs over one micro-batch in training, on one of so many ranks.
+    pub fn network_config(&self, ranks: usize) -> NetworkConfig {
         NetworkConfig {
             images: self.micro_batch,
             statistics: Statistics::Batch,
-            statistics_ranks: 1,
+            statistics_ranks: if self.sync_bn { ranks } else { 1 },
             drop_path: self.drop_connect,
             dropout: self.dropout,
             label_smoothing: self.label_smoothing,
@@ -393,8 +398,8 @@ pub struct RunOptions {
     pub init_from: Option<PathBuf>,
     pub resume: bool,
     pub force: bool,
-    /// How to join the other ranks, where there are any.
-    pub membership: Option<Membership>,
+    /// Whether others train too, and how they are found.
+    pub ranks: Ranks,
 }
 
 impl RunOptions {
@@ -415,7 +420,7 @@ impl RunOptions {
             init_from: None,
             resume: false,
             force: false,
-            membership: None,
+            ranks: Ranks::One,
         }
     }
 }
@@ -436,7 +441,14 @@ mod tests {
             let text = toml::to_string(&recipe).unwrap();
             assert_eq!(toml::from_str::<Recipe>(&text).unwrap(), recipe);
         }
-        let json = serde_json::to_string(&Recipe::reference(Variant::B0, 64)).unwrap();
+        let mut recipe = Recipe::reference(Variant::B0, 64);
+        let json = serde_json::to_string(&recipe).unwrap();
+        assert!(!json.contains("sync-bn"), "an old checkpoint would not be equal: {json}");
+        recipe.sync_bn = true;
+        let synced = serde_json::to_string(&recipe).unwrap();
+        assert!(
+            synced.contains("\"sync-bn\":true") && serde_json::from_str::<Recipe>(&synced).unwrap() == recipe
+        );
         assert!(serde_json::from_str::<Recipe>(&json.replace("\"lr\"", "\"learning\"")).is_err());
     }
 

@@ -48,7 +48,7 @@ pub fn train(
             train_on(recipe, options, source, hardware, reporter, stop)
         }
     }
-    let selected = device::select(options.device, options.threads, options.precision)?;
+    let selected = device::select_for(options)?;
     selected.with(Train(recipe, options, source, reporter, stop))
 }
 
@@ -65,7 +65,7 @@ pub fn train_on<H: Hardware>(
     stop: &AtomicBool,
 ) -> Result<Outcome, TrainError> {
     let draft = draft(recipe, options, &source)?;
-    let team = Team::join(options.membership.as_ref(), || draft.identity(&source))?;
+    let team = Team::join(options.ranks.membership(), || draft.identity(&source))?;
     // The first rank tells for all.
     let (mut silent, leads) = (Silent, team.leads());
     let reporter: &mut dyn Reporter = if leads { reporter } else { &mut silent };

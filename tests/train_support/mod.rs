@@ -8,7 +8,7 @@ use std::sync::atomic::AtomicBool;
 
 use effnet::data::{CropMode, Source};
 use effnet::model::Variant;
-use effnet::parallel::Membership;
+use effnet::parallel::{Membership, Ranks};
 use effnet::train::events::{LogLine, Silent};
 use effnet::train::{DataChoice, Outcome, Recipe, RunOptions, TrainError, log, train};
 
@@ -79,8 +79,8 @@ pub fn run_ranks(
 ) -> Vec<Result<Outcome, TrainError>> {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let one = |rank: usize| {
-        let membership = Some(Membership::local(rank, size, &listener).unwrap());
-        let options = RunOptions { membership, threads: 1, ..options.clone() };
+        let ranks = Ranks::Given(Membership::local(rank, size, &listener).unwrap());
+        let options = RunOptions { ranks, threads: 1, ..options.clone() };
         train(recipe, &options, source(), &mut Silent, stop)
     };
     std::thread::scope(|scope| {

@@ -41,7 +41,7 @@ pub fn record(case: Case) -> Result<Vec<Recorded>> {
     let recipe = Recipe { resolution: case.side, ..Recipe::reference(case.model, case.images) };
     let arch = recipe.architecture(1000).map_err(|error| OpsError::Device(error.to_string()))?;
     let table = ParamTable::new(&arch);
-    let network = Network::new(&arch, &table, recipe.network_config());
+    let network = Network::new(&arch, &table, recipe.network_config(1));
     let recorder = network.record(&device);
     let plan = recorder.plan(&network.tensors, &[network.logits, network.losses]);
     let mut ops =

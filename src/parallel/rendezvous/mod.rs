@@ -48,7 +48,7 @@ pub use wire::LIMIT;
 use super::World;
 
 /// How to join a group.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Membership {
     pub world: World,
     /// `host:port` of rank 0's service.
