@@ -237,7 +237,7 @@ mod tests {
         let site = root.path().join("lib/python3.12/site-packages/nvidia/nccl/lib");
         std::fs::create_dir_all(root.path().join("lib/pkgconfig")).unwrap();
         std::fs::create_dir_all(&site).unwrap();
-        assert_eq!(packages(root.path()), [site.clone()]);
+        assert_eq!(packages(root.path()), std::slice::from_ref(&site));
         match Library::find(None, vec![root.path().to_owned()]) {
             Ok(library) => assert!(library.version() >= OLDEST),
             Err(error) => {
