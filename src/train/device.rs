@@ -8,7 +8,7 @@ use crate::ops::cpu::{CpuDevice, CpuOps, simd};
 use crate::ops::cuda::driver::{self, Driver};
 use crate::ops::cuda::{CudaDevice, CudaOps, Gpu, Precision};
 use crate::ops::{Device, Ops, OpsError, Plan, Result as OpsResult};
-use crate::parallel::{Ranks, World};
+use crate::parallel::{Ranks, World, affinity};
 
 use crate::parallel::Group;
 
@@ -44,6 +44,10 @@ pub trait Hardware {
     }
     /// Bytes that the plan may take; none where that is unknown.
     fn available(&mut self) -> Option<u64>;
+    /// The processors near it, for threads that prepare its images; empty where all are, or the machine does not tell.
+    fn processors(&self) -> Vec<usize> {
+        Vec::new()
+    }
     /// Whether its memory is not the host's, so that the loader and a checkpoint take none of it.
     fn has_own_memory(&self) -> bool;
     /// # Errors
@@ -125,11 +129,18 @@ impl<G: Gpu> Hardware for Cuda<G> {
     fn available(&mut self) -> Option<u64> {
         self.gpu.available().ok()
     }
+    fn processors(&self) -> Vec<usize> {
+        self.gpu.place().map_or_else(Vec::new, |place| affinity::near(&place))
+    }
     fn has_own_memory(&self) -> bool {
         true
     }
     fn start(self, needs: &Needs) -> OpsResult<CudaOps<G>> {
-        CudaOps::new(self.gpu, needs.trainable, needs.total, needs.plans, self.precision)
+        let mut ops = CudaOps::new(self.gpu, needs.trainable, needs.total, needs.plans, self.precision)?;
+        if let Some(group) = needs.group {
+            ops.connect(group)?;
+        }
+        Ok(ops)
     }
 }
 

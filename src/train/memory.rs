@@ -15,6 +15,10 @@ use crate::parallel::World;
 /// Batches that exist beside the one in use: see [`crate::data::loader`].
 pub const LOADER_AHEAD: usize = 3;
 
+/// Device memory left to NCCL, whose buffers grow with the ranks of a machine. A guess on the safe side: none was
+/// measured.
+const NCCL: u64 = 512 << 20;
+
 /// Bytes of a training run, part by part.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MemoryPlan {
@@ -95,8 +99,11 @@ pub fn memory_plan<H: Hardware>(
     let arch = recipe.architecture(classes)?;
     let table = ParamTable::new(&arch);
     let own_memory = hardware.has_own_memory();
-    let among = if own_memory { 1 } else { world.local_size as u64 };
-    let available = hardware.available().map(|bytes| bytes / among);
+    let available = hardware.available().map(|bytes| match own_memory {
+        true if world.size > 1 => bytes.saturating_sub(NCCL),
+        true => bytes,
+        false => bytes / world.local_size as u64,
+    });
     let recipe = &Recipe { batch_size: recipe.batch_size / world.size, ..recipe.clone() };
     Ok(with_available(recipe, &arch, &table, &hardware.device(), own_memory, available))
 }

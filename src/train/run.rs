@@ -88,6 +88,7 @@ fn train_as<H: Hardware>(
     let session = prepare(draft, options, &source, hardware, team, reporter)?;
     let mut header = header(&session, options, &source, team);
     let Session { recipe, arch, schedule, hardware, run, metadata, state, resumed, .. } = session;
+    let processors = hardware.processors();
     let mut engine = Engine::new(&recipe, &arch, source.normalise(), hardware, team)?;
     engine.load(&state, metadata.loss_scale)?;
     header.parameters = engine.table.trainable();
@@ -103,6 +104,7 @@ fn train_as<H: Hardware>(
         behind: VecDeque::with_capacity(2),
         since: Instant::now(),
         team,
+        processors,
         stopping: false,
         engine,
         recipe,
@@ -163,6 +165,8 @@ struct Trainer<'a, O: Ops> {
     options: &'a RunOptions,
     source: Source,
     team: &'a Team,
+    /// Near the device; for the loader's threads.
+    processors: Vec<usize>,
     reporter: &'a mut dyn Reporter,
     stop: &'a AtomicBool,
     /// Whether any rank was asked to stop, as all have heard.
@@ -243,7 +247,7 @@ impl<O: Ops + Send> Trainer<'_, O> {
                 steps: end - first_step,
                 threads: self.options.loader_threads,
                 ahead: LOADER_AHEAD,
-                processors: Vec::new(),
+                processors: self.processors.clone(),
             },
         )?)
     }

@@ -37,6 +37,7 @@ pub fn finish_statistics(
     let exchange = match &cx.exchange {
         Some(exchange) if bn.ranks > 1 => exchange,
         _ => {
+            assert_eq!(bn.ranks, 1, "batch norm over ranks that are not connected");
             return each_block(cx, channels, partials.partials.len(), |first, width| {
                 let Merged { mean, spread } = partials.merge(bn.rows as f64, first, width);
                 finish.set(first, &mean[..width], &spread[..width]);

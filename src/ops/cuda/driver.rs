@@ -160,6 +160,10 @@ impl Gpu for Driver {
         &self.properties
     }
 
+    fn place(&self) -> Option<String> {
+        self.context.place().ok()
+    }
+
     fn available(&mut self) -> Result<u64> {
         self.context.enter()?;
         Ok(memory_info()?.0)

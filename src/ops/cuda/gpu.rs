@@ -81,6 +81,10 @@ pub struct Mark(pub usize);
 
 pub trait Gpu: Send {
     fn properties(&self) -> &Properties;
+    /// Where it hangs in the machine, as a PCI address `0000:3b:00.0`, where that is known.
+    fn place(&self) -> Option<String> {
+        None
+    }
     /// Bytes of device memory that could still be allocated.
     fn available(&mut self) -> Result<u64>;
 
