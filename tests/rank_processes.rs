@@ -13,6 +13,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use effnet::train::checkpoint;
+use effnet::train::events::LogLine;
 use tempfile::TempDir;
 use train_support::*;
 
@@ -57,8 +58,8 @@ fn said(output: &Output) -> String {
     out + &errors
 }
 
-fn succeed(mut command: Command) -> String {
-    let output = command.output().unwrap();
+fn succeed(mut command: impl std::borrow::BorrowMut<Command>) -> String {
+    let output = command.borrow_mut().output().unwrap();
     assert!(output.status.success(), "{}", said(&output));
     said(&output)
 }
@@ -174,6 +175,21 @@ fn two_runs_are_one_byte_for_byte() {
     assert!(told.contains("2 for each of 4 ranks") && !told.contains("rank 1:"), "{told}");
 }
 
+/// What four ranks counted together is what one process counts.
+#[test]
+fn an_evaluation_by_four_is_one_by_one_exactly() {
+    let logged = timeless_log(&place("whole"));
+    let Some(LogLine::Evaluation(logged)) = logged.last() else { panic!("the run ends with an evaluation") };
+    let mut command = Command::new(env!("CARGO_BIN_EXE_effnet-eval"));
+    command.arg(place("whole").join("checkpoint.bin")).args(["--json", "--device", "cpu"]);
+    let line = succeed(command.env_remove("EFFNET_DATA").arg("--data").arg(place("data")));
+    let found: serde_json::Value = serde_json::from_str(&line).unwrap();
+    let figures = |of: &serde_json::Value| ["top1", "top5", "loss"].map(|key| of[key].as_f64());
+    assert_eq!(figures(&found), [Some(logged.top1), Some(logged.top5), Some(logged.loss)]);
+    assert_eq!(figures(&found["ema"]), [logged.ema_top1, logged.ema_top5, logged.ema_loss]);
+    assert_eq!((found["images"].as_u64(), logged.images), (Some(13), 13));
+}
+
 /// Whoever is killed, and whenever: all end, somebody says who it was, and the run goes on as if nothing had been.
 #[test]
 fn twenty_ranks_killed_change_nothing() {
@@ -247,7 +263,11 @@ fn a_signal_to_any_one_stops_all_and_saves() {
         signal(if to_launcher { child.id() as i32 } else { third }, libc::SIGTERM);
         let output = child.wait_with_output().unwrap();
         assert_eq!(output.status.code(), Some(130), "{}", said(&output));
-        assert!(said(&output).contains("--resume"), "{}", said(&output));
+        assert!(
+            said(&output).contains("--resume") && said(&output).contains("--ranks 4"),
+            "{}",
+            said(&output)
+        );
         let step = steps_done(&out).unwrap();
         assert!((2..12).contains(&step), "stopped after step {step}");
         assert_eq!(timeless_log(&out).last().unwrap().step(), step, "every step that was logged is saved");
@@ -298,7 +318,7 @@ fn a_run_goes_on_with_another_number_of_ranks() {
     assert!(told.contains("batch: 8, in micro-batches of 1"), "{told}");
     let steps: Vec<u64> = timeless_log(&out)
         .iter()
-        .filter(|line| matches!(line, effnet::train::events::LogLine::Step(_)))
+        .filter(|line| matches!(line, LogLine::Step(_)))
         .map(|line| line.step())
         .collect();
     assert_eq!(steps, (1..=9).collect::<Vec<u64>>());
@@ -373,7 +393,7 @@ fn two(data: [&Path; 2], rank: impl Fn(usize, &mut Command)) -> [Output; 2] {
     let dir = tempfile::tempdir().unwrap();
     let children = [0, 1].map(|number| {
         let mut command = program(data[number], &dir.path().join("out"));
-        command.args(["--rendezvous-timeout", "20"]).envs([
+        command.args(["--rendezvous-timeout", "10"]).envs([
             ("RANK", number.to_string()),
             ("WORLD_SIZE", "2".into()),
             ("LOCAL_RANK", number.to_string()),
@@ -411,10 +431,10 @@ fn ranks_that_want_something_else_are_refused_by_name() {
     // Both are rank 0 now: one of them finds the port taken.
     both_say(&outputs, &["in use", "MASTER_PORT"]);
     let outputs = two([&data, &data], |rank, command| {
-        command.env("WORLD_SIZE", "3").env("LOCAL_WORLD_SIZE", "3");
-        command.env("RANK", (2 * rank).to_string()).args(["--batch-size", "9", "--rendezvous-timeout", "2"]);
+        command.env("WORLD_SIZE", "4").env("LOCAL_WORLD_SIZE", "4");
+        command.env("RANK", (2 * rank).to_string());
     });
-    both_say(&outputs, &["rank 1", "3", "2 s"]);
+    both_say(&outputs, &["ranks 1 and 3 of 4", "10 s"]);
 }
 
 #[test]

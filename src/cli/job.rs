@@ -76,6 +76,7 @@ impl Flags {
         }
         let mut options = options(&settings, &actions)?;
         options.ranks = ranks::ranks(&settings, &actions, variable)?;
+        options.started_with = ranks::started_with(&settings);
         if let Some((_, file)) = file.filter(|_| !actions.demo && settings.data.is_none()) {
             options.data = file.data;
         }

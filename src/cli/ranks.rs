@@ -44,6 +44,16 @@ pub fn settle_device(settings: &mut Settings) -> Result<(), UsageError> {
     }
 }
 
+/// The flags that start as many ranks again on one machine; none for one.
+pub fn started_with(settings: &Settings) -> Option<String> {
+    match (settings.gpus, settings.ranks) {
+        _ if settings.nodes.is_some_and(|nodes| nodes > 1) => None,
+        (Some(gpus), _) if gpus > 1 => Some(format!("--gpus {gpus}")),
+        (_, Some(ranks)) if ranks > 1 => Some(format!("--ranks {ranks}")),
+        _ => None,
+    }
+}
+
 /// The ranks that train. `variable` looks into the environment.
 ///
 /// # Errors

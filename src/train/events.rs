@@ -160,13 +160,16 @@ pub struct Outcome {
     pub out: PathBuf,
     /// The latest checkpoint.
     pub checkpoint: PathBuf,
+    /// Flags that start as many ranks again.
+    pub started_with: Option<String>,
 }
 
 impl Outcome {
     /// The command that goes on from here, where there is something left to do.
     pub fn resume_command(&self) -> Option<String> {
-        let program = || command("effnet-train");
-        (self.end != End::Finished).then(|| format!("{} --resume --out {}", program(), quoted(&self.out)))
+        let flags = self.started_with.as_ref().map_or(String::new(), |flags| format!(" {flags}"));
+        (self.end != End::Finished)
+            .then(|| format!("{} --resume --out {}{flags}", command("effnet-train"), quoted(&self.out)))
     }
 }
 

@@ -400,6 +400,8 @@ pub struct RunOptions {
     pub force: bool,
     /// Whether others train too, and how they are found.
     pub ranks: Ranks,
+    /// Flags that start as many again, for the command that goes on.
+    pub started_with: Option<String>,
 }
 
 impl RunOptions {
@@ -421,6 +423,7 @@ impl RunOptions {
             resume: false,
             force: false,
             ranks: Ranks::One,
+            started_with: None,
         }
     }
 }

@@ -70,6 +70,7 @@ fn outcome() -> Outcome {
         data_wait: 0.01,
         out: "no-such-run".into(),
         checkpoint: "no-such-run/checkpoint.bin".into(),
+        started_with: Some("--gpus 8".into()),
     }
 }
 
@@ -100,7 +101,7 @@ fn plain_lines_hold_the_run_without_any_control_character() {
         "validation, epoch 0.26: top-1 84.21 %, top-5 99.00 %, loss 0.5000, moving average top-1 85.00 %, the best so far",
         "best: top-1 85.00 % at step 40 by the moving average",
         "training: 1 min 15 s, 640 images/s, 1.00 % of it waiting for images",
-        "to go on: effnet-train --resume --out no-such-run",
+        "to go on: effnet-train --resume --out no-such-run --gpus 8",
     ] {
         assert!(text.lines().any(|l| l == line), "no line {line:?} in\n{text}");
     }

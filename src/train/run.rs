@@ -455,6 +455,7 @@ impl<O: Ops + Send> Trainer<'_, O> {
             data_wait: self.waited / seconds,
             out,
             checkpoint,
+            started_with: self.options.started_with.clone(),
         }
     }
 }
