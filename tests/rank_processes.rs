@@ -324,6 +324,24 @@ fn a_run_goes_on_with_another_number_of_ranks() {
     assert_eq!(steps, (1..=9).collect::<Vec<u64>>());
 }
 
+/// Two machines of two ranks, each started by hand, are four ranks.
+#[test]
+fn two_machines_are_one_group() {
+    let out = place("machines");
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    // The second comes first: it waits.
+    let machines = ["1", "0"].map(|node| {
+        let mut command = program(&place("data"), &out);
+        command.args(["--ranks", "2", "--nodes", "2", "--node-rank", node]);
+        command.arg("--rendezvous").arg(format!("localhost:{port}")).spawn().unwrap()
+    });
+    for machine in machines {
+        let output = machine.wait_with_output().unwrap();
+        assert!(output.status.success(), "{}", said(&output));
+    }
+    assert_same_run(&place("whole"), &out);
+}
+
 /// Ranks that others start: the variables of a launcher, and the two processes that it would start with them.
 fn started_by(variables: impl Fn(usize, u16) -> Vec<(&'static str, String)>, out: &Path) {
     // A port that was free a moment ago.

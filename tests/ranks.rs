@@ -171,3 +171,23 @@ fn synchronised_batch_norm_sees_all_ranks_as_one_batch() {
     let (loss, [gradients, statistics]) = apart("local", false);
     assert!(loss > 1e-3 && gradients > 0.1 && statistics > 1e-3);
 }
+
+/// Numbers that are not finite are every rank's, wherever they began; the first error says which layer, and whose.
+#[test]
+fn what_is_not_finite_is_named_with_its_rank() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("run");
+    let (recipe, options) = steps(9, &out);
+    let recipe = Recipe { lr: 1e30, ..recipe };
+    let never = AtomicBool::new(false);
+    let errors: Vec<String> = run_ranks(2, &recipe, &options, &never)
+        .into_iter()
+        .map(|outcome| outcome.unwrap_err().to_string())
+        .collect();
+    assert!(errors[0].contains("not finite") || errors[0].contains("loss is"), "{errors:?}");
+    let first =
+        errors.iter().any(|error| error.contains("first not finite: ") && error.contains(" at rank "));
+    assert!(first, "{errors:?}");
+    // What was saved before is there.
+    assert_eq!(saved(&out).metadata.step, 0);
+}

@@ -106,6 +106,7 @@ fn train_as<H: Hardware>(
         team,
         processors,
         stopping: false,
+        asked: false,
         engine,
         recipe,
         options,
@@ -169,8 +170,9 @@ struct Trainer<'a, O: Ops> {
     processors: Vec<usize>,
     reporter: &'a mut dyn Reporter,
     stop: &'a AtomicBool,
-    /// Whether any rank was asked to stop, as all have heard.
+    /// Whether any rank was asked to stop, as all have heard; and whether they are being asked again.
     stopping: bool,
+    asked: bool,
     schedule: Schedule,
     run: RunDirectory,
     metadata: Metadata,
@@ -208,8 +210,9 @@ impl<O: Ops + Send> Trainer<'_, O> {
                 self.engine.start_profile()?;
             }
             self.team.ask("stop requests", self.stop.load(Ordering::Relaxed))?;
+            self.asked = true;
             self.step(&mut loader)?;
-            self.stopping = self.team.answer()?.unwrap_or(self.stop.load(Ordering::Relaxed));
+            self.hear()?;
             if profiled == Some(self.metadata.step) {
                 self.tell(true)?;
                 let report = self.engine.take_profile()?;
@@ -254,6 +257,14 @@ impl<O: Ops + Send> Trainer<'_, O> {
 
     fn stopped(&self) -> bool {
         self.stopping
+    }
+
+    /// Hears whether any rank was asked to stop, if that was asked.
+    fn hear(&mut self) -> Result<(), TrainError> {
+        if std::mem::take(&mut self.asked) {
+            self.stopping = self.team.answer()?.unwrap_or(self.stop.load(Ordering::Relaxed));
+        }
+        Ok(())
     }
 
     fn evaluation_is_due(&self) -> bool {
@@ -332,6 +343,7 @@ impl<O: Ops + Send> Trainer<'_, O> {
         let params = self.params(index, &batch, step.lr);
         let own = self.engine.first_not_finite(&batch, params)?;
         // It may have begun in the images of another rank.
+        self.hear()?;
         let all = self.team.gather("what is not finite", own.unwrap_or_default().as_bytes())?;
         let first = all.iter().enumerate().find(|(_, found)| !found.is_empty());
         Ok(first.map(|(rank, found)| match self.team.world().size {
