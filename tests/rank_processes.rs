@@ -429,30 +429,76 @@ fn two(data: [&Path; 2], rank: impl Fn(usize, &mut Command)) -> [Output; 2] {
 fn ranks_that_want_something_else_are_refused_by_name() {
     let (data, other) = (place("data"), place("other-data"));
     data_support::pack_grey(&other, 41, 13, 28, 1 << 20);
-    let both_say = |outputs: &[Output; 2], parts: &[&str]| {
-        let lines = outputs.iter().map(errors).collect::<Vec<_>>().concat();
-        let one = lines.iter().any(|line| parts.iter().all(|part| line.contains(part)));
-        assert!(one, "{parts:?}: {lines:?}");
-        assert!(outputs.iter().all(|output| !output.status.success()));
+    // All know why, and rank 0 tells.
+    let rank_0_says = |outputs: &[Output; 2], parts: &[&str]| {
+        let [lines, others] = [0, 1].map(|rank| errors(&outputs[rank]));
+        let one = lines.len() == 1 && parts.iter().all(|part| lines[0].contains(part));
+        assert!(one && others.is_empty(), "{parts:?}: {lines:?} {others:?}");
     };
     let outputs = two([&data, &data], |rank, command| {
         command.args(["--dropout", if rank == 0 { "0.1" } else { "0.3" }]);
     });
-    both_say(&outputs, &["rank 1", "dropout", "0.3", "0.1"]);
+    rank_0_says(&outputs, &["rank 1", "dropout", "0.3", "0.1"]);
     let outputs = two([&data, &other], |_, _| ());
-    both_say(&outputs, &["rank 1", "data set"]);
+    rank_0_says(&outputs, &["rank 1", "data set"]);
     let outputs = two([&data, &data], |rank, command| {
         if rank == 1 {
             command.env("RANK", "0");
         }
     });
     // Both are rank 0 now: one of them finds the port taken.
-    both_say(&outputs, &["in use", "MASTER_PORT"]);
+    let lines = outputs.iter().map(errors).collect::<Vec<_>>().concat();
+    assert!(lines.iter().any(|line| line.contains("in use") && line.contains("MASTER_PORT")), "{lines:?}");
     let outputs = two([&data, &data], |rank, command| {
         command.env("WORLD_SIZE", "4").env("LOCAL_WORLD_SIZE", "4");
         command.env("RANK", (2 * rank).to_string());
     });
-    both_say(&outputs, &["ranks 1 and 3 of 4", "10 s"]);
+    rank_0_says(&outputs, &["ranks 1 and 3 of 4", "10 s"]);
+}
+
+/// Nothing has begun before all are there, so one signal to any of them ends all that wait.
+#[test]
+fn a_signal_ends_ranks_that_wait_for_others() {
+    let out = place("waiting");
+    for (there, asked) in [(&[0][..], 0), (&[1], 1), (&[0, 1], 1), (&[0, 1], 0)] {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let mut ranks: Vec<(usize, Child)> = Vec::new();
+        for &rank in there {
+            let mut command = program(&place("data"), &out);
+            command.envs([
+                ("RANK", rank.to_string()),
+                ("WORLD_SIZE", "4".into()),
+                ("LOCAL_RANK", rank.to_string()),
+                ("LOCAL_WORLD_SIZE", "4".into()),
+                ("MASTER_ADDR", "127.0.0.1".into()),
+                ("MASTER_PORT", port.to_string()),
+            ]);
+            let mut child = command.spawn().unwrap();
+            let pid = child.id() as i32;
+            assert!(wait_for(&mut child, || handles_sigterm(pid)), "rank {rank} ended by itself");
+            ranks.push((rank, child));
+        }
+        // So that they have met.
+        sleep(Duration::from_millis(500));
+        let since = Instant::now();
+        let pid = ranks.iter().find(|(rank, _)| *rank == asked).unwrap().1.id();
+        signal(pid as i32, libc::SIGTERM);
+        for (rank, child) in ranks {
+            let output = child.wait_with_output().unwrap();
+            let text = said(&output);
+            assert_eq!(output.status.code(), Some(130), "{there:?}, rank {rank}: {text}");
+            assert_eq!(text.contains("interrupted"), rank == 0, "{there:?}, rank {rank}: {text}");
+        }
+        assert!(since.elapsed() < Duration::from_secs(30), "{there:?}: {:?}", since.elapsed());
+        assert!(!out.exists());
+    }
+}
+
+/// Whether a process has its own way with the signal.
+fn handles_sigterm(pid: i32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask >> 14 & 1 == 1)
 }
 
 #[test]

@@ -6,6 +6,7 @@
 //! micro-batch that fits everywhere.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use super::checkpoint::Checkpoint;
 use super::error::TrainError;
@@ -23,12 +24,17 @@ pub struct Team {
 type Result<T = ()> = std::result::Result<T, GroupError>;
 
 impl Team {
-    /// Waits for the other ranks, where there are any.
+    /// Waits for the other ranks, where there are any, unless `stop` is raised.
     ///
     /// # Errors
     /// Where they do not come, or want something else; see [`GroupError`].
-    pub fn join(membership: Option<&Membership>, identity: impl FnOnce() -> Identity) -> Result<Team> {
-        let group = membership.map(|membership| Group::join(membership, identity())).transpose()?;
+    pub fn join(
+        membership: Option<&Membership>,
+        identity: impl FnOnce() -> Identity,
+        stop: &AtomicBool,
+    ) -> Result<Team> {
+        let join = |membership| Group::join_unless(membership, identity(), stop);
+        let group = membership.map(join).transpose()?;
         Ok(Team { group })
     }
 
