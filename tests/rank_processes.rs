@@ -439,6 +439,10 @@ fn ranks_that_want_something_else_are_refused_by_name() {
         command.args(["--dropout", if rank == 0 { "0.1" } else { "0.3" }]);
     });
     rank_0_says(&outputs, &["rank 1", "dropout", "0.3", "0.1"]);
+    let outputs = two([&data, &data], |rank, command| {
+        command.args(["--max-steps", if rank == 0 { "3" } else { "4" }]);
+    });
+    rank_0_says(&outputs, &["rank 1", "max-steps 4", "3"]);
     let outputs = two([&data, &other], |_, _| ());
     rank_0_says(&outputs, &["rank 1", "data set"]);
     let outputs = two([&data, &data], |rank, command| {
@@ -454,6 +458,34 @@ fn ranks_that_want_something_else_are_refused_by_name() {
         command.env("RANK", (2 * rank).to_string());
     });
     rank_0_says(&outputs, &["ranks 1 and 3 of 4", "10 s"]);
+}
+
+/// What every rank would meet is told once, before there are any.
+#[test]
+fn what_all_ranks_would_meet_is_told_once() {
+    let told = |out: &Path, flags: &[&str]| {
+        let output = launched(&place("data"), out).args(flags).output().unwrap();
+        let lines = errors(&output);
+        assert_eq!(lines.len(), 1, "{}", said(&output));
+        (output.status.code().unwrap(), lines[0].clone())
+    };
+    let (status, line) = told(&place("never"), &["--init-from", "no-such-file"]);
+    assert!(status == 1 && line.starts_with("error: no-such-file: "), "{line}");
+    let (status, line) = told(&place("never"), &["--precision", "fp16"]);
+    assert!(status == 2 && line.starts_with("error: --precision fp16: "), "{line}");
+    let (status, line) = told(&place("whole"), &["--resume", "--dropout", "0.4"]);
+    assert!(status == 1 && line.starts_with("error: cannot resume ") && line.contains("dropout"), "{line}");
+    let (status, line) = told(&place("whole"), &[]);
+    assert!(status == 1 && line.contains("already holds a run"), "{line}");
+    assert!(!place("never").exists());
+}
+
+/// A plan of ranks that go on is that of their share.
+#[test]
+fn a_plan_of_ranks_that_go_on_is_of_their_share() {
+    let mut command = program(&place("data"), &place("whole"));
+    let told = succeed(command.args(["--ranks", "8", "--resume", "--dry-run"]));
+    assert!(told.contains("memory plan, 1 images a pass (batch 1)"), "{told}");
 }
 
 /// Nothing has begun before all are there, so one signal to any of them ends all that wait.

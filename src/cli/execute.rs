@@ -20,8 +20,9 @@ use crate::train::checkpoint::{DirectoryError, Found, RunDirectory};
 use crate::train::device::{self, Hardware};
 use crate::train::events::{End, Reporter};
 use crate::train::report::{All, Curves, for_stdout};
+use crate::train::team::divide;
 use crate::train::{
-    DataChoice, DeviceChoice, MemoryPlan, Recipe, RecipeError, TrainError, memory_plan, train,
+    DataChoice, DeviceChoice, MemoryPlan, Recipe, RecipeError, TrainError, check, memory_plan, train,
 };
 
 /// Classes of a network whose data is not there yet: ImageNet's.
@@ -112,7 +113,10 @@ impl Job {
         }
         let options = &self.options;
         let selected = device::select_for(options).map_err(TrainError::from)?;
-        let (line, plan) = selected.with(Plan(&self.recipe, self.classes()?, options.ranks.world()))?;
+        let (mut recipe, world) = (self.recipe.clone(), options.ranks.world());
+        // A checkpoint's is not divided before it is compared.
+        divide(&mut recipe, options.auto_micro_batch || options.resume, None, world.size)?;
+        let (line, plan) = selected.with(Plan(&recipe, self.classes()?, world))?;
         if self.json {
             let object = json!({
                 "micro_batch": plan.micro_batch, "batch_size": plan.batch_size, "arena": plan.arena,
@@ -155,11 +159,9 @@ impl Job {
 
     /// Starts ranks, once what all of them would meet is out of the way.
     fn launch(&self, launch: &Launch) -> Result<Done> {
-        if launch.node_rank == 0 {
-            self.refuse_taken()?;
-        }
+        drop(device::select_for(&self.options).map_err(TrainError::from)?);
         // The demo's images are packed before several ranks want them.
-        drop(self.source(&mut All(vec![for_stdout(self.json)]))?);
+        check(&self.recipe, &self.options, &self.source(&mut All(vec![for_stdout(self.json)]))?)?;
         let mut arguments: Vec<OsString> = env::args_os().skip(1).collect();
         if self.demo && !self.named {
             // The next free name is another one as soon as rank 0 has begun.

@@ -32,4 +32,4 @@ pub use events::{EvaluationRecord, Header, Outcome, Reporter, StepRecord};
 pub use memory::{MemoryPlan, memory_plan};
 pub use recipe::{DataChoice, DeviceChoice, Optimizer, Recipe, RecipeError, RunOptions};
 pub use run::train;
-pub use session::saved_recipe;
+pub use session::{check, saved_recipe};

@@ -65,7 +65,7 @@ pub fn train_on<H: Hardware>(
     stop: &AtomicBool,
 ) -> Result<Outcome, TrainError> {
     let draft = draft(recipe, options, &source)?;
-    let team = Team::join(options.ranks.membership(), || draft.identity(&source), stop)?;
+    let team = Team::join(options.ranks.membership(), || draft.identity(options, &source), stop)?;
     // The first rank tells for all.
     let (mut silent, leads) = (Silent, team.leads());
     let reporter: &mut dyn Reporter = if leads { reporter } else { &mut silent };

@@ -170,13 +170,20 @@ pub fn divide(
 }
 
 /// What all ranks must have in common.
-pub fn identity(recipe: &Recipe, source: &Source, saved: Option<&Checkpoint>) -> Identity {
+pub fn identity(
+    recipe: &Recipe,
+    max_steps: Option<u64>,
+    source: &Source,
+    saved: Option<&Checkpoint>,
+) -> Identity {
     let mut facts: Vec<(String, String)> = match serde_json::to_value(recipe) {
         Ok(serde_json::Value::Object(fields)) => {
             fields.into_iter().map(|(name, value)| (name, value.to_string())).collect()
         }
         _ => unreachable!("a recipe becomes a JSON object"),
     };
+    // No part of the recipe, but ranks that end at different steps are none.
+    facts.push(("max-steps".into(), max_steps.map_or("none".into(), |steps| steps.to_string())));
     facts.push(("data set".into(), source.fingerprint()));
     facts.push(("classes".into(), source.classes().to_string()));
     facts.push(match saved {
