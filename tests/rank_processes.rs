@@ -12,6 +12,7 @@ use std::sync::LazyLock;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use effnet::parallel::launch::ECHO;
 use effnet::train::checkpoint;
 use effnet::train::events::LogLine;
 use tempfile::TempDir;
@@ -275,6 +276,43 @@ fn a_signal_to_any_one_stops_all_and_saves() {
         succeed(resumed(&out));
         assert_same_run(&place("whole"), &out);
     }
+}
+
+/// A service manager signals all processes of a job at once, and so the launcher's signal is a second one.
+#[test]
+fn a_signal_that_comes_twice_is_one() {
+    let out = place("twice");
+    let mut child = launched(&place("data"), &out).spawn().unwrap();
+    let ranks = wait_for_ranks(&mut child).unwrap();
+    assert!(wait_for(&mut child, || log_lines(&out) >= 2), "it ended by itself");
+    ranks.iter().for_each(|(_, pid)| signal(*pid, libc::SIGTERM));
+    signal(child.id() as i32, libc::SIGTERM);
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130), "{}", said(&output));
+    assert!(said(&output).contains("interrupted after step"), "{}", said(&output));
+    assert!(steps_done(&out).unwrap() >= 2);
+    wait_until_gone(&ranks);
+}
+
+/// Whoever asks again, later, does not want to wait.
+#[test]
+fn a_second_signal_ends_a_rank_at_once() {
+    let out = place("again-and-again");
+    let mut child = launched(&place("data"), &out).spawn().unwrap();
+    let ranks = wait_for_ranks(&mut child).unwrap();
+    assert!(wait_for(&mut child, || log_lines(&out) >= 2), "it ended by itself");
+    let pid = |wanted: usize| ranks.iter().find(|(rank, _)| *rank == wanted).unwrap().1;
+    // So that rank 0 cannot end its step.
+    signal(pid(2), libc::SIGSTOP);
+    signal(pid(0), libc::SIGTERM);
+    sleep(ECHO + Duration::from_millis(500));
+    assert!(alive(pid(0)), "it has not waited for the others");
+    signal(pid(0), libc::SIGTERM);
+    assert!(wait_for(&mut child, || !alive(pid(0))));
+    signal(pid(2), libc::SIGKILL);
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+    wait_until_gone(&ranks);
 }
 
 #[test]
