@@ -9,6 +9,7 @@
 //! | `EFFNET_CUDA` | `auto` (the default): with kernels where a compiler is found; `require`: or fail; `skip`: without |
 //! | `EFFNET_CUDA_HOME` | the CUDA toolkit to take, or a folder filled by `tools/install_nvcc.sh` |
 //! | `EFFNET_CUDA_ARCH` | while developing: only these architectures and no PTX, such as `80` or `86,90` |
+//! | `NCCL_LIBRARY` | where it is set, tests that need NCCL are run |
 //! | `EFFNET_GPU` | `1` or `0`: whether tests that need a GPU are run; without it, where kernels and a GPU are found |
 //!
 //! A kernel that does not compile fails the build whatever `EFFNET_CUDA` says, short of `skip`.
@@ -60,9 +61,12 @@ fn build() -> Result<(), Error> {
     write_changed(&out.join("kernels.rs"), generated.as_bytes())
 }
 
-/// Tests that need kernels or a GPU are ignored, by name, without `effnet_kernels` or `effnet_gpu`.
+/// Tests that need kernels, a GPU or NCCL are ignored, by name, without `effnet_kernels`, `effnet_gpu` or `effnet_nccl`.
 fn tell_tests(kernels: bool) -> Result<(), Error> {
-    println!("cargo::rustc-check-cfg=cfg(effnet_kernels, effnet_gpu)");
+    println!("cargo::rustc-check-cfg=cfg(effnet_kernels, effnet_gpu, effnet_nccl)");
+    if variable("NCCL_LIBRARY").is_some() {
+        println!("cargo::rustc-cfg=effnet_nccl");
+    }
     if kernels {
         println!("cargo::rustc-cfg=effnet_kernels");
     }

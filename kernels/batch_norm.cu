@@ -46,6 +46,13 @@ __device__ __forceinline__ Merged merge_parts(
     return {static_cast<double>(rows), static_cast<double>(shift) + away, spread};
 }
 
+// Every thread gets all `rows` rows of its channel from what the groups have merged.
+__device__ __forceinline__ Merged merge_groups(const Merged& own, double rows, double* means, double* spreads) {
+    const double mean = group_sum<LANES, GROUPS>(own.count * own.mean, means) / rows;
+    const double away = own.mean - mean;
+    return {rows, mean, group_sum<LANES, GROUPS>(own.spread + own.count * away * away, spreads)};
+}
+
 // Writes the four coefficients of one channel.
 __device__ __forceinline__ void derive(
     float* coefficients, int channels, int channel, double mean, double variance, float eps, float weight,
@@ -88,16 +95,45 @@ KERNEL(batch_norm_statistics, THREADS, BatchNormStatisticsArguments) {
     const int group = threadIdx.x / LANES, channel = blockIdx.x * LANES + threadIdx.x % LANES;
     const Merged own = merge_parts(args.counts, args.moments, args.parts, args.channels, channel, group);
     const double rows = args.rows;
-    const double mean = group_sum<LANES, GROUPS>(own.count * own.mean, means) / rows;
-    const double away = own.mean - mean;
-    const double spread = group_sum<LANES, GROUPS>(own.spread + own.count * away * away, spreads);
+    const Merged all = merge_groups(own, rows, means, spreads);
     if (group == 0) {
         float* running_mean = args.running_mean + channel;
         float* running_var = args.running_var + channel;
-        *running_mean = moved(*running_mean, mean, args.momentum);
-        *running_var = moved(*running_var, spread / (args.rows > 1 ? rows - 1.0 : 1.0), args.momentum);
-        derive(args.coefficients, args.channels, channel, mean, spread / rows, args.eps, args.weight[channel],
+        *running_mean = moved(*running_mean, all.mean, args.momentum);
+        *running_var = moved(*running_var, all.spread / (args.rows > 1 ? rows - 1.0 : 1.0), args.momentum);
+        derive(args.coefficients, args.channels, channel, all.mean, all.spread / rows, args.eps, args.weight[channel],
                args.bias[channel]);
+    }
+}
+
+// The same parts → one part of them all, moments [2, C], where the parts of several ranks are merged next, which have
+// as many rows each: counts [ranks]. A part of a rank is small, so the time is that of the exchange.
+#define BATCH_NORM_MERGE_FIELDS(F) \
+    F(const float*, counts)        \
+    F(const float*, moments)       \
+    F(float*, merged)              \
+    F(float*, rank_counts)         \
+    F(int, parts)                  \
+    F(int, channels)               \
+    F(int, rows)                   \
+    F(int, ranks)
+ARGUMENTS(BatchNormMergeArguments, BATCH_NORM_MERGE_FIELDS)
+
+KERNEL(batch_norm_merge, THREADS, BatchNormMergeArguments) {
+    SharedArena shared;
+    double* means = shared.take<double>(THREADS);
+    double* spreads = shared.take<double>(THREADS);
+    const int group = threadIdx.x / LANES, channel = blockIdx.x * LANES + threadIdx.x % LANES;
+    const Merged own = merge_parts(args.counts, args.moments, args.parts, args.channels, channel, group);
+    const Merged all = merge_groups(own, args.rows, means, spreads);
+    if (group == 0) {
+        args.merged[channel] = static_cast<float>(all.mean);
+        args.merged[args.channels + channel] = static_cast<float>(all.spread);
+    }
+    if (blockIdx.x == 0) {
+        for (int rank = threadIdx.x; rank < args.ranks; rank += THREADS) {
+            args.rank_counts[rank] = static_cast<float>(args.rows);
+        }
     }
 }
 

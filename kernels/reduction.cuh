@@ -17,9 +17,10 @@
 
 __device__ __forceinline__ bool is_finite(float value) { return fabsf(value) <= FLT_MAX; }
 
-// Adds to a gradient, and raises the step's flag where the result is not finite.
+// Adds a micro-batch's part to a gradient, and raises the step's flag where the result is not finite. The part is
+// rounded before: then two micro-batches give the bits that two ranks give, who add what each has rounded.
 __device__ __forceinline__ void add_to_gradient(float* gradient, double by, StepBlock* block) {
-    const float grown = static_cast<float>(*gradient + by);
+    const float grown = *gradient + static_cast<float>(by);
     *gradient = grown;
     if (!is_finite(grown)) raise_flag(&block->not_finite, 1);
 }

@@ -3,111 +3,17 @@
 //! and has the functions of CUDA 12.0 only (and one that is asked for by version).
 
 mod common;
+#[path = "driver/fake.rs"]
+mod fake;
 #[path = "driver/stand_in.rs"]
 mod stand_in;
 
-use std::ffi::{CString, c_int};
-use std::sync::{LazyLock, Mutex, MutexGuard};
-
 use common::gpu::TestGpu;
-use effnet::ops::cuda::arguments::Field;
 use effnet::ops::cuda::driver::{self, Driver};
-use effnet::ops::cuda::embedded::Embedded;
-use effnet::ops::cuda::gpu::{Address, Gpu, Launch};
+use effnet::ops::cuda::gpu::{Gpu, Launch};
 use effnet::ops::cuda::nvidia::device::Library;
 use effnet::ops::cuda::nvidia::{DriverError, Version};
-
-type Symbols = libc::c_long;
-
-/// The stand-in, loaded under the name that the crate looks for. One test at a time.
-struct Fake {
-    machine: extern "C" fn(c_int, c_int, c_int, c_int, c_int, usize),
-    eager_transfers: extern "C" fn(c_int),
-    fault: extern "C" fn(),
-    live: extern "C" fn() -> c_int,
-}
-
-static FAKE: LazyLock<Mutex<Fake>> = LazyLock::new(|| Mutex::new(Fake::load()));
-
-impl Fake {
-    fn load() -> Fake {
-        let folder = tempfile::tempdir().unwrap();
-        let library = stand_in::build(folder.path());
-        let path = CString::new(library.to_str().unwrap()).unwrap();
-        // SAFETY: the library has no initialisers of consequence, stays loaded, and defines these functions.
-        unsafe {
-            let handle = libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL);
-            assert!(!handle.is_null());
-            let symbol = |name: &str| {
-                let symbol = libc::dlsym(handle, CString::new(name).unwrap().as_ptr());
-                assert!(!symbol.is_null(), "{name}");
-                symbol as usize as Symbols
-            };
-            Fake {
-                machine: std::mem::transmute::<
-                    Symbols,
-                    extern "C" fn(c_int, c_int, c_int, c_int, c_int, usize),
-                >(symbol("fake_machine")),
-                eager_transfers: std::mem::transmute::<Symbols, extern "C" fn(c_int)>(symbol(
-                    "fake_eager_transfers",
-                )),
-                fault: std::mem::transmute::<Symbols, extern "C" fn()>(symbol("fake_fault")),
-                live: std::mem::transmute::<Symbols, extern "C" fn() -> c_int>(symbol("fake_live")),
-            }
-        }
-    }
-
-    /// A machine with one card.
-    fn card(version: i32, capability: (i32, i32)) -> MutexGuard<'static, Fake> {
-        let fake = FAKE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        (fake.machine)(version, 1, capability.0, capability.1, 0, 1 << 20);
-        (fake.eager_transfers)(0);
-        fake
-    }
-}
-
-/// What every kernel of the stand-in takes: it adds `value` to `count` floats.
-#[repr(C)]
-struct Add {
-    to: Address,
-    count: i32,
-    value: f32,
-}
-
-const FIELDS: &[Field] = &[
-    Field { name: "to", offset: 0, size: 8 },
-    Field { name: "count", offset: 8, size: 4 },
-    Field { name: "value", offset: 12, size: 4 },
-];
-const KERNELS: Embedded = Embedded {
-    compiler: (12, 9),
-    architectures: &[80, 90],
-    ptx: Some(90),
-    files: &[
-        ("add", b"add_f32 64 16 0\nadd_wide_f32 64 24 0\nadd_two 64 16 0\0"),
-        ("other", b"stray_f32 64 16 1024\0"),
-    ],
-};
-
-fn open() -> Result<Driver, DriverError> {
-    Driver::with_kernels(Library::load()?, 0, &KERNELS)
-}
-
-fn launch(kernel: &str) -> Launch<'_> {
-    Launch { kernel, grid: [2, 1, 1], threads: 64, shared: 0, fields: FIELDS, size: size_of::<Add>() }
-}
-
-fn add(gpu: &mut Driver, launch: &Launch, to: Address, value: f32) -> effnet::ops::Result {
-    let arguments = Add { to, count: 4, value };
-    // SAFETY: the arguments are what `FIELDS` says, and four floats lie there.
-    unsafe { gpu.launch(launch, (&raw const arguments).cast()) }
-}
-
-fn floats(gpu: &mut Driver, from: Address) -> [f32; 4] {
-    let mut out = [0.0; 4];
-    gpu.read(from, bytemuck::bytes_of_mut(&mut out)).unwrap();
-    out
-}
+use fake::{Fake, KERNELS, add, floats, launch, open};
 
 #[test]
 fn memory_is_zeroed_and_moves_both_ways_and_all_is_freed() {

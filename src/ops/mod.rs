@@ -22,6 +22,7 @@ pub use tensor::{Kind, Param, Tensor, Tensors};
 
 pub use crate::data::BatchPixels;
 use crate::parallel::GroupError;
+use crate::parallel::nccl::NcclError;
 
 /// What a device reports.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +40,19 @@ pub enum OpsError {
     Group(#[from] GroupError),
     #[error("cannot connect the ranks: {0}")]
     Connect(#[from] std::io::Error),
+    /// What ranks on GPUs exchange with.
+    #[error(transparent)]
+    Nccl(NcclError),
+    /// Of a device that works alone.
+    #[error("an exchange between ranks, before they were joined")]
+    NotConnected,
+}
+
+/// Where another rank has gone, its own error says more.
+impl From<NcclError> for OpsError {
+    fn from(error: NcclError) -> OpsError {
+        if error.elsewhere() { OpsError::Rank(error.to_string()) } else { OpsError::Nccl(error) }
+    }
 }
 
 pub type Result<T = ()> = std::result::Result<T, OpsError>;

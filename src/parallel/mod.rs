@@ -12,6 +12,7 @@ pub mod affinity;
 pub mod chain;
 pub mod environment;
 pub mod launch;
+pub mod nccl;
 mod rendezvous;
 
 pub use chain::Chain;

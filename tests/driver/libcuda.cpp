@@ -2,7 +2,8 @@
 //
 // Streams are queues. What is enqueued runs as late as possible, when somebody waits for it, so a transfer that
 // nobody waits for does not happen; "eager" streams run as soon as the events that they wait for allow, so a transfer
-// that should have waited happens too early. A module's image is text, a line a kernel: name, threads, bytes of
+// that should have waited happens too early. The same holds for the streams of a graph, of which it has as many as were
+// captured. A module's image is text, a line a kernel: name, threads, bytes of
 // arguments, bytes of static shared memory. Every kernel adds a number to floats. A capture forbids what the
 // real one forbids. The test sets the machine up and counts what is left; a program that it starts is told of its machine
 // by FAKE_MACHINE: the driver's version, devices, the card's capability, whether this is a stub, bytes of memory.
@@ -24,7 +25,7 @@ namespace {
 
 enum Answer {
     SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100, INVALID_CONTEXT = 201, NOT_FOUND = 500,
-    ILLEGAL_ADDRESS = 700, CAPTURE_UNSUPPORTED = 900
+    NOT_READY = 600, ILLEGAL_ADDRESS = 700, CAPTURE_UNSUPPORTED = 900, CAPTURE_UNJOINED = 904, CAPTURE_ISOLATION = 905
 };
 
 struct Machine {
@@ -38,17 +39,34 @@ struct EventState {
 // Returns false when it has to wait for an event that is not reached.
 using Work = std::function<bool()>;
 struct Stream;
+struct Capture;
 struct Event {
     std::shared_ptr<EventState> state = std::make_shared<EventState>();
     Stream* stream = nullptr;
+    // The last record within a capture: which, in which of its streams, and whether all of that stream's work is before.
+    std::weak_ptr<Capture> capture;
+    size_t number = 0, lane = 0, work = 0;
+};
+struct Node {
+    enum Kind { RUN, RECORD, WAIT } kind;
+    size_t lane, number;
+    Work work;
 };
 struct Graph {
-    std::vector<Work> work;
+    std::vector<Node> nodes;
+    size_t events = 0, lanes = 1;
+};
+struct Capture {
+    Graph graph;
+    std::vector<Stream*> streams;
+    // Work of each stream, and how much of it the first stream has waited for.
+    std::vector<size_t> work, joined;
 };
 struct Stream {
     std::deque<Work> queue;
     bool eager = false;
-    std::unique_ptr<Graph> capture;
+    std::shared_ptr<Capture> capture;
+    size_t lane = 0;
 };
 struct Function {
     std::string name;
@@ -66,8 +84,9 @@ thread_local void* current = nullptr;
 std::map<uint64_t, std::unique_ptr<char[]>> memory;
 std::map<uint64_t, size_t> sizes;
 std::set<void*> pinned, events, graphs, modules;
-std::vector<Stream*> streams;
+std::vector<Stream*> streams, lanes;
 size_t used = 0;
+constexpr int LEAST_URGENT = 0, MOST_URGENT = -5;
 
 __attribute__((constructor)) void from_environment() {
     const char* text = std::getenv("FAKE_MACHINE");
@@ -88,25 +107,32 @@ bool step(Stream* stream) {
     return true;
 }
 
-// Runs a stream to its end, and others as far as its waits need them.
+// Runs a stream by one piece of work, or others as its waits need them.
+bool progress(Stream* stream) {
+    if (step(stream)) return true;
+    bool moved = false;
+    for (auto* list : {&streams, &lanes})
+        for (Stream* other : *list) moved |= other != stream && step(other);
+    return moved;
+}
+
+// Runs a stream to its end.
 void drain(Stream* stream) {
-    while (!stream->queue.empty()) {
-        if (step(stream)) continue;
-        bool moved = false;
-        for (Stream* other : streams) moved |= other != stream && step(other);
-        if (!moved) std::fprintf(stderr, "streams wait for one another\n"), std::abort();
-    }
+    while (!stream->queue.empty())
+        if (!progress(stream)) std::fprintf(stderr, "streams wait for one another\n"), std::abort();
 }
 
 void run_eager() {
-    for (Stream* stream : streams)
-        while (stream->eager && step(stream)) {}
+    for (auto* list : {&streams, &lanes})
+        for (Stream* stream : *list)
+            while (stream->eager && step(stream)) {}
 }
 
 int enqueue(Stream* stream, Work work) {
     FAULTS;
-    if (stream->capture) {
-        stream->capture->work.push_back(work);
+    if (Capture* capture = stream->capture.get()) {
+        capture->graph.nodes.push_back({Node::RUN, stream->lane, 0, work});
+        capture->work[stream->lane]++;
         return SUCCESS;
     }
     stream->queue.push_back(work);
@@ -142,6 +168,11 @@ void fake_machine(int version, int devices, int major, int minor, int stub, size
 void fake_eager_transfers(int eager) { eager_transfers = eager; }
 void fake_fault() { fault = true; }
 // Objects that were made and not freed.
+int fake_graphs() { return int(graphs.size()); }
+// For what else enqueues.
+int fake_enqueue(Stream* stream, bool (*work)(void*), void* argument) {
+    return enqueue(stream, [=] { return work(argument); });
+}
 int fake_live() {
     return int(memory.size() + pinned.size() + events.size() + graphs.size() + modules.size() + streams.size()) +
            contexts;
@@ -165,8 +196,12 @@ int cuDeviceGetAttribute(int* value, int attribute, int) {
     }
     return SUCCESS;
 }
+int cuDeviceGetPCIBusId(char* text, int length, int device) {
+    return std::snprintf(text, length, "00000000:%02d:00.0", device), SUCCESS;
+}
 int cuGetErrorName(int error, const char** name) {
     if (error == ILLEGAL_ADDRESS) return *name = "CUDA_ERROR_ILLEGAL_ADDRESS", SUCCESS;
+    if (error == CAPTURE_UNJOINED) return *name = "CUDA_ERROR_STREAM_CAPTURE_UNJOINED", SUCCESS;
     if (error == CAPTURE_UNSUPPORTED) return *name = "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED", SUCCESS;
     return INVALID_VALUE;
 }
@@ -219,6 +254,22 @@ int cuStreamCreate(Stream** stream, unsigned) {
     (*stream)->eager = eager_transfers && streams.size() == 1;
     return streams.push_back(*stream), SUCCESS;
 }
+int cuCtxGetStreamPriorityRange(int* least, int* greatest) {
+    IN_CONTEXT;
+    return *least = LEAST_URGENT, *greatest = MOST_URGENT, SUCCESS;
+}
+int cuStreamCreateWithPriority(Stream** stream, unsigned, int priority) {
+    IN_CONTEXT;
+    if (priority != MOST_URGENT) return INVALID_VALUE;
+    *stream = new Stream;
+    (*stream)->eager = eager_transfers;
+    return streams.push_back(*stream), SUCCESS;
+}
+int cuStreamQuery(Stream* stream) {
+    IN_CONTEXT; FAULTS; NOT_WHILE_CAPTURING;
+    if (stream->queue.empty()) return SUCCESS;
+    return progress(stream), NOT_READY;
+}
 int cuStreamDestroy_v2(Stream* stream) {
     IN_CONTEXT;
     for (size_t i = 0; i < streams.size(); i++)
@@ -239,16 +290,42 @@ int cuEventDestroy_v2(Event* event) {
 }
 int cuEventRecord(Event* event, Stream* stream) {
     IN_CONTEXT;
+    if (Capture* capture = stream->capture.get()) {
+        event->capture = stream->capture;
+        event->number = capture->graph.events++;
+        event->lane = stream->lane;
+        event->work = capture->work[stream->lane];
+        return capture->graph.nodes.push_back({Node::RECORD, stream->lane, event->number, {}}), SUCCESS;
+    }
     auto state = event->state;
     const uint64_t number = ++state->recorded;
     event->stream = stream;
+    event->capture.reset();
     return enqueue(stream, [=] { return state->reached = number, true; });
 }
 int cuStreamWaitEvent(Stream* stream, Event* event, unsigned) {
     IN_CONTEXT;
+    if (auto capture = event->capture.lock()) {
+        if (!stream->capture) {
+            stream->capture = capture;
+            stream->lane = capture->graph.lanes++;
+            capture->streams.push_back(stream);
+            capture->work.push_back(0);
+            capture->joined.push_back(0);
+        }
+        if (stream->capture != capture) return CAPTURE_ISOLATION;
+        if (stream->lane == 0) capture->joined[event->lane] = event->work;
+        return capture->graph.nodes.push_back({Node::WAIT, stream->lane, event->number, {}}), SUCCESS;
+    }
+    if (stream->capture) return CAPTURE_ISOLATION;
     auto state = event->state;
     const uint64_t number = state->recorded;
     return enqueue(stream, [=] { return state->reached >= number; });
+}
+int cuEventQuery(Event* event) {
+    IN_CONTEXT; FAULTS; NOT_WHILE_CAPTURING;
+    if (event->state->reached >= event->state->recorded) return SUCCESS;
+    return progress(event->stream), NOT_READY;
 }
 int cuEventSynchronize(Event* event) {
     IN_CONTEXT; FAULTS; NOT_WHILE_CAPTURING;
@@ -289,12 +366,20 @@ int cuThreadExchangeStreamCaptureMode(int* mode) { return std::swap(*mode, captu
 int cuStreamBeginCapture_v2(Stream* stream, int mode) {
     IN_CONTEXT;
     if (stream->capture || mode != THREAD_LOCAL) return INVALID_VALUE;
-    return stream->capture = std::make_unique<Graph>(), SUCCESS;
+    stream->capture = std::make_shared<Capture>();
+    stream->lane = 0;
+    stream->capture->streams = {stream};
+    stream->capture->work = stream->capture->joined = {0};
+    return SUCCESS;
 }
 int cuStreamEndCapture(Stream* stream, Graph** graph) {
     IN_CONTEXT;
-    if (!stream->capture) return INVALID_VALUE;
-    return graphs.insert(*graph = stream->capture.release()), SUCCESS;
+    if (!stream->capture || stream->lane != 0) return INVALID_VALUE;
+    auto capture = stream->capture;
+    for (Stream* one : capture->streams) one->capture.reset();
+    for (size_t lane = 1; lane < capture->work.size(); lane++)
+        if (capture->joined[lane] < capture->work[lane]) return CAPTURE_UNJOINED;
+    return graphs.insert(*graph = new Graph(capture->graph)), SUCCESS;
 }
 int cuGraphInstantiateWithFlags(Graph** executable, Graph* graph, unsigned long long) {
     IN_CONTEXT;
@@ -305,8 +390,17 @@ int cuGraphExecDestroy(Graph* graph) { return cuGraphDestroy(graph); }
 int cuGraphUpload(Graph*, Stream*) { return SUCCESS; }
 int cuGraphLaunch(Graph* graph, Stream* stream) {
     IN_CONTEXT;
-    for (const Work& work : graph->work)
-        if (int answer = enqueue(stream, work)) return answer;
+    auto reached = std::make_shared<std::vector<bool>>(graph->events);
+    while (lanes.size() + 1 < graph->lanes) lanes.push_back(new Stream);
+    for (Stream* lane : lanes) lane->eager = eager_transfers;
+    for (const Node& node : graph->nodes) {
+        Stream* to = node.lane == 0 ? stream : lanes[node.lane - 1];
+        const size_t number = node.number;
+        Work work = node.work;
+        if (node.kind == Node::RECORD) work = [=] { return (*reached)[number] = true; };
+        if (node.kind == Node::WAIT) work = [=]() -> bool { return (*reached)[number]; };
+        if (int answer = enqueue(to, work)) return answer;
+    }
     return SUCCESS;
 }
 

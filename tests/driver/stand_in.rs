@@ -1,15 +1,27 @@
-//! Builds the driver without a GPU.
+//! Builds the driver without a GPU, and NCCL without other ranks.
+#![allow(dead_code)] // each test program uses a part
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Compiles `libcuda.cpp` as `libcuda.so` into a folder.
 pub fn build(folder: &Path) -> PathBuf {
-    let library = folder.join("libcuda.so");
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/driver/libcuda.cpp");
+    compile(folder, "libcuda")
+}
+
+/// Compiles `libnccl.cpp` as `libnccl.so` into a folder. It takes libcuda's functions from the process.
+pub fn build_nccl(folder: &Path) -> PathBuf {
+    compile(folder, "libnccl")
+}
+
+fn compile(folder: &Path, name: &str) -> PathBuf {
+    let library = folder.join(format!("{name}.so"));
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/driver/{name}.cpp"));
     let compiler = std::env::var("CXX").unwrap_or_else(|_| "g++".into());
     let built = Command::new(&compiler)
-        .args(["-std=c++17", "-O1", "-Wall", "-shared", "-fPIC", "-Wl,-soname,libcuda.so", "-o"])
+        .args(["-std=c++17", "-O1", "-Wall", "-shared", "-fPIC"])
+        .arg(format!("-Wl,-soname,{name}.so"))
+        .arg("-o")
         .arg(&library)
         .arg(&source)
         .status()

@@ -3,10 +3,12 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::c_void;
+use std::sync::Arc;
 
-use effnet::ops::cuda::gpu::{Graph, Launch, Mark, Properties, Staging};
+use effnet::ops::cuda::gpu::{Graph, Launch, Mark, Piece, Properties, Staging};
 use effnet::ops::cuda::{Address, Gpu};
 use effnet::ops::{OpsError, Result};
+use effnet::parallel::Group;
 
 /// One launch, or a fill or copy of device memory, which the driver does with a kernel of its own.
 #[derive(Clone, Debug)]
@@ -175,7 +177,27 @@ impl Gpu for RecordingGpu {
     fn mark(&mut self) -> Result<Mark> {
         no("a time")
     }
-    fn elapsed(&mut self, _: Mark, _: Mark) -> Result<f64> {
+    fn between(&mut self, _: Mark, _: Mark) -> Result<f64> {
+        no("a time")
+    }
+    fn forget(&mut self, _: Mark) {}
+
+    fn connect(&mut self, _: &Arc<Group>) -> Result {
+        no("ranks")
+    }
+    fn collective_begin(&mut self) -> Result {
+        no("an exchange")
+    }
+    fn all_reduce(&mut self, _: &[Piece]) -> Result {
+        no("an exchange")
+    }
+    fn all_gather(&mut self, _: Address, _: Address, _: usize) -> Result {
+        no("an exchange")
+    }
+    fn collective_end(&mut self) -> Result {
+        no("an exchange")
+    }
+    fn collective_mark(&mut self) -> Result<Mark> {
         no("a time")
     }
     fn describe(&mut self, at: Address, bytes: usize, label: &str) {

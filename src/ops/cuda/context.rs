@@ -41,11 +41,12 @@ pub struct StoredWeights {
     pub places: HashMap<usize, usize>,
 }
 
-/// What `--profile` gathers: sums, the pass under way and when it began.
+/// What `--profile` gathers: sums, the pass under way and when it began, and what ranks exchange.
 #[derive(Default)]
 pub struct Timing {
     pub sums: Profile,
     pass: Option<(&'static str, Mark)>,
+    pub(super) exchange: super::exchange::Times,
 }
 
 /// Everything a launcher may use.
@@ -67,6 +68,8 @@ pub struct Context<G: Gpu> {
     pub pixels: Option<(Address, usize)>,
     /// Set while passes are timed.
     pub profile: Option<Timing>,
+    /// Where ranks share the work.
+    pub(super) exchange: Option<super::exchange::Exchange>,
     /// The name of the kernel being launched; kept so that a launch allocates nothing.
     pub(super) name: String,
 }
@@ -175,7 +178,7 @@ impl<G: Gpu> Context<G> {
         // SAFETY: `arguments` is a value of the type that `fields` describes. Its addresses are this context's:
         // launchers take them from the methods above, within the bounds that the pass declares.
         unsafe { self.gpu.launch(&launch, (&raw const arguments).cast::<c_void>()) }?;
-        if let (Some(began), Some(Timing { sums, pass })) = (began, &mut self.profile) {
+        if let (Some(began), Some(Timing { sums, pass, .. })) = (began, &mut self.profile) {
             let ended = self.gpu.mark()?;
             let pass = pass.map_or("other", |(name, _)| name);
             sums.add_kernel(pass, &self.name, self.gpu.elapsed(began, ended)?);

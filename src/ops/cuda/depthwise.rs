@@ -203,12 +203,12 @@ fn variant(window: Window) -> String {
 
 pub fn forward_workspace(p: &DepthwiseForward, precision: Precision) -> usize {
     let cut = Cut::forward(p.images, p.window, p.channels, precision.bytes());
-    workspace_bytes(&batch_norm::statistics_bytes(cut.parts, p.channels))
+    workspace_bytes(&batch_norm::statistics_bytes(&p.bn, cut.parts))
 }
 
 pub fn forward<G: Gpu>(cx: &mut Context<G>, p: &DepthwiseForward) -> Result {
     let cut = Cut::forward(p.images, p.window, p.channels, cx.precision.bytes());
-    let [counts, moments] = cx.workspace(batch_norm::statistics_bytes(cut.parts, p.channels));
+    let [counts, moments] = cx.workspace(batch_norm::statistics_bytes(&p.bn, cut.parts));
     let batch = p.bn.statistics == Statistics::Batch;
     let arguments = ForwardArguments {
         x: cx.tensor(p.x),
@@ -279,7 +279,7 @@ pub fn backward<G: Gpu>(cx: &mut Context<G>, p: &DepthwiseBackward) -> Result {
         images_per_block: cut.images_per_block as i32,
         strips: cut.strips as i32,
         strip_rows: cut.strip_rows as i32,
-        inverse_rows: 1.0 / p.bn.rows as f32,
+        inverse_rows: batch_norm::inverse_rows(&p.bn),
     };
     let kernel = match p.input {
         DepthwiseInput::Normalised(_) => &BACKWARD,

@@ -3,22 +3,29 @@
 //! Two streams: one computes, one carries batches to the device beside it. A batch's way is ordered by two events
 //! of its staging: the copy waits until the computation has *released* the device's buffer, the computation waits
 //! until the batch has *arrived*. What comes back takes the compute stream, where it needs no order but its own.
+//! Where ranks were joined there is a third, see [`collectives`](super::nvidia::collectives); every wait then also looks
+//! after the other ranks.
 
 use std::ffi::c_void;
+use std::sync::Arc;
 
 use super::embedded::{EMBEDDED, Embedded};
 use super::gpu::*;
+use super::nvidia::collectives::Collectives;
 use super::nvidia::device::{Context, Library, fits, properties, supported};
 use super::nvidia::handles::{Event, Launchable, Memory, Pinned, Stream, memory_info};
 use super::nvidia::kernels::Kernels;
 use super::nvidia::{self, DriverError};
-use crate::ops::Result;
+use crate::ops::{OpsError, Result};
+use crate::parallel::Group;
 
 /// A GPU. Freed with all that was allocated on it.
 #[derive(Debug)]
 pub struct Driver {
     // In this order they are dropped: first what may still be in use by streams, last the context.
     graphs: Vec<Launchable>,
+    // Its end waits for the graphs that have recorded it.
+    collectives: Option<Collectives>,
     kernels: Kernels,
     marks: Marks,
     stagings: Vec<Buffers>,
@@ -26,7 +33,7 @@ pub struct Driver {
     compute: Stream,
     transfer: Stream,
     properties: Properties,
-    context: Context,
+    context: Arc<Context>,
 }
 
 /// Events of moments; those that were read are used again.
@@ -79,11 +86,12 @@ impl Driver {
         let device = library.device(index)?;
         let properties = properties(device)?;
         fits(&properties, library.version, embedded)?;
-        let context = Context::of(device)?;
+        let context = Arc::new(Context::of(device)?);
         context.enter()?;
         Ok(Driver {
             kernels: Kernels::new(embedded, library.version, properties.shared_per_block),
             graphs: Vec::new(),
+            collectives: None,
             marks: Marks::default(),
             stagings: Vec::new(),
             memory: Vec::new(),
@@ -92,6 +100,50 @@ impl Driver {
             properties,
             context,
         })
+    }
+}
+
+/// Waits for all that is enqueued on a stream.
+fn drained(collectives: &Option<Collectives>, stream: &Stream) -> Result {
+    match collectives {
+        Some(collectives) => collectives.wait_for(stream),
+        None => Ok(stream.synchronise()?),
+    }
+}
+
+/// Waits for an event.
+fn reached(collectives: &Option<Collectives>, event: &Event) -> Result {
+    match collectives {
+        Some(collectives) => collectives.wait_until(event),
+        None => Ok(event.synchronise()?),
+    }
+}
+
+impl Driver {
+    fn collectives(&self) -> Result<&Collectives> {
+        self.context.enter()?;
+        self.collectives.as_ref().ok_or(OpsError::NotConnected)
+    }
+
+    /// Where there are other ranks: waits for all that is enqueued, so that the wait that follows is not for them.
+    fn ranks_are_well(&self) -> Result {
+        match &self.collectives {
+            Some(collectives) => collectives.wait_for(&self.compute),
+            None => Ok(()),
+        }
+    }
+
+    /// Notes a moment of a stream.
+    fn mark_on(marks: &mut Marks, stream: &Stream) -> Result<Mark> {
+        let index = match marks.free.pop() {
+            Some(index) => index,
+            None => {
+                marks.events.push(Event::timed()?);
+                marks.events.len() - 1
+            }
+        };
+        marks.events[index].record(stream)?;
+        Ok(Mark(index))
     }
 }
 
@@ -124,6 +176,7 @@ impl Gpu for Driver {
 
     fn write(&mut self, to: Address, bytes: &[u8]) -> Result {
         self.context.enter()?;
+        self.ranks_are_well()?;
         // SAFETY: the stream is waited for while the bytes are borrowed.
         let sent = unsafe { self.compute.send(bytes.as_ptr(), to, bytes.len()) };
         Ok(sent.and(self.compute.synchronise())?)
@@ -131,6 +184,7 @@ impl Gpu for Driver {
 
     fn read(&mut self, from: Address, bytes: &mut [u8]) -> Result {
         self.context.enter()?;
+        self.ranks_are_well()?;
         // SAFETY: as in `write`.
         let received = unsafe { self.compute.receive(from, bytes.as_mut_ptr(), bytes.len()) };
         Ok(received.and(self.compute.synchronise())?)
@@ -154,8 +208,8 @@ impl Gpu for Driver {
 
     fn synchronise(&mut self) -> Result {
         self.context.enter()?;
-        let computed = self.compute.synchronise();
-        Ok(self.transfer.synchronise().and(computed)?)
+        let computed = drained(&self.collectives, &self.compute);
+        drained(&self.collectives, &self.transfer).and(computed)
     }
 
     fn begin_capture(&mut self) -> Result {
@@ -199,8 +253,8 @@ impl Gpu for Driver {
     fn staging_host(&mut self, staging: Staging) -> Result<&mut [u8]> {
         self.context.enter()?;
         let staging = &mut self.stagings[staging.0];
-        staging.arrived.synchronise()?;
-        staging.returned.synchronise()?;
+        reached(&self.collectives, &staging.arrived)?;
+        reached(&self.collectives, &staging.returned)?;
         // SAFETY: both directions were waited for, and while the bytes are borrowed nothing can be enqueued.
         Ok(unsafe { staging.host.bytes() })
     }
@@ -233,26 +287,51 @@ impl Gpu for Driver {
         Ok(staging.returned.record(&self.compute)?)
     }
 
-    fn mark(&mut self) -> Result<Mark> {
+    fn connect(&mut self, ranks: &Arc<Group>) -> Result {
         self.context.enter()?;
-        let index = match self.marks.free.pop() {
-            Some(index) => index,
-            None => {
-                self.marks.events.push(Event::timed()?);
-                self.marks.events.len() - 1
-            }
-        };
-        self.marks.events[index].record(&self.compute)?;
-        Ok(Mark(index))
+        // One after the other, so that no collective of the old runs beside those of the new.
+        self.collectives = None;
+        self.collectives = Some(Collectives::join(&self.context, &self.properties.name, ranks)?);
+        Ok(())
     }
 
-    fn elapsed(&mut self, from: Mark, to: Mark) -> Result<f64> {
+    fn collective_begin(&mut self) -> Result {
+        Ok(self.collectives()?.begin(&self.compute)?)
+    }
+
+    fn all_reduce(&mut self, pieces: &[Piece]) -> Result {
+        self.collectives()?.all_reduce(pieces)
+    }
+
+    fn all_gather(&mut self, from: Address, to: Address, bytes: usize) -> Result {
+        self.collectives()?.all_gather(from, to, bytes)
+    }
+
+    fn collective_end(&mut self) -> Result {
+        Ok(self.collectives()?.end(&self.compute)?)
+    }
+
+    fn collective_mark(&mut self) -> Result<Mark> {
         self.context.enter()?;
-        let (began, ended) = (&self.marks.events[from.0], &self.marks.events[to.0]);
-        ended.synchronise()?;
-        let microseconds = began.until(ended)?;
-        self.marks.free.extend([from.0, to.0]);
-        Ok(microseconds)
+        let collectives = self.collectives.as_ref().ok_or(OpsError::NotConnected)?;
+        Driver::mark_on(&mut self.marks, collectives.stream())
+    }
+
+    fn mark(&mut self) -> Result<Mark> {
+        self.context.enter()?;
+        Driver::mark_on(&mut self.marks, &self.compute)
+    }
+
+    fn between(&mut self, from: Mark, to: Mark) -> Result<f64> {
+        self.context.enter()?;
+        let (one, other) = (&self.marks.events[from.0], &self.marks.events[to.0]);
+        reached(&self.collectives, one)?;
+        reached(&self.collectives, other)?;
+        Ok(one.until(other)?)
+    }
+
+    fn forget(&mut self, mark: Mark) {
+        self.marks.free.push(mark.0);
     }
 }
 

@@ -1,7 +1,7 @@
 //! The pointwise expansion (and the head's convolution).
 
 use super::arguments::{Kernel, arguments};
-use super::batch_norm::{finish_statistics, finish_sums, statistics_bytes, sums_bytes};
+use super::batch_norm::{finish_statistics, finish_sums, inverse_rows, statistics_bytes, sums_bytes};
 use super::context::{Context, workspace_bytes};
 use super::gpu::{Address, Gpu};
 use super::pointwise::Cut;
@@ -34,13 +34,13 @@ fn cut(p: &ExpandForward, precision: Precision) -> Cut {
 }
 
 pub fn forward_workspace(p: &ExpandForward, precision: Precision) -> usize {
-    workspace_bytes(&statistics_bytes(cut(p, precision).parts, p.outputs))
+    workspace_bytes(&statistics_bytes(&p.bn, cut(p, precision).parts))
 }
 
 pub fn forward<G: Gpu>(cx: &mut Context<G>, p: &ExpandForward) -> Result {
     let cut = cut(p, cx.precision);
     let batch = p.bn.statistics == Statistics::Batch;
-    let [counts, moments] = cx.workspace(statistics_bytes(cut.parts, p.outputs));
+    let [counts, moments] = cx.workspace(statistics_bytes(&p.bn, cut.parts));
     let arguments = ForwardArguments {
         x: cx.tensor(p.x),
         weight: cx.stored_weight(p.weight),
@@ -203,7 +203,7 @@ fn backward_sweep<G: Gpu>(
         inputs: p.inputs as i32,
         outputs: p.outputs as i32,
         pixels: p.previous.pixels as i32,
-        inverse_rows: 1.0 / p.rows as f32,
+        inverse_rows: inverse_rows(&p.bn),
     };
     let (kernel, grid) = (BACKWARD.variant(sweep.variant()), [sweep.blocks(p.rows, p.inputs), 1, 1]);
     cx.launch(&kernel, grid, ExpandSweep::THREADS, sweep.shared(cx.precision), arguments)
@@ -231,7 +231,7 @@ fn backward_data<G: Gpu>(
         inputs: p.inputs as i32,
         outputs: p.outputs as i32,
         pixels: p.previous.pixels as i32,
-        inverse_rows: 1.0 / p.rows as f32,
+        inverse_rows: inverse_rows(&p.bn),
     };
     let (kernel, grid) = (BACKWARD_DATA.variant(data.columns), [data.blocks(p.rows), 1, 1]);
     cx.launch(&kernel, grid, data.threads, data.shared(cx.precision), arguments)
@@ -254,7 +254,7 @@ fn backward_weights<G: Gpu>(
         inputs: p.inputs as i32,
         outputs: p.outputs as i32,
         slice: weights.slice as i32,
-        inverse_rows: 1.0 / p.rows as f32,
+        inverse_rows: inverse_rows(&p.bn),
     };
     let (kernel, shared) = (BACKWARD_WEIGHTS.variant(weights.variant()), weights.shared(cx.precision, 0));
     cx.launch(&kernel, weights.grid(), WeightPieces::THREADS, shared, arguments)

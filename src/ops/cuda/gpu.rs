@@ -1,13 +1,21 @@
-//! What the engine needs of a GPU: memory, launches, graphs, a second stream for what comes and goes.
+//! What the engine needs of a GPU: memory, launches, graphs, a second stream for what comes and goes, a third for what
+//! ranks exchange.
 //!
 //! The engine is generic over [`Gpu`]. In the product it is NVIDIA's driver ([`super::driver`]); in tests it is also
 //! the host harness, which runs the same kernels on the CPU. Everything is enqueued on one compute stream, in
 //! order, and returns at once, unless a method says that it waits.
+//!
+//! Collectives run on a stream of their own, beside what is computed after them. [`Gpu::collective_begin`] makes them
+//! wait for what was computed before, [`Gpu::collective_end`] makes what follows wait for them; every begin comes before
+//! an end, within a recording too. All ranks enqueue the same collectives in the same order.
 
 use std::ffi::c_void;
+use std::sync::Arc;
 
 use super::arguments::Field;
 use crate::ops::Result;
+use crate::parallel::Group;
+pub use crate::parallel::nccl::Reduce;
 
 /// A place in device memory; 0 is no place.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -59,7 +67,15 @@ pub struct Graph(pub usize);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Staging(pub usize);
 
-/// A moment of the compute stream.
+/// Elements of all ranks that become one, the same on all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Piece {
+    pub at: Address,
+    pub elements: usize,
+    pub how: Reduce,
+}
+
+/// A moment of a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mark(pub usize);
 
@@ -118,10 +134,38 @@ pub trait Gpu: Send {
     /// Copies the device's buffer to the host's after all that is enqueued, without waiting.
     fn staging_receive(&mut self, staging: Staging) -> Result;
 
+    /// Joins the ranks of a group, once, before the first collective. Waits until all have joined.
+    ///
+    /// # Errors
+    /// Where that cannot be; where the group is stopped meanwhile.
+    fn connect(&mut self, ranks: &Arc<Group>) -> Result;
+    /// Collectives that follow wait for all that is enqueued.
+    ///
+    /// # Errors
+    /// Of this and all that follow up to the end: where no ranks were joined.
+    fn collective_begin(&mut self) -> Result;
+    /// Enqueues the reduction of these pieces over the ranks, as one exchange.
+    fn all_reduce(&mut self, pieces: &[Piece]) -> Result;
+    /// Enqueues: `to` becomes `bytes` bytes at `from` of every rank, in rank order.
+    fn all_gather(&mut self, from: Address, to: Address, bytes: usize) -> Result;
+    /// What is enqueued from here on waits for all collectives.
+    fn collective_end(&mut self) -> Result;
+    /// Notes a moment between collectives. Not while capturing.
+    fn collective_mark(&mut self) -> Result<Mark>;
+
     /// Notes a moment of the compute stream.
     fn mark(&mut self) -> Result<Mark>;
+    /// Microseconds between two moments, waiting for both; negative where they come the other way round.
+    fn between(&mut self, from: Mark, to: Mark) -> Result<f64>;
+    /// No more is asked about a moment.
+    fn forget(&mut self, mark: Mark);
     /// Microseconds between two moments, waiting for the later; both are forgotten.
-    fn elapsed(&mut self, from: Mark, to: Mark) -> Result<f64>;
+    fn elapsed(&mut self, from: Mark, to: Mark) -> Result<f64> {
+        let microseconds = self.between(from, to)?;
+        self.forget(from);
+        self.forget(to);
+        Ok(microseconds)
+    }
 
     /// Says what lies where; for the harness, which watches the memory around and counts what is touched.
     fn describe(&mut self, _at: Address, _bytes: usize, _label: &str) {}

@@ -14,6 +14,7 @@ pub mod context;
 pub mod depthwise;
 pub mod driver;
 pub mod embedded;
+pub mod exchange;
 pub mod expand;
 pub mod gpu;
 pub mod head;
@@ -33,6 +34,7 @@ pub mod step;
 pub mod sweep;
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use batches::{Batches, Sent};
 use context::{Context, State};
@@ -41,6 +43,7 @@ use gpu::{Graph, Staging};
 pub use precision::Precision;
 
 use super::*;
+use crate::parallel::Group;
 
 /// What the planner asks of a GPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -159,6 +162,7 @@ impl<G: Gpu> CudaOps<G> {
             workspace_bytes,
             pixels: None,
             profile: None,
+            exchange: None,
             name: String::with_capacity(96),
         };
         cx.describe();
@@ -167,6 +171,20 @@ impl<G: Gpu> CudaOps<G> {
         let figures = Figures { staging, ended: 0, taken: 0, skipped: 0 };
         let (plans, graphs) = (Vec::new(), HashMap::new());
         Ok(CudaOps { cx, plans, bound: 0, graphs, batches: None, figures })
+    }
+
+    /// Shares the work with the ranks of a group, which all call this at the same place: from here on a step's gradients,
+    /// running statistics and figures are those of all ranks, see [`Ops::reduce`]. A group of one needs no exchange.
+    ///
+    /// # Errors
+    /// Where the GPUs cannot exchange; where the group is stopped meanwhile.
+    pub fn connect(&mut self, group: &Arc<Group>) -> Result {
+        if group.world().size == 1 {
+            return Ok(());
+        }
+        // Graphs of before exchange nothing.
+        self.graphs.clear();
+        exchange::connect(&mut self.cx, group)
     }
 
     /// Copies half of the arena into its other half, the best of five times.
@@ -259,6 +277,7 @@ impl<G: Gpu> Ops for CudaOps<G> {
     }
 
     fn begin_step(&mut self) -> Result {
+        exchange::step_begins(&mut self.cx)?;
         step::clear_figures(&mut self.cx)?;
         self.zero_gradients()
     }
@@ -336,8 +355,9 @@ impl<G: Gpu> Ops for CudaOps<G> {
     }
 
     fn take_profile(&mut self) -> Result<ProfileReport> {
-        let rows = self.cx.profile.take().unwrap_or_default().sums.rows();
-        Ok(ProfileReport { rows, exchange: Vec::new(), copy_bytes_per_second: self.copy_rate()? })
+        let timing = self.cx.profile.take().unwrap_or_default();
+        let (rows, exchange) = (timing.sums.rows(), timing.exchange.finish(&mut self.cx.gpu));
+        Ok(ProfileReport { rows, exchange, copy_bytes_per_second: self.copy_rate()? })
     }
 
     fn bind(&mut self, plan: &Plan) -> Result {
@@ -446,6 +466,16 @@ impl<G: Gpu> Ops for CudaOps<G> {
         depthwise_backward: DepthwiseBackward => depthwise::backward,
         expand_backward: ExpandBackward => expand::backward,
         stem_backward: StemBackward => stem::backward,
-        update: Update => optimiser::update,
+    }
+
+    fn reduce(&mut self, bucket: &Bucket) -> Result {
+        exchange::reduce(&mut self.cx, bucket)
+    }
+
+    fn update(&mut self, pass: &Update) -> Result {
+        exchange::join(&mut self.cx)?;
+        self.cx.begin_pass(Pass::from(*pass).name())?;
+        optimiser::update(&mut self.cx, pass)?;
+        self.cx.end_pass(&Pass::from(*pass))
     }
 }

@@ -53,10 +53,20 @@ arguments! {
     }
 }
 
+arguments! {
+    /// See `kernels/optimiser.cu`.
+    pub struct FiniteArguments {
+        gradients: Address,
+        block: Address,
+        trainable: i32,
+    }
+}
+
 const RMSPROP_PYTORCH: Kernel<UpdateArguments> = Kernel::plain("optimiser_rmsprop_pytorch");
 const RMSPROP_TENSORFLOW: Kernel<UpdateArguments> = Kernel::plain("optimiser_rmsprop_tensorflow");
 const SGD: Kernel<UpdateArguments> = Kernel::plain("optimiser_sgd");
 const SCALE: Kernel<ScaleArguments> = Kernel::plain("optimiser_scale");
+const FINITE: Kernel<FiniteArguments> = Kernel::plain("optimiser_finite");
 const STORE: Kernel<StoreArguments> = Kernel::stored("optimiser_store");
 
 /// Moves parameters, EMA and running statistics, or nothing at all where a gradient was not finite; then counts the
@@ -96,6 +106,13 @@ pub fn update<G: Gpu>(cx: &mut Context<G>, p: &Update) -> Result {
     };
     cx.launch(&SCALE, [1, 1, 1], 32, 0, arguments)?;
     store_weights(cx)
+}
+
+/// Raises the step's flag where a gradient is not finite.
+pub fn look_at_gradients<G: Gpu>(cx: &mut Context<G>) -> Result {
+    let State { trainable, gradients, block, .. } = cx.state;
+    let arguments = FiniteArguments { gradients, block, trainable: trainable as i32 };
+    cx.launch(&FINITE, [trainable.div_ceil(CHUNK), 1, 1], THREADS, 0, arguments)
 }
 
 /// Lays out the storage copy of the plans' pointwise weights.

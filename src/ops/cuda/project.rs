@@ -1,7 +1,7 @@
 //! The pointwise projection.
 
 use super::arguments::{Kernel, arguments};
-use super::batch_norm::{finish_statistics, statistics_bytes};
+use super::batch_norm::{finish_statistics, inverse_rows, statistics_bytes};
 use super::context::{Context, workspace_bytes};
 use super::gpu::{Address, Gpu};
 use super::pointwise::Cut;
@@ -38,13 +38,13 @@ fn cut(p: &ProjectForward, precision: Precision) -> Cut {
 }
 
 pub fn forward_workspace(p: &ProjectForward, precision: Precision) -> usize {
-    workspace_bytes(&statistics_bytes(cut(p, precision).parts, p.outputs))
+    workspace_bytes(&statistics_bytes(&p.bn, cut(p, precision).parts))
 }
 
 pub fn forward<G: Gpu>(cx: &mut Context<G>, p: &ProjectForward) -> Result {
     let cut = cut(p, cx.precision);
     let batch = p.bn.statistics == Statistics::Batch;
-    let [counts, moments] = cx.workspace(statistics_bytes(cut.parts, p.outputs));
+    let [counts, moments] = cx.workspace(statistics_bytes(&p.bn, cut.parts));
     let arguments = ForwardArguments {
         x: cx.tensor(p.x),
         weight: cx.stored_weight(p.weight),
@@ -163,7 +163,6 @@ pub fn backward<G: Gpu>(cx: &mut Context<G>, p: &ProjectBackward) -> Result {
     let cut = BackwardCut::new(p, cx.precision);
     let BackwardCut { sweep, weights } = cut;
     let [partials, segments] = cx.workspace(cut.bytes(p));
-    let inverse_rows = 1.0 / (p.images * p.pixels) as f32;
     let arguments = BackwardArguments {
         dout: cx.tensor(p.dout),
         y: cx.tensor(p.y),
@@ -184,7 +183,7 @@ pub fn backward<G: Gpu>(cx: &mut Context<G>, p: &ProjectBackward) -> Result {
         slice: sweep.slice as i32,
         segments: sweep.segments as i32,
         group: sweep.group as i32,
-        inverse_rows,
+        inverse_rows: inverse_rows(&p.bn),
     };
     let (kernel, shared) = (BACKWARD.variant(sweep.shape.variant()), sweep.shape.shared(cx.precision));
     cx.launch(&kernel, sweep.grid(), Sweep::THREADS, shared, arguments)?;
@@ -230,7 +229,7 @@ fn backward_weights<G: Gpu>(
         inputs: p.inputs as i32,
         outputs: p.outputs as i32,
         slice: weights.slice as i32,
-        inverse_rows: 1.0 / rows as f32,
+        inverse_rows: inverse_rows(&p.bn),
     };
     let shared = weights.shared(cx.precision, weights.right);
     let kernel = BACKWARD_WEIGHTS.variant(weights.variant());

@@ -111,7 +111,7 @@ fn forward_cut(p: &StemForward) -> Cut {
 }
 
 pub fn forward_workspace(p: &StemForward, _precision: Precision) -> usize {
-    workspace_bytes(&batch_norm::statistics_bytes(forward_cut(p).parts(), p.channels))
+    workspace_bytes(&batch_norm::statistics_bytes(&p.bn, forward_cut(p).parts()))
 }
 
 pub fn forward<G: Gpu>(cx: &mut Context<G>, p: &StemForward) -> Result {
@@ -119,7 +119,7 @@ pub fn forward<G: Gpu>(cx: &mut Context<G>, p: &StemForward) -> Result {
     let parts = cut.parts();
     let batch = p.bn.statistics == Statistics::Batch;
     let [counts, moments] = match batch {
-        true => cx.workspace(batch_norm::statistics_bytes(parts, p.channels)),
+        true => cx.workspace(batch_norm::statistics_bytes(&p.bn, parts)),
         false => [Address::NULL; 2],
     };
     let arguments = ForwardArguments {
@@ -187,7 +187,7 @@ pub fn backward<G: Gpu>(cx: &mut Context<G>, p: &StemBackward) -> Result {
         dy_pixels: dy_pixels(p) as i32,
         tiles: cut.tiles as i32,
         tiles_per_part: cut.per_part as i32,
-        inverse_rows: 1.0 / p.bn.rows as f32,
+        inverse_rows: batch_norm::inverse_rows(&p.bn),
     };
     // Four numbers of batch norm's backward a channel, the image's rows, dy.
     let pieces = [4 * p.channels, cut.rows * cut.pitch, dy_pixels(p) * p.channels];

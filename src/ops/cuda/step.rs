@@ -5,7 +5,7 @@
 
 use super::arguments::{Kernel, arguments};
 use super::context::Context;
-use super::gpu::{Address, Gpu};
+use super::gpu::{Address, Gpu, Piece, Reduce};
 use crate::ops::{LossScale, Result, StepParams};
 
 /// Bytes of `StepBlock` in `kernels/step.cuh`.
@@ -80,6 +80,15 @@ pub fn read<G: Gpu>(cx: &mut Context<G>) -> Result<Block> {
 
 /// Where the figures begin in the block: `correct`, `loss`.
 const FIGURES: usize = 44;
+const NOT_FINITE: usize = 32;
+const LOSS: usize = 48;
+
+/// What becomes of a block's numbers where ranks share the step: the loss and the right answers add up, and what one
+/// found not to be finite is so for all.
+pub fn shared(block: Address) -> [Piece; 3] {
+    let piece = |at: usize, how| Piece { at: block.offset(at), elements: 1, how };
+    [piece(LOSS, Reduce::SumF64), piece(FIGURES, Reduce::SumU32), piece(NOT_FINITE, Reduce::MaxU32)]
+}
 
 /// The device's own part of the block.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -102,9 +111,9 @@ impl Block {
                 good_steps: u32::from_le_bytes(word(36)),
                 skipped: u32::from_le_bytes(word(40)),
             },
-            not_finite: u32::from_le_bytes(word(32)) != 0,
+            not_finite: u32::from_le_bytes(word(NOT_FINITE)) != 0,
             correct: u32::from_le_bytes(word(FIGURES)),
-            loss: f64::from_le_bytes(long(48)),
+            loss: f64::from_le_bytes(long(LOSS)),
         }
     }
 }

@@ -81,8 +81,9 @@ impl Ends {
         }
     }
 
-    /// What nobody else can say: rank 0 tells of itself and of the others, unless a signal has ended it. On a machine
-    /// without rank 0 that is said elsewhere, but a failure must not be mute; `told` says that it was not.
+    /// What nobody else can say: rank 0 tells of itself and of the others, unless a signal has ended it, and then others
+    /// may have told that by way of the launcher (`told`). On a machine without rank 0 all is said elsewhere, but a
+    /// failure must not be mute.
     pub fn last_word(&self, told: bool) -> Option<String> {
         const GO_ON: &str = "the last checkpoint is intact: go on with --resume";
         if self.killed || matches!(self.status(), 0 | 130) {
@@ -91,7 +92,7 @@ impl Ends {
         let bad = |end: &Ended| !matches!(end, Ended::Status(0 | INTERRUPTED));
         let &(rank, end) = self.ended.iter().find(|(_, end)| bad(end))?;
         let line = match (end, self.of_rank_0()) {
-            (_, None) if told => return None,
+            _ if told => return None,
             (Ended::Status(_), None) => format!("rank {rank} {end}; rank 0 says why, on its machine"),
             (Ended::Signal(_), None) => format!("rank {rank} {end}; {GO_ON}"),
             (_, Some(Ended::Status(_))) => return None,

@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 use super::wire::{Frame, HELLO_LIMIT, Inbox, Malformed, Message, PROTOCOL, Preamble};
 use super::{GroupError, Identity, Membership, Who};
 
+/// A century: longer times are no different, and cannot be added to the clock.
+const ENDLESS: Duration = Duration::from_secs(100 * 365 * 86_400);
 /// Between two tries to connect.
 const PAUSE: Duration = Duration::from_millis(100);
 /// What one try may take: a host that drops packets says nothing.
@@ -148,7 +150,7 @@ pub fn take_seat(
         return Err(GroupError::TooLarge { what: "joining", bytes: hello.len(), limit: HELLO_LIMIT });
     }
     let hello = [Preamble { protocol: PROTOCOL, rank: who.rank as u32 }.encode(), hello].concat();
-    let deadline = Instant::now() + membership.timeout;
+    let deadline = Instant::now() + membership.timeout.min(ENDLESS);
     loop {
         for target in &targets {
             if let Some(stream) = connect(target, deadline)
@@ -219,13 +221,13 @@ fn apply(
             None => {}
         }
         let left = deadline.saturating_duration_since(Instant::now());
-        let ended = left.is_zero()
+        let over = left.is_zero()
             || stream.set_read_timeout(Some(left)).is_err()
             || match inbox.fill(&stream) {
                 Ok(count) => count == 0,
                 Err(error) => error.kind() != ErrorKind::Interrupted,
             };
-        if ended {
+        if over {
             return if seated { Err(GroupError::Lost(address.to_string())) } else { Ok(None) };
         }
     }

@@ -98,6 +98,8 @@ impl Group {
         let sequence = state.sequence;
         drop(state);
         self.progress();
+        // So that rank 0 knows what this rank did last, should it end now.
+        self.send(&self.member.beat());
         self.send(&post(sequence, what, bytes));
         Ok(())
     }
@@ -117,10 +119,7 @@ impl Group {
         }
         state.sequence += 1;
         state.posted = None;
-        let parts = std::mem::take(&mut state.parts);
-        drop(state);
-        self.progress();
-        Ok(parts)
+        Ok(std::mem::take(&mut state.parts))
     }
 
     /// Returns when all ranks are here.
@@ -175,13 +174,13 @@ impl Group {
 
     /// This rank moves: the watchdog counts anew.
     pub fn progress(&self) {
-        self.member.moves.fetch_add(1, Ordering::Relaxed);
+        self.member.moves();
     }
 
     /// Whether it waits for other ranks, in a sum of gradients for example. Then it is not the one that holds the
     /// others up. Waiting in an exchange is known without this.
     pub fn waiting(&self, waits: bool) {
-        self.member.waiting.store(waits, Ordering::Relaxed);
+        self.member.waits(waits);
     }
 
     /// Stops all ranks with this rank's error, unless there was one before. Returns when all know of it, after some
@@ -208,12 +207,12 @@ impl Group {
         self.send(&Message::Fail { step, what: what.into(), message, consequence }.encode());
         let start = Instant::now();
         let mut state = lock(&member.state);
-        while !state.told && !state.lost && start.elapsed() < TELLING {
+        while !state.acknowledged && !state.lost && start.elapsed() < TELLING {
             let left = TELLING.saturating_sub(start.elapsed());
             state =
                 member.changed.wait_timeout(state, left).unwrap_or_else(|poisoned| poisoned.into_inner()).0;
         }
-        let told = state.told;
+        let told = state.acknowledged;
         drop(state);
         if !told {
             member.stop(own, true);
@@ -223,14 +222,17 @@ impl Group {
 
     /// The first error, once there is one.
     pub fn stopped(&self) -> Option<Stopped> {
-        let mut state = lock(&self.member.state);
-        state.seen |= state.stopped.is_some();
-        state.stopped.clone()
+        lock(&self.member.state).stopped.clone()
     }
 
     /// Whether it is for this rank to print the first error: rank 0 does, and others where rank 0 is lost to them.
     pub fn tells(&self) -> bool {
         self.world.leads() || lock(&self.member.state).own
+    }
+
+    /// The first error is printed. Until this is called, the end of a process that hangs prints it.
+    pub fn told(&self) {
+        lock(&self.member.state).told = true;
     }
 
     /// Runs `hook` once when a stop comes, on another thread; at once where it has come already. A hook is to make
@@ -288,12 +290,9 @@ impl Group {
     }
 }
 
-fn check(mut state: MutexGuard<State>) -> Result<MutexGuard<State>, GroupError> {
+fn check(state: MutexGuard<State>) -> Result<MutexGuard<State>, GroupError> {
     match state.stopped.clone() {
-        Some(stopped) => {
-            state.seen = true;
-            Err(GroupError::Stopped(stopped))
-        }
+        Some(stopped) => Err(GroupError::Stopped(stopped)),
         None => Ok(state),
     }
 }
@@ -310,13 +309,16 @@ struct Blocked<'a>(&'a Member);
 
 impl Blocked<'_> {
     fn new(member: &Member) -> Blocked<'_> {
-        member.blocked.fetch_add(1, Ordering::Relaxed);
+        member.moves();
+        member.blocked.fetch_add(1, Ordering::SeqCst);
         Blocked(member)
     }
 }
 
 impl Drop for Blocked<'_> {
     fn drop(&mut self) {
-        self.0.blocked.fetch_sub(1, Ordering::Relaxed);
+        // First, as in `waits`.
+        self.0.moves();
+        self.0.blocked.fetch_sub(1, Ordering::SeqCst);
     }
 }

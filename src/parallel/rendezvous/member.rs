@@ -38,9 +38,9 @@ pub struct Member {
     pub changed: Condvar,
     /// Step and words.
     pub doing: Mutex<(u64, &'static str)>,
-    pub moves: AtomicU64,
+    moves: AtomicU64,
     /// It says that it waits for other ranks.
-    pub waiting: AtomicBool,
+    waiting: AtomicBool,
     /// Threads that wait for the service.
     pub blocked: AtomicUsize,
     /// The group's handle is gone.
@@ -63,10 +63,10 @@ pub struct State {
     pub own: bool,
     /// The connection is at an end.
     pub lost: bool,
-    /// The program has been handed the stop.
-    pub seen: bool,
-    /// All know of this rank's error.
+    /// The program has printed the stop.
     pub told: bool,
+    /// All know of this rank's error.
+    pub acknowledged: bool,
     pub leaving: bool,
     pub left: bool,
     pub hooks: Vec<Hook>,
@@ -105,16 +105,25 @@ impl Member {
         (&self.stream).write_all(frame).is_ok()
     }
 
-    fn beat(&self) {
+    /// It moves.
+    pub fn moves(&self) {
+        self.moves.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// It waits for other ranks, or does so no longer. It has moved by that; were this not counted first, a rank that
+    /// has waited for long would look like one that has stood still for long without waiting.
+    pub fn waits(&self, waits: bool) {
+        self.moves();
+        self.waiting.store(waits, Ordering::SeqCst);
+    }
+
+    /// What this rank does now.
+    pub fn beat(&self) -> Vec<u8> {
         let (step, what) = *lock(&self.doing);
-        let counter = self.moves.load(Ordering::Relaxed);
-        let waiting = self.waiting.load(Ordering::Relaxed) || self.blocked.load(Ordering::Relaxed) > 0;
-        let beat = Message::Beat(Beat { counter, step, what: what.into(), waiting }).encode();
-        // Where a frame is on its way just now, that is a sign of life too.
-        if let Ok(_one) = self.writing.try_lock() {
-            // A failure shows when reading.
-            let _ = (&self.stream).write_all(&beat);
-        }
+        // In this order: who waits no longer has moved before, see `waits`.
+        let waiting = self.waiting.load(Ordering::SeqCst) || self.blocked.load(Ordering::SeqCst) > 0;
+        let counter = self.moves.load(Ordering::SeqCst);
+        Message::Beat(Beat { counter, step, what: what.into(), waiting }).encode()
     }
 
     fn run(self: &Arc<Self>, mut inbox: Inbox) {
@@ -157,7 +166,10 @@ impl Member {
             }
             if beaten.elapsed() >= interval {
                 beaten = Instant::now();
-                self.beat();
+                // Where a frame is on its way just now, that is a sign of life too. A failure shows when reading.
+                if let Ok(_one) = self.writing.try_lock() {
+                    let _ = (&self.stream).write_all(&self.beat());
+                }
             }
         }
     }
@@ -179,7 +191,7 @@ impl Member {
                 self.stop(stopped, false);
                 return true;
             }
-            Frame::Control(Message::Told) => state.told = true,
+            Frame::Control(Message::Told) => state.acknowledged = true,
             Frame::Control(Message::Farewell) => state.left = true,
             _ => return false,
         }
@@ -227,9 +239,10 @@ impl Member {
             thread::sleep(grace);
             let state = lock(&own.state);
             // Rank 0 tells the error, unless it is rank 0 that is lost.
-            let silent = if own.who.rank == 0 { !state.seen } else { state.own };
+            let tells = own.who.rank == 0 || state.own;
             if let Some(stopped) = &state.stopped
-                && silent
+                && tells
+                && !state.told
             {
                 eprintln!("error: {stopped}");
             }

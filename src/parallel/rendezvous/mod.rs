@@ -18,7 +18,8 @@
 //! | `wire` | frames: what goes over a connection |
 //! | `connect` | addresses, listening, the way from a connection to a seat |
 //! | `connection` | one connection of the service, which never blocks |
-//! | `service` | rank 0's thread: one loop over all connections |
+//! | `service` | rank 0's thread: one loop over all connections, from strangers to seats |
+//! | `running` | what it does once all are there |
 //! | `seats` | who is there, who is refused and why |
 //! | `watch` | who stands still |
 //! | `member` | a rank's own thread: heartbeats, results, the stop |
@@ -29,6 +30,7 @@ mod connection;
 mod error;
 mod group;
 mod member;
+mod running;
 mod seats;
 mod service;
 mod watch;

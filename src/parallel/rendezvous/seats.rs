@@ -19,7 +19,9 @@ pub struct Seat {
     pub moved: Instant,
     /// Its part of the exchange that goes on.
     pub part: Option<Vec<u8>>,
-    /// It has left in order.
+    /// It has said that it leaves.
+    pub leaving: bool,
+    /// It was bidden farewell: nothing is said to it any more, and its end is in order.
     pub left: bool,
     /// Its connection is at an end, in order or not.
     pub gone: bool,
@@ -31,8 +33,8 @@ impl Seat {
     pub fn new(who: Who, connection: u64) -> Seat {
         let now = Instant::now();
         let beat = Beat { what: "starting".into(), ..Beat::default() };
-        let (part, left, gone, stopped) = (None, false, false, false);
-        Seat { who, connection, beat, heard: now, moved: now, part, left, gone, stopped }
+        let (part, leaving, left, gone, stopped) = (None, false, false, false, false);
+        Seat { who, connection, beat, heard: now, moved: now, part, leaving, left, gone, stopped }
     }
 
     pub fn note(&mut self, beat: Beat) {

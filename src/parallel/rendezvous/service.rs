@@ -1,6 +1,6 @@
 //! Rank 0's thread: one loop over all connections, which never blocks on any of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, ErrorKind};
 use std::net::TcpListener;
 use std::sync::Arc;
@@ -10,11 +10,8 @@ use std::time::{Duration, Instant};
 
 use super::connect::{interest, poll};
 use super::connection::{Connection, Read, Stage};
-use super::error::seconds;
-use super::member::interval;
 use super::seats::{Applicant, Fault, Seat, admit, missing, other_protocol};
-use super::watch::{Standing, Verdict, culprit};
-use super::wire::{Frame, Message, PROTOCOL, Preamble, part};
+use super::wire::{Frame, Message, PROTOCOL, Preamble};
 use super::{Cause, Identity, Stopped};
 
 /// Longest wait for something to come, so that times are looked at.
@@ -25,8 +22,10 @@ const HELLO: Duration = Duration::from_secs(5);
 const STRANGERS: usize = 256;
 /// How long the end of the group is held up by ranks that do not hear of it.
 const PARTING: Duration = Duration::from_secs(2);
+/// How long a group that will not come together waits for ranks that are still on their way, to tell them why.
+const LATE: Duration = Duration::from_secs(5);
 /// How long the consequence of an error waits for the error itself.
-const CAUSE: Duration = Duration::from_secs(1);
+pub const CAUSE: Duration = Duration::from_secs(1);
 /// A pause of this thread itself (the process was stopped, the machine slept) is nobody's standing still.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -53,6 +52,7 @@ impl Service {
             connections: BTreeMap::new(),
             count: 0,
             seats: (0..size).map(|_| None).collect(),
+            came: BTreeSet::new(),
             identity,
             timeout,
             watchdog,
@@ -81,12 +81,15 @@ impl Drop for Service {
     }
 }
 
-enum Phase {
+pub enum Phase {
     /// Not all are there.
     Gathering,
     Running,
-    /// The group did not come together.
-    Refused(String),
+    /// The group does not come together. Ranks that come within `late` still hear why.
+    Refused {
+        why: String,
+        late: Duration,
+    },
     /// There was an error; all know it or have had their time.
     Stopped {
         all: bool,
@@ -95,30 +98,33 @@ enum Phase {
     Left,
 }
 
-struct Desk {
+/// The thread's state.
+pub struct Desk {
     listener: TcpListener,
-    connections: BTreeMap<u64, Connection>,
+    pub connections: BTreeMap<u64, Connection>,
     /// Connections so far.
     count: u64,
     /// By rank.
-    seats: Vec<Option<Seat>>,
+    pub seats: Vec<Option<Seat>>,
+    /// Ranks that have come, refused ones too.
+    came: BTreeSet<usize>,
     identity: Identity,
     timeout: Duration,
-    watchdog: Duration,
+    pub watchdog: Duration,
     closing: Arc<AtomicBool>,
-    phase: Phase,
+    pub phase: Phase,
     /// Start of the phase.
     since: Instant,
     /// Last look at the times.
     looked: Instant,
     /// Last heartbeat sent.
-    beat: Instant,
+    pub beat: Instant,
     /// The exchange that goes on: its number, its name and the rank that came first.
-    sequence: u64,
-    what: Option<(String, usize)>,
-    suspicion: Option<(Instant, Stopped)>,
+    pub sequence: u64,
+    pub what: Option<(String, usize)>,
+    pub suspicion: Option<(Instant, Stopped)>,
     /// Ranks that wait to hear that all know of the error.
-    asking: Vec<usize>,
+    pub asking: Vec<usize>,
 }
 
 impl Desk {
@@ -132,7 +138,7 @@ impl Desk {
         }
     }
 
-    fn enter(&mut self, phase: Phase) {
+    pub fn enter(&mut self, phase: Phase) {
         self.phase = phase;
         self.since = Instant::now();
     }
@@ -143,7 +149,11 @@ impl Desk {
         match self.phase {
             Phase::Gathering | Phase::Running => false,
             Phase::Left => late || !connections.any(Connection::has_more),
-            Phase::Refused(_) => late || connections.next().is_none(),
+            Phase::Refused { late, .. } => {
+                let since = self.since.elapsed();
+                let all = since >= late || self.came.len() == self.seats.len();
+                all && (since >= late + PARTING || connections.next().is_none())
+            }
             Phase::Stopped { all } => {
                 all && (self.closing.load(Ordering::Relaxed) || connections.next().is_none())
             }
@@ -228,6 +238,7 @@ impl Desk {
         connection.stage = Stage::Greeted;
         if theirs.protocol != PROTOCOL {
             let why = other_protocol(theirs.rank, connection.from.ip(), theirs.protocol, PROTOCOL);
+            self.comes(theirs.rank as usize);
             let gathering = matches!(self.phase, Phase::Gathering);
             self.refuse(number, if gathering { Fault::Everybody(why) } else { Fault::Newcomer(why) });
         }
@@ -238,7 +249,8 @@ impl Desk {
             self.connections.remove(&number);
             return;
         };
-        if let Phase::Refused(why) = &self.phase {
+        self.comes(who.rank);
+        if let Phase::Refused { why, .. } = &self.phase {
             let why = why.clone();
             return self.refuse(number, Fault::Newcomer(why));
         }
@@ -263,6 +275,12 @@ impl Desk {
         }
     }
 
+    fn comes(&mut self, rank: usize) {
+        if rank < self.seats.len() {
+            self.came.insert(rank);
+        }
+    }
+
     fn refuse(&mut self, number: u64, fault: Fault) {
         let (why, everybody) = match fault {
             Fault::Newcomer(why) => (why, false),
@@ -276,21 +294,22 @@ impl Desk {
             }
         }
         if everybody {
-            self.enter(Phase::Refused(why));
+            self.enter(Phase::Refused { why, late: LATE });
         }
     }
 
-    /// Nobody's connection in particular.
-    fn give_up(&mut self, why: String) {
-        self.refuse(u64::MAX, Fault::Everybody(why));
+    /// All that are there are told, and those who come within `late`.
+    fn give_up(&mut self, why: String, late: Duration) {
+        self.refuse(u64::MAX, Fault::Everybody(why.clone()));
+        self.enter(Phase::Refused { why, late });
     }
 
     /// To all ranks that are still there.
-    fn tell(&mut self, message: &Message) {
+    pub fn tell(&mut self, message: &Message) {
         self.pass(&message.encode().into());
     }
 
-    fn pass(&mut self, bytes: &Arc<[u8]>) {
+    pub fn pass(&mut self, bytes: &Arc<[u8]>) {
         for seat in self.seats.iter().flatten().filter(|seat| !seat.left) {
             if let Some(connection) = self.connections.get_mut(&seat.connection) {
                 connection.push(bytes.clone());
@@ -298,23 +317,25 @@ impl Desk {
         }
     }
 
-    fn say(&mut self, rank: usize, message: &Message) {
+    pub fn say(&mut self, rank: usize, message: &Message) {
         let seat = self.seats[rank].as_ref();
         if let Some(connection) = seat.and_then(|seat| self.connections.get_mut(&seat.connection)) {
             connection.say(message);
         }
     }
 
-    fn ended(&mut self, number: u64, how: &str) {
+    pub fn ended(&mut self, number: u64, how: &str) {
         let Some(connection) = self.connections.remove(&number) else { return };
         let Stage::Rank(rank) = connection.stage else { return };
         let Some(seat) = &mut self.seats[rank] else { return };
         seat.gone = true;
         match self.phase {
             Phase::Gathering => {
-                let why = format!("{} ended before all ranks were there", seat.who);
-                self.give_up(why);
+                let why = format!("{} {how} before all ranks were there", seat.who);
+                self.give_up(why, LATE);
             }
+            // It has said why already, though only as a suspicion.
+            Phase::Running if self.suspicion.as_ref().is_some_and(|(_, of)| of.rank == rank) => {}
             Phase::Running if !seat.left => {
                 let (step, what) = seat.beat.doing();
                 let message = format!("{} {how}; it was in step {step}: {what}", seat.who);
@@ -322,102 +343,6 @@ impl Desk {
                 self.stop(stopped);
             }
             _ => {}
-        }
-    }
-
-    /// The first error wins.
-    fn stop(&mut self, stopped: Stopped) {
-        if matches!(self.phase, Phase::Running) {
-            self.tell(&Message::Stop(stopped));
-            self.enter(Phase::Stopped { all: false });
-        }
-    }
-
-    fn hear(&mut self, rank: usize, frame: Frame) {
-        let Some(seat) = &mut self.seats[rank] else { return };
-        match frame {
-            Frame::Control(Message::Beat(beat)) => seat.note(beat),
-            Frame::Control(Message::Heard) => seat.stopped = true,
-            Frame::Control(Message::Fail { step, what, message, consequence }) => {
-                let stopped = seat.who.stopped(Cause::Failed, (step, &what), message);
-                self.asking.push(rank);
-                if !consequence {
-                    self.stop(stopped);
-                } else if self.suspicion.is_none() {
-                    self.suspicion = Some((Instant::now(), stopped));
-                }
-            }
-            Frame::Post { sequence, what, bytes } => self.take(rank, sequence, what, bytes),
-            Frame::Control(Message::Bye) => self.leave(rank),
-            _ => {
-                let number = seat.connection;
-                self.ended(number, "sent what makes no sense");
-            }
-        }
-    }
-
-    /// A rank's part of an exchange.
-    fn take(&mut self, rank: usize, sequence: u64, what: String, bytes: Vec<u8>) {
-        if !matches!(self.phase, Phase::Running) {
-            return;
-        }
-        let Some(seat) = &mut self.seats[rank] else { return };
-        if sequence != self.sequence || seat.part.is_some() {
-            let number = seat.connection;
-            return self.ended(number, "lost count of the exchanges");
-        }
-        seat.moved = Instant::now();
-        seat.part = Some(bytes);
-        if let Some(gone) = self.seats.iter().flatten().find(|seat| seat.left) {
-            let other = format!("{} has left", gone.who);
-            return self.mismatch(rank, &what, &other);
-        }
-        match &self.what {
-            None => self.what = Some((what, rank)),
-            Some((first, of)) if *first != what => {
-                let other = self.seats[*of].as_ref().map(|seat| format!("{} is at `{first}`", seat.who));
-                return self.mismatch(rank, &what, &other.unwrap_or_default());
-            }
-            Some(_) => {}
-        }
-        if self.seats.iter().flatten().all(|seat| seat.part.is_some()) {
-            for rank in 0..self.seats.len() {
-                let bytes = self.seats[rank].as_mut().and_then(|seat| seat.part.take());
-                self.pass(&part(self.sequence, &bytes.unwrap_or_default()).into());
-            }
-            self.sequence += 1;
-            self.what = None;
-        }
-    }
-
-    fn mismatch(&mut self, rank: usize, what: &str, other: &str) {
-        let Some(seat) = &self.seats[rank] else { return };
-        let message = format!("{} is at `{what}` while {other}; ranks must do the same", seat.who);
-        let stopped = seat.who.stopped(Cause::Mismatch, seat.beat.doing(), message);
-        self.stop(stopped);
-    }
-
-    fn leave(&mut self, rank: usize) {
-        if !matches!(self.phase, Phase::Running) {
-            return;
-        }
-        let Some(seat) = &mut self.seats[rank] else { return };
-        let owes = seat.part.is_none();
-        seat.left = true;
-        let own = seat.who.clone();
-        if let Some((what, first)) = &self.what
-            && owes
-        {
-            let (what, first) = (what.clone(), *first);
-            return self.mismatch(first, &what, &format!("{own} has left"));
-        }
-        // Rank 0 leaves last: its process carries the service.
-        if rank != 0 {
-            self.say(rank, &Message::Farewell);
-        }
-        if self.seats.iter().flatten().all(|seat| seat.left) {
-            self.say(0, &Message::Farewell);
-            self.enter(Phase::Left);
         }
     }
 
@@ -438,10 +363,13 @@ impl Desk {
         });
         let closing = self.closing.load(Ordering::Relaxed);
         match &mut self.phase {
-            Phase::Gathering if closing => self.give_up("rank 0 gave up before all ranks were there".into()),
+            Phase::Gathering if closing => {
+                self.give_up("rank 0 gave up before all ranks were there".into(), Duration::ZERO)
+            }
             Phase::Gathering if self.since.elapsed() > self.timeout => {
                 let why = missing(&self.seats, self.timeout);
-                self.give_up(why);
+                // Who has not come by now has had its time.
+                self.give_up(why, Duration::ZERO);
             }
             Phase::Running => self.watch(closing),
             Phase::Stopped { all } => {
@@ -455,33 +383,5 @@ impl Desk {
             }
             _ => {}
         }
-    }
-
-    fn watch(&mut self, closing: bool) {
-        if closing && let Some(seat) = &self.seats[0] {
-            let number = seat.connection;
-            return self.ended(number, "ended without a word");
-        }
-        if let Some((_, stopped)) = self.suspicion.take_if(|(since, _)| since.elapsed() > CAUSE) {
-            return self.stop(stopped);
-        }
-        if self.beat.elapsed() > interval(self.watchdog) {
-            self.beat = Instant::now();
-            let beat = self.seats[0].as_ref().map(|seat| seat.beat.clone()).unwrap_or_default();
-            self.tell(&Message::Beat(beat));
-        }
-        let present = self.seats.iter().flatten().filter(|seat| !seat.left);
-        let standings: Vec<Standing> = present.map(Seat::standing).collect();
-        let Some((rank, verdict)) = culprit(&standings, self.watchdog) else { return };
-        let Some(seat) = &self.seats[rank] else { return };
-        let how = match verdict {
-            Verdict::Still => "has not moved",
-            Verdict::Silent => "has given no sign of life",
-        };
-        let (step, what) = seat.beat.doing();
-        let limit = seconds(self.watchdog);
-        let message = format!("{} {how} for {limit}; it was in step {step}: {what}", seat.who);
-        let stopped = seat.who.stopped(Cause::Stalled, seat.beat.doing(), message);
-        self.stop(stopped);
     }
 }

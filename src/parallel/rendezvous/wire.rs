@@ -243,3 +243,81 @@ impl Inbox {
         Ok(Some(frame))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// All frames of bytes that come in pieces of this length.
+    fn frames(inbox: &mut Inbox, bytes: &[u8], piece: usize) -> Result<Vec<Frame>, Malformed> {
+        let mut found = Vec::new();
+        for mut piece in bytes.chunks(piece) {
+            inbox.fill(&mut piece).unwrap();
+            while let Some(frame) = inbox.frame()? {
+                found.push(frame);
+            }
+        }
+        Ok(found)
+    }
+
+    proptest! {
+        #[test]
+        fn frames_come_out_as_they_went_in(
+            sequence: u64, what in ".{0,20}", bytes: Vec<u8>, step: u64, waiting: bool, piece in 1..400usize,
+        ) {
+            let beat = || Message::Beat(Beat { counter: sequence, step, what: what.clone(), waiting });
+            let sent = [beat().encode(), post(sequence, &what, &bytes), part(sequence, &bytes)].concat();
+            let expected = [
+                Frame::Control(beat()),
+                Frame::Post { sequence, what: what.clone(), bytes: bytes.clone() },
+                Frame::Part { sequence, bytes },
+            ];
+            prop_assert_eq!(frames(&mut Inbox::new(), &sent, piece).unwrap(), expected);
+        }
+
+        #[test]
+        fn arbitrary_bytes_are_frames_or_malformed(kind in 0..5u8, bytes: Vec<u8>, piece in 1..40usize) {
+            let mut inbox = Inbox::new();
+            let whole = frame(kind, &[&bytes]);
+            if let Ok(found) = frames(&mut inbox, &whole, piece) {
+                prop_assert_eq!(found.len(), 1);
+            }
+            let _ = frames(&mut Inbox::new(), &bytes, piece);
+        }
+    }
+
+    #[test]
+    fn a_length_beyond_the_limit_is_refused_before_it_comes() {
+        let header = |length: usize| [&[PART][..], &(length as u32).to_le_bytes()].concat();
+        let mut inbox = Inbox::new();
+        assert!(frames(&mut inbox, &header(HELLO_LIMIT), 5).unwrap().is_empty());
+        assert!(frames(&mut Inbox::new(), &header(HELLO_LIMIT + 1), 5).is_err());
+        let mut trusted = Inbox::new();
+        trusted.trust();
+        assert!(frames(&mut trusted, &header(LIMIT + MARGIN), 5).unwrap().is_empty());
+        let mut trusted = Inbox::new();
+        trusted.trust();
+        assert!(frames(&mut trusted, &header(LIMIT + MARGIN + 1), 5).is_err());
+    }
+
+    #[test]
+    fn a_preamble_is_known_by_its_first_bytes() {
+        let whole = Preamble { protocol: 3, rank: 700 }.encode();
+        for end in 0..PREAMBLE {
+            let mut inbox = Inbox::new();
+            inbox.fill(&whole[..end]).unwrap();
+            assert_eq!(inbox.preamble().unwrap(), None);
+            inbox.fill(&whole[end..]).unwrap();
+            assert_eq!(inbox.preamble().unwrap(), Some(Preamble { protocol: 3, rank: 700 }));
+        }
+        for odd in 0..8 {
+            let mut bytes = whole[..=odd].to_vec();
+            bytes[odd] ^= 1;
+            let mut inbox = Inbox::new();
+            inbox.fill(&bytes[..]).unwrap();
+            assert!(inbox.preamble().is_err());
+        }
+    }
+}

@@ -141,6 +141,8 @@ pub struct Context {
 
 // SAFETY: the driver's contexts may be used from any thread.
 unsafe impl Send for Context {}
+// SAFETY: as above, by several at once.
+unsafe impl Sync for Context {}
 
 impl Context {
     pub fn of(device: CUdevice) -> Result<Context> {
@@ -148,6 +150,20 @@ impl Context {
         // SAFETY: writes one pointer.
         unsafe { call!(cuDevicePrimaryCtxRetain(&mut raw, device)) }?;
         Ok(Context { device, raw })
+    }
+
+    /// The card's number.
+    pub fn index(&self) -> usize {
+        self.device as usize
+    }
+
+    /// The card's place in its machine, such as 00000000:01:00.0, the same for all processes.
+    pub fn place(&self) -> Result<String> {
+        let mut text: [c_char; 32] = [0; 32];
+        // SAFETY: writes a string that ends within the buffer, of which one byte is kept back.
+        unsafe { call!(cuDeviceGetPCIBusId(text.as_mut_ptr(), text.len() as i32 - 1, self.device)) }?;
+        // SAFETY: the last byte is still zero.
+        Ok(unsafe { CStr::from_ptr(text.as_ptr()) }.to_string_lossy().into_owned())
     }
 
     /// Makes it the calling thread's context. Costs some ten nanoseconds, so it is simply done before every call.

@@ -48,6 +48,15 @@ fn out_of_memory(failure: &Failure) -> bool {
     failure.code == CUresult::CUDA_ERROR_OUT_OF_MEMORY as u32
 }
 
+/// The answer to a question whether something has ended.
+fn ready(answer: std::result::Result<(), Failure>) -> Result<bool> {
+    match answer {
+        Ok(()) => Ok(true),
+        Err(failure) if failure.code == CUresult::CUDA_ERROR_NOT_READY as u32 => Ok(false),
+        Err(failure) => Err(failure.into()),
+    }
+}
+
 /// Bytes of device memory that are free, and all.
 pub fn memory_info() -> Result<(u64, u64)> {
     let (mut free, mut total) = (0, 0);
@@ -65,8 +74,25 @@ impl Stream {
         Ok(Stream(raw))
     }
 
-    pub(super) fn raw(&self) -> CUstream {
+    /// One whose work comes before that of all others, where both are ready.
+    pub fn urgent() -> Result<Stream> {
+        let (mut least, mut greatest, mut raw) = (0, 0, null_mut());
+        // SAFETY: writes two numbers.
+        unsafe { call!(cuCtxGetStreamPriorityRange(&mut least, &mut greatest)) }?;
+        let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
+        // SAFETY: writes one pointer.
+        unsafe { call!(cuStreamCreateWithPriority(&mut raw, flags, greatest)) }?;
+        Ok(Stream(raw))
+    }
+
+    pub(in crate::ops::cuda) fn raw(&self) -> CUstream {
         self.0
+    }
+
+    /// Whether all that is enqueued has ended.
+    pub fn idle(&self) -> Result<bool> {
+        // SAFETY: the stream is there.
+        ready(unsafe { call!(cuStreamQuery(self.0)) })
     }
 
     pub fn synchronise(&self) -> Result {
@@ -171,6 +197,12 @@ impl Event {
         // SAFETY: both are there.
         unsafe { call!(cuEventRecord(self.0, stream.0)) }?;
         Ok(())
+    }
+
+    /// Whether the stream has come to the last record; so it has where there was none.
+    pub fn reached(&self) -> Result<bool> {
+        // SAFETY: the event is there.
+        ready(unsafe { call!(cuEventQuery(self.0)) })
     }
 
     /// Waits until the stream has come to the last record; at once where there was none.

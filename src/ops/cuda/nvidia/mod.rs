@@ -7,6 +7,7 @@
 //! Handles call the driver when dropped, in the context that is current on that thread: whoever owns them enters
 //! the context first.
 
+pub mod collectives;
 pub mod device;
 pub mod error;
 pub mod handles;

@@ -1,0 +1,260 @@
+//! What ranks exchange: NCCL on a stream of its own.
+//!
+//! The stream is the most urgent one, because the other ranks wait for what runs there, and what is computed beside it
+//! has time. It waits for the computation by the event `ready`, the computation for it by `done`; both are recorded again
+//! and again, also within recordings.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::Duration;
+
+use super::Result as DriverResult;
+use super::device::Context;
+use super::handles::{Event, Memory, Stream};
+use crate::ops::cuda::gpu::{Address, Piece, Reduce};
+use crate::ops::{OpsError, Result};
+use crate::parallel::nccl::{Comm, Library, NcclError, UniqueId};
+use crate::parallel::{Group, GroupError};
+
+/// Between two looks at whether something has ended.
+const PATIENCE: Duration = Duration::from_micros(50);
+/// Between two looks at whether the group was stopped, while it comes together.
+const JOINING: Duration = Duration::from_millis(20);
+
+/// See the module.
+pub struct Collectives {
+    // Dropped first: it may still use the stream.
+    comm: Comm,
+    stream: Stream,
+    ready: Event,
+    done: Event,
+    group: Arc<Group>,
+}
+
+impl std::fmt::Debug for Collectives {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        write!(f, "collectives of {:?}", self.group.world())
+    }
+}
+
+impl Collectives {
+    /// Joins the ranks, this one on the card whose context is given and current.
+    ///
+    /// # Errors
+    /// [`NcclError`]; what stopped the group meanwhile.
+    pub fn join(context: &Arc<Context>, name: &str, group: &Arc<Group>) -> Result<Collectives> {
+        let library = Library::load()?;
+        meet(library, &format!("{name}, {}", context.place()?), group)?;
+        let own = if group.world().leads() { Some(library.unique_id()?.0) } else { None };
+        let bytes = group.broadcast("NCCL's identifier", own.as_ref().map(|id| &id[..]))?;
+        let id: [u8; 128] =
+            bytes.try_into().map_err(|_| OpsError::Device("NCCL's identifier has another length".into()))?;
+        let comm = join(library, UniqueId(id), context, group)?;
+        let (world, device) = (group.world(), comm.device()?);
+        if device != context.index() {
+            let (got, expected) = (format!("one on GPU {device}"), format!("one on GPU {}", context.index()));
+            return Err(NcclError::Misplaced { rank: world.rank, got, expected }.into());
+        }
+        let stopper = comm.stopper();
+        group.on_stop(Box::new(move || stopper.stop()));
+        let collectives = Collectives {
+            comm,
+            stream: Stream::urgent()?,
+            ready: Event::new()?,
+            done: Event::new()?,
+            group: group.clone(),
+        };
+        collectives.try_out(world.size)?;
+        Ok(collectives)
+    }
+
+    /// Sums one number over the ranks. What is wrong between them shows here rather than in the first step, and
+    /// connections are made outside of recordings.
+    fn try_out(&self, ranks: usize) -> Result {
+        let memory = Memory::new(4)?;
+        let (at, mut sum) = (memory.address(), [0; 4]);
+        self.stream.fill(at, 0, 4)?;
+        self.stream.fill(at, 1, 1)?;
+        self.all_reduce(&[Piece { at, elements: 1, how: Reduce::SumU32 }])?;
+        self.wait_for(&self.stream)?;
+        // SAFETY: the stream is waited for while the bytes are borrowed.
+        let received = unsafe { self.stream.receive(at, sum.as_mut_ptr(), 4) };
+        received.and(self.stream.synchronise())?;
+        match u32::from_le_bytes(sum) {
+            sum if sum as usize == ranks => Ok(()),
+            sum => Err(OpsError::Device(format!("NCCL's sum over {ranks} ranks, of 1 each, is {sum}"))),
+        }
+    }
+
+    /// Collectives from here on come after what is enqueued on a stream.
+    pub fn begin(&self, after: &Stream) -> DriverResult {
+        self.ready.record(after)?;
+        self.stream.wait(&self.ready)
+    }
+
+    /// What is enqueued on a stream from here on comes after the collectives.
+    pub fn end(&self, before: &Stream) -> DriverResult {
+        self.done.record(&self.stream)?;
+        before.wait(&self.done)
+    }
+
+    pub fn all_reduce(&self, pieces: &[Piece]) -> Result {
+        // SAFETY: the engine's addresses; the stream lives.
+        let one = |&Piece { at, elements, how }: &Piece| unsafe {
+            self.comm.all_reduce(at.0, elements, how, self.stream.raw().cast())
+        };
+        self.told(match pieces {
+            [piece] => one(piece),
+            _ => self.comm.together(|| pieces.iter().try_for_each(one)),
+        })
+    }
+
+    pub fn all_gather(&self, from: Address, to: Address, bytes: usize) -> Result {
+        // SAFETY: as above.
+        self.told(unsafe { self.comm.all_gather(from.0, to.0, bytes, self.stream.raw().cast()) })
+    }
+
+    /// The collectives' stream.
+    pub fn stream(&self) -> &Stream {
+        &self.stream
+    }
+
+    /// Waits for all that is enqueued on a stream, as long as the other ranks are well.
+    pub fn wait_for(&self, stream: &Stream) -> Result {
+        self.wait(|| stream.idle())
+    }
+
+    /// Waits for an event in the same way.
+    pub fn wait_until(&self, event: &Event) -> Result {
+        self.wait(|| event.reached())
+    }
+
+    /// A collective whose ranks have gone never ends, and an aborted one ends with nothing of use: both only NCCL knows.
+    fn wait(&self, mut ended: impl FnMut() -> DriverResult<bool>) -> Result {
+        let mut waits = false;
+        let answer = loop {
+            let looked = ended().map_err(OpsError::from);
+            match looked.and_then(|ended| self.told(self.comm.check()).map(|()| ended)) {
+                Ok(false) => {}
+                answer => break answer.map(drop),
+            }
+            if !waits {
+                self.group.waiting(true);
+                waits = true;
+            }
+            std::thread::sleep(PATIENCE);
+        };
+        if waits {
+            self.group.waiting(false);
+        }
+        answer
+    }
+
+    /// Where the group was stopped, that is the reason for all that fails after.
+    fn told<T>(&self, answer: std::result::Result<T, NcclError>) -> Result<T> {
+        answer.map_err(|error| reason(&self.group).unwrap_or(error.into()))
+    }
+}
+
+fn reason(group: &Group) -> Option<OpsError> {
+    group.stopped().map(|stopped| GroupError::Stopped(stopped).into())
+}
+
+/// Finds out whether the ranks can join: one NCCL, and a card each.
+fn meet(library: Library, card: &str, group: &Arc<Group>) -> Result {
+    let machine = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let own = format!("{}\n{card}\n{}", number(library), machine.trim());
+    let all = group.exchange("the ranks' GPUs", own.as_bytes())?;
+    let all: Vec<String> = all.iter().map(|bytes| String::from_utf8_lossy(bytes).into_owned()).collect();
+    Ok(compatible(&all, std::env::var_os("NCCL_MULTI_RANK_GPU_ENABLE").is_some())?)
+}
+
+/// The version, so that it can be read again.
+fn number(library: Library) -> String {
+    let version = library.version();
+    format!("{} {} {}", version.0, version.1, version.2)
+}
+
+/// Each rank has said its version of NCCL, its card and its machine, a line each. NCCL may have been told to allow a card
+/// to several ranks.
+fn compatible(all: &[String], shared: bool) -> std::result::Result<(), NcclError> {
+    let version = |text: &str| {
+        let mut numbers =
+            text.lines().next().unwrap_or_default().split(' ').map(|word| word.parse().unwrap_or(0));
+        let mut next = || numbers.next().unwrap_or(0);
+        crate::parallel::nccl::Version(next(), next(), next())
+    };
+    let place = |text: &'_ str| text.split_once('\n').map(|(_, place)| place.to_string()).unwrap_or_default();
+    for (rank, text) in all.iter().enumerate() {
+        let (has, needs) = (version(text), version(&all[0]));
+        if has != needs {
+            return Err(NcclError::OtherVersion { rank, has, needs });
+        }
+    }
+    for text in all {
+        let same: Vec<usize> = (0..all.len()).filter(|rank| place(&all[*rank]) == place(text)).collect();
+        if same.len() > 1 && !shared {
+            let mut ranks = same[0].to_string();
+            for (at, rank) in same.iter().enumerate().skip(1) {
+                let _ = write!(ranks, "{}{rank}", if at + 1 == same.len() { " and " } else { ", " });
+            }
+            let gpu = place(text).lines().next().unwrap_or_default().to_string();
+            return Err(NcclError::SharedGpu { ranks, gpu });
+        }
+    }
+    Ok(())
+}
+
+/// Joins in a thread of its own: NCCL waits for the other ranks however long they take, also where they have gone.
+fn join(library: Library, id: UniqueId, context: &Arc<Context>, group: &Arc<Group>) -> Result<Comm> {
+    let (world, context) = (group.world(), context.clone());
+    let (tell, told) = channel();
+    let work = move || {
+        let joined = match context.enter() {
+            Ok(()) => Comm::join(library, id, world.size, world.rank).map_err(OpsError::from),
+            Err(error) => Err(error.into()),
+        };
+        // Nobody listens where it was given up; the communicator then ends here.
+        let _ = tell.send(joined);
+    };
+    std::thread::Builder::new()
+        .name("nccl-join".into())
+        .spawn(work)
+        .map_err(|error| OpsError::Device(format!("no thread to join the ranks in: {error}")))?;
+    loop {
+        match told.recv_timeout(JOINING) {
+            Ok(joined) => return joined.map_err(|error| reason(group).unwrap_or(error)),
+            Err(RecvTimeoutError::Timeout) => {
+                if let Some(reason) = reason(group) {
+                    return Err(reason);
+                }
+            }
+            Err(RecvTimeoutError::Disconnected) => {
+                return Err(OpsError::Device("joining the ranks ended without an answer".into()));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::parallel::nccl::Version;
+
+    #[test]
+    fn ranks_need_one_version_and_a_card_each() {
+        let rank =
+            |version: &str, place: &str, machine: &str| format!("{version}\nSome Card, {place}\n{machine}");
+        let (a, b) = (rank("2 32 3", "01:00.0", "m"), rank("2 32 3", "02:00.0", "m"));
+        assert_eq!(compatible(&[a.clone(), b.clone(), rank("2 32 3", "01:00.0", "n")], false), Ok(()));
+        let same = [a.clone(), b.clone(), a.clone(), a.clone()];
+        let error = compatible(&same, false).unwrap_err();
+        let expected = NcclError::SharedGpu { ranks: "0, 2 and 3".into(), gpu: "Some Card, 01:00.0".into() };
+        assert_eq!(error, expected);
+        assert_eq!(compatible(&same, true), Ok(()));
+        let error = compatible(&[a, rank("2 18 1", "02:00.0", "m")], false).unwrap_err();
+        let expected = NcclError::OtherVersion { rank: 1, has: Version(2, 18, 1), needs: Version(2, 32, 3) };
+        assert_eq!(error, expected);
+    }
+}

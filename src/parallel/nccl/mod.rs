@@ -1,0 +1,53 @@
+//! NCCL, NVIDIA's library for exchange between GPUs: a thin binding of what ranks need, loaded when they need it.
+//!
+//! No program needs it to start or to be built. It is looked for as [`Library::load`] says; what is missing, too old or
+//! fails is an [`NcclError`] in one line. Streams and places in memory are plain numbers here: this floor knows no GPU.
+//!
+//! Collectives are enqueued on a stream and wait on the GPU for the other ranks. If one never comes they never end, and
+//! no call to the GPU tells. So whoever waits for a stream asks [`Comm::check`] meanwhile, and whoever learns that a
+//! rank has gone uses the [`Stopper`].
+
+mod communicator;
+mod error;
+mod library;
+
+pub use communicator::{Comm, Stopper};
+pub use error::{Failure, NcclError, Version};
+pub use library::{Library, OLDEST, UniqueId};
+
+/// What becomes of the ranks' elements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reduce {
+    SumF32,
+    AverageF32,
+    SumF64,
+    SumU32,
+    MaxU32,
+}
+
+impl Reduce {
+    /// Bytes of an element.
+    pub fn bytes(self) -> usize {
+        match self {
+            Reduce::SumF64 => 8,
+            _ => 4,
+        }
+    }
+
+    /// `ncclDataType_t` and `ncclRedOp_t`.
+    fn numbers(self) -> (i32, i32) {
+        const UINT32: i32 = 3;
+        const FLOAT32: i32 = 7;
+        const FLOAT64: i32 = 8;
+        const SUM: i32 = 0;
+        const MAX: i32 = 2;
+        const AVERAGE: i32 = 4;
+        match self {
+            Reduce::SumF32 => (FLOAT32, SUM),
+            Reduce::AverageF32 => (FLOAT32, AVERAGE),
+            Reduce::SumF64 => (FLOAT64, SUM),
+            Reduce::SumU32 => (UINT32, SUM),
+            Reduce::MaxU32 => (UINT32, MAX),
+        }
+    }
+}

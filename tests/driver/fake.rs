@@ -1,0 +1,106 @@
+//! The driver without a GPU, loaded into this process, and what is launched on it.
+#![allow(dead_code)] // each test program uses a part
+
+use std::ffi::{CString, c_int, c_void};
+use std::sync::{LazyLock, Mutex, MutexGuard};
+
+use effnet::ops::cuda::arguments::Field;
+use effnet::ops::cuda::driver::Driver;
+use effnet::ops::cuda::embedded::Embedded;
+use effnet::ops::cuda::gpu::{Address, Gpu, Launch};
+use effnet::ops::cuda::nvidia::DriverError;
+use effnet::ops::cuda::nvidia::device::Library;
+
+use super::stand_in;
+
+/// A function of a library.
+///
+/// # Safety
+/// It has this type.
+pub unsafe fn function<F: Copy>(library: *mut c_void, name: &str) -> F {
+    // SAFETY: the library is loaded; the name ends.
+    let symbol = unsafe { libc::dlsym(library, CString::new(name).unwrap().as_ptr()) };
+    assert!(!symbol.is_null() && size_of::<F>() == size_of_val(&symbol), "{name}");
+    // SAFETY: a function pointer, as the caller promises.
+    unsafe { std::mem::transmute_copy(&symbol) }
+}
+
+/// The stand-in, loaded under the name that the crate looks for. One test at a time.
+pub struct Fake {
+    pub machine: extern "C" fn(c_int, c_int, c_int, c_int, c_int, usize),
+    pub eager_transfers: extern "C" fn(c_int),
+    pub fault: extern "C" fn(),
+    pub live: extern "C" fn() -> c_int,
+}
+
+static FAKE: LazyLock<Mutex<Fake>> = LazyLock::new(|| Mutex::new(Fake::load()));
+
+impl Fake {
+    fn load() -> Fake {
+        let folder = tempfile::tempdir().unwrap();
+        let library = stand_in::build(folder.path());
+        let path = CString::new(library.to_str().unwrap()).unwrap();
+        // SAFETY: the library has no initialisers of consequence, stays loaded, and defines these functions.
+        unsafe {
+            let handle = libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL);
+            assert!(!handle.is_null());
+            Fake {
+                machine: function(handle, "fake_machine"),
+                eager_transfers: function(handle, "fake_eager_transfers"),
+                fault: function(handle, "fake_fault"),
+                live: function(handle, "fake_live"),
+            }
+        }
+    }
+
+    /// A machine with one card.
+    pub fn card(version: i32, capability: (i32, i32)) -> MutexGuard<'static, Fake> {
+        let fake = FAKE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        (fake.machine)(version, 1, capability.0, capability.1, 0, 1 << 20);
+        (fake.eager_transfers)(0);
+        fake
+    }
+}
+
+/// What every kernel of the stand-in takes: it adds `value` to `count` floats.
+#[repr(C)]
+struct Add {
+    to: Address,
+    count: i32,
+    value: f32,
+}
+
+const FIELDS: &[Field] = &[
+    Field { name: "to", offset: 0, size: 8 },
+    Field { name: "count", offset: 8, size: 4 },
+    Field { name: "value", offset: 12, size: 4 },
+];
+pub const KERNELS: Embedded = Embedded {
+    compiler: (12, 9),
+    architectures: &[80, 90],
+    ptx: Some(90),
+    files: &[
+        ("add", b"add_f32 64 16 0\nadd_wide_f32 64 24 0\nadd_two 64 16 0\0"),
+        ("other", b"stray_f32 64 16 1024\0"),
+    ],
+};
+
+pub fn open() -> Result<Driver, DriverError> {
+    Driver::with_kernels(Library::load()?, 0, &KERNELS)
+}
+
+pub fn launch(kernel: &str) -> Launch<'_> {
+    Launch { kernel, grid: [2, 1, 1], threads: 64, shared: 0, fields: FIELDS, size: size_of::<Add>() }
+}
+
+pub fn add(gpu: &mut Driver, launch: &Launch, to: Address, value: f32) -> effnet::ops::Result {
+    let arguments = Add { to, count: 4, value };
+    // SAFETY: the arguments are what `FIELDS` says, and four floats lie there.
+    unsafe { gpu.launch(launch, (&raw const arguments).cast()) }
+}
+
+pub fn floats(gpu: &mut Driver, from: Address) -> [f32; 4] {
+    let mut out = [0.0; 4];
+    gpu.read(from, bytemuck::bytes_of_mut(&mut out)).unwrap();
+    out
+}
