@@ -7,12 +7,12 @@ use effnet::model::Variant;
 use effnet::ops::cuda::Precision;
 use effnet::ops::{Buckets, Result};
 
-use crate::card::{CARDS, Card, LAUNCH};
+use crate::card::{Card, LAUNCH};
 use crate::exchange::{Bus, Ready, Timeline};
 use crate::step::{self, Case, Recorded};
 use crate::work::Work;
 
-/// A card among others of its kind: its number among [`CARDS`], and what joins them, at worst and at best.
+/// A card among others of its kind: its number among [`CARDS`](crate::card::CARDS), and what joins them, at worst and at best.
 pub struct Machine {
     pub card: usize,
     pub joined: &'static str,
@@ -162,6 +162,7 @@ impl Among {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::card::CARDS;
 
     /// Buckets hold every gradient once, and the statistics; each is complete within the backward pass, the last at its
     /// end; and more cards are never faster each.

@@ -91,7 +91,7 @@ fn bus_table() -> String {
         let sum = bus.sum(bytes, 2);
         let _ = writeln!(
             text,
-            "| {bytes:.0} | {measured:.1} | {sum:.1} | {:+.1} % |",
+            "| {bytes:.0} | {measured:.1} | {sum:.1} | {:+.2} % |",
             100.0 * (sum / measured - 1.0)
         );
     }
