@@ -1,5 +1,8 @@
-use std::sync::Barrier;
+use std::io::{Read, Write};
+use std::sync::{Barrier, Mutex};
+use std::time::Duration;
 
+use super::ways::CHUNK;
 use super::*;
 
 /// Runs `work` as every rank of a chain, each a thread, and gives what they return in rank order.
