@@ -1,22 +1,20 @@
 //! How neighbours of a [`Chain`](super::Chain) find each other.
 
 use std::io::{self, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{IpAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
 /// What a connection of the chain begins with, before the token.
 const MAGIC: [u8; 8] = *b"EFFNETCH";
 /// How long a neighbour may take to connect: all have met already.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A listener on the machine that others know as `host`: on its loopback alone where that is what they use.
+/// A listener on the machine that others know as `host`: at this very address where it is one of the machine's.
 pub fn listen(host: &str) -> io::Result<TcpListener> {
-    match host {
-        "127.0.0.1" | "localhost" => TcpListener::bind(("127.0.0.1", 0)),
-        "::1" => TcpListener::bind(("::1", 0)),
-        // Where there is no IPv6 at all, IPv4 alone.
-        _ => TcpListener::bind(("::", 0)).or_else(|_| TcpListener::bind(("0.0.0.0", 0))),
-    }
+    let host = if host == "localhost" { "127.0.0.1" } else { host };
+    let own = host.parse::<IpAddr>().ok().and_then(|ip| TcpListener::bind((ip, 0)).ok());
+    // Where there is no IPv6 at all, IPv4 alone.
+    own.map_or_else(|| TcpListener::bind(("::", 0)).or_else(|_| TcpListener::bind(("0.0.0.0", 0))), Ok)
 }
 
 /// A number that a stranger does not guess.
@@ -36,18 +34,35 @@ pub fn parse(places: &[Vec<u8>], size: usize) -> io::Result<Vec<(u64, String, u1
     all.filter(|all| all.len() == size).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
+/// Calls the neighbour.
+///
+/// # Errors
+/// The system's, as what the neighbour does: "does not answer at node-b, port 40123: …".
 pub fn call(host: &str, port: u16, token: u64) -> io::Result<TcpStream> {
-    let mut link = TcpStream::connect((host, port))?;
-    link.set_nodelay(true)?;
-    link.write_all(&MAGIC)?;
-    link.write_all(&token.to_le_bytes())?;
-    Ok(link)
+    let told = |error: io::Error| {
+        io::Error::new(
+            error.kind(),
+            format!("does not answer at {host}, port {port}: {error}; is the port open?"),
+        )
+    };
+    let mut last = io::Error::other("the name has no address");
+    for address in (host, port).to_socket_addrs().map_err(told)? {
+        match TcpStream::connect_timeout(&address, PATIENCE) {
+            Ok(mut link) => {
+                link.set_nodelay(true)?;
+                link.write_all(&[MAGIC, token.to_le_bytes()].concat()).map_err(told)?;
+                return Ok(link);
+            }
+            Err(error) => last = error,
+        }
+    }
+    Err(told(last))
 }
 
 /// The neighbour's call; others are hung up on.
-pub fn answer(listener: &TcpListener, token: u64) -> io::Result<TcpStream> {
+pub fn answer(listener: &TcpListener, token: u64, patience: Duration) -> io::Result<TcpStream> {
     listener.set_nonblocking(true)?;
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + patience;
     while Instant::now() < end {
         let mut link = match listener.accept() {
             Ok((link, _)) => link,
@@ -66,5 +81,7 @@ pub fn answer(listener: &TcpListener, token: u64) -> io::Result<TcpStream> {
             return Ok(link);
         }
     }
-    Err(io::Error::new(io::ErrorKind::TimedOut, "a neighbour among the ranks did not call"))
+    let port = listener.local_addr()?.port();
+    let text = format!("has not called port {port} within {} s; is the port open?", patience.as_secs());
+    Err(io::Error::new(io::ErrorKind::TimedOut, text))
 }

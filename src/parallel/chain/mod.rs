@@ -20,7 +20,7 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use super::World;
-use connect::{answer, call, listen, parse, token};
+use connect::{PATIENCE, answer, call, listen, parse, token};
 use ways::{Shared, Way, Work, down, up};
 
 /// Numbers that are summed.
@@ -113,11 +113,19 @@ impl Chain {
         let places = parse(&places, world.size)?;
         let token = places[0].0;
         // Connecting needs no answer, so all may connect before anybody accepts.
+        let failed = |rank: usize, error: io::Error| {
+            io::Error::new(error.kind(), format!("rank {rank}, a neighbour of rank {}, {error}", world.rank))
+        };
         let above = match places.get(world.rank + 1) {
-            Some((_, host, port)) => Some(call(host, *port, token)?),
+            Some((_, host, port)) => {
+                Some(call(host, *port, token).map_err(|error| failed(world.rank + 1, error))?)
+            }
             None => None,
         };
-        let below = if world.rank > 0 { Some(answer(&listener, token)?) } else { None };
+        let below = match world.rank {
+            0 => None,
+            rank => Some(answer(&listener, token, PATIENCE).map_err(|error| failed(rank - 1, error))?),
+        };
         Ok(Chain::start(world, below, above)?)
     }
 

@@ -178,7 +178,8 @@ pub fn down(shared: &Shared, work: Receiver<Work>) {
             taken += count as u64;
             // The total holds what the way up has sent, so that has long been counted, or is about to be.
             while shared.passed.load(Ordering::Acquire) < taken {
-                std::hint::spin_loop();
+                // Where there are fewer cores than threads, the other one has to have its turn.
+                std::thread::yield_now();
             }
             // SAFETY: the way up has done with these bytes.
             unsafe { work.part(at, count) }.copy_from_slice(total);
