@@ -76,6 +76,18 @@ pub struct Stopped {
     pub message: String,
 }
 
+impl Stopped {
+    /// What is left to do, to be said after the error, where a rank went without a word: one that spoke has said it.
+    pub fn remedy(&self) -> &'static str {
+        match self.cause {
+            Cause::Ended | Cause::Stalled if self.step > 0 => {
+                "; the last checkpoint is intact: go on with --resume"
+            }
+            _ => "",
+        }
+    }
+}
+
 /// How the first error came about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Cause {

@@ -194,6 +194,12 @@ impl Group {
         self.member.moves();
     }
 
+    /// How often this rank has moved.
+    #[cfg(test)]
+    pub fn moves(&self) -> u64 {
+        self.member.moved()
+    }
+
     /// Whether it waits for other ranks, in a sum of gradients for example. Then it is not the one that holds the
     /// others up. Waiting in an exchange is known without this.
     pub fn waiting(&self, waits: bool) {
