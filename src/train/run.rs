@@ -125,7 +125,8 @@ fn train_as<H: Hardware>(
         let Metadata { step, evaluated, .. } = trainer.metadata;
         trainer.log = Some(Log::open(&trainer.run.log(), step, evaluated)?);
     }
-    trainer.run_steps()?;
+    // Told before the device and its connections end: those at their other side would be the first to say so.
+    trainer.run_steps().inspect_err(|error| team.fail(error))?;
     Ok(trainer.outcome())
 }
 

@@ -64,11 +64,14 @@ impl Team {
         }
     }
 
-    /// It moves.
-    pub fn progress(&self) {
-        if let Some(group) = &self.group {
-            group.progress();
-        }
+    /// It moves, unless it has nothing to move for any more.
+    ///
+    /// # Errors
+    /// [`GroupError::Stopped`] where any rank has failed.
+    pub fn progress(&self) -> Result {
+        let Some(group) = &self.group else { return Ok(()) };
+        group.progress();
+        group.stopped().map_or(Ok(()), |stopped| Err(GroupError::Stopped(stopped)))
     }
 
     /// Whether any rank says yes.
@@ -99,6 +102,16 @@ impl Team {
         self.group.as_ref().map_or_else(|| Ok(vec![own.to_vec()]), |group| group.exchange(what, own))
     }
 
+    /// Stops the others with this rank's error, unless they are stopped already.
+    pub fn fail(&self, error: &TrainError) {
+        match (&self.group, error) {
+            (None, _) => {}
+            // A connection that broke off is somebody else's doing, who may still say so.
+            (Some(group), TrainError::Ops(OpsError::Rank(text))) => drop(group.suspect(text.clone())),
+            (Some(group), error) => drop(group.fail(error.to_string())),
+        }
+    }
+
     /// Ends this rank's part in the run as it came out: leaves in order, or stops the others with the first error. That
     /// error, whosever it is, is then every rank's.
     pub fn conclude<T>(
@@ -113,16 +126,7 @@ impl Team {
             },
             Err(error) => error,
         };
-        match &error {
-            TrainError::Group(_) | TrainError::Ops(OpsError::Group(_)) => {}
-            // A connection that broke off is somebody else's doing, who may still say so.
-            TrainError::Ops(OpsError::Rank(text)) => {
-                group.suspect(text.clone());
-            }
-            error => {
-                group.fail(error.to_string());
-            }
-        }
+        self.fail(&error);
         let own = group.stopped().is_none_or(|stopped| stopped.rank == group.world().rank);
         let told = !group.tells();
         match group.stopped() {
@@ -197,8 +201,83 @@ pub fn identity(
 
 #[cfg(test)]
 mod tests {
+    use std::net::TcpListener;
+
+    use super::super::device::Cpu;
+    use super::super::engine::Engine;
     use super::*;
+    use crate::data::{Form, Loader, LoaderConfig, Split};
     use crate::model::Variant;
+    use crate::ops::StepParams;
+
+    /// Runs `work` as each of two ranks, threads of this process.
+    fn two<T: Send>(work: impl Fn(usize, Team) -> T + Sync) -> [T; 2] {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let one = |rank: usize| {
+            let membership = Membership::local(rank, 2, &listener).unwrap();
+            let team = Team::join(Some(&membership), Identity::default, &AtomicBool::new(false));
+            work(rank, team.unwrap())
+        };
+        std::thread::scope(|scope| {
+            let one = &one;
+            [0, 1].map(|rank| scope.spawn(move || one(rank))).map(|rank| rank.join().unwrap())
+        })
+    }
+
+    /// Also an error that only the group sees is told, and not taken for a rank that went without a word.
+    #[test]
+    fn what_goes_wrong_at_the_end_is_told_as_what_it_is() {
+        let lines = two(|rank, team| {
+            if rank == 1 {
+                team.ask("a last question", false).unwrap();
+                return team.conclude(Ok(())).unwrap_err().to_string();
+            }
+            loop {
+                if let Err(error) = team.progress() {
+                    return error.to_string();
+                }
+                std::thread::sleep(std::time::Duration::from_millis(5));
+            }
+        });
+        for line in lines {
+            assert!(line.contains("rank 1 (host ") && line.ends_with("is not collected"), "{line}");
+        }
+    }
+
+    /// A step of a large network on the CPU may take longer than the watchdog waits.
+    #[test]
+    fn a_rank_moves_with_every_pass() {
+        let moved = two(|_, team| {
+            let recipe = Recipe { resolution: 32, micro_batch: 1, ..Recipe::reference(Variant::B0, 2) };
+            let source = Source::synthetic(2, 8, 2, 32).unwrap();
+            let config = LoaderConfig {
+                split: Split::Train,
+                batch: 1,
+                share: team.share(),
+                resolution: 32,
+                crop: recipe.crop,
+                form: Form::Squares,
+                train: true,
+                seed: 0,
+                first_step: 0,
+                steps: 1,
+                threads: 1,
+                ahead: 1,
+                processors: Vec::new(),
+            };
+            let batch = Loader::start(source.clone(), config).unwrap().next().unwrap().unwrap();
+            let arch = recipe.architecture(2).unwrap();
+            let cpu = Cpu::new(1, "a test");
+            let mut engine = Engine::new(&recipe, &arch, source.normalise(), cpu, &team).unwrap();
+            let moves = || team.group().unwrap().moves();
+            let before = moves();
+            engine.step(&batch, StepParams::default()).unwrap();
+            let moved = moves() - before;
+            team.conclude(Ok(())).unwrap();
+            moved
+        });
+        assert!(moved.iter().all(|moved| *moved > 100), "{moved:?}");
+    }
 
     #[test]
     fn a_batch_is_cut_evenly_or_refused_with_what_works() {

@@ -79,6 +79,7 @@ pub struct Ticket(u64);
 /// When a piece of work was submitted, when its first byte moved, and when its total was there.
 #[derive(Clone, Copy, Debug)]
 pub struct Span {
+    pub ticket: Ticket,
     pub bytes: usize,
     pub submitted: Instant,
     pub started: Instant,
@@ -217,7 +218,7 @@ impl Chain {
         }
     }
 
-    /// Begins to note when work moves, or ends that and gives what was noted.
+    /// Begins to note when work moves, or ends that and gives what was noted, in order.
     pub fn trace(&self, on: bool) -> Vec<Span> {
         let next = on.then(Vec::new);
         std::mem::replace(&mut self.shared.lock().spans, next).unwrap_or_default()

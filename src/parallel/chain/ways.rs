@@ -8,7 +8,7 @@ use std::sync::mpsc::Receiver;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use super::{ChainError, Span, Sum};
+use super::{ChainError, Span, Sum, Ticket};
 use crate::parallel::World;
 
 /// Bytes that travel in one piece: small enough to keep all ranks at work, large enough that calls cost nothing.
@@ -112,11 +112,12 @@ impl Shared {
     fn done(&self, work: &Work) {
         let mut progress = self.lock();
         progress.done += 1;
+        let ticket = Ticket(progress.done);
         let ended = Instant::now();
         let started = progress.started.pop_front().unwrap_or(ended);
         if let Some(spans) = &mut progress.spans {
             let (bytes, submitted) = (work.bytes, work.submitted);
-            spans.push(Span { bytes, submitted, started, ended });
+            spans.push(Span { ticket, bytes, submitted, started, ended });
         }
         drop(progress);
         self.moved.notify_all();
