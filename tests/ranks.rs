@@ -11,7 +11,7 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::thread;
 
-use effnet::data::{Batch, Form, Loader, LoaderConfig, Share, Split};
+use effnet::data::{Batch, Form, Loader, LoaderConfig, Share, Source, Split};
 use effnet::model::{ParamTable, initialise};
 use effnet::network::{Network, NetworkConfig};
 use effnet::ops::cpu::{CpuDevice, CpuOps};
@@ -24,7 +24,7 @@ use effnet::train::evaluate::{Images, evaluate};
 use effnet::train::events::LogLine;
 use effnet::train::run::evaluation_loader;
 use effnet::train::team::Team;
-use effnet::train::{Optimizer, Recipe, RunOptions, TrainError};
+use effnet::train::{EvaluationRecord, Optimizer, Recipe, RunOptions, TrainError};
 use train_support::*;
 
 const RANKS: usize = 4;
@@ -290,6 +290,22 @@ fn an_evaluation_ends_with_the_group() {
         assert!(error.to_string().contains("step 7: the data ended early"), "{error}");
         assert!(loader.next().unwrap().is_some(), "it has not gone through all images");
     });
+}
+
+/// One image to evaluate, and one of four ranks has it; a step has one image for each.
+#[test]
+fn ranks_may_have_nothing_to_evaluate() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("run");
+    let source = Source::synthetic(5, 8, 1, 32).unwrap();
+    let recipe = Recipe { batch_size: RANKS, micro_batch: 1, epochs: 1.0, warmup_epochs: 0.0, ..recipe() };
+    let never = AtomicBool::new(false);
+    let outcomes = run_ranks_over(&source, RANKS, &recipe, &options(&out), &never);
+    let last: Vec<_> = outcomes.into_iter().map(|outcome| outcome.unwrap().last.unwrap()).collect();
+    assert_eq!((last[0].step, last[0].images), (2, 1));
+    assert!(last[0].loss.is_finite() && last[0].ema_loss.unwrap().is_finite());
+    let figures = |rank: &EvaluationRecord| (rank.top1, rank.loss, rank.ema_loss);
+    assert!(last.iter().all(|rank| figures(rank) == figures(&last[0])), "{last:?}");
 }
 
 /// Numbers that are not finite are every rank's, wherever they began; the first error says which layer, and whose.
