@@ -40,6 +40,9 @@ pub const CARDS: [Card; 2] = [
     },
 ];
 
+/// Microseconds that a launch costs beside its work, in a graph: an assumption.
+pub const LAUNCH: f64 = 2.0;
+
 /// What a time is bound by.
 pub const LIMITS: [&str; 4] = ["memory", "tensor cores", "fp32", "special functions"];
 
@@ -53,5 +56,10 @@ impl Card {
             work.fp32 / self.fp32 / cycles,
             work.special / self.special / cycles,
         ]
+    }
+
+    /// Microseconds that a launch takes at least.
+    pub fn bound(&self, work: &Work) -> f64 {
+        self.times(work).into_iter().fold(0.0, f64::max)
     }
 }

@@ -8,12 +8,18 @@
 //! `cargo run --example predict` prints tables for B0 at 224², batch 512, and B4 at 380², batch 64, in fp16;
 //! `-- --model b2 --resolution 260 --batch 128 --precision bf16` one case; `--launches FILE` writes the launch
 //! configurations, from which `tools/check_kernels.py --table --launches FILE` makes a table of occupancy.
+//!
+//! `cargo run --example predict -- scaling` prints how a step scales over cards: when its buckets of gradients are
+//! complete, and what of [their sums](exchange) is left when the backward pass has ended.
 
 mod card;
+mod exchange;
 mod layers;
 mod pointwise;
 mod recorder;
 mod report;
+mod scaling;
+mod scaling_report;
 mod step;
 #[cfg(test)]
 mod tests;
@@ -23,14 +29,17 @@ mod work;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use effnet::model::Variant;
 use effnet::ops::cuda::Precision;
 use step::Case;
 
 /// What to predict. Without a model: the usual two cases.
 #[derive(Debug, Parser)]
+#[command(args_conflicts_with_subcommands = true)]
 struct Flags {
+    #[command(subcommand)]
+    command: Option<Command>,
     #[arg(long, value_parser = Variant::from_str)]
     model: Option<Variant>,
     /// The model's own if not given.
@@ -43,6 +52,12 @@ struct Flags {
     /// Writes how each kernel is launched, as JSON, the first case's.
     #[arg(long)]
     launches: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, Subcommand)]
+enum Command {
+    /// The tables of docs/scaling.md: a step on several cards.
+    Scaling,
 }
 
 fn cases(flags: &Flags) -> Vec<Case> {
@@ -60,6 +75,10 @@ fn cases(flags: &Flags) -> Vec<Case> {
 }
 
 fn run(flags: &Flags) -> Result<(), String> {
+    if let Some(Command::Scaling) = flags.command {
+        print!("{}", scaling_report::tables().map_err(|error| error.to_string())?);
+        return Ok(());
+    }
     let mut all = Vec::new();
     for case in cases(flags) {
         let steps = step::record(case).map_err(|error| error.to_string())?;

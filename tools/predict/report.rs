@@ -5,7 +5,7 @@ use std::fmt::Write;
 
 use serde_json::{Value, json};
 
-use crate::card::{CARDS, Card, LIMITS};
+use crate::card::{CARDS, Card, LAUNCH, LIMITS};
 use crate::step::{Case, Recorded};
 use crate::work::Work;
 
@@ -136,9 +136,9 @@ pub fn network(case: Case, steps: &[Recorded]) -> String {
     }
     let _ = writeln!(
         text,
-        "\n{} launches a step; where each costs 2 µs beside its work, in a graph, that is {:.1} ms a step.",
+        "\n{} launches a step; where each costs {LAUNCH} µs beside its work, in a graph, that is {:.1} ms a step.",
         all.launches,
-        all.launches as f64 * 2e-3
+        all.launches as f64 * LAUNCH / 1e3
     );
 
     text.push_str("\nBy pass, of one step:\n\n| pass | launches | floor MB ");

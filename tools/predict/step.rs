@@ -4,15 +4,16 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use effnet::model::{ParamTable, Variant};
 use effnet::network::Network;
+use effnet::ops::buckets::bucket_bytes;
 use effnet::ops::cuda::{Address, CudaDevice, CudaOps, Precision, image};
-use effnet::ops::{Device, Ops, OpsError, Pass, Result, StepParams, Tensor};
+use effnet::ops::{Buckets, Device, Ops, OpsError, Pass, Result, StepParams, Tensor};
 use effnet::train::Recipe;
 
 use crate::recorder::{Launched, RecordingGpu};
 use crate::work::{self, Work};
 
 /// Network, side of an image, images of a step.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Case {
     pub model: Variant,
     pub side: usize,
@@ -35,13 +36,28 @@ pub struct Recorded {
     pub launches: Vec<(Launched, Work)>,
 }
 
-/// Runs the launchers of a whole step on a GPU that only writes down.
-pub fn record(case: Case) -> Result<Vec<Recorded>> {
-    let device = CudaDevice { precision: case.precision };
+fn outline(case: Case) -> Result<(Recipe, ParamTable, Network)> {
     let recipe = Recipe { resolution: case.side, ..Recipe::reference(case.model, case.images) };
     let arch = recipe.architecture(1000).map_err(|error| OpsError::Device(error.to_string()))?;
     let table = ParamTable::new(&arch);
     let network = Network::new(&arch, &table, recipe.network_config(1));
+    Ok((recipe, table, network))
+}
+
+/// How the gradients are cut among buckets, and all tensors. Bucket numbers count the passes as [`record`] does, but for
+/// the input, which stands before them there.
+pub fn buckets(case: Case) -> Result<(Buckets, ParamTable)> {
+    let (_, table, network) = outline(case)?;
+    let passes = network.record(&CudaDevice { precision: case.precision }).passes;
+    let trainable = table.trainable();
+    Ok((Buckets::new(&passes, trainable, bucket_bytes(trainable)), table))
+}
+
+/// Runs the launchers of a whole step on a GPU that only writes down: the input, then the network's passes one by one,
+/// then the update.
+pub fn record(case: Case) -> Result<Vec<Recorded>> {
+    let device = CudaDevice { precision: case.precision };
+    let (recipe, table, network) = outline(case)?;
     let recorder = network.record(&device);
     let plan = recorder.plan(&network.tensors, &[network.logits, network.losses]);
     let mut ops =
