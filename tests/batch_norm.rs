@@ -7,7 +7,7 @@ use common::fixture::cases::{Case, on_every_device};
 use common::fixture::{Fixture, UNIT, equal_bits, tolerance};
 use common::formula::Formula;
 use common::gpu::{TestGpu, engine, on_cuda};
-use effnet::ops::cuda::batch_norm::{finish_statistics, finish_sums};
+use effnet::ops::cuda::batch_norm::{finish_statistics, finish_sums, merge, statistics_bytes};
 use effnet::ops::cuda::{Address, CudaDevice, CudaOps, Precision, step};
 use effnet::ops::*;
 
@@ -140,6 +140,57 @@ fn statistics_of_a_gpu_s_parts_are_those_of_all_rows<G: TestGpu>() {
     }
 }
 on_cuda!(statistics_of_a_gpu_s_parts_are_those_of_all_rows);
+
+/// Of several ranks, one's part from the parts of its pass: behind them, where those of the others are gathered next.
+fn a_rank_s_parts_become_one<G: TestGpu>() {
+    let bound = tolerance(16);
+    for (parts, channels) in PARTS.into_iter().flat_map(|parts| [(parts, 8), (parts, 40)]) {
+        for (offset, ranks) in [(0.0, 2), (1000.0, 700)] {
+            let what = format!("{parts} parts of {channels} channels about {offset}, {ranks} ranks");
+            let (counts, moments) = moments(parts, channels, offset);
+            let rows = counts.iter().sum::<f32>() as usize;
+            let run = |way| {
+                let (mut ops, bn) = alone::<G>(channels, rows, way);
+                let bn = BatchNorm { ranks, ..bn };
+                let [counts, moments] = [&counts, &moments].map(|values| {
+                    let held = statistics_bytes(&bn, parts)[usize::from(values.len() > parts)] / 4;
+                    let mut all = values.clone();
+                    all.resize(held, f32::NAN);
+                    on_device(&mut ops, &all)
+                });
+                let cx = ops.context();
+                let [rank_counts, merged] = merge(cx, &bn, counts, moments, parts).unwrap();
+                assert_eq!(rank_counts, counts.offset(4 * parts), "{what}");
+                assert_eq!(merged, moments.offset(8 * parts * channels), "{what}");
+                let mut got = vec![0.0; ranks + 2 * (1 + ranks) * channels];
+                let (counts, moments) = got.split_at_mut(ranks);
+                cx.gpu.read(rank_counts, bytemuck::cast_slice_mut(counts)).unwrap();
+                cx.gpu.read(merged, bytemuck::cast_slice_mut(moments)).unwrap();
+                got
+            };
+            let got = run(G::WAYS[0]);
+            let (rank_counts, own) = got.split_at(ranks);
+            let (own, others) = own.split_at(2 * channels);
+            assert!(rank_counts.iter().all(|count| *count == rows as f32), "{what}: {rank_counts:?}");
+            assert!(others.iter().all(|value| value.is_nan()), "{what}: written where others' parts come");
+            for c in 0..channels {
+                let (mean, spread) = merged(&counts, &moments, channels, c);
+                let deviation = (spread / rows as f64).sqrt();
+                for (name, got, expected, size) in [
+                    ("mean", own[c], mean, deviation + mean.abs()),
+                    ("spread", own[channels + c], spread, spread),
+                ] {
+                    let error = (got as f64 - expected).abs();
+                    assert!(error <= bound * size, "{what}: {name} {got}, not {expected}");
+                }
+            }
+            for way in G::WAYS {
+                assert!(equal_bits(&run(*way), &got), "{what}: {way:?} gives other bits");
+            }
+        }
+    }
+}
+on_cuda!(a_rank_s_parts_become_one);
 
 fn read<G: TestGpu>(ops: &mut CudaOps<G>, buffer: Buffer, elements: usize) -> Vec<f32> {
     let mut values = vec![f32::NAN; elements];

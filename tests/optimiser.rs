@@ -7,7 +7,7 @@ use common::formula::Formula;
 use common::gpu::{TestGpu, engine, on_cuda};
 use common::reference::Reference;
 use effnet::ops::cpu::CpuOps;
-use effnet::ops::cuda::{CudaDevice, CudaOps, Precision, precision, reduction, step};
+use effnet::ops::cuda::{CudaDevice, CudaOps, Precision, optimiser, precision, reduction, step};
 use effnet::ops::*;
 
 const BUFFERS: [Buffer; 5] =
@@ -258,6 +258,45 @@ fn a_step_that_overflows_changes_nothing<G: TestGpu>() {
     }
 }
 on_cuda!(a_step_that_overflows_changes_nothing);
+
+/// Where gradients are sums over ranks: one that is not finite raises the flag, wherever it lies, and nothing else does.
+/// The gradients stay what they are.
+fn a_sum_that_is_not_finite_raises_the_flag<G: TestGpu>() {
+    for (trainable, total) in LENGTHS {
+        for way in G::WAYS {
+            let mut ops = cuda::<G>(Precision::Fp32, trainable, total, *way);
+            let mut look = |gradients: &[f32]| {
+                ops.write_state(Buffer::Gradients, gradients).unwrap();
+                let cx = ops.context();
+                optimiser::look_at_gradients(cx).unwrap();
+                let raised = step::read(cx).unwrap().not_finite;
+                let mut after = vec![0.0; trainable];
+                ops.read_state(Buffer::Gradients, &mut after).unwrap();
+                assert!(equal_bits(&after, gradients), "{trainable} of {total}: gradients were changed");
+                // Lowered as the update lowers it, which then skips the step.
+                let update = Update { rule: rules()[3], weight_decay: 0.0, ema: false };
+                ops.update(&update).unwrap();
+                raised
+            };
+            let finite: Vec<f32> = [f32::MAX, f32::MIN, 0.0, -0.0, f32::from_bits(1)]
+                .into_iter()
+                .cycle()
+                .take(trainable)
+                .collect();
+            assert!(!look(&finite), "{trainable} of {total}, {way:?}: raised by finite numbers");
+            for at in [0, 1, 6, 7, 8, 2047, 2048, trainable / 2, trainable - 1] {
+                for value in [f32::INFINITY, f32::NEG_INFINITY, f32::NAN, -f32::NAN] {
+                    let mut gradients = finite.clone();
+                    let Some(gradient) = gradients.get_mut(at) else { continue };
+                    *gradient = value;
+                    assert!(look(&gradients), "{trainable} of {total}, {way:?}: {value} at {at} was missed");
+                }
+            }
+            assert!(!look(&finite), "{trainable} of {total}, {way:?}: the flag stays up");
+        }
+    }
+}
+on_cuda!(a_sum_that_is_not_finite_raises_the_flag);
 
 /// What the forward pass has moved becomes the parameters' with the update, and the average follows it.
 fn running_statistics_are_committed_by_a_step_that_is_not_skipped<G: TestGpu>() {

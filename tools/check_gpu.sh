@@ -1,13 +1,17 @@
 #!/usr/bin/env bash
 # Runs on a machine with an NVIDIA GPU what every other machine can only list as ignored: the tests of the CUDA engine
-# through the driver, then one small training step under compute-sanitizer's memcheck and racecheck.
+# through the driver, ranks through NCCL among them (one alone, and two that share a card), then one small training step
+# under compute-sanitizer's memcheck and racecheck.
 #
-#   tools/check_gpu.sh                   builds the tests with Cargo (needs nvcc: tools/install_nvcc.sh)
-#   tools/check_gpu.sh BINARY...         runs test programs built elsewhere by `EFFNET_GPU=1 cargo test --no-run`
-#   tools/check_gpu.sh --tests-only ...  without compute-sanitizer
+#   tools/check_gpu.sh                     builds the tests with Cargo (needs nvcc: tools/install_nvcc.sh)
+#   tools/check_gpu.sh BINARY...           runs test programs built elsewhere by `EFFNET_GPU=1 cargo test --no-run`
+#   tools/check_gpu.sh --tests-only ...    without compute-sanitizer
+#   tools/check_gpu.sh --without-nccl ...  without ranks
 #
-# COMPUTE_SANITIZER names that program; otherwise it is looked for in PATH and in /usr/local/cuda/bin. Exit status: 0
-# where all passed, 1 where something failed, 2 where it cannot be run.
+# COMPUTE_SANITIZER names that program; otherwise it is looked for in PATH and in /usr/local/cuda/bin. NCCL is found as
+# effnet-train finds it, by NCCL_LIBRARY first; two ranks on a card need 2.30 or later. gpu_ranks starts effnet-train: the
+# one that Cargo put near it, or that EFFNET_TRAIN names. Exit status: 0 where all passed, 1 where something failed, 2
+# where it cannot be run.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 
@@ -18,14 +22,19 @@ refuse() {
 
 # Test programs, by the names of their files in tests/.
 programs=(stem expand depthwise squeeze_excite project residual head batch_norm reduction optimiser image masks golden cuda_step cuda_training not_finite)
+rank_programs=(cuda_ranks gpu_ranks)
 step=a_step_is_the_same_bit_by_bit_in_every_run::on_a_gpu
 
-sanitize=yes
-if [[ ${1:-} == --tests-only ]]; then
-    sanitize=no
+sanitize=yes nccl=yes
+while [[ ${1:-} == -* ]]; do
+    case $1 in
+    --tests-only) sanitize=no ;;
+    --without-nccl) nccl=no ;;
+    *) refuse "$1: unknown; see the head of this file" ;;
+    esac
     shift
-fi
-[[ ${1:-} != -* ]] || refuse "$1: unknown; see the head of this file"
+done
+[[ $nccl == no ]] || programs+=("${rank_programs[@]}")
 
 [[ -e /dev/nvidia0 ]] || nvidia-smi -L 2>/dev/null | grep -q '^GPU ' ||
     refuse "no NVIDIA GPU here (no /dev/nvidia0, and nvidia-smi lists none); run it on a machine with one"
@@ -49,7 +58,20 @@ fi
 step_of=
 for binary in "${binaries[@]}"; do
     [[ -f $binary && -x $binary ]] || refuse "$binary: not a program"
-    [[ $(basename "$binary") != cuda_step* ]] || step_of=$binary
+    case $(basename "$binary") in
+    cuda_step*) step_of=$binary ;;
+    cuda_ranks* | gpu_ranks*)
+        [[ $nccl == yes ]] || refuse "$binary needs NCCL, which --without-nccl leaves out"
+        ;;&
+    gpu_ranks*)
+        # Test programs lie in deps/, where they were built.
+        for near in "$(dirname "$binary")"/{,../}effnet-train; do
+            [[ -n ${EFFNET_TRAIN:-} || ! -x $near ]] || EFFNET_TRAIN=$(realpath "$near")
+        done
+        [[ -x ${EFFNET_TRAIN:-} ]] || refuse "gpu_ranks starts effnet-train, which is not near it; name it in EFFNET_TRAIN"
+        export EFFNET_TRAIN
+        ;;
+    esac
 done
 [[ $sanitize == no || -n $step_of ]] ||
     refuse "compute-sanitizer runs a step of cuda_step, which is not among the programs; name it, or use --tests-only"
@@ -82,7 +104,8 @@ row() {
 printf '%-28s %6s %7s\n' "" passed time
 for binary in "${binaries[@]}"; do
     name=$(basename "$binary" | sed 's/-[0-9a-f]\{16\}$//')
-    row "$name" "$binary" on_a_gpu --include-ignored
+    # One at a time: the runs of gpu_ranks share the card, and each has several processes.
+    row "$name" "$binary" on_a_gpu --include-ignored $([[ $name != gpu_ranks ]] || echo --test-threads=1)
 done
 if [[ $sanitize == yes ]]; then
     for tool in memcheck racecheck; do

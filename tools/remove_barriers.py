@@ -107,8 +107,8 @@ def gist(said):
         (r"still under way at the end", "copies never waited for"),
         (r"was under way when", "a copy still under way"),
         (r"stuck", "a stuck block"),
-        (r"order: (\w+)\W.* give different bits", "other bits in {} order"),
-        (r"[1-9]\d* NaN", "NaN"),
+        (r"order: (\w+)\W.* gives? (?:different|other) bits", "other bits in {} order"),
+        (r"[1-9]\d* NaN|\bNaN, not", "NaN"),
         (r"error \d|values differ|of \d+ factors|was changed", "wrong values"),
     ]
     for pattern, kind in kinds:

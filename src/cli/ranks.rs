@@ -6,9 +6,10 @@ use super::UsageError;
 use super::flags::{Actions, Settings};
 use crate::parallel::environment::{self, Given, Launcher};
 use crate::parallel::launch::{LISTENER, Launch, inherited_listener};
+use crate::parallel::nccl::ranks_may_share_gpus;
 use crate::parallel::{Membership, Ranks};
 use crate::train::DeviceChoice;
-use crate::train::device::{gpus, ranks_may_share_gpus};
+use crate::train::device::gpus;
 
 /// Ranks of a machine, and machines.
 const MOST: u64 = 1024;

@@ -8,9 +8,8 @@ use crate::ops::cpu::{CpuDevice, CpuOps, simd};
 use crate::ops::cuda::driver::{self, Driver};
 use crate::ops::cuda::{CudaDevice, CudaOps, Gpu, Precision};
 use crate::ops::{Device, Ops, OpsError, Plan, Result as OpsResult};
-use crate::parallel::{Ranks, World, affinity};
-
-use crate::parallel::Group;
+use crate::parallel::nccl::ranks_may_share_gpus;
+use crate::parallel::{Group, Ranks, World, affinity};
 
 use super::memory;
 use super::recipe::{DeviceChoice, RunOptions};
@@ -202,11 +201,6 @@ pub fn select_for(options: &RunOptions) -> Result<Selected, DeviceError> {
         _ => 0,
     };
     select_at(options.device, index, threads, options.precision)
-}
-
-/// Whether NCCL (2.30 and later) was told that several ranks share a GPU.
-pub fn ranks_may_share_gpus() -> bool {
-    std::env::var_os("NCCL_MULTI_RANK_GPU_ENABLE").is_some_and(|value| value == "1")
 }
 
 /// Cores for each rank of a machine, at least one.

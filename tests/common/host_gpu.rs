@@ -1,16 +1,17 @@
 //! The engine's GPU as the host harness: the same kernels, run on the CPU, watched.
 //!
-//! Ranks are threads, each with a device of its own, and exchange through their group: what each gives is added up in rank
-//! order, so that sums are bit by bit those of one rank that adds up as many micro-batches. A collective happens where it
-//! is enqueued, or, where transfers are late, only where it is waited for: both must give the same.
+//! Ranks are threads, each with a device of its own; how they exchange is in [`collectives`].
+
+mod collectives;
 
 use std::collections::BTreeMap;
 use std::ffi::c_void;
 use std::sync::Arc;
 use std::time::Instant;
 
+use collectives::{Collective, Collectives};
 use effnet::ops::cuda::arguments::Field;
-use effnet::ops::cuda::gpu::{Graph, Launch, Mark, Piece, Properties, Reduce, Staging};
+use effnet::ops::cuda::gpu::{Graph, Launch, Mark, Piece, Properties, Staging};
 use effnet::ops::cuda::{Address, Gpu};
 use effnet::ops::{OpsError, Result};
 use effnet::parallel::Group;
@@ -31,10 +32,7 @@ enum Command {
     },
     Fill(Address, u8, usize),
     Copy(Address, Address, usize),
-    CollectiveBegin,
-    AllReduce(Vec<Piece>),
-    AllGather(Address, Address, usize),
-    CollectiveEnd,
+    Collective(Collective),
 }
 
 struct StagingPair {
@@ -56,12 +54,7 @@ pub struct HostGpu {
     graphs: Vec<Vec<Command>>,
     staging: Vec<StagingPair>,
     marks: Vec<Instant>,
-    group: Option<Arc<Group>>,
-    /// Between a begin and an end of collectives: while enqueuing, and while executing.
-    enqueuing: bool,
-    exchanging: bool,
-    /// Collectives that nobody has waited for yet.
-    waiting: Vec<Command>,
+    collectives: Collectives,
     /// So far, replayed ones too.
     pub launches: u64,
 }
@@ -90,10 +83,7 @@ impl HostGpu {
             graphs: Vec::new(),
             staging: Vec::new(),
             marks: Vec::new(),
-            group: None,
-            enqueuing: false,
-            exchanging: false,
-            waiting: Vec::new(),
+            collectives: Collectives::default(),
             launches: 0,
         }
     }
@@ -185,62 +175,8 @@ impl HostGpu {
                 unsafe { std::ptr::copy(from.0 as *const u8, to.0 as *mut u8, *bytes) };
                 Ok(())
             }
-            _ => self.collective(command),
+            Command::Collective(collective) => self.collective(collective),
         }
-    }
-
-    /// A collective, now or where it is waited for.
-    fn collective(&mut self, command: &Command) -> Result {
-        match command {
-            Command::CollectiveBegin => self.exchanging = true,
-            Command::CollectiveEnd => {
-                self.exchanging = false;
-                for command in std::mem::take(&mut self.waiting) {
-                    self.exchange(&command)?;
-                }
-            }
-            _ if !self.exchanging => {
-                return Err(device_error("a collective that does not wait for what is computed"));
-            }
-            _ if self.late_transfers => self.waiting.push(command.clone()),
-            _ => self.exchange(command)?,
-        }
-        Ok(())
-    }
-
-    fn exchange(&mut self, command: &Command) -> Result {
-        let group = self.group.clone().ok_or(OpsError::NotConnected)?;
-        let mut own = Vec::new();
-        let mut give = |at: Address, bytes: usize| -> Result {
-            self.inside(at, bytes)?;
-            // SAFETY: the bytes lie in an allocation of this device, which nobody else uses.
-            own.extend_from_slice(unsafe { std::slice::from_raw_parts(at.0 as *const u8, bytes) });
-            Ok(())
-        };
-        match command {
-            Command::AllReduce(pieces) => {
-                pieces.iter().try_for_each(|piece| give(piece.at, piece.elements * piece.how.bytes()))?;
-                let all = group.exchange("an all-reduce", &own)?;
-                let mut start = 0;
-                for piece in pieces {
-                    let end = start + piece.elements * piece.how.bytes();
-                    let parts: Vec<&[u8]> = all.iter().map(|bytes| &bytes[start..end]).collect();
-                    self.write(piece.at, &reduced(&parts, piece.how))?;
-                    start = end;
-                }
-                Ok(())
-            }
-            Command::AllGather(from, to, bytes) => {
-                give(*from, *bytes)?;
-                self.write(*to, &group.exchange("an all-gather", &own)?.concat())
-            }
-            _ => unreachable!("no collective"),
-        }
-    }
-
-    /// Collectives can be enqueued: where ranks were joined, and after a begin.
-    fn connected(&self) -> Result {
-        self.group.as_ref().map(|_| ()).ok_or(OpsError::NotConnected)
     }
 
     /// Lets a transfer to the device that was started happen.
@@ -255,24 +191,6 @@ impl HostGpu {
                 std::ptr::write_bytes(to.add(bytes), 0xa5, from.len() - bytes);
             }
         }
-    }
-}
-
-/// The ranks' numbers of one kind, in rank order, made one.
-fn reduced(parts: &[&[u8]], how: Reduce) -> Vec<u8> {
-    fn fold<T: bytemuck::Pod>(parts: &[&[u8]], add: impl Fn(T, T) -> T, finish: impl Fn(T) -> T) -> Vec<u8> {
-        let parts: Vec<Vec<T>> = parts.iter().map(|part| bytemuck::pod_collect_to_vec(part)).collect();
-        let one = |i: usize| finish(parts[1..].iter().fold(parts[0][i], |sum, part| add(sum, part[i])));
-        let all: Vec<T> = (0..parts[0].len()).map(one).collect();
-        bytemuck::cast_slice(&all).to_vec()
-    }
-    let share = 1.0 / parts.len() as f32;
-    match how {
-        Reduce::SumF32 => fold(parts, |a: f32, b| a + b, |sum| sum),
-        Reduce::AverageF32 => fold(parts, |a: f32, b| a + b, |sum| sum * share),
-        Reduce::SumF64 => fold(parts, |a: f64, b| a + b, |sum| sum),
-        Reduce::SumU32 => fold(parts, |a: u32, b| a + b, |sum| sum),
-        Reduce::MaxU32 => fold(parts, |a: u32, b| a.max(b), |most| most),
     }
 }
 
@@ -348,9 +266,7 @@ impl Gpu for HostGpu {
 
     fn end_capture(&mut self) -> Result<Graph> {
         let recording = self.recording.take().ok_or_else(|| device_error("no capture was begun"))?;
-        if std::mem::take(&mut self.enqueuing) {
-            return Err(device_error("a capture that ends before its collectives do"));
-        }
+        self.collectives.capture_ends()?;
         self.graphs.push(recording);
         Ok(Graph(self.graphs.len() - 1))
     }
@@ -424,35 +340,27 @@ impl Gpu for HostGpu {
 
     fn connect(&mut self, ranks: &Arc<Group>) -> Result {
         self.not_recording("joining ranks")?;
-        ranks.barrier("joining")?;
-        self.group = Some(ranks.clone());
-        Ok(())
+        self.collectives.connect(ranks)
     }
 
     fn collective_begin(&mut self) -> Result {
-        self.connected()?;
-        self.enqueuing = true;
-        self.run(Command::CollectiveBegin)
+        self.enqueue(Collective::Begin)
     }
 
     fn all_reduce(&mut self, pieces: &[Piece]) -> Result {
-        self.connected()?;
-        self.run(Command::AllReduce(pieces.to_vec()))
+        self.enqueue(Collective::AllReduce(pieces.to_vec()))
     }
 
     fn all_gather(&mut self, from: Address, to: Address, bytes: usize) -> Result {
-        self.connected()?;
-        self.run(Command::AllGather(from, to, bytes))
+        self.enqueue(Collective::AllGather(from, to, bytes))
     }
 
     fn collective_end(&mut self) -> Result {
-        self.connected()?;
-        self.enqueuing = false;
-        self.run(Command::CollectiveEnd)
+        self.enqueue(Collective::End)
     }
 
     fn collective_mark(&mut self) -> Result<Mark> {
-        self.connected()?;
+        self.collectives.group()?;
         self.not_recording("a moment between collectives")?;
         self.mark()
     }

@@ -9,4 +9,5 @@ pub mod formula;
 pub mod golden;
 pub mod gpu;
 pub mod host_gpu;
+pub mod ranks;
 pub mod reference;

@@ -34,6 +34,9 @@ use effnet::model::Variant;
 use effnet::ops::cuda::Precision;
 use step::Case;
 
+/// Ranks that share a step.
+const RANKS: usize = 8;
+
 /// What to predict. Without a model: the usual two cases.
 #[derive(Debug, Parser)]
 #[command(args_conflicts_with_subcommands = true)]
@@ -49,7 +52,7 @@ struct Flags {
     batch: usize,
     #[arg(long, default_value = "fp16", value_parser = Precision::from_str)]
     precision: Precision,
-    /// Writes how each kernel is launched, as JSON, the first case's.
+    /// Writes how each kernel is launched, as JSON, the first case's and its ranks'.
     #[arg(long)]
     launches: Option<PathBuf>,
 }
@@ -84,12 +87,15 @@ fn run(flags: &Flags) -> Result<(), String> {
         let steps = step::record(case).map_err(|error| error.to_string())?;
         all.push((case, steps));
     }
+    let (first, steps) = &all[0];
+    let rank = step::record_rank(*first, RANKS).map_err(|error| error.to_string())?;
     if let Some(path) = &flags.launches {
-        let text = report::launches(&all[0].1).to_string();
+        let text = report::launches(steps.iter().chain(&rank)).to_string();
         std::fs::write(path, text).map_err(|error| format!("{}: {error}", path.display()))?;
     }
     print!("{}", report::preface());
     all.iter().for_each(|(case, steps)| print!("{}", report::network(*case, steps)));
+    print!("{}", report::rank(*first, &rank, RANKS));
     Ok(())
 }
 

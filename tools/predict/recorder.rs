@@ -1,5 +1,6 @@
 //! A [`Gpu`] that runs nothing and writes every launch down. The launchers are the product's own, so kernels, grids,
-//! threads, shared memory and arguments are exactly what a card would be given.
+//! threads, shared memory and arguments are exactly what a card would be given. What ranks exchange is not written down:
+//! NCCL launches that.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::c_void;
@@ -186,16 +187,16 @@ impl Gpu for RecordingGpu {
         no("ranks")
     }
     fn collective_begin(&mut self) -> Result {
-        no("an exchange")
+        Ok(())
     }
     fn all_reduce(&mut self, _: &[Piece]) -> Result {
-        no("an exchange")
+        Ok(())
     }
     fn all_gather(&mut self, _: Address, _: Address, _: usize) -> Result {
-        no("an exchange")
+        Ok(())
     }
     fn collective_end(&mut self) -> Result {
-        no("an exchange")
+        Ok(())
     }
     fn collective_mark(&mut self) -> Result<Mark> {
         no("a time")

@@ -154,16 +154,42 @@ pub fn network(case: Case, steps: &[Recorded]) -> String {
         let _ = write!(text, "| {name} | {} | {:.1} ", row.launches, row.floor / 1e6);
         text.push_str(&columns(row));
     }
-    text.push_str("\nBy kernel, of one step:\n\n| kernel | launches ");
-    text.push_str(HEADER);
-    text.push_str("|---|---:");
-    text.push_str(ALIGNMENT);
+    text.push_str("\nBy kernel, of one step:\n\n");
+    text.push_str(&kernels(steps));
+    text
+}
+
+fn kernels(steps: &[Recorded]) -> String {
+    let mut text = format!("| kernel | launches {HEADER}|---|---:{ALIGNMENT}");
     let mut kernels = rows(steps, |_, kernel| kernel.to_string());
     kernels.sort_by(|a, b| a.0.cmp(&b.0));
     for (name, row) in &kernels {
         let _ = write!(text, "| `{name}` | {} ", row.launches);
         text.push_str(&columns(row));
     }
+    text
+}
+
+/// What one of several ranks launches besides.
+pub fn rank(case: Case, steps: &[Recorded], ranks: usize) -> String {
+    let launches = || steps.iter().flat_map(|step| &step.launches);
+    let merges: Vec<f64> = launches().filter_map(|(launch, _)| launch.number("channels")).collect();
+    let (least, most) = merges.iter().fold((f64::INFINITY, 0.0f64), |(a, b), c| (a.min(*c), b.max(*c)));
+    let mut text = format!(
+        "\n## One of {ranks} ranks: {case}\n\n\
+        What such a rank launches beside the above. Where ranks share a step, the sums of their gradients are read once more\n\
+        (`optimiser_finite`): what each rank adds was looked at as it was made, but a sum of finite numbers may be infinite,\n\
+        and then all ranks skip the step. With `--sync-bn` a rank merges the parts of each of {} batch norms to one\n\
+        (`batch_norm_merge`) and gathers those of the others, of which `batch_norm_statistics` then merges {ranks}; in the\n\
+        backward pass it sums over the ranks what `batch_norm_sums` has made. Each of these {} exchanges is of two numbers a\n\
+        channel, {:.1} to {:.1} kB from a rank: so little that only latency counts, and the passes wait for each. The\n\
+        exchanges themselves are NCCL's, see [scaling.md](scaling.md).\n\n",
+        merges.len(),
+        2 * merges.len(),
+        8.0 * least / 1e3,
+        8.0 * most / 1e3,
+    );
+    text.push_str(&kernels(steps));
     text
 }
 
@@ -182,9 +208,9 @@ fn columns(row: &Row) -> String {
 }
 
 /// How each kernel is launched: threads, blocks and bytes of dynamic shared memory, from least to most.
-pub fn launches(steps: &[Recorded]) -> Value {
+pub fn launches<'a>(steps: impl Iterator<Item = &'a Recorded>) -> Value {
     let mut kernels: BTreeMap<&str, Value> = BTreeMap::new();
-    for (launch, _) in steps.iter().flat_map(|step| &step.launches).filter(|(l, _)| l.threads > 0) {
+    for (launch, _) in steps.flat_map(|step| &step.launches).filter(|(l, _)| l.threads > 0) {
         let entry = kernels.entry(&launch.kernel).or_insert_with(
             || json!({ "threads": launch.threads, "launches": 0, "blocks": [u64::MAX, 0], "shared": [] }),
         );

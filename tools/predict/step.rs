@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use effnet::model::{ParamTable, Variant};
 use effnet::network::Network;
 use effnet::ops::buckets::bucket_bytes;
-use effnet::ops::cuda::{Address, CudaDevice, CudaOps, Precision, image};
+use effnet::ops::cuda::{Address, CudaDevice, CudaOps, Precision, image, optimiser};
 use effnet::ops::{Buckets, Device, Ops, OpsError, Pass, Result, StepParams, Tensor};
 use effnet::train::Recipe;
 
@@ -36,18 +36,20 @@ pub struct Recorded {
     pub launches: Vec<(Launched, Work)>,
 }
 
-fn outline(case: Case) -> Result<(Recipe, ParamTable, Network)> {
-    let recipe = Recipe { resolution: case.side, ..Recipe::reference(case.model, case.images) };
+/// A rank of several takes the statistics of its batch norms with the others.
+fn outline(case: Case, ranks: usize) -> Result<(Recipe, ParamTable, Network)> {
+    let reference = Recipe::reference(case.model, case.images);
+    let recipe = Recipe { resolution: case.side, sync_bn: ranks > 1, ..reference };
     let arch = recipe.architecture(1000).map_err(|error| OpsError::Device(error.to_string()))?;
     let table = ParamTable::new(&arch);
-    let network = Network::new(&arch, &table, recipe.network_config(1));
+    let network = Network::new(&arch, &table, recipe.network_config(ranks));
     Ok((recipe, table, network))
 }
 
 /// How the gradients are cut among buckets, and all tensors. Bucket numbers count the passes as [`record`] does, but for
 /// the input, which stands before them there.
 pub fn buckets(case: Case) -> Result<(Buckets, ParamTable)> {
-    let (_, table, network) = outline(case)?;
+    let (_, table, network) = outline(case, 1)?;
     let passes = network.record(&CudaDevice { precision: case.precision }).passes;
     let trainable = table.trainable();
     Ok((Buckets::new(&passes, trainable, bucket_bytes(trainable)), table))
@@ -56,8 +58,24 @@ pub fn buckets(case: Case) -> Result<(Buckets, ParamTable)> {
 /// Runs the launchers of a whole step on a GPU that only writes down: the input, then the network's passes one by one,
 /// then the update.
 pub fn record(case: Case) -> Result<Vec<Recorded>> {
+    record_among(case, 1)
+}
+
+/// What one of several ranks launches that a rank alone does not, with synchronised batch norm: launches of kernels that
+/// only exist for this. Sums over ranks are not among them: those are NCCL's.
+pub fn record_rank(case: Case, ranks: usize) -> Result<Vec<Recorded>> {
+    let mut steps = record_among(case, ranks)?;
+    for step in &mut steps {
+        step.launches.retain(|(launch, _)| RANKS_KERNELS.contains(&launch.kernel.as_str()));
+    }
+    Ok(steps)
+}
+
+const RANKS_KERNELS: [&str; 2] = ["batch_norm_merge", "optimiser_finite"];
+
+fn record_among(case: Case, ranks: usize) -> Result<Vec<Recorded>> {
     let device = CudaDevice { precision: case.precision };
-    let (recipe, table, network) = outline(case)?;
+    let (recipe, table, network) = outline(case, ranks)?;
     let recorder = network.record(&device);
     let plan = recorder.plan(&network.tensors, &[network.logits, network.losses]);
     let mut ops =
@@ -72,6 +90,9 @@ pub fn record(case: Case) -> Result<Vec<Recorded>> {
     let mut steps = vec![taken(&mut ops, &table, "begin, input", &[network.image], 0)?];
     let update = Pass::Update(recipe.update());
     for pass in recorder.passes.iter().chain([&update]) {
+        if ranks > 1 && matches!(pass, Pass::Update(_)) {
+            optimiser::look_at_gradients(ops.context())?;
+        }
         pass.run(&mut ops)?;
         let mut tensors = Vec::new();
         pass.tensors(&mut |tensor, _| tensors.push(tensor));

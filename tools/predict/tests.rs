@@ -2,7 +2,7 @@ use effnet::model::Variant;
 use effnet::ops::cuda::Precision;
 
 use crate::card::CARDS;
-use crate::step::{Case, record};
+use crate::step::{Case, record, record_rank};
 use crate::work::Work;
 
 fn case(model: Variant, images: usize, precision: Precision) -> Case {
@@ -68,4 +68,18 @@ fn times_are_those_of_the_slowest_unit() {
     let times = CARDS[0].times(&work);
     assert!((times[0] - 1.0).abs() < 1e-9 && (times[2] - 1.0).abs() < 1e-9, "{times:?}");
     assert_eq!([times[1], times[3]], [0.0, 0.0]);
+}
+
+/// Beside its own step's launches a rank has the merge of each of B0's 49 batch norms, and one look at the sums.
+#[test]
+fn a_rank_merges_each_batch_norm_and_looks_at_the_sums() {
+    let (mut merges, mut looks) = (Vec::new(), Vec::new());
+    for (launch, work) in
+        record_rank(case(Variant::B0, 64, Precision::Fp16), 8).unwrap().iter().flat_map(|s| &s.launches)
+    {
+        let known = if launch.kernel == "batch_norm_merge" { &mut merges } else { &mut looks };
+        known.push((launch.kernel.clone(), work.bytes));
+    }
+    assert_eq!(merges.len(), 49);
+    assert_eq!(looks, [("optimiser_finite".to_string(), 4.0 * 5_288_548.0)]);
 }

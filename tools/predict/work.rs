@@ -161,6 +161,13 @@ pub fn of(launch: &Launched) -> Result<Work, String> {
             c.statistics(parts, channels);
             c.fp32(parts * channels, 5.0);
         }
+        ("batch_norm_merge", _) => {
+            // The same parts, and one part of its own instead of coefficients.
+            let [parts, channels] = c.sides(["parts", "channels"]);
+            c.statistics(parts, channels);
+            c.floats(2.0 * channels);
+            c.fp32(parts * channels, 5.0);
+        }
         ("batch_norm_sums", _) => {
             let [parts, channels] = c.sides(["parts", "channels"]);
             c.sums(parts, channels);
@@ -195,6 +202,11 @@ pub fn of(launch: &Launched) -> Result<Work, String> {
             c.floats(trainable * (buffers + ema) + statistics * (2.0 + ema));
             c.fp32(trainable, each + ema);
             c.work.special += special * trainable;
+        }
+        ("optimiser_finite", _) => {
+            let trainable = c.get("trainable");
+            c.floats(trainable);
+            c.fp32(trainable, 1.0);
         }
         ("optimiser_store", _) => {
             // Whole chunks, the last of each tensor too.

@@ -143,9 +143,25 @@ fn gather<G: Gpu>(
     moments: Address,
     parts: usize,
 ) -> Result<(Address, Address, usize)> {
+    let [rank_counts, merged] = merge(cx, bn, counts, moments, parts)?;
+    let all = merged.offset(moment_bytes(bn));
+    cx.gpu.collective_begin()?;
+    cx.gpu.all_gather(merged, all, moment_bytes(bn))?;
+    cx.gpu.collective_end()?;
+    Ok((rank_counts, all, bn.ranks))
+}
+
+/// Makes one part of this rank's parts, behind them: where the counts of all ranks lie, which are alike, and this rank's
+/// moments.
+pub fn merge<G: Gpu>(
+    cx: &mut Context<G>,
+    bn: &BatchNorm,
+    counts: Address,
+    moments: Address,
+    parts: usize,
+) -> Result<[Address; 2]> {
     let rank_counts = counts.offset(parts * 4);
     let merged = moments.offset(parts * moment_bytes(bn));
-    let all = merged.offset(moment_bytes(bn));
     let arguments = MergeArguments {
         counts,
         moments,
@@ -157,10 +173,7 @@ fn gather<G: Gpu>(
         ranks: bn.ranks as i32,
     };
     cx.launch(&MERGE, [bn.channels / LANES, 1, 1], THREADS, 2 * THREADS * 8, arguments)?;
-    cx.gpu.collective_begin()?;
-    cx.gpu.all_gather(merged, all, moment_bytes(bn))?;
-    cx.gpu.collective_end()?;
-    Ok((rank_counts, all, bn.ranks))
+    Ok([rank_counts, merged])
 }
 
 /// Adds up the parts' Σdu and Σdu·ŷ into `bn.sums`, and adds them to the gradients of β and γ, raising the step's

@@ -74,6 +74,8 @@ pub enum NcclError {
     OtherVersion { rank: usize, has: Version, needs: Version },
     #[error("ranks {ranks} were given the same GPU, {gpu}; start one rank a GPU, see CUDA_VISIBLE_DEVICES")]
     SharedGpu { ranks: String, gpu: String },
+    #[error("NCCL {has} gives no GPU to several ranks; start one rank a GPU, or take NCCL {needs} or later")]
+    CannotShare { has: Version, needs: Version },
     #[error("NCCL takes rank {rank} for {got}, not {expected}; report this, with what NCCL_DEBUG=INFO says")]
     Misplaced { rank: usize, got: String, expected: String },
     #[error(transparent)]
@@ -122,6 +124,7 @@ mod tests {
                 ranks: "0 and 1 (on host a)".into(),
                 gpu: "Some Card, 00000000:01:00.0".into(),
             },
+            NcclError::CannotShare { has: Version(2, 27, 3), needs: Version(2, 30, 0) },
             NcclError::Misplaced { rank: 1, got: "one on GPU 0".into(), expected: "GPU 1".into() },
             NcclError::Call(failure(1)),
             NcclError::Call(failure(2)),

@@ -11,6 +11,14 @@ use super::{Failure, NcclError, Version};
 /// code for all cards that it runs on.
 pub const OLDEST: Version = Version(2, 16, 0);
 
+/// The oldest that lets ranks share a GPU, where it is told to.
+pub const SHARING: Version = Version(2, 30, 0);
+
+/// Whether it was told to.
+pub fn ranks_may_share_gpus() -> bool {
+    env::var_os("NCCL_MULTI_RANK_GPU_ENABLE").is_some_and(|value| value == "1")
+}
+
 /// Names under which loaders know it: packages for running programs have the first only.
 const NAMES: [&str; 2] = ["libnccl.so.2", "libnccl.so"];
 

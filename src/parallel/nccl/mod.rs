@@ -13,7 +13,7 @@ mod library;
 
 pub use communicator::{Comm, Stopper};
 pub use error::{Failure, NcclError, Version};
-pub use library::{Library, OLDEST, UniqueId};
+pub use library::{Library, OLDEST, SHARING, UniqueId, ranks_may_share_gpus};
 
 /// What becomes of the ranks' elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

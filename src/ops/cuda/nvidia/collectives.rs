@@ -14,7 +14,7 @@ use super::device::Context;
 use super::handles::{Event, Memory, Stream};
 use crate::ops::cuda::gpu::{Address, Piece, Reduce};
 use crate::ops::{OpsError, Result};
-use crate::parallel::nccl::{Comm, Library, NcclError, UniqueId};
+use crate::parallel::nccl::{Comm, Library, NcclError, SHARING, UniqueId, Version, ranks_may_share_gpus};
 use crate::parallel::{Group, GroupError};
 
 /// Between two looks at whether something has ended.
@@ -167,7 +167,7 @@ fn meet(library: Library, card: &str, group: &Arc<Group>) -> Result {
     let own = format!("{}\n{card}\n{}", number(library), machine.trim());
     let all = group.exchange("the ranks' GPUs", own.as_bytes())?;
     let all: Vec<String> = all.iter().map(|bytes| String::from_utf8_lossy(bytes).into_owned()).collect();
-    Ok(compatible(&all, std::env::var_os("NCCL_MULTI_RANK_GPU_ENABLE").is_some())?)
+    Ok(compatible(&all, ranks_may_share_gpus())?)
 }
 
 /// The version, so that it can be read again.
@@ -183,7 +183,7 @@ fn compatible(all: &[String], shared: bool) -> std::result::Result<(), NcclError
         let mut numbers =
             text.lines().next().unwrap_or_default().split(' ').map(|word| word.parse().unwrap_or(0));
         let mut next = || numbers.next().unwrap_or(0);
-        crate::parallel::nccl::Version(next(), next(), next())
+        Version(next(), next(), next())
     };
     let place = |text: &'_ str| text.split_once('\n').map(|(_, place)| place.to_string()).unwrap_or_default();
     for (rank, text) in all.iter().enumerate() {
@@ -194,6 +194,9 @@ fn compatible(all: &[String], shared: bool) -> std::result::Result<(), NcclError
     }
     for text in all {
         let same: Vec<usize> = (0..all.len()).filter(|rank| place(&all[*rank]) == place(text)).collect();
+        if same.len() > 1 && shared && version(text) < SHARING {
+            return Err(NcclError::CannotShare { has: version(text), needs: SHARING });
+        }
         if same.len() > 1 && !shared {
             let mut ranks = same[0].to_string();
             for (at, rank) in same.iter().enumerate().skip(1) {
@@ -240,7 +243,6 @@ fn join(library: Library, id: UniqueId, context: &Arc<Context>, group: &Arc<Grou
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::parallel::nccl::Version;
 
     #[test]
     fn ranks_need_one_version_and_a_card_each() {
@@ -253,6 +255,9 @@ mod tests {
         let expected = NcclError::SharedGpu { ranks: "0, 2 and 3".into(), gpu: "Some Card, 01:00.0".into() };
         assert_eq!(error, expected);
         assert_eq!(compatible(&same, true), Ok(()));
+        let old = [rank("2 27 3", "01:00.0", "m"), rank("2 27 3", "01:00.0", "m")];
+        let expected = NcclError::CannotShare { has: Version(2, 27, 3), needs: Version(2, 30, 0) };
+        assert_eq!(compatible(&old, true), Err(expected));
         let error = compatible(&[a, rank("2 18 1", "02:00.0", "m")], false).unwrap_err();
         let expected = NcclError::OtherVersion { rank: 1, has: Version(2, 18, 1), needs: Version(2, 32, 3) };
         assert_eq!(error, expected);

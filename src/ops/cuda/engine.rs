@@ -1,0 +1,397 @@
+//! [`Ops`] on a GPU: the passes go to their operators' files; what is around them, from a batch's arrival to a step's
+//! figures, is here.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::batches::{Batches, Sent};
+use super::context::{Context, State};
+use super::gpu::{Address, Gpu, Graph, Staging};
+use super::precision::{self, Precision};
+use super::{
+    batch_norm, depthwise, exchange, expand, head, image, masks, optimiser, project, residual,
+    squeeze_excite, stem, step,
+};
+use crate::ops::*;
+use crate::parallel::Group;
+
+/// A GPU with the state and the arena of one network on it.
+pub struct CudaOps<G: Gpu> {
+    cx: Context<G>,
+    /// Plans that were bound; a graph belongs to one.
+    plans: Vec<Vec<Option<usize>>>,
+    bound: usize,
+    /// By plan, sequence, whether the weights are EMA, and what the batch was sent as.
+    graphs: HashMap<(usize, Sequence, bool, Option<Sent>), Graph>,
+    batches: Option<Batches>,
+    figures: Figures,
+}
+
+/// The figures of steps on their way back: the step's block, as it was when the step had ended.
+struct Figures {
+    staging: [Staging; 2],
+    /// Steps handed over, and steps whose figures were taken.
+    ended: usize,
+    taken: usize,
+    /// Steps skipped up to the last one taken.
+    skipped: u32,
+}
+
+impl<G: Gpu> CudaOps<G> {
+    /// State buffers for a model of `trainable` and `total` elements and an arena that holds any one of `plans`.
+    ///
+    /// # Errors
+    /// Where the memory is not there.
+    pub fn new(
+        mut gpu: G,
+        trainable: usize,
+        total: usize,
+        plans: &[&Plan],
+        precision: Precision,
+    ) -> Result<CudaOps<G>> {
+        let most = |bytes: fn(&Plan) -> usize| plans.iter().map(|p| bytes(p)).max().unwrap_or(0);
+        let (arena_bytes, workspace_bytes) = (most(|p| p.tensor_bytes), most(|p| p.workspace.shared));
+        let floats = |gpu: &mut G, count: usize| gpu.allocate((count * 4).max(16));
+        let state = State {
+            parameters: floats(&mut gpu, total)?,
+            gradients: floats(&mut gpu, trainable)?,
+            mean_square: floats(&mut gpu, trainable)?,
+            momentum: floats(&mut gpu, trainable)?,
+            ema: floats(&mut gpu, total)?,
+            running: floats(&mut gpu, total - trainable)?,
+            block: gpu.allocate(step::BLOCK_BYTES)?,
+            trainable,
+            total,
+        };
+        let stored = optimiser::stored_weights(&mut gpu, plans, precision)?;
+        let mut cx = Context {
+            arena: gpu.allocate(arena_bytes.max(16))?,
+            workspace: gpu.allocate(workspace_bytes.max(16))?,
+            gpu,
+            precision,
+            arena_bytes,
+            offsets: Vec::new(),
+            state,
+            stored,
+            growth_interval: optimiser::GROWTH_INTERVAL,
+            ema_weights: false,
+            workspace_bytes,
+            pixels: None,
+            profile: None,
+            exchange: None,
+            name: String::with_capacity(96),
+        };
+        cx.describe();
+        step::initialise(&mut cx)?;
+        let staging = [cx.gpu.staging(step::BLOCK_BYTES)?, cx.gpu.staging(step::BLOCK_BYTES)?];
+        let figures = Figures { staging, ended: 0, taken: 0, skipped: 0 };
+        let (plans, graphs) = (Vec::new(), HashMap::new());
+        Ok(CudaOps { cx, plans, bound: 0, graphs, batches: None, figures })
+    }
+
+    /// Shares the work with the ranks of a group, which all call this at the same place: from here on a step's gradients,
+    /// running statistics and figures are those of all ranks, see [`Ops::reduce`]. A group of one needs no exchange.
+    ///
+    /// # Errors
+    /// Where the GPUs cannot exchange; where the group is stopped meanwhile.
+    pub fn connect(&mut self, group: &Arc<Group>) -> Result {
+        if group.world().size == 1 {
+            return Ok(());
+        }
+        // Graphs of before exchange nothing.
+        self.graphs.clear();
+        exchange::connect(&mut self.cx, group)
+    }
+
+    /// Copies half of the arena into its other half, the best of five times.
+    fn copy_rate(&mut self) -> Result<f64> {
+        let (from, half) = (self.cx.arena, self.cx.arena_bytes / 2);
+        let gpu = &mut self.cx.gpu;
+        let mut best = f64::INFINITY;
+        for _ in 0..5 {
+            let began = gpu.mark()?;
+            gpu.copy(from, from.offset(half), half)?;
+            let ended = gpu.mark()?;
+            best = best.min(gpu.elapsed(began, ended)?);
+        }
+        Ok(2e6 * half as f64 / best.max(1e-9))
+    }
+
+    fn capture(&mut self, work: impl FnOnce(&mut Self) -> Result) -> Result<Graph> {
+        self.cx.gpu.begin_capture()?;
+        let worked = work(self);
+        // The capture is ended whatever happened, or the stream would stay unusable.
+        let graph = self.cx.gpu.end_capture();
+        worked.and(graph)
+    }
+
+    /// The GPU itself.
+    pub fn gpu(&mut self) -> &mut G {
+        &mut self.cx.gpu
+    }
+
+    /// What launchers work with, for tests of what no pass does alone.
+    pub fn context(&mut self) -> &mut Context<G> {
+        &mut self.cx
+    }
+
+    /// After how many good steps the loss scale of fp16 doubles: 2000 unless set.
+    pub fn set_growth_interval(&mut self, steps: u32) {
+        self.cx.growth_interval = steps;
+    }
+
+    fn buffer(&self, buffer: Buffer) -> (Address, usize) {
+        let state = &self.cx.state;
+        match buffer {
+            Buffer::Parameters => (state.parameters, state.total),
+            Buffer::Gradients => (state.gradients, state.trainable),
+            Buffer::MeanSquare => (state.mean_square, state.trainable),
+            Buffer::Momentum => (state.momentum, state.trainable),
+            Buffer::Ema => (state.ema, state.total),
+        }
+    }
+}
+
+macro_rules! run {
+    ($($method:ident: $pass:ident => $module:ident::$function:ident),* $(,)?) => {
+        $(fn $method(&mut self, pass: &$pass) -> Result {
+            self.cx.begin_pass(Pass::from(*pass).name())?;
+            $module::$function(&mut self.cx, pass)?;
+            self.cx.end_pass(&Pass::from(*pass))
+        })*
+    };
+}
+
+impl<G: Gpu> Ops for CudaOps<G> {
+    /// Captured as a graph the first time, one for each plan, sequence, set of weights and form of the batch; launched
+    /// from then on.
+    /// While passes are timed they run one by one.
+    fn replay(&mut self, sequence: Sequence, work: impl FnOnce(&mut Self) -> Result + Send) -> Result {
+        let slot = sequence.slot();
+        if let Some(batches) = &self.batches {
+            batches.acquire(&mut self.cx.gpu, slot)?;
+        }
+        if self.cx.profile.is_some() {
+            work(self)?;
+        } else {
+            let sent = self.batches.as_ref().and_then(|batches| batches.sent(slot));
+            let key = (self.bound, sequence, self.cx.ema_weights, sent);
+            let graph = match self.graphs.get(&key) {
+                Some(graph) => *graph,
+                None => {
+                    let graph = self.capture(work)?;
+                    self.graphs.insert(key, graph);
+                    graph
+                }
+            };
+            self.cx.gpu.launch_graph(graph)?;
+        }
+        match &self.batches {
+            Some(batches) => batches.release(&mut self.cx.gpu, slot),
+            None => Ok(()),
+        }
+    }
+
+    fn begin_step(&mut self) -> Result {
+        exchange::step_begins(&mut self.cx)?;
+        step::clear_figures(&mut self.cx)?;
+        self.zero_gradients()
+    }
+
+    fn end_step(&mut self) -> Result {
+        let staging = self.figures.staging[self.figures.ended % 2];
+        assert!(self.figures.ended - self.figures.taken < 2, "the figures of an earlier step were not taken");
+        let to = self.cx.gpu.staging_address(staging);
+        self.cx.gpu.copy(self.cx.state.block, to, step::BLOCK_BYTES)?;
+        self.figures.ended += 1;
+        self.cx.gpu.staging_receive(staging)
+    }
+
+    fn take_figures(&mut self, wait: bool) -> Result<Option<StepFigures>> {
+        let Figures { staging, ended, taken, skipped } = &mut self.figures;
+        if *taken == *ended || (!wait && *ended - *taken < 2) {
+            return Ok(None);
+        }
+        let block = step::Block::parse(self.cx.gpu.staging_host(staging[*taken % 2])?);
+        *taken += 1;
+        let before = std::mem::replace(skipped, block.scale.skipped);
+        let (loss, correct) = (block.loss, block.correct.into());
+        Ok(Some(StepFigures { loss, correct, skipped: block.scale.skipped != before }))
+    }
+
+    fn send_batch(&mut self, slot: usize, batch: &BatchInput) -> Result {
+        let (gpu, bytes) = (&mut self.cx.gpu, Batches::bytes(batch));
+        let batches = match &mut self.batches {
+            Some(batches) if batches.room() >= bytes => batches,
+            batches => {
+                // Graphs hold the addresses of the staging that they were captured with.
+                self.graphs.clear();
+                batches.insert(Batches::new(gpu, bytes)?)
+            }
+        };
+        batches.send(gpu, slot, batch)
+    }
+
+    fn unpack_batch(&mut self, slot: usize, target: &BatchTarget) -> Result {
+        match &self.batches {
+            Some(batches) => batches.unpack(&mut self.cx, slot, target),
+            None => Err(OpsError::Device("no batch was sent".into())),
+        }
+    }
+
+    fn receive_batch(&mut self, slot: usize, target: &BatchTarget) -> Result {
+        if let Some(batches) = &self.batches {
+            batches.acquire(&mut self.cx.gpu, slot)?;
+        }
+        self.unpack_batch(slot, target)?;
+        match &self.batches {
+            Some(batches) => batches.release(&mut self.cx.gpu, slot),
+            None => Ok(()),
+        }
+    }
+
+    fn loss_scale(&mut self) -> Result<Option<LossScale>> {
+        if self.cx.precision != Precision::Fp16 {
+            return Ok(None);
+        }
+        step::read(&mut self.cx).map(|block| Some(block.scale))
+    }
+
+    fn set_loss_scale(&mut self, state: LossScale) -> Result {
+        if self.cx.precision != Precision::Fp16 {
+            return Ok(());
+        }
+        self.figures.skipped = state.skipped;
+        step::set_scale(&mut self.cx, state)
+    }
+
+    fn start_profile(&mut self) -> Result {
+        self.cx.profile = Some(Default::default());
+        Ok(())
+    }
+
+    fn take_profile(&mut self) -> Result<ProfileReport> {
+        let timing = self.cx.profile.take().unwrap_or_default();
+        let (rows, exchange) = (timing.sums.rows(), timing.exchange.finish(&mut self.cx.gpu));
+        Ok(ProfileReport { rows, exchange, copy_bytes_per_second: self.copy_rate()? })
+    }
+
+    fn bind(&mut self, plan: &Plan) -> Result {
+        let cx = &mut self.cx;
+        if plan.tensor_bytes > cx.arena_bytes || plan.workspace.shared > cx.workspace_bytes {
+            return Err(OpsError::Device("the plan is larger than the memory set up for it".into()));
+        }
+        cx.offsets.clone_from(&plan.offsets);
+        let known = self.plans.iter().position(|offsets| *offsets == plan.offsets);
+        self.bound = known.unwrap_or_else(|| {
+            self.plans.push(plan.offsets.clone());
+            self.plans.len() - 1
+        });
+        Ok(())
+    }
+
+    fn set_step(&mut self, step: StepParams) -> Result {
+        step::set(&mut self.cx, step)
+    }
+
+    fn use_weights(&mut self, weights: Weights) -> Result {
+        let ema = weights == Weights::Ema;
+        if std::mem::replace(&mut self.cx.ema_weights, ema) == ema {
+            return Ok(());
+        }
+        optimiser::store_weights(&mut self.cx)
+    }
+
+    fn zero_gradients(&mut self) -> Result {
+        let (gradients, elements) = self.buffer(Buffer::Gradients);
+        self.cx.gpu.fill(gradients, 0, elements * 4)
+    }
+
+    /// Of the parameters, the running statistics are those of the forward passes so far, also before the update
+    /// has made them the parameters'.
+    fn read_state(&mut self, buffer: Buffer, out: &mut [f32]) -> Result {
+        let (from, elements) = self.buffer(buffer);
+        assert_eq!(out.len(), elements);
+        self.cx.gpu.read(from, bytemuck::cast_slice_mut(out))?;
+        if buffer == Buffer::Parameters {
+            let State { running, trainable, .. } = self.cx.state;
+            self.cx.gpu.read(running, bytemuck::cast_slice_mut(&mut out[trainable..]))?;
+        }
+        Ok(())
+    }
+
+    fn write_state(&mut self, buffer: Buffer, values: &[f32]) -> Result {
+        let (to, elements) = self.buffer(buffer);
+        assert_eq!(values.len(), elements);
+        self.cx.gpu.write(to, bytemuck::cast_slice(values))?;
+        let State { running, trainable, .. } = self.cx.state;
+        if buffer == Buffer::Parameters {
+            self.cx.gpu.write(running, bytemuck::cast_slice(&values[trainable..]))?;
+        }
+        if buffer == Buffer::Parameters || buffer == Buffer::Ema {
+            optimiser::store_weights(&mut self.cx)?;
+        }
+        Ok(())
+    }
+
+    fn upload(&mut self, tensor: Tensor, values: &[f32]) -> Result {
+        assert_eq!(values.len(), tensor.elements);
+        let to = self.cx.tensor(tensor);
+        if tensor.kind == Kind::Activation && self.cx.precision != Precision::Fp32 {
+            return self.cx.gpu.write(to, &precision::narrow(values, self.cx.precision));
+        }
+        self.cx.gpu.write(to, bytemuck::cast_slice(values))
+    }
+
+    fn upload_labels(&mut self, tensor: Tensor, labels: &[u32]) -> Result {
+        let to = self.cx.tensor(tensor);
+        self.cx.gpu.write(to, bytemuck::cast_slice(labels))
+    }
+
+    fn upload_pixels(&mut self, image: Tensor, pixels: &[u8], mean: [f32; 3], deviation: [f32; 3]) -> Result {
+        image::upload(&mut self.cx, image, pixels, mean, deviation)
+    }
+
+    fn download(&mut self, tensor: Tensor, out: &mut [f32]) -> Result {
+        assert_eq!(out.len(), tensor.elements);
+        let from = self.cx.tensor(tensor);
+        if tensor.kind == Kind::Activation && self.cx.precision != Precision::Fp32 {
+            let mut narrow = vec![0; out.len() * 2];
+            self.cx.gpu.read(from, &mut narrow)?;
+            precision::widen(&narrow, self.cx.precision, out);
+            return Ok(());
+        }
+        self.cx.gpu.read(from, bytemuck::cast_slice_mut(out))
+    }
+
+    run! {
+        drop_path_mask: DropPathMask => masks::drop_path,
+        dropout_mask: DropoutMask => masks::dropout,
+        batch_norm_inference: BatchNorm => batch_norm::inference,
+        stem_forward: StemForward => stem::forward,
+        expand_forward: ExpandForward => expand::forward,
+        depthwise_forward: DepthwiseForward => depthwise::forward,
+        squeeze_forward: SqueezeForward => squeeze_excite::forward,
+        project_forward: ProjectForward => project::forward,
+        residual_forward: ResidualForward => residual::forward,
+        head_forward: HeadForward => head::forward,
+        loss: Loss => head::loss,
+        head_backward: HeadBackward => head::backward,
+        project_backward: ProjectBackward => project::backward,
+        squeeze_backward: SqueezeBackward => squeeze_excite::backward,
+        depthwise_backward: DepthwiseBackward => depthwise::backward,
+        expand_backward: ExpandBackward => expand::backward,
+        stem_backward: StemBackward => stem::backward,
+    }
+
+    fn reduce(&mut self, bucket: &Bucket) -> Result {
+        exchange::reduce(&mut self.cx, bucket)
+    }
+
+    fn update(&mut self, pass: &Update) -> Result {
+        exchange::join(&mut self.cx)?;
+        self.cx.begin_pass(Pass::from(*pass).name())?;
+        optimiser::update(&mut self.cx, pass)?;
+        self.cx.end_pass(&Pass::from(*pass))
+    }
+}
