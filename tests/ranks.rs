@@ -11,7 +11,7 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::thread;
 
-use effnet::data::{Batch, Form, Loader, LoaderConfig, Share, Source, Split};
+use effnet::data::{Batch, Form, Share, Source, Split};
 use effnet::model::{ParamTable, initialise};
 use effnet::network::{Network, NetworkConfig};
 use effnet::ops::cpu::{CpuDevice, CpuOps};
@@ -21,10 +21,10 @@ use effnet::train::checkpoint::{self, Checkpoint, Snapshot};
 use effnet::train::device::Cpu;
 use effnet::train::engine::Engine;
 use effnet::train::evaluate::{Images, evaluate};
-use effnet::train::events::LogLine;
-use effnet::train::run::evaluation_loader;
+use effnet::train::events::{LogLine, Silent};
+use effnet::train::loading::Loading;
 use effnet::train::team::Team;
-use effnet::train::{EvaluationRecord, Optimizer, Recipe, RunOptions, TrainError};
+use effnet::train::{EvaluationRecord, Optimizer, Recipe, RunOptions, TrainError, train};
 use train_support::*;
 
 const RANKS: usize = 4;
@@ -78,28 +78,15 @@ fn four_ranks_are_four_accumulated_micro_batches_bit_by_bit() {
 }
 
 /// What a rank has of the first step.
-fn first_batch(recipe: &Recipe, batch: usize, share: Share) -> Batch {
-    let config = LoaderConfig {
-        split: Split::Train,
-        batch,
-        share,
-        resolution: recipe.resolution,
-        crop: recipe.crop,
-        form: Form::Squares,
-        train: true,
-        seed: recipe.seed,
-        first_step: 0,
-        steps: 1,
-        threads: 1,
-        ahead: 1,
-        processors: Vec::new(),
-    };
-    Loader::start(source(), config).unwrap().next().unwrap().unwrap()
+fn first_batch(recipe: &Recipe, share: Share) -> Batch {
+    let (source, form) = (&source(), Form::Squares);
+    let loading = Loading { source, recipe, form, share, threads: 1, processors: &[] };
+    loading.training(0, 1).unwrap().next().unwrap().unwrap()
 }
 
 /// The state after one step over the images that a rank has of the first, and no others.
 fn alone(recipe: &Recipe, rank: usize, initial: &Checkpoint) -> Snapshot {
-    let batch = first_batch(recipe, recipe.micro_batch, Share { part: rank, parts: RANKS });
+    let batch = first_batch(recipe, Share { part: rank, parts: RANKS });
     let (arch, normalise) = (&initial.architecture, source().normalise());
     let mut engine = Engine::new(recipe, arch, normalise, Cpu::new(1, "a test"), &Team::default()).unwrap();
     engine.load(&initial.state, None).unwrap();
@@ -123,7 +110,8 @@ fn running_statistics_are_the_mean_over_the_ranks() {
     let together = saved(&out("ranks"));
     // What every run of this seed begins with.
     let at_once = AtomicBool::new(true);
-    run_ranks(1, &recipe, &RunOptions { out: out("initial"), ..options }, &at_once).pop().unwrap().unwrap();
+    let initial = RunOptions { out: out("initial"), ..options };
+    train(&recipe, &initial, source(), &mut Silent, &at_once).unwrap();
     let initial = saved(&out("initial"));
     assert_eq!(initial.metadata.step, 0);
     let trainable = ParamTable::new(&together.architecture).trainable();
@@ -203,7 +191,7 @@ fn two_engines<T: Send>(
         }
         let mut engine = Engine::new(recipe, &arch, normalise, Cpu::new(1, "a test"), &team).unwrap();
         engine.load(&state, None).unwrap();
-        let batch = first_batch(recipe, recipe.batch_size / 2, team.share());
+        let batch = first_batch(recipe, team.share());
         let done = work(&mut engine, &team, &batch);
         team.conclude(Ok(())).unwrap();
         done
@@ -282,8 +270,10 @@ fn an_evaluation_ends_with_the_group() {
         let plan = network.plan(&CpuDevice { threads: 1 });
         let mut ops = CpuOps::new(table.trainable(), table.total(), &[&plan], 1).unwrap();
         ops.bind(&plan).unwrap();
-        let split = (Split::Val, Share::WHOLE);
-        let mut loader = evaluation_loader(&source(), &recipe, split, Form::Squares, 1).unwrap();
+        let (form, share) = (Form::Squares, Share::WHOLE);
+        let (source, recipe) = (&source(), &recipe);
+        let loading = Loading { source, recipe, form, share, threads: 1, processors: &[] };
+        let mut loader = loading.evaluation(Split::Val).unwrap();
         let images = Images { loader: &mut loader, normalise, expected: 13 };
         let never = AtomicBool::new(false);
         let error = evaluate(&mut ops, &network, images, &[Weights::Raw], &never, &team).unwrap_err();

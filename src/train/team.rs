@@ -205,8 +205,9 @@ mod tests {
 
     use super::super::device::Cpu;
     use super::super::engine::Engine;
+    use super::super::loading::Loading;
     use super::*;
-    use crate::data::{Form, Loader, LoaderConfig, Split};
+    use crate::data::Form;
     use crate::model::Variant;
     use crate::ops::StepParams;
 
@@ -250,22 +251,10 @@ mod tests {
         let moved = two(|_, team| {
             let recipe = Recipe { resolution: 32, micro_batch: 1, ..Recipe::reference(Variant::B0, 2) };
             let source = Source::synthetic(2, 8, 2, 32).unwrap();
-            let config = LoaderConfig {
-                split: Split::Train,
-                batch: 1,
-                share: team.share(),
-                resolution: 32,
-                crop: recipe.crop,
-                form: Form::Squares,
-                train: true,
-                seed: 0,
-                first_step: 0,
-                steps: 1,
-                threads: 1,
-                ahead: 1,
-                processors: Vec::new(),
-            };
-            let batch = Loader::start(source.clone(), config).unwrap().next().unwrap().unwrap();
+            let (share, form) = (team.share(), Form::Squares);
+            let loading =
+                Loading { source: &source, recipe: &recipe, form, share, threads: 1, processors: &[] };
+            let batch = loading.training(0, 1).unwrap().next().unwrap().unwrap();
             let arch = recipe.architecture(2).unwrap();
             let cpu = Cpu::new(1, "a test");
             let mut engine = Engine::new(&recipe, &arch, source.normalise(), cpu, &team).unwrap();
