@@ -3,7 +3,7 @@
 //! A step takes its batch from the loader and hands it to the device, which adds up the gradients of its
 //! micro-batches and moves the weights, if all is finite. A GPU runs a step behind, so a step is told of (its log
 //! line) when its figures are there, and before anything is evaluated or saved. What follows a step (a log line, an
-//! evaluation, a checkpoint; see [`after_step`](super::after_step)) depends on the step alone, so a run that was killed
+//! evaluation, a checkpoint: `after_step`) depends on the step alone, so a run that was killed
 //! and resumed does what an uninterrupted one would have done.
 
 use std::collections::VecDeque;
