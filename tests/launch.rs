@@ -11,7 +11,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use effnet::parallel::launch::{Launch, Program};
+use effnet::parallel::launch::{ECHO, Launch, Program};
 use libc::{SIGINT, SIGKILL, SIGTERM};
 
 const SCRIPT: &str = "EFFNET_TEST_SCRIPT";
@@ -242,6 +242,8 @@ fn sigterm_and_sigint_are_passed_on_once() {
              test $RANK = 1 && sleep 3; exit 130"
         );
         let (child, ranks) = started(dir.path(), 3, 1, &script);
+        // As `timeout` does it, to the process and to its group.
+        kill(child.id() as i32, signal);
         kill(child.id() as i32, signal);
         let seen = seen(child.wait_with_output().unwrap());
         assert_eq!((seen.status, seen.err), (Some(130), vec![]));
@@ -261,6 +263,7 @@ fn a_second_signal_ends_all_at_once() {
     until("the first signal has arrived", || {
         (0..2).all(|rank| dir.path().join(format!("{rank}.terms")).exists())
     });
+    sleep(ECHO + Duration::from_millis(200));
     kill(child.id() as i32, SIGINT);
     let seen = seen(child.wait_with_output().unwrap());
     assert_eq!((seen.status, seen.err), (Some(130), vec![]));

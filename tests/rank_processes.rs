@@ -12,6 +12,7 @@ use std::sync::LazyLock;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use effnet::parallel::launch::ECHO;
 use effnet::train::checkpoint;
 use effnet::train::events::LogLine;
 use tempfile::TempDir;
@@ -277,6 +278,43 @@ fn a_signal_to_any_one_stops_all_and_saves() {
     }
 }
 
+/// A service manager signals all processes of a job at once, and so the launcher's signal is a second one.
+#[test]
+fn a_signal_that_comes_twice_is_one() {
+    let out = place("twice");
+    let mut child = launched(&place("data"), &out).spawn().unwrap();
+    let ranks = wait_for_ranks(&mut child).unwrap();
+    assert!(wait_for(&mut child, || log_lines(&out) >= 2), "it ended by itself");
+    ranks.iter().for_each(|(_, pid)| signal(*pid, libc::SIGTERM));
+    signal(child.id() as i32, libc::SIGTERM);
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130), "{}", said(&output));
+    assert!(said(&output).contains("interrupted after step"), "{}", said(&output));
+    assert!(steps_done(&out).unwrap() >= 2);
+    wait_until_gone(&ranks);
+}
+
+/// Whoever asks again, later, does not want to wait.
+#[test]
+fn a_second_signal_ends_a_rank_at_once() {
+    let out = place("again-and-again");
+    let mut child = launched(&place("data"), &out).spawn().unwrap();
+    let ranks = wait_for_ranks(&mut child).unwrap();
+    assert!(wait_for(&mut child, || log_lines(&out) >= 2), "it ended by itself");
+    let pid = |wanted: usize| ranks.iter().find(|(rank, _)| *rank == wanted).unwrap().1;
+    // So that rank 0 cannot end its step.
+    signal(pid(2), libc::SIGSTOP);
+    signal(pid(0), libc::SIGTERM);
+    sleep(ECHO + Duration::from_millis(500));
+    assert!(alive(pid(0)), "it has not waited for the others");
+    signal(pid(0), libc::SIGTERM);
+    assert!(wait_for(&mut child, || !alive(pid(0))));
+    signal(pid(2), libc::SIGKILL);
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+    wait_until_gone(&ranks);
+}
+
 #[test]
 fn a_rank_that_stands_still_is_named_and_ends_all() {
     let out = place("still");
@@ -429,30 +467,108 @@ fn two(data: [&Path; 2], rank: impl Fn(usize, &mut Command)) -> [Output; 2] {
 fn ranks_that_want_something_else_are_refused_by_name() {
     let (data, other) = (place("data"), place("other-data"));
     data_support::pack_grey(&other, 41, 13, 28, 1 << 20);
-    let both_say = |outputs: &[Output; 2], parts: &[&str]| {
-        let lines = outputs.iter().map(errors).collect::<Vec<_>>().concat();
-        let one = lines.iter().any(|line| parts.iter().all(|part| line.contains(part)));
-        assert!(one, "{parts:?}: {lines:?}");
-        assert!(outputs.iter().all(|output| !output.status.success()));
+    // All know why, and rank 0 tells.
+    let rank_0_says = |outputs: &[Output; 2], parts: &[&str]| {
+        let [lines, others] = [0, 1].map(|rank| errors(&outputs[rank]));
+        let one = lines.len() == 1 && parts.iter().all(|part| lines[0].contains(part));
+        assert!(one && others.is_empty(), "{parts:?}: {lines:?} {others:?}");
     };
     let outputs = two([&data, &data], |rank, command| {
         command.args(["--dropout", if rank == 0 { "0.1" } else { "0.3" }]);
     });
-    both_say(&outputs, &["rank 1", "dropout", "0.3", "0.1"]);
+    rank_0_says(&outputs, &["rank 1", "dropout", "0.3", "0.1"]);
+    let outputs = two([&data, &data], |rank, command| {
+        command.args(["--max-steps", if rank == 0 { "3" } else { "4" }]);
+    });
+    rank_0_says(&outputs, &["rank 1", "max-steps 4", "3"]);
     let outputs = two([&data, &other], |_, _| ());
-    both_say(&outputs, &["rank 1", "data set"]);
+    rank_0_says(&outputs, &["rank 1", "data set"]);
     let outputs = two([&data, &data], |rank, command| {
         if rank == 1 {
             command.env("RANK", "0");
         }
     });
     // Both are rank 0 now: one of them finds the port taken.
-    both_say(&outputs, &["in use", "MASTER_PORT"]);
+    let lines = outputs.iter().map(errors).collect::<Vec<_>>().concat();
+    assert!(lines.iter().any(|line| line.contains("in use") && line.contains("MASTER_PORT")), "{lines:?}");
     let outputs = two([&data, &data], |rank, command| {
         command.env("WORLD_SIZE", "4").env("LOCAL_WORLD_SIZE", "4");
         command.env("RANK", (2 * rank).to_string());
     });
-    both_say(&outputs, &["ranks 1 and 3 of 4", "10 s"]);
+    rank_0_says(&outputs, &["ranks 1 and 3 of 4", "10 s"]);
+}
+
+/// What every rank would meet is told once, before there are any.
+#[test]
+fn what_all_ranks_would_meet_is_told_once() {
+    let told = |out: &Path, flags: &[&str]| {
+        let output = launched(&place("data"), out).args(flags).output().unwrap();
+        let lines = errors(&output);
+        assert_eq!(lines.len(), 1, "{}", said(&output));
+        (output.status.code().unwrap(), lines[0].clone())
+    };
+    let (status, line) = told(&place("never"), &["--init-from", "no-such-file"]);
+    assert!(status == 1 && line.starts_with("error: no-such-file: "), "{line}");
+    let (status, line) = told(&place("never"), &["--precision", "fp16"]);
+    assert!(status == 2 && line.starts_with("error: --precision fp16: "), "{line}");
+    let (status, line) = told(&place("whole"), &["--resume", "--dropout", "0.4"]);
+    assert!(status == 1 && line.starts_with("error: cannot resume ") && line.contains("dropout"), "{line}");
+    let (status, line) = told(&place("whole"), &[]);
+    assert!(status == 1 && line.contains("already holds a run"), "{line}");
+    assert!(!place("never").exists());
+}
+
+/// A plan of ranks that go on is that of their share.
+#[test]
+fn a_plan_of_ranks_that_go_on_is_of_their_share() {
+    let mut command = program(&place("data"), &place("whole"));
+    let told = succeed(command.args(["--ranks", "8", "--resume", "--dry-run"]));
+    assert!(told.contains("memory plan, 1 images a pass (batch 1)"), "{told}");
+}
+
+/// Nothing has begun before all are there, so one signal to any of them ends all that wait.
+#[test]
+fn a_signal_ends_ranks_that_wait_for_others() {
+    let out = place("waiting");
+    for (there, asked) in [(&[0][..], 0), (&[1], 1), (&[0, 1], 1), (&[0, 1], 0)] {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let mut ranks: Vec<(usize, Child)> = Vec::new();
+        for &rank in there {
+            let mut command = program(&place("data"), &out);
+            command.envs([
+                ("RANK", rank.to_string()),
+                ("WORLD_SIZE", "4".into()),
+                ("LOCAL_RANK", rank.to_string()),
+                ("LOCAL_WORLD_SIZE", "4".into()),
+                ("MASTER_ADDR", "127.0.0.1".into()),
+                ("MASTER_PORT", port.to_string()),
+            ]);
+            let mut child = command.spawn().unwrap();
+            let pid = child.id() as i32;
+            assert!(wait_for(&mut child, || handles_sigterm(pid)), "rank {rank} ended by itself");
+            ranks.push((rank, child));
+        }
+        // So that they have met.
+        sleep(Duration::from_millis(500));
+        let since = Instant::now();
+        let pid = ranks.iter().find(|(rank, _)| *rank == asked).unwrap().1.id();
+        signal(pid as i32, libc::SIGTERM);
+        for (rank, child) in ranks {
+            let output = child.wait_with_output().unwrap();
+            let text = said(&output);
+            assert_eq!(output.status.code(), Some(130), "{there:?}, rank {rank}: {text}");
+            assert_eq!(text.contains("interrupted"), rank == 0, "{there:?}, rank {rank}: {text}");
+        }
+        assert!(since.elapsed() < Duration::from_secs(30), "{there:?}: {:?}", since.elapsed());
+        assert!(!out.exists());
+    }
+}
+
+/// Whether a process has its own way with the signal.
+fn handles_sigterm(pid: i32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask >> 14 & 1 == 1)
 }
 
 #[test]

@@ -6,18 +6,25 @@
 
 mod train_support;
 
+use std::net::TcpListener;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
+use std::thread;
 
-use effnet::data::{Form, Loader, LoaderConfig, Share, Split};
-use effnet::model::ParamTable;
-use effnet::ops::StepParams;
+use effnet::data::{Batch, Form, Share, Source, Split};
+use effnet::model::{ParamTable, initialise};
+use effnet::network::{Network, NetworkConfig};
+use effnet::ops::cpu::{CpuDevice, CpuOps};
+use effnet::ops::{Ops, StepParams, Weights};
+use effnet::parallel::{Identity, Membership};
 use effnet::train::checkpoint::{self, Checkpoint, Snapshot};
 use effnet::train::device::Cpu;
 use effnet::train::engine::Engine;
-use effnet::train::events::LogLine;
+use effnet::train::evaluate::{Images, evaluate};
+use effnet::train::events::{LogLine, Silent};
+use effnet::train::loading::Loading;
 use effnet::train::team::Team;
-use effnet::train::{Optimizer, Recipe, RunOptions};
+use effnet::train::{EvaluationRecord, Optimizer, Recipe, RunOptions, TrainError, train};
 use train_support::*;
 
 const RANKS: usize = 4;
@@ -70,25 +77,16 @@ fn four_ranks_are_four_accumulated_micro_batches_bit_by_bit() {
     );
 }
 
+/// What a rank has of the first step.
+fn first_batch(recipe: &Recipe, share: Share) -> Batch {
+    let (source, form) = (&source(), Form::Squares);
+    let loading = Loading { source, recipe, form, share, threads: 1, processors: &[] };
+    loading.training(0, 1).unwrap().next().unwrap().unwrap()
+}
+
 /// The state after one step over the images that a rank has of the first, and no others.
 fn alone(recipe: &Recipe, rank: usize, initial: &Checkpoint) -> Snapshot {
-    let share = Share { part: rank, parts: RANKS };
-    let config = LoaderConfig {
-        split: Split::Train,
-        batch: recipe.micro_batch,
-        share,
-        resolution: recipe.resolution,
-        crop: recipe.crop,
-        form: Form::Squares,
-        train: true,
-        seed: recipe.seed,
-        first_step: 0,
-        steps: 1,
-        threads: 1,
-        ahead: 1,
-        processors: Vec::new(),
-    };
-    let batch = Loader::start(source(), config).unwrap().next().unwrap().unwrap();
+    let batch = first_batch(recipe, Share { part: rank, parts: RANKS });
     let (arch, normalise) = (&initial.architecture, source().normalise());
     let mut engine = Engine::new(recipe, arch, normalise, Cpu::new(1, "a test"), &Team::default()).unwrap();
     engine.load(&initial.state, None).unwrap();
@@ -112,7 +110,8 @@ fn running_statistics_are_the_mean_over_the_ranks() {
     let together = saved(&out("ranks"));
     // What every run of this seed begins with.
     let at_once = AtomicBool::new(true);
-    run_ranks(1, &recipe, &RunOptions { out: out("initial"), ..options }, &at_once).pop().unwrap().unwrap();
+    let initial = RunOptions { out: out("initial"), ..options };
+    train(&recipe, &initial, source(), &mut Silent, &at_once).unwrap();
     let initial = saved(&out("initial"));
     assert_eq!(initial.metadata.step, 0);
     let trainable = ParamTable::new(&together.architecture).trainable();
@@ -170,6 +169,133 @@ fn synchronised_batch_norm_sees_all_ranks_as_one_batch() {
     // What is not synchronised is far away: the comparison sees it.
     let (loss, [gradients, statistics]) = apart("local", false);
     assert!(loss > 1e-3 && gradients > 0.1 && statistics > 1e-3);
+}
+
+/// Two ranks that are made ready for the first step of this recipe, from the same state but for what `change` does to
+/// that of rank 1; each with its batch.
+fn two_engines<T: Send>(
+    recipe: &Recipe,
+    change: impl Fn(&ParamTable, &mut Snapshot) + Sync,
+    work: impl Fn(&mut Engine<CpuOps>, &Team, &Batch) -> T + Sync,
+) -> [T; 2] {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let one = |rank: usize| {
+        let membership = Membership::local(rank, 2, &listener).unwrap();
+        let team = Team::join(Some(&membership), Identity::default, &AtomicBool::new(false)).unwrap();
+        let (arch, normalise) = (recipe.architecture(5).unwrap(), source().normalise());
+        let table = ParamTable::new(&arch);
+        let mut state = Snapshot::new(&table, recipe.ema > 0.0);
+        state.parameters = initialise::initialise(&table, recipe.seed);
+        if rank == 1 {
+            change(&table, &mut state);
+        }
+        let mut engine = Engine::new(recipe, &arch, normalise, Cpu::new(1, "a test"), &team).unwrap();
+        engine.load(&state, None).unwrap();
+        let batch = first_batch(recipe, team.share());
+        let done = work(&mut engine, &team, &batch);
+        team.conclude(Ok(())).unwrap();
+        done
+    };
+    thread::scope(|scope| {
+        let one = &one;
+        [0, 1].map(|rank| scope.spawn(move || one(rank))).map(|rank| rank.join().unwrap())
+    })
+}
+
+/// With statistics over all ranks, a rank that has found the first bad number still has to run the passes that follow:
+/// the others are in them. Here one rank finds it in its loss, the other in what comes back from there.
+#[test]
+fn ranks_look_for_what_is_not_finite_to_the_end() {
+    let (recipe, _) = steps(1, Path::new("none"));
+    let recipe = Recipe { sync_bn: true, ..recipe };
+    let bad = |table: &ParamTable, state: &mut Snapshot| {
+        state.parameters[table.get("classifier.bias").unwrap().range()][1] = f32::NAN;
+    };
+    let [first, second] = two_engines(&recipe, bad, |engine, _, batch| {
+        engine.first_not_finite(batch, StepParams::default()).unwrap().unwrap()
+    });
+    assert!(
+        first.contains("gradient") && second.contains("of the weights, classifier.bias"),
+        "{first}, {second}"
+    );
+}
+
+/// Passes that exchange statistics are no buckets.
+#[test]
+fn what_passes_exchange_is_not_timed_as_gradients() {
+    for sync_bn in [false, true] {
+        let (recipe, _) = steps(1, Path::new("none"));
+        let recipe = Recipe { sync_bn, ..recipe };
+        let times = two_engines(
+            &recipe,
+            |_, _| (),
+            |engine, _, batch| {
+                engine.start_profile().unwrap();
+                (0..2).for_each(|step| {
+                    engine.step(batch, StepParams { step, ..StepParams::default() }).unwrap()
+                });
+                (engine.take_profile().unwrap().exchange, engine.table.trainable())
+            },
+        );
+        for (times, trainable) in times {
+            for step in 0..2 {
+                let own: Vec<_> = times.iter().filter(|time| time.step == step).collect();
+                let bytes: u64 = own.iter().map(|time| time.bytes).sum();
+                assert_eq!(bytes, 4 * trainable as u64, "{sync_bn}: {times:?}");
+                assert!(own.iter().all(|time| time.ready <= time.end && time.start <= time.end), "{own:?}");
+                assert!(own.windows(2).all(|pair| pair[0].ready <= pair[1].ready), "{own:?}");
+            }
+            assert_eq!(times.iter().map(|time| time.step).max(), Some(1));
+        }
+    }
+}
+
+/// An evaluation may be long: it ends where another rank has failed.
+#[test]
+fn an_evaluation_ends_with_the_group() {
+    let (recipe, _) = steps(1, Path::new("none"));
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let join = |rank| {
+        let membership = Membership::local(rank, 2, &listener).unwrap();
+        Team::join(Some(&membership), Identity::default, &AtomicBool::new(false)).unwrap()
+    };
+    thread::scope(|scope| {
+        let other = scope.spawn(|| join(1));
+        let team = join(0);
+        let failed = other.join().unwrap().conclude::<()>(Err(TrainError::DataEnded { step: 7 }));
+        assert!(failed.is_err());
+        let (arch, normalise) = (recipe.architecture(5).unwrap(), source().normalise());
+        let table = ParamTable::new(&arch);
+        let network = Network::new(&arch, &table, NetworkConfig::inference(recipe.micro_batch));
+        let plan = network.plan(&CpuDevice { threads: 1 });
+        let mut ops = CpuOps::new(table.trainable(), table.total(), &[&plan], 1).unwrap();
+        ops.bind(&plan).unwrap();
+        let (form, share) = (Form::Squares, Share::WHOLE);
+        let (source, recipe) = (&source(), &recipe);
+        let loading = Loading { source, recipe, form, share, threads: 1, processors: &[] };
+        let mut loader = loading.evaluation(Split::Val).unwrap();
+        let images = Images { loader: &mut loader, normalise, expected: 13 };
+        let never = AtomicBool::new(false);
+        let error = evaluate(&mut ops, &network, images, &[Weights::Raw], &never, &team).unwrap_err();
+        assert!(error.to_string().contains("step 7: the data ended early"), "{error}");
+        assert!(loader.next().unwrap().is_some(), "it has not gone through all images");
+    });
+}
+
+/// One image to evaluate, and one of four ranks has it; a step has one image for each.
+#[test]
+fn ranks_may_have_nothing_to_evaluate() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("run");
+    let source = Source::synthetic(5, 8, 1, 32).unwrap();
+    let recipe = Recipe { batch_size: RANKS, micro_batch: 1, epochs: 1.0, warmup_epochs: 0.0, ..recipe() };
+    let never = AtomicBool::new(false);
+    let outcomes = run_ranks_over(&source, RANKS, &recipe, &options(&out), &never);
+    let last: Vec<_> = outcomes.into_iter().map(|outcome| outcome.unwrap().last.unwrap()).collect();
+    assert_eq!((last[0].step, last[0].images), (2, 1));
+    assert!(last[0].loss.is_finite() && last[0].ema_loss.unwrap().is_finite());
+    let figures = |rank: &EvaluationRecord| (rank.top1, rank.loss, rank.ema_loss);
+    assert!(last.iter().all(|rank| figures(rank) == figures(&last[0])), "{last:?}");
 }
 
 /// Numbers that are not finite are every rank's, wherever they began; the first error says which layer, and whose.

@@ -205,11 +205,15 @@ fn sigterm_and_ctrl_c_save_and_say_how_to_go_on() {
         let log = out.join("log.jsonl");
         let lines = || fs::read_to_string(&log).map_or(0, |text| text.lines().count());
         assert!(wait_for(&mut child, || lines() >= 3), "it ended before the signal");
-        // SAFETY: a signal to a child that has not been waited for.
-        assert_eq!(unsafe { libc::kill(child.id() as i32, signal) }, 0);
+        // Twice, as `timeout` does it: to the process and to its group.
+        for _ in 0..2 {
+            // SAFETY: a signal to a child that has not been waited for.
+            assert_eq!(unsafe { libc::kill(child.id() as i32, signal) }, 0);
+        }
         let output = child.wait_with_output().unwrap();
         let said =
             String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(130), "{said}");
         assert!(said.contains("--resume") && said.contains(out.to_str().unwrap()), "{said}");
         let step = steps_done(&out).unwrap();
         assert!((3..12).contains(&step), "stopped after step {step}");

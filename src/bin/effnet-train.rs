@@ -1,7 +1,7 @@
 //! `effnet-train`: flags to a job, the job carried out, an error told in one line.
 //!
 //! Exit status: 0, 1 if something failed, 2 if the command line asked for what cannot be done, 130 after Ctrl-C or
-//! SIGTERM (the run is saved).
+//! SIGTERM (the run is saved, if it had begun).
 
 use std::env;
 use std::io::{self, Write};
@@ -12,10 +12,8 @@ use std::sync::atomic::AtomicBool;
 use anyhow::Result;
 use effnet::cli::execute::{Done, is_closed_pipe, is_told, is_usage};
 use effnet::cli::flags::Flags;
-use effnet::cli::{Parsed, parse, survive_file_size_limits};
+use effnet::cli::{Parsed, parse, signals, survive_file_size_limits};
 use effnet::train::saved_recipe;
-use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook::flag;
 
 fn main() -> ExitCode {
     survive_file_size_limits();
@@ -48,10 +46,6 @@ fn run() -> Result<Done> {
         // Signals are the launcher's, which passes them on.
         return job.execute(&stop);
     }
-    for signal in [SIGINT, SIGTERM] {
-        // In this order: the first signal raises the flag, the second finds it raised and ends the program.
-        flag::register_conditional_shutdown(signal, 130, Arc::clone(&stop))?;
-        flag::register(signal, Arc::clone(&stop))?;
-    }
+    signals::watch(&stop)?;
     job.execute(&stop)
 }

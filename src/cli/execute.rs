@@ -15,13 +15,14 @@ use super::{Action, Job, UsageError, demo};
 use crate::data::{self, DataError, Source};
 use crate::model::{ParamTable, summary};
 use crate::parallel::launch::{Launch, Program};
-use crate::parallel::{Ranks, World};
+use crate::parallel::{GroupError, Ranks, World};
 use crate::train::checkpoint::{DirectoryError, Found, RunDirectory};
 use crate::train::device::{self, Hardware};
-use crate::train::events::{End, Outcome, Reporter};
+use crate::train::events::{End, Reporter};
 use crate::train::report::{All, Curves, for_stdout};
+use crate::train::team::divide;
 use crate::train::{
-    DataChoice, DeviceChoice, MemoryPlan, Recipe, RecipeError, TrainError, memory_plan, train,
+    DataChoice, DeviceChoice, MemoryPlan, Recipe, RecipeError, TrainError, check, memory_plan, train,
 };
 
 /// Classes of a network whose data is not there yet: ImageNet's.
@@ -31,7 +32,7 @@ const CLASSES: usize = 1000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Done {
     Finished,
-    /// Ctrl-C or SIGTERM ended the run, which is saved.
+    /// Ctrl-C or SIGTERM ended the run, which is saved, unless it had not begun.
     Interrupted,
     /// The ranks that were started have ended, this is what all came to, and all was said.
     Ranks(u8),
@@ -46,7 +47,11 @@ pub fn is_usage(error: &anyhow::Error) -> bool {
 
 /// Whether the error is another rank's, which says it.
 pub fn is_told(error: &anyhow::Error) -> bool {
-    matches!(error.downcast_ref(), Some(TrainError::Rank { told: true, .. }))
+    use TrainError::{Group, Rank};
+    matches!(
+        error.downcast_ref(),
+        Some(Rank { told: true, .. } | Group(GroupError::Refused { told: true, .. }))
+    )
 }
 
 /// Whether whoever read the output has gone.
@@ -78,8 +83,7 @@ impl Job {
                 if let Some(launch) = self.launches() {
                     return self.launch(launch);
                 }
-                let outcome = self.train(stop)?;
-                if outcome.end == End::Interrupted {
+                if self.train(stop)? == End::Interrupted {
                     return Ok(Done::Interrupted);
                 }
             }
@@ -109,7 +113,10 @@ impl Job {
         }
         let options = &self.options;
         let selected = device::select_for(options).map_err(TrainError::from)?;
-        let (line, plan) = selected.with(Plan(&self.recipe, self.classes()?, options.ranks.world()))?;
+        let (mut recipe, world) = (self.recipe.clone(), options.ranks.world());
+        // A checkpoint's is not divided before it is compared.
+        divide(&mut recipe, options.auto_micro_batch || options.resume, None, world.size)?;
+        let (line, plan) = selected.with(Plan(&recipe, self.classes()?, world))?;
         if self.json {
             let object = json!({
                 "micro_batch": plan.micro_batch, "batch_size": plan.batch_size, "arena": plan.arena,
@@ -125,7 +132,7 @@ impl Job {
         Ok(())
     }
 
-    fn train(&self, stop: &AtomicBool) -> Result<Outcome> {
+    fn train(&self, stop: &AtomicBool) -> Result<End> {
         // A device that is not there is told of before the data is looked for.
         if self.options.device == DeviceChoice::Cuda {
             device::select_for(&self.options).map_err(TrainError::from)?;
@@ -136,21 +143,25 @@ impl Job {
             false => Vec::new(),
         });
         let source = self.source(&mut report)?;
-        let outcome = train(&self.recipe, &self.options, source, &mut report, stop)?;
+        let outcome = match train(&self.recipe, &self.options, source, &mut report, stop) {
+            Err(TrainError::Group(error @ GroupError::Interrupted)) => {
+                report.notice(&error.to_string());
+                return Ok(End::Interrupted);
+            }
+            outcome => outcome?,
+        };
         let leads = self.options.ranks.world().leads();
         if self.demo && outcome.end == End::Finished && !self.json && leads {
             print_next(&outcome.out)?;
         }
-        Ok(outcome)
+        Ok(outcome.end)
     }
 
     /// Starts ranks, once what all of them would meet is out of the way.
     fn launch(&self, launch: &Launch) -> Result<Done> {
-        if launch.node_rank == 0 {
-            self.refuse_taken()?;
-        }
+        drop(device::select_for(&self.options).map_err(TrainError::from)?);
         // The demo's images are packed before several ranks want them.
-        drop(self.source(&mut All(vec![for_stdout(self.json)]))?);
+        check(&self.recipe, &self.options, &self.source(&mut All(vec![for_stdout(self.json)]))?)?;
         let mut arguments: Vec<OsString> = env::args_os().skip(1).collect();
         if self.demo && !self.named {
             // The next free name is another one as soon as rank 0 has begun.

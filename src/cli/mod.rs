@@ -11,6 +11,7 @@ pub mod execute;
 pub mod flags;
 pub mod job;
 mod ranks;
+pub mod signals;
 
 use clap::Parser;
 use clap::error::ErrorKind;

@@ -14,7 +14,7 @@ use crate::data::DataError;
 use crate::model::ModelError;
 use crate::model::weights::WeightsError;
 use crate::ops::OpsError;
-use crate::parallel::{Cause, GroupError, Stopped};
+use crate::parallel::{GroupError, Stopped};
 
 #[derive(Debug, thiserror::Error)]
 pub enum TrainError {
@@ -71,16 +71,6 @@ pub enum TrainError {
     #[error(transparent)]
     Group(#[from] GroupError),
     /// The first error of all ranks; `told` where it is another rank's to say.
-    #[error("{stopped}{}", remedy(stopped))]
+    #[error("{stopped}{}", stopped.remedy())]
     Rank { stopped: Stopped, told: bool },
-}
-
-/// What is left to do where a rank went without a word: one that spoke has said it.
-fn remedy(stopped: &Stopped) -> &'static str {
-    match stopped.cause {
-        Cause::Ended | Cause::Stalled if stopped.step > 0 => {
-            "; the last checkpoint is intact: go on with --resume"
-        }
-        _ => "",
-    }
 }

@@ -156,7 +156,7 @@ pub fn evaluate<O: Ops + Send>(
             scored.for_each(|(logits, &label)| sums.add(logits, label));
         }
         loader.recycle(batch);
-        team.progress();
+        team.progress()?;
     }
     if team.any("stopping an evaluation", stopped)? {
         return Ok(None);

@@ -10,9 +10,9 @@ use super::checkpoint::Checkpoint;
 use super::device::{self, Hardware, Needs};
 use super::error::TrainError;
 use super::evaluate::{Evaluation, Images, evaluate, infer, softmax};
+use super::loading::Loading;
 use super::memory::evaluation_need;
 use super::recipe::Recipe;
-use super::run::evaluation_loader;
 use super::team::Team;
 use crate::data::{BatchPixels, Form, Normalise, Share, Source, Split, evaluate_image};
 use crate::model::ParamTable;
@@ -72,8 +72,9 @@ impl<O: Ops + Send> Evaluator<O> {
         split: Split,
         loader_threads: usize,
     ) -> Result<Vec<Evaluation>, TrainError> {
-        let mut loader =
-            evaluation_loader(source, &self.recipe, (split, Share::WHOLE), self.form, loader_threads)?;
+        let (recipe, form, share) = (&self.recipe, self.form, Share::WHOLE);
+        let loading = Loading { source, recipe, form, share, threads: loader_threads, processors: &[] };
+        let mut loader = loading.evaluation(split)?;
         let (weights, never) = (self.weights(), AtomicBool::new(false));
         let expected = source.samples(split) as u64;
         let images = Images { loader: &mut loader, normalise: self.normalise, expected };

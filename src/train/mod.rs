@@ -4,8 +4,10 @@
 //! and from resume to resume without a byte of the checkpoint changing.
 //!
 //! [`train`] is the loop ([`run`]) around an [`engine`]; what comes before the first step is in `session`, what
-//! is told on the way in [`events`], what stays in [`checkpoint`], [`log`] and [`recipe_file`].
+//! follows a step in `after_step`, what is told on the way in [`events`], what stays in [`checkpoint`], [`log`] and
+//! [`recipe_file`].
 
+mod after_step;
 pub mod checkpoint;
 pub mod curves;
 pub mod device;
@@ -14,6 +16,7 @@ pub mod error;
 pub mod evaluate;
 pub mod evaluator;
 pub mod events;
+pub mod loading;
 pub mod log;
 pub mod memory;
 pub mod not_finite;
@@ -32,4 +35,4 @@ pub use events::{EvaluationRecord, Header, Outcome, Reporter, StepRecord};
 pub use memory::{MemoryPlan, memory_plan};
 pub use recipe::{DataChoice, DeviceChoice, Optimizer, Recipe, RecipeError, RunOptions};
 pub use run::train;
-pub use session::saved_recipe;
+pub use session::{check, saved_recipe};

@@ -29,6 +29,8 @@ impl Search<'_> {
         let Normalise { mean, deviation } = self.normalise;
         let target = BatchTarget { image: *image, labels: Some(*labels), mean, deviation };
         ops.begin_step()?;
+        // Ranks that take their statistics together need each other's passes to the end.
+        let mut found = None;
         for (number, (pixels, labels)) in batch.parts(config.images).enumerate() {
             let first_position = self.params.first_position + (number * config.images) as u64;
             ops.set_step(StepParams { first_position, ..self.params })?;
@@ -36,10 +38,18 @@ impl Search<'_> {
             ops.receive_batch(0, &target)?;
             for pass in self.passes {
                 pass.run(ops)?;
-                if let Some(tensor) = written(pass, ops)? {
-                    return self.name(ops, pass, tensor).map(Some);
+                if found.is_none()
+                    && let Some(tensor) = written(pass, ops)?
+                {
+                    found = Some(self.name(ops, pass, tensor)?);
+                }
+                if found.is_some() && config.statistics_ranks == 1 {
+                    return Ok(found);
                 }
             }
+        }
+        if found.is_some() {
+            return Ok(found);
         }
         Ok(self.first_gradient(ops)?.map(|name| format!("the gradient of {name}")))
     }

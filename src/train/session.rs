@@ -48,6 +48,18 @@ pub(super) struct Draft {
     saved: Option<Checkpoint>,
 }
 
+/// Finds out what every rank of a run would meet, before any is started: nothing is created.
+///
+/// # Errors
+/// A run directory that is taken, a checkpoint of another recipe or other data, weights that are not there, a schedule
+/// without a step.
+pub fn check(recipe: &Recipe, options: &RunOptions, source: &Source) -> Result<(), TrainError> {
+    let draft = draft(recipe, options, source)?;
+    draft.agree(source)?;
+    Schedule::new(&draft.recipe, source.samples(Split::Train))?;
+    Ok(())
+}
+
 /// Checks what every rank can check by itself.
 pub(super) fn draft(recipe: &Recipe, options: &RunOptions, source: &Source) -> Result<Draft, TrainError> {
     let mut recipe = recipe.clone();
@@ -70,8 +82,8 @@ pub(super) fn draft(recipe: &Recipe, options: &RunOptions, source: &Source) -> R
 
 impl Draft {
     /// What must be the same at all ranks.
-    pub fn identity(&self, source: &Source) -> Identity {
-        team::identity(&self.recipe, source, self.saved.as_ref())
+    pub fn identity(&self, options: &RunOptions, source: &Source) -> Identity {
+        team::identity(&self.recipe, options.max_steps, source, self.saved.as_ref())
     }
 
     /// What a resumed run has behind it.

@@ -6,6 +6,7 @@
 //! micro-batch that fits everywhere.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use super::checkpoint::Checkpoint;
 use super::error::TrainError;
@@ -23,12 +24,17 @@ pub struct Team {
 type Result<T = ()> = std::result::Result<T, GroupError>;
 
 impl Team {
-    /// Waits for the other ranks, where there are any.
+    /// Waits for the other ranks, where there are any, unless `stop` is raised.
     ///
     /// # Errors
     /// Where they do not come, or want something else; see [`GroupError`].
-    pub fn join(membership: Option<&Membership>, identity: impl FnOnce() -> Identity) -> Result<Team> {
-        let group = membership.map(|membership| Group::join(membership, identity())).transpose()?;
+    pub fn join(
+        membership: Option<&Membership>,
+        identity: impl FnOnce() -> Identity,
+        stop: &AtomicBool,
+    ) -> Result<Team> {
+        let join = |membership| Group::join_unless(membership, identity(), stop);
+        let group = membership.map(join).transpose()?;
         Ok(Team { group })
     }
 
@@ -58,11 +64,14 @@ impl Team {
         }
     }
 
-    /// It moves.
-    pub fn progress(&self) {
-        if let Some(group) = &self.group {
-            group.progress();
-        }
+    /// It moves, unless it has nothing to move for any more.
+    ///
+    /// # Errors
+    /// [`GroupError::Stopped`] where any rank has failed.
+    pub fn progress(&self) -> Result {
+        let Some(group) = &self.group else { return Ok(()) };
+        group.progress();
+        group.stopped().map_or(Ok(()), |stopped| Err(GroupError::Stopped(stopped)))
     }
 
     /// Whether any rank says yes.
@@ -93,6 +102,16 @@ impl Team {
         self.group.as_ref().map_or_else(|| Ok(vec![own.to_vec()]), |group| group.exchange(what, own))
     }
 
+    /// Stops the others with this rank's error, unless they are stopped already.
+    pub fn fail(&self, error: &TrainError) {
+        match (&self.group, error) {
+            (None, _) => {}
+            // A connection that broke off is somebody else's doing, who may still say so.
+            (Some(group), TrainError::Ops(OpsError::Rank(text))) => drop(group.suspect(text.clone())),
+            (Some(group), error) => drop(group.fail(error.to_string())),
+        }
+    }
+
     /// Ends this rank's part in the run as it came out: leaves in order, or stops the others with the first error. That
     /// error, whosever it is, is then every rank's.
     pub fn conclude<T>(
@@ -107,16 +126,7 @@ impl Team {
             },
             Err(error) => error,
         };
-        match &error {
-            TrainError::Group(_) | TrainError::Ops(OpsError::Group(_)) => {}
-            // A connection that broke off is somebody else's doing, who may still say so.
-            TrainError::Ops(OpsError::Rank(text)) => {
-                group.suspect(text.clone());
-            }
-            error => {
-                group.fail(error.to_string());
-            }
-        }
+        self.fail(&error);
         let own = group.stopped().is_none_or(|stopped| stopped.rank == group.world().rank);
         let told = !group.tells();
         match group.stopped() {
@@ -164,13 +174,20 @@ pub fn divide(
 }
 
 /// What all ranks must have in common.
-pub fn identity(recipe: &Recipe, source: &Source, saved: Option<&Checkpoint>) -> Identity {
+pub fn identity(
+    recipe: &Recipe,
+    max_steps: Option<u64>,
+    source: &Source,
+    saved: Option<&Checkpoint>,
+) -> Identity {
     let mut facts: Vec<(String, String)> = match serde_json::to_value(recipe) {
         Ok(serde_json::Value::Object(fields)) => {
             fields.into_iter().map(|(name, value)| (name, value.to_string())).collect()
         }
         _ => unreachable!("a recipe becomes a JSON object"),
     };
+    // No part of the recipe, but ranks that end at different steps are none.
+    facts.push(("max-steps".into(), max_steps.map_or("none".into(), |steps| steps.to_string())));
     facts.push(("data set".into(), source.fingerprint()));
     facts.push(("classes".into(), source.classes().to_string()));
     facts.push(match saved {
@@ -184,8 +201,72 @@ pub fn identity(recipe: &Recipe, source: &Source, saved: Option<&Checkpoint>) ->
 
 #[cfg(test)]
 mod tests {
+    use std::net::TcpListener;
+
+    use super::super::device::Cpu;
+    use super::super::engine::Engine;
+    use super::super::loading::Loading;
     use super::*;
+    use crate::data::Form;
     use crate::model::Variant;
+    use crate::ops::StepParams;
+
+    /// Runs `work` as each of two ranks, threads of this process.
+    fn two<T: Send>(work: impl Fn(usize, Team) -> T + Sync) -> [T; 2] {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let one = |rank: usize| {
+            let membership = Membership::local(rank, 2, &listener).unwrap();
+            let team = Team::join(Some(&membership), Identity::default, &AtomicBool::new(false));
+            work(rank, team.unwrap())
+        };
+        std::thread::scope(|scope| {
+            let one = &one;
+            [0, 1].map(|rank| scope.spawn(move || one(rank))).map(|rank| rank.join().unwrap())
+        })
+    }
+
+    /// Also an error that only the group sees is told, and not taken for a rank that went without a word.
+    #[test]
+    fn what_goes_wrong_at_the_end_is_told_as_what_it_is() {
+        let lines = two(|rank, team| {
+            if rank == 1 {
+                team.ask("a last question", false).unwrap();
+                return team.conclude(Ok(())).unwrap_err().to_string();
+            }
+            loop {
+                if let Err(error) = team.progress() {
+                    return error.to_string();
+                }
+                std::thread::sleep(std::time::Duration::from_millis(5));
+            }
+        });
+        for line in lines {
+            assert!(line.contains("rank 1 (host ") && line.ends_with("is not collected"), "{line}");
+        }
+    }
+
+    /// A step of a large network on the CPU may take longer than the watchdog waits.
+    #[test]
+    fn a_rank_moves_with_every_pass() {
+        let moved = two(|_, team| {
+            let recipe = Recipe { resolution: 32, micro_batch: 1, ..Recipe::reference(Variant::B0, 2) };
+            let source = Source::synthetic(2, 8, 2, 32).unwrap();
+            let (share, form) = (team.share(), Form::Squares);
+            let loading =
+                Loading { source: &source, recipe: &recipe, form, share, threads: 1, processors: &[] };
+            let batch = loading.training(0, 1).unwrap().next().unwrap().unwrap();
+            let arch = recipe.architecture(2).unwrap();
+            let cpu = Cpu::new(1, "a test");
+            let mut engine = Engine::new(&recipe, &arch, source.normalise(), cpu, &team).unwrap();
+            let moves = || team.group().unwrap().moves();
+            let before = moves();
+            engine.step(&batch, StepParams::default()).unwrap();
+            let moved = moves() - before;
+            team.conclude(Ok(())).unwrap();
+            moved
+        });
+        assert!(moved.iter().all(|moved| *moved > 100), "{moved:?}");
+    }
 
     #[test]
     fn a_batch_is_cut_evenly_or_refused_with_what_works() {

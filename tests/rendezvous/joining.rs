@@ -3,8 +3,9 @@
 use std::fs::File;
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::IntoRawFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use effnet::parallel::{Group, GroupError, Membership, World};
 
@@ -199,4 +200,49 @@ fn ranks_that_come_after_the_refusal_still_hear_why() {
     });
     assert!(lines[2].ends_with(" has model b1, rank 0 has b0"), "{}", lines[2]);
     assert!(lines.iter().all(|line| *line == lines[2]), "{lines:?}");
+}
+
+/// Who is asked to stop while it waits for others ends at once, and with it all that wait.
+#[test]
+fn a_request_to_stop_ends_all_that_wait() {
+    for asked in [0, 2] {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let stop = AtomicBool::new(false);
+        let wait = |rank: usize| {
+            let membership =
+                Membership { timeout: seconds(100), ..Membership::local(rank, 4, &listener).unwrap() };
+            let never = AtomicBool::new(false);
+            Group::join_unless(&membership, identity(), if rank == asked { &stop } else { &never })
+        };
+        thread::scope(|scope| {
+            // Rank 3 does not come.
+            let wait = &wait;
+            let ranks: Vec<_> = (0..3).map(|rank| scope.spawn(move || wait(rank).map(drop))).collect();
+            thread::sleep(Duration::from_millis(300));
+            assert!(ranks.iter().all(|rank| !rank.is_finished()));
+            let since = Instant::now();
+            stop.store(true, Ordering::Relaxed);
+            for rank in ranks {
+                let error = rank.join().unwrap().unwrap_err();
+                assert!(matches!(error, GroupError::Interrupted), "{error}");
+            }
+            assert!(since.elapsed() < seconds(20), "{:?}", since.elapsed());
+        });
+    }
+}
+
+/// Also where rank 0 is not there, or takes nobody in yet.
+#[test]
+fn a_request_to_stop_ends_a_rank_that_nobody_answers() {
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = TcpStream::connect(silent.local_addr().unwrap()).unwrap();
+    for address in [silent.local_addr().unwrap(), taken.local_addr().unwrap()] {
+        let world = World { rank: 1, size: 2, local_rank: 1, local_size: 2 };
+        let membership = Membership { timeout: seconds(100), ..Membership::new(world, address.to_string()) };
+        let since = Instant::now();
+        let error =
+            Group::join_unless(&membership, identity(), &AtomicBool::new(true)).map(drop).unwrap_err();
+        assert!(matches!(error, GroupError::Interrupted), "{error}");
+        assert!(since.elapsed() < seconds(20), "{:?}", since.elapsed());
+    }
 }

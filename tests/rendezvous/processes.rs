@@ -169,6 +169,13 @@ fn a_stop_ends_processes_that_hang() {
     assert_eq!(output.status.code(), Some(1));
     let line = format!("error: {} in step 0, starting: an error of rank 1\n", here(1, &group));
     assert_eq!(String::from_utf8_lossy(&output.stderr), line);
+    // Where nobody reads that any more, it ends too.
+    let (group, mut rank) = pair("hangs", 0);
+    drop(rank.0.as_mut().unwrap().stderr.take());
+    let since = Instant::now();
+    assert!(group.fail("an error of rank 1"));
+    assert_eq!(rank.end().status.code(), Some(1));
+    assert!(since.elapsed() < seconds(30), "{:?}", since.elapsed());
     // But not twice.
     let (group, rank) = pair("tells", 0);
     assert!(group.fail("an error of rank 1"));
@@ -180,6 +187,7 @@ fn where_rank_0_is_lost_the_others_tell() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let [first, second] = [0, 1].map(|rank| Rank::start("hangs", rank, 3, &listener));
     let _group = join(2, 3, 60, &listener);
+    moment();
     first.signal(libc::SIGKILL);
     let pid = first.pid();
     let output = second.end();
@@ -187,6 +195,10 @@ fn where_rank_0_is_lost_the_others_tell() {
     let line = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(
         line.starts_with("error: rank 0 (host ") && line.contains(&format!("pid {pid}) ended without")),
+        "{line}"
+    );
+    assert!(
+        line.ends_with("in step 17: training; the last checkpoint is intact: go on with --resume\n"),
         "{line}"
     );
 }

@@ -77,11 +77,22 @@ pub fn run_ranks(
     options: &RunOptions,
     stop: &AtomicBool,
 ) -> Vec<Result<Outcome, TrainError>> {
+    run_ranks_over(&source(), size, recipe, options, stop)
+}
+
+/// [`run_ranks`] over other data.
+pub fn run_ranks_over(
+    source: &Source,
+    size: usize,
+    recipe: &Recipe,
+    options: &RunOptions,
+    stop: &AtomicBool,
+) -> Vec<Result<Outcome, TrainError>> {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let one = |rank: usize| {
         let ranks = Ranks::Given(Membership::local(rank, size, &listener).unwrap());
         let options = RunOptions { ranks, threads: 1, ..options.clone() };
-        train(recipe, &options, source(), &mut Silent, stop)
+        train(recipe, &options, source.clone(), &mut Silent, stop)
     };
     std::thread::scope(|scope| {
         let ranks: Vec<_> = (0..size).map(|rank| scope.spawn(move || one(rank))).collect();

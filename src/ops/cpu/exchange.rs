@@ -38,9 +38,14 @@ struct Figures {
 struct Trace {
     /// Began, and when its backward pass ended.
     steps: Vec<(Instant, Option<Instant>)>,
-    /// Pieces of work that a step has, and those of them that are buckets.
-    pieces: usize,
-    buckets: usize,
+    /// Buckets, and the last piece of what goes along with each. Passes have pieces of their own in between.
+    buckets: Vec<Traced>,
+}
+
+struct Traced {
+    step: usize,
+    bucket: Ticket,
+    last: Ticket,
 }
 
 impl Exchange {
@@ -71,10 +76,11 @@ impl Exchange {
     pub unsafe fn start(&mut self, state: &State, bucket: &Bucket, figures: &StepFigures) {
         let gradients = &bucket.elements;
         // SAFETY: the caller's promise.
-        let mut ticket = unsafe {
+        let own = unsafe {
             let values = state.gradients.floats_mut(4 * gradients.start, gradients.len());
             self.chain.submit(values.as_mut_ptr().cast(), values.len(), Sum::F32)
         };
+        let mut ticket = own;
         if bucket.last {
             let statistics = state.total - state.trainable;
             *self.figures = Figures { loss: [figures.loss], correct: [figures.correct] };
@@ -88,12 +94,12 @@ impl Exchange {
             };
         }
         self.under_way = Some(ticket);
-        if let Some(Trace { steps, pieces, buckets }) = &mut self.trace {
-            if steps.len() == 1 {
-                (*pieces, *buckets) = (*pieces + if bucket.last { 4 } else { 1 }, *buckets + 1);
-            }
+        if let Some(Trace { steps, buckets }) = &mut self.trace
+            && let Some(step) = steps.len().checked_sub(1)
+        {
+            buckets.push(Traced { step, bucket: own, last: ticket });
             if bucket.last {
-                steps.last_mut().expect("a step was begun").1 = Some(Instant::now());
+                steps[step].1 = Some(Instant::now());
             }
         }
     }
@@ -128,9 +134,12 @@ impl Exchange {
         take(&numbers);
     }
 
+    /// After a pass: this rank moves, however long its steps are.
+    ///
     /// # Errors
-    /// Where an exchange within a pass has failed.
+    /// Where an exchange within the pass has failed.
     pub fn check(&self) -> Result {
+        self.group.progress();
         self.failure.lock().unwrap_or_else(PoisonError::into_inner).take().map_or(Ok(()), Err)
     }
 
@@ -156,24 +165,22 @@ impl Exchange {
     /// What was noted since [`Exchange::start_trace`].
     pub fn take_trace(&mut self) -> Vec<BucketTime> {
         let spans = self.chain.trace(false);
-        let Some(Trace { steps, pieces, buckets }) = self.trace.take() else { return Vec::new() };
-        let mut times = Vec::new();
-        for (step, (spans, (began, backward))) in spans.chunks_exact(pieces.max(1)).zip(steps).enumerate() {
+        let Some(Trace { steps, buckets }) = self.trace.take() else { return Vec::new() };
+        let span = |ticket| spans.binary_search_by_key(&ticket, |span| span.ticket).ok().map(|at| &spans[at]);
+        let time = |&Traced { step, bucket, last }: &Traced| {
+            let (began, backward) = steps[step];
             let since = |moment: Instant| moment.saturating_duration_since(began).as_secs_f64() * 1e6;
-            // The last bucket's end is that of all that goes along with it.
-            let last = spans.last().map_or(began, |span| span.ended);
-            for (number, span) in spans[..buckets].iter().enumerate() {
-                times.push(BucketTime {
-                    step: step as u64,
-                    bytes: span.bytes as u64,
-                    ready: since(span.submitted),
-                    start: since(span.started.max(span.submitted)),
-                    end: since(if number + 1 == buckets { last } else { span.ended }),
-                    backward_end: since(backward.unwrap_or(began)),
-                });
-            }
-        }
-        times
+            let (bucket, last) = (span(bucket)?, span(last)?);
+            Some(BucketTime {
+                step: step as u64,
+                bytes: bucket.bytes as u64,
+                ready: since(bucket.submitted),
+                start: since(bucket.started.max(bucket.submitted)),
+                end: since(last.ended),
+                backward_end: since(backward.unwrap_or(began)),
+            })
+        };
+        buckets.iter().filter_map(time).collect()
     }
 }
 

@@ -41,6 +41,9 @@ use verdict::Ends;
 pub const LISTENER: &str = "EFFNET_RENDEZVOUS_FD";
 /// How long ranks have to learn of a failure and to end by themselves, and then after SIGTERM.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// A signal so soon after another one is the same request, told twice: `timeout` and many launchers signal a process and
+/// then its group, service managers all processes of a job.
+pub const ECHO: Duration = Duration::from_secs(1);
 /// How long pipes may stay open after the last rank has ended.
 const LINGER: Duration = Duration::from_secs(2);
 
@@ -150,8 +153,8 @@ impl Launch {
         let lines = Arc::new(Lines::to_stderr());
         let result = self.start(program, &lines, sender).map(|ranks| {
             let first = self.world(0).rank;
-            Watch { ranks, events, patience: program.patience, ends: Ends::new(first), next: None }
-                .until_all_end()
+            let (patience, ends) = (program.patience, Ends::new(first));
+            Watch { ranks, events, patience, ends, asked: None, next: None }.until_all_end()
         });
         signals.close();
         let ends = result?;
@@ -235,6 +238,8 @@ struct Watch {
     events: Receiver<Event>,
     patience: Duration,
     ends: Ends,
+    /// When the user asked for the end.
+    asked: Option<Instant>,
     /// When ranks that still run get which signal.
     next: Option<(Instant, i32)>,
 }
@@ -275,10 +280,18 @@ impl Watch {
 
     /// The first time ranks are asked to save and end, the second time they are ended.
     fn interrupt(&mut self) {
-        let again = self.ends.interrupted;
         self.ends.interrupted = true;
-        self.ends.killed |= again;
-        self.ranks.signal(if again { libc::SIGKILL } else { SIGTERM });
+        match self.asked {
+            None => {
+                self.asked = Some(Instant::now());
+                self.ranks.signal(SIGTERM);
+            }
+            Some(asked) if asked.elapsed() <= ECHO => {}
+            Some(_) => {
+                self.ends.killed = true;
+                self.ranks.signal(libc::SIGKILL);
+            }
+        }
     }
 
     /// Ranks that do not end by themselves.

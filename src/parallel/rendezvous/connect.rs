@@ -3,18 +3,21 @@
 use std::io::{self, ErrorKind, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::wire::{Frame, HELLO_LIMIT, Inbox, Malformed, Message, PROTOCOL, Preamble};
+use super::wire::{Frame, HELLO_LIMIT, Inbox, Message, PROTOCOL, Preamble, Whom};
 use super::{GroupError, Identity, Membership, Who};
 
 /// A century: longer times are no different, and cannot be added to the clock.
 const ENDLESS: Duration = Duration::from_secs(100 * 365 * 86_400);
-/// Between two tries to connect.
+/// Between two tries to connect, and between two looks at whether it is to be given up.
 const PAUSE: Duration = Duration::from_millis(100);
 /// What one try may take: a host that drops packets says nothing.
-const TRY: Duration = Duration::from_secs(5);
+const TRY: Duration = Duration::from_secs(1);
+/// What the way of a short message may take, and that of its answer.
+const WORD: Duration = Duration::from_secs(5);
 /// What the service's answer may take beyond the time that it announced.
 const SLACK: Duration = Duration::from_secs(10);
 
@@ -132,12 +135,14 @@ pub fn myself(rank: usize) -> Who {
     Who { rank, host, pid: std::process::id() }
 }
 
-/// Joins as `who`: tries until the service answers, then waits until all are there. `near` is rank 0's own way.
+/// Joins as `who`: tries until the service answers, then waits until all are there, or `stop` is raised. `near` is rank
+/// 0's own way.
 pub fn take_seat(
     membership: &Membership,
     who: &Who,
     identity: &Identity,
     near: Option<SocketAddr>,
+    stop: &AtomicBool,
 ) -> Result<Seated, GroupError> {
     let address = Address::parse(&membership.address)?;
     let targets = match near {
@@ -151,10 +156,14 @@ pub fn take_seat(
     }
     let hello = [Preamble { protocol: PROTOCOL, rank: who.rank as u32 }.encode(), hello].concat();
     let deadline = Instant::now() + membership.timeout.min(ENDLESS);
+    let wait = Wait { leads: who.rank == 0, address: &address, deadline, stop };
     loop {
         for target in &targets {
+            if wait.is_over() {
+                return Err(GroupError::Interrupted);
+            }
             if let Some(stream) = connect(target, deadline)
-                && let Some(seated) = apply(stream, &hello, &address, deadline)?
+                && let Some(seated) = wait.apply(stream, &hello)?
             {
                 if seated.all.len() != membership.world.size {
                     return Err(GroupError::Foreign(address.to_string()));
@@ -180,56 +189,94 @@ fn connect(target: &SocketAddr, deadline: Instant) -> Option<TcpStream> {
     (!myself).then_some(stream)
 }
 
-/// Asks for a seat. None where the connection ended before the service said anything; that is worth another try.
-fn apply(
-    stream: TcpStream,
-    hello: &[u8],
-    address: &Address,
-    mut deadline: Instant,
-) -> Result<Option<Seated>, GroupError> {
-    stream.set_nodelay(true)?;
-    stream.set_write_timeout(Some(TRY))?;
-    if (&stream).write_all(hello).is_err() {
-        return Ok(None);
+/// How a rank waits for the others.
+struct Wait<'a> {
+    leads: bool,
+    address: &'a Address,
+    /// For the first answer; the service then says how long the others are waited for.
+    deadline: Instant,
+    stop: &'a AtomicBool,
+}
+
+impl Wait<'_> {
+    /// Whether nobody wants the group any more.
+    fn is_over(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
     }
-    let mut inbox = Inbox::new();
-    let (mut greeted, mut seated) = (false, false);
-    let foreign = |Malformed| GroupError::Foreign(address.to_string());
-    loop {
-        if !greeted && let Some(preamble) = inbox.preamble().map_err(foreign)? {
-            greeted = true;
-            if preamble.protocol != PROTOCOL {
-                return Err(GroupError::Refused(format!(
-                    "rank 0 at {address} has protocol version {}, this rank has {PROTOCOL}; run the same effnet",
-                    preamble.protocol
-                )));
+
+    /// Asks for a seat. None where the connection ended before the service said anything; that is worth another try.
+    fn apply(&self, stream: TcpStream, hello: &[u8]) -> Result<Option<Seated>, GroupError> {
+        stream.set_nodelay(true)?;
+        stream.set_write_timeout(Some(WORD))?;
+        if (&stream).write_all(hello).is_err() {
+            return Ok(None);
+        }
+        let mut inbox = Inbox::new();
+        let (mut greeted, mut seated, mut withdrawn) = (false, false, false);
+        let mut deadline = self.deadline;
+        loop {
+            if !greeted && let Some(preamble) = inbox.preamble().map_err(|_| self.foreign())? {
+                greeted = true;
+                if preamble.protocol != PROTOCOL {
+                    let (address, theirs) = (self.address, preamble.protocol);
+                    let why = format!(
+                        "rank 0 at {address} has protocol version {theirs}, this rank has {PROTOCOL}; run the same \
+                         effnet"
+                    );
+                    return Err(GroupError::Refused { why, told: false });
+                }
+            }
+            let frame = if greeted { inbox.frame().map_err(|_| self.foreign())? } else { None };
+            match frame {
+                Some(Frame::Control(Message::Seated { milliseconds })) => {
+                    seated = true;
+                    let time = Duration::from_millis(milliseconds) + SLACK;
+                    deadline = Instant::now() + if withdrawn { WORD } else { time };
+                    continue;
+                }
+                Some(Frame::Control(Message::Welcome { all })) => {
+                    inbox.trust();
+                    return Ok(Some(Seated { stream, inbox, all }));
+                }
+                Some(Frame::Control(Message::Refused { why, whom })) => {
+                    return Err(match whom {
+                        Whom::Interrupted => GroupError::Interrupted,
+                        Whom::All => GroupError::Refused { why, told: !self.leads },
+                        Whom::One => GroupError::Refused { why, told: false },
+                    });
+                }
+                Some(_) => return Err(self.foreign()),
+                None => {}
+            }
+            if self.is_over() && !withdrawn {
+                // All may be there at this moment; the service knows, if it runs already.
+                if (&stream).write_all(&Message::Withdraw.encode()).is_err() {
+                    return Err(GroupError::Interrupted);
+                }
+                (withdrawn, deadline) = (true, Instant::now() + if seated { WORD } else { PAUSE });
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            let ended = left.is_zero()
+                || stream.set_read_timeout(Some(left.min(PAUSE))).is_err()
+                || match inbox.fill(&stream) {
+                    Ok(count) => count == 0,
+                    Err(error) => !matches!(
+                        error.kind(),
+                        ErrorKind::Interrupted | ErrorKind::WouldBlock | ErrorKind::TimedOut
+                    ),
+                };
+            if ended {
+                return match (withdrawn, seated) {
+                    (true, _) => Err(GroupError::Interrupted),
+                    (false, true) => Err(GroupError::Lost(self.address.to_string())),
+                    (false, false) => Ok(None),
+                };
             }
         }
-        let frame = if greeted { inbox.frame().map_err(foreign)? } else { None };
-        match frame {
-            Some(Frame::Control(Message::Seated { milliseconds })) => {
-                seated = true;
-                deadline = Instant::now() + Duration::from_millis(milliseconds) + SLACK;
-                continue;
-            }
-            Some(Frame::Control(Message::Welcome { all })) => {
-                inbox.trust();
-                return Ok(Some(Seated { stream, inbox, all }));
-            }
-            Some(Frame::Control(Message::Refused { why })) => return Err(GroupError::Refused(why)),
-            Some(_) => return Err(foreign(Malformed)),
-            None => {}
-        }
-        let left = deadline.saturating_duration_since(Instant::now());
-        let over = left.is_zero()
-            || stream.set_read_timeout(Some(left)).is_err()
-            || match inbox.fill(&stream) {
-                Ok(count) => count == 0,
-                Err(error) => error.kind() != ErrorKind::Interrupted,
-            };
-        if over {
-            return if seated { Err(GroupError::Lost(address.to_string())) } else { Ok(None) };
-        }
+    }
+
+    fn foreign(&self) -> GroupError {
+        GroupError::Foreign(self.address.to_string())
     }
 }
 

@@ -12,9 +12,13 @@ pub enum GroupError {
     /// The first error of the group; it ended every rank's work.
     #[error("{0}")]
     Stopped(Stopped),
-    /// Rank 0 does not take this rank, or the group did not come together. The line says which ranks and why.
-    #[error("{0}")]
-    Refused(String),
+    /// Rank 0 does not take this rank, or the group did not come together. The line says which ranks and why; `told`
+    /// where it is for rank 0 to print it.
+    #[error("{why}")]
+    Refused { why: String, told: bool },
+    /// This rank or another one was asked to stop before all were there.
+    #[error("interrupted before all ranks were there; nothing was begun")]
+    Interrupted,
     #[error("`{0}` is no address of rank 0: write host:port, for example node1:29500 or [fd00::1]:29500")]
     Address(String),
     #[error("rank {rank} of {size} ranks cannot be: ranks count from 0")]
@@ -70,6 +74,18 @@ pub struct Stopped {
     pub cause: Cause,
     /// `Failed`: that rank's own words. Otherwise a line that names the rank itself.
     pub message: String,
+}
+
+impl Stopped {
+    /// What is left to do, to be said after the error, where a rank went without a word: one that spoke has said it.
+    pub fn remedy(&self) -> &'static str {
+        match self.cause {
+            Cause::Ended | Cause::Stalled if self.step > 0 => {
+                "; the last checkpoint is intact: go on with --resume"
+            }
+            _ => "",
+        }
+    }
 }
 
 /// How the first error came about.

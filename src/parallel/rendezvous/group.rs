@@ -1,7 +1,7 @@
 //! What the rest of the program sees of the group.
 
 use std::net::Shutdown;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -35,6 +35,18 @@ impl Group {
     /// # Errors
     /// One line for each way in which ranks do not come together; see [`GroupError`].
     pub fn join(membership: &Membership, identity: Identity) -> Result<Arc<Group>, GroupError> {
+        Group::join_unless(membership, identity, &AtomicBool::new(false))
+    }
+
+    /// [`Group::join`], unless `stop` is raised before all are there. All that wait then give up.
+    ///
+    /// # Errors
+    /// As [`join`](Group::join); [`GroupError::Interrupted`] where any rank gives up.
+    pub fn join_unless(
+        membership: &Membership,
+        identity: Identity,
+        stop: &AtomicBool,
+    ) -> Result<Arc<Group>, GroupError> {
         let world = membership.world;
         let World { rank, size, .. } = world;
         if rank >= size {
@@ -49,7 +61,12 @@ impl Group {
             service = Some(Service::start(listener, size, identity.clone(), timeout, watchdog)?);
         }
         let who = myself(rank);
-        let seated = take_seat(membership, &who, &identity, near)?;
+        let seated = take_seat(membership, &who, &identity, near, stop);
+        if seated.is_err() && stop.load(Ordering::Relaxed) {
+            service.iter().for_each(Service::hurry);
+            return Err(GroupError::Interrupted);
+        }
+        let seated = seated?;
         let member = Member::start(membership, who, seated)?;
         Ok(Arc::new(Group { world, address, member, _service: service }))
     }
@@ -175,6 +192,12 @@ impl Group {
     /// This rank moves: the watchdog counts anew.
     pub fn progress(&self) {
         self.member.moves();
+    }
+
+    /// How often this rank has moved.
+    #[cfg(test)]
+    pub fn moves(&self) -> u64 {
+        self.member.moved()
     }
 
     /// Whether it waits for other ranks, in a sum of gradients for example. Then it is not the one that holds the

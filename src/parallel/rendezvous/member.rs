@@ -1,6 +1,6 @@
 //! A rank's own thread: heartbeats out, results and the stop in.
 
-use std::io::{ErrorKind, Write};
+use std::io::{self, ErrorKind, Write};
 use std::net::{Shutdown, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -108,6 +108,11 @@ impl Member {
     /// It moves.
     pub fn moves(&self) {
         self.moves.fetch_add(1, Ordering::SeqCst);
+    }
+
+    #[cfg(test)]
+    pub fn moved(&self) -> u64 {
+        self.moves.load(Ordering::SeqCst)
     }
 
     /// It waits for other ranks, or does so no longer. It has moved by that; were this not counted first, a rank that
@@ -244,14 +249,15 @@ impl Member {
                 && tells
                 && !state.told
             {
-                eprintln!("error: {stopped}");
+                // Whoever read that may have gone; the process ends all the same.
+                let _ = writeln!(io::stderr(), "error: {stopped}{}", stopped.remedy());
             }
             // SAFETY: nothing of this process runs afterwards. An orderly exit would run handlers of libraries,
             // which wait for the very threads that hang.
             unsafe { libc::_exit(1) }
         };
         if thread::Builder::new().name("grace".into()).spawn(end).is_err() {
-            eprintln!("error: no thread is left to end this process");
+            let _ = writeln!(io::stderr(), "error: no thread is left to end this process");
         }
     }
 }

@@ -35,6 +35,7 @@ impl Desk {
             }
             Frame::Post { sequence, what, bytes } => self.take(rank, sequence, what, bytes),
             Frame::Control(Message::Bye) => self.leave(rank),
+            Frame::Control(Message::Withdraw) => self.withdraw(rank),
             _ => {
                 let number = seat.connection;
                 self.ended(number, "sent what makes no sense");

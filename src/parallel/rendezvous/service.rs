@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use super::connect::{interest, poll};
 use super::connection::{Connection, Read, Stage};
 use super::seats::{Applicant, Fault, Seat, admit, missing, other_protocol};
-use super::wire::{Frame, Message, PROTOCOL, Preamble};
+use super::wire::{Frame, Message, PROTOCOL, Preamble, Whom};
 use super::{Cause, Identity, Stopped};
 
 /// Longest wait for something to come, so that times are looked at.
@@ -33,6 +33,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 pub struct Service {
     thread: Option<JoinHandle<()>>,
     closing: Arc<AtomicBool>,
+    hurried: Arc<AtomicBool>,
 }
 
 impl Service {
@@ -45,7 +46,7 @@ impl Service {
         watchdog: Duration,
     ) -> io::Result<Service> {
         listener.set_nonblocking(true)?;
-        let closing = Arc::new(AtomicBool::new(false));
+        let (closing, hurried) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
         let now = Instant::now();
         let desk = Desk {
             listener,
@@ -57,6 +58,7 @@ impl Service {
             timeout,
             watchdog,
             closing: closing.clone(),
+            hurried: hurried.clone(),
             phase: Phase::Gathering,
             since: now,
             looked: now,
@@ -67,7 +69,12 @@ impl Service {
             asking: Vec::new(),
         };
         let thread = thread::Builder::new().name("rendezvous".into()).spawn(move || desk.run())?;
-        Ok(Service { thread: Some(thread), closing })
+        Ok(Service { thread: Some(thread), closing, hurried })
+    }
+
+    /// Ranks that have not come are not waited for any more, to tell them why the group does not come together.
+    pub fn hurry(&self) {
+        self.hurried.store(true, Ordering::Relaxed);
     }
 }
 
@@ -88,6 +95,7 @@ pub enum Phase {
     /// The group does not come together. Ranks that come within `late` still hear why.
     Refused {
         why: String,
+        whom: Whom,
         late: Duration,
     },
     /// There was an error; all know it or have had their time.
@@ -112,6 +120,7 @@ pub struct Desk {
     timeout: Duration,
     pub watchdog: Duration,
     closing: Arc<AtomicBool>,
+    hurried: Arc<AtomicBool>,
     pub phase: Phase,
     /// Start of the phase.
     since: Instant,
@@ -150,6 +159,7 @@ impl Desk {
             Phase::Gathering | Phase::Running => false,
             Phase::Left => late || !connections.any(Connection::has_more),
             Phase::Refused { late, .. } => {
+                let late = if self.hurried.load(Ordering::Relaxed) { Duration::ZERO } else { late };
                 let since = self.since.elapsed();
                 let all = since >= late || self.came.len() == self.seats.len();
                 all && (since >= late + PARTING || connections.next().is_none())
@@ -240,7 +250,7 @@ impl Desk {
             let why = other_protocol(theirs.rank, connection.from.ip(), theirs.protocol, PROTOCOL);
             self.comes(theirs.rank as usize);
             let gathering = matches!(self.phase, Phase::Gathering);
-            self.refuse(number, if gathering { Fault::Everybody(why) } else { Fault::Newcomer(why) });
+            self.fault(number, if gathering { Fault::Everybody(why) } else { Fault::Newcomer(why) });
         }
     }
 
@@ -250,13 +260,13 @@ impl Desk {
             return;
         };
         self.comes(who.rank);
-        if let Phase::Refused { why, .. } = &self.phase {
-            let why = why.clone();
-            return self.refuse(number, Fault::Newcomer(why));
+        if let Phase::Refused { why, whom, .. } = &self.phase {
+            let refused = Message::Refused { why: why.clone(), whom: *whom };
+            return self.part(number, &refused);
         }
         let applicant = Applicant { who: &who, size, identity: &identity };
         if let Err(fault) = admit(&self.seats, &applicant, &self.identity) {
-            return self.refuse(number, fault);
+            return self.fault(number, fault);
         }
         let Some(connection) = self.connections.get_mut(&number) else { return };
         let left = self.timeout.saturating_sub(self.since.elapsed());
@@ -281,27 +291,40 @@ impl Desk {
         }
     }
 
-    fn refuse(&mut self, number: u64, fault: Fault) {
-        let (why, everybody) = match fault {
-            Fault::Newcomer(why) => (why, false),
-            Fault::Everybody(why) => (why, true),
-        };
-        for (of, connection) in &mut self.connections {
-            if *of == number || (everybody && matches!(connection.stage, Stage::Rank(_))) {
-                connection.say(&Message::Refused { why: why.clone() });
-                connection.stage = Stage::Parting;
-                connection.since = Instant::now();
+    fn fault(&mut self, number: u64, fault: Fault) {
+        match fault {
+            Fault::Newcomer(why) => self.part(number, &Message::Refused { why, whom: Whom::One }),
+            Fault::Everybody(why) => {
+                self.part(number, &Message::Refused { why: why.clone(), whom: Whom::All });
+                self.give_up(why, Whom::All, LATE);
             }
-        }
-        if everybody {
-            self.enter(Phase::Refused { why, late: LATE });
         }
     }
 
-    /// All that are there are told, and those who come within `late`.
-    fn give_up(&mut self, why: String, late: Duration) {
-        self.refuse(u64::MAX, Fault::Everybody(why.clone()));
-        self.enter(Phase::Refused { why, late });
+    /// The last message of a connection.
+    fn part(&mut self, number: u64, message: &Message) {
+        if let Some(connection) = self.connections.get_mut(&number) {
+            connection.say(message);
+            connection.stage = Stage::Parting;
+            connection.since = Instant::now();
+        }
+    }
+
+    /// The group does not come together: all that are there are told, and those who come within `late`.
+    fn give_up(&mut self, why: String, whom: Whom, late: Duration) {
+        let there = self.connections.iter().filter(|(_, of)| matches!(of.stage, Stage::Rank(_)));
+        let there: Vec<u64> = there.map(|(number, _)| *number).collect();
+        let refused = Message::Refused { why: why.clone(), whom };
+        there.iter().for_each(|number| self.part(*number, &refused));
+        self.enter(Phase::Refused { why, whom, late });
+    }
+
+    /// A rank was asked to stop. If all are there, they settle it among themselves.
+    pub fn withdraw(&mut self, rank: usize) {
+        if let (Phase::Gathering, Some(seat)) = (&self.phase, &self.seats[rank]) {
+            let why = format!("{} was interrupted before all ranks were there", seat.who);
+            self.give_up(why, Whom::Interrupted, LATE);
+        }
     }
 
     /// To all ranks that are still there.
@@ -332,7 +355,7 @@ impl Desk {
         match self.phase {
             Phase::Gathering => {
                 let why = format!("{} {how} before all ranks were there", seat.who);
-                self.give_up(why, LATE);
+                self.give_up(why, Whom::All, LATE);
             }
             // It has said why already, though only as a suspicion.
             Phase::Running if self.suspicion.as_ref().is_some_and(|(_, of)| of.rank == rank) => {}
@@ -364,12 +387,13 @@ impl Desk {
         let closing = self.closing.load(Ordering::Relaxed);
         match &mut self.phase {
             Phase::Gathering if closing => {
-                self.give_up("rank 0 gave up before all ranks were there".into(), Duration::ZERO)
+                let why = "rank 0 gave up before all ranks were there";
+                self.give_up(why.into(), Whom::All, Duration::ZERO)
             }
             Phase::Gathering if self.since.elapsed() > self.timeout => {
                 let why = missing(&self.seats, self.timeout);
                 // Who has not come by now has had its time.
-                self.give_up(why, Duration::ZERO);
+                self.give_up(why, Whom::All, Duration::ZERO);
             }
             Phase::Running => self.watch(closing),
             Phase::Stopped { all } => {

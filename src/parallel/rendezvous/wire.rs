@@ -62,7 +62,10 @@ pub enum Message {
     /// Service → rank: no.
     Refused {
         why: String,
+        whom: Whom,
     },
+    /// Rank → service: I was asked to stop while I wait for the others. Once all are there it means nothing.
+    Withdraw,
     /// Both ways: alive. The service tells what rank 0 does.
     Beat(Beat),
     /// Rank → service: my work failed. One that is only a `consequence`, a lost neighbour for example, waits a
@@ -82,6 +85,17 @@ pub enum Message {
     /// Rank → service: I am done. And the answer.
     Bye,
     Farewell,
+}
+
+/// Whom a refusal concerns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Whom {
+    /// This rank. The others go on without it.
+    One,
+    /// All: the group does not come together.
+    All,
+    /// All, and not for an error: a rank was asked to stop.
+    Interrupted,
 }
 
 /// What a rank does.

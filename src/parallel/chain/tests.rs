@@ -1,5 +1,8 @@
-use std::sync::Barrier;
+use std::io::{Read, Write};
+use std::sync::{Barrier, Mutex};
+use std::time::Duration;
 
+use super::ways::CHUNK;
 use super::*;
 
 /// Runs `work` as every rank of a chain, each a thread, and gives what they return in rank order.
@@ -146,10 +149,28 @@ fn strangers_are_hung_up_on() {
         let friend = call("127.0.0.1", port, 5).unwrap();
         (stranger, guess, friend)
     });
-    let mut link = answer(&listener, 5).unwrap();
+    let mut link = answer(&listener, 5, PATIENCE).unwrap();
     let (_, _, mut friend) = callers.join().unwrap();
     friend.write_all(b"hello").unwrap();
     let mut word = [0; 5];
     link.read_exact(&mut word).unwrap();
     assert_eq!(&word, b"hello");
+}
+
+/// A firewall between two machines, for example: somebody has to know whom it is about.
+#[test]
+fn a_neighbour_that_cannot_be_reached_is_named() {
+    let world = World { rank: 3, size: 5, local_rank: 0, local_size: 1 };
+    // Nobody listens there.
+    let port = listen("127.0.0.1").unwrap().local_addr().unwrap().port();
+    let gather = |own: &[u8]| {
+        let mut places = vec![own.to_vec(); 5];
+        places[4] = format!("{:016x} 127.0.0.1 {port}", 1).into_bytes();
+        io::Result::Ok(places)
+    };
+    let line = Chain::connect(world, "127.0.0.1", gather).map(drop).unwrap_err().to_string();
+    let start = format!("rank 4, a neighbour of rank 3, does not answer at 127.0.0.1, port {port}: ");
+    assert!(line.starts_with(&start), "{line}");
+    let line = answer(&listen("::1").or(listen("localhost")).unwrap(), 1, Duration::ZERO).unwrap_err();
+    assert!(line.to_string().starts_with("has not called port "), "{line}");
 }

@@ -1,0 +1,63 @@
+//! How a run loads its images: those of a step shuffled and augmented, those of an evaluation as they are, in order.
+
+use super::error::TrainError;
+use super::memory::LOADER_AHEAD;
+use super::recipe::Recipe;
+use crate::data::loader::evaluation_steps;
+use crate::data::{Form, Loader, LoaderConfig, Share, Source, Split};
+
+/// What both have in common: which images, as what, and who makes them.
+pub struct Loading<'a> {
+    pub source: &'a Source,
+    pub recipe: &'a Recipe,
+    pub form: Form,
+    /// This process's part of every batch, or of an evaluation's batches.
+    pub share: Share,
+    pub threads: usize,
+    /// Near the device; empty is all.
+    pub processors: &'a [usize],
+}
+
+impl Loading<'_> {
+    /// The batches of the steps from `first_step` to before `end`.
+    ///
+    /// # Errors
+    /// Where threads are not there.
+    pub fn training(&self, first_step: u64, end: u64) -> Result<Loader, TrainError> {
+        let steps = end - first_step;
+        let batch = self.recipe.batch_size / self.share.parts;
+        self.start(LoaderConfig { train: true, first_step, ..self.config(Split::Train, batch, steps) })
+    }
+
+    /// A split in the batches that an evaluation of this recipe takes: its micro-batches.
+    ///
+    /// # Errors
+    /// As [`Loading::training`].
+    pub fn evaluation(&self, split: Split) -> Result<Loader, TrainError> {
+        let batch = self.recipe.micro_batch;
+        let steps = evaluation_steps(self.source.samples(split), batch, self.share);
+        self.start(self.config(split, batch, steps))
+    }
+
+    fn config(&self, split: Split, batch: usize, steps: u64) -> LoaderConfig {
+        LoaderConfig {
+            split,
+            batch,
+            share: self.share,
+            resolution: self.recipe.resolution,
+            crop: self.recipe.crop,
+            form: self.form,
+            train: false,
+            seed: self.recipe.seed,
+            first_step: 0,
+            steps,
+            threads: self.threads,
+            ahead: LOADER_AHEAD,
+            processors: self.processors.to_vec(),
+        }
+    }
+
+    fn start(&self, config: LoaderConfig) -> Result<Loader, TrainError> {
+        Ok(Loader::start(self.source.clone(), config)?)
+    }
+}
