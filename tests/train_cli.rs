@@ -212,7 +212,7 @@ fn tables_and_plans_start_no_ranks() {
     let one = succeeds(dir.path(), &["--summary"]);
     assert_eq!(succeeds(dir.path(), &["--summary", "--ranks", "3"]), one);
     let plan =
-        ["--dry-run", "--batch-size", "8", "--resolution", "32", "--data", "synthetic", "--ranks", "3"];
+        ["--dry-run", "--batch-size", "8", "--resolution", "32", "--data", "synthetic", "--ranks", "4"];
     let plan = succeeds(dir.path(), &plan);
     assert_eq!(plan.matches("memory plan").count(), 1, "{plan}");
 }

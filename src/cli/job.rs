@@ -102,8 +102,9 @@ impl Flags {
         })?;
         let mut divided = recipe.clone();
         let free = options.auto_micro_batch || actions.resume;
-        divide(&mut divided, free, None, options.ranks.world().size)
-            .map_err(|e| UsageError(e.to_string()))?;
+        // The layers are the same for any number of ranks.
+        let ranks = if actions.summary { 1 } else { options.ranks.world().size };
+        divide(&mut divided, free, None, ranks).map_err(|e| UsageError(e.to_string()))?;
         // What a checkpoint says is compared first, and then divided.
         let recipe = if actions.resume { recipe } else { divided };
         let action = match (actions.summary, actions.dry_run) {
