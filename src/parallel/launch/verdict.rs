@@ -95,6 +95,10 @@ impl Ends {
             _ if told => return None,
             (Ended::Status(_), None) => format!("rank {rank} {end}; rank 0 says why, on its machine"),
             (Ended::Signal(_), None) => format!("rank {rank} {end}; {GO_ON}"),
+            // It waited for the others when it was stopped, and knows of nothing.
+            (_, Some(Ended::Status(INTERRUPTED))) if self.pressed && !self.interrupted => {
+                format!("rank {rank} {end}; {GO_ON}")
+            }
             (_, Some(Ended::Status(_))) => return None,
             (_, Some(Ended::Signal(_))) if rank == 0 || !self.pressed => {
                 let end = self.of_rank_0()?;
@@ -169,6 +173,11 @@ mod tests {
             word.contains("rank 1 was ended by signal 11 (SIGSEGV), and rank 0 had to be stopped"),
             "{word}"
         );
+        // Rank 0 was still waiting for the one that went, and ended when it was told to.
+        let ended = [(3, Signal(9)), (0, Status(130)), (1, Status(130))];
+        let early = Ends { pressed: true, ..ends(0, &ended) };
+        let word = early.last_word(false).unwrap();
+        assert!(word.contains("rank 3 was ended by signal 9") && early.status() == 1, "{word}");
     }
 
     #[test]
