@@ -105,8 +105,11 @@ impl Moments {
 fn twenty_ranks_killed_change_nothing() {
     let out = place("killed");
     let mut moments = Moments(7);
-    let (mut hits, mut whom, mut named) = (0, [0; RANKS], 0);
-    for number in 0..20 {
+    let (mut hits, mut whom, mut named, mut number) = (0, [0; RANKS], 0, 0);
+    // Only kills that met a running rank count.
+    while hits < 20 {
+        number += 1;
+        assert!(number <= 60, "only {hits} of 60 kills met a running rank");
         let mut child = resumed(&out).spawn().unwrap();
         let Some(ranks) = wait_for_ranks(&mut child) else {
             let output = child.wait_with_output().unwrap();
@@ -140,10 +143,8 @@ fn twenty_ranks_killed_change_nothing() {
             fs::remove_dir_all(&out).unwrap();
         }
     }
-    assert!(
-        hits >= 12 && whom.iter().filter(|&&kills| kills > 0).count() >= 3,
-        "{hits} of 20 kills met {whom:?}"
-    );
+    println!("{number} kills, by rank {whom:?}");
+    assert!(whom.iter().all(|&kills| kills > 0), "no rank is spared: {whom:?}");
     assert_eq!(named, hits, "every kill is told with the rank's number");
     succeed(resumed(&out));
     assert_same_run(&place("whole"), &out);
