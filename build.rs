@@ -61,7 +61,8 @@ fn build() -> Result<(), Error> {
     write_changed(&out.join("kernels.rs"), generated.as_bytes())
 }
 
-/// Tests that need kernels, a GPU or NCCL are ignored, by name, without `effnet_kernels`, `effnet_gpu` or `effnet_nccl`.
+/// Tests that need kernels, a GPU or NCCL are ignored, by name, without `effnet_kernels`, `effnet_gpu` or
+/// `effnet_nccl`.
 fn tell_tests(kernels: bool) -> Result<(), Error> {
     println!("cargo::rustc-check-cfg=cfg(effnet_kernels, effnet_gpu, effnet_nccl)");
     if variable("NCCL_LIBRARY").is_some() {
