@@ -4,12 +4,12 @@ use std::path::PathBuf;
 
 use super::checkpoint::{CheckpointError, DirectoryError};
 use super::device::DeviceError;
-use super::evaluate::EvaluateError;
-use super::log::LogError;
+use super::evaluation::evaluate::EvaluateError;
 use super::memory::{MemoryError, bytes};
 use super::recipe::RecipeError;
 use super::recipe_file::RecipeFileError;
-use super::schedule::NoSteps;
+use super::report::log::LogError;
+use super::trainer::schedule::NoSteps;
 use crate::data::DataError;
 use crate::model::ModelError;
 use crate::model::weights::WeightsError;

@@ -7,32 +7,25 @@
 //! follows a step in `after_step`, what is told on the way in [`events`], what stays in [`checkpoint`], [`log`] and
 //! [`recipe_file`].
 
-mod after_step;
 pub mod checkpoint;
-pub mod curves;
 pub mod device;
-pub mod engine;
 pub mod error;
-pub mod evaluate;
-pub mod evaluator;
-pub mod events;
+mod evaluation;
 pub mod loading;
-pub mod log;
 pub mod memory;
-pub mod not_finite;
-pub mod profile;
 pub mod program;
 pub mod recipe;
 pub mod recipe_file;
 pub mod report;
-pub mod run;
-pub mod schedule;
-mod session;
 pub mod team;
+mod trainer;
 
 pub use error::TrainError;
-pub use events::{EvaluationRecord, Header, Outcome, Reporter, StepRecord};
+pub use evaluation::{evaluate, evaluator};
 pub use memory::{MemoryPlan, memory_plan};
 pub use recipe::{DataChoice, DeviceChoice, Optimizer, Recipe, RecipeError, RunOptions};
-pub use run::train;
-pub use session::{check, saved_recipe};
+pub use report::events::{EvaluationRecord, Header, Outcome, Reporter, StepRecord};
+pub use report::{curves, events, log, profile};
+pub use trainer::run::train;
+pub use trainer::session::{check, saved_recipe};
+pub use trainer::{engine, not_finite, run, schedule};

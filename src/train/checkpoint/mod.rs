@@ -1,13 +1,13 @@
-//! Checkpoints: all of a run's state in one safetensors file.
+//! Checkpoints: the whole state of a run in one safetensors file.
 //!
 //! The file holds the model under timm's names, the moving average under `ema.`, the optimiser's buffers under
 //! `optimizer.mean_square.` and `optimizer.momentum.`, and one metadata key, `effnet`: [`Metadata`] as JSON with
-//! sorted keys. Equal runs write equal files, so nothing stands in it that may differ between them: no clock, no
-//! thread count, no path.
+//! sorted keys. Equal runs write equal files, so the file contains nothing that may differ between equal runs: no time,
+//! no thread count, no path.
 //!
-//! Reading accepts a file only as it was written. The header is rendered again from what it says and compared
-//! byte for byte, which settles names, types, shapes and order; a checksum over header and data settles the
-//! rest. So a change of any single byte is an error, never other weights.
+//! Reading accepts a file only exactly as it was written. The header is rendered again from the parsed metadata and
+//! compared byte for byte, which checks names, types, shapes and order; a checksum over header and data covers the
+//! rest. A change of any single byte is therefore an error and never gives wrong weights.
 
 mod files;
 
@@ -19,8 +19,8 @@ use serde::{Deserialize, Serialize};
 
 pub use files::{DirectoryError, Disk, Files, Found, RunDirectory};
 
-use super::events::Best;
 use super::recipe::Recipe;
+use super::report::events::Best;
 use crate::data::{CropMode, Normalise};
 use crate::model::weights::{Listed, header, listing, prefixed};
 use crate::model::{Architecture, BatchNormConfig, Padding, ParamTable, Variant};
@@ -28,14 +28,14 @@ use crate::ops::LossScale;
 
 const FORMAT: &str = "effnet checkpoint";
 const KEY: &str = "effnet";
-/// Raised when an older program could misread the file.
+/// Increased when an older program could misread the file.
 pub const VERSION: u64 = 1;
-/// The checksum's place while it is computed.
+/// Stands in the checksum's place while the checksum is computed.
 const NO_CHECKSUM: &str = "00000000";
-/// No header is longer; B7's is a third of a megabyte.
+/// The longest header accepted; B7's header is a third of a megabyte.
 const HEADER_LIMIT: u64 = 64 << 20;
 
-/// What a checkpoint says about itself. Written with sorted keys.
+/// Describes a checkpoint. Written with sorted keys.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Metadata {
@@ -50,7 +50,7 @@ pub struct Metadata {
     pub crop: CropMode,
     pub normalise: Normalise,
     pub recipe: Recipe,
-    /// Optimiser steps done, of how many.
+    /// Optimiser steps done, and steps of the whole schedule.
     pub step: u64,
     pub steps: u64,
     /// Epochs done.
@@ -58,11 +58,11 @@ pub struct Metadata {
     pub seed: u64,
     /// Fingerprint of the dataset.
     pub data: String,
-    /// Step of the last evaluation; 0 before the first. Behind its due step only in a run that was interrupted
-    /// while it evaluated.
+    /// Step of the last evaluation; 0 before the first. An evaluation that is due is missing only if the run was
+    /// interrupted during it.
     pub evaluated: u64,
     pub best: Option<Best>,
-    /// Loss scaling's state, once the run has trained in fp16 on a GPU.
+    /// State of loss scaling, if the run has trained in fp16 on a GPU.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss_scale: Option<LossScale>,
     /// CRC-32 of the header with this field zero, and of the data.
@@ -70,7 +70,7 @@ pub struct Metadata {
 }
 
 impl Metadata {
-    /// Of a run that has not begun.
+    /// The metadata of a run before its first step.
     pub fn new(
         recipe: &Recipe,
         classes: Vec<String>,
@@ -101,7 +101,7 @@ impl Metadata {
         }
     }
 
-    /// The network that the weights belong to; none where the fields contradict each other.
+    /// The network that the weights belong to; none if the fields contradict each other.
     pub fn architecture(&self) -> Option<Architecture> {
         let again =
             Metadata::new(&self.recipe, self.classes.clone(), self.normalise, self.data.clone(), self.steps);
@@ -113,25 +113,25 @@ impl Metadata {
     }
 
     fn json(&self) -> String {
-        // By way of a value, whose objects are sorted.
+        // Converted to a value first, because its objects are sorted.
         serde_json::to_value(self).map(|value| value.to_string()).unwrap_or_default()
     }
 }
 
-/// The numbers of a run, as flat buffers in the parameter table's order.
+/// The tensors of a run, as flat buffers in the parameter table's order.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Snapshot {
-    /// The table's total length.
+    /// Of the table's total length.
     pub parameters: Vec<f32>,
-    /// Total length, or empty where no average is kept.
+    /// Of the total length, or empty if the run keeps no moving average.
     pub ema: Vec<f32>,
-    /// The trainable length, both.
+    /// This and the next have the trainable length.
     pub mean_square: Vec<f32>,
     pub momentum: Vec<f32>,
 }
 
 impl Snapshot {
-    /// Zeroed buffers of the right lengths.
+    /// Buffers of zeros of the right lengths.
     pub fn new(table: &ParamTable, ema: bool) -> Snapshot {
         Snapshot {
             parameters: vec![0.0; table.total()],
@@ -141,7 +141,7 @@ impl Snapshot {
         }
     }
 
-    /// In the file's order.
+    /// In the order of the file.
     fn sections(&self) -> [&Vec<f32>; 4] {
         [&self.parameters, &self.ema, &self.mean_square, &self.momentum]
     }
@@ -150,7 +150,7 @@ impl Snapshot {
         [&mut self.parameters, &mut self.ema, &mut self.mean_square, &mut self.momentum]
     }
 
-    /// The first tensor with a value that is not finite.
+    /// The first tensor that contains a value that is not finite.
     pub fn first_not_finite(&self, table: &ParamTable) -> Option<String> {
         let prefixes = ["", "ema.", "optimizer.mean_square.", "optimizer.momentum."];
         self.sections().into_iter().zip(prefixes).find_map(|(values, prefix)| {
@@ -159,7 +159,7 @@ impl Snapshot {
     }
 }
 
-/// The first tensor of a flat buffer (of the total or the trainable length) with a value that is not finite.
+/// The first tensor of a flat buffer (of the total or the trainable length) that contains a value that is not finite.
 pub fn first_not_finite<'a>(values: &[f32], table: &'a ParamTable) -> Option<&'a str> {
     if values.iter().all(|v| v.is_finite()) {
         return None;
@@ -169,7 +169,7 @@ pub fn first_not_finite<'a>(values: &[f32], table: &'a ParamTable) -> Option<&'a
     bad.next().map(|entry| entry.name.as_str())
 }
 
-/// A checkpoint that was read.
+/// A checkpoint read from a file.
 #[derive(Clone, Debug)]
 pub struct Checkpoint {
     pub metadata: Metadata,
@@ -177,7 +177,7 @@ pub struct Checkpoint {
     pub state: Snapshot,
 }
 
-/// What can be wrong with a checkpoint, or with saving one. One line each.
+/// Errors of reading and saving checkpoints. Each message is one line.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
     #[error("{}: {error}", path.display())]
@@ -202,7 +202,7 @@ fn remedy(intact: bool) -> &'static str {
     }
 }
 
-/// All tensors of a file.
+/// All tensors of a file, in order.
 fn tensors(table: &ParamTable, ema: bool) -> Vec<Listed> {
     let mut list = listing(table);
     let trainable = || table.entries().iter().filter(|entry| entry.role.trainable());
@@ -215,13 +215,13 @@ fn tensors(table: &ParamTable, ema: bool) -> Vec<Listed> {
     list
 }
 
-/// The header with the given checksum in it.
+/// The header with the given checksum.
 fn render(metadata: &Metadata, checksum: &str, list: &[Listed]) -> Vec<u8> {
     let metadata = Metadata { checksum: checksum.into(), ..metadata.clone() };
     header((KEY, &metadata.json()), list)
 }
 
-/// Writes a checkpoint as a stream: nothing is copied, the checksum is taken in a first sweep.
+/// Writes a checkpoint as a stream. Nothing is copied; a first pass over the buffers computes the checksum.
 ///
 /// # Errors
 /// The writer's.
@@ -250,13 +250,13 @@ pub fn write(
 /// Reads and checks a checkpoint.
 ///
 /// # Errors
-/// [`CheckpointError`], naming the file and what is wrong with it.
+/// [`CheckpointError`], which names the file and the problem.
 pub fn read(path: &Path) -> Result<Checkpoint, CheckpointError> {
     let (mut file, length) = open(path)?;
     read_from(&mut file, length, path)
 }
 
-/// Checks a checkpoint as [`read`] does, and keeps nothing but its metadata.
+/// Checks a checkpoint as [`read`] does, but returns only its metadata.
 pub fn verify(path: &Path) -> Result<Metadata, CheckpointError> {
     let (mut file, length) = open(path)?;
     verify_from(&mut file, length, path)
@@ -294,7 +294,7 @@ pub fn verify_from(input: &mut impl Read, length: u64, path: &Path) -> Result<Me
     Ok(reader.finish()?.0)
 }
 
-/// A file whose header has been checked, on the way through its data.
+/// Reads the data of a file whose header has been checked.
 struct Reader<'a, R: Read> {
     input: &'a mut R,
     path: &'a Path,
@@ -348,7 +348,7 @@ impl<'a, R: Read> Reader<'a, R> {
     }
 }
 
-/// The length in front and the JSON.
+/// The length at the start of the file and the JSON after it.
 fn read_header(input: &mut impl Read, length: u64, path: &Path) -> Result<Vec<u8>, CheckpointError> {
     let failed = |error| CheckpointError::Read { path: path.to_owned(), error };
     let truncated =

@@ -2,12 +2,12 @@
 
 use std::time::Instant;
 
-use super::error::TrainError;
-use super::evaluate::rate;
-use super::events::{Best, EvaluationRecord, LogLine, StepRecord};
 use super::run::{Behind, Trainer};
 use crate::data::Split;
 use crate::ops::{Ops, StepFigures};
+use crate::train::error::TrainError;
+use crate::train::evaluation::evaluate::rate;
+use crate::train::report::events::{Best, EvaluationRecord, LogLine, StepRecord};
 
 impl<O: Ops + Send> Trainer<'_, O> {
     /// Tells of the steps whose figures are there; with `all`, of every step handed over, waiting for it.

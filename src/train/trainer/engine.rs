@@ -1,19 +1,15 @@
-//! A device with a training and an evaluation network on it.
+//! A device with a training network and an evaluation network on it.
 //!
-//! Both networks share one arena; binding a plan hands it over. One step goes over its micro-batches, whose
-//! gradients add up, and the batch norms see one micro-batch at a time. The device may run behind: a step is
-//! handed over, and what it came to is asked for later, so that the next batch is already on its way meanwhile.
-//! Where ranks share the work, the gradients of a step's last micro-batch are summed over them bucket by bucket, each
-//! as soon as the backward pass has completed it. All buffers that the loop needs on the host exist before the first step.
+//! Both networks use the same arena; binding a plan assigns the arena to one of them. One step runs all micro-batches
+//! and adds up their gradients; batch norm takes its statistics over one micro-batch at a time. The device may run
+//! asynchronously: a step is submitted, and its results are fetched later, so that the next batch can be copied in the
+//! meantime. With several ranks, the gradients of a step's last micro-batch are summed over the ranks bucket by bucket,
+//! each bucket as soon as the backward pass has completed it. All host buffers of the loop are allocated before the
+//! first step.
 
 use std::sync::atomic::AtomicBool;
 
-use super::checkpoint::Snapshot;
-use super::device::{self, Hardware, Needs};
-use super::evaluate::{EvaluateError, Evaluation, Images, evaluate};
 use super::not_finite::Search;
-use super::recipe::Recipe;
-use super::team::Team;
 use crate::data::{Batch, Form, Loader, Normalise};
 use crate::model::{Architecture, ParamTable};
 use crate::network::{Network, NetworkConfig};
@@ -22,6 +18,11 @@ use crate::ops::{
     BatchInput, BatchTarget, Buckets, Buffer, LossScale, Ops, Pass, Plan, ProfileReport, Result, Sequence,
     StepFigures, StepParams, Update, Weights,
 };
+use crate::train::checkpoint::Snapshot;
+use crate::train::device::{self, Hardware, Needs};
+use crate::train::evaluation::evaluate::{EvaluateError, Evaluation, Images, evaluate};
+use crate::train::recipe::Recipe;
+use crate::train::team::Team;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Bound {
@@ -30,15 +31,15 @@ enum Bound {
     Evaluation,
 }
 
-/// See the module.
+/// See the module's description.
 pub struct Engine<O: Ops> {
     ops: O,
     pub table: ParamTable,
-    /// In which form it takes images, for training and evaluation.
+    /// The form of image that the device takes, in training and in evaluation.
     pub form: Form,
     training: Network,
     training_plan: Plan,
-    /// Those of one micro-batch, in order, and the first of its backward half.
+    /// The passes of one micro-batch, in order, and the index of the first backward pass.
     training_passes: Vec<Pass>,
     backward: usize,
     buckets: Buckets,
@@ -47,14 +48,14 @@ pub struct Engine<O: Ops> {
     bound: Bound,
     normalise: Normalise,
     update: Update,
-    /// Which of the two batches under way comes next.
+    /// Which of the two batch slots on the device is used next.
     slot: usize,
     team: Team,
 }
 
 impl<O: Ops + Send> Engine<O> {
-    /// Plans both networks and makes the hardware ready for them. Images of an evaluation's pass are the recipe's
-    /// micro-batch.
+    /// Plans both networks and prepares the hardware for them. An evaluation pass takes as many images as a micro-batch
+    /// of the recipe.
     pub fn new<H: Hardware<Ops = O>>(
         recipe: &Recipe,
         arch: &Architecture,
@@ -102,7 +103,7 @@ impl<O: Ops + Send> Engine<O> {
         Ok(())
     }
 
-    /// Hands a whole step to the device: forward and backward over the micro-batches, then the update.
+    /// Submits a whole step to the device: forward and backward over the micro-batches, then the update.
     pub fn step(&mut self, batch: &Batch, params: StepParams) -> Result {
         self.bind(Bound::Training)?;
         let Engine { ops, training, normalise: Normalise { mean, deviation }, update, slot, .. } = self;
@@ -145,7 +146,8 @@ impl<O: Ops + Send> Engine<O> {
         self.ops.end_step()
     }
 
-    /// What the oldest step not yet asked for came to; see [`Ops::take_figures`]. `loss` is the sum over its images.
+    /// The results of the oldest step that have not been fetched; see [`Ops::take_figures`]. `loss` is the sum over the
+    /// step's images.
     pub fn take_figures(&mut self, wait: bool) -> Result<Option<StepFigures>> {
         self.ops.take_figures(wait)
     }
@@ -163,8 +165,8 @@ impl<O: Ops + Send> Engine<O> {
         self.ops.take_profile()
     }
 
-    /// Evaluates the raw weights and, where one is kept, their average, over all ranks' shares of the `expected` images;
-    /// none if `stop` was raised at any rank meanwhile.
+    /// Evaluates the raw weights and, if there is one, their moving average, over the `expected` images of all ranks.
+    /// Returns none if `stop` was set at any rank during the evaluation.
     pub fn evaluate(
         &mut self,
         loader: &mut Loader,
@@ -178,7 +180,7 @@ impl<O: Ops + Send> Engine<O> {
         evaluate(&mut self.ops, &self.evaluation, images, weights, stop, &self.team)
     }
 
-    /// Sets all state; that of loss scaling where the checkpoint has one (another precision's has none).
+    /// Sets the whole state. The loss scale is set only if the checkpoint has one; only fp16 runs have.
     pub fn load(&mut self, state: &Snapshot, loss_scale: Option<LossScale>) -> Result {
         if let Some(scale) = loss_scale {
             self.ops.set_loss_scale(scale)?;
@@ -191,7 +193,7 @@ impl<O: Ops + Send> Engine<O> {
         self.ops.write_state(Buffer::Momentum, &state.momentum)
     }
 
-    /// Copies all state out.
+    /// Copies the whole state to the host.
     pub fn store(&mut self, state: &mut Snapshot) -> Result {
         self.ops.read_state(Buffer::Parameters, &mut state.parameters)?;
         if !state.ema.is_empty() {
@@ -201,8 +203,8 @@ impl<O: Ops + Send> Engine<O> {
         self.ops.read_state(Buffer::Momentum, &mut state.momentum)
     }
 
-    /// After a step whose loss or gradients were not finite: runs it again and says where that began, in words; none
-    /// if now all is finite. Nothing but reading the state out makes sense afterwards.
+    /// Runs a step again whose loss or gradients were not finite, and describes the first value that is not finite.
+    /// Returns none if all values are finite this time. After this call only the state may be read.
     pub fn first_not_finite(&mut self, batch: &Batch, params: StepParams) -> Result<Option<String>> {
         self.bind(Bound::Training)?;
         let Engine { ops, table, training, training_passes, normalise, .. } = self;

@@ -11,9 +11,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::profile;
-use super::program::{command, quoted};
-use super::recipe::Recipe;
 use crate::ops::ProfileReport;
+use crate::train::program::{command, quoted};
+use crate::train::recipe::Recipe;
 
 /// A run about to start or to go on.
 #[derive(Clone, Debug)]

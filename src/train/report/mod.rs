@@ -2,6 +2,11 @@
 //!
 //! A reader who goes away (a closed pipe) ends the report, not the run.
 
+pub mod curves;
+pub mod events;
+pub mod log;
+pub mod profile;
+
 use std::io::{self, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -9,11 +14,10 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
 
-use super::curves;
-use super::events::{End, EvaluationRecord, Header, Outcome, Reporter, StepRecord};
-use super::memory::bytes;
-use super::recipe::Optimizer;
+use self::events::{End, EvaluationRecord, Header, Outcome, Reporter, StepRecord};
 use crate::ops::{ProfileReport, ProfileRow};
+use crate::train::memory::bytes;
+use crate::train::recipe::Optimizer;
 
 /// Passes every event on to several reporters, in order.
 pub struct All(pub Vec<Box<dyn Reporter>>);
@@ -535,5 +539,4 @@ pub fn for_stdout(json: bool) -> Box<dyn Reporter> {
 }
 
 #[cfg(test)]
-#[path = "report_tests.rs"]
 mod tests;

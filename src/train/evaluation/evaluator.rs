@@ -1,23 +1,23 @@
-//! A checkpoint on its own: its figures over a split, its opinion of single images.
+//! Evaluates a checkpoint without its run: accuracy and loss over a split, predictions for single images.
 //!
-//! Everything that decides a figure (resolution, padding, crop, channel means and deviations, batch-norm
-//! constants, the size of a batch) comes from the checkpoint, so the figure is training's own.
+//! Everything that affects the result (resolution, padding, crop, channel means and deviations, batch-norm constants,
+//! the size of a batch) comes from the checkpoint, so the result equals the one that training logged.
 
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
-use super::checkpoint::Checkpoint;
-use super::device::{self, Hardware, Needs};
-use super::error::TrainError;
 use super::evaluate::{Evaluation, Images, evaluate, infer, softmax};
-use super::loading::Loading;
-use super::memory::evaluation_need;
-use super::recipe::Recipe;
-use super::team::Team;
 use crate::data::{BatchPixels, Form, Normalise, Share, Source, Split, evaluate_image};
 use crate::model::ParamTable;
 use crate::network::{Network, NetworkConfig};
 use crate::ops::{Buffer, Ops, Weights};
+use crate::train::checkpoint::Checkpoint;
+use crate::train::device::{self, Hardware, Needs};
+use crate::train::error::TrainError;
+use crate::train::loading::Loading;
+use crate::train::memory::evaluation_need;
+use crate::train::recipe::Recipe;
+use crate::train::team::Team;
 
 /// A checkpoint's network, ready for inference.
 pub struct Evaluator<O: Ops> {
@@ -30,8 +30,8 @@ pub struct Evaluator<O: Ops> {
 }
 
 impl<O: Ops + Send> Evaluator<O> {
-    /// For batches of `batch` images. [`Evaluator::split`] repeats training's figures with
-    /// `checkpoint.metadata.recipe.micro_batch`.
+    /// Prepares a network for batches of `batch` images. With `checkpoint.metadata.recipe.micro_batch` images
+    /// [`Evaluator::split`] gives exactly the result that training logged.
     pub fn new<H: Hardware<Ops = O>>(
         checkpoint: &Checkpoint,
         batch: usize,
@@ -60,12 +60,12 @@ impl<O: Ops + Send> Evaluator<O> {
         Ok(Evaluator { ops, network, recipe, normalise, form, classes })
     }
 
-    /// The weights that the checkpoint has: raw, and their moving average where one was kept.
+    /// The sets of weights in the checkpoint: raw, and their moving average if the run kept one.
     pub fn weights(&self) -> &'static [Weights] {
         if self.recipe.ema > 0.0 { &[Weights::Raw, Weights::Ema] } else { &[Weights::Raw] }
     }
 
-    /// Figures of each of [`Evaluator::weights`] over a split of a set with the checkpoint's classes.
+    /// Accuracy and loss of each of [`Evaluator::weights`] over a split of a dataset with the checkpoint's classes.
     pub fn split(
         &mut self,
         source: &Source,
@@ -82,7 +82,7 @@ impl<O: Ops + Send> Evaluator<O> {
         Ok(figures.unwrap_or_default())
     }
 
-    /// The most probable classes of an image file, at most `count`, falling.
+    /// The most probable classes of an image file, at most `count`, by falling probability.
     pub fn classify(
         &mut self,
         image: &Path,
@@ -96,7 +96,7 @@ impl<O: Ops + Send> Evaluator<O> {
         infer(&mut self.ops, &self.network, pixels, self.normalise, weights, &mut logits)?;
         let shares = softmax(&logits[..self.classes.len()]);
         let mut ranked: Vec<(String, f64)> = self.classes.iter().cloned().zip(shares).collect();
-        // Stable: classes of equal probability stay in the dataset's order.
+        // A stable sort: classes of equal probability stay in the dataset's order.
         ranked.sort_by(|a, b| b.1.total_cmp(&a.1));
         ranked.truncate(count);
         Ok(ranked)

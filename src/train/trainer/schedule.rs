@@ -5,7 +5,7 @@
 //! base·½(1 + cos π(s−W)/(T−W)). Nothing is carried from step to step, so a resumed run cannot have another
 //! rate than an uninterrupted one.
 
-use super::recipe::Recipe;
+use crate::train::recipe::Recipe;
 
 /// A recipe over a number of images.
 #[derive(Clone, Copy, Debug, PartialEq)]

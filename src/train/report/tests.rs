@@ -2,8 +2,8 @@ use indicatif::InMemoryTerm;
 
 use super::*;
 use crate::model::Variant;
-use crate::train::events::Best;
 use crate::train::recipe::Recipe;
+use crate::train::report::events::Best;
 
 fn header() -> Header {
     let mut recipe = Recipe::reference(Variant::B0, 64);

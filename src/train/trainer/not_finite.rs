@@ -1,20 +1,20 @@
-//! Which layer was the first to give a number that is not finite.
+//! Finds the first layer whose output is not finite.
 //!
-//! A step watches none of this, which would cost it a sweep over every tensor: it learns only that its loss or a
-//! gradient is not finite. So the step is run again, the same batch with the same masks, pass by pass, and what each
-//! pass wrote is looked at. A device that runs a step behind may have taken the step after it meanwhile; then the
-//! weights are those of that one.
+//! A normal step does not check every tensor, because that would read all of them once more. It only learns that the
+//! loss or a gradient is not finite. This module runs the step again, with the same batch and the same masks, pass by
+//! pass, and checks what each pass wrote. An asynchronous device may have executed the next step in the meantime; then
+//! the weights are those after that step.
 
-use super::checkpoint::first_not_finite;
 use crate::data::{Batch, Normalise};
 use crate::model::ParamTable;
 use crate::network::Network;
 use crate::ops::{BatchInput, BatchTarget, Buffer, Kind, Ops, Pass, Result, StepParams, Tensor};
+use crate::train::checkpoint::first_not_finite;
 
-/// A training step to be looked into.
+/// A training step to examine.
 pub struct Search<'a> {
     pub network: &'a Network,
-    /// Those of one micro-batch, in order.
+    /// The passes of one micro-batch, in order.
     pub passes: &'a [Pass],
     pub table: &'a ParamTable,
     pub normalise: Normalise,
@@ -22,14 +22,14 @@ pub struct Search<'a> {
 }
 
 impl Search<'_> {
-    /// The first output in forward order that is not finite; or else, in the order of the backward pass, the first
-    /// gradient. None if all is finite. The step's plan is bound; what it left on the device is overwritten.
+    /// The first output in forward order that is not finite; otherwise the first gradient in backward order. None if
+    /// all values are finite. The training plan must be bound; the step's values on the device are overwritten.
     pub fn run<O: Ops>(&self, ops: &mut O, batch: &Batch) -> Result<Option<String>> {
         let Network { image, labels, config, .. } = self.network;
         let Normalise { mean, deviation } = self.normalise;
         let target = BatchTarget { image: *image, labels: Some(*labels), mean, deviation };
         ops.begin_step()?;
-        // Ranks that take their statistics together need each other's passes to the end.
+        // With synchronised batch norm every rank must run all passes: the others wait for its statistics.
         let mut found = None;
         for (number, (pixels, labels)) in batch.parts(config.images).enumerate() {
             let first_position = self.params.first_position + (number * config.images) as u64;
@@ -57,7 +57,7 @@ impl Search<'_> {
     fn name<O: Ops>(&self, ops: &mut O, pass: &Pass, tensor: Tensor) -> Result<String> {
         let (layer, forward) = self.layer(pass);
         if !forward {
-            // A gradient of the weights may have been first: no other gradient is made of it.
+            // A weight gradient may have come first: no later value is computed from it.
             return Ok(match self.first_gradient(ops)? {
                 Some(name) => format!("the gradient of {name}"),
                 None => format!("the gradient at the input of {layer}"),
@@ -67,14 +67,14 @@ impl Search<'_> {
         let what = if statistics { "the batch's statistics" } else { "the output" };
         let mut weights = vec![0.0; self.table.total()];
         ops.read_state(Buffer::Parameters, &mut weights)?;
-        // Running statistics have moved with what was found.
+        // Only trainable weights: the running statistics already contain the bad values.
         let weight = first_not_finite(&weights[..self.table.trainable()], self.table);
         let weight = weight.map_or(String::new(), |name| format!("; of the weights, {name}"));
         Ok(format!("{what} of {layer}{weight}"))
     }
 
-    /// A pass as a layer, its block by timm's name, such as `blocks.3.1 depthwise`, and whether it is one of the forward
-    /// pass.
+    /// The layer of a pass, with its block under timm's name, such as `blocks.3.1 depthwise`, and whether the pass is
+    /// a forward pass.
     fn layer(&self, pass: &Pass) -> (String, bool) {
         let name = pass.name();
         let (operator, forward) = match name.strip_suffix(" backward") {
@@ -88,7 +88,7 @@ impl Search<'_> {
         (format!("{block} {operator}"), forward)
     }
 
-    /// The backward pass comes to the last parameter first.
+    /// The first parameter in backward order (the last parameter first) whose gradient is not finite.
     fn first_gradient<O: Ops>(&self, ops: &mut O) -> Result<Option<&str>> {
         let mut gradients = vec![0.0; self.table.trainable()];
         ops.read_state(Buffer::Gradients, &mut gradients)?;
@@ -102,7 +102,7 @@ fn finite(values: &[f32]) -> bool {
     values.iter().all(|value| value.is_finite())
 }
 
-/// The first tensor that a pass wrote and that is not finite.
+/// The first tensor written by a pass that is not finite.
 fn written<O: Ops>(pass: &Pass, ops: &mut O) -> Result<Option<Tensor>> {
     let mut tensors = Vec::new();
     pass.tensors(&mut |tensor, writes| {
@@ -120,7 +120,7 @@ fn written<O: Ops>(pass: &Pass, ops: &mut O) -> Result<Option<Tensor>> {
     Ok(None)
 }
 
-/// A tensor that belongs to the block of a pass, where several blocks have such a pass.
+/// A tensor whose label names the block of the pass; none for passes that occur once in the network.
 fn own_tensor(pass: &Pass) -> Option<Tensor> {
     match pass {
         Pass::ExpandForward(p) => Some(p.y),

@@ -1,25 +1,24 @@
 //! Accuracy and loss over a split.
 //!
-//! Counts are integers, and losses are summed as integers too, in units of 2⁻⁶⁴, so the figure of a checkpoint is one
-//! number, whatever the order of the images and however many ranks share them: the one that training logged is the one
-//! that `effnet-eval` prints. A label's rank is the number of other
-//! classes whose logit is not *below* the label's: ties count against the network, so one that says the same of
-//! every class is never right by luck, and neither is one that says NaN. The images that fill up the last batch
-//! are not counted, and the number of those that are is compared with the split's size.
+//! Counts are integers, and losses are also summed as integers, in units of 2⁻⁶⁴. The result therefore does not depend
+//! on the order of the images or on the number of ranks, and `effnet-eval` prints exactly what training logged. The
+//! rank of a label is the number of other classes whose logit is not *below* the label's logit. So ties count against
+//! the network: a network that gives all classes the same logit, or NaN, is never correct by chance. Images that pad
+//! the last batch are not counted, and the number of counted images is compared with the size of the split.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use super::team::Team;
 use crate::data::{BatchPixels, DataError, Loader, Normalise};
 use crate::network::Network;
 use crate::ops::score::rank;
 use crate::ops::{BatchInput, BatchTarget, Ops, OpsError, Result as OpsResult, Sequence, Weights};
 use crate::parallel::GroupError;
+use crate::train::team::Team;
 
-/// Figures of one set of weights over one split.
+/// Accuracy and loss of one set of weights over one split.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Evaluation {
     pub images: u64,
@@ -30,7 +29,7 @@ pub struct Evaluation {
     pub loss: f64,
 }
 
-/// Why there are no figures.
+/// Why an evaluation failed.
 #[derive(Debug, thiserror::Error)]
 pub enum EvaluateError {
     #[error(transparent)]
@@ -43,7 +42,7 @@ pub enum EvaluateError {
     Count { seen: u64, expected: u64 },
 }
 
-/// Cross-entropy of one image, nats: plain, in f64 from the f32 logits.
+/// Cross-entropy of one image in nats, without smoothing, computed in f64 from the f32 logits.
 pub fn cross_entropy(logits: &[f32], label: u32) -> f64 {
     let own = logits.get(label as usize).copied().map_or(f64::NAN, f64::from);
     let largest = logits.iter().fold(f64::NEG_INFINITY, |most, &v| most.max(f64::from(v)));
@@ -51,7 +50,7 @@ pub fn cross_entropy(logits: &[f32], label: u32) -> f64 {
     largest + sum.ln() - own
 }
 
-/// Probabilities of the classes, from f32 logits in f64.
+/// Probabilities of the classes, computed in f64 from f32 logits.
 pub fn softmax(logits: &[f32]) -> Vec<f64> {
     let largest = logits.iter().fold(f64::NEG_INFINITY, |most, &v| most.max(f64::from(v)));
     let powers: Vec<f64> = logits.iter().map(|&v| (f64::from(v) - largest).exp()).collect();
@@ -66,13 +65,13 @@ struct Sums {
     top5: u64,
     /// In units of 2⁻⁶⁴.
     loss: i128,
-    /// Losses that such units do not hold: not finite, or absurd. Images whose figures are worth nothing.
+    /// The sum of losses that do not fit these units: not finite or extremely large. The mean is then meaningless.
     beyond: f64,
 }
 
 /// 1 in the units of [`Sums::loss`].
 const UNIT: f64 = 18_446_744_073_709_551_616.0;
-/// Losses up to here are summed exactly: eight thousand million such images do not overflow.
+/// Losses up to this value are summed exactly: eight billion such images do not overflow.
 const MOST: f64 = 1e9;
 /// Words of [`Sums::words`].
 const WORDS: usize = 6;
@@ -91,13 +90,13 @@ impl Sums {
         }
     }
 
-    /// For the way to other ranks.
+    /// As words to send to other ranks.
     fn words(&self) -> [u64; WORDS] {
         let (low, high) = (self.loss as u64, (self.loss >> 64) as u64);
         [self.images, self.top1, self.top5, low, high, self.beyond.to_bits()]
     }
 
-    /// Adds what another rank has counted.
+    /// Adds the sums of another rank.
     fn add_words(&mut self, words: &[u64; WORDS]) {
         let [images, top1, top5, low, high, beyond] = *words;
         self.images += images;
@@ -117,18 +116,18 @@ impl Sums {
 
 /// A split's images, and how to read them.
 pub struct Images<'a> {
-    /// Of the network's batch size, over the whole split or this rank's share of it, in order.
+    /// In batches of the network's size, over the whole split or this rank's share of it, in order.
     pub loader: &'a mut Loader,
     pub normalise: Normalise,
     /// Images of the whole split.
     pub expected: u64,
 }
 
-/// Evaluates each of `weights` over the images, in one pass over them, each rank over its share. `network` is an
-/// inference network whose plan is bound. None if `stop` was raised on the way, at any rank.
+/// Evaluates each set of `weights` while reading the images once; each rank takes its share. `network` is an inference
+/// network whose plan is bound. Returns none if `stop` was set at any rank during the evaluation.
 ///
 /// # Errors
-/// [`EvaluateError`]; a damaged sample by file and number.
+/// [`EvaluateError`]; a damaged sample is named by file and number.
 pub fn evaluate<O: Ops + Send>(
     ops: &mut O,
     network: &Network,
@@ -148,7 +147,7 @@ pub fn evaluate<O: Ops + Send>(
             break;
         }
         for (&weights, sums) in weights.iter().zip(&mut sums) {
-            // A batch is one pass.
+            // A batch fits into one pass.
             for (pixels, _) in batch.parts(network.config.images) {
                 infer(ops, network, pixels, normalise, weights, &mut logits)?;
             }
@@ -173,7 +172,7 @@ fn over_ranks(own: &[Sums], team: &Team) -> Result<Vec<Sums>, GroupError> {
     let words: Vec<[u64; WORDS]> = own.iter().map(Sums::words).collect();
     let mut all = vec![Sums::default(); own.len()];
     for part in team.gather("an evaluation's counts", bytemuck::cast_slice(&words))? {
-        // All ranks run this program: as many sums as here.
+        // All ranks run this program, so each sends as many sums as this one.
         for (sums, words) in all.iter_mut().zip(part.chunks_exact(8 * WORDS)) {
             sums.add_words(&bytemuck::pod_read_unaligned(words));
         }
@@ -208,7 +207,7 @@ pub fn infer<O: Ops + Send>(
     })
 }
 
-/// Images per second of something that began at `since`.
+/// Images per second since `since`.
 pub fn rate(images: u64, since: Instant) -> f64 {
     images as f64 / since.elapsed().as_secs_f64().max(1e-9)
 }
@@ -218,18 +217,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn scores_follow_the_definition() {
+    fn rank_and_cross_entropy_follow_the_definition() {
         let logits = [1.0, 3.0, 2.0];
         assert_eq!([0, 1, 2].map(|label| rank(&logits, label)), [2, 0, 1]);
         let loss = ((-2f64).exp() + 1.0 + (-1f64).exp()).ln();
         assert!((cross_entropy(&logits, 1) - loss).abs() < 1e-15);
         assert!((cross_entropy(&logits, 0) - loss - 2.0).abs() < 1e-15);
-        // Large logits overflow nothing.
+        // Large logits cause no overflow.
         assert!(cross_entropy(&[1e30, 0.0], 0).abs() < 1e-12);
     }
 
     #[test]
-    fn ties_and_nan_are_never_right() {
+    fn rank_of_ties_and_nan_is_never_first() {
         assert_eq!(rank(&[0.0; 10], 3), 9);
         assert!(rank(&[f32::NAN, 1.0], 0) > 0);
         assert!(rank(&[f32::NAN, 1.0], 1) > 0);
@@ -242,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn top_five_of_three_classes_is_top_three() {
+    fn sums_take_top_three_for_top_five_of_three_classes() {
         let mut sums = Sums::default();
         sums.add(&[3.0, 2.0, 1.0], 2);
         sums.add(&[3.0, 2.0, 1.0], 0);
@@ -252,7 +251,7 @@ mod tests {
         assert_eq!((figures.top1, figures.top5), (0.25, 0.75));
     }
 
-    /// Any order, any division among ranks, the same figures; and they are those of the definition.
+    /// Any order and any division among ranks gives the same result, and it follows the definition.
     #[test]
     fn sums_do_not_depend_on_the_order() {
         let logits =
@@ -266,12 +265,12 @@ mod tests {
         assert_eq!(whole, together);
         let expected: f64 = (0..100).map(|image| cross_entropy(&logits(image), image % 4)).sum();
         assert!((whole.figures().loss - expected / 100.0).abs() < 1e-13);
-        // Negative sums survive the way, too: a label's logit may be rounded above the sum of all.
+        // Negative sums are transferred too: rounding may put a label's logit above the log of the sum.
         let negative = Sums { loss: -5, ..Sums::default() };
         let mut read = Sums::default();
         read.add_words(&negative.words());
         assert_eq!(read, negative);
-        // What is not finite is not lost.
+        // A loss that is not finite remains visible.
         whole.add(&[f32::NAN, 0.0], 0);
         assert!(whole.figures().loss.is_nan());
         whole = Sums::default();
@@ -280,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn probabilities_add_up() {
+    fn softmax_adds_up_to_one() {
         let p = softmax(&[0.0, (2f32).ln(), -1e4]);
         assert!((p[0] - 1.0 / 3.0).abs() < 1e-7 && (p.iter().sum::<f64>() - 1.0).abs() < 1e-15);
     }

@@ -6,18 +6,18 @@
 use std::fs;
 use std::path::Path;
 
-use super::checkpoint::{self, Checkpoint, DirectoryError, Found, Metadata, RunDirectory, Snapshot};
-use super::device::Hardware;
-use super::error::TrainError;
-use super::events::Reporter;
-use super::memory::{MemoryPlan, memory_plan};
-use super::recipe::{Recipe, RunOptions};
-use super::recipe_file::RecipeFile;
 use super::schedule::Schedule;
-use super::team::{self, Team};
 use crate::data::{CropMode, DataError, Source, Split};
 use crate::model::{Architecture, ParamTable, initialise::initialise, weights};
 use crate::parallel::Identity;
+use crate::train::checkpoint::{self, Checkpoint, DirectoryError, Found, Metadata, RunDirectory, Snapshot};
+use crate::train::device::Hardware;
+use crate::train::error::TrainError;
+use crate::train::memory::{MemoryPlan, memory_plan};
+use crate::train::recipe::{Recipe, RunOptions};
+use crate::train::recipe_file::RecipeFile;
+use crate::train::report::events::Reporter;
+use crate::train::team::{self, Team};
 
 /// The recipe of a run that is to be resumed.
 ///

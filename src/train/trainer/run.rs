@@ -11,19 +11,19 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use super::checkpoint::{Metadata, RunDirectory, Snapshot};
-use super::device::{self, Hardware};
 use super::engine::Engine;
-use super::error::TrainError;
-use super::events::*;
-use super::loading::Loading;
-use super::log::Log;
-use super::recipe::{Recipe, RunOptions};
 use super::schedule::Schedule;
 use super::session::{Draft, Session, draft, prepare};
-use super::team::Team;
 use crate::data::{Batch, Loader, Source, Split};
 use crate::ops::{Ops, StepParams};
+use crate::train::checkpoint::{Metadata, RunDirectory, Snapshot};
+use crate::train::device::{self, Hardware};
+use crate::train::error::TrainError;
+use crate::train::loading::Loading;
+use crate::train::recipe::{Recipe, RunOptions};
+use crate::train::report::events::*;
+use crate::train::report::log::Log;
+use crate::train::team::Team;
 
 /// Steps before those that `--profile` times: the first allocate, capture and fill caches.
 const PROFILE_WARM_UP: u64 = 3;
