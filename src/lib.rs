@@ -9,10 +9,11 @@
 //! | 3 | [`network`] | stem, MBConv, head: forward and backward side by side; the memory plan |
 //! | 2 | [`ops`] | the fused operators: one trait, one folder a device |
 //! | 1 | [`model`], [`data`], [`parallel`] | the family and its tables; shards, packing, loading; ranks |
-//! | 0 | [`random`] | counter-based random numbers |
+//! | 0 | [`files`], [`random`] | durable files; counter-based random numbers |
 
 pub mod cli;
 pub mod data;
+pub mod files;
 pub mod model;
 pub mod network;
 pub mod ops;

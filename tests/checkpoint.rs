@@ -8,12 +8,11 @@ use std::path::Path;
 use std::sync::LazyLock;
 
 use effnet::data::{CropMode, Normalise};
+use effnet::files::{Disk, Files};
 use effnet::model::initialise::initialise;
 use effnet::model::{ParamTable, Variant};
 use effnet::train::Recipe;
-use effnet::train::checkpoint::{
-    self, Checkpoint, CheckpointError, Disk, Files, Found, Metadata, RunDirectory, Snapshot,
-};
+use effnet::train::checkpoint::{self, Checkpoint, CheckpointError, Found, Metadata, RunDirectory, Snapshot};
 use effnet::train::events::Best;
 use proptest::prelude::*;
 use rayon::prelude::*;

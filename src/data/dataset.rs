@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::shard::{Sample, Shard};
-use super::{DataError, Fnv, Split, write_atomically};
+use super::{DataError, Fnv, Split};
+use crate::files;
 
 pub const MANIFEST: &str = "dataset.json";
 const FORMAT: &str = "effnet dataset";
@@ -112,7 +113,7 @@ impl Manifest {
     }
 
     pub fn write(&self, dir: &Path) -> Result<(), DataError> {
-        write_atomically(&dir.join(MANIFEST), &self.to_bytes())
+        Ok(files::replace(&dir.join(MANIFEST), &self.to_bytes())?)
     }
 
     pub fn read(dir: &Path) -> Result<Manifest, DataError> {

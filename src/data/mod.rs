@@ -25,9 +25,8 @@ pub mod source;
 pub mod synthetic;
 
 use std::fmt;
-use std::fs::{self, File};
-use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -39,6 +38,8 @@ pub use loader::{Loader, LoaderConfig};
 pub use sampler::Share;
 pub use source::Source;
 pub use synthetic::Synthetic;
+
+use crate::files::FileError;
 
 /// The two halves of a dataset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -121,6 +122,12 @@ impl DataError {
     }
 }
 
+impl From<FileError> for DataError {
+    fn from(FileError { path, error }: FileError) -> DataError {
+        DataError::Io { path, error }
+    }
+}
+
 /// FNV-1a over 64 bits (Fowler, Noll, Vo): names a content, protects against nothing but accidents.
 #[derive(Clone)]
 pub(crate) struct Fnv(u64);
@@ -149,38 +156,4 @@ impl Fnv {
     pub fn hex(&self) -> String {
         format!("{:016x}", self.0)
     }
-}
-
-/// Writes a small file so that a crash leaves the old one or the new one: temporary name, fsync, rename, fsync of
-/// the directory.
-pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), DataError> {
-    let temporary = temporary_name(path);
-    let write = || -> io::Result<()> {
-        let mut file = File::create(&temporary)?;
-        file.write_all(bytes)?;
-        file.sync_all()
-    };
-    write().map_err(DataError::io(&temporary))?;
-    rename_durably(&temporary, path)
-}
-
-/// `name.tmp` beside `name`.
-pub(crate) fn temporary_name(path: &Path) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".tmp");
-    PathBuf::from(name)
-}
-
-/// Renames and makes the new name survive a power cut.
-pub(crate) fn rename_durably(from: &Path, to: &Path) -> Result<(), DataError> {
-    fs::rename(from, to).map_err(DataError::io(to))?;
-    sync_directory(to.parent().unwrap_or(Path::new(".")))
-}
-
-pub(crate) fn sync_directory(dir: &Path) -> Result<(), DataError> {
-    let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
-    if cfg!(unix) {
-        File::open(dir).and_then(|d| d.sync_all()).map_err(DataError::io(dir))?;
-    }
-    Ok(())
 }

@@ -14,14 +14,15 @@
 //! A map stays valid only while the file keeps its length: a shard cut short by another program *while it is
 //! being read* ends the process with SIGBUS, as with every memory map. Nothing here writes to a finished shard.
 
-use std::fs::{self, File};
-use std::io::{BufWriter, Seek, SeekFrom, Write};
+use std::fs::File;
+use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use bytemuck::{Pod, Zeroable};
 use memmap2::{Advice, Mmap};
 
-use super::{DataError, Split, rename_durably, temporary_name};
+use super::{DataError, Split};
+use crate::files::{Disk, Draft};
 
 #[cfg(target_endian = "big")]
 compile_error!("shards are mapped as they lie on disk, little-endian; a big-endian host would misread them");
@@ -272,8 +273,7 @@ pub struct NewSample<'a> {
 /// Writes a shard under a temporary name; [`ShardWriter::finish`] gives it its own.
 pub struct ShardWriter {
     path: PathBuf,
-    temporary: PathBuf,
-    file: Option<BufWriter<File>>,
+    file: BufWriter<Draft<'static>>,
     header: Header,
     records: Vec<Record>,
     next: u64,
@@ -289,13 +289,12 @@ impl ShardWriter {
         room: usize,
     ) -> Result<Self, DataError> {
         let path = dir.join(file_name(split, number));
-        let temporary = temporary_name(&path);
         let data_offset = (HEADER + room * RECORD) as u64;
-        let file = File::create(&temporary).map_err(DataError::io(&temporary))?;
-        let mut writer = ShardWriter {
+        let mut file = BufWriter::with_capacity(1 << 20, Draft::create(&Disk, &path)?);
+        file.seek(SeekFrom::Start(data_offset)).map_err(DataError::io(&path))?;
+        Ok(ShardWriter {
             path,
-            temporary,
-            file: Some(BufWriter::with_capacity(1 << 20, file)),
+            file,
             header: Header {
                 magic: MAGIC,
                 version: VERSION,
@@ -310,19 +309,7 @@ impl ShardWriter {
             },
             records: Vec::with_capacity(room),
             next: data_offset,
-        };
-        writer.write(|file| file.seek(SeekFrom::Start(data_offset)).map(drop))?;
-        Ok(writer)
-    }
-
-    fn write(
-        &mut self,
-        action: impl FnOnce(&mut BufWriter<File>) -> std::io::Result<()>,
-    ) -> Result<(), DataError> {
-        match self.file.as_mut() {
-            Some(file) => action(file).map_err(DataError::io(&self.temporary)),
-            None => Ok(()),
-        }
+        })
     }
 
     /// Appends a sample.
@@ -345,7 +332,7 @@ impl ShardWriter {
             encoding: sample.encoding as u8,
             reserved: [0; 2],
         };
-        self.write(|file| file.write_all(sample.bytes))?;
+        self.file.write_all(sample.bytes).map_err(DataError::io(&self.path))?;
         self.next += sample.bytes.len() as u64;
         self.records.push(record);
         Ok(())
@@ -365,24 +352,10 @@ impl ShardWriter {
         front[HEADER..HEADER + index.len()].copy_from_slice(index);
         self.header.crc = header_crc(&front);
         front[HEADER - 4..HEADER].copy_from_slice(&self.header.crc.to_le_bytes());
-        self.write(|file| {
-            file.seek(SeekFrom::Start(0))?;
-            file.write_all(&front)?;
-            file.flush()?;
-            file.get_ref().sync_all()
-        })?;
-        self.file = None;
-        rename_durably(&self.temporary, &self.path)?;
-        Ok(self.header)
-    }
-}
-
-impl Drop for ShardWriter {
-    fn drop(&mut self) {
-        if let Some(file) = self.file.take() {
-            // Unfinished: what is buffered is not worth writing.
-            let _ = file.into_parts();
-            let _ = fs::remove_file(&self.temporary);
-        }
+        let ShardWriter { path, mut file, header, .. } = self;
+        let written = file.seek(SeekFrom::Start(0)).and_then(|_| file.write_all(&front));
+        let draft = written.and_then(|()| file.into_inner().map_err(io::IntoInnerError::into_error));
+        draft.map_err(DataError::io(path))?.commit()?;
+        Ok(header)
     }
 }

@@ -11,12 +11,13 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs;
-use std::io::{self, Write};
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use safetensors::{Dtype, SafeTensors};
 
 use super::params::{Entry, ParamTable};
+use crate::files::{self, FileError};
 
 // The flat buffers are written as they lie in memory.
 const _: () = assert!(cfg!(target_endian = "little"));
@@ -38,6 +39,12 @@ pub enum WeightsError {
     NotFinite { path: PathBuf, tensor: String },
     #[error("{} exists; --force replaces it", path.display())]
     Exists { path: PathBuf },
+}
+
+impl From<FileError> for WeightsError {
+    fn from(FileError { path, error }: FileError) -> WeightsError {
+        WeightsError::Io { path, error }
+    }
 }
 
 /// Type of a written tensor.
@@ -104,7 +111,7 @@ pub fn header(metadata: (&str, &str), tensors: &[Listed]) -> Vec<u8> {
 /// Writes the plain weights (`values` has the table's total length) and `steps` as the counters' value.
 ///
 /// # Errors
-/// [`WeightsError::Exists`] without `force`; [`WeightsError::Io`] with nothing left behind under the name.
+/// [`WeightsError::Exists`] without `force`; [`WeightsError::Io`], after which the file is what it was.
 pub fn export(
     path: &Path,
     table: &ParamTable,
@@ -115,22 +122,13 @@ pub fn export(
     if !force && path.exists() {
         return Err(WeightsError::Exists { path: path.to_owned() });
     }
-    let mut name = path.as_os_str().to_owned();
-    name.push(".tmp");
-    let temporary = PathBuf::from(name);
     let counters = vec![steps as i64; table.batch_norms().count()];
-    let written = (|| {
-        let mut file = fs::File::create(&temporary)?;
+    files::replace_with(path, |file| {
         file.write_all(&header(("format", "pt"), &listing(table)))?;
         file.write_all(bytemuck::cast_slice(&counters))?;
-        file.write_all(bytemuck::cast_slice(values))?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)
-    })();
-    written.map_err(|error| {
-        let _ = fs::remove_file(&temporary);
-        WeightsError::Io { path: path.to_owned(), error }
-    })
+        file.write_all(bytemuck::cast_slice(values))
+    })?;
+    Ok(())
 }
 
 /// What came of an import.

@@ -15,7 +15,8 @@ use super::{Broken, PackOptions, PackSummary, Plan, Progress, SplitSummary};
 use crate::data::codec::Conversions;
 use crate::data::dataset::{MANIFEST, Manifest, ShardEntry, SplitEntry};
 use crate::data::shard::{NewSample, Shard, ShardWriter, file_name};
-use crate::data::{DataError, Split, sync_directory, temporary_name, write_atomically};
+use crate::data::{DataError, Split};
+use crate::files::{self, sync_directory, temporary_name};
 
 /// Notes of a pack in progress; gone when it is complete.
 pub const PARTIAL: &str = "pack.partial.json";
@@ -151,7 +152,7 @@ fn is_shard_name(name: &str) -> bool {
 
 fn write_partial(out: &Path, partial: &Partial) -> Result<(), DataError> {
     let bytes = serde_json::to_vec(partial).map_err(|e| DataError::Invalid(e.to_string()))?;
-    write_atomically(&out.join(PARTIAL), &bytes)
+    Ok(files::replace(&out.join(PARTIAL), &bytes)?)
 }
 
 /// Whether a finished shard is still the one that was written. Its bytes were on disk before it was noted.

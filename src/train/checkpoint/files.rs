@@ -7,63 +7,13 @@
 //!
 //! The directory is locked while a run uses it. The lock goes with the process, however it ends.
 
-use std::ffi::OsString;
 use std::fs::{self, File, TryLockError};
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use super::{CheckpointError, Metadata, Snapshot, write};
+use crate::files::{Disk, Draft, FileError, Files};
 use crate::model::ParamTable;
-
-/// What saving needs of a file system; the tests have one that fails.
-pub trait Files {
-    type File: Write;
-    fn create(&self, path: &Path) -> io::Result<Self::File>;
-    /// Forces a file's content to disk.
-    fn sync(&self, file: &Self::File) -> io::Result<()>;
-    /// Forces a directory's names to disk.
-    fn sync_directory(&self, path: &Path) -> io::Result<()>;
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
-    /// Gives a file a second name that is not taken.
-    fn link(&self, from: &Path, to: &Path) -> io::Result<()>;
-    fn remove(&self, path: &Path) -> io::Result<()>;
-}
-
-/// The real one.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Disk;
-
-impl Files for Disk {
-    type File = File;
-
-    fn create(&self, path: &Path) -> io::Result<File> {
-        File::create(path)
-    }
-
-    fn sync(&self, file: &File) -> io::Result<()> {
-        file.sync_all()
-    }
-
-    fn sync_directory(&self, path: &Path) -> io::Result<()> {
-        if cfg!(unix) { File::open(path)?.sync_all() } else { Ok(()) }
-    }
-
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        fs::rename(from, to)
-    }
-
-    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
-        // Some file systems know no hard links: there the second name is a copy.
-        fs::hard_link(from, to).or_else(|_| {
-            fs::copy(from, to)?;
-            File::open(to)?.sync_all()
-        })
-    }
-
-    fn remove(&self, path: &Path) -> io::Result<()> {
-        fs::remove_file(path)
-    }
-}
 
 /// A run directory that cannot be used as asked.
 #[derive(Debug, thiserror::Error)]
@@ -123,7 +73,7 @@ impl RunDirectory {
         let run = RunDirectory { dir: dir.to_owned(), files: Disk, _lock: Some(handle) };
         for name in run.names().map_err(failed)? {
             if name.ends_with(".tmp") && is_ours(name.trim_end_matches(".tmp")) {
-                run.remove_if_there(&dir.join(name)).map_err(failed)?;
+                Disk.remove_if_there(&dir.join(name)).map_err(failed)?;
             }
         }
         Ok(run)
@@ -137,7 +87,7 @@ impl RunDirectory {
         names.retain(|name| is_ours(name) && name != "recipe.toml");
         names.sort_by_key(|name| name != "checkpoint.bin");
         for name in names {
-            self.remove_if_there(&self.dir.join(name)).map_err(failed)?;
+            Disk.remove_if_there(&self.dir.join(name)).map_err(failed)?;
         }
         Ok(())
     }
@@ -219,24 +169,21 @@ impl<F: Files> RunDirectory<F> {
         keep: usize,
     ) -> Result<(), CheckpointError> {
         let latest = self.checkpoint();
-        let temporary = with_suffix(&latest, ".tmp");
         let saved = (|| {
-            let mut file = self.files.create(&temporary)?;
-            write(&mut file, metadata, table, state)?;
-            self.files.sync(&file)?;
-            drop(file);
+            let mut draft = Draft::create(&self.files, &latest)?;
+            draft.write_with(|file| write(file, metadata, table, state))?;
             if best {
-                self.name_too(&temporary, &self.best())?;
+                draft.also_as(&self.best())?;
             }
             if keep > 0 && metadata.step > 0 {
-                self.name_too(&temporary, &self.numbered(metadata.step))?;
+                draft.also_as(&self.numbered(metadata.step))?;
             }
-            self.files.rename(&temporary, &latest)?;
-            self.files.sync_directory(&self.dir)
+            draft.commit()
         })();
-        saved.map_err(|error| {
-            let _ = self.files.remove(&temporary);
-            CheckpointError::Write { path: latest.clone(), error, intact: latest.exists() }
+        saved.map_err(|FileError { error, .. }| CheckpointError::Write {
+            path: latest.clone(),
+            error,
+            intact: latest.exists(),
         })?;
         // The new one is safe: now the oldest may go. One that cannot be removed does no harm.
         let old = self.numbered_steps().unwrap_or_default();
@@ -248,31 +195,8 @@ impl<F: Files> RunDirectory<F> {
         Ok(())
     }
 
-    /// Gives the file a second name, replacing what had it, in one stroke.
-    fn name_too(&self, file: &Path, name: &Path) -> io::Result<()> {
-        let temporary = with_suffix(name, ".tmp");
-        self.remove_if_there(&temporary)?;
-        self.files.link(file, &temporary)?;
-        self.files.rename(&temporary, name).inspect_err(|_| {
-            let _ = self.files.remove(&temporary);
-        })
-    }
-
-    fn remove_if_there(&self, path: &Path) -> io::Result<()> {
-        match self.files.remove(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            other => other,
-        }
-    }
-
     fn names(&self) -> io::Result<Vec<String>> {
         let entries = fs::read_dir(&self.dir)?;
         entries.filter_map(|entry| entry.map(|e| e.file_name().into_string().ok()).transpose()).collect()
     }
-}
-
-fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
-    let mut name: OsString = path.as_os_str().to_owned();
-    name.push(suffix);
-    PathBuf::from(name)
 }

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-pub use files::{DirectoryError, Disk, Files, Found, RunDirectory};
+pub use files::{DirectoryError, Found, RunDirectory};
 
 use super::recipe::Recipe;
 use super::report::events::Best;

@@ -5,11 +5,11 @@
 //! The SVG is written by hand: some lines, some text, no fonts to measure.
 
 use std::fmt::Write as _;
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use super::events::{EvaluationRecord, LogLine, StepRecord};
+use crate::files;
 
 pub const FILE: &str = "curves.svg";
 
@@ -41,9 +41,7 @@ pub fn write(run: &Path, title: &str) -> io::Result<PathBuf> {
         }
     }
     let path = run.join(FILE);
-    let temporary = run.join("curves.svg.tmp");
-    fs::write(&temporary, log.draw(title))?;
-    fs::rename(&temporary, &path)?;
+    files::replace(&path, log.draw(title).as_bytes()).map_err(|failed| failed.error)?;
     Ok(path)
 }
 

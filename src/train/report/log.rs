@@ -9,6 +9,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use super::events::LogLine;
+use crate::files::{self, FileError};
 
 /// The log cannot be written.
 #[derive(Debug, thiserror::Error)]
@@ -37,16 +38,7 @@ impl Log {
         };
         let kept = cut(&old, step, evaluated);
         if kept != old || !path.exists() {
-            let mut name = path.as_os_str().to_owned();
-            name.push(".tmp");
-            let temporary = PathBuf::from(name);
-            let replace = || -> io::Result<()> {
-                let mut file = File::create(&temporary)?;
-                file.write_all(&kept)?;
-                file.sync_all()?;
-                fs::rename(&temporary, path)
-            };
-            replace().map_err(failed)?;
+            files::replace(path, &kept).map_err(|FileError { error, .. }| failed(error))?;
         }
         let file = OpenOptions::new().append(true).open(path).map_err(failed)?;
         Ok(Log { path: path.to_owned(), file, line: Vec::new() })

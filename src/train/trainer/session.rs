@@ -160,7 +160,7 @@ pub(super) fn prepare<H: Hardware>(
     }
     if !resumed || !run.recipe().exists() {
         let text = RecipeFile::new(&recipe, options, source).render();
-        crate::data::write_atomically(&run.recipe(), text.as_bytes())?;
+        crate::files::replace(&run.recipe(), text.as_bytes()).map_err(DataError::from)?;
     }
     Ok(Session { recipe, arch, schedule, hardware, memory, run, metadata, state, resumed })
 }
