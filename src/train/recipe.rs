@@ -14,7 +14,7 @@ use crate::data::{CropMode, DataError, Source};
 use crate::model::{Architecture, BatchNormConfig, ModelError, Padding, Variant};
 use crate::network::NetworkConfig;
 use crate::ops::cuda::Precision;
-use crate::ops::{RmsPropForm, Rule, Statistics, Update};
+use crate::ops::{RmsPropForm, Rule, Statistics, Update, Weights};
 use crate::parallel::Ranks;
 
 /// The optimisers.
@@ -252,6 +252,11 @@ impl Recipe {
             label_smoothing: self.label_smoothing,
             step_images: self.batch_size,
         }
+    }
+
+    /// The sets of weights that a run evaluates: the trained ones and, where one is kept, their moving average.
+    pub fn weights(&self) -> &'static [Weights] {
+        if self.ema > 0.0 { &[Weights::Raw, Weights::Ema] } else { &[Weights::Raw] }
     }
 
     /// The optimiser's step.

@@ -66,7 +66,7 @@ impl Trial {
             ..NetworkConfig::inference(images)
         };
         let network = Network::new(&arch, &table, config);
-        let passes = network.record(&CudaDevice { precision }).passes;
+        let passes = network.itinerary(&CudaDevice { precision }).passes();
         let buckets = Buckets::new(&passes, table.trainable(), 16 << 10);
         assert!(buckets.iter().len() >= 3, "{buckets:?}");
         let rule = Rule::RmsProp { form: RmsPropForm::PyTorch, alpha: 0.9, momentum: 0.9, eps: 0.01 };
@@ -129,11 +129,11 @@ impl Trial {
                 }
                 ops.unpack_batch(slot, &target)?;
                 for (number, pass) in passes.iter().enumerate() {
-                    pass.run(ops)?;
+                    ops.run(pass)?;
                     let complete = buckets.after(number).filter(|_| last);
                     complete.into_iter().try_for_each(|bucket| ops.reduce(bucket))?;
                 }
-                if last { ops.update(&self.update) } else { Ok(()) }
+                if last { ops.run(&self.update.into()) } else { Ok(()) }
             })?;
         }
         ops.end_step()?;

@@ -6,10 +6,10 @@ use crate::data_support;
 use effnet::data::augment::{Geometry, Look, Scratch, View, preprocess};
 use effnet::data::raw::{RawBatch, RawScratch, Sample};
 use effnet::data::{Batch, CropMode, Form, Loader, LoaderConfig, Share, Source, Split};
+use effnet::ops::Workspace;
 use effnet::ops::cpu::CpuOps;
 use effnet::ops::cuda::precision::narrow;
 use effnet::ops::cuda::{CudaOps, Precision, image};
-use effnet::ops::plan::Workspace;
 use effnet::ops::*;
 use effnet::random::{Purpose, below, draw};
 

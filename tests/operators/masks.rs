@@ -1,7 +1,7 @@
 //! Stochastic-depth and dropout factors of the kernels: bit by bit those of the CPU's operators, which `residual.rs` and
 //! `head.rs` compare with the oracle's.
 
-use crate::common::fixture::{equal_bits, run};
+use crate::common::fixture::equal_bits;
 use crate::common::gpu::{TestGpu, on_cuda};
 use effnet::ops::cpu::{CpuDevice, CpuOps};
 use effnet::ops::cuda::{CudaDevice, CudaOps, Precision};
@@ -28,7 +28,7 @@ fn factors<O: Ops>(ops: &mut O, pass: &Pass, mask: Tensor) -> Vec<f32> {
     for step in STEPS {
         ops.upload(mask, &vec![f32::NAN; mask.elements]).unwrap();
         ops.set_step(step).unwrap();
-        run(ops, pass).unwrap();
+        ops.run(pass).unwrap();
         let mut values = vec![0.0; mask.elements];
         ops.download(mask, &mut values).unwrap();
         all.extend(values);
@@ -41,9 +41,7 @@ fn check<G: TestGpu>(elements: usize, what: &str, pass: impl Fn(Tensor) -> Pass)
     let mask = tensors.new_tensor("mask", elements, Kind::Float);
     let pass = pass(mask);
     fn plan(device: &impl Device, pass: &Pass, tensors: &Tensors, mask: Tensor) -> Plan {
-        let mut recorder = Recorder::new(device);
-        run(&mut recorder, pass).unwrap();
-        recorder.plan(tensors, &[mask])
+        Plan::new(device, &[*pass], tensors, &[mask])
     }
     let on_cpu = plan(&CpuDevice { threads: 1 }, &pass, &tensors, mask);
     let mut cpu = CpuOps::new(0, 0, &[&on_cpu], 1).unwrap();

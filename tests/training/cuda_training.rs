@@ -194,7 +194,7 @@ impl Device for SquaresDevice {
     fn element_bytes(&self, kind: Kind) -> usize {
         self.0.element_bytes(kind)
     }
-    fn workspace(&self, pass: &Pass) -> plan::Workspace {
+    fn workspace(&self, pass: &Pass) -> Workspace {
         self.0.workspace(pass)
     }
     fn threads(&self) -> usize {

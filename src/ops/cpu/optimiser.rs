@@ -1,6 +1,7 @@
 //! The optimiser step: one sweep over the flat buffers, the EMA taken along. Bound by memory, so each buffer
 //! is read once and written once.
 
+use super::OnCpu;
 use super::context::{Context, Shared};
 use super::simd::Vector;
 use super::sweep::{each_vector, read, write};
@@ -10,43 +11,49 @@ use crate::ops::{RmsPropForm, Rule, Update};
 /// Elements of a task: its five pieces fit in L2 and keep the prefetchers going.
 const CHUNK: usize = 1 << 14;
 
-pub fn update(cx: &Context, p: &Update) {
-    let state = &cx.state;
-    let (trainable, total) = (state.trainable, state.total);
-    // SAFETY: the update is the only pass that runs, and takes each buffer once.
-    let [parameters, mean_square, momentum, ema] = unsafe {
-        [
-            Shared::new(state.parameters.floats_mut(0, total)),
-            Shared::new(state.mean_square.floats_mut(0, trainable)),
-            Shared::new(state.momentum.floats_mut(0, trainable)),
-            Shared::new(state.ema.floats_mut(0, total)),
-        ]
-    };
-    // SAFETY: nobody writes gradients during the update.
-    let gradients = unsafe { state.gradients.floats(0, trainable) };
-    let swept = if p.ema { total } else { trainable };
-    cx.parallel(swept.div_ceil(CHUNK), |task, _| {
-        let range = task * CHUNK..swept.min((task + 1) * CHUNK);
-        // Running statistics have no gradient: they only move the EMA.
-        let moved = range.start.min(trainable)..range.end.min(trainable);
-        // SAFETY: each task has its own chunk of every buffer.
-        let (parameters, mean_square, momentum) = unsafe {
-            (parameters.part(range.clone()), mean_square.part(moved.clone()), momentum.part(moved.clone()))
+impl OnCpu for Update {
+    fn run(&self, cx: &Context) {
+        let state = &cx.state;
+        let (trainable, total) = (state.trainable, state.total);
+        // SAFETY: the update is the only pass that runs, and takes each buffer once.
+        let [parameters, mean_square, momentum, ema] = unsafe {
+            [
+                Shared::new(state.parameters.floats_mut(0, total)),
+                Shared::new(state.mean_square.floats_mut(0, trainable)),
+                Shared::new(state.momentum.floats_mut(0, trainable)),
+                Shared::new(state.ema.floats_mut(0, total)),
+            ]
         };
-        let ema = if p.ema {
-            // SAFETY: as above.
-            unsafe { ema.part(range) }
-        } else {
-            &mut []
-        };
-        let factors = Factors {
-            rule: p.rule,
-            learning_rate: cx.step.learning_rate,
-            weight_decay: p.weight_decay,
-            ema_decay: cx.step.ema_decay,
-        };
-        sweep(factors, parameters, &gradients[moved], mean_square, momentum, ema);
-    });
+        // SAFETY: nobody writes gradients during the update.
+        let gradients = unsafe { state.gradients.floats(0, trainable) };
+        let swept = if self.ema { total } else { trainable };
+        cx.parallel(swept.div_ceil(CHUNK), |task, _| {
+            let range = task * CHUNK..swept.min((task + 1) * CHUNK);
+            // Running statistics have no gradient: they only move the EMA.
+            let moved = range.start.min(trainable)..range.end.min(trainable);
+            // SAFETY: each task has its own chunk of every buffer.
+            let (parameters, mean_square, momentum) = unsafe {
+                (
+                    parameters.part(range.clone()),
+                    mean_square.part(moved.clone()),
+                    momentum.part(moved.clone()),
+                )
+            };
+            let ema = if self.ema {
+                // SAFETY: as above.
+                unsafe { ema.part(range) }
+            } else {
+                &mut []
+            };
+            let factors = Factors {
+                rule: self.rule,
+                learning_rate: cx.step.learning_rate,
+                weight_decay: self.weight_decay,
+                ema_decay: cx.step.ema_decay,
+            };
+            sweep(factors, parameters, &gradients[moved], mean_square, momentum, ema);
+        });
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -124,7 +131,7 @@ mod tests {
     use super::super::testing::{THREADS, assert_close, values};
     use super::super::{CpuDevice, CpuOps};
     use super::*;
-    use crate::ops::{Buffer, Ops, Recorder, StepParams, Tensors};
+    use crate::ops::{Buffer, Ops, Plan, StepParams, Tensors};
 
     const STEPS: usize = 3;
     /// Several tasks, the border between trainable and not inside one of them and inside a vector.
@@ -144,7 +151,7 @@ mod tests {
     /// What the buffers hold after the steps.
     fn run(pass: &Update, threads: usize) -> [Vec<f32>; 4] {
         let device = CpuDevice { threads };
-        let plan = Recorder::new(&device).plan(&Tensors::default(), &[]);
+        let plan = Plan::new(&device, &[], &Tensors::default(), &[]);
         let mut ops = CpuOps::new(TRAINABLE, TOTAL, &[&plan], threads).unwrap();
         ops.bind(&plan).unwrap();
         ops.write_state(Buffer::Parameters, &values(1, TOTAL, -1.0, 1.0)).unwrap();
@@ -153,7 +160,7 @@ mod tests {
         for number in 0..STEPS {
             ops.set_step(step(number)).unwrap();
             ops.write_state(Buffer::Gradients, &gradients(number)).unwrap();
-            ops.update(pass).unwrap();
+            ops.run(&(*pass).into()).unwrap();
         }
         BUFFERS.map(|buffer| {
             let length = if matches!(buffer, Buffer::Parameters | Buffer::Ema) { TOTAL } else { TRAINABLE };

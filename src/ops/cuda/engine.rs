@@ -8,10 +8,7 @@ use super::batches::{Batches, Sent};
 use super::context::{Context, State};
 use super::gpu::{Address, Gpu, Graph, Staging};
 use super::precision::{self, Precision};
-use super::{
-    batch_norm, depthwise, exchange, expand, head, image, masks, optimiser, project, residual,
-    squeeze_excite, stem, step,
-};
+use super::{exchange, image, optimiser, step};
 use crate::ops::*;
 use crate::parallel::Group;
 
@@ -150,16 +147,6 @@ impl<G: Gpu> CudaOps<G> {
             Buffer::Ema => (state.ema, state.total),
         }
     }
-}
-
-macro_rules! run {
-    ($($method:ident: $pass:ident => $module:ident::$function:ident),* $(,)?) => {
-        $(fn $method(&mut self, pass: &$pass) -> Result {
-            self.cx.begin_pass(Pass::from(*pass).name())?;
-            $module::$function(&mut self.cx, pass)?;
-            self.cx.end_pass(&Pass::from(*pass))
-        })*
-    };
 }
 
 impl<G: Gpu> Ops for CudaOps<G> {
@@ -364,34 +351,16 @@ impl<G: Gpu> Ops for CudaOps<G> {
         self.cx.gpu.read(from, bytemuck::cast_slice_mut(out))
     }
 
-    run! {
-        drop_path_mask: DropPathMask => masks::drop_path,
-        dropout_mask: DropoutMask => masks::dropout,
-        batch_norm_inference: BatchNorm => batch_norm::inference,
-        stem_forward: StemForward => stem::forward,
-        expand_forward: ExpandForward => expand::forward,
-        depthwise_forward: DepthwiseForward => depthwise::forward,
-        squeeze_forward: SqueezeForward => squeeze_excite::forward,
-        project_forward: ProjectForward => project::forward,
-        residual_forward: ResidualForward => residual::forward,
-        head_forward: HeadForward => head::forward,
-        loss: Loss => head::loss,
-        head_backward: HeadBackward => head::backward,
-        project_backward: ProjectBackward => project::backward,
-        squeeze_backward: SqueezeBackward => squeeze_excite::backward,
-        depthwise_backward: DepthwiseBackward => depthwise::backward,
-        expand_backward: ExpandBackward => expand::backward,
-        stem_backward: StemBackward => stem::backward,
-    }
-
     fn reduce(&mut self, bucket: &Bucket) -> Result {
         exchange::reduce(&mut self.cx, bucket)
     }
 
-    fn update(&mut self, pass: &Update) -> Result {
-        exchange::join(&mut self.cx)?;
-        self.cx.begin_pass(Pass::from(*pass).name())?;
-        optimiser::update(&mut self.cx, pass)?;
-        self.cx.end_pass(&Pass::from(*pass))
+    fn run(&mut self, pass: &Pass) -> Result {
+        if let Pass::Update(_) = pass {
+            exchange::join(&mut self.cx)?;
+        }
+        self.cx.begin_pass(pass.name())?;
+        super::launch(&mut self.cx, pass)?;
+        self.cx.end_pass(pass)
     }
 }
