@@ -156,7 +156,11 @@ impl With for Measure<'_> {
         let inference = Inference::new(&arch, &table, case.batch, &device, &[Weights::Raw]);
         let plans = [training.plan(&device), inference.plan(&device)];
         let (trainable, total) = (table.trainable(), table.total());
-        let mut ops = hardware.start(&Needs { trainable, total, plans: &plans.each_ref(), group: None })?;
+        let mut ops = hardware.start(&Needs {
+            state: StateSize::new(trainable, total),
+            plans: &plans.each_ref(),
+            group: None,
+        })?;
         ops.write_state(Buffer::Parameters, &initialise::initialise(&table, 1))?;
         let fixed = Fixed::new(case, flags.classes);
 

@@ -123,7 +123,7 @@ fn on_cpu(wanted: fn(&Pass) -> bool) -> Result {
         for (pass, count) in &layers.passes {
             let plan = layers.plan(pass, &device);
             let (trainable, total) = (layers.table.trainable(), layers.table.total());
-            let mut ops = CpuOps::new(trainable, total, &[&plan], threads)?;
+            let mut ops = CpuOps::new(StateSize::new(trainable, total), &[&plan], threads)?;
             layers.fill(&mut ops, pass, &plan)?;
             group.throughput(Throughput::Bytes(layers.bytes(pass, &device)));
             let name = format!("{} ({count} layers)", title(pass));
@@ -185,7 +185,8 @@ struct Run {
 fn measure(pass: &Pass, layers: &Layers, device: CudaDevice) -> Result<Run> {
     let plan = layers.plan(pass, &device);
     let (trainable, total) = (layers.table.trainable(), layers.table.total());
-    let mut ops = CudaOps::new(Driver::open(0)?, trainable, total, &[&plan], device.precision)?;
+    let mut ops =
+        CudaOps::new(Driver::open(0)?, StateSize::new(trainable, total), &[&plan], device.precision)?;
     layers.fill(&mut ops, pass, &plan)?;
     let flush = [ops.gpu().allocate(FLUSH)?, ops.gpu().allocate(FLUSH)?];
     let mut times = Vec::new();

@@ -41,8 +41,8 @@ pub trait Device {
 pub enum Buffer {
     Parameters,
     Gradients,
-    MeanSquare,
-    Momentum,
+    /// One of the [optimiser's slots](Rule::slots), by its number.
+    Slot(usize),
     Ema,
 }
 

@@ -9,6 +9,7 @@ pub mod buckets;
 pub mod cpu;
 pub mod cuda;
 pub mod device;
+pub mod optimiser;
 pub mod pass;
 pub mod plan;
 pub mod profile;
@@ -18,6 +19,7 @@ pub mod tensor;
 
 pub use buckets::{Bucket, Buckets};
 pub use device::{Buffer, Device, Ops, Workspace};
+pub use optimiser::{RmsPropForm, Rule, Slot, StateSize};
 pub use pass::*;
 pub use plan::Plan;
 pub use profile::{BucketTime, ProfileReport, ProfileRow};

@@ -7,7 +7,7 @@ use crate::data::Form;
 use crate::ops::cpu::{CpuDevice, CpuOps, simd};
 use crate::ops::cuda::driver::{self, Driver};
 use crate::ops::cuda::{CudaDevice, CudaOps, Gpu, Precision};
-use crate::ops::{Device, Ops, OpsError, Plan, Result as OpsResult};
+use crate::ops::{Device, Ops, OpsError, Plan, Result as OpsResult, StateSize};
 use crate::parallel::nccl::ranks_may_share_gpus;
 use crate::parallel::{Group, Ranks, World, affinity};
 
@@ -17,8 +17,7 @@ use super::recipe::{DeviceChoice, RunOptions};
 /// What the operators are made ready for: elements of the state, trainable and in all, the plans to be bound, and the
 /// ranks that share the work.
 pub struct Needs<'a> {
-    pub trainable: usize,
-    pub total: usize,
+    pub state: StateSize,
     pub plans: &'a [&'a Plan],
     pub group: Option<&'a Arc<Group>>,
 }
@@ -92,7 +91,7 @@ impl Hardware for Cpu {
         false
     }
     fn start(self, needs: &Needs) -> OpsResult<CpuOps> {
-        let mut ops = CpuOps::new(needs.trainable, needs.total, needs.plans, self.device.threads)?;
+        let mut ops = CpuOps::new(needs.state, needs.plans, self.device.threads)?;
         if let Some(group) = needs.group {
             ops.connect(group)?;
         }
@@ -135,7 +134,7 @@ impl<G: Gpu> Hardware for Cuda<G> {
         true
     }
     fn start(self, needs: &Needs) -> OpsResult<CudaOps<G>> {
-        let mut ops = CudaOps::new(self.gpu, needs.trainable, needs.total, needs.plans, self.precision)?;
+        let mut ops = CudaOps::new(self.gpu, needs.state, needs.plans, self.precision)?;
         if let Some(group) = needs.group {
             ops.connect(group)?;
         }

@@ -117,6 +117,7 @@ fn with_available(
     available: Option<u64>,
 ) -> MemoryPlan {
     let (trainable, total) = (table.trainable() as u64 * 4, table.total() as u64 * 4);
+    let slots = recipe.update().rule.slots().len() as u64;
     // A GPU has room for the moving average also where none is kept; the loader's batches and a checkpoint stay on
     // the host.
     let ema = if recipe.ema > 0.0 || own_memory { total } else { 0 };
@@ -125,7 +126,7 @@ fn with_available(
     let (weights, checkpoint, images) = if own_memory {
         (gpu_weights(&plan, table, device), 0, gpu_batches(device, recipe.micro_batch, recipe.resolution))
     } else {
-        (total, total + ema + 2 * trainable, (1 + LOADER_AHEAD) as u64 * recipe.batch_size as u64 * area)
+        (total, total + ema + slots * trainable, (1 + LOADER_AHEAD) as u64 * recipe.batch_size as u64 * area)
     };
     let mut plan = MemoryPlan {
         micro_batch: recipe.micro_batch,
@@ -135,7 +136,7 @@ fn with_available(
         workspace: plan.workspace_bytes() as u64,
         weights,
         gradients: trainable,
-        optimizer: 2 * trainable,
+        optimizer: slots * trainable,
         ema,
         checkpoint,
         images,
@@ -182,8 +183,8 @@ pub fn evaluation_need(
     if !own_memory {
         return passes;
     }
-    // Room for the moving average, the gradients and the optimiser is there whether it trains or not.
-    let state = (4 * (table.total() + 3 * table.trainable())) as u64;
+    // Room for the moving average and the gradients is there whether it trains or not.
+    let state = (4 * (table.total() + table.trainable())) as u64;
     passes + state + gpu_weights(plan, table, device) + gpu_batches(device, images, resolution)
 }
 

@@ -60,7 +60,8 @@ impl Trial {
 
     fn cpu(&self) -> CpuOps {
         let plan = self.network.plan(&CpuDevice { threads: 2 });
-        let mut ops = CpuOps::new(self.table.trainable(), self.table.total(), &[&plan], 2).unwrap();
+        let mut ops =
+            CpuOps::new(StateSize::new(self.table.trainable(), self.table.total()), &[&plan], 2).unwrap();
         self.start(&mut ops, &plan);
         ops
     }

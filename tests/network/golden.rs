@@ -13,7 +13,7 @@ use effnet::network::{Network, NetworkConfig, Phase};
 use effnet::ops::cpu::{CpuDevice, CpuOps};
 use effnet::ops::cuda::driver::Driver;
 use effnet::ops::cuda::{CudaDevice, CudaOps, Precision};
-use effnet::ops::{Buffer, Ops, Pass, Plan, Statistics, StepParams, Tensor};
+use effnet::ops::{Buffer, Ops, Pass, Plan, StateSize, Statistics, StepParams, Tensor};
 
 /// A device under test, spoken to in f64.
 trait Backend: Ops + Sized {
@@ -49,7 +49,7 @@ impl Backend for CpuOps {
         network.plan(&CpuDevice { threads: THREADS })
     }
     fn new(table: &ParamTable, plans: &[&Plan]) -> Self {
-        CpuOps::new(table.trainable(), table.total(), plans, THREADS).unwrap()
+        CpuOps::new(StateSize::new(table.trainable(), table.total()), plans, THREADS).unwrap()
     }
     fn put_values(&mut self, tensor: Tensor, values: &[f64]) {
         let values: Vec<f32> = values.iter().map(|&v| v as f32).collect();
@@ -210,8 +210,10 @@ impl Trial {
         let update = golden.update();
         ops.set_step(StepParams { learning_rate: golden.optimizer.lr as f32, ..StepParams::default() })
             .unwrap();
-        let squares = vec![update.rule.initial_mean_square(); self.table.trainable()];
-        ops.write_state(Buffer::MeanSquare, &squares).unwrap();
+        for (number, slot) in update.rule.slots().iter().enumerate() {
+            let values = vec![slot.initial; self.table.trainable()];
+            ops.write_state(Buffer::Slot(number), &values).unwrap();
+        }
         ops.run(&update.into()).unwrap();
         for step in 1..golden.optimizer.steps {
             self.feed(ops, &self.train);

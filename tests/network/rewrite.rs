@@ -93,7 +93,7 @@ fn expect_same<O: Ops>(device: &impl Device, start: impl Fn(&ParamTable, &Plan) 
 #[test]
 fn fold_gives_the_logits_of_the_unfolded_on_the_cpu() {
     expect_same(&CpuDevice { threads: 2 }, |table, plan| {
-        CpuOps::new(table.trainable(), table.total(), &[plan], 2).unwrap()
+        CpuOps::new(StateSize::new(table.trainable(), table.total()), &[plan], 2).unwrap()
     });
 }
 

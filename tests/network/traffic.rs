@@ -84,7 +84,8 @@ fn count(images: usize, side: usize, precision: Precision) -> Traffic {
     let device = CudaDevice { precision };
     let plan = network.plan(&device);
     let gpu = HostGpu::new(Options::default());
-    let mut ops = CudaOps::new(gpu, table.trainable(), table.total(), &[&plan], precision).unwrap();
+    let mut ops =
+        CudaOps::new(gpu, StateSize::new(table.trainable(), table.total()), &[&plan], precision).unwrap();
     ops.bind(&plan).unwrap();
     ops.write_state(Buffer::Parameters, &initialise::initialise(&table, 3)).unwrap();
     ops.set_step(StepParams { seed: 5, ..StepParams::default() }).unwrap();

@@ -130,7 +130,7 @@ fn dropout_draws_are_the_oracle_s() {
         {
             let pass = DropoutMask { images, channels, rate, mask };
             let plan = Plan::new(&device, &[pass.into()], &tensors, &[mask]);
-            let mut cpu = CpuOps::new(0, 0, &[&plan], 2).unwrap();
+            let mut cpu = CpuOps::new(StateSize::new(0, 0), &[&plan], 2).unwrap();
             cpu.bind(&plan).unwrap();
             let mut reference = Reference::new(0, 0);
             let params = StepParams { seed, step, first_position, ..StepParams::default() };

@@ -33,7 +33,7 @@ fn alone(elements: usize, element_bytes: usize) -> (Plan, Tensor) {
 /// What the CPU makes of squares.
 fn normalised(squares: &[u8]) -> Vec<f32> {
     let (plan, image) = alone(squares.len(), 4);
-    let mut ops = CpuOps::new(0, 0, &[&plan], 1).unwrap();
+    let mut ops = CpuOps::new(StateSize::new(0, 0), &[&plan], 1).unwrap();
     ops.bind(&plan).unwrap();
     ops.upload_pixels(image, squares, MEAN, DEVIATION).unwrap();
     let mut values = vec![f32::NAN; squares.len()];
@@ -57,7 +57,7 @@ fn on_gpu<G: TestGpu>(
     work: impl FnOnce(&mut CudaOps<G>, Tensor),
 ) -> Vec<u8> {
     let (plan, image) = alone(elements, precision.bytes());
-    let mut ops = CudaOps::new(G::open(way), 0, 0, &[&plan], precision).unwrap();
+    let mut ops = CudaOps::new(G::open(way), StateSize::new(0, 0), &[&plan], precision).unwrap();
     ops.bind(&plan).unwrap();
     let at = ops.context().tensor(image);
     let mut bytes = vec![0; plan.tensor_bytes];
@@ -309,7 +309,7 @@ fn unpacked<G: TestGpu>(source: &Source, config: LoaderConfig, images: usize) ->
     plan.tensor_bytes = start + 4 * images;
     // Of the harness's, one whose transfers happen as late as is allowed.
     let way = G::WAYS[1];
-    let mut ops = CudaOps::new(G::open(way), 0, 0, &[&plan], Precision::Fp16).unwrap();
+    let mut ops = CudaOps::new(G::open(way), StateSize::new(0, 0), &[&plan], Precision::Fp16).unwrap();
     ops.bind(&plan).unwrap();
     let at = ops.context().tensor(image);
     let target = BatchTarget { image, labels: Some(labels), mean: MEAN, deviation: DEVIATION };

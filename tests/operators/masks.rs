@@ -44,7 +44,7 @@ fn check<G: TestGpu>(elements: usize, what: &str, pass: impl Fn(Tensor) -> Pass)
         Plan::new(device, &[*pass], tensors, &[mask])
     }
     let on_cpu = plan(&CpuDevice { threads: 1 }, &pass, &tensors, mask);
-    let mut cpu = CpuOps::new(0, 0, &[&on_cpu], 1).unwrap();
+    let mut cpu = CpuOps::new(StateSize::new(0, 0), &[&on_cpu], 1).unwrap();
     cpu.bind(&on_cpu).unwrap();
     let expected = factors(&mut cpu, &pass, mask);
     assert!(expected.iter().all(|factor| factor.is_finite()), "{what}");
@@ -53,7 +53,7 @@ fn check<G: TestGpu>(elements: usize, what: &str, pass: impl Fn(Tensor) -> Pass)
     let mut on_gpu = plan(&CudaDevice { precision }, &pass, &tensors, mask);
     on_gpu.tensor_bytes = 4 * elements; // the arena ends with the mask
     for way in G::ways(precision) {
-        let mut ops = CudaOps::new(G::open(*way), 0, 0, &[&on_gpu], precision).unwrap();
+        let mut ops = CudaOps::new(G::open(*way), StateSize::new(0, 0), &[&on_gpu], precision).unwrap();
         ops.bind(&on_gpu).unwrap();
         let found = factors(&mut ops, &pass, mask);
         let differ = found.iter().zip(&expected).filter(|(a, b)| !equal_bits(&[**a], &[**b])).count();

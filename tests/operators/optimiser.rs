@@ -9,7 +9,7 @@ use effnet::ops::cuda::{CudaDevice, CudaOps, Precision, optimiser, precision, re
 use effnet::ops::*;
 
 const BUFFERS: [Buffer; 5] =
-    [Buffer::Parameters, Buffer::Gradients, Buffer::MeanSquare, Buffer::Momentum, Buffer::Ema];
+    [Buffer::Parameters, Buffer::Gradients, Buffer::Slot(0), Buffer::Slot(1), Buffer::Ema];
 
 fn rules() -> [Rule; 4] {
     let rms = |form, eps| Rule::RmsProp { form, alpha: 0.9, momentum: 0.9, eps };
@@ -36,8 +36,13 @@ fn three_scaled_steps<O: Ops>(ops: &mut O, update: &Update, trainable: usize, to
     let start = |name: &str, count| Formula::of(name).values(count, -1.0, 1.0);
     ops.write_state(Buffer::Parameters, &start("parameters", total)).unwrap();
     ops.write_state(Buffer::Ema, &start("ema", total)).unwrap();
-    ops.write_state(Buffer::Momentum, &start("momentum", trainable)).unwrap();
-    ops.write_state(Buffer::MeanSquare, &vec![update.rule.initial_mean_square(); trainable]).unwrap();
+    for (number, slot) in update.rule.slots().iter().enumerate() {
+        let values = match slot.name {
+            "momentum" => start("momentum", trainable),
+            _ => vec![slot.initial; trainable],
+        };
+        ops.write_state(Buffer::Slot(number), &values).unwrap();
+    }
     for step in 0..3 {
         let params = StepParams {
             step,
@@ -84,7 +89,7 @@ fn three_steps_agree_with_the_oracle() {
                 let mut reference = Reference::new(trainable, total);
                 three_steps(&mut reference, &update, trainable, total);
                 let read = |threads: usize| {
-                    let mut ops = CpuOps::new(trainable, total, &[], threads).unwrap();
+                    let mut ops = CpuOps::new(StateSize::new(trainable, total), &[], threads).unwrap();
                     three_steps(&mut ops, &update, trainable, total);
                     state(&mut ops, trainable, total)
                 };
@@ -106,7 +111,7 @@ fn running_statistics_and_an_unused_average_keep_their_bits() {
     let (trainable, total) = (100, 150);
     for rule in rules() {
         for ema in [false, true] {
-            let mut ops = CpuOps::new(trainable, total, &[], 2).unwrap();
+            let mut ops = CpuOps::new(StateSize::new(trainable, total), &[], 2).unwrap();
             three_steps(&mut ops, &Update { rule, weight_decay: 1e-2, ema }, trainable, total);
             let mut values = vec![0.0; total];
             ops.read_state(Buffer::Parameters, &mut values).unwrap();

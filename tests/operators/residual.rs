@@ -97,7 +97,7 @@ fn stochastic_depth_draws_are_the_oracle_s() {
     ] {
         let pass = DropPathMask { images, block, rate, keep };
         let plan = Plan::new(&device, &[pass.into()], &tensors, &[keep]);
-        let mut cpu = CpuOps::new(0, 0, &[&plan], 2).unwrap();
+        let mut cpu = CpuOps::new(StateSize::new(0, 0), &[&plan], 2).unwrap();
         cpu.bind(&plan).unwrap();
         let mut reference = Reference::new(0, 0);
         let params = StepParams { seed, step, first_position, ..StepParams::default() };

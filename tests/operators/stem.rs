@@ -128,7 +128,7 @@ fn pixels_become_an_image() {
         let mut pass = forward(f, images, window, 8, image);
         (pass.y, pass.bn.coefficients) = (tensors.new_tensor("y", pass.y.elements, Kind::Activation), image);
         let plan = Plan::new(&device, &[pass.into()], &tensors, &[]);
-        let mut ops = CpuOps::new(0, 0, &[&plan], threads).unwrap();
+        let mut ops = CpuOps::new(StateSize::new(0, 0), &[&plan], threads).unwrap();
         ops.bind(&plan).unwrap();
         ops.upload(image, &vec![f32::NAN; count]).unwrap();
         ops.upload_pixels(image, &pixels, mean, deviation).unwrap();

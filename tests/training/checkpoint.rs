@@ -40,11 +40,12 @@ fn table() -> ParamTable {
 
 fn state(seed: u64) -> Snapshot {
     let table = table();
-    let mut state = Snapshot::new(&table, true);
+    let mut state = Snapshot::new(&table, &metadata().recipe);
     state.parameters = initialise(&table, seed);
     state.ema = initialise(&table, seed + 1);
-    state.mean_square = initialise(&table, seed + 2)[..table.trainable()].to_vec();
-    state.momentum = initialise(&table, seed + 3)[..table.trainable()].to_vec();
+    for (slot, seed) in state.slots.iter_mut().zip(seed + 2..) {
+        slot.values = initialise(&table, seed)[..table.trainable()].to_vec();
+    }
     state
 }
 

@@ -130,7 +130,7 @@ fn taken(
     (images, side): (usize, usize),
 ) -> u64 {
     let before = hardware.available().expect("it knows");
-    let needs = Needs { trainable: table.trainable(), total: table.total(), plans, group: None };
+    let needs = Needs { state: StateSize::new(table.trainable(), table.total()), plans, group: None };
     let mut ops = hardware.start(&needs).unwrap();
     let mut tensors = Tensors::default();
     let image = tensors.new_tensor("image", images * side * side * 3, Kind::Activation);

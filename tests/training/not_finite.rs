@@ -12,7 +12,7 @@ use effnet::model::{ParamTable, initialise};
 use effnet::network::{Network, Phase};
 use effnet::ops::cpu::{CpuDevice, CpuOps};
 use effnet::ops::cuda::Precision;
-use effnet::ops::{Buffer, LossScale, Ops, StepParams};
+use effnet::ops::{Buffer, LossScale, Ops, StateSize, StepParams};
 use effnet::train::checkpoint;
 use effnet::train::device::{Cpu, Cuda, Hardware};
 use effnet::train::events::Silent;
@@ -135,7 +135,7 @@ fn the_step_that_is_run_again_is_the_same() {
     };
     let normalise = Normalise { mean: [0.5; 3], deviation: [0.25; 3] };
     let params = StepParams { seed: 3, step: 7, first_position: 28, ..StepParams::default() };
-    let mut ops = CpuOps::new(table.trainable(), table.total(), &[&plan], 2).unwrap();
+    let mut ops = CpuOps::new(StateSize::new(table.trainable(), table.total()), &[&plan], 2).unwrap();
     ops.bind(&plan).unwrap();
     ops.write_state(Buffer::Parameters, &initialise::initialise(&table, 3)).unwrap();
     let gradients = |ops: &mut CpuOps| {

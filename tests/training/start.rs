@@ -92,7 +92,7 @@ fn weights_come_from_a_checkpoint_or_an_export() {
     assert_eq!(start.metadata.step, 0);
     assert_eq!(start.state.parameters, trained.state.parameters);
     assert_eq!(start.state.ema, trained.state.parameters);
-    assert!(start.state.momentum.iter().all(|&m| m == 0.0));
+    assert!(start.state.slots.iter().all(|slot| slot.values.iter().all(|&value| value == 0.0)));
     assert!(notices.iter().any(|line| line.contains("tensors taken")), "{notices:?}");
     let (own, _) = from(&first.join("checkpoint.bin"), &third);
     assert_eq!(own.state.parameters, trained.state.parameters);

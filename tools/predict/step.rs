@@ -6,7 +6,7 @@ use effnet::model::{ParamTable, Variant};
 use effnet::network::Network;
 use effnet::ops::buckets::bucket_bytes;
 use effnet::ops::cuda::{Address, CudaDevice, CudaOps, Precision, image, optimiser};
-use effnet::ops::{Buckets, Device, Ops, OpsError, Pass, Result, StepParams, Tensor};
+use effnet::ops::{Buckets, Device, Ops, OpsError, Pass, Result, StateSize, StepParams, Tensor};
 use effnet::train::Recipe;
 
 use crate::recorder::{Launched, RecordingGpu};
@@ -77,8 +77,12 @@ fn record_among(case: Case, ranks: usize) -> Result<Vec<Recorded>> {
     let device = CudaDevice { precision: case.precision };
     let (recipe, table, network) = outline(case, ranks)?;
     let plan = network.plan(&device);
-    let mut ops =
-        CudaOps::new(RecordingGpu::new(), table.trainable(), table.total(), &[&plan], case.precision)?;
+    let mut ops = CudaOps::new(
+        RecordingGpu::new(),
+        StateSize::new(table.trainable(), table.total()),
+        &[&plan],
+        case.precision,
+    )?;
     ops.bind(&plan)?;
     ops.gpu().launched.clear();
 

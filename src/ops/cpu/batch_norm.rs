@@ -267,8 +267,7 @@ mod tests {
             state: State {
                 parameters: state(),
                 gradients: state(),
-                mean_square: state(),
-                momentum: state(),
+                slots: Vec::new(),
                 ema: state(),
                 trainable: 4 * CHANNELS,
                 total: 4 * CHANNELS,

@@ -94,9 +94,9 @@ impl Device for CpuDevice {
 }
 
 impl CpuOps {
-    /// State buffers for a model of `trainable` and `total` elements, an arena that holds any one of `plans`,
-    /// and `threads` threads.
-    pub fn new(trainable: usize, total: usize, plans: &[&Plan], threads: usize) -> Result<CpuOps> {
+    /// State buffers of this size, an arena that holds any one of `plans`, and `threads` threads.
+    pub fn new(size: StateSize, plans: &[&Plan], threads: usize) -> Result<CpuOps> {
+        let StateSize { trainable, total, .. } = size;
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
             .thread_name(|number| format!("effnet-{number}"))
@@ -106,8 +106,7 @@ impl CpuOps {
         let state = State {
             parameters: Memory::new(total * 4),
             gradients: Memory::new(trainable * 4),
-            mean_square: Memory::new(trainable * 4),
-            momentum: Memory::new(trainable * 4),
+            slots: (0..size.slots).map(|_| Memory::new(trainable * 4)).collect(),
             ema: Memory::new(total * 4),
             trainable,
             total,
@@ -183,8 +182,7 @@ impl CpuOps {
         let (memory, elements) = match buffer {
             Buffer::Parameters => (&state.parameters, state.total),
             Buffer::Gradients => (&state.gradients, state.trainable),
-            Buffer::MeanSquare => (&state.mean_square, state.trainable),
-            Buffer::Momentum => (&state.momentum, state.trainable),
+            Buffer::Slot(number) => (&state.slots[number], state.trainable),
             Buffer::Ema => (&state.ema, state.total),
         };
         // SAFETY: `self` is borrowed mutably for as long as the slice lives, so no pass runs.

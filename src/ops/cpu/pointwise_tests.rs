@@ -81,7 +81,7 @@ impl Setup {
             let inputs: Vec<Tensor> = self.values.iter().map(|(t, _)| *t).collect();
             let plan = Plan::new(&device, &[pass], &self.tensors, &[outputs, &inputs].concat());
             let total = self.parameters.len();
-            let mut ops = CpuOps::new(total, total, &[&plan], threads).unwrap();
+            let mut ops = CpuOps::new(StateSize::new(total, total), &[&plan], threads).unwrap();
             ops.bind(&plan).unwrap();
             ops.write_state(Buffer::Parameters, &self.parameters).unwrap();
             ops.write_state(Buffer::Gradients, &vec![1.0; total]).unwrap();

@@ -460,7 +460,7 @@ mod tests {
         let passes = [forward.into(), backward.into()];
         let plan = Plan::new(&device, &passes, &tensors, &[y, bn.coefficients]);
         let total = 31 * channels;
-        let mut ops = CpuOps::new(total, total, &[&plan], threads).unwrap();
+        let mut ops = CpuOps::new(StateSize::new(total, total), &[&plan], threads).unwrap();
         ops.bind(&plan).unwrap();
         let pixels: Vec<u8> = (0..image.elements).map(|i| (i * i * 37 % 251) as u8).collect();
         let (mean, deviation) = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]);

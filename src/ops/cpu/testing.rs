@@ -1,7 +1,9 @@
 //! For unit tests: sets up the tensors of a few passes, runs them, and reads everything back.
 
 use super::{CpuDevice, CpuOps};
-use crate::ops::{BatchNorm, Buffer, Kind, Ops, Param, Pass, Plan, Statistics, StepParams, Tensor, Tensors};
+use crate::ops::{
+    BatchNorm, Buffer, Kind, Ops, Param, Pass, Plan, StateSize, Statistics, StepParams, Tensor, Tensors,
+};
 use crate::random::{Purpose, draw, unit};
 
 /// The thread counts for which results must agree bit by bit.
@@ -98,7 +100,7 @@ impl Setup {
         let device = CpuDevice { threads };
         let plan = Plan::new(&device, passes, &self.tensors, &self.all);
         let total = self.parameters.len();
-        let mut ops = CpuOps::new(total, total, &[&plan], threads).unwrap();
+        let mut ops = CpuOps::new(StateSize::new(total, total), &[&plan], threads).unwrap();
         ops.bind(&plan).unwrap();
         ops.set_step(self.step).unwrap();
         ops.write_state(Buffer::Parameters, &self.parameters).unwrap();

@@ -9,6 +9,7 @@ use super::context::{Context, State};
 use super::gpu::{Address, Gpu, Graph, Staging};
 use super::precision::{self, Precision};
 use super::{exchange, image, optimiser, step};
+use crate::ops::optimiser::MOST_SLOTS;
 use crate::ops::*;
 use crate::parallel::Group;
 
@@ -35,25 +36,23 @@ struct Figures {
 }
 
 impl<G: Gpu> CudaOps<G> {
-    /// State buffers for a model of `trainable` and `total` elements and an arena that holds any one of `plans`.
+    /// State buffers of this size and an arena that holds any one of `plans`.
     ///
     /// # Errors
     /// Where the memory is not there.
-    pub fn new(
-        mut gpu: G,
-        trainable: usize,
-        total: usize,
-        plans: &[&Plan],
-        precision: Precision,
-    ) -> Result<CudaOps<G>> {
+    pub fn new(mut gpu: G, size: StateSize, plans: &[&Plan], precision: Precision) -> Result<CudaOps<G>> {
         let most = |bytes: fn(&Plan) -> usize| plans.iter().map(|p| bytes(p)).max().unwrap_or(0);
         let (arena_bytes, workspace_bytes) = (most(|p| p.tensor_bytes), most(|p| p.workspace.shared));
         let floats = |gpu: &mut G, count: usize| gpu.allocate((count * 4).max(16));
+        let StateSize { trainable, total, slots: count } = size;
+        let mut slots = [Address::NULL; MOST_SLOTS];
+        for slot in &mut slots[..count] {
+            *slot = floats(&mut gpu, trainable)?;
+        }
         let state = State {
             parameters: floats(&mut gpu, total)?,
             gradients: floats(&mut gpu, trainable)?,
-            mean_square: floats(&mut gpu, trainable)?,
-            momentum: floats(&mut gpu, trainable)?,
+            slots,
             ema: floats(&mut gpu, total)?,
             running: floats(&mut gpu, total - trainable)?,
             block: gpu.allocate(step::BLOCK_BYTES)?,
@@ -142,8 +141,7 @@ impl<G: Gpu> CudaOps<G> {
         match buffer {
             Buffer::Parameters => (state.parameters, state.total),
             Buffer::Gradients => (state.gradients, state.trainable),
-            Buffer::MeanSquare => (state.mean_square, state.trainable),
-            Buffer::Momentum => (state.momentum, state.trainable),
+            Buffer::Slot(number) => (state.slots[number], state.trainable),
             Buffer::Ema => (state.ema, state.total),
         }
     }

@@ -76,18 +76,21 @@ impl OnCuda for Update {
     fn launch<G: Gpu>(&self, cx: &mut Context<G>) -> Result {
         let State { trainable, total, .. } = cx.state;
         let chunks = trainable.div_ceil(CHUNK);
-        let (kernel, alpha, momentum_factor, eps) = match self.rule {
-            Rule::RmsProp { form, alpha, momentum, eps } => match form {
-                RmsPropForm::PyTorch => (&RMSPROP_PYTORCH, alpha, momentum, eps),
-                RmsPropForm::TensorFlow => (&RMSPROP_TENSORFLOW, alpha, momentum, eps),
-            },
-            Rule::Sgd { momentum } => (&SGD, 0.0, momentum, 0.0),
+        let [first, second] = cx.state.slots;
+        let kernel = match self.rule {
+            Rule::RmsProp { form: RmsPropForm::PyTorch, .. } => RMSPROP_PYTORCH,
+            Rule::RmsProp { form: RmsPropForm::TensorFlow, .. } => RMSPROP_TENSORFLOW,
+            Rule::Sgd { .. } => SGD,
+        };
+        let (alpha, momentum_factor, eps, [mean_square, momentum]) = match self.rule {
+            Rule::RmsProp { alpha, momentum, eps, .. } => (alpha, momentum, eps, [first, second]),
+            Rule::Sgd { momentum } => (0.0, momentum, 0.0, [Address::NULL, first]),
         };
         let arguments = UpdateArguments {
             parameters: cx.state.parameters,
             gradients: cx.state.gradients,
-            mean_square: cx.state.mean_square,
-            momentum: cx.state.momentum,
+            mean_square,
+            momentum,
             ema: if self.ema { cx.state.ema } else { Address::NULL },
             running: cx.state.running,
             block: cx.state.block,
@@ -100,7 +103,7 @@ impl OnCuda for Update {
             weight_decay: self.weight_decay,
         };
         let blocks = chunks + (total - trainable).div_ceil(THREADS);
-        cx.launch(kernel, [blocks, 1, 1], THREADS, 0, arguments)?;
+        cx.launch(&kernel, [blocks, 1, 1], THREADS, 0, arguments)?;
         let arguments = ScaleArguments {
             block: cx.state.block,
             dynamic: (cx.precision == Precision::Fp16) as u32,

@@ -46,7 +46,7 @@ pub use project::{ProjectBackward, ProjectForward};
 pub use residual::ResidualForward;
 pub use squeeze_excite::{SqueezeBackward, SqueezeForward};
 pub use stem::{StemBackward, StemForward};
-pub use update::{RmsPropForm, Rule, Update};
+pub use update::Update;
 
 use super::device::Device;
 use super::tensor::{Param, Tensor};

@@ -10,7 +10,7 @@ use super::evaluate::{Evaluation, Images, evaluate, infer, softmax};
 use crate::data::{BatchPixels, Form, Normalise, Share, Source, Split, evaluate_image};
 use crate::model::ParamTable;
 use crate::network::Inference;
-use crate::ops::{Buffer, Ops, Weights};
+use crate::ops::{Buffer, Ops, StateSize, Weights};
 use crate::train::checkpoint::Checkpoint;
 use crate::train::device::{self, Hardware, Needs};
 use crate::train::error::TrainError;
@@ -48,8 +48,8 @@ impl<O: Ops + Send> Evaluator<O> {
             Some(have) if need > have => return Err(TrainError::EvaluationMemory { batch, need, have }),
             _ => {}
         }
-        let (trainable, total) = (table.trainable(), table.total());
-        let mut ops = hardware.start(&Needs { trainable, total, plans: &[&plan], group: None })?;
+        let size = StateSize { trainable: table.trainable(), total: table.total(), slots: 0 };
+        let mut ops = hardware.start(&Needs { state: size, plans: &[&plan], group: None })?;
         ops.bind(&plan)?;
         ops.write_state(Buffer::Parameters, &state.parameters)?;
         if !state.ema.is_empty() {

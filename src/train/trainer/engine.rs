@@ -16,7 +16,7 @@ use crate::network::{Inference, Itinerary, Network};
 use crate::ops::buckets::bucket_bytes;
 use crate::ops::{
     BatchInput, BatchTarget, Buckets, Buffer, LossScale, Ops, Pass, Plan, ProfileReport, Result, Sequence,
-    StepFigures, StepParams,
+    StateSize, StepFigures, StepParams,
 };
 use crate::train::checkpoint::Snapshot;
 use crate::train::device::{self, Hardware, Needs};
@@ -68,10 +68,12 @@ impl<O: Ops + Send> Engine<O> {
         let evaluation = Inference::new(arch, &table, recipe.micro_batch, device, recipe.weights());
         let (training_plan, evaluation_plan) = (training.plan(device), evaluation.plan(device));
         let itinerary = training.itinerary(device);
+        let update = recipe.update();
         let (trainable, total) = (table.trainable(), table.total());
+        let state = StateSize { trainable, total, slots: update.rule.slots().len() };
         let buckets = Buckets::new(&itinerary.passes(), trainable, bucket_bytes(trainable));
         let plans = [&training_plan, &evaluation_plan];
-        let ops = hardware.start(&Needs { trainable, total, plans: &plans, group: team.group() })?;
+        let ops = hardware.start(&Needs { state, plans: &plans, group: team.group() })?;
         Ok(Engine {
             ops,
             table,
@@ -84,7 +86,7 @@ impl<O: Ops + Send> Engine<O> {
             evaluation_plan,
             bound: Bound::Nothing,
             normalise,
-            update: recipe.update().into(),
+            update: update.into(),
             slot: 0,
             team: team.clone(),
         })
@@ -188,8 +190,8 @@ impl<O: Ops + Send> Engine<O> {
         if !state.ema.is_empty() {
             self.ops.write_state(Buffer::Ema, &state.ema)?;
         }
-        self.ops.write_state(Buffer::MeanSquare, &state.mean_square)?;
-        self.ops.write_state(Buffer::Momentum, &state.momentum)
+        let mut slots = state.slots.iter().enumerate();
+        slots.try_for_each(|(number, slot)| self.ops.write_state(Buffer::Slot(number), &slot.values))
     }
 
     /// Copies the whole state to the host.
@@ -198,8 +200,8 @@ impl<O: Ops + Send> Engine<O> {
         if !state.ema.is_empty() {
             self.ops.read_state(Buffer::Ema, &mut state.ema)?;
         }
-        self.ops.read_state(Buffer::MeanSquare, &mut state.mean_square)?;
-        self.ops.read_state(Buffer::Momentum, &mut state.momentum)
+        let mut slots = state.slots.iter_mut().enumerate();
+        slots.try_for_each(|(number, slot)| self.ops.read_state(Buffer::Slot(number), &mut slot.values))
     }
 
     /// Runs a step again whose loss or gradients were not finite, and describes the first value that is not finite.

@@ -247,7 +247,7 @@ fn initial(
     reporter: &mut dyn Reporter,
 ) -> Result<(Metadata, Snapshot), TrainError> {
     let table = ParamTable::new(arch);
-    let mut state = Snapshot::new(&table, recipe.ema > 0.0);
+    let mut state = Snapshot::new(&table, recipe);
     state.parameters = initialise(&table, recipe.seed);
     if let Some(path) = &options.init_from {
         reject_damaged(path)?;
@@ -257,7 +257,6 @@ fn initial(
     if recipe.ema > 0.0 {
         state.ema.clone_from(&state.parameters);
     }
-    state.mean_square.fill(recipe.update().rule.initial_mean_square());
     let metadata = Metadata::new(
         recipe,
         source.class_names(),

@@ -55,8 +55,7 @@ pub struct Reference {
     labels: HashMap<u32, Vec<u32>>,
     pub parameters: Vec<f64>,
     pub gradients: Vec<f64>,
-    pub mean_square: Vec<f64>,
-    pub momentum: Vec<f64>,
+    pub slots: [Vec<f64>; 2],
     pub ema: Vec<f64>,
     ema_weights: bool,
     step: StepParams,
@@ -70,8 +69,7 @@ impl Reference {
         Reference {
             parameters: vec![0.0; total],
             gradients: vec![0.0; trainable],
-            mean_square: vec![0.0; trainable],
-            momentum: vec![0.0; trainable],
+            slots: [vec![0.0; trainable], vec![0.0; trainable]],
             ema: vec![0.0; total],
             ..Reference::default()
         }
@@ -107,8 +105,7 @@ impl Reference {
         match buffer {
             Buffer::Parameters => &mut self.parameters,
             Buffer::Gradients => &mut self.gradients,
-            Buffer::MeanSquare => &mut self.mean_square,
-            Buffer::Momentum => &mut self.momentum,
+            Buffer::Slot(number) => &mut self.slots[number],
             Buffer::Ema => &mut self.ema,
         }
     }

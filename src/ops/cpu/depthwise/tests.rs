@@ -73,7 +73,7 @@ impl Bench {
         let device = CpuDevice { threads };
         let plan = Plan::new(&device, &[pass], &self.tensors, wanted);
         let total = self.parameters.len();
-        let mut ops = CpuOps::new(total, total, &[&plan], threads).unwrap();
+        let mut ops = CpuOps::new(StateSize::new(total, total), &[&plan], threads).unwrap();
         ops.bind(&plan).unwrap();
         ops.write_state(Buffer::Parameters, &self.parameters).unwrap();
         ops.write_state(Buffer::Gradients, &vec![1.0; total]).unwrap();
