@@ -20,7 +20,8 @@ use crate::ops::{
 };
 use crate::train::checkpoint::Snapshot;
 use crate::train::device::{self, Hardware, Needs};
-use crate::train::evaluation::evaluate::{EvaluateError, Evaluation, Images, evaluate};
+use crate::train::error::TrainError;
+use crate::train::evaluation::evaluate::{Evaluation, Images, evaluate};
 use crate::train::recipe::Recipe;
 use crate::train::team::Team;
 
@@ -172,7 +173,7 @@ impl<O: Ops + Send> Engine<O> {
         loader: &mut Loader,
         expected: u64,
         stop: &AtomicBool,
-    ) -> std::result::Result<Option<Vec<Evaluation>>, EvaluateError> {
+    ) -> std::result::Result<Option<Vec<Evaluation>>, TrainError> {
         self.bind(Bound::Evaluation)?;
         let weights: &[Weights] =
             if self.update.ema { &[Weights::Raw, Weights::Ema] } else { &[Weights::Raw] };
