@@ -15,6 +15,7 @@ pub mod cli;
 pub mod data;
 pub mod files;
 pub mod model;
+pub mod names;
 pub mod network;
 pub mod ops;
 pub mod parallel;

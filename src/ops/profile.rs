@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use serde::Serialize;
+
 use super::{Device, Pass};
 
 /// Time and calls of one pass, or of one kernel of it.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ProfileRow {
     /// The pass.
     pub pass: &'static str,
@@ -33,10 +35,11 @@ pub struct BucketTime {
 }
 
 /// What [`Ops::take_profile`] gives.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct ProfileReport {
     pub rows: Vec<ProfileRow>,
     /// Buckets in order, where ranks share the work.
+    #[serde(skip)]
     pub exchange: Vec<BucketTime>,
     /// Bytes read and bytes written a second by a plain copy on this device, just measured.
     pub copy_bytes_per_second: f64,

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::AtomicBool;
 
-use effnet::train::events::{Reporter, StepRecord};
+use effnet::train::events::{Event, Reporter};
 use effnet::train::{Recipe, RunOptions, train};
 
 use crate::{alone, data_support, large_allocations, take_largest, train_support};
@@ -16,17 +16,25 @@ struct Counts {
 }
 
 impl Reporter for &mut Counts {
-    fn step(&mut self, record: &StepRecord) {
-        self.steps.push(record.step);
-        if record.step == 5 {
-            self.before = large_allocations();
-            take_largest();
-        } else if record.step == 11 {
-            self.within = Some((large_allocations() - self.before, take_largest()));
+    fn report(&mut self, event: Event) {
+        match event {
+            Event::Step(record) => {
+                self.steps.push(record.step);
+                if record.step == 5 {
+                    self.before = large_allocations();
+                    take_largest();
+                } else if record.step == 11 {
+                    self.within = Some((large_allocations() - self.before, take_largest()));
+                }
+            }
+            Event::Evaluating { .. } => {
+                assert!(
+                    !(5..11).contains(&self.steps.len()),
+                    "no evaluation belongs into the measured steps"
+                );
+            }
+            _ => {}
         }
-    }
-    fn evaluating(&mut self, _: u64) {
-        assert!(!(5..11).contains(&self.steps.len()), "no evaluation belongs into the measured steps");
     }
 }
 

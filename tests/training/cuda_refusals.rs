@@ -13,7 +13,7 @@ use assert_cmd::Command;
 use effnet::ops::cuda::Precision;
 use effnet::parallel::World;
 use effnet::train::device::Cuda;
-use effnet::train::events::{Reporter, StepRecord};
+use effnet::train::events::{Event, Reporter};
 use effnet::train::run::train_on;
 use effnet::train::{Outcome, Recipe, RunOptions, TrainError, memory_plan};
 use effnet_kernel_host::Options;
@@ -155,11 +155,12 @@ struct Said {
 }
 
 impl Reporter for Said {
-    fn notice(&mut self, line: &str) {
-        self.notices.push(line.to_string());
-    }
-    fn step(&mut self, _: &StepRecord) {
-        self.steps += 1;
+    fn report(&mut self, event: Event) {
+        match event {
+            Event::Notice { text } => self.notices.push(text.to_string()),
+            Event::Step(_) => self.steps += 1,
+            _ => {}
+        }
     }
 }
 

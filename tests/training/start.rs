@@ -10,10 +10,10 @@ use effnet::data::Source;
 use effnet::model::initialise::initialise;
 use effnet::model::{ParamTable, weights};
 use effnet::train::checkpoint::{self, CheckpointError};
-use effnet::train::events::{End, Reporter, StepRecord};
+use effnet::train::events::{End, Event, Reporter};
 use effnet::train::{Optimizer, Recipe, RunOptions, TrainError, saved_recipe, train};
 
-/// Raises the flag when a step is done or an evaluation begins, and keeps the notices.
+/// Sets the flag when a step is done or an evaluation begins, and keeps the notices.
 struct Stopper<'a> {
     stop: &'a AtomicBool,
     after_step: Option<u64>,
@@ -28,19 +28,20 @@ impl<'a> Stopper<'a> {
 }
 
 impl Reporter for Stopper<'_> {
-    fn step(&mut self, record: &StepRecord) {
-        if self.after_step == Some(record.step) {
-            self.stop.store(true, Ordering::Relaxed);
+    fn report(&mut self, event: Event) {
+        match event {
+            Event::Step(record) if self.after_step == Some(record.step) => {
+                self.stop.store(true, Ordering::Relaxed);
+            }
+            Event::Evaluating { .. } => {
+                self.in_evaluation = self.in_evaluation.map(|left| left.saturating_sub(1));
+                if self.in_evaluation == Some(0) {
+                    self.stop.store(true, Ordering::Relaxed);
+                }
+            }
+            Event::Notice { text } => self.notices.push(text.into()),
+            _ => {}
         }
-    }
-    fn evaluating(&mut self, _: u64) {
-        self.in_evaluation = self.in_evaluation.map(|left| left.saturating_sub(1));
-        if self.in_evaluation == Some(0) {
-            self.stop.store(true, Ordering::Relaxed);
-        }
-    }
-    fn notice(&mut self, line: &str) {
-        self.notices.push(line.into());
     }
 }
 
@@ -65,7 +66,7 @@ fn a_run_stopped_anywhere_ends_as_if_it_had_not_been() {
         assert_eq!((outcome.step, step_of(&parts)), (step, step), "stop {number}");
         let finished = number >= 5;
         assert_eq!(outcome.end, if finished { End::Finished } else { End::Interrupted }, "stop {number}");
-        assert_eq!(outcome.resume_command().is_some(), !finished);
+        assert_eq!(outcome.resume.is_some(), !finished);
     }
     assert_same_run(&whole, &parts);
 }

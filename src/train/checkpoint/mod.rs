@@ -106,7 +106,7 @@ impl Metadata {
         let again =
             Metadata::new(&self.recipe, self.classes.clone(), self.normalise, self.data.clone(), self.steps);
         let Metadata { step, epoch, evaluated, best, loss_scale, checksum, .. } = self.clone();
-        let sane = self.resolution <= 1 << 14 && self.recipe.validate().is_ok();
+        let sane = self.recipe.validate().is_ok();
         (sane && *self == Metadata { step, epoch, evaluated, best, loss_scale, checksum, ..again })
             .then(|| self.recipe.architecture(self.classes.len()).ok())
             .flatten()

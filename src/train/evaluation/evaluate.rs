@@ -11,11 +11,12 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use crate::data::{BatchPixels, DataError, Loader, Normalise};
+use crate::data::{BatchPixels, Loader, Normalise};
 use crate::network::Inference;
 use crate::ops::score::rank;
-use crate::ops::{BatchInput, BatchTarget, Ops, OpsError, Result as OpsResult, Sequence, Weights};
+use crate::ops::{BatchInput, BatchTarget, Ops, Result as OpsResult, Sequence, Weights};
 use crate::parallel::GroupError;
+use crate::train::error::TrainError;
 use crate::train::team::Team;
 
 /// Accuracy and loss of one set of weights over one split.
@@ -27,19 +28,6 @@ pub struct Evaluation {
     pub top5: f64,
     /// Mean cross-entropy without label smoothing.
     pub loss: f64,
-}
-
-/// Why an evaluation failed.
-#[derive(Debug, thiserror::Error)]
-pub enum EvaluateError {
-    #[error(transparent)]
-    Data(#[from] DataError),
-    #[error(transparent)]
-    Ops(#[from] OpsError),
-    #[error(transparent)]
-    Group(#[from] GroupError),
-    #[error("the evaluation saw {seen} images where the split has {expected}")]
-    Count { seen: u64, expected: u64 },
 }
 
 /// Cross-entropy of one image in nats, without smoothing, computed in f64 from the f32 logits.
@@ -127,14 +115,14 @@ pub struct Images<'a> {
 /// plan is bound. Returns none if `stop` was set at any rank during the evaluation.
 ///
 /// # Errors
-/// [`EvaluateError`]; a damaged sample is named by file and number.
+/// [`TrainError`]; a damaged sample is named by file and number.
 pub fn evaluate<O: Ops + Send>(
     ops: &mut O,
     inference: &Inference,
     images: Images,
     stop: &AtomicBool,
     team: &Team,
-) -> Result<Option<Vec<Evaluation>>, EvaluateError> {
+) -> Result<Option<Vec<Evaluation>>, TrainError> {
     let network = &inference.network;
     let classes = network.logits.elements / network.config.images;
     let mut logits = vec![0.0; network.logits.elements];
@@ -164,7 +152,7 @@ pub fn evaluate<O: Ops + Send>(
     }
     let sums = over_ranks(&sums, team)?;
     match sums.iter().find(|sums| sums.images != expected) {
-        Some(sums) => Err(EvaluateError::Count { seen: sums.images, expected }),
+        Some(sums) => Err(TrainError::Count { seen: sums.images, expected }),
         None => Ok(Some(sums.into_iter().map(Sums::figures).collect())),
     }
 }

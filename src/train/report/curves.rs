@@ -1,37 +1,66 @@
-//! A run's curves as a picture: `curves.svg`, made from `log.jsonl` alone.
+//! The curves of a run as a picture: `curves.svg`, made from `log.jsonl` alone.
 //!
-//! Two panels over the epochs: loss and accuracy, training's beside validation's. Training's curve is a step's
-//! batch, so it is noisy: the raw values are drawn faintly, their moving mean over a fortieth of the run on top.
-//! The SVG is written by hand: some lines, some text, no fonts to measure.
+//! Two panels show loss and accuracy over the epochs, of training and of validation. A training value covers only the
+//! batch of one step and is noisy, so the raw values are drawn faintly and their moving mean over a fortieth of the run
+//! on top. The SVG needs only lines and text, so this module writes it without a crate.
 
 use std::fmt::Write as _;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::events::{EvaluationRecord, LogLine, StepRecord};
+use super::events::{EvaluationRecord, Event, Header, LogLine, Reporter, StepRecord};
+use super::rows::model_name;
 use crate::files;
 
 pub const FILE: &str = "curves.svg";
 
 const WIDTH: f64 = 1000.0;
 const HEIGHT: f64 = 420.0;
-/// Room around a panel's plot for its labels.
+/// Margins of a panel's plot, for its labels.
 const LEFT: f64 = 58.0;
 const RIGHT: f64 = 26.0;
 const TOP: f64 = 76.0;
 const BOTTOM: f64 = 52.0;
-/// Points of a drawn curve, at most: more are finer than the picture.
+/// The most points of a drawn curve: more would be finer than the picture.
 const POINTS: usize = 400;
 
-// Told apart by colour-blind eyes too (Okabe & Ito).
+// Colours that colour-blind people can distinguish too (Okabe & Ito).
 const TRAINING: &str = "#0072b2";
 const VALIDATION: &str = "#d55e00";
 const AVERAGE: &str = "#009e73";
 
-/// Draws the run in `run` from its log, beside which the picture is put.
+/// Keeps the picture up to date. If it cannot be drawn, the run continues without it.
+#[derive(Default)]
+pub struct Curves {
+    run: Option<(PathBuf, String)>,
+}
+
+impl Curves {
+    fn start(&mut self, header: &Header) {
+        let side = header.recipe.resolution;
+        let title = format!("{} on {}, {side}×{side}", model_name(header), header.data);
+        self.run = Some((header.out.clone(), title));
+    }
+}
+
+impl Reporter for Curves {
+    fn report(&mut self, event: Event) {
+        match event {
+            Event::Started(header) => self.start(header),
+            Event::Evaluation { .. } | Event::Finished(_) => {
+                if let Some((out, title)) = &self.run {
+                    let _ = write(out, title);
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Draws the run in the directory `run` from its log, and puts the picture beside the log.
 ///
 /// # Errors
-/// If the log cannot be read or the picture cannot be written. Lines of the log that are no records are left out.
+/// If the log cannot be read or the picture cannot be written. Lines of the log that are not records are skipped.
 pub fn write(run: &Path, title: &str) -> io::Result<PathBuf> {
     let mut log = Log::default();
     for line in super::log::read(&run.join("log.jsonl"))? {
@@ -54,15 +83,15 @@ pub struct Log {
 
 type Points = Vec<(f64, f64)>;
 
-/// One line of a panel and its entry in the legend.
+/// A line of a panel and its entry in the legend.
 struct Curve {
     name: &'static str,
     colour: &'static str,
-    /// Drawn faintly behind.
+    /// Points drawn faintly behind the line.
     raw: Points,
     points: Points,
     dashed: bool,
-    /// Few enough to be marked one by one.
+    /// Whether each point is marked by a dot.
     dots: bool,
 }
 
@@ -71,7 +100,7 @@ struct Panel {
     left: f64,
     width: f64,
     curves: Vec<Curve>,
-    /// Whether values are shares, shown in per cent.
+    /// Whether the values are shares, shown in per cent.
     shares: bool,
 }
 
@@ -143,8 +172,8 @@ fn finite(point: &(f64, f64)) -> bool {
     point.0.is_finite() && point.1.is_finite()
 }
 
-/// Mean over `reach` points on either side. At the start, where the curve is steep, the window shrinks on both
-/// sides; at the end only what lies ahead is missing, so that the last value is no single step's.
+/// Mean over up to `reach` points on either side. At the start, where the curve is steep, the window shrinks on both
+/// sides. At the end it shrinks only on the right, so that the last value is not that of a single step.
 fn moving_mean(points: &Points, reach: usize) -> Points {
     let mut sums = vec![0.0];
     for (_, y) in points {
@@ -158,7 +187,7 @@ fn moving_mean(points: &Points, reach: usize) -> Points {
     points.iter().enumerate().map(|(at, &(x, _))| (x, mean(at))).collect()
 }
 
-/// At most [`POINTS`], evenly spaced, the first and the last among them.
+/// At most [`POINTS`] points, evenly spaced, with the first and the last.
 fn thin(points: &Points) -> Points {
     if points.len() <= POINTS {
         return points.clone();
@@ -205,21 +234,20 @@ impl Panel {
         }
     }
 
-    /// Bottom and top of the axis. Accuracy begins at 0; of the loss, a few wild raw values are cut off.
+    /// The range of the vertical axis: 0 to 1 for accuracy; for the loss, that of the means, so that single extreme raw
+    /// values are cut off.
     fn range(&self) -> (f64, f64) {
         let values = || self.curves.iter().flat_map(|c| &c.points).map(|p| p.1);
         let (low, high) = values().fold((f64::MAX, f64::MIN), |(l, h), v| (l.min(v), h.max(v)));
-        match (self.shares, low <= high) {
-            (true, _) => (0.0, 1.0),
-            (false, false) => (0.0, 1.0),
-            (false, true) => {
-                let room = (0.06 * (high - low)).max(0.02 * high.abs()).max(1e-6);
-                ((low - room).max(0.0), high + room)
-            }
+        // Without any value, low is above high.
+        if self.shares || low > high {
+            return (0.0, 1.0);
         }
+        let room = (0.06 * (high - low)).max(0.02 * high.abs()).max(1e-6);
+        ((low - room).max(0.0), high + room)
     }
 
-    /// Each curve's name and its last value, in a row.
+    /// The name of each curve and its last value, in a row.
     fn legend(&self, svg: &mut String, left: f64) {
         let mut x = left;
         for curve in &self.curves {
@@ -252,7 +280,7 @@ fn ticks(low: f64, high: f64, step: f64) -> Vec<f64> {
     (first..=last.min(first + 50)).map(|n| n as f64 * step).collect()
 }
 
-/// As many decimals as the step needs.
+/// The value with as many decimals as the step needs.
 fn decimal(value: f64, step: f64) -> String {
     let places = (-(step * 1.001).log10().floor()).max(0.0) as usize;
     format!("{value:.places$}")
@@ -285,13 +313,12 @@ mod tests {
     use super::*;
 
     fn step(step: u64, loss: f64) -> StepRecord {
-        let (epoch, lr) = (step as f64 / 10.0, 0.1);
         StepRecord {
             step,
-            epoch,
+            epoch: step as f64 / 10.0,
             loss,
             accuracy: 0.5,
-            lr,
+            lr: 0.1,
             images_per_second: 1.0,
             data_wait: 0.0,
             skipped: false,
@@ -318,11 +345,11 @@ mod tests {
     }
 
     #[test]
-    fn curves_and_legend_follow_the_records() {
+    fn picture_has_a_curve_and_a_legend_for_each_kind_of_record() {
         let steps = (1..=100).map(|n| step(n, 3.0 / n as f64)).collect();
         let plain = Log { steps, evaluations: vec![evaluation(50, None), evaluation(100, None)] };
         let svg = plain.draw("b0 <32>");
-        // Raw and smooth training, validation; in both panels.
+        // Raw and smoothed training values and validation, in both panels.
         assert_eq!(count(&svg, "<polyline"), 6);
         assert_eq!(count(&svg, "<circle"), 4);
         assert!(svg.contains("b0 &lt;32&gt;") && svg.contains("validation top-1 75.0 %"));
@@ -334,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_and_little_and_nonsense_are_drawn() {
+    fn picture_is_valid_for_empty_short_and_extreme_logs() {
         let odd = [
             Log::default(),
             Log { steps: vec![step(1, 2.0)], evaluations: vec![] },
@@ -355,20 +382,20 @@ mod tests {
     }
 
     #[test]
-    fn a_long_log_makes_a_small_picture() {
+    fn picture_of_a_long_log_is_small() {
         let steps = (1..=200_000).map(|n| step(n, 1.0)).collect();
         let svg = Log { steps, evaluations: (1..5000).map(|n| evaluation(n, None)).collect() }.draw("t");
         assert!(svg.len() < 60_000, "{}", svg.len());
     }
 
     #[test]
-    fn the_moving_mean_keeps_a_straight_line_and_removes_noise() {
+    fn moving_mean_keeps_a_straight_line_and_removes_noise() {
         let line: Points = (0..50).map(|n| (n as f64, 2.0 * n as f64)).collect();
         let smooth = moving_mean(&line, 7);
         for (a, b) in line.iter().zip(&smooth).take(43) {
             assert!((a.1 - b.1).abs() < 1e-9);
         }
-        // The last is the mean of itself and the seven before.
+        // The last value is the mean of the last point and the seven before it.
         assert!((smooth[49].1 - (98.0 - 7.0)).abs() < 1e-9);
         let noise: Points = (0..50).map(|n| (n as f64, (n % 2) as f64)).collect();
         let smooth = moving_mean(&noise, 10);

@@ -1,17 +1,17 @@
 //! `log.jsonl`: one JSON object a line, for every step and every evaluation.
 //!
-//! A line is handed to the system in one piece as soon as its step is done, so a killed process loses at most a
-//! torn last line; it is forced to disk before each checkpoint, so the log always reaches as far as the
-//! checkpoint. A resumed run cuts it back to the checkpoint's step, and every step stands in it once.
+//! A line is written in one system call as soon as its step is done, so a killed process leaves at most an incomplete
+//! last line. The log is forced to disk before each checkpoint, so it always reaches at least as far as the checkpoint.
+//! A resumed run cuts the log back to the checkpoint's step, so every step occurs in it exactly once.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use super::events::LogLine;
+use super::events::{Event, LogLine};
 use crate::files::{self, FileError};
 
-/// The log cannot be written.
+/// The log could not be written.
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {error}; the last checkpoint is intact: make room, then go on with --resume", path.display())]
 pub struct LogError {
@@ -28,8 +28,8 @@ pub struct Log {
 }
 
 impl Log {
-    /// Opens the log and cuts it to the lines of steps up to `step` and of evaluations up to `evaluated`; both 0
-    /// start it anew. The lines go to a new file that takes the old one's place, so that a kill loses none.
+    /// Opens the log and keeps only the lines of steps up to `step` and of evaluations up to `evaluated`; if both are 0
+    /// the log is emptied. The kept lines go to a new file that replaces the old one, so a kill loses no line.
     pub fn open(path: &Path, step: u64, evaluated: u64) -> Result<Log, LogError> {
         let failed = |error| LogError { path: path.to_owned(), error };
         let old = match fs::read(path) {
@@ -44,10 +44,15 @@ impl Log {
         Ok(Log { path: path.to_owned(), file, line: Vec::new() })
     }
 
-    /// Appends a line.
-    pub fn append(&mut self, line: &LogLine) -> Result<(), LogError> {
+    /// Appends a step or an evaluation; other events are not logged.
+    pub fn append(&mut self, event: Event) -> Result<(), LogError> {
+        let line = match event {
+            Event::Step(record) => LogLine::Step(*record),
+            Event::Evaluation { record, .. } => LogLine::Evaluation(*record),
+            _ => return Ok(()),
+        };
         self.line.clear();
-        let written = serde_json::to_writer(&mut self.line, line).map_err(io::Error::from);
+        let written = serde_json::to_writer(&mut self.line, &line).map_err(io::Error::from);
         let written = written.and_then(|()| {
             self.line.push(b'\n');
             self.file.write_all(&self.line)
@@ -61,18 +66,18 @@ impl Log {
     }
 }
 
-/// The whole lines that a run resumed at `step` has behind it.
+/// The complete lines up to `step`, and of evaluations up to `evaluated`.
 fn cut(log: &[u8], step: u64, evaluated: u64) -> Vec<u8> {
     let whole = log.split_inclusive(|&byte| byte == b'\n').filter(|line| line.ends_with(b"\n"));
-    let behind = whole.filter(|line| match serde_json::from_slice(line) {
+    let kept = whole.filter(|line| match serde_json::from_slice(line) {
         Ok(LogLine::Evaluation(record)) => record.step <= evaluated,
         Ok(LogLine::Step(record)) => record.step <= step,
         Err(_) => false,
     });
-    behind.flatten().copied().collect()
+    kept.flatten().copied().collect()
 }
 
-/// All lines of a log; one that is torn or no record is left out.
+/// All records of a log; a line that is incomplete or not a record is skipped.
 pub fn read(path: &Path) -> io::Result<Vec<LogLine>> {
     let text = fs::read(path)?;
     Ok(text.split(|&byte| byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect())
@@ -84,13 +89,12 @@ mod tests {
     use super::*;
 
     fn step(step: u64) -> LogLine {
-        let (epoch, loss, accuracy, lr) = (0.5, 1.25, 0.1, 1e-3);
         LogLine::Step(StepRecord {
             step,
-            epoch,
-            loss,
-            accuracy,
-            lr,
+            epoch: 0.5,
+            loss: 1.25,
+            accuracy: 0.1,
+            lr: 1e-3,
             images_per_second: 9.0,
             data_wait: 0.0,
             skipped: false,
@@ -112,22 +116,30 @@ mod tests {
         })
     }
 
+    fn append(log: &mut Log, line: &LogLine) {
+        log.append(match line {
+            LogLine::Step(record) => Event::Step(record),
+            LogLine::Evaluation(record) => Event::Evaluation { record, best: false },
+        })
+        .unwrap();
+    }
+
     #[test]
-    fn a_resumed_log_is_cut_to_the_checkpoint() {
+    fn log_is_cut_to_the_checkpoint_on_resume() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log.jsonl");
         let mut log = Log::open(&path, 0, 0).unwrap();
         let lines = [step(1), step(2), evaluation(2), step(3), step(4), evaluation(4)];
-        lines.iter().for_each(|line| log.append(line).unwrap());
+        lines.iter().for_each(|line| append(&mut log, line));
         drop(log);
         assert_eq!(read(&path).unwrap(), lines);
         let whole = fs::read(&path).unwrap();
-        // A kill within the last line.
+        // As if the process had been killed within the last line.
         fs::write(&path, &whole[..whole.len() - 9]).unwrap();
         let mut log = Log::open(&path, 3, 2).unwrap();
-        log.append(&step(4)).unwrap();
+        append(&mut log, &step(4));
         assert_eq!(read(&path).unwrap(), lines[..5]);
-        // An evaluation that the checkpoint does not know of is done again.
+        // An evaluation that is not in the checkpoint is repeated by the run.
         Log::open(&path, 2, 0).unwrap();
         assert_eq!(read(&path).unwrap(), lines[..2]);
         Log::open(&path, 0, 0).unwrap();
@@ -135,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn foreign_lines_do_not_survive_a_cut() {
+    fn cut_removes_lines_that_are_not_records() {
         assert_eq!(cut(b"\xff\xfe\n{}\n{\"step\":1}\n", 9, 9), b"");
     }
 }

@@ -1,15 +1,15 @@
-//! `--profile`: where a step's time goes, as a table.
+//! `--profile`: a table of the time that each pass of a step takes.
 //!
-//! A pass is bound by memory, so beside its time stand the bytes of the tensors that it names, each counted once, the
-//! rate at which they moved, and what share of the time a plain copy of as many bytes would have taken: its *floor*.
-//! A device with several kernels a pass lists them under it, with their times alone.
+//! Passes are limited by memory bandwidth. So the table also shows the bytes of the tensors that a pass names, each
+//! counted once, the rate at which they moved, and the *floor*: the time of a plain copy of as many bytes, as a share
+//! of the pass's time. If a device runs several kernels in a pass, they are listed below it, with their times only.
 //!
-//! Where ranks share the work, the buckets of gradients follow: when each was complete, when its sum over the ranks
-//! began and ended, and when the backward pass did. What lies before that end costs no time of its own: it is *hidden*.
+//! With several ranks, a table of the gradient buckets follows: when each bucket was complete, and when its sum over the
+//! ranks began and ended. A sum that ends before the backward pass costs no extra time: it is *hidden*.
 
 use crate::ops::{BucketTime, ProfileReport, ProfileRow};
 
-/// The table's lines: passes by falling time, the kernels of each below it.
+/// The lines of the table: passes by falling time, with their kernels below them.
 pub fn lines(report: &ProfileReport, steps: u64) -> Vec<String> {
     let steps = steps.max(1) as f64;
     let passes = || report.rows.iter().filter(|row| row.kernel.is_none());
@@ -55,7 +55,7 @@ pub fn lines(report: &ProfileReport, steps: u64) -> Vec<String> {
     lines
 }
 
-/// The buckets' table, means over the steps; nothing where there are none.
+/// The table of the buckets, with means over the steps; empty if there are none.
 fn exchange_lines(times: &[BucketTime]) -> Vec<String> {
     let steps: Vec<&[BucketTime]> = times.chunk_by(|a, b| a.step == b.step).collect();
     let Some(first) = steps.first() else { return Vec::new() };
@@ -76,7 +76,8 @@ fn exchange_lines(times: &[BucketTime]) -> Vec<String> {
         let bytes = first[number].bytes as f64 / 1e6;
         lines.push(format!("{:<8} {bytes:>10.2} {ready:>10.2} {start:>10.2} {end:>10.2}", number + 1));
     }
-    let (busy, hidden) = (mean(&|step| overlap(step).0), mean(&|step| overlap(step).1));
+    let busy = mean(&|step| overlap(step).0);
+    let hidden = mean(&|step| overlap(step).1);
     lines.push(format!(
         "the backward pass ends at {:.2} ms; of {busy:.2} ms that sums were under way, {hidden:.2} ms ({:.0} %) were \
          hidden behind it",
@@ -86,11 +87,11 @@ fn exchange_lines(times: &[BucketTime]) -> Vec<String> {
     lines
 }
 
-/// Microseconds of a step in which at least one bucket was being summed, and those of them before the backward pass
-/// ended.
+/// Microseconds of a step in which at least one bucket was being summed, and how many of them were before the end of the
+/// backward pass.
 pub fn overlap(step: &[BucketTime]) -> (f64, f64) {
     let (mut busy, mut hidden, mut reached) = (0.0, 0.0, f64::NEG_INFINITY);
-    // Buckets begin in order, and the next may begin before one ends.
+    // Sums begin in order; the next one may begin before the previous one ends.
     for time in step {
         let start = time.start.max(reached);
         busy += (time.end - start).max(0.0);
@@ -101,13 +102,15 @@ pub fn overlap(step: &[BucketTime]) -> (f64, f64) {
 }
 
 fn line(name: &str, row: &ProfileRow, steps: f64, all: f64, copy: f64) -> String {
-    let (calls, time) = (row.calls as f64 / steps, row.microseconds / steps);
+    let calls = row.calls as f64 / steps;
+    let time = row.microseconds / steps;
     let share = 100.0 * row.microseconds / all.max(1e-9);
     let head = format!("{name:<44} {calls:>6.1} {time:>9.1} µs {share:>5.1} %");
     if row.bytes == 0 {
         return head;
     }
-    let (bytes, seconds) = (row.bytes as f64, row.microseconds.max(1e-9) / 1e6);
+    let bytes = row.bytes as f64;
+    let seconds = row.microseconds.max(1e-9) / 1e6;
     let floor = 100.0 * bytes / copy / seconds;
     format!("{head} {:>10.2} {:>8.1} {floor:>6.1} %", bytes / steps / 1e6, bytes / seconds / 1e9)
 }
@@ -117,7 +120,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_largest_comes_first_with_its_kernels_and_the_sum_last() {
+    fn table_begins_with_the_slowest_pass_and_ends_with_the_sum() {
         let row = |pass, kernel: Option<&str>, microseconds, bytes| ProfileRow {
             pass,
             kernel: kernel.map(String::from),
@@ -134,7 +137,7 @@ mod tests {
         let lines = lines(&report, 2);
         let words: Vec<Vec<&str>> = lines.iter().map(|line| line.split_whitespace().collect()).collect();
         assert_eq!(words.len(), 6, "{lines:#?}");
-        // 6 MB in 300 µs are 20 GB/s, half of what a copy does; 300 of 400 µs are three quarters.
+        // 6 MB in 300 µs are 20 GB/s, half the rate of a copy; 300 of 400 µs are three quarters.
         assert_eq!(
             words[2],
             ["expand", "forward", "2.0", "150.0", "µs", "75.0", "%", "3.00", "20.0", "50.0", "%"]
@@ -145,12 +148,12 @@ mod tests {
     }
 
     #[test]
-    fn what_is_hidden_lies_before_the_backward_pass_ends() {
+    fn overlap_counts_the_time_before_the_backward_pass_ends() {
         let time = |step, (ready, start, end)| {
             let (bytes, backward_end) = (5_000_000, 1000.0);
             BucketTime { step, bytes, ready, start, end, backward_end }
         };
-        // The second begins before the first ends; the third before the backward pass ends, and outlasts it.
+        // The second sum begins before the first ends; the third begins before the backward pass ends and ends after it.
         let step = |number| {
             let times = [(100.0, 110.0, 300.0), (200.0, 210.0, 400.0), (900.0, 900.0, 1100.0)];
             times.map(|times| time(number, times))

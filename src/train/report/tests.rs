@@ -1,15 +1,19 @@
-use indicatif::InMemoryTerm;
+use std::io::{self, Write};
+use std::path::Path;
 
-use super::*;
+use indicatif::{InMemoryTerm, ProgressDrawTarget};
+use serde_json::Value;
+
+use super::events::{Best, End, EvaluationRecord, Event, Header, Outcome, Reporter, StepRecord};
+use super::json::Json;
+use super::plain::Plain;
+use super::terminal::Terminal;
 use crate::model::Variant;
 use crate::train::recipe::Recipe;
-use crate::train::report::events::Best;
 
 fn header() -> Header {
-    let mut recipe = Recipe::reference(Variant::B0, 64);
-    (recipe.resolution, recipe.ema) = (32, 0.99);
     Header {
-        recipe,
+        recipe: Recipe { resolution: 32, ema: 0.99, ..Recipe::reference(Variant::B0, 64) },
         classes: 10,
         parameters: 4_020_358,
         train_images: 10_000,
@@ -70,33 +74,35 @@ fn outcome() -> Outcome {
         data_wait: 0.01,
         out: "no-such-run".into(),
         checkpoint: "no-such-run/checkpoint.bin".into(),
-        started_with: Some("--gpus 8".into()),
+        resume: Some("effnet-train --resume --out no-such-run --gpus 8".into()),
     }
 }
 
+/// All events of a run but the last.
 fn play(reporter: &mut dyn Reporter) {
     reporter.notice("a notice");
-    reporter.started(&header());
-    for number in 1..=40 {
-        reporter.step(&step(number));
-    }
-    reporter.evaluating(4000);
-    reporter.evaluation(&evaluation(), true);
-    reporter.saved(Path::new("no-such-run/checkpoint.bin"), 40);
+    reporter.report(Event::Started(&header()));
+    (1..=40).for_each(|number| reporter.report(Event::Step(&step(number))));
+    reporter.report(Event::Evaluating { images: 4000 });
+    reporter.report(Event::Evaluation { record: &evaluation(), best: true });
+    reporter.report(Event::Saved { checkpoint: Path::new("no-such-run/checkpoint.bin"), step: 40 });
 }
 
 #[test]
-fn plain_lines_hold_the_run_without_any_control_character() {
+fn plain_writes_the_run_as_lines_without_control_characters() {
     let mut out = Vec::new();
     let mut plain = Plain::new(&mut out);
     play(&mut plain);
-    plain.finished(&outcome());
+    plain.report(Event::Finished(&outcome()));
     let text = String::from_utf8(out).unwrap();
     for line in [
         "a notice",
         "model: EfficientNet-B0, 4,020,358 parameters",
+        "input: 32×32, crop resized, padding symmetric",
         "images: 10,000 training, 2,000 validation",
+        "schedule: 400 epochs = 2,188 steps, warm-up 47 steps, stopping after step 40",
         "batch norm: momentum 0.1 (0.9 in TensorFlow's convention), epsilon 1e-5",
+        "memory: 3.00 MiB planned",
         "step 1/40, epoch 0.01: loss 2.0000, accuracy 25.00 %, 640 images/s, data wait 1.00 %",
         "validation, epoch 0.26: top-1 84.21 %, top-5 99.00 %, loss 0.5000, moving average top-1 85.00 %, the best so far",
         "best: top-1 85.00 % at step 40 by the moving average",
@@ -107,23 +113,23 @@ fn plain_lines_hold_the_run_without_any_control_character() {
     }
     assert!(text.lines().any(|l| l.starts_with("step 40/40")), "{text}");
     assert!(!text.chars().any(|c| c.is_control() && c != '\n'));
-    // Forty steps at once are not forty lines.
+    // Forty steps within a second make only a few lines.
     assert!(text.lines().filter(|l| l.starts_with("step ")).count() <= 3, "{text}");
 }
 
 #[test]
-fn a_terminal_shows_a_table_a_bar_and_the_evaluation() {
+fn terminal_shows_a_table_a_bar_and_the_evaluation() {
     let screen = InMemoryTerm::new(60, 160);
     let mut terminal = Terminal::on(ProgressDrawTarget::term_like(Box::new(screen.clone())), false);
     play(&mut terminal);
-    terminal.step(&step(40));
-    // A line above the bar draws the bar anew, however short ago it was drawn.
+    terminal.report(Event::Step(&step(40)));
+    // A line above the bar always redraws the bar, even if it was drawn a moment ago.
     terminal.notice("a notice");
     let shown = screen.contents();
     for part in ["parameters", "my-data", "top-1 84.21 %", "40/40", "loss 2.0000", "images/s", "left"] {
         assert!(shown.contains(part), "no {part:?} in\n{shown}");
     }
-    terminal.finished(&outcome());
+    terminal.report(Event::Finished(&outcome()));
     let shown = screen.contents();
     assert!(shown.contains("effnet-train --resume --out no-such-run"), "{shown}");
     assert!(!shown.contains("left"), "the bar is still there:\n{shown}");
@@ -134,18 +140,21 @@ fn json_is_one_object_a_line_with_exact_numbers() {
     let mut out = Vec::new();
     let mut json = Json(&mut out);
     play(&mut json);
-    json.finished(&outcome());
+    json.report(Event::Finished(&outcome()));
     let lines: Vec<Value> =
         String::from_utf8(out).unwrap().lines().map(|l| serde_json::from_str(l).unwrap()).collect();
     let names: Vec<&str> = lines.iter().map(|l| l["event"].as_str().unwrap()).collect();
     assert_eq!(names[..2], ["notice", "started"]);
     assert_eq!(names[names.len() - 3..], ["evaluation", "saved", "finished"]);
     assert_eq!(names.iter().filter(|n| **n == "step").count(), 40);
-    assert_eq!(lines[names.len() - 3]["top1"], 0.8421);
+    let [evaluation, saved, finished] = &lines[names.len() - 3..] else { unreachable!() };
+    assert_eq!((&evaluation["top1"], &evaluation["best"]), (&0.8421.into(), &true.into()));
+    assert_eq!(saved["step"], 40);
+    assert_eq!((&finished["end"], &finished["best"]["ema"]), (&"max-steps".into(), &true.into()));
     assert_eq!(lines[1]["recipe"]["batch-size"], 64);
 }
 
-/// A pipe whose reader has gone.
+/// A pipe whose reader has gone away.
 struct Closed;
 
 impl Write for Closed {
@@ -158,19 +167,7 @@ impl Write for Closed {
 }
 
 #[test]
-fn a_reader_who_leaves_ends_no_run() {
+fn closed_pipe_does_not_end_the_run() {
     play(&mut Plain::new(Closed));
     play(&mut Json(Closed));
-}
-
-#[test]
-fn numbers_read_easily() {
-    assert_eq!(thousands(0), "0");
-    assert_eq!(thousands(999), "999");
-    assert_eq!(thousands(1_234_567), "1,234,567");
-    assert_eq!(span(4.25), "4.2 s");
-    assert_eq!(span(61.0), "1 min 1 s");
-    assert_eq!(span(7300.0), "2 h 1 min");
-    assert_eq!(small(1e-5), "1e-5");
-    assert_eq!(small(0.08), "0.08");
 }

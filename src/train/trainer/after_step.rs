@@ -1,26 +1,26 @@
-//! What follows a step: it is told of, looked into where its numbers are not finite, evaluated after, saved.
+//! What follows a step: its results are reported, the weights are evaluated and saved.
 
 use std::time::Instant;
 
-use super::run::{Behind, Trainer};
+use super::{StepInFlight, Trainer};
 use crate::data::Split;
 use crate::ops::{Ops, StepFigures};
 use crate::train::error::TrainError;
-use crate::train::evaluation::evaluate::rate;
-use crate::train::report::events::{Best, EvaluationRecord, LogLine, StepRecord};
+use crate::train::evaluation::evaluate::{Evaluation, rate};
+use crate::train::report::events::{Best, EvaluationRecord, Event, StepRecord};
 
 impl<O: Ops + Send> Trainer<'_, O> {
-    /// Tells of the steps whose figures are there; with `all`, of every step handed over, waiting for it.
-    pub(super) fn tell(&mut self, all: bool) -> Result<(), TrainError> {
+    /// Reports the steps whose results have arrived; with `all`, waits for the results of every submitted step.
+    pub(super) fn report_steps(&mut self, all: bool) -> Result<(), TrainError> {
         while let Some(figures) = self.engine.take_figures(all)? {
-            let Some(step) = self.behind.pop_front() else { break };
+            let Some(step) = self.in_flight.pop_front() else { break };
             if figures.skipped && !self.may_skip()? {
                 return Err(self.not_finite_step(&step, figures));
             }
-            let seconds = self.since.elapsed().as_secs_f64();
-            self.since = Instant::now();
-            self.seconds += seconds;
-            self.waited += step.data_wait;
+            let seconds = self.timer.elapsed().as_secs_f64();
+            self.timer = Instant::now();
+            self.train_seconds += seconds;
+            self.wait_seconds += step.data_wait;
             let images = self.recipe.batch_size as f64;
             let record = StepRecord {
                 step: step.step,
@@ -32,39 +32,40 @@ impl<O: Ops + Send> Trainer<'_, O> {
                 data_wait: step.data_wait,
                 skipped: figures.skipped,
             };
-            self.write_log(LogLine::Step(record))?;
-            self.reporter.step(&record);
+            self.emit(Event::Step(&record))?;
         }
         Ok(())
     }
 
-    /// Skipped steps are how loss scaling finds its scale; once it cannot fall any more, something is wrong.
+    /// Loss scaling finds its scale by skipping steps. If the scale cannot fall any further, a skipped step is an
+    /// error.
     fn may_skip(&mut self) -> Result<bool, TrainError> {
         Ok(self.engine.loss_scale()?.is_some_and(|state| state.scale > 1.0))
     }
 
-    fn not_finite_step(&mut self, step: &Behind, figures: StepFigures) -> TrainError {
-        let what = match figures.loss.is_finite() {
-            true => "gradients are not finite".to_string(),
-            false => format!("loss is {}", figures.loss / self.recipe.batch_size as f64),
+    fn not_finite_step(&mut self, step: &StepInFlight, figures: StepFigures) -> TrainError {
+        let what = if figures.loss.is_finite() {
+            "gradients are not finite".to_string()
+        } else {
+            format!("loss is {}", figures.loss / self.recipe.batch_size as f64)
         };
         let first = match self.first_not_finite(step) {
             Ok(first) => first.unwrap_or_else(|| "nothing when the step was run again".into()),
-            // What happened comes first, also where it cannot be looked into.
+            // The user needs the original problem, even if it cannot be examined.
             Err(error) => format!("unknown, {error}"),
         };
         self.not_finite(step.step, what, first)
     }
 
-    /// Loads the step's batch again, and looks into the step.
-    fn first_not_finite(&mut self, step: &Behind) -> Result<Option<String>, TrainError> {
+    /// Loads the step's batch again and runs the step pass by pass.
+    fn first_not_finite(&mut self, step: &StepInFlight) -> Result<Option<String>, TrainError> {
         let index = step.step - 1;
         let mut loader = self.loading().training(index, step.step)?;
         let batch = loader.next()?.ok_or(TrainError::DataEnded { step: step.step })?;
-        let params = self.params(index, &batch, step.lr);
+        let params = self.step_params(index, &batch, step.lr);
         let own = self.engine.first_not_finite(&batch, params)?;
-        // It may have begun in the images of another rank.
-        self.hear()?;
+        // The first bad value may be in the images of another rank.
+        self.receive_stop()?;
         let all = self.team.gather("what is not finite", own.unwrap_or_default().as_bytes())?;
         let first = all.iter().enumerate().find(|(_, found)| !found.is_empty());
         Ok(first.map(|(rank, found)| match self.team.world().size {
@@ -73,27 +74,34 @@ impl<O: Ops + Send> Trainer<'_, O> {
         }))
     }
 
-    fn write_log(&mut self, line: LogLine) -> Result<(), TrainError> {
-        match &mut self.log {
-            Some(log) => Ok(log.append(&line)?),
-            None => Ok(()),
-        }
-    }
-
-    /// Evaluates the validation split; false if the run was stopped meanwhile.
+    /// Evaluates the validation split. Returns false if the run was stopped during the evaluation.
     pub(super) fn evaluate(&mut self) -> Result<bool, TrainError> {
         let since = Instant::now();
-        let samples = self.source.samples(Split::Val);
+        let samples = self.source.samples(Split::Val) as u64;
         let mut loader = self.loading().evaluation(Split::Val)?;
-        let passes = if self.recipe.ema > 0.0 { 2 } else { 1 };
-        self.reporter.evaluating(samples as u64 * passes);
+        let images = samples * if self.recipe.ema > 0.0 { 2 } else { 1 };
+        self.emit(Event::Evaluating { images })?;
         self.team.doing(self.metadata.step, "evaluating");
-        let Some(figures) = self.engine.evaluate(&mut loader, samples as u64, self.stop)? else {
+        let Some(figures) = self.engine.evaluate(&mut loader, samples, self.stop)? else {
             self.stopping = true;
             return Ok(false);
         };
-        let (raw, ema) = (figures[0], figures.get(1));
-        let record = EvaluationRecord {
+        let record = self.evaluation_record(&figures, rate(images, since));
+        let top1 = record.best_top1();
+        self.metadata.evaluated = record.step;
+        let best = self.metadata.best.is_none_or(|best| top1 > best.top1);
+        if best {
+            self.metadata.best = Some(Best { top1, step: record.step, ema: top1 > record.top1 });
+        }
+        self.last_evaluation = Some(record);
+        self.emit(Event::Evaluation { record: &record, best })?;
+        Ok(true)
+    }
+
+    fn evaluation_record(&self, figures: &[Evaluation], images_per_second: f64) -> EvaluationRecord {
+        let raw = figures[0];
+        let ema = figures.get(1);
+        EvaluationRecord {
             step: self.metadata.step,
             epoch: self.metadata.epoch,
             top1: raw.top1,
@@ -103,18 +111,8 @@ impl<O: Ops + Send> Trainer<'_, O> {
             ema_top1: ema.map(|e| e.top1),
             ema_top5: ema.map(|e| e.top5),
             ema_loss: ema.map(|e| e.loss),
-            images_per_second: rate(samples as u64 * passes, since),
-        };
-        let top1 = record.best_top1();
-        self.metadata.evaluated = record.step;
-        let better = self.metadata.best.is_none_or(|best| top1 > best.top1);
-        if better {
-            self.metadata.best = Some(Best { top1, step: record.step, ema: top1 > record.top1 });
+            images_per_second,
         }
-        self.last = Some(record);
-        self.write_log(LogLine::Evaluation(record))?;
-        self.reporter.evaluation(&record, better);
-        Ok(true)
     }
 
     /// Whether the weights are those of the best evaluation.
@@ -122,30 +120,30 @@ impl<O: Ops + Send> Trainer<'_, O> {
         self.metadata.best.is_some_and(|best| best.step == self.metadata.step)
     }
 
-    /// Writes the checkpoint of this step, unless the weights are beyond saving. Every rank has the same state: the
-    /// first writes it.
+    /// Writes the checkpoint of this step, unless a weight is not finite. All ranks have the same state; rank 0 writes
+    /// it.
     pub(super) fn save(&mut self, best: bool) -> Result<(), TrainError> {
-        self.team.doing(self.metadata.step, "saving");
+        let step = self.metadata.step;
+        self.team.doing(step, "saving");
         if !self.team.leads() {
-            self.saved = self.metadata.step;
+            self.saved_step = step;
             return Ok(());
         }
         self.engine.store(&mut self.state)?;
         self.metadata.loss_scale = self.engine.loss_scale()?.or(self.metadata.loss_scale);
         if let Some(tensor) = self.state.first_not_finite(&self.engine.table) {
-            return Err(self.not_finite(self.metadata.step, "weights are not finite".into(), tensor));
+            return Err(self.not_finite(step, "weights are not finite".into(), tensor));
         }
         if let Some(log) = &self.log {
             log.sync()?;
         }
-        self.run.save(&self.metadata, &self.engine.table, &self.state, best, self.options.keep)?;
-        self.saved = self.metadata.step;
-        self.reporter.saved(&self.run.checkpoint(), self.saved);
-        Ok(())
+        self.directory.save(&self.metadata, &self.engine.table, &self.state, best, self.options.keep)?;
+        self.saved_step = step;
+        self.emit(Event::Saved { checkpoint: &self.directory.checkpoint(), step })
     }
 
     fn not_finite(&self, step: u64, what: String, tensor: String) -> TrainError {
-        let checkpoint = self.run.checkpoint();
-        TrainError::NotFinite { step, what, tensor, saved: self.saved, checkpoint }
+        let checkpoint = self.directory.checkpoint();
+        TrainError::NotFinite { step, what, tensor, saved: self.saved_step, checkpoint }
     }
 }

@@ -20,7 +20,8 @@ use crate::ops::{
 };
 use crate::train::checkpoint::Snapshot;
 use crate::train::device::{self, Hardware, Needs};
-use crate::train::evaluation::evaluate::{EvaluateError, Evaluation, Images, evaluate};
+use crate::train::error::TrainError;
+use crate::train::evaluation::evaluate::{Evaluation, Images, evaluate};
 use crate::train::recipe::Recipe;
 use crate::train::team::Team;
 
@@ -175,7 +176,7 @@ impl<O: Ops + Send> Engine<O> {
         loader: &mut Loader,
         expected: u64,
         stop: &AtomicBool,
-    ) -> std::result::Result<Option<Vec<Evaluation>>, EvaluateError> {
+    ) -> std::result::Result<Option<Vec<Evaluation>>, TrainError> {
         self.bind(Bound::Evaluation)?;
         let images = Images { loader, normalise: self.normalise, expected };
         evaluate(&mut self.ops, &self.evaluation, images, stop, &self.team)

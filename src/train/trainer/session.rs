@@ -1,97 +1,153 @@
-//! From a recipe to a run that is ready to take its next step.
+//! From a recipe to a run that is ready for its next step.
 //!
-//! All that can be wrong is found here, before anything is created or replaced: the recipe, the device, the
-//! memory, the weights to start from, the checkpoint to go on from.
+//! Everything that can be wrong is found here, before anything is created or replaced: the recipe, the device, the
+//! memory, the weights to start from, the checkpoint to continue from. [`inspect`] does what needs no other rank,
+//! [`prepare`] the rest.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::Read;
 use std::path::Path;
 
 use super::schedule::Schedule;
 use crate::data::{CropMode, DataError, Source, Split};
+use crate::files;
 use crate::model::{Architecture, ParamTable, initialise::initialise, weights};
 use crate::parallel::Identity;
-use crate::train::checkpoint::{self, Checkpoint, DirectoryError, Found, Metadata, RunDirectory, Snapshot};
+use crate::train::checkpoint::{
+    self, Checkpoint, CheckpointError, DirectoryError, Found, Metadata, RunDirectory, Snapshot,
+};
 use crate::train::device::Hardware;
 use crate::train::error::TrainError;
 use crate::train::memory::{MemoryPlan, memory_plan};
-use crate::train::recipe::{Recipe, RunOptions};
+use crate::train::options::RunOptions;
+use crate::train::recipe::Recipe;
 use crate::train::recipe_file::RecipeFile;
 use crate::train::report::events::Reporter;
-use crate::train::team::{self, Team};
+use crate::train::team::Team;
 
 /// The recipe of a run that is to be resumed.
 ///
 /// # Errors
-/// Where there is nothing to resume, or its checkpoint is damaged.
+/// If there is no run to resume, or its checkpoint is damaged.
 pub fn saved_recipe(out: &Path) -> Result<Recipe, TrainError> {
-    let run = RunDirectory::at(out);
-    match resumable(&run)? {
-        Found::Begun => Ok(RecipeFile::read(&run.recipe())?.recipe),
-        _ => Ok(checkpoint::verify(&run.checkpoint())?.recipe),
+    let directory = RunDirectory::at(out);
+    match resumable(&directory)? {
+        Found::Begun => Ok(RecipeFile::read(&directory.recipe())?.recipe),
+        _ => Ok(checkpoint::verify(&directory.checkpoint())?.recipe),
     }
 }
 
-fn resumable(run: &RunDirectory) -> Result<Found, DirectoryError> {
-    let dir = run.path().to_owned();
-    match run.found() {
+fn resumable(directory: &RunDirectory) -> Result<Found, DirectoryError> {
+    let dir = directory.path().to_owned();
+    match directory.found() {
         Found::Nothing => Err(DirectoryError::NothingToResume { dir }),
         Found::Broken => Err(DirectoryError::CheckpointMissing { dir }),
         found => Ok(found),
     }
 }
 
-/// What a run will be, as far as files say: no device is looked at, and nothing is created.
-pub(super) struct Draft {
+/// What the files say about a run. To find it out, no device is opened and nothing is created.
+pub(super) struct Inspection {
     recipe: Recipe,
-    before: RunDirectory,
+    directory: RunDirectory,
+    /// What the directory holds of a run to be resumed.
     found: Option<Found>,
     saved: Option<Checkpoint>,
 }
 
-/// Finds out what every rank of a run would meet, before any is started: nothing is created.
+/// Finds the errors that every rank of a run would meet, before any rank is started. Nothing is created.
 ///
 /// # Errors
-/// A run directory that is taken, a checkpoint of another recipe or other data, weights that are not there, a schedule
-/// without a step.
+/// A run directory that is taken, a checkpoint of another recipe or other data, missing weights, a schedule without a
+/// step.
 pub fn check(recipe: &Recipe, options: &RunOptions, source: &Source) -> Result<(), TrainError> {
-    let draft = draft(recipe, options, source)?;
-    draft.agree(source)?;
-    Schedule::new(&draft.recipe, source.samples(Split::Train))?;
+    let inspection = inspect(recipe, options, source)?;
+    inspection.compare(source)?;
+    Schedule::new(&inspection.recipe, source.samples(Split::Train))?;
     Ok(())
 }
 
-/// Checks what every rank can check by itself.
-pub(super) fn draft(recipe: &Recipe, options: &RunOptions, source: &Source) -> Result<Draft, TrainError> {
-    let mut recipe = recipe.clone();
-    let before = RunDirectory::at(&options.out);
-    let found = match options.resume {
-        true => Some(resumable(&before)?),
-        false if before.found() != Found::Nothing && !options.force => {
-            return Err(DirectoryError::Taken { dir: options.out.clone() }.into());
-        }
-        false => None,
-    };
+/// Checks what a rank can check without the others.
+pub(super) fn inspect(
+    recipe: &Recipe,
+    options: &RunOptions,
+    source: &Source,
+) -> Result<Inspection, TrainError> {
+    let directory = RunDirectory::at(&options.out);
+    let found = options.resume.then(|| resumable(&directory)).transpose()?;
+    if !options.resume && !options.force && directory.found() != Found::Nothing {
+        return Err(DirectoryError::Taken { dir: options.out.clone() }.into());
+    }
     let saved = match found {
-        Some(Found::Checkpoint) => Some(checkpoint::read(&before.checkpoint())?),
+        Some(Found::Checkpoint) => Some(checkpoint::read(&directory.checkpoint())?),
         _ => None,
     };
-    settle(&mut recipe, options, source, saved.as_ref())?;
+    let recipe = resolve(recipe, options, source, saved.as_ref())?;
     recipe.validate()?;
-    Ok(Draft { recipe, before, found, saved })
+    Ok(Inspection { recipe, directory, found, saved })
 }
 
-impl Draft {
+/// Resolves the crop and replaces `--init-from` by a checksum of the file.
+fn resolve(
+    recipe: &Recipe,
+    options: &RunOptions,
+    source: &Source,
+    saved: Option<&Checkpoint>,
+) -> Result<Recipe, TrainError> {
+    let saved = saved.map(|saved| &saved.metadata.recipe);
+    let crop = match (recipe.crop, saved) {
+        (CropMode::Auto, Some(saved)) => saved.crop,
+        (crop, _) => crop.resolve(source, recipe.resolution),
+    };
+    let init_from = match (&options.init_from, saved) {
+        (Some(path), None) => Some(file_checksum(path)?),
+        // The weights are in the checkpoint, so the file need not exist any more.
+        (Some(path), Some(saved)) => file_checksum(path).ok().or(saved.init_from.clone()),
+        (None, Some(saved)) => saved.init_from.clone(),
+        (None, None) => None,
+    };
+    Ok(Recipe { crop, init_from, ..recipe.clone() })
+}
+
+fn file_checksum(path: &Path) -> Result<String, DataError> {
+    let bytes = fs::read(path).map_err(|error| DataError::Io { path: path.to_owned(), error })?;
+    Ok(format!("{:08x}-{}", crc32fast::hash(&bytes), bytes.len()))
+}
+
+impl Inspection {
     /// What must be the same at all ranks.
     pub fn identity(&self, options: &RunOptions, source: &Source) -> Identity {
-        team::identity(&self.recipe, options.max_steps, source, self.saved.as_ref())
+        let fields = self.recipe.fields().into_iter();
+        let mut facts: Vec<(String, String)> =
+            fields.map(|(name, value)| (name, value.to_string())).collect();
+        // Not part of the recipe, but ranks that end at different steps would wait for each other.
+        let max_steps = options.max_steps.map_or("none".into(), |steps| steps.to_string());
+        let checkpoint = self.saved.as_ref().map_or("none".into(), |Checkpoint { metadata, .. }| {
+            format!("{} of step {}", metadata.checksum, metadata.step)
+        });
+        facts.extend([
+            ("max-steps".into(), max_steps),
+            ("data set".into(), source.fingerprint()),
+            ("classes".into(), source.classes().to_string()),
+            ("checkpoint".into(), checkpoint),
+        ]);
+        Identity { version: env!("CARGO_PKG_VERSION").into(), facts }
     }
 
-    /// What a resumed run has behind it.
-    fn agree(&self, source: &Source) -> Result<(), TrainError> {
-        match &self.saved {
-            Some(saved) => agree(&self.recipe, source, saved, &self.before.checkpoint()),
-            None => Ok(()),
+    /// Checks that the checkpoint of a resumed run has this recipe and this data.
+    fn compare(&self, source: &Source) -> Result<(), TrainError> {
+        let Some(Checkpoint { metadata, .. }) = &self.saved else { return Ok(()) };
+        let checkpoint = self.directory.checkpoint();
+        let differences = self.recipe.differences(&metadata.recipe);
+        if !differences.is_empty() {
+            return Err(TrainError::OtherRecipe { checkpoint, differences });
         }
+        let theirs = metadata.data.clone();
+        let ours = source.fingerprint();
+        if theirs != ours || metadata.classes != source.class_names() {
+            return Err(TrainError::OtherData { checkpoint, theirs, ours });
+        }
+        Ok(())
     }
 }
 
@@ -102,86 +158,72 @@ pub(super) struct Session<H> {
     pub schedule: Schedule,
     pub hardware: H,
     pub memory: MemoryPlan,
-    pub run: RunDirectory,
+    pub directory: RunDirectory,
     pub metadata: Metadata,
     pub state: Snapshot,
     /// Whether the state came from a checkpoint.
     pub resumed: bool,
 }
 
-/// Checks everything else, with the other ranks; then rank 0 makes or opens the run directory.
+/// Checks everything else, together with the other ranks; then rank 0 creates or opens the run directory.
 pub(super) fn prepare<H: Hardware>(
-    draft: Draft,
+    inspection: Inspection,
     options: &RunOptions,
     source: &Source,
     mut hardware: H,
     team: &Team,
     reporter: &mut dyn Reporter,
 ) -> Result<Session<H>, TrainError> {
-    draft.agree(source)?;
-    let Draft { mut recipe, before, found, saved } = draft;
-    let world = team.world();
-    let divided =
-        team::divide(&mut recipe, options.auto_micro_batch || saved.is_some(), saved.as_ref(), world.size)?;
-    divided.iter().for_each(|line| reporter.notice(line));
+    inspection.compare(source)?;
+    let Inspection { mut recipe, mut directory, found, saved } = inspection;
+    let resumed = saved.is_some();
+    let smaller = recipe.divide(team.world().size, options.auto_micro_batch || resumed)?;
+    if let Some(line) = smaller.filter(|_| resumed) {
+        reporter.notice(&line);
+    }
     let schedule = Schedule::new(&recipe, source.samples(Split::Train))?;
     let classes = source.classes();
-    let memory = fit(&mut recipe, options, classes, &mut hardware, team, saved.is_some(), reporter)?;
+    let may_change = options.auto_micro_batch && hardware.has_own_memory() && !resumed;
+    let memory = fit(&mut recipe, classes, &mut hardware, team, may_change, reporter)?;
     let arch = recipe.architecture(classes)?;
-
-    let resumed = saved.is_some();
     let (metadata, state) = match saved {
         Some(saved) => (Metadata { recipe: recipe.clone(), ..saved.metadata }, saved.state),
         None => initial(&recipe, options, source, &arch, &schedule, reporter)?,
     };
-    // All ranks have read what is there: now it may be replaced.
+    // After this, all ranks have read the old files, so rank 0 may replace them.
     team.any("opening the run", false)?;
-    if !team.leads() {
-        return Ok(Session {
-            recipe,
-            arch,
-            schedule,
-            hardware,
-            memory,
-            run: before,
-            metadata,
-            state,
-            resumed,
-        });
-    }
-    let run = RunDirectory::open(&options.out)?;
-    if !resumed {
-        if options.force {
-            run.clear()?;
+    if team.leads() {
+        directory = RunDirectory::open(&options.out)?;
+        if !resumed && options.force {
+            directory.clear()?;
         }
         if found == Some(Found::Begun) {
             reporter.notice("the run was stopped before its first checkpoint: it starts from the beginning");
         }
+        if !resumed || !directory.recipe().exists() {
+            let text = RecipeFile::new(&recipe, options, source).render();
+            files::replace(&directory.recipe(), text.as_bytes()).map_err(DataError::from)?;
+        }
     }
-    if !resumed || !run.recipe().exists() {
-        let text = RecipeFile::new(&recipe, options, source).render();
-        crate::files::replace(&run.recipe(), text.as_bytes()).map_err(DataError::from)?;
-    }
-    Ok(Session { recipe, arch, schedule, hardware, memory, run, metadata, state, resumed })
+    Ok(Session { recipe, arch, schedule, hardware, memory, directory, metadata, state, resumed })
 }
 
-/// Plans the memory of all ranks. A GPU may cut the batch into micro-batches that fit, the same at every rank.
+/// Plans the memory of all ranks. If the micro-batch `may_change`, it becomes the largest that fits at every rank.
 fn fit<H: Hardware>(
     recipe: &mut Recipe,
-    options: &RunOptions,
     classes: usize,
     hardware: &mut H,
     team: &Team,
-    resumed: bool,
+    may_change: bool,
     reporter: &mut dyn Reporter,
 ) -> Result<MemoryPlan, TrainError> {
     let world = team.world();
     let mut memory = memory_plan(recipe, classes, hardware, world)?;
     let mut fits = recipe.micro_batch;
-    if options.auto_micro_batch && hardware.has_own_memory() && !resumed {
+    if may_change {
         fits = memory.check().err().and_then(|error| error.fits).unwrap_or(fits);
     }
-    // Also so that all have seen what memory there is before any takes some.
+    // This exchange also ensures that all ranks have looked at the free memory before any rank allocates.
     let fits = team.least("micro-batch", fits)?;
     if fits < recipe.micro_batch {
         recipe.micro_batch = fits;
@@ -193,48 +235,6 @@ fn fit<H: Hardware>(
     }
     memory.check()?;
     Ok(memory)
-}
-
-/// Puts the content of `--init-from` and the resolved crop into the recipe.
-fn settle(
-    recipe: &mut Recipe,
-    options: &RunOptions,
-    source: &Source,
-    saved: Option<&Checkpoint>,
-) -> Result<(), TrainError> {
-    let saved = saved.map(|saved| &saved.metadata.recipe);
-    if recipe.crop == CropMode::Auto {
-        recipe.crop =
-            saved.map_or_else(|| recipe.crop.resolve(source, recipe.resolution), |saved| saved.crop);
-    }
-    recipe.init_from = match (&options.init_from, saved) {
-        (Some(path), None) => Some(identity(path)?),
-        // On resume the weights are in the checkpoint; the file may have gone.
-        (Some(path), Some(saved)) => identity(path).ok().or(saved.init_from.clone()),
-        (None, Some(saved)) => saved.init_from.clone(),
-        (None, None) => None,
-    };
-    Ok(())
-}
-
-/// Names a file's content.
-fn identity(path: &Path) -> Result<String, DataError> {
-    let bytes = fs::read(path).map_err(|error| DataError::Io { path: path.to_owned(), error })?;
-    Ok(format!("{:08x}-{}", crc32fast::hash(&bytes), bytes.len()))
-}
-
-/// Whether a checkpoint is of this recipe and data.
-fn agree(recipe: &Recipe, source: &Source, saved: &Checkpoint, path: &Path) -> Result<(), TrainError> {
-    let checkpoint = path.to_owned();
-    let differences = recipe.differences(&saved.metadata.recipe);
-    if !differences.is_empty() {
-        return Err(TrainError::OtherRecipe { checkpoint, differences });
-    }
-    let (theirs, ours) = (saved.metadata.data.clone(), source.fingerprint());
-    if theirs != ours || saved.metadata.classes != source.class_names() {
-        return Err(TrainError::OtherData { checkpoint, theirs, ours });
-    }
-    Ok(())
 }
 
 /// The state before the first step.
@@ -267,21 +267,18 @@ fn initial(
     Ok((metadata, state))
 }
 
-/// A checkpoint of this program has a checksum; other safetensors files have none.
+/// Refuses a damaged checkpoint as the source of weights. Other safetensors files have no checksum; `import` checks
+/// them.
 fn reject_damaged(path: &Path) -> Result<(), TrainError> {
     match checkpoint::verify(path) {
-        Ok(_) | Err(checkpoint::CheckpointError::Foreign { .. }) => Ok(()),
-        // Truncated and altered foreign files are `import`'s to judge.
-        Err(error) => match looks_like_ours(path) {
-            true => Err(error.into()),
-            false => Ok(()),
-        },
+        Ok(_) | Err(CheckpointError::Foreign { .. }) => Ok(()),
+        Err(error) if looks_like_checkpoint(path) => Err(error.into()),
+        Err(_) => Ok(()),
     }
 }
 
-fn looks_like_ours(path: &Path) -> bool {
-    use std::io::Read;
+fn looks_like_checkpoint(path: &Path) -> bool {
     let mut start = Vec::new();
-    let read = fs::File::open(path).and_then(|file| file.take(64).read_to_end(&mut start));
+    let read = File::open(path).and_then(|file| file.take(64).read_to_end(&mut start));
     read.is_ok() && start.get(8..).is_some_and(|json| json.starts_with(b"{\"__metadata__\":{\"effnet\":"))
 }

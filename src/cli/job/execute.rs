@@ -1,4 +1,4 @@
-//! Carries out a job: prints the tables, or opens the images and trains.
+//! Carries out a job: prints a table, or opens the images and trains.
 
 use std::env;
 use std::ffi::OsString;
@@ -11,41 +11,42 @@ use std::sync::atomic::AtomicBool;
 use anyhow::{Context, Result};
 use serde_json::json;
 
-use super::{Action, Job, UsageError, demo};
+use super::{Action, Job, demo};
+use crate::cli::UsageError;
 use crate::data::{self, DataError, Source};
 use crate::model::{ParamTable, summary};
 use crate::parallel::launch::{Launch, Program};
 use crate::parallel::{GroupError, Ranks, World};
 use crate::train::checkpoint::{DirectoryError, Found, RunDirectory};
+use crate::train::curves::Curves;
 use crate::train::device::{self, Hardware};
-use crate::train::events::{End, Reporter};
-use crate::train::report::{All, Curves, for_stdout};
-use crate::train::team::divide;
+use crate::train::events::{All, End, Reporter};
+use crate::train::report::for_stdout;
 use crate::train::{
     DataChoice, DeviceChoice, MemoryPlan, Recipe, RecipeError, TrainError, check, memory_plan, train,
 };
 
-/// Classes of a network whose data is not there yet: ImageNet's.
+/// Classes of a network without data: as many as ImageNet has.
 const CLASSES: usize = 1000;
 
-/// How a job ended that did not fail.
+/// How a job ended without an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Done {
     Finished,
-    /// Ctrl-C or SIGTERM ended the run, which is saved, unless it had not begun.
+    /// Ctrl-C or SIGTERM ended the run. It is saved, if it had begun.
     Interrupted,
-    /// The ranks that were started have ended, this is what all came to, and all was said.
+    /// The started ranks have ended with this status, and have reported everything.
     Ranks(u8),
 }
 
-/// Whether an error is the command line's (exit status 2) rather than the world's (1).
+/// Whether the command line caused the error (exit status 2) or something else (1).
 pub fn is_usage(error: &anyhow::Error) -> bool {
     error.is::<UsageError>()
         || error.is::<RecipeError>()
         || matches!(error.downcast_ref(), Some(TrainError::Recipe(_) | TrainError::Device(_)))
 }
 
-/// Whether the error is another rank's, which says it.
+/// Whether another rank reports the error.
 pub fn is_told(error: &anyhow::Error) -> bool {
     use TrainError::{Group, Rank};
     matches!(
@@ -54,13 +55,13 @@ pub fn is_told(error: &anyhow::Error) -> bool {
     )
 }
 
-/// Whether whoever read the output has gone.
+/// Whether the reader of the output has closed it.
 pub fn is_closed_pipe(error: &anyhow::Error) -> bool {
     error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe)
 }
 
 impl Job {
-    /// The ranks that this process starts instead of training itself.
+    /// The ranks that this process starts; then it does not train itself.
     pub fn launches(&self) -> Option<&Launch> {
         match &self.options.ranks {
             Ranks::Launch(launch) if self.action == Action::Train => Some(launch),
@@ -68,10 +69,10 @@ impl Job {
         }
     }
 
-    /// Ranks that are started have signals of their own kind, so nobody else may watch for any then.
+    /// Carries out the job. If it launches ranks, the launcher handles signals, and the caller must not.
     ///
     /// # Errors
-    /// Whatever stands in the way; one line when printed as `{:#}`.
+    /// One line when printed as `{:#}`.
     pub fn execute(&self, stop: &AtomicBool) -> Result<Done> {
         match self.action {
             Action::Summary => {
@@ -91,7 +92,7 @@ impl Job {
         Ok(Done::Finished)
     }
 
-    /// The data's classes, where there is data.
+    /// The number of classes of the data, if there is data.
     fn classes(&self) -> Result<usize> {
         if self.options.data == DataChoice::Demo {
             return Ok(data::demo::CLASSES.len());
@@ -113,18 +114,14 @@ impl Job {
         }
         let options = &self.options;
         let selected = device::select_for(options).map_err(TrainError::from)?;
-        let (mut recipe, world) = (self.recipe.clone(), options.ranks.world());
-        // A checkpoint's is not divided before it is compared.
-        divide(&mut recipe, options.auto_micro_batch || options.resume, None, world.size)?;
+        let world = options.ranks.world();
+        let mut recipe = self.recipe.clone();
+        // The recipe of a resumed run is not divided yet.
+        recipe.divide(world.size, options.auto_micro_batch || options.resume)?;
         let (line, plan) = selected.with(Plan(&recipe, self.classes()?, world))?;
         if self.json {
-            let object = json!({
-                "micro_batch": plan.micro_batch, "batch_size": plan.batch_size, "arena": plan.arena,
-                "saved": plan.saved, "workspace": plan.workspace, "weights": plan.weights,
-                "gradients": plan.gradients, "optimizer": plan.optimizer, "ema": plan.ema,
-                "checkpoint": plan.checkpoint, "images": plan.images, "total": plan.total(),
-                "available": plan.available, "largest_micro_batch": plan.largest,
-            });
+            let mut object = json!(plan);
+            object["total"] = plan.total().into();
             writeln!(io::stdout(), "{object}")?;
         } else {
             writeln!(io::stdout(), "{line}\n{plan}")?;
@@ -133,15 +130,16 @@ impl Job {
     }
 
     fn train(&self, stop: &AtomicBool) -> Result<End> {
-        // A device that is not there is told of before the data is looked for.
+        // A missing device is reported before missing data.
         if self.options.device == DeviceChoice::Cuda {
             device::select_for(&self.options).map_err(TrainError::from)?;
         }
-        // Rank 0 tells for all.
-        let mut report = All(match self.options.ranks.world().leads() {
-            true => vec![Box::new(Curves::default()), for_stdout(self.json)],
-            false => Vec::new(),
-        });
+        // Only rank 0 reports.
+        let leads = self.options.ranks.world().leads();
+        let mut report = All(Vec::new());
+        if leads {
+            report.0 = vec![Box::new(Curves::default()), for_stdout(self.json)];
+        }
         let source = self.source(&mut report)?;
         let outcome = match train(&self.recipe, &self.options, source, &mut report, stop) {
             Err(TrainError::Group(error @ GroupError::Interrupted)) => {
@@ -150,21 +148,20 @@ impl Job {
             }
             outcome => outcome?,
         };
-        let leads = self.options.ranks.world().leads();
         if self.demo && outcome.end == End::Finished && !self.json && leads {
             print_next(&outcome.out)?;
         }
         Ok(outcome.end)
     }
 
-    /// Starts ranks, once what all of them would meet is out of the way.
+    /// Starts the ranks, after a check for errors that all of them would meet.
     fn launch(&self, launch: &Launch) -> Result<Done> {
         drop(device::select_for(&self.options).map_err(TrainError::from)?);
-        // The demo's images are packed before several ranks want them.
+        // This also packs the demo's images before several ranks open them.
         check(&self.recipe, &self.options, &self.source(&mut All(vec![for_stdout(self.json)]))?)?;
         let mut arguments: Vec<OsString> = env::args_os().skip(1).collect();
         if self.demo && !self.named {
-            // The next free name is another one as soon as rank 0 has begun.
+            // As soon as rank 0 has begun, other ranks would find another free name.
             arguments.extend(["--out".into(), self.options.out.clone().into()]);
         }
         let program = Program::this(arguments).context("this program's own path")?;
@@ -185,10 +182,10 @@ impl Job {
             return Ok(options.data.open(self.recipe.resolution)?);
         }
         if let Ranks::Given(_) = options.ranks {
-            // Their launcher has packed them, and said so.
+            // The launcher has packed them and reported it.
             return Ok(Source::Packed(Arc::new(data::demo::open(&options.out.join("data"))?)));
         }
-        // Nothing is packed into a directory that the run would then refuse.
+        // Images must not be packed into a directory that the run would then refuse.
         self.refuse_taken()?;
         report.notice("the demo: 12,000 images of Fashion-MNIST (Zalando SE, MIT licence)");
         if self.free_name {
@@ -202,7 +199,7 @@ impl Job {
     }
 }
 
-/// What a finished demo leads on to.
+/// Prints the commands to try after a demo.
 fn print_next(out: &Path) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
     writeln!(stdout, "next:")?;

@@ -1,27 +1,26 @@
-//! The demo: its preset, where it runs, and what to try afterwards.
+//! The demo: its settings, its run directory, and the commands to try afterwards.
 
 use std::iter;
 use std::path::{Path, PathBuf};
 
-use super::config;
-use super::flags::Settings;
+use crate::cli::flags::{Settings, file};
 use crate::train::checkpoint::{Found, RunDirectory};
 use crate::train::program::{command, quoted};
 
-/// The demo's recipe: a configuration file inside the program.
+/// The settings of the demo: a configuration file inside the program.
 pub fn preset() -> Settings {
-    config::parse(include_str!("demo.toml")).expect("the demo's recipe parses")
+    file::parse(include_str!("demo.toml")).expect("the demo's recipe parses")
 }
 
-/// Where demos run unless --out says otherwise.
+/// The directory of demos without --out.
 const HOME: &str = "runs";
 
-/// The first of runs/demo, runs/demo-2, … that holds no run: a demo replaces nothing.
+/// The first of runs/demo, runs/demo-2, … that contains no run: a demo replaces nothing.
 pub fn free_directory() -> PathBuf {
     numbered().find(|dir| !holds_run(dir)).unwrap_or_else(first)
 }
 
-/// The last demo's directory, to be resumed; runs/demo where there is none.
+/// The directory of the last demo, to resume it; runs/demo if there is none.
 pub fn latest_directory() -> PathBuf {
     numbered().take_while(|dir| holds_run(dir)).last().unwrap_or_else(first)
 }
@@ -38,7 +37,7 @@ fn numbered() -> impl Iterator<Item = PathBuf> {
     iter::once(first()).chain((2u32..).map(|n| Path::new(HOME).join(format!("demo-{n}"))))
 }
 
-/// Three commands that lead on from a finished demo, each with what it does.
+/// Three commands to try after a demo, each with its purpose.
 pub fn next_commands(out: &Path) -> [(&'static str, String); 3] {
     let best = out.join("best.bin");
     let checkpoint = if best.exists() { best } else { out.join("checkpoint.bin") };
@@ -56,16 +55,4 @@ pub fn next_commands(out: &Path) -> [(&'static str, String); 3] {
             ),
         ),
     ]
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_preset_is_b0_at_32() {
-        let preset = preset();
-        assert_eq!(preset.model, Some(crate::model::Variant::B0));
-        assert_eq!(preset.resolution, Some(32));
-    }
 }
