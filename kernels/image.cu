@@ -94,7 +94,7 @@ struct ImageSample {
     int32_t left, top;
     uint32_t mirrored, unused;
 };
-static_assert(sizeof(ImageSample) == 72, "see Sample in src/data/raw.rs");
+static_assert(sizeof(ImageSample) == 72, "see src/pixels.rs");
 
 // Where an axis's output position comes from.
 struct ImageSpan {

@@ -5,7 +5,7 @@ mod data_support;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use effnet::data::{CropMode, Form, Loader, LoaderConfig, Share, Split};
+use effnet::data::{CropMode, Form, Loader, LoaderConfig, Policy, Share, Split};
 
 const LARGE: usize = 64 << 10;
 static COUNT: AtomicUsize = AtomicUsize::new(0);
@@ -39,9 +39,9 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// 20,000 samples, so that a permutation alone is above the bound, and ten epochs' ends within the run.
+/// 20,000 samples, so that a permutation alone is larger than the bound; the run crosses the ends of ten epochs.
 #[test]
-fn steady_loading_allocates_nothing_large() {
+fn loader_allocates_nothing_large_after_warm_up() {
     let dir = tempfile::tempdir().unwrap();
     data_support::pack_grey(dir.path(), 20_000, 10, 12, 1 << 20);
     let source = data_support::open(dir.path());
@@ -58,7 +58,7 @@ fn steady_loading_allocates_nothing_large() {
             resolution: 32,
             crop,
             form,
-            train: true,
+            augment: Some(Policy::Standard),
             seed: 0,
             first_step: 0,
             steps: 40,

@@ -1,4 +1,4 @@
-//! `effnet-pack SOURCE OUT`: images to shards; `--verify OUT` and `--info OUT` look at the result.
+//! `effnet-pack SOURCE OUT` packs images into shards; `--verify OUT` and `--info OUT` examine the result.
 
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -85,7 +85,7 @@ fn main() -> ExitCode {
     };
     match run(&arguments) {
         Ok(status) => status,
-        // Whoever read our output has gone; there is nobody to tell.
+        // The reader of the output is gone, so there is nobody to report to.
         Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             let _ = writeln!(io::stderr(), "error: {error:#}");
@@ -123,7 +123,7 @@ fn run_pack(source: &Path, dir: &Path, arguments: &Arguments, out: &mut dyn Writ
     let bar = if io::stderr().is_terminal() { ProgressBar::new(0) } else { ProgressBar::hidden() };
     bar.set_style(ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len} images, {eta} left")?);
     let summary = pack(source, dir, &options, &mut |progress: Progress| {
-        bar.set_message(progress.split.name());
+        bar.set_message(progress.split.to_string());
         bar.set_length(progress.total);
         bar.set_position(progress.done);
     });
@@ -213,7 +213,7 @@ fn run_info(dir: &Path, json: bool, out: &mut dyn Write) -> Result<ExitCode> {
         let (images, shards) = (entry.samples, entry.shards.len());
         writeln!(
             out,
-            "{split:<5} {images} images, {mib:.1} MiB in {shards} shard(s), sides up to {width}x{height}"
+            "{split} {images} images, {mib:.1} MiB in {shards} shard(s), sides up to {width}x{height}"
         )?;
     }
     writeln!(out, "{:>9} {:>9}  class", "train", "val")?;

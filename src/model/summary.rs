@@ -1,12 +1,13 @@
-//! The layer table that `--summary` prints: what each layer is, costs and keeps.
+//! The layer table that `--summary` prints: each layer's shapes, costs and memory.
 //!
-//! Parameters come from the parameter table by name, so the sum of the rows proves that the rows and the
-//! table speak of the same tensors. A multiply-add is one weight applied to one value; batch norms,
-//! activations, the pooling and the gate's product count none. Activation bytes are what a training step
-//! keeps of one image for its backward pass in fp32: raw convolution outputs, the outputs of the blocks, and
-//! the little vectors of squeeze-excite and head.
+//! Parameters come from the parameter table by name, so the sum of the rows shows that rows and table list the same
+//! tensors. A multiply-add is one weight applied to one value; batch norms, activations, pooling and the gate's product
+//! count none. Activation bytes are what a training step keeps of one image for its backward pass in fp32: raw
+//! convolution outputs, the outputs of the blocks, and the short vectors of squeeze-excite and head.
 
 use std::fmt::Write;
+
+use indicatif::HumanCount;
 
 use super::{Architecture, Block, ParamTable};
 
@@ -60,7 +61,7 @@ pub fn summary(net: &Architecture, params: &ParamTable) -> String {
         net.classes
     );
     text += &align(&lines);
-    // Writing to a string cannot fail.
+    // Writing to a string does not fail.
     let _ = writeln!(text, "\nand {} running statistics, which are not trained", thousands(running));
     text
 }
@@ -98,11 +99,11 @@ fn rows(net: &Architecture, params: &ParamTable) -> Vec<Row> {
     std::iter::once(stem).chain(blocks).chain([head, classifier]).collect()
 }
 
-/// The phases of a block, with timm's names for their tensors.
+/// The rows of a block, with timm's names for their tensors.
 fn block_rows(block: &Block, params: &ParamTable) -> Vec<Row> {
-    let (window, wide) = (&block.window, block.expanded);
-    let (first, second, project) =
-        if block.expands { ("bn2", "bn3", "conv_pwl") } else { ("bn1", "bn2", "conv_pw") };
+    let window = &block.window;
+    let wide = block.expanded;
+    let [first, second, project] = block.late_names();
     let own = |suffixes: &[&str]| {
         let names: Vec<String> = suffixes.iter().map(|suffix| format!("{}.{suffix}", block.name)).collect();
         parameters(params, &names)
@@ -129,7 +130,8 @@ fn block_rows(block: &Block, params: &ParamTable) -> Vec<Row> {
             values,
         ));
     }
-    let (pixels, side) = (window.output_pixels(), window.output);
+    let pixels = window.output_pixels();
+    let side = window.output;
     rows.push(row(
         "depthwise",
         kernel(window.kernel, window.stride),
@@ -181,15 +183,7 @@ fn map(side: usize, channels: usize) -> String {
 
 /// 5288548 → "5,288,548".
 fn thousands(number: usize) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
+    HumanCount(number as u64).to_string()
 }
 
 fn millions(number: usize) -> String {
@@ -208,8 +202,7 @@ fn bytes(number: usize) -> String {
     }
 }
 
-/// The columns side by side: names to the left, figures to the right, a rule under the header and above the
-/// last line.
+/// Aligns the columns: names left, figures right, a rule under the header and above the last line.
 fn align(lines: &[[String; 7]]) -> String {
     let mut widths = [0; 7];
     for line in lines {
@@ -250,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn every_parameter_is_in_exactly_one_row() {
+    fn summary_has_every_parameter_in_one_row() {
         for variant in Variant::ALL {
             let (net, params) = model(variant, 1000, variant.scaling().resolution);
             let sum: usize = rows(&net, &params).iter().map(|row| row.parameters).sum();
@@ -261,7 +254,7 @@ mod tests {
 
     /// The paper's figures: 0.39 billion for B0, 4.2 for B4, 37 for B7.
     #[test]
-    fn multiply_adds_are_the_published_ones() {
+    fn summary_has_the_published_multiply_adds() {
         let published = [(Variant::B0, 385e6, 405e6), (Variant::B4, 4.1e9, 4.5e9), (Variant::B7, 36e9, 39e9)];
         for (variant, low, high) in published {
             let (net, params) = model(variant, 1000, variant.scaling().resolution);
@@ -271,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn the_text_is_aligned_and_ends_in_the_totals() {
+    fn summary_is_aligned_and_ends_with_the_totals() {
         let (net, params) = model(Variant::B0, 1000, 224);
         let text = summary(&net, &params);
         let figures = |line: &str| line.split_whitespace().map(String::from).collect::<Vec<_>>();
@@ -298,6 +291,5 @@ mod tests {
         let ends: Vec<usize> = text.lines().filter(|line| line.ends_with("iB")).map(str::len).collect();
         assert_eq!(ends.len(), 1 + 15 * 4 + 3 + 2 + 1);
         assert!(ends.iter().all(|&end| end == ends[0]), "{text}");
-        assert_eq!([thousands(0), thousands(999), thousands(1000)], ["0", "999", "1,000"]);
     }
 }

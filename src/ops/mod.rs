@@ -20,9 +20,9 @@ pub use plan::{Device, Pass, Plan, Recorder};
 use serde::{Deserialize, Serialize};
 pub use tensor::{Kind, Param, Tensor, Tensors};
 
-pub use crate::data::BatchPixels;
 use crate::parallel::GroupError;
 use crate::parallel::nccl::NcclError;
+pub use crate::pixels::BatchPixels;
 
 /// What a device reports.
 #[derive(Debug, thiserror::Error)]

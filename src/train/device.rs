@@ -9,7 +9,8 @@ use crate::ops::cuda::driver::{self, Driver};
 use crate::ops::cuda::{CudaDevice, CudaOps, Gpu, Precision};
 use crate::ops::{Device, Ops, OpsError, Plan, Result as OpsResult};
 use crate::parallel::nccl::ranks_may_share_gpus;
-use crate::parallel::{Group, Ranks, World, affinity};
+use crate::parallel::{Group, Ranks, World};
+use crate::processors;
 
 use super::memory;
 use super::recipe::{DeviceChoice, RunOptions};
@@ -129,7 +130,7 @@ impl<G: Gpu> Hardware for Cuda<G> {
         self.gpu.available().ok()
     }
     fn processors(&self) -> Vec<usize> {
-        self.gpu.place().map_or_else(Vec::new, |place| affinity::near(&place))
+        self.gpu.place().map_or_else(Vec::new, |place| processors::near(&place))
     }
     fn has_own_memory(&self) -> bool {
         true

@@ -12,7 +12,7 @@ use super::recipe_file::RecipeFileError;
 use super::schedule::NoSteps;
 use crate::data::DataError;
 use crate::model::ModelError;
-use crate::model::weights::WeightsError;
+use crate::model::formats::WeightsError;
 use crate::ops::OpsError;
 use crate::parallel::{GroupError, Stopped};
 

@@ -6,11 +6,11 @@ use std::path::Path;
 
 use super::device::Hardware;
 use super::recipe::{Recipe, RecipeError};
-use crate::data::raw::RawBatch;
 use crate::model::{Architecture, ParamTable};
 use crate::network::{Network, NetworkConfig};
 use crate::ops::{Device, Kind, Plan};
 use crate::parallel::World;
+use crate::pixels::raw_batch_bytes;
 
 /// Batches that exist beside the one in use: see [`crate::data::loader`].
 pub const LOADER_AHEAD: usize = 3;
@@ -163,7 +163,7 @@ fn gpu_weights(plan: &Plan, table: &ParamTable, device: &impl Device) -> u64 {
 /// Two batches on their way to a GPU in bytes, as large as raw ones may be, with their labels.
 fn gpu_batches(device: &impl Device, images: usize, resolution: usize) -> u64 {
     let image = match device.prepares_images() {
-        true => RawBatch::bytes(1, resolution),
+        true => raw_batch_bytes(1, resolution),
         false => resolution * resolution * 3,
     };
     (2 * images * (image + 4)) as u64

@@ -16,7 +16,7 @@ use super::recipe_file::RecipeFile;
 use super::schedule::Schedule;
 use super::team::{self, Team};
 use crate::data::{CropMode, DataError, Source, Split};
-use crate::model::{Architecture, ParamTable, initialise::initialise, weights};
+use crate::model::{Architecture, ParamTable, formats, initialise::initialise};
 use crate::parallel::Identity;
 
 /// The recipe of a run that is to be resumed.
@@ -204,8 +204,10 @@ fn settle(
 ) -> Result<(), TrainError> {
     let saved = saved.map(|saved| &saved.metadata.recipe);
     if recipe.crop == CropMode::Auto {
-        recipe.crop =
-            saved.map_or_else(|| recipe.crop.resolve(source, recipe.resolution), |saved| saved.crop);
+        recipe.crop = saved.map_or_else(
+            || recipe.crop.resolve(source.largest(Split::Train), recipe.resolution),
+            |saved| saved.crop,
+        );
     }
     recipe.init_from = match (&options.init_from, saved) {
         (Some(path), None) => Some(identity(path)?),
@@ -251,7 +253,7 @@ fn initial(
     state.parameters = initialise(&table, recipe.seed);
     if let Some(path) = &options.init_from {
         reject_damaged(path)?;
-        let import = weights::import(path, &table, &mut state.parameters)?;
+        let import = formats::import(path, &table, &mut state.parameters)?;
         import.lines().iter().for_each(|line| reporter.notice(line));
     }
     if recipe.ema > 0.0 {
