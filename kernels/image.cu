@@ -84,7 +84,7 @@ KERNEL(image_normalise_bf16, IMAGE_THREADS, ImageNormaliseArguments) { normalise
 
 // ---- images of any size -----------------------------------------------------------------------------------
 
-// `Sample` of src/data/raw.rs.
+// `ImageSample` of src/pixels.rs.
 struct ImageSample {
     uint64_t pixels, columns, rows;
     uint32_t pitch, channels;

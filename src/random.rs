@@ -1,9 +1,9 @@
 //! Counter-based random numbers: Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as
 //! 1, 2, 3").
 //!
-//! A draw is a pure function of (seed, index, time, purpose, layer). There is no generator state that has to be saved or
-//! shared between threads. So a run can resume at any step, any number of threads can draw in any order, and two devices
-//! that implement the same function agree.
+//! A draw is a pure function of (seed, index, time, purpose, layer). There is no generator state that has to be saved
+//! or shared between threads. So a run can resume at any step, any number of threads can draw in any order, and two
+//! devices that implement the same function agree.
 
 /// What a draw is for. Draws for different purposes never share a counter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

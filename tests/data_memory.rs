@@ -1,5 +1,5 @@
-//! A set larger than the memory that the process may use. The loader reads it through a shared map, so an epoch succeeds
-//! under a limit on the process's own (anonymous, writable) memory.
+//! A set larger than the memory that the process may use. The loader reads it through a shared map, so an epoch
+//! succeeds under a limit on the process's own (anonymous, writable) memory.
 #![cfg(target_os = "linux")]
 
 mod data_support;

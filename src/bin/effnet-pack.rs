@@ -17,8 +17,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 ///
 /// SOURCE is a folder with train/ and val/ that hold a folder for each class; or a folder of class folders, of each
 /// of which --val-fraction becomes validation; or a folder with the four IDX files of an MNIST-layout set, plain
-/// or gzipped. Images are JPEG or PNG. Broken ones are left out and listed. An interrupted pack goes on when the
-/// same command is given again.
+/// or gzipped. Images are JPEG or PNG. Broken ones are left out and listed. An interrupted pack continues when the
+/// same command is run again.
 #[derive(Parser)]
 #[command(name = "effnet-pack", version)]
 struct Arguments {
@@ -28,7 +28,7 @@ struct Arguments {
     /// Directory to make
     #[arg(required_unless_present_any = ["verify", "info"])]
     out: Option<PathBuf>,
-    /// Share of each class that becomes validation where SOURCE is not split
+    /// Share of each class that becomes validation if SOURCE is not split
     #[arg(long, value_name = "SHARE", default_value_t = 0.1, value_parser = fraction)]
     val_fraction: f64,
     /// Chooses which images become validation
@@ -151,7 +151,7 @@ fn print_summary(summary: &PackSummary, out: &mut dyn Write) -> io::Result<()> {
         (converted.palette, "palettes expanded"),
         (converted.alpha, "alpha channels dropped"),
         (converted.rotated, "turned upright as EXIF says"),
-        (converted.reduced, "scaled down"),
+        (converted.scaled_down, "scaled down"),
         (summary.ignored, "files ignored, being no JPEG or PNG by name"),
         (summary.broken.len() as u64, "broken images left out"),
         (summary.resumed_shards as u64, "shards kept from the interrupted pack"),

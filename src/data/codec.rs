@@ -45,7 +45,8 @@ pub struct Conversions {
     /// Turned or mirrored as its EXIF orientation says.
     pub rotated: u64,
     /// Scaled down to the longest side that the user allows.
-    pub reduced: u64,
+    #[serde(rename = "reduced")]
+    pub scaled_down: u64,
 }
 
 impl Conversions {
@@ -55,7 +56,7 @@ impl Conversions {
         self.palette += other.palette;
         self.alpha += other.alpha;
         self.rotated += other.rotated;
-        self.reduced += other.reduced;
+        self.scaled_down += other.scaled_down;
     }
 }
 
@@ -245,7 +246,7 @@ pub fn encode_jpeg(pixels: &Pixels, quality: u8) -> Result<Vec<u8>, String> {
 }
 
 /// Scales an image down, bilinear with antialiasing, until no side is longer than `longest`.
-pub fn reduce(pixels: &Pixels, longest: u32) -> Result<Pixels, String> {
+pub fn scale_down(pixels: &Pixels, longest: u32) -> Result<Pixels, String> {
     let from = (pixels.width, pixels.height);
     let (width, height) = fit(from.0, from.1, longest);
     let grey = pixels.channels == 1;

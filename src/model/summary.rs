@@ -101,67 +101,56 @@ fn rows(net: &Architecture, params: &ParamTable) -> Vec<Row> {
 
 /// The rows of a block, with timm's names for their tensors.
 fn block_rows(block: &Block, params: &ParamTable) -> Vec<Row> {
-    let window = &block.window;
     let wide = block.expanded;
+    let pixels = block.window.output_pixels();
+    let input = map(block.window.input, wide);
+    let side = block.window.output;
     let [first, second, project] = block.late_names();
     let own = |suffixes: &[&str]| {
         let names: Vec<String> = suffixes.iter().map(|suffix| format!("{}.{suffix}", block.name)).collect();
         parameters(params, &names)
     };
-    let row = |phase: &str, kernel, input, output, parameters, multiply_adds, kept| Row {
-        name: format!("{} {phase}", block.name),
-        kernel,
+    let expand = block.expands.then(|| {
+        let values = block.window.input_pixels() * wide;
+        Row {
+            name: format!("{} expand", block.name),
+            kernel: kernel(1, 1),
+            input: map(block.window.input, block.input),
+            output: input.clone(),
+            parameters: own(&["conv_pw", "bn1"]),
+            multiply_adds: values * block.input,
+            kept: values,
+        }
+    });
+    let depthwise = Row {
+        name: format!("{} depthwise", block.name),
+        kernel: kernel(block.window.kernel, block.window.stride),
         input,
-        output,
-        parameters,
-        multiply_adds,
-        kept,
+        output: map(side, wide),
+        parameters: own(&["conv_dw", first]),
+        multiply_adds: pixels * wide * block.window.kernel * block.window.kernel,
+        kept: pixels * wide,
     };
-    let mut rows = Vec::new();
-    if block.expands {
-        let values = window.input_pixels() * wide;
-        rows.push(row(
-            "expand",
-            kernel(1, 1),
-            map(window.input, block.input),
-            map(window.input, wide),
-            own(&["conv_pw", "bn1"]),
-            values * block.input,
-            values,
-        ));
-    }
-    let pixels = window.output_pixels();
-    let side = window.output;
-    rows.push(row(
-        "depthwise",
-        kernel(window.kernel, window.stride),
-        map(window.input, wide),
-        map(side, wide),
-        own(&["conv_dw", first]),
-        pixels * wide * window.kernel * window.kernel,
-        pixels * wide,
-    ));
-    rows.push(row(
-        "squeeze-excite",
-        String::new(),
-        map(side, wide),
-        format!("{} > {wide}", block.squeeze),
-        own(&["se.conv_reduce", "se.conv_expand"]),
-        2 * wide * block.squeeze,
-        2 * wide + block.squeeze,
-    ));
-    let shortcut = if block.residual() { " + input" } else { "" };
-    rows.push(row(
-        &format!("project{shortcut}"),
-        kernel(1, 1),
-        map(side, wide),
-        map(side, block.output),
-        own(&[project, second]),
-        pixels * wide * block.output,
+    let squeeze_excite = Row {
+        name: format!("{} squeeze-excite", block.name),
+        kernel: String::new(),
+        input: map(side, wide),
+        output: format!("{} > {wide}", block.squeeze),
+        parameters: own(&["se.conv_reduce", "se.conv_expand"]),
+        multiply_adds: 2 * wide * block.squeeze,
+        kept: 2 * wide + block.squeeze,
+    };
+    let project = Row {
+        name: format!("{} project{}", block.name, if block.residual() { " + input" } else { "" }),
+        kernel: kernel(1, 1),
+        input: map(side, wide),
+        output: map(side, block.output),
+        parameters: own(&[project, second]),
+        multiply_adds: pixels * wide * block.output,
         // The raw output and, normalised, the block's.
-        2 * pixels * block.output,
-    ));
-    rows
+        kept: 2 * pixels * block.output,
+    };
+    expand.into_iter().chain([depthwise, squeeze_excite, project]).collect()
 }
 
 /// Trainable elements of the weights and biases with these prefixes.

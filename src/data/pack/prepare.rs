@@ -7,7 +7,7 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 use serde::{Deserialize, Serialize};
 
 use super::{Broken, Content, Item, PackEncoding, PackOptions};
-use crate::data::codec::{Conversions, Decoded, Pixels, decode_file, encode_jpeg, reduce};
+use crate::data::codec::{Conversions, Decoded, Pixels, decode_file, encode_jpeg, scale_down};
 use crate::data::shard::Encoding;
 use crate::data::{DataError, Normalise};
 
@@ -26,8 +26,8 @@ pub struct Prepared {
     pub sums: Sums,
 }
 
-/// Sums over pixels, in integers, so that their order does not matter. Grey counts as three equal channels. For an image
-/// that is encoded here, they are the sums before encoding.
+/// Sums over pixels, in integers, so that their order does not matter. Grey counts as three equal channels. For an
+/// image that is encoded here, they are the sums before encoding.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Sums {
     pub pixels: u64,
@@ -122,8 +122,8 @@ fn store(
     let Decoded { mut pixels, mut conversions, plain_jpeg } = decoded;
     let too_large = options.max_side.is_some_and(|longest| pixels.width.max(pixels.height) > longest);
     if let (true, Some(longest)) = (too_large, options.max_side) {
-        pixels = reduce(&pixels, longest)?;
-        conversions.reduced = 1;
+        pixels = scale_down(&pixels, longest)?;
+        conversions.scaled_down = 1;
     }
     let sums = Sums::of(&pixels);
     let Pixels { width, height, channels, .. } = pixels;

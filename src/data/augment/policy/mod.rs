@@ -1,9 +1,9 @@
 //! What training changes at random about an image: one policy a file.
 //!
-//! A policy chooses a [`Geometry`] and nothing else, so CPU and GPU follow it alike and give the same bytes. To add
-//! one: a file here with a function like [`standard`]'s `geometry`, a variant of [`Policy`], its arm in
-//! [`Look::geometry`], and the flag that chooses it. A policy that also changes colours changes the decoded image,
-//! where the loader asks for its geometry (`Maker::with_image` in `data/batch.rs`): before CPU and GPU part.
+//! A policy chooses a [`Geometry`] and nothing else; CPU and GPU both follow it and give the same bytes. To add one: a
+//! file here with a function like [`standard`]'s `geometry`, a variant of [`Policy`], its arm in [`Look::geometry`], and
+//! the flag that chooses it. A policy that also changes colours must change the decoded image, in `Maker::with_image` of
+//! `data/batch.rs`, before the geometry is applied: then CPU and GPU get the same pixels again.
 //!
 //! Every draw is a function of (seed, epoch, sample id), not of the thread, the rank or the batch.
 
