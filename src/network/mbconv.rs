@@ -158,7 +158,7 @@ fn expand(
 
 impl<'a> Parts<'a> {
     fn new(build: &mut Builder, block: &'a Block, dout: Tensor) -> Parts<'a> {
-        let names = if block.expands { ["bn2", "bn3", "conv_pwl"] } else { ["bn1", "bn2", "conv_pw"] };
+        let names = block.late_names();
         let (name, side, wide, images) =
             (&block.name, block.window.output, block.expanded, build.config.images);
         let rate = build.arch.drop_path_rate(build.config.drop_path, block);

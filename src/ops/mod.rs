@@ -26,9 +26,9 @@ pub use profile::{BucketTime, ProfileReport, ProfileRow};
 pub use step::{BatchInput, BatchTarget, LossScale, Sequence, StepFigures, StepParams, Weights};
 pub use tensor::{Kind, Param, Tensor, Tensors};
 
-pub use crate::data::BatchPixels;
 use crate::parallel::GroupError;
 use crate::parallel::nccl::NcclError;
+pub use crate::pixels::BatchPixels;
 
 /// What a device reports.
 #[derive(Debug, thiserror::Error)]

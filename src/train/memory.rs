@@ -7,11 +7,11 @@ use serde::Serialize;
 
 use super::device::Hardware;
 use super::recipe::{Recipe, RecipeError};
-use crate::data::raw::RawBatch;
 use crate::model::{Architecture, ParamTable};
 use crate::network::{Network, NetworkConfig};
 use crate::ops::{Device, Kind, Plan};
 use crate::parallel::World;
+use crate::pixels::raw_batch_bytes;
 
 /// Batches that exist beside the one in use; see [`crate::data::loader`].
 pub const LOADER_AHEAD: usize = 3;
@@ -170,7 +170,7 @@ fn gpu_weights(plan: &Plan, table: &ParamTable, device: &impl Device) -> u64 {
 /// Bytes of two batches that are copied to a GPU, with their labels. Raw images count with their largest size.
 fn gpu_batches(device: &impl Device, images: usize, resolution: usize) -> u64 {
     let image =
-        if device.prepares_images() { RawBatch::bytes(1, resolution) } else { resolution * resolution * 3 };
+        if device.prepares_images() { raw_batch_bytes(1, resolution) } else { resolution * resolution * 3 };
     (2 * images * (image + 4)) as u64
 }
 

@@ -9,6 +9,7 @@ use std::sync::LazyLock;
 
 use effnet::data::{CropMode, Normalise};
 use effnet::files::{Disk, Files};
+use effnet::model::formats::{TrainedModel, export};
 use effnet::model::initialise::initialise;
 use effnet::model::{ParamTable, Variant};
 use effnet::train::Recipe;
@@ -231,7 +232,9 @@ fn each_kind_of_file_gets_its_own_line() {
 
     let dir = tempfile::tempdir().unwrap();
     let plain = dir.path().join("plain.safetensors");
-    effnet::model::weights::export(&plain, &table(), &state(1).parameters, 0, false).unwrap();
+    let architecture = metadata().architecture().unwrap();
+    let model = TrainedModel { architecture: &architecture, values: &state(1).parameters, steps: 0 };
+    export(&plain, &model, false).unwrap();
     let error = checkpoint::read(&plain).unwrap_err();
     assert!(matches!(error, CheckpointError::Foreign { .. }));
     assert!(error.to_string().contains("--init-from"), "{error}");

@@ -14,6 +14,7 @@ use effnet::network::{Network, NetworkConfig};
 use effnet::ops::cuda::{CudaDevice, CudaOps, Gpu, Precision};
 use effnet::ops::*;
 use effnet::parallel::World;
+use effnet::pixels::raw_batch_bytes;
 use effnet::train::checkpoint::{self, Checkpoint};
 use effnet::train::device::{Cpu, Cuda, Hardware, Needs};
 use effnet::train::evaluator::Evaluator;
@@ -136,7 +137,7 @@ fn taken(
     let image = tensors.new_tensor("image", images * side * side * 3, Kind::Activation);
     let labels = tensors.new_tensor("labels", images, Kind::Index);
     let target = BatchTarget { image, labels: Some(labels), mean: [0.5; 3], deviation: [0.25; 3] };
-    let mut bytes = vec![0; RawBatch::bytes(images, side)];
+    let mut bytes = vec![0; raw_batch_bytes(images, side)];
     RawBatch::new(&mut bytes, images, side);
     let pixels = BatchPixels::Raw { bytes: &bytes, side };
     ops.send_batch(0, &BatchInput { pixels, labels: &vec![0; images], target }).unwrap();

@@ -7,8 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::train_support::*;
 use effnet::data::Source;
+use effnet::model::ParamTable;
+use effnet::model::formats::{self, TrainedModel};
 use effnet::model::initialise::initialise;
-use effnet::model::{ParamTable, weights};
 use effnet::train::checkpoint::{self, CheckpointError};
 use effnet::train::events::{End, Event, Reporter};
 use effnet::train::{Optimizer, Recipe, RunOptions, TrainError, saved_recipe, train};
@@ -79,7 +80,8 @@ fn weights_come_from_a_checkpoint_or_an_export() {
     let trained = checkpoint::read(&first.join("checkpoint.bin")).unwrap();
     let table = ParamTable::new(&trained.architecture);
     let export = dir.path().join("w.safetensors");
-    weights::export(&export, &table, &trained.state.parameters, 2, false).unwrap();
+    let (architecture, values) = (&trained.architecture, &trained.state.parameters);
+    formats::export(&export, &TrainedModel { architecture, values, steps: 2 }, false).unwrap();
 
     // A new run of one step: its checkpoint of step 0 is gone, so compare what it trained to.
     let from = |file: &Path, out: &Path| {

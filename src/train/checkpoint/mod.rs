@@ -22,7 +22,7 @@ pub use files::{DirectoryError, Found, RunDirectory};
 use super::recipe::Recipe;
 use super::report::events::Best;
 use crate::data::{CropMode, Normalise};
-use crate::model::weights::{Listed, header, listing, prefixed};
+use crate::model::formats::safetensors::{Listed, header, listing, prefixed};
 use crate::model::{Architecture, BatchNormConfig, Padding, ParamTable, Variant};
 use crate::ops::{LossScale, Slot};
 

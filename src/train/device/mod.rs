@@ -11,7 +11,8 @@ use crate::data::Form;
 use crate::ops::cpu::{CpuDevice, CpuOps, simd};
 use crate::ops::cuda::{CudaDevice, CudaOps, Gpu, Precision};
 use crate::ops::{Device, Ops, Plan, Result as OpsResult, StateSize};
-use crate::parallel::{Group, affinity};
+use crate::parallel::Group;
+use crate::processors;
 
 /// What the operators must be prepared for.
 pub struct Needs<'a> {
@@ -130,7 +131,7 @@ impl<G: Gpu> Hardware for Cuda<G> {
         self.gpu.available().ok()
     }
     fn processors(&self) -> Vec<usize> {
-        self.gpu.place().map_or_else(Vec::new, |place| affinity::near(&place))
+        self.gpu.place().map_or_else(Vec::new, |place| processors::near(&place))
     }
     fn has_own_memory(&self) -> bool {
         true
