@@ -48,12 +48,16 @@ ARGUMENTS(DepthwiseBackwardArguments, DEPTHWISE_BACKWARD_FIELDS)
 
 // Rows of per-channel constants in shared memory.
 enum DepthwiseConstant { OUT_SCALE, OUT_SHIFT, OUT_MEAN, OUT_B, OUT_C, IN_MEAN, IN_RECIPROCAL, IN_SCALE, IN_SHIFT,
-                         DEPTHWISE_CONSTANTS };
+                         END_OF_CONSTANTS };
+constexpr int DEPTHWISE_CONSTANTS = 9;
+static_assert(DEPTHWISE_CONSTANTS == END_OF_CONSTANTS, "each has a row");
+// Channels of a thread.
+constexpr int DEPTHWISE_CHANNELS = 2;
 
 template <typename T, int K, int STRIDE, bool NORMALISED>
 struct DepthwiseBackward {
     static constexpr int THREADS = depthwise_threads(K), WARPS = THREADS / WARP;
-    static constexpr int C = 2;
+    static constexpr int C = DEPTHWISE_CHANNELS;
     using Group = DepthwiseGroup<T, C>;
     // Eight channels in their storage type.
     struct alignas(16) Vector {

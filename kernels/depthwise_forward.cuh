@@ -37,7 +37,9 @@
 ARGUMENTS(DepthwiseForwardArguments, DEPTHWISE_FORWARD_FIELDS)
 
 // Threads of a block: 5×5 kernels need more registers than 256 threads leave where two blocks share a multiprocessor.
-constexpr __host__ __device__ int depthwise_threads(int k) { return k == 3 ? 256 : 128; }
+constexpr int THREADS_3X3 = 256;
+constexpr int THREADS_5X5 = 128;
+constexpr __host__ __device__ int depthwise_threads(int k) { return k == 3 ? THREADS_3X3 : THREADS_5X5; }
 // Neighbouring columns of a thread.
 constexpr int DEPTHWISE_COLUMNS = 4;
 

@@ -9,7 +9,8 @@
 //  1. No inline PTX, `__CUDA_ARCH__`, `<<<>>>` or cooperative groups outside this header.
 //  2. Shared memory comes from `SharedArena` only, the same pieces in the same order in every thread.
 //  3. Templates are `__device__` bodies; `KERNEL` makes them `extern "C"` functions of ONE argument, a struct
-//     declared by `ARGUMENTS`, whose fields the Rust side lists again and checks by name, place and size.
+//     declared by `ARGUMENTS`. `build.rs` reads these declarations, and `constexpr int NAME = …` that begins a line,
+//     and writes them as Rust for the launchers: src/ops/cuda/sources.rs.
 //  4. Blocks have a multiple of 32 threads, masks are full, and nobody returns before a barrier.
 //  5. Data passed between lanes through shared memory needs `warp_barrier()`.
 //  6. Blocks of one launch do not wait for one another, and there are no floating-point atomics.
@@ -31,6 +32,11 @@ using bf16 = __nv_bfloat16;
 // ---- kernels and their arguments --------------------------------------------------------------------------
 
 #define EFFNET_DECLARE_FIELD(type, name) type name;
+// A struct in device memory that the host reads or writes.
+#define LAYOUT(Name, FIELDS) \
+    struct Name {            \
+        FIELDS(EFFNET_DECLARE_FIELD) \
+    };
 
 #if defined(__CUDACC__)
 // `ARGUMENTS(Name, FIELDS)` with `#define FIELDS(F) F(const float*, x) F(int, rows)` declares `struct Name`.

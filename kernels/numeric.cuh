@@ -34,6 +34,8 @@ struct alignas(16) Pack {
 
 // Eight channels, the unit in which kernels cut their work whatever the storage type.
 constexpr int LANES = 8;
+// Threads of a block that sweeps over the pixels of an image, see src/ops/cuda/sweep.rs.
+constexpr int SWEEP_THREADS = 256;
 
 template <typename T>
 __device__ __forceinline__ Pack<T> load_pack(const T* from) {

@@ -24,8 +24,6 @@ ARGUMENTS(ResidualForwardArguments, RESIDUAL_FORWARD_FIELDS)
 
 namespace {
 
-constexpr int THREADS = 256;
-
 // Pixels first, first + step, … < end of one vector of channels; `shortcut` may be null.
 template <typename T>
 __device__ __forceinline__ void normalise(
@@ -86,6 +84,6 @@ __device__ __forceinline__ void residual_forward(const ResidualForwardArguments&
 
 }  // namespace
 
-KERNEL(residual_forward_f32, THREADS, ResidualForwardArguments) { residual_forward<float>(args); }
-KERNEL(residual_forward_f16, THREADS, ResidualForwardArguments) { residual_forward<f16>(args); }
-KERNEL(residual_forward_bf16, THREADS, ResidualForwardArguments) { residual_forward<bf16>(args); }
+KERNEL(residual_forward_f32, SWEEP_THREADS, ResidualForwardArguments) { residual_forward<float>(args); }
+KERNEL(residual_forward_f16, SWEEP_THREADS, ResidualForwardArguments) { residual_forward<f16>(args); }
+KERNEL(residual_forward_bf16, SWEEP_THREADS, ResidualForwardArguments) { residual_forward<bf16>(args); }

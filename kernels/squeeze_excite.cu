@@ -20,7 +20,7 @@
 
 namespace {
 
-constexpr int THREADS = 256;
+constexpr int THREADS = SWEEP_THREADS;
 constexpr int WARPS = THREADS / WARP;
 constexpr int IMAGES = 8;  // of a block
 constexpr int SLICE = 64;  // channels of a block

@@ -1,6 +1,6 @@
 //! The pointwise expansion (and the head's convolution).
 
-use super::arguments::{Kernel, arguments};
+use super::arguments::Kernel;
 use super::batch_norm::{finish_statistics, finish_sums, inverse_rows, statistics_bytes, sums_bytes};
 use super::context::{Context, workspace_bytes};
 use super::gpu::{Address, Gpu};
@@ -8,26 +8,13 @@ use super::pointwise::Cut;
 use super::pointwise_backward::{ExpandData, ExpandSweep, WeightPieces};
 use super::precision::Precision;
 use super::reduction::add_gradient;
+use super::sources::expand::{
+    ExpandBackwardArguments, ExpandBackwardDataArguments, ExpandBackwardWeightsArguments,
+    ExpandForwardArguments,
+};
 use crate::ops::{ExpandBackward, ExpandForward, Result, Statistics};
 
-arguments! {
-    /// y = x·Wᵀ, see `kernels/pointwise.cuh`.
-    pub struct ForwardArguments {
-        x: Address,
-        weight: Address,
-        y: Address,
-        counts: Address,
-        moments: Address,
-        rows: i32,
-        inputs: i32,
-        outputs: i32,
-        chunk: i32,
-        row_tiles: i32,
-        weight_slots: i32,
-    }
-}
-
-const FORWARD: Kernel<ForwardArguments> = Kernel::stored("expand_forward");
+const FORWARD: Kernel<ExpandForwardArguments> = Kernel::stored("expand_forward");
 
 fn cut(p: &ExpandForward, precision: Precision) -> Cut {
     Cut::expand(precision, p.rows, p.inputs, p.outputs)
@@ -41,7 +28,7 @@ pub fn forward<G: Gpu>(cx: &mut Context<G>, p: &ExpandForward) -> Result {
     let cut = cut(p, cx.precision);
     let batch = p.bn.statistics == Statistics::Batch;
     let [counts, moments] = cx.workspace(statistics_bytes(&p.bn, cut.parts));
-    let arguments = ForwardArguments {
+    let arguments = ExpandForwardArguments {
         x: cx.tensor(p.x),
         weight: cx.stored_weight(p.weight),
         y: cx.tensor(p.y),
@@ -61,72 +48,9 @@ pub fn forward<G: Gpu>(cx: &mut Context<G>, p: &ExpandForward) -> Result {
     Ok(())
 }
 
-arguments! {
-    /// dx and the sums of the batch norm before, see `kernels/expand_backward.cuh`.
-    pub struct BackwardDataArguments {
-        du: Address,
-        y: Address,
-        weight: Address,
-        coefficients: Address,
-        sums: Address,
-        shortcut: Address,
-        previous_y: Address,
-        previous_coefficients: Address,
-        keep: Address,
-        dx: Address,
-        partials: Address,
-        rows: i32,
-        inputs: i32,
-        outputs: i32,
-        pixels: i32,
-        inverse_rows: f32,
-    }
-}
-
-arguments! {
-    /// Those and the weights' gradient.
-    pub struct BackwardArguments {
-        du: Address,
-        y: Address,
-        weight: Address,
-        coefficients: Address,
-        sums: Address,
-        shortcut: Address,
-        previous_y: Address,
-        previous_coefficients: Address,
-        keep: Address,
-        dx: Address,
-        partials: Address,
-        x: Address,
-        weight_partials: Address,
-        rows: i32,
-        inputs: i32,
-        outputs: i32,
-        pixels: i32,
-        inverse_rows: f32,
-    }
-}
-
-arguments! {
-    /// The weights' gradient alone.
-    pub struct BackwardWeightsArguments {
-        du: Address,
-        y: Address,
-        x: Address,
-        coefficients: Address,
-        sums: Address,
-        partials: Address,
-        rows: i32,
-        inputs: i32,
-        outputs: i32,
-        slice: i32,
-        inverse_rows: f32,
-    }
-}
-
-const BACKWARD: Kernel<BackwardArguments> = Kernel::stored("expand_backward");
-const BACKWARD_DATA: Kernel<BackwardDataArguments> = Kernel::stored("expand_backward_data");
-const BACKWARD_WEIGHTS: Kernel<BackwardWeightsArguments> = Kernel::stored("expand_backward_weights");
+const BACKWARD: Kernel<ExpandBackwardArguments> = Kernel::stored("expand_backward");
+const BACKWARD_DATA: Kernel<ExpandBackwardDataArguments> = Kernel::stored("expand_backward_data");
+const BACKWARD_WEIGHTS: Kernel<ExpandBackwardWeightsArguments> = Kernel::stored("expand_backward_weights");
 
 /// How the backward pass is cut.
 enum BackwardCut {
@@ -185,7 +109,7 @@ fn backward_sweep<G: Gpu>(
     sums: Address,
     partials: Address,
 ) -> Result {
-    let arguments = BackwardArguments {
+    let arguments = ExpandBackwardArguments {
         du: cx.tensor(p.du),
         y: cx.tensor(p.y),
         weight: cx.stored_weight(p.weight),
@@ -215,7 +139,7 @@ fn backward_data<G: Gpu>(
     data: &ExpandData,
     sums: Address,
 ) -> Result {
-    let arguments = BackwardDataArguments {
+    let arguments = ExpandBackwardDataArguments {
         du: cx.tensor(p.du),
         y: cx.tensor(p.y),
         weight: cx.stored_weight(p.weight),
@@ -243,7 +167,7 @@ fn backward_weights<G: Gpu>(
     weights: &WeightPieces,
     partials: Address,
 ) -> Result {
-    let arguments = BackwardWeightsArguments {
+    let arguments = ExpandBackwardWeightsArguments {
         du: cx.tensor(p.du),
         y: cx.tensor(p.y),
         x: cx.tensor(p.x),

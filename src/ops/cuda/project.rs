@@ -1,6 +1,6 @@
 //! The pointwise projection.
 
-use super::arguments::{Kernel, arguments};
+use super::arguments::Kernel;
 use super::batch_norm::{finish_statistics, inverse_rows, statistics_bytes};
 use super::context::{Context, workspace_bytes};
 use super::gpu::{Address, Gpu};
@@ -8,30 +8,13 @@ use super::pointwise::Cut;
 use super::pointwise_backward::{Sweep, SweepCut, WeightPieces};
 use super::precision::Precision;
 use super::reduction::add_gradient;
+use super::sources::project::{
+    ProjectBackwardArguments, ProjectBackwardSegmentsArguments, ProjectBackwardWeightsArguments,
+    ProjectForwardArguments,
+};
 use crate::ops::{ProjectBackward, ProjectForward, Result, Statistics};
 
-arguments! {
-    /// y = (silu(BN(x))·gate)·Wᵀ, see `kernels/pointwise.cuh`.
-    pub struct ForwardArguments {
-        x: Address,
-        weight: Address,
-        y: Address,
-        counts: Address,
-        moments: Address,
-        /// Of the batch norm of x.
-        coefficients: Address,
-        gate: Address,
-        rows: i32,
-        inputs: i32,
-        outputs: i32,
-        chunk: i32,
-        row_tiles: i32,
-        weight_slots: i32,
-        pixels: i32,
-    }
-}
-
-const FORWARD: Kernel<ForwardArguments> = Kernel::stored("project_forward");
+const FORWARD: Kernel<ProjectForwardArguments> = Kernel::stored("project_forward");
 
 fn cut(p: &ProjectForward, precision: Precision) -> Cut {
     Cut::project(precision, p.images * p.pixels, p.inputs, p.outputs)
@@ -45,7 +28,7 @@ pub fn forward<G: Gpu>(cx: &mut Context<G>, p: &ProjectForward) -> Result {
     let cut = cut(p, cx.precision);
     let batch = p.bn.statistics == Statistics::Batch;
     let [counts, moments] = cx.workspace(statistics_bytes(&p.bn, cut.parts));
-    let arguments = ForwardArguments {
+    let arguments = ProjectForwardArguments {
         x: cx.tensor(p.x),
         weight: cx.stored_weight(p.weight),
         y: cx.tensor(p.y),
@@ -68,66 +51,10 @@ pub fn forward<G: Gpu>(cx: &mut Context<G>, p: &ProjectForward) -> Result {
     Ok(())
 }
 
-arguments! {
-    /// da, the five sums and perhaps the weights' gradient, see `kernels/project_backward.cuh`.
-    pub struct BackwardArguments {
-        dout: Address,
-        y: Address,
-        weight: Address,
-        coefficients: Address,
-        sums: Address,
-        keep: Address,
-        x: Address,
-        input_coefficients: Address,
-        gate: Address,
-        da: Address,
-        five_sums: Address,
-        partials: Address,
-        images: i32,
-        pixels: i32,
-        inputs: i32,
-        outputs: i32,
-        slice: i32,
-        segments: i32,
-        group: i32,
-        inverse_rows: f32,
-    }
-}
-
-arguments! {
-    /// The weights' gradient alone.
-    pub struct BackwardWeightsArguments {
-        dout: Address,
-        y: Address,
-        coefficients: Address,
-        sums: Address,
-        keep: Address,
-        x: Address,
-        input_coefficients: Address,
-        gate: Address,
-        partials: Address,
-        rows: i32,
-        pixels: i32,
-        inputs: i32,
-        outputs: i32,
-        slice: i32,
-        inverse_rows: f32,
-    }
-}
-
-arguments! {
-    /// Adds up the five sums of an image's segments.
-    pub struct BackwardSegmentsArguments {
-        parts: Address,
-        five_sums: Address,
-        segments: i32,
-        elements: i32,
-    }
-}
-
-const BACKWARD: Kernel<BackwardArguments> = Kernel::stored("project_backward");
-const BACKWARD_WEIGHTS: Kernel<BackwardWeightsArguments> = Kernel::stored("project_backward_weights");
-const BACKWARD_SEGMENTS: Kernel<BackwardSegmentsArguments> = Kernel::plain("project_backward_segments");
+const BACKWARD: Kernel<ProjectBackwardArguments> = Kernel::stored("project_backward");
+const BACKWARD_WEIGHTS: Kernel<ProjectBackwardWeightsArguments> = Kernel::stored("project_backward_weights");
+const BACKWARD_SEGMENTS: Kernel<ProjectBackwardSegmentsArguments> =
+    Kernel::plain("project_backward_segments");
 
 /// How the backward pass is cut.
 struct BackwardCut {
@@ -163,7 +90,7 @@ pub fn backward<G: Gpu>(cx: &mut Context<G>, p: &ProjectBackward) -> Result {
     let cut = BackwardCut::new(p, cx.precision);
     let BackwardCut { sweep, weights } = cut;
     let [partials, segments] = cx.workspace(cut.bytes(p));
-    let arguments = BackwardArguments {
+    let arguments = ProjectBackwardArguments {
         dout: cx.tensor(p.dout),
         y: cx.tensor(p.y),
         weight: cx.stored_weight(p.weight),
@@ -198,7 +125,7 @@ pub fn backward<G: Gpu>(cx: &mut Context<G>, p: &ProjectBackward) -> Result {
 
 fn add_segments<G: Gpu>(cx: &mut Context<G>, p: &ProjectBackward, parts: Address, segments: usize) -> Result {
     let elements = p.five_sums.elements;
-    let arguments = BackwardSegmentsArguments {
+    let arguments = ProjectBackwardSegmentsArguments {
         parts,
         five_sums: cx.tensor(p.five_sums),
         segments: segments as i32,
@@ -214,7 +141,7 @@ fn backward_weights<G: Gpu>(
     partials: Address,
 ) -> Result {
     let rows = p.images * p.pixels;
-    let arguments = BackwardWeightsArguments {
+    let arguments = ProjectBackwardWeightsArguments {
         dout: cx.tensor(p.dout),
         y: cx.tensor(p.y),
         coefficients: cx.tensor(p.bn.coefficients),

@@ -1,35 +1,20 @@
 //! The end of a block.
 
-use super::arguments::{Kernel, arguments};
+use super::arguments::Kernel;
 use super::context::Context;
-use super::gpu::{Address, Gpu};
-use super::sweep::{Sweep, THREADS};
+use super::gpu::Gpu;
+use super::sources::residual::ResidualForwardArguments;
+use super::sweep::{SWEEP_THREADS, Sweep};
 use crate::ops::{ResidualForward, Result};
 
 /// Pixels of a thread: enough to have several loads under way.
 const PIXELS: usize = 8;
 
-arguments! {
-    /// See `kernels/residual.cu`.
-    pub struct ForwardArguments {
-        y: Address,
-        coefficients: Address,
-        keep: Address,
-        shortcut: Address,
-        out: Address,
-        pixels: i32,
-        channels: i32,
-        width: i32,
-        rows: i32,
-        run: i32,
-    }
-}
-
-const FORWARD: Kernel<ForwardArguments> = Kernel::stored("residual_forward");
+const FORWARD: Kernel<ResidualForwardArguments> = Kernel::stored("residual_forward");
 
 pub fn forward<G: Gpu>(cx: &mut Context<G>, p: &ResidualForward) -> Result {
     let sweep = Sweep::new(p.pixels, p.channels, PIXELS, u16::MAX as usize);
-    let arguments = ForwardArguments {
+    let arguments = ResidualForwardArguments {
         y: cx.tensor(p.y),
         coefficients: cx.tensor(p.bn.coefficients),
         keep: cx.optional(p.keep),
@@ -41,5 +26,5 @@ pub fn forward<G: Gpu>(cx: &mut Context<G>, p: &ResidualForward) -> Result {
         rows: sweep.rows as i32,
         run: sweep.run as i32,
     };
-    cx.launch(&FORWARD, sweep.grid(p.images), THREADS, 0, arguments)
+    cx.launch(&FORWARD, sweep.grid(p.images), SWEEP_THREADS, 0, arguments)
 }

@@ -1,12 +1,16 @@
 //! Squeeze-excite: the mean over each image, two small dense layers, and their gradients.
 
-use super::arguments::{Kernel, arguments};
+use super::arguments::Kernel;
 use super::batch_norm::{finish_sums, sums_bytes};
 use super::context::{Context, workspace_bytes};
 use super::gpu::{Address, Gpu};
 use super::precision::Precision;
-use super::reduction::WARP;
-use super::sweep::{LANES, Sweep, THREADS};
+use super::sources::squeeze_excite::{
+    BATCH, IMAGES, LANES, ROW, SLICE, SqueezeGateArguments, SqueezeGradientArguments, SqueezeHiddenArguments,
+    SqueezeHiddenGradientArguments, SqueezePoolArguments, SqueezeWeightsArguments, THREADS, UNITS, WARP,
+    WARPS,
+};
+use super::sweep::Sweep;
 use crate::ops::{Result, SqueezeBackward, SqueezeForward};
 
 /// Pixels of a thread of the pool, and parts of an image at most.
@@ -16,115 +20,12 @@ const MOST_SPLITS: usize = 16;
 /// Channels of the reducing layer's input that a block holds at once, at most: 40 KiB of shared memory.
 const PIECE: usize = 1280;
 
-// As in the kernels.
-/// Images of a block.
-const IMAGES: usize = 8;
-/// Channels of a block.
-const SLICE: usize = 64;
-const WARPS: usize = THREADS / WARP;
-/// Units of a block that makes weight gradients.
-const UNITS: usize = 8;
-
-arguments! {
-    /// See `kernels/squeeze_excite.cu`.
-    pub struct PoolArguments {
-        y: Address,
-        coefficients: Address,
-        partials: Address,
-        pixels: i32,
-        channels: i32,
-        width: i32,
-        rows: i32,
-        run: i32,
-    }
-}
-
-arguments! {
-    /// See `kernels/squeeze_excite.cu`.
-    pub struct HiddenArguments {
-        partials: Address,
-        weight: Address,
-        bias: Address,
-        squeezed: Address,
-        hidden: Address,
-        images: i32,
-        splits: i32,
-        channels: i32,
-        units: i32,
-        piece: i32,
-        inverse_pixels: f32,
-    }
-}
-
-arguments! {
-    /// See `kernels/squeeze_excite.cu`.
-    pub struct GateArguments {
-        hidden: Address,
-        weight: Address,
-        bias: Address,
-        gate: Address,
-        images: i32,
-        channels: i32,
-        units: i32,
-    }
-}
-
-arguments! {
-    /// See `kernels/squeeze_excite.cu`.
-    pub struct HiddenGradientArguments {
-        gate_gradient: Address,
-        gate: Address,
-        hidden: Address,
-        weight: Address,
-        dz: Address,
-        active: Address,
-        dhidden: Address,
-        images: i32,
-        channels: i32,
-        units: i32,
-    }
-}
-
-arguments! {
-    /// See `kernels/squeeze_excite.cu`.
-    pub struct GradientArguments {
-        five_sums: Address,
-        gate: Address,
-        dhidden: Address,
-        weight: Address,
-        squeeze_gradient: Address,
-        partials: Address,
-        images: i32,
-        channels: i32,
-        units: i32,
-        inverse_pixels: f32,
-    }
-}
-
-arguments! {
-    /// See `kernels/squeeze_excite.cu`.
-    pub struct WeightsArguments {
-        dz: Address,
-        active: Address,
-        squeezed: Address,
-        dhidden: Address,
-        expand_weight: Address,
-        expand_bias: Address,
-        reduce_weight: Address,
-        reduce_bias: Address,
-        block: Address,
-        images: i32,
-        channels: i32,
-        units: i32,
-    }
-}
-
-const POOL: Kernel<PoolArguments> = Kernel::stored("squeeze_pool");
-const HIDDEN: Kernel<HiddenArguments> = Kernel::plain("squeeze_hidden");
-const GATE: Kernel<GateArguments> = Kernel::plain("squeeze_gate");
-const HIDDEN_GRADIENT: Kernel<HiddenGradientArguments> = Kernel::plain("squeeze_hidden_gradient");
-const GRADIENT: Kernel<GradientArguments> = Kernel::plain("squeeze_gradient");
-const WEIGHTS: Kernel<WeightsArguments> = Kernel::plain("squeeze_weights");
+const POOL: Kernel<SqueezePoolArguments> = Kernel::stored("squeeze_pool");
+const HIDDEN: Kernel<SqueezeHiddenArguments> = Kernel::plain("squeeze_hidden");
+const GATE: Kernel<SqueezeGateArguments> = Kernel::plain("squeeze_gate");
+const HIDDEN_GRADIENT: Kernel<SqueezeHiddenGradientArguments> = Kernel::plain("squeeze_hidden_gradient");
+const GRADIENT: Kernel<SqueezeGradientArguments> = Kernel::plain("squeeze_gradient");
+const WEIGHTS: Kernel<SqueezeWeightsArguments> = Kernel::plain("squeeze_weights");
 
 fn sweep(p: &SqueezeForward) -> Sweep {
     Sweep::new(p.pixels, p.channels, RUN, MOST_SPLITS)
@@ -141,7 +42,7 @@ pub fn forward_workspace(p: &SqueezeForward, _precision: Precision) -> usize {
 pub fn forward<G: Gpu>(cx: &mut Context<G>, p: &SqueezeForward) -> Result {
     let sweep = sweep(p);
     let [partials] = cx.workspace(forward_bytes(p));
-    let pool = PoolArguments {
+    let pool = SqueezePoolArguments {
         y: cx.tensor(p.y),
         coefficients: cx.tensor(p.bn.coefficients),
         partials,
@@ -155,7 +56,7 @@ pub fn forward<G: Gpu>(cx: &mut Context<G>, p: &SqueezeForward) -> Result {
 
     let (images, units) = (p.images.div_ceil(IMAGES), p.reduce.outputs);
     let piece = p.channels.min(PIECE);
-    let hidden = HiddenArguments {
+    let hidden = SqueezeHiddenArguments {
         partials,
         weight: cx.weight(p.reduce.weight),
         bias: cx.weight(p.reduce.bias),
@@ -170,7 +71,7 @@ pub fn forward<G: Gpu>(cx: &mut Context<G>, p: &SqueezeForward) -> Result {
     };
     cx.launch(&HIDDEN, [images, units.div_ceil(WARPS), 1], THREADS, IMAGES * piece * 4, hidden)?;
 
-    let gate = GateArguments {
+    let gate = SqueezeGateArguments {
         hidden: cx.tensor(p.hidden),
         weight: cx.weight(p.expand.weight),
         bias: cx.weight(p.expand.bias),
@@ -201,7 +102,7 @@ pub fn backward_workspace(p: &SqueezeBackward, _precision: Precision) -> usize {
 pub fn backward<G: Gpu>(cx: &mut Context<G>, p: &SqueezeBackward) -> Result {
     let [dz, active, dhidden, partials] = cx.workspace(backward_bytes(p));
     let (parts, units) = (p.images.div_ceil(IMAGES), p.reduce.outputs);
-    let hidden_gradient = HiddenGradientArguments {
+    let hidden_gradient = SqueezeHiddenGradientArguments {
         gate_gradient: cx.tensor(p.five_sums),
         gate: cx.tensor(p.gate),
         hidden: cx.tensor(p.hidden),
@@ -216,7 +117,7 @@ pub fn backward<G: Gpu>(cx: &mut Context<G>, p: &SqueezeBackward) -> Result {
     let shared = shared_bytes(&[THREADS * IMAGES, WARPS * IMAGES * WARP]);
     cx.launch(&HIDDEN_GRADIENT, [parts, units.div_ceil(WARP), 1], THREADS, shared, hidden_gradient)?;
 
-    let gradient = GradientArguments {
+    let gradient = SqueezeGradientArguments {
         five_sums: cx.tensor(p.five_sums),
         gate: cx.tensor(p.gate),
         dhidden,
@@ -242,7 +143,7 @@ fn weights<G: Gpu>(
     active: Address,
     dhidden: Address,
 ) -> Result {
-    let arguments = WeightsArguments {
+    let arguments = SqueezeWeightsArguments {
         dz,
         active,
         squeezed: cx.tensor(p.squeezed),
@@ -257,6 +158,6 @@ fn weights<G: Gpu>(
         units: p.reduce.outputs as i32,
     };
     let grid = [p.channels.div_ceil(WARP), p.reduce.outputs.div_ceil(UNITS), 2];
-    let shared = shared_bytes(&[THREADS * UNITS, WARPS * (UNITS + 1) * (WARP + 1)]);
+    let shared = shared_bytes(&[BATCH * UNITS, WARPS * (UNITS + 1) * ROW]);
     cx.launch(&WEIGHTS, grid, THREADS, shared, arguments)
 }
