@@ -10,13 +10,14 @@
 //! | `ARGUMENTS(Name, X_FIELDS)` | `arguments! { pub struct Name { y: Address, rows: i32 } }` |
 //! | `LAYOUT(Name, X_FIELDS)` | `layout! { pub struct Name { … } }` |
 //! | `constexpr int TILE = 2 * WARP;` | `pub const TILE: usize = 2 * WARP;` |
+//! | `INSTANCE_HALF(X, 64x80, rows = 64, blocks = 4)` | in `instances!(X_HALF as Shape)`: `Shape { name: "64x80", rows: 64 }` |
 //!
 //! Whatever looks like one of these and cannot be read is an error that names the file and the line.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
@@ -40,26 +41,29 @@ enum Item {
 
 type Lists = BTreeMap<String, Vec<Item>>;
 
-/// The Rust module of all declarations in `folder`.
+/// The Rust modules of all sources in `folder`.
 pub fn generate(folder: &Path) -> Result<String, Error> {
-    let mut files = Vec::new();
+    let mut paths = Vec::new();
     for entry in fs::read_dir(folder)? {
-        let path = entry?.path();
-        if path.extension().is_some_and(|extension| extension == "cu" || extension == "cuh") {
-            files.push(path);
-        }
+        paths.push(entry?.path());
     }
-    files.sort();
-    let mut modules: BTreeMap<String, Vec<Line>> = BTreeMap::new();
-    for path in &files {
-        let text = fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
-        let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        modules.entry(stem).or_default().extend(lines(&path.display().to_string(), &text));
+    paths.retain(|path| path.extension().is_some_and(|extension| extension == "cu" || extension == "cuh"));
+    paths.sort();
+    let mut sources = Vec::new();
+    for path in paths {
+        let text = fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+        sources.push((path, text));
     }
-    module_texts(&modules)
+    translate(&sources)
 }
 
-fn module_texts(modules: &BTreeMap<String, Vec<Line>>) -> Result<String, Error> {
+/// The Rust modules of these sources.
+fn translate(sources: &[(PathBuf, String)]) -> Result<String, Error> {
+    let mut modules: BTreeMap<String, Vec<Line>> = BTreeMap::new();
+    for (path, text) in sources {
+        let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        modules.entry(stem).or_default().extend(lines(&path.display().to_string(), text));
+    }
     let mut lists = Lists::new();
     for line in modules.values().flatten() {
         if let Some((name, items)) = list(line)? {
@@ -67,11 +71,9 @@ fn module_texts(modules: &BTreeMap<String, Vec<Line>>) -> Result<String, Error> 
         }
     }
     let mut text = String::new();
-    for (stem, lines) in modules {
+    for (stem, lines) in &modules {
         let _ = writeln!(text, "pub mod {stem} {{\n    use super::*;");
-        let mut included: Vec<&str> = lines.iter().filter_map(include).filter(|name| name != stem).collect();
-        included.sort();
-        included.dedup();
+        let included: BTreeSet<&str> = lines.iter().filter_map(include).filter(|name| name != stem).collect();
         included.iter().for_each(|name| text += &format!("    pub use super::{name}::*;\n"));
         let mut before = "";
         for line in lines {
@@ -80,7 +82,39 @@ fn module_texts(modules: &BTreeMap<String, Vec<Line>>) -> Result<String, Error> 
         }
         text += "}\n";
     }
-    Ok(text)
+    Ok(text + &instances(&modules)?)
+}
+
+/// The macro that lists the instances of a kernel as values of the caller's type.
+fn instances(modules: &BTreeMap<String, Vec<Line>>) -> Result<String, Error> {
+    let mut tables: BTreeMap<String, String> = BTreeMap::new();
+    for line in modules.values().flatten() {
+        let Some((kind, inside)) = line.text.strip_prefix("INSTANCE_").and_then(|rest| rest.split_once('('))
+        else {
+            continue;
+        };
+        let inside = inside.strip_suffix(')').ok_or_else(|| line.error("an instance stands on one line"))?;
+        let mut parts = inside.split(", ");
+        let (Some(table), Some(name)) = (parts.next(), parts.next()) else {
+            return Err(line.error("an instance has a table and a name"));
+        };
+        let row = tables.entry(format!("{table}_{kind}")).or_default();
+        let _ = write!(row, "        $Shape {{ name: {name:?}");
+        for part in parts {
+            let (field, value) = part
+                .split_once(" = ")
+                .ok_or_else(|| line.error(&format!("`{part}` is not `name = value`")))?;
+            if field != "blocks" {
+                let _ = write!(row, ", {field}: {value}");
+            }
+        }
+        *row += " },\n";
+    }
+    let arm = |(table, rows): (&String, &String)| {
+        format!("    ({table} as $Shape:ident) => {{ [\n{rows}    ] }};\n")
+    };
+    let arms: String = tables.iter().map(arm).collect();
+    Ok(format!("macro_rules! instances {{\n{arms}}}\npub(crate) use instances;\n"))
 }
 
 /// Cuts a source into lines.
@@ -206,4 +240,56 @@ fn fields(line: &Line, list: &str, lists: &Lists) -> Result<String, Error> {
         }
     }
     Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn translated(text: &str) -> Result<String, String> {
+        translate(&[("kernels/some.cu".into(), text.into())]).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn declarations_become_rust() {
+        let text = "#include \"other.cuh\"
+#define ENDS_FIELDS(F) F(int, last)
+#define SOME_FIELDS(F)               \\
+    F(const float*, x) /* [rows] */  \\
+    F(uint64_t, seed)                \\
+    ENDS_FIELDS(F)
+ARGUMENTS(SomeArguments, SOME_FIELDS)
+constexpr int TILE = 2 * WARP;  // of a block
+template <int N>
+constexpr int TWICE = 2 * N;
+INSTANCE_HALF(SOME, 4x8, rows = 4, wide = true, blocks = 3)
+";
+        let rust = translated(text).unwrap().replace('\n', " ");
+        let rust = rust.split_whitespace().collect::<Vec<_>>().join(" ");
+        let module = "pub mod some { use super::*; pub use super::other::*; \
+            arguments! { /// `kernels/some.cu` pub struct SomeArguments { x: Address, seed: u64, last: i32, } } \
+            pub const TILE: usize = 2 * WARP; } \
+            macro_rules! instances { \
+            (SOME_HALF as $Shape:ident) => { [ $Shape { name: \"4x8\", rows: 4, wide: true }, ] }; } \
+            pub(crate) use instances;";
+        assert_eq!(rust, module);
+    }
+
+    #[test]
+    fn errors_name_the_line_and_what_is_wrong() {
+        for (text, error) in [
+            ("\n#define A_FIELDS(F) F(short, x)", "2: the type `short` is not known in Rust"),
+            ("#define A_FIELDS(F) \\\n  F(int)", "1: F(int) lacks a type or a name"),
+            ("#define A_FIELDS(F) x", "1: `x` is no field"),
+            ("ARGUMENTS(A, A_FIELDS)", "1: no `#define A_FIELDS(F)` was found"),
+            ("ARGUMENTS(A,", "1: write (Name, X_FIELDS), on one line"),
+            ("constexpr int A = sizeof(B) + x[1];", "1: Rust cannot read the value of A"),
+            ("constexpr int A = 1 +\n    2;", "1: Rust cannot read the value of A"),
+            ("INSTANCE_HALF(A, 1x2, rows 4)", "1: `rows 4` is not `name = value`"),
+            ("INSTANCE_HALF(A, 1x2,\n  rows = 4)", "1: an instance stands on one line"),
+        ] {
+            let found = translated(text).unwrap_err();
+            assert!(found.starts_with(&format!("kernels/some.cu:{error}")), "{text}: {found}");
+        }
+    }
 }

@@ -34,7 +34,7 @@ struct alignas(16) Pack {
 
 // Eight channels, the unit in which kernels cut their work whatever the storage type.
 constexpr int LANES = 8;
-// Threads of a block that sweeps over the pixels of an image, see src/ops/cuda/sweep.rs.
+// Threads of a block that sweeps over rows or pixels.
 constexpr int SWEEP_THREADS = 256;
 
 template <typename T>

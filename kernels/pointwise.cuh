@@ -43,11 +43,11 @@
     F(int, row_tiles)        \
     F(int, weight_slots)
 
-// How ROWS × COLUMNS outputs are shared out among warps. M × N tiles of 16×8 a warp.
-template <int ROWS_, int COLUMNS_, int WARPS_M_, int WARPS_N_, int STAGES_>
+// How rows × columns outputs are shared out among warps. M × N tiles of 16×8 a warp.
+template <class Shape>
 struct PointwiseTile {
-    static constexpr int ROWS = ROWS_, COLUMNS = COLUMNS_, WARPS_M = WARPS_M_, WARPS_N = WARPS_N_;
-    static constexpr int STAGES = STAGES_;
+    static constexpr int ROWS = Shape::rows, COLUMNS = Shape::columns;
+    static constexpr int WARPS_M = Shape::down, WARPS_N = Shape::across, STAGES = Shape::stages;
     static constexpr int WARPS = WARPS_M * WARPS_N, THREADS = WARPS * WARP;
     static constexpr int M = ROWS / WARPS_M / 16, N = COLUMNS / WARPS_N / 8;
     static_assert(M * WARPS_M * 16 == ROWS && N * WARPS_N * 8 == COLUMNS, "whole tensor-core tiles");

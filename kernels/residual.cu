@@ -84,6 +84,4 @@ __device__ __forceinline__ void residual_forward(const ResidualForwardArguments&
 
 }  // namespace
 
-KERNEL(residual_forward_f32, SWEEP_THREADS, ResidualForwardArguments) { residual_forward<float>(args); }
-KERNEL(residual_forward_f16, SWEEP_THREADS, ResidualForwardArguments) { residual_forward<f16>(args); }
-KERNEL(residual_forward_bf16, SWEEP_THREADS, ResidualForwardArguments) { residual_forward<bf16>(args); }
+STORED_KERNELS(residual_forward, SWEEP_THREADS, ResidualForwardArguments)

@@ -10,7 +10,7 @@ use super::precision::Precision;
 use super::reduction::add_gradient;
 use super::sources::expand::{
     ExpandBackwardArguments, ExpandBackwardDataArguments, ExpandBackwardWeightsArguments,
-    ExpandForwardArguments,
+    ExpandForwardArguments, SWEEP_THREADS,
 };
 use crate::ops::{ExpandBackward, ExpandForward, Result, Statistics};
 
@@ -41,7 +41,7 @@ pub fn forward<G: Gpu>(cx: &mut Context<G>, p: &ExpandForward) -> Result {
         row_tiles: cut.row_tiles as i32,
         weight_slots: cut.weight_slots as i32,
     };
-    cx.launch(&FORWARD.variant(cut.tile), cut.grid(), cut.tile.threads(), cut.shared, arguments)?;
+    cx.launch(&FORWARD.variant(cut.tile.name), cut.grid(), cut.tile.threads(), cut.shared, arguments)?;
     if batch {
         finish_statistics(cx, &p.bn, counts, moments, cut.parts)?;
     }
@@ -129,8 +129,8 @@ fn backward_sweep<G: Gpu>(
         pixels: p.previous.pixels as i32,
         inverse_rows: inverse_rows(&p.bn),
     };
-    let (kernel, grid) = (BACKWARD.variant(sweep.variant()), [sweep.blocks(p.rows, p.inputs), 1, 1]);
-    cx.launch(&kernel, grid, ExpandSweep::THREADS, sweep.shared(cx.precision), arguments)
+    let (kernel, grid) = (BACKWARD.variant(sweep.name), [sweep.blocks(p.rows, p.inputs), 1, 1]);
+    cx.launch(&kernel, grid, SWEEP_THREADS, sweep.shared(cx.precision), arguments)
 }
 
 fn backward_data<G: Gpu>(
@@ -157,8 +157,8 @@ fn backward_data<G: Gpu>(
         pixels: p.previous.pixels as i32,
         inverse_rows: inverse_rows(&p.bn),
     };
-    let (kernel, grid) = (BACKWARD_DATA.variant(data.columns), [data.blocks(p.rows), 1, 1]);
-    cx.launch(&kernel, grid, data.threads, data.shared(cx.precision), arguments)
+    let (kernel, grid) = (BACKWARD_DATA.variant(data.name), [data.blocks(p.rows), 1, 1]);
+    cx.launch(&kernel, grid, data.threads(), data.shared(cx.precision), arguments)
 }
 
 fn backward_weights<G: Gpu>(
@@ -180,6 +180,6 @@ fn backward_weights<G: Gpu>(
         slice: weights.slice as i32,
         inverse_rows: inverse_rows(&p.bn),
     };
-    let (kernel, shared) = (BACKWARD_WEIGHTS.variant(weights.variant()), weights.shared(cx.precision, 0));
-    cx.launch(&kernel, weights.grid(), WeightPieces::THREADS, shared, arguments)
+    let (kernel, shared) = (BACKWARD_WEIGHTS.variant(weights.shape.name), weights.shared(cx.precision, 0));
+    cx.launch(&kernel, weights.grid(), weights.shape.threads(), shared, arguments)
 }

@@ -5,7 +5,7 @@ use super::batch_norm::{finish_statistics, inverse_rows, statistics_bytes};
 use super::context::{Context, workspace_bytes};
 use super::gpu::{Address, Gpu};
 use super::pointwise::Cut;
-use super::pointwise_backward::{Sweep, SweepCut, WeightPieces};
+use super::pointwise_backward::{SweepCut, WeightPieces};
 use super::precision::Precision;
 use super::reduction::add_gradient;
 use super::sources::project::{
@@ -44,7 +44,7 @@ pub fn forward<G: Gpu>(cx: &mut Context<G>, p: &ProjectForward) -> Result {
         weight_slots: cut.weight_slots as i32,
         pixels: p.pixels as i32,
     };
-    cx.launch(&FORWARD.variant(cut.tile), cut.grid(), cut.tile.threads(), cut.shared, arguments)?;
+    cx.launch(&FORWARD.variant(cut.tile.name), cut.grid(), cut.tile.threads(), cut.shared, arguments)?;
     if batch {
         finish_statistics(cx, &p.bn, counts, moments, cut.parts)?;
     }
@@ -112,8 +112,8 @@ pub fn backward<G: Gpu>(cx: &mut Context<G>, p: &ProjectBackward) -> Result {
         group: sweep.group as i32,
         inverse_rows: inverse_rows(&p.bn),
     };
-    let (kernel, shared) = (BACKWARD.variant(sweep.shape.variant()), sweep.shape.shared(cx.precision));
-    cx.launch(&kernel, sweep.grid(), Sweep::THREADS, shared, arguments)?;
+    let (kernel, shared) = (BACKWARD.variant(sweep.shape.name()), sweep.shape.shared(cx.precision));
+    cx.launch(&kernel, sweep.grid(), sweep.shape.threads(), shared, arguments)?;
     if sweep.segments > 1 {
         add_segments(cx, p, segments, sweep.segments)?;
     }
@@ -158,7 +158,7 @@ fn backward_weights<G: Gpu>(
         slice: weights.slice as i32,
         inverse_rows: inverse_rows(&p.bn),
     };
-    let shared = weights.shared(cx.precision, weights.right);
-    let kernel = BACKWARD_WEIGHTS.variant(weights.variant());
-    cx.launch(&kernel, weights.grid(), WeightPieces::THREADS, shared, arguments)
+    let shared = weights.shared(cx.precision, weights.shape.right);
+    let kernel = BACKWARD_WEIGHTS.variant(weights.shape.name);
+    cx.launch(&kernel, weights.grid(), weights.shape.threads(), shared, arguments)
 }

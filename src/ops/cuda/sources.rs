@@ -1,10 +1,11 @@
-//! What the kernels' sources declare and launchers must know: argument structs, layouts of memory, sizes of blocks.
+//! What the kernels' sources declare and launchers must know: argument structs, layouts of memory, sizes of blocks,
+//! shapes of tiles.
 //!
 //! `build.rs` makes one module of each source in `kernels/`: `kernels/expand.cu` declares
 //! `ARGUMENTS(ExpandForwardArguments, …)`, and its launcher in `expand.rs` uses
 //! `sources::expand::ExpandForwardArguments`. `build/sources.rs` says which lines are read, and how.
 
-#![allow(dead_code, unused_imports, reason = "launchers need some of what the sources declare")]
+#![allow(dead_code, unused_imports, reason = "launchers need only some of what the sources declare")]
 
 use bytemuck::{Pod, Zeroable};
 
@@ -15,3 +16,7 @@ use super::gpu::Address;
 pub type ImageTable = [f32; 768];
 
 include!(concat!(env!("OUT_DIR"), "/sources.rs"));
+
+#[cfg(test)]
+#[path = "../../../build/sources.rs"]
+mod reader;
