@@ -358,15 +358,15 @@ struct ExpandSweep {
                     continue;
                 }
                 const T* from = raw + at * S::WIDE + part;
-                const Quad<T> gradient = *reinterpret_cast<const Quad<T>*>(from);
-                const Quad<T> value = *reinterpret_cast<const Quad<T>*>(from + RAW);
-                Quad<T> result;
+                const Group<T, 4> gradient = *reinterpret_cast<const Group<T, 4>*>(from);
+                const Group<T, 4> value = *reinterpret_cast<const Group<T, 4>*>(from + RAW);
+                Group<T, 4> result;
 #pragma unroll
                 for (int i = 0; i < 4; i++) {
                     const NormBackward of = {a.v[i], b.v[i], c.v[i], mean.v[i]};
                     result.v[i] = from_float<T>(of.dy(to_float(gradient.v[i]), to_float(value.v[i])));
                 }
-                *reinterpret_cast<Quad<T>*>(to) = result;
+                *reinterpret_cast<Group<T, 4>*>(to) = result;
             }
         }
     }

@@ -219,17 +219,6 @@ struct PointwisePlain {
     __device__ __forceinline__ void apply(const PointwiseCopies<T, Tile>&, const PointwiseStep&) {}
 };
 
-// `N` floats, N a multiple of 4.
-template <int N>
-__device__ __forceinline__ void load_floats(float (&out)[N], const float* from) {
-#pragma unroll
-    for (int first = 0; first < N; first += 4) {
-        const Pack<float> pack = load_pack(from + first);
-#pragma unroll
-        for (int i = 0; i < 4; i++) out[first + i] = pack.v[i];
-    }
-}
-
 // A = silu(scale·x + shift)·gate, in place of what this thread copied. The rows filled up at the end and the
 // channels filled up to 16 stay zero.
 template <typename T, class Tile>
@@ -250,8 +239,8 @@ struct PointwiseGatedSilu {
         const int left = copies.rows - step.row, rows = left < Tile::ROWS ? left : Tile::ROWS;
         if (copies.down >= rows) return;
         float scale[UNIT], shift[UNIT], factor[UNIT];
-        load_floats(scale, coefficients + SCALE * channels + channel);
-        load_floats(shift, coefficients + SHIFT * channels + channel);
+        load_lanes(scale, coefficients + SCALE * channels + channel);
+        load_lanes(shift, coefficients + SHIFT * channels + channel);
         const float* next = gate + static_cast<size_t>(image) * channels + channel;
         int border = image * pixels - step.row;  // where the image of `next` begins in the tile
         T* at = copies.a_of(step) + copies.unit * UNIT;
@@ -261,7 +250,7 @@ struct PointwiseGatedSilu {
                     border += pixels;
                     next += channels;
                 }
-                load_floats(factor, next);
+                load_lanes(factor, next);
                 border += pixels;
                 next += channels;
             }
@@ -278,23 +267,12 @@ struct PointwiseGatedSilu {
 
 // ---- the output -------------------------------------------------------------------------------------------
 
-// Two neighbouring outputs.
-template <typename T>
-struct alignas(2 * sizeof(T)) PointwisePair {
-    T v[2];
-};
-
-// Count, mean and Σ(y − mean)² of some values, merged as in Chan, Golub & LeVeque.
+// Count, mean and Σ(y − mean)² of some values.
 struct PointwiseShare {
     float count, mean, spread;
 
     __device__ __forceinline__ void merge(const PointwiseShare& other) {
-        const float total = count + other.count;
-        if (other.count == 0.0f) return;
-        const float away = other.mean - mean, share = other.count / total;
-        mean = fmaf(away, share, mean);
-        spread += fmaf(away * away, count * share, other.spread);
-        count = total;
+        count = merge_moments(count, mean, spread, other.count, other.mean, other.spread);
     }
 };
 
@@ -340,11 +318,8 @@ struct PointwiseOutput {
 #pragma unroll
             for (int half = 0; half < 2; half++) {
 #pragma unroll
-                for (int n = 0; n < Tile::N; n++) {
-                    const PointwisePair<T> pair = {
-                        {from_float<T>(c[m][n][2 * half]), from_float<T>(c[m][n][2 * half + 1])}};
-                    *reinterpret_cast<PointwisePair<T>*>(write + n * 8) = pair;
-                }
+                for (int n = 0; n < Tile::N; n++)
+                    store_pair(write + n * 8, c[m][n][2 * half], c[m][n][2 * half + 1]);
                 warp_barrier();
                 store_staged(row + Tile::warp_row() + m * 16 + half * 8);
                 warp_barrier();
