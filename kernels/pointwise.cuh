@@ -63,9 +63,10 @@ struct PointwiseTile {
 
 // ---- the product ------------------------------------------------------------------------------------------
 
-// c += A·Wᵀ over `depth` channels (a multiple of 16) of a step: `a` and `w` are shared rows `stride` apart.
+// c += A·Wᵀ over `depth` channels (a multiple of 16) of a step: `a` and `w` are shared rows `stride` apart. Unlike in
+// tile_product.cuh the depth runs along the rows of both, and the columns may be an odd number of eights.
 template <class Tile, typename T>
-__device__ __forceinline__ void multiply_half(
+__device__ __forceinline__ void multiply_rows_half(
     typename Tile::Accumulators& c, const T* a, const T* w, int stride, int depth) {
     constexpr int M = Tile::M, N = Tile::N;
     const int lane = Tile::lane();
@@ -95,7 +96,7 @@ __device__ __forceinline__ void multiply_half(
 
 // The same in fp32, with the accumulators where the tensor cores would leave them. `depth` is a multiple of 4.
 template <class Tile>
-__device__ __forceinline__ void multiply_float(
+__device__ __forceinline__ void multiply_rows_float(
     typename Tile::Accumulators& c, const float* a, const float* w, int stride, int depth) {
     constexpr int M = Tile::M, N = Tile::N;
     const int lane = Tile::lane();
@@ -432,9 +433,9 @@ __device__ __forceinline__ void pointwise_forward(const Args& args, Prologue pro
                     for (int i = 0; i < 4; i++) c[m][n][i] = 0.0f;
         }
         if constexpr (sizeof(T) == 2)
-            multiply_half<Tile>(c, copies.a_of(now), copies.w_of(now), copies.stride, copies.depth_of(now));
+            multiply_rows_half<Tile>(c, copies.a_of(now), copies.w_of(now), copies.stride, copies.depth_of(now));
         else
-            multiply_float<Tile>(c, copies.a_of(now), copies.w_of(now), copies.stride, copies.depth_of(now));
+            multiply_rows_float<Tile>(c, copies.a_of(now), copies.w_of(now), copies.stride, copies.depth_of(now));
         if (next.chunk == 0) output.store(c, now.row);
         copy_async_wait<Tile::STAGES - 2>();
         if (next.index < steps) prologue.apply(copies, next);
