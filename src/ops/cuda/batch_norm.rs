@@ -44,6 +44,32 @@ pub fn sums_bytes(parts: usize, channels: usize) -> usize {
     parts * 2 * channels * 4
 }
 
+/// Where the parts of a pass's statistics lie in the workspace, or nowhere in inference, which takes none.
+pub struct Parts {
+    pub counts: Address,
+    pub moments: Address,
+    number: usize,
+}
+
+impl Parts {
+    /// A workspace for `number` parts.
+    pub fn of<G: Gpu>(cx: &Context<G>, bn: &BatchNorm, number: usize) -> Parts {
+        let [counts, moments] = match bn.statistics {
+            Statistics::Batch => cx.workspace(statistics_bytes(bn, number)),
+            Statistics::Running => [Address::NULL; 2],
+        };
+        Parts { counts, moments, number }
+    }
+
+    /// After the pass: the batch norm's coefficients, from what the parts hold.
+    pub fn finish<G: Gpu>(self, cx: &mut Context<G>, bn: &BatchNorm) -> Result {
+        match bn.statistics {
+            Statistics::Batch => finish_statistics(cx, bn, self.counts, self.moments, self.number),
+            Statistics::Running => Ok(()),
+        }
+    }
+}
+
 /// Merges the moments of all parts, and of all ranks that take their statistics together, sets the coefficients and moves
 /// the running statistics (whose variance is the unbiased one). Parts of no rows are allowed.
 pub fn finish_statistics<G: Gpu>(

@@ -3,8 +3,8 @@
 //! [`Cut`] decides how maps are cut into blocks, from shapes alone.
 
 use super::arguments::Kernel;
-use super::batch_norm;
-use super::context::{Context, workspace_bytes};
+use super::batch_norm::{self, Parts};
+use super::context::{Context, shared_bytes, workspace_bytes};
 use super::gpu::{Address, Gpu};
 use super::precision::Precision;
 use super::reduction;
@@ -13,7 +13,7 @@ use super::sources::depthwise::{
     DepthwiseForwardArguments, LANES, THREADS_3X3, THREADS_5X5, WARP,
 };
 use crate::model::Window;
-use crate::ops::{DepthwiseBackward, DepthwiseForward, DepthwiseInput, Result, Statistics};
+use crate::ops::{DepthwiseBackward, DepthwiseForward, DepthwiseInput, Result};
 
 /// Shared memory of a block, at most: two blocks fit the smallest multiprocessor, of compute capability 8.6.
 const SHARED: usize = 48 << 10;
@@ -90,8 +90,9 @@ impl Cut {
         let reach = ((workers * DEPTHWISE_COLUMNS - 1) * stride + kernel).max(pad + input);
         let warps = threads(kernel) / WARP;
         let need = |vectors: usize, rows: usize, together: usize| {
-            let (ring, slice) = ((rows - 1) * stride + kernel, vectors * LANES);
-            shared(&[
+            let ring = (rows - 1) * stride + kernel;
+            let slice = vectors * LANES;
+            shared_bytes([
                 together * ring * reach * slice * element,
                 kernel * kernel * slice * 4,
                 2 * slice * 4,
@@ -113,8 +114,9 @@ impl Cut {
             ((workers - 1) * DEPTHWISE_COLUMNS / stride + reached).max((output as isize - base) as usize);
         let warps = threads(kernel) / WARP;
         let need = |vectors: usize, rows: usize, together: usize| {
-            let (ring, slice) = ((rows - 1 + kernel - 1) / stride + 2, vectors * LANES);
-            shared(&[
+            let ring = (rows - 1 + kernel - 1) / stride + 2;
+            let slice = vectors * LANES;
+            shared_bytes([
                 together * ring * reach * slice * element,
                 kernel * kernel * slice * 4,
                 DEPTHWISE_CONSTANTS * slice * 4,
@@ -128,11 +130,6 @@ impl Cut {
     fn grid(&self) -> [usize; 3] {
         [self.slices, self.parts, 1]
     }
-}
-
-/// Bytes of shared pieces, each rounded up as the arena does.
-fn shared(pieces: &[usize]) -> usize {
-    pieces.iter().map(|bytes| bytes.next_multiple_of(16)).sum()
 }
 
 const FORWARD: Kernel<DepthwiseForwardArguments> = Kernel::stored("depthwise_forward");
@@ -150,15 +147,14 @@ pub fn forward_workspace(p: &DepthwiseForward, precision: Precision) -> usize {
 
 pub fn forward<G: Gpu>(cx: &mut Context<G>, p: &DepthwiseForward) -> Result {
     let cut = Cut::forward(p.images, p.window, p.channels, cx.precision.bytes());
-    let [counts, moments] = cx.workspace(batch_norm::statistics_bytes(&p.bn, cut.parts));
-    let batch = p.bn.statistics == Statistics::Batch;
+    let parts = Parts::of(cx, &p.bn, cut.parts);
     let arguments = DepthwiseForwardArguments {
         x: cx.tensor(p.x),
         coefficients: cx.optional(p.input_bn.map(|bn| bn.coefficients)),
         weight: cx.weight(p.weight),
         y: cx.tensor(p.y),
-        counts: if batch { counts } else { Address::NULL },
-        moments,
+        counts: parts.counts,
+        moments: parts.moments,
         images: p.images as i32,
         channels: p.channels as i32,
         input: p.window.input as i32,
@@ -173,7 +169,7 @@ pub fn forward<G: Gpu>(cx: &mut Context<G>, p: &DepthwiseForward) -> Result {
     };
     let kernel = FORWARD.variant(variant(p.window));
     cx.launch(&kernel, cut.grid(), threads(p.window.kernel), cut.shared, arguments)?;
-    if batch { batch_norm::finish_statistics(cx, &p.bn, counts, moments, cut.parts) } else { Ok(()) }
+    parts.finish(cx, &p.bn)
 }
 
 fn backward_bytes(p: &DepthwiseBackward, cut: &Cut) -> [usize; 2] {

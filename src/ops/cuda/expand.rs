@@ -1,7 +1,7 @@
 //! The pointwise expansion (and the head's convolution).
 
 use super::arguments::Kernel;
-use super::batch_norm::{finish_statistics, finish_sums, inverse_rows, statistics_bytes, sums_bytes};
+use super::batch_norm::{Parts, finish_sums, inverse_rows, statistics_bytes, sums_bytes};
 use super::context::{Context, workspace_bytes};
 use super::gpu::{Address, Gpu};
 use super::pointwise::Cut;
@@ -12,7 +12,7 @@ use super::sources::expand::{
     ExpandBackwardArguments, ExpandBackwardDataArguments, ExpandBackwardWeightsArguments,
     ExpandForwardArguments, SWEEP_THREADS,
 };
-use crate::ops::{ExpandBackward, ExpandForward, Result, Statistics};
+use crate::ops::{ExpandBackward, ExpandForward, Result};
 
 const FORWARD: Kernel<ExpandForwardArguments> = Kernel::stored("expand_forward");
 
@@ -26,14 +26,13 @@ pub fn forward_workspace(p: &ExpandForward, precision: Precision) -> usize {
 
 pub fn forward<G: Gpu>(cx: &mut Context<G>, p: &ExpandForward) -> Result {
     let cut = cut(p, cx.precision);
-    let batch = p.bn.statistics == Statistics::Batch;
-    let [counts, moments] = cx.workspace(statistics_bytes(&p.bn, cut.parts));
+    let parts = Parts::of(cx, &p.bn, cut.parts);
     let arguments = ExpandForwardArguments {
         x: cx.tensor(p.x),
         weight: cx.stored_weight(p.weight),
         y: cx.tensor(p.y),
-        counts: if batch { counts } else { Address::NULL },
-        moments: if batch { moments } else { Address::NULL },
+        counts: parts.counts,
+        moments: parts.moments,
         rows: p.rows as i32,
         inputs: p.inputs as i32,
         outputs: p.outputs as i32,
@@ -42,10 +41,7 @@ pub fn forward<G: Gpu>(cx: &mut Context<G>, p: &ExpandForward) -> Result {
         weight_slots: cut.weight_slots as i32,
     };
     cx.launch(&FORWARD.variant(cut.tile.name), cut.grid(), cut.tile.threads(), cut.shared, arguments)?;
-    if batch {
-        finish_statistics(cx, &p.bn, counts, moments, cut.parts)?;
-    }
-    Ok(())
+    parts.finish(cx, &p.bn)
 }
 
 const BACKWARD: Kernel<ExpandBackwardArguments> = Kernel::stored("expand_backward");
@@ -90,7 +86,8 @@ pub fn backward_workspace(p: &ExpandBackward, precision: Precision) -> usize {
 
 pub fn backward<G: Gpu>(cx: &mut Context<G>, p: &ExpandBackward) -> Result {
     let cut = BackwardCut::new(p, cx.precision);
-    let ([sums, partials], parts) = (cx.workspace(cut.bytes(p)), cut.parts(p));
+    let [sums, partials] = cx.workspace(cut.bytes(p));
+    let parts = cut.parts(p);
     match cut {
         BackwardCut::Sweep(sweep) => backward_sweep(cx, p, &sweep, sums, partials)?,
         BackwardCut::Two(data, weights) => {
@@ -129,8 +126,8 @@ fn backward_sweep<G: Gpu>(
         pixels: p.previous.pixels as i32,
         inverse_rows: inverse_rows(&p.bn),
     };
-    let (kernel, grid) = (BACKWARD.variant(sweep.name), [sweep.blocks(p.rows, p.inputs), 1, 1]);
-    cx.launch(&kernel, grid, SWEEP_THREADS, sweep.shared(cx.precision), arguments)
+    let grid = [sweep.blocks(p.rows, p.inputs), 1, 1];
+    cx.launch(&BACKWARD.variant(sweep.name), grid, SWEEP_THREADS, sweep.shared(cx.precision), arguments)
 }
 
 fn backward_data<G: Gpu>(
@@ -157,7 +154,8 @@ fn backward_data<G: Gpu>(
         pixels: p.previous.pixels as i32,
         inverse_rows: inverse_rows(&p.bn),
     };
-    let (kernel, grid) = (BACKWARD_DATA.variant(data.name), [data.blocks(p.rows), 1, 1]);
+    let kernel = BACKWARD_DATA.variant(data.name);
+    let grid = [data.blocks(p.rows), 1, 1];
     cx.launch(&kernel, grid, data.threads(), data.shared(cx.precision), arguments)
 }
 
@@ -180,6 +178,12 @@ fn backward_weights<G: Gpu>(
         slice: weights.slice as i32,
         inverse_rows: inverse_rows(&p.bn),
     };
-    let (kernel, shared) = (BACKWARD_WEIGHTS.variant(weights.shape.name), weights.shared(cx.precision, 0));
-    cx.launch(&kernel, weights.grid(), weights.shape.threads(), shared, arguments)
+    let shared = weights.shared(cx.precision, 0);
+    cx.launch(
+        &BACKWARD_WEIGHTS.variant(weights.shape.name),
+        weights.grid(),
+        weights.shape.threads(),
+        shared,
+        arguments,
+    )
 }

@@ -156,7 +156,8 @@ pub fn backward_workspace(p: &HeadBackward, _precision: Precision) -> usize {
 
 pub fn backward<G: Gpu>(cx: &mut Context<G>, p: &HeadBackward) -> Result {
     let [partials, sums] = cx.workspace(backward_bytes(p));
-    let (dlogits, dropout) = (cx.tensor(p.dlogits), cx.optional(p.dropout));
+    let dlogits = cx.tensor(p.dlogits);
+    let dropout = cx.optional(p.dropout);
     let weights = HeadWeightsArguments {
         block: cx.state.block,
         dlogits,

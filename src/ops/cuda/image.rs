@@ -19,7 +19,8 @@ const PREPARE: Kernel<ImagePrepareArguments> = Kernel::stored("image_prepare");
 /// (byte/255 − mean)/deviation for each byte, [3, 256]: in double, as the CPU path computes it.
 fn table(mean: [f32; 3], deviation: [f32; 3]) -> ImageTable {
     std::array::from_fn(|at| {
-        let (channel, byte) = (at / 256, at % 256);
+        let channel = at / 256;
+        let byte = at % 256;
         ((byte as f64 / 255.0 - f64::from(mean[channel])) / f64::from(deviation[channel])) as f32
     })
 }

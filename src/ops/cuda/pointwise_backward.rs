@@ -21,7 +21,8 @@ fn row_bytes(columns: usize, precision: Precision) -> usize {
 
 /// Parts of the rows for `slices` blocks beside each other.
 fn parts(rows: usize, narrow: usize, slices: usize, tile: usize) -> usize {
-    let (least, most) = ((FULL / slices).max(1), PLENTY.div_ceil(slices));
+    let least = (FULL / slices).max(1);
+    let most = PLENTY.div_ceil(slices);
     (rows / (THRIFTY * narrow)).clamp(least, most).min(rows.div_ceil(tile))
 }
 
@@ -59,10 +60,9 @@ impl ExpandData {
     }
 
     pub fn shared(&self, precision: Precision) -> usize {
-        let (weights, tile) = (
-            2 * self.chunk * row_bytes(self.columns, precision),
-            self.rows * row_bytes(self.columns, precision),
-        );
+        let row = row_bytes(self.columns, precision);
+        let weights = 2 * self.chunk * row;
+        let tile = self.rows * row;
         let output = if self.separate { weights + tile } else { weights.max(tile) };
         2 * self.rows * (self.chunk * precision.bytes() + row_bytes(self.chunk, precision)) + output
     }
@@ -262,7 +262,8 @@ impl ProjectShape {
 impl ProjectSweep {
     /// Narrow channels in shared memory: what the warps' accumulators cover.
     fn narrow(&self) -> usize {
-        let (pairs, tiles) = (self.slice / 16, self.depth / 16);
+        let pairs = self.slice / 16;
+        let tiles = self.depth / 16;
         let across = (1..=8).rev().find(|across| pairs.is_multiple_of(*across)).unwrap_or(1);
         let down = (8 / across).min(tiles);
         16 * tiles.div_ceil(down) * down

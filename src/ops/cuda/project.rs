@@ -1,7 +1,7 @@
 //! The pointwise projection.
 
 use super::arguments::Kernel;
-use super::batch_norm::{finish_statistics, inverse_rows, statistics_bytes};
+use super::batch_norm::{Parts, inverse_rows, statistics_bytes};
 use super::context::{Context, workspace_bytes};
 use super::gpu::{Address, Gpu};
 use super::pointwise::Cut;
@@ -12,7 +12,7 @@ use super::sources::project::{
     ProjectBackwardArguments, ProjectBackwardSegmentsArguments, ProjectBackwardWeightsArguments,
     ProjectForwardArguments,
 };
-use crate::ops::{ProjectBackward, ProjectForward, Result, Statistics};
+use crate::ops::{ProjectBackward, ProjectForward, Result};
 
 const FORWARD: Kernel<ProjectForwardArguments> = Kernel::stored("project_forward");
 
@@ -26,14 +26,13 @@ pub fn forward_workspace(p: &ProjectForward, precision: Precision) -> usize {
 
 pub fn forward<G: Gpu>(cx: &mut Context<G>, p: &ProjectForward) -> Result {
     let cut = cut(p, cx.precision);
-    let batch = p.bn.statistics == Statistics::Batch;
-    let [counts, moments] = cx.workspace(statistics_bytes(&p.bn, cut.parts));
+    let parts = Parts::of(cx, &p.bn, cut.parts);
     let arguments = ProjectForwardArguments {
         x: cx.tensor(p.x),
         weight: cx.stored_weight(p.weight),
         y: cx.tensor(p.y),
-        counts: if batch { counts } else { Address::NULL },
-        moments: if batch { moments } else { Address::NULL },
+        counts: parts.counts,
+        moments: parts.moments,
         coefficients: cx.tensor(p.input_bn.coefficients),
         gate: cx.tensor(p.gate),
         rows: (p.images * p.pixels) as i32,
@@ -45,10 +44,7 @@ pub fn forward<G: Gpu>(cx: &mut Context<G>, p: &ProjectForward) -> Result {
         pixels: p.pixels as i32,
     };
     cx.launch(&FORWARD.variant(cut.tile.name), cut.grid(), cut.tile.threads(), cut.shared, arguments)?;
-    if batch {
-        finish_statistics(cx, &p.bn, counts, moments, cut.parts)?;
-    }
-    Ok(())
+    parts.finish(cx, &p.bn)
 }
 
 const BACKWARD: Kernel<ProjectBackwardArguments> = Kernel::stored("project_backward");
@@ -112,7 +108,8 @@ pub fn backward<G: Gpu>(cx: &mut Context<G>, p: &ProjectBackward) -> Result {
         group: sweep.group as i32,
         inverse_rows: inverse_rows(&p.bn),
     };
-    let (kernel, shared) = (BACKWARD.variant(sweep.shape.name()), sweep.shape.shared(cx.precision));
+    let kernel = BACKWARD.variant(sweep.shape.name());
+    let shared = sweep.shape.shared(cx.precision);
     cx.launch(&kernel, sweep.grid(), sweep.shape.threads(), shared, arguments)?;
     if sweep.segments > 1 {
         add_segments(cx, p, segments, sweep.segments)?;

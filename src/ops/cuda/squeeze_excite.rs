@@ -2,7 +2,7 @@
 
 use super::arguments::Kernel;
 use super::batch_norm::{finish_sums, sums_bytes};
-use super::context::{Context, workspace_bytes};
+use super::context::{Context, shared_floats, workspace_bytes};
 use super::gpu::{Address, Gpu};
 use super::precision::Precision;
 use super::sources::squeeze_excite::{
@@ -54,7 +54,8 @@ pub fn forward<G: Gpu>(cx: &mut Context<G>, p: &SqueezeForward) -> Result {
     };
     cx.launch(&POOL, sweep.grid(p.images), THREADS, THREADS * LANES * 4, pool)?;
 
-    let (images, units) = (p.images.div_ceil(IMAGES), p.reduce.outputs);
+    let images = p.images.div_ceil(IMAGES);
+    let units = p.reduce.outputs;
     let piece = p.channels.min(PIECE);
     let hidden = SqueezeHiddenArguments {
         partials,
@@ -80,18 +81,14 @@ pub fn forward<G: Gpu>(cx: &mut Context<G>, p: &SqueezeForward) -> Result {
         channels: p.channels as i32,
         units: units as i32,
     };
-    let shared = shared_bytes(&[IMAGES * units, SLICE * (units | 1)]);
+    let shared = shared_floats([IMAGES * units, SLICE * (units | 1)]);
     cx.launch(&GATE, [images, p.channels.div_ceil(SLICE), 1], THREADS, shared, gate)
-}
-
-/// Bytes of dynamic shared memory of these pieces of floats.
-fn shared_bytes(pieces: &[usize]) -> usize {
-    pieces.iter().map(|floats| (floats * 4).next_multiple_of(16)).sum()
 }
 
 /// dz [N, C], active and dhidden [N, S], and the batch norm's partial sums.
 fn backward_bytes(p: &SqueezeBackward) -> [usize; 4] {
-    let (wide, narrow) = (p.images * p.channels * 4, p.images * p.reduce.outputs * 4);
+    let wide = p.images * p.channels * 4;
+    let narrow = p.images * p.reduce.outputs * 4;
     [wide, narrow, narrow, sums_bytes(p.images.div_ceil(IMAGES), p.channels)]
 }
 
@@ -101,7 +98,8 @@ pub fn backward_workspace(p: &SqueezeBackward, _precision: Precision) -> usize {
 
 pub fn backward<G: Gpu>(cx: &mut Context<G>, p: &SqueezeBackward) -> Result {
     let [dz, active, dhidden, partials] = cx.workspace(backward_bytes(p));
-    let (parts, units) = (p.images.div_ceil(IMAGES), p.reduce.outputs);
+    let parts = p.images.div_ceil(IMAGES);
+    let units = p.reduce.outputs;
     let hidden_gradient = SqueezeHiddenGradientArguments {
         gate_gradient: cx.tensor(p.five_sums),
         gate: cx.tensor(p.gate),
@@ -114,7 +112,7 @@ pub fn backward<G: Gpu>(cx: &mut Context<G>, p: &SqueezeBackward) -> Result {
         channels: p.channels as i32,
         units: units as i32,
     };
-    let shared = shared_bytes(&[THREADS * IMAGES, WARPS * IMAGES * WARP]);
+    let shared = shared_floats([THREADS * IMAGES, WARPS * IMAGES * WARP]);
     cx.launch(&HIDDEN_GRADIENT, [parts, units.div_ceil(WARP), 1], THREADS, shared, hidden_gradient)?;
 
     let gradient = SqueezeGradientArguments {
@@ -129,7 +127,7 @@ pub fn backward<G: Gpu>(cx: &mut Context<G>, p: &SqueezeBackward) -> Result {
         units: units as i32,
         inverse_pixels: 1.0 / p.pixels as f32,
     };
-    let shared = shared_bytes(&[IMAGES * units, 2 * THREADS]);
+    let shared = shared_floats([IMAGES * units, 2 * THREADS]);
     cx.launch(&GRADIENT, [parts, p.channels.div_ceil(SLICE), 1], THREADS, shared, gradient)?;
 
     weights(cx, p, dz, active, dhidden)?;
@@ -158,6 +156,6 @@ fn weights<G: Gpu>(
         units: p.reduce.outputs as i32,
     };
     let grid = [p.channels.div_ceil(WARP), p.reduce.outputs.div_ceil(UNITS), 2];
-    let shared = shared_bytes(&[BATCH * UNITS, WARPS * (UNITS + 1) * ROW]);
+    let shared = shared_floats([BATCH * UNITS, WARPS * (UNITS + 1) * ROW]);
     cx.launch(&WEIGHTS, grid, THREADS, shared, arguments)
 }

@@ -1,16 +1,16 @@
 //! The stem: the 3×3 convolution from three channels and its weight gradient.
 
 use super::arguments::Kernel;
-use super::batch_norm;
-use super::context::{Context, workspace_bytes};
-use super::gpu::{Address, Gpu};
+use super::batch_norm::{self, Parts};
+use super::context::{Context, shared_floats, workspace_bytes};
+use super::gpu::Gpu;
 use super::precision::Precision;
 use super::reduction;
 use super::sources::stem::{
     COLORS, LANES, SIDE, STEM_PIXELS, STEM_THREADS, STRIDE, StemBackwardArguments, StemForwardArguments, TAPS,
 };
 use crate::model::Window;
-use crate::ops::{Result, Statistics, StemBackward, StemForward};
+use crate::ops::{Result, StemBackward, StemForward};
 
 /// Pixels of a tile for each thread, backward; forward they are `STEM_PIXELS`, which the kernel has in registers.
 const BACKWARD_PIXELS: usize = 8;
@@ -70,18 +70,13 @@ pub fn forward_workspace(p: &StemForward, _precision: Precision) -> usize {
 
 pub fn forward<G: Gpu>(cx: &mut Context<G>, p: &StemForward) -> Result {
     let cut = forward_cut(p);
-    let parts = cut.parts();
-    let batch = p.bn.statistics == Statistics::Batch;
-    let [counts, moments] = match batch {
-        true => cx.workspace(batch_norm::statistics_bytes(&p.bn, parts)),
-        false => [Address::NULL; 2],
-    };
+    let parts = Parts::of(cx, &p.bn, cut.parts());
     let arguments = StemForwardArguments {
         image: cx.tensor(p.image),
         weight: cx.weight(p.weight),
         y: cx.tensor(p.y),
-        counts,
-        moments,
+        counts: parts.counts,
+        moments: parts.moments,
         images: p.images as i32,
         input: p.window.input as i32,
         output: p.window.output as i32,
@@ -94,11 +89,8 @@ pub fn forward<G: Gpu>(cx: &mut Context<G>, p: &StemForward) -> Result {
         tiles_per_part: cut.per_part as i32,
     };
     let pieces = [TAPS * p.channels, p.channels, (cut.rows * cut.pitch).max(MOMENT_FLOATS)];
-    cx.launch(&FORWARD, [parts, 1, 1], STEM_THREADS, shared_bytes(&pieces), arguments)?;
-    match batch {
-        true => batch_norm::finish_statistics(cx, &p.bn, counts, moments, parts),
-        false => Ok(()),
-    }
+    cx.launch(&FORWARD, [cut.parts(), 1, 1], STEM_THREADS, shared_floats(pieces), arguments)?;
+    parts.finish(cx, &p.bn)
 }
 
 fn backward_cut(p: &StemBackward) -> Cut {
@@ -145,11 +137,6 @@ pub fn backward<G: Gpu>(cx: &mut Context<G>, p: &StemBackward) -> Result {
     };
     // Four numbers of batch norm's backward a channel, the image's rows, dy.
     let pieces = [4 * p.channels, cut.rows * cut.pitch, dy_pixels(p) * p.channels];
-    cx.launch(&BACKWARD, [parts, 1, 1], STEM_THREADS, shared_bytes(&pieces), arguments)?;
+    cx.launch(&BACKWARD, [parts, 1, 1], STEM_THREADS, shared_floats(pieces), arguments)?;
     reduction::add_gradient(cx, partials, parts, p.weight)
-}
-
-/// Bytes of shared memory for pieces of these numbers of floats.
-fn shared_bytes(floats: &[usize]) -> usize {
-    floats.iter().map(|floats| (floats * 4).next_multiple_of(16)).sum()
 }
