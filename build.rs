@@ -1,4 +1,4 @@
-//! Compiles the CUDA kernels, `kernels/*.cu`, and embeds them.
+//! Reads from the CUDA kernels' sources, `kernels/*.cu`, what launchers must know; compiles them, and embeds them.
 //!
 //! One fatbin a file holds machine code for every architecture of [`ARCHITECTURES`], and PTX for later cards. A
 //! file is compiled again only when it, a header that it includes, the flags or the compiler have changed. The
@@ -33,8 +33,13 @@ const OLDEST_MAJOR: u32 = 12;
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
+#[path = "build/sources.rs"]
+mod sources;
+
 fn main() -> ExitCode {
     println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=build");
+    println!("cargo::rerun-if-changed=kernels");
     match build() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -48,17 +53,16 @@ fn build() -> Result<(), Error> {
     let out = PathBuf::from(variable("OUT_DIR").ok_or("OUT_DIR is not set: run by Cargo only")?);
     let compiler = compiler()?;
     tell_tests(compiler.is_ok())?;
-    let generated = match compiler {
+    write_changed(&out.join("sources.rs"), sources::generate(Path::new("kernels"))?.as_bytes())?;
+    let embedded = match compiler {
         Ok(compiler) => {
-            // Not otherwise: without a compiler, kernels may change and nothing has to be built again.
-            println!("cargo::rerun-if-changed=kernels");
             let targets = Targets::chosen()?;
             let stems = compile_all(&compiler, &targets, &out)?;
             embedding(&compiler, &targets, &stems)
         }
         Err(reason) => format!("Err({reason:?})\n"),
     };
-    write_changed(&out.join("kernels.rs"), generated.as_bytes())
+    write_changed(&out.join("kernels.rs"), embedded.as_bytes())
 }
 
 /// Tests that need kernels, a GPU or NCCL are ignored, by name, without `effnet_kernels`, `effnet_gpu` or `effnet_nccl`.

@@ -54,15 +54,15 @@ __device__ __forceinline__ Merged merge_groups(const Merged& own, double rows, d
 }
 
 // Writes the four coefficients of one channel.
-__device__ __forceinline__ void derive(
-    float* coefficients, int channels, int channel, double mean, double variance, float eps, float weight,
-    float bias) {
-    const double r = 1.0 / sqrt(variance + eps);
+template <class Args>
+__device__ __forceinline__ void derive(const Args& args, int channel, double mean, double variance) {
+    const float weight = args.weight[channel], bias = args.bias[channel];
+    const double r = 1.0 / sqrt(variance + args.eps);
     const double scale = weight * r;
-    coefficients[MEAN * channels + channel] = static_cast<float>(mean);
-    coefficients[RECIPROCAL * channels + channel] = static_cast<float>(r);
-    coefficients[SCALE * channels + channel] = static_cast<float>(scale);
-    coefficients[SHIFT * channels + channel] = static_cast<float>(bias - mean * scale);
+    args.coefficients[MEAN * args.channels + channel] = static_cast<float>(mean);
+    args.coefficients[RECIPROCAL * args.channels + channel] = static_cast<float>(r);
+    args.coefficients[SCALE * args.channels + channel] = static_cast<float>(scale);
+    args.coefficients[SHIFT * args.channels + channel] = static_cast<float>(bias - mean * scale);
 }
 
 __device__ __forceinline__ float moved(float running, double now, float momentum) {
@@ -101,8 +101,7 @@ KERNEL(batch_norm_statistics, THREADS, BatchNormStatisticsArguments) {
         float* running_var = args.running_var + channel;
         *running_mean = moved(*running_mean, all.mean, args.momentum);
         *running_var = moved(*running_var, all.spread / (args.rows > 1 ? rows - 1.0 : 1.0), args.momentum);
-        derive(args.coefficients, args.channels, channel, all.mean, all.spread / rows, args.eps, args.weight[channel],
-               args.bias[channel]);
+        derive(args, channel, all.mean, all.spread / rows);
     }
 }
 
@@ -150,10 +149,7 @@ ARGUMENTS(BatchNormInferenceArguments, BATCH_NORM_INFERENCE_FIELDS)
 
 KERNEL(batch_norm_inference, 256, BatchNormInferenceArguments) {
     const int channel = blockIdx.x * 256 + threadIdx.x;
-    if (channel < args.channels) {
-        derive(args.coefficients, args.channels, channel, args.running_mean[channel], args.running_var[channel],
-               args.eps, args.weight[channel], args.bias[channel]);
-    }
+    if (channel < args.channels) derive(args, channel, args.running_mean[channel], args.running_var[channel]);
 }
 
 // partials [parts, 2, C] of Σdu and Σdu·ŷ → sums [2, C], also added to the gradients of β and γ.

@@ -10,31 +10,25 @@
 #include "depthwise_backward.cuh"
 
 // fp32 takes the registers that it needs; half types leave room for two blocks a multiprocessor.
-#define DEPTHWISE_FORWARD(T, suffix, blocks, k, stride)                                              \
-    KERNEL_BLOCKS(depthwise_forward_k##k##s##stride##_##suffix, depthwise_threads(k), blocks,        \
-                  DepthwiseForwardArguments) {                                                       \
-        DepthwiseForward<T, k, stride>(args).run();                                                  \
+#define DEPTHWISE(T, name, Shape)                                                                      \
+    KERNEL_BLOCKS(depthwise_forward_##name, depthwise_threads(Shape::kernel), Shape::blocks,           \
+                  DepthwiseForwardArguments) {                                                         \
+        DepthwiseForward<T, Shape::kernel, Shape::stride>(args).run();                                 \
+    }                                                                                                  \
+    KERNEL_BLOCKS(depthwise_backward_##name, depthwise_threads(Shape::kernel), Shape::blocks,          \
+                  DepthwiseBackwardArguments) {                                                        \
+        DepthwiseBackward<T, Shape::kernel, Shape::stride, true>(args).run();                          \
+    }                                                                                                  \
+    KERNEL_BLOCKS(depthwise_backward_identity_##name, depthwise_threads(Shape::kernel), Shape::blocks, \
+                  DepthwiseBackwardArguments) {                                                        \
+        DepthwiseBackward<T, Shape::kernel, Shape::stride, false>(args).run();                         \
     }
-#define DEPTHWISE_BACKWARD(T, suffix, blocks, k, stride)                                             \
-    KERNEL_BLOCKS(depthwise_backward_k##k##s##stride##_##suffix, depthwise_threads(k), blocks,       \
-                  DepthwiseBackwardArguments) {                                                      \
-        DepthwiseBackward<T, k, stride, true>(args).run();                                           \
-    }
-#define DEPTHWISE_BACKWARD_IDENTITY(T, suffix, blocks, k, stride)                                    \
-    KERNEL_BLOCKS(depthwise_backward_identity_k##k##s##stride##_##suffix, depthwise_threads(k), blocks, \
-                  DepthwiseBackwardArguments) {                                                      \
-        DepthwiseBackward<T, k, stride, false>(args).run();                                          \
-    }
-#define DEPTHWISE_SHAPES(MACRO, T, suffix, blocks) \
-    MACRO(T, suffix, blocks, 3, 1)                 \
-    MACRO(T, suffix, blocks, 3, 2)                 \
-    MACRO(T, suffix, blocks, 5, 1)                 \
-    MACRO(T, suffix, blocks, 5, 2)
-#define DEPTHWISE_KERNELS(T, suffix, blocks)                   \
-    DEPTHWISE_SHAPES(DEPTHWISE_FORWARD, T, suffix, blocks)     \
-    DEPTHWISE_SHAPES(DEPTHWISE_BACKWARD, T, suffix, blocks)    \
-    DEPTHWISE_SHAPES(DEPTHWISE_BACKWARD_IDENTITY, T, suffix, blocks)
 
-DEPTHWISE_KERNELS(float, f32, 1)
-DEPTHWISE_KERNELS(f16, f16, 2)
-DEPTHWISE_KERNELS(bf16, bf16, 2)
+INSTANCE_FP32(DEPTHWISE, k3s1, kernel = 3, stride = 1, blocks = 1)
+INSTANCE_FP32(DEPTHWISE, k3s2, kernel = 3, stride = 2, blocks = 1)
+INSTANCE_FP32(DEPTHWISE, k5s1, kernel = 5, stride = 1, blocks = 1)
+INSTANCE_FP32(DEPTHWISE, k5s2, kernel = 5, stride = 2, blocks = 1)
+INSTANCE_HALF(DEPTHWISE, k3s1, kernel = 3, stride = 1, blocks = 2)
+INSTANCE_HALF(DEPTHWISE, k3s2, kernel = 3, stride = 2, blocks = 2)
+INSTANCE_HALF(DEPTHWISE, k5s1, kernel = 5, stride = 1, blocks = 2)
+INSTANCE_HALF(DEPTHWISE, k5s2, kernel = 5, stride = 2, blocks = 2)

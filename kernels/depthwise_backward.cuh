@@ -48,13 +48,17 @@ ARGUMENTS(DepthwiseBackwardArguments, DEPTHWISE_BACKWARD_FIELDS)
 
 // Rows of per-channel constants in shared memory.
 enum DepthwiseConstant { OUT_SCALE, OUT_SHIFT, OUT_MEAN, OUT_B, OUT_C, IN_MEAN, IN_RECIPROCAL, IN_SCALE, IN_SHIFT,
-                         DEPTHWISE_CONSTANTS };
+                         END_OF_CONSTANTS };
+constexpr int DEPTHWISE_CONSTANTS = 9;
+static_assert(DEPTHWISE_CONSTANTS == END_OF_CONSTANTS, "each has a row");
+// Channels of a thread.
+constexpr int DEPTHWISE_CHANNELS = 2;
 
 template <typename T, int K, int STRIDE, bool NORMALISED>
 struct DepthwiseBackward {
     static constexpr int THREADS = depthwise_threads(K), WARPS = THREADS / WARP;
-    static constexpr int C = 2;
-    using Group = DepthwiseGroup<T, C>;
+    static constexpr int C = DEPTHWISE_CHANNELS;
+    using Stored = Group<T, C>;
     // Eight channels in their storage type.
     struct alignas(16) Vector {
         T v[LANES];
@@ -168,25 +172,25 @@ struct DepthwiseBackward {
             values[i] = to_float(da[i]);
             out[i] = to_float(y[i]);
         }
-        load_group<float, 4>(scale, constants + OUT_SCALE * slice_channels + at);
-        load_group<float, 4>(other, constants + OUT_SHIFT * slice_channels + at);
+        load_group(scale, constants + OUT_SCALE * slice_channels + at);
+        load_group(other, constants + OUT_SHIFT * slice_channels + at);
         float slope[4];
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             float unused;
             silu_and_slope<T>(fmaf(scale[i], out[i], other[i]), unused, slope[i]);
         }
-        load_group<float, 4>(gate, factors_of);
-        load_group<float, 4>(other, factors_of + slice_channels);
+        load_group(gate, factors_of);
+        load_group(other, factors_of + slice_channels);
 #pragma unroll
         for (int i = 0; i < 4; i++) values[i] = scale[i] * (fmaf(values[i], gate[i], other[i]) * slope[i]);
         // dy = a·du + b·(y − μ) + c, where a is the scale.
-        load_group<float, 4>(scale, constants + OUT_MEAN * slice_channels + at);
-        load_group<float, 4>(other, constants + OUT_B * slice_channels + at);
-        load_group<float, 4>(gate, constants + OUT_C * slice_channels + at);
+        load_group(scale, constants + OUT_MEAN * slice_channels + at);
+        load_group(other, constants + OUT_B * slice_channels + at);
+        load_group(gate, constants + OUT_C * slice_channels + at);
 #pragma unroll
         for (int i = 0; i < 4; i++) values[i] = fmaf(other[i], out[i] - scale[i], values[i]) + gate[i];
-        store_group<T, 4>(to, values);
+        store_group(to, values);
     }
 
     // Gates and squeeze gradients of the images from `image` on.
@@ -213,10 +217,10 @@ struct DepthwiseBackward {
     // The four positions' values as stored, and in `a` what the convolution saw. Keeping x in its storage type and
     // taking silu's slope later, with a second sigmoid, saves the registers that the taps' sums need.
     __device__ __forceinline__ void load_inputs(
-        Group (&x)[COLUMNS], float (&a)[COLUMNS][C], const Own& own, size_t pixel, int channel) const {
+        Stored (&x)[COLUMNS], float (&a)[COLUMNS][C], const Own& own, size_t pixel, int channel) const {
         float scale[C], shift[C];
-        load_group<float, C>(scale, constants + IN_SCALE * slice_channels + own.at);
-        load_group<float, C>(shift, constants + IN_SHIFT * slice_channels + own.at);
+        load_group(scale, constants + IN_SCALE * slice_channels + own.at);
+        load_group(shift, constants + IN_SHIFT * slice_channels + own.at);
 #pragma unroll
         for (int t = 0; t < COLUMNS; t++) {
             const int column = own.column + t;
@@ -224,7 +228,7 @@ struct DepthwiseBackward {
             for (int i = 0; i < C; i++) x[t].v[i] = from_float<T>(0.0f);
             if (column < 0 || column >= args.input) continue;
             const T* from = static_cast<const T*>(args.x) + (pixel + column) * args.channels + channel;
-            x[t] = *reinterpret_cast<const Group*>(from);
+            x[t] = *reinterpret_cast<const Stored*>(from);
         }
 #pragma unroll
         for (int t = 0; t < COLUMNS; t++) {
@@ -252,12 +256,12 @@ struct DepthwiseBackward {
             float w[K][C];
 #pragma unroll
             for (int kx = 0; kx < K; kx++) {
-                load_group<float, C>(w[kx], weights + (ky * K + kx) * slice_channels + own.at);
+                load_group(w[kx], weights + (ky * K + kx) * slice_channels + own.at);
             }
 #pragma unroll
             for (int j = 0; j < REACHED; j++) {
                 float dy[C];
-                load_group<T, C>(dy, from + j * slice_channels);
+                load_group(dy, from + j * slice_channels);
 #pragma unroll
                 for (int t = 0; t < COLUMNS; t++) {
                     const int kx = t + STRIDE * (BEFORE - j);
@@ -274,13 +278,13 @@ struct DepthwiseBackward {
 
     // dx of the four positions, and their part of the sums, from the values as stored.
     __device__ __forceinline__ void finish(
-        float (&gradient)[COLUMNS][C], Own& own, const Group (&x)[COLUMNS], size_t pixel, int channel,
+        float (&gradient)[COLUMNS][C], Own& own, const Stored (&x)[COLUMNS], size_t pixel, int channel,
         float keep) const {
         float mean[C], reciprocal[C], scale[C], shift[C];
-        load_group<float, C>(scale, constants + IN_SCALE * slice_channels + own.at);
-        load_group<float, C>(shift, constants + IN_SHIFT * slice_channels + own.at);
-        load_group<float, C>(mean, constants + IN_MEAN * slice_channels + own.at);
-        load_group<float, C>(reciprocal, constants + IN_RECIPROCAL * slice_channels + own.at);
+        load_group(scale, constants + IN_SCALE * slice_channels + own.at);
+        load_group(shift, constants + IN_SHIFT * slice_channels + own.at);
+        load_group(mean, constants + IN_MEAN * slice_channels + own.at);
+        load_group(reciprocal, constants + IN_RECIPROCAL * slice_channels + own.at);
 #pragma unroll
         for (int t = 0; t < COLUMNS; t++) {
             const int column = own.column + t;
@@ -296,15 +300,15 @@ struct DepthwiseBackward {
                     gradient[t][i] *= slope;
                 }
             } else {
-                load_group<T, C>(y, static_cast<const T*>(args.previous_y) + at);
+                load_group(y, static_cast<const T*>(args.previous_y) + at);
                 if (args.shortcut != nullptr) {
                     float around[C];
-                    load_group<T, C>(around, static_cast<const T*>(args.shortcut) + at);
+                    load_group(around, static_cast<const T*>(args.shortcut) + at);
 #pragma unroll
                     for (int i = 0; i < C; i++) gradient[t][i] += around[i];
                 }
             }
-            store_group<T, C>(static_cast<T*>(args.dx) + at, gradient[t]);
+            store_group(static_cast<T*>(args.dx) + at, gradient[t]);
 #pragma unroll
             for (int i = 0; i < C; i++) {
                 const float du = keep * rounded<T>(gradient[t][i]);
@@ -317,7 +321,7 @@ struct DepthwiseBackward {
     __device__ __forceinline__ void positions(Own& own, int image, int row) const {
         const int channel = first_channel + own.at;
         const size_t pixel = (static_cast<size_t>(image) * args.input + row) * args.input;
-        Group x[COLUMNS];
+        Stored x[COLUMNS];
         float a[COLUMNS][C], gradient[COLUMNS][C] = {};
         load_inputs(x, a, own, pixel, channel);
         correlate(gradient, own, a, row);

@@ -37,28 +37,11 @@
 ARGUMENTS(DepthwiseForwardArguments, DEPTHWISE_FORWARD_FIELDS)
 
 // Threads of a block: 5×5 kernels need more registers than 256 threads leave where two blocks share a multiprocessor.
-constexpr __host__ __device__ int depthwise_threads(int k) { return k == 3 ? 256 : 128; }
+constexpr int THREADS_3X3 = 256;
+constexpr int THREADS_5X5 = 128;
+constexpr __host__ __device__ int depthwise_threads(int k) { return k == 3 ? THREADS_3X3 : THREADS_5X5; }
 // Neighbouring columns of a thread.
 constexpr int DEPTHWISE_COLUMNS = 4;
-
-// C channels of a row of T, C·sizeof(T) bytes at once.
-template <typename T, int C>
-struct alignas(C * sizeof(T)) DepthwiseGroup {
-    T v[C];
-};
-template <typename T, int C>
-__device__ __forceinline__ void load_group(float (&out)[C], const T* from) {
-    const auto group = *reinterpret_cast<const DepthwiseGroup<T, C>*>(from);
-#pragma unroll
-    for (int i = 0; i < C; i++) out[i] = to_float(group.v[i]);
-}
-template <typename T, int C>
-__device__ __forceinline__ void store_group(T* to, const float (&values)[C]) {
-    DepthwiseGroup<T, C> group;
-#pragma unroll
-    for (int i = 0; i < C; i++) group.v[i] = from_float<T>(values[i]);
-    *reinterpret_cast<DepthwiseGroup<T, C>*>(to) = group;
-}
 
 // Where the threads of a block stand while rows are loaded: a thread keeps its vector of channels and its columns,
 // so that nothing is divided in the loop. Columns are a power of two.
@@ -112,15 +95,6 @@ struct DepthwiseMoments {
         }
     }
 };
-
-// Adds n2 values of mean m2 and spread s2 to n1 of m1 and s1.
-__device__ __forceinline__ void merge_moments(float n1, float& m1, float& s1, float n2, float m2, float s2) {
-    const float n = n1 + n2;
-    if (n2 == 0.0f) return;
-    const float away = m2 - m1, share = n2 / n;
-    m1 = fmaf(away, share, m1);
-    s1 += fmaf(away * away, n1 * share, s2);
-}
 
 // Merges the moments of all threads with the same vector: lanes, then warps, in order; writes the block's part.
 template <int WARPS>
@@ -250,12 +224,12 @@ struct DepthwiseForward {
 #pragma unroll
                 for (int kx = 0; kx < K; kx++) {
                     const float* taps = weights + (ky * K + kx) * slice_channels + vector * LANES;
-                    load_group<float, 4>(w[kx], taps + half);
+                    load_group(w[kx], taps + half);
                 }
 #pragma unroll
                 for (int j = 0; j < (DEPTHWISE_COLUMNS - 1) * STRIDE + K; j++) {
                     float v[4];
-                    load_group<T, 4>(v, from + j * slice_channels + half);
+                    load_group(v, from + j * slice_channels + half);
 #pragma unroll
                     for (int t = 0; t < DEPTHWISE_COLUMNS; t++) {
                         const int kx = j - t * STRIDE;

@@ -9,7 +9,8 @@
 //  1. No inline PTX, `__CUDA_ARCH__`, `<<<>>>` or cooperative groups outside this header.
 //  2. Shared memory comes from `SharedArena` only, the same pieces in the same order in every thread.
 //  3. Templates are `__device__` bodies; `KERNEL` makes them `extern "C"` functions of ONE argument, a struct
-//     declared by `ARGUMENTS`, whose fields the Rust side lists again and checks by name, place and size.
+//     declared by `ARGUMENTS`. `build.rs` reads these declarations, and `constexpr int NAME = …` that begins a line,
+//     and writes them as Rust for the launchers: src/ops/cuda/sources.rs.
 //  4. Blocks have a multiple of 32 threads, masks are full, and nobody returns before a barrier.
 //  5. Data passed between lanes through shared memory needs `warp_barrier()`.
 //  6. Blocks of one launch do not wait for one another, and there are no floating-point atomics.
@@ -31,11 +32,16 @@ using bf16 = __nv_bfloat16;
 // ---- kernels and their arguments --------------------------------------------------------------------------
 
 #define EFFNET_DECLARE_FIELD(type, name) type name;
+// A struct in device memory that the host reads or writes.
+#define LAYOUT(Name, FIELDS)         \
+    struct Name {                    \
+        FIELDS(EFFNET_DECLARE_FIELD) \
+    };
 
 #if defined(__CUDACC__)
 // `ARGUMENTS(Name, FIELDS)` with `#define FIELDS(F) F(const float*, x) F(int, rows)` declares `struct Name`.
-#define ARGUMENTS(Name, FIELDS) \
-    struct Name {               \
+#define ARGUMENTS(Name, FIELDS)      \
+    struct Name {                    \
         FIELDS(EFFNET_DECLARE_FIELD) \
     };
 // A kernel of `threads` threads a block, at least `blocks` of which fit a multiprocessor.
@@ -49,6 +55,28 @@ using bf16 = __nv_bfloat16;
 #define KERNEL_BLOCKS(name, threads, blocks, Args) EFFNET_HOST_KERNEL(name, threads, Args)
 #define KERNEL(name, threads, Args) EFFNET_HOST_KERNEL(name, threads, Args)
 #endif
+
+// ---- kernels that exist several times ---------------------------------------------------------------------
+
+// `name_f32`, `name_f16` and `name_bf16` from the template `name`.
+#define STORED_KERNELS(name, threads, Args)                  \
+    KERNEL(name##_f32, threads, Args) { name<float>(args); } \
+    KERNEL(name##_f16, threads, Args) { name<f16>(args); }   \
+    KERNEL(name##_bf16, threads, Args) { name<bf16>(args); }
+
+// One shape of a kernel for both half types, or for fp32. `INSTANCE_HALF(FORWARD, 64x80, rows = 64, blocks = 4)` gives
+// FORWARD(f16, 64x80_f16, Shape) and the same for bf16, with Shape::rows = 64 and Shape::blocks = 4. FORWARD makes the
+// kernel, whose name ends with the second parameter. The launchers choose among the same lines: `build.rs` reads all
+// numbers but `blocks`, the least number of blocks that must fit a multiprocessor, which is for the compiler alone.
+#define INSTANCE(KERNEL_OF, name, T, suffix, ...) \
+    struct KERNEL_OF##_##name##_##suffix {        \
+        enum : int { __VA_ARGS__ };               \
+    };                                            \
+    KERNEL_OF(T, name##_##suffix, KERNEL_OF##_##name##_##suffix)
+#define INSTANCE_HALF(KERNEL_OF, name, ...)          \
+    INSTANCE(KERNEL_OF, name, f16, f16, __VA_ARGS__) \
+    INSTANCE(KERNEL_OF, name, bf16, bf16, __VA_ARGS__)
+#define INSTANCE_FP32(KERNEL_OF, name, ...) INSTANCE(KERNEL_OF, name, float, f32, __VA_ARGS__)
 
 // ---- shared memory ----------------------------------------------------------------------------------------
 

@@ -48,80 +48,63 @@
     POINTWISE_NUMBERS(F)
 ARGUMENTS(ExpandForwardArguments, EXPAND_FORWARD_FIELDS)
 
-// One instance: the tile, its warps down and across, stages, blocks a multiprocessor. The table is in pointwise.rs.
-#define EXPAND_FORWARD(rows, columns, down, across, stages, blocks, T, suffix)                \
-    KERNEL_BLOCKS(expand_forward_##rows##x##columns##_##suffix, WARP * (down) * (across), blocks, \
-                  ExpandForwardArguments) {                                                   \
-        using Tile = PointwiseTile<rows, columns, down, across, stages>;                      \
-        pointwise_forward<T, Tile>(args, PointwisePlain<T, Tile>());                          \
+// A tile of rows × columns, its warps down and across, the stages of its pipeline; src/ops/cuda/pointwise.rs chooses.
+#define EXPAND_FORWARD(T, name, Shape)                                                      \
+    KERNEL_BLOCKS(expand_forward_##name, WARP * Shape::down * Shape::across, Shape::blocks, \
+                  ExpandForwardArguments) {                                                 \
+        using Tile = PointwiseTile<Shape>;                                                  \
+        pointwise_forward<T, Tile>(args, PointwisePlain<T, Tile>());                        \
     }
-#define EXPAND_FORWARD_HALF(rows, columns, down, across, stages, blocks)      \
-    EXPAND_FORWARD(rows, columns, down, across, stages, blocks, f16, f16)     \
-    EXPAND_FORWARD(rows, columns, down, across, stages, blocks, bf16, bf16)
-
-EXPAND_FORWARD_HALF(64, 144, 2, 3, 3, 2)
-EXPAND_FORWARD_HALF(128, 128, 4, 2, 3, 2)
-EXPAND_FORWARD_HALF(64, 128, 2, 2, 3, 3)
-EXPAND_FORWARD_HALF(128, 96, 4, 2, 3, 2)
-EXPAND_FORWARD_HALF(64, 96, 2, 2, 3, 4)
-EXPAND_FORWARD_HALF(64, 80, 4, 1, 3, 4)
-EXPAND_FORWARD(64, 96, 2, 2, 3, 3, float, f32)
-EXPAND_FORWARD(64, 80, 4, 1, 3, 3, float, f32)
+INSTANCE_HALF(EXPAND_FORWARD, 64x144, rows = 64, columns = 144, down = 2, across = 3, stages = 3, blocks = 2)
+INSTANCE_HALF(EXPAND_FORWARD, 128x128, rows = 128, columns = 128, down = 4, across = 2, stages = 3, blocks = 2)
+INSTANCE_HALF(EXPAND_FORWARD, 64x128, rows = 64, columns = 128, down = 2, across = 2, stages = 3, blocks = 3)
+INSTANCE_HALF(EXPAND_FORWARD, 128x96, rows = 128, columns = 96, down = 4, across = 2, stages = 3, blocks = 2)
+INSTANCE_HALF(EXPAND_FORWARD, 64x96, rows = 64, columns = 96, down = 2, across = 2, stages = 3, blocks = 4)
+INSTANCE_HALF(EXPAND_FORWARD, 64x80, rows = 64, columns = 80, down = 4, across = 1, stages = 3, blocks = 4)
+INSTANCE_FP32(EXPAND_FORWARD, 64x96, rows = 64, columns = 96, down = 2, across = 2, stages = 3, blocks = 3)
+INSTANCE_FP32(EXPAND_FORWARD, 64x80, rows = 64, columns = 80, down = 4, across = 1, stages = 3, blocks = 3)
 
 // ---- backward ---------------------------------------------------------------------------------------------
 
-#define EXPAND_DATA(columns, down, across, m, p, chunk, separate, blocks, T, suffix)                             \
-    KERNEL_BLOCKS(expand_backward_data_##columns##_##suffix, WARP * (down) * (across), blocks,                   \
-                  ExpandBackwardDataArguments) {                                                                 \
-        using Shape = DataShape<T, down, across, m, p, chunk>;                                                   \
-        static_assert(Shape::COLUMNS == columns, "the name says the columns");                                   \
-        expand_backward_data<Shape, separate>(args);                                                             \
+// The data gradient; src/ops/cuda/pointwise_backward.rs chooses among these and the following.
+#define EXPAND_DATA(T, name, Shape)                                                               \
+    KERNEL_BLOCKS(expand_backward_data_##name, WARP * Shape::down * Shape::across, Shape::blocks, \
+                  ExpandBackwardDataArguments) {                                                  \
+        expand_backward_data<DataShape<T, Shape>, Shape::separate>(args);                         \
     }
-#define EXPAND_DATA_HALF(columns, down, across, m, p, chunk, separate, blocks)    \
-    EXPAND_DATA(columns, down, across, m, p, chunk, separate, blocks, f16, f16)   \
-    EXPAND_DATA(columns, down, across, m, p, chunk, separate, blocks, bf16, bf16)
+INSTANCE_HALF(EXPAND_DATA, 48, rows = 64, columns = 48, down = 4, across = 1, chunk = 64, separate = true, blocks = 4)
+INSTANCE_HALF(EXPAND_DATA, 80, rows = 128, columns = 80, down = 8, across = 1, chunk = 32, separate = false, blocks = 2)
+INSTANCE_HALF(EXPAND_DATA, 112, rows = 128, columns = 112, down = 8, across = 1, chunk = 32, separate = false, blocks = 2)
+INSTANCE_HALF(EXPAND_DATA, 160, rows = 64, columns = 160, down = 4, across = 2, chunk = 32, separate = false, blocks = 2)
+INSTANCE_HALF(EXPAND_DATA, 192, rows = 64, columns = 192, down = 2, across = 4, chunk = 32, separate = false, blocks = 2)
+INSTANCE_HALF(EXPAND_DATA, 320, rows = 64, columns = 320, down = 2, across = 4, chunk = 32, separate = false, blocks = 1)
+INSTANCE_HALF(EXPAND_DATA, 640, rows = 32, columns = 640, down = 1, across = 8, chunk = 32, separate = false, blocks = 1)
+INSTANCE_FP32(EXPAND_DATA, 32, rows = 64, columns = 32, down = 4, across = 1, chunk = 32, separate = true, blocks = 1)
+INSTANCE_FP32(EXPAND_DATA, 112, rows = 128, columns = 112, down = 8, across = 1, chunk = 16, separate = false, blocks = 1)
+INSTANCE_FP32(EXPAND_DATA, 320, rows = 32, columns = 320, down = 2, across = 4, chunk = 16, separate = false, blocks = 1)
+INSTANCE_FP32(EXPAND_DATA, 640, rows = 16, columns = 640, down = 1, across = 8, chunk = 16, separate = false, blocks = 1)
 
-EXPAND_DATA_HALF(48, 4, 1, 1, 3, 64, true, 4)
-EXPAND_DATA_HALF(80, 8, 1, 1, 5, 32, false, 2)
-EXPAND_DATA_HALF(112, 8, 1, 1, 7, 32, false, 2)
-EXPAND_DATA_HALF(160, 4, 2, 1, 5, 32, false, 2)
-EXPAND_DATA_HALF(192, 2, 4, 2, 3, 32, false, 2)
-EXPAND_DATA_HALF(320, 2, 4, 2, 5, 32, false, 1)
-EXPAND_DATA_HALF(640, 1, 8, 2, 5, 32, false, 1)
-EXPAND_DATA(32, 4, 1, 1, 2, 32, true, 1, float, f32)
-EXPAND_DATA(112, 8, 1, 1, 7, 16, false, 1, float, f32)
-EXPAND_DATA(320, 2, 4, 1, 5, 16, false, 1, float, f32)
-EXPAND_DATA(640, 1, 8, 1, 5, 16, false, 1, float, f32)
-
-#define EXPAND_WEIGHTS(left, right, down, across, m, p, depth, blocks, T, suffix)                          \
-    KERNEL_BLOCKS(expand_backward_weights_##left##x##right##_##suffix, WARP * (down) * (across), blocks,   \
-                  ExpandBackwardWeightsArguments) {                                                        \
-        using Shape = WeightShape<T, down, across, m, p, depth>;                                           \
-        static_assert(Shape::LEFT == left && Shape::RIGHT == right, "the name says the piece");            \
-        expand_backward_weights<Shape>(args);                                                              \
+// The weights' gradient.
+#define EXPAND_WEIGHTS(T, name, Shape)                                                               \
+    KERNEL_BLOCKS(expand_backward_weights_##name, WARP * Shape::down * Shape::across, Shape::blocks, \
+                  ExpandBackwardWeightsArguments) {                                                  \
+        expand_backward_weights<WeightShape<T, Shape>>(args);                                        \
     }
-#define EXPAND_WEIGHTS_HALF(left, right, down, across, m, p, depth, blocks)    \
-    EXPAND_WEIGHTS(left, right, down, across, m, p, depth, blocks, f16, f16)   \
-    EXPAND_WEIGHTS(left, right, down, across, m, p, depth, blocks, bf16, bf16)
+INSTANCE_HALF(EXPAND_WEIGHTS, 128x48, left = 128, right = 48, down = 8, across = 1, depth = 32, blocks = 2)
+INSTANCE_HALF(EXPAND_WEIGHTS, 128x80, left = 128, right = 80, down = 8, across = 1, depth = 32, blocks = 2)
+INSTANCE_HALF(EXPAND_WEIGHTS, 128x112, left = 128, right = 112, down = 8, across = 1, depth = 32, blocks = 2)
+INSTANCE_HALF(EXPAND_WEIGHTS, 64x160, left = 64, right = 160, down = 4, across = 2, depth = 32, blocks = 2)
+INSTANCE_HALF(EXPAND_WEIGHTS, 64x192, left = 64, right = 192, down = 4, across = 2, depth = 32, blocks = 2)
+INSTANCE_HALF(EXPAND_WEIGHTS, 64x320, left = 64, right = 320, down = 4, across = 2, depth = 32, blocks = 1)
+INSTANCE_FP32(EXPAND_WEIGHTS, 128x32, left = 128, right = 32, down = 8, across = 1, depth = 16, blocks = 1)
+INSTANCE_FP32(EXPAND_WEIGHTS, 128x112, left = 128, right = 112, down = 8, across = 1, depth = 16, blocks = 1)
+INSTANCE_FP32(EXPAND_WEIGHTS, 64x320, left = 64, right = 320, down = 4, across = 2, depth = 16, blocks = 1)
 
-EXPAND_WEIGHTS_HALF(128, 48, 8, 1, 1, 3, 32, 2)
-EXPAND_WEIGHTS_HALF(128, 80, 8, 1, 1, 5, 32, 2)
-EXPAND_WEIGHTS_HALF(128, 112, 8, 1, 1, 7, 32, 2)
-EXPAND_WEIGHTS_HALF(64, 160, 4, 2, 1, 5, 32, 2)
-EXPAND_WEIGHTS_HALF(64, 192, 4, 2, 1, 6, 32, 2)
-EXPAND_WEIGHTS_HALF(64, 320, 4, 2, 1, 10, 32, 1)
-EXPAND_WEIGHTS(128, 32, 8, 1, 1, 2, 16, 1, float, f32)
-EXPAND_WEIGHTS(128, 112, 8, 1, 1, 7, 16, 1, float, f32)
-EXPAND_WEIGHTS(64, 320, 4, 2, 1, 10, 16, 1, float, f32)
-
-#define EXPAND_SWEEP(wide, narrow, rows, blocks, T, suffix)                                                    \
-    KERNEL_BLOCKS(expand_backward_##wide##x##narrow##_##suffix, 256, blocks, ExpandBackwardArguments) {       \
-        expand_backward<ExpandSweepShape<T, wide, narrow, rows>>(args);                                        \
+// Both.
+#define EXPAND_SWEEP(T, name, Shape)                                                               \
+    KERNEL_BLOCKS(expand_backward_##name, SWEEP_THREADS, Shape::blocks, ExpandBackwardArguments) { \
+        expand_backward<ExpandSweepShape<T, Shape>>(args);                                         \
     }
-#define EXPAND_SWEEP_HALF(wide, narrow, rows, blocks)     \
-    EXPAND_SWEEP(wide, narrow, rows, blocks, f16, f16)    \
-    EXPAND_SWEEP(wide, narrow, rows, blocks, bf16, bf16)
-
-EXPAND_SWEEP_HALF(96, 16, 48, 2)
-EXPAND_SWEEP_HALF(144, 32, 32, 2)
-EXPAND_SWEEP_HALF(240, 48, 32, 2)
+INSTANCE_HALF(EXPAND_SWEEP, 96x16, wide = 96, narrow = 16, rows = 48, blocks = 2)
+INSTANCE_HALF(EXPAND_SWEEP, 144x32, wide = 144, narrow = 32, rows = 32, blocks = 2)
+INSTANCE_HALF(EXPAND_SWEEP, 240x48, wide = 240, narrow = 48, rows = 32, blocks = 2)

@@ -261,10 +261,11 @@ __device__ __forceinline__ void expand_backward_weights(const ExpandBackwardWeig
 
 // A block owns all channels, at most WIDE and NARROW, and goes down tiles of ROWS rows. How its eight warps share the
 // product dx [ROWS, NARROW] and the accumulators dW [WIDE, NARROW].
-template <typename T_, int WIDE_, int NARROW_, int ROWS_>
+template <typename T_, class Shape>
 struct ExpandSweepShape {
     using T = T_;
-    static constexpr int WIDE = WIDE_, NARROW = NARROW_, ROWS = ROWS_, WARPS = 8, THREADS = WARP * WARPS;
+    static constexpr int WIDE = Shape::wide, NARROW = Shape::narrow, ROWS = Shape::rows;
+    static constexpr int THREADS = SWEEP_THREADS, WARPS = THREADS / WARP;
     static constexpr int DATA_DOWN = ROWS / 16, DATA_ACROSS = largest_divisor(NARROW / 16, WARPS / DATA_DOWN);
     static constexpr int WEIGHT_M = (WIDE / 16 + WARPS - 1) / WARPS;
     static constexpr int WEIGHT_WARPS = (WIDE / 16 + WEIGHT_M - 1) / WEIGHT_M;
@@ -357,15 +358,15 @@ struct ExpandSweep {
                     continue;
                 }
                 const T* from = raw + at * S::WIDE + part;
-                const Quad<T> gradient = *reinterpret_cast<const Quad<T>*>(from);
-                const Quad<T> value = *reinterpret_cast<const Quad<T>*>(from + RAW);
-                Quad<T> result;
+                const Group<T, 4> gradient = *reinterpret_cast<const Group<T, 4>*>(from);
+                const Group<T, 4> value = *reinterpret_cast<const Group<T, 4>*>(from + RAW);
+                Group<T, 4> result;
 #pragma unroll
                 for (int i = 0; i < 4; i++) {
                     const NormBackward of = {a.v[i], b.v[i], c.v[i], mean.v[i]};
                     result.v[i] = from_float<T>(of.dy(to_float(gradient.v[i]), to_float(value.v[i])));
                 }
-                *reinterpret_cast<Quad<T>*>(to) = result;
+                *reinterpret_cast<Group<T, 4>*>(to) = result;
             }
         }
     }

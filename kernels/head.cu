@@ -40,7 +40,7 @@ __device__ __forceinline__ void load_row(float (&out)[LANES], const float* coeff
 ARGUMENTS(HeadPoolArguments, HEAD_POOL_FIELDS)
 
 template <typename T>
-__device__ __forceinline__ void pool(const HeadPoolArguments& args) {
+__device__ __forceinline__ void head_pool(const HeadPoolArguments& args) {
     SharedArena arena;
     float* sums = arena.take<float>(POOL_WARPS * SLICE);
     const int lane = static_cast<int>(threadIdx.x) % WARP, warp = static_cast<int>(threadIdx.x) / WARP;
@@ -69,9 +69,7 @@ __device__ __forceinline__ void pool(const HeadPoolArguments& args) {
     }
 }
 
-KERNEL(head_pool_f32, POOL_THREADS, HeadPoolArguments) { pool<float>(args); }
-KERNEL(head_pool_f16, POOL_THREADS, HeadPoolArguments) { pool<f16>(args); }
-KERNEL(head_pool_bf16, POOL_THREADS, HeadPoolArguments) { pool<bf16>(args); }
+STORED_KERNELS(head_pool, POOL_THREADS, HeadPoolArguments)
 
 // Products whose depth is cut into `parts` of `depth_per_part`: partials [parts, rows, columns].
 // Grid: columns/64, rows/64, parts.
@@ -366,7 +364,7 @@ __device__ __forceinline__ void share_out(const HeadBackwardArguments& args, int
 }
 
 template <typename T>
-__device__ __forceinline__ void map_gradients(const HeadBackwardArguments& args) {
+__device__ __forceinline__ void head_backward(const HeadBackwardArguments& args) {
     SharedArena arena;
     float* shared_d = arena.take<float>(SLICE);
     float* shared_sums = arena.take<float>(2 * POOL_WARPS * SLICE);
@@ -410,6 +408,4 @@ __device__ __forceinline__ void map_gradients(const HeadBackwardArguments& args)
     }
 }
 
-KERNEL(head_backward_f32, POOL_THREADS, HeadBackwardArguments) { map_gradients<float>(args); }
-KERNEL(head_backward_f16, POOL_THREADS, HeadBackwardArguments) { map_gradients<f16>(args); }
-KERNEL(head_backward_bf16, POOL_THREADS, HeadBackwardArguments) { map_gradients<bf16>(args); }
+STORED_KERNELS(head_backward, POOL_THREADS, HeadBackwardArguments)

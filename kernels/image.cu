@@ -60,7 +60,7 @@ __device__ __forceinline__ void store_normalised(T* to, const Bytes& bytes, int 
 ARGUMENTS(ImageNormaliseArguments, IMAGE_NORMALISE_FIELDS)
 
 template <typename T>
-__device__ __forceinline__ void normalise(const ImageNormaliseArguments& args) {
+__device__ __forceinline__ void image_normalise(const ImageNormaliseArguments& args) {
     SharedArena arena;
     const float* table = load_table(arena, args.table);
     barrier();
@@ -78,9 +78,7 @@ __device__ __forceinline__ void normalise(const ImageNormaliseArguments& args) {
     }
 }
 
-KERNEL(image_normalise_f32, IMAGE_THREADS, ImageNormaliseArguments) { normalise<float>(args); }
-KERNEL(image_normalise_f16, IMAGE_THREADS, ImageNormaliseArguments) { normalise<f16>(args); }
-KERNEL(image_normalise_bf16, IMAGE_THREADS, ImageNormaliseArguments) { normalise<bf16>(args); }
+STORED_KERNELS(image_normalise, IMAGE_THREADS, ImageNormaliseArguments)
 
 // ---- images of any size -----------------------------------------------------------------------------------
 
@@ -232,7 +230,7 @@ __device__ __forceinline__ void store_pixels(
 
 // image [N, R, R, 3] from a raw batch. Grid: rows/8, images.
 template <typename T>
-__device__ __forceinline__ void prepare(const ImagePrepareArguments& args) {
+__device__ __forceinline__ void image_prepare(const ImagePrepareArguments& args) {
     SharedArena arena;
     const float* table = load_table(arena, args.table);
     uint32_t* square = arena.take<uint32_t>(PREPARE_ROWS * args.side);
@@ -258,6 +256,4 @@ __device__ __forceinline__ void prepare(const ImagePrepareArguments& args) {
     store_pixels(static_cast<T*>(args.image), start, rows * args.side * RGB, square, table);
 }
 
-KERNEL(image_prepare_f32, IMAGE_THREADS, ImagePrepareArguments) { prepare<float>(args); }
-KERNEL(image_prepare_f16, IMAGE_THREADS, ImagePrepareArguments) { prepare<f16>(args); }
-KERNEL(image_prepare_bf16, IMAGE_THREADS, ImagePrepareArguments) { prepare<bf16>(args); }
+STORED_KERNELS(image_prepare, IMAGE_THREADS, ImagePrepareArguments)

@@ -25,15 +25,20 @@ __device__ __forceinline__ bf16 from_float<bf16>(float v) { return __float2bfloa
 template <typename T>
 __device__ __forceinline__ float rounded(float v) { return to_float(from_float<T>(v)); }
 
-// 16 bytes: 8 half values or 4 floats.
-template <typename T>
-struct alignas(16) Pack {
-    static constexpr int N = 16 / sizeof(T);
+// Neighbouring values that are loaded and stored at once.
+template <typename T, int N_>
+struct alignas(N_ * sizeof(T)) Group {
+    static constexpr int N = N_;
     T v[N];
 };
+// 16 bytes: 8 half values or 4 floats.
+template <typename T>
+using Pack = Group<T, 16 / sizeof(T)>;
 
 // Eight channels, the unit in which kernels cut their work whatever the storage type.
 constexpr int LANES = 8;
+// Threads of a block that sweeps over rows or pixels.
+constexpr int SWEEP_THREADS = 256;
 
 template <typename T>
 __device__ __forceinline__ Pack<T> load_pack(const T* from) {
@@ -44,11 +49,38 @@ __device__ __forceinline__ void store_pack(T* to, const Pack<T>& pack) {
     *reinterpret_cast<Pack<T>*>(to) = pack;
 }
 
-// Eight consecutive channels as fp32 (one 16-byte load of halves, two of floats).
-template <typename T>
-__device__ __forceinline__ void load_lanes(float (&out)[LANES], const T* from) {
+// N neighbouring values as fp32, 2·N or 4·N bytes at once.
+template <int N, typename T>
+__device__ __forceinline__ void load_group(float (&out)[N], const T* from) {
+    const auto group = *reinterpret_cast<const Group<T, N>*>(from);
 #pragma unroll
-    for (int part = 0; part < LANES / Pack<T>::N; part++) {
+    for (int i = 0; i < N; i++) out[i] = to_float(group.v[i]);
+}
+template <int N, typename T>
+__device__ __forceinline__ void store_group(T* to, const float (&values)[N]) {
+    Group<T, N> group;
+#pragma unroll
+    for (int i = 0; i < N; i++) group.v[i] = from_float<T>(values[i]);
+    *reinterpret_cast<Group<T, N>*>(to) = group;
+}
+// Two of them. Written out: where registers are short, the compiler orders the code of a loop less well.
+template <typename T>
+__device__ __forceinline__ void load_pair(float (&out)[2], const T* from) {
+    const auto pair = *reinterpret_cast<const Group<T, 2>*>(from);
+    out[0] = to_float(pair.v[0]);
+    out[1] = to_float(pair.v[1]);
+}
+template <typename T>
+__device__ __forceinline__ void store_pair(T* to, float first, float second) {
+    const Group<T, 2> pair = {{from_float<T>(first), from_float<T>(second)}};
+    *reinterpret_cast<Group<T, 2>*>(to) = pair;
+}
+
+// Whole packs of consecutive channels as fp32: eight are one 16-byte load of halves or two of floats.
+template <int N, typename T>
+__device__ __forceinline__ void load_lanes(float (&out)[N], const T* from) {
+#pragma unroll
+    for (int part = 0; part < N / Pack<T>::N; part++) {
         const Pack<T> pack = load_pack(from + part * Pack<T>::N);
 #pragma unroll
         for (int i = 0; i < Pack<T>::N; i++) out[part * Pack<T>::N + i] = to_float(pack.v[i]);
@@ -133,3 +165,13 @@ struct Moments {
         if (spread < 0.0f) spread = 0.0f;  // unlike fmaxf this keeps a NaN
     }
 };
+
+// Adds n2 values of mean m2 and spread s2 = Σ(y − mean)² to n1 of m1 and s1, by Chan's formula; how many there are.
+__device__ __forceinline__ float merge_moments(float n1, float& m1, float& s1, float n2, float m2, float s2) {
+    const float n = n1 + n2;
+    if (n2 == 0.0f) return n1;
+    const float away = m2 - m1, share = n2 / n;
+    m1 = fmaf(away, share, m1);
+    s1 += fmaf(away * away, n1 * share, s2);
+    return n;
+}

@@ -219,6 +219,4 @@ __device__ __forceinline__ void optimiser_store(const OptimiserStoreArguments& a
 
 }  // namespace
 
-KERNEL(optimiser_store_f32, THREADS, OptimiserStoreArguments) { optimiser_store<float>(args); }
-KERNEL(optimiser_store_f16, THREADS, OptimiserStoreArguments) { optimiser_store<f16>(args); }
-KERNEL(optimiser_store_bf16, THREADS, OptimiserStoreArguments) { optimiser_store<bf16>(args); }
+STORED_KERNELS(optimiser_store, THREADS, OptimiserStoreArguments)

@@ -43,11 +43,11 @@
     F(int, row_tiles)        \
     F(int, weight_slots)
 
-// How ROWS × COLUMNS outputs are shared out among warps. M × N tiles of 16×8 a warp.
-template <int ROWS_, int COLUMNS_, int WARPS_M_, int WARPS_N_, int STAGES_>
+// How rows × columns outputs are shared out among warps. M × N tiles of 16×8 a warp.
+template <class Shape>
 struct PointwiseTile {
-    static constexpr int ROWS = ROWS_, COLUMNS = COLUMNS_, WARPS_M = WARPS_M_, WARPS_N = WARPS_N_;
-    static constexpr int STAGES = STAGES_;
+    static constexpr int ROWS = Shape::rows, COLUMNS = Shape::columns;
+    static constexpr int WARPS_M = Shape::down, WARPS_N = Shape::across, STAGES = Shape::stages;
     static constexpr int WARPS = WARPS_M * WARPS_N, THREADS = WARPS * WARP;
     static constexpr int M = ROWS / WARPS_M / 16, N = COLUMNS / WARPS_N / 8;
     static_assert(M * WARPS_M * 16 == ROWS && N * WARPS_N * 8 == COLUMNS, "whole tensor-core tiles");
@@ -63,9 +63,10 @@ struct PointwiseTile {
 
 // ---- the product ------------------------------------------------------------------------------------------
 
-// c += A·Wᵀ over `depth` channels (a multiple of 16) of a step: `a` and `w` are shared rows `stride` apart.
+// c += A·Wᵀ over `depth` channels (a multiple of 16) of a step: `a` and `w` are shared rows `stride` apart. Unlike in
+// tile_product.cuh the depth runs along the rows of both, and the columns may be an odd number of eights.
 template <class Tile, typename T>
-__device__ __forceinline__ void multiply_half(
+__device__ __forceinline__ void multiply_rows_half(
     typename Tile::Accumulators& c, const T* a, const T* w, int stride, int depth) {
     constexpr int M = Tile::M, N = Tile::N;
     const int lane = Tile::lane();
@@ -95,7 +96,7 @@ __device__ __forceinline__ void multiply_half(
 
 // The same in fp32, with the accumulators where the tensor cores would leave them. `depth` is a multiple of 4.
 template <class Tile>
-__device__ __forceinline__ void multiply_float(
+__device__ __forceinline__ void multiply_rows_float(
     typename Tile::Accumulators& c, const float* a, const float* w, int stride, int depth) {
     constexpr int M = Tile::M, N = Tile::N;
     const int lane = Tile::lane();
@@ -219,17 +220,6 @@ struct PointwisePlain {
     __device__ __forceinline__ void apply(const PointwiseCopies<T, Tile>&, const PointwiseStep&) {}
 };
 
-// `N` floats, N a multiple of 4.
-template <int N>
-__device__ __forceinline__ void load_floats(float (&out)[N], const float* from) {
-#pragma unroll
-    for (int first = 0; first < N; first += 4) {
-        const Pack<float> pack = load_pack(from + first);
-#pragma unroll
-        for (int i = 0; i < 4; i++) out[first + i] = pack.v[i];
-    }
-}
-
 // A = silu(scale·x + shift)·gate, in place of what this thread copied. The rows filled up at the end and the
 // channels filled up to 16 stay zero.
 template <typename T, class Tile>
@@ -250,8 +240,8 @@ struct PointwiseGatedSilu {
         const int left = copies.rows - step.row, rows = left < Tile::ROWS ? left : Tile::ROWS;
         if (copies.down >= rows) return;
         float scale[UNIT], shift[UNIT], factor[UNIT];
-        load_floats(scale, coefficients + SCALE * channels + channel);
-        load_floats(shift, coefficients + SHIFT * channels + channel);
+        load_lanes(scale, coefficients + SCALE * channels + channel);
+        load_lanes(shift, coefficients + SHIFT * channels + channel);
         const float* next = gate + static_cast<size_t>(image) * channels + channel;
         int border = image * pixels - step.row;  // where the image of `next` begins in the tile
         T* at = copies.a_of(step) + copies.unit * UNIT;
@@ -261,7 +251,7 @@ struct PointwiseGatedSilu {
                     border += pixels;
                     next += channels;
                 }
-                load_floats(factor, next);
+                load_lanes(factor, next);
                 border += pixels;
                 next += channels;
             }
@@ -278,23 +268,12 @@ struct PointwiseGatedSilu {
 
 // ---- the output -------------------------------------------------------------------------------------------
 
-// Two neighbouring outputs.
-template <typename T>
-struct alignas(2 * sizeof(T)) PointwisePair {
-    T v[2];
-};
-
-// Count, mean and Σ(y − mean)² of some values, merged as in Chan, Golub & LeVeque.
+// Count, mean and Σ(y − mean)² of some values.
 struct PointwiseShare {
     float count, mean, spread;
 
     __device__ __forceinline__ void merge(const PointwiseShare& other) {
-        const float total = count + other.count;
-        if (other.count == 0.0f) return;
-        const float away = other.mean - mean, share = other.count / total;
-        mean = fmaf(away, share, mean);
-        spread += fmaf(away * away, count * share, other.spread);
-        count = total;
+        count = merge_moments(count, mean, spread, other.count, other.mean, other.spread);
     }
 };
 
@@ -340,11 +319,8 @@ struct PointwiseOutput {
 #pragma unroll
             for (int half = 0; half < 2; half++) {
 #pragma unroll
-                for (int n = 0; n < Tile::N; n++) {
-                    const PointwisePair<T> pair = {
-                        {from_float<T>(c[m][n][2 * half]), from_float<T>(c[m][n][2 * half + 1])}};
-                    *reinterpret_cast<PointwisePair<T>*>(write + n * 8) = pair;
-                }
+                for (int n = 0; n < Tile::N; n++)
+                    store_pair(write + n * 8, c[m][n][2 * half], c[m][n][2 * half + 1]);
                 warp_barrier();
                 store_staged(row + Tile::warp_row() + m * 16 + half * 8);
                 warp_barrier();
@@ -457,9 +433,9 @@ __device__ __forceinline__ void pointwise_forward(const Args& args, Prologue pro
                     for (int i = 0; i < 4; i++) c[m][n][i] = 0.0f;
         }
         if constexpr (sizeof(T) == 2)
-            multiply_half<Tile>(c, copies.a_of(now), copies.w_of(now), copies.stride, copies.depth_of(now));
+            multiply_rows_half<Tile>(c, copies.a_of(now), copies.w_of(now), copies.stride, copies.depth_of(now));
         else
-            multiply_float<Tile>(c, copies.a_of(now), copies.w_of(now), copies.stride, copies.depth_of(now));
+            multiply_rows_float<Tile>(c, copies.a_of(now), copies.w_of(now), copies.stride, copies.depth_of(now));
         if (next.chunk == 0) output.store(c, now.row);
         copy_async_wait<Tile::STAGES - 2>();
         if (next.index < steps) prologue.apply(copies, next);

@@ -107,17 +107,18 @@ struct GradientTile {
 
 // ---- data gradients ---------------------------------------------------------------------------------------
 
-// A block's result is [ROWS, COLUMNS], 16·M × 16·P a warp; CHUNK channels of dy are multiplied at a time.
-template <typename T_, int WARPS_ROWS_, int WARPS_COLUMNS_, int M_, int P_, int CHUNK_>
+// A block's result is [rows, columns], 16·M × 16·P a warp; `chunk` channels of dy are multiplied at a time.
+template <typename T_, class Shape>
 struct DataShape {
     using T = T_;
-    static constexpr int WARPS_ROWS = WARPS_ROWS_, WARPS_COLUMNS = WARPS_COLUMNS_, M = M_, P = P_, CHUNK = CHUNK_;
-    static constexpr int THREADS = WARP * WARPS_ROWS * WARPS_COLUMNS;
-    static constexpr int ROWS = 16 * M * WARPS_ROWS, COLUMNS = 16 * P * WARPS_COLUMNS;
+    static constexpr int ROWS = Shape::rows, COLUMNS = Shape::columns, CHUNK = Shape::chunk;
+    static constexpr int DOWN = Shape::down, ACROSS = Shape::across, THREADS = WARP * DOWN * ACROSS;
+    static constexpr int M = ROWS / 16 / DOWN, P = COLUMNS / 16 / ACROSS;
+    static_assert(16 * M * DOWN == ROWS && 16 * P * ACROSS == COLUMNS, "whole tensor-core tiles");
     using Sums = WarpTile<M, P>;
 
-    __device__ static int warp_row() { return threadIdx.x / WARP / WARPS_COLUMNS * (16 * M); }
-    __device__ static int warp_column() { return threadIdx.x / WARP % WARPS_COLUMNS * (16 * P); }
+    __device__ static int warp_row() { return threadIdx.x / WARP / ACROSS * (16 * M); }
+    __device__ static int warp_column() { return threadIdx.x / WARP % ACROSS * (16 * P); }
 };
 
 // The chunks of dy and W. `S` is a DataShape.
@@ -185,17 +186,18 @@ struct DataChunks {
 
 // ---- weight gradients -------------------------------------------------------------------------------------
 
-// A block's piece is [LEFT, RIGHT] channels of dy by channels of a, 16·M × 16·P a warp; DEPTH rows at a time.
-template <typename T_, int WARPS_LEFT_, int WARPS_RIGHT_, int M_, int P_, int DEPTH_>
+// A block's piece is [left, right] channels of dy by channels of a, 16·M × 16·P a warp; `depth` rows at a time.
+template <typename T_, class Shape>
 struct WeightShape {
     using T = T_;
-    static constexpr int WARPS_LEFT = WARPS_LEFT_, WARPS_RIGHT = WARPS_RIGHT_, M = M_, P = P_, DEPTH = DEPTH_;
-    static constexpr int THREADS = WARP * WARPS_LEFT * WARPS_RIGHT;
-    static constexpr int LEFT = 16 * M * WARPS_LEFT, RIGHT = 16 * P * WARPS_RIGHT;
+    static constexpr int LEFT = Shape::left, RIGHT = Shape::right, DEPTH = Shape::depth;
+    static constexpr int DOWN = Shape::down, ACROSS = Shape::across, THREADS = WARP * DOWN * ACROSS;
+    static constexpr int M = LEFT / 16 / DOWN, P = RIGHT / 16 / ACROSS;
+    static_assert(16 * M * DOWN == LEFT && 16 * P * ACROSS == RIGHT, "whole tensor-core tiles");
     using Sums = WarpTile<M, P>;
 
-    __device__ static int warp_left() { return threadIdx.x / WARP / WARPS_RIGHT * (16 * M); }
-    __device__ static int warp_right() { return threadIdx.x / WARP % WARPS_RIGHT * (16 * P); }
+    __device__ static int warp_left() { return threadIdx.x / WARP / ACROSS * (16 * M); }
+    __device__ static int warp_right() { return threadIdx.x / WARP % ACROSS * (16 * P); }
 };
 
 // The block's piece and its rows. Grid: (pieces of N × pieces of K, the latter neighbours; parts of the rows).

@@ -14,10 +14,11 @@
 
 // A block owns SLICE wide channels and all narrow ones, at most DEPTH, and walks down tiles of ROWS rows. How its
 // eight warps share the product da [ROWS, SLICE] and the accumulators dW [DEPTH, SLICE].
-template <typename T_, int DEPTH_, int SLICE_, int ROWS_>
+template <typename T_, class Shape>
 struct SweepShape {
     using T = T_;
-    static constexpr int DEPTH = DEPTH_, SLICE = SLICE_, ROWS = ROWS_, WARPS = 8, THREADS = WARP * WARPS;
+    static constexpr int DEPTH = Shape::depth, SLICE = Shape::slice, ROWS = Shape::rows;
+    static constexpr int THREADS = SWEEP_THREADS, WARPS = THREADS / WARP;
     static constexpr int PAIRS = SLICE / 16;
     static constexpr int DATA_DOWN = ROWS / 16, DATA_ACROSS = largest_divisor(PAIRS, WARPS / DATA_DOWN);
     static constexpr int WEIGHT_ACROSS = largest_divisor(PAIRS, WARPS);

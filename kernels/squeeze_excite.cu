@@ -20,7 +20,7 @@
 
 namespace {
 
-constexpr int THREADS = 256;
+constexpr int THREADS = SWEEP_THREADS;
 constexpr int WARPS = THREADS / WARP;
 constexpr int IMAGES = 8;  // of a block
 constexpr int SLICE = 64;  // channels of a block
@@ -95,9 +95,7 @@ __device__ __forceinline__ void squeeze_pool(const SqueezePoolArguments& args) {
 
 }  // namespace
 
-KERNEL(squeeze_pool_f32, THREADS, SqueezePoolArguments) { squeeze_pool<float>(args); }
-KERNEL(squeeze_pool_f16, THREADS, SqueezePoolArguments) { squeeze_pool<f16>(args); }
-KERNEL(squeeze_pool_bf16, THREADS, SqueezePoolArguments) { squeeze_pool<bf16>(args); }
+STORED_KERNELS(squeeze_pool, THREADS, SqueezePoolArguments)
 
 // partials [N, splits, C] → squeezed [N, C]; hidden [N, S] = squeezed·Wᵀ + b with W [S, C]. A warp has one hidden
 // unit and 8 images, and `piece` channels at once.

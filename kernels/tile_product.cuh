@@ -16,30 +16,6 @@ constexpr int ROW_STRIDE = ((COLUMNS + Pack<T>::N - 1) / Pack<T>::N | 1) * Pack<
 // The largest number of warps, at most `most`, that share `of` tiles evenly.
 constexpr int largest_divisor(int of, int most) { return of % most == 0 ? most : largest_divisor(of, most - 1); }
 
-// Two neighbouring values.
-template <typename T>
-struct alignas(2 * sizeof(T)) Pair {
-    T v[2];
-};
-
-// Four of them.
-template <typename T>
-struct alignas(4 * sizeof(T)) Quad {
-    T v[4];
-};
-
-template <typename T>
-__device__ __forceinline__ void load_pair(float (&out)[2], const T* from) {
-    const Pair<T> pair = *reinterpret_cast<const Pair<T>*>(from);
-    out[0] = to_float(pair.v[0]);
-    out[1] = to_float(pair.v[1]);
-}
-template <typename T>
-__device__ __forceinline__ void store_pair(T* to, float first, float second) {
-    const Pair<T> pair = {{from_float<T>(first), from_float<T>(second)}};
-    *reinterpret_cast<Pair<T>*>(to) = pair;
-}
-
 // A warp's sums: 16·M rows by 16·P columns. v[p][m][n][i] as in `mma_tiles`, column tile 2·p + n.
 template <int M, int P>
 struct WarpTile {

@@ -326,7 +326,7 @@ fn a_failed_launch_leaves_nothing_behind() {
 fn the_table_holds_the_engine_s_kernels() {
     let all = kernels();
     let begin = all.iter().find(|k| k.name == "step_begin").expect("a kernel of the engine");
-    let fields: Vec<_> = effnet::ops::cuda::step::BeginArguments::FIELDS
+    let fields: Vec<_> = effnet::ops::cuda::sources::step::StepBeginArguments::FIELDS
         .iter()
         .map(|f| Field { name: f.name, offset: f.offset, size: f.size })
         .collect();

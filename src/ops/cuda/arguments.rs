@@ -1,8 +1,9 @@
-//! Kernel arguments, declared once more in Rust and checked against the kernels.
+//! The argument structs of kernels, and the kernels' names.
 //!
-//! A kernel takes one struct. [`arguments!`] declares its Rust side: a `#[repr(C)]` struct whose field names,
-//! places and sizes are also kept as data, so that a launch can be compared with what the kernel was compiled
-//! from before it happens: the harness compares every field, the driver the whole size.
+//! A kernel takes one struct, which its source declares and `build.rs` writes as Rust, see [`super::sources`].
+//! [`arguments!`] makes a `#[repr(C)]` struct of it whose field names, places and sizes are also kept as data, so that a
+//! launch can be compared with what the kernel was compiled from before it happens: the harness compares every field,
+//! the driver the whole size.
 
 use std::borrow::Cow;
 use std::marker::PhantomData;
@@ -38,14 +39,14 @@ pub unsafe trait Arguments: Copy {
     const FIELDS: &'static [Field];
 }
 
-/// Declares an argument struct: `arguments! { /// What. pub struct Name { x: Address, rows: i32 } }`.
+/// An argument struct: `arguments! { /// What. pub struct Name { x: Address, rows: i32 } }`.
 macro_rules! arguments {
-    ($(#[$doc:meta])* pub struct $name:ident { $($(#[$field_doc:meta])* $field:ident: $type:ty),* $(,)? }) => {
+    ($(#[$doc:meta])* pub struct $name:ident { $($field:ident: $type:ty),* $(,)? }) => {
         $(#[$doc])*
         #[derive(Clone, Copy, Debug)]
         #[repr(C)]
         pub struct $name {
-            $($(#[$field_doc])* pub $field: $type),*
+            $(pub $field: $type),*
         }
 
         // SAFETY: offsets and sizes are the compiler's own, and every field is a scalar.
@@ -62,6 +63,19 @@ macro_rules! arguments {
     };
 }
 pub(crate) use arguments;
+
+/// A struct in device memory whose fields the host reads or writes.
+macro_rules! layout {
+    ($(#[$doc:meta])* pub struct $name:ident { $($field:ident: $type:ty),* $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, Pod, Zeroable)]
+        #[repr(C)]
+        pub struct $name {
+            $(pub $field: $type),*
+        }
+    };
+}
+pub(crate) use layout;
 
 /// A kernel's name with the type of its arguments.
 #[derive(Debug)]

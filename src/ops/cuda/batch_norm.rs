@@ -9,78 +9,19 @@
 //! are bound by latency, and wait behind buckets under way.
 
 use super::OnCuda;
-use super::arguments::{Kernel, arguments};
+use super::arguments::Kernel;
 use super::context::Context;
 use super::gpu::{Address, Gpu, Piece, Reduce};
+use super::sources::batch_norm::{
+    BatchNormInferenceArguments, BatchNormMergeArguments, BatchNormStatisticsArguments,
+    BatchNormSumsArguments, LANES, THREADS,
+};
 use crate::ops::{BatchNorm, BatchNormInference, Result, Statistics};
 
-/// Channels of a block, and groups of parts: `LANES` and `GROUPS` of the kernels.
-const LANES: usize = 8;
-const GROUPS: usize = 64;
-const THREADS: usize = LANES * GROUPS;
-
-arguments! {
-    /// See `kernels/batch_norm.cu`.
-    pub struct StatisticsArguments {
-        counts: Address,
-        moments: Address,
-        weight: Address,
-        bias: Address,
-        running_mean: Address,
-        running_var: Address,
-        coefficients: Address,
-        parts: i32,
-        channels: i32,
-        rows: i32,
-        momentum: f32,
-        eps: f32,
-    }
-}
-
-arguments! {
-    /// See `kernels/batch_norm.cu`.
-    pub struct MergeArguments {
-        counts: Address,
-        moments: Address,
-        merged: Address,
-        rank_counts: Address,
-        parts: i32,
-        channels: i32,
-        rows: i32,
-        ranks: i32,
-    }
-}
-
-arguments! {
-    /// See `kernels/batch_norm.cu`.
-    pub struct InferenceArguments {
-        weight: Address,
-        bias: Address,
-        running_mean: Address,
-        running_var: Address,
-        coefficients: Address,
-        channels: i32,
-        eps: f32,
-    }
-}
-
-arguments! {
-    /// See `kernels/batch_norm.cu`.
-    pub struct SumsArguments {
-        partials: Address,
-        sums: Address,
-        bias_gradient: Address,
-        weight_gradient: Address,
-        block: Address,
-        parts: i32,
-        channels: i32,
-    }
-}
-
-const STATISTICS: Kernel<StatisticsArguments> = Kernel::plain("batch_norm_statistics");
-const MERGE: Kernel<MergeArguments> = Kernel::plain("batch_norm_merge");
-const INFERENCE: Kernel<InferenceArguments> = Kernel::plain("batch_norm_inference");
-const SUMS: Kernel<SumsArguments> = Kernel::plain("batch_norm_sums");
+const STATISTICS: Kernel<BatchNormStatisticsArguments> = Kernel::plain("batch_norm_statistics");
+const MERGE: Kernel<BatchNormMergeArguments> = Kernel::plain("batch_norm_merge");
+const INFERENCE: Kernel<BatchNormInferenceArguments> = Kernel::plain("batch_norm_inference");
+const SUMS: Kernel<BatchNormSumsArguments> = Kernel::plain("batch_norm_sums");
 
 /// Bytes of the counts and of the moments of `parts` parts, and behind them those of the ranks: their counts; their own
 /// part and all ranks'.
@@ -104,6 +45,32 @@ pub fn sums_bytes(parts: usize, channels: usize) -> usize {
     parts * 2 * channels * 4
 }
 
+/// Where the parts of a pass's statistics lie in the workspace, or nowhere in inference, which takes none.
+pub struct Parts {
+    pub counts: Address,
+    pub moments: Address,
+    number: usize,
+}
+
+impl Parts {
+    /// A workspace for `number` parts.
+    pub fn of<G: Gpu>(cx: &Context<G>, bn: &BatchNorm, number: usize) -> Parts {
+        let [counts, moments] = match bn.statistics {
+            Statistics::Batch => cx.workspace(statistics_bytes(bn, number)),
+            Statistics::Running => [Address::NULL; 2],
+        };
+        Parts { counts, moments, number }
+    }
+
+    /// After the pass: the batch norm's coefficients, from what the parts hold.
+    pub fn finish<G: Gpu>(self, cx: &mut Context<G>, bn: &BatchNorm) -> Result {
+        match bn.statistics {
+            Statistics::Batch => finish_statistics(cx, bn, self.counts, self.moments, self.number),
+            Statistics::Running => Ok(()),
+        }
+    }
+}
+
 /// Merges the moments of all parts, and of all ranks that take their statistics together, sets the coefficients and moves
 /// the running statistics (whose variance is the unbiased one). Parts of no rows are allowed.
 pub fn finish_statistics<G: Gpu>(
@@ -119,7 +86,7 @@ pub fn finish_statistics<G: Gpu>(
         1 => (counts, moments, parts),
         _ => gather(cx, bn, counts, moments, parts)?,
     };
-    let arguments = StatisticsArguments {
+    let arguments = BatchNormStatisticsArguments {
         counts,
         moments,
         weight: cx.weight(bn.weight),
@@ -163,7 +130,7 @@ pub fn merge<G: Gpu>(
 ) -> Result<[Address; 2]> {
     let rank_counts = counts.offset(parts * 4);
     let merged = moments.offset(parts * moment_bytes(bn));
-    let arguments = MergeArguments {
+    let arguments = BatchNormMergeArguments {
         counts,
         moments,
         merged,
@@ -181,7 +148,7 @@ pub fn merge<G: Gpu>(
 /// flag where those are not finite. Then `bn.sums` become those of all ranks that take their statistics together.
 pub fn finish_sums<G: Gpu>(cx: &mut Context<G>, bn: &BatchNorm, partials: Address, parts: usize) -> Result {
     assert_eq!(bn.channels % LANES, 0, "channels come in vectors");
-    let arguments = SumsArguments {
+    let arguments = BatchNormSumsArguments {
         partials,
         sums: cx.tensor(bn.sums),
         bias_gradient: cx.gradient(bn.bias),
@@ -205,7 +172,7 @@ impl OnCuda for BatchNormInference {
         let bn = &self.bn;
         // Those of the forward passes so far: after an update they are the parameters' own.
         let statistic = |param| if cx.ema_weights { cx.weight(param) } else { cx.running(param) };
-        let arguments = InferenceArguments {
+        let arguments = BatchNormInferenceArguments {
             weight: cx.weight(bn.weight),
             bias: cx.weight(bn.bias),
             running_mean: statistic(bn.running_mean),

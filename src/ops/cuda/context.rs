@@ -211,6 +211,16 @@ impl<G: Gpu> Context<G> {
     }
 }
 
+/// Bytes of shared memory for pieces of these sizes, as `SharedArena` in `kernels/device.cuh` hands them out.
+pub fn shared_bytes<const N: usize>(pieces: [usize; N]) -> usize {
+    pieces.iter().map(|bytes| bytes.next_multiple_of(16)).sum()
+}
+
+/// The same for pieces of these numbers of floats.
+pub fn shared_floats<const N: usize>(pieces: [usize; N]) -> usize {
+    shared_bytes(pieces.map(|floats| floats * 4))
+}
+
 /// Bytes that [`Context::workspace`] takes for these pieces.
 pub fn workspace_bytes(bytes: &[usize]) -> usize {
     bytes.iter().map(|b| b.next_multiple_of(ALIGNMENT)).sum()

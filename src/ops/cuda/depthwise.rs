@@ -3,22 +3,19 @@
 //! [`Cut`] decides how maps are cut into blocks, from shapes alone.
 
 use super::OnCuda;
-use super::arguments::{Kernel, arguments};
-use super::batch_norm;
-use super::context::{Context, workspace_bytes};
+use super::arguments::Kernel;
+use super::batch_norm::{self, Parts};
+use super::context::{Context, shared_bytes, workspace_bytes};
 use super::gpu::{Address, Gpu};
 use super::precision::Precision;
 use super::reduction;
+use super::sources::depthwise::{
+    DEPTHWISE_CHANNELS, DEPTHWISE_COLUMNS, DEPTHWISE_CONSTANTS, DepthwiseBackwardArguments,
+    DepthwiseForwardArguments, LANES, THREADS_3X3, THREADS_5X5, WARP,
+};
 use crate::model::Window;
-use crate::ops::{DepthwiseBackward, DepthwiseForward, DepthwiseInput, Result, Statistics};
+use crate::ops::{DepthwiseBackward, DepthwiseForward, DepthwiseInput, Result};
 
-/// As in `kernels/depthwise_forward.cuh`.
-const LANES: usize = 8;
-const COLUMNS: usize = 4;
-/// Channels of a thread, backward.
-const BACKWARD_CHANNELS: usize = 2;
-/// Rows of per-channel constants, backward.
-const CONSTANTS: usize = 9;
 /// Shared memory of a block, at most: two blocks fit the smallest multiprocessor, of compute capability 8.6.
 const SHARED: usize = 48 << 10;
 /// Blocks that fill a large GPU several times over.
@@ -27,7 +24,7 @@ const BLOCKS: usize = 1056;
 const STRIP: usize = 8;
 
 fn threads(kernel: usize) -> usize {
-    if kernel == 3 { 256 } else { 128 }
+    if kernel == 3 { THREADS_3X3 } else { THREADS_5X5 }
 }
 
 /// How the maps are cut.
@@ -90,12 +87,13 @@ impl Cut {
 
     fn forward(images: usize, window: Window, channels: usize, element: usize) -> Cut {
         let Window { kernel, stride, input, output, pad } = window;
-        let workers = output.div_ceil(COLUMNS);
-        let reach = ((workers * COLUMNS - 1) * stride + kernel).max(pad + input);
-        let warps = threads(kernel) / 32;
+        let workers = output.div_ceil(DEPTHWISE_COLUMNS);
+        let reach = ((workers * DEPTHWISE_COLUMNS - 1) * stride + kernel).max(pad + input);
+        let warps = threads(kernel) / WARP;
         let need = |vectors: usize, rows: usize, together: usize| {
-            let (ring, slice) = ((rows - 1) * stride + kernel, vectors * LANES);
-            shared(&[
+            let ring = (rows - 1) * stride + kernel;
+            let slice = vectors * LANES;
+            shared_bytes([
                 together * ring * reach * slice * element,
                 kernel * kernel * slice * 4,
                 2 * slice * 4,
@@ -108,24 +106,26 @@ impl Cut {
     fn backward(images: usize, window: Window, channels: usize, element: usize) -> Cut {
         let Window { kernel, stride, input, output, pad } = window;
         let first = pad % stride;
-        let workers = (input + first).div_ceil(COLUMNS);
+        let workers = (input + first).div_ceil(DEPTHWISE_COLUMNS);
         let before = (kernel - 1) / stride;
-        let reached = (COLUMNS - 1) / stride + 1 + before;
+        let reached = (DEPTHWISE_COLUMNS - 1) / stride + 1 + before;
         // Of the ring's first column, an output column: at most zero.
         let base = (pad - first) as isize / stride as isize - before as isize;
-        let reach = ((workers - 1) * COLUMNS / stride + reached).max((output as isize - base) as usize);
-        let warps = threads(kernel) / 32;
+        let reach =
+            ((workers - 1) * DEPTHWISE_COLUMNS / stride + reached).max((output as isize - base) as usize);
+        let warps = threads(kernel) / WARP;
         let need = |vectors: usize, rows: usize, together: usize| {
-            let (ring, slice) = ((rows - 1 + kernel - 1) / stride + 2, vectors * LANES);
-            shared(&[
+            let ring = (rows - 1 + kernel - 1) / stride + 2;
+            let slice = vectors * LANES;
+            shared_bytes([
                 together * ring * reach * slice * element,
                 kernel * kernel * slice * 4,
-                CONSTANTS * slice * 4,
+                DEPTHWISE_CONSTANTS * slice * 4,
                 together * 2 * slice * 4,
                 warps * (kernel * kernel + 2) * slice * 4,
             ])
         };
-        Cut::new(images, channels, input, workers, LANES / BACKWARD_CHANNELS, threads(kernel), &need)
+        Cut::new(images, channels, input, workers, LANES / DEPTHWISE_CHANNELS, threads(kernel), &need)
     }
 
     fn grid(&self) -> [usize; 3] {
@@ -133,70 +133,9 @@ impl Cut {
     }
 }
 
-/// Bytes of shared pieces, each rounded up as the arena does.
-fn shared(pieces: &[usize]) -> usize {
-    pieces.iter().map(|bytes| bytes.next_multiple_of(16)).sum()
-}
-
-arguments! {
-    /// See `kernels/depthwise_forward.cuh`.
-    pub struct ForwardArguments {
-        x: Address,
-        coefficients: Address,
-        weight: Address,
-        y: Address,
-        counts: Address,
-        moments: Address,
-        images: i32,
-        channels: i32,
-        input: i32,
-        output: i32,
-        pad: i32,
-        vectors: i32,
-        rows: i32,
-        together: i32,
-        images_per_block: i32,
-        strips: i32,
-        strip_rows: i32,
-    }
-}
-
-arguments! {
-    /// See `kernels/depthwise_backward.cuh`.
-    pub struct BackwardArguments {
-        x: Address,
-        y: Address,
-        da: Address,
-        dx: Address,
-        coefficients: Address,
-        sums: Address,
-        gate: Address,
-        squeeze_gradient: Address,
-        weight: Address,
-        previous: Address,
-        previous_y: Address,
-        shortcut: Address,
-        keep: Address,
-        weight_partials: Address,
-        sum_partials: Address,
-        images: i32,
-        channels: i32,
-        input: i32,
-        output: i32,
-        pad: i32,
-        vectors: i32,
-        rows: i32,
-        together: i32,
-        images_per_block: i32,
-        strips: i32,
-        strip_rows: i32,
-        inverse_rows: f32,
-    }
-}
-
-const FORWARD: Kernel<ForwardArguments> = Kernel::stored("depthwise_forward");
-const BACKWARD: Kernel<BackwardArguments> = Kernel::stored("depthwise_backward");
-const BACKWARD_IDENTITY: Kernel<BackwardArguments> = Kernel::stored("depthwise_backward_identity");
+const FORWARD: Kernel<DepthwiseForwardArguments> = Kernel::stored("depthwise_forward");
+const BACKWARD: Kernel<DepthwiseBackwardArguments> = Kernel::stored("depthwise_backward");
+const BACKWARD_IDENTITY: Kernel<DepthwiseBackwardArguments> = Kernel::stored("depthwise_backward_identity");
 
 fn variant(window: Window) -> String {
     format!("k{}s{}", window.kernel, window.stride)
@@ -210,15 +149,14 @@ impl OnCuda for DepthwiseForward {
 
     fn launch<G: Gpu>(&self, cx: &mut Context<G>) -> Result {
         let cut = Cut::forward(self.images, self.window, self.channels, cx.precision.bytes());
-        let [counts, moments] = cx.workspace(batch_norm::statistics_bytes(&self.bn, cut.parts));
-        let batch = self.bn.statistics == Statistics::Batch;
-        let arguments = ForwardArguments {
+        let parts = Parts::of(cx, &self.bn, cut.parts);
+        let arguments = DepthwiseForwardArguments {
             x: cx.tensor(self.x),
             coefficients: cx.optional(self.input_bn.map(|bn| bn.coefficients)),
             weight: cx.weight(self.weight),
             y: cx.tensor(self.y),
-            counts: if batch { counts } else { Address::NULL },
-            moments,
+            counts: parts.counts,
+            moments: parts.moments,
             images: self.images as i32,
             channels: self.channels as i32,
             input: self.window.input as i32,
@@ -233,7 +171,7 @@ impl OnCuda for DepthwiseForward {
         };
         let kernel = FORWARD.variant(variant(self.window));
         cx.launch(&kernel, cut.grid(), threads(self.window.kernel), cut.shared, arguments)?;
-        if batch { batch_norm::finish_statistics(cx, &self.bn, counts, moments, cut.parts) } else { Ok(()) }
+        parts.finish(cx, &self.bn)
     }
 }
 
@@ -256,7 +194,7 @@ impl OnCuda for DepthwiseBackward {
                 (previous.bn, cx.tensor(previous.y), *shortcut, previous.keep)
             }
         };
-        let arguments = BackwardArguments {
+        let arguments = DepthwiseBackwardArguments {
             x: cx.tensor(self.x),
             y: cx.tensor(self.y),
             da: cx.tensor(self.da),

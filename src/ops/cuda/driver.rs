@@ -328,7 +328,8 @@ impl Gpu for Driver {
 
     fn between(&mut self, from: Mark, to: Mark) -> Result<f64> {
         self.context.enter()?;
-        let (one, other) = (&self.marks.events[from.0], &self.marks.events[to.0]);
+        let one = &self.marks.events[from.0];
+        let other = &self.marks.events[to.0];
         reached(&self.collectives, one)?;
         reached(&self.collectives, other)?;
         Ok(one.until(other)?)

@@ -107,17 +107,19 @@ pub fn join<G: Gpu>(cx: &mut Context<G>) -> Result {
 impl Times {
     /// Reads the step's moments.
     fn end_step<G: Gpu>(&mut self, gpu: &mut G) -> Result {
-        let (step, began, ended) = (self.steps, self.began.take(), self.backward_end.take());
+        let step = self.steps;
+        let began = self.began.take();
+        let ended = self.backward_end.take();
         // Not where timing began within the step.
         if let (Some(began), Some(ended)) = (began, ended) {
             let backward_end = gpu.between(began, ended)?;
             for (bytes, marks) in &self.buckets {
-                let (mut times, bytes) = ([0.0; 3], *bytes);
+                let mut times = [0.0; 3];
                 for (time, mark) in times.iter_mut().zip(marks) {
                     *time = gpu.between(began, *mark)?;
                 }
                 let [ready, start, end] = times;
-                self.list.push(BucketTime { step, bytes, ready, start, end, backward_end });
+                self.list.push(BucketTime { step, bytes: *bytes, ready, start, end, backward_end });
             }
             self.steps += 1;
         }

@@ -1,34 +1,21 @@
 //! The pointwise expansion (and the head's convolution).
 
 use super::OnCuda;
-use super::arguments::{Kernel, arguments};
-use super::batch_norm::{finish_statistics, finish_sums, inverse_rows, statistics_bytes, sums_bytes};
+use super::arguments::Kernel;
+use super::batch_norm::{Parts, finish_sums, inverse_rows, statistics_bytes, sums_bytes};
 use super::context::{Context, workspace_bytes};
 use super::gpu::{Address, Gpu};
 use super::pointwise::Cut;
 use super::pointwise_backward::{ExpandData, ExpandSweep, WeightPieces};
 use super::precision::Precision;
 use super::reduction::add_gradient;
-use crate::ops::{ExpandBackward, ExpandForward, Result, Statistics};
+use super::sources::expand::{
+    ExpandBackwardArguments, ExpandBackwardDataArguments, ExpandBackwardWeightsArguments,
+    ExpandForwardArguments, SWEEP_THREADS,
+};
+use crate::ops::{ExpandBackward, ExpandForward, Result};
 
-arguments! {
-    /// y = x·Wᵀ, see `kernels/pointwise.cuh`.
-    pub struct ForwardArguments {
-        x: Address,
-        weight: Address,
-        y: Address,
-        counts: Address,
-        moments: Address,
-        rows: i32,
-        inputs: i32,
-        outputs: i32,
-        chunk: i32,
-        row_tiles: i32,
-        weight_slots: i32,
-    }
-}
-
-const FORWARD: Kernel<ForwardArguments> = Kernel::stored("expand_forward");
+const FORWARD: Kernel<ExpandForwardArguments> = Kernel::stored("expand_forward");
 
 fn cut(p: &ExpandForward, precision: Precision) -> Cut {
     Cut::expand(precision, p.rows, p.inputs, p.outputs)
@@ -41,14 +28,13 @@ impl OnCuda for ExpandForward {
 
     fn launch<G: Gpu>(&self, cx: &mut Context<G>) -> Result {
         let cut = cut(self, cx.precision);
-        let batch = self.bn.statistics == Statistics::Batch;
-        let [counts, moments] = cx.workspace(statistics_bytes(&self.bn, cut.parts));
-        let arguments = ForwardArguments {
+        let parts = Parts::of(cx, &self.bn, cut.parts);
+        let arguments = ExpandForwardArguments {
             x: cx.tensor(self.x),
             weight: cx.stored_weight(self.weight),
             y: cx.tensor(self.y),
-            counts: if batch { counts } else { Address::NULL },
-            moments: if batch { moments } else { Address::NULL },
+            counts: parts.counts,
+            moments: parts.moments,
             rows: self.rows as i32,
             inputs: self.inputs as i32,
             outputs: self.outputs as i32,
@@ -56,80 +42,14 @@ impl OnCuda for ExpandForward {
             row_tiles: cut.row_tiles as i32,
             weight_slots: cut.weight_slots as i32,
         };
-        cx.launch(&FORWARD.variant(cut.tile), cut.grid(), cut.tile.threads(), cut.shared, arguments)?;
-        if batch {
-            finish_statistics(cx, &self.bn, counts, moments, cut.parts)?;
-        }
-        Ok(())
+        cx.launch(&FORWARD.variant(cut.tile.name), cut.grid(), cut.tile.threads(), cut.shared, arguments)?;
+        parts.finish(cx, &self.bn)
     }
 }
 
-arguments! {
-    /// dx and the sums of the batch norm before, see `kernels/expand_backward.cuh`.
-    pub struct BackwardDataArguments {
-        du: Address,
-        y: Address,
-        weight: Address,
-        coefficients: Address,
-        sums: Address,
-        shortcut: Address,
-        previous_y: Address,
-        previous_coefficients: Address,
-        keep: Address,
-        dx: Address,
-        partials: Address,
-        rows: i32,
-        inputs: i32,
-        outputs: i32,
-        pixels: i32,
-        inverse_rows: f32,
-    }
-}
-
-arguments! {
-    /// Those and the weights' gradient.
-    pub struct BackwardArguments {
-        du: Address,
-        y: Address,
-        weight: Address,
-        coefficients: Address,
-        sums: Address,
-        shortcut: Address,
-        previous_y: Address,
-        previous_coefficients: Address,
-        keep: Address,
-        dx: Address,
-        partials: Address,
-        x: Address,
-        weight_partials: Address,
-        rows: i32,
-        inputs: i32,
-        outputs: i32,
-        pixels: i32,
-        inverse_rows: f32,
-    }
-}
-
-arguments! {
-    /// The weights' gradient alone.
-    pub struct BackwardWeightsArguments {
-        du: Address,
-        y: Address,
-        x: Address,
-        coefficients: Address,
-        sums: Address,
-        partials: Address,
-        rows: i32,
-        inputs: i32,
-        outputs: i32,
-        slice: i32,
-        inverse_rows: f32,
-    }
-}
-
-const BACKWARD: Kernel<BackwardArguments> = Kernel::stored("expand_backward");
-const BACKWARD_DATA: Kernel<BackwardDataArguments> = Kernel::stored("expand_backward_data");
-const BACKWARD_WEIGHTS: Kernel<BackwardWeightsArguments> = Kernel::stored("expand_backward_weights");
+const BACKWARD: Kernel<ExpandBackwardArguments> = Kernel::stored("expand_backward");
+const BACKWARD_DATA: Kernel<ExpandBackwardDataArguments> = Kernel::stored("expand_backward_data");
+const BACKWARD_WEIGHTS: Kernel<ExpandBackwardWeightsArguments> = Kernel::stored("expand_backward_weights");
 
 /// How the backward pass is cut.
 enum BackwardCut {
@@ -170,7 +90,8 @@ impl OnCuda for ExpandBackward {
 
     fn launch<G: Gpu>(&self, cx: &mut Context<G>) -> Result {
         let cut = BackwardCut::new(self, cx.precision);
-        let ([sums, partials], parts) = (cx.workspace(cut.bytes(self)), cut.parts(self));
+        let [sums, partials] = cx.workspace(cut.bytes(self));
+        let parts = cut.parts(self);
         match cut {
             BackwardCut::Sweep(sweep) => backward_sweep(cx, self, &sweep, sums, partials)?,
             BackwardCut::Two(data, weights) => {
@@ -190,7 +111,7 @@ fn backward_sweep<G: Gpu>(
     sums: Address,
     partials: Address,
 ) -> Result {
-    let arguments = BackwardArguments {
+    let arguments = ExpandBackwardArguments {
         du: cx.tensor(p.du),
         y: cx.tensor(p.y),
         weight: cx.stored_weight(p.weight),
@@ -210,8 +131,8 @@ fn backward_sweep<G: Gpu>(
         pixels: p.previous.pixels as i32,
         inverse_rows: inverse_rows(&p.bn),
     };
-    let (kernel, grid) = (BACKWARD.variant(sweep.variant()), [sweep.blocks(p.rows, p.inputs), 1, 1]);
-    cx.launch(&kernel, grid, ExpandSweep::THREADS, sweep.shared(cx.precision), arguments)
+    let grid = [sweep.blocks(p.rows, p.inputs), 1, 1];
+    cx.launch(&BACKWARD.variant(sweep.name), grid, SWEEP_THREADS, sweep.shared(cx.precision), arguments)
 }
 
 fn backward_data<G: Gpu>(
@@ -220,7 +141,7 @@ fn backward_data<G: Gpu>(
     data: &ExpandData,
     sums: Address,
 ) -> Result {
-    let arguments = BackwardDataArguments {
+    let arguments = ExpandBackwardDataArguments {
         du: cx.tensor(p.du),
         y: cx.tensor(p.y),
         weight: cx.stored_weight(p.weight),
@@ -238,8 +159,9 @@ fn backward_data<G: Gpu>(
         pixels: p.previous.pixels as i32,
         inverse_rows: inverse_rows(&p.bn),
     };
-    let (kernel, grid) = (BACKWARD_DATA.variant(data.columns), [data.blocks(p.rows), 1, 1]);
-    cx.launch(&kernel, grid, data.threads, data.shared(cx.precision), arguments)
+    let kernel = BACKWARD_DATA.variant(data.name);
+    let grid = [data.blocks(p.rows), 1, 1];
+    cx.launch(&kernel, grid, data.threads(), data.shared(cx.precision), arguments)
 }
 
 fn backward_weights<G: Gpu>(
@@ -248,7 +170,7 @@ fn backward_weights<G: Gpu>(
     weights: &WeightPieces,
     partials: Address,
 ) -> Result {
-    let arguments = BackwardWeightsArguments {
+    let arguments = ExpandBackwardWeightsArguments {
         du: cx.tensor(p.du),
         y: cx.tensor(p.y),
         x: cx.tensor(p.x),
@@ -261,6 +183,12 @@ fn backward_weights<G: Gpu>(
         slice: weights.slice as i32,
         inverse_rows: inverse_rows(&p.bn),
     };
-    let (kernel, shared) = (BACKWARD_WEIGHTS.variant(weights.variant()), weights.shared(cx.precision, 0));
-    cx.launch(&kernel, weights.grid(), WeightPieces::THREADS, shared, arguments)
+    let shared = weights.shared(cx.precision, 0);
+    cx.launch(
+        &BACKWARD_WEIGHTS.variant(weights.shape.name),
+        weights.grid(),
+        weights.shape.threads(),
+        shared,
+        arguments,
+    )
 }

@@ -1,37 +1,11 @@
 //! Stochastic-depth and dropout factors: the draws of [`crate::random`], on the device.
 
 use super::OnCuda;
-use super::arguments::{Kernel, arguments};
+use super::arguments::Kernel;
 use super::context::Context;
-use super::gpu::{Address, Gpu};
+use super::gpu::Gpu;
+use super::sources::masks::{DropPathArguments, DropoutArguments, MASK_THREADS};
 use crate::ops::{DropPathMask, DropoutMask, Result};
-
-/// Threads of a block.
-const THREADS: usize = 128;
-
-arguments! {
-    /// One block's stochastic depth.
-    pub struct DropPathArguments {
-        block: Address,
-        keep: Address,
-        images: i32,
-        layer: u32,
-        rate: f32,
-        kept: f32,
-    }
-}
-
-arguments! {
-    /// Dropout of the pooled features.
-    pub struct DropoutArguments {
-        block: Address,
-        mask: Address,
-        images: i32,
-        channels: i32,
-        rate: f32,
-        kept: f32,
-    }
-}
 
 const DROP_PATH: Kernel<DropPathArguments> = Kernel::plain("masks_drop_path");
 const DROPOUT: Kernel<DropoutArguments> = Kernel::plain("masks_dropout");
@@ -46,7 +20,7 @@ impl OnCuda for DropPathMask {
             rate: self.rate,
             kept: 1.0 / (1.0 - self.rate),
         };
-        cx.launch(&DROP_PATH, [self.images.div_ceil(THREADS), 1, 1], THREADS, 0, arguments)
+        cx.launch(&DROP_PATH, [self.images.div_ceil(MASK_THREADS), 1, 1], MASK_THREADS, 0, arguments)
     }
 }
 
@@ -62,6 +36,6 @@ impl OnCuda for DropoutMask {
         };
         // A draw gives four factors.
         let draws = self.images * self.channels.div_ceil(4);
-        cx.launch(&DROPOUT, [draws.div_ceil(THREADS), 1, 1], THREADS, 0, arguments)
+        cx.launch(&DROPOUT, [draws.div_ceil(MASK_THREADS), 1, 1], MASK_THREADS, 0, arguments)
     }
 }

@@ -30,6 +30,7 @@ pub mod precision;
 pub mod project;
 pub mod reduction;
 pub mod residual;
+pub mod sources;
 pub mod squeeze_excite;
 pub mod stem;
 pub mod step;

@@ -34,6 +34,11 @@ impl Precision {
         names::unknown::<Precision>("precision", name)
     }
 
+    /// The first of two for fp32, the second for both half types.
+    pub(super) fn of<T>(self, [fp32, half]: [T; 2]) -> T {
+        if self == Precision::Fp32 { fp32 } else { half }
+    }
+
     /// How kernels' names end.
     pub(super) fn suffix(self) -> &'static str {
         match self {

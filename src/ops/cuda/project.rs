@@ -1,38 +1,21 @@
 //! The pointwise projection.
 
 use super::OnCuda;
-use super::arguments::{Kernel, arguments};
-use super::batch_norm::{finish_statistics, inverse_rows, statistics_bytes};
+use super::arguments::Kernel;
+use super::batch_norm::{Parts, inverse_rows, statistics_bytes};
 use super::context::{Context, workspace_bytes};
 use super::gpu::{Address, Gpu};
 use super::pointwise::Cut;
-use super::pointwise_backward::{Sweep, SweepCut, WeightPieces};
+use super::pointwise_backward::{SweepCut, WeightPieces};
 use super::precision::Precision;
 use super::reduction::add_gradient;
-use crate::ops::{ProjectBackward, ProjectForward, Result, Statistics};
+use super::sources::project::{
+    ProjectBackwardArguments, ProjectBackwardSegmentsArguments, ProjectBackwardWeightsArguments,
+    ProjectForwardArguments,
+};
+use crate::ops::{ProjectBackward, ProjectForward, Result};
 
-arguments! {
-    /// y = (silu(BN(x))·gate)·Wᵀ, see `kernels/pointwise.cuh`.
-    pub struct ForwardArguments {
-        x: Address,
-        weight: Address,
-        y: Address,
-        counts: Address,
-        moments: Address,
-        /// Of the batch norm of x.
-        coefficients: Address,
-        gate: Address,
-        rows: i32,
-        inputs: i32,
-        outputs: i32,
-        chunk: i32,
-        row_tiles: i32,
-        weight_slots: i32,
-        pixels: i32,
-    }
-}
-
-const FORWARD: Kernel<ForwardArguments> = Kernel::stored("project_forward");
+const FORWARD: Kernel<ProjectForwardArguments> = Kernel::stored("project_forward");
 
 fn cut(p: &ProjectForward, precision: Precision) -> Cut {
     Cut::project(precision, p.images * p.pixels, p.inputs, p.outputs)
@@ -45,14 +28,13 @@ impl OnCuda for ProjectForward {
 
     fn launch<G: Gpu>(&self, cx: &mut Context<G>) -> Result {
         let cut = cut(self, cx.precision);
-        let batch = self.bn.statistics == Statistics::Batch;
-        let [counts, moments] = cx.workspace(statistics_bytes(&self.bn, cut.parts));
-        let arguments = ForwardArguments {
+        let parts = Parts::of(cx, &self.bn, cut.parts);
+        let arguments = ProjectForwardArguments {
             x: cx.tensor(self.x),
             weight: cx.stored_weight(self.weight),
             y: cx.tensor(self.y),
-            counts: if batch { counts } else { Address::NULL },
-            moments: if batch { moments } else { Address::NULL },
+            counts: parts.counts,
+            moments: parts.moments,
             coefficients: cx.tensor(self.input_bn.coefficients),
             gate: cx.tensor(self.gate),
             rows: (self.images * self.pixels) as i32,
@@ -63,74 +45,15 @@ impl OnCuda for ProjectForward {
             weight_slots: cut.weight_slots as i32,
             pixels: self.pixels as i32,
         };
-        cx.launch(&FORWARD.variant(cut.tile), cut.grid(), cut.tile.threads(), cut.shared, arguments)?;
-        if batch {
-            finish_statistics(cx, &self.bn, counts, moments, cut.parts)?;
-        }
-        Ok(())
+        cx.launch(&FORWARD.variant(cut.tile.name), cut.grid(), cut.tile.threads(), cut.shared, arguments)?;
+        parts.finish(cx, &self.bn)
     }
 }
 
-arguments! {
-    /// da, the five sums and perhaps the weights' gradient, see `kernels/project_backward.cuh`.
-    pub struct BackwardArguments {
-        dout: Address,
-        y: Address,
-        weight: Address,
-        coefficients: Address,
-        sums: Address,
-        keep: Address,
-        x: Address,
-        input_coefficients: Address,
-        gate: Address,
-        da: Address,
-        five_sums: Address,
-        partials: Address,
-        images: i32,
-        pixels: i32,
-        inputs: i32,
-        outputs: i32,
-        slice: i32,
-        segments: i32,
-        group: i32,
-        inverse_rows: f32,
-    }
-}
-
-arguments! {
-    /// The weights' gradient alone.
-    pub struct BackwardWeightsArguments {
-        dout: Address,
-        y: Address,
-        coefficients: Address,
-        sums: Address,
-        keep: Address,
-        x: Address,
-        input_coefficients: Address,
-        gate: Address,
-        partials: Address,
-        rows: i32,
-        pixels: i32,
-        inputs: i32,
-        outputs: i32,
-        slice: i32,
-        inverse_rows: f32,
-    }
-}
-
-arguments! {
-    /// Adds up the five sums of an image's segments.
-    pub struct BackwardSegmentsArguments {
-        parts: Address,
-        five_sums: Address,
-        segments: i32,
-        elements: i32,
-    }
-}
-
-const BACKWARD: Kernel<BackwardArguments> = Kernel::stored("project_backward");
-const BACKWARD_WEIGHTS: Kernel<BackwardWeightsArguments> = Kernel::stored("project_backward_weights");
-const BACKWARD_SEGMENTS: Kernel<BackwardSegmentsArguments> = Kernel::plain("project_backward_segments");
+const BACKWARD: Kernel<ProjectBackwardArguments> = Kernel::stored("project_backward");
+const BACKWARD_WEIGHTS: Kernel<ProjectBackwardWeightsArguments> = Kernel::stored("project_backward_weights");
+const BACKWARD_SEGMENTS: Kernel<ProjectBackwardSegmentsArguments> =
+    Kernel::plain("project_backward_segments");
 
 /// How the backward pass is cut.
 struct BackwardCut {
@@ -167,7 +90,7 @@ impl OnCuda for ProjectBackward {
         let cut = BackwardCut::new(self, cx.precision);
         let BackwardCut { sweep, weights } = cut;
         let [partials, segments] = cx.workspace(cut.bytes(self));
-        let arguments = BackwardArguments {
+        let arguments = ProjectBackwardArguments {
             dout: cx.tensor(self.dout),
             y: cx.tensor(self.y),
             weight: cx.stored_weight(self.weight),
@@ -189,8 +112,9 @@ impl OnCuda for ProjectBackward {
             group: sweep.group as i32,
             inverse_rows: inverse_rows(&self.bn),
         };
-        let (kernel, shared) = (BACKWARD.variant(sweep.shape.variant()), sweep.shape.shared(cx.precision));
-        cx.launch(&kernel, sweep.grid(), Sweep::THREADS, shared, arguments)?;
+        let kernel = BACKWARD.variant(sweep.shape.name());
+        let shared = sweep.shape.shared(cx.precision);
+        cx.launch(&kernel, sweep.grid(), sweep.shape.threads(), shared, arguments)?;
         if sweep.segments > 1 {
             add_segments(cx, self, segments, sweep.segments)?;
         }
@@ -203,7 +127,7 @@ impl OnCuda for ProjectBackward {
 
 fn add_segments<G: Gpu>(cx: &mut Context<G>, p: &ProjectBackward, parts: Address, segments: usize) -> Result {
     let elements = p.five_sums.elements;
-    let arguments = BackwardSegmentsArguments {
+    let arguments = ProjectBackwardSegmentsArguments {
         parts,
         five_sums: cx.tensor(p.five_sums),
         segments: segments as i32,
@@ -219,7 +143,7 @@ fn backward_weights<G: Gpu>(
     partials: Address,
 ) -> Result {
     let rows = p.images * p.pixels;
-    let arguments = BackwardWeightsArguments {
+    let arguments = ProjectBackwardWeightsArguments {
         dout: cx.tensor(p.dout),
         y: cx.tensor(p.y),
         coefficients: cx.tensor(p.bn.coefficients),
@@ -236,7 +160,7 @@ fn backward_weights<G: Gpu>(
         slice: weights.slice as i32,
         inverse_rows: inverse_rows(&p.bn),
     };
-    let shared = weights.shared(cx.precision, weights.right);
-    let kernel = BACKWARD_WEIGHTS.variant(weights.variant());
-    cx.launch(&kernel, weights.grid(), WeightPieces::THREADS, shared, arguments)
+    let shared = weights.shared(cx.precision, weights.shape.right);
+    let kernel = BACKWARD_WEIGHTS.variant(weights.shape.name);
+    cx.launch(&kernel, weights.grid(), weights.shape.threads(), shared, arguments)
 }

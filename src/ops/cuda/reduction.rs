@@ -1,23 +1,10 @@
 //! The second stage of weight gradients: per-block partials, added up in a fixed order.
 
-use super::arguments::{Kernel, arguments};
+use super::arguments::Kernel;
 use super::context::Context;
 use super::gpu::{Address, Gpu};
+use super::sources::reduction::{AddGradientArguments, WARP};
 use crate::ops::{Param, Result};
-
-/// Threads of a warp.
-pub const WARP: usize = 32;
-
-arguments! {
-    /// See `kernels/reduction.cu`.
-    pub struct AddGradientArguments {
-        partials: Address,
-        gradient: Address,
-        block: Address,
-        parts: i32,
-        elements: i32,
-    }
-}
 
 /// By how many groups of threads share the parts of an element.
 const ONE_GROUP: Kernel<AddGradientArguments> = Kernel::plain("add_gradient_g1");

@@ -51,9 +51,11 @@ impl Collectives {
         let id: [u8; 128] =
             bytes.try_into().map_err(|_| OpsError::Device("NCCL's identifier has another length".into()))?;
         let comm = join(library, UniqueId(id), context, group)?;
-        let (world, device) = (group.world(), comm.device()?);
+        let world = group.world();
+        let device = comm.device()?;
         if device != context.index() {
-            let (got, expected) = (format!("one on GPU {device}"), format!("one on GPU {}", context.index()));
+            let got = format!("one on GPU {device}");
+            let expected = format!("one on GPU {}", context.index());
             return Err(NcclError::Misplaced { rank: world.rank, got, expected }.into());
         }
         let stopper = comm.stopper();
@@ -73,7 +75,8 @@ impl Collectives {
     /// connections are made outside of recordings.
     fn try_out(&self, ranks: usize) -> Result {
         let memory = Memory::new(4)?;
-        let (at, mut sum) = (memory.address(), [0; 4]);
+        let at = memory.address();
+        let mut sum = [0; 4];
         self.stream.fill(at, 0, 4)?;
         self.stream.fill(at, 1, 1)?;
         self.all_reduce(&[Piece { at, elements: 1, how: Reduce::SumU32 }])?;
@@ -187,7 +190,8 @@ fn compatible(all: &[String], shared: bool) -> std::result::Result<(), NcclError
     };
     let place = |text: &'_ str| text.split_once('\n').map(|(_, place)| place.to_string()).unwrap_or_default();
     for (rank, text) in all.iter().enumerate() {
-        let (has, needs) = (version(text), version(&all[0]));
+        let has = version(text);
+        let needs = version(&all[0]);
         if has != needs {
             return Err(NcclError::OtherVersion { rank, has, needs });
         }
@@ -211,7 +215,8 @@ fn compatible(all: &[String], shared: bool) -> std::result::Result<(), NcclError
 
 /// Joins in a thread of its own: NCCL waits for the other ranks however long they take, also where they have gone.
 fn join(library: Library, id: UniqueId, context: &Arc<Context>, group: &Arc<Group>) -> Result<Comm> {
-    let (world, context) = (group.world(), context.clone());
+    let world = group.world();
+    let context = context.clone();
     let (tell, told) = channel();
     let work = move || {
         let joined = match context.enter() {

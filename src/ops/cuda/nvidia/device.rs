@@ -115,7 +115,8 @@ pub fn supported(card: &Properties) -> Result {
 pub fn fits(card: &Properties, driver: Version, kernels: &Embedded) -> Result {
     supported(card)?;
     let Properties { name, capability, .. } = card;
-    let (name, capability) = (name.clone(), *capability);
+    let name = name.clone();
+    let capability = *capability;
     let number = capability.0 * 10 + capability.1;
     if !kernels.serves(number) {
         let compiled: Vec<String> =

@@ -107,7 +107,8 @@ impl Kernels {
             });
         }
         if launch.shared > function.dynamic_shared {
-            let (wanted, has) = (launch.shared + function.own_shared, self.shared_per_block);
+            let wanted = launch.shared + function.own_shared;
+            let has = self.shared_per_block;
             if wanted > has {
                 return Err(DriverError::SharedMemory { kernel: kernel(), wanted, has });
             }
