@@ -111,6 +111,13 @@ pub struct Header {
     pub memory: u64,
 }
 
+impl Header {
+    /// "EfficientNet-B0".
+    pub fn model_name(&self) -> String {
+        format!("EfficientNet-{}", self.recipe.model.name().to_uppercase())
+    }
+}
+
 /// One optimiser step.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StepRecord {

@@ -20,7 +20,7 @@ pub fn header_rows(header: &Header) -> Vec<Row> {
     };
     let each = if header.ranks > 1 { ", in each rank" } else { "" };
     vec![
-        ("model", format!("{}, {} parameters", model_name(header), count(header.parameters))),
+        ("model", format!("{}, {} parameters", header.model_name(), count(header.parameters))),
         ("input", format!("{side}×{side}, crop {}, padding {}", recipe.crop, padding(recipe.padding))),
         ("data", format!("{} ({} classes, fingerprint {})", header.data, header.classes, header.fingerprint)),
         (
@@ -53,11 +53,6 @@ pub fn header_rows(header: &Header) -> Vec<Row> {
         ("memory", format!("{} planned{each}", HumanBytes(header.memory))),
         ("run directory", header.out.display().to_string()),
     ]
-}
-
-/// "EfficientNet-B0".
-pub fn model_name(header: &Header) -> String {
-    format!("EfficientNet-{}", header.recipe.model.name().to_uppercase())
 }
 
 fn batch(header: &Header) -> String {
