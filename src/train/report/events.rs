@@ -57,13 +57,6 @@ pub trait Reporter {
     }
 }
 
-/// A function of events is a reporter.
-impl<F: FnMut(Event)> Reporter for F {
-    fn report(&mut self, event: Event) {
-        self(event);
-    }
-}
-
 /// Ignores all events.
 pub struct Silent;
 
