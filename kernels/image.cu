@@ -84,7 +84,7 @@ KERNEL(image_normalise_bf16, IMAGE_THREADS, ImageNormaliseArguments) { normalise
 
 // ---- images of any size -----------------------------------------------------------------------------------
 
-// `Sample` of src/data/raw.rs.
+// `ImageSample` of src/pixels.rs.
 struct ImageSample {
     uint64_t pixels, columns, rows;
     uint32_t pitch, channels;
@@ -94,7 +94,7 @@ struct ImageSample {
     int32_t left, top;
     uint32_t mirrored, unused;
 };
-static_assert(sizeof(ImageSample) == 72, "see Sample in src/data/raw.rs");
+static_assert(sizeof(ImageSample) == 72, "see src/pixels.rs");
 
 // Where an axis's output position comes from.
 struct ImageSpan {

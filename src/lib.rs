@@ -9,7 +9,8 @@
 //! | 3 | [`network`] | stem, MBConv, head: forward and backward side by side; the memory plan |
 //! | 2 | [`ops`] | the fused operators: one trait, one folder a device |
 //! | 1 | [`model`], [`data`], [`parallel`] | the family and its tables; shards, packing, loading; ranks |
-//! | 0 | [`files`], [`random`] | durable files; counter-based random numbers |
+//! | 0 | [`files`], [`pixels`], [`random`] | durable files; images on their way to a device; random numbers |
+//! | 0 | [`names`], [`processors`] | the names of an enum's variants; where threads run |
 
 pub mod cli;
 pub mod data;
@@ -19,5 +20,7 @@ pub mod names;
 pub mod network;
 pub mod ops;
 pub mod parallel;
+pub mod pixels;
+pub mod processors;
 pub mod random;
 pub mod train;

@@ -9,7 +9,8 @@ use clap::{Parser, ValueEnum, value_parser};
 use serde_json::{Value, json};
 
 use crate::data::{Source, Split};
-use crate::model::{ParamTable, weights};
+use crate::model::ParamTable;
+use crate::model::formats::{self, TrainedModel, safetensors};
 use crate::ops::cuda::Precision;
 use crate::ops::{Ops, Weights};
 use crate::train::checkpoint::{self, Checkpoint};
@@ -114,13 +115,13 @@ impl EvalFlags {
     }
 
     fn export(&self, read: &Checkpoint, file: &Path, out: &mut dyn Write) -> Result<(), EvalError> {
-        let table = ParamTable::new(&read.architecture);
         let values = match self.weights {
             Kind::Raw => &read.state.parameters,
             Kind::Ema => &read.state.ema,
         };
-        weights::export(file, &table, values, read.metadata.step, self.force).map_err(TrainError::from)?;
-        let tensors = weights::listing(&table).len();
+        let model = TrainedModel { architecture: &read.architecture, values, steps: read.metadata.step };
+        formats::export(file, &model, self.force).map_err(TrainError::from)?;
+        let tensors = safetensors::listing(&ParamTable::new(&read.architecture)).len();
         if self.json {
             writeln!(out, "{}", json!({ "file": file.display().to_string(), "tensors": tensors }))?;
         } else {

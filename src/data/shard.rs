@@ -7,12 +7,12 @@
 //! samples  one after the other, no gaps    raw rows of 1 or 3 bytes a pixel, or a JPEG file
 //! ```
 //!
-//! Everything is little-endian and of fixed width, so that the index is used where it lies. The file's length
-//! stands in the header and the samples follow each other without gaps, so a cut anywhere, a byte appended and a
-//! byte changed anywhere are all seen: before the samples by the header's CRC, in a sample by its own.
+//! Everything is little-endian and of fixed width, so that the index is used in the mapped file. The header holds the
+//! file's length and the samples follow each other without gaps, so that truncation, an appended byte and a changed
+//! byte are all detected: before the samples by the header's CRC, in a sample by the sample's CRC.
 //!
-//! A map stays valid only while the file keeps its length: a shard cut short by another program *while it is
-//! being read* ends the process with SIGBUS, as with every memory map. Nothing here writes to a finished shard.
+//! A map stays valid only while the file keeps its length: if another program truncates a shard *while it is being
+//! read*, the process ends with SIGBUS, as with every memory map. This program never writes to a finished shard.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
@@ -77,7 +77,7 @@ pub struct Record {
     pub reserved: [u8; 2],
 }
 
-/// How a sample's bytes are to be read.
+/// How a sample's bytes are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Encoding {
@@ -87,7 +87,7 @@ pub enum Encoding {
     Jpeg = 1,
 }
 
-/// One stored image.
+/// One stored image, or one to be stored.
 #[derive(Clone, Copy, Debug)]
 pub struct Sample<'a> {
     pub id: u64,
@@ -104,8 +104,8 @@ pub fn file_name(split: Split, number: u32) -> String {
     format!("{split}-{number:05}.shard")
 }
 
-/// Checks everything but the samples' bytes: header, index, their CRC, file length, order and range of every
-/// record. What it accepts can be indexed without a further check.
+/// Checks everything except the samples' bytes: header, index, their CRC, file length, order and range of every
+/// record. A shard that passes can be indexed without further checks.
 pub fn check(bytes: &[u8]) -> Result<Header, String> {
     if bytes.len() < HEADER {
         return Err(format!("{} bytes are too few for a shard: truncated, or no shard at all", bytes.len()));
@@ -118,8 +118,11 @@ pub fn check(bytes: &[u8]) -> Result<Header, String> {
         return Err(format!("shard version {}; this program reads version {VERSION}", header.version));
     }
     if header.file_length != bytes.len() as u64 {
-        let (is, was) = (bytes.len(), header.file_length);
-        return Err(format!("the file has {is} bytes, its header says {was}: truncated or altered"));
+        return Err(format!(
+            "the file has {} bytes, its header says {}: truncated or altered",
+            bytes.len(),
+            header.file_length
+        ));
     }
     let index_end = header.samples.checked_mul(RECORD as u64).and_then(|n| n.checked_add(HEADER as u64));
     if !index_end.is_some_and(|end| end <= header.data_offset && header.data_offset <= header.file_length) {
@@ -144,7 +147,7 @@ pub fn check(bytes: &[u8]) -> Result<Header, String> {
     Ok(header)
 }
 
-/// CRC-32 of header and index, the CRC's own four bytes left out.
+/// CRC-32 of header and index, without the CRC's own four bytes.
 fn header_crc(front: &[u8]) -> u32 {
     let mut hasher = crc32fast::Hasher::new();
     hasher.update(&front[..HEADER - 4]);
@@ -200,8 +203,7 @@ impl Shard {
             // An empty file cannot be mapped.
             return Err(damaged(format!("{} bytes are too few for a shard: truncated", metadata.len())));
         }
-        // SAFETY: the map is read-only and private to this process's reading; see the module's text for files cut
-        // short by others while mapped.
+        // SAFETY: the map is read-only; the module's text says what happens if another program truncates the file.
         let map = unsafe { Mmap::map(&file) }.map_err(DataError::io(path))?;
         let header = check(&map).map_err(damaged)?;
         Ok(Shard { path: path.to_owned(), map, header })
@@ -219,9 +221,9 @@ impl Shard {
         self.header.samples as usize
     }
 
-    /// The index, where it lies.
+    /// The index, in the mapped file.
     pub fn records(&self) -> &[Record] {
-        // The map starts at a page and header and records are multiples of eight bytes: the cast cannot fail.
+        // The map starts at a page, and header and records are multiples of eight bytes: the cast cannot fail.
         bytemuck::cast_slice(&self.map[HEADER..HEADER + self.samples() * RECORD])
     }
 
@@ -246,8 +248,8 @@ impl Shard {
         DataError::DamagedSample { file: self.path.clone(), sample: position as u64, problem }
     }
 
-    /// Tells the kernel that samples will be read in random order: no read-around, which would fill the page
-    /// cache with neighbours that are not wanted. To be followed by [`Shard::will_need`].
+    /// Tells the system that samples will be read in random order, so that it does not fill the page cache with
+    /// neighbours that nobody needs. [`Shard::will_need`] fetches samples instead.
     pub fn advise_random(&self) {
         let _ = self.map.advise(Advice::Random); // advice only: a refusal costs time, not correctness
     }
@@ -257,17 +259,6 @@ impl Shard {
         let record = &self.records()[position];
         let _ = self.map.advise_range(Advice::WillNeed, record.offset as usize, record.length as usize);
     }
-}
-
-/// A sample to be written.
-pub struct NewSample<'a> {
-    pub id: u64,
-    pub label: u32,
-    pub width: u32,
-    pub height: u32,
-    pub channels: u8,
-    pub encoding: Encoding,
-    pub bytes: &'a [u8],
 }
 
 /// Writes a shard under a temporary name; [`ShardWriter::finish`] gives it its own.
@@ -316,7 +307,7 @@ impl ShardWriter {
     ///
     /// # Panics
     /// If the index has no room left.
-    pub fn push(&mut self, sample: &NewSample) -> Result<(), DataError> {
+    pub fn push(&mut self, sample: &Sample) -> Result<(), DataError> {
         let room = (self.header.data_offset as usize - HEADER) / RECORD;
         assert!(self.records.len() < room, "the shard's index is full");
         let record = Record {
@@ -342,7 +333,7 @@ impl ShardWriter {
         self.records.len()
     }
 
-    /// Writes header and index, syncs, and renames. Returns the header as written.
+    /// Writes header and index, and gives the shard its name. Returns the header as written.
     pub fn finish(mut self) -> Result<Header, DataError> {
         self.header.samples = self.records.len() as u64;
         self.header.file_length = self.next;

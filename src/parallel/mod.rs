@@ -8,7 +8,6 @@
 //!
 //! This floor knows no device and no network: it moves bytes and sums numbers.
 
-pub mod affinity;
 pub mod chain;
 pub mod environment;
 pub mod launch;

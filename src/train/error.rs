@@ -13,7 +13,7 @@ use super::report::log::LogError;
 use super::trainer::schedule::NoSteps;
 use crate::data::DataError;
 use crate::model::ModelError;
-use crate::model::weights::WeightsError;
+use crate::model::formats::WeightsError;
 use crate::ops::OpsError;
 use crate::parallel::{GroupError, Stopped};
 

@@ -4,7 +4,7 @@ use super::error::TrainError;
 use super::memory::LOADER_AHEAD;
 use super::recipe::Recipe;
 use crate::data::loader::evaluation_steps;
-use crate::data::{Form, Loader, LoaderConfig, Share, Source, Split};
+use crate::data::{Form, Loader, LoaderConfig, Policy, Share, Source, Split};
 
 /// What both kinds of loading share: the images, their form, the threads that prepare them.
 pub struct Loading<'a> {
@@ -26,7 +26,8 @@ impl Loading<'_> {
     pub fn training(&self, first_step: u64, end: u64) -> Result<Loader, TrainError> {
         let steps = end - first_step;
         let batch = self.recipe.batch_size / self.share.parts;
-        self.start(LoaderConfig { train: true, first_step, ..self.config(Split::Train, batch, steps) })
+        let augment = Some(Policy::default());
+        self.start(LoaderConfig { augment, first_step, ..self.config(Split::Train, batch, steps) })
     }
 
     /// A split in the batches of an evaluation of this recipe: its micro-batches.
@@ -47,7 +48,7 @@ impl Loading<'_> {
             resolution: self.recipe.resolution,
             crop: self.recipe.crop,
             form: self.form,
-            train: false,
+            augment: None,
             seed: self.recipe.seed,
             first_step: 0,
             steps,

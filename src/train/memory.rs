@@ -7,11 +7,11 @@ use serde::Serialize;
 
 use super::device::Hardware;
 use super::recipe::{Recipe, RecipeError};
-use crate::data::raw::RawBatch;
 use crate::model::{Architecture, ParamTable};
 use crate::network::{Network, NetworkConfig};
 use crate::ops::{Device, Kind, Plan};
 use crate::parallel::World;
+use crate::pixels::raw_batch_bytes;
 
 /// Batches that exist beside the one in use; see [`crate::data::loader`].
 pub const LOADER_AHEAD: usize = 3;
@@ -123,6 +123,7 @@ fn with_available(
 ) -> MemoryPlan {
     let trainable = table.trainable() as u64 * 4;
     let total = table.total() as u64 * 4;
+    let slots = recipe.update().rule.slots().len() as u64;
     // A GPU reserves room for the moving average even if the run keeps none. The loader's batches and a checkpoint are
     // in the memory of the host.
     let ema = if recipe.ema > 0.0 || own_memory { total } else { 0 };
@@ -131,7 +132,7 @@ fn with_available(
     let (weights, checkpoint, images) = if own_memory {
         (gpu_weights(&plan, table, device), 0, gpu_batches(device, recipe.micro_batch, recipe.resolution))
     } else {
-        (total, total + ema + 2 * trainable, (1 + LOADER_AHEAD) as u64 * recipe.batch_size as u64 * area)
+        (total, total + ema + slots * trainable, (1 + LOADER_AHEAD) as u64 * recipe.batch_size as u64 * area)
     };
     let mut plan = MemoryPlan {
         micro_batch: recipe.micro_batch,
@@ -141,7 +142,7 @@ fn with_available(
         workspace: plan.workspace_bytes() as u64,
         weights,
         gradients: trainable,
-        optimizer: 2 * trainable,
+        optimizer: slots * trainable,
         ema,
         checkpoint,
         images,
@@ -169,7 +170,7 @@ fn gpu_weights(plan: &Plan, table: &ParamTable, device: &impl Device) -> u64 {
 /// Bytes of two batches that are copied to a GPU, with their labels. Raw images count with their largest size.
 fn gpu_batches(device: &impl Device, images: usize, resolution: usize) -> u64 {
     let image =
-        if device.prepares_images() { RawBatch::bytes(1, resolution) } else { resolution * resolution * 3 };
+        if device.prepares_images() { raw_batch_bytes(1, resolution) } else { resolution * resolution * 3 };
     (2 * images * (image + 4)) as u64
 }
 
@@ -186,8 +187,8 @@ pub fn evaluation_need(
     if !own_memory {
         return passes;
     }
-    // The device reserves room for the moving average, the gradients and the optimiser even without training.
-    let state = (4 * (table.total() + 3 * table.trainable())) as u64;
+    // The device reserves room for the moving average and the gradients even without training.
+    let state = (4 * (table.total() + table.trainable())) as u64;
     passes + state + gpu_weights(plan, table, device) + gpu_batches(device, images, resolution)
 }
 

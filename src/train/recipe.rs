@@ -17,7 +17,7 @@ use crate::data::CropMode;
 use crate::model::{Architecture, BatchNormConfig, ModelError, Padding, Variant};
 use crate::names;
 use crate::network::NetworkConfig;
-use crate::ops::{RmsPropForm, Rule, Statistics, Update};
+use crate::ops::{RmsPropForm, Rule, Statistics, Update, Weights};
 
 /// The optimisers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Display, EnumString, VariantNames)]
@@ -251,6 +251,11 @@ impl Recipe {
             label_smoothing: self.label_smoothing,
             step_images: self.batch_size,
         }
+    }
+
+    /// The sets of weights that a run evaluates: the trained ones and, where one is kept, their moving average.
+    pub fn weights(&self) -> &'static [Weights] {
+        if self.ema > 0.0 { &[Weights::Raw, Weights::Ema] } else { &[Weights::Raw] }
     }
 
     /// The optimiser's step.

@@ -1,12 +1,12 @@
 //! After warm-up the loader allocates nothing large: batches are recycled and each thread keeps its buffers.
 
-use effnet::data::{CropMode, Form, Loader, LoaderConfig, Share, Split};
+use effnet::data::{CropMode, Form, Loader, LoaderConfig, Policy, Share, Split};
 
 use crate::{alone, data_support, large_allocations};
 
-/// 20,000 samples, so that a permutation alone is above the bound, and ten epochs' ends within the run.
+/// 20,000 samples, so that a permutation alone is larger than the bound; the run crosses the ends of ten epochs.
 #[test]
-fn loader_allocates_nothing_large_once_warm() {
+fn loader_allocates_nothing_large_after_warm_up() {
     let _alone = alone();
     let dir = tempfile::tempdir().unwrap();
     data_support::pack_grey(dir.path(), 20_000, 10, 12, 1 << 20);
@@ -24,7 +24,7 @@ fn loader_allocates_nothing_large_once_warm() {
             resolution: 32,
             crop,
             form,
-            train: true,
+            augment: Some(Policy::Standard),
             seed: 0,
             first_step: 0,
             steps: 40,

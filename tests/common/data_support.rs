@@ -1,5 +1,5 @@
 //! Small sets for the tests of the data path.
-#![allow(dead_code)] // each test uses its part
+#![allow(dead_code)] // each test uses a part
 
 use std::io::Write;
 use std::path::Path;
@@ -10,7 +10,7 @@ use effnet::data::{Dataset, Source};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 
-/// Bytes that do not repeat: a multiplicative hash of their place.
+/// Bytes that do not repeat: a multiplicative hash of their position.
 pub fn noise(place: u64) -> u8 {
     (place.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 56) as u8
 }

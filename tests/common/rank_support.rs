@@ -39,8 +39,7 @@ pub struct Step {
     /// Trainable.
     pub parameters: Vec<f32>,
     pub running: Vec<f32>,
-    pub mean_square: Vec<f32>,
-    pub momentum: Vec<f32>,
+    pub slots: [Vec<f32>; 2],
 }
 
 impl Trial {
@@ -66,7 +65,7 @@ impl Trial {
             ..NetworkConfig::inference(images)
         };
         let network = Network::new(&arch, &table, config);
-        let passes = network.record(&CudaDevice { precision }).passes;
+        let passes = network.itinerary(&CudaDevice { precision }).passes();
         let buckets = Buckets::new(&passes, table.trainable(), 16 << 10);
         assert!(buckets.iter().len() >= 3, "{buckets:?}");
         let rule = Rule::RmsProp { form: RmsPropForm::PyTorch, alpha: 0.9, momentum: 0.9, eps: 0.01 };
@@ -129,11 +128,11 @@ impl Trial {
                 }
                 ops.unpack_batch(slot, &target)?;
                 for (number, pass) in passes.iter().enumerate() {
-                    pass.run(ops)?;
+                    ops.run(pass)?;
                     let complete = buckets.after(number).filter(|_| last);
                     complete.into_iter().try_for_each(|bucket| ops.reduce(bucket))?;
                 }
-                if last { ops.update(&self.update) } else { Ok(()) }
+                if last { ops.run(&self.update.into()) } else { Ok(()) }
             })?;
         }
         ops.end_step()?;
@@ -151,9 +150,8 @@ impl Trial {
         };
         let mut parameters = read(Buffer::Parameters, total)?;
         let running = parameters.split_off(trainable);
-        let (mean_square, momentum) =
-            (read(Buffer::MeanSquare, trainable)?, read(Buffer::Momentum, trainable)?);
-        Ok(Step { figures, scale: ops.loss_scale()?, parameters, running, mean_square, momentum })
+        let slots = [read(Buffer::Slot(0), trainable)?, read(Buffer::Slot(1), trainable)?];
+        Ok(Step { figures, scale: ops.loss_scale()?, parameters, running, slots })
     }
 
     /// All steps on one rank that adds up.
@@ -177,14 +175,14 @@ impl Trial {
 
 /// All but the running statistics, bit by bit.
 pub fn same(got: &Step, expected: &Step, what: &str) {
-    let Step { figures, scale, parameters, mean_square, momentum, .. } = got;
+    let Step { figures, scale, parameters, slots, .. } = got;
     assert_eq!(figures.loss.to_bits(), expected.figures.loss.to_bits(), "{what}: the loss");
     assert_eq!(figures, &expected.figures, "{what}");
     assert_eq!(scale, &expected.scale, "{what}");
     for (name, one, other) in [
         ("parameters", parameters, &expected.parameters),
-        ("mean square", mean_square, &expected.mean_square),
-        ("momentum", momentum, &expected.momentum),
+        ("mean square", &slots[0], &expected.slots[0]),
+        ("momentum", &slots[1], &expected.slots[1]),
     ] {
         let different = one.iter().zip(other).filter(|(a, b)| a.to_bits() != b.to_bits()).count();
         assert_eq!(different, 0, "{what}: {name} of {}", one.len());

@@ -1,4 +1,4 @@
-//! Damaged bytes, fed to every reader: each cut and each changed byte is seen, and nothing panics.
+//! Damaged bytes for every reader: each truncation and each changed byte is detected, and nothing panics.
 
 use std::fs;
 use std::path::Path;
@@ -14,7 +14,7 @@ use effnet::data::shard::{Header, Record, Shard, check};
 use effnet::data::{DataError, Dataset, Split};
 use proptest::prelude::*;
 
-/// Whether reading all of a shard finds fault with it.
+/// Whether reading all of a shard finds damage.
 fn shard_fails(path: &Path) -> bool {
     match Shard::open(path) {
         Err(_) => true,
@@ -23,7 +23,7 @@ fn shard_fails(path: &Path) -> bool {
 }
 
 #[test]
-fn every_changed_byte_and_every_cut_of_a_shard_is_seen() {
+fn shard_detects_every_changed_byte_and_every_cut() {
     let dir = tempfile::tempdir().unwrap();
     pack_grey(dir.path(), 6, 3, 7, 1 << 20);
     let path = dir.path().join("train-00000.shard");
@@ -37,7 +37,7 @@ fn every_changed_byte_and_every_cut_of_a_shard_is_seen() {
             fs::write(&path, &bytes).unwrap();
             assert!(shard_fails(&path), "byte {at} changed by {bits:02x}");
             if at >= 64 + 6 * 40 {
-                // In a sample: that sample alone is lost, and named.
+                // Within a sample: only that sample is lost, and the error names it.
                 let shard = Shard::open(&path).unwrap();
                 let hit = (at - 64 - 6 * 40) / 49;
                 for sample in 0..6 {
@@ -62,7 +62,7 @@ fn every_changed_byte_and_every_cut_of_a_shard_is_seen() {
 }
 
 #[test]
-fn every_changed_byte_and_every_cut_of_the_manifest_is_seen() {
+fn manifest_detects_every_changed_byte_and_every_cut() {
     let dir = tempfile::tempdir().unwrap();
     pack_grey(dir.path(), 6, 3, 7, 1 << 20);
     let sound = fs::read(dir.path().join(MANIFEST)).unwrap();
@@ -80,7 +80,7 @@ fn every_changed_byte_and_every_cut_of_the_manifest_is_seen() {
 }
 
 #[test]
-fn a_shard_of_another_set_or_split_is_foreign() {
+fn shard_of_another_set_or_split_is_refused() {
     let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     pack_grey(one.path(), 20, 20, 7, 1 << 20);
     pack_grey(two.path(), 21, 20, 7, 1 << 20);
@@ -99,7 +99,7 @@ fn a_shard_of_another_set_or_split_is_foreign() {
 }
 
 #[test]
-fn verify_goes_on_after_damage() {
+fn verify_continues_after_damage() {
     let dir = tempfile::tempdir().unwrap();
     let summary = pack_grey(dir.path(), 40, 10, 28, 8 << 10);
     assert!(summary.train.shards >= 4);
@@ -130,7 +130,7 @@ fn read_labels(bytes: &[u8]) -> Result<Vec<u8>, DataError> {
 }
 
 #[test]
-fn idx_files_cut_or_with_a_changed_header_are_seen() {
+fn idx_files_detect_every_cut_and_every_changed_header_byte() {
     let images = idx_images(5, 4, 3, 0);
     let numbers = idx_labels(9, 3);
     assert_eq!(read_images(&images).unwrap().concat(), images[16..]);
@@ -153,7 +153,7 @@ fn idx_files_cut_or_with_a_changed_header_are_seen() {
             assert!(read_labels(&bytes).is_err(), "labels, byte {at} changed by {bits:02x}");
         }
     }
-    // Zipped, everything is under gzip's checksum but its own notes (time, system, flags of no effect).
+    // In a gzip file the checksum covers everything except gzip's own notes (time, system, flags without effect).
     let (zipped_images, zipped_labels) = (gzip(&images), gzip(&numbers));
     assert_eq!(read_images(&zipped_images).unwrap().concat(), images[16..]);
     for length in 0..zipped_images.len() {
@@ -172,7 +172,7 @@ fn idx_files_cut_or_with_a_changed_header_are_seen() {
 }
 
 #[test]
-fn idx_sets_that_do_not_fit_together_are_refused() {
+fn idx_files_that_do_not_fit_together_are_refused() {
     let (images, numbers) = (idx_images(10, 4, 4, 0), idx_labels(10, 5));
     let dir = tempfile::tempdir().unwrap();
     let try_with = |set: &IdxSet, names: Option<&[&str]>| {
@@ -208,7 +208,7 @@ fn idx_sets_that_do_not_fit_together_are_refused() {
 }
 
 #[test]
-fn every_cut_of_an_image_file_is_seen() {
+fn image_file_detects_every_cut() {
     let bytes: Vec<u8> = (0..40 * 30 * 3).map(noise).collect();
     let pixels = Pixels { width: 40, height: 30, channels: 3, bytes };
     let jpeg = encode_jpeg(&pixels, 80).unwrap();
@@ -222,7 +222,7 @@ fn every_cut_of_an_image_file_is_seen() {
     for length in 0..jpeg.len() {
         assert!(decode_file(&jpeg[..length]).is_err(), "JPEG cut to {length} of {}", jpeg.len());
     }
-    // Behind the pixels' chunk stands only the end chunk of 12 bytes, which tells nothing.
+    // After the pixels only the end chunk of 12 bytes follows, which holds nothing.
     for length in 0..png.len() - 12 {
         assert!(decode_file(&png[..length]).is_err(), "PNG cut to {length} of {}", png.len());
     }
@@ -239,8 +239,8 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn arbitrary_bytes_never_panic(mut bytes in prop::collection::vec(any::<u8>(), 0..600), start in 0..6) {
-        // Some start as the real ones do, to come past the first check.
+    fn readers_never_panic_on_arbitrary_bytes(mut bytes in prop::collection::vec(any::<u8>(), 0..600), start in 0..6) {
+        // Some start like real files, to pass the first check.
         let starts: [&[u8]; 6] = [
             b"", b"EFNSHARD\x01\0\0\0", b"{\"format\":\"effnet dataset\",\"version\":1", b"\x1f\x8b\x08",
             b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR",
@@ -255,9 +255,9 @@ proptest! {
         let _ = decode_jpeg(&bytes, 8, 8, 3, &mut Vec::new());
     }
 
-    /// A hostile shard: the checksum fits, the numbers do not. What passes can be read to the end.
+    /// A hostile shard: the checksum is right, the numbers are not. A shard that passes can be read to the end.
     #[test]
-    fn numbers_under_a_fitting_checksum_are_checked(
+    fn shard_numbers_under_a_right_checksum_are_checked(
         at in 0_usize..64 + 3 * 40,
         value in prop_oneof![Just(u64::MAX), Just(1 << 63), Just(1 << 32), Just(0), any::<u64>(), 0_u64..400],
     ) {
@@ -286,9 +286,9 @@ proptest! {
         }
     }
 
-    /// Bytes of a JPEG changed: an error or some picture of the stated size, never a panic.
+    /// A JPEG with changed bytes: an error or some picture of the stated size, never a panic.
     #[test]
-    fn changed_jpegs_never_panic(changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4)) {
+    fn jpeg_with_changed_bytes_never_panics(changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4)) {
         let bytes = (0..24 * 24 * 3).map(noise).collect();
         let mut jpeg = encode_jpeg(&Pixels { width: 24, height: 24, channels: 3, bytes }, 90).unwrap();
         for (at, value) in changes {
@@ -304,19 +304,12 @@ proptest! {
 }
 
 #[test]
-fn a_sample_that_is_sound_but_no_jpeg_is_an_error() {
-    use effnet::data::shard::{Encoding, NewSample, ShardWriter};
+fn sample_with_a_right_checksum_but_no_jpeg_is_an_error() {
+    use effnet::data::shard::{Encoding, Sample, ShardWriter};
     let dir = tempfile::tempdir().unwrap();
     let mut writer = ShardWriter::create(dir.path(), Split::Train, 0, 2, 1).unwrap();
-    let sample = NewSample {
-        id: 0,
-        label: 1,
-        width: 9,
-        height: 9,
-        channels: 3,
-        encoding: Encoding::Jpeg,
-        bytes: b"no",
-    };
+    let sample =
+        Sample { id: 0, label: 1, width: 9, height: 9, channels: 3, encoding: Encoding::Jpeg, bytes: b"no" };
     writer.push(&sample).unwrap();
     writer.finish().unwrap();
     let shard = Shard::open(&dir.path().join("train-00000.shard")).unwrap();

@@ -1,11 +1,11 @@
-//! What the loader hands out: order, bytes, ends, errors. Nothing may depend on the number of threads.
+//! The loader's batches: order, bytes, ends, errors. Nothing may depend on the number of threads.
 
 use std::collections::HashSet;
 
 use crate::data_support::{flip, open, pack_grey};
 use effnet::data::loader::evaluation_steps;
 use effnet::data::sampler::{Sampler, permute};
-use effnet::data::{Batch, CropMode, DataError, Form, Loader, LoaderConfig, Share, Source, Split};
+use effnet::data::{Batch, CropMode, DataError, Form, Loader, LoaderConfig, Policy, Share, Source, Split};
 
 const CONFIG: LoaderConfig = LoaderConfig {
     split: Split::Train,
@@ -14,7 +14,7 @@ const CONFIG: LoaderConfig = LoaderConfig {
     resolution: 32,
     crop: CropMode::Pad,
     form: Form::Squares,
-    train: true,
+    augment: Some(Policy::Standard),
     seed: 3,
     first_step: 0,
     steps: 12,
@@ -33,7 +33,7 @@ fn all(source: &Source, config: LoaderConfig) -> Vec<Batch> {
 }
 
 #[test]
-fn bytes_do_not_depend_on_threads_or_recycling() {
+fn squares_do_not_depend_on_threads_or_recycling() {
     let dir = tempfile::tempdir().unwrap();
     pack_grey(dir.path(), 50, 20, 28, 8 << 10);
     let packed = open(dir.path());
@@ -42,7 +42,8 @@ fn bytes_do_not_depend_on_threads_or_recycling() {
         [(&packed, CropMode::Pad), (&packed, CropMode::Resized), (&made_up, CropMode::Resized)]
     {
         for train in [true, false] {
-            let config = LoaderConfig { crop, train, ..CONFIG };
+            let augment = train.then_some(Policy::Standard);
+            let config = LoaderConfig { crop, augment, ..CONFIG };
             let expected = all(source, config.clone());
             assert_eq!(expected.len(), if train { 12 } else { 4 });
             for threads in [2, 7] {
@@ -59,7 +60,7 @@ fn bytes_do_not_depend_on_threads_or_recycling() {
     }
 }
 
-/// The bytes of raw batches that are sent; what the images are is compared in `image.rs`.
+/// The bytes of raw batches that are sent; `image.rs` compares the images themselves.
 #[test]
 fn raw_batches_do_not_depend_on_threads_or_recycling() {
     let dir = tempfile::tempdir().unwrap();
@@ -69,7 +70,8 @@ fn raw_batches_do_not_depend_on_threads_or_recycling() {
         [(&packed, CropMode::Pad), (&packed, CropMode::Resized), (&made_up, CropMode::Resized)]
     {
         for train in [true, false] {
-            let config = LoaderConfig { crop, train, form: Form::Raw { images: 8 }, ..CONFIG };
+            let augment = train.then_some(Policy::Standard);
+            let config = LoaderConfig { crop, augment, form: Form::Raw { images: 8 }, ..CONFIG };
             let expected = all(source, config.clone());
             assert_eq!(expected.len(), if train { 12 } else { 4 });
             for threads in [1, 7] {
@@ -91,7 +93,7 @@ fn raw_batches_do_not_depend_on_threads_or_recycling() {
 }
 
 #[test]
-fn resuming_at_a_step_gives_the_rest() {
+fn loader_started_at_a_step_gives_the_rest() {
     let dir = tempfile::tempdir().unwrap();
     pack_grey(dir.path(), 50, 20, 28, 8 << 10);
     let source = open(dir.path());
@@ -103,7 +105,7 @@ fn resuming_at_a_step_gives_the_rest() {
 }
 
 #[test]
-fn every_sample_comes_once_an_epoch_in_another_order_each_time() {
+fn sampler_gives_every_sample_once_per_epoch_in_a_new_order() {
     let (samples, batch) = (53, 16);
     let mut sampler = Sampler::shuffled(9, samples, batch);
     let (mut places, mut row) = (Vec::new(), Vec::new());
@@ -134,9 +136,9 @@ fn every_sample_comes_once_an_epoch_in_another_order_each_time() {
     );
 }
 
-/// Each value should come to each place equally often; the sum of squared deviations is chi-squared.
+/// Each value should come to each place equally often; the sum of squared deviations has a chi-squared distribution.
 #[test]
-fn permutations_are_uniform() {
+fn permutation_is_uniform() {
     const N: usize = 6;
     let rounds = 12_000;
     let mut counts = [[0_u32; N]; N];
@@ -161,7 +163,7 @@ fn evaluation_covers_the_split_in_order_with_a_partial_last_batch() {
     let dir = tempfile::tempdir().unwrap();
     pack_grey(dir.path(), 50, 37, 28, 4 << 10);
     let source = open(dir.path());
-    let config = LoaderConfig { split: Split::Val, train: false, steps: u64::MAX, threads: 3, ..CONFIG };
+    let config = LoaderConfig { split: Split::Val, augment: None, steps: u64::MAX, threads: 3, ..CONFIG };
     let batches = all(&source, config);
     assert_eq!(batches.len() as u64, evaluation_steps(37, 16, Share::WHOLE));
     assert_eq!(batches.iter().map(|batch| batch.images).collect::<Vec<_>>(), [16, 16, 5]);
@@ -187,11 +189,11 @@ fn evaluation_covers_the_split_in_order_with_a_partial_last_batch() {
     assert!(batches[2].labels[5..].iter().all(|&label| label == 0));
 }
 
-/// A recycled buffer holds old pixels; they must not shine through a partial batch.
+/// A recycled buffer holds old pixels, which must not appear in a partial batch.
 #[test]
-fn a_recycled_partial_batch_is_clean() {
+fn recycled_partial_batch_is_clean() {
     let source = Source::synthetic(2, 20, 11, 32).unwrap();
-    let config = LoaderConfig { split: Split::Val, train: false, batch: 4, ahead: 1, ..CONFIG };
+    let config = LoaderConfig { split: Split::Val, augment: None, batch: 4, ahead: 1, ..CONFIG };
     let mut loader = Loader::start(source, config).unwrap();
     while let Some(batch) = loader.next().unwrap() {
         assert!(batch.pixels[batch.images * 3072..].iter().all(|&value| value == 0));
@@ -200,7 +202,7 @@ fn a_recycled_partial_batch_is_clean() {
 }
 
 #[test]
-fn a_damaged_sample_is_named_in_the_turn_of_its_step() {
+fn damaged_sample_is_named_in_the_turn_of_its_step() {
     let dir = tempfile::tempdir().unwrap();
     pack_grey(dir.path(), 40, 10, 28, 1 << 20);
     let shard = dir.path().join("train-00000.shard");
@@ -209,7 +211,7 @@ fn a_damaged_sample_is_named_in_the_turn_of_its_step() {
     flip(&shard, start + sample * 784 + 99, 0x10);
     let source = open(dir.path());
     let mut loader =
-        Loader::start(source, LoaderConfig { batch: 4, train: false, steps: 10, threads: 2, ..CONFIG })
+        Loader::start(source, LoaderConfig { batch: 4, augment: None, steps: 10, threads: 2, ..CONFIG })
             .unwrap();
     for _ in 0..4 {
         loader.next().unwrap().unwrap();
@@ -221,7 +223,7 @@ fn a_damaged_sample_is_named_in_the_turn_of_its_step() {
 }
 
 #[test]
-fn settings_that_make_no_sense_are_refused() {
+fn loader_refuses_settings_that_make_no_sense() {
     let source = Source::synthetic(2, 8, 2, 32).unwrap();
     for config in [
         LoaderConfig { batch: 0, ..CONFIG },
@@ -237,7 +239,7 @@ fn settings_that_make_no_sense_are_refused() {
     }
 }
 
-/// The made-up classes can be told apart by their mean colours alone, by a rule learnt on one half.
+/// The synthetic classes can be distinguished by their mean colours alone, with a rule learnt on the training images.
 #[test]
 fn synthetic_classes_can_be_learnt() {
     let source = Source::synthetic(10, 400, 200, 32).unwrap();
@@ -270,9 +272,9 @@ fn synthetic_classes_can_be_learnt() {
     assert_ne!(one, two, "training and validation images of one class differ");
 }
 
-/// Whatever the number of parts, a step has the same samples in the same order, and so has an evaluation.
+/// For any number of parts, a step has the same samples in the same order, and an evaluation has too.
 #[test]
-fn shares_of_a_step_make_up_the_step() {
+fn share_of_every_process_together_is_the_whole_step() {
     let source = Source::synthetic(5, 50, 37, 32).unwrap();
     let pixels =
         |batch: &Batch| batch.pixels.chunks_exact(32 * 32 * 3).map(<[u8]>::to_vec).collect::<Vec<_>>();
@@ -290,7 +292,7 @@ fn shares_of_a_step_make_up_the_step() {
             }
         }
     }
-    let evaluation = LoaderConfig { split: Split::Val, train: false, batch: 4, steps: u64::MAX, ..CONFIG };
+    let evaluation = LoaderConfig { split: Split::Val, augment: None, batch: 4, steps: u64::MAX, ..CONFIG };
     let whole = all(&source, evaluation.clone());
     for parts in [2, 3, 7, 12] {
         let mut seen = 0;

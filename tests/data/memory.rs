@@ -1,12 +1,13 @@
-//! A set larger than the memory that the process may use: the loader reads it through a shared map, so an epoch
-//! passes under a limit on the process's own (anonymous, writable) memory.
+//! A set larger than the memory that the process may use. The loader reads it through a shared map, so an epoch
+//! succeeds under a limit on the process's own (anonymous, writable) memory.
 #![cfg(target_os = "linux")]
 
 use std::path::PathBuf;
 use std::process::Command;
 
 use crate::data_support;
-use effnet::data::{CropMode, Form, Loader, LoaderConfig, Share, Split};
+use effnet::data::{CropMode, Form, Loader, LoaderConfig, Policy, Share, Split};
+use rustix::process::{Resource, Rlimit, setrlimit};
 
 const LIMIT: usize = 40 << 20;
 const VARIABLE: &str = "EFFNET_TEST_MEMORY_SET";
@@ -18,13 +19,12 @@ fn anonymous() -> usize {
     line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() << 10
 }
 
-/// Runs as a process of its own, started by the test below; does nothing otherwise.
+/// Runs as its own process, started by the test below; otherwise it does nothing.
 #[test]
-fn an_epoch_under_the_limit() {
+fn epoch_under_the_limit() {
     let Some(dir) = std::env::var_os(VARIABLE).map(PathBuf::from) else { return };
-    let limit = libc::rlimit { rlim_cur: LIMIT as u64, rlim_max: LIMIT as u64 };
-    // SAFETY: a valid pointer to a limit; only this process is concerned.
-    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_DATA, &limit) }, 0);
+    let limit = Rlimit { current: Some(LIMIT as u64), maximum: Some(LIMIT as u64) };
+    setrlimit(Resource::Data, limit).unwrap();
     let mut too_much: Vec<u8> = Vec::new();
     assert!(too_much.try_reserve_exact(LIMIT).is_err(), "the limit has no effect");
 
@@ -36,7 +36,7 @@ fn an_epoch_under_the_limit() {
         resolution: 64,
         crop: CropMode::Resized,
         form: Form::Squares,
-        train: true,
+        augment: Some(Policy::Standard),
         seed: 0,
         first_step: 0,
         steps: source.samples(Split::Train) as u64 / 8,
@@ -55,13 +55,13 @@ fn an_epoch_under_the_limit() {
 }
 
 #[test]
-fn a_set_larger_than_memory_is_read() {
+fn set_larger_than_memory_is_read() {
     let dir = tempfile::tempdir().unwrap();
     // 320 images of 512 × 512: 80 MiB in ten shards, twice the limit.
     let summary = data_support::pack_grey(dir.path(), 320, 5, 512, 8 << 20);
     assert!(summary.train.bytes >= 2 * LIMIT as u64 && summary.train.shards >= 10);
     let output = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "memory::an_epoch_under_the_limit", "--nocapture", "--test-threads=1"])
+        .args(["--exact", "memory::epoch_under_the_limit", "--nocapture", "--test-threads=1"])
         .env(VARIABLE, dir.path())
         .output()
         .unwrap();

@@ -1,4 +1,4 @@
-//! The program `effnet-pack`, as a user meets it.
+//! The program `effnet-pack`, as a user runs it.
 
 use std::collections::HashSet;
 use std::fs;
@@ -7,12 +7,12 @@ use std::path::Path;
 
 use crate::data_support::{flip, gzip, idx_images, idx_labels, noise};
 use assert_cmd::Command;
-use effnet::data::pack::PARTIAL;
+use effnet::data::dataset::PARTIAL;
 use effnet::data::{CropMode, Dataset, Split, evaluate_image};
 use image::{DynamicImage, GrayImage, ImageFormat, Luma, Rgb, RgbImage, RgbaImage};
 use tempfile::TempDir;
 
-/// What a run of the program gave: exit status, stdout, stderr.
+/// The result of a run of the program: exit status, stdout, stderr.
 struct Ran {
     status: i32,
     out: String,
@@ -89,7 +89,7 @@ fn files(dir: &Path) -> Vec<(String, Vec<u8>)> {
 }
 
 #[test]
-fn train_and_val_folders_are_packed_as_they_are() {
+fn split_folders_are_packed_as_they_are() {
     let dir = TempDir::new().unwrap();
     let (source, out) = (dir.path().join("images"), dir.path().join("packed"));
     class_folder(&source.join("train"), 5);
@@ -152,7 +152,7 @@ fn class_folders_are_split_by_class_and_reproducibly() {
 }
 
 #[test]
-fn encodings_sizes_and_shards() {
+fn pack_follows_encoding_size_and_shard_options() {
     let dir = TempDir::new().unwrap();
     let source = dir.path().join("images");
     class_folder(&source, 6);
@@ -194,7 +194,7 @@ fn encodings_sizes_and_shards() {
     assert!((deviation[1] - 0.288).abs() < 0.01, "{deviation:?}");
 }
 
-/// A JPEG with an EXIF orientation of 6: to be turned a quarter clockwise.
+/// A JPEG with an EXIF orientation; 6 means a quarter turn clockwise.
 fn with_orientation(jpeg: &[u8], orientation: u8) -> Vec<u8> {
     let mut exif = b"\xff\xe1\0\x22Exif\0\0MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0".to_vec();
     exif.push(orientation);
@@ -204,7 +204,7 @@ fn with_orientation(jpeg: &[u8], orientation: u8) -> Vec<u8> {
 }
 
 #[test]
-fn odd_images_are_made_plain_and_counted() {
+fn unusual_images_are_made_plain_and_counted() {
     let dir = TempDir::new().unwrap();
     let source = dir.path().join("images");
     class_folder(&source.join("train"), 2);
@@ -220,7 +220,7 @@ fn odd_images_are_made_plain_and_counted() {
     let upright = jpeg_bytes(&picture(40, 24, 1));
     fs::write(odd.join("e-turned.jpg"), with_orientation(&upright, 6)).unwrap();
     fs::write(odd.join("f-plain.jpg"), with_orientation(&upright, 1)).unwrap();
-    // A JPEG under a PNG's name, as large collections have them.
+    // A JPEG with a PNG's name; large collections have such files.
     fs::write(odd.join("g-misnamed.png"), &upright).unwrap();
 
     let out = dir.path().join("out");
@@ -234,7 +234,7 @@ fn odd_images_are_made_plain_and_counted() {
     assert_eq!((cmyk.width, cmyk.height, cmyk.channels), (16, 12, 3));
     assert!(
         cmyk.bytes.chunks(3).all(|p| p[0] > 250 && p[1] < 5 && p[2] < 5),
-        "full magenta and yellow is red"
+        "full magenta with full yellow is red"
     );
     assert_eq!(sample(1).bytes[..9], [10, 20, 30, 200, 100, 50, 0, 0, 255]);
     assert_eq!((sample(2).channels, &sample(2).bytes[..4]), (1, &[0, 50, 100, 150][..]));
@@ -243,7 +243,7 @@ fn odd_images_are_made_plain_and_counted() {
     assert_eq!((turned.width, turned.height, plain.width, plain.height), (24, 40, 40, 24));
     for y in 0..24 {
         for x in 0..40 {
-            // A quarter clockwise: what was at the left bottom comes to the left top.
+            // A quarter turn clockwise: the lower left corner becomes the upper left one.
             let from = (y * 40 + x) * 3;
             let to = (x * 24 + 23 - y) * 3;
             assert_eq!(turned.bytes[to..to + 3], plain.bytes[from..from + 3]);
@@ -251,7 +251,7 @@ fn odd_images_are_made_plain_and_counted() {
     }
     assert_eq!(sample(6).bytes, plain.bytes);
 
-    // Kept as JPEG, the turned one is encoded anew, upright; the plain one is the file.
+    // As a JPEG, the turned one is encoded again, upright; the plain one is stored as the file.
     let out = dir.path().join("kept");
     pack_ok(&[text(&source), text(&out)]);
     let dataset = Dataset::open(&out).unwrap();
@@ -298,7 +298,7 @@ fn broken_images_are_left_out_listed_and_counted() {
     }
     let dataset = Dataset::open(&out).unwrap();
     assert_eq!(dataset.class_counts(Split::Train), [4, 4]);
-    // Ids stay those of the source's list, so that what is left out moves no other sample's draws.
+    // Ids are those of the source's list, so that images left out do not change other samples' draws.
     let last = dataset.sample(Split::Train, 7).unwrap();
     assert_eq!(last.id, 7 + broken);
     assert!(pack_ok(&["--verify", text(&out)]).contains("all sound"));
@@ -308,7 +308,7 @@ fn broken_images_are_left_out_listed_and_counted() {
     assert_eq!(value["broken"].as_array().unwrap().len() as u64, broken);
     assert_eq!((&value["train"]["images"], &value["classes"]), (&8.into(), &2.into()));
 
-    // A class of which nothing is left is said; a split of which nothing is left is an error.
+    // An empty class is a warning; an empty split is an error.
     for number in 0..4 {
         fs::write(source.join(format!("train/dog/{number:03}.jpg")), "x").unwrap();
     }
@@ -356,7 +356,7 @@ fn idx_files_are_packed() {
 }
 
 #[test]
-fn sources_that_cannot_be_packed_are_named() {
+fn source_that_cannot_be_packed_is_named() {
     let dir = TempDir::new().unwrap();
     let out = dir.path().join("out");
     let at = |name: &str| dir.path().join(name);
@@ -372,7 +372,7 @@ fn sources_that_cannot_be_packed_are_named() {
     pack_fails(&[text(&at("hollow")), text(&out)], &["hollow/cow", "without a JPEG or PNG file"]);
     class_folder(&at("half/train"), 2);
     pack_fails(&[text(&at("half")), text(&out)], &["train/ has no val/"]);
-    // Another habit's names are no classes.
+    // Folder names of other conventions are not taken for classes.
     for name in ["train/cat", "train/dog", "valid/cat", "valid/dog", "test/cat", "test/dog"] {
         fs::create_dir_all(at("threefold").join(name)).unwrap();
     }
@@ -389,7 +389,7 @@ fn sources_that_cannot_be_packed_are_named() {
 }
 
 #[test]
-fn what_is_there_is_not_overwritten() {
+fn output_is_not_overwritten_without_force() {
     let dir = TempDir::new().unwrap();
     let (source, out) = (dir.path().join("images"), dir.path().join("out"));
     class_folder(&source, 4);
@@ -397,7 +397,7 @@ fn what_is_there_is_not_overwritten() {
     let before = files(&out);
     pack_fails(&[text(&source), text(&out)], &["holds a dataset already", "--force"]);
     assert!(files(&out) == before);
-    // Even with --force a source that cannot be packed costs nothing.
+    // Even with --force, a source that cannot be packed changes nothing.
     pack_fails(&[text(&dir.path().join("nowhere")), text(&out), "--force"], &["no such file"]);
     assert!(files(&out) == before);
     fs::write(out.join("notes.txt"), "mine").unwrap();
@@ -413,7 +413,7 @@ fn what_is_there_is_not_overwritten() {
 }
 
 #[test]
-fn a_missing_or_empty_dataset_says_how_to_make_one() {
+fn missing_or_empty_dataset_says_how_to_make_one() {
     let dir = TempDir::new().unwrap();
     let at = |name: &str| dir.path().join(name);
     fs::create_dir(at("empty")).unwrap();
@@ -490,11 +490,11 @@ fn usage_errors_have_status_2() {
     assert!(pack_ok(&["--help"]).contains("IDX"));
 }
 
-/// Killed again and again, each time a little later, and started again: ends with the bytes of a pack that was
-/// left alone. Which moments are hit is left to chance; what must hold at any moment is checked.
+/// A pack that is killed and started again, each time a little later, ends with the bytes of an undisturbed pack. The
+/// moments of the kills are left to chance; the test checks what must hold at any moment.
 #[cfg(unix)]
 #[test]
-fn a_killed_pack_goes_on_and_ends_the_same() {
+fn killed_pack_continues_and_ends_the_same() {
     let dir = TempDir::new().unwrap();
     let source = dir.path().join("idx");
     fs::create_dir(&source).unwrap();
@@ -526,15 +526,15 @@ fn a_killed_pack_goes_on_and_ends_the_same() {
         assert_eq!(output.status.code(), None, "killed, not failed");
         kills += 1;
         if killed.join("dataset.json").exists() {
-            break; // killed after its work was done
+            break; // killed after the work was done
         }
     }
     let mut found = files(&killed);
-    found.retain(|(name, _)| name != PARTIAL); // may outlive a kill between the last two steps
+    found.retain(|(name, _)| name != PARTIAL); // may remain after a kill between the last two steps
     assert!(found == files(&whole), "after {kills} kills, {resumed} shards kept");
 }
 
-/// A pack that breaks off keeps its finished shards; other options or another source do not take them over.
+/// An interrupted pack keeps its finished shards; a pack with other options or another source does not use them.
 #[test]
 fn finished_shards_are_kept_only_for_the_same_plan() {
     use effnet::data::pack::{PackOptions, pack as pack_library};
@@ -563,10 +563,10 @@ fn finished_shards_are_kept_only_for_the_same_plan() {
     assert!(files(&fresh) == files(&out));
 }
 
-/// A disk that is full: one line, and nothing that looks complete.
+/// A full disk gives one line, and nothing that looks complete.
 #[cfg(target_os = "linux")]
 #[test]
-fn a_full_disk_is_one_clear_line() {
+fn full_disk_is_one_clear_line() {
     use std::os::unix::process::CommandExt;
     let dir = TempDir::new().unwrap();
     let (source, out) = (dir.path().join("idx"), dir.path().join("out"));
@@ -591,6 +591,6 @@ fn a_full_disk_is_one_clear_line() {
     assert_eq!((output.status.code(), err.lines().count()), (Some(1), 1), "{err}");
     assert!(err.contains("train-00000.shard"), "{err}");
     assert!(!out.join("dataset.json").exists() && !out.join("train-00000.shard").exists());
-    // With room again it goes on.
+    // When there is room again, the pack continues.
     pack_ok(&[text(&source), text(&out)]);
 }

@@ -16,7 +16,7 @@ fn passes(variant: Variant) -> (ParamTable, Vec<Pass>) {
         step_images: images,
         ..NetworkConfig::inference(images)
     };
-    let passes = Network::new(&arch, &table, config).record(&CpuDevice { threads: 1 }).passes;
+    let passes = Network::new(&arch, &table, config).itinerary(&CpuDevice { threads: 1 }).passes();
     (table, passes)
 }
 

@@ -165,7 +165,7 @@ fn step_of_gradients(trial: &Trial, ops: &mut CudaOps<HostGpu>, gradients: &[f32
     ops.begin_step()?;
     ops.write_state(Buffer::Gradients, gradients)?;
     ops.reduce(&Bucket { elements: 0..gradients.len(), last: true })?;
-    ops.update(&trial.update)?;
+    ops.run(&trial.update.into())?;
     ops.end_step()?;
     trial.outcome(ops)
 }
@@ -255,13 +255,13 @@ fn nothing_is_exchanged_in_silence_or_left_out() {
         exchange::connect(ops.context(), &group).unwrap();
         let all = trial.table.trainable();
         ops.begin_step().unwrap();
-        let error = ops.update(&trial.update).unwrap_err().to_string();
+        let error = ops.run(&trial.update.into()).unwrap_err().to_string();
         assert!(error.contains(&format!("{all} gradients are not summed")), "{error}");
         ops.reduce(&Bucket { elements: 100..all, last: false }).unwrap();
         for (elements, last) in [(0..all, true), (0..99, true), (0..100, false), (50..100, true)] {
             assert!(ops.reduce(&Bucket { elements: elements.clone(), last }).is_err(), "{elements:?} {last}");
         }
-        let error = ops.update(&trial.update).unwrap_err().to_string();
+        let error = ops.run(&trial.update.into()).unwrap_err().to_string();
         assert!(error.contains("100 gradients are not summed"), "{error}");
         group.leave().unwrap();
     });

@@ -7,7 +7,7 @@ use crate::common::formula::Formula;
 use crate::common::gpu::{TestGpu, engine, on_cuda};
 use crate::common::reference::{Reference, ReferenceDevice};
 use effnet::model::{Architecture, BatchNormConfig, Padding, ParamTable, Variant, initialise};
-use effnet::network::{Network, NetworkConfig};
+use effnet::network::{Network, NetworkConfig, Phase};
 use effnet::ops::cpu::{CpuDevice, CpuOps};
 use effnet::ops::cuda::precision::{narrow, widen};
 use effnet::ops::cuda::{CudaDevice, CudaOps, Precision};
@@ -60,7 +60,8 @@ impl Trial {
 
     fn cpu(&self) -> CpuOps {
         let plan = self.network.plan(&CpuDevice { threads: 2 });
-        let mut ops = CpuOps::new(self.table.trainable(), self.table.total(), &[&plan], 2).unwrap();
+        let mut ops =
+            CpuOps::new(StateSize::new(self.table.trainable(), self.table.total()), &[&plan], 2).unwrap();
         self.start(&mut ops, &plan);
         ops
     }
@@ -106,11 +107,11 @@ impl Trial {
         ops.replay(sequence, |ops| {
             ops.begin_step()?;
             ops.unpack_batch(slot, &target)?;
-            network.draw_masks(ops)?;
-            network.forward(ops)?;
-            network.loss(ops)?;
-            network.backward(ops)?;
-            ops.update(&self.update)
+            network.recorded.run(Phase::Masks, ops)?;
+            network.recorded.run(Phase::Forward, ops)?;
+            network.recorded.run(Phase::Loss, ops)?;
+            network.recorded.run(Phase::Backward, ops)?;
+            ops.run(&self.update.into())
         })
         .unwrap();
         ops.end_step().unwrap();
@@ -193,10 +194,10 @@ fn on_reference(trial: &Trial, precision: Option<Precision>) -> (Vec<f64>, Vec<f
         widen(&bytes, precision, &mut stored);
         doubles(&stored)
     };
-    let recorder = network.record(&ReferenceDevice);
+    let passes = network.itinerary(&ReferenceDevice).passes();
     let mut reference = Reference::new(table.trainable(), table.total());
     reference.parameters = doubles(&initialise::initialise(table, 3));
-    for weight in recorder.plan(&network.tensors, &[]).products {
+    for weight in network.plan(&ReferenceDevice).products {
         let rounded = round(&reference.parameters[weight.range()]);
         reference.parameters[weight.range()].copy_from_slice(&rounded);
     }
@@ -207,18 +208,18 @@ fn on_reference(trial: &Trial, precision: Option<Precision>) -> (Vec<f64>, Vec<f
     let image = round(&reference.get(network.image));
     reference.put(network.image, image);
     let scale = precision.map_or(1.0, |precision| f64::from(scale(precision)));
-    for pass in &recorder.passes {
-        pass.run(&mut reference).unwrap();
-        pass.tensors(&mut |tensor, writes| {
-            if writes && tensor.kind == Kind::Activation {
+    for pass in &passes {
+        reference.run(pass).unwrap();
+        for tensor in pass.written() {
+            if tensor.kind == Kind::Activation {
                 let stored = round(&reference.get(tensor));
                 // Statistics are those of what was stored.
                 if let Some(bn) = own_norm(pass) {
-                    reference.take_statistics(bn, &stored);
+                    reference.take_statistics(&bn, &stored);
                 }
                 reference.put(tensor, stored);
             }
-        });
+        }
         if let Pass::Loss(loss) = pass {
             let scaled = reference.get(loss.dlogits).iter().map(|d| d * scale).collect();
             reference.put(loss.dlogits, scaled);
@@ -229,14 +230,14 @@ fn on_reference(trial: &Trial, precision: Option<Precision>) -> (Vec<f64>, Vec<f
 }
 
 /// The batch norm whose statistics a pass takes of what it stores.
-fn own_norm(pass: &Pass) -> Option<&BatchNorm> {
-    match pass {
-        Pass::StemForward(p) => Some(&p.bn),
-        Pass::ExpandForward(p) => Some(&p.bn),
-        Pass::DepthwiseForward(p) => Some(&p.bn),
-        Pass::ProjectForward(p) => Some(&p.bn),
-        _ => None,
-    }
+fn own_norm(pass: &Pass) -> Option<BatchNorm> {
+    let mut own = None;
+    pass.parts(&mut |part| {
+        if let Part::Norm { bn, used: NormUse::TakesStatistics { .. } } = part {
+            own = Some(*bn);
+        }
+    });
+    own
 }
 
 /// The loss and the weights after the step agree with fp32's within 2e-2. The logits and the gradients of an untrained

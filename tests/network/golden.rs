@@ -9,11 +9,11 @@ use crate::common::golden::{Bounds, Golden, Report, files, parameters};
 use crate::common::gpu::{TestGpu, engine, on_cuda};
 use crate::common::reference::{Reference, ReferenceDevice};
 use effnet::model::{Architecture, BatchNormConfig, ParamTable};
-use effnet::network::{Mask, Network, NetworkConfig};
+use effnet::network::{Network, NetworkConfig, Phase};
 use effnet::ops::cpu::{CpuDevice, CpuOps};
 use effnet::ops::cuda::driver::Driver;
 use effnet::ops::cuda::{CudaDevice, CudaOps, Precision};
-use effnet::ops::{Buffer, Ops, Plan, Statistics, StepParams, Tensor};
+use effnet::ops::{Buffer, Ops, Pass, Plan, StateSize, Statistics, StepParams, Tensor};
 
 /// A device under test, spoken to in f64.
 trait Backend: Ops + Sized {
@@ -49,7 +49,7 @@ impl Backend for CpuOps {
         network.plan(&CpuDevice { threads: THREADS })
     }
     fn new(table: &ParamTable, plans: &[&Plan]) -> Self {
-        CpuOps::new(table.trainable(), table.total(), plans, THREADS).unwrap()
+        CpuOps::new(StateSize::new(table.trainable(), table.total()), plans, THREADS).unwrap()
     }
     fn put_values(&mut self, tensor: Tensor, values: &[f64]) {
         let values: Vec<f32> = values.iter().map(|&v| v as f32).collect();
@@ -155,15 +155,17 @@ impl Trial {
         if network.config.statistics == Statistics::Batch {
             ops.upload_labels(network.labels, &self.golden.labels).unwrap();
         }
-        for mask in &network.masks {
-            let factors = match mask {
-                Mask::DropPath(pass) => {
+        for entry in &network.recorded.entries()[network.recorded.numbers(Phase::Masks)] {
+            match &entry.pass {
+                Pass::DropPathMask(pass) => {
                     let index = pass.block as usize;
-                    self.golden.keep(&self.arch.blocks[index].name, index)
+                    ops.put_values(pass.keep, &self.golden.keep(&self.arch.blocks[index].name, index));
                 }
-                Mask::Dropout(pass) => self.golden.dropout_factors(pass.channels),
-            };
-            ops.put_values(mask.tensor(), &factors);
+                Pass::DropoutMask(pass) => {
+                    ops.put_values(pass.mask, &self.golden.dropout_factors(pass.channels));
+                }
+                other => panic!("{} is no mask", other.name()),
+            }
         }
     }
 
@@ -175,10 +177,10 @@ impl Trial {
     fn first_forward<B: Backend>(&self, ops: &mut B, plan: &Plan, bounds: &Bounds, report: &mut Report) {
         let golden = &self.golden;
         self.start(ops, &self.train, plan);
-        self.train.forward(ops).unwrap();
+        self.train.recorded.run(Phase::Forward, ops).unwrap();
         let logits = ops.values(self.train.logits);
         report.vector("train logits", &logits, &golden.train_logits, bounds.train_logits);
-        self.train.loss(ops).unwrap();
+        self.train.recorded.run(Phase::Loss, ops).unwrap();
         let loss = self.mean_loss(ops);
         report.judge("loss 1", (loss / golden.loss[0] - 1.0).abs(), bounds.losses[0]);
         let buffer = ops.buffer(Buffer::Parameters, self.table.total());
@@ -196,7 +198,7 @@ impl Trial {
     /// The first step's gradients.
     fn first_backward<B: Backend>(&self, ops: &mut B, bounds: &Bounds, report: &mut Report) {
         ops.zero_gradients().unwrap();
-        self.train.backward(ops).unwrap();
+        self.train.recorded.run(Phase::Backward, ops).unwrap();
         let buffer = ops.buffer(Buffer::Gradients, self.table.trainable());
         let (gradients, bound) = (&self.golden.gradients, bounds.gradients);
         report.tensors("gradients", gradients, &self.table, &buffer, bound, bounds.one_tensor);
@@ -208,18 +210,20 @@ impl Trial {
         let update = golden.update();
         ops.set_step(StepParams { learning_rate: golden.optimizer.lr as f32, ..StepParams::default() })
             .unwrap();
-        let squares = vec![update.rule.initial_mean_square(); self.table.trainable()];
-        ops.write_state(Buffer::MeanSquare, &squares).unwrap();
-        ops.update(&update).unwrap();
+        for (number, slot) in update.rule.slots().iter().enumerate() {
+            let values = vec![slot.initial; self.table.trainable()];
+            ops.write_state(Buffer::Slot(number), &values).unwrap();
+        }
+        ops.run(&update.into()).unwrap();
         for step in 1..golden.optimizer.steps {
             self.feed(ops, &self.train);
             ops.zero_gradients().unwrap();
-            self.train.forward(ops).unwrap();
-            self.train.loss(ops).unwrap();
+            self.train.recorded.run(Phase::Forward, ops).unwrap();
+            self.train.recorded.run(Phase::Loss, ops).unwrap();
             let error = (self.mean_loss(ops) / golden.loss[step] - 1.0).abs();
             report.judge(&format!("loss {}", step + 1), error, bounds.losses[step]);
-            self.train.backward(ops).unwrap();
-            ops.update(&update).unwrap();
+            self.train.recorded.run(Phase::Backward, ops).unwrap();
+            ops.run(&update.into()).unwrap();
         }
         let buffer = ops.buffer(Buffer::Parameters, self.table.total());
         let (expected, bound) = (&golden.parameters_after_three_steps, bounds.parameters);
@@ -232,13 +236,13 @@ impl Trial {
         ops.write_state(Buffer::Parameters, &self.values).unwrap();
         let logits = |ops: &mut B| {
             self.start(ops, &self.evaluate, &plans[2]);
-            self.evaluate.forward(ops).unwrap();
+            self.evaluate.recorded.run(Phase::Forward, ops).unwrap();
             ops.values(self.evaluate.logits)
         };
         let by_formula = logits(ops);
         report.vector("eval logits", &by_formula, &golden.eval_logits, bounds.eval_logits);
         self.start(ops, &self.calibrate, &plans[1]);
-        self.calibrate.forward(ops).unwrap();
+        self.calibrate.recorded.run(Phase::Forward, ops).unwrap();
         let (expected, bound) = (&golden.eval_logits_calibrated, bounds.eval_logits_calibrated);
         report.vector("calibrated eval logits", &logits(ops), expected, bound);
     }

@@ -7,4 +7,5 @@ mod cuda_ranks;
 mod cuda_step;
 mod golden;
 mod memory_plan;
+mod rewrite;
 mod traffic;

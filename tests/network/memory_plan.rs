@@ -2,9 +2,9 @@
 //! time share a byte, and what the plan promises of sizes holds.
 
 use effnet::model::{Architecture, BatchNormConfig, Padding, ParamTable, Variant};
-use effnet::network::{Network, NetworkConfig};
-use effnet::ops::plan::Workspace;
-use effnet::ops::{Device, Kind, Pass, Plan, Recorder, Statistics, Tensor};
+use effnet::network::{Inference, Network, NetworkConfig};
+use effnet::ops::plan::ALIGNMENT;
+use effnet::ops::{Device, Kind, Pass, Plan, Statistics, Tensor, Weights, Workspace};
 
 /// A device of the planner's: half-precision activations, no scratch.
 struct Half {
@@ -42,22 +42,11 @@ fn training(images: usize) -> NetworkConfig {
     }
 }
 
-/// Passes of a training step in order.
-fn passes(network: &Network, device: &Half) -> Vec<Pass> {
-    let mut recorder = Recorder::new(device);
-    network.draw_masks(&mut recorder).unwrap();
-    network.forward(&mut recorder).unwrap();
-    if network.config.statistics == Statistics::Batch {
-        network.loss(&mut recorder).unwrap();
-        network.backward(&mut recorder).unwrap();
-    }
-    recorder.passes
-}
-
 /// Plays the passes on a memory that remembers which tensor wrote each byte last, and complains when a pass
 /// reads a tensor that another has overwritten.
-fn play(network: &Network, plan: &Plan, device: &Half) {
-    let unit = effnet::ops::plan::ALIGNMENT;
+/// The inputs arrive anew with each batch.
+fn play(network: &Network, batches: &[Vec<Pass>], plan: &Plan, device: &Half) {
+    let unit = ALIGNMENT;
     let mut owner = vec![u32::MAX; plan.tensor_bytes / unit];
     let cells = |t: Tensor| {
         let start = plan.offsets[t.id as usize].expect("a touched tensor has a place");
@@ -66,13 +55,13 @@ fn play(network: &Network, plan: &Plan, device: &Half) {
         start / unit..(start + bytes).div_ceil(unit)
     };
     let mut written = vec![false; network.tensors.len()];
-    for input in [network.image, network.labels] {
-        if plan.offsets[input.id as usize].is_some() {
-            owner[cells(input)].fill(input.id);
-            written[input.id as usize] = true;
+    for (number, pass) in batches.iter().flat_map(|passes| passes.iter().enumerate()) {
+        for input in [network.image, network.labels] {
+            if number == 0 && plan.offsets[input.id as usize].is_some() {
+                owner[cells(input)].fill(input.id);
+                written[input.id as usize] = true;
+            }
         }
-    }
-    for pass in passes(network, device) {
         let mut reads = Vec::new();
         let mut writes = Vec::new();
         pass.tensors(&mut |t, write| if write { writes.push(t) } else { reads.push(t) });
@@ -101,9 +90,32 @@ fn no_tensor_is_overwritten_while_it_is_needed() {
         for (variant, side) in [(Variant::B0, 33), (Variant::B1, 64), (Variant::B4, 47)] {
             for config in [training(3), NetworkConfig::inference(3)] {
                 let network = network(variant, side, config);
-                play(&network, &network.plan(&device), &device);
+                play(&network, &[network.itinerary(&device).passes()], &network.plan(&device), &device);
             }
         }
+    }
+}
+
+/// The coefficients of both sets of weights outlive batch after batch of either.
+#[test]
+fn folded_coefficients_are_kept_from_batch_to_batch() {
+    for stores_expanded in [true, false] {
+        let device = Half { stores_expanded };
+        let arch =
+            Architecture::new(Variant::B1, 10, 64, Padding::Symmetric, BatchNormConfig::default()).unwrap();
+        let sets = [Weights::Raw, Weights::Ema];
+        let inference = Inference::new(&arch, &ParamTable::new(&arch), 3, &device, &sets);
+        let once: Vec<Pass> = sets.iter().flat_map(|set| inference.coefficients(*set)).copied().collect();
+        let each = [Weights::Raw, Weights::Ema, Weights::Raw, Weights::Ema];
+        let mut batches = vec![once];
+        batches.extend(each.iter().map(|set| inference.itinerary(*set).passes()));
+        let plan = inference.plan(&device);
+        play(&inference.network, &batches, &plan, &device);
+        // Two sets cost their coefficients and nothing else.
+        let one = Inference::new(&arch, &ParamTable::new(&arch), 3, &device, &sets[..1]).plan(&device);
+        let second = inference.coefficients(Weights::Ema).iter().flat_map(Pass::written);
+        let own: usize = second.map(|tensor| (4 * tensor.elements).next_multiple_of(ALIGNMENT)).sum();
+        assert!(own > 0 && plan.tensor_bytes <= one.tensor_bytes + own);
     }
 }
 

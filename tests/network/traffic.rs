@@ -9,7 +9,7 @@
 //! EFFNET_HARNESS=race cargo test --test network traffic -- --ignored --nocapture
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::common::formula::Formula;
 use crate::common::host_gpu::HostGpu;
@@ -52,10 +52,18 @@ struct Traffic {
     narrow: (u64, u64),
 }
 
-/// Whether a tensor is as narrow as the block's ends. The pointwise products read such again for every slice of the
-/// wide side.
-fn narrow(label: &str) -> bool {
-    [" out", " dout", " y3"].iter().any(|name| label.ends_with(name))
+/// The tensors that are as narrow as the blocks' ends. The pointwise products read such again for every slice of the wide
+/// side.
+fn narrow(passes: &[Pass]) -> BTreeSet<u32> {
+    let mut narrow = BTreeSet::new();
+    for pass in passes {
+        match pass {
+            Pass::ResidualForward(p) => narrow.extend([p.y.id, p.out.id]),
+            Pass::ProjectBackward(p) => narrow.extend([p.dout.id]),
+            _ => {}
+        }
+    }
+    narrow
 }
 
 /// One training step without the update, pass by pass, on one batch of B0.
@@ -76,7 +84,8 @@ fn count(images: usize, side: usize, precision: Precision) -> Traffic {
     let device = CudaDevice { precision };
     let plan = network.plan(&device);
     let gpu = HostGpu::new(Options::default());
-    let mut ops = CudaOps::new(gpu, table.trainable(), table.total(), &[&plan], precision).unwrap();
+    let mut ops =
+        CudaOps::new(gpu, StateSize::new(table.trainable(), table.total()), &[&plan], precision).unwrap();
     ops.bind(&plan).unwrap();
     ops.write_state(Buffer::Parameters, &initialise::initialise(&table, 3)).unwrap();
     ops.set_step(StepParams { seed: 5, ..StepParams::default() }).unwrap();
@@ -86,8 +95,9 @@ fn count(images: usize, side: usize, precision: Precision) -> Traffic {
     ops.begin_step().unwrap();
 
     let mut traffic = Traffic::default();
-    let recorder = network.record(&device);
-    for pass in &recorder.passes {
+    let passes = network.itinerary(&device).passes();
+    let narrow = narrow(&passes);
+    for pass in &passes {
         let arena = (ops.context().arena, ops.context().arena_bytes);
         ops.gpu().describe(arena.0, arena.1, "arena");
         let mut row = Bytes::default();
@@ -100,17 +110,17 @@ fn count(images: usize, side: usize, precision: Precision) -> Traffic {
             if tensor.kind == Kind::Activation {
                 row.floor += bytes as u64;
             }
-            named.insert(label, (tensor.kind, bytes as u64));
+            named.insert(label, (tensor.id, tensor.kind, bytes as u64));
         });
         ops.gpu().reset_counts();
-        pass.run(&mut ops).unwrap();
+        ops.run(pass).unwrap();
         for count in ops.gpu().counts() {
             let bytes = count.loaded + count.stored;
             assert_ne!(count.label, "arena", "{}: a tensor that it does not name", pass.name());
             match named.get(&count.label) {
-                Some((Kind::Activation, once)) => {
+                Some((id, Kind::Activation, once)) => {
                     row.activations += bytes;
-                    if narrow(&count.label) {
+                    if narrow.contains(id) {
                         traffic.narrow.0 += once;
                         traffic.narrow.1 += bytes;
                     }

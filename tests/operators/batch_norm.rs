@@ -21,7 +21,7 @@ fn inference_cases() -> Vec<Case> {
                 bn.eps = eps;
                 // A variance near eps, so that eps is seen.
                 bn.running_var = f.param("small variance", channels, 0.0, 4.0 * eps as f64);
-                cases.push(Case::new(f, Pass::BatchNormInference(bn), 1));
+                cases.push(Case::new(f, BatchNormInference { bn }.into(), 1));
             }
         }
     }
@@ -48,12 +48,10 @@ fn alone<G: TestGpu>(channels: usize, rows: usize, way: G::Way) -> (CudaOps<G>, 
         sums: tensors.new_tensor("sums", 2 * channels, Kind::Float),
     };
     let device = CudaDevice { precision: Precision::Fp32 };
-    let mut recorder = Recorder::new(&device);
     // No pass writes both tensors of a batch norm; only their places matter.
-    for tensor in [bn.coefficients, bn.sums] {
-        recorder.batch_norm_inference(&BatchNorm { coefficients: tensor, ..bn }).unwrap();
-    }
-    let plan = recorder.plan(&tensors, &[bn.coefficients, bn.sums]);
+    let passes = [bn.coefficients, bn.sums]
+        .map(|coefficients| BatchNormInference { bn: BatchNorm { coefficients, ..bn } }.into());
+    let plan = Plan::new(&device, &passes, &tensors, &[bn.coefficients, bn.sums]);
     let mut ops = engine::<G>(way, 2 * channels, 4 * channels, &[&plan], Precision::Fp32).unwrap();
     ops.bind(&plan).unwrap();
     ops.write_state(Buffer::Parameters, &Formula::of("parameters").values(4 * channels, 0.5, 1.5)).unwrap();

@@ -9,7 +9,7 @@ use crate::common::formula::Formula;
 use crate::common::host_gpu::HostGpu;
 use effnet::ops::cuda::arguments::Arguments;
 use effnet::ops::cuda::{CudaOps, Precision};
-use effnet::ops::{Ops, StepParams};
+use effnet::ops::{Ops, StateSize, StepParams};
 use effnet_kernel_host::{BUILD, Build, Count, Device, Field, Launch, Options, Order, kernels};
 use half::{bf16, f16};
 
@@ -99,7 +99,8 @@ impl<'a> Case<'a> {
 #[cfg_attr(not(target_arch = "x86_64"), ignore = "the host harness runs on x86-64 only")]
 fn an_engine_is_made_in_every_storage_type() {
     for precision in Precision::ALL {
-        let mut ops = CudaOps::new(HostGpu::new(Options::default()), 10, 12, &[], precision).unwrap();
+        let mut ops =
+            CudaOps::new(HostGpu::new(Options::default()), StateSize::new(10, 12), &[], precision).unwrap();
         ops.set_step(StepParams::default()).unwrap();
         assert!(ops.gpu().launches >= 2);
     }

@@ -129,19 +129,17 @@ fn dropout_draws_are_the_oracle_s() {
             [(1, 0, 0, 0.2f32), (7, 12, 1 << 33, 0.5), (7, 13, 1 << 33, 0.5)]
         {
             let pass = DropoutMask { images, channels, rate, mask };
-            let mut recorder = Recorder::new(&device);
-            recorder.dropout_mask(&pass).unwrap();
-            let plan = recorder.plan(&tensors, &[mask]);
-            let mut cpu = CpuOps::new(0, 0, &[&plan], 2).unwrap();
+            let plan = Plan::new(&device, &[pass.into()], &tensors, &[mask]);
+            let mut cpu = CpuOps::new(StateSize::new(0, 0), &[&plan], 2).unwrap();
             cpu.bind(&plan).unwrap();
             let mut reference = Reference::new(0, 0);
             let params = StepParams { seed, step, first_position, ..StepParams::default() };
             let (mut got, mut expected) = (vec![f32::NAN; mask.elements], vec![0.0; mask.elements]);
             cpu.set_step(params).unwrap();
-            cpu.dropout_mask(&pass).unwrap();
+            cpu.run(&pass.into()).unwrap();
             cpu.download(mask, &mut got).unwrap();
             reference.set_step(params).unwrap();
-            reference.dropout_mask(&pass).unwrap();
+            reference.run(&pass.into()).unwrap();
             reference.download(mask, &mut expected).unwrap();
             let close = |(a, b): (&f32, &f32)| (a == b) || (*b > 0.0 && (a / b - 1.0).abs() <= f32::EPSILON);
             assert!(got.iter().zip(&expected).all(close), "seed {seed}, step {step}, {channels} channels");

@@ -3,14 +3,15 @@
 
 use crate::common::gpu::{TestGpu, on_cuda};
 use crate::data_support;
-use effnet::data::augment::{Geometry, Look, Scratch, View, preprocess};
-use effnet::data::raw::{RawBatch, RawScratch, Sample};
-use effnet::data::{Batch, CropMode, Form, Loader, LoaderConfig, Share, Source, Split};
+use effnet::data::augment::{Geometry, Look, Scratch, View, choose_geometry, preprocess};
+use effnet::data::raw::{RawBatch, RawScratch};
+use effnet::data::{Batch, CropMode, Form, Loader, LoaderConfig, Policy, Share, Source, Split};
+use effnet::ops::Workspace;
 use effnet::ops::cpu::CpuOps;
 use effnet::ops::cuda::precision::narrow;
 use effnet::ops::cuda::{CudaOps, Precision, image};
-use effnet::ops::plan::Workspace;
 use effnet::ops::*;
+use effnet::pixels::{ImageSample, least_raw_batch_bytes, raw_batch_bytes};
 use effnet::random::{Purpose, below, draw};
 
 const MEAN: [f32; 3] = [0.485, 0.456, 0.406];
@@ -33,7 +34,7 @@ fn alone(elements: usize, element_bytes: usize) -> (Plan, Tensor) {
 /// What the CPU makes of squares.
 fn normalised(squares: &[u8]) -> Vec<f32> {
     let (plan, image) = alone(squares.len(), 4);
-    let mut ops = CpuOps::new(0, 0, &[&plan], 1).unwrap();
+    let mut ops = CpuOps::new(StateSize::new(0, 0), &[&plan], 1).unwrap();
     ops.bind(&plan).unwrap();
     ops.upload_pixels(image, squares, MEAN, DEVIATION).unwrap();
     let mut values = vec![f32::NAN; squares.len()];
@@ -57,7 +58,7 @@ fn on_gpu<G: TestGpu>(
     work: impl FnOnce(&mut CudaOps<G>, Tensor),
 ) -> Vec<u8> {
     let (plan, image) = alone(elements, precision.bytes());
-    let mut ops = CudaOps::new(G::open(way), 0, 0, &[&plan], precision).unwrap();
+    let mut ops = CudaOps::new(G::open(way), StateSize::new(0, 0), &[&plan], precision).unwrap();
     ops.bind(&plan).unwrap();
     let at = ops.context().tensor(image);
     let mut bytes = vec![0; plan.tensor_bytes];
@@ -129,7 +130,8 @@ impl Picture {
     fn new((width, height): (u32, u32), channels: u8, mode: CropMode, id: u64) -> Picture {
         let bytes = noise(width as usize * height as usize * channels as usize, id);
         // Evaluation, and looks of training: mirrored and not.
-        let look = (!id.is_multiple_of(3)).then_some(Look { seed: 5, epoch: 2, id });
+        let look =
+            (!id.is_multiple_of(3)).then_some(Look { policy: Policy::Standard, seed: 5, epoch: 2, id });
         Picture { width, height, channels, mode, look, bytes }
     }
 
@@ -138,7 +140,7 @@ impl Picture {
     }
 
     fn geometry(&self, side: usize) -> Geometry {
-        Geometry::new((self.width, self.height), side, self.mode, self.look).unwrap()
+        choose_geometry((self.width, self.height), side, self.mode, self.look).unwrap()
     }
 
     fn square(&self, side: usize) -> Vec<u8> {
@@ -192,7 +194,7 @@ fn raw_batch(pictures: &[Picture], images: usize, side: usize) -> (Vec<u8>, Vec<
     // Pixels padded to the alignment, and weights of two axes.
     let need = |p: &Picture| 2 * p.bytes.len() + 16 * (p.width + p.height) as usize + (1 << 14);
     let room: usize = pictures.iter().map(need).sum();
-    let mut buffer = vec![0xa5; RawBatch::least_bytes(images, side) + room];
+    let mut buffer = vec![0xa5; least_raw_batch_bytes(images, side) + room];
     let mut scratch = RawScratch::default();
     let mut batch = RawBatch::new(&mut buffer, images, side);
     let mut squares = Vec::new();
@@ -280,7 +282,7 @@ const LOADED: LoaderConfig = LoaderConfig {
     resolution: 32,
     crop: CropMode::Pad,
     form: Form::Squares,
-    train: true,
+    augment: Some(Policy::Standard),
     seed: 3,
     first_step: 0,
     steps: 5,
@@ -309,7 +311,7 @@ fn unpacked<G: TestGpu>(source: &Source, config: LoaderConfig, images: usize) ->
     plan.tensor_bytes = start + 4 * images;
     // Of the harness's, one whose transfers happen as late as is allowed.
     let way = G::WAYS[1];
-    let mut ops = CudaOps::new(G::open(way), 0, 0, &[&plan], Precision::Fp16).unwrap();
+    let mut ops = CudaOps::new(G::open(way), StateSize::new(0, 0), &[&plan], Precision::Fp16).unwrap();
     ops.bind(&plan).unwrap();
     let at = ops.context().tensor(image);
     let target = BatchTarget { image, labels: Some(labels), mean: MEAN, deviation: DEVIATION };
@@ -334,12 +336,12 @@ fn unpacked<G: TestGpu>(source: &Source, config: LoaderConfig, images: usize) ->
 fn resized(source: &Source, config: LoaderConfig, images: usize) -> (usize, usize) {
     let (mut count, mut resized) = (0, 0);
     batches(source, config, |batch| {
-        let bytes = RawBatch::bytes(images, batch.resolution);
+        let bytes = raw_batch_bytes(images, batch.resolution);
         assert_eq!(batch.pixels.len(), batch.labels.len() / images * bytes);
         assert!(batch.used.iter().all(|used| *used <= bytes));
         for buffer in batch.pixels.chunks_exact(bytes) {
-            for sample in buffer.chunks_exact(size_of::<Sample>()).take(images) {
-                let sample: Sample = bytemuck::pod_read_unaligned(sample);
+            for sample in buffer.chunks_exact(size_of::<ImageSample>()).take(images) {
+                let sample: ImageSample = bytemuck::pod_read_unaligned(sample);
                 let windows = (sample.column_window, sample.row_window);
                 count += usize::from(sample.width > 0);
                 resized += usize::from(sample.channels == 3 && windows == (1, 1));
@@ -360,7 +362,8 @@ fn a_loader_s_raw_batches_are_its_squares<G: TestGpu>() {
     {
         for train in [true, false] {
             let split = if train { Split::Train } else { Split::Val };
-            let squares = LoaderConfig { split, crop, resolution, train, ..LOADED };
+            let augment = train.then_some(Policy::Standard);
+            let squares = LoaderConfig { split, crop, resolution, augment, ..LOADED };
             for (images, threads) in [(6, 1), (2, 3)] {
                 let raw = LoaderConfig { form: Form::Raw { images }, threads, ..squares.clone() };
                 let expected = unpacked::<G>(source, squares.clone(), images);

@@ -1,7 +1,7 @@
 //! Stochastic-depth and dropout factors of the kernels: bit by bit those of the CPU's operators, which `residual.rs` and
 //! `head.rs` compare with the oracle's.
 
-use crate::common::fixture::{equal_bits, run};
+use crate::common::fixture::equal_bits;
 use crate::common::gpu::{TestGpu, on_cuda};
 use effnet::ops::cpu::{CpuDevice, CpuOps};
 use effnet::ops::cuda::{CudaDevice, CudaOps, Precision};
@@ -28,7 +28,7 @@ fn factors<O: Ops>(ops: &mut O, pass: &Pass, mask: Tensor) -> Vec<f32> {
     for step in STEPS {
         ops.upload(mask, &vec![f32::NAN; mask.elements]).unwrap();
         ops.set_step(step).unwrap();
-        run(ops, pass).unwrap();
+        ops.run(pass).unwrap();
         let mut values = vec![0.0; mask.elements];
         ops.download(mask, &mut values).unwrap();
         all.extend(values);
@@ -41,12 +41,10 @@ fn check<G: TestGpu>(elements: usize, what: &str, pass: impl Fn(Tensor) -> Pass)
     let mask = tensors.new_tensor("mask", elements, Kind::Float);
     let pass = pass(mask);
     fn plan(device: &impl Device, pass: &Pass, tensors: &Tensors, mask: Tensor) -> Plan {
-        let mut recorder = Recorder::new(device);
-        run(&mut recorder, pass).unwrap();
-        recorder.plan(tensors, &[mask])
+        Plan::new(device, &[*pass], tensors, &[mask])
     }
     let on_cpu = plan(&CpuDevice { threads: 1 }, &pass, &tensors, mask);
-    let mut cpu = CpuOps::new(0, 0, &[&on_cpu], 1).unwrap();
+    let mut cpu = CpuOps::new(StateSize::new(0, 0), &[&on_cpu], 1).unwrap();
     cpu.bind(&on_cpu).unwrap();
     let expected = factors(&mut cpu, &pass, mask);
     assert!(expected.iter().all(|factor| factor.is_finite()), "{what}");
@@ -55,7 +53,7 @@ fn check<G: TestGpu>(elements: usize, what: &str, pass: impl Fn(Tensor) -> Pass)
     let mut on_gpu = plan(&CudaDevice { precision }, &pass, &tensors, mask);
     on_gpu.tensor_bytes = 4 * elements; // the arena ends with the mask
     for way in G::ways(precision) {
-        let mut ops = CudaOps::new(G::open(*way), 0, 0, &[&on_gpu], precision).unwrap();
+        let mut ops = CudaOps::new(G::open(*way), StateSize::new(0, 0), &[&on_gpu], precision).unwrap();
         ops.bind(&on_gpu).unwrap();
         let found = factors(&mut ops, &pass, mask);
         let differ = found.iter().zip(&expected).filter(|(a, b)| !equal_bits(&[**a], &[**b])).count();

@@ -9,7 +9,7 @@ use effnet::ops::cuda::{CudaDevice, CudaOps, Precision, optimiser, precision, re
 use effnet::ops::*;
 
 const BUFFERS: [Buffer; 5] =
-    [Buffer::Parameters, Buffer::Gradients, Buffer::MeanSquare, Buffer::Momentum, Buffer::Ema];
+    [Buffer::Parameters, Buffer::Gradients, Buffer::Slot(0), Buffer::Slot(1), Buffer::Ema];
 
 fn rules() -> [Rule; 4] {
     let rms = |form, eps| Rule::RmsProp { form, alpha: 0.9, momentum: 0.9, eps };
@@ -36,8 +36,13 @@ fn three_scaled_steps<O: Ops>(ops: &mut O, update: &Update, trainable: usize, to
     let start = |name: &str, count| Formula::of(name).values(count, -1.0, 1.0);
     ops.write_state(Buffer::Parameters, &start("parameters", total)).unwrap();
     ops.write_state(Buffer::Ema, &start("ema", total)).unwrap();
-    ops.write_state(Buffer::Momentum, &start("momentum", trainable)).unwrap();
-    ops.write_state(Buffer::MeanSquare, &vec![update.rule.initial_mean_square(); trainable]).unwrap();
+    for (number, slot) in update.rule.slots().iter().enumerate() {
+        let values = match slot.name {
+            "momentum" => start("momentum", trainable),
+            _ => vec![slot.initial; trainable],
+        };
+        ops.write_state(Buffer::Slot(number), &values).unwrap();
+    }
     for step in 0..3 {
         let params = StepParams {
             step,
@@ -48,7 +53,7 @@ fn three_scaled_steps<O: Ops>(ops: &mut O, update: &Update, trainable: usize, to
         ops.set_step(params).unwrap();
         let scaled: Vec<f32> = gradient(step, trainable).iter().map(|g| g * scale).collect();
         ops.write_state(Buffer::Gradients, &scaled).unwrap();
-        ops.update(update).unwrap();
+        ops.run(&(*update).into()).unwrap();
     }
 }
 
@@ -84,7 +89,7 @@ fn three_steps_agree_with_the_oracle() {
                 let mut reference = Reference::new(trainable, total);
                 three_steps(&mut reference, &update, trainable, total);
                 let read = |threads: usize| {
-                    let mut ops = CpuOps::new(trainable, total, &[], threads).unwrap();
+                    let mut ops = CpuOps::new(StateSize::new(trainable, total), &[], threads).unwrap();
                     three_steps(&mut ops, &update, trainable, total);
                     state(&mut ops, trainable, total)
                 };
@@ -106,7 +111,7 @@ fn running_statistics_and_an_unused_average_keep_their_bits() {
     let (trainable, total) = (100, 150);
     for rule in rules() {
         for ema in [false, true] {
-            let mut ops = CpuOps::new(trainable, total, &[], 2).unwrap();
+            let mut ops = CpuOps::new(StateSize::new(trainable, total), &[], 2).unwrap();
             three_steps(&mut ops, &Update { rule, weight_decay: 1e-2, ema }, trainable, total);
             let mut values = vec![0.0; total];
             ops.read_state(Buffer::Parameters, &mut values).unwrap();
@@ -131,7 +136,7 @@ fn products(trainable: usize) -> Vec<Param> {
 
 fn cuda<G: TestGpu>(precision: Precision, trainable: usize, total: usize, way: G::Way) -> CudaOps<G> {
     let device = CudaDevice { precision };
-    let mut plan = Recorder::new(&device).plan(&Tensors::default(), &[]);
+    let mut plan = Plan::new(&device, &[], &Tensors::default(), &[]);
     plan.products = products(trainable);
     engine::<G>(way, trainable, total, &[&plan], precision).unwrap()
 }
@@ -224,7 +229,7 @@ fn a_step_that_overflows_changes_nothing<G: TestGpu>() {
         let update = Update { rule, weight_decay: 1e-2, ema: true };
         for precision in Precision::ALL {
             let mut untouched = midway::<G>(precision, &update);
-            untouched.update(&update).unwrap();
+            untouched.run(&update.into()).unwrap();
             let after = state(&mut untouched, TRAINABLE, TOTAL);
             for term in [f32::INFINITY, f32::NEG_INFINITY, f32::NAN] {
                 let what = format!("{update:?} in {precision}, {term}");
@@ -232,7 +237,7 @@ fn a_step_that_overflows_changes_nothing<G: TestGpu>() {
                 let before = state(&mut ops, TRAINABLE, TOTAL);
                 move_statistics(&mut ops, &vec![7.0; TOTAL - TRAINABLE]);
                 complete_gradient(&mut ops, TRAINABLE / 2, term);
-                ops.update(&update).unwrap();
+                ops.run(&update.into()).unwrap();
                 let mut got = state(&mut ops, TRAINABLE, TOTAL);
                 assert!(!got[1][TRAINABLE / 2].is_finite(), "{what}: the gradient is finite");
                 got[1] = before[1].clone();
@@ -245,7 +250,7 @@ fn a_step_that_overflows_changes_nothing<G: TestGpu>() {
                 let halved = if precision == Precision::Fp16 { 0.5 } else { 1.0 };
                 let scaled: Vec<f32> = before[1].iter().map(|g| g * halved).collect();
                 ops.write_state(Buffer::Gradients, &scaled).unwrap();
-                ops.update(&update).unwrap();
+                ops.run(&update.into()).unwrap();
                 let mut got = state(&mut ops, TRAINABLE, TOTAL);
                 got[1] = after[1].clone();
                 let same = got.iter().zip(&after).all(|(a, b)| equal_bits(a, b));
@@ -273,7 +278,7 @@ fn a_sum_that_is_not_finite_raises_the_flag<G: TestGpu>() {
                 assert!(equal_bits(&after, gradients), "{trainable} of {total}: gradients were changed");
                 // Lowered as the update lowers it, which then skips the step.
                 let update = Update { rule: rules()[3], weight_decay: 0.0, ema: false };
-                ops.update(&update).unwrap();
+                ops.run(&update.into()).unwrap();
                 raised
             };
             let finite: Vec<f32> = [f32::MAX, f32::MIN, 0.0, -0.0, f32::from_bits(1)]
@@ -305,7 +310,7 @@ fn running_statistics_are_committed_by_a_step_that_is_not_skipped<G: TestGpu>() 
             let before = state(&mut ops, TRAINABLE, TOTAL);
             let moved = Formula::of("moved").values(TOTAL - TRAINABLE, -1.0, 1.0);
             move_statistics(&mut ops, &moved);
-            ops.update(&update).unwrap();
+            ops.run(&update.into()).unwrap();
             let mut committed = vec![0.0; TOTAL - TRAINABLE];
             let cx = ops.context();
             let at = cx.state.parameters.offset(4 * TRAINABLE);
@@ -333,7 +338,7 @@ fn scales<G: TestGpu>(ops: &mut CudaOps<G>, overflows: &[bool]) -> Vec<f32> {
         if *overflow {
             complete_gradient(ops, 0, f32::INFINITY);
         }
-        ops.update(&update).unwrap();
+        ops.run(&update.into()).unwrap();
         ops.end_step().unwrap();
         let figures = ops.take_figures(true).unwrap().expect("a step has ended");
         assert_eq!(figures.skipped, *overflow);
@@ -383,7 +388,7 @@ fn the_copy_of_the_weights_is_of_those_chosen<G: TestGpu>() {
             for _ in 0..2 {
                 let state = state(&mut ops, TRAINABLE, TOTAL);
                 expect_copy(&format!("{precision}, {weights:?}"), &mut ops, &state[buffer]);
-                ops.update(&update).unwrap();
+                ops.run(&update.into()).unwrap();
             }
         }
     }

@@ -157,10 +157,10 @@ struct Block {
 
 impl Block {
     fn forward(&self, ops: &mut Reference) -> Result {
-        ops.depthwise_forward(&self.depthwise)?;
-        ops.squeeze_forward(&self.squeeze)?;
-        ops.project_forward(&self.project)?;
-        ops.residual_forward(&self.residual)
+        ops.run(&self.depthwise.into())?;
+        ops.run(&self.squeeze.into())?;
+        ops.run(&self.project.into())?;
+        ops.run(&self.residual.into())
     }
 
     /// As the next block sees this one.
@@ -180,50 +180,59 @@ impl Block {
         let da = b.tensor(d.y.elements);
         let five_sums = b.tensor(5 * IMAGES * d.channels);
         let squeeze_gradient = b.tensor(IMAGES * d.channels);
-        ops.project_backward(&ProjectBackward {
-            images: p.images,
-            pixels: p.pixels,
-            inputs: p.inputs,
-            outputs: p.outputs,
-            x: p.x,
-            input_bn: p.input_bn,
-            gate: p.gate,
-            weight: p.weight,
-            y: p.y,
-            bn: p.bn,
-            dout,
-            keep: residual.keep,
-            da,
-            five_sums,
-        })?;
-        ops.squeeze_backward(&SqueezeBackward {
-            images: s.images,
-            pixels: s.pixels,
-            channels: s.channels,
-            bn: s.bn,
-            squeezed: s.squeezed,
-            reduce: s.reduce,
-            hidden: s.hidden,
-            expand: s.expand,
-            gate: s.gate,
-            five_sums,
-            squeeze_gradient,
-        })?;
+        ops.run(
+            &ProjectBackward {
+                images: p.images,
+                pixels: p.pixels,
+                inputs: p.inputs,
+                outputs: p.outputs,
+                x: p.x,
+                input_bn: p.input_bn,
+                gate: p.gate,
+                weight: p.weight,
+                y: p.y,
+                bn: p.bn,
+                dout,
+                keep: residual.keep,
+                da,
+                five_sums,
+            }
+            .into(),
+        )?;
+        ops.run(
+            &SqueezeBackward {
+                images: s.images,
+                pixels: s.pixels,
+                channels: s.channels,
+                bn: s.bn,
+                squeezed: s.squeezed,
+                reduce: s.reduce,
+                hidden: s.hidden,
+                expand: s.expand,
+                gate: s.gate,
+                five_sums,
+                squeeze_gradient,
+            }
+            .into(),
+        )?;
         let dx = b.tensor(d.x.elements);
-        ops.depthwise_backward(&DepthwiseBackward {
-            images: d.images,
-            window: d.window,
-            channels: d.channels,
-            x: d.x,
-            input,
-            weight: d.weight,
-            y: d.y,
-            bn: d.bn,
-            da,
-            gate: s.gate,
-            squeeze_gradient,
-            dx,
-        })?;
+        ops.run(
+            &DepthwiseBackward {
+                images: d.images,
+                window: d.window,
+                channels: d.channels,
+                x: d.x,
+                input,
+                weight: d.weight,
+                y: d.y,
+                bn: d.bn,
+                da,
+                gate: s.gate,
+                squeeze_gradient,
+                dx,
+            }
+            .into(),
+        )?;
         Ok(dx)
     }
 }
@@ -339,16 +348,16 @@ impl Chain {
     /// The loss, scaled as its gradient is.
     fn forward(&self, ops: &mut Reference) -> f64 {
         let mut run = || -> Result {
-            ops.stem_forward(&self.stem)?;
+            ops.run(&self.stem.into())?;
             self.a.forward(ops)?;
             self.b.forward(ops)?;
-            ops.expand_forward(&self.c_expand)?;
+            ops.run(&self.c_expand.into())?;
             self.c.forward(ops)?;
-            ops.expand_forward(&self.d_expand)?;
+            ops.run(&self.d_expand.into())?;
             self.d.forward(ops)?;
-            ops.expand_forward(&self.head_expand)?;
-            ops.head_forward(&self.head)?;
-            ops.loss(&self.loss)
+            ops.run(&self.head_expand.into())?;
+            ops.run(&self.head.into())?;
+            ops.run(&self.loss.into())
         };
         run().unwrap();
         ops.get(self.loss.losses).iter().sum::<f64>() * self.loss.scale as f64
@@ -358,19 +367,22 @@ impl Chain {
         let builder = &mut self.builder;
         let head = &self.head;
         let du = builder.tensor(head.y.elements);
-        ops.head_backward(&HeadBackward {
-            images: head.images,
-            pixels: head.pixels,
-            channels: head.channels,
-            classes: head.classes,
-            y: head.y,
-            bn: head.bn,
-            pooled: head.pooled,
-            dropout: head.dropout,
-            classifier: head.classifier,
-            dlogits: self.loss.dlogits,
-            du,
-        })?;
+        ops.run(
+            &HeadBackward {
+                images: head.images,
+                pixels: head.pixels,
+                channels: head.channels,
+                classes: head.classes,
+                y: head.y,
+                bn: head.bn,
+                pooled: head.pooled,
+                dropout: head.dropout,
+                classifier: head.classifier,
+                dlogits: self.loss.dlogits,
+                du,
+            }
+            .into(),
+        )?;
         let dout = expand_backward(ops, builder, &self.head_expand, du, None, &self.d)?;
         let normalised = |e: &ExpandForward| DepthwiseInput::Normalised(e.bn);
         let du = self.d.backward(ops, builder, dout, normalised(&self.d_expand))?;
@@ -381,7 +393,7 @@ impl Chain {
         let dout = self.b.backward(ops, builder, dout, identity)?;
         let du = self.a.backward(ops, builder, dout, DepthwiseInput::Normalised(self.stem.bn))?;
         let StemForward { images, window, channels, image, weight, y, bn } = self.stem;
-        ops.stem_backward(&StemBackward { images, window, channels, image, weight, y, bn, du })
+        ops.run(&StemBackward { images, window, channels, image, weight, y, bn, du }.into())
     }
 }
 
@@ -394,19 +406,22 @@ fn expand_backward(
     previous: &Block,
 ) -> Result<Tensor> {
     let dx = b.tensor(e.x.elements);
-    ops.expand_backward(&ExpandBackward {
-        rows: e.rows,
-        inputs: e.inputs,
-        outputs: e.outputs,
-        x: e.x,
-        weight: e.weight,
-        y: e.y,
-        bn: e.bn,
-        du,
-        dx,
-        shortcut,
-        previous: previous.previous(),
-    })?;
+    ops.run(
+        &ExpandBackward {
+            rows: e.rows,
+            inputs: e.inputs,
+            outputs: e.outputs,
+            x: e.x,
+            weight: e.weight,
+            y: e.y,
+            bn: e.bn,
+            du,
+            dx,
+            shortcut,
+            previous: previous.previous(),
+        }
+        .into(),
+    )?;
     Ok(dx)
 }
 

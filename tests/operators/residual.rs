@@ -96,19 +96,17 @@ fn stochastic_depth_draws_are_the_oracle_s() {
         (u64::MAX, 5, 9, 0, 0.5),
     ] {
         let pass = DropPathMask { images, block, rate, keep };
-        let mut recorder = Recorder::new(&device);
-        recorder.drop_path_mask(&pass).unwrap();
-        let plan = recorder.plan(&tensors, &[keep]);
-        let mut cpu = CpuOps::new(0, 0, &[&plan], 2).unwrap();
+        let plan = Plan::new(&device, &[pass.into()], &tensors, &[keep]);
+        let mut cpu = CpuOps::new(StateSize::new(0, 0), &[&plan], 2).unwrap();
         cpu.bind(&plan).unwrap();
         let mut reference = Reference::new(0, 0);
         let params = StepParams { seed, step, first_position, ..StepParams::default() };
         let (mut got, mut expected) = (vec![f32::NAN; images], vec![0.0; images]);
         cpu.set_step(params).unwrap();
-        cpu.drop_path_mask(&pass).unwrap();
+        cpu.run(&pass.into()).unwrap();
         cpu.download(keep, &mut got).unwrap();
         reference.set_step(params).unwrap();
-        reference.drop_path_mask(&pass).unwrap();
+        reference.run(&pass.into()).unwrap();
         reference.download(keep, &mut expected).unwrap();
         let close = |(a, b): (&f32, &f32)| (a == b) || (*b > 0.0 && (a / b - 1.0).abs() <= f32::EPSILON);
         assert!(got.iter().zip(&expected).all(close), "seed {seed}, step {step}, block {block}");

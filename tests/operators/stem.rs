@@ -123,14 +123,12 @@ fn pixels_become_an_image() {
     let mut results = Vec::new();
     for threads in [1, 2, 3] {
         let device = CpuDevice { threads };
-        let mut recorder = Recorder::new(&device);
         let window = Window::new(3, 2, side, Padding::Same);
         let f = &mut Fixture::new("pixels");
         let mut pass = forward(f, images, window, 8, image);
         (pass.y, pass.bn.coefficients) = (tensors.new_tensor("y", pass.y.elements, Kind::Activation), image);
-        recorder.stem_forward(&pass).unwrap();
-        let plan = recorder.plan(&tensors, &[]);
-        let mut ops = CpuOps::new(0, 0, &[&plan], threads).unwrap();
+        let plan = Plan::new(&device, &[pass.into()], &tensors, &[]);
+        let mut ops = CpuOps::new(StateSize::new(0, 0), &[&plan], threads).unwrap();
         ops.bind(&plan).unwrap();
         ops.upload(image, &vec![f32::NAN; count]).unwrap();
         ops.upload_pixels(image, &pixels, mean, deviation).unwrap();

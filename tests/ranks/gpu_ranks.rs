@@ -86,8 +86,8 @@ fn two_ranks_are_two_accumulated_micro_batches(precision: Precision) {
     let trainable = ParamTable::new(&one.architecture).trainable();
     for (name, one, two) in [
         ("parameters", &one.state.parameters[..trainable], &two.state.parameters[..trainable]),
-        ("mean square", &one.state.mean_square[..], &two.state.mean_square[..]),
-        ("momentum", &one.state.momentum[..], &two.state.momentum[..]),
+        ("mean square", &one.state.slots[0].values[..], &two.state.slots[0].values[..]),
+        ("momentum", &one.state.slots[1].values[..], &two.state.slots[1].values[..]),
     ] {
         assert_eq!((one.len(), two.len()), (trainable, trainable));
         let different = one.iter().zip(two).filter(|(a, b)| a.to_bits() != b.to_bits()).count();

@@ -9,6 +9,7 @@ use std::sync::LazyLock;
 
 use effnet::data::{CropMode, Normalise};
 use effnet::files::{Disk, Files};
+use effnet::model::formats::{TrainedModel, export};
 use effnet::model::initialise::initialise;
 use effnet::model::{ParamTable, Variant};
 use effnet::train::Recipe;
@@ -40,11 +41,12 @@ fn table() -> ParamTable {
 
 fn state(seed: u64) -> Snapshot {
     let table = table();
-    let mut state = Snapshot::new(&table, true);
+    let mut state = Snapshot::new(&table, &metadata().recipe);
     state.parameters = initialise(&table, seed);
     state.ema = initialise(&table, seed + 1);
-    state.mean_square = initialise(&table, seed + 2)[..table.trainable()].to_vec();
-    state.momentum = initialise(&table, seed + 3)[..table.trainable()].to_vec();
+    for (slot, seed) in state.slots.iter_mut().zip(seed + 2..) {
+        slot.values = initialise(&table, seed)[..table.trainable()].to_vec();
+    }
     state
 }
 
@@ -231,7 +233,9 @@ fn read_reports_what_kind_of_file_it_found() {
 
     let dir = tempfile::tempdir().unwrap();
     let plain = dir.path().join("plain.safetensors");
-    effnet::model::weights::export(&plain, &table(), &state(1).parameters, 0, false).unwrap();
+    let architecture = metadata().architecture().unwrap();
+    let model = TrainedModel { architecture: &architecture, values: &state(1).parameters, steps: 0 };
+    export(&plain, &model, false).unwrap();
     let error = checkpoint::read(&plain).unwrap_err();
     assert!(matches!(error, CheckpointError::Foreign { .. }));
     assert!(error.to_string().contains("--init-from"), "{error}");

@@ -14,6 +14,7 @@ use effnet::network::{Network, NetworkConfig};
 use effnet::ops::cuda::{CudaDevice, CudaOps, Gpu, Precision};
 use effnet::ops::*;
 use effnet::parallel::World;
+use effnet::pixels::raw_batch_bytes;
 use effnet::train::checkpoint::{self, Checkpoint};
 use effnet::train::device::{Cpu, Cuda, Hardware, Needs};
 use effnet::train::evaluator::Evaluator;
@@ -130,13 +131,13 @@ fn taken(
     (images, side): (usize, usize),
 ) -> u64 {
     let before = hardware.available().expect("it knows");
-    let needs = Needs { trainable: table.trainable(), total: table.total(), plans, group: None };
+    let needs = Needs { state: StateSize::new(table.trainable(), table.total()), plans, group: None };
     let mut ops = hardware.start(&needs).unwrap();
     let mut tensors = Tensors::default();
     let image = tensors.new_tensor("image", images * side * side * 3, Kind::Activation);
     let labels = tensors.new_tensor("labels", images, Kind::Index);
     let target = BatchTarget { image, labels: Some(labels), mean: [0.5; 3], deviation: [0.25; 3] };
-    let mut bytes = vec![0; RawBatch::bytes(images, side)];
+    let mut bytes = vec![0; raw_batch_bytes(images, side)];
     RawBatch::new(&mut bytes, images, side);
     let pixels = BatchPixels::Raw { bytes: &bytes, side };
     ops.send_batch(0, &BatchInput { pixels, labels: &vec![0; images], target }).unwrap();
@@ -194,7 +195,7 @@ impl Device for SquaresDevice {
     fn element_bytes(&self, kind: Kind) -> usize {
         self.0.element_bytes(kind)
     }
-    fn workspace(&self, pass: &Pass) -> plan::Workspace {
+    fn workspace(&self, pass: &Pass) -> Workspace {
         self.0.workspace(pass)
     }
     fn threads(&self) -> usize {

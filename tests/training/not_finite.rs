@@ -9,10 +9,10 @@ use crate::common::gpu::{TestGpu, on_cuda};
 use crate::train_support;
 use effnet::data::{Batch, Normalise, Source};
 use effnet::model::{ParamTable, initialise};
-use effnet::network::Network;
+use effnet::network::{Network, Phase};
 use effnet::ops::cpu::{CpuDevice, CpuOps};
 use effnet::ops::cuda::Precision;
-use effnet::ops::{Buffer, LossScale, Ops, StepParams};
+use effnet::ops::{Buffer, LossScale, Ops, StateSize, StepParams};
 use effnet::train::checkpoint;
 use effnet::train::device::{Cpu, Cuda, Hardware};
 use effnet::train::events::Silent;
@@ -120,9 +120,9 @@ fn the_step_that_is_run_again_is_the_same() {
     let arch = recipe.architecture(5).unwrap();
     let table = ParamTable::new(&arch);
     let network = Network::new(&arch, &table, recipe.network_config(1));
-    assert!(network.masks.len() > 1, "nothing is drawn");
+    assert!(network.recorded.numbers(Phase::Masks).len() > 1, "nothing is drawn");
     let device = CpuDevice { threads: 2 };
-    let (plan, passes) = (network.plan(&device), network.record(&device).passes);
+    let (plan, itinerary) = (network.plan(&device), network.itinerary(&device));
     let (images, pixels) = (network.config.images, network.image.elements);
     let batch = Batch {
         step: 7,
@@ -135,7 +135,7 @@ fn the_step_that_is_run_again_is_the_same() {
     };
     let normalise = Normalise { mean: [0.5; 3], deviation: [0.25; 3] };
     let params = StepParams { seed: 3, step: 7, first_position: 28, ..StepParams::default() };
-    let mut ops = CpuOps::new(table.trainable(), table.total(), &[&plan], 2).unwrap();
+    let mut ops = CpuOps::new(StateSize::new(table.trainable(), table.total()), &[&plan], 2).unwrap();
     ops.bind(&plan).unwrap();
     ops.write_state(Buffer::Parameters, &initialise::initialise(&table, 3)).unwrap();
     let gradients = |ops: &mut CpuOps| {
@@ -151,13 +151,10 @@ fn the_step_that_is_run_again_is_the_same() {
         let own = &batch.pixels[part * pixels..][..pixels];
         ops.upload_pixels(network.image, own, normalise.mean, normalise.deviation).unwrap();
         ops.upload_labels(network.labels, &batch.labels[part * images..][..images]).unwrap();
-        network.draw_masks(&mut ops).unwrap();
-        network.forward(&mut ops).unwrap();
-        network.loss(&mut ops).unwrap();
-        network.backward(&mut ops).unwrap();
+        itinerary.passes().iter().for_each(|pass| ops.run(pass).unwrap());
     }
     let made = gradients(&mut ops);
-    let search = Search { network: &network, passes: &passes, table: &table, normalise, params };
+    let search = Search { network: &network, itinerary: &itinerary, table: &table, normalise, params };
     assert_eq!(search.run(&mut ops, &batch).unwrap(), None);
     assert!(made == gradients(&mut ops) && made.iter().any(|g| *g != 0.0), "another step was run");
     let other = Search { params: StepParams { step: 8, ..params }, ..search };

@@ -12,9 +12,9 @@ use std::thread;
 use crate::train_support::*;
 use effnet::data::{Batch, Form, Share, Source, Split};
 use effnet::model::{ParamTable, initialise};
-use effnet::network::{Network, NetworkConfig};
+use effnet::network::Inference;
 use effnet::ops::cpu::{CpuDevice, CpuOps};
-use effnet::ops::{Ops, StepParams, Weights};
+use effnet::ops::{Ops, StateSize, StepParams, Weights};
 use effnet::parallel::{Identity, Membership};
 use effnet::train::checkpoint::{self, Checkpoint, Snapshot};
 use effnet::train::device::Cpu;
@@ -45,6 +45,11 @@ fn figures(dir: &Path) -> Vec<(u64, u64, u64)> {
     timeless_log(dir).iter().map(of).collect()
 }
 
+/// RMSprop's second slot.
+fn momentum(state: &Snapshot) -> &[f32] {
+    &state.slots[1].values
+}
+
 fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|value| value.to_bits()).collect()
 }
@@ -67,8 +72,7 @@ fn four_ranks_are_four_accumulated_micro_batches_bit_by_bit() {
     let trainable = ParamTable::new(&one.architecture).trainable();
     let weights = |saved: &Checkpoint| bits(&saved.state.parameters[..trainable]);
     assert!(weights(&one) == weights(&four));
-    assert!(bits(&one.state.mean_square) == bits(&four.state.mean_square));
-    assert!(bits(&one.state.momentum) == bits(&four.state.momentum));
+    assert!(one.state.slots == four.state.slots);
     assert!(
         one.state.parameters[trainable..] != four.state.parameters[trainable..],
         "accumulation moves them oftener"
@@ -144,7 +148,8 @@ fn synchronised_batch_norm_sees_all_ranks_as_one_batch() {
         let loss = |dir: &Path| f64::from_bits(figures(dir)[0].1);
         let loss = ((loss(&out("whole")) - loss(&out(name))) / loss(&out("whole"))).abs();
         // All gradients as one vector: some tensors' are zero but for rounding, where a batch norm undoes a shift.
-        let pairs = || whole.state.momentum.iter().zip(&state.momentum).map(|(a, b)| (*a as f64, *b as f64));
+        let pairs =
+            || momentum(&whole.state).iter().zip(momentum(&state)).map(|(a, b)| (*a as f64, *b as f64));
         let gradients = norm(&mut pairs().map(|(a, b)| a - b)) / norm(&mut pairs().map(|(a, _)| a));
         // A mean against its deviation, a variance against itself.
         let mut statistics = 0.0f64;
@@ -182,7 +187,7 @@ fn two_engines<T: Send>(
         let team = Team::join(Some(&membership), Identity::default, &AtomicBool::new(false)).unwrap();
         let (arch, normalise) = (recipe.architecture(5).unwrap(), source().normalise());
         let table = ParamTable::new(&arch);
-        let mut state = Snapshot::new(&table, recipe.ema > 0.0);
+        let mut state = Snapshot::new(&table, &recipe);
         state.parameters = initialise::initialise(&table, recipe.seed);
         if rank == 1 {
             change(&table, &mut state);
@@ -264,9 +269,10 @@ fn an_evaluation_ends_with_the_group() {
         assert!(failed.is_err());
         let (arch, normalise) = (recipe.architecture(5).unwrap(), source().normalise());
         let table = ParamTable::new(&arch);
-        let network = Network::new(&arch, &table, NetworkConfig::inference(recipe.micro_batch));
-        let plan = network.plan(&CpuDevice { threads: 1 });
-        let mut ops = CpuOps::new(table.trainable(), table.total(), &[&plan], 1).unwrap();
+        let device = CpuDevice { threads: 1 };
+        let network = Inference::new(&arch, &table, recipe.micro_batch, &device, &[Weights::Raw]);
+        let plan = network.plan(&device);
+        let mut ops = CpuOps::new(StateSize::new(table.trainable(), table.total()), &[&plan], 1).unwrap();
         ops.bind(&plan).unwrap();
         let (form, share) = (Form::Squares, Share::WHOLE);
         let (source, recipe) = (&source(), &recipe);
@@ -274,7 +280,7 @@ fn an_evaluation_ends_with_the_group() {
         let mut loader = loading.evaluation(Split::Val).unwrap();
         let images = Images { loader: &mut loader, normalise, expected: 13 };
         let never = AtomicBool::new(false);
-        let error = evaluate(&mut ops, &network, images, &[Weights::Raw], &never, &team).unwrap_err();
+        let error = evaluate(&mut ops, &network, images, &never, &team).unwrap_err();
         assert!(error.to_string().contains("step 7: the data ended early"), "{error}");
         assert!(loader.next().unwrap().is_some(), "it has not gone through all images");
     });

@@ -7,8 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::train_support::*;
 use effnet::data::Source;
+use effnet::model::ParamTable;
+use effnet::model::formats::{self, TrainedModel};
 use effnet::model::initialise::initialise;
-use effnet::model::{ParamTable, weights};
 use effnet::train::checkpoint::{self, CheckpointError};
 use effnet::train::events::{End, Event, Reporter};
 use effnet::train::{Optimizer, Recipe, RunOptions, TrainError, saved_recipe, train};
@@ -79,7 +80,8 @@ fn weights_come_from_a_checkpoint_or_an_export() {
     let trained = checkpoint::read(&first.join("checkpoint.bin")).unwrap();
     let table = ParamTable::new(&trained.architecture);
     let export = dir.path().join("w.safetensors");
-    weights::export(&export, &table, &trained.state.parameters, 2, false).unwrap();
+    let (architecture, values) = (&trained.architecture, &trained.state.parameters);
+    formats::export(&export, &TrainedModel { architecture, values, steps: 2 }, false).unwrap();
 
     // A run that stops before its first step, so that its checkpoint has the weights from the file.
     let from = |file: &Path, out: &Path| {
@@ -93,7 +95,7 @@ fn weights_come_from_a_checkpoint_or_an_export() {
     assert_eq!(start.metadata.step, 0);
     assert_eq!(start.state.parameters, trained.state.parameters);
     assert_eq!(start.state.ema, trained.state.parameters);
-    assert!(start.state.momentum.iter().all(|&m| m == 0.0));
+    assert!(start.state.slots.iter().all(|slot| slot.values.iter().all(|&value| value == 0.0)));
     assert!(notices.iter().any(|line| line.contains("tensors taken")), "{notices:?}");
     let (own, _) = from(&first.join("checkpoint.bin"), &third);
     assert_eq!(own.state.parameters, trained.state.parameters);

@@ -6,8 +6,9 @@
 //! variance, and into the scale and shift that the next pass applies while loading. Backward likewise: the
 //! pass that makes `du` leaves Σdu and Σdu·ŷ per task, here they are added up.
 
+use super::OnCpu;
 use super::context::{Context, Shared};
-use crate::ops::{BatchNorm, Statistics};
+use crate::ops::{BatchNorm, BatchNormInference, Statistics};
 
 /// Channels that are merged at once.
 const BLOCK: usize = 32;
@@ -161,15 +162,17 @@ fn derive(mean: f64, variance: f64, eps: f32, weight: f32, bias: f32) -> [f32; 4
     [mean as f32, r as f32, scale as f32, (bias as f64 - mean * scale) as f32]
 }
 
-/// Coefficients from the running statistics.
-pub fn inference(cx: &Context, bn: &BatchNorm) {
-    let out = cx.write(bn.coefficients);
-    let (weight, bias) = (cx.weight(bn.weight), cx.weight(bn.bias));
-    let (mean, variance) = (cx.weight(bn.running_mean), cx.weight(bn.running_var));
-    for c in 0..bn.channels {
-        let values = derive(mean[c] as f64, variance[c] as f64, bn.eps, weight[c], bias[c]);
-        for (row, value) in values.into_iter().enumerate() {
-            out[row * bn.channels + c] = value;
+impl OnCpu for BatchNormInference {
+    fn run(&self, cx: &Context) {
+        let bn = &self.bn;
+        let out = cx.write(bn.coefficients);
+        let (weight, bias) = (cx.weight(bn.weight), cx.weight(bn.bias));
+        let (mean, variance) = (cx.weight(bn.running_mean), cx.weight(bn.running_var));
+        for c in 0..bn.channels {
+            let values = derive(mean[c] as f64, variance[c] as f64, bn.eps, weight[c], bias[c]);
+            for (row, value) in values.into_iter().enumerate() {
+                out[row * bn.channels + c] = value;
+            }
         }
     }
 }
@@ -264,8 +267,7 @@ mod tests {
             state: State {
                 parameters: state(),
                 gradients: state(),
-                mean_square: state(),
-                momentum: state(),
+                slots: Vec::new(),
                 ema: state(),
                 trainable: 4 * CHANNELS,
                 total: 4 * CHANNELS,
@@ -351,7 +353,7 @@ mod tests {
     #[test]
     fn inference_takes_the_running_statistics() {
         let (cx, bn) = context(1);
-        inference(&cx, &bn);
+        BatchNormInference { bn }.run(&cx);
         let r = 1.0 / (3.0 + bn.eps as f64).sqrt();
         for c in 0..CHANNELS {
             let scale = cx.weight(bn.weight)[c] as f64 * r;
@@ -366,7 +368,7 @@ mod tests {
         let tasks = 3;
         let rows = 50;
         let (cx, bn) = context(rows);
-        inference(&cx, &bn);
+        BatchNormInference { bn }.run(&cx);
         let partials = values(5, sums_floats(tasks, CHANNELS), -1.0, 1.0);
         cx.gradient_mut(bn.bias).fill(10.0);
         cx.gradient_mut(bn.weight).fill(20.0);

@@ -1,5 +1,6 @@
 //! The head: pooling, dropout, classifier and loss, then back to the gradient at the last batch norm's output.
 
+use super::OnCpu;
 use super::batch_norm::{finish_sums, sums_floats};
 use super::context::{Context, Shared, Workspace, workspace_floats};
 use super::dense::{Factor, Region, Start, add_column_sums, dots, multiply, weighted_rows};
@@ -20,31 +21,33 @@ const GROUP: usize = 16;
 /// Elements of y that make a task of the last phase of backward.
 const TASK: usize = 1 << 14;
 
-pub fn forward(cx: &Context, p: &HeadForward) {
-    let (images, channels, classes) = (p.images, p.channels, p.classes);
-    pool::means(cx, &p.bn, cx.read(p.y), images, p.pixels, cx.write(p.pooled));
-    let [features] = cx.workspace([features_floats(p.dropout, images, channels)]);
-    let features = dropped(cx, p.pooled, p.dropout, channels, features);
-    let (weight, bias) = (cx.weight(p.classifier.weight), cx.weight(p.classifier.bias));
-    let logits = Shared::new(cx.write(p.logits));
-    let [rows, columns] = LOGIT_TILE;
-    let across = classes.div_ceil(columns);
-    cx.parallel(images.div_ceil(rows) * across, |task, _| {
-        let own = task / across * rows..images.min((task / across + 1) * rows);
-        let labels = task % across * columns..classes.min((task % across + 1) * columns);
-        let start = own.start * classes + labels.start;
-        // SAFETY: each task has its own images and classes.
-        let mut out = unsafe { Region::of(logits, start, classes, own.len(), labels.len()) };
-        let features = &features[own.start * channels..own.end * channels];
-        let weight = &weight[labels.start * channels..labels.end * channels];
-        dots(features, weight, channels, &bias[labels], &mut out);
-    });
-}
+impl OnCpu for HeadForward {
+    fn workspace(&self) -> Workspace {
+        Workspace {
+            shared: workspace_floats(&[features_floats(self.dropout, self.images, self.channels)]),
+            per_thread: pool::scratch_floats(self.channels),
+        }
+    }
 
-pub fn forward_workspace(p: &HeadForward) -> Workspace {
-    Workspace {
-        shared: workspace_floats(&[features_floats(p.dropout, p.images, p.channels)]),
-        per_thread: pool::scratch_floats(p.channels),
+    fn run(&self, cx: &Context) {
+        let (images, channels, classes) = (self.images, self.channels, self.classes);
+        pool::means(cx, &self.bn, cx.read(self.y), images, self.pixels, cx.write(self.pooled));
+        let [features] = cx.workspace([features_floats(self.dropout, images, channels)]);
+        let features = dropped(cx, self.pooled, self.dropout, channels, features);
+        let (weight, bias) = (cx.weight(self.classifier.weight), cx.weight(self.classifier.bias));
+        let logits = Shared::new(cx.write(self.logits));
+        let [rows, columns] = LOGIT_TILE;
+        let across = classes.div_ceil(columns);
+        cx.parallel(images.div_ceil(rows) * across, |task, _| {
+            let own = task / across * rows..images.min((task / across + 1) * rows);
+            let labels = task % across * columns..classes.min((task % across + 1) * columns);
+            let start = own.start * classes + labels.start;
+            // SAFETY: each task has its own images and classes.
+            let mut out = unsafe { Region::of(logits, start, classes, own.len(), labels.len()) };
+            let features = &features[own.start * channels..own.end * channels];
+            let weight = &weight[labels.start * channels..labels.end * channels];
+            dots(features, weight, channels, &bias[labels], &mut out);
+        });
     }
 }
 
@@ -72,26 +75,25 @@ fn dropped<'a>(
     product
 }
 
-/// Loss and gradient in double: the exponentials of a step's logits are few, and a mean over a data set of
-/// losses near zero should keep its digits.
-pub fn loss(cx: &Context, p: &Loss) {
-    let (images, classes) = (p.images, p.classes);
-    let logits = cx.read(p.logits);
-    let labels: &[u32] = bytemuck::cast_slice(cx.read(p.labels));
-    let (losses, gradients) = (Shared::new(cx.write(p.losses)), Shared::new(cx.write(p.dlogits)));
-    cx.parallel(images.div_ceil(GROUP), |task, _| {
-        let own = task * GROUP..images.min((task + 1) * GROUP);
-        for (image, &label) in own.clone().zip(&labels[own]) {
-            let range = image * classes..(image + 1) * classes;
-            // SAFETY: each task has its own images.
-            let (loss, gradient) = unsafe { (losses.part(image..image + 1), gradients.part(range.clone())) };
-            loss[0] = cross_entropy(p, &logits[range], label as usize, gradient);
-        }
-    });
-}
-
-pub fn loss_workspace(_: &Loss) -> Workspace {
-    Workspace::default()
+impl OnCpu for Loss {
+    /// Loss and gradient in double: the exponentials of a step's logits are few, and a mean over a data set of
+    /// losses near zero should keep its digits.
+    fn run(&self, cx: &Context) {
+        let (images, classes) = (self.images, self.classes);
+        let logits = cx.read(self.logits);
+        let labels: &[u32] = bytemuck::cast_slice(cx.read(self.labels));
+        let (losses, gradients) = (Shared::new(cx.write(self.losses)), Shared::new(cx.write(self.dlogits)));
+        cx.parallel(images.div_ceil(GROUP), |task, _| {
+            let own = task * GROUP..images.min((task + 1) * GROUP);
+            for (image, &label) in own.clone().zip(&labels[own]) {
+                let range = image * classes..(image + 1) * classes;
+                // SAFETY: each task has its own images.
+                let (loss, gradient) =
+                    unsafe { (losses.part(image..image + 1), gradients.part(range.clone())) };
+                loss[0] = cross_entropy(self, &logits[range], label as usize, gradient);
+            }
+        });
+    }
 }
 
 /// One image's loss −Σ target·ln softmax and its gradient. A label that is no class gives NaN.
@@ -116,34 +118,40 @@ fn cross_entropy(p: &Loss, logits: &[f32], label: usize, gradient: &mut [f32]) -
     (exponentials.ln() - extra * own - everywhere * sum) as f32
 }
 
-pub fn backward(cx: &Context, p: &HeadBackward) {
-    let (images, channels) = (p.images, p.channels);
-    let [features, dpooled, partials] = cx.workspace(backward_lengths(p));
-    let features = dropped(cx, p.pooled, p.dropout, channels, features);
-    classifier_backward(cx, p, features, dpooled);
+impl OnCpu for HeadBackward {
+    fn workspace(&self) -> Workspace {
+        Workspace { shared: workspace_floats(&backward_lengths(self)), per_thread: 0 }
+    }
 
-    let size = p.pixels * channels;
-    let group = image_group(p);
-    let y = cx.read(p.y);
-    let coefficients = cx.read(p.bn.coefficients);
-    let dropout = p.dropout.map(|dropout| cx.read(dropout));
-    let du = Shared::new(cx.write(p.du));
-    let (dpooled, sums) = (Shared::new(dpooled), Shared::new(&mut *partials));
-    cx.parallel(images.div_ceil(group), |task, _| {
-        // SAFETY: each task has its own images and its own partial sums.
-        let sums = unsafe { sums.part(task * 2 * channels..(task + 1) * 2 * channels) };
-        sums.fill(0.0);
-        for image in task * group..images.min((task + 1) * group) {
-            let row = image * channels..(image + 1) * channels;
-            let map = image * size..(image + 1) * size;
-            let factors = dropout.map_or(&[][..], |dropout| &dropout[row.clone()]);
-            // SAFETY: as above.
-            let (dpooled, du) = unsafe { (dpooled.part(row), du.part(map.clone())) };
-            share_out(p.pixels as f32, factors, dpooled);
-            map_gradient(&y[map], coefficients, dpooled, du, sums);
-        }
-    });
-    finish_sums(cx, &p.bn, partials);
+    fn run(&self, cx: &Context) {
+        let (images, channels) = (self.images, self.channels);
+        let [features, dpooled, partials] = cx.workspace(backward_lengths(self));
+        let features = dropped(cx, self.pooled, self.dropout, channels, features);
+        classifier_backward(cx, self, features, dpooled);
+
+        let size = self.pixels * channels;
+        let group = image_group(self);
+        let y = cx.read(self.y);
+        let coefficients = cx.read(self.bn.coefficients);
+        let dropout = self.dropout.map(|dropout| cx.read(dropout));
+        let du = Shared::new(cx.write(self.du));
+        let (dpooled, sums) = (Shared::new(dpooled), Shared::new(&mut *partials));
+        cx.parallel(images.div_ceil(group), |task, _| {
+            // SAFETY: each task has its own images and its own partial sums.
+            let sums = unsafe { sums.part(task * 2 * channels..(task + 1) * 2 * channels) };
+            sums.fill(0.0);
+            for image in task * group..images.min((task + 1) * group) {
+                let row = image * channels..(image + 1) * channels;
+                let map = image * size..(image + 1) * size;
+                let factors = dropout.map_or(&[][..], |dropout| &dropout[row.clone()]);
+                // SAFETY: as above.
+                let (dpooled, du) = unsafe { (dpooled.part(row), du.part(map.clone())) };
+                share_out(self.pixels as f32, factors, dpooled);
+                map_gradient(&y[map], coefficients, dpooled, du, sums);
+            }
+        });
+        finish_sums(cx, &self.bn, partials);
+    }
 }
 
 /// Images of a task of the last phase.
@@ -154,10 +162,6 @@ fn image_group(p: &HeadBackward) -> usize {
 fn backward_lengths(p: &HeadBackward) -> [usize; 3] {
     let partials = sums_floats(p.images.div_ceil(image_group(p)), p.channels);
     [features_floats(p.dropout, p.images, p.channels), p.images * p.channels, partials]
-}
-
-pub fn backward_workspace(p: &HeadBackward) -> Workspace {
-    Workspace { shared: workspace_floats(&backward_lengths(p)), per_thread: 0 }
 }
 
 /// Adds dW = dlogitsᵀ·features and db, and writes dlogits·W to `dpooled`: blocks of both in one round of
@@ -271,7 +275,7 @@ fn pixel_gradients<V: Vector, const R: usize>(
 #[cfg(test)]
 mod tests {
     use super::super::testing::{Setup, assert_close, silu, values};
-    use crate::ops::{Dense, HeadBackward, HeadForward, Loss, Ops};
+    use crate::ops::{Dense, HeadBackward, HeadForward, Loss};
 
     struct Case {
         setup: Setup,
@@ -335,11 +339,7 @@ mod tests {
 
     fn check(n: usize, pixels: usize, c: usize, classes: usize, drop: bool) {
         let Case { setup, forward: f, loss, backward: b } = case(n, pixels, c, classes, drop);
-        let got = setup.run(|ops: &mut dyn Ops| {
-            ops.head_forward(&f)?;
-            ops.loss(&loss)?;
-            ops.head_backward(&b)
-        });
+        let got = setup.run(&[f.into(), loss.into(), b.into()]);
         let what =
             |name: &str| format!("{name} of {n} images, {pixels} pixels, {c} channels, {classes} classes");
         let widen = |values: &[f32]| -> Vec<f64> { values.iter().map(|&v| v as f64).collect() };
@@ -428,7 +428,7 @@ mod tests {
             losses: s.output(images),
             dlogits: s.output(logits.len()),
         };
-        let got = s.run(|ops: &mut dyn Ops| ops.loss(&pass));
+        let got = s.run(&[pass.into()]);
         (got.get(pass.losses).to_vec(), got.get(pass.dlogits).to_vec())
     }
 

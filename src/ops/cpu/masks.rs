@@ -1,5 +1,6 @@
 //! Stochastic-depth and dropout factors: pure functions of (seed, position of the sample, step).
 
+use super::OnCpu;
 use super::context::Context;
 use crate::ops::{DropPathMask, DropoutMask};
 use crate::random::{Purpose, draw, unit};
@@ -9,22 +10,29 @@ fn factor(bits: u32, rate: f32) -> f32 {
     if unit(bits) < rate { 0.0 } else { 1.0 / (1.0 - rate) }
 }
 
-pub fn drop_path(cx: &Context, p: &DropPathMask) {
-    let (step, out) = (cx.step, cx.write(p.keep));
-    for (image, keep) in out.iter_mut().enumerate() {
-        let position = step.first_position + image as u64;
-        *keep = factor(draw(step.seed, position, step.step as u32, Purpose::DropPath, p.block)[0], p.rate);
+impl OnCpu for DropPathMask {
+    fn run(&self, cx: &Context) {
+        let (step, out) = (cx.step, cx.write(self.keep));
+        for (image, keep) in out.iter_mut().enumerate() {
+            let position = step.first_position + image as u64;
+            *keep = factor(
+                draw(step.seed, position, step.step as u32, Purpose::DropPath, self.block)[0],
+                self.rate,
+            );
+        }
     }
 }
 
-pub fn dropout(cx: &Context, p: &DropoutMask) {
-    let (step, out) = (cx.step, cx.write(p.mask));
-    for (image, features) in out.chunks_exact_mut(p.channels).enumerate() {
-        let position = step.first_position + image as u64;
-        for (group, four) in features.chunks_mut(4).enumerate() {
-            let bits = draw(step.seed, position, step.step as u32, Purpose::Dropout, group as u32);
-            for (mask, bits) in four.iter_mut().zip(bits) {
-                *mask = factor(bits, p.rate);
+impl OnCpu for DropoutMask {
+    fn run(&self, cx: &Context) {
+        let (step, out) = (cx.step, cx.write(self.mask));
+        for (image, features) in out.chunks_exact_mut(self.channels).enumerate() {
+            let position = step.first_position + image as u64;
+            for (group, four) in features.chunks_mut(4).enumerate() {
+                let bits = draw(step.seed, position, step.step as u32, Purpose::Dropout, group as u32);
+                for (mask, bits) in four.iter_mut().zip(bits) {
+                    *mask = factor(bits, self.rate);
+                }
             }
         }
     }
@@ -34,7 +42,7 @@ pub fn dropout(cx: &Context, p: &DropoutMask) {
 mod tests {
     use super::super::testing::Setup;
     use super::*;
-    use crate::ops::{Ops, StepParams};
+    use crate::ops::StepParams;
 
     const STEP: StepParams =
         StepParams { seed: 7, step: 11, first_position: 640, learning_rate: 0.0, ema_decay: 0.0 };
@@ -43,14 +51,14 @@ mod tests {
         let mut s = Setup::default();
         s.step = step;
         let pass = DropPathMask { images, block, rate, keep: s.output(images) };
-        s.run(|ops: &mut dyn Ops| ops.drop_path_mask(&pass)).get(pass.keep).to_vec()
+        s.run(&[pass.into()]).get(pass.keep).to_vec()
     }
 
     fn mask(step: StepParams, images: usize, channels: usize, rate: f32) -> Vec<f32> {
         let mut s = Setup::default();
         s.step = step;
         let pass = DropoutMask { images, channels, rate, mask: s.output(images * channels) };
-        s.run(|ops: &mut dyn Ops| ops.dropout_mask(&pass)).get(pass.mask).to_vec()
+        s.run(&[pass.into()]).get(pass.mask).to_vec()
     }
 
     fn check_rate(factors: &[f32], rate: f32) {

@@ -75,15 +75,13 @@ impl Setup {
     }
 
     /// Runs a pass with 1, 2 and 5 threads; returns the outputs, then parameters and gradients. Gradients start at 1.
-    fn run(&self, pass: impl Fn(&mut dyn Ops), outputs: &[Tensor]) -> Vec<Vec<f32>> {
+    fn run(&self, pass: Pass, outputs: &[Tensor]) -> Vec<Vec<f32>> {
         let mut results = [1, 2, 5].map(|threads| {
             let device = CpuDevice { threads };
-            let mut recorder = Recorder::new(&device);
-            pass(&mut recorder);
             let inputs: Vec<Tensor> = self.values.iter().map(|(t, _)| *t).collect();
-            let plan = recorder.plan(&self.tensors, &[outputs, &inputs].concat());
+            let plan = Plan::new(&device, &[pass], &self.tensors, &[outputs, &inputs].concat());
             let total = self.parameters.len();
-            let mut ops = CpuOps::new(total, total, &[&plan], threads).unwrap();
+            let mut ops = CpuOps::new(StateSize::new(total, total), &[&plan], threads).unwrap();
             ops.bind(&plan).unwrap();
             ops.write_state(Buffer::Parameters, &self.parameters).unwrap();
             ops.write_state(Buffer::Gradients, &vec![1.0; total]).unwrap();
@@ -92,7 +90,7 @@ impl Setup {
                     ops.upload(*tensor, values).unwrap();
                 }
             }
-            pass(&mut ops);
+            ops.run(&pass).unwrap();
             let mut results = Vec::new();
             for output in outputs {
                 results.push(vec![f32::NAN; output.elements]);
@@ -182,7 +180,7 @@ fn expand_forward(rows: usize, inputs: usize, outputs: usize) {
         y: setup.output(rows * outputs),
         bn: setup.batch_norm(rows, outputs, false),
     };
-    let results = setup.run(|ops| ops.expand_forward(&pass).unwrap(), &[pass.y, pass.bn.coefficients]);
+    let results = setup.run(pass.into(), &[pass.y, pass.bn.coefficients]);
     let (x, w) = (setup.of(pass.x), setup.weight(pass.weight));
     let y: Vec<Exact> = (0..rows * outputs)
         .map(|at| sum(inputs, |k| x[at / outputs * inputs + k] * w[at % outputs * inputs + k]))
@@ -229,7 +227,7 @@ fn expand_backward(images: usize, pixels: usize, inputs: usize, outputs: usize, 
         shortcut: extras.then(|| setup.random(rows * inputs)),
         previous,
     };
-    let results = setup.run(|ops| ops.expand_backward(&pass).unwrap(), &[pass.dx, sums]);
+    let results = setup.run(pass.into(), &[pass.dx, sums]);
     let (x, w) = (setup.of(pass.x), setup.weight(pass.weight));
     let dy = batch_norm_backward(&setup, &pass.bn, &setup.of(pass.du), &setup.of(pass.y));
     let shortcut = pass.shortcut.map_or(vec![0.0; rows * inputs], |t| setup.of(t));
@@ -282,7 +280,7 @@ fn project_forward(images: usize, pixels: usize, inputs: usize, outputs: usize) 
         y: setup.output(rows * outputs),
         bn: setup.batch_norm(rows, outputs, false),
     };
-    let results = setup.run(|ops| ops.project_forward(&pass).unwrap(), &[pass.y, pass.bn.coefficients]);
+    let results = setup.run(pass.into(), &[pass.y, pass.bn.coefficients]);
     let (x, w, gate) = (setup.of(pass.x), setup.weight(pass.weight), setup.of(pass.gate));
     let of = setup.of(pass.input_bn.coefficients);
     let a = |i: usize, k: usize| {
@@ -315,7 +313,7 @@ fn project_backward(images: usize, pixels: usize, inputs: usize, outputs: usize,
         da: setup.output(rows * inputs),
         five_sums: setup.output(5 * images * inputs),
     };
-    let results = setup.run(|ops| ops.project_backward(&pass).unwrap(), &[pass.da, pass.five_sums]);
+    let results = setup.run(pass.into(), &[pass.da, pass.five_sums]);
     let (x, w, gate) = (setup.of(pass.x), setup.weight(pass.weight), setup.of(pass.gate));
     let of = setup.of(pass.input_bn.coefficients);
     let keep = pass.keep.map_or(vec![1.0; images], |t| setup.of(t));

@@ -5,6 +5,7 @@
 //! the depthwise convolution's batch norm. The dense layers are tiny but have many images, so tasks take
 //! several images (or a block of weights and all images) and use each weight once from memory.
 
+use super::OnCpu;
 use super::batch_norm::{finish_sums, sums_floats};
 use super::context::{Context, Shared, Workspace, workspace_floats};
 use super::dense::{Factor, Region, Start, add_column_sums, dots, sigmoid_in_place, silu, weighted_rows};
@@ -21,43 +22,45 @@ const SLICE: usize = 64;
 /// Rows of the reducing layer's weight in a task.
 const HIDDEN_ROWS: usize = 8;
 
-pub fn forward(cx: &Context, p: &SqueezeForward) {
-    let (images, channels, width) = (p.images, p.channels, p.reduce.outputs);
-    pool::means(cx, &p.bn, cx.read(p.y), images, p.pixels, cx.write(p.squeezed));
-    let squeezed = cx.read(p.squeezed);
-    let [active] = cx.workspace([images * width]);
-    {
-        let (weight, bias) = (cx.weight(p.reduce.weight), cx.weight(p.reduce.bias));
-        let (hidden, active) = (Shared::new(cx.write(p.hidden)), Shared::new(active));
-        cx.parallel(images.div_ceil(GROUP), |task, _| {
-            let own = task * GROUP..images.min((task + 1) * GROUP);
-            let range = own.start * width..own.end * width;
-            // SAFETY: each task has its own images.
-            let (hidden, active) = unsafe { (hidden.part(range.clone()), active.part(range)) };
-            let squeezed = &squeezed[own.start * channels..own.end * channels];
-            dots(squeezed, weight, channels, bias, &mut Region::whole(hidden, width));
-            silu(hidden, active);
-        });
+impl OnCpu for SqueezeForward {
+    fn workspace(&self) -> Workspace {
+        let width = self.reduce.outputs;
+        Workspace {
+            shared: workspace_floats(&[self.images * width]),
+            per_thread: pool::scratch_floats(self.channels).max(SLICE * width),
+        }
     }
-    let (weight, bias) = (cx.weight(p.expand.weight), cx.weight(p.expand.bias));
-    let gate = Shared::new(cx.write(p.gate));
-    let active = Factor { data: active, row_stride: width, depth_stride: 1 };
-    cx.parallel(channels.div_ceil(SLICE), |task, scratch| {
-        let own = task * SLICE..channels.min((task + 1) * SLICE);
-        let packed = &mut scratch[..width * own.len()];
-        transpose(&weight[own.start * width..own.end * width], width, packed);
-        // SAFETY: each task has its own channels.
-        let mut gate = unsafe { Region::of(gate, own.start, channels, images, own.len()) };
-        weighted_rows(active, width, packed, own.len(), Start::Bias(&bias[own.clone()]), &mut gate);
-        sigmoid_in_place(&mut gate);
-    });
-}
 
-pub fn forward_workspace(p: &SqueezeForward) -> Workspace {
-    let width = p.reduce.outputs;
-    Workspace {
-        shared: workspace_floats(&[p.images * width]),
-        per_thread: pool::scratch_floats(p.channels).max(SLICE * width),
+    fn run(&self, cx: &Context) {
+        let (images, channels, width) = (self.images, self.channels, self.reduce.outputs);
+        pool::means(cx, &self.bn, cx.read(self.y), images, self.pixels, cx.write(self.squeezed));
+        let squeezed = cx.read(self.squeezed);
+        let [active] = cx.workspace([images * width]);
+        {
+            let (weight, bias) = (cx.weight(self.reduce.weight), cx.weight(self.reduce.bias));
+            let (hidden, active) = (Shared::new(cx.write(self.hidden)), Shared::new(active));
+            cx.parallel(images.div_ceil(GROUP), |task, _| {
+                let own = task * GROUP..images.min((task + 1) * GROUP);
+                let range = own.start * width..own.end * width;
+                // SAFETY: each task has its own images.
+                let (hidden, active) = unsafe { (hidden.part(range.clone()), active.part(range)) };
+                let squeezed = &squeezed[own.start * channels..own.end * channels];
+                dots(squeezed, weight, channels, bias, &mut Region::whole(hidden, width));
+                silu(hidden, active);
+            });
+        }
+        let (weight, bias) = (cx.weight(self.expand.weight), cx.weight(self.expand.bias));
+        let gate = Shared::new(cx.write(self.gate));
+        let active = Factor { data: active, row_stride: width, depth_stride: 1 };
+        cx.parallel(channels.div_ceil(SLICE), |task, scratch| {
+            let own = task * SLICE..channels.min((task + 1) * SLICE);
+            let packed = &mut scratch[..width * own.len()];
+            transpose(&weight[own.start * width..own.end * width], width, packed);
+            // SAFETY: each task has its own channels.
+            let mut gate = unsafe { Region::of(gate, own.start, channels, images, own.len()) };
+            weighted_rows(active, width, packed, own.len(), Start::Bias(&bias[own.clone()]), &mut gate);
+            sigmoid_in_place(&mut gate);
+        });
     }
 }
 
@@ -71,45 +74,47 @@ fn transpose(from: &[f32], columns: usize, to: &mut [f32]) {
     }
 }
 
-pub fn backward(cx: &Context, p: &SqueezeBackward) {
-    let (images, channels, width) = (p.images, p.channels, p.reduce.outputs);
-    let tasks = images.div_ceil(GROUP);
-    let lengths = backward_lengths(p);
-    let [partials, dz, active, dhidden] = cx.workspace(lengths);
-    {
-        let partials = Shared::new(&mut *partials);
-        let (dz, active, dhidden) =
-            (Shared::new(&mut *dz), Shared::new(&mut *active), Shared::new(&mut *dhidden));
-        let squeeze_gradient = Shared::new(cx.write(p.squeeze_gradient));
-        cx.parallel(tasks, |task, _| {
-            let own = task * GROUP..images.min((task + 1) * GROUP);
-            let (wide, narrow) =
-                (own.start * channels..own.end * channels, own.start * width..own.end * width);
-            // SAFETY: each task has its own images and its own partial sums.
-            let out = unsafe {
-                Images {
-                    dz: dz.part(wide.clone()),
-                    active: active.part(narrow.clone()),
-                    dhidden: dhidden.part(narrow),
-                    squeeze_gradient: squeeze_gradient.part(wide),
-                    sums: partials.part(task * 2 * channels..(task + 1) * 2 * channels),
-                }
-            };
-            backward_images(cx, p, own.start, out);
-        });
+impl OnCpu for SqueezeBackward {
+    fn workspace(&self) -> Workspace {
+        Workspace { shared: workspace_floats(&backward_lengths(self)), per_thread: 0 }
     }
-    weight_gradients(cx, p, dz, active, dhidden);
-    finish_sums(cx, &p.bn, partials);
+
+    fn run(&self, cx: &Context) {
+        let (images, channels, width) = (self.images, self.channels, self.reduce.outputs);
+        let tasks = images.div_ceil(GROUP);
+        let lengths = backward_lengths(self);
+        let [partials, dz, active, dhidden] = cx.workspace(lengths);
+        {
+            let partials = Shared::new(&mut *partials);
+            let (dz, active, dhidden) =
+                (Shared::new(&mut *dz), Shared::new(&mut *active), Shared::new(&mut *dhidden));
+            let squeeze_gradient = Shared::new(cx.write(self.squeeze_gradient));
+            cx.parallel(tasks, |task, _| {
+                let own = task * GROUP..images.min((task + 1) * GROUP);
+                let (wide, narrow) =
+                    (own.start * channels..own.end * channels, own.start * width..own.end * width);
+                // SAFETY: each task has its own images and its own partial sums.
+                let out = unsafe {
+                    Images {
+                        dz: dz.part(wide.clone()),
+                        active: active.part(narrow.clone()),
+                        dhidden: dhidden.part(narrow),
+                        squeeze_gradient: squeeze_gradient.part(wide),
+                        sums: partials.part(task * 2 * channels..(task + 1) * 2 * channels),
+                    }
+                };
+                backward_images(cx, self, own.start, out);
+            });
+        }
+        weight_gradients(cx, self, dz, active, dhidden);
+        finish_sums(cx, &self.bn, partials);
+    }
 }
 
 fn backward_lengths(p: &SqueezeBackward) -> [usize; 4] {
     let (images, channels, width) = (p.images, p.channels, p.reduce.outputs);
     let partials = sums_floats(images.div_ceil(GROUP), channels);
     [partials, images * channels, images * width, images * width]
-}
-
-pub fn backward_workspace(p: &SqueezeBackward) -> Workspace {
-    Workspace { shared: workspace_floats(&backward_lengths(p)), per_thread: 0 }
 }
 
 /// What a task of the backward pass writes, for its own images.
@@ -234,7 +239,7 @@ fn batch_norm_sums_body<V: Vector>(
 #[cfg(test)]
 mod tests {
     use super::super::testing::{Setup, assert_close, sigmoid, silu, values};
-    use crate::ops::{Dense, Ops, SqueezeBackward, SqueezeForward};
+    use crate::ops::{Dense, SqueezeBackward, SqueezeForward};
 
     struct Case {
         setup: Setup,
@@ -303,10 +308,7 @@ mod tests {
 
     fn check(n: usize, pixels: usize, c: usize, w: usize) {
         let Case { setup, forward: f, backward: b } = case(n, pixels, c, w);
-        let got = setup.run(|ops: &mut dyn Ops| {
-            ops.squeeze_forward(&f)?;
-            ops.squeeze_backward(&b)
-        });
+        let got = setup.run(&[f.into(), b.into()]);
         let what = |name: &str| format!("{name} of {n} images, {pixels} pixels, {c} channels, {w} wide");
         let parameter = |p: crate::ops::Param| widen(&got.parameters[p.range()]);
         let [wr, br, we, be] =
@@ -370,7 +372,7 @@ mod tests {
         let (pixels, c, w) = (50, 96, 6);
         let run = |images| {
             let Case { setup, forward, .. } = case(images, pixels, c, w);
-            setup.run(|ops: &mut dyn Ops| ops.squeeze_forward(&forward)).get(forward.gate).to_vec()
+            setup.run(&[forward.into()]).get(forward.gate).to_vec()
         };
         let (few, many) = (run(5), run(21));
         assert_eq!(few, many[..few.len()]);

@@ -5,6 +5,7 @@
 //! under the window are copied to scratch first, with the padding's zeros, so that the loops have no borders.
 //! A task owns a fixed number of output rows, whichever images they belong to.
 
+use super::OnCpu;
 use std::ops::Range;
 
 use super::batch_norm;
@@ -92,40 +93,45 @@ struct Forward<'a> {
     statistics: Option<Shared<'a>>,
 }
 
-pub fn forward_workspace(p: &StemForward) -> Workspace {
-    let shape = Shape::new(p.images, p.window, p.channels);
-    let statistics = batch_norm::statistics_floats(shape.tasks(), shape.channels);
-    Workspace {
-        shared: workspace_floats(&[TAPS * shape.padded(), statistics]),
-        per_thread: SIDE * shape.row_values() + 3 * shape.padded(),
+impl OnCpu for StemForward {
+    fn workspace(&self) -> Workspace {
+        let shape = Shape::new(self.images, self.window, self.channels);
+        let statistics = batch_norm::statistics_floats(shape.tasks(), shape.channels);
+        Workspace {
+            shared: workspace_floats(&[TAPS * shape.padded(), statistics]),
+            per_thread: SIDE * shape.row_values() + 3 * shape.padded(),
+        }
     }
-}
 
-pub fn forward(cx: &Context, p: &StemForward) {
-    let shape = Shape::new(p.images, p.window, p.channels);
-    let floats = batch_norm::statistics_floats(shape.tasks(), shape.channels);
-    let [weights, statistics] = cx.workspace([TAPS * shape.padded(), floats]);
-    let weight = cx.weight(p.weight);
-    for (tap, row) in weights.chunks_exact_mut(shape.padded()).enumerate() {
-        row.fill(0.0);
-        row[..shape.channels].iter_mut().enumerate().for_each(|(c, w)| *w = weight[place_in_weight(tap, c)]);
-    }
-    let batch = p.bn.statistics == Statistics::Batch;
-    let job = Forward {
-        shape,
-        image: cx.read(p.image),
-        weights,
-        y: Shared::new(cx.write(p.y)),
-        statistics: batch.then_some(Shared::new(statistics)),
-    };
-    assert_eq!(job.y.len(), shape.rows * p.window.output * p.channels);
-    cx.parallel(shape.tasks(), |number, scratch| forward_task(&job, number, scratch));
-    if let Some(statistics) = job.statistics {
-        // SAFETY: all tasks are done, and nobody else holds a part.
-        let partials = unsafe { statistics.part(0..statistics.len()) };
-        batch_norm::finish_statistics(cx, &p.bn, partials, |task| {
-            shape.rows_of(task).len() * shape.window.output
-        });
+    fn run(&self, cx: &Context) {
+        let shape = Shape::new(self.images, self.window, self.channels);
+        let floats = batch_norm::statistics_floats(shape.tasks(), shape.channels);
+        let [weights, statistics] = cx.workspace([TAPS * shape.padded(), floats]);
+        let weight = cx.weight(self.weight);
+        for (tap, row) in weights.chunks_exact_mut(shape.padded()).enumerate() {
+            row.fill(0.0);
+            row[..shape.channels]
+                .iter_mut()
+                .enumerate()
+                .for_each(|(c, w)| *w = weight[place_in_weight(tap, c)]);
+        }
+        let batch = self.bn.statistics == Statistics::Batch;
+        let job = Forward {
+            shape,
+            image: cx.read(self.image),
+            weights,
+            y: Shared::new(cx.write(self.y)),
+            statistics: batch.then_some(Shared::new(statistics)),
+        };
+        assert_eq!(job.y.len(), shape.rows * self.window.output * self.channels);
+        cx.parallel(shape.tasks(), |number, scratch| forward_task(&job, number, scratch));
+        if let Some(statistics) = job.statistics {
+            // SAFETY: all tasks are done, and nobody else holds a part.
+            let partials = unsafe { statistics.part(0..statistics.len()) };
+            batch_norm::finish_statistics(cx, &self.bn, partials, |task| {
+                shape.rows_of(task).len() * shape.window.output
+            });
+        }
     }
 }
 
@@ -140,35 +146,37 @@ struct Backward<'a> {
     partials: Shared<'a>,
 }
 
-pub fn backward_workspace(p: &StemBackward) -> Workspace {
-    let shape = Shape::new(p.images, p.window, p.channels);
-    Workspace {
-        shared: workspace_floats(&[4 * shape.channels, shape.tasks() * TAPS * shape.channels]),
-        per_thread: SIDE * shape.row_values() + (p.window.output + TAPS) * shape.padded(),
+impl OnCpu for StemBackward {
+    fn workspace(&self) -> Workspace {
+        let shape = Shape::new(self.images, self.window, self.channels);
+        Workspace {
+            shared: workspace_floats(&[4 * shape.channels, shape.tasks() * TAPS * shape.channels]),
+            per_thread: SIDE * shape.row_values() + (self.window.output + TAPS) * shape.padded(),
+        }
     }
-}
 
-pub fn backward(cx: &Context, p: &StemBackward) {
-    let shape = Shape::new(p.images, p.window, p.channels);
-    let channels = shape.channels;
-    let [coefficients, partials] = cx.workspace([4 * channels, shape.tasks() * TAPS * channels]);
-    batch_norm::backward_coefficients(cx, &p.bn, coefficients);
-    let job = Backward {
-        shape,
-        image: cx.read(p.image),
-        y: cx.read(p.y),
-        du: cx.read(p.du),
-        coefficients,
-        partials: Shared::new(partials),
-    };
-    assert_eq!([job.y.len(), job.du.len()], [shape.rows * p.window.output * channels; 2]);
-    cx.parallel(shape.tasks(), |number, scratch| backward_task(&job, number, scratch));
-    // SAFETY: all tasks are done, and nobody else holds a part.
-    let partials = unsafe { job.partials.part(0..job.partials.len()) };
-    let gradient = cx.gradient_mut(p.weight);
-    for at in 0..TAPS * channels {
-        let total: f64 = partials.chunks_exact(TAPS * channels).map(|part| part[at] as f64).sum();
-        gradient[place_in_weight(at / channels, at % channels)] += total as f32;
+    fn run(&self, cx: &Context) {
+        let shape = Shape::new(self.images, self.window, self.channels);
+        let channels = shape.channels;
+        let [coefficients, partials] = cx.workspace([4 * channels, shape.tasks() * TAPS * channels]);
+        batch_norm::backward_coefficients(cx, &self.bn, coefficients);
+        let job = Backward {
+            shape,
+            image: cx.read(self.image),
+            y: cx.read(self.y),
+            du: cx.read(self.du),
+            coefficients,
+            partials: Shared::new(partials),
+        };
+        assert_eq!([job.y.len(), job.du.len()], [shape.rows * self.window.output * channels; 2]);
+        cx.parallel(shape.tasks(), |number, scratch| backward_task(&job, number, scratch));
+        // SAFETY: all tasks are done, and nobody else holds a part.
+        let partials = unsafe { job.partials.part(0..job.partials.len()) };
+        let gradient = cx.gradient_mut(self.weight);
+        for at in 0..TAPS * channels {
+            let total: f64 = partials.chunks_exact(TAPS * channels).map(|part| part[at] as f64).sum();
+            gradient[place_in_weight(at / channels, at % channels)] += total as f32;
+        }
     }
 }
 
@@ -449,12 +457,10 @@ mod tests {
         let forward = StemForward { images, window, channels, image, weight, y, bn };
         let backward = StemBackward { images, window, channels, image, weight, y, bn, du };
         let device = CpuDevice { threads };
-        let mut recorder = Recorder::new(&device);
-        recorder.stem_forward(&forward).unwrap();
-        recorder.stem_backward(&backward).unwrap();
-        let plan = recorder.plan(&tensors, &[y, bn.coefficients]);
+        let passes = [forward.into(), backward.into()];
+        let plan = Plan::new(&device, &passes, &tensors, &[y, bn.coefficients]);
         let total = 31 * channels;
-        let mut ops = CpuOps::new(total, total, &[&plan], threads).unwrap();
+        let mut ops = CpuOps::new(StateSize::new(total, total), &[&plan], threads).unwrap();
         ops.bind(&plan).unwrap();
         let pixels: Vec<u8> = (0..image.elements).map(|i| (i * i * 37 % 251) as u8).collect();
         let (mean, deviation) = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]);
@@ -467,8 +473,8 @@ mod tests {
         ops.write_state(Buffer::Gradients, &vec![1.0; total]).unwrap();
         ops.upload(bn.sums, &numbers(2 * channels, 5)).unwrap();
         ops.upload(du, &numbers(rows * channels, 9)).unwrap();
-        ops.stem_forward(&forward).unwrap();
-        ops.stem_backward(&backward).unwrap();
+        ops.run(&forward.into()).unwrap();
+        ops.run(&backward.into()).unwrap();
         let mut read = |tensor: Tensor| {
             let mut values = vec![0.0; tensor.elements];
             ops.download(tensor, &mut values).unwrap();

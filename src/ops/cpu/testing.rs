@@ -2,7 +2,7 @@
 
 use super::{CpuDevice, CpuOps};
 use crate::ops::{
-    BatchNorm, Buffer, Kind, Ops, Param, Recorder, Result, Statistics, StepParams, Tensor, Tensors,
+    BatchNorm, Buffer, Kind, Ops, Param, Pass, Plan, StateSize, Statistics, StepParams, Tensor, Tensors,
 };
 use crate::random::{Purpose, draw, unit};
 
@@ -83,8 +83,8 @@ impl Setup {
 
     /// Runs the passes under each of [`THREADS`], asserts that all results are the same bits, and returns
     /// them.
-    pub fn run(&self, passes: impl Fn(&mut dyn Ops) -> Result) -> Finished {
-        let results = THREADS.map(|threads| self.run_with(threads, &passes));
+    pub fn run(&self, passes: &[Pass]) -> Finished {
+        let results = THREADS.map(|threads| self.run_with(threads, passes));
         let bits = |f: &Finished| {
             let tensors = f.tensors.iter().flatten();
             tensors.chain(&f.parameters).chain(&f.gradients).map(|v| v.to_bits()).collect::<Vec<_>>()
@@ -96,13 +96,11 @@ impl Setup {
         first
     }
 
-    fn run_with(&self, threads: usize, passes: impl Fn(&mut dyn Ops) -> Result) -> Finished {
+    fn run_with(&self, threads: usize, passes: &[Pass]) -> Finished {
         let device = CpuDevice { threads };
-        let mut recorder = Recorder::new(&device);
-        passes(&mut recorder).unwrap();
-        let plan = recorder.plan(&self.tensors, &self.all);
+        let plan = Plan::new(&device, passes, &self.tensors, &self.all);
         let total = self.parameters.len();
-        let mut ops = CpuOps::new(total, total, &[&plan], threads).unwrap();
+        let mut ops = CpuOps::new(StateSize::new(total, total), &[&plan], threads).unwrap();
         ops.bind(&plan).unwrap();
         ops.set_step(self.step).unwrap();
         ops.write_state(Buffer::Parameters, &self.parameters).unwrap();
@@ -118,7 +116,7 @@ impl Setup {
         for (tensor, labels) in &self.labels {
             ops.upload_labels(*tensor, labels).unwrap();
         }
-        passes(&mut ops).unwrap();
+        passes.iter().for_each(|pass| ops.run(pass).unwrap());
         let download = |tensor: &Tensor| {
             let mut out = vec![0.0; tensor.elements];
             if used(tensor) {

@@ -8,10 +8,11 @@
 //! all gradients do until their bucket is summed. The computation waits for both: they are small, but so many that they
 //! are bound by latency, and wait behind buckets under way.
 
+use super::OnCuda;
 use super::arguments::{Kernel, arguments};
 use super::context::Context;
 use super::gpu::{Address, Gpu, Piece, Reduce};
-use crate::ops::{BatchNorm, Result, Statistics};
+use crate::ops::{BatchNorm, BatchNormInference, Result, Statistics};
 
 /// Channels of a block, and groups of parts: `LANES` and `GROUPS` of the kernels.
 const LANES: usize = 8;
@@ -199,18 +200,20 @@ pub fn finish_sums<G: Gpu>(cx: &mut Context<G>, bn: &BatchNorm, partials: Addres
     cx.gpu.collective_end()
 }
 
-/// Coefficients from the running statistics of the chosen weights.
-pub fn inference<G: Gpu>(cx: &mut Context<G>, bn: &BatchNorm) -> Result {
-    // Those of the forward passes so far: after an update they are the parameters' own.
-    let statistic = |param| if cx.ema_weights { cx.weight(param) } else { cx.running(param) };
-    let arguments = InferenceArguments {
-        weight: cx.weight(bn.weight),
-        bias: cx.weight(bn.bias),
-        running_mean: statistic(bn.running_mean),
-        running_var: statistic(bn.running_var),
-        coefficients: cx.tensor(bn.coefficients),
-        channels: bn.channels as i32,
-        eps: bn.eps,
-    };
-    cx.launch(&INFERENCE, [bn.channels.div_ceil(256), 1, 1], 256, 0, arguments)
+impl OnCuda for BatchNormInference {
+    fn launch<G: Gpu>(&self, cx: &mut Context<G>) -> Result {
+        let bn = &self.bn;
+        // Those of the forward passes so far: after an update they are the parameters' own.
+        let statistic = |param| if cx.ema_weights { cx.weight(param) } else { cx.running(param) };
+        let arguments = InferenceArguments {
+            weight: cx.weight(bn.weight),
+            bias: cx.weight(bn.bias),
+            running_mean: statistic(bn.running_mean),
+            running_var: statistic(bn.running_var),
+            coefficients: cx.tensor(bn.coefficients),
+            channels: bn.channels as i32,
+            eps: bn.eps,
+        };
+        cx.launch(&INFERENCE, [bn.channels.div_ceil(256), 1, 1], 256, 0, arguments)
+    }
 }

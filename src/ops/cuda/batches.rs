@@ -6,9 +6,8 @@
 use super::context::Context;
 use super::gpu::{Gpu, Staging};
 use super::image;
-use crate::data::BatchPixels;
-use crate::data::raw::RawBatch;
 use crate::ops::{BatchInput, BatchTarget, OpsError, Result, Tensor};
+use crate::pixels::{BatchPixels, raw_batch_bytes};
 
 /// What was sent; what a captured graph unpacks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -55,7 +54,7 @@ impl Batches {
         let room = match batch.pixels {
             BatchPixels::Squares(bytes) => bytes.len(),
             BatchPixels::Raw { bytes, side } => {
-                bytes.len().max(RawBatch::bytes(images(batch.target.image, side), side))
+                bytes.len().max(raw_batch_bytes(images(batch.target.image, side), side))
             }
         };
         Sent::of(&batch.pixels).images_at(&batch.target) + room

@@ -7,6 +7,7 @@ use std::fmt::Write;
 use super::arguments::{Arguments, Kernel};
 use super::gpu::{Address, Gpu, Launch, Mark};
 use super::precision::Precision;
+use crate::ops::optimiser::MOST_SLOTS;
 use crate::ops::plan::ALIGNMENT;
 use crate::ops::profile::Profile;
 use crate::ops::{OpsError, Param, Pass, Result, Tensor};
@@ -17,8 +18,8 @@ pub struct State {
     /// [total] fp32, as are all but `storage`.
     pub parameters: Address,
     pub gradients: Address,
-    pub mean_square: Address,
-    pub momentum: Address,
+    /// Those that the optimiser has; the others are null.
+    pub slots: [Address; MOST_SLOTS],
     pub ema: Address,
     /// [total − trainable]: running statistics as this step leaves them; they become the parameters' when the
     /// step is not skipped.
@@ -81,8 +82,6 @@ impl<G: Gpu> Context<G> {
         for (at, bytes, label) in [
             (self.state.parameters, 4 * total, "parameters"),
             (self.state.gradients, 4 * trainable, "gradients"),
-            (self.state.mean_square, 4 * trainable, "mean square"),
-            (self.state.momentum, 4 * trainable, "momentum"),
             (self.state.ema, 4 * total, "EMA"),
             (self.state.running, 4 * (total - trainable), "running statistics"),
             (self.state.block, super::step::BLOCK_BYTES, "step block"),
@@ -90,6 +89,11 @@ impl<G: Gpu> Context<G> {
             (self.workspace, self.workspace_bytes, "workspace"),
         ] {
             self.gpu.describe(at, bytes, label);
+        }
+        for (number, slot) in
+            self.state.slots.into_iter().enumerate().filter(|(_, slot)| *slot != Address::NULL)
+        {
+            self.gpu.describe(slot, 4 * trainable, &format!("optimiser's slot {number}"));
         }
     }
 

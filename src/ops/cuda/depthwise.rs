@@ -2,6 +2,7 @@
 //!
 //! [`Cut`] decides how maps are cut into blocks, from shapes alone.
 
+use super::OnCuda;
 use super::arguments::{Kernel, arguments};
 use super::batch_norm;
 use super::context::{Context, workspace_bytes};
@@ -201,94 +202,98 @@ fn variant(window: Window) -> String {
     format!("k{}s{}", window.kernel, window.stride)
 }
 
-pub fn forward_workspace(p: &DepthwiseForward, precision: Precision) -> usize {
-    let cut = Cut::forward(p.images, p.window, p.channels, precision.bytes());
-    workspace_bytes(&batch_norm::statistics_bytes(&p.bn, cut.parts))
-}
+impl OnCuda for DepthwiseForward {
+    fn workspace(&self, precision: Precision) -> usize {
+        let cut = Cut::forward(self.images, self.window, self.channels, precision.bytes());
+        workspace_bytes(&batch_norm::statistics_bytes(&self.bn, cut.parts))
+    }
 
-pub fn forward<G: Gpu>(cx: &mut Context<G>, p: &DepthwiseForward) -> Result {
-    let cut = Cut::forward(p.images, p.window, p.channels, cx.precision.bytes());
-    let [counts, moments] = cx.workspace(batch_norm::statistics_bytes(&p.bn, cut.parts));
-    let batch = p.bn.statistics == Statistics::Batch;
-    let arguments = ForwardArguments {
-        x: cx.tensor(p.x),
-        coefficients: cx.optional(p.input_bn.map(|bn| bn.coefficients)),
-        weight: cx.weight(p.weight),
-        y: cx.tensor(p.y),
-        counts: if batch { counts } else { Address::NULL },
-        moments,
-        images: p.images as i32,
-        channels: p.channels as i32,
-        input: p.window.input as i32,
-        output: p.window.output as i32,
-        pad: p.window.pad as i32,
-        vectors: cut.vectors as i32,
-        rows: cut.rows as i32,
-        together: cut.together as i32,
-        images_per_block: cut.images_per_block as i32,
-        strips: cut.strips as i32,
-        strip_rows: cut.strip_rows as i32,
-    };
-    let kernel = FORWARD.variant(variant(p.window));
-    cx.launch(&kernel, cut.grid(), threads(p.window.kernel), cut.shared, arguments)?;
-    if batch { batch_norm::finish_statistics(cx, &p.bn, counts, moments, cut.parts) } else { Ok(()) }
+    fn launch<G: Gpu>(&self, cx: &mut Context<G>) -> Result {
+        let cut = Cut::forward(self.images, self.window, self.channels, cx.precision.bytes());
+        let [counts, moments] = cx.workspace(batch_norm::statistics_bytes(&self.bn, cut.parts));
+        let batch = self.bn.statistics == Statistics::Batch;
+        let arguments = ForwardArguments {
+            x: cx.tensor(self.x),
+            coefficients: cx.optional(self.input_bn.map(|bn| bn.coefficients)),
+            weight: cx.weight(self.weight),
+            y: cx.tensor(self.y),
+            counts: if batch { counts } else { Address::NULL },
+            moments,
+            images: self.images as i32,
+            channels: self.channels as i32,
+            input: self.window.input as i32,
+            output: self.window.output as i32,
+            pad: self.window.pad as i32,
+            vectors: cut.vectors as i32,
+            rows: cut.rows as i32,
+            together: cut.together as i32,
+            images_per_block: cut.images_per_block as i32,
+            strips: cut.strips as i32,
+            strip_rows: cut.strip_rows as i32,
+        };
+        let kernel = FORWARD.variant(variant(self.window));
+        cx.launch(&kernel, cut.grid(), threads(self.window.kernel), cut.shared, arguments)?;
+        if batch { batch_norm::finish_statistics(cx, &self.bn, counts, moments, cut.parts) } else { Ok(()) }
+    }
 }
 
 fn backward_bytes(p: &DepthwiseBackward, cut: &Cut) -> [usize; 2] {
     [cut.parts * p.weight.elements * 4, batch_norm::sums_bytes(cut.parts, p.channels)]
 }
 
-pub fn backward_workspace(p: &DepthwiseBackward, precision: Precision) -> usize {
-    let cut = Cut::backward(p.images, p.window, p.channels, precision.bytes());
-    workspace_bytes(&backward_bytes(p, &cut))
-}
+impl OnCuda for DepthwiseBackward {
+    fn workspace(&self, precision: Precision) -> usize {
+        let cut = Cut::backward(self.images, self.window, self.channels, precision.bytes());
+        workspace_bytes(&backward_bytes(self, &cut))
+    }
 
-pub fn backward<G: Gpu>(cx: &mut Context<G>, p: &DepthwiseBackward) -> Result {
-    let cut = Cut::backward(p.images, p.window, p.channels, cx.precision.bytes());
-    let [weight_partials, sum_partials] = cx.workspace(backward_bytes(p, &cut));
-    let (previous, previous_y, shortcut, keep) = match &p.input {
-        DepthwiseInput::Normalised(bn) => (*bn, Address::NULL, None, None),
-        DepthwiseInput::Identity { shortcut, previous } => {
-            (previous.bn, cx.tensor(previous.y), *shortcut, previous.keep)
-        }
-    };
-    let arguments = BackwardArguments {
-        x: cx.tensor(p.x),
-        y: cx.tensor(p.y),
-        da: cx.tensor(p.da),
-        dx: cx.tensor(p.dx),
-        coefficients: cx.tensor(p.bn.coefficients),
-        sums: cx.tensor(p.bn.sums),
-        gate: cx.tensor(p.gate),
-        squeeze_gradient: cx.tensor(p.squeeze_gradient),
-        weight: cx.raw_weight(p.weight),
-        previous: cx.tensor(previous.coefficients),
-        previous_y,
-        shortcut: cx.optional(shortcut),
-        keep: cx.optional(keep),
-        weight_partials,
-        sum_partials,
-        images: p.images as i32,
-        channels: p.channels as i32,
-        input: p.window.input as i32,
-        output: p.window.output as i32,
-        pad: p.window.pad as i32,
-        vectors: cut.vectors as i32,
-        rows: cut.rows as i32,
-        together: cut.together as i32,
-        images_per_block: cut.images_per_block as i32,
-        strips: cut.strips as i32,
-        strip_rows: cut.strip_rows as i32,
-        inverse_rows: batch_norm::inverse_rows(&p.bn),
-    };
-    let kernel = match p.input {
-        DepthwiseInput::Normalised(_) => &BACKWARD,
-        DepthwiseInput::Identity { .. } => &BACKWARD_IDENTITY,
-    };
-    let kernel = kernel.variant(variant(p.window));
-    cx.launch(&kernel, cut.grid(), threads(p.window.kernel), cut.shared, arguments)?;
-    batch_norm::finish_sums(cx, &previous, sum_partials, cut.parts)?;
-    reduction::add_gradient(cx, weight_partials, cut.parts, p.weight)
+    fn launch<G: Gpu>(&self, cx: &mut Context<G>) -> Result {
+        let cut = Cut::backward(self.images, self.window, self.channels, cx.precision.bytes());
+        let [weight_partials, sum_partials] = cx.workspace(backward_bytes(self, &cut));
+        let (previous, previous_y, shortcut, keep) = match &self.input {
+            DepthwiseInput::Normalised(bn) => (*bn, Address::NULL, None, None),
+            DepthwiseInput::Identity { shortcut, previous } => {
+                (previous.bn, cx.tensor(previous.y), *shortcut, previous.keep)
+            }
+        };
+        let arguments = BackwardArguments {
+            x: cx.tensor(self.x),
+            y: cx.tensor(self.y),
+            da: cx.tensor(self.da),
+            dx: cx.tensor(self.dx),
+            coefficients: cx.tensor(self.bn.coefficients),
+            sums: cx.tensor(self.bn.sums),
+            gate: cx.tensor(self.gate),
+            squeeze_gradient: cx.tensor(self.squeeze_gradient),
+            weight: cx.raw_weight(self.weight),
+            previous: cx.tensor(previous.coefficients),
+            previous_y,
+            shortcut: cx.optional(shortcut),
+            keep: cx.optional(keep),
+            weight_partials,
+            sum_partials,
+            images: self.images as i32,
+            channels: self.channels as i32,
+            input: self.window.input as i32,
+            output: self.window.output as i32,
+            pad: self.window.pad as i32,
+            vectors: cut.vectors as i32,
+            rows: cut.rows as i32,
+            together: cut.together as i32,
+            images_per_block: cut.images_per_block as i32,
+            strips: cut.strips as i32,
+            strip_rows: cut.strip_rows as i32,
+            inverse_rows: batch_norm::inverse_rows(&self.bn),
+        };
+        let kernel = match self.input {
+            DepthwiseInput::Normalised(_) => &BACKWARD,
+            DepthwiseInput::Identity { .. } => &BACKWARD_IDENTITY,
+        };
+        let kernel = kernel.variant(variant(self.window));
+        cx.launch(&kernel, cut.grid(), threads(self.window.kernel), cut.shared, arguments)?;
+        batch_norm::finish_sums(cx, &previous, sum_partials, cut.parts)?;
+        reduction::add_gradient(cx, weight_partials, cut.parts, self.weight)
+    }
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! The pointwise expansion (and the head's convolution).
 
+use super::OnCuda;
 use super::arguments::{Kernel, arguments};
 use super::batch_norm::{finish_statistics, finish_sums, inverse_rows, statistics_bytes, sums_bytes};
 use super::context::{Context, workspace_bytes};
@@ -33,32 +34,34 @@ fn cut(p: &ExpandForward, precision: Precision) -> Cut {
     Cut::expand(precision, p.rows, p.inputs, p.outputs)
 }
 
-pub fn forward_workspace(p: &ExpandForward, precision: Precision) -> usize {
-    workspace_bytes(&statistics_bytes(&p.bn, cut(p, precision).parts))
-}
-
-pub fn forward<G: Gpu>(cx: &mut Context<G>, p: &ExpandForward) -> Result {
-    let cut = cut(p, cx.precision);
-    let batch = p.bn.statistics == Statistics::Batch;
-    let [counts, moments] = cx.workspace(statistics_bytes(&p.bn, cut.parts));
-    let arguments = ForwardArguments {
-        x: cx.tensor(p.x),
-        weight: cx.stored_weight(p.weight),
-        y: cx.tensor(p.y),
-        counts: if batch { counts } else { Address::NULL },
-        moments: if batch { moments } else { Address::NULL },
-        rows: p.rows as i32,
-        inputs: p.inputs as i32,
-        outputs: p.outputs as i32,
-        chunk: cut.chunk as i32,
-        row_tiles: cut.row_tiles as i32,
-        weight_slots: cut.weight_slots as i32,
-    };
-    cx.launch(&FORWARD.variant(cut.tile), cut.grid(), cut.tile.threads(), cut.shared, arguments)?;
-    if batch {
-        finish_statistics(cx, &p.bn, counts, moments, cut.parts)?;
+impl OnCuda for ExpandForward {
+    fn workspace(&self, precision: Precision) -> usize {
+        workspace_bytes(&statistics_bytes(&self.bn, cut(self, precision).parts))
     }
-    Ok(())
+
+    fn launch<G: Gpu>(&self, cx: &mut Context<G>) -> Result {
+        let cut = cut(self, cx.precision);
+        let batch = self.bn.statistics == Statistics::Batch;
+        let [counts, moments] = cx.workspace(statistics_bytes(&self.bn, cut.parts));
+        let arguments = ForwardArguments {
+            x: cx.tensor(self.x),
+            weight: cx.stored_weight(self.weight),
+            y: cx.tensor(self.y),
+            counts: if batch { counts } else { Address::NULL },
+            moments: if batch { moments } else { Address::NULL },
+            rows: self.rows as i32,
+            inputs: self.inputs as i32,
+            outputs: self.outputs as i32,
+            chunk: cut.chunk as i32,
+            row_tiles: cut.row_tiles as i32,
+            weight_slots: cut.weight_slots as i32,
+        };
+        cx.launch(&FORWARD.variant(cut.tile), cut.grid(), cut.tile.threads(), cut.shared, arguments)?;
+        if batch {
+            finish_statistics(cx, &self.bn, counts, moments, cut.parts)?;
+        }
+        Ok(())
+    }
 }
 
 arguments! {
@@ -160,22 +163,24 @@ impl BackwardCut {
     }
 }
 
-pub fn backward_workspace(p: &ExpandBackward, precision: Precision) -> usize {
-    workspace_bytes(&BackwardCut::new(p, precision).bytes(p))
-}
-
-pub fn backward<G: Gpu>(cx: &mut Context<G>, p: &ExpandBackward) -> Result {
-    let cut = BackwardCut::new(p, cx.precision);
-    let ([sums, partials], parts) = (cx.workspace(cut.bytes(p)), cut.parts(p));
-    match cut {
-        BackwardCut::Sweep(sweep) => backward_sweep(cx, p, &sweep, sums, partials)?,
-        BackwardCut::Two(data, weights) => {
-            backward_data(cx, p, &data, sums)?;
-            backward_weights(cx, p, &weights, partials)?;
-        }
+impl OnCuda for ExpandBackward {
+    fn workspace(&self, precision: Precision) -> usize {
+        workspace_bytes(&BackwardCut::new(self, precision).bytes(self))
     }
-    finish_sums(cx, &p.previous.bn, sums, parts[0])?;
-    add_gradient(cx, partials, parts[1], p.weight)
+
+    fn launch<G: Gpu>(&self, cx: &mut Context<G>) -> Result {
+        let cut = BackwardCut::new(self, cx.precision);
+        let ([sums, partials], parts) = (cx.workspace(cut.bytes(self)), cut.parts(self));
+        match cut {
+            BackwardCut::Sweep(sweep) => backward_sweep(cx, self, &sweep, sums, partials)?,
+            BackwardCut::Two(data, weights) => {
+                backward_data(cx, self, &data, sums)?;
+                backward_weights(cx, self, &weights, partials)?;
+            }
+        }
+        finish_sums(cx, &self.previous.bn, sums, parts[0])?;
+        add_gradient(cx, partials, parts[1], self.weight)
+    }
 }
 
 fn backward_sweep<G: Gpu>(

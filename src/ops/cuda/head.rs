@@ -1,5 +1,6 @@
 //! The head: pooling, classifier, loss, and back to the gradient at the last batch norm's output.
 
+use super::OnCuda;
 use super::arguments::{Kernel, arguments};
 use super::batch_norm;
 use super::context::{Context, workspace_bytes};
@@ -176,63 +177,67 @@ fn logit_cut(p: &HeadForward) -> Cut {
     Cut::new(p.images, p.classes, p.channels)
 }
 
-pub fn forward_workspace(p: &HeadForward, _precision: Precision) -> usize {
-    workspace_bytes(&[logit_cut(p).bytes()])
+impl OnCuda for HeadForward {
+    fn workspace(&self, _precision: Precision) -> usize {
+        workspace_bytes(&[logit_cut(self).bytes()])
+    }
+
+    fn launch<G: Gpu>(&self, cx: &mut Context<G>) -> Result {
+        let pooled = cx.tensor(self.pooled);
+        let pool = PoolArguments {
+            y: cx.tensor(self.y),
+            coefficients: cx.tensor(self.bn.coefficients),
+            pooled,
+            pixels: self.pixels as i32,
+            channels: self.channels as i32,
+        };
+        let shared = POOL_THREADS / 32 * SLICE * 4;
+        cx.launch(&POOL, [self.images, self.channels.div_ceil(SLICE), 1], POOL_THREADS, shared, pool)?;
+
+        let cut = logit_cut(self);
+        let [partials] = cx.workspace([cut.bytes()]);
+        let factors = [pooled, cx.optional(self.dropout), cx.weight(self.classifier.weight), partials];
+        cut.launch(cx, &LOGIT_PRODUCTS, factors)?;
+        let logits = LogitsArguments {
+            partials,
+            bias: cx.weight(self.classifier.bias),
+            logits: cx.tensor(self.logits),
+            images: self.images as i32,
+            classes: self.classes as i32,
+            parts: cut.parts() as i32,
+        };
+        let blocks = (self.images * self.classes).div_ceil(LOGITS_THREADS);
+        cx.launch(&LOGITS, [blocks, 1, 1], LOGITS_THREADS, 0, logits)
+    }
 }
 
-pub fn forward<G: Gpu>(cx: &mut Context<G>, p: &HeadForward) -> Result {
-    let pooled = cx.tensor(p.pooled);
-    let pool = PoolArguments {
-        y: cx.tensor(p.y),
-        coefficients: cx.tensor(p.bn.coefficients),
-        pooled,
-        pixels: p.pixels as i32,
-        channels: p.channels as i32,
-    };
-    let shared = POOL_THREADS / 32 * SLICE * 4;
-    cx.launch(&POOL, [p.images, p.channels.div_ceil(SLICE), 1], POOL_THREADS, shared, pool)?;
+impl OnCuda for Loss {
+    /// One number an image: whether its label has the largest logit.
+    fn workspace(&self, _: Precision) -> usize {
+        workspace_bytes(&[self.images * 4])
+    }
 
-    let cut = logit_cut(p);
-    let [partials] = cx.workspace([cut.bytes()]);
-    let factors = [pooled, cx.optional(p.dropout), cx.weight(p.classifier.weight), partials];
-    cut.launch(cx, &LOGIT_PRODUCTS, factors)?;
-    let logits = LogitsArguments {
-        partials,
-        bias: cx.weight(p.classifier.bias),
-        logits: cx.tensor(p.logits),
-        images: p.images as i32,
-        classes: p.classes as i32,
-        parts: cut.parts() as i32,
-    };
-    let blocks = (p.images * p.classes).div_ceil(LOGITS_THREADS);
-    cx.launch(&LOGITS, [blocks, 1, 1], LOGITS_THREADS, 0, logits)
-}
-
-/// One number an image: whether its label has the largest logit.
-pub fn loss_workspace(p: &Loss) -> usize {
-    workspace_bytes(&[p.images * 4])
-}
-
-/// The gradient is that of the loss times the step's loss scale; the losses are themselves, and they and the images
-/// that are right are added to the step's figures.
-pub fn loss<G: Gpu>(cx: &mut Context<G>, p: &Loss) -> Result {
-    let [right] = cx.workspace([p.images * 4]);
-    let losses = cx.tensor(p.losses);
-    let arguments = LossArguments {
-        block: cx.state.block,
-        logits: cx.tensor(p.logits),
-        labels: cx.tensor(p.labels),
-        losses,
-        dlogits: cx.tensor(p.dlogits),
-        right,
-        classes: p.classes as i32,
-        smoothing: p.smoothing,
-        scale: p.scale,
-    };
-    let warps = LOSS_THREADS / 32;
-    cx.launch(&LOSS, [p.images, 1, 1], LOSS_THREADS, warps * (3 * 8 + 4), arguments)?;
-    let tally = TallyArguments { block: cx.state.block, losses, right, images: p.images as i32 };
-    cx.launch(&TALLY, [1, 1, 1], LOSS_THREADS, warps * 2 * 8, tally)
+    /// The gradient is that of the loss times the step's loss scale; the losses are themselves, and they and the images
+    /// that are right are added to the step's figures.
+    fn launch<G: Gpu>(&self, cx: &mut Context<G>) -> Result {
+        let [right] = cx.workspace([self.images * 4]);
+        let losses = cx.tensor(self.losses);
+        let arguments = LossArguments {
+            block: cx.state.block,
+            logits: cx.tensor(self.logits),
+            labels: cx.tensor(self.labels),
+            losses,
+            dlogits: cx.tensor(self.dlogits),
+            right,
+            classes: self.classes as i32,
+            smoothing: self.smoothing,
+            scale: self.scale,
+        };
+        let warps = LOSS_THREADS / 32;
+        cx.launch(&LOSS, [self.images, 1, 1], LOSS_THREADS, warps * (3 * 8 + 4), arguments)?;
+        let tally = TallyArguments { block: cx.state.block, losses, right, images: self.images as i32 };
+        cx.launch(&TALLY, [1, 1, 1], LOSS_THREADS, warps * 2 * 8, tally)
+    }
 }
 
 fn feature_cut(p: &HeadBackward) -> Cut {
@@ -248,46 +253,48 @@ fn backward_bytes(p: &HeadBackward) -> [usize; 2] {
     [feature_cut(p).bytes(), batch_norm::sums_bytes(parts, p.channels)]
 }
 
-pub fn backward_workspace(p: &HeadBackward, _precision: Precision) -> usize {
-    workspace_bytes(&backward_bytes(p))
-}
+impl OnCuda for HeadBackward {
+    fn workspace(&self, _precision: Precision) -> usize {
+        workspace_bytes(&backward_bytes(self))
+    }
 
-pub fn backward<G: Gpu>(cx: &mut Context<G>, p: &HeadBackward) -> Result {
-    let [partials, sums] = cx.workspace(backward_bytes(p));
-    let (dlogits, dropout) = (cx.tensor(p.dlogits), cx.optional(p.dropout));
-    let weights = WeightsArguments {
-        block: cx.state.block,
-        dlogits,
-        pooled: cx.tensor(p.pooled),
-        dropout,
-        weight_gradient: cx.gradient(p.classifier.weight),
-        bias_gradient: cx.gradient(p.classifier.bias),
-        images: p.images as i32,
-        channels: p.channels as i32,
-        classes: p.classes as i32,
-    };
-    let grid = [p.channels.div_ceil(TILE), p.classes.div_ceil(TILE), 1];
-    cx.launch(&WEIGHTS, grid, PRODUCT_THREADS, PRODUCT_SHARED, weights)?;
+    fn launch<G: Gpu>(&self, cx: &mut Context<G>) -> Result {
+        let [partials, sums] = cx.workspace(backward_bytes(self));
+        let (dlogits, dropout) = (cx.tensor(self.dlogits), cx.optional(self.dropout));
+        let weights = WeightsArguments {
+            block: cx.state.block,
+            dlogits,
+            pooled: cx.tensor(self.pooled),
+            dropout,
+            weight_gradient: cx.gradient(self.classifier.weight),
+            bias_gradient: cx.gradient(self.classifier.bias),
+            images: self.images as i32,
+            channels: self.channels as i32,
+            classes: self.classes as i32,
+        };
+        let grid = [self.channels.div_ceil(TILE), self.classes.div_ceil(TILE), 1];
+        cx.launch(&WEIGHTS, grid, PRODUCT_THREADS, PRODUCT_SHARED, weights)?;
 
-    let cut = feature_cut(p);
-    let weight = cx.raw_weight(p.classifier.weight);
-    cut.launch(cx, &FEATURE_PRODUCTS, [dlogits, Address::NULL, weight, partials])?;
-    let per_part = images_per_part(p);
-    let parts = p.images.div_ceil(per_part);
-    let maps = BackwardArguments {
-        y: cx.tensor(p.y),
-        coefficients: cx.tensor(p.bn.coefficients),
-        partials,
-        dropout,
-        du: cx.tensor(p.du),
-        sums,
-        images: p.images as i32,
-        images_per_part: per_part as i32,
-        pixels: p.pixels as i32,
-        channels: p.channels as i32,
-        splits: cut.parts() as i32,
-    };
-    let shared = (1 + 2 * POOL_THREADS / 32) * SLICE * 4;
-    cx.launch(&BACKWARD, [parts, p.channels.div_ceil(SLICE), 1], POOL_THREADS, shared, maps)?;
-    batch_norm::finish_sums(cx, &p.bn, sums, parts)
+        let cut = feature_cut(self);
+        let weight = cx.raw_weight(self.classifier.weight);
+        cut.launch(cx, &FEATURE_PRODUCTS, [dlogits, Address::NULL, weight, partials])?;
+        let per_part = images_per_part(self);
+        let parts = self.images.div_ceil(per_part);
+        let maps = BackwardArguments {
+            y: cx.tensor(self.y),
+            coefficients: cx.tensor(self.bn.coefficients),
+            partials,
+            dropout,
+            du: cx.tensor(self.du),
+            sums,
+            images: self.images as i32,
+            images_per_part: per_part as i32,
+            pixels: self.pixels as i32,
+            channels: self.channels as i32,
+            splits: cut.parts() as i32,
+        };
+        let shared = (1 + 2 * POOL_THREADS / 32) * SLICE * 4;
+        cx.launch(&BACKWARD, [parts, self.channels.div_ceil(SLICE), 1], POOL_THREADS, shared, maps)?;
+        batch_norm::finish_sums(cx, &self.bn, sums, parts)
+    }
 }

@@ -1,5 +1,6 @@
 //! Stochastic-depth and dropout factors: the draws of [`crate::random`], on the device.
 
+use super::OnCuda;
 use super::arguments::{Kernel, arguments};
 use super::context::Context;
 use super::gpu::{Address, Gpu};
@@ -35,28 +36,32 @@ arguments! {
 const DROP_PATH: Kernel<DropPathArguments> = Kernel::plain("masks_drop_path");
 const DROPOUT: Kernel<DropoutArguments> = Kernel::plain("masks_dropout");
 
-pub fn drop_path<G: Gpu>(cx: &mut Context<G>, p: &DropPathMask) -> Result {
-    let arguments = DropPathArguments {
-        block: cx.state.block,
-        keep: cx.tensor(p.keep),
-        images: p.images as i32,
-        layer: p.block,
-        rate: p.rate,
-        kept: 1.0 / (1.0 - p.rate),
-    };
-    cx.launch(&DROP_PATH, [p.images.div_ceil(THREADS), 1, 1], THREADS, 0, arguments)
+impl OnCuda for DropPathMask {
+    fn launch<G: Gpu>(&self, cx: &mut Context<G>) -> Result {
+        let arguments = DropPathArguments {
+            block: cx.state.block,
+            keep: cx.tensor(self.keep),
+            images: self.images as i32,
+            layer: self.block,
+            rate: self.rate,
+            kept: 1.0 / (1.0 - self.rate),
+        };
+        cx.launch(&DROP_PATH, [self.images.div_ceil(THREADS), 1, 1], THREADS, 0, arguments)
+    }
 }
 
-pub fn dropout<G: Gpu>(cx: &mut Context<G>, p: &DropoutMask) -> Result {
-    let arguments = DropoutArguments {
-        block: cx.state.block,
-        mask: cx.tensor(p.mask),
-        images: p.images as i32,
-        channels: p.channels as i32,
-        rate: p.rate,
-        kept: 1.0 / (1.0 - p.rate),
-    };
-    // A draw gives four factors.
-    let draws = p.images * p.channels.div_ceil(4);
-    cx.launch(&DROPOUT, [draws.div_ceil(THREADS), 1, 1], THREADS, 0, arguments)
+impl OnCuda for DropoutMask {
+    fn launch<G: Gpu>(&self, cx: &mut Context<G>) -> Result {
+        let arguments = DropoutArguments {
+            block: cx.state.block,
+            mask: cx.tensor(self.mask),
+            images: self.images as i32,
+            channels: self.channels as i32,
+            rate: self.rate,
+            kept: 1.0 / (1.0 - self.rate),
+        };
+        // A draw gives four factors.
+        let draws = self.images * self.channels.div_ceil(4);
+        cx.launch(&DROPOUT, [draws.div_ceil(THREADS), 1, 1], THREADS, 0, arguments)
+    }
 }

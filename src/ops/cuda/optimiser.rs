@@ -1,5 +1,6 @@
 //! The optimiser step, and the loss scale that follows from it.
 
+use super::OnCuda;
 use super::arguments::{Kernel, arguments};
 use std::collections::{BTreeMap, HashMap};
 
@@ -69,43 +70,48 @@ const SCALE: Kernel<ScaleArguments> = Kernel::plain("optimiser_scale");
 const FINITE: Kernel<FiniteArguments> = Kernel::plain("optimiser_finite");
 const STORE: Kernel<StoreArguments> = Kernel::stored("optimiser_store");
 
-/// Moves parameters, EMA and running statistics, or nothing at all where a gradient was not finite; then counts the
-/// step in the step's block and lowers its flag.
-pub fn update<G: Gpu>(cx: &mut Context<G>, p: &Update) -> Result {
-    let State { trainable, total, .. } = cx.state;
-    let chunks = trainable.div_ceil(CHUNK);
-    let (kernel, alpha, momentum_factor, eps) = match p.rule {
-        Rule::RmsProp { form, alpha, momentum, eps } => match form {
-            RmsPropForm::PyTorch => (&RMSPROP_PYTORCH, alpha, momentum, eps),
-            RmsPropForm::TensorFlow => (&RMSPROP_TENSORFLOW, alpha, momentum, eps),
-        },
-        Rule::Sgd { momentum } => (&SGD, 0.0, momentum, 0.0),
-    };
-    let arguments = UpdateArguments {
-        parameters: cx.state.parameters,
-        gradients: cx.state.gradients,
-        mean_square: cx.state.mean_square,
-        momentum: cx.state.momentum,
-        ema: if p.ema { cx.state.ema } else { Address::NULL },
-        running: cx.state.running,
-        block: cx.state.block,
-        trainable: trainable as i32,
-        statistics: (total - trainable) as i32,
-        chunks: chunks as i32,
-        alpha,
-        momentum_factor,
-        eps,
-        weight_decay: p.weight_decay,
-    };
-    let blocks = chunks + (total - trainable).div_ceil(THREADS);
-    cx.launch(kernel, [blocks, 1, 1], THREADS, 0, arguments)?;
-    let arguments = ScaleArguments {
-        block: cx.state.block,
-        dynamic: (cx.precision == Precision::Fp16) as u32,
-        growth_interval: cx.growth_interval,
-    };
-    cx.launch(&SCALE, [1, 1, 1], 32, 0, arguments)?;
-    store_weights(cx)
+impl OnCuda for Update {
+    /// Moves parameters, EMA and running statistics, or nothing at all where a gradient was not finite; then counts the
+    /// step in the step's block and lowers its flag.
+    fn launch<G: Gpu>(&self, cx: &mut Context<G>) -> Result {
+        let State { trainable, total, .. } = cx.state;
+        let chunks = trainable.div_ceil(CHUNK);
+        let [first, second] = cx.state.slots;
+        let kernel = match self.rule {
+            Rule::RmsProp { form: RmsPropForm::PyTorch, .. } => RMSPROP_PYTORCH,
+            Rule::RmsProp { form: RmsPropForm::TensorFlow, .. } => RMSPROP_TENSORFLOW,
+            Rule::Sgd { .. } => SGD,
+        };
+        let (alpha, momentum_factor, eps, [mean_square, momentum]) = match self.rule {
+            Rule::RmsProp { alpha, momentum, eps, .. } => (alpha, momentum, eps, [first, second]),
+            Rule::Sgd { momentum } => (0.0, momentum, 0.0, [Address::NULL, first]),
+        };
+        let arguments = UpdateArguments {
+            parameters: cx.state.parameters,
+            gradients: cx.state.gradients,
+            mean_square,
+            momentum,
+            ema: if self.ema { cx.state.ema } else { Address::NULL },
+            running: cx.state.running,
+            block: cx.state.block,
+            trainable: trainable as i32,
+            statistics: (total - trainable) as i32,
+            chunks: chunks as i32,
+            alpha,
+            momentum_factor,
+            eps,
+            weight_decay: self.weight_decay,
+        };
+        let blocks = chunks + (total - trainable).div_ceil(THREADS);
+        cx.launch(&kernel, [blocks, 1, 1], THREADS, 0, arguments)?;
+        let arguments = ScaleArguments {
+            block: cx.state.block,
+            dynamic: (cx.precision == Precision::Fp16) as u32,
+            growth_interval: cx.growth_interval,
+        };
+        cx.launch(&SCALE, [1, 1, 1], 32, 0, arguments)?;
+        store_weights(cx)
+    }
 }
 
 /// Raises the step's flag where a gradient is not finite.

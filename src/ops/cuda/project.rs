@@ -1,5 +1,6 @@
 //! The pointwise projection.
 
+use super::OnCuda;
 use super::arguments::{Kernel, arguments};
 use super::batch_norm::{finish_statistics, inverse_rows, statistics_bytes};
 use super::context::{Context, workspace_bytes};
@@ -37,35 +38,37 @@ fn cut(p: &ProjectForward, precision: Precision) -> Cut {
     Cut::project(precision, p.images * p.pixels, p.inputs, p.outputs)
 }
 
-pub fn forward_workspace(p: &ProjectForward, precision: Precision) -> usize {
-    workspace_bytes(&statistics_bytes(&p.bn, cut(p, precision).parts))
-}
-
-pub fn forward<G: Gpu>(cx: &mut Context<G>, p: &ProjectForward) -> Result {
-    let cut = cut(p, cx.precision);
-    let batch = p.bn.statistics == Statistics::Batch;
-    let [counts, moments] = cx.workspace(statistics_bytes(&p.bn, cut.parts));
-    let arguments = ForwardArguments {
-        x: cx.tensor(p.x),
-        weight: cx.stored_weight(p.weight),
-        y: cx.tensor(p.y),
-        counts: if batch { counts } else { Address::NULL },
-        moments: if batch { moments } else { Address::NULL },
-        coefficients: cx.tensor(p.input_bn.coefficients),
-        gate: cx.tensor(p.gate),
-        rows: (p.images * p.pixels) as i32,
-        inputs: p.inputs as i32,
-        outputs: p.outputs as i32,
-        chunk: cut.chunk as i32,
-        row_tiles: cut.row_tiles as i32,
-        weight_slots: cut.weight_slots as i32,
-        pixels: p.pixels as i32,
-    };
-    cx.launch(&FORWARD.variant(cut.tile), cut.grid(), cut.tile.threads(), cut.shared, arguments)?;
-    if batch {
-        finish_statistics(cx, &p.bn, counts, moments, cut.parts)?;
+impl OnCuda for ProjectForward {
+    fn workspace(&self, precision: Precision) -> usize {
+        workspace_bytes(&statistics_bytes(&self.bn, cut(self, precision).parts))
     }
-    Ok(())
+
+    fn launch<G: Gpu>(&self, cx: &mut Context<G>) -> Result {
+        let cut = cut(self, cx.precision);
+        let batch = self.bn.statistics == Statistics::Batch;
+        let [counts, moments] = cx.workspace(statistics_bytes(&self.bn, cut.parts));
+        let arguments = ForwardArguments {
+            x: cx.tensor(self.x),
+            weight: cx.stored_weight(self.weight),
+            y: cx.tensor(self.y),
+            counts: if batch { counts } else { Address::NULL },
+            moments: if batch { moments } else { Address::NULL },
+            coefficients: cx.tensor(self.input_bn.coefficients),
+            gate: cx.tensor(self.gate),
+            rows: (self.images * self.pixels) as i32,
+            inputs: self.inputs as i32,
+            outputs: self.outputs as i32,
+            chunk: cut.chunk as i32,
+            row_tiles: cut.row_tiles as i32,
+            weight_slots: cut.weight_slots as i32,
+            pixels: self.pixels as i32,
+        };
+        cx.launch(&FORWARD.variant(cut.tile), cut.grid(), cut.tile.threads(), cut.shared, arguments)?;
+        if batch {
+            finish_statistics(cx, &self.bn, counts, moments, cut.parts)?;
+        }
+        Ok(())
+    }
 }
 
 arguments! {
@@ -155,45 +158,47 @@ impl BackwardCut {
     }
 }
 
-pub fn backward_workspace(p: &ProjectBackward, precision: Precision) -> usize {
-    workspace_bytes(&BackwardCut::new(p, precision).bytes(p))
-}
+impl OnCuda for ProjectBackward {
+    fn workspace(&self, precision: Precision) -> usize {
+        workspace_bytes(&BackwardCut::new(self, precision).bytes(self))
+    }
 
-pub fn backward<G: Gpu>(cx: &mut Context<G>, p: &ProjectBackward) -> Result {
-    let cut = BackwardCut::new(p, cx.precision);
-    let BackwardCut { sweep, weights } = cut;
-    let [partials, segments] = cx.workspace(cut.bytes(p));
-    let arguments = BackwardArguments {
-        dout: cx.tensor(p.dout),
-        y: cx.tensor(p.y),
-        weight: cx.stored_weight(p.weight),
-        coefficients: cx.tensor(p.bn.coefficients),
-        sums: cx.tensor(p.bn.sums),
-        keep: cx.optional(p.keep),
-        x: cx.tensor(p.x),
-        input_coefficients: cx.tensor(p.input_bn.coefficients),
-        gate: cx.tensor(p.gate),
-        da: cx.tensor(p.da),
-        five_sums: if sweep.segments > 1 { segments } else { cx.tensor(p.five_sums) },
-        partials: if weights.is_none() { partials } else { Address::NULL },
-        images: p.images as i32,
-        pixels: p.pixels as i32,
-        inputs: p.inputs as i32,
-        outputs: p.outputs as i32,
-        slice: sweep.slice as i32,
-        segments: sweep.segments as i32,
-        group: sweep.group as i32,
-        inverse_rows: inverse_rows(&p.bn),
-    };
-    let (kernel, shared) = (BACKWARD.variant(sweep.shape.variant()), sweep.shape.shared(cx.precision));
-    cx.launch(&kernel, sweep.grid(), Sweep::THREADS, shared, arguments)?;
-    if sweep.segments > 1 {
-        add_segments(cx, p, segments, sweep.segments)?;
+    fn launch<G: Gpu>(&self, cx: &mut Context<G>) -> Result {
+        let cut = BackwardCut::new(self, cx.precision);
+        let BackwardCut { sweep, weights } = cut;
+        let [partials, segments] = cx.workspace(cut.bytes(self));
+        let arguments = BackwardArguments {
+            dout: cx.tensor(self.dout),
+            y: cx.tensor(self.y),
+            weight: cx.stored_weight(self.weight),
+            coefficients: cx.tensor(self.bn.coefficients),
+            sums: cx.tensor(self.bn.sums),
+            keep: cx.optional(self.keep),
+            x: cx.tensor(self.x),
+            input_coefficients: cx.tensor(self.input_bn.coefficients),
+            gate: cx.tensor(self.gate),
+            da: cx.tensor(self.da),
+            five_sums: if sweep.segments > 1 { segments } else { cx.tensor(self.five_sums) },
+            partials: if weights.is_none() { partials } else { Address::NULL },
+            images: self.images as i32,
+            pixels: self.pixels as i32,
+            inputs: self.inputs as i32,
+            outputs: self.outputs as i32,
+            slice: sweep.slice as i32,
+            segments: sweep.segments as i32,
+            group: sweep.group as i32,
+            inverse_rows: inverse_rows(&self.bn),
+        };
+        let (kernel, shared) = (BACKWARD.variant(sweep.shape.variant()), sweep.shape.shared(cx.precision));
+        cx.launch(&kernel, sweep.grid(), Sweep::THREADS, shared, arguments)?;
+        if sweep.segments > 1 {
+            add_segments(cx, self, segments, sweep.segments)?;
+        }
+        if let Some(weights) = weights {
+            backward_weights(cx, self, &weights, partials)?;
+        }
+        add_gradient(cx, partials, cut.parts(), self.weight)
     }
-    if let Some(weights) = weights {
-        backward_weights(cx, p, &weights, partials)?;
-    }
-    add_gradient(cx, partials, cut.parts(), p.weight)
 }
 
 fn add_segments<G: Gpu>(cx: &mut Context<G>, p: &ProjectBackward, parts: Address, segments: usize) -> Result {

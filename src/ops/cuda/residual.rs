@@ -1,5 +1,6 @@
 //! The end of a block.
 
+use super::OnCuda;
 use super::arguments::{Kernel, arguments};
 use super::context::Context;
 use super::gpu::{Address, Gpu};
@@ -27,19 +28,21 @@ arguments! {
 
 const FORWARD: Kernel<ForwardArguments> = Kernel::stored("residual_forward");
 
-pub fn forward<G: Gpu>(cx: &mut Context<G>, p: &ResidualForward) -> Result {
-    let sweep = Sweep::new(p.pixels, p.channels, PIXELS, u16::MAX as usize);
-    let arguments = ForwardArguments {
-        y: cx.tensor(p.y),
-        coefficients: cx.tensor(p.bn.coefficients),
-        keep: cx.optional(p.keep),
-        shortcut: cx.optional(p.shortcut),
-        out: cx.tensor(p.out),
-        pixels: p.pixels as i32,
-        channels: p.channels as i32,
-        width: sweep.width as i32,
-        rows: sweep.rows as i32,
-        run: sweep.run as i32,
-    };
-    cx.launch(&FORWARD, sweep.grid(p.images), THREADS, 0, arguments)
+impl OnCuda for ResidualForward {
+    fn launch<G: Gpu>(&self, cx: &mut Context<G>) -> Result {
+        let sweep = Sweep::new(self.pixels, self.channels, PIXELS, u16::MAX as usize);
+        let arguments = ForwardArguments {
+            y: cx.tensor(self.y),
+            coefficients: cx.tensor(self.bn.coefficients),
+            keep: cx.optional(self.keep),
+            shortcut: cx.optional(self.shortcut),
+            out: cx.tensor(self.out),
+            pixels: self.pixels as i32,
+            channels: self.channels as i32,
+            width: sweep.width as i32,
+            rows: sweep.rows as i32,
+            run: sweep.run as i32,
+        };
+        cx.launch(&FORWARD, sweep.grid(self.images), THREADS, 0, arguments)
+    }
 }

@@ -1,5 +1,6 @@
 //! Squeeze-excite: the mean over each image, two small dense layers, and their gradients.
 
+use super::OnCuda;
 use super::arguments::{Kernel, arguments};
 use super::batch_norm::{finish_sums, sums_bytes};
 use super::context::{Context, workspace_bytes};
@@ -134,53 +135,55 @@ fn forward_bytes(p: &SqueezeForward) -> [usize; 1] {
     [p.images * sweep(p).splits * p.channels * 4]
 }
 
-pub fn forward_workspace(p: &SqueezeForward, _precision: Precision) -> usize {
-    workspace_bytes(&forward_bytes(p))
-}
+impl OnCuda for SqueezeForward {
+    fn workspace(&self, _precision: Precision) -> usize {
+        workspace_bytes(&forward_bytes(self))
+    }
 
-pub fn forward<G: Gpu>(cx: &mut Context<G>, p: &SqueezeForward) -> Result {
-    let sweep = sweep(p);
-    let [partials] = cx.workspace(forward_bytes(p));
-    let pool = PoolArguments {
-        y: cx.tensor(p.y),
-        coefficients: cx.tensor(p.bn.coefficients),
-        partials,
-        pixels: p.pixels as i32,
-        channels: p.channels as i32,
-        width: sweep.width as i32,
-        rows: sweep.rows as i32,
-        run: sweep.run as i32,
-    };
-    cx.launch(&POOL, sweep.grid(p.images), THREADS, THREADS * LANES * 4, pool)?;
+    fn launch<G: Gpu>(&self, cx: &mut Context<G>) -> Result {
+        let sweep = sweep(self);
+        let [partials] = cx.workspace(forward_bytes(self));
+        let pool = PoolArguments {
+            y: cx.tensor(self.y),
+            coefficients: cx.tensor(self.bn.coefficients),
+            partials,
+            pixels: self.pixels as i32,
+            channels: self.channels as i32,
+            width: sweep.width as i32,
+            rows: sweep.rows as i32,
+            run: sweep.run as i32,
+        };
+        cx.launch(&POOL, sweep.grid(self.images), THREADS, THREADS * LANES * 4, pool)?;
 
-    let (images, units) = (p.images.div_ceil(IMAGES), p.reduce.outputs);
-    let piece = p.channels.min(PIECE);
-    let hidden = HiddenArguments {
-        partials,
-        weight: cx.weight(p.reduce.weight),
-        bias: cx.weight(p.reduce.bias),
-        squeezed: cx.tensor(p.squeezed),
-        hidden: cx.tensor(p.hidden),
-        images: p.images as i32,
-        splits: sweep.splits as i32,
-        channels: p.channels as i32,
-        units: units as i32,
-        piece: piece as i32,
-        inverse_pixels: 1.0 / p.pixels as f32,
-    };
-    cx.launch(&HIDDEN, [images, units.div_ceil(WARPS), 1], THREADS, IMAGES * piece * 4, hidden)?;
+        let (images, units) = (self.images.div_ceil(IMAGES), self.reduce.outputs);
+        let piece = self.channels.min(PIECE);
+        let hidden = HiddenArguments {
+            partials,
+            weight: cx.weight(self.reduce.weight),
+            bias: cx.weight(self.reduce.bias),
+            squeezed: cx.tensor(self.squeezed),
+            hidden: cx.tensor(self.hidden),
+            images: self.images as i32,
+            splits: sweep.splits as i32,
+            channels: self.channels as i32,
+            units: units as i32,
+            piece: piece as i32,
+            inverse_pixels: 1.0 / self.pixels as f32,
+        };
+        cx.launch(&HIDDEN, [images, units.div_ceil(WARPS), 1], THREADS, IMAGES * piece * 4, hidden)?;
 
-    let gate = GateArguments {
-        hidden: cx.tensor(p.hidden),
-        weight: cx.weight(p.expand.weight),
-        bias: cx.weight(p.expand.bias),
-        gate: cx.tensor(p.gate),
-        images: p.images as i32,
-        channels: p.channels as i32,
-        units: units as i32,
-    };
-    let shared = shared_bytes(&[IMAGES * units, SLICE * (units | 1)]);
-    cx.launch(&GATE, [images, p.channels.div_ceil(SLICE), 1], THREADS, shared, gate)
+        let gate = GateArguments {
+            hidden: cx.tensor(self.hidden),
+            weight: cx.weight(self.expand.weight),
+            bias: cx.weight(self.expand.bias),
+            gate: cx.tensor(self.gate),
+            images: self.images as i32,
+            channels: self.channels as i32,
+            units: units as i32,
+        };
+        let shared = shared_bytes(&[IMAGES * units, SLICE * (units | 1)]);
+        cx.launch(&GATE, [images, self.channels.div_ceil(SLICE), 1], THREADS, shared, gate)
+    }
 }
 
 /// Bytes of dynamic shared memory of these pieces of floats.
@@ -194,45 +197,47 @@ fn backward_bytes(p: &SqueezeBackward) -> [usize; 4] {
     [wide, narrow, narrow, sums_bytes(p.images.div_ceil(IMAGES), p.channels)]
 }
 
-pub fn backward_workspace(p: &SqueezeBackward, _precision: Precision) -> usize {
-    workspace_bytes(&backward_bytes(p))
-}
+impl OnCuda for SqueezeBackward {
+    fn workspace(&self, _precision: Precision) -> usize {
+        workspace_bytes(&backward_bytes(self))
+    }
 
-pub fn backward<G: Gpu>(cx: &mut Context<G>, p: &SqueezeBackward) -> Result {
-    let [dz, active, dhidden, partials] = cx.workspace(backward_bytes(p));
-    let (parts, units) = (p.images.div_ceil(IMAGES), p.reduce.outputs);
-    let hidden_gradient = HiddenGradientArguments {
-        gate_gradient: cx.tensor(p.five_sums),
-        gate: cx.tensor(p.gate),
-        hidden: cx.tensor(p.hidden),
-        weight: cx.raw_weight(p.expand.weight),
-        dz,
-        active,
-        dhidden,
-        images: p.images as i32,
-        channels: p.channels as i32,
-        units: units as i32,
-    };
-    let shared = shared_bytes(&[THREADS * IMAGES, WARPS * IMAGES * WARP]);
-    cx.launch(&HIDDEN_GRADIENT, [parts, units.div_ceil(WARP), 1], THREADS, shared, hidden_gradient)?;
+    fn launch<G: Gpu>(&self, cx: &mut Context<G>) -> Result {
+        let [dz, active, dhidden, partials] = cx.workspace(backward_bytes(self));
+        let (parts, units) = (self.images.div_ceil(IMAGES), self.reduce.outputs);
+        let hidden_gradient = HiddenGradientArguments {
+            gate_gradient: cx.tensor(self.five_sums),
+            gate: cx.tensor(self.gate),
+            hidden: cx.tensor(self.hidden),
+            weight: cx.raw_weight(self.expand.weight),
+            dz,
+            active,
+            dhidden,
+            images: self.images as i32,
+            channels: self.channels as i32,
+            units: units as i32,
+        };
+        let shared = shared_bytes(&[THREADS * IMAGES, WARPS * IMAGES * WARP]);
+        cx.launch(&HIDDEN_GRADIENT, [parts, units.div_ceil(WARP), 1], THREADS, shared, hidden_gradient)?;
 
-    let gradient = GradientArguments {
-        five_sums: cx.tensor(p.five_sums),
-        gate: cx.tensor(p.gate),
-        dhidden,
-        weight: cx.raw_weight(p.reduce.weight),
-        squeeze_gradient: cx.tensor(p.squeeze_gradient),
-        partials,
-        images: p.images as i32,
-        channels: p.channels as i32,
-        units: units as i32,
-        inverse_pixels: 1.0 / p.pixels as f32,
-    };
-    let shared = shared_bytes(&[IMAGES * units, 2 * THREADS]);
-    cx.launch(&GRADIENT, [parts, p.channels.div_ceil(SLICE), 1], THREADS, shared, gradient)?;
+        let gradient = GradientArguments {
+            five_sums: cx.tensor(self.five_sums),
+            gate: cx.tensor(self.gate),
+            dhidden,
+            weight: cx.raw_weight(self.reduce.weight),
+            squeeze_gradient: cx.tensor(self.squeeze_gradient),
+            partials,
+            images: self.images as i32,
+            channels: self.channels as i32,
+            units: units as i32,
+            inverse_pixels: 1.0 / self.pixels as f32,
+        };
+        let shared = shared_bytes(&[IMAGES * units, 2 * THREADS]);
+        cx.launch(&GRADIENT, [parts, self.channels.div_ceil(SLICE), 1], THREADS, shared, gradient)?;
 
-    weights(cx, p, dz, active, dhidden)?;
-    finish_sums(cx, &p.bn, partials, parts)
+        weights(cx, self, dz, active, dhidden)?;
+        finish_sums(cx, &self.bn, partials, parts)
+    }
 }
 
 fn weights<G: Gpu>(

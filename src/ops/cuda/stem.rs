@@ -1,5 +1,6 @@
 //! The stem: the 3×3 convolution from three channels and its weight gradient.
 
+use super::OnCuda;
 use super::arguments::{Kernel, arguments};
 use super::batch_norm;
 use super::context::{Context, workspace_bytes};
@@ -110,40 +111,42 @@ fn forward_cut(p: &StemForward) -> Cut {
     Cut::new(p.images, &p.window, p.channels / 8, FORWARD_PIXELS, FORWARD_PARTS)
 }
 
-pub fn forward_workspace(p: &StemForward, _precision: Precision) -> usize {
-    workspace_bytes(&batch_norm::statistics_bytes(&p.bn, forward_cut(p).parts()))
-}
+impl OnCuda for StemForward {
+    fn workspace(&self, _precision: Precision) -> usize {
+        workspace_bytes(&batch_norm::statistics_bytes(&self.bn, forward_cut(self).parts()))
+    }
 
-pub fn forward<G: Gpu>(cx: &mut Context<G>, p: &StemForward) -> Result {
-    let cut = forward_cut(p);
-    let parts = cut.parts();
-    let batch = p.bn.statistics == Statistics::Batch;
-    let [counts, moments] = match batch {
-        true => cx.workspace(batch_norm::statistics_bytes(&p.bn, parts)),
-        false => [Address::NULL; 2],
-    };
-    let arguments = ForwardArguments {
-        image: cx.tensor(p.image),
-        weight: cx.weight(p.weight),
-        y: cx.tensor(p.y),
-        counts,
-        moments,
-        images: p.images as i32,
-        input: p.window.input as i32,
-        output: p.window.output as i32,
-        pad: p.window.pad as i32,
-        pitch: cut.pitch as i32,
-        rows: cut.rows as i32,
-        channels: p.channels as i32,
-        tile_pixels: cut.pixels as i32,
-        tiles: cut.tiles as i32,
-        tiles_per_part: cut.per_part as i32,
-    };
-    let pieces = [TAPS * p.channels, p.channels, (cut.rows * cut.pitch).max(MOMENT_FLOATS)];
-    cx.launch(&FORWARD, [parts, 1, 1], THREADS, shared_bytes(&pieces), arguments)?;
-    match batch {
-        true => batch_norm::finish_statistics(cx, &p.bn, counts, moments, parts),
-        false => Ok(()),
+    fn launch<G: Gpu>(&self, cx: &mut Context<G>) -> Result {
+        let cut = forward_cut(self);
+        let parts = cut.parts();
+        let batch = self.bn.statistics == Statistics::Batch;
+        let [counts, moments] = match batch {
+            true => cx.workspace(batch_norm::statistics_bytes(&self.bn, parts)),
+            false => [Address::NULL; 2],
+        };
+        let arguments = ForwardArguments {
+            image: cx.tensor(self.image),
+            weight: cx.weight(self.weight),
+            y: cx.tensor(self.y),
+            counts,
+            moments,
+            images: self.images as i32,
+            input: self.window.input as i32,
+            output: self.window.output as i32,
+            pad: self.window.pad as i32,
+            pitch: cut.pitch as i32,
+            rows: cut.rows as i32,
+            channels: self.channels as i32,
+            tile_pixels: cut.pixels as i32,
+            tiles: cut.tiles as i32,
+            tiles_per_part: cut.per_part as i32,
+        };
+        let pieces = [TAPS * self.channels, self.channels, (cut.rows * cut.pitch).max(MOMENT_FLOATS)];
+        cx.launch(&FORWARD, [parts, 1, 1], THREADS, shared_bytes(&pieces), arguments)?;
+        match batch {
+            true => batch_norm::finish_statistics(cx, &self.bn, counts, moments, parts),
+            false => Ok(()),
+        }
     }
 }
 
@@ -161,38 +164,40 @@ fn partial_bytes(p: &StemBackward) -> usize {
     backward_cut(p).parts() * TAPS * p.channels * 4
 }
 
-pub fn backward_workspace(p: &StemBackward, _precision: Precision) -> usize {
-    workspace_bytes(&[partial_bytes(p)])
-}
+impl OnCuda for StemBackward {
+    fn workspace(&self, _precision: Precision) -> usize {
+        workspace_bytes(&[partial_bytes(self)])
+    }
 
-pub fn backward<G: Gpu>(cx: &mut Context<G>, p: &StemBackward) -> Result {
-    let cut = backward_cut(p);
-    let parts = cut.parts();
-    let [partials] = cx.workspace([partial_bytes(p)]);
-    let arguments = BackwardArguments {
-        image: cx.tensor(p.image),
-        y: cx.tensor(p.y),
-        du: cx.tensor(p.du),
-        coefficients: cx.tensor(p.bn.coefficients),
-        sums: cx.tensor(p.bn.sums),
-        partials,
-        images: p.images as i32,
-        input: p.window.input as i32,
-        output: p.window.output as i32,
-        pad: p.window.pad as i32,
-        pitch: cut.pitch as i32,
-        rows: cut.rows as i32,
-        channels: p.channels as i32,
-        tile_pixels: cut.pixels as i32,
-        dy_pixels: dy_pixels(p) as i32,
-        tiles: cut.tiles as i32,
-        tiles_per_part: cut.per_part as i32,
-        inverse_rows: batch_norm::inverse_rows(&p.bn),
-    };
-    // Four numbers of batch norm's backward a channel, the image's rows, dy.
-    let pieces = [4 * p.channels, cut.rows * cut.pitch, dy_pixels(p) * p.channels];
-    cx.launch(&BACKWARD, [parts, 1, 1], THREADS, shared_bytes(&pieces), arguments)?;
-    reduction::add_gradient(cx, partials, parts, p.weight)
+    fn launch<G: Gpu>(&self, cx: &mut Context<G>) -> Result {
+        let cut = backward_cut(self);
+        let parts = cut.parts();
+        let [partials] = cx.workspace([partial_bytes(self)]);
+        let arguments = BackwardArguments {
+            image: cx.tensor(self.image),
+            y: cx.tensor(self.y),
+            du: cx.tensor(self.du),
+            coefficients: cx.tensor(self.bn.coefficients),
+            sums: cx.tensor(self.bn.sums),
+            partials,
+            images: self.images as i32,
+            input: self.window.input as i32,
+            output: self.window.output as i32,
+            pad: self.window.pad as i32,
+            pitch: cut.pitch as i32,
+            rows: cut.rows as i32,
+            channels: self.channels as i32,
+            tile_pixels: cut.pixels as i32,
+            dy_pixels: dy_pixels(self) as i32,
+            tiles: cut.tiles as i32,
+            tiles_per_part: cut.per_part as i32,
+            inverse_rows: batch_norm::inverse_rows(&self.bn),
+        };
+        // Four numbers of batch norm's backward a channel, the image's rows, dy.
+        let pieces = [4 * self.channels, cut.rows * cut.pitch, dy_pixels(self) * self.channels];
+        cx.launch(&BACKWARD, [parts, 1, 1], THREADS, shared_bytes(&pieces), arguments)?;
+        reduction::add_gradient(cx, partials, parts, self.weight)
+    }
 }
 
 /// Bytes of shared memory for pieces of these numbers of floats.

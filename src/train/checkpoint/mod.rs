@@ -1,7 +1,7 @@
 //! Checkpoints: the whole state of a run in one safetensors file.
 //!
-//! The file holds the model under timm's names, the moving average under `ema.`, the optimiser's buffers under
-//! `optimizer.mean_square.` and `optimizer.momentum.`, and one metadata key, `effnet`: [`Metadata`] as JSON with
+//! The file holds the model under timm's names, the moving average under `ema.`, the optimiser's slots under `optimizer.`
+//! and the slot's name (`optimizer.momentum.`), and one metadata key, `effnet`: [`Metadata`] as JSON with
 //! sorted keys. Equal runs write equal files, so the file contains nothing that may differ between equal runs: no time,
 //! no thread count, no path.
 //!
@@ -22,9 +22,9 @@ pub use files::{DirectoryError, Found, RunDirectory};
 use super::recipe::Recipe;
 use super::report::events::Best;
 use crate::data::{CropMode, Normalise};
-use crate::model::weights::{Listed, header, listing, prefixed};
+use crate::model::formats::safetensors::{Listed, header, listing, prefixed};
 use crate::model::{Architecture, BatchNormConfig, Padding, ParamTable, Variant};
-use crate::ops::LossScale;
+use crate::ops::{LossScale, Slot};
 
 const FORMAT: &str = "effnet checkpoint";
 const KEY: &str = "effnet";
@@ -125,38 +125,56 @@ pub struct Snapshot {
     pub parameters: Vec<f32>,
     /// Of the total length, or empty if the run keeps no moving average.
     pub ema: Vec<f32>,
-    /// This and the next have the trainable length.
-    pub mean_square: Vec<f32>,
-    pub momentum: Vec<f32>,
+    /// The optimiser's.
+    pub slots: Vec<SlotValues>,
+}
+
+/// One of the optimiser's slots for all trainable parameters.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SlotValues {
+    /// The name of the [`Slot`].
+    pub name: &'static str,
+    pub values: Vec<f32>,
 }
 
 impl Snapshot {
-    /// Buffers of zeros of the right lengths.
-    pub fn new(table: &ParamTable, ema: bool) -> Snapshot {
+    /// Zeroed weights, and the slots of the recipe's optimiser as they are before the first step.
+    pub fn new(table: &ParamTable, recipe: &Recipe) -> Snapshot {
+        Snapshot::with_slots(table, recipe, recipe.update().rule.slots())
+    }
+
+    fn with_slots(table: &ParamTable, recipe: &Recipe, slots: &[Slot]) -> Snapshot {
+        let slot =
+            |slot: &Slot| SlotValues { name: slot.name, values: vec![slot.initial; table.trainable()] };
         Snapshot {
             parameters: vec![0.0; table.total()],
-            ema: vec![0.0; if ema { table.total() } else { 0 }],
-            mean_square: vec![0.0; table.trainable()],
-            momentum: vec![0.0; table.trainable()],
+            ema: vec![0.0; if recipe.ema > 0.0 { table.total() } else { 0 }],
+            slots: slots.iter().map(slot).collect(),
         }
     }
 
-    /// In the order of the file.
-    fn sections(&self) -> [&Vec<f32>; 4] {
-        [&self.parameters, &self.ema, &self.mean_square, &self.momentum]
+    /// Prefixes of the names and values, in the file's order.
+    fn sections(&self) -> impl Iterator<Item = (String, &Vec<f32>)> {
+        let weights = [(String::new(), &self.parameters), ("ema.".to_string(), &self.ema)];
+        weights.into_iter().chain(self.slots.iter().map(|slot| (prefix(slot.name), &slot.values)))
     }
 
-    fn sections_mut(&mut self) -> [&mut Vec<f32>; 4] {
-        [&mut self.parameters, &mut self.ema, &mut self.mean_square, &mut self.momentum]
+    fn sections_mut(&mut self) -> impl Iterator<Item = &mut Vec<f32>> {
+        let slots = self.slots.iter_mut().map(|slot| &mut slot.values);
+        [&mut self.parameters, &mut self.ema].into_iter().chain(slots)
     }
 
-    /// The first tensor that contains a value that is not finite.
+    /// The first tensor with a value that is not finite.
     pub fn first_not_finite(&self, table: &ParamTable) -> Option<String> {
-        let prefixes = ["", "ema.", "optimizer.mean_square.", "optimizer.momentum."];
-        self.sections().into_iter().zip(prefixes).find_map(|(values, prefix)| {
+        self.sections().find_map(|(prefix, values)| {
             first_not_finite(values, table).map(|name| format!("{prefix}{name}"))
         })
     }
+}
+
+/// What precedes the names of a slot's tensors.
+fn prefix(slot: &str) -> String {
+    format!("optimizer.{slot}.")
 }
 
 /// The first tensor of a flat buffer (of the total or the trainable length) that contains a value that is not finite.
@@ -203,15 +221,20 @@ fn remedy(intact: bool) -> &'static str {
     }
 }
 
+/// The slots in every checkpoint from before each optimiser had slots of its own. Those that the recipe's optimiser does
+/// not have are dropped when such a file is read.
+const EARLIER_SLOTS: &[Slot] =
+    &[Slot { name: "mean_square", initial: 0.0 }, Slot { name: "momentum", initial: 0.0 }];
+
 /// All tensors of a file, in order.
-fn tensors(table: &ParamTable, ema: bool) -> Vec<Listed> {
+fn tensors(table: &ParamTable, ema: bool, slots: &[&str]) -> Vec<Listed> {
     let mut list = listing(table);
     let trainable = || table.entries().iter().filter(|entry| entry.role.trainable());
     if ema {
         list.extend(table.entries().iter().map(|entry| prefixed("ema.", entry)));
     }
-    for prefix in ["optimizer.mean_square.", "optimizer.momentum."] {
-        list.extend(trainable().map(|entry| prefixed(prefix, entry)));
+    for slot in slots {
+        list.extend(trainable().map(|entry| prefixed(&prefix(slot), entry)));
     }
     list
 }
@@ -232,17 +255,18 @@ pub fn write(
     table: &ParamTable,
     state: &Snapshot,
 ) -> io::Result<()> {
-    let list = tensors(table, !state.ema.is_empty());
+    let slots: Vec<&str> = state.slots.iter().map(|slot| slot.name).collect();
+    let list = tensors(table, !state.ema.is_empty(), &slots);
     let counters = vec![metadata.step as i64; table.batch_norms().count()];
     let mut crc = crc32fast::Hasher::new();
     crc.update(&render(metadata, NO_CHECKSUM, &list));
     crc.update(bytemuck::cast_slice(&counters));
-    for section in state.sections() {
+    for (_, section) in state.sections() {
         crc.update(bytemuck::cast_slice(section));
     }
     out.write_all(&render(metadata, &format!("{:08x}", crc.finalize()), &list))?;
     out.write_all(bytemuck::cast_slice(&counters))?;
-    for section in state.sections() {
+    for (_, section) in state.sections() {
         out.write_all(bytemuck::cast_slice(section))?;
     }
     out.flush()
@@ -275,12 +299,14 @@ pub fn read_from(input: &mut impl Read, length: u64, path: &Path) -> Result<Chec
     let mut reader = Reader::new(input, length, path)?;
     let table = ParamTable::new(&reader.architecture);
     let mut counters = vec![0i64; table.batch_norms().count()];
-    let mut state = Snapshot::new(&table, reader.metadata.recipe.ema > 0.0);
+    let mut state = Snapshot::with_slots(&table, &reader.metadata.recipe, reader.slots);
     reader.fill(bytemuck::cast_slice_mut(&mut counters))?;
     for section in state.sections_mut() {
         reader.fill(bytemuck::cast_slice_mut(section))?;
     }
     let (metadata, architecture) = reader.finish()?;
+    let slots = metadata.recipe.update().rule.slots();
+    state.slots.retain(|values| slots.iter().any(|slot| slot.name == values.name));
     Ok(Checkpoint { metadata, architecture, state })
 }
 
@@ -301,6 +327,8 @@ struct Reader<'a, R: Read> {
     path: &'a Path,
     metadata: Metadata,
     architecture: Architecture,
+    /// The slots in the file.
+    slots: &'static [Slot],
     crc: crc32fast::Hasher,
     /// Bytes of data not yet read.
     left: usize,
@@ -314,10 +342,16 @@ impl<'a, R: Read> Reader<'a, R> {
         let metadata = parse(&found[8..], path)?;
         let architecture =
             metadata.architecture().ok_or_else(|| altered("its metadata contradicts itself"))?;
-        let list = tensors(&ParamTable::new(&architecture), metadata.recipe.ema > 0.0);
-        if render(&metadata, &metadata.checksum, &list) != found {
-            return Err(altered("its header is not as it was written"));
-        }
+        let table = ParamTable::new(&architecture);
+        let listed = |slots: &[Slot]| {
+            let names: Vec<&str> = slots.iter().map(|slot| slot.name).collect();
+            tensors(&table, metadata.recipe.ema > 0.0, &names)
+        };
+        let written =
+            |slots: &&'static [Slot]| render(&metadata, &metadata.checksum, &listed(slots)) == found;
+        let slots = [metadata.recipe.update().rule.slots(), EARLIER_SLOTS].into_iter().find(written);
+        let slots = slots.ok_or_else(|| altered("its header is not as it was written"))?;
+        let list = listed(slots);
         let left: usize = list.iter().map(Listed::bytes).sum();
         let expected = (found.len() + left) as u64;
         if length < expected {
@@ -329,7 +363,7 @@ impl<'a, R: Read> Reader<'a, R> {
         }
         let mut crc = crc32fast::Hasher::new();
         crc.update(&render(&metadata, NO_CHECKSUM, &list));
-        Ok(Reader { input, path, metadata, architecture, crc, left })
+        Ok(Reader { input, path, metadata, architecture, slots, crc, left })
     }
 
     fn fill(&mut self, bytes: &mut [u8]) -> Result<(), CheckpointError> {

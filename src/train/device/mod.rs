@@ -10,14 +10,14 @@ pub use select::{DeviceError, Selected, With, gpus, select, select_for};
 use crate::data::Form;
 use crate::ops::cpu::{CpuDevice, CpuOps, simd};
 use crate::ops::cuda::{CudaDevice, CudaOps, Gpu, Precision};
-use crate::ops::{Device, Ops, Plan, Result as OpsResult};
-use crate::parallel::{Group, affinity};
+use crate::ops::{Device, Ops, Plan, Result as OpsResult, StateSize};
+use crate::parallel::Group;
+use crate::processors;
 
 /// What the operators must be prepared for.
 pub struct Needs<'a> {
     /// Elements of the state: trainable, and in all.
-    pub trainable: usize,
-    pub total: usize,
+    pub state: StateSize,
     /// The plans that will be bound.
     pub plans: &'a [&'a Plan],
     /// The ranks that share the work.
@@ -94,7 +94,7 @@ impl Hardware for Cpu {
         false
     }
     fn start(self, needs: &Needs) -> OpsResult<CpuOps> {
-        let mut ops = CpuOps::new(needs.trainable, needs.total, needs.plans, self.device.threads)?;
+        let mut ops = CpuOps::new(needs.state, needs.plans, self.device.threads)?;
         if let Some(group) = needs.group {
             ops.connect(group)?;
         }
@@ -131,13 +131,13 @@ impl<G: Gpu> Hardware for Cuda<G> {
         self.gpu.available().ok()
     }
     fn processors(&self) -> Vec<usize> {
-        self.gpu.place().map_or_else(Vec::new, |place| affinity::near(&place))
+        self.gpu.place().map_or_else(Vec::new, |place| processors::near(&place))
     }
     fn has_own_memory(&self) -> bool {
         true
     }
     fn start(self, needs: &Needs) -> OpsResult<CudaOps<G>> {
-        let mut ops = CudaOps::new(self.gpu, needs.trainable, needs.total, needs.plans, self.precision)?;
+        let mut ops = CudaOps::new(self.gpu, needs.state, needs.plans, self.precision)?;
         if let Some(group) = needs.group {
             ops.connect(group)?;
         }

@@ -12,7 +12,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 use crate::data::{BatchPixels, Loader, Normalise};
-use crate::network::Network;
+use crate::network::Inference;
 use crate::ops::score::rank;
 use crate::ops::{BatchInput, BatchTarget, Ops, Result as OpsResult, Sequence, Weights};
 use crate::parallel::GroupError;
@@ -111,24 +111,26 @@ pub struct Images<'a> {
     pub expected: u64,
 }
 
-/// Evaluates each set of `weights` while reading the images once; each rank takes its share. `network` is an inference
-/// network whose plan is bound. Returns none if `stop` was set at any rank during the evaluation.
+/// Evaluates each of the network's sets of weights while reading the images once; each rank takes its share. The network's
+/// plan is bound. Returns none if `stop` was set at any rank during the evaluation.
 ///
 /// # Errors
 /// [`TrainError`]; a damaged sample is named by file and number.
 pub fn evaluate<O: Ops + Send>(
     ops: &mut O,
-    network: &Network,
+    inference: &Inference,
     images: Images,
-    weights: &[Weights],
     stop: &AtomicBool,
     team: &Team,
 ) -> Result<Option<Vec<Evaluation>>, TrainError> {
+    let network = &inference.network;
     let classes = network.logits.elements / network.config.images;
     let mut logits = vec![0.0; network.logits.elements];
+    let weights = inference.weights();
     let mut sums = vec![Sums::default(); weights.len()];
     let Images { loader, normalise, expected } = images;
     let mut stopped = false;
+    inference.fold(ops)?;
     while let Some(batch) = loader.next()? {
         stopped = stop.load(Ordering::Relaxed);
         if stopped {
@@ -137,7 +139,7 @@ pub fn evaluate<O: Ops + Send>(
         for (&weights, sums) in weights.iter().zip(&mut sums) {
             // A batch fits into one pass.
             for (pixels, _) in batch.parts(network.config.images) {
-                infer(ops, network, pixels, normalise, weights, &mut logits)?;
+                infer(ops, inference, pixels, normalise, weights, &mut logits)?;
             }
             let scored = logits.chunks_exact(classes).zip(&batch.labels).take(batch.images);
             scored.for_each(|(logits, &label)| sums.add(logits, label));
@@ -168,16 +170,17 @@ fn over_ranks(own: &[Sums], team: &Team) -> Result<Vec<Sums>, GroupError> {
     Ok(all)
 }
 
-/// N images to logits [N, classes].
+/// N images to logits [N, classes], by weights that [`Inference::fold`] has seen.
 pub fn infer<O: Ops + Send>(
     ops: &mut O,
-    network: &Network,
+    inference: &Inference,
     pixels: BatchPixels,
     normalise: Normalise,
     weights: Weights,
     logits: &mut [f32],
 ) -> OpsResult {
     let Normalise { mean, deviation } = normalise;
+    let network = &inference.network;
     let target = BatchTarget { image: network.image, labels: None, mean, deviation };
     ops.submit(|ops| {
         ops.use_weights(weights)?;
@@ -186,7 +189,7 @@ pub fn infer<O: Ops + Send>(
             .and_then(|()| {
                 ops.replay(Sequence::Inference { slot: 0 }, |ops| {
                     ops.unpack_batch(0, &target)?;
-                    network.forward(ops)
+                    inference.forward(ops, weights)
                 })
             })
             .and_then(|()| ops.download(network.logits, logits));

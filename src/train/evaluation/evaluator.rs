@@ -9,8 +9,8 @@ use std::sync::atomic::AtomicBool;
 use super::evaluate::{Evaluation, Images, evaluate, infer, softmax};
 use crate::data::{BatchPixels, Form, Normalise, Share, Source, Split, evaluate_image};
 use crate::model::ParamTable;
-use crate::network::{Network, NetworkConfig};
-use crate::ops::{Buffer, Ops, Weights};
+use crate::network::Inference;
+use crate::ops::{Buffer, Ops, StateSize, Weights};
 use crate::train::checkpoint::Checkpoint;
 use crate::train::device::{self, Hardware, Needs};
 use crate::train::error::TrainError;
@@ -22,7 +22,7 @@ use crate::train::team::Team;
 /// A checkpoint's network, ready for inference.
 pub struct Evaluator<O: Ops> {
     ops: O,
-    network: Network,
+    inference: Inference,
     recipe: Recipe,
     normalise: Normalise,
     form: Form,
@@ -39,30 +39,31 @@ impl<O: Ops + Send> Evaluator<O> {
     ) -> Result<Evaluator<O>, TrainError> {
         let Checkpoint { metadata, architecture, state } = checkpoint;
         let table = ParamTable::new(architecture);
-        let network = Network::new(architecture, &table, NetworkConfig::inference(batch));
         let planner = hardware.device();
-        let (plan, form) = (network.plan(&planner), device::form(&planner, batch));
+        let inference = Inference::new(architecture, &table, batch, &planner, metadata.recipe.weights());
+        let (plan, form) = (inference.plan(&planner), device::form(&planner, batch));
         let images = (batch, metadata.recipe.resolution);
         let need = evaluation_need(&plan, &table, &planner, hardware.has_own_memory(), images);
         match hardware.available() {
             Some(have) if need > have => return Err(TrainError::EvaluationMemory { batch, need, have }),
             _ => {}
         }
-        let (trainable, total) = (table.trainable(), table.total());
-        let mut ops = hardware.start(&Needs { trainable, total, plans: &[&plan], group: None })?;
+        let size = StateSize { trainable: table.trainable(), total: table.total(), slots: 0 };
+        let mut ops = hardware.start(&Needs { state: size, plans: &[&plan], group: None })?;
         ops.bind(&plan)?;
         ops.write_state(Buffer::Parameters, &state.parameters)?;
         if !state.ema.is_empty() {
             ops.write_state(Buffer::Ema, &state.ema)?;
         }
+        inference.fold(&mut ops)?;
         let recipe = Recipe { micro_batch: batch, ..metadata.recipe.clone() };
         let (normalise, classes) = (metadata.normalise, metadata.classes.clone());
-        Ok(Evaluator { ops, network, recipe, normalise, form, classes })
+        Ok(Evaluator { ops, inference, recipe, normalise, form, classes })
     }
 
     /// The sets of weights in the checkpoint: raw, and their moving average if the run kept one.
     pub fn weights(&self) -> &'static [Weights] {
-        if self.recipe.ema > 0.0 { &[Weights::Raw, Weights::Ema] } else { &[Weights::Raw] }
+        self.recipe.weights()
     }
 
     /// Accuracy and loss of each of [`Evaluator::weights`] over a split of a dataset with the checkpoint's classes.
@@ -75,10 +76,10 @@ impl<O: Ops + Send> Evaluator<O> {
         let (recipe, form, share) = (&self.recipe, self.form, Share::WHOLE);
         let loading = Loading { source, recipe, form, share, threads: loader_threads, processors: &[] };
         let mut loader = loading.evaluation(split)?;
-        let (weights, never) = (self.weights(), AtomicBool::new(false));
+        let never = AtomicBool::new(false);
         let expected = source.samples(split) as u64;
         let images = Images { loader: &mut loader, normalise: self.normalise, expected };
-        let figures = evaluate(&mut self.ops, &self.network, images, weights, &never, &Team::default())?;
+        let figures = evaluate(&mut self.ops, &self.inference, images, &never, &Team::default())?;
         Ok(figures.unwrap_or_default())
     }
 
@@ -90,10 +91,11 @@ impl<O: Ops + Send> Evaluator<O> {
         count: usize,
     ) -> Result<Vec<(String, f64)>, TrainError> {
         let mut pixels = evaluate_image(image, self.recipe.resolution, self.recipe.crop)?;
-        pixels.resize(self.network.image.elements, 0);
-        let mut logits = vec![0.0; self.network.logits.elements];
+        let network = &self.inference.network;
+        pixels.resize(network.image.elements, 0);
+        let mut logits = vec![0.0; network.logits.elements];
         let pixels = BatchPixels::Squares(&pixels);
-        infer(&mut self.ops, &self.network, pixels, self.normalise, weights, &mut logits)?;
+        infer(&mut self.ops, &self.inference, pixels, self.normalise, weights, &mut logits)?;
         let shares = softmax(&logits[..self.classes.len()]);
         let mut ranked: Vec<(String, f64)> = self.classes.iter().cloned().zip(shares).collect();
         // A stable sort: classes of equal probability stay in the dataset's order.

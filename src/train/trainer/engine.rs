@@ -12,11 +12,11 @@ use std::sync::atomic::AtomicBool;
 use super::not_finite::Search;
 use crate::data::{Batch, Form, Loader, Normalise};
 use crate::model::{Architecture, ParamTable};
-use crate::network::{Network, NetworkConfig};
+use crate::network::{Inference, Itinerary, Network};
 use crate::ops::buckets::bucket_bytes;
 use crate::ops::{
     BatchInput, BatchTarget, Buckets, Buffer, LossScale, Ops, Pass, Plan, ProfileReport, Result, Sequence,
-    StepFigures, StepParams, Update, Weights,
+    StateSize, StepFigures, StepParams,
 };
 use crate::train::checkpoint::Snapshot;
 use crate::train::device::{self, Hardware, Needs};
@@ -40,15 +40,14 @@ pub struct Engine<O: Ops> {
     pub form: Form,
     training: Network,
     training_plan: Plan,
-    /// The passes of one micro-batch, in order, and the index of the first backward pass.
-    training_passes: Vec<Pass>,
-    backward: usize,
+    /// The passes of one micro-batch.
+    itinerary: Itinerary,
     buckets: Buckets,
-    evaluation: Network,
+    evaluation: Inference,
     evaluation_plan: Plan,
     bound: Bound,
     normalise: Normalise,
-    update: Update,
+    update: Pass,
     /// Which of the two batch slots on the device is used next.
     slot: usize,
     team: Team,
@@ -67,29 +66,28 @@ impl<O: Ops + Send> Engine<O> {
         let device = &hardware.device();
         let table = ParamTable::new(arch);
         let training = Network::new(arch, &table, recipe.network_config(team.world().size));
-        let evaluation = Network::new(arch, &table, NetworkConfig::inference(recipe.micro_batch));
+        let evaluation = Inference::new(arch, &table, recipe.micro_batch, device, recipe.weights());
         let (training_plan, evaluation_plan) = (training.plan(device), evaluation.plan(device));
-        let training_passes = training.record(device).passes;
-        let turn = training_passes.iter().position(|pass| matches!(pass, Pass::Loss(_)));
-        let backward = turn.map_or(0, |turn| turn + 1);
+        let itinerary = training.itinerary(device);
+        let update = recipe.update();
         let (trainable, total) = (table.trainable(), table.total());
-        let buckets = Buckets::new(&training_passes, trainable, bucket_bytes(trainable));
+        let state = StateSize { trainable, total, slots: update.rule.slots().len() };
+        let buckets = Buckets::new(&itinerary.passes(), trainable, bucket_bytes(trainable));
         let plans = [&training_plan, &evaluation_plan];
-        let ops = hardware.start(&Needs { trainable, total, plans: &plans, group: team.group() })?;
+        let ops = hardware.start(&Needs { state, plans: &plans, group: team.group() })?;
         Ok(Engine {
             ops,
             table,
             form: device::form(device, recipe.micro_batch),
             training,
             training_plan,
-            training_passes,
-            backward,
+            itinerary,
             buckets,
             evaluation,
             evaluation_plan,
             bound: Bound::Nothing,
             normalise,
-            update: recipe.update(),
+            update: update.into(),
             slot: 0,
             team: team.clone(),
         })
@@ -107,8 +105,16 @@ impl<O: Ops + Send> Engine<O> {
     /// Submits a whole step to the device: forward and backward over the micro-batches, then the update.
     pub fn step(&mut self, batch: &Batch, params: StepParams) -> Result {
         self.bind(Bound::Training)?;
-        let Engine { ops, training, normalise: Normalise { mean, deviation }, update, slot, .. } = self;
-        let (passes, first_backward, buckets) = (&self.training_passes, self.backward, &self.buckets);
+        let Engine {
+            ops,
+            training,
+            itinerary,
+            buckets,
+            normalise: Normalise { mean, deviation },
+            update,
+            slot,
+            ..
+        } = self;
         let images = training.config.images;
         let target = BatchTarget {
             image: training.image,
@@ -130,16 +136,13 @@ impl<O: Ops + Send> Engine<O> {
                         ops.begin_step()?;
                     }
                     ops.unpack_batch(*slot, &target)?;
-                    training.draw_masks(ops)?;
-                    training.forward(ops)?;
-                    training.loss(ops)?;
-                    for (number, pass) in passes.iter().enumerate().skip(first_backward) {
-                        pass.run(ops)?;
+                    for (number, entry) in itinerary.entries().iter().enumerate() {
+                        ops.run(&entry.pass)?;
                         if last {
                             buckets.after(number).try_for_each(|bucket| ops.reduce(bucket))?;
                         }
                     }
-                    if last { ops.update(update) } else { Ok(()) }
+                    if last { ops.run(update) } else { Ok(()) }
                 })
             })?;
             *slot ^= 1;
@@ -175,10 +178,8 @@ impl<O: Ops + Send> Engine<O> {
         stop: &AtomicBool,
     ) -> std::result::Result<Option<Vec<Evaluation>>, TrainError> {
         self.bind(Bound::Evaluation)?;
-        let weights: &[Weights] =
-            if self.update.ema { &[Weights::Raw, Weights::Ema] } else { &[Weights::Raw] };
         let images = Images { loader, normalise: self.normalise, expected };
-        evaluate(&mut self.ops, &self.evaluation, images, weights, stop, &self.team)
+        evaluate(&mut self.ops, &self.evaluation, images, stop, &self.team)
     }
 
     /// Sets the whole state. The loss scale is set only if the checkpoint has one; only fp16 runs have.
@@ -190,8 +191,8 @@ impl<O: Ops + Send> Engine<O> {
         if !state.ema.is_empty() {
             self.ops.write_state(Buffer::Ema, &state.ema)?;
         }
-        self.ops.write_state(Buffer::MeanSquare, &state.mean_square)?;
-        self.ops.write_state(Buffer::Momentum, &state.momentum)
+        let mut slots = state.slots.iter().enumerate();
+        slots.try_for_each(|(number, slot)| self.ops.write_state(Buffer::Slot(number), &slot.values))
     }
 
     /// Copies the whole state to the host.
@@ -200,17 +201,16 @@ impl<O: Ops + Send> Engine<O> {
         if !state.ema.is_empty() {
             self.ops.read_state(Buffer::Ema, &mut state.ema)?;
         }
-        self.ops.read_state(Buffer::MeanSquare, &mut state.mean_square)?;
-        self.ops.read_state(Buffer::Momentum, &mut state.momentum)
+        let mut slots = state.slots.iter_mut().enumerate();
+        slots.try_for_each(|(number, slot)| self.ops.read_state(Buffer::Slot(number), &mut slot.values))
     }
 
     /// Runs a step again whose loss or gradients were not finite, and describes the first value that is not finite.
     /// Returns none if all values are finite this time. After this call only the state may be read.
     pub fn first_not_finite(&mut self, batch: &Batch, params: StepParams) -> Result<Option<String>> {
         self.bind(Bound::Training)?;
-        let Engine { ops, table, training, training_passes, normalise, .. } = self;
-        let search =
-            Search { network: training, passes: training_passes, table, normalise: *normalise, params };
+        let Engine { ops, table, training, itinerary, normalise, .. } = self;
+        let search = Search { network: training, itinerary, table, normalise: *normalise, params };
         search.run(ops, batch)
     }
 }

@@ -7,15 +7,17 @@
 
 use crate::data::{Batch, Normalise};
 use crate::model::ParamTable;
-use crate::network::Network;
-use crate::ops::{BatchInput, BatchTarget, Buffer, Kind, Ops, Pass, Result, StepParams, Tensor};
+use crate::network::{Entry, Itinerary, Layer, Network};
+use crate::ops::{
+    Access, BatchInput, BatchTarget, Buffer, Direction, Kind, Ops, Part, Pass, Result, Role, StepParams,
+    Tensor,
+};
 use crate::train::checkpoint::first_not_finite;
 
 /// A training step to examine.
 pub struct Search<'a> {
     pub network: &'a Network,
-    /// The passes of one micro-batch, in order.
-    pub passes: &'a [Pass],
+    pub itinerary: &'a Itinerary,
     pub table: &'a ParamTable,
     pub normalise: Normalise,
     pub params: StepParams,
@@ -36,12 +38,12 @@ impl Search<'_> {
             ops.set_step(StepParams { first_position, ..self.params })?;
             ops.send_batch(0, &BatchInput { pixels, labels, target })?;
             ops.receive_batch(0, &target)?;
-            for pass in self.passes {
-                pass.run(ops)?;
+            for entry in self.itinerary.entries() {
+                ops.run(&entry.pass)?;
                 if found.is_none()
-                    && let Some(tensor) = written(pass, ops)?
+                    && let Some(role) = first_written(&entry.pass, ops)?
                 {
-                    found = Some(self.name(ops, pass, tensor)?);
+                    found = Some(self.name(ops, entry, role)?);
                 }
                 if found.is_some() && config.statistics_ranks == 1 {
                     return Ok(found);
@@ -54,17 +56,17 @@ impl Search<'_> {
         Ok(self.first_gradient(ops)?.map(|name| format!("the gradient of {name}")))
     }
 
-    fn name<O: Ops>(&self, ops: &mut O, pass: &Pass, tensor: Tensor) -> Result<String> {
-        let (layer, forward) = self.layer(pass);
-        if !forward {
+    /// Describes the first value that is not finite: one in a tensor of this role that the pass wrote.
+    fn name<O: Ops>(&self, ops: &mut O, entry: &Entry, role: Role) -> Result<String> {
+        let layer = self.layer(entry);
+        if entry.pass.about().direction == Direction::Backward {
             // A weight gradient may have come first: no later value is computed from it.
             return Ok(match self.first_gradient(ops)? {
                 Some(name) => format!("the gradient of {name}"),
                 None => format!("the gradient at the input of {layer}"),
             });
         }
-        let statistics = self.network.tensors.label(tensor).ends_with("coefficients");
-        let what = if statistics { "the batch's statistics" } else { "the output" };
+        let what = if role == Role::Statistic { "the batch's statistics" } else { "the output" };
         let mut weights = vec![0.0; self.table.total()];
         ops.read_state(Buffer::Parameters, &mut weights)?;
         // Only trainable weights: the running statistics already contain the bad values.
@@ -73,19 +75,14 @@ impl Search<'_> {
         Ok(format!("{what} of {layer}{weight}"))
     }
 
-    /// The layer of a pass, with its block under timm's name, such as `blocks.3.1 depthwise`, and whether the pass is
-    /// a forward pass.
-    fn layer(&self, pass: &Pass) -> (String, bool) {
-        let name = pass.name();
-        let (operator, forward) = match name.strip_suffix(" backward") {
-            Some(operator) => (operator, false),
-            None => (name.strip_suffix(" forward").unwrap_or(name), true),
-        };
-        let Some(own) = own_tensor(pass) else { return (operator.to_string(), forward) };
-        // Such as "blocks.3.1 y2".
-        let label = self.network.tensors.label(own);
-        let block = label.split(' ').next().unwrap_or(label);
-        (format!("{block} {operator}"), forward)
+    /// The layer of a pass, its block by timm's name: `blocks.3.1 depthwise`.
+    fn layer(&self, entry: &Entry) -> String {
+        let operator = entry.pass.about().operator;
+        match entry.layer {
+            Some(Layer::Block(index)) => format!("{} {operator}", self.network.blocks[index]),
+            Some(Layer::Head) => format!("head {operator}"),
+            None => operator.to_string(),
+        }
     }
 
     /// The first parameter in backward order (the last parameter first) whose gradient is not finite.
@@ -102,44 +99,21 @@ fn finite(values: &[f32]) -> bool {
     values.iter().all(|value| value.is_finite())
 }
 
-/// The first tensor written by a pass that is not finite.
-fn written<O: Ops>(pass: &Pass, ops: &mut O) -> Result<Option<Tensor>> {
-    let mut tensors = Vec::new();
-    pass.tensors(&mut |tensor, writes| {
-        if writes && tensor.kind != Kind::Index {
-            tensors.push(tensor);
+/// The role of the first tensor that a pass wrote and that is not finite.
+fn first_written<O: Ops>(pass: &Pass, ops: &mut O) -> Result<Option<Role>> {
+    let mut written: Vec<(Tensor, Role)> = Vec::new();
+    pass.parts(&mut |part| match part {
+        Part::Tensor { tensor, role, access: Access::Write } if tensor.kind != Kind::Index => {
+            written.push((*tensor, role));
         }
+        _ => {}
     });
-    for tensor in tensors {
+    for (tensor, role) in written {
         let mut values = vec![0.0; tensor.elements];
         ops.download(tensor, &mut values)?;
         if !finite(&values) {
-            return Ok(Some(tensor));
+            return Ok(Some(role));
         }
     }
     Ok(None)
-}
-
-/// A tensor whose label names the block of the pass; none for passes that occur once in the network.
-fn own_tensor(pass: &Pass) -> Option<Tensor> {
-    match pass {
-        Pass::ExpandForward(p) => Some(p.y),
-        Pass::ExpandBackward(p) => Some(p.y),
-        Pass::DepthwiseForward(p) | Pass::ExpandDepthwiseForward(_, p) => Some(p.y),
-        Pass::DepthwiseBackward(p) | Pass::ExpandDepthwiseBackward(_, p) => Some(p.y),
-        Pass::SqueezeForward(p) => Some(p.gate),
-        Pass::SqueezeBackward(p) => Some(p.gate),
-        Pass::ProjectForward(p) => Some(p.y),
-        Pass::ProjectBackward(p) => Some(p.y),
-        Pass::ResidualForward(p) => Some(p.out),
-        Pass::DropPathMask(p) => Some(p.keep),
-        Pass::StemForward(_)
-        | Pass::HeadForward(_)
-        | Pass::Loss(_)
-        | Pass::HeadBackward(_)
-        | Pass::StemBackward(_)
-        | Pass::DropoutMask(_)
-        | Pass::BatchNormInference(_)
-        | Pass::Update(_) => None,
-    }
 }

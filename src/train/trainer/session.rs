@@ -11,7 +11,7 @@ use std::path::Path;
 use super::schedule::Schedule;
 use crate::data::{CropMode, DataError, Source, Split};
 use crate::files;
-use crate::model::{Architecture, ParamTable, initialise::initialise, weights};
+use crate::model::{Architecture, ParamTable, formats, initialise::initialise};
 use crate::parallel::Identity;
 use crate::train::checkpoint::{
     self, Checkpoint, CheckpointError, DirectoryError, Found, Metadata, RunDirectory, Snapshot,
@@ -97,7 +97,7 @@ fn resolve(
     let saved = saved.map(|saved| &saved.metadata.recipe);
     let crop = match (recipe.crop, saved) {
         (CropMode::Auto, Some(saved)) => saved.crop,
-        (crop, _) => crop.resolve(source, recipe.resolution),
+        (crop, _) => crop.resolve(source.largest(Split::Train), recipe.resolution),
     };
     let init_from = match (&options.init_from, saved) {
         (Some(path), None) => Some(file_checksum(path)?),
@@ -247,17 +247,16 @@ fn initial(
     reporter: &mut dyn Reporter,
 ) -> Result<(Metadata, Snapshot), TrainError> {
     let table = ParamTable::new(arch);
-    let mut state = Snapshot::new(&table, recipe.ema > 0.0);
+    let mut state = Snapshot::new(&table, recipe);
     state.parameters = initialise(&table, recipe.seed);
     if let Some(path) = &options.init_from {
         reject_damaged(path)?;
-        let import = weights::import(path, &table, &mut state.parameters)?;
+        let import = formats::import(path, &table, &mut state.parameters)?;
         import.lines().iter().for_each(|line| reporter.notice(line));
     }
     if recipe.ema > 0.0 {
         state.ema.clone_from(&state.parameters);
     }
-    state.mean_square.fill(recipe.update().rule.initial_mean_square());
     let metadata = Metadata::new(
         recipe,
         source.class_names(),

@@ -22,9 +22,6 @@ use super::context::part_of;
 use super::simd::{Vector, prefetch_far};
 use crate::model::Window;
 
-pub use backward::{backward, backward_workspace};
-pub use forward::{forward, forward_workspace};
-
 /// Slices are cut at multiples of this: the lanes of the widest vector.
 const UNIT: usize = 16;
 /// Bytes of a task's ring: well within the L2 cache, so that most maps are read in whole rows of all channels,

@@ -71,20 +71,14 @@ impl Bench {
     /// Runs the pass; gradients start at 1. Returns the tensors asked for and the gradients.
     fn run(&self, threads: usize, pass: Pass, wanted: &[Tensor]) -> (Vec<Vec<f32>>, Vec<f32>) {
         let device = CpuDevice { threads };
-        let mut recorder = Recorder::new(&device);
-        recorder.passes.push(pass);
-        let plan = recorder.plan(&self.tensors, wanted);
+        let plan = Plan::new(&device, &[pass], &self.tensors, wanted);
         let total = self.parameters.len();
-        let mut ops = CpuOps::new(total, total, &[&plan], threads).unwrap();
+        let mut ops = CpuOps::new(StateSize::new(total, total), &[&plan], threads).unwrap();
         ops.bind(&plan).unwrap();
         ops.write_state(Buffer::Parameters, &self.parameters).unwrap();
         ops.write_state(Buffer::Gradients, &vec![1.0; total]).unwrap();
         pass.tensors(&mut |tensor, _| ops.upload(tensor, self.value(tensor)).unwrap());
-        match &pass {
-            Pass::DepthwiseForward(p) => ops.depthwise_forward(p).unwrap(),
-            Pass::DepthwiseBackward(p) => ops.depthwise_backward(p).unwrap(),
-            _ => unreachable!(),
-        }
+        ops.run(&pass).unwrap();
         let mut gradients = vec![0.0; total];
         ops.read_state(Buffer::Gradients, &mut gradients).unwrap();
         let download = |tensor: &Tensor| {

@@ -1,6 +1,11 @@
 //! Preprocessing against a naive reference: every output pixel from the definition, resampling in f64.
 
 use super::*;
+use crate::random::{Purpose, draw};
+
+fn look(seed: u64, epoch: u32, id: u64) -> Look {
+    Look { policy: Policy::Standard, seed, epoch, id }
+}
 
 /// A coarse pattern with sharp edges and some noise, different in every channel.
 fn picture(width: u32, height: u32, channels: u8) -> Vec<u8> {
@@ -40,7 +45,7 @@ fn triangle(from: u32, to: u32, at: u32) -> Vec<f64> {
     weights.iter().map(|w| w / sum).collect()
 }
 
-/// Resamples the rectangle of an image, which nothing outside of it may influence.
+/// Resamples a rectangle of an image; pixels outside have no influence.
 fn naive_resize(image: View, part: Rectangle, to: (u32, u32)) -> Vec<f64> {
     let channels = u32::from(image.channels);
     let mut out = Vec::new();
@@ -89,10 +94,10 @@ fn training_crops_match_the_definition() {
         let bytes = picture(width, height, channels);
         let image = view(&bytes, width, height, channels);
         for id in 0..12 {
-            let look = Look { seed: 5, epoch: 2, id };
-            let part = look.rectangle(width, height);
-            let mut expected = naive_resize(image, part, (32, 32));
-            if look.mirrored() {
+            let look = look(5, 2, id);
+            let geometry = choose_geometry(image.size(), 32, CropMode::Resized, Some(look)).unwrap();
+            let mut expected = naive_resize(image, geometry.cut, (32, 32));
+            if geometry.mirrored {
                 mirrors += 1;
                 expected = mirrored(&expected, 32);
             }
@@ -137,13 +142,15 @@ fn padding_matches_the_definition() {
         let bytes = picture(width, height, channels);
         let image = view(&bytes, width, height, channels);
         for id in 0..200 {
-            let look = Look { seed: 1, epoch: 0, id };
-            let (right, down) = look.shift(across, along);
+            let look = look(1, 0, id);
+            let geometry = choose_geometry(image.size(), 32, CropMode::Pad, Some(look)).unwrap();
+            let right = geometry.place.0 - i64::from((32 - width) / 2);
+            let down = geometry.place.1 - i64::from((32 - height) / 2);
             assert!(right.abs() <= i64::from(across) && down.abs() <= i64::from(along));
             let found = run(image, 32, CropMode::Pad, Some(look));
             for (at, &value) in found.iter().enumerate() {
                 let (y, x, c) = ((at / 96) as i64, (at / 3 % 32) as i64, at % 3);
-                let x = if look.mirrored() { 31 - x } else { x };
+                let x = if geometry.mirrored { 31 - x } else { x };
                 let u = x - i64::from((32 - width) / 2) - right;
                 let v = y - i64::from((32 - height) / 2) - down;
                 let inside = (0..i64::from(width)).contains(&u) && (0..i64::from(height)).contains(&v);
@@ -157,13 +164,10 @@ fn padding_matches_the_definition() {
             }
         }
     }
-    let shifts: std::collections::HashSet<_> =
-        (0..2000).map(|id| Look { seed: 1, epoch: 0, id }.shift(4, 4)).collect();
-    assert_eq!(shifts.len(), 81, "every shift occurs");
 }
 
 #[test]
-fn padding_is_centred_in_evaluation_and_shrinks_what_is_too_large() {
+fn padding_of_evaluation_is_centred_and_shrinks_large_images() {
     let bytes = picture(28, 28, 1);
     let found = run(view(&bytes, 28, 28, 1), 32, CropMode::Pad, None);
     assert_eq!(found[(2 * 32 + 2) * 3], bytes[0]);
@@ -184,7 +188,7 @@ fn grey_gives_what_its_rgb_copy_gives() {
     let rgb: Vec<u8> = grey.iter().flat_map(|&v| [v; 3]).collect();
     for mode in [CropMode::Resized, CropMode::Pad] {
         for id in 0..8 {
-            for look in [None, Some(Look { seed: 3, epoch: 1, id })] {
+            for look in [None, Some(look(3, 1, id))] {
                 let one = run(view(&grey, 60, 45, 1), 32, mode, look);
                 assert_eq!(one, run(view(&rgb, 60, 45, 3), 32, mode, look), "{mode}, {look:?}");
             }
@@ -193,56 +197,11 @@ fn grey_gives_what_its_rgb_copy_gives() {
 }
 
 #[test]
-fn rectangles_have_the_stated_area_ratio_and_place() {
-    let (mut area_sum, mut lefts, mut ratios) = (0.0, 0.0, 0.0);
-    let draws = 20_000;
-    for id in 0..draws {
-        let part = Look { seed: 0, epoch: 0, id }.rectangle(500, 500);
-        assert!(part.left + part.width <= 500 && part.top + part.height <= 500);
-        let area = f64::from(part.width * part.height) / 250_000.0;
-        let ratio = f64::from(part.width) / f64::from(part.height);
-        assert!((0.079..=1.0).contains(&area), "{part:?}");
-        assert!((0.74..=1.345).contains(&ratio), "{part:?}");
-        area_sum += area;
-        ratios += ratio.ln();
-        if part.width < 500 {
-            lefts += f64::from(part.left) / f64::from(500 - part.width);
-        }
-    }
-    // A try of area a and ratio r fits if a·max(r, 1/r) <= 1: always below 3/4, with probability
-    // ln(1/a) / ln(4/3) above. The mean area of those that fit is 0.3770 / 0.7890 = 0.4778, deviation 0.25.
-    let mean = |sum: f64| sum / draws as f64;
-    assert!((mean(area_sum) - 0.4778).abs() < 0.008, "{}", mean(area_sum));
-    assert!(mean(ratios).abs() < 0.01, "{}", mean(ratios));
-    assert!((mean(lefts) - 0.5).abs() < 0.02, "{}", mean(lefts));
-}
-
-#[test]
-fn ratios_out_of_reach_fall_back_to_the_centre() {
-    let part = Look { seed: 0, epoch: 0, id: 0 }.rectangle(1000, 10);
-    assert_eq!(part, Rectangle { left: 493, top: 0, width: 13, height: 10 });
-    assert_eq!(central(3, 400), Rectangle { left: 0, top: 198, width: 3, height: 4 });
-    assert_eq!(central(9, 8), Rectangle { left: 0, top: 0, width: 9, height: 8 });
-}
-
-#[test]
-fn looks_differ_by_seed_epoch_and_sample_and_half_are_mirrored() {
-    let look = Look { seed: 1, epoch: 1, id: 1 };
-    let part = look.rectangle(400, 300);
-    assert_eq!(part, look.rectangle(400, 300));
-    for other in [Look { seed: 2, ..look }, Look { epoch: 2, ..look }, Look { id: 2, ..look }] {
-        assert_ne!(part, other.rectangle(400, 300));
-    }
-    let mirrors = (0..10_000).filter(|&id| Look { seed: 1, epoch: 0, id }.mirrored()).count();
-    assert!((4_800..5_200).contains(&mirrors), "{mirrors}");
-}
-
-#[test]
-fn extreme_images_are_handled_in_bounded_memory() {
+fn preprocess_takes_extreme_images_in_bounded_memory() {
     for (width, height) in [(65_535, 1), (1, 65_535), (1, 1)] {
         let bytes = vec![200; width as usize * height as usize * 3];
         for mode in [CropMode::Resized, CropMode::Pad] {
-            for look in [None, Some(Look { seed: 0, epoch: 0, id: 0 })] {
+            for look in [None, Some(look(0, 0, 0))] {
                 let mut scratch = Scratch::default();
                 let mut out = vec![0; 64 * 64 * 3];
                 let image = view(&bytes, width, height, 3);
@@ -255,7 +214,7 @@ fn extreme_images_are_handled_in_bounded_memory() {
 }
 
 #[test]
-fn unresolved_mode_and_wrong_length_are_errors() {
+fn preprocess_refuses_an_unresolved_mode_and_a_wrong_length() {
     let mut out = vec![0; 32 * 32 * 3];
     let image = view(&[0; 12], 2, 2, 3);
     let scratch = &mut Scratch::default();
@@ -274,13 +233,12 @@ fn crop_mode_reads_and_writes_its_names() {
 }
 
 #[test]
-fn auto_pads_only_what_fits() {
-    for (side, resolution, expected) in
-        [(28, 32, CropMode::Pad), (32, 32, CropMode::Pad), (33, 32, CropMode::Resized)]
+fn crop_mode_auto_pads_only_what_fits() {
+    for (largest, expected) in
+        [((28, 20), CropMode::Pad), ((32, 32), CropMode::Pad), ((8, 33), CropMode::Resized)]
     {
-        let source = Source::synthetic(2, 4, 2, side).unwrap();
-        assert_eq!(CropMode::Auto.resolve(&source, resolution), expected);
-        assert_eq!(CropMode::Pad.resolve(&source, resolution), CropMode::Pad);
-        assert_eq!(CropMode::Resized.resolve(&source, resolution), CropMode::Resized);
+        assert_eq!(CropMode::Auto.resolve(largest, 32), expected);
+        assert_eq!(CropMode::Pad.resolve(largest, 32), CropMode::Pad);
+        assert_eq!(CropMode::Resized.resolve(largest, 32), CropMode::Resized);
     }
 }
