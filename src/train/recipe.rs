@@ -253,7 +253,7 @@ impl Recipe {
         }
     }
 
-    /// The sets of weights that a run evaluates: the trained ones and, where one is kept, their moving average.
+    /// The sets of weights that a run evaluates: the trained ones and their moving average, if there is one.
     pub fn weights(&self) -> &'static [Weights] {
         if self.ema > 0.0 { &[Weights::Raw, Weights::Ema] } else { &[Weights::Raw] }
     }
