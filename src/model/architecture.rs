@@ -1,7 +1,7 @@
 //! One member of the family laid out for one image size and class count: every block with its shapes.
 
 use serde::{Deserialize, Serialize};
-use strum::{EnumString, VariantNames};
+use strum::{Display, EnumString, VariantNames};
 
 use super::family::{HEAD_CHANNELS, STAGES, STEM_CHANNELS, Variant};
 use crate::names;
@@ -16,7 +16,7 @@ pub enum ModelError {
 }
 
 /// How a convolution pads its input.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, EnumString, VariantNames)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Display, EnumString, VariantNames)]
 #[serde(rename_all = "lowercase")]
 #[strum(serialize_all = "lowercase", parse_err_ty = String, parse_err_fn = Padding::unknown)]
 pub enum Padding {

@@ -9,7 +9,7 @@
 //! | `trainer` | the loop: [`run`], [`engine`], [`schedule`] |
 //! | `evaluation` | accuracy and loss: [`evaluate`], [`evaluator`] |
 //! | [`checkpoint`] | the state of a run as a file, and the run directory |
-//! | [`report`] | what a run tells: [`events`] and their writers |
+//! | [`report`] | what a run reports: [`events`] and their writers |
 //! | [`device`], [`memory`] | the hardware, and what fits into its memory |
 //! | [`team`] | the ranks of a run |
 

@@ -1,4 +1,4 @@
-//! Options of a run that do not change its result: where it reads and writes, on what it computes, how often it saves.
+//! Options of a run that do not change its result: its data and directory, the device, how often it saves.
 //!
 //! The names of the fields are those of the flags. A file or a command line sets a field under its name; see
 //! [`RunOptions`]. Some options are kept in `recipe.toml`, so that a resumed run needs no flags; see
@@ -117,7 +117,7 @@ pub struct RunOptions {
     pub loader_threads: usize,
     /// Steps between checkpoints; 0 means only after evaluations and at the end.
     pub checkpoint_every: u64,
-    /// Numbered checkpoints to keep beside the latest and the best.
+    /// Numbered checkpoints to keep, in addition to the latest and the best.
     pub keep: usize,
     /// Stops after this many steps in all; the schedule stays that of the whole run.
     pub max_steps: Option<u64>,

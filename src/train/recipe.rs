@@ -137,11 +137,6 @@ const MOST_PIXELS: usize = 4096;
 const MOST_IMAGES: usize = 1 << 20;
 
 impl Recipe {
-    /// The reference rate at this batch size: 0.08 for 4096 images a step, in proportion.
-    pub fn reference_lr(batch_size: usize) -> f64 {
-        0.08 * batch_size as f64 / 4096.0
-    }
-
     /// The reference recipe (Composer's EfficientNet-B0, after NVIDIA's) for a member of the family, with crops
     /// resized.
     pub fn reference(model: Variant, batch_size: usize) -> Recipe {
@@ -154,7 +149,8 @@ impl Recipe {
             epochs: 400.0,
             batch_size,
             micro_batch: batch_size,
-            lr: Recipe::reference_lr(batch_size),
+            // 0.08 for 4096 images a step, in proportion.
+            lr: 0.08 * batch_size as f64 / 4096.0,
             warmup_epochs: 16.0,
             optimizer: Optimizer::Rmsprop,
             alpha: 0.9,
@@ -257,7 +253,7 @@ impl Recipe {
         }
     }
 
-    /// The sets of weights that a run evaluates: the trained ones and, where one is kept, their moving average.
+    /// The sets of weights that a run evaluates: the trained ones and their moving average, if there is one.
     pub fn weights(&self) -> &'static [Weights] {
         if self.ema > 0.0 { &[Weights::Raw, Weights::Ema] } else { &[Weights::Raw] }
     }

@@ -12,8 +12,8 @@ use effnet::parallel::{Membership, Ranks};
 use effnet::train::events::{LogLine, Silent};
 use effnet::train::{DataChoice, Outcome, Recipe, RunOptions, TrainError, log, train};
 
-/// B0 at 32×32, batch 8; over [`source`] 12 steps with evaluations after 5, 10 and 12, everything on: masks,
-/// moving average, warm-up, a fraction of an epoch.
+/// B0 at 32×32 with batches of 8. Over [`source`] it takes 12 steps with evaluations after 5, 10 and 12. It uses
+/// everything: masks, moving average, warm-up, a fraction of an epoch.
 pub fn recipe() -> Recipe {
     Recipe {
         resolution: 32,
@@ -51,7 +51,7 @@ pub fn assert_same_file(a: &Path, b: &Path, name: &str) {
     assert_eq!((one.len(), differs), (two.len(), None), "{name} of {} and {}", a.display(), b.display());
 }
 
-/// The log without what a clock decided.
+/// The log without the values that depend on time.
 pub fn timeless_log(dir: &Path) -> Vec<LogLine> {
     let mut lines = log::read(&dir.join("log.jsonl")).unwrap();
     for line in &mut lines {
@@ -70,7 +70,8 @@ pub fn assert_same_run(a: &Path, b: &Path) {
     assert_eq!(timeless_log(a), timeless_log(b));
 }
 
-/// The same run by several ranks, each a thread of this process, over [`source`]; what each came to, in rank order.
+/// The same run by several ranks, which are threads of this process, over [`source`]. Returns the result of each rank in
+/// order.
 pub fn run_ranks(
     size: usize,
     recipe: &Recipe,

@@ -1,5 +1,5 @@
-//! The checkpoint file: every damage is seen, every failed save leaves the one before, and the files beside it
-//! are what they should be.
+//! Checkpoint files: any damage is detected, a save that fails leaves the previous checkpoint, and the run directory
+//! keeps the right files.
 
 use std::cell::Cell;
 use std::fs::{self, File};
@@ -50,7 +50,7 @@ fn state(seed: u64) -> Snapshot {
     state
 }
 
-/// A whole checkpoint.
+/// A complete checkpoint.
 static WHOLE: LazyLock<Vec<u8>> = LazyLock::new(|| {
     let mut bytes = Vec::new();
     checkpoint::write(&mut bytes, &metadata(), &table(), &state(1)).unwrap();
@@ -65,7 +65,7 @@ fn read(bytes: &[u8]) -> Result<Checkpoint, CheckpointError> {
     checkpoint::read_from(&mut &*bytes, bytes.len() as u64, Path::new("c.bin"))
 }
 
-/// A whole checkpoint with one byte changed, without a copy of it.
+/// Reads a complete checkpoint with one byte changed, without copying it.
 struct Changed {
     whole: &'static [u8],
     place: usize,
@@ -85,7 +85,7 @@ impl Read for Changed {
     }
 }
 
-/// Reading and verifying are one walk over the file; this one keeps nothing and is quick.
+/// Verifying reads the file in the same way as reading does, but stores nothing and is fast.
 fn verify_changed(whole: &'static [u8], place: usize, bits: u8) -> Result<Metadata, CheckpointError> {
     checkpoint::verify_from(
         &mut Changed { whole, place, bits, at: 0 },
@@ -99,7 +99,7 @@ fn read_changed(whole: &'static [u8], place: usize, bits: u8) -> Result<Checkpoi
 }
 
 #[test]
-fn a_checkpoint_comes_back_and_opens_with_the_crate() {
+fn checkpoint_comes_back_and_opens_with_the_safetensors_crate() {
     let back = read(&WHOLE).unwrap();
     let checksum = back.metadata.checksum.clone();
     assert_eq!(back.metadata, Metadata { checksum, ..metadata() });
@@ -108,7 +108,7 @@ fn a_checkpoint_comes_back_and_opens_with_the_crate() {
         checkpoint::verify_from(&mut &WHOLE[..], WHOLE.len() as u64, Path::new("c")).unwrap(),
         back.metadata
     );
-    // Writing again gives the same bytes: nothing in it depends on when or where.
+    // Writing again gives the same bytes: nothing depends on the time or the place.
     let mut again = Vec::new();
     checkpoint::write(&mut again, &back.metadata, &table(), &back.state).unwrap();
     assert!(again == *WHOLE);
@@ -132,7 +132,7 @@ fn a_checkpoint_comes_back_and_opens_with_the_crate() {
 }
 
 #[test]
-fn a_changed_byte_in_any_tensor_is_seen() {
+fn changed_byte_in_any_tensor_is_detected() {
     let file = SafeTensors::deserialize(&WHOLE).unwrap();
     let start = WHOLE.as_ptr() as usize;
     let tensors: Vec<(String, usize, usize)> = file
@@ -142,9 +142,10 @@ fn a_changed_byte_in_any_tensor_is_seen() {
         .collect();
     assert!(tensors.len() > 1000);
     tensors.par_iter().enumerate().for_each(|(number, (name, offset, length))| {
-        // Another byte and another bit of each.
+        // A different byte and bit of each tensor.
         let (place, bits) = (offset + number * 7919 % length, 1 << (number % 8));
-        let error = verify_changed(&WHOLE, place, bits).err().unwrap_or_else(|| panic!("{name}: unseen"));
+        let error =
+            verify_changed(&WHOLE, place, bits).err().unwrap_or_else(|| panic!("{name}: not detected"));
         assert!(matches!(error, CheckpointError::Altered { .. }), "{name}: {error}");
         if number % 20 == 0 {
             assert!(
@@ -155,7 +156,7 @@ fn a_changed_byte_in_any_tensor_is_seen() {
     });
 }
 
-/// A run without a moving average: a smaller file, read again for every byte of its metadata.
+/// A checkpoint without a moving average: a smaller file, because it is read once for every byte of its metadata.
 static SMALLER: LazyLock<Vec<u8>> = LazyLock::new(|| {
     let mut metadata = metadata();
     metadata.recipe.ema = 0.0;
@@ -167,7 +168,7 @@ static SMALLER: LazyLock<Vec<u8>> = LazyLock::new(|| {
 });
 
 #[test]
-fn a_changed_byte_in_the_metadata_or_the_length_is_seen() {
+fn changed_byte_in_metadata_or_length_is_detected() {
     let text = b"\"__metadata__\"";
     let start = SMALLER.windows(text.len()).position(|w| w == text).unwrap();
     let end = start + SMALLER[start..].windows(3).position(|w| w == b"\"},").unwrap() + 3;
@@ -183,12 +184,12 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn a_changed_byte_in_the_header_is_seen(place in 0..header_length(), bits in 1..=255u8) {
+    fn changed_byte_in_header_is_detected(place in 0..header_length(), bits in 1..=255u8) {
         prop_assert!(read_changed(&WHOLE, place, bits).is_err());
     }
 
     #[test]
-    fn a_cut_anywhere_in_the_header_is_seen(length in 0..header_length()) {
+    fn truncation_in_header_is_detected(length in 0..header_length()) {
         prop_assert!(read(&WHOLE[..length]).is_err());
     }
 
@@ -197,7 +198,7 @@ proptest! {
         prop_assert!(read(&bytes).is_err());
     }
 
-    /// Bytes that begin like a checkpoint get further into the reader.
+    /// Bytes that begin like a checkpoint reach later parts of the reader.
     #[test]
     fn arbitrary_json_is_an_error(text in "[\\[\\]{}\":,0-9a-z_ ]{0,60}", extra in 0..40usize) {
         for inner in [text.clone(), format!("{{\"__metadata__\":{{\"effnet\":{}}}}}", serde_json::Value::from(text))] {
@@ -213,14 +214,14 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn a_cut_anywhere_is_truncation(length in header_length()..WHOLE.len()) {
+    fn truncation_of_data_is_reported(length in header_length()..WHOLE.len()) {
         let error = read(&WHOLE[..length]).unwrap_err();
         prop_assert!(matches!(error, CheckpointError::Truncated { .. }), "{error}");
     }
 }
 
 #[test]
-fn each_kind_of_file_gets_its_own_line() {
+fn read_reports_what_kind_of_file_it_found() {
     let mut longer = WHOLE.clone();
     longer.push(0);
     let error = read(&longer).unwrap_err().to_string();
@@ -241,7 +242,7 @@ fn each_kind_of_file_gets_its_own_line() {
     let error = checkpoint::read(&dir.path().join("none")).unwrap_err();
     assert!(error.to_string().contains("none"), "{error}");
 
-    // A format that this program cannot know, its own checksum right or wrong.
+    // A format of a newer program.
     let mut newer = Vec::new();
     let metadata = Metadata { version: checkpoint::VERSION + 1, ..metadata() };
     checkpoint::write(&mut newer, &metadata, &table(), &state(1)).unwrap();
@@ -250,9 +251,9 @@ fn each_kind_of_file_gets_its_own_line() {
     assert!(error.to_string().contains("update"), "{error}");
 }
 
-/// A right checksum does not make contradictions good.
+/// Contradictions are refused although the checksum is right.
 #[test]
-fn a_file_that_contradicts_itself_is_refused() {
+fn metadata_that_contradicts_itself_is_refused() {
     let refused = |change: fn(&mut Metadata)| {
         let mut metadata = metadata();
         change(&mut metadata);
@@ -271,7 +272,7 @@ fn a_file_that_contradicts_itself_is_refused() {
     refused(|m| m.format = "other".into());
 }
 
-/// The disk, until its operations or its bytes run out.
+/// A disk that fails after a number of operations or bytes.
 struct Failing {
     operations: Cell<usize>,
     bytes: usize,
@@ -338,7 +339,7 @@ fn at_step(step: u64) -> Metadata {
 }
 
 #[test]
-fn a_failed_save_leaves_the_previous_checkpoint() {
+fn save_that_fails_leaves_the_previous_checkpoint() {
     let (dir, table) = (tempfile::tempdir().unwrap(), table());
     let path = dir.path();
     RunDirectory::at(path).save(&at_step(1), &table, &state(1), true, 2).unwrap();
@@ -356,7 +357,7 @@ fn a_failed_save_leaves_the_previous_checkpoint() {
         };
         assert!(error.contains("checkpoint.bin") && error.contains("intact"), "{error}");
         assert_eq!(error.lines().count(), 1);
-        // Only the last operation, the directory's sync, comes after the rename.
+        // Only the last operation, the sync of the directory, follows the rename.
         let latest = checkpoint::read(&path.join("checkpoint.bin")).unwrap().metadata.step;
         assert_eq!(latest, if operations == 7 { 2 } else { 1 }, "operations {operations}, bytes {bytes}");
         survived += u32::from(fs::read(path.join("checkpoint.bin")).unwrap() == old);
@@ -372,7 +373,7 @@ fn a_failed_save_leaves_the_previous_checkpoint() {
 }
 
 #[test]
-fn a_first_save_that_fails_says_so() {
+fn save_that_fails_first_says_that_nothing_was_written() {
     let dir = tempfile::tempdir().unwrap();
     let run = RunDirectory::with_files(dir.path(), Failing { operations: Cell::new(9), bytes: 100 });
     let error = run.save(&at_step(0), &table(), &state(1), false, 0).unwrap_err().to_string();
@@ -381,7 +382,7 @@ fn a_first_save_that_fails_says_so() {
 }
 
 #[test]
-fn latest_best_and_numbered_checkpoints() {
+fn run_directory_keeps_latest_best_and_numbered_checkpoints() {
     let (dir, table) = (tempfile::tempdir().unwrap(), table());
     let path = dir.path().join("run");
     assert_eq!(RunDirectory::at(&path).found(), Found::Nothing);
@@ -401,7 +402,7 @@ fn latest_best_and_numbered_checkpoints() {
     fs::remove_file(path.join("checkpoint.bin")).unwrap();
     assert_eq!(run.found(), Found::Broken);
 
-    // What a killed run leaves half written goes; what is not a run's stays.
+    // Incomplete files of a killed run are removed; files that no run makes remain.
     for name in
         ["checkpoint.bin.tmp", "best.bin.tmp", "log.jsonl.tmp", "mine.tmp", "notes.txt", "checkpoint-1.bin"]
     {
@@ -416,6 +417,6 @@ fn latest_best_and_numbered_checkpoints() {
     let mut left: Vec<String> =
         fs::read_dir(&path).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
     left.sort();
-    // The recipe waits to be replaced by the new run's, so that no kill leaves a run without one.
+    // The recipe remains until it is replaced, so that a killed run always has one.
     assert_eq!(left, ["checkpoint-1.bin", "mine.tmp", "notes.txt", "recipe.toml"]);
 }

@@ -1,4 +1,4 @@
-//! The demo works anywhere, and again.
+//! The demo works in any directory, and repeatedly.
 
 use std::fs;
 use std::path::Path;
@@ -14,7 +14,7 @@ fn demo(dir: &Path, arguments: &[&str]) -> String {
 }
 
 #[test]
-fn three_steps_in_an_empty_folder_and_three_more_beside_them() {
+fn demo_runs_beside_earlier_demos_and_resumes_the_latest() {
     let dir = tempfile::tempdir().unwrap();
     let first = demo(dir.path(), &["--max-steps", "3"]);
     assert!(first.contains("images: 10,000 training, 2,000 validation"), "{first}");
@@ -24,7 +24,7 @@ fn three_steps_in_an_empty_folder_and_three_more_beside_them() {
     let read = |run: &str| fs::read(dir.path().join(run).join("checkpoint.bin")).unwrap();
     assert!(read("runs/demo") == read("runs/demo-2"), "one seed, two results");
 
-    // Going on takes the latest, and needs no more than that.
+    // --resume continues the latest demo and needs no other flag.
     let resumed = demo(dir.path(), &["--resume", "--max-steps", "4"]);
     assert!(
         resumed.contains("run directory: runs/demo-2") && resumed.contains("after step 4 of"),
@@ -32,14 +32,14 @@ fn three_steps_in_an_empty_folder_and_three_more_beside_them() {
     );
     assert!(read("runs/demo") != read("runs/demo-2"));
 
-    // --force replaces the first, with the images that lie there.
+    // --force replaces the first demo and uses the images that are already there.
     let forced = demo(dir.path(), &["--force", "--max-steps", "3"]);
     assert!(forced.contains("run directory: runs/demo\n"), "{forced}");
     assert!(!dir.path().join("runs/demo-3").exists());
 }
 
 #[test]
-fn a_short_demo_ends_with_a_result_and_three_commands() {
+fn demo_ends_with_a_result_and_three_commands() {
     let dir = tempfile::tempdir().unwrap();
     let out = demo(dir.path(), &["--epochs", "0.02", "--out", "my demo"]);
     for part in ["test accuracy: top-1 ", "curves: my demo/curves.svg", "run: finished", "next:"] {

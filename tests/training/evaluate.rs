@@ -1,4 +1,4 @@
-//! `effnet-eval`: its figure is training's, to the last bit; and what it makes of images, exports and bad files.
+//! `effnet-eval`: its result equals training's to the last bit; images, exports and bad files.
 
 use crate::data_support;
 use crate::train_support;
@@ -44,7 +44,7 @@ fn path(name: &str) -> PathBuf {
 
 fn eval(arguments: &[&str]) -> Output {
     let mut command = Command::cargo_bin("effnet-eval").unwrap();
-    // Nothing may depend on where the program is called from.
+    // The result must not depend on the current directory.
     command.current_dir("/").env_remove("EFFNET_DATA").args(arguments).output().unwrap()
 }
 
@@ -74,7 +74,7 @@ fn logged() -> Vec<EvaluationRecord> {
 }
 
 #[test]
-fn the_figure_is_training_s() {
+fn eval_prints_exactly_what_training_logged() {
     let logged = logged();
     assert_eq!(logged.iter().map(|e| e.step).collect::<Vec<_>>(), [5, 10]);
     for record in &logged {
@@ -90,12 +90,12 @@ fn the_figure_is_training_s() {
             assert_eq!(ema, [record.ema_top1, record.ema_top5, record.ema_loss]);
         }
     }
-    // The weights and their average are two networks.
+    // The weights and their moving average are different networks.
     assert_ne!(logged[0].ema_loss, Some(logged[0].loss));
     assert_ne!(logged[0].loss, logged[1].loss);
     let table = good(&[text(&path("run/best.bin"))]);
     assert!(table.contains("13 images of val") && table.contains("average"), "{table}");
-    // A batch that divides nothing evenly counts the same images.
+    // A batch size that does not divide the split counts the same images.
     let line = good(&[text(&path("run/checkpoint.bin")), "--json", "--batch-size", "5"]);
     let found: Value = serde_json::from_str(&line).unwrap();
     assert_eq!(found["images"], VAL);
@@ -104,9 +104,10 @@ fn the_figure_is_training_s() {
     assert_eq!(serde_json::from_str::<Value>(&line).unwrap()["images"], 40);
 }
 
-/// The average is evaluated with its own running statistics: as weights in their own right it has the same figure.
+/// The moving average is evaluated with its own running statistics. So it gives the same result when it takes the place
+/// of the raw weights.
 #[test]
-fn the_average_is_a_network_of_its_own() {
+fn moving_average_is_evaluated_with_its_own_statistics() {
     let source = data_support::open(&path("data"));
     let mut whole = checkpoint::read(&path("run/checkpoint.bin")).unwrap();
     let figures = |checkpoint: &Checkpoint| {
@@ -120,9 +121,9 @@ fn the_average_is_a_network_of_its_own() {
     assert_ne!(before[0], before[1]);
 }
 
-/// The same images one by one, as files, are right as often as the evaluation says.
+/// The same images, classified one by one as files, are correct as often as in the evaluation.
 #[test]
-fn images_are_classified_as_the_evaluation_does() {
+fn images_are_classified_as_in_the_evaluation() {
     let dir = tempfile::tempdir().unwrap();
     let bytes = data_support::idx_images(VAL, 28, 28, 2);
     let files: Vec<PathBuf> = (0..VAL as usize)
@@ -151,7 +152,7 @@ fn images_are_classified_as_the_evaluation_does() {
     assert_eq!(lines.lines().count(), VAL as usize);
     assert_eq!(right as f64 / f64::from(VAL), logged()[1].top1);
 
-    // One broken file is named; the others are still classified.
+    // A broken file is reported; the others are still classified.
     fs::write(&files[0], b"no image").unwrap();
     let output = eval(&[text(&checkpoint), text(&files[0]), text(&files[1])]);
     let errors = String::from_utf8(output.stderr).unwrap();
@@ -161,7 +162,7 @@ fn images_are_classified_as_the_evaluation_does() {
 }
 
 #[test]
-fn exports_hold_the_plain_weights() {
+fn exports_contain_the_plain_weights() {
     let dir = tempfile::tempdir().unwrap();
     let checkpoint = path("run/checkpoint.bin");
     let [raw, ema] = ["raw", "ema"].map(|kind| {
@@ -190,7 +191,7 @@ fn exports_hold_the_plain_weights() {
 }
 
 #[test]
-fn bad_input_is_one_line() {
+fn bad_input_is_reported_in_one_line() {
     let dir = tempfile::tempdir().unwrap();
     let whole = fs::read(path("run/checkpoint.bin")).unwrap();
     let file = dir.path().join("c.bin");
@@ -203,7 +204,7 @@ fn bad_input_is_one_line() {
     fs::write(&file, &damaged).unwrap();
     assert!(bad(&[text(&file)]).contains("checksum"));
 
-    // Away from its run the checkpoint finds no data of its own; other data is a question, not an answer.
+    // Outside its run the checkpoint has no data of its own; other data must be given explicitly.
     fs::write(&file, &whole).unwrap();
     let line = bad(&[text(&file)]);
     assert!(line.contains("effnet-pack"), "{line}");
@@ -222,7 +223,7 @@ fn bad_input_is_one_line() {
     data_support::pack_grey(&few, 4, 4, 28, 1 << 20);
     let line = bad(&[text(&file), "--data", text(&few)]);
     assert!(line.contains("classes"), "{line}");
-    // What is missing depends on the build and the machine; on one with a GPU nothing is.
+    // What is missing depends on the build and the machine; with a GPU nothing is.
     if Driver::open(0).is_err() {
         let line = bad(&[text(&file), "--data", text(&other), "--device", "cuda"]);
         assert!(line.contains("--device cuda: ") && line.contains("--device cpu"), "{line}");

@@ -187,7 +187,7 @@ fn two_engines<T: Send>(
         let team = Team::join(Some(&membership), Identity::default, &AtomicBool::new(false)).unwrap();
         let (arch, normalise) = (recipe.architecture(5).unwrap(), source().normalise());
         let table = ParamTable::new(&arch);
-        let mut state = Snapshot::new(&table, &recipe);
+        let mut state = Snapshot::new(&table, recipe);
         state.parameters = initialise::initialise(&table, recipe.seed);
         if rank == 1 {
             change(&table, &mut state);

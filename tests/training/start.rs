@@ -1,5 +1,5 @@
-//! How runs start, stop and go on, within one process: weights from files, a stop at any point, a loss that is
-//! not finite, memory that does not suffice.
+//! How runs start, stop and resume, within one process: weights from files, a stop at any point, a loss that is not
+//! finite, too little memory.
 
 use std::fs;
 use std::path::Path;
@@ -51,12 +51,12 @@ fn step_of(dir: &Path) -> u64 {
 }
 
 #[test]
-fn a_run_stopped_anywhere_ends_as_if_it_had_not_been() {
+fn run_stopped_anywhere_gives_the_same_result() {
     let dir = tempfile::tempdir().unwrap();
     let [whole, parts] = ["whole", "parts"].map(|name| dir.path().join(name));
     run(&recipe(), &options(&whole)).unwrap();
-    // After an ordinary step; after one that an evaluation follows; within the second and the last evaluation.
-    // The last call finds nothing to do but to finish.
+    // After an ordinary step; after a step with an evaluation; during the second and the last evaluation.
+    // The last call has nothing left to do.
     let stops = [(Some(2), None, 2), (Some(5), None, 5), (None, Some(2), 10), (None, Some(1), 10)];
     let stops = stops.into_iter().chain([(None, Some(2), 12), (None, None, 12), (None, None, 12)]);
     for (number, (after_step, in_evaluation, step)) in stops.enumerate() {
@@ -83,7 +83,7 @@ fn weights_come_from_a_checkpoint_or_an_export() {
     let (architecture, values) = (&trained.architecture, &trained.state.parameters);
     formats::export(&export, &TrainedModel { architecture, values, steps: 2 }, false).unwrap();
 
-    // A new run of one step: its checkpoint of step 0 is gone, so compare what it trained to.
+    // A run that stops before its first step, so that its checkpoint has the weights from the file.
     let from = |file: &Path, out: &Path| {
         let stop = AtomicBool::new(true);
         let mut stopper = Stopper::new(&stop);
@@ -101,14 +101,14 @@ fn weights_come_from_a_checkpoint_or_an_export() {
     assert_eq!(own.state.parameters, trained.state.parameters);
     assert_ne!(own.metadata.recipe.init_from, start.metadata.recipe.init_from);
 
-    // The file may go: the weights are in the checkpoint, and what they were is still known.
+    // The file may be removed: the weights are in the checkpoint, and the recipe has the file's checksum.
     fs::remove_file(&export).unwrap();
     let saved = saved_recipe(&second).unwrap();
     assert!(saved.init_from.is_some());
     run(&saved, &RunOptions { resume: true, max_steps: Some(1), ..options(&second) }).unwrap();
     assert_eq!(step_of(&second), 1);
 
-    // Another number of classes: a new classifier, and all else as it was.
+    // Another number of classes: a new classifier; all other weights are kept.
     let other = dir.path().join("other");
     let stop = AtomicBool::new(true);
     let mut stopper = Stopper::new(&stop);
@@ -124,7 +124,7 @@ fn weights_come_from_a_checkpoint_or_an_export() {
         (theirs.get("conv_head.weight").unwrap().range(), table.get("conv_head.weight").unwrap().range());
     assert_eq!(start.state.parameters[a], trained.state.parameters[b]);
 
-    // A damaged checkpoint is refused as a source too.
+    // A damaged checkpoint is refused as a source of weights too.
     let mut damaged = bytes(&first, "checkpoint.bin");
     let place = damaged.len() / 5;
     damaged[place] ^= 1;
@@ -137,7 +137,7 @@ fn weights_come_from_a_checkpoint_or_an_export() {
 }
 
 #[test]
-fn a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_good_checkpoint() {
+fn loss_that_is_not_finite_ends_the_run_and_keeps_the_last_good_checkpoint() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("run");
     let wild =
@@ -155,7 +155,7 @@ fn a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_good_checkpoint() {
 }
 
 #[test]
-fn what_does_not_fit_is_refused_before_anything_is_made() {
+fn run_that_does_not_fit_is_refused_before_anything_is_made() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("run");
     let huge = Recipe { resolution: 1024, batch_size: 65536, micro_batch: 65536, epochs: 4000.0, ..recipe() };
@@ -167,7 +167,7 @@ fn what_does_not_fit_is_refused_before_anything_is_made() {
 }
 
 #[test]
-fn a_place_that_cannot_be_written_is_named() {
+fn directory_that_cannot_be_written_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("file");
     fs::write(&file, "x").unwrap();

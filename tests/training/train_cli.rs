@@ -1,13 +1,15 @@
-//! `effnet-train` as a user meets it: a child process, its output, its messages and its exit status.
+//! `effnet-train` as a child process: its output, its messages and its exit status.
 
 use std::fs;
 use std::path::Path;
 use std::process::Output;
 
 use assert_cmd::Command;
+use clap::CommandFactory;
+use effnet::cli::Flags;
 use effnet::data::demo;
 
-/// The program in `dir`, with nothing of the environment that it looks at.
+/// The program in `dir`, without the environment variables that it reads.
 fn effnet(dir: &Path) -> Command {
     let mut command = Command::cargo_bin("effnet-train").unwrap();
     command.current_dir(dir).env_remove("EFFNET_DATA").env_remove("NO_COLOR");
@@ -25,13 +27,13 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
 }
 
-/// Expects a failure with this status and one line that holds all `parts`.
+/// Expects a failure with this status and one line that contains all `parts`.
 #[track_caller]
 fn refused(dir: &Path, arguments: &[&str], status: i32, parts: &[&str]) {
     refused_among(dir, &[], arguments, status, parts);
 }
 
-/// [`refused`], with these variables set.
+/// [`refused`] with these environment variables.
 #[track_caller]
 fn refused_among(dir: &Path, variables: &[(&str, &str)], arguments: &[&str], status: i32, parts: &[&str]) {
     let output = effnet(dir).envs(variables.iter().copied()).args(arguments).output().unwrap();
@@ -67,7 +69,7 @@ fn small<'a>(more: &[&'a str]) -> Vec<&'a str> {
 }
 
 #[test]
-fn settings_that_make_no_sense_are_refused_by_name_and_value() {
+fn settings_out_of_range_are_refused_by_name_and_value() {
     let dir = tempfile::tempdir().unwrap();
     for (arguments, parts) in [
         (["--batch-size", "0"], ["--batch-size 0", "at least 1"]),
@@ -117,7 +119,7 @@ fn settings_that_make_no_sense_are_refused_by_name_and_value() {
 }
 
 #[test]
-fn gpus_without_cuda_are_refused_and_say_so() {
+fn gpus_that_are_missing_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     match effnet::train::device::gpus() {
         Ok(gpus) => {
@@ -136,7 +138,7 @@ fn gpus_without_cuda_are_refused_and_say_so() {
 }
 
 #[test]
-fn flags_of_ranks_that_make_no_sense_are_refused() {
+fn flags_of_ranks_that_contradict_each_other_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     for (arguments, parts) in [
         ("--ranks 0", ["--ranks 0", "at least 1"]),
@@ -145,7 +147,9 @@ fn flags_of_ranks_that_make_no_sense_are_refused() {
         ("--ranks 2 --gpus 2", ["--ranks", "--gpus"]),
         ("--ranks 2 --device cuda", ["--ranks 2", "--gpus 2"]),
         ("--gpus 2 --device cpu", ["--gpus", "--device cpu"]),
+        ("--nodes 0", ["--nodes 0", "at least 1"]),
         ("--ranks 2 --nodes 2", ["--nodes 2", "--node-rank"]),
+        ("--ranks 2 --nodes 2 --rendezvous a:1", ["--nodes 2", "--node-rank"]),
         ("--ranks 2 --nodes 2 --node-rank 1", ["--nodes 2", "--rendezvous HOST:PORT"]),
         ("--ranks 2 --nodes 2 --node-rank 2 --rendezvous a:1", ["--node-rank 2", "less than --nodes 2"]),
         ("--ranks 2 --nodes 2 --node-rank 1 --rendezvous a", ["--rendezvous a", "HOST:PORT"]),
@@ -153,7 +157,9 @@ fn flags_of_ranks_that_make_no_sense_are_refused() {
         ("--ranks 2 --rendezvous a:1", ["--rendezvous a:1", "--nodes"]),
         ("--ranks 2 --node-rank 0", ["--node-rank 0", "--nodes"]),
         ("--ranks 2 --watchdog 0", ["--watchdog 0", "at least 1"]),
+        ("--ranks 2 --rendezvous-timeout 0", ["--rendezvous-timeout 0", "at least 1"]),
         ("--ranks 2 --rendezvous-timeout soon", ["--rendezvous-timeout", "soon"]),
+        ("--demo --nodes 2 --node-rank 0 --rendezvous a:1", ["--demo", "--nodes"]),
         ("--sync-bn=maybe", ["--sync-bn", "maybe"]),
     ] {
         let arguments: Vec<&str> = arguments.split_whitespace().collect();
@@ -163,7 +169,7 @@ fn flags_of_ranks_that_make_no_sense_are_refused() {
 }
 
 #[test]
-fn variables_of_launchers_that_make_no_sense_are_refused() {
+fn variables_of_launchers_that_are_invalid_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let torchrun =
         "WORLD_SIZE=2 RANK=0 LOCAL_RANK=0 LOCAL_WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 MASTER_PORT=29500";
@@ -199,7 +205,7 @@ fn variables_of_launchers_that_make_no_sense_are_refused() {
 }
 
 #[test]
-fn what_all_ranks_would_meet_is_said_once_before_any_starts() {
+fn errors_of_all_ranks_are_reported_once_before_any_starts() {
     let dir = with_data();
     refused(dir.path(), &["--ranks", "2", "--data", "nowhere"], 1, &["nowhere", "effnet-pack"]);
     succeeds(dir.path(), &small(&["--max-steps", "1"]));
@@ -218,7 +224,7 @@ fn tables_and_plans_start_no_ranks() {
 }
 
 #[test]
-fn flags_that_exclude_each_other_and_unknown_ones_are_refused() {
+fn flags_that_are_unknown_or_exclude_each_other_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     refused(dir.path(), &["--resume", "--force"], 2, &["--resume", "--force"]);
     refused(dir.path(), &["--demo", "--data", "x"], 2, &["--demo", "--data"]);
@@ -228,7 +234,7 @@ fn flags_that_exclude_each_other_and_unknown_ones_are_refused() {
 }
 
 #[test]
-fn missing_and_empty_data_name_the_command_that_makes_some() {
+fn data_that_is_missing_names_the_command_that_makes_it() {
     let dir = tempfile::tempdir().unwrap();
     refused(dir.path(), &["--batch-size", "4"], 1, &["data", "effnet-pack SOURCE data", "--demo"]);
     fs::create_dir(dir.path().join("empty")).unwrap();
@@ -239,7 +245,7 @@ fn missing_and_empty_data_name_the_command_that_makes_some() {
 }
 
 #[test]
-fn damaged_data_is_named() {
+fn data_that_is_damaged_is_named() {
     let dir = with_data();
     let data = dir.path().join("data");
     let shard = fs::read_dir(&data).unwrap().map(|e| e.unwrap().path());
@@ -252,7 +258,7 @@ fn damaged_data_is_named() {
 }
 
 #[test]
-fn there_must_be_something_to_resume_and_nothing_to_overwrite() {
+fn resume_needs_a_run_and_a_new_run_overwrites_nothing() {
     let dir = with_data();
     refused(dir.path(), &["--resume"], 1, &["runs/b0", "nothing to resume"]);
     succeeds(dir.path(), &small(&["--max-steps", "1"]));
@@ -262,7 +268,7 @@ fn there_must_be_something_to_resume_and_nothing_to_overwrite() {
     refused(dir.path(), &["--resume", "--lr", "0.5"], 1, &["cannot resume", "lr is 0.5"]);
     refused(dir.path(), &["--resume", "--model", "b1", "--out", "runs/b0"], 1, &["model is \"b1\""]);
     assert_eq!(fs::read(&checkpoint).unwrap(), before);
-    // The recipe and the data are the run's own; nothing need be said again.
+    // The recipe and the data are those of the run; no flag is needed.
     let out = succeeds(dir.path(), &["--resume", "--out", "runs/b0"]);
     assert!(out.contains("run: finished after step 5 of 5"), "{out}");
     assert!(fs::read(&checkpoint).unwrap() != before);
@@ -272,7 +278,7 @@ fn there_must_be_something_to_resume_and_nothing_to_overwrite() {
 }
 
 #[test]
-fn a_run_leaves_its_files_and_its_recipe_repeats_it() {
+fn run_leaves_its_files_and_its_recipe_repeats_it() {
     let dir = with_data();
     let out = succeeds(
         dir.path(),
@@ -290,17 +296,17 @@ fn a_run_leaves_its_files_and_its_recipe_repeats_it() {
     }
     let svg = fs::read_to_string(dir.path().join("one/curves.svg")).unwrap();
     assert!(svg.starts_with("<svg") && svg.contains("validation top-1"), "{svg}");
-    // From another place, by the file alone.
+    // In another directory, with the file alone.
     succeeds(&dir.path().join("one"), &["--config", "recipe.toml", "--out", "../two"]);
     let read = |run: &str| fs::read(dir.path().join(run).join("checkpoint.bin")).unwrap();
     assert!(read("one") == read("two"), "the recipe did not repeat the run");
-    // The command line goes before the file.
+    // The command line overrides the file.
     succeeds(dir.path(), &["--config", "one/recipe.toml", "--seed", "8", "--out", "three"]);
     assert!(read("one") != read("three"));
 }
 
 #[test]
-fn a_configuration_file_is_checked_like_flags() {
+fn configuration_file_is_checked_like_flags() {
     let dir = tempfile::tempdir().unwrap();
     let config = |content: &str| fs::write(dir.path().join("c.toml"), content).unwrap();
     for (content, parts) in [
@@ -311,6 +317,7 @@ fn a_configuration_file_is_checked_like_flags() {
         ("model = \"b9\"", ["c.toml", "b9"]),
         ("lr = nan", ["--lr NaN", "above 0"]),
         ("lr", ["c.toml", "line 1"]),
+        ("micro-batch = 1.5", ["c.toml", "auto or a whole number"]),
         ("crop = \"square\"", ["c.toml", "square"]),
     ] {
         config(content);
@@ -336,7 +343,7 @@ fn layers_reach_the_memory_plan_in_their_order() {
 }
 
 #[test]
-fn a_batch_beyond_memory_is_refused_before_training() {
+fn batch_beyond_memory_is_refused_before_training() {
     let dir = with_data();
     let arguments = ["--resolution", "2048", "--batch-size", "65536"];
     refused(dir.path(), &arguments, 1, &["--micro-batch 65536 needs", "available", "fits"]);
@@ -344,7 +351,7 @@ fn a_batch_beyond_memory_is_refused_before_training() {
 }
 
 #[test]
-fn the_summary_counts_every_member_as_the_paper_does() {
+fn summary_counts_every_member_as_in_the_paper() {
     let dir = tempfile::tempdir().unwrap();
     for (model, parameters) in [
         ("b0", "5,288,548"),
@@ -360,7 +367,7 @@ fn the_summary_counts_every_member_as_the_paper_does() {
         assert!(table.contains(parameters), "{table}");
         assert!(table.contains("blocks.6.0"), "{table}");
     }
-    // With data at hand, its classes count.
+    // If there is data, the classes are those of the data.
     let data = with_data();
     assert!(succeeds(data.path(), &["--summary"]).contains("4,020,358"));
 }
@@ -383,15 +390,10 @@ fn json_is_one_object_a_line_and_nothing_else() {
 }
 
 #[test]
-fn help_names_every_flag_and_version_answers() {
+fn help_names_every_flag_and_version_is_printed() {
     let dir = tempfile::tempdir().unwrap();
     let help = succeeds(dir.path(), &["--help"]);
-    for flag in "model data demo device gpus ranks nodes node-rank rendezvous rendezvous-timeout watchdog sync-bn threads loader-threads out epochs batch-size micro-batch resolution crop \
-        padding lr warmup-epochs optimizer alpha momentum rms-eps weight-decay label-smoothing drop-connect dropout \
-        bn-momentum bn-eps ema seed init-from max-steps eval-every checkpoint-every keep resume force config dry-run \
-        summary json"
-        .split_whitespace()
-    {
+    for flag in Flags::command().get_arguments().filter_map(|flag| flag.get_long()) {
         assert!(help.contains(&format!("--{flag}")), "{flag}");
     }
     assert!(succeeds(dir.path(), &["--version"]).starts_with("effnet-train "));
@@ -399,9 +401,11 @@ fn help_names_every_flag_and_version_answers() {
 
 #[cfg(unix)]
 #[test]
-fn a_reader_who_leaves_and_a_signal_lose_nothing() {
+fn closed_pipe_and_signal_lose_nothing() {
     use std::io::{BufRead, BufReader};
     use std::process::{Command, Stdio};
+
+    use rustix::process::{Pid, Signal, kill_process};
 
     let dir = with_data();
     let start = |arguments: &[&str]| {
@@ -410,7 +414,7 @@ fn a_reader_who_leaves_and_a_signal_lose_nothing() {
         command.current_dir(dir.path()).args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped());
         command.spawn().unwrap()
     };
-    // The pipe is closed after one line: the run goes on to its end.
+    // The pipe is closed after one line: the run continues to its end.
     let mut child = start(&small(&["--out", "closed"]));
     let mut line = String::new();
     BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
@@ -418,12 +422,11 @@ fn a_reader_who_leaves_and_a_signal_lose_nothing() {
     assert!(output.status.success(), "{}", text(&output.stderr));
     assert!(!text(&output.stderr).contains("panicked"));
 
-    // SIGTERM in the middle: saved, told how to go on, status 130.
+    // SIGTERM during the run: it is saved, the command to resume is printed, the status is 130.
     let mut child = start(&["--resolution", "32", "--batch-size", "4", "--epochs", "50", "--out", "stopped"]);
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
     lines.find(|line| line.starts_with("step ")).unwrap();
-    // SAFETY: sends a signal to a child that has not been waited for.
-    assert_eq!(unsafe { libc::kill(child.id() as i32, libc::SIGTERM) }, 0);
+    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
     let rest: Vec<String> = lines.collect();
     assert_eq!(child.wait().unwrap().code(), Some(130), "{rest:?}");
     assert!(rest.iter().any(|l| l.starts_with("run: interrupted after step")), "{rest:?}");

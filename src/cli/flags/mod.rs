@@ -59,7 +59,7 @@ pub struct Settings {
     /// Share of dropped features before the classifier, 0 (off) to below 1 [default: the member's own: 0.2 for b0, 0.5 for b7]
     #[arg(long, value_name = "SHARE", value_parser = number, allow_hyphen_values = true, help_heading = MODEL)]
     pub dropout: Option<f64>,
-    /// Stochastic depth: share of images that skip the deepest block; it falls to 0 at the first block; 0 is off [default: 0.2]
+    /// Stochastic depth: share of images that skip a block; it rises with the depth up to this value; 0 is off [default: 0.2]
     #[arg(long, value_name = "SHARE", value_parser = number, allow_hyphen_values = true, help_heading = MODEL)]
     pub drop_connect: Option<f64>,
     /// Batch norm: share of the new batch in the running statistics. PyTorch's convention; 0.1 here is 0.9 in TensorFlow [default: 0.1]

@@ -214,9 +214,10 @@ pub enum CheckpointError {
 }
 
 fn remedy(intact: bool) -> &'static str {
-    match intact {
-        true => "the previous checkpoint is intact: make room, then go on with --resume",
-        false => "no checkpoint was written",
+    if intact {
+        "the previous checkpoint is intact: make room, then go on with --resume"
+    } else {
+        "no checkpoint was written"
     }
 }
 

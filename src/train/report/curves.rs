@@ -9,7 +9,6 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::events::{EvaluationRecord, Event, Header, LogLine, Reporter, StepRecord};
-use super::rows::model_name;
 use crate::files;
 
 pub const FILE: &str = "curves.svg";
@@ -38,7 +37,7 @@ pub struct Curves {
 impl Curves {
     fn start(&mut self, header: &Header) {
         let side = header.recipe.resolution;
-        let title = format!("{} on {}, {side}×{side}", model_name(header), header.data);
+        let title = format!("{} on {}, {side}×{side}", header.model_name(), header.data);
         self.run = Some((header.out.clone(), title));
     }
 }

@@ -57,13 +57,6 @@ pub trait Reporter {
     }
 }
 
-/// A function of events is a reporter.
-impl<F: FnMut(Event)> Reporter for F {
-    fn report(&mut self, event: Event) {
-        self(event);
-    }
-}
-
 /// Ignores all events.
 pub struct Silent;
 
@@ -109,6 +102,13 @@ pub struct Header {
     pub last_step: u64,
     /// Bytes of the memory plan.
     pub memory: u64,
+}
+
+impl Header {
+    /// "EfficientNet-B0".
+    pub fn model_name(&self) -> String {
+        format!("EfficientNet-{}", self.recipe.model.name().to_uppercase())
+    }
 }
 
 /// One optimiser step.

@@ -1,10 +1,9 @@
-//! The words of a report: what people read about a run, the same on a terminal and in a file.
+//! The text of a report, the same on a terminal and in a file.
 
 use indicatif::{HumanBytes, HumanCount};
 
 use super::curves;
 use super::events::{End, EvaluationRecord, Header, Outcome, StepRecord};
-use crate::model::Padding;
 use crate::train::recipe::Optimizer;
 
 /// A name and a value.
@@ -20,8 +19,8 @@ pub fn header_rows(header: &Header) -> Vec<Row> {
     };
     let each = if header.ranks > 1 { ", in each rank" } else { "" };
     vec![
-        ("model", format!("{}, {} parameters", model_name(header), count(header.parameters))),
-        ("input", format!("{side}×{side}, crop {}, padding {}", recipe.crop, padding(recipe.padding))),
+        ("model", format!("{}, {} parameters", header.model_name(), count(header.parameters))),
+        ("input", format!("{side}×{side}, crop {}, padding {}", recipe.crop, recipe.padding)),
         ("data", format!("{} ({} classes, fingerprint {})", header.data, header.classes, header.fingerprint)),
         (
             "images",
@@ -55,11 +54,6 @@ pub fn header_rows(header: &Header) -> Vec<Row> {
     ]
 }
 
-/// "EfficientNet-B0".
-pub fn model_name(header: &Header) -> String {
-    format!("EfficientNet-{}", header.recipe.model.name().to_uppercase())
-}
-
 fn batch(header: &Header) -> String {
     let batch = header.recipe.batch_size;
     let ranks = match header.ranks {
@@ -67,13 +61,6 @@ fn batch(header: &Header) -> String {
         ranks => format!(", {} for each of {ranks} ranks", batch / ranks),
     };
     format!("{batch}{ranks}, in micro-batches of {}", header.recipe.micro_batch)
-}
-
-fn padding(padding: Padding) -> &'static str {
-    match padding {
-        Padding::Symmetric => "symmetric",
-        Padding::Same => "same",
-    }
 }
 
 fn schedule(header: &Header) -> String {

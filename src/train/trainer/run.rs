@@ -14,6 +14,7 @@ use super::engine::Engine;
 use super::session::{Inspection, Session, inspect, prepare};
 use super::{StepInFlight, Trainer};
 use crate::data::{Loader, Source, Split};
+use crate::model::ParamTable;
 use crate::ops::Ops;
 use crate::train::checkpoint::Metadata;
 use crate::train::device::{self, Hardware};
@@ -85,12 +86,11 @@ fn train_as<H: Hardware>(
 ) -> Result<Outcome, TrainError> {
     team.doing(0, "getting ready");
     let session = prepare(inspection, options, &source, hardware, team, reporter)?;
-    let mut header = header(&session, options, &source, team);
+    let header = header(&session, options, &source, team);
     let Session { recipe, arch, schedule, hardware, directory, metadata, state, resumed, .. } = session;
     let processors = hardware.processors();
     let mut engine = Engine::new(&recipe, &arch, source.normalise(), hardware, team)?;
     engine.load(&state, metadata.loss_scale)?;
-    header.parameters = engine.table.trainable();
     reporter.report(Event::Started(&header));
     let mut trainer = Trainer {
         engine,
@@ -130,11 +130,11 @@ fn train_as<H: Hardware>(
 }
 
 fn header<H: Hardware>(session: &Session<H>, options: &RunOptions, source: &Source, team: &Team) -> Header {
-    let Session { recipe, schedule, metadata, hardware, memory, .. } = session;
+    let Session { recipe, arch, schedule, metadata, hardware, memory, .. } = session;
     Header {
         recipe: recipe.clone(),
         classes: source.classes(),
-        parameters: 0,
+        parameters: ParamTable::new(arch).trainable(),
         train_images: source.samples(Split::Train),
         val_images: source.samples(Split::Val),
         data: options.data.to_string(),

@@ -46,7 +46,7 @@ fn resumable(directory: &RunDirectory) -> Result<Found, DirectoryError> {
     }
 }
 
-/// What the files say about a run. To find it out, no device is opened and nothing is created.
+/// What the files say about a run. Reading them opens no device and creates nothing.
 pub(super) struct Inspection {
     recipe: Recipe,
     directory: RunDirectory,

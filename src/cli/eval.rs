@@ -15,7 +15,7 @@ use crate::ops::cuda::Precision;
 use crate::ops::{Ops, Weights};
 use crate::train::checkpoint::{self, Checkpoint};
 use crate::train::device::{self, Hardware, Selected, With};
-use crate::train::evaluate::Evaluation;
+use crate::train::evaluate::{Evaluation, rate};
 use crate::train::evaluator::Evaluator;
 use crate::train::recipe_file::RecipeFile;
 use crate::train::{DataChoice, DeviceChoice, TrainError};
@@ -122,9 +122,10 @@ impl EvalFlags {
         let model = TrainedModel { architecture: &read.architecture, values, steps: read.metadata.step };
         formats::export(file, &model, self.force).map_err(TrainError::from)?;
         let tensors = safetensors::listing(&ParamTable::new(&read.architecture)).len();
-        match self.json {
-            true => writeln!(out, "{}", json!({ "file": file.display().to_string(), "tensors": tensors }))?,
-            false => writeln!(out, "{}: {tensors} tensors under timm's names", file.display())?,
+        if self.json {
+            writeln!(out, "{}", json!({ "file": file.display().to_string(), "tensors": tensors }))?;
+        } else {
+            writeln!(out, "{}: {tensors} tensors under timm's names", file.display())?;
         }
         Ok(())
     }
@@ -148,8 +149,7 @@ impl EvalFlags {
             split: self.split,
             threads: self.loader_threads as usize,
         })?;
-        let images = (source.samples(self.split) * figures.len()) as f64;
-        let rate = images / since.elapsed().as_secs_f64().max(1e-9);
+        let rate = rate((source.samples(self.split) * figures.len()) as u64, since);
         if self.json {
             return Ok(writeln!(out, "{}", figures_json(&figures, rate))?);
         }
@@ -163,9 +163,9 @@ impl EvalFlags {
             self.split
         )?;
         for (name, e) in ["weights", "average"].iter().zip(&figures) {
-            let percent = |share: f64| format!("{:6.2} %", 100.0 * share);
-            let (top1, top5) = (percent(e.top1), percent(e.top5));
-            writeln!(out, "  {name:<8} top-1 {top1}   top-5 {top5}   loss {:.4}", e.loss)?;
+            let top1 = 100.0 * e.top1;
+            let top5 = 100.0 * e.top5;
+            writeln!(out, "  {name:<8} top-1 {top1:6.2} %   top-5 {top5:6.2} %   loss {:.4}", e.loss)?;
         }
         Ok(())
     }
@@ -179,9 +179,13 @@ impl EvalFlags {
             None => DataChoice::from_environment(),
         };
         let source = choice.open(read.metadata.resolution).map_err(TrainError::from)?;
-        let (theirs, ours) = (read.metadata.classes.len(), source.classes());
-        if theirs != ours || source.class_names() != read.metadata.classes {
-            return Err(EvalError::Classes { checkpoint: self.checkpoint.clone(), theirs, ours });
+        let theirs = &read.metadata.classes;
+        if *theirs != source.class_names() {
+            return Err(EvalError::Classes {
+                checkpoint: self.checkpoint.clone(),
+                theirs: theirs.len(),
+                ours: source.classes(),
+            });
         }
         Ok((choice, source))
     }
