@@ -114,15 +114,16 @@ fn pad(image: View, geometry: &Geometry, resolution: usize, out: &mut [u8]) {
 
 /// Copies a row of 1 or 3 channels to RGB, mirrored or not.
 fn copy_row(from: &[u8], channels: usize, mirrored: bool, to: &mut [u8]) {
+    let fill = |(pixel, grey): (&mut [u8], &u8)| pixel.fill(*grey);
     if channels == 3 {
         to.copy_from_slice(from);
-    } else {
-        for (to, &grey) in to.chunks_exact_mut(3).zip(from) {
-            to.fill(grey);
+        if mirrored {
+            mirror(to);
         }
-    }
-    if mirrored {
-        mirror(to);
+    } else if mirrored {
+        to.chunks_exact_mut(3).zip(from.iter().rev()).for_each(fill);
+    } else {
+        to.chunks_exact_mut(3).zip(from).for_each(fill);
     }
 }
 
