@@ -13,6 +13,7 @@ use anyhow::Result;
 use effnet::cli::flags::Flags;
 use effnet::cli::job::execute::{Done, is_closed_pipe, is_told, is_usage};
 use effnet::cli::{Parsed, parse, signals};
+use effnet::parallel::print_error;
 
 fn main() -> ExitCode {
     signals::survive_file_size_limits();
@@ -24,8 +25,7 @@ fn main() -> ExitCode {
         Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) if is_told(&error) => ExitCode::FAILURE,
         Err(error) => {
-            let line = format!("{error:#}").replace('\n', " ");
-            let _ = writeln!(io::stderr(), "error: {line}");
+            print_error(&format!("{error:#}").replace('\n', " "));
             ExitCode::from(if is_usage(&error) { 2 } else { 1 })
         }
     }

@@ -126,7 +126,7 @@ impl Team {
         };
         self.fail(&error);
         let own = group.stopped().is_none_or(|stopped| stopped.rank == group.world().rank);
-        let told = !group.tells();
+        let told = !group.prints_error();
         match group.stopped() {
             Some(stopped) if !own || told => Err(TrainError::Rank { stopped, told }),
             _ => Err(error),

@@ -1,7 +1,6 @@
-//! Steps of a small network on the CUDA engine, on one rank or shared among several: B0 cut short, with several buckets.
+//! Steps of a small network on the CUDA engine, on one rank or on several: the first blocks of B0, with several buckets.
 //!
-//! On the harness ranks are threads, each with a device and an engine of its own and with an order of its own in which it
-//! runs threads and transfers.
+//! On the harness, ranks are threads. Each has its own device and engine, and its own order of threads and transfers.
 
 use effnet::model::{Architecture, BatchNormConfig, Padding, ParamTable, Variant, initialise};
 use effnet::network::{Network, NetworkConfig};
@@ -16,10 +15,10 @@ use crate::common::ranks::ranks;
 const CLASSES: usize = 10;
 const SIDE: usize = 32;
 pub const IMAGES: usize = 2;
-/// Slots alternate, so that two steps are recorded and the others launched again.
+/// Slots alternate, so the first two steps are recorded and the others are launched from the recordings.
 pub const STEPS: usize = 4;
 
-/// A network, and a batch of one or more micro-batches.
+/// A network and a batch of one or more micro-batches.
 pub struct Trial {
     precision: Precision,
     images: usize,
@@ -31,24 +30,24 @@ pub struct Trial {
     pub update: Update,
 }
 
-/// What a step leaves.
+/// The state after a step.
 #[derive(Debug, PartialEq)]
 pub struct Step {
     pub figures: StepFigures,
     pub scale: Option<LossScale>,
-    /// Trainable.
+    /// Only the trainable parameters.
     pub parameters: Vec<f32>,
     pub running: Vec<f32>,
     pub slots: [Vec<f32>; 2],
 }
 
 impl Trial {
-    /// Micro-batches of [`IMAGES`], with statistics of their own.
+    /// With micro-batches of [`IMAGES`], each with its own statistics.
     pub fn new(precision: Precision, micro_batches: usize) -> Trial {
         Trial::with_statistics(precision, micro_batches, IMAGES, 1)
     }
 
-    /// Micro-batches of so many images, whose statistics so many ranks take together.
+    /// With micro-batches of `images`, whose statistics `ranks` ranks compute together.
     pub fn with_statistics(precision: Precision, micro_batches: usize, images: usize, ranks: usize) -> Trial {
         let norm = BatchNormConfig::default();
         let mut arch = Architecture::new(Variant::B0, CLASSES, SIDE, Padding::Symmetric, norm).unwrap();
@@ -73,7 +72,7 @@ impl Trial {
         Trial { precision, images, micro_batches, network, table, passes, buckets, update }
     }
 
-    /// An engine with the network at its start.
+    /// An engine with the initial state of the network.
     pub fn ops<G: TestGpu>(&self, way: G::Way, scale: f32) -> CudaOps<G> {
         let plan = self.network.plan(&CudaDevice { precision: self.precision });
         let (trainable, total) = (self.table.trainable(), self.table.total());
@@ -87,7 +86,7 @@ impl Trial {
         ops
     }
 
-    /// Hands over a step in which this rank has some of its micro-batches.
+    /// Runs a step in which this rank has the micro-batches of `own`.
     pub fn step<G: Gpu>(
         &self,
         ops: &mut CudaOps<G>,
@@ -105,7 +104,7 @@ impl Trial {
             let (first, last) = (at == own.start, at + 1 == own.end);
             let slot = (number * own.len() + at - own.start) % 2;
             let batch = number * self.micro_batches + at;
-            // Images are the same whatever the batches are cut into.
+            // Images do not depend on how the batch is divided.
             let ids = || batch * images..(batch + 1) * images;
             let pixels = |id: usize| {
                 let values = Formula::of(&format!("pixels {id}")).values(SIDE * SIDE * 3, 0.0, 256.0);
@@ -139,7 +138,7 @@ impl Trial {
         self.outcome(ops)
     }
 
-    /// What the step that was handed over has left.
+    /// The state after the last step.
     pub fn outcome<G: Gpu>(&self, ops: &mut CudaOps<G>) -> Result<Step> {
         let figures = ops.take_figures(true)?.expect("a step was made");
         let (trainable, total) = (self.table.trainable(), self.table.total());
@@ -154,13 +153,13 @@ impl Trial {
         Ok(Step { figures, scale: ops.loss_scale()?, parameters, running, slots })
     }
 
-    /// All steps on one rank that adds up.
+    /// All steps on one rank that accumulates.
     pub fn accumulated(&self, scale: f32) -> Vec<Step> {
         let mut ops = self.ops::<HostGpu>(HostGpu::WAYS[0], scale);
         (0..STEPS).map(|number| self.step(&mut ops, number, 0..self.micro_batches).unwrap()).collect()
     }
 
-    /// All steps on as many ranks as there are micro-batches.
+    /// All steps on several ranks, one for each micro-batch.
     pub fn shared(&self, scale: f32) -> Vec<Vec<Step>> {
         ranks(self.micro_batches, |rank, group| {
             let mut ops = self.ops::<HostGpu>(HostGpu::WAYS[rank % HostGpu::WAYS.len()], scale);
@@ -173,7 +172,7 @@ impl Trial {
     }
 }
 
-/// All but the running statistics, bit by bit.
+/// Asserts that all but the running statistics are equal, bit by bit.
 pub fn same(got: &Step, expected: &Step, what: &str) {
     let Step { figures, scale, parameters, slots, .. } = got;
     assert_eq!(figures.loss.to_bits(), expected.figures.loss.to_bits(), "{what}: the loss");

@@ -1,6 +1,5 @@
-//! The GPU through NVIDIA's driver, on a driver without a GPU: `driver/libcuda.cpp` keeps device memory on the host and
-//! runs streams as late, or as early, as their events allow. It stands in for the machine's driver in this process,
-//! and has the functions of CUDA 12.0 only (and one that is asked for by version).
+//! The GPU through NVIDIA's driver, with the stand-in `libcuda.cpp`: it keeps device memory on the host, and runs streams
+//! as late or as early as their events allow. It has only the functions of CUDA 12.0, and one that is looked up by version.
 
 use crate::common::gpu::TestGpu;
 use crate::fake::{Fake, KERNELS, add, floats, launch, open};
@@ -10,14 +9,15 @@ use effnet::ops::cuda::nvidia::device::Library;
 use effnet::ops::cuda::nvidia::{DriverError, Version};
 
 #[test]
-fn memory_is_zeroed_and_moves_both_ways_and_all_is_freed() {
+fn memory_is_zeroed_copied_both_ways_and_freed() {
     let fake = Fake::card(12_000, (9, 0));
     let mut gpu = open().unwrap();
     let properties = gpu.properties().clone();
     assert_eq!((properties.name.as_str(), properties.capability), ("Fake GPU", (9, 0)));
     assert_eq!((properties.multiprocessors, properties.shared_per_block), (4, 227 << 10));
     let before = gpu.available().unwrap();
-    let (a, b) = (gpu.allocate(16).unwrap(), gpu.allocate(16).unwrap());
+    let a = gpu.allocate(16).unwrap();
+    let b = gpu.allocate(16).unwrap();
     assert_eq!(gpu.available().unwrap(), before - 32);
     assert_eq!((a.0 % 256, floats(&mut gpu, a)), (0, [0.0; 4]));
     gpu.write(a, bytemuck::bytes_of(&[1.0_f32, 2.0, 3.0, 4.0])).unwrap();
@@ -31,9 +31,9 @@ fn memory_is_zeroed_and_moves_both_ways_and_all_is_freed() {
     assert_eq!((fake.live)(), 0);
 }
 
-/// What the tests on a GPU go by.
+/// The tests on a GPU depend on this.
 #[test]
-fn writes_to_forbidden_bytes_are_noticed() {
+fn guard_detects_writes_to_forbidden_bytes() {
     let _fake = Fake::card(12_040, (9, 0));
     let mut gpu = open().unwrap();
     let at = gpu.allocate(32).unwrap();
@@ -46,7 +46,7 @@ fn writes_to_forbidden_bytes_are_noticed() {
 }
 
 #[test]
-fn kernels_are_found_and_launches_that_are_not_theirs_are_refused() {
+fn launch_with_wrong_arguments_is_refused() {
     let _fake = Fake::card(12_040, (8, 6));
     let mut gpu = open().unwrap();
     let at = gpu.allocate(16).unwrap();
@@ -54,7 +54,7 @@ fn kernels_are_found_and_launches_that_are_not_theirs_are_refused() {
     add(&mut gpu, &launch("stray_f32"), at, 0.5).unwrap();
     assert_eq!(floats(&mut gpu, at), [1.5; 4]);
     let shared = |kernel, shared| Launch { shared, ..launch(kernel) };
-    // More than 48 KiB has to be asked for; what the kernel has by itself counts.
+    // More than 48 KiB must be requested. The kernel's static shared memory counts.
     add(&mut gpu, &shared("add_f32", 227 << 10), at, 1.0).unwrap();
     add(&mut gpu, &shared("add_f32", 100), at, 1.0).unwrap();
     assert_eq!(floats(&mut gpu, at), [3.5; 4]);
@@ -80,9 +80,9 @@ fn kernels_are_found_and_launches_that_are_not_theirs_are_refused() {
     assert_eq!(floats(&mut gpu, at), [3.5; 4]);
 }
 
-/// Before 12.4 a driver does not know the size of arguments; the stand-in ends the process if it is asked.
+/// A driver before 12.4 does not know it; the stand-in ends the process if it is asked.
 #[test]
-fn an_older_driver_is_not_asked_for_the_size_of_arguments() {
+fn size_of_arguments_is_not_asked_of_an_older_driver() {
     let _fake = Fake::card(12_030, (8, 0));
     let mut gpu = open().unwrap();
     let at = gpu.allocate(16).unwrap();
@@ -90,12 +90,13 @@ fn an_older_driver_is_not_asked_for_the_size_of_arguments() {
     assert_eq!(floats(&mut gpu, at), [1.0; 4]);
 }
 
-/// Kernels are loaded by a capture that meets them first, which a capture forbids unless told otherwise.
+/// Kernels that are first used in a capture are loaded during the capture. The driver forbids that unless told otherwise.
 #[test]
-fn a_graph_is_recorded_once_and_launched_again_and_again() {
+fn graph_is_recorded_once_and_launched_several_times() {
     let fake = Fake::card(12_080, (8, 0));
     let mut gpu = open().unwrap();
-    let (a, b) = (gpu.allocate(16).unwrap(), gpu.allocate(16).unwrap());
+    let a = gpu.allocate(16).unwrap();
+    let b = gpu.allocate(16).unwrap();
     gpu.begin_capture().unwrap();
     add(&mut gpu, &launch("add_f32"), a, 1.0).unwrap();
     gpu.copy(a, b, 16).unwrap();
@@ -113,10 +114,10 @@ fn a_graph_is_recorded_once_and_launched_again_and_again() {
     assert_eq!((fake.live)(), 0);
 }
 
-/// Batches of one value each, k = 1, 2, …, two under way; the device adds ½ and keeps what it saw. If a batch did not
-/// wait for the buffer, the computation for the batch, or the host for a transfer, it would see another value.
+/// Two batches at a time, each of one value k = 1, 2, …. The device adds ½ and keeps the result. The value would be wrong
+/// if a batch did not wait for the buffer, the computation for the batch, or the host for a transfer.
 #[test]
-fn batches_arrive_before_they_are_used_and_after_the_last_use() {
+fn batch_arrives_before_its_use_and_after_the_last_use_of_its_buffer() {
     let fake = Fake::card(12_040, (9, 0));
     for eager in [0, 1] {
         (fake.eager_transfers)(eager);
@@ -153,19 +154,20 @@ fn batches_arrive_before_they_are_used_and_after_the_last_use() {
 }
 
 #[test]
-fn moments_are_read_once_and_their_events_used_again() {
+fn marks_are_read_once_and_their_events_reused() {
     let fake = Fake::card(12_040, (9, 0));
     let mut gpu = open().unwrap();
     let live = (fake.live)();
     for _ in 0..5 {
-        let (began, ended) = (gpu.mark().unwrap(), gpu.mark().unwrap());
+        let began = gpu.mark().unwrap();
+        let ended = gpu.mark().unwrap();
         assert_eq!(gpu.elapsed(began, ended).unwrap(), 1500.0);
     }
     assert_eq!((fake.live)() - live, 2);
 }
 
 #[test]
-fn a_fault_is_reported_with_the_call_and_ends_without_a_panic() {
+fn fault_is_reported_with_the_call_and_without_a_panic() {
     let fake = Fake::card(12_040, (9, 0));
     let mut gpu = open().unwrap();
     let at = gpu.allocate(16).unwrap();
@@ -179,9 +181,10 @@ fn a_fault_is_reported_with_the_call_and_ends_without_a_panic() {
 }
 
 #[test]
-fn machines_that_cannot_run_the_kernels_say_why() {
+fn machine_that_cannot_run_the_kernels_is_refused_with_the_reason() {
     let fake = Fake::card(11_080, (8, 0));
-    let (old, needs) = (Version(11, 8), Version(12, 0));
+    let old = Version(11, 8);
+    let needs = Version(12, 0);
     assert_eq!(open().unwrap_err(), DriverError::TooOld { has: old, needs });
     assert_eq!(Driver::open(0).unwrap_err().to_string(), driver::count().unwrap_err().to_string());
     let error = |version, devices, (major, minor), stub| {
@@ -192,8 +195,9 @@ fn machines_that_cannot_run_the_kernels_say_why() {
     assert_eq!(error(12_040, 1, (8, 0), 1), DriverError::NoDriver);
     let card = DriverError::OldCard { name: "Fake GPU".into(), capability: (7, 5) };
     assert_eq!(error(12_040, 1, (7, 5), 0), card);
-    // PTX of a compiler that this driver does not know.
-    let (has, needs) = (Version(12, 8), Version(12, 9));
+    // The PTX is of a compiler newer than this driver.
+    let has = Version(12, 8);
+    let needs = Version(12, 9);
     assert_eq!(error(12_080, 1, (12, 0), 0), DriverError::TooOld { has, needs });
     (fake.machine)(12_090, 2, 12, 0, 0, 1 << 20);
     assert!(open().is_ok());

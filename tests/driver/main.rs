@@ -1,6 +1,6 @@
-//! NVIDIA's driver and NCCL as the crate calls them, on libraries without a GPU that stand in for both.
+//! The calls of NVIDIA's driver and of NCCL, tested with stand-ins for both libraries that need no GPU.
 //!
-//! They take the machine's driver's place in this process, so these tests have a program of their own.
+//! The stand-ins replace the machine's driver in this process, so these tests are a separate program.
 
 #[path = "../common/mod.rs"]
 mod common;

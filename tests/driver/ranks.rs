@@ -1,6 +1,6 @@
-//! Ranks on GPUs through NVIDIA's driver and NCCL, on a driver without a GPU (see `driver.rs`) and an NCCL without other
-//! ranks: `driver/libnccl.cpp` takes every rank to hold what this one holds. The other ranks of the group are threads that
-//! say on the control path what ranks say there.
+//! Ranks on GPUs through NVIDIA's driver and NCCL, with the stand-ins `libcuda.cpp` and `libnccl.cpp`. The latter assumes
+//! that every rank holds the same numbers. The other ranks of the group are threads that exchange on the control path what
+//! real ranks exchange there.
 
 use std::ffi::{CString, c_int};
 use std::net::TcpListener;
@@ -24,9 +24,9 @@ struct FakeNccl {
 static NCCL: LazyLock<FakeNccl> = LazyLock::new(|| {
     let folder = tempfile::tempdir().unwrap();
     let library = stand_in::build_nccl(folder.path());
-    // Loaded once and for all, so the file may go.
+    // The library stays loaded, so the file may be deleted.
     let path = CString::new(library.to_str().unwrap()).unwrap();
-    // SAFETY: as in `Fake::load`. The variable is read by tests only, which come after this.
+    // SAFETY: as in `Fake::load`. Only tests read the variable, later than this.
     unsafe {
         std::env::set_var("NCCL_LIBRARY", &library);
         let handle = libc::dlopen(path.as_ptr(), libc::RTLD_NOW);
@@ -40,7 +40,7 @@ static NCCL: LazyLock<FakeNccl> = LazyLock::new(|| {
     }
 });
 
-/// A machine with one card and an NCCL with which all goes well.
+/// A machine with one GPU, and an NCCL without failures.
 fn machine(eager: c_int) -> MutexGuard<'static, Fake> {
     let fake = Fake::card(12_040, (9, 0));
     (fake.eager_transfers)(eager);
@@ -48,32 +48,33 @@ fn machine(eager: c_int) -> MutexGuard<'static, Fake> {
     fake
 }
 
-/// Communicators destroyed, aborted, and ended while there were graphs.
+/// The numbers of communicators that were destroyed, aborted, and ended while graphs existed.
 fn ends() -> [c_int; 3] {
     let mut counts = [0; 3];
     (NCCL.ends)(counts.as_mut_ptr());
     counts
 }
 
-/// What another rank says of its GPU.
-fn meets(group: &Group) {
+/// Another rank describes its GPU.
+fn describe_gpu(group: &Group) {
     let rank = group.world().rank;
     let own = format!("2 32 3\nOther GPU, 00000000:0{rank}:00.0\nanother machine");
     group.exchange("the ranks' GPUs", own.as_bytes()).unwrap();
 }
 
-/// All that it says when GPUs are joined.
-fn joins(group: &Group) {
-    meets(group);
+/// Everything that another rank exchanges when GPUs are joined.
+fn join_gpus(group: &Group) {
+    describe_gpu(group);
     group.broadcast("NCCL's identifier", None).unwrap();
 }
 
-/// Runs `first` as rank 0, with a group in which `other` is what each other rank does.
+/// Runs `first` as rank 0 of a group in which every other rank runs `other`.
 fn among<T>(size: usize, other: impl Fn(Arc<Group>) + Sync, first: impl FnOnce(Arc<Group>) -> T) -> T {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     std::thread::scope(|scope| {
         for rank in 1..size {
-            let (membership, other) = (Membership::local(rank, size, &listener).unwrap(), &other);
+            let membership = Membership::local(rank, size, &listener).unwrap();
+            let other = &other;
             scope.spawn(move || other(Group::join(&membership, Identity::default()).unwrap()));
         }
         let membership = Membership::local(0, size, &listener).unwrap();
@@ -81,10 +82,10 @@ fn among<T>(size: usize, other: impl Fn(Arc<Group>) + Sync, first: impl FnOnce(A
     })
 }
 
-/// The same where all comes to a good end.
+/// The same with other ranks that join the GPUs and then leave.
 fn among_well<T>(size: usize, first: impl FnOnce(&Arc<Group>) -> T) -> T {
     let other = |group: Arc<Group>| {
-        joins(&group);
+        join_gpus(&group);
         group.leave().unwrap();
     };
     among(size, other, |group| {
@@ -94,13 +95,14 @@ fn among_well<T>(size: usize, first: impl FnOnce(&Arc<Group>) -> T) -> T {
     })
 }
 
-/// The same where the other rank fails after a while: before it has all of NCCL's identifier, or when it has `joined`.
+/// The same with another rank that fails after a while: if `joined` after it has joined the GPUs, else before it gets
+/// NCCL's identifier.
 fn among_one_that_fails<T>(first: impl FnOnce(&Arc<Group>) -> T, joined: bool) -> T {
     let other = |group: Arc<Group>| {
         if joined {
-            joins(&group)
+            join_gpus(&group)
         } else {
-            meets(&group)
+            describe_gpu(&group)
         }
         std::thread::sleep(Duration::from_millis(300));
         group.fail("the disk is full");
@@ -108,8 +110,8 @@ fn among_one_that_fails<T>(first: impl FnOnce(&Arc<Group>) -> T, joined: bool) -
     among(2, other, |group| first(&group))
 }
 
-/// A value, times two ranks, plus one, on the way that a step takes: the sum is begun after a kernel, another kernel
-/// runs beside it, a third comes after it.
+/// Launches work in the order of a training step: a sum starts after one kernel, runs beside another one, and finishes
+/// before a third one.
 fn step(gpu: &mut Driver, at: [effnet::ops::cuda::Address; 2]) -> Result {
     add(gpu, &launch("add_f32"), at[0], 2.0)?;
     gpu.collective_begin()?;
@@ -126,66 +128,69 @@ fn step(gpu: &mut Driver, at: [effnet::ops::cuda::Address; 2]) -> Result {
     add(gpu, &launch("add_f32"), at[1], 0.5)
 }
 
+/// Runs `work` on a GPU that is connected to ranks without failures, and checks that nothing is left afterwards. Returns
+/// [`ends`].
+fn connected(size: usize, eager: c_int, work: impl FnOnce(&mut Driver)) -> [c_int; 3] {
+    let fake = machine(eager);
+    among_well(size, |group| {
+        let mut gpu = open().unwrap();
+        gpu.connect(group).unwrap();
+        work(&mut gpu);
+        drop(gpu);
+        assert_eq!((fake.live)(), 0);
+    });
+    ends()
+}
+
 #[test]
-fn sums_come_after_what_makes_them_and_before_what_needs_them() {
+fn sum_runs_after_its_input_is_ready_and_before_its_result_is_used() {
     for eager in [0, 1] {
-        let fake = machine(eager);
-        among_well(2, |group| {
-            let mut gpu = open().unwrap();
-            gpu.connect(group).unwrap();
+        let ends = connected(2, eager, |gpu| {
             let at = [gpu.allocate(16).unwrap(), gpu.allocate(16).unwrap()];
-            step(&mut gpu, at).unwrap();
-            assert_eq!(floats(&mut gpu, at[0]), [5.0; 4]);
-            assert_eq!(floats(&mut gpu, at[1]), [5.5, 5.5, 10.5, 5.5]);
-            drop(gpu);
-            assert_eq!((fake.live)(), 0);
+            step(gpu, at).unwrap();
+            assert_eq!(floats(gpu, at[0]), [5.0; 4]);
+            assert_eq!(floats(gpu, at[1]), [5.5, 5.5, 10.5, 5.5]);
         });
-        assert_eq!(ends(), [1, 0, 0]);
+        assert_eq!(ends, [1, 0, 0]);
     }
 }
 
 #[test]
-fn sums_are_recorded_with_the_step_and_launched_again_and_again() {
+fn sum_is_recorded_with_the_step_and_launched_several_times() {
     for eager in [0, 1] {
-        let fake = machine(eager);
-        among_well(2, |group| {
-            let mut gpu = open().unwrap();
-            gpu.connect(group).unwrap();
+        let ends = connected(2, eager, |gpu| {
             let at = [gpu.allocate(16).unwrap(), gpu.allocate(16).unwrap()];
             gpu.begin_capture().unwrap();
-            step(&mut gpu, at).unwrap();
+            step(gpu, at).unwrap();
             let graph = gpu.end_capture().unwrap();
-            assert_eq!(floats(&mut gpu, at[0]), [0.0; 4]);
-            let (mut first, mut second) = ([0.0; 4], [0.0; 4]);
+            assert_eq!(floats(gpu, at[0]), [0.0; 4]);
+            let mut first = [0.0; 4];
+            let mut second = [0.0; 4];
             for _ in 0..3 {
                 gpu.launch_graph(graph).unwrap();
                 first = first.map(|value| (value + 2.0) * 2.0 + 1.0);
                 second = [0, 1, 2, 3].map(|i| (second[i] + 5.0) * if i == 2 { 2.0 } else { 1.0 } + 0.5);
             }
-            assert_eq!(floats(&mut gpu, at[0]), first);
-            assert_eq!(floats(&mut gpu, at[1]), second);
-            // What nobody waits for cannot be recorded.
+            assert_eq!(floats(gpu, at[0]), first);
+            assert_eq!(floats(gpu, at[1]), second);
+            // Work that is never waited for cannot be recorded.
             gpu.begin_capture().unwrap();
             gpu.collective_begin().unwrap();
             gpu.all_reduce(&[Piece { at: at[0], elements: 4, how: Reduce::SumF32 }]).unwrap();
             let error = gpu.end_capture().unwrap_err().to_string();
             assert_eq!(error, "cuStreamEndCapture: CUDA_ERROR_STREAM_CAPTURE_UNJOINED");
-            drop(gpu);
-            assert_eq!((fake.live)(), 0);
         });
-        // Destroyed, and only after the graphs.
-        assert_eq!(ends(), [1, 0, 0]);
+        // Destroyed once, after the graphs.
+        assert_eq!(ends, [1, 0, 0]);
     }
 }
 
 #[test]
-fn bytes_are_gathered_and_moments_between_collectives_are_read() {
-    let fake = machine(0);
-    among_well(3, |group| {
-        let mut gpu = open().unwrap();
-        gpu.connect(group).unwrap();
-        let (from, to) = (gpu.allocate(4).unwrap(), gpu.allocate(16).unwrap());
-        add(&mut gpu, &launch("add_f32"), from, 0.0).unwrap();
+fn gather_of_bytes_and_time_between_collectives() {
+    connected(3, 0, |gpu| {
+        let from = gpu.allocate(4).unwrap();
+        let to = gpu.allocate(16).unwrap();
+        add(gpu, &launch("add_f32"), from, 0.0).unwrap();
         gpu.write(from, &1.5f32.to_le_bytes()).unwrap();
         gpu.collective_begin().unwrap();
         let began = gpu.collective_mark().unwrap();
@@ -194,14 +199,12 @@ fn bytes_are_gathered_and_moments_between_collectives_are_read() {
         gpu.collective_end().unwrap();
         assert_eq!(gpu.between(began, ended).unwrap(), 1500.0);
         assert_eq!(gpu.elapsed(began, ended).unwrap(), 1500.0);
-        assert_eq!(floats(&mut gpu, to), [1.5, 1.5, 1.5, 0.0]);
-        drop(gpu);
-        assert_eq!((fake.live)(), 0);
+        assert_eq!(floats(gpu, to), [1.5, 1.5, 1.5, 0.0]);
     });
 }
 
 #[test]
-fn without_ranks_nothing_is_exchanged() {
+fn collectives_without_ranks_are_refused() {
     let _fake = machine(0);
     let mut gpu = open().unwrap();
     let at = gpu.allocate(16).unwrap();
@@ -215,9 +218,9 @@ fn without_ranks_nothing_is_exchanged() {
     assert!(refused.iter().all(|answer| matches!(answer, Err(OpsError::NotConnected))), "{refused:?}");
 }
 
-/// Rank 0's wait for a sum that never comes ends with the other rank's error, and so does its next call.
+/// Rank 0 waits for a sum that never finishes. The wait ends with the other rank's error, and so does the next call.
 #[test]
-fn a_sum_whose_ranks_have_gone_is_given_up() {
+fn sum_is_abandoned_if_another_rank_has_failed() {
     let fake = machine(0);
     among_one_that_fails(
         |group| {
@@ -248,16 +251,16 @@ fn a_sum_whose_ranks_have_gone_is_given_up() {
     );
 }
 
-/// NCCL waits for a rank that does not come; the control path knows better.
+/// NCCL itself would wait for ever.
 #[test]
-fn joining_is_given_up_where_the_group_is_stopped() {
+fn joining_is_abandoned_if_the_group_is_stopped() {
     let _fake = machine(0);
     (NCCL.nccl)(23_203, -1, 0, 0);
     let error = among_one_that_fails(|group| open().unwrap().connect(group).unwrap_err(), true);
     assert!(matches!(error, OpsError::Group(_)) && error.to_string().contains("the disk is full"), "{error}");
     let error = among_one_that_fails(|group| open().unwrap().connect(group).unwrap_err(), false);
     assert!(matches!(error, OpsError::Group(_)) && error.to_string().contains("the disk is full"), "{error}");
-    // Those that still wait for it end here.
+    // The threads that still join end here.
     (NCCL.nccl)(23_203, 5, 0, 0);
     while (NCCL.inside)() > 0 {
         std::thread::sleep(Duration::from_millis(1));
@@ -265,21 +268,17 @@ fn joining_is_given_up_where_the_group_is_stopped() {
 }
 
 #[test]
-fn what_goes_wrong_between_ranks_is_said_in_one_line() {
-    let fake = machine(0);
-    among_well(2, |group| {
-        let mut gpu = open().unwrap();
-        gpu.connect(group).unwrap();
+fn failure_between_ranks_is_reported_in_one_line() {
+    let ends = connected(2, 0, |gpu| {
         (NCCL.nccl)(23_203, 0, 6, 0);
         let error = gpu.synchronise().unwrap_err().to_string();
         let expected = "an exchange between ranks: remote process exited or there was a network error; another rank \
                         has ended or cannot be reached";
         assert_eq!(error, expected);
-        drop(gpu);
-        // Not destroyed, since that would wait for the other rank.
-        assert_eq!(ends(), [0, 1, 0]);
-        assert_eq!((fake.live)(), 0);
     });
+    // Aborted, because destroying it would wait for the other rank.
+    assert_eq!(ends, [0, 1, 0]);
+    let _fake = machine(0);
     (NCCL.nccl)(23_203, 5, 0, 0);
     let error = among_well(2, |group| open().unwrap().connect(group).unwrap_err());
     let expected = "ncclCommInitRank: invalid usage (Duplicate GPU detected : rank 0 and rank 1); two ranks may have \

@@ -1,4 +1,4 @@
-//! Buckets of gradients: that they hold each once, and are complete when they say so.
+//! Buckets of gradients contain each gradient once, and are complete when they claim to be.
 
 use effnet::model::{Architecture, BatchNormConfig, Padding, ParamTable, Variant};
 use effnet::network::{Network, NetworkConfig};
@@ -9,7 +9,8 @@ use effnet::ops::{Buckets, Pass, Statistics};
 fn passes(variant: Variant) -> (ParamTable, Vec<Pass>) {
     let size = variant.scaling().resolution;
     let arch = Architecture::new(variant, 1000, size, Padding::Symmetric, BatchNormConfig::default());
-    let (arch, images) = (arch.unwrap(), 2);
+    let arch = arch.unwrap();
+    let images = 2;
     let table = ParamTable::new(&arch);
     let config = NetworkConfig {
         statistics: Statistics::Batch,
@@ -20,9 +21,9 @@ fn passes(variant: Variant) -> (ParamTable, Vec<Pass>) {
     (table, passes)
 }
 
-/// Every trainable tensor's gradient is added to by one pass, and that pass is in the backward half.
+/// That pass belongs to the backward half.
 #[test]
-fn every_gradient_is_one_pass_s() {
+fn gradient_of_a_tensor_is_written_by_one_pass() {
     let (table, passes) = passes(Variant::B0);
     let turn = passes.iter().position(|pass| matches!(pass, Pass::Loss(_))).unwrap();
     let mut ranges = Vec::new();
@@ -38,18 +39,19 @@ fn every_gradient_is_one_pass_s() {
 }
 
 #[test]
-fn buckets_tile_the_gradients_from_the_end_and_the_last_is_small() {
+fn buckets_partition_the_gradients_from_the_end_and_the_last_is_small() {
     for (variant, least) in [(Variant::B0, 4), (Variant::B7, 8)] {
         let (table, passes) = passes(variant);
         let bytes = bucket_bytes(table.trainable());
         let buckets = Buckets::new(&passes, table.trainable(), bytes);
-        let (mut end, mut before) = (table.trainable(), 0);
+        let mut end = table.trainable();
+        let mut before = 0;
         for (ready, bucket) in buckets.iter() {
             assert_eq!(bucket.elements.end, end);
             assert!(*ready >= before && *ready < passes.len(), "{variant}: {ready} after {before}");
             assert_eq!(bucket.last, bucket.elements.start == 0);
             (end, before) = (bucket.elements.start, *ready);
-            // Complete means: no later pass adds to it.
+            // A bucket is complete if no later pass adds to it.
             for later in &passes[ready + 1..] {
                 later.gradients(&mut |param| assert!(!bucket.elements.contains(&param.offset)));
             }

@@ -1,9 +1,9 @@
-//! Ranks as processes on NVIDIA GPUs, through NCCL: what they train together is what one trains that accumulates.
+//! Ranks as processes on NVIDIA GPUs, through NCCL: they train the same network as one process that accumulates.
 //!
-//! Two ranks share one card, which NCCL allows from 2.30 on if it is told to. A sum of two numbers is the same in either
-//! order, so that here, and not with more ranks, NCCL gives bit by bit what accumulation gives.
+//! Two ranks share one GPU, which NCCL allows from 2.30 on if it is told to. A sum of two numbers does not depend on their
+//! order. So with two ranks, and not with more, the result of NCCL equals accumulation bit by bit.
 //!
-//! The program is the one that was built with this test, or that `EFFNET_TRAIN` names.
+//! The program is the one built with this test, or the one that `EFFNET_TRAIN` names.
 #![cfg(target_os = "linux")]
 
 use std::ffi::OsString;
@@ -18,7 +18,8 @@ use effnet::train::checkpoint;
 use effnet::train::events::LogLine;
 use tempfile::TempDir;
 
-/// Ten steps of eight images, with all masks; no average of the weights, which would hold running statistics.
+/// Ten steps of eight images, with all masks. Without the average of the weights, which would contain running
+/// statistics.
 const RECIPE: &str = "--model b0 --resolution 32 --batch-size 8 --epochs 2.4 --warmup-epochs 0.4 --lr 0.002 --ema 0 \
                       --seed 11 --max-steps 10 --eval-every 100 --loader-threads 1 --device cuda --watchdog 120";
 
@@ -34,7 +35,7 @@ impl Trials {
         Trials { folder, precision }
     }
 
-    /// A run on the first GPU, which all its ranks share; where it is.
+    /// Trains on the first GPU, which all ranks share. Returns the run's folder.
     fn run(&self, name: &str, arguments: &str) -> PathBuf {
         let program = std::env::var_os("EFFNET_TRAIN");
         let program = program.unwrap_or_else(|| OsString::from(env!("CARGO_BIN_EXE_effnet-train")));
@@ -53,19 +54,20 @@ impl Trials {
             .stdin(Stdio::null())
             .output()
             .unwrap();
-        let said = [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes));
-        assert!(output.status.success(), "{arguments}: {}\n{}", said[0], said[1]);
+        let [out_text, err_text] =
+            [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes));
+        assert!(output.status.success(), "{arguments}: {out_text}\n{err_text}");
         out
     }
 }
 
-/// Runs without an evaluation are equal byte by byte.
+/// Asserts that two runs without evaluations are equal byte by byte.
 fn expect_same(one: &Path, other: &Path) {
     assert_same_file(one, other, "checkpoint.bin");
     assert_eq!(timeless_log(one), timeless_log(other));
 }
 
-/// Of each step its number, loss and accuracy.
+/// The number, loss and accuracy of each step.
 fn figures(out: &Path) -> Vec<(u64, f64, f64)> {
     let of = |line: &LogLine| match line {
         LogLine::Step(step) => (step.step, step.loss, step.accuracy),
@@ -93,7 +95,7 @@ fn two_ranks_are_two_accumulated_micro_batches(precision: Precision) {
         let different = one.iter().zip(two).filter(|(a, b)| a.to_bits() != b.to_bits()).count();
         assert_eq!(different, 0, "{precision}, {name}");
     }
-    // Accumulation moves running statistics oftener.
+    // Accumulation updates running statistics more often.
     assert!(one.state.parameters[trainable..] != two.state.parameters[trainable..]);
 }
 
@@ -109,8 +111,8 @@ fn two_ranks_in_fp16_are_accumulation_on_a_gpu() {
     two_ranks_are_two_accumulated_micro_batches(Precision::Fp16);
 }
 
-/// The first step's loss, before any weight has moved, is that of the whole batch on one rank; with statistics of each
-/// rank's own it is another.
+/// The loss of the first step, before any update, equals that of the whole batch on one rank. Without `--sync-bn` it
+/// differs.
 #[test]
 #[cfg_attr(not(all(effnet_gpu, effnet_nccl)), ignore = "needs an NVIDIA GPU, and NCCL named by NCCL_LIBRARY")]
 fn statistics_are_those_of_the_whole_batch_on_a_gpu() {

@@ -1,4 +1,4 @@
-//! Ranks: how they meet, exchange, are watched and end, as threads and as processes.
+//! Ranks as threads and as processes: how they form a group, exchange data, are watched, and end.
 
 #[path = "../common/data_support.rs"]
 mod data_support;

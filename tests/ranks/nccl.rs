@@ -1,24 +1,24 @@
-//! The real NCCL, as far as it goes without a GPU. Run where `NCCL_LIBRARY` names it, else ignored.
+//! The real NCCL, as far as it works without a GPU. These tests run if `NCCL_LIBRARY` names it, else they are ignored.
 
 use std::fs;
 use std::path::PathBuf;
 
-use effnet::parallel::nccl::{Library, NcclError, OLDEST};
+use effnet::parallel::nccl::{Comm, Nccl, NcclError, OLDEST};
 
 #[test]
 #[cfg_attr(not(effnet_nccl), ignore = "needs NCCL, named by NCCL_LIBRARY")]
-fn the_library_is_found_says_its_version_and_makes_identifiers() {
-    let library = Library::load().unwrap();
+fn nccl_is_found_and_creates_identifiers() {
+    let library = Nccl::load().unwrap();
     assert!(library.version() >= OLDEST, "{library:?}");
-    let (one, other) = (library.unique_id().unwrap(), library.unique_id().unwrap());
+    let [one, other] = [(); 2].map(|()| library.unique_id().unwrap());
     assert!(one.0 != other.0 && one.0 != [0; 128]);
 }
 
-/// `nccl.h` lies beside the library in NVIDIA's packages: the numbers that are passed are its.
+/// NVIDIA's packages have `nccl.h` beside the library.
 #[test]
 #[cfg_attr(not(effnet_nccl), ignore = "needs NCCL, named by NCCL_LIBRARY")]
-fn the_numbers_are_those_of_the_header() {
-    let library = PathBuf::from(std::env::var_os("NCCL_LIBRARY").expect("as when it was built"));
+fn numbers_are_those_of_the_header() {
+    let library = PathBuf::from(std::env::var_os("NCCL_LIBRARY").expect("set, as in the build"));
     let header = library.parent().and_then(|lib| Some(lib.parent()?.join("include/nccl.h")));
     let Some(text) = header.and_then(|header| fs::read_to_string(header).ok()) else {
         println!("no nccl.h beside {}", library.display());
@@ -43,13 +43,12 @@ fn the_numbers_are_those_of_the_header() {
     }
 }
 
-/// Where there is no GPU.
 #[test]
 #[cfg_attr(any(not(effnet_nccl), effnet_gpu), ignore = "needs NCCL, named by NCCL_LIBRARY, and no GPU")]
-fn without_a_gpu_joining_fails_in_one_line() {
-    let library = Library::load().unwrap();
+fn joining_without_a_gpu_fails_in_one_line() {
+    let library = Nccl::load().unwrap();
     let id = library.unique_id().unwrap();
-    let error = effnet::parallel::nccl::Comm::join(library, id, 1, 0).unwrap_err();
+    let error = Comm::join(library, id, 1, 0).unwrap_err();
     let NcclError::Call(failure) = &error else { panic!("{error}") };
     let text = error.to_string();
     assert!(failure.call == "ncclCommInitRank" && !text.contains('\n') && text.contains("; "), "{text}");

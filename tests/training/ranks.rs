@@ -1,8 +1,8 @@
-//! Several ranks are one: what they train together is what one process trains that accumulates as many micro-batches.
+//! Several ranks train the same network as one process that accumulates as many micro-batches.
 //!
-//! Loss and weights are equal bit by bit. Running statistics are not, and cannot be: a rank that accumulates moves them
-//! once a micro-batch, each time from where the one before has left them, while ranks move them once from the same
-//! place and take the mean. So of those it is tested that they are that mean, bit by bit.
+//! Loss and weights are equal bit by bit. Running statistics are not, and cannot be: one process updates them with every
+//! micro-batch, each time from the previous result, while all ranks update them once from the same values and take the
+//! mean. So for those the tests check that they are that mean, bit by bit.
 
 use std::net::TcpListener;
 use std::path::Path;
@@ -27,7 +27,7 @@ use effnet::train::{EvaluationRecord, Optimizer, Recipe, RunOptions, TrainError,
 
 const RANKS: usize = 4;
 
-/// No evaluations on the way and no average of the weights, which would hold running statistics.
+/// Without evaluations between steps, and without the average of the weights, which would contain running statistics.
 fn steps(steps: u64, out: &Path) -> (Recipe, RunOptions) {
     let recipe = Recipe { micro_batch: 8 / RANKS, ema: 0.0, eval_every: 100.0, ..recipe() };
     (recipe, RunOptions { max_steps: Some(steps), ..options(out) })
@@ -55,7 +55,7 @@ fn bits(values: &[f32]) -> Vec<u32> {
 }
 
 #[test]
-fn four_ranks_are_four_accumulated_micro_batches_bit_by_bit() {
+fn four_ranks_equal_four_accumulated_micro_batches_bit_by_bit() {
     let dir = tempfile::tempdir().unwrap();
     let [one, four] = ["one", "four"].map(|name| dir.path().join(name));
     let (recipe, options) = steps(10, &one);
@@ -67,7 +67,8 @@ fn four_ranks_are_four_accumulated_micro_batches_bit_by_bit() {
     }
     assert_eq!(figures(&one).len(), 10);
     assert_eq!(figures(&one), figures(&four));
-    let (one, four) = (saved(&one), saved(&four));
+    let one = saved(&one);
+    let four = saved(&four);
     assert_eq!(one.metadata.recipe, four.metadata.recipe);
     let trainable = ParamTable::new(&one.architecture).trainable();
     let weights = |saved: &Checkpoint| bits(&saved.state.parameters[..trainable]);
@@ -75,24 +76,27 @@ fn four_ranks_are_four_accumulated_micro_batches_bit_by_bit() {
     assert!(one.state.slots == four.state.slots);
     assert!(
         one.state.parameters[trainable..] != four.state.parameters[trainable..],
-        "accumulation moves them oftener"
+        "accumulation updates them more often"
     );
 }
 
-/// What a rank has of the first step.
+/// A rank's share of the first step's batch.
 fn first_batch(recipe: &Recipe, share: Share) -> Batch {
-    let (source, form) = (&source(), Form::Squares);
+    let source = &source();
+    let form = Form::Squares;
     let loading = Loading { source, recipe, form, share, threads: 1, processors: &[] };
     loading.training(0, 1).unwrap().next().unwrap().unwrap()
 }
 
-/// The state after one step over the images that a rank has of the first, and no others.
+/// The state after one step over only a rank's share of the first batch.
 fn alone(recipe: &Recipe, rank: usize, initial: &Checkpoint) -> Snapshot {
     let batch = first_batch(recipe, Share { part: rank, parts: RANKS });
-    let (arch, normalise) = (&initial.architecture, source().normalise());
+    let arch = &initial.architecture;
+    let normalise = source().normalise();
     let mut engine = Engine::new(recipe, arch, normalise, Cpu::new(1, "a test"), &Team::default()).unwrap();
     engine.load(&initial.state, None).unwrap();
-    let (seed, first_position) = (recipe.seed, batch.first_position);
+    let seed = recipe.seed;
+    let first_position = batch.first_position;
     let params = StepParams { seed, first_position, learning_rate: 1e-3, ..StepParams::default() };
     engine.step(&batch, params).unwrap();
     let mut state = initial.state.clone();
@@ -100,8 +104,8 @@ fn alone(recipe: &Recipe, rank: usize, initial: &Checkpoint) -> Snapshot {
     state
 }
 
-/// After one step from the same state the running statistics of four ranks are the mean of those that each
-/// micro-batch gives alone.
+/// After one step from the same state, the running statistics of four ranks are the mean of those that each micro-batch
+/// gives alone.
 #[test]
 fn running_statistics_are_the_mean_over_the_ranks() {
     let dir = tempfile::tempdir().unwrap();
@@ -110,7 +114,7 @@ fn running_statistics_are_the_mean_over_the_ranks() {
     let never = AtomicBool::new(false);
     run_ranks(RANKS, &recipe, &options, &never).into_iter().for_each(|outcome| drop(outcome.unwrap()));
     let together = saved(&out("ranks"));
-    // What every run of this seed begins with.
+    // The initial state of every run with this seed.
     let at_once = AtomicBool::new(true);
     let initial = RunOptions { out: out("initial"), ..options };
     train(&recipe, &initial, source(), &mut Silent, &at_once).unwrap();
@@ -127,10 +131,10 @@ fn running_statistics_are_the_mean_over_the_ranks() {
     assert!(bits(&mean) == bits(&together.state.parameters[trainable..]));
 }
 
-/// With statistics over all ranks, four ranks of eight images are one process of 32, but for rounding: sums in another
-/// order, and 49 batch norms that amplify. The momentum after one step of plain descent is the gradient.
+/// With statistics over all ranks, four ranks with eight images equal one process with 32 except for rounding: sums in
+/// another order, amplified by 49 batch norms. The momentum after one step of plain descent is the gradient.
 #[test]
-fn synchronised_batch_norm_sees_all_ranks_as_one_batch() {
+fn synchronised_batch_norm_treats_all_ranks_as_one_batch() {
     let dir = tempfile::tempdir().unwrap();
     let out = |name: &str| dir.path().join(name);
     let (recipe, options) = steps(1, &out("whole"));
@@ -151,7 +155,7 @@ fn synchronised_batch_norm_sees_all_ranks_as_one_batch() {
         let pairs =
             || momentum(&whole.state).iter().zip(momentum(&state)).map(|(a, b)| (*a as f64, *b as f64));
         let gradients = norm(&mut pairs().map(|(a, b)| a - b)) / norm(&mut pairs().map(|(a, _)| a));
-        // A mean against its deviation, a variance against itself.
+        // The error of a mean relative to its deviation, that of a variance relative to the variance.
         let mut statistics = 0.0f64;
         for prefix in table.batch_norms() {
             let range = |name: &str| table.get(&format!("{prefix}.{name}")).unwrap().range();
@@ -167,15 +171,15 @@ fn synchronised_batch_norm_sees_all_ranks_as_one_batch() {
         (loss, [gradients, statistics])
     };
     let (loss, [gradients, statistics]) = apart("synchronised", true);
-    // A whole network in single precision is off by about 1e-5 from its golden values: two such errors meet here.
+    // A whole network in single precision differs by about 1e-5 from its golden values. Two such errors add up here.
     assert!(loss < 2e-5 && gradients < 1e-4 && statistics < 2e-5);
-    // What is not synchronised is far away: the comparison sees it.
+    // Without synchronisation the difference is large, so the comparison can fail.
     let (loss, [gradients, statistics]) = apart("local", false);
     assert!(loss > 1e-3 && gradients > 0.1 && statistics > 1e-3);
 }
 
-/// Two ranks that are made ready for the first step of this recipe, from the same state but for what `change` does to
-/// that of rank 1; each with its batch.
+/// Runs `work` on two ranks that are ready for the first step of this recipe, each with its batch. `change` changes the
+/// state of rank 1; otherwise both states are equal.
 fn two_engines<T: Send>(
     recipe: &Recipe,
     change: impl Fn(&ParamTable, &mut Snapshot) + Sync,
@@ -205,10 +209,10 @@ fn two_engines<T: Send>(
     })
 }
 
-/// With statistics over all ranks, a rank that has found the first bad number still has to run the passes that follow:
-/// the others are in them. Here one rank finds it in its loss, the other in what comes back from there.
+/// With statistics over all ranks, a rank that has found the first number that is not finite must still run the passes
+/// that follow, because the other ranks wait in them. Here one rank finds it in its loss, the other in the gradients.
 #[test]
-fn ranks_look_for_what_is_not_finite_to_the_end() {
+fn search_for_not_finite_numbers_runs_all_passes() {
     let (recipe, _) = steps(1, Path::new("none"));
     let recipe = Recipe { sync_bn: true, ..recipe };
     let bad = |table: &ParamTable, state: &mut Snapshot| {
@@ -223,9 +227,9 @@ fn ranks_look_for_what_is_not_finite_to_the_end() {
     );
 }
 
-/// Passes that exchange statistics are no buckets.
+/// The statistics that passes exchange are not buckets.
 #[test]
-fn what_passes_exchange_is_not_timed_as_gradients() {
+fn profile_of_the_exchange_has_only_gradients() {
     for sync_bn in [false, true] {
         let (recipe, _) = steps(1, Path::new("none"));
         let recipe = Recipe { sync_bn, ..recipe };
@@ -253,9 +257,9 @@ fn what_passes_exchange_is_not_timed_as_gradients() {
     }
 }
 
-/// An evaluation may be long: it ends where another rank has failed.
+/// An evaluation may be long, so it must end when another rank fails.
 #[test]
-fn an_evaluation_ends_with_the_group() {
+fn evaluation_ends_with_the_group() {
     let (recipe, _) = steps(1, Path::new("none"));
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let join = |rank| {
@@ -282,13 +286,13 @@ fn an_evaluation_ends_with_the_group() {
         let never = AtomicBool::new(false);
         let error = evaluate(&mut ops, &network, images, &never, &team).unwrap_err();
         assert!(error.to_string().contains("step 7: the data ended early"), "{error}");
-        assert!(loader.next().unwrap().is_some(), "it has not gone through all images");
+        assert!(loader.next().unwrap().is_some(), "it has not evaluated all images");
     });
 }
 
-/// One image to evaluate, and one of four ranks has it; a step has one image for each.
+/// There is one image to evaluate, for one of four ranks. A step has one image for each.
 #[test]
-fn ranks_may_have_nothing_to_evaluate() {
+fn evaluation_works_on_ranks_without_images() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("run");
     let source = Source::synthetic(5, 8, 1, 32).unwrap();
@@ -302,9 +306,9 @@ fn ranks_may_have_nothing_to_evaluate() {
     assert!(last.iter().all(|rank| figures(rank) == figures(&last[0])), "{last:?}");
 }
 
-/// Numbers that are not finite are every rank's, wherever they began; the first error says which layer, and whose.
+/// Numbers that are not finite reach all ranks, wherever they begin. The first error names the layer and the rank.
 #[test]
-fn what_is_not_finite_is_named_with_its_rank() {
+fn not_finite_number_is_named_with_its_rank() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("run");
     let (recipe, options) = steps(9, &out);
@@ -318,6 +322,6 @@ fn what_is_not_finite_is_named_with_its_rank() {
     let first =
         errors.iter().any(|error| error.contains("first not finite: ") && error.contains(" at rank "));
     assert!(first, "{errors:?}");
-    // What was saved before is there.
+    // The checkpoint saved before is intact.
     assert_eq!(saved(&out).metadata.step, 0);
 }

@@ -3,7 +3,7 @@
 
 use super::{Actions, Settings};
 use crate::cli::{UsageError, usage};
-use crate::parallel::environment;
+use crate::parallel::Address;
 use crate::train::DeviceChoice;
 
 /// Threads, ranks or machines: more would only exhaust memory.
@@ -12,6 +12,15 @@ const MOST: u64 = 1024;
 const WEEK: u64 = 7 * 24 * 3600;
 
 impl Settings {
+    /// The address that --rendezvous gives.
+    ///
+    /// # Errors
+    /// If it is not an address.
+    pub fn address(&self) -> Result<Option<Address>, UsageError> {
+        let address = self.rendezvous.as_deref().map(str::parse).transpose();
+        address.or_else(|error| usage(format!("--rendezvous {error}")))
+    }
+
     /// # Errors
     /// The first setting that is out of range or contradicts another one.
     pub fn check(&self, actions: &Actions) -> Result<(), UsageError> {
@@ -38,11 +47,7 @@ impl Settings {
         if actions.demo && self.data.is_some() {
             return usage("--demo brings its own images: leave out --data, or --demo");
         }
-        if let Some(address) = &self.rendezvous
-            && environment::split(address).is_none()
-        {
-            return usage(format!("--rendezvous {address}: must be HOST:PORT, such as node-a:29500"));
-        }
+        self.address()?;
         match (self.gpus, self.ranks, self.device) {
             (Some(_), Some(_), _) => usage(
                 "--ranks: every GPU has a rank of its own; give --gpus for GPUs, or --ranks for the CPU",

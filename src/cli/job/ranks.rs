@@ -7,7 +7,7 @@ use crate::cli::{UsageError, usage};
 use crate::parallel::environment::{self, Given, Launcher};
 use crate::parallel::launch::{LISTENER, Launch, inherited_listener};
 use crate::parallel::nccl::ranks_may_share_gpus;
-use crate::parallel::{Membership, Ranks};
+use crate::parallel::{Address, InheritedListener, Membership, Ranks};
 use crate::train::DeviceChoice;
 use crate::train::device::gpus;
 
@@ -39,18 +39,14 @@ pub fn ranks(
     actions: &Actions,
     variable: impl Fn(&str) -> Option<String>,
 ) -> Result<Ranks, UsageError> {
-    let given = environment::find(&variable, settings.rendezvous.as_deref());
+    let address = settings.address()?;
+    let given = environment::find(&variable, address.as_ref());
     let Some(given) = given.or_else(|error| usage(error.to_string()))? else {
-        return started_here(settings, actions);
+        return started_here(settings, actions, address);
     };
     agree(settings, actions, &given)?;
     let inherits = given.by == Launcher::Own && given.world.leads();
-    let listener = match variable(LISTENER).filter(|_| inherits) {
-        Some(value) => {
-            Some(inherited_listener(&value).or_else(|p| usage(format!("{LISTENER}={value}: {p}")))?)
-        }
-        None => None,
-    };
+    let listener = variable(LISTENER).filter(|_| inherits).map(|value| inherit(&value)).transpose()?;
     let new = Membership::new(given.world, given.address);
     Ok(Ranks::Given(Membership {
         listener,
@@ -59,6 +55,12 @@ pub fn ranks(
         hard_exit: true,
         ..new
     }))
+}
+
+fn inherit(value: &str) -> Result<InheritedListener, UsageError> {
+    // SAFETY: the launcher has passed the descriptor to this process for this one use.
+    let listener = unsafe { inherited_listener(value) };
+    listener.map(InheritedListener::from).or_else(|problem| usage(format!("{LISTENER}={value}: {problem}")))
 }
 
 /// Checks that the flags agree with the launcher.
@@ -90,7 +92,11 @@ fn agree(settings: &Settings, actions: &Actions, given: &Given) -> Result<(), Us
 }
 
 /// The ranks of a process that no launcher has started.
-fn started_here(settings: &Settings, actions: &Actions) -> Result<Ranks, UsageError> {
+fn started_here(
+    settings: &Settings,
+    actions: &Actions,
+    address: Option<Address>,
+) -> Result<Ranks, UsageError> {
     check_nodes(settings)?;
     if let Some(asked) = settings.gpus.filter(|_| !actions.summary && !actions.dry_run) {
         let count = gpus().map_err(|error| error.to_string());
@@ -100,7 +106,7 @@ fn started_here(settings: &Settings, actions: &Actions) -> Result<Ranks, UsageEr
         ranks: settings.gpus.or(settings.ranks).unwrap_or(1) as usize,
         nodes: settings.nodes.unwrap_or(1) as usize,
         node_rank: settings.node_rank.unwrap_or(0) as usize,
-        address: settings.rendezvous.clone(),
+        address,
     };
     if launch.ranks * launch.nodes == 1 {
         return Ok(Ranks::One);
@@ -170,7 +176,8 @@ mod tests {
             assert_eq!(alone(text), Ok(Ranks::One), "{text}");
         }
         let launch = |ranks, nodes, node_rank, address: Option<&str>| {
-            Ok(Ranks::Launch(Launch { ranks, nodes, node_rank, address: address.map(str::to_owned) }))
+            let address = address.map(|address| address.parse().unwrap());
+            Ok(Ranks::Launch(Launch { ranks, nodes, node_rank, address }))
         };
         assert_eq!(alone("ranks = 4"), launch(4, 1, 0, None));
         let two = "nodes = 2\nnode-rank = 1\nrendezvous = \"a:5\"";
@@ -186,11 +193,11 @@ mod tests {
         let found = ranks_of("watchdog = 7\nranks = 2", &TORCHRUN, Actions::default()).unwrap();
         let Ranks::Given(membership) = found else { panic!("{found:?}") };
         assert_eq!(membership.world, World { rank: 1, size: 4, local_rank: 1, local_size: 2 });
-        assert_eq!((membership.address.as_str(), membership.listener), ("node-a:29500", None));
+        assert_eq!((membership.address, membership.listener), (Address::new("node-a", 29500), None));
         assert_eq!((membership.timeout.as_secs(), membership.watchdog.as_secs()), (120, 7));
         assert!(membership.hard_exit);
         let asked = ranks_of("rendezvous = \"b:6\"", &TORCHRUN, Actions::default()).unwrap();
-        assert!(matches!(asked, Ranks::Given(Membership { address, .. }) if address == "b:6"));
+        assert!(matches!(asked, Ranks::Given(Membership { address, .. }) if address == Address::new("b", 6)));
         let line = ranks_of("node-rank = 0", &TORCHRUN, Actions::default()).unwrap_err();
         assert!(line.contains("--node-rank 0") && line.contains("leave the flag out"), "{line}");
     }
@@ -206,7 +213,7 @@ mod tests {
                 Actions::default(),
             )
         };
-        assert!(matches!(launched(&[]), Ok(Ranks::Given(m)) if m.address == "node-a:29500"));
+        assert!(matches!(launched(&[]), Ok(Ranks::Given(m)) if m.address == Address::new("node-a", 29500)));
         // Only rank 0 uses a listener.
         assert!(launched(&[(LISTENER, "none")]).is_ok());
         let first = [("RANK", "0"), ("WORLD_SIZE", "1"), (environment::LAUNCHED, "1"), (LISTENER, "none")];

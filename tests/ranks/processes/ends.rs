@@ -1,7 +1,6 @@
-//! How ranks end: killed, stopped, asked to end, left behind.
+//! How ranks end: killed, suspended, asked to end, without their launcher.
 
 use std::fs;
-use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command};
 use std::thread::sleep;
@@ -9,12 +8,13 @@ use std::time::{Duration, Instant};
 
 use effnet::parallel::launch::ECHO;
 use effnet::train::checkpoint;
+use rustix::process::{Pid, Signal, kill_process};
 
 use super::*;
 use crate::train_support::*;
 
 fn alive(pid: i32) -> bool {
-    // One that has ended and was not waited for is a zombie, and no process any more.
+    // A zombie has ended, and only waits to be reaped.
     let state = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     state.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
 }
@@ -40,7 +40,7 @@ fn ranks_of(launcher: u32) -> Vec<(usize, i32)> {
     children.split_whitespace().filter_map(|pid| rank(pid.parse().ok()?)).collect()
 }
 
-/// All ranks of a launcher, once they are there; none if it ended before.
+/// All ranks of a launcher, once they have started. None if it ends before.
 fn wait_for_ranks(child: &mut Child) -> Option<Vec<(usize, i32)>> {
     let since = Instant::now();
     loop {
@@ -56,22 +56,34 @@ fn wait_for_ranks(child: &mut Child) -> Option<Vec<(usize, i32)>> {
     }
 }
 
-/// Waits until `ready` says so; false if the process ends before.
+/// Waits until `ready` is true. False if the process ends before.
 fn wait_for(child: &mut Child, ready: impl Fn() -> bool) -> bool {
     let since = Instant::now();
     while !ready() {
         if child.try_wait().unwrap().is_some() {
             return false;
         }
-        assert!(since.elapsed() < SOON, "nothing happens");
+        assert!(since.elapsed() < SOON, "waited too long");
         sleep(Duration::from_millis(1));
     }
     true
 }
 
-fn signal(pid: i32, signal: i32) {
-    // SAFETY: a signal to a process that this test has started.
-    unsafe { libc::kill(pid, signal) };
+/// Signals a process, which may have ended.
+fn signal(pid: i32, signal: Signal) {
+    let _ = kill_process(Pid::from_raw(pid).unwrap(), signal);
+}
+
+/// Starts a launcher, and waits until its run has made two steps. Returns it with its ranks.
+fn running(mut command: Command, out: &Path) -> (Child, Vec<(usize, i32)>) {
+    let mut child = command.spawn().unwrap();
+    let ranks = wait_for_ranks(&mut child).unwrap();
+    assert!(wait_for(&mut child, || log_lines(out) >= 2), "the run ended by itself");
+    (child, ranks)
+}
+
+fn pid_of(ranks: &[(usize, i32)], wanted: usize) -> i32 {
+    ranks.iter().find(|(rank, _)| *rank == wanted).unwrap().1
 }
 
 fn log_lines(out: &Path) -> usize {
@@ -90,7 +102,7 @@ fn resumed(out: &Path) -> Command {
     command
 }
 
-/// A small generator with a fixed seed: whom to kill, and when.
+/// Random numbers from a fixed seed: which rank to kill, and when.
 struct Moments(u64);
 
 impl Moments {
@@ -100,12 +112,16 @@ impl Moments {
     }
 }
 
-/// Whoever is killed, and whenever: all end, somebody says who it was, and the run goes on as if nothing had been.
+/// Whichever rank is killed, and whenever: all ranks end, the error names the rank, and the resumed run has the same
+/// result.
 #[test]
-fn twenty_ranks_killed_change_nothing() {
+fn killed_ranks_do_not_change_the_run() {
     let out = place("killed");
     let mut moments = Moments(7);
-    let (mut hits, mut whom, mut named, mut number) = (0, [0; RANKS], 0, 0);
+    let mut number = 0;
+    let mut hits = 0;
+    let mut hits_by_rank = [0; RANKS];
+    let mut named = 0;
     // Only kills that met a running rank count.
     while hits < 20 {
         number += 1;
@@ -113,12 +129,12 @@ fn twenty_ranks_killed_change_nothing() {
         let mut child = resumed(&out).spawn().unwrap();
         let Some(ranks) = wait_for_ranks(&mut child) else {
             let output = child.wait_with_output().unwrap();
-            panic!("kill {number}: it ended by itself: {}", said(&output));
+            panic!("kill {number}: the run ended by itself: {}", printed(&output));
         };
         sleep(WHOLE.1.mul_f64(0.7 * moments.next()));
         let (rank, pid) = ranks[(moments.next() * RANKS as f64) as usize % RANKS];
         let hit = alive(pid) && child.try_wait().unwrap().is_none();
-        signal(pid, libc::SIGKILL);
+        signal(pid, Signal::KILL);
         let since = Instant::now();
         let output = child.wait_with_output().unwrap();
         wait_until_gone(&ranks);
@@ -128,10 +144,11 @@ fn twenty_ranks_killed_change_nothing() {
             since.elapsed()
         );
         if hit && !output.status.success() {
-            (hits, whom[rank]) = (hits + 1, whom[rank] + 1);
+            hits += 1;
+            hits_by_rank[rank] += 1;
             let lines = errors(&output);
             named += usize::from(lines.iter().any(|line| line.contains(&format!("rank {rank} "))));
-            assert_eq!(lines.len(), 1, "kill {number} of rank {rank}: {}", said(&output));
+            assert_eq!(lines.len(), 1, "kill {number} of rank {rank}: {}", printed(&output));
         }
         for name in ["checkpoint.bin", "best.bin"] {
             if out.join(name).exists() {
@@ -143,9 +160,9 @@ fn twenty_ranks_killed_change_nothing() {
             fs::remove_dir_all(&out).unwrap();
         }
     }
-    println!("{number} kills, by rank {whom:?}");
-    assert!(whom.iter().all(|&kills| kills > 0), "no rank is spared: {whom:?}");
-    assert_eq!(named, hits, "every kill is told with the rank's number");
+    println!("{number} kills, by rank {hits_by_rank:?}");
+    assert!(hits_by_rank.iter().all(|&hits| hits > 0), "{hits_by_rank:?}");
+    assert_eq!(named, hits, "every error names the killed rank");
     succeed(resumed(&out));
     assert_same_run(&place("whole"), &out);
 }
@@ -153,9 +170,7 @@ fn twenty_ranks_killed_change_nothing() {
 #[test]
 fn ranks_end_with_their_launcher() {
     let out = place("launcher-killed");
-    let mut child = launched(&place("data"), &out).spawn().unwrap();
-    let ranks = wait_for_ranks(&mut child).unwrap();
-    assert!(wait_for(&mut child, || log_lines(&out) >= 2), "it ended by itself");
+    let (mut child, ranks) = running(launched(&place("data"), &out), &out);
     child.kill().unwrap();
     child.wait().unwrap();
     wait_until_gone(&ranks);
@@ -164,97 +179,80 @@ fn ranks_end_with_their_launcher() {
 }
 
 #[test]
-fn a_signal_to_any_one_stops_all_and_saves() {
+fn signal_to_the_launcher_or_a_rank_stops_all_and_saves() {
     for to_launcher in [true, false] {
         let out = place(&format!("signal-{to_launcher}"));
-        let mut child = launched(&place("data"), &out).spawn().unwrap();
-        let ranks = wait_for_ranks(&mut child).unwrap();
-        assert!(wait_for(&mut child, || log_lines(&out) >= 2), "it ended by itself");
-        let third = ranks.iter().find(|(rank, _)| *rank == 2).unwrap().1;
-        signal(if to_launcher { child.id() as i32 } else { third }, libc::SIGTERM);
+        let (child, ranks) = running(launched(&place("data"), &out), &out);
+        signal(if to_launcher { child.id() as i32 } else { pid_of(&ranks, 2) }, Signal::TERM);
         let output = child.wait_with_output().unwrap();
-        assert_eq!(output.status.code(), Some(130), "{}", said(&output));
+        assert_eq!(output.status.code(), Some(130), "{}", printed(&output));
         assert!(
-            said(&output).contains("--resume") && said(&output).contains("--ranks 4"),
+            printed(&output).contains("--resume") && printed(&output).contains("--ranks 4"),
             "{}",
-            said(&output)
+            printed(&output)
         );
         let step = steps_done(&out).unwrap();
         assert!((2..12).contains(&step), "stopped after step {step}");
-        assert_eq!(timeless_log(&out).last().unwrap().step(), step, "every step that was logged is saved");
+        assert_eq!(timeless_log(&out).last().unwrap().step(), step, "every logged step is saved");
         wait_until_gone(&ranks);
         succeed(resumed(&out));
         assert_same_run(&place("whole"), &out);
     }
 }
 
-/// A service manager signals all processes of a job at once, and so the launcher's signal is a second one.
+/// A service manager signals all processes of a job at once, so ranks get a second signal from the launcher.
 #[test]
-fn a_signal_that_comes_twice_is_one() {
+fn signal_repeated_counts_once() {
     let out = place("twice");
-    let mut child = launched(&place("data"), &out).spawn().unwrap();
-    let ranks = wait_for_ranks(&mut child).unwrap();
-    assert!(wait_for(&mut child, || log_lines(&out) >= 2), "it ended by itself");
-    ranks.iter().for_each(|(_, pid)| signal(*pid, libc::SIGTERM));
-    signal(child.id() as i32, libc::SIGTERM);
+    let (child, ranks) = running(launched(&place("data"), &out), &out);
+    ranks.iter().for_each(|(_, pid)| signal(*pid, Signal::TERM));
+    signal(child.id() as i32, Signal::TERM);
     let output = child.wait_with_output().unwrap();
-    assert_eq!(output.status.code(), Some(130), "{}", said(&output));
-    assert!(said(&output).contains("interrupted after step"), "{}", said(&output));
+    assert_eq!(output.status.code(), Some(130), "{}", printed(&output));
+    assert!(printed(&output).contains("interrupted after step"), "{}", printed(&output));
     assert!(steps_done(&out).unwrap() >= 2);
     wait_until_gone(&ranks);
 }
 
-/// Whoever asks again, later, does not want to wait.
 #[test]
-fn a_second_signal_ends_a_rank_at_once() {
+fn signal_repeated_later_ends_a_rank_at_once() {
     let out = place("again-and-again");
-    let mut child = launched(&place("data"), &out).spawn().unwrap();
-    let ranks = wait_for_ranks(&mut child).unwrap();
-    assert!(wait_for(&mut child, || log_lines(&out) >= 2), "it ended by itself");
-    let pid = |wanted: usize| ranks.iter().find(|(rank, _)| *rank == wanted).unwrap().1;
-    // So that rank 0 cannot end its step.
-    signal(pid(2), libc::SIGSTOP);
-    signal(pid(0), libc::SIGTERM);
+    let (mut child, ranks) = running(launched(&place("data"), &out), &out);
+    let [first, third] = [0, 2].map(|rank| pid_of(&ranks, rank));
+    // So that rank 0 cannot finish its step.
+    signal(third, Signal::STOP);
+    signal(first, Signal::TERM);
     sleep(ECHO + Duration::from_millis(500));
-    assert!(alive(pid(0)), "it has not waited for the others");
-    signal(pid(0), libc::SIGTERM);
-    assert!(wait_for(&mut child, || !alive(pid(0))));
-    signal(pid(2), libc::SIGKILL);
+    assert!(alive(first), "it has not waited for the others");
+    signal(first, Signal::TERM);
+    assert!(wait_for(&mut child, || !alive(first)));
+    signal(third, Signal::KILL);
     let output = child.wait_with_output().unwrap();
-    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+    assert_eq!(output.status.code(), Some(1), "{}", printed(&output));
     wait_until_gone(&ranks);
 }
 
-/// Nothing has begun before all are there, so one signal to any of them ends all that wait.
+/// Training has not begun before all ranks have joined, so a signal to one of them ends all that wait.
 #[test]
-fn a_signal_ends_ranks_that_wait_for_others() {
+fn signal_ends_all_ranks_that_wait_for_others() {
     let out = place("waiting");
     for (there, asked) in [(&[0][..], 0), (&[1], 1), (&[0, 1], 1), (&[0, 1], 0)] {
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = free_port();
         let mut ranks: Vec<(usize, Child)> = Vec::new();
         for &rank in there {
-            let mut command = program(&place("data"), &out);
-            command.envs([
-                ("RANK", rank.to_string()),
-                ("WORLD_SIZE", "4".into()),
-                ("LOCAL_RANK", rank.to_string()),
-                ("LOCAL_WORLD_SIZE", "4".into()),
-                ("MASTER_ADDR", "127.0.0.1".into()),
-                ("MASTER_PORT", port.to_string()),
-            ]);
-            let mut child = command.spawn().unwrap();
+            let mut child = given(&place("data"), &out, rank, 4, port).spawn().unwrap();
             let pid = child.id() as i32;
             assert!(wait_for(&mut child, || handles_sigterm(pid)), "rank {rank} ended by itself");
             ranks.push((rank, child));
         }
-        // So that they have met.
+        // Time to connect.
         sleep(Duration::from_millis(500));
         let since = Instant::now();
         let pid = ranks.iter().find(|(rank, _)| *rank == asked).unwrap().1.id();
-        signal(pid as i32, libc::SIGTERM);
+        signal(pid as i32, Signal::TERM);
         for (rank, child) in ranks {
             let output = child.wait_with_output().unwrap();
-            let text = said(&output);
+            let text = printed(&output);
             assert_eq!(output.status.code(), Some(130), "{there:?}, rank {rank}: {text}");
             assert_eq!(text.contains("interrupted"), rank == 0, "{there:?}, rank {rank}: {text}");
         }
@@ -264,26 +262,61 @@ fn a_signal_ends_ranks_that_wait_for_others() {
 }
 
 #[test]
-fn a_rank_that_stands_still_is_named_and_ends_all() {
-    let out = place("still");
+fn suspended_rank_is_named_and_ends_all() {
+    let out = place("suspended");
     let mut command = launched(&place("data"), &out);
     command.args(["--watchdog", "3"]);
-    let mut child = command.spawn().unwrap();
-    let ranks = wait_for_ranks(&mut child).unwrap();
-    assert!(wait_for(&mut child, || log_lines(&out) >= 2), "it ended by itself");
+    let (child, ranks) = running(command, &out);
     let since = Instant::now();
-    signal(ranks.iter().find(|(rank, _)| *rank == 2).unwrap().1, libc::SIGSTOP);
+    signal(pid_of(&ranks, 2), Signal::STOP);
     let output = child.wait_with_output().unwrap();
     wait_until_gone(&ranks);
     assert!(since.elapsed() < SOON, "{:?}", since.elapsed());
     let lines = errors(&output);
     let named = lines.len() == 1 && lines[0].contains("rank 2 ") && lines[0].contains("3 s");
-    assert!(named && lines[0].contains("step"), "{}", said(&output));
+    assert!(named && lines[0].contains("step"), "{}", printed(&output));
     succeed(resumed(&out));
     assert_same_run(&place("whole"), &out);
 }
 
-/// Whether a process has its own way with the signal.
+/// A library whose destructor hangs, as a destructor of a GPU's driver may.
+fn hanging_library() -> PathBuf {
+    let source = place("hang.cpp");
+    let text = r#"
+        #include <cstdio>
+        #include <unistd.h>
+        static void __attribute__((destructor)) hang() { fputs("hanging\n", stderr); sleep(600); }
+    "#;
+    fs::write(&source, text).unwrap();
+    let library = place("hang.so");
+    let compiler = std::env::var("CXX").unwrap_or_else(|_| "g++".into());
+    let built = Command::new(compiler).args(["-shared", "-fPIC", "-o"]).arg(&library).arg(&source).status();
+    assert!(built.unwrap().success());
+    library
+}
+
+/// The process prints its error and then hangs while it exits, so that the group must end it.
+#[test]
+fn error_is_printed_once_by_a_rank_that_hangs_at_exit() {
+    let out = place("hangs");
+    let port = free_port();
+    let [mut first, mut second] = [0, 1].map(|rank| {
+        let mut command = given(&place("data"), &out, rank, 2, port);
+        if rank == 0 {
+            command.env("LD_PRELOAD", hanging_library());
+        }
+        command.spawn().unwrap()
+    });
+    assert!(wait_for(&mut first, || log_lines(&out) >= 2), "the run ended by itself");
+    second.kill().unwrap();
+    second.wait().unwrap();
+    let output = first.wait_with_output().unwrap();
+    assert!(printed(&output).contains("hanging"), "{}", printed(&output));
+    let lines = errors(&output);
+    assert!(lines.len() == 1 && lines[0].contains("rank 1 "), "{}", printed(&output));
+}
+
+/// Whether a process has a handler for SIGTERM.
 fn handles_sigterm(pid: i32) -> bool {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));

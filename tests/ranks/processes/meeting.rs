@@ -1,18 +1,16 @@
-//! How ranks come together: started by hand, by other launchers, on several machines; and how they do not.
+//! How ranks form a group: started by hand, by other launchers, on several machines. And how they fail to.
 
-use std::net::TcpListener;
 use std::path::Path;
-use std::process::{Child, Command, Output};
+use std::process::{Command, Output};
 
 use super::*;
 use crate::train_support::*;
 
-/// Two machines of two ranks, each started by hand, are four ranks.
 #[test]
-fn two_machines_are_one_group() {
+fn two_machines_with_two_ranks_each_are_four_ranks() {
     let out = place("machines");
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    // The second comes first: it waits.
+    let port = free_port();
+    // The second machine starts first and waits.
     let machines = ["1", "0"].map(|node| {
         let mut command = program(&place("data"), &out);
         command.args(["--ranks", "2", "--nodes", "2", "--node-rank", node]);
@@ -20,24 +18,21 @@ fn two_machines_are_one_group() {
     });
     for machine in machines {
         let output = machine.wait_with_output().unwrap();
-        assert!(output.status.success(), "{}", said(&output));
+        assert!(output.status.success(), "{}", printed(&output));
     }
     assert_same_run(&place("whole"), &out);
 }
 
-/// Ranks that others start: the variables of a launcher, and the two processes that it would start with them.
+/// Starts two processes with the variables of a launcher, and compares their run with that of `--ranks 2`.
 fn started_by(variables: impl Fn(usize, u16) -> Vec<(&'static str, String)>, out: &Path) {
-    // A port that was free a moment ago.
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let ranks: Vec<Child> = (0..2)
-        .map(|rank| {
-            let mut command = program(&place("data"), out);
-            command.envs(variables(rank, port)).spawn().unwrap()
-        })
-        .collect();
+    let port = free_port();
+    let ranks = [0, 1].map(|rank| {
+        let mut command = program(&place("data"), out);
+        command.envs(variables(rank, port)).spawn().unwrap()
+    });
     for rank in ranks {
         let output = rank.wait_with_output().unwrap();
-        assert!(output.status.success(), "{}", said(&output));
+        assert!(output.status.success(), "{}", printed(&output));
     }
     let two = place("two");
     if !two.exists() {
@@ -48,21 +43,11 @@ fn started_by(variables: impl Fn(usize, u16) -> Vec<(&'static str, String)>, out
     assert_same_run(&two, out);
 }
 
-/// One test, since all compare with the same run.
+/// One test, since all launchers are compared with the same run.
 #[test]
 fn ranks_of_torchrun_open_mpi_and_slurm_find_each_other() {
     let text = |number: usize| number.to_string();
-    let torchrun = |rank: usize, port: u16| {
-        vec![
-            ("RANK", text(rank)),
-            ("WORLD_SIZE", "2".into()),
-            ("LOCAL_RANK", text(rank)),
-            ("LOCAL_WORLD_SIZE", "2".into()),
-            ("MASTER_ADDR", "localhost".into()),
-            ("MASTER_PORT", port.to_string()),
-        ]
-    };
-    started_by(torchrun, &place("torchrun"));
+    started_by(|rank, port| torchrun(rank, 2, port), &place("torchrun"));
     let open_mpi = |rank: usize, port: u16| {
         vec![
             ("OMPI_COMM_WORLD_RANK", text(rank)),
@@ -88,31 +73,24 @@ fn ranks_of_torchrun_open_mpi_and_slurm_find_each_other() {
     started_by(slurm, &place("slurm"));
 }
 
-/// Two ranks by hand, each with its own variables and flags; what they end with.
-fn two(data: [&Path; 2], rank: impl Fn(usize, &mut Command)) -> [Output; 2] {
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+/// Runs two ranks, each with changes of its own.
+fn two(data: [&Path; 2], change: impl Fn(usize, &mut Command)) -> [Output; 2] {
+    let port = free_port();
     let dir = tempfile::tempdir().unwrap();
-    let children = [0, 1].map(|number| {
-        let mut command = program(data[number], &dir.path().join("out"));
-        command.args(["--rendezvous-timeout", "10"]).envs([
-            ("RANK", number.to_string()),
-            ("WORLD_SIZE", "2".into()),
-            ("LOCAL_RANK", number.to_string()),
-            ("LOCAL_WORLD_SIZE", "2".into()),
-            ("MASTER_ADDR", "127.0.0.1".into()),
-            ("MASTER_PORT", port.to_string()),
-        ]);
-        rank(number, &mut command);
+    let children = [0, 1].map(|rank| {
+        let mut command = given(data[rank], &dir.path().join("out"), rank, 2, port);
+        change(rank, command.args(["--rendezvous-timeout", "10"]));
         command.spawn().unwrap()
     });
     children.map(|child| child.wait_with_output().unwrap())
 }
 
 #[test]
-fn ranks_that_want_something_else_are_refused_by_name() {
-    let (data, other) = (place("data"), place("other-data"));
+fn rank_that_differs_is_refused_by_name() {
+    let data = place("data");
+    let other = place("other-data");
     data_support::pack_grey(&other, 41, 13, 28, 1 << 20);
-    // All know why, and rank 0 tells.
+    // Only rank 0 prints the reason.
     let rank_0_says = |outputs: &[Output; 2], parts: &[&str]| {
         let [lines, others] = [0, 1].map(|rank| errors(&outputs[rank]));
         let one = lines.len() == 1 && parts.iter().all(|part| lines[0].contains(part));
@@ -133,7 +111,7 @@ fn ranks_that_want_something_else_are_refused_by_name() {
             command.env("RANK", "0");
         }
     });
-    // Both are rank 0 now: one of them finds the port taken.
+    // Both are rank 0 now, and one of them finds the port in use.
     let lines = outputs.iter().map(errors).collect::<Vec<_>>().concat();
     assert!(lines.iter().any(|line| line.contains("in use") && line.contains("MASTER_PORT")), "{lines:?}");
     let outputs = two([&data, &data], |rank, command| {
@@ -143,46 +121,57 @@ fn ranks_that_want_something_else_are_refused_by_name() {
     rank_0_says(&outputs, &["ranks 1 and 3 of 4", "10 s"]);
 }
 
-/// What every rank would meet is told once, before there are any.
 #[test]
-fn what_all_ranks_would_meet_is_told_once() {
-    let told = |out: &Path, flags: &[&str]| {
-        let output = launched(&place("data"), out).args(flags).output().unwrap();
+fn error_of_all_ranks_is_printed_once_before_they_start() {
+    let error = |out: &str, flags: &[&str]| {
+        let output = launched(&place("data"), &place(out)).args(flags).output().unwrap();
         let lines = errors(&output);
-        assert_eq!(lines.len(), 1, "{}", said(&output));
+        assert_eq!(lines.len(), 1, "{}", printed(&output));
         (output.status.code().unwrap(), lines[0].clone())
     };
-    let (status, line) = told(&place("never"), &["--init-from", "no-such-file"]);
+    let (status, line) = error("never", &["--init-from", "no-such-file"]);
     assert!(status == 1 && line.starts_with("error: no-such-file: "), "{line}");
-    let (status, line) = told(&place("never"), &["--precision", "fp16"]);
+    let (status, line) = error("never", &["--precision", "fp16"]);
     assert!(status == 2 && line.starts_with("error: --precision fp16: "), "{line}");
-    let (status, line) = told(&place("whole"), &["--resume", "--dropout", "0.4"]);
+    let (status, line) = error("whole", &["--resume", "--dropout", "0.4"]);
     assert!(status == 1 && line.starts_with("error: cannot resume ") && line.contains("dropout"), "{line}");
-    let (status, line) = told(&place("whole"), &[]);
+    let (status, line) = error("whole", &[]);
     assert!(status == 1 && line.contains("already holds a run"), "{line}");
     assert!(!place("never").exists());
 }
 
 #[test]
-fn addresses_that_lead_nowhere_are_told() {
-    let line = |variables: &[(&str, &str)], arguments: &[&str]| {
-        let mut command = program(&place("data"), &place("nowhere"));
-        let output = command.envs(variables.iter().copied()).args(arguments).output().unwrap();
+fn address_without_rank_0_is_named() {
+    let error = |change: &dyn Fn(&mut Command)| {
+        let mut command = given(&place("data"), &place("nowhere"), 1, 2, 1);
+        change(&mut command);
+        let output = command.output().unwrap();
         let lines = errors(&output);
-        assert_eq!(lines.len(), 1, "{}", said(&output));
+        assert_eq!(lines.len(), 1, "{}", printed(&output));
         lines[0].clone()
     };
-    let second = [("RANK", "1"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "1"), ("LOCAL_WORLD_SIZE", "2")];
-    let at = |host: &'static str, port: &'static str| {
-        let mut variables = second.to_vec();
-        variables.extend([("MASTER_ADDR", host), ("MASTER_PORT", port)]);
-        variables
-    };
-    let said = line(&at("no-such-host.invalid", "29500"), &[]);
-    assert!(said.contains("no-such-host.invalid"), "{said}");
-    let taken = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let address = format!("127.0.0.1:{taken}");
-    let said = line(&at("127.0.0.1", "1"), &["--rendezvous", &address, "--rendezvous-timeout", "1"]);
-    assert!(said.contains("nobody answers") && said.contains(&address), "{said}");
+    let line = error(&|command| {
+        command.env("MASTER_ADDR", "no-such-host.invalid");
+    });
+    assert!(line.contains("no-such-host.invalid"), "{line}");
+    let address = format!("127.0.0.1:{}", free_port());
+    let line = error(&|command| {
+        command.args(["--rendezvous", &address, "--rendezvous-timeout", "1"]);
+    });
+    assert!(line.contains("no answer") && line.contains(&address), "{line}");
     assert!(!place("nowhere").exists());
+}
+
+/// torchrun sets its variables for a single process too, with or without an address.
+#[test]
+fn single_rank_of_torchrun_trains() {
+    for address in [true, false] {
+        let out = place(&format!("single-{address}"));
+        let mut command = given(&place("data"), &out, 0, 1, free_port());
+        if !address {
+            command.env_remove("MASTER_ADDR").env_remove("MASTER_PORT");
+        }
+        let output = succeed(command.args(["--max-steps", "1"]));
+        assert!(output.contains("step 1"), "{output}");
+    }
 }

@@ -1,9 +1,10 @@
-//! Ranks as processes: started by the program, by hand in the manner of other launchers, killed, stopped, resumed.
+//! Ranks as processes: started by the program or as other launchers start them, killed, suspended, resumed.
 #![cfg(target_os = "linux")]
 
 mod ends;
 mod meeting;
 
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::LazyLock;
@@ -15,11 +16,11 @@ use effnet::train::events::LogLine;
 use tempfile::TempDir;
 
 const RANKS: usize = 4;
-/// By which all that is left of a group must have ended; a run takes a few seconds.
+/// A limit for everything; a run takes a few seconds.
 const SOON: Duration = Duration::from_secs(60);
 
-/// Packed data, and an undisturbed run of four ranks over it: 12 steps with evaluations after 5, 10 and 12, two images
-/// a rank.
+/// A folder with packed data and an undisturbed run of four ranks: 12 steps with evaluations after 5, 10 and 12, two
+/// images per rank. And the time that the run took.
 static WHOLE: LazyLock<(TempDir, Duration)> = LazyLock::new(|| {
     let dir = tempfile::tempdir().unwrap();
     data_support::pack_grey(&dir.path().join("data"), 40, 13, 28, 1 << 20);
@@ -28,6 +29,7 @@ static WHOLE: LazyLock<(TempDir, Duration)> = LazyLock::new(|| {
     (dir, since.elapsed())
 });
 
+/// A path in that folder.
 fn place(name: &str) -> PathBuf {
     WHOLE.0.path().join(name)
 }
@@ -42,6 +44,29 @@ fn program(data: &Path, out: &Path) -> Command {
     command
 }
 
+/// One of several ranks on this machine, with the variables that torchrun sets.
+fn given(data: &Path, out: &Path, rank: usize, size: usize, port: u16) -> Command {
+    let mut command = program(data, out);
+    command.envs(torchrun(rank, size, port));
+    command
+}
+
+fn torchrun(rank: usize, size: usize, port: u16) -> Vec<(&'static str, String)> {
+    vec![
+        ("RANK", rank.to_string()),
+        ("WORLD_SIZE", size.to_string()),
+        ("LOCAL_RANK", rank.to_string()),
+        ("LOCAL_WORLD_SIZE", size.to_string()),
+        ("MASTER_ADDR", "127.0.0.1".into()),
+        ("MASTER_PORT", port.to_string()),
+    ]
+}
+
+/// A port that was free a moment ago.
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
 /// Four ranks, started by the program.
 fn launched(data: &Path, out: &Path) -> Command {
     let mut command = program(data, out);
@@ -49,7 +74,8 @@ fn launched(data: &Path, out: &Path) -> Command {
     command
 }
 
-fn said(output: &Output) -> String {
+/// Everything that a process has printed.
+fn printed(output: &Output) -> String {
     let [out, errors] =
         [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes).into_owned());
     out + &errors
@@ -57,13 +83,13 @@ fn said(output: &Output) -> String {
 
 fn succeed(mut command: impl std::borrow::BorrowMut<Command>) -> String {
     let output = command.borrow_mut().output().unwrap();
-    assert!(output.status.success(), "{}", said(&output));
-    said(&output)
+    assert!(output.status.success(), "{}", printed(&output));
+    printed(&output)
 }
 
-/// The lines of a run that fails, which say what is wrong.
+/// The error lines of a run that fails.
 fn errors(output: &Output) -> Vec<String> {
-    assert!(matches!(output.status.code(), Some(1 | 2)), "{:?}: {}", output.status, said(output));
+    assert!(matches!(output.status.code(), Some(1 | 2)), "{:?}: {}", output.status, printed(output));
     let errors = String::from_utf8_lossy(&output.stderr).into_owned();
     errors.lines().filter(|line| line.contains("error: ")).map(String::from).collect()
 }
@@ -73,21 +99,20 @@ fn begun(out: &Path) -> bool {
 }
 
 #[test]
-fn two_runs_are_one_byte_for_byte() {
+fn runs_are_equal_byte_for_byte() {
     let out = place("again");
-    let told = succeed(launched(&place("data"), &out));
+    let output = succeed(launched(&place("data"), &out));
     assert_same_run(&place("whole"), &out);
     assert_same_file(&place("whole"), &out, "recipe.toml");
-    // One display: what the ranks share is said once.
+    // Only rank 0 reports.
     for line in ["model: ", "device: ", "checkpoint: "] {
-        assert_eq!(told.lines().filter(|l| l.starts_with(line)).count(), 1, "{told}");
+        assert_eq!(output.lines().filter(|l| l.starts_with(line)).count(), 1, "{output}");
     }
-    assert!(told.contains("2 for each of 4 ranks") && !told.contains("rank 1:"), "{told}");
+    assert!(output.contains("2 for each of 4 ranks") && !output.contains("rank 1:"), "{output}");
 }
 
-/// What four ranks counted together is what one process counts.
 #[test]
-fn an_evaluation_by_four_is_one_by_one_exactly() {
+fn evaluation_by_four_ranks_equals_that_by_one_process() {
     let logged = timeless_log(&place("whole"));
     let Some(LogLine::Evaluation(logged)) = logged.last() else { panic!("the run ends with an evaluation") };
     let mut command = Command::new(env!("CARGO_BIN_EXE_effnet-eval"));
@@ -100,9 +125,9 @@ fn an_evaluation_by_four_is_one_by_one_exactly() {
     assert_eq!((found["images"].as_u64(), logged.images), (Some(13), 13));
 }
 
-/// Another number of ranks takes the batch as the run has it, by accumulation where they are fewer.
+/// The batch stays the same; fewer ranks accumulate.
 #[test]
-fn a_run_goes_on_with_another_number_of_ranks() {
+fn run_continues_with_another_number_of_ranks() {
     let out = place("numbers");
     let with = |ranks: &str, steps: &str| {
         let mut command = program(&place("data"), &out);
@@ -113,12 +138,12 @@ fn a_run_goes_on_with_another_number_of_ranks() {
         succeed(command)
     };
     with("4", "3");
-    let told = with("2", "6");
-    assert!(told.contains("batch: 8, 4 for each of 2 ranks, in micro-batches of 2"), "{told}");
-    let told = with("8", "8");
-    assert!(told.contains("micro-batch: 1 images instead of 2"), "{told}");
-    let told = with("1", "9");
-    assert!(told.contains("batch: 8, in micro-batches of 1"), "{told}");
+    let output = with("2", "6");
+    assert!(output.contains("batch: 8, 4 for each of 2 ranks, in micro-batches of 2"), "{output}");
+    let output = with("8", "8");
+    assert!(output.contains("micro-batch: 1 images instead of 2"), "{output}");
+    let output = with("1", "9");
+    assert!(output.contains("batch: 8, in micro-batches of 1"), "{output}");
     let steps: Vec<u64> = timeless_log(&out)
         .iter()
         .filter(|line| matches!(line, LogLine::Step(_)))
@@ -127,10 +152,9 @@ fn a_run_goes_on_with_another_number_of_ranks() {
     assert_eq!(steps, (1..=9).collect::<Vec<u64>>());
 }
 
-/// A plan of ranks that go on is that of their share.
 #[test]
-fn a_plan_of_ranks_that_go_on_is_of_their_share() {
+fn memory_plan_of_resumed_ranks_is_that_of_their_share() {
     let mut command = program(&place("data"), &place("whole"));
-    let told = succeed(command.args(["--ranks", "8", "--resume", "--dry-run"]));
-    assert!(told.contains("memory plan, 1 images a pass (batch 1)"), "{told}");
+    let output = succeed(command.args(["--ranks", "8", "--resume", "--dry-run"]));
+    assert!(output.contains("memory plan, 1 images a pass (batch 1)"), "{output}");
 }

@@ -1,28 +1,34 @@
-//! Groups that come together, and groups that do not: everybody gets one line that says why.
+//! Groups that are formed, and groups that are not: every rank gets one line that says why.
 
-use std::fs::File;
-use std::net::{TcpListener, TcpStream};
-use std::os::fd::IntoRawFd;
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use effnet::parallel::{Group, GroupError, Membership, World};
+use effnet::parallel::{Address, Group, GroupError, Membership, World};
 
-use super::{identity, ranks, refusals, seconds, some_ranks};
+use super::{barrier, identity, ranks, refusals, seconds, some_ranks};
 
-fn alone(address: &str) -> Membership {
-    Membership { timeout: seconds(1), ..Membership::new(World::ALONE, address) }
+const SECOND_OF_TWO: World = World { rank: 1, size: 2, local_rank: 1, local_size: 2 };
+
+fn membership(world: World, address: &str, timeout: u64) -> Membership {
+    Membership { timeout: seconds(timeout), ..Membership::new(world, address.parse().unwrap()) }
 }
 
-/// The error of a rank 1 of 2 that looks for rank 0 there.
-fn looking(address: &str) -> GroupError {
-    let world = World { rank: 1, size: 2, local_rank: 1, local_size: 2 };
-    Group::join(&Membership { world, ..alone(address) }, identity()).map(drop).unwrap_err()
+/// The error of rank 1 of 2 if it looks for rank 0 at this address.
+fn looking_for_rank_0(address: &str) -> GroupError {
+    Group::join(&membership(SECOND_OF_TWO, address, 1), identity()).map(drop).unwrap_err()
+}
+
+/// A port at which nothing listens, and which is not free. It is taken while the connection lives.
+fn taken_port() -> (SocketAddr, [TcpStream; 2]) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    (taken.local_addr().unwrap(), [taken, listener.accept().unwrap().0])
 }
 
 #[test]
-fn ranks_that_come_late_are_waited_for() {
+fn late_ranks_are_waited_for() {
     let late = |number, _: &mut Membership, _: &mut _| {
         thread::sleep(Duration::from_millis(300 * (3 - number as u64)))
     };
@@ -34,12 +40,13 @@ fn ranks_that_come_late_are_waited_for() {
 }
 
 #[test]
-fn rank_0_listens_by_itself_where_nothing_is_inherited() {
+fn rank_0_opens_the_port_if_it_inherits_none() {
     for host in ["127.0.0.1", "localhost"] {
-        // Between choosing the port and taking it, somebody else may: then another one.
+        // Another program may take the chosen port first. Then the next one is tried.
         let joined = (0..20).any(|_| {
             let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-            let group = match Group::join(&alone(&format!("{host}:{port}")), identity()) {
+            let membership = membership(World::ALONE, &format!("{host}:{port}"), 1);
+            let group = match Group::join(&membership, identity()) {
                 Err(GroupError::PortInUse { .. }) => return false,
                 group => group.unwrap(),
             };
@@ -49,6 +56,25 @@ fn rank_0_listens_by_itself_where_nothing_is_inherited() {
         });
         assert!(joined);
     }
+}
+
+#[test]
+fn rank_0_takes_any_port_if_it_is_alone() {
+    let membership = Membership::new(World::ALONE, Address::new("127.0.0.1", 0));
+    Group::join(&membership, identity()).unwrap().leave().unwrap();
+}
+
+#[test]
+fn inherited_listener_is_closed_with_the_group() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let membership = Membership::local(0, 1, &listener).unwrap();
+    drop(listener);
+    let group = Group::join(&membership, identity()).unwrap();
+    TcpStream::connect(address).unwrap();
+    group.leave().unwrap();
+    drop(group);
+    assert!(TcpStream::connect(address).is_err());
 }
 
 #[test]
@@ -66,7 +92,7 @@ fn missing_ranks_are_listed() {
 }
 
 #[test]
-fn two_processes_with_one_number_are_both_named() {
+fn ranks_with_the_same_number_are_both_named() {
     let pid = std::process::id();
     for line in refusals(&[0, 1, 1], 3, &|_, _, _| {}) {
         assert!(line.starts_with("two processes say that they are rank 1: rank 1 (host "), "{line}");
@@ -75,7 +101,7 @@ fn two_processes_with_one_number_are_both_named() {
 }
 
 #[test]
-fn a_newcomer_to_a_complete_group_is_refused_and_the_group_goes_on() {
+fn complete_group_refuses_another_rank_and_continues() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let join = |number| Group::join(&Membership::local(number, 2, &listener).unwrap(), identity());
     thread::scope(|scope| {
@@ -85,7 +111,7 @@ fn a_newcomer_to_a_complete_group_is_refused_and_the_group_goes_on() {
         assert!(line.contains("comes to a group that is complete; rank 1 (host "), "{line}");
         let threads = groups.map(|group| {
             scope.spawn(move || {
-                group.barrier("undisturbed").unwrap();
+                barrier(&group, "undisturbed").unwrap();
                 group.leave().unwrap();
             })
         });
@@ -94,7 +120,7 @@ fn a_newcomer_to_a_complete_group_is_refused_and_the_group_goes_on() {
 }
 
 #[test]
-fn ranks_that_want_something_else_are_named_with_what_differs() {
+fn rank_that_differs_is_named_with_the_difference() {
     let says = |line: &str, expected: &str| {
         assert!(line.starts_with("rank 1 (host ") && line.ends_with(expected), "{line}");
     };
@@ -117,34 +143,29 @@ fn ranks_that_want_something_else_are_named_with_what_differs() {
 }
 
 #[test]
-fn a_rank_beyond_the_world_is_refused() {
+fn rank_beyond_the_world_is_refused() {
     let world = World { rank: 2, size: 2, local_rank: 0, local_size: 1 };
-    let error = Group::join(&Membership::new(world, "127.0.0.1:1"), identity()).map(drop).unwrap_err();
-    assert_eq!(error.to_string(), "rank 2 of 2 ranks cannot be: ranks count from 0");
+    let error = Group::join(&membership(world, "127.0.0.1:1", 1), identity()).map(drop).unwrap_err();
+    assert_eq!(error.to_string(), "rank 2 of 2 ranks is not possible: ranks count from 0");
 }
 
 #[test]
-fn an_address_that_leads_nowhere_is_told() {
-    let error = looking("127.0.0.1");
-    assert!(error.to_string().starts_with("`127.0.0.1` is no address of rank 0: write host:port"), "{error}");
-    let error = looking("no-such-host.invalid:29500");
+fn address_without_rank_0_is_named() {
+    let error = looking_for_rank_0("no-such-host.invalid:29500");
     assert!(matches!(error, GroupError::Unresolved { .. }), "{error}");
     assert!(error.to_string().contains("no-such-host.invalid:29500 cannot be found"), "{error}");
-    // A port that is taken, and at which nobody listens.
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let taken = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-    let address = taken.local_addr().unwrap().to_string();
-    let line = looking(&address).to_string();
-    let expected =
-        format!("nobody answers at {address} for 1 s; does rank 0 run there, and is the port open?");
+    let (address, _taken) = taken_port();
+    let line = looking_for_rank_0(&address.to_string()).to_string();
+    let expected = format!("no answer from {address} for 1 s; does rank 0 run there, and is the port open?");
     assert_eq!(line, expected);
-    // Somebody who listens and says nothing.
-    let address = listener.local_addr().unwrap().to_string();
-    assert!(matches!(looking(&address), GroupError::NobodyAnswers { .. }));
+    // A program that listens and never answers.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let error = looking_for_rank_0(&silent.local_addr().unwrap().to_string());
+    assert!(matches!(error, GroupError::NoAnswer { .. }), "{error}");
 }
 
 #[test]
-fn another_program_at_the_port_is_told() {
+fn other_program_at_the_port_is_reported() {
     use std::io::Write;
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
@@ -153,45 +174,36 @@ fn another_program_at_the_port_is_told() {
         stream.write_all(b"SSH-2.0-OpenSSH_9.6\r\n").unwrap();
         stream
     });
-    let line = looking(&address).to_string();
+    let line = looking_for_rank_0(&address).to_string();
     assert_eq!(line, format!("what answers at {address} is not effnet; is another program using the port?"));
     drop(other.join().unwrap());
 }
 
 #[test]
-fn a_port_in_use_is_told_with_the_remedy() {
+fn port_in_use_is_reported_with_the_remedy() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
-    let error = Group::join(&alone(&format!("127.0.0.1:{port}")), identity()).map(drop).unwrap_err();
+    let membership = membership(World::ALONE, &format!("127.0.0.1:{port}"), 1);
+    let error = Group::join(&membership, identity()).map(drop).unwrap_err();
     let expected = format!(
-        "port {port} is in use; choose another one: --rendezvous 127.0.0.1:PORT, or MASTER_PORT where a launcher \
+        "port {port} is in use; choose another one: --rendezvous 127.0.0.1:PORT, or MASTER_PORT if a launcher \
         sets it"
     );
     assert_eq!(error.to_string(), expected);
 }
 
 #[test]
-fn an_inherited_descriptor_that_does_not_listen_is_told() {
-    let not_a_socket = File::open("/dev/null").unwrap().into_raw_fd();
-    for descriptor in [not_a_socket, 987_654] {
-        let membership = Membership { listener: Some(descriptor), ..alone("127.0.0.1:29500") };
-        let error = Group::join(&membership, identity()).map(drop).unwrap_err();
-        assert!(matches!(error, GroupError::Listen { .. }), "{error}");
-    }
-}
-
-#[test]
 fn groups_do_not_disturb_each_other() {
     for _ in 0..20 {
         ranks(2, |group| {
-            group.barrier("one of many").unwrap();
+            barrier(group, "one of many").unwrap();
             group.leave().unwrap();
         });
     }
 }
 
 #[test]
-fn ranks_that_come_after_the_refusal_still_hear_why() {
+fn rank_that_comes_after_the_refusal_gets_the_reason() {
     let lines = refusals(&[0, 1, 2], 3, &|number, _, identity| {
         if number == 1 {
             identity.facts[0].1 = "b1".into();
@@ -202,9 +214,9 @@ fn ranks_that_come_after_the_refusal_still_hear_why() {
     assert!(lines.iter().all(|line| *line == lines[2]), "{lines:?}");
 }
 
-/// Who is asked to stop while it waits for others ends at once, and with it all that wait.
+/// Any rank may be asked to stop.
 #[test]
-fn a_request_to_stop_ends_all_that_wait() {
+fn request_to_stop_ends_all_ranks_that_wait() {
     for asked in [0, 2] {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let stop = AtomicBool::new(false);
@@ -215,7 +227,7 @@ fn a_request_to_stop_ends_all_that_wait() {
             Group::join_unless(&membership, identity(), if rank == asked { &stop } else { &never })
         };
         thread::scope(|scope| {
-            // Rank 3 does not come.
+            // Rank 3 never comes.
             let wait = &wait;
             let ranks: Vec<_> = (0..3).map(|rank| scope.spawn(move || wait(rank).map(drop))).collect();
             thread::sleep(Duration::from_millis(300));
@@ -231,14 +243,13 @@ fn a_request_to_stop_ends_all_that_wait() {
     }
 }
 
-/// Also where rank 0 is not there, or takes nobody in yet.
+/// Rank 0 may not be there, or not answer yet.
 #[test]
-fn a_request_to_stop_ends_a_rank_that_nobody_answers() {
+fn request_to_stop_ends_a_rank_without_an_answer() {
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
-    let taken = TcpStream::connect(silent.local_addr().unwrap()).unwrap();
-    for address in [silent.local_addr().unwrap(), taken.local_addr().unwrap()] {
-        let world = World { rank: 1, size: 2, local_rank: 1, local_size: 2 };
-        let membership = Membership { timeout: seconds(100), ..Membership::new(world, address.to_string()) };
+    let (nothing, _taken) = taken_port();
+    for address in [silent.local_addr().unwrap(), nothing] {
+        let membership = membership(SECOND_OF_TWO, &address.to_string(), 100);
         let since = Instant::now();
         let error =
             Group::join_unless(&membership, identity(), &AtomicBool::new(true)).map(drop).unwrap_err();

@@ -14,7 +14,7 @@ use super::device::Context;
 use super::handles::{Event, Memory, Stream};
 use crate::ops::cuda::gpu::{Address, Piece, Reduce};
 use crate::ops::{OpsError, Result};
-use crate::parallel::nccl::{Comm, Library, NcclError, SHARING, UniqueId, Version, ranks_may_share_gpus};
+use crate::parallel::nccl::{Comm, Nccl, NcclError, SHARING, UniqueId, Version, ranks_may_share_gpus};
 use crate::parallel::{Group, GroupError};
 
 /// Between two looks at whether something has ended.
@@ -44,7 +44,7 @@ impl Collectives {
     /// # Errors
     /// [`NcclError`]; what stopped the group meanwhile.
     pub fn join(context: &Arc<Context>, name: &str, group: &Arc<Group>) -> Result<Collectives> {
-        let library = Library::load()?;
+        let library = Nccl::load()?;
         meet(library, &format!("{name}, {}", context.place()?), group)?;
         let own = if group.world().leads() { Some(library.unique_id()?.0) } else { None };
         let bytes = group.broadcast("NCCL's identifier", own.as_ref().map(|id| &id[..]))?;
@@ -165,7 +165,7 @@ fn reason(group: &Group) -> Option<OpsError> {
 }
 
 /// Finds out whether the ranks can join: one NCCL, and a card each.
-fn meet(library: Library, card: &str, group: &Arc<Group>) -> Result {
+fn meet(library: Nccl, card: &str, group: &Arc<Group>) -> Result {
     let machine = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let own = format!("{}\n{card}\n{}", number(library), machine.trim());
     let all = group.exchange("the ranks' GPUs", own.as_bytes())?;
@@ -174,7 +174,7 @@ fn meet(library: Library, card: &str, group: &Arc<Group>) -> Result {
 }
 
 /// The version, so that it can be read again.
-fn number(library: Library) -> String {
+fn number(library: Nccl) -> String {
     let version = library.version();
     format!("{} {} {}", version.0, version.1, version.2)
 }
@@ -214,7 +214,7 @@ fn compatible(all: &[String], shared: bool) -> std::result::Result<(), NcclError
 }
 
 /// Joins in a thread of its own: NCCL waits for the other ranks however long they take, also where they have gone.
-fn join(library: Library, id: UniqueId, context: &Arc<Context>, group: &Arc<Group>) -> Result<Comm> {
+fn join(library: Nccl, id: UniqueId, context: &Arc<Context>, group: &Arc<Group>) -> Result<Comm> {
     let world = group.world();
     let context = context.clone();
     let (tell, told) = channel();

@@ -1,4 +1,4 @@
-//! The two ways of a [`Chain`](super::Chain), each on a thread of its own.
+//! The two directions of a [`Chain`](super::Chain), each on its own thread.
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
@@ -11,10 +11,10 @@ use std::time::Instant;
 use super::{ChainError, Span, Sum, Ticket};
 use crate::parallel::World;
 
-/// Bytes that travel in one piece: small enough to keep all ranks at work, large enough that calls cost nothing.
+/// Bytes per message: few enough to keep all ranks busy, enough to make the cost of a system call negligible.
 pub const CHUNK: usize = 128 << 10;
 
-/// Work on its way through the threads.
+/// Work as the threads receive it.
 #[derive(Clone, Copy)]
 pub struct Work {
     pub start: *mut u8,
@@ -23,52 +23,54 @@ pub struct Work {
     pub submitted: Instant,
 }
 
-// SAFETY: the memory is the work's own until it is done, as `submit` demands.
+// SAFETY: until the work is done, nothing but the threads accesses the memory, as `submit` requires.
 unsafe impl Send for Work {}
 
 impl Work {
+    /// Start and length of every chunk.
     fn chunks(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
         let bytes = self.bytes;
         (0..bytes).step_by(CHUNK).map(move |at| (at, CHUNK.min(bytes - at)))
     }
 
     /// # Safety
-    /// No other thread uses these bytes.
+    /// No other thread accesses these bytes during `'a`.
     unsafe fn part<'a>(&self, at: usize, count: usize) -> &'a mut [u8] {
         assert!(at + count <= self.bytes);
-        // SAFETY: in bounds by the assertion, otherwise as promised.
+        // SAFETY: in bounds by the assertion; exclusive as the caller guarantees.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(at), count) }
     }
 }
 
-/// How far one of the two ways has come.
+/// How far one of the two directions has come.
 #[derive(Clone, Copy, Default)]
-pub struct Way {
+pub struct Direction {
+    /// Finished work.
     pub done: u64,
-    /// Whether its thread has given up.
+    /// Whether its thread has ended.
     pub ended: bool,
 }
 
 #[derive(Default)]
 pub struct Progress {
     pub submitted: u64,
-    /// Work whose totals are there.
+    /// Work whose totals have arrived.
     pub done: u64,
-    pub up: Way,
-    pub down: Way,
+    pub up: Direction,
+    pub down: Direction,
     pub failed: Option<ChainError>,
-    /// When the way up has begun work whose totals are not there yet.
+    /// When the upward thread started the work that is not done yet.
     started: VecDeque<Instant>,
     /// Filled while [`Chain::trace`](super::Chain::trace) is on.
     pub spans: Option<Vec<Span>>,
 }
 
-/// What a chain's handle and its threads share.
+/// What the chain and its threads share.
 pub struct Shared {
     world: World,
     progress: Mutex<Progress>,
     pub moved: Condvar,
-    /// Bytes that the way up has done with, over all work: the way down writes only there.
+    /// Bytes, over all work, that the upward thread does not need any more. The downward thread writes only to these.
     passed: AtomicU64,
     pub below: Option<TcpStream>,
     pub above: Option<TcpStream>,
@@ -76,8 +78,14 @@ pub struct Shared {
 
 impl Shared {
     pub fn new(world: World, below: Option<TcpStream>, above: Option<TcpStream>) -> Shared {
-        let (progress, moved, passed) = (Mutex::default(), Condvar::new(), AtomicU64::new(0));
-        Shared { world, progress, moved, passed, below, above }
+        Shared {
+            world,
+            progress: Mutex::default(),
+            moved: Condvar::new(),
+            passed: AtomicU64::new(0),
+            below,
+            above,
+        }
     }
 
     pub fn lock(&self) -> MutexGuard<'_, Progress> {
@@ -100,8 +108,8 @@ impl Shared {
         }
     }
 
-    pub fn end(&self, way: fn(&mut Progress) -> &mut Way) {
-        way(&mut self.lock()).ended = true;
+    pub fn end(&self, direction: fn(&mut Progress) -> &mut Direction) {
+        direction(&mut self.lock()).ended = true;
         self.moved.notify_all();
     }
 
@@ -116,23 +124,22 @@ impl Shared {
         let ended = Instant::now();
         let started = progress.started.pop_front().unwrap_or(ended);
         if let Some(spans) = &mut progress.spans {
-            let (bytes, submitted) = (work.bytes, work.submitted);
-            spans.push(Span { ticket, bytes, submitted, started, ended });
+            spans.push(Span { ticket, bytes: work.bytes, submitted: work.submitted, started, ended });
         }
         drop(progress);
         self.moved.notify_all();
     }
 }
 
-/// Partial sums, from the rank below to the rank above; in the last rank they are the totals, and turn back.
+/// Passes partial sums from the rank below to the rank above. At the last rank they are the totals, which go back down.
 pub fn up(shared: &Shared, work: Receiver<Work>) {
     let World { rank, size, .. } = shared.world;
-    // Words, so that any kind of number is aligned.
+    // 64-bit words, so that every kind of number is aligned.
     let mut words = vec![0u64; CHUNK / 8];
     while let Ok(work) = work.recv() {
         shared.begin();
         for (at, count) in work.chunks() {
-            // SAFETY: the way down waits for `passed` before it touches these bytes.
+            // SAFETY: the downward thread waits for `passed` before it accesses these bytes.
             let own = unsafe { work.part(at, count) };
             let sum: &mut [u8] = &mut bytemuck::cast_slice_mut(&mut words)[..count];
             match &shared.below {
@@ -164,11 +171,11 @@ pub fn up(shared: &Shared, work: Receiver<Work>) {
     }
 }
 
-/// Totals, from the rank above to the rank below.
+/// Passes totals from the rank above to the rank below.
 pub fn down(shared: &Shared, work: Receiver<Work>) {
     let World { rank, .. } = shared.world;
-    let above = shared.above.as_ref().expect("only a rank with one above has this way");
-    let mut taken = 0;
+    let above = shared.above.as_ref().expect("only a rank with a rank above runs this");
+    let mut received = 0;
     let mut words = vec![0u64; CHUNK / 8];
     while let Ok(work) = work.recv() {
         for (at, count) in work.chunks() {
@@ -176,13 +183,13 @@ pub fn down(shared: &Shared, work: Receiver<Work>) {
             if let Err(error) = receive(above, total) {
                 return shared.fail(rank + 1, error);
             }
-            taken += count as u64;
-            // The total holds what the way up has sent, so that has long been counted, or is about to be.
-            while shared.passed.load(Ordering::Acquire) < taken {
-                // Where there are fewer cores than threads, the other one has to have its turn.
+            received += count as u64;
+            // The total contains what the upward thread has sent, so `passed` already counts it or is about to.
+            while shared.passed.load(Ordering::Acquire) < received {
+                // With fewer cores than threads, the other thread must get a core.
                 std::thread::yield_now();
             }
-            // SAFETY: the way up has done with these bytes.
+            // SAFETY: `passed` says that the upward thread does not need these bytes any more.
             unsafe { work.part(at, count) }.copy_from_slice(total);
             if let Some(below) = &shared.below
                 && let Err(error) = send(below, total)
