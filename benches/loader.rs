@@ -1,10 +1,12 @@
 //! Images a second that the loader makes, by the number of threads: small grey images padded, and photographs
 //! decoded from JPEG, cropped and resized, or left to a device for that. `cargo bench --bench loader`.
 
-use std::hint::black_box;
-use std::time::{Duration, Instant};
+mod common;
 
-use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use std::hint::black_box;
+use std::time::Instant;
+
+use common::{Options, median};
 use effnet::data::pack::{PackOptions, pack};
 use effnet::data::{CropMode, Form, Loader, LoaderConfig, Share, Source, Split};
 use image::{DynamicImage, GrayImage, ImageFormat, Luma, Rgb, RgbImage};
@@ -48,8 +50,8 @@ struct Case<'a> {
     form: Form,
 }
 
-/// Time for `rounds` batches, the loader's start left out.
-fn batches(case: &Case, threads: usize, rounds: u64) -> Duration {
+/// Seconds for `rounds` batches, the loader's start left out.
+fn batches(case: &Case, threads: usize, rounds: u64) -> f64 {
     let Case { source, resolution, crop, form, .. } = *case;
     let warm_up = 2;
     let config = LoaderConfig {
@@ -76,10 +78,12 @@ fn batches(case: &Case, threads: usize, rounds: u64) -> Duration {
         let batch = loader.next().expect("no damage").expect("a batch");
         loader.recycle(black_box(batch));
     }
-    since.elapsed()
+    since.elapsed().as_secs_f64()
 }
 
-fn loader(criterion: &mut Criterion) {
+fn main() {
+    let options = Options::parse();
+    let rounds = if options.runs == 1 { 1 } else { 8 };
     let grey = packed(ImageFormat::Png, |salt| {
         DynamicImage::ImageLuma8(GrayImage::from_fn(28, 28, |x, y| Luma([(x * y + salt) as u8])))
     });
@@ -93,16 +97,11 @@ fn loader(criterion: &mut Criterion) {
         case("jpeg 500x375 for a device to 224", &photographs.1, 224, CropMode::Resized, raw),
         case("synthetic 224", &synthetic, 224, CropMode::Pad, squares),
     ];
-    for case in &cases {
-        let mut group = criterion.benchmark_group(format!("loader/{}", case.name));
-        group.throughput(Throughput::Elements(BATCH as u64)).sample_size(10);
+    for case in cases.iter().filter(|case| options.wants(case.name)) {
         for threads in [1, 2] {
-            group.bench_function(BenchmarkId::new("threads", threads), |bencher| {
-                bencher.iter_custom(|rounds| batches(case, threads, rounds));
-            });
+            let mut times: Vec<f64> = (0..options.runs).map(|_| batches(case, threads, rounds)).collect();
+            let rate = (BATCH as u64 * rounds) as f64 / median(&mut times);
+            println!("{:<34} {threads} threads: {rate:>8.0} images/s", case.name);
         }
     }
 }
-
-criterion_group!(benches, loader);
-criterion_main!(benches);
