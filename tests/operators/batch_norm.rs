@@ -1,7 +1,7 @@
 //! Batch norm outside training: coefficients from the running statistics. What it does in training is part of
 //! every convolution's pass, and tested there; but for what a GPU's blocks leave, whose merging is tested here.
 
-use crate::common::fixture::cases::{Case, on_every_device};
+use crate::common::fixture::cases::{Case, check_on_cpu, on_every_device};
 use crate::common::fixture::{Fixture, UNIT, equal_bits, tolerance};
 use crate::common::formula::Formula;
 use crate::common::gpu::{TestGpu, engine, on_cuda};
@@ -28,6 +28,25 @@ fn inference_cases() -> Vec<Case> {
     cases
 }
 on_every_device!(inference_coefficients_agree_with_the_oracle, inference_cases());
+
+/// The mean is ten thousand deviations: in fp32 the difference of E[y²] and E[y]² has no digit left, nor has a merge that
+/// drops the tasks' own shifts. The weights are the identity, so y is x.
+#[test]
+fn statistics_survive_a_mean_of_ten_thousand_deviations() {
+    let mut f = Fixture::new("batch norm of a huge mean");
+    let (rows, channels) = (3000, 40);
+    let identity = |at: usize| if at / channels == at % channels { 1.0 } else { 0.0 };
+    let pass = ExpandForward {
+        rows,
+        inputs: channels,
+        outputs: channels,
+        x: f.input_noise("x", rows * channels, 1e4 - 1.7, 1e4 + 1.7),
+        weight: f.param_of("identity", (0..channels * channels).map(identity).collect()),
+        y: f.output("y", rows * channels),
+        bn: f.norm("bn", channels, rows),
+    };
+    check_on_cpu([Case::new(f, Pass::ExpandForward(pass), rows)]);
+}
 
 /// A batch norm alone on a device, with `channels` of everything.
 fn alone<G: TestGpu>(channels: usize, rows: usize, way: G::Way) -> (CudaOps<G>, BatchNorm) {

@@ -22,6 +22,9 @@ const SHAPES: [(usize, usize, usize); 12] = [
     (1, 57, 96),
 ];
 
+/// Channels that are no multiple of a vector, and many images of a small map, which share a task; the kernels take multiples of eight only.
+const ODD_SHAPES: [(usize, usize, usize); 4] = [(3, 9, 13), (2, 4, 13), (1, 19, 13), (37, 2, 300)];
+
 /// Kernel 3 and 5, stride 1 and 2, both paddings.
 fn windows(side: usize) -> impl Iterator<Item = (Window, String)> {
     let paddings = [Padding::Symmetric, Padding::Same];
@@ -204,6 +207,12 @@ const INPUTS: [Input; 3] = [
 #[test]
 fn backward_agrees_with_the_oracle_on_the_family_s_shapes() {
     check_on_cpu(backward_cases(&SHAPES, &INPUTS));
+}
+
+#[test]
+fn odd_channels_agree_with_the_oracle() {
+    let forward = forward_cases(&ODD_SHAPES, &FORWARD_KINDS[..2]);
+    check_on_cpu(forward.into_iter().chain(backward_cases(&ODD_SHAPES, &INPUTS[..2])));
 }
 
 on_cuda_devices!(backward_agrees_with_the_oracle, backward_cases(&CUDA_SHAPES, &INPUTS[..2]));

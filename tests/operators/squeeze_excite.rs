@@ -1,7 +1,7 @@
 //! Squeeze-excite against the oracle.
 
 use crate::common::fixture::Fixture;
-use crate::common::fixture::cases::{Case, on_every_device};
+use crate::common::fixture::cases::{Case, check_on_cpu, on_every_device};
 use effnet::ops::*;
 
 /// Images, pixels, channels, bottleneck: widths from 4 that are no multiple of a vector.
@@ -23,36 +23,49 @@ const SHAPES: [(usize, usize, usize, usize); 14] = [
     (1, 5000, 16, 4),
 ];
 
-fn forward_cases() -> Vec<Case> {
+/// Channels that are no multiple of a vector; the kernels take multiples of eight only.
+const ODD_SHAPES: [(usize, usize, usize, usize); 1] = [(9, 3, 13, 3)];
+
+fn forward(
+    f: &mut Fixture,
+    images: usize,
+    pixels: usize,
+    channels: usize,
+    bottleneck: usize,
+) -> SqueezeForward {
+    let y = f.activation("y", images * pixels, channels);
+    SqueezeForward {
+        images,
+        pixels,
+        channels,
+        bn: f.norm_of("bn", &y, channels),
+        y: f.input("y", y),
+        squeezed: f.output("squeezed", images * channels),
+        reduce: f.dense("reduce", channels, bottleneck),
+        hidden: f.output("hidden", images * bottleneck),
+        expand: f.dense("expand", bottleneck, channels),
+        gate: f.output("gate", images * channels),
+    }
+}
+
+fn forward_cases(shapes: &[(usize, usize, usize, usize)]) -> Vec<Case> {
     let mut cases = Vec::new();
-    for (images, pixels, channels, bottleneck) in SHAPES {
+    for &(images, pixels, channels, bottleneck) in shapes {
         for weights in [Weights::Raw, Weights::Ema] {
             let name = format!("squeeze {images}×{pixels}×{channels} by {bottleneck}, {weights:?}");
             let mut f = Fixture::new(name);
             f.weights = weights;
-            let y = f.activation("y", images * pixels, channels);
-            let pass = SqueezeForward {
-                images,
-                pixels,
-                channels,
-                bn: f.norm_of("bn", &y, channels),
-                y: f.input("y", y),
-                squeezed: f.output("squeezed", images * channels),
-                reduce: f.dense("reduce", channels, bottleneck),
-                hidden: f.output("hidden", images * bottleneck),
-                expand: f.dense("expand", bottleneck, channels),
-                gate: f.output("gate", images * channels),
-            };
+            let pass = forward(&mut f, images, pixels, channels, bottleneck);
             cases.push(Case::new(f, Pass::SqueezeForward(pass), pixels.max(channels)));
         }
     }
     cases
 }
-on_every_device!(forward_agrees_with_the_oracle, forward_cases());
+on_every_device!(forward_agrees_with_the_oracle, forward_cases(&SHAPES));
 
-fn backward_cases() -> Vec<Case> {
+fn backward_cases(shapes: &[(usize, usize, usize, usize)]) -> Vec<Case> {
     let mut cases = Vec::new();
-    for (images, pixels, channels, bottleneck) in SHAPES {
+    for &(images, pixels, channels, bottleneck) in shapes {
         let mut f = Fixture::new(format!("squeeze {images}×{pixels}×{channels} by {bottleneck}"));
         let pass = SqueezeBackward {
             images,
@@ -71,4 +84,23 @@ fn backward_cases() -> Vec<Case> {
     }
     cases
 }
-on_every_device!(backward_agrees_with_the_oracle, backward_cases());
+on_every_device!(backward_agrees_with_the_oracle, backward_cases(&SHAPES));
+
+#[test]
+fn odd_channels_agree_with_the_oracle() {
+    check_on_cpu(forward_cases(&ODD_SHAPES).into_iter().chain(backward_cases(&ODD_SHAPES)));
+}
+
+/// More images beside it change no bit of an image's gate.
+#[test]
+fn gate_of_an_image_does_not_depend_on_the_batch() {
+    let (pixels, channels, bottleneck) = (50, 96, 6);
+    let gate = |images| {
+        let mut f = Fixture::new("squeeze of a batch");
+        let mut pass = forward(&mut f, images, pixels, channels, bottleneck);
+        pass.bn = f.norm_of("the same bn", &f.activation("y", 5 * pixels, channels), channels);
+        f.output_on_cpu(Pass::SqueezeForward(pass), pass.gate)
+    };
+    let (few, many) = (gate(5), gate(21));
+    assert_eq!(few, many[..few.len()]);
+}

@@ -19,8 +19,6 @@ pub mod gemm;
 pub mod head;
 pub mod masks;
 pub mod optimiser;
-#[cfg(test)]
-mod pointwise_tests;
 pub mod pool;
 pub mod project;
 pub mod residual;
@@ -28,8 +26,6 @@ pub mod simd;
 pub mod squeeze_excite;
 pub mod stem;
 pub mod sweep;
-#[cfg(test)]
-mod testing;
 
 use std::sync::Arc;
 use std::time::Instant;

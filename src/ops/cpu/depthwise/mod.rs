@@ -13,8 +13,6 @@
 mod backward;
 mod forward;
 mod input_sweep;
-#[cfg(test)]
-mod tests;
 
 use std::ops::Range;
 
