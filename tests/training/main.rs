@@ -8,6 +8,7 @@ mod cuda_training;
 #[path = "../common/data_support.rs"]
 mod data_support;
 mod demo;
+mod earlier;
 mod determinism;
 mod evaluate;
 mod memory;
