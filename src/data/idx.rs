@@ -98,8 +98,9 @@ impl<'a> Images<'a> {
             };
             return Err(input.problem(format!("{what} (it starts with {magic:08x}, not 00000803)")));
         }
-        let [count, rows, columns] = [(); 3].map(|()| read_u32(&mut reader, &input));
-        let (count, rows, columns) = (count?, rows?, columns?);
+        let count = read_u32(&mut reader, &input)?;
+        let rows = read_u32(&mut reader, &input)?;
+        let columns = read_u32(&mut reader, &input)?;
         if count == 0 || !(1..=MAX_SIDE).contains(&rows) || !(1..=MAX_SIDE).contains(&columns) {
             return Err(input.problem(format!("{count} images of {columns}x{rows} pixels: damaged header")));
         }
