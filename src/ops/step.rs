@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::tensor::Tensor;
-use crate::data::BatchPixels;
+use crate::pixels::BatchPixels;
 
 /// Everything that differs from step to step and is not data.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

@@ -8,8 +8,8 @@ mod cuda_training;
 #[path = "../common/data_support.rs"]
 mod data_support;
 mod demo;
-mod earlier;
 mod determinism;
+mod earlier;
 mod evaluate;
 mod memory;
 mod not_finite;

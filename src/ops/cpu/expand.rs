@@ -195,37 +195,19 @@ impl OnCpu for ExpandBackward {
             });
         } else {
             cx.parallel(tasks.data, |group, scratch| {
-                pass.run(
-                    part_of(self.rows, tasks.data, group),
-                    all.clone(),
-                    Some(group),
-                    keep,
-                    None,
-                    scratch,
-                );
+                let rows = part_of(self.rows, tasks.data, group);
+                pass.run(rows, all.clone(), Some(group), keep, None, scratch);
             });
             cx.parallel(groups * slices, |task, scratch| {
                 let (group, slice) = (task / slices, task % slices);
                 let panels = part_of(wide.count(), slices, slice);
-                pass.run(
-                    part_of(self.rows, groups, group),
-                    panels,
-                    None,
-                    keep,
-                    Some(gradient(group)),
-                    scratch,
-                );
+                let rows = part_of(self.rows, groups, group);
+                pass.run(rows, panels, None, keep, Some(gradient(group)), scratch);
             });
         }
         finish_sums(cx, &self.previous.bn, sums);
-        gemm::add_weight_gradient(
-            cx,
-            gradients,
-            self.inputs,
-            self.outputs,
-            true,
-            cx.gradient_mut(self.weight),
-        );
+        let weight = cx.gradient_mut(self.weight);
+        gemm::add_weight_gradient(cx, gradients, self.inputs, self.outputs, true, weight);
     }
 }
 

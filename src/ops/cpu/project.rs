@@ -366,19 +366,8 @@ impl BackwardPass<'_> {
             let add = tile.start > self.units.rows(own.start).start;
             // SAFETY: each task has its own panels of its group's gradient.
             let to = unsafe { self.gradients.part(start..start + outputs * width) };
-            gemm::multiply_transposed(
-                dy,
-                stride,
-                outputs,
-                tile.len(),
-                a,
-                width,
-                width,
-                to,
-                width,
-                add,
-                &mut ahead,
-            );
+            let rows = tile.len();
+            gemm::multiply_transposed(dy, stride, outputs, rows, a, width, width, to, width, add, &mut ahead);
         }
     }
 }
