@@ -1,4 +1,4 @@
-//! Which images a raw batch takes. What a device makes of one is compared with the CPU's squares in `tests/image.rs`.
+//! Which images a raw batch takes. What a device makes of one is compared with the CPU's squares in `tests/operators/image.rs`.
 
 use super::*;
 use crate::data::CropMode;
