@@ -14,18 +14,18 @@
 //   7²     320 → 1280      1     0.031   0.125    40    128×128, 64×128  10
 //
 // (layers of a kind together; the higher of two tiles where it leaves two blocks for each multiprocessor of the
-// largest GPU). In all 8.06 MB and 0.37 Gflop an image: 2.7 µs at 3.0 TB/s, 11.5 µs at 0.70 TB/s. Weights come from the
-// second-level cache, once a tile (0.8 MB for the largest layer). Statistics: 8·N bytes a part, at most 4 % of y with
-// one tile a part. With tiles filled up 197 M multiply-adds, 0.8 µs on an H100's tensor cores at 1024 a cycle and
-// multiprocessor, 6.6 µs on an RTX 3080's at 256, and 17 M fp32 instructions: on the latter, layers from 112
-// inputs on are bound by products; on the former, those of 7² about as much as by memory. Last measured share: not yet
-// measured.
+// largest GPU). In all 8.06 MB and 0.37 Gflop an image: 2.7 µs at 3.0 TB/s, 11.5 µs at 0.70 TB/s. Weights come from
+// the second-level cache, once a tile (0.8 MB for the largest layer). Statistics: 8·N bytes a part, at most 4 % of y
+// with one tile a part. With tiles filled up 197 M multiply-adds, 0.8 µs on an H100's tensor cores at 1024 a cycle
+// and multiprocessor, 6.6 µs on an RTX 3080's at 256, and 17 M fp32 instructions: on the latter, layers from 112
+// inputs on are bound by products; on the former, those of 7² about as much as by memory. Last measured share: not
+// yet measured.
 //
-// Backward. dx [M, K] = dy·W (+ the shortcut's gradient), dW [N, K] = dyᵀ·x and the sums of the batch norm before, with dy
-// from du and y by batch norm's backward while they are loaded. Three idioms, see expand_backward.cuh and
-// pointwise_backward.cuh: up to 240 wide and 48 narrow channels one sweep does it all and reads du and y once; beyond, dW's
-// accumulators are too many for a block that must see all of N to make dx, and two kernels each read du and y. fp16,
-// an image of B0 (224²), MB of du and y and of everything narrow (x, previous y, dx, shortcut):
+// Backward. dx [M, K] = dy·W (+ the shortcut's gradient), dW [N, K] = dyᵀ·x and the sums of the batch norm before,
+// with dy from du and y by batch norm's backward while they are loaded. Three idioms, see expand_backward.cuh and
+// pointwise_backward.cuh: up to 240 wide and 48 narrow channels one sweep does it all and reads du and y once;
+// beyond, dW's accumulators are too many for a block that must see all of N to make dx, and two kernels each read du
+// and y. fp16, an image of B0 (224²), MB of du and y and of everything narrow (x, previous y, dx, shortcut):
 //
 //   map    K → N        layers   wide MB  narrow MB  Mflop   blocks
 //   112²   16 → 96         1      4.817     1.204      77    sweep 96×16, 64 rows
@@ -37,9 +37,9 @@
 //   7²     320 → 1280      1      0.502     0.094      80    dx 64×320, dW 64×320
 //
 // In all 21.6 MB (3.9 of them because of the second reading) and 0.75 Gflop an image: 7.2 µs at 3.0 TB/s, 31 µs at
-// 0.70 TB/s. The parts' sums of dW add at most an eighth of du where there are rows enough to fill the GPU that way. With
-// tiles filled up 405 M multiply-adds, 1.7 µs on an H100's tensor cores and 14 µs on an RTX 3080's, and 29 M fp32
-// instructions: only 320 → 1280 on an RTX 3080 is bound by products. Last measured share: not yet measured.
+// 0.70 TB/s. The parts' sums of dW add at most an eighth of du where there are rows enough to fill the GPU that way.
+// With tiles filled up 405 M multiply-adds, 1.7 µs on an H100's tensor cores and 14 µs on an RTX 3080's, and 29 M
+// fp32 instructions: only 320 → 1280 on an RTX 3080 is bound by products. Last measured share: not yet measured.
 #include "expand_backward.cuh"
 #include "pointwise.cuh"
 

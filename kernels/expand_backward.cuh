@@ -6,9 +6,9 @@
 
 #include "pointwise_backward.cuh"
 
-//   du, y [rows, outputs], weight [outputs, inputs], coefficients [4, outputs] and sums [2, outputs] of y's batch norm;
-//   shortcut [rows, inputs] or null; of the block before y [rows, inputs], coefficients and keep [images] or null;
-//   dx [rows, inputs], partials [blocks, 2, inputs]. Grid: blocks, which share the tiles of rows evenly.
+//   du, y [rows, outputs], weight [outputs, inputs], coefficients [4, outputs] and sums [2, outputs] of y's batch
+//   norm; shortcut [rows, inputs] or null; of the block before y [rows, inputs], coefficients and keep [images] or
+//   null; dx [rows, inputs], partials [blocks, 2, inputs]. Grid: blocks, which share the tiles of rows evenly.
 #define EXPAND_BACKWARD_POINTERS(F)        \
     F(const void*, du)                     \
     F(const void*, y)                      \
@@ -57,8 +57,9 @@ ARGUMENTS(ExpandBackwardWeightsArguments, EXPAND_BACKWARD_WEIGHTS_FIELDS)
 
 // ---- the data gradient's epilogue -------------------------------------------------------------------------
 
-// dx (+ shortcut) leaves through a tile in shared memory, where it is rounded; then each thread stays with one octet of
-// channels, in every so many-th row, and keeps the previous batch norm's sums of it in registers through all tiles.
+// dx (+ shortcut) leaves through a tile in shared memory, where it is rounded; then each thread stays with one octet
+// of channels, in every so many-th row, and keeps the previous batch norm's sums of it in registers through all
+// tiles.
 template <class Args, typename T, int ROWS, int COLUMNS, int THREADS>
 struct NarrowGradient {
     static constexpr int STRIDE = ROW_STRIDE<T, COLUMNS>, SIZE = ROWS * STRIDE;
@@ -161,9 +162,9 @@ struct RowRange {
 
 // ---- two kernels ------------------------------------------------------------------------------------------
 
-// `S` is a DataShape whose columns hold all of the narrow channels: du and y are read once. Where a tile has few chunks
-// of channels (SEPARATE), dx's tile has a place of its own, so that the next tile's copies run beside the epilogue;
-// else it lies over the weights.
+// `S` is a DataShape whose columns hold all of the narrow channels: du and y are read once. Where a tile has few
+// chunks of channels (SEPARATE), dx's tile has a place of its own, so that the next tile's copies run beside the
+// epilogue; else it lies over the weights.
 template <class S, bool SEPARATE>
 __device__ __forceinline__ void expand_backward_data(const ExpandBackwardDataArguments& args) {
     using T = typename S::T;

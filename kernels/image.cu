@@ -1,14 +1,14 @@
 // Images from bytes: (byte/255 − mean)/deviation of each channel, from squares that the host has made or straight from
 // images in their own sizes, which are cropped, resized, padded and mirrored here.
 //
-// There are only 3·256 results; the host computes them in double, as the CPU path does, and passes them as an argument,
-// so values are equal bit for bit.
+// There are only 3·256 results; the host computes them in double, as the CPU path does, and passes them as an
+// argument, so values are equal bit for bit.
 //
-// Resizing is bilinear with antialiasing in integers, as the CPU's: rows are combined with 16-bit weights and rounded to
-// bytes, then columns. A block makes eight rows of the square, a warp one: it combines the rows under its row for as
-// many columns as shared memory holds, four bytes a lane, then the columns, a pixel a lane. The rows are put together
-// in shared memory, a word a pixel, and leave as 16-byte vectors. Weights come from tables that the host computes beside the decoding
-// (src/data/raw.rs), exactly, and some 4 KB an image.
+// Resizing is bilinear with antialiasing in integers, as the CPU's: rows are combined with 16-bit weights and rounded
+// to bytes, then columns. A block makes eight rows of the square, a warp one: it combines the rows under its row for
+// as many columns as shared memory holds, four bytes a lane, then the columns, a pixel a lane. The rows are put
+// together in shared memory, a word a pixel, and leave as 16-byte vectors. Weights come from tables that the host
+// computes beside the decoding (src/data/raw.rs), exactly, and some 4 KB an image.
 //
 // B0 at a batch of 1: normalising reads 0.15 MB and writes 0.30 MB in fp16, floor 0.15 µs at 3.0 TB/s. Preparing reads
 // what the crop covers, 0.27 MB of a 500×375 image on average, and writes 0.30 MB: 0.19 µs, beside some 5 M

@@ -7,9 +7,9 @@
 // raises the flag.
 //
 // B0 (5.29 million parameters), fp16, RMSprop: 16 bytes read and 12 written of each, 148 MB, with the EMA 190 MB; and
-// 6 for the copies of 3.15 million, 19 MB. Floor 56 µs a step at 3.0 TB/s, with the EMA 70 µs, independent of the batch;
-// a root and a reciprocal each and some 22 fp32 instructions are nothing beside it. Last measured share: not yet
-// measured.
+// 6 for the copies of 3.15 million, 19 MB. Floor 56 µs a step at 3.0 TB/s, with the EMA 70 µs, independent of the
+// batch; a root and a reciprocal each and some 22 fp32 instructions are nothing beside it. Last measured share: not
+// yet measured.
 #include "numeric.cuh"
 #include "reduction.cuh"
 

@@ -72,7 +72,8 @@ struct GradientTile {
     __device__ static int octet() { return threadIdx.x % OCTETS * LANES; }
     __device__ static int first_row() { return threadIdx.x / OCTETS; }
 
-    // Copies `rows` rows from `row` on; the octet of this thread begins at `channel` and ends before `end`, or is none.
+    // Copies `rows` rows from `row` on; the octet of this thread begins at `channel` and ends before `end`, or is
+    // none.
     __device__ __forceinline__ void begin(int row, int rows, int channel, int end) const {
         const size_t start = static_cast<size_t>(row) * channels + channel;
 #pragma unroll 2

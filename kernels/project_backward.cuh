@@ -55,8 +55,8 @@ ARGUMENTS(ProjectBackwardWeightsArguments, PROJECT_BACKWARD_WEIGHTS_FIELDS)
 
 // ---- tiles that know images -------------------------------------------------------------------------------
 
-// The block's tiles of at most ROWS rows. No tile holds parts of two images: it lies within one or, where images are so
-// small that several fit, holds whole ones.
+// The block's tiles of at most ROWS rows. No tile holds parts of two images: it lies within one or, where images are
+// so small that several fit, holds whole ones.
 template <int ROWS>
 struct ImageTiles {
     int pixels, whole;  // rows of an image, images of a tile

@@ -1,5 +1,6 @@
-// The projection backward in one sweep: a block owns a slice of the wide channels and all narrow ones. Its weights stay
-// in shared memory, the weights' gradient in the registers of eight warps. A tile of rows goes through it like this:
+// The projection backward in one sweep: a block owns a slice of the wide channels and all narrow ones. Its weights
+// stay in shared memory, the weights' gradient in the registers of eight warps. A tile of rows goes through it like
+// this:
 //
 //   form dy · barrier · da = dy·W into shared memory · barrier · the five sums and A in the place of x, da to memory ·
 //   barrier · begin the copies of the next x into the place of da · dW += dyᵀ·A · barrier

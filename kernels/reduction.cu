@@ -5,9 +5,9 @@
 // share them, so that few elements still give work enough. See reduction.cuh for the order.
 //
 // Bytes: 4·parts·elements read, 8·elements for the gradient; seven fp32 instructions a number. At 264 parts of 50,000
-// elements 53 MB: floor 18 µs at 3.0 TB/s. B0's layers leave 592 MB in 49 launches of a step at batch 512, 12 MB each on
-// average: floor 0.20 ms, 1.2 MB and 0.4 µs an image, 1.7 µs at 0.70 TB/s, less what the second-level cache still has.
-// Last measured share: not yet measured.
+// elements 53 MB: floor 18 µs at 3.0 TB/s. B0's layers leave 592 MB in 49 launches of a step at batch 512, 12 MB each
+// on average: floor 0.20 ms, 1.2 MB and 0.4 µs an image, 1.7 µs at 0.70 TB/s, less what the second-level cache still
+// has. Last measured share: not yet measured.
 #include "reduction.cuh"
 
 #define ADD_GRADIENT_FIELDS(F) \

@@ -5,15 +5,16 @@
 // around them, so that the loops have no borders. A part owns several tiles of one size that follow from C alone,
 // consecutive in all images.
 //
-// Forward: a thread has seven pixels of eight channels in registers, as many as 128 registers allow; the 27·C weights lie in shared memory. The
-// epilogue takes statistics of what was stored, about the part's first value of each channel.
-// Backward: dy by batch norm's backward to shared memory, then a thread adds up, over its share of the pixels, eight
-// channels' products with the nine values under one row of the window; the shares are added at the part's end.
+// Forward: a thread has seven pixels of eight channels in registers, as many as 128 registers allow; the 27·C weights
+// lie in shared memory. The epilogue takes statistics of what was stored, about the part's first value of each
+// channel. Backward: dy by batch norm's backward to shared memory, then a thread adds up, over its share of the
+// pixels, eight channels' products with the nine values under one row of the window; the shares are added at the
+// part's end.
 //
 // B0 at a batch of 1 (224²·3 → 112²·32): forward reads 0.30 MB and writes 0.80 MB in fp16, backward reads 1.9 MB;
 // 10.8 M multiply-adds each, 13 M fp32 instructions with conversions, statistics and dy. Floors: 0.37 and 0.64 µs at
-// 3.0 TB/s, 1.6 and 2.7 µs at 0.70 TB/s; the instructions take 0.44 µs on an H100, so that forward is bound by them there,
-// and 0.87 µs on an RTX 3080. Last measured share: not yet measured.
+// 3.0 TB/s, 1.6 and 2.7 µs at 0.70 TB/s; the instructions take 0.44 µs on an H100, so that forward is bound by them
+// there, and 0.87 µs on an RTX 3080. Last measured share: not yet measured.
 #include "numeric.cuh"
 
 constexpr int STEM_THREADS = 256;
@@ -141,7 +142,8 @@ __device__ __forceinline__ void load_rows(
 // Pixels of a thread.
 constexpr int STEM_PIXELS = 7;
 
-// Grid: parts. A tile is 7·⌊256/(C/8)⌋ pixels, fewer where its rows would not fit. `counts` [parts] and `moments` [parts, 2, C], or null.
+// Grid: parts. A tile is 7·⌊256/(C/8)⌋ pixels, fewer where its rows would not fit. `counts` [parts] and `moments`
+// [parts, 2, C], or null.
 #define STEM_FORWARD_FIELDS(F) \
     F(const void*, image)      \
     F(const float*, weight)    \

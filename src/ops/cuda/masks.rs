@@ -1,4 +1,4 @@
-//! Stochastic-depth and dropout factors: the draws of [`crate::random`], on the device.
+//! Stochastic-depth and dropout factors, drawn on the device as [`crate::random`] draws them.
 
 use super::arguments::Kernel;
 use super::context::Context;
@@ -30,7 +30,7 @@ pub fn dropout<G: Gpu>(cx: &mut Context<G>, p: &DropoutMask) -> Result {
         rate: p.rate,
         kept: 1.0 / (1.0 - p.rate),
     };
-    // A draw gives four factors.
+    // One draw makes four factors.
     let draws = p.images * p.channels.div_ceil(4);
     cx.launch(&DROPOUT, [draws.div_ceil(MASK_THREADS), 1, 1], MASK_THREADS, 0, arguments)
 }
