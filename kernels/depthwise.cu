@@ -1,15 +1,16 @@
-// The depthwise convolution, 3×3 and 5×5, stride 1 and 2, forward and backward; the bodies are in
+// The depthwise convolution, 3×3 and 5×5, stride 1 and 2, forward and backward. The bodies are in
 // depthwise_forward.cuh and depthwise_backward.cuh.
 //
 // At B0's shapes, 224², one image, fp16: forward reads 3.8 million elements and writes 2.3 million, 12.2 MB in all
-// layers; backward reads da, y and x and writes dx: 24.4 MB. Multiply-adds: 35 million forward, 69 million backward;
-// sigmoids: 3.8 million forward (one an input element) and 9.9 million backward (one an output element, two an input
-// element). Floors: 4.1 and 8.1 µs at 3.0 TB/s, 17 and 35 µs at 0.70 TB/s. With conversions, batch norm, silu and
-// statistics that is 87 and 199 million fp32 instructions, 2.9 and 6.7 µs on an H100, so 5×5 with stride 1 is bound by
-// them there (1.2 times the floor), everything else by memory. Last measured share: not yet measured.
+// layers; backward reads da, y and x and writes dx: 24.4 MB. Multiply-adds: 35 million forward, 69 million backward.
+// Sigmoids: 3.8 million forward (one for each input element) and 9.9 million backward (one for each output element,
+// two for each input element). Floors: 4.1 and 8.1 µs at 3.0 TB/s, 17 and 35 µs at 0.70 TB/s. With conversions, batch
+// norm, silu and statistics there are 87 and 199 million fp32 instructions, 2.9 and 6.7 µs on an H100. So 5×5 with
+// stride 1 is bound by them there (1.2 times the floor), everything else by memory. Last measured share: not yet
+// measured.
 #include "depthwise_backward.cuh"
 
-// fp32 takes the registers that it needs; half types leave room for two blocks a multiprocessor.
+// fp32 uses as many registers as it needs; half types leave room for two blocks on a multiprocessor.
 #define DEPTHWISE(T, name, Shape)                                                                      \
     KERNEL_BLOCKS(depthwise_forward_##name, depthwise_threads(Shape::kernel), Shape::blocks,           \
                   DepthwiseForwardArguments) {                                                         \

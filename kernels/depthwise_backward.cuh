@@ -1,15 +1,15 @@
-// Depthwise convolution, backward: batch norm and silu of its output while loading, the gradient at its input, the
-// gradient of its weights and the sums that the batch norm before needs, in one sweep.
+// Depthwise convolution, backward, in one sweep: batch norm and silu of its output while loading, the gradient at its
+// input, the gradient of its weights, and the sums for the batch norm before.
 //
-// The gradient dy at the convolution's output is made once per element when a row enters a ring in shared memory:
-// du = (da·gate + squeeze gradient)·silu'(z), then batch norm's backward. A thread then owns 4 neighbouring positions
-// of the *input* map, whose value x it alone loads. Each tap (i, j) that connects its position to an output gives
-// two multiply-adds from the same dy: da1 += w[i, j]·dy, and dw[i, j] += a1·dy. So neither x nor a1 is shared, and
-// dx leaves from the registers in which it was made. With stride 2 a position meets only the taps of its parity:
-// columns by unrolling, rows by a test.
+// The gradient dy at the convolution's output is computed once per element, when a row is loaded into a ring in
+// shared memory: du = (da·gate + squeeze gradient)·silu'(z), then batch norm's backward. A thread has 4 neighbouring
+// positions of the *input* map, and it alone loads their x. Each tap (i, j) that connects its position to an output
+// gives two multiply-adds with the same dy: da1 += w[i, j]·dy, and dw[i, j] += a1·dy. So neither x nor a1 is shared
+// between threads, and dx is stored from the registers in which it was computed. With stride 2 a position has only
+// the taps of its parity: for columns this is decided by unrolling, for rows by a test.
 //
-// The ring holds the storage type (see depthwise_forward.cuh). The taps' sums of a thread stay in registers until the
-// block ends: 2 channels a thread, 18 sums for 3×3 and 50 for 5×5.
+// The ring holds the storage type (see depthwise_forward.cuh). A thread's sums of the taps stay in registers until the
+// block ends: with 2 channels, 18 sums for 3×3 and 50 for 5×5.
 //
 // Bytes, operations and floors at B0's shapes: depthwise.cu.
 #pragma once
@@ -64,9 +64,9 @@ struct DepthwiseBackward {
         T v[LANES];
     };
     static constexpr int COLUMNS = DEPTHWISE_COLUMNS;
-    // An output column `xo` meets input column `x` through tap x + pad − STRIDE·xo. A thread's first column x0 has
-    // x0 + pad divisible by the stride, so the outputs of its columns are (x0 + pad)/STRIDE − BEFORE and the
-    // REACHED − 1 that follow.
+    // Output column `xo` and input column `x` are connected by tap x + pad − STRIDE·xo. For a thread's first column
+    // x0, x0 + pad is divisible by the stride, so its columns need the output columns (x0 + pad)/STRIDE − BEFORE and
+    // the following REACHED − 1.
     static constexpr int BEFORE = (K - 1) / STRIDE;
     static constexpr int REACHED = (COLUMNS - 1) / STRIDE + 1 + BEFORE;
     static constexpr int SUMS = K * K * C + 2 * C;
@@ -104,7 +104,7 @@ struct DepthwiseBackward {
             const int channel = first_channel + i;
             if (channel < args.channels) set_constants(i, channel);
         }
-        // The barrier after the first factors is that of these, too.
+        // The barrier after the first factors also covers these.
     }
 
     __device__ __forceinline__ void set_constants(int i, int channel) {
@@ -131,7 +131,7 @@ struct DepthwiseBackward {
         }
     }
 
-    // Output rows `first` to `last` of the images from `image` on, as dy, into the ring.
+    // Loads output rows `first` to `last` of the images from `image` on, as dy, into the ring.
     __device__ __forceinline__ void load_rows(const DepthwiseLoader& own, int image, int first, int last) {
         const int count = last - first + 1, channel = first_channel + own.vector * LANES;
         if (channel >= args.channels) return;
@@ -163,7 +163,7 @@ struct DepthwiseBackward {
         }
     }
 
-    // From da to dy, four channels at a time: the taps' sums leave few registers.
+    // From da to dy, four channels at a time, because the taps' sums leave few registers.
     __device__ __forceinline__ void output_gradient(
         T* to, const T* da, const T* y, const float* factors_of, int at) const {
         float values[4], out[4], scale[4], other[4], gate[4];
@@ -193,7 +193,7 @@ struct DepthwiseBackward {
         store_group(to, values);
     }
 
-    // Gates and squeeze gradients of the images from `image` on.
+    // Loads gates and squeeze gradients of the images from `image` on.
     __device__ __forceinline__ void load_factors(int image) {
         for (int i = threadIdx.x; i < args.together * slice_channels; i += THREADS) {
             const int which = i / slice_channels, at = i % slice_channels, channel = first_channel + at;
@@ -214,8 +214,8 @@ struct DepthwiseBackward {
         float taps[K * K][C], sums[2][C];
     };
 
-    // The four positions' values as stored, and in `a` what the convolution saw. Keeping x in its storage type and
-    // taking silu's slope later, with a second sigmoid, saves the registers that the taps' sums need.
+    // The four positions' values as stored, and in `a` the convolution's input. x stays in its storage type and silu's
+    // slope is computed later with a second sigmoid: this saves registers, which the taps' sums need.
     __device__ __forceinline__ void load_inputs(
         Stored (&x)[COLUMNS], float (&a)[COLUMNS][C], const Own& own, size_t pixel, int channel) const {
         float scale[C], shift[C];
@@ -249,7 +249,7 @@ struct DepthwiseBackward {
         for (int ky = 0; ky < K; ky++) {
             const int above = row + args.pad - ky;
             if (above < 0 || above % STRIDE != 0) continue;
-            // Rows beyond the last output are in the ring, as zeros.
+            // Rows past the last output are in the ring as zeros.
             const T* from = ring +
                             ((own.which * ring_rows + slot_of(above / STRIDE)) * reach +
                              (own.column - origin) / STRIDE) * slice_channels + own.at;
@@ -276,7 +276,7 @@ struct DepthwiseBackward {
         }
     }
 
-    // dx of the four positions, and their part of the sums, from the values as stored.
+    // Stores dx of the four positions and adds to the sums, from the values as stored.
     __device__ __forceinline__ void finish(
         float (&gradient)[COLUMNS][C], Own& own, const Stored (&x)[COLUMNS], size_t pixel, int channel,
         float keep) const {
@@ -329,13 +329,13 @@ struct DepthwiseBackward {
         finish(gradient, own, x, pixel, channel, keep);
     }
 
-    // One number of a thread, added up over the threads with the same channels: lanes, then (by the caller) warps.
+    // The sum of one number over the lanes with the same channels. The caller adds the warps.
     __device__ __forceinline__ float over_lanes(float value) const {
         for (int distance = slice_channels / C; distance < WARP; distance *= 2) value += shuffle_xor(value, distance);
         return value;
     }
 
-    // The block's part of the taps' and the batch norm's sums. `scratch` is [warps, SUMS/C, slice_channels].
+    // Writes the block's part of the taps' and the batch norm's sums. `scratch` is [warps, SUMS/C, slice_channels].
     __device__ __forceinline__ void store_sums(const Own& own, int part, float* scratch) const {
         const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, groups = slice_channels / C;
         float* to = scratch + warp * (SUMS / C) * slice_channels + lane * C;
@@ -397,7 +397,7 @@ struct DepthwiseBackward {
 
         for (int image = first_image; image < end_image; image += args.together) {
             load_factors(image);
-            // The first output row that the strip's first input row meets; what follows slides.
+            // The first output row that the strip's first input row needs. The following rows slide.
             int loaded = (first_row + args.pad + STRIDE * K - (K - 1)) / STRIDE - K;
             for (int start = first_row; start < end_row; start += args.rows) {
                 const int last = (start + args.rows - 1 + args.pad) / STRIDE;
@@ -406,7 +406,7 @@ struct DepthwiseBackward {
                 barrier();
                 const int row = start + own.row;
                 if (works && row < end_row && image + own.which < end_image) {
-                    // More than once only where a row has more columns than the block has threads for.
+                    // More than once only if a row has more columns than the block has threads for.
                     for (own.column = column; own.column < end_column; own.column += places * COLUMNS) {
                         positions(own, image + own.which, row);
                     }

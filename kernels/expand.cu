@@ -1,8 +1,8 @@
 // The pointwise expansion (and the head's convolution): y [M, N] = x [M, K]·W [N, K]ᵀ and y's statistics.
 //
-// Forward. The idea is in pointwise.cuh. N is about 6·K, so nearly all bytes are y's: a block writes whole pieces of
-// its rows, at least 96 bytes of each. Column tiles of the same rows are neighbours in the grid: x comes from memory
-// once, and from the second-level cache for the other column tiles. fp16, an image of B0 (224²):
+// Forward. The idea is in pointwise.cuh. N is about 6·K, so nearly all bytes are those of y: a block writes at least
+// 96 consecutive bytes of each of its rows. Column tiles of the same rows are neighbours in the grid, so x is read
+// from memory once, and from the second-level cache by the other column tiles. fp16, an image of B0 (224²):
 //
 //   map    K → N        layers   x MB    y MB   Mflop   tile            x read by
 //   112²   16 → 96         1     0.401   2.408    38    128×96           1 column tile
@@ -13,22 +13,23 @@
 //   7²     192 → 1152      4     0.075   0.452    87    128×128, 64×128  9
 //   7²     320 → 1280      1     0.031   0.125    40    128×128, 64×128  10
 //
-// (layers of a kind together; the higher of two tiles where it leaves two blocks for each multiprocessor of the
-// largest GPU). In all 8.06 MB and 0.37 Gflop an image: 2.7 µs at 3.0 TB/s, 11.5 µs at 0.70 TB/s. Weights come from the
-// second-level cache, once a tile (0.8 MB for the largest layer). Statistics: 8·N bytes a part, at most 4 % of y with
-// one tile a part. With tiles filled up 197 M multiply-adds, 0.8 µs on an H100's tensor cores at 1024 a cycle and
-// multiprocessor, 6.6 µs on an RTX 3080's at 256, and 17 M fp32 instructions: on the latter, layers from 112
-// inputs on are bound by products; on the former, those of 7² about as much as by memory. Last measured share: not yet
-// measured.
+// (Layers of the same shape together; of two tiles the higher is used if it leaves two blocks for each multiprocessor
+// of the largest GPU.) Total: 8.06 MB and 0.37 Gflop an image: 2.7 µs at 3.0 TB/s, 11.5 µs at 0.70 TB/s. Weights are
+// read from the second-level cache, once a tile (0.8 MB for the largest layer). Statistics: 8·N bytes a part, at most
+// 4 % of y with one tile a part. With padding to whole tiles there are 197 M multiply-adds: 0.8 µs on an H100's
+// tensor cores at 1024 per cycle and multiprocessor, 6.6 µs on an RTX 3080's at 256; and 17 M fp32 instructions. On
+// an RTX 3080 layers from 112 inputs on are bound by products; on an H100 those of 7² are bound by products and
+// memory about equally. Last measured share: not yet measured.
 //
-// Backward. dx [M, K] = dy·W (+ the shortcut's gradient), dW [N, K] = dyᵀ·x and the sums of the batch norm before, with dy
-// from du and y by batch norm's backward while they are loaded. Three idioms, see expand_backward.cuh and
-// pointwise_backward.cuh: up to 240 wide and 48 narrow channels one sweep does it all and reads du and y once; beyond, dW's
-// accumulators are too many for a block that must see all of N to make dx, and two kernels each read du and y. fp16,
-// an image of B0 (224²), MB of du and y and of everything narrow (x, previous y, dx, shortcut):
+// Backward. dx [M, K] = dy·W (+ the shortcut's gradient), dW [N, K] = dyᵀ·x and the sums of the batch norm before. dy
+// is computed from du and y by batch norm's backward while they are loaded. There are three kernels, see
+// expand_backward.cuh and pointwise_backward.cuh. Up to 240 wide and 48 narrow channels one sweep makes both
+// gradients and reads du and y once. With more channels, a block that sees all of N to make dx has no room for the
+// accumulators of dW, so two kernels each read du and y. fp16, an image of B0 (224²), MB of du and y (wide) and of x,
+// previous y, dx and shortcut (narrow):
 //
 //   map    K → N        layers   wide MB  narrow MB  Mflop   blocks
-//   112²   16 → 96         1      4.817     1.204      77    sweep 96×16, 64 rows
+//   112²   16 → 96         1      4.817     1.204      77    sweep 96×16, 48 rows
 //   56²    24 → 144        2      3.613     1.054      87    sweep 144×32, 32 rows
 //   28²    40 → 240        2      1.505     0.439      60    sweep 240×48, 32 rows
 //   14²    80 → 480        3      2.258     0.345      90    dx 128×80, dW 128×80 of dy by x
@@ -36,10 +37,11 @@
 //   7²     192 → 1152      4      1.806     0.282     173    dx 64×192, dW 64×192
 //   7²     320 → 1280      1      0.502     0.094      80    dx 64×320, dW 64×320
 //
-// In all 21.6 MB (3.9 of them because of the second reading) and 0.75 Gflop an image: 7.2 µs at 3.0 TB/s, 31 µs at
-// 0.70 TB/s. The parts' sums of dW add at most an eighth of du where there are rows enough to fill the GPU that way. With
-// tiles filled up 405 M multiply-adds, 1.7 µs on an H100's tensor cores and 14 µs on an RTX 3080's, and 29 M fp32
-// instructions: only 320 → 1280 on an RTX 3080 is bound by products. Last measured share: not yet measured.
+// Total: 21.6 MB (3.9 of them for the second reading) and 0.75 Gflop an image: 7.2 µs at 3.0 TB/s, 31 µs at 0.70
+// TB/s. The parts' sums of dW add at most an eighth of du if there are enough rows to fill the GPU that way. With
+// padding to whole tiles there are 405 M multiply-adds: 1.7 µs on an H100's tensor cores and 14 µs on an RTX 3080's;
+// and 29 M fp32 instructions. Only 320 → 1280 on an RTX 3080 is bound by products. Last measured share: not yet
+// measured.
 #include "expand_backward.cuh"
 #include "pointwise.cuh"
 

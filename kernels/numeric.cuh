@@ -21,7 +21,7 @@ __device__ __forceinline__ f16 from_float<f16>(float v) { return __float2half_rn
 template <>
 __device__ __forceinline__ bf16 from_float<bf16>(float v) { return __float2bfloat16_rn(v); }
 
-// v as it will be read back: rounded to the storage type.
+// v rounded to the storage type, as it will be read back.
 template <typename T>
 __device__ __forceinline__ float rounded(float v) { return to_float(from_float<T>(v)); }
 
@@ -35,7 +35,7 @@ struct alignas(N_ * sizeof(T)) Group {
 template <typename T>
 using Pack = Group<T, 16 / sizeof(T)>;
 
-// Eight channels, the unit in which kernels cut their work whatever the storage type.
+// Eight channels: kernels divide their work in this unit for every storage type.
 constexpr int LANES = 8;
 // Threads of a block that sweeps over rows or pixels.
 constexpr int SWEEP_THREADS = 256;
@@ -63,7 +63,7 @@ __device__ __forceinline__ void store_group(T* to, const float (&values)[N]) {
     for (int i = 0; i < N; i++) group.v[i] = from_float<T>(values[i]);
     *reinterpret_cast<Group<T, N>*>(to) = group;
 }
-// Two of them. Written out: where registers are short, the compiler orders the code of a loop less well.
+// Two values. Written out, because for a loop the compiler needs more registers in some kernels.
 template <typename T>
 __device__ __forceinline__ void load_pair(float (&out)[2], const T* from) {
     const auto pair = *reinterpret_cast<const Group<T, 2>*>(from);
@@ -99,8 +99,8 @@ __device__ __forceinline__ void store_lanes(T* to, const float (&values)[LANES])
 
 // ---- silu -------------------------------------------------------------------------------------------------
 
-// 1/(1+e^-z): exact to fp32's rounding for fp32 storage; for half storage ½·tanh(z/2)+½ with the
-// special-function unit, whose error is below half storage's own rounding.
+// 1/(1+e^-z). For fp32 storage it is exact to fp32 rounding. For half storage it is ½·tanh(z/2)+½ with the
+// special-function unit, whose error is smaller than the rounding of the storage type.
 template <typename T>
 __device__ __forceinline__ float sigmoid(float z) {
     return fmaf(0.5f, tanh_approximate(0.5f * z), 0.5f);
@@ -144,10 +144,10 @@ struct NormBackward {
     __device__ __forceinline__ float dy(float du, float y) const { return fmaf(a, du, fmaf(b, y - mean, c)); }
 };
 
-// Statistics of a block's share of a stored tensor, per channel: a pass that stores y leaves for each of its
-// `parts` the count of rows and, per channel, their mean and Σ(y − mean)²; `batch_norm_statistics` merges the
-// parts in order, in double (Chan, Golub & LeVeque 1979). Within a part, fp32 sums are taken about a shift, any
-// value near the data, which keeps them from cancelling where the mean is far larger than the deviation.
+// Statistics of a part of a stored tensor, per channel. A pass that stores y writes for each of its `parts` the
+// number of rows and, per channel, their mean and Σ(y − mean)². `batch_norm_statistics` merges the parts in order,
+// in double (Chan, Golub & LeVeque 1979). Within a part, fp32 sums are taken of y − shift. The shift is any value
+// near the data; it prevents cancellation if the mean is much larger than the deviation.
 //   counts [parts] (float, exact integers), moments [parts, 2, C].
 struct Moments {
     float shift, sum, squares;
@@ -166,7 +166,8 @@ struct Moments {
     }
 };
 
-// Adds n2 values of mean m2 and spread s2 = Σ(y − mean)² to n1 of m1 and s1, by Chan's formula; how many there are.
+// Adds n2 values of mean m2 and spread s2 = Σ(y − mean)² to n1 values of m1 and s1, by Chan's formula. Returns their
+// number.
 __device__ __forceinline__ float merge_moments(float n1, float& m1, float& s1, float n2, float m2, float s2) {
     const float n = n1 + n2;
     if (n2 == 0.0f) return n1;

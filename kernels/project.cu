@@ -1,9 +1,10 @@
-// The pointwise projection: y [M, N] = (silu(BN(x))·gate)·W [N, K]ᵀ with x [M, K], gate [images, K], and y's statistics.
+// The pointwise projection: y [M, N] = (silu(BN(x))·gate)·W [N, K]ᵀ with x [M, K] and gate [images, K]; and y's
+// statistics.
 //
-// Forward. The idea is in pointwise.cuh. K is about 6·N (or more), so nearly all bytes are x's. Up to N = 320 one column
-// tile holds all outputs: each x is read and activated exactly once. Beyond (B3 and up, 344 to 640 at the last maps)
-// there are two column tiles, neighbours in the grid: x comes from memory once, but is activated twice.
-// fp16, an image of B0 (224²):
+// Forward. The idea is in pointwise.cuh. K is about 6·N or more, so nearly all bytes are those of x. Up to N = 320
+// one column tile has all outputs: each x is read and activated exactly once. With more outputs (B3 and up, 344 to
+// 640 in the last maps) there are two column tiles, neighbours in the grid: x is read from memory once but activated
+// twice. fp16, an image of B0 (224²):
 //
 //   map    K → N        layers   x MB    y MB   Mflop   tile
 //   112²   32 → 16         1     0.803   0.401    13    128×16
@@ -19,17 +20,18 @@
 //   7²     1152 → 192      3     0.339   0.056    65    64×192, 32×192
 //   7²     1152 → 320      1     0.113   0.031    36    64×320, 32×320
 //
-// (layers of a kind together; the higher of two tiles where it leaves two blocks for each multiprocessor of the
-// largest GPU). In all 5.77 MB, 0.30 Gflop and 2.3 million sigmoids an image: 1.9 µs at 3.0 TB/s, 8.2 µs at 0.70 TB/s.
-// Weights come from the second-level cache, once a tile (0.7 MB for the largest layer). The products take 0.6 µs on an
-// H100's tensor cores at 1024 multiply-adds a cycle and multiprocessor and 5.1 µs on an RTX 3080's at 256, where layers
-// from 112 outputs on are bound by them; 18 M fp32 instructions take 0.6 and 1.2 µs. Last measured share: not yet
-// measured.
+// (Layers of the same shape together; of two tiles the higher is used if it leaves two blocks for each multiprocessor
+// of the largest GPU.) Total: 5.77 MB, 0.30 Gflop and 2.3 million sigmoids an image: 1.9 µs at 3.0 TB/s, 8.2 µs at
+// 0.70 TB/s. Weights are read from the second-level cache, once a tile (0.7 MB for the largest layer). The products
+// take 0.6 µs on an H100's tensor cores at 1024 multiply-adds per cycle and multiprocessor and 5.1 µs on an RTX
+// 3080's at 256, where layers from 112 outputs on are bound by them; 18 M fp32 instructions take 0.6 and 1.2 µs. Last
+// measured share: not yet measured.
 //
-// Backward. With dy from dout·keep and y by batch norm's backward while they are loaded and A = silu(BN(x))·gate:
-// da [M, K] = dy·W, dW [N, K] = dyᵀ·A, and the five sums of each image and channel, from da as it is stored. Up to 192
-// narrow channels one sweep does it all (project_sweep.cuh) and reads x once; beyond, dW's accumulators are too many,
-// and a second kernel makes A again (project_backward.cuh). fp16, an image of B0 (224²), MB of x and da and of dout and y:
+// Backward. dy is computed from dout·keep and y by batch norm's backward while they are loaded. With A =
+// silu(BN(x))·gate: da [M, K] = dy·W, dW [N, K] = dyᵀ·A, and the five sums of each image and channel, from da as it
+// is stored. Up to 192 narrow channels one sweep makes all of this (project_sweep.cuh) and reads x once. With more,
+// there is no room for the accumulators of dW, and a second kernel computes A again (project_backward.cuh). fp16, an
+// image of B0 (224²), MB of x and da (wide) and of dout and y (narrow):
 //
 //   map    K → N        layers   wide MB  narrow MB  Mflop   block          dout, y read by
 //   112²   32 → 16         1      1.606     0.803      26    64×32          1 slice
@@ -45,11 +47,11 @@
 //   7²     1152 → 192      3      0.677     0.113     130    32×64          18
 //   7²     1152 → 320      1      0.339     0.063      72    64×128, then dW 128×128
 //
-// In all 11.7 MB, 0.61 Gflop and 2.4 million sigmoids an image: 3.9 µs at 3.0 TB/s, 17 µs at 0.70 TB/s. Tiles are aligned
-// to images, whose gates differ; the five sums take 20 bytes a channel and image (times the segments of a large one).
-// With the parts' sums of dW 12.5 MB. With tiles filled up 368 M multiply-adds, 1.6 µs on an H100's tensor cores and
-// 12.4 µs on an RTX 3080's, where layers from 112 outputs on are bound by them, and 55 M fp32 instructions, 1.9 and 3.7 µs.
-// Last measured share: not yet measured.
+// Total: 11.7 MB, 0.61 Gflop and 2.4 million sigmoids an image: 3.9 µs at 3.0 TB/s, 17 µs at 0.70 TB/s. Tiles are
+// aligned to images, because each image has its own gate. The five sums take 20 bytes for each channel and image
+// (times the segments of a large image). With the parts' sums of dW it is 12.5 MB. With padding to whole tiles there
+// are 368 M multiply-adds, 1.6 µs on an H100's tensor cores and 12.4 µs on an RTX 3080's, where layers from 112
+// outputs on are bound by them; and 55 M fp32 instructions, 1.9 and 3.7 µs. Last measured share: not yet measured.
 #include "pointwise.cuh"
 #include "project_sweep.cuh"
 

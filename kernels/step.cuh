@@ -1,11 +1,11 @@
-// The step's block in device memory: all that differs from step to step, so that captured graphs hold none of it.
+// The step's block in device memory: all numbers that change from step to step, so captured graphs contain none of
+// them.
 #pragma once
 
 #include "device.cuh"
 
-// The schedule's part is set by `step_begin`, the rest is the device's own. Gradients are those of the loss times
-// `loss_scale`; the kernel that completes a gradient raises `not_finite` where it is not finite, and then the update
-// skips the step.
+// `step_begin` sets the schedule's part; the device updates the rest. Gradients are multiplied by `loss_scale`. A
+// kernel that completes a gradient raises `not_finite` if it is not finite, and then the update skips the step.
 #define STEP_BLOCK_FIELDS(F)                                                                      \
     F(uint64_t, seed)                                                                             \
     F(uint64_t, first_position) /* of the micro-batch's first sample, by which masks are drawn */ \
@@ -15,7 +15,7 @@
     F(float, loss_scale)                                                                          \
     F(uint32_t, not_finite)                                                                       \
     F(uint32_t, good_steps) /* since the scale last changed */                                    \
-    F(uint32_t, skipped)    /* steps, in all */                                                   \
+    F(uint32_t, skipped)    /* number of skipped steps */                                         \
     F(uint32_t, correct)    /* of the step's micro-batches so far, and `loss` */                  \
     F(double, loss)
 LAYOUT(StepBlock, STEP_BLOCK_FIELDS)

@@ -112,11 +112,12 @@ fn a_gpu_gives_what_was_planned() {
         let evaluation = plan(NetworkConfig::inference(images.0));
         let need = evaluation_need(&evaluation, &table, &CudaDevice { precision }, true, images);
         let planned = memory_plan(&recipe, 5, &mut cuda::<HostGpu>(precision), World::ALONE).unwrap().total();
-        for (what, planned, plans) in [
-            ("a run", planned, vec![&plan(recipe.network_config(1)), &evaluation]),
-            ("an evaluation", need, vec![&evaluation]),
+        let training = StateSize::new(table.trainable(), table.total());
+        for (what, planned, state, plans) in [
+            ("a run", planned, training, vec![&plan(recipe.network_config(1)), &evaluation]),
+            ("an evaluation", need, StateSize { slots: 0, ..training }, vec![&evaluation]),
         ] {
-            let used = taken(cuda::<HostGpu>(precision), &table, &plans, images);
+            let used = taken(cuda::<HostGpu>(precision), state, &plans, images);
             let line = format!("{what} in {precision}: {used} bytes, planned {planned}");
             assert!(used.abs_diff(planned) < planned / 1000, "{line}");
         }
@@ -126,12 +127,12 @@ fn a_gpu_gives_what_was_planned() {
 /// Bytes of the device's memory that an engine takes until the first batch is sent.
 fn taken(
     mut hardware: Cuda<HostGpu>,
-    table: &ParamTable,
+    state: StateSize,
     plans: &[&Plan],
     (images, side): (usize, usize),
 ) -> u64 {
     let before = hardware.available().expect("it knows");
-    let needs = Needs { state: StateSize::new(table.trainable(), table.total()), plans, group: None };
+    let needs = Needs { state, plans, group: None };
     let mut ops = hardware.start(&needs).unwrap();
     let mut tensors = Tensors::default();
     let image = tensors.new_tensor("image", images * side * side * 3, Kind::Activation);

@@ -45,9 +45,8 @@ fn figures(dir: &Path) -> Vec<(u64, u64, u64)> {
     timeless_log(dir).iter().map(of).collect()
 }
 
-/// RMSprop's second slot.
 fn momentum(state: &Snapshot) -> &[f32] {
-    &state.slots[1].values
+    &state.slots.iter().find(|slot| slot.name == "momentum").unwrap().values
 }
 
 fn bits(values: &[f32]) -> Vec<u32> {

@@ -1,12 +1,12 @@
 //! Batch norm between passes: from the partial sums of a pass's blocks to coefficients, in a fixed order.
 //!
-//! A pass that stores y leaves `counts` [parts] and `moments` [parts, 2, C] (see `kernels/numeric.cuh`), one that
-//! makes `du` leaves [parts, 2, C] of Σdu and Σdu·ŷ, all fp32, in the workspace.
+//! A pass that stores y leaves `counts` [parts] and `moments` [parts, 2, C] in the workspace (see
+//! `kernels/numeric.cuh`), a pass that makes `du` leaves Σdu and Σdu·ŷ as [parts, 2, C], all in fp32.
 //!
-//! Where ranks take their statistics together, each merges its own parts to one, and all merge all ranks' in rank order;
-//! the two sums of the backward pass are added up over the ranks, while the gradients of γ and β stay each rank's own, as
-//! all gradients do until their bucket is summed. The computation waits for both: they are small, but so many that they
-//! are bound by latency, and wait behind buckets under way.
+//! With synchronised batch norm, each rank merges its own parts to one, and every rank merges the parts of all ranks
+//! in rank order. The two sums of the backward pass are added over the ranks. The gradients of γ and β stay local
+//! until their bucket is summed, as all gradients do. The computation waits for these two exchanges: they are small,
+//! but there are many of them, so their cost is latency, and they wait behind buckets that are being summed.
 
 use super::OnCuda;
 use super::arguments::Kernel;
@@ -23,19 +23,19 @@ const MERGE: Kernel<BatchNormMergeArguments> = Kernel::plain("batch_norm_merge")
 const INFERENCE: Kernel<BatchNormInferenceArguments> = Kernel::plain("batch_norm_inference");
 const SUMS: Kernel<BatchNormSumsArguments> = Kernel::plain("batch_norm_sums");
 
-/// Bytes of the counts and of the moments of `parts` parts, and behind them those of the ranks: their counts; their own
-/// part and all ranks'.
+/// Bytes of the counts and of the moments of `parts` parts. With several ranks the counts of all ranks follow the
+/// first, this rank's merged part and all ranks' parts follow the second.
 pub fn statistics_bytes(bn: &BatchNorm, parts: usize) -> [usize; 2] {
     let (counts, moments) = if bn.ranks > 1 { (bn.ranks, 1 + bn.ranks) } else { (0, 0) };
     [(parts + counts) * 4, (parts + moments) * moment_bytes(bn)]
 }
 
-/// Of one part.
+/// Bytes of the moments of one part.
 fn moment_bytes(bn: &BatchNorm) -> usize {
     2 * bn.channels * 4
 }
 
-/// 1/M.
+/// 1/M, with M the number of values of a channel over all ranks.
 pub fn inverse_rows(bn: &BatchNorm) -> f32 {
     1.0 / (bn.rows * bn.ranks) as f32
 }
@@ -45,7 +45,8 @@ pub fn sums_bytes(parts: usize, channels: usize) -> usize {
     parts * 2 * channels * 4
 }
 
-/// Where the parts of a pass's statistics lie in the workspace, or nowhere in inference, which takes none.
+/// The partial statistics of a pass, in the workspace. Both addresses are null in inference, which takes no
+/// statistics.
 pub struct Parts {
     pub counts: Address,
     pub moments: Address,
@@ -53,7 +54,7 @@ pub struct Parts {
 }
 
 impl Parts {
-    /// A workspace for `number` parts.
+    /// Takes workspace for `number` parts.
     pub fn of<G: Gpu>(cx: &Context<G>, bn: &BatchNorm, number: usize) -> Parts {
         let [counts, moments] = match bn.statistics {
             Statistics::Batch => cx.workspace(statistics_bytes(bn, number)),
@@ -62,7 +63,7 @@ impl Parts {
         Parts { counts, moments, number }
     }
 
-    /// After the pass: the batch norm's coefficients, from what the parts hold.
+    /// After the pass: computes the batch norm's coefficients from the parts.
     pub fn finish<G: Gpu>(self, cx: &mut Context<G>, bn: &BatchNorm) -> Result {
         match bn.statistics {
             Statistics::Batch => finish_statistics(cx, bn, self.counts, self.moments, self.number),
@@ -71,8 +72,8 @@ impl Parts {
     }
 }
 
-/// Merges the moments of all parts, and of all ranks that take their statistics together, sets the coefficients and moves
-/// the running statistics (whose variance is the unbiased one). Parts of no rows are allowed.
+/// Merges the moments of all parts and of all synchronised ranks, computes the coefficients and updates the running
+/// statistics (with the unbiased variance). A part may have no rows.
 pub fn finish_statistics<G: Gpu>(
     cx: &mut Context<G>,
     bn: &BatchNorm,
@@ -103,7 +104,7 @@ pub fn finish_statistics<G: Gpu>(
     cx.launch(&STATISTICS, [bn.channels / LANES, 1, 1], THREADS, 2 * THREADS * 8, arguments)
 }
 
-/// Makes one part of this rank's parts and gathers those of all ranks: their counts, moments and number.
+/// Merges this rank's parts to one and gathers those of all ranks: their counts, moments and number.
 fn gather<G: Gpu>(
     cx: &mut Context<G>,
     bn: &BatchNorm,
@@ -119,8 +120,8 @@ fn gather<G: Gpu>(
     Ok((rank_counts, all, bn.ranks))
 }
 
-/// Makes one part of this rank's parts, behind them: where the counts of all ranks lie, which are alike, and this rank's
-/// moments.
+/// Merges this rank's parts to one, stored behind them. Returns the address of the counts of all ranks, which are
+/// equal, and that of this rank's moments.
 pub fn merge<G: Gpu>(
     cx: &mut Context<G>,
     bn: &BatchNorm,
@@ -144,8 +145,8 @@ pub fn merge<G: Gpu>(
     Ok([rank_counts, merged])
 }
 
-/// Adds up the parts' Σdu and Σdu·ŷ into `bn.sums`, and adds them to the gradients of β and γ, raising the step's
-/// flag where those are not finite. Then `bn.sums` become those of all ranks that take their statistics together.
+/// Sums the parts' Σdu and Σdu·ŷ into `bn.sums`, adds them to the gradients of β and γ, and raises the step's flag if
+/// a gradient is not finite. With synchronised batch norm, `bn.sums` are then summed over the ranks.
 pub fn finish_sums<G: Gpu>(cx: &mut Context<G>, bn: &BatchNorm, partials: Address, parts: usize) -> Result {
     assert_eq!(bn.channels % LANES, 0, "channels come in vectors");
     let arguments = BatchNormSumsArguments {
@@ -170,7 +171,7 @@ pub fn finish_sums<G: Gpu>(cx: &mut Context<G>, bn: &BatchNorm, partials: Addres
 impl OnCuda for BatchNormInference {
     fn launch<G: Gpu>(&self, cx: &mut Context<G>) -> Result {
         let bn = &self.bn;
-        // Those of the forward passes so far: after an update they are the parameters' own.
+        // The running buffer has the statistics of all forward passes so far; an update copies them to the parameters.
         let statistic = |param| if cx.ema_weights { cx.weight(param) } else { cx.running(param) };
         let arguments = BatchNormInferenceArguments {
             weight: cx.weight(bn.weight),

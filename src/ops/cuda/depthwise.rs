@@ -1,6 +1,6 @@
-//! The depthwise convolution: one launch forward and one backward, each followed by the second stages of its sums.
+//! The depthwise convolution: one launch forward and one backward, then the kernels that finish their partial sums.
 //!
-//! [`Cut`] decides how maps are cut into blocks, from shapes alone.
+//! [`Cut`] decides how the maps are divided among blocks. It depends on shapes only.
 
 use super::OnCuda;
 use super::arguments::Kernel;
@@ -16,26 +16,26 @@ use super::sources::depthwise::{
 use crate::model::Window;
 use crate::ops::{DepthwiseBackward, DepthwiseForward, DepthwiseInput, Result};
 
-/// Shared memory of a block, at most: two blocks fit the smallest multiprocessor, of compute capability 8.6.
+/// Maximum of a block's shared memory: two blocks fit the smallest multiprocessor, that of compute capability 8.6.
 const SHARED: usize = 48 << 10;
-/// Blocks that fill a large GPU several times over.
+/// Enough blocks to fill a large GPU several times.
 const BLOCKS: usize = 1056;
-/// Rows below which a strip is not cut further: its border is loaded twice.
+/// Minimum rows of a strip: the rows at its border are loaded twice.
 const STRIP: usize = 8;
 
 fn threads(kernel: usize) -> usize {
     if kernel == 3 { THREADS_3X3 } else { THREADS_5X5 }
 }
 
-/// How the maps are cut.
+/// How the maps are divided among blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Cut {
     /// Vectors of eight channels in a slice: 1, 2 or 4.
     vectors: usize,
     slices: usize,
-    /// Rows of an iteration.
+    /// Rows per iteration.
     rows: usize,
-    /// Images of an iteration.
+    /// Images per iteration.
     together: usize,
     images_per_block: usize,
     strips: usize,
@@ -44,12 +44,12 @@ struct Cut {
     shared: usize,
 }
 
-/// What a block needs of shared memory for these vectors, rows and images of an iteration.
+/// Bytes of shared memory that a block needs for these vectors, rows and images per iteration.
 type Need<'a> = &'a dyn Fn(usize, usize, usize) -> usize;
 
 impl Cut {
-    /// Over `images` maps of `height` rows on which a row takes `workers` groups of threads, each of `groups` threads a
-    /// vector of channels.
+    /// For `images` maps of `height` rows. A row takes `workers` groups of threads, and a group has `groups` threads
+    /// for each vector of channels.
     fn new(
         images: usize,
         channels: usize,
@@ -109,7 +109,7 @@ impl Cut {
         let workers = (input + first).div_ceil(DEPTHWISE_COLUMNS);
         let before = (kernel - 1) / stride;
         let reached = (DEPTHWISE_COLUMNS - 1) / stride + 1 + before;
-        // Of the ring's first column, an output column: at most zero.
+        // The output column in the ring's first column, zero or negative.
         let base = (pad - first) as isize / stride as isize - before as isize;
         let reach =
             ((workers - 1) * DEPTHWISE_COLUMNS / stride + reached).max((output as isize - base) as usize);
@@ -239,9 +239,9 @@ mod tests {
     use super::*;
     use crate::model::Padding;
 
-    /// Every size that the family has, and odd ones: threads suffice, shared memory fits, nothing is left out.
+    /// All sizes of the family, and odd ones.
     #[test]
-    fn cuts_fit_and_cover() {
+    fn cuts_fit_shared_memory_and_cover_the_maps() {
         for (input, channels) in
             [(1, 8), (7, 1152), (14, 672), (29, 40), (112, 96), (190, 48), (300, 64), (301, 192)]
         {

@@ -51,10 +51,10 @@ const BACKWARD: Kernel<ExpandBackwardArguments> = Kernel::stored("expand_backwar
 const BACKWARD_DATA: Kernel<ExpandBackwardDataArguments> = Kernel::stored("expand_backward_data");
 const BACKWARD_WEIGHTS: Kernel<ExpandBackwardWeightsArguments> = Kernel::stored("expand_backward_weights");
 
-/// How the backward pass is cut.
+/// The kernels of the backward pass.
 enum BackwardCut {
     Sweep(ExpandSweep),
-    /// The data gradient, then the weights'.
+    /// One kernel for the data gradient, then one for the weights' gradient.
     Two(ExpandData, WeightPieces),
 }
 
@@ -69,7 +69,7 @@ impl BackwardCut {
         }
     }
 
-    /// Parts of the sums and of the weights' gradient.
+    /// Number of parts of the sums and of the weights' gradient.
     fn parts(&self, p: &ExpandBackward) -> [usize; 2] {
         match self {
             BackwardCut::Sweep(sweep) => [sweep.blocks(p.rows, p.inputs); 2],

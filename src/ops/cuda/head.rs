@@ -1,4 +1,4 @@
-//! The head: pooling, classifier, loss, and back to the gradient at the last batch norm's output.
+//! The head: pooling, classifier, loss, and backward to the gradient at the last batch norm's output.
 
 use super::OnCuda;
 use super::arguments::Kernel;
@@ -13,13 +13,14 @@ use super::sources::head::{
 };
 use crate::ops::{HeadBackward, HeadForward, Loss, Result};
 
-/// Shared memory of a product: a piece of each factor, in floats.
+/// Bytes of shared memory of a product: one piece of each factor.
 const PRODUCT_SHARED: usize = 2 * PRODUCT_DEPTH * PRODUCT_PITCH * 4;
 
-/// Blocks that a product's depth is cut for, two for each multiprocessor of a large GPU, and the least depth of one.
+/// A product's depth is divided until there are about this many blocks, two for each multiprocessor of a large GPU,
+/// but no part is less deep than the second number.
 const PRODUCT_BLOCKS: usize = 256;
 const LEAST_DEPTH: usize = 64;
-/// Most parts of the backward pass over the maps: a few percent of the maps' own bytes at any batch.
+/// Maximum number of parts of the backward pass: their sums are a few percent of the maps' bytes at any batch size.
 const MOST_PARTS: usize = 128;
 
 const POOL: Kernel<HeadPoolArguments> = Kernel::stored("head_pool");
@@ -31,7 +32,7 @@ const TALLY: Kernel<HeadTallyArguments> = Kernel::plain("head_tally");
 const WEIGHTS: Kernel<HeadWeightsArguments> = Kernel::plain("head_weights");
 const BACKWARD: Kernel<HeadBackwardArguments> = Kernel::stored("head_backward");
 
-/// How the depth of a product [rows, depth]·[depth, columns] is cut among blocks.
+/// How the depth of a product [rows, depth]·[depth, columns] is divided among blocks.
 #[derive(Clone, Copy)]
 struct Cut {
     rows: usize,
@@ -115,13 +116,13 @@ impl OnCuda for HeadForward {
 }
 
 impl OnCuda for Loss {
-    /// One number an image: whether its label has the largest logit.
+    /// One number for each image: whether its label has the largest logit.
     fn workspace(&self, _: Precision) -> usize {
         workspace_bytes(&[self.images * 4])
     }
 
-    /// The gradient is that of the loss times the step's loss scale; the losses are themselves, and they and the images
-    /// that are right are added to the step's figures.
+    /// The gradient is multiplied by the step's loss scale, the losses are not. The losses and the number of correct
+    /// images are added to the step's figures.
     fn launch<G: Gpu>(&self, cx: &mut Context<G>) -> Result {
         let [right] = cx.workspace([self.images * 4]);
         let losses = cx.tensor(self.losses);

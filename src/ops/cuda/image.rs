@@ -1,4 +1,4 @@
-//! Images from bytes: squares that are normalised, or a raw batch of images in their own sizes that are resized, too.
+//! Images from bytes: squares are normalised; a raw batch of images of any size is also resized.
 
 use super::arguments::Kernel;
 use super::context::Context;
@@ -9,14 +9,14 @@ use super::sources::image::{
 };
 use crate::ops::{Result, Tensor};
 
-/// Blocks that normalise, at most: eight for each multiprocessor of a large GPU.
+/// Maximum number of blocks that normalise: eight for each multiprocessor of a large GPU.
 const MOST_BLOCKS: usize = 1056;
 const TABLE_BYTES: usize = size_of::<ImageTable>();
 
 const NORMALISE: Kernel<ImageNormaliseArguments> = Kernel::stored("image_normalise");
 const PREPARE: Kernel<ImagePrepareArguments> = Kernel::stored("image_prepare");
 
-/// (byte/255 − mean)/deviation for each byte, [3, 256]: in double, as the CPU path computes it.
+/// (byte/255 − mean)/deviation for each byte, [3, 256], computed in double like on the CPU.
 fn table(mean: [f32; 3], deviation: [f32; 3]) -> ImageTable {
     std::array::from_fn(|at| {
         let channel = at / 256;
@@ -72,8 +72,8 @@ pub fn normalise<G: Gpu>(
     cx.launch(&NORMALISE, [blocks, 1, 1], IMAGE_THREADS, TABLE_BYTES, arguments)
 }
 
-/// Fills `image` [N, R, R, 3] from a [raw batch](crate::data::raw) on the device, aligned to 16: the same values as
-/// those of the squares that [`preprocess`](crate::data::augment::preprocess) makes.
+/// Fills `image` [N, R, R, 3] from a [raw batch](crate::data::raw) on the device, aligned to 16. The values are those
+/// of the squares that [`preprocess`](crate::data::augment::preprocess) makes.
 pub fn prepare<G: Gpu>(
     cx: &mut Context<G>,
     batch: Address,

@@ -1,4 +1,4 @@
-//! Stochastic-depth and dropout factors: the draws of [`crate::random`], on the device.
+//! Stochastic-depth and dropout factors, drawn on the device as [`crate::random`] draws them.
 
 use super::OnCuda;
 use super::arguments::Kernel;
@@ -34,7 +34,7 @@ impl OnCuda for DropoutMask {
             rate: self.rate,
             kept: 1.0 / (1.0 - self.rate),
         };
-        // A draw gives four factors.
+        // One draw makes four factors.
         let draws = self.images * self.channels.div_ceil(4);
         cx.launch(&DROPOUT, [draws.div_ceil(MASK_THREADS), 1, 1], MASK_THREADS, 0, arguments)
     }

@@ -1,4 +1,4 @@
-//! The optimiser step, and the loss scale that follows from it.
+//! The optimiser step and the update of the loss scale.
 
 use super::OnCuda;
 use super::arguments::Kernel;
@@ -24,8 +24,8 @@ const FINITE: Kernel<OptimiserFiniteArguments> = Kernel::plain("optimiser_finite
 const STORE: Kernel<OptimiserStoreArguments> = Kernel::stored("optimiser_store");
 
 impl OnCuda for Update {
-    /// Moves parameters, EMA and running statistics, or nothing at all where a gradient was not finite; then counts the
-    /// step in the step's block and lowers its flag.
+    /// Updates parameters, EMA and running statistics, or none of them if a gradient was not finite. Then counts the step
+    /// in the step's block and clears its flag.
     fn launch<G: Gpu>(&self, cx: &mut Context<G>) -> Result {
         let State { trainable, total, .. } = cx.state;
         let chunks = trainable.div_ceil(CHUNK);
@@ -67,14 +67,14 @@ impl OnCuda for Update {
     }
 }
 
-/// Raises the step's flag where a gradient is not finite.
+/// Raises the step's flag if a gradient is not finite.
 pub fn look_at_gradients<G: Gpu>(cx: &mut Context<G>) -> Result {
     let State { trainable, gradients, block, .. } = cx.state;
     let arguments = OptimiserFiniteArguments { gradients, block, trainable: trainable as i32 };
     cx.launch(&FINITE, [trainable.div_ceil(CHUNK), 1, 1], THREADS, 0, arguments)
 }
 
-/// Lays out the storage copy of the plans' pointwise weights.
+/// Allocates the storage copy of the plans' pointwise weights and its table.
 pub fn stored_weights<G: Gpu>(gpu: &mut G, plans: &[&Plan], precision: Precision) -> Result<StoredWeights> {
     let products = plans.iter().flat_map(|plan| &plan.products);
     let products: BTreeMap<usize, usize> = products.map(|p| (p.offset, p.elements)).collect();
@@ -95,7 +95,7 @@ pub fn stored_weights<G: Gpu>(gpu: &mut G, plans: &[&Plan], precision: Precision
     Ok(stored)
 }
 
-/// Makes the storage copy of the forward weights anew.
+/// Updates the storage copy of the forward weights.
 pub fn store_weights<G: Gpu>(cx: &mut Context<G>) -> Result {
     let StoredWeights { values, table, chunks, .. } = cx.stored;
     if chunks == 0 {

@@ -1,5 +1,5 @@
-//! How the backward pointwise convolutions are cut into blocks: the choice among the shapes that `kernels/expand.cu` and
-//! `kernels/project.cu` list, see `kernels/pointwise_backward.cuh`. All of it follows from shapes alone.
+//! How the backward pointwise convolutions are divided among blocks: the choice among the shapes that
+//! `kernels/expand.cu` and `kernels/project.cu` list, see `kernels/pointwise_backward.cuh`. It depends on shapes only.
 
 use super::precision::Precision;
 use super::sources::device::WARP;
@@ -8,10 +8,10 @@ use super::sources::numeric::SWEEP_THREADS;
 
 /// Blocks that fill the largest GPU: two for each of an H100's multiprocessors.
 const FULL: usize = 264;
-/// Blocks beyond which none takes less than several tiles.
+/// Maximum number of blocks: with more work, each takes several tiles.
 const PLENTY: usize = 2112;
-/// Rows of a part for each channel of the narrow side: the part's sums of the weights' gradient are written and read
-/// once, which costs an eighth of one half-precision tensor then.
+/// Minimum rows of a part for each narrow channel. Then the parts' sums of the weights' gradient, written and read
+/// once, cost at most an eighth of one half-precision tensor.
 const THRIFTY: usize = 16;
 
 /// Bytes of a shared row of `columns` elements: an odd number of 16-byte units.
@@ -19,26 +19,26 @@ fn row_bytes(columns: usize, precision: Precision) -> usize {
     ((columns * precision.bytes()).div_ceil(16) | 1) * 16
 }
 
-/// Parts of the rows for `slices` blocks beside each other.
+/// Number of parts of the rows if `slices` blocks share each part.
 fn parts(rows: usize, narrow: usize, slices: usize, tile: usize) -> usize {
     let least = (FULL / slices).max(1);
     let most = PLENTY.div_ceil(slices);
     (rows / (THRIFTY * narrow)).clamp(least, most).min(rows.div_ceil(tile))
 }
 
-/// A block of a data gradient: `DataShape`.
+/// A block of the expansion's data gradient: `DataShape` in the kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ExpandData {
-    /// How the kernel's name goes on.
+    /// The end of the kernel's name.
     pub name: &'static str,
     rows: usize,
-    /// Narrow channels, at most.
+    /// Maximum of narrow channels.
     columns: usize,
     /// Warps down and across.
     down: usize,
     across: usize,
     chunk: usize,
-    /// Whether the result has a place of its own in shared memory.
+    /// Whether the result has its own place in shared memory.
     separate: bool,
 }
 
@@ -68,11 +68,12 @@ impl ExpandData {
     }
 }
 
-/// A block of the expansion's sweep, `ExpandSweepShape`: all channels on both sides, in half precision alone. Rows are
-/// so many that two blocks of the smaller shapes fit 100 KiB of shared memory, with the KiB that each takes beside.
+/// A block of the expansion's sweep, `ExpandSweepShape` in the kernels: it has all channels of both sides, in the
+/// half types only. Rows are chosen so that two blocks of the smaller shapes fit 100 KiB of shared memory, of which
+/// the system takes 1 KiB for each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ExpandSweep {
-    /// How the kernel's name goes on.
+    /// The end of the kernel's name.
     pub name: &'static str,
     wide: usize,
     narrow: usize,
@@ -82,13 +83,13 @@ pub struct ExpandSweep {
 const EXPAND_SWEEP: [&[ExpandSweep]; 2] = [&[], &instances!(EXPAND_SWEEP_HALF as ExpandSweep)];
 
 impl ExpandSweep {
-    /// None where the channels are too many.
+    /// None if there are too many channels.
     pub fn of(precision: Precision, inputs: usize, outputs: usize) -> Option<ExpandSweep> {
         let fits = |shape: &&ExpandSweep| shape.narrow >= inputs && shape.wide >= outputs;
         precision.of(EXPAND_SWEEP).iter().find(fits).copied()
     }
 
-    /// Each leaves sums of its own, of the weights' gradient too.
+    /// Each block writes its own sums, also those of the weights' gradient.
     pub fn blocks(&self, rows: usize, inputs: usize) -> usize {
         parts(rows, inputs, 1, self.rows)
     }
@@ -103,12 +104,12 @@ impl ExpandSweep {
     }
 }
 
-/// A block of a weights' gradient: `WeightShape`.
+/// A block of a weights' gradient: `WeightShape` in the kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WeightShape {
-    /// How the kernel's name goes on.
+    /// The end of the kernel's name.
     pub name: &'static str,
-    /// Channels of dy and of its factor.
+    /// Channels of dy, and of the tensor by which dy is multiplied.
     left: usize,
     pub right: usize,
     /// Warps along both.
@@ -128,11 +129,11 @@ impl WeightShape {
     }
 }
 
-/// The blocks of a weights' gradient: pieces of it, by parts of the rows.
+/// The blocks of a weights' gradient: pieces of the gradient × parts of the rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WeightPieces {
     pub shape: WeightShape,
-    /// Channels of dy that a block has.
+    /// Channels of dy of a block.
     pub slice: usize,
     pieces: usize,
     pub parts: usize,
@@ -159,7 +160,7 @@ impl WeightPieces {
         [self.pieces, self.parts, 1]
     }
 
-    /// With the staging of `raw` channels more than dy's.
+    /// `raw`: channels that are staged besides those of dy.
     pub fn shared(&self, precision: Precision, raw: usize) -> usize {
         let WeightShape { left, right, depth, .. } = self.shape;
         let rows = [left, right].map(|channels| 2 * row_bytes(channels, precision));
@@ -167,18 +168,18 @@ impl WeightPieces {
     }
 }
 
-/// A block of the projection's sweep: `SweepShape`.
+/// A block of the projection's sweep: `SweepShape` in the kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ProjectSweep {
     name: &'static str,
-    /// Narrow channels and wide ones.
+    /// Maximum of narrow channels, and of wide ones.
     depth: usize,
     slice: usize,
     rows: usize,
 }
 
-/// A block of the projection's data gradient alone, where the accumulators of all narrow channels would be too many:
-/// `DataShape`.
+/// A block of the projection's data gradient alone, `DataShape` in the kernels, for so many narrow channels that their
+/// accumulators would not fit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ProjectData {
     name: &'static str,
@@ -191,11 +192,11 @@ pub struct ProjectData {
 
 const PROJECT_SWEEP: [&[ProjectSweep]; 2] =
     [&instances!(PROJECT_SWEEP_FP32 as ProjectSweep), &instances!(PROJECT_SWEEP_HALF as ProjectSweep)];
-/// How many of the first shapes are for few wide channels alone.
+/// The first shapes of each table are for few wide channels only: how many.
 const FEW: [usize; 2] = [0, 2];
 const PROJECT_DATA: [ProjectData; 2] =
     [instances!(PROJECT_DATA_FP32 as ProjectData)[0], instances!(PROJECT_DATA_HALF as ProjectData)[0]];
-/// Floats of five sums of two channels a thread.
+/// Bytes of the five sums: each thread has those of two channels.
 const SUMS_BYTES: usize = 10 * SWEEP_THREADS * 4;
 
 /// A block of the projection's backward pass.
@@ -215,12 +216,12 @@ impl ProjectShape {
         }
     }
 
-    /// Whether the weights' gradient comes along.
+    /// Whether the kernel also makes the weights' gradient.
     pub fn has_weights(&self) -> bool {
         matches!(self, ProjectShape::Sweep(_))
     }
 
-    /// How the kernel's name goes on.
+    /// The end of the kernel's name.
     pub fn name(&self) -> String {
         match self {
             ProjectShape::Sweep(shape) => shape.name.into(),
@@ -260,7 +261,7 @@ impl ProjectShape {
 }
 
 impl ProjectSweep {
-    /// Narrow channels in shared memory: what the warps' accumulators cover.
+    /// Narrow channels in shared memory: those that the warps' accumulators cover.
     fn narrow(&self) -> usize {
         let pairs = self.slice / 16;
         let tiles = self.depth / 16;
@@ -270,14 +271,14 @@ impl ProjectSweep {
     }
 }
 
-/// The sweep's blocks: slices of the wide channels by parts of the rows.
+/// The sweep's blocks: slices of the wide channels × parts of the rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SweepCut {
     pub shape: ProjectShape,
-    /// Wide channels of a block, and how many such slices.
+    /// Wide channels of a block, and the number of such slices.
     pub slice: usize,
     pub slices: usize,
-    /// Segments of an image; or, where that is one, images of a part.
+    /// Segments of an image; if there is one, the images of a part.
     pub segments: usize,
     pub group: usize,
     pub parts: usize,
@@ -314,7 +315,7 @@ impl SweepCut {
 mod tests {
     use super::*;
 
-    /// What a block may have on compute capability 8.6 and 8.9.
+    /// Maximum shared memory of a block on compute capability 8.6 and 8.9.
     const MOST: usize = 99 * 1024;
 
     #[test]
@@ -331,7 +332,7 @@ mod tests {
                 }
                 let sweep = ProjectShape::of(precision, 6 * narrow, narrow);
                 assert!(sweep.shared(precision) <= MOST, "{sweep:?} {precision}");
-                // The data gradient alone counts on a second chunk.
+                // The data gradient alone needs at least two chunks.
                 assert!(
                     !matches!(sweep, ProjectShape::Data(shape) if narrow <= shape.chunk),
                     "{sweep:?} {precision}"

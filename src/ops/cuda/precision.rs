@@ -1,5 +1,5 @@
-//! The storage type of activations and of the weights that matrix products take. Everything is *computed* in
-//! fp32, and the weights' masters, their gradients and all statistics are kept in it.
+//! The storage type of activations and of the weights of matrix products. All arithmetic is in fp32, and the master
+//! weights, their gradients and all statistics are stored in fp32.
 
 use half::{bf16, f16};
 use serde::{Deserialize, Serialize};
@@ -34,12 +34,12 @@ impl Precision {
         names::unknown::<Precision>("precision", name)
     }
 
-    /// The first of two for fp32, the second for both half types.
+    /// Chooses the first of two values for fp32, the second for both half types.
     pub(super) fn of<T>(self, [fp32, half]: [T; 2]) -> T {
         if self == Precision::Fp32 { fp32 } else { half }
     }
 
-    /// How kernels' names end.
+    /// The end of kernels' names.
     pub(super) fn suffix(self) -> &'static str {
         match self {
             Precision::Fp32 => "_f32",

@@ -55,10 +55,10 @@ const BACKWARD_WEIGHTS: Kernel<ProjectBackwardWeightsArguments> = Kernel::stored
 const BACKWARD_SEGMENTS: Kernel<ProjectBackwardSegmentsArguments> =
     Kernel::plain("project_backward_segments");
 
-/// How the backward pass is cut.
+/// The kernels of the backward pass.
 struct BackwardCut {
     sweep: SweepCut,
-    /// Where the sweep does without the weights' gradient.
+    /// The kernel of the weights' gradient, if the sweep does not make it.
     weights: Option<WeightPieces>,
 }
 
@@ -69,7 +69,7 @@ impl BackwardCut {
         BackwardCut { sweep, weights: (!sweep.shape.has_weights()).then(pieces) }
     }
 
-    /// Parts of the weights' gradient.
+    /// Number of parts of the weights' gradient.
     fn parts(&self) -> usize {
         self.weights.map_or(self.sweep.parts, |weights| weights.parts)
     }

@@ -1,4 +1,4 @@
-//! The end of a block.
+//! The end of a network block: batch norm, stochastic depth and the shortcut.
 
 use super::OnCuda;
 use super::arguments::Kernel;
@@ -8,7 +8,7 @@ use super::sources::residual::ResidualForwardArguments;
 use super::sweep::{SWEEP_THREADS, Sweep};
 use crate::ops::{ResidualForward, Result};
 
-/// Pixels of a thread: enough to have several loads under way.
+/// Pixels of a thread: enough for several loads at once.
 const PIXELS: usize = 8;
 
 const FORWARD: Kernel<ResidualForwardArguments> = Kernel::stored("residual_forward");

@@ -14,11 +14,11 @@ use super::sources::squeeze_excite::{
 use super::sweep::Sweep;
 use crate::ops::{Result, SqueezeBackward, SqueezeForward};
 
-/// Pixels of a thread of the pool, and parts of an image at most.
+/// Pixels of a thread of the pool, and the maximum number of parts of an image.
 const RUN: usize = 16;
 const MOST_SPLITS: usize = 16;
 
-/// Channels of the reducing layer's input that a block holds at once, at most: 40 KiB of shared memory.
+/// Maximum number of input channels of the first layer that a block holds at once: 40 KiB of shared memory.
 const PIECE: usize = 1280;
 
 const POOL: Kernel<SqueezePoolArguments> = Kernel::stored("squeeze_pool");

@@ -13,34 +13,34 @@ use super::sources::stem::{
 use crate::model::Window;
 use crate::ops::{Result, StemBackward, StemForward};
 
-/// Pixels of a tile for each thread, backward; forward they are `STEM_PIXELS`, which the kernel has in registers.
+/// Pixels of a tile for each thread, backward. Forward it is `STEM_PIXELS`, which the kernel keeps in registers.
 const BACKWARD_PIXELS: usize = 8;
-/// Bytes of the image's rows in shared memory, at most: beside them the rest of a block's pieces have room.
+/// Maximum bytes of the image's rows in shared memory: the other pieces of a block still fit.
 const MOST_ROW_BYTES: usize = 72 << 10;
-/// Floats in which the threads' moments of eight channels are added up.
+/// Floats in which the moments of all threads, of eight channels each, are added.
 const MOMENT_FLOATS: usize = 2 * STEM_THREADS * LANES;
-/// Most parts: sixteen blocks for each multiprocessor of a large GPU forward, whose parts cost little memory, four
-/// backward, where two are at work at a time.
+/// Maximum number of parts. Forward: sixteen blocks for each multiprocessor of a large GPU, because a part costs
+/// little memory. Backward: four, of which two run at once.
 const FORWARD_PARTS: usize = 2112;
 const BACKWARD_PARTS: usize = 528;
 
 const FORWARD: Kernel<StemForwardArguments> = Kernel::stored("stem_forward");
 const BACKWARD: Kernel<StemBackwardArguments> = Kernel::stored("stem_backward");
 
-/// How the output pixels are cut: tiles of `pixels` consecutive ones of an image, the last of an image smaller, and
-/// parts of several tiles.
+/// How the output pixels are divided: tiles of `pixels` consecutive pixels of an image (the last of an image may be
+/// smaller), and parts of several tiles.
 struct Cut {
     pixels: usize,
     tiles: usize,
     per_part: usize,
-    /// Rows of the image under a tile, at most, and floats from one to the next in shared memory: one more than a
-    /// multiple of 32, so that neighbouring rows lie in different banks.
+    /// Maximum rows of the image under a tile, and floats from one row to the next in shared memory: one more than a
+    /// multiple of 32, so that neighbouring rows are in different banks.
     rows: usize,
     pitch: usize,
 }
 
 impl Cut {
-    /// `roles` threads share a pixel, each takes `pixels` of a tile.
+    /// `roles` threads share a pixel, and each computes `pixels` pixels of a tile.
     fn new(images: usize, window: &Window, roles: usize, pixels: usize, most_parts: usize) -> Cut {
         assert_eq!((window.kernel, window.stride), (SIDE, STRIDE), "the stem's window is 3×3 with stride 2");
         let columns = ((window.output - 1) * STRIDE + SIDE).max(window.pad + window.input);
@@ -101,7 +101,7 @@ fn backward_cut(p: &StemBackward) -> Cut {
     Cut::new(p.images, &p.window, SIDE * p.channels / LANES, BACKWARD_PIXELS, BACKWARD_PARTS)
 }
 
-/// Pixels that dy has room for in shared memory, where the threads' sums are added up afterwards.
+/// Pixels of dy that fit its piece of shared memory. The threads' sums are added in the same piece afterwards.
 fn dy_pixels(p: &StemBackward) -> usize {
     BACKWARD_PIXELS * (STEM_THREADS / (SIDE * p.channels / LANES))
 }
@@ -139,7 +139,7 @@ impl OnCuda for StemBackward {
             tiles_per_part: cut.per_part as i32,
             inverse_rows: batch_norm::inverse_rows(&self.bn),
         };
-        // Four numbers of batch norm's backward a channel, the image's rows, dy.
+        // Four numbers of batch norm's backward for each channel, the image's rows, dy.
         let pieces = [4 * self.channels, cut.rows * cut.pitch, dy_pixels(self) * self.channels];
         cx.launch(&BACKWARD, [parts, 1, 1], STEM_THREADS, shared_floats(pieces), arguments)?;
         reduction::add_gradient(cx, partials, parts, self.weight)

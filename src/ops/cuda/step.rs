@@ -1,7 +1,7 @@
-//! The step's block: everything that differs from step to step, in device memory.
+//! The step's block: all numbers that change from step to step, in device memory.
 //!
-//! Kernels read it, so captured graphs hold no number that changes. The host writes the schedule's part through
-//! the arguments of a small kernel, which needs neither a copy nor a wait; the device keeps the loss scale itself.
+//! Kernels read them there, so captured graphs contain no number that changes. The host sets the schedule's part
+//! through the arguments of a small kernel, without a copy or a wait. The device updates the loss scale itself.
 
 use std::mem::offset_of;
 
@@ -20,14 +20,14 @@ pub const INITIAL_SCALE: f32 = 65_536.0;
 const BEGIN: Kernel<StepBeginArguments> = Kernel::plain("step_begin");
 const SCALE: Kernel<StepScaleArguments> = Kernel::plain("step_scale");
 
-/// Readies a fresh block.
+/// Initialises a new block.
 pub fn initialise<G: Gpu>(cx: &mut Context<G>) -> Result {
     let scale = if cx.precision == super::Precision::Fp16 { INITIAL_SCALE } else { 1.0 };
     let arguments = StepScaleArguments { block: cx.state.block, scale, good_steps: 0, skipped: 0 };
     cx.launch(&SCALE, [1, 1, 1], 32, 0, arguments)
 }
 
-/// Sets the parameters of the coming step.
+/// Sets the parameters of the next step.
 pub fn set<G: Gpu>(cx: &mut Context<G>, step: StepParams) -> Result {
     let arguments = StepBeginArguments {
         block: cx.state.block,
@@ -40,19 +40,19 @@ pub fn set<G: Gpu>(cx: &mut Context<G>, step: StepParams) -> Result {
     cx.launch(&BEGIN, [1, 1, 1], 32, 0, arguments)
 }
 
-/// Goes on from a saved state of loss scaling.
+/// Restores a saved state of loss scaling.
 pub fn set_scale<G: Gpu>(cx: &mut Context<G>, state: LossScale) -> Result {
     let LossScale { scale, good_steps, skipped } = state;
     let arguments = StepScaleArguments { block: cx.state.block, scale, good_steps, skipped };
     cx.launch(&SCALE, [1, 1, 1], 32, 0, arguments)
 }
 
-/// Zeroes the figures of the step's micro-batches.
+/// Sets the figures of the step's micro-batches to zero.
 pub fn clear_figures<G: Gpu>(cx: &mut Context<G>) -> Result {
     cx.gpu.fill(cx.state.block.offset(FIGURES), 0, BLOCK_BYTES - FIGURES)
 }
 
-/// Reads the block, waiting for what is enqueued.
+/// Waits for everything enqueued and reads the block.
 pub fn read<G: Gpu>(cx: &mut Context<G>) -> Result<Block> {
     let mut bytes = [0; BLOCK_BYTES];
     cx.gpu.read(cx.state.block, &mut bytes)?;
@@ -62,8 +62,8 @@ pub fn read<G: Gpu>(cx: &mut Context<G>) -> Result<Block> {
 /// Where the figures begin in the block: `correct`, then `loss`.
 const FIGURES: usize = offset_of!(StepBlock, correct);
 
-/// What becomes of a block's numbers where ranks share the step: the loss and the right answers add up, and what one
-/// found not to be finite is so for all.
+/// How the ranks combine their blocks: the losses and the numbers of correct images are summed, and the flag is
+/// raised on all ranks if it is raised on one.
 pub fn shared(block: Address) -> [Piece; 3] {
     let piece = |at: usize, how| Piece { at: block.offset(at), elements: 1, how };
     [
@@ -77,7 +77,7 @@ pub fn shared(block: Address) -> [Piece; 3] {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Block {
     pub scale: LossScale,
-    /// Whether a gradient of this step is not finite, until its update has said so in `scale`.
+    /// Whether a gradient of this step is not finite. The update counts this in `scale` and clears it.
     pub not_finite: bool,
     pub correct: u32,
     pub loss: f64,

@@ -1,8 +1,8 @@
-//! How blocks of 256 threads share [images, pixels, channels] when a thread keeps its vector of channels.
+//! How blocks share a tensor [images, pixels, channels] if each thread keeps one vector of channels.
 
 pub use super::sources::numeric::{LANES, SWEEP_THREADS};
 
-/// Vectors of channels that a block takes at most.
+/// Maximum number of vectors of channels of a block.
 const WIDEST: usize = 32;
 
 /// A block has `rows` rows of `width` vectors, and `run` pixels of one image.
@@ -18,7 +18,7 @@ pub struct Sweep {
 }
 
 impl Sweep {
-    /// About `each` pixels for a thread, more where an image would make more than `most_splits` blocks.
+    /// About `each` pixels per thread, more if an image would otherwise need more than `most_splits` blocks.
     pub fn new(pixels: usize, channels: usize, each: usize, most_splits: usize) -> Sweep {
         assert_eq!(channels % LANES, 0, "channels come in vectors");
         let vectors = channels / LANES;
