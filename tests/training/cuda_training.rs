@@ -43,10 +43,14 @@ fn source() -> Source {
 }
 
 fn run<H: Hardware>(hardware: H, out: &Path, steps: u64) -> Outcome {
+    run_recipe(&recipe(), hardware, out, steps)
+}
+
+fn run_recipe<H: Hardware>(recipe: &Recipe, hardware: H, out: &Path, steps: u64) -> Outcome {
     let resume = out.join("checkpoint.bin").exists();
     let options = RunOptions { max_steps: Some(steps), resume, ..train_support::options(out) };
     let never = AtomicBool::new(false);
-    train_on(&recipe(), &options, source(), hardware, &mut Silent, &never).expect("it trains")
+    train_on(recipe, &options, source(), hardware, &mut Silent, &never).expect("it trains")
 }
 
 fn cuda<G: TestGpu>(precision: Precision) -> Cuda<G> {
@@ -159,15 +163,18 @@ on_cuda!(a_resumed_run_is_the_undisturbed_one);
 fn a_checkpoint_moves_between_devices_and_precisions<G: TestGpu>() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path();
-    run(Cpu::new(2, "as asked"), out, 1);
+    // The whole batch at once. In two parts the last batch norms see eight values, and an untrained network then turns
+    // the rounding of bf16 into more than the bound on processors without AVX-512.
+    let recipe = Recipe { micro_batch: 4, ..recipe() };
+    run_recipe(&recipe, Cpu::new(2, "as asked"), out, 1);
     assert_eq!(saved(out).metadata.loss_scale, None);
     set_scale(out, LossScale { scale: 2.0, good_steps: 0, skipped: 0 });
-    run(cuda::<G>(Precision::Fp16), out, 2);
+    run_recipe(&recipe, cuda::<G>(Precision::Fp16), out, 2);
     let scale = saved(out).metadata.loss_scale;
     assert!(scale.is_some());
-    run(cuda::<G>(Precision::Bf16), out, 3);
-    run(cuda::<G>(Precision::Fp32), out, 4);
-    run(Cpu::new(2, "as asked"), out, 5);
+    run_recipe(&recipe, cuda::<G>(Precision::Bf16), out, 3);
+    run_recipe(&recipe, cuda::<G>(Precision::Fp32), out, 4);
+    run_recipe(&recipe, Cpu::new(2, "as asked"), out, 5);
     // What fp16 has found is kept for the next time.
     assert_eq!(saved(out).metadata.loss_scale, scale);
     let losses: Vec<f64> = train_support::timeless_log(out)
@@ -177,7 +184,7 @@ fn a_checkpoint_moves_between_devices_and_precisions<G: TestGpu>() {
     assert_eq!(losses.len(), 5);
     // Each goes on where the other has ended: the same five steps on the CPU alone give nearly the same losses.
     let alone = dir.path().join("alone");
-    run(Cpu::new(2, "as asked"), &alone, 5);
+    run_recipe(&recipe, Cpu::new(2, "as asked"), &alone, 5);
     let lines = train_support::timeless_log(&alone);
     let expected =
         lines.iter().filter_map(|line| if let LogLine::Step(r) = line { Some(r.loss) } else { None });
