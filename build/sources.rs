@@ -1,8 +1,8 @@
-//! Reads from the kernels' sources what their launchers must know, and writes it as Rust.
+//! Reads what launchers must know from the kernels' sources, and writes it as Rust.
 //!
-//! The sources are `kernels/*.cu` and `kernels/*.cuh`. A source and the headers of the same name become one module,
-//! `#include "x.cuh"` becomes `pub use super::x::*`, and of the rest only these lines are read, all of which begin in
-//! the first column:
+//! The sources are `kernels/*.cu` and `kernels/*.cuh`. A source and its header of the same name become one module, and
+//! `#include "x.cuh"` becomes `pub use super::x::*`. Apart from that only these lines are read. Each begins in the first
+//! column:
 //!
 //! | in C++ | in Rust |
 //! |---|---|
@@ -12,7 +12,7 @@
 //! | `constexpr int TILE = 2 * WARP;` | `pub const TILE: usize = 2 * WARP;` |
 //! | `INSTANCE_HALF(X, 64x80, rows = 64, blocks = 4)` | in `instances!(X_HALF as Shape)`: `Shape { name: "64x80", rows: 64 }` |
 //!
-//! Whatever looks like one of these and cannot be read is an error that names the file and the line.
+//! A line that looks like one of these but cannot be read is an error, which names the file and the line.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
-/// A line of a source without comments, and with the lines that a `\` joins to it.
+/// A line of a source without comments, joined with the next lines while it ends with `\`.
 struct Line {
     place: String,
     text: String,
@@ -33,13 +33,8 @@ impl Line {
     }
 }
 
-/// What stands in a list of fields.
-enum Item {
-    Field { rust: &'static str, name: String },
-    List(String),
-}
-
-type Lists = BTreeMap<String, Vec<Item>>;
+/// The lists of fields by name: where each is defined, and its text.
+type Lists<'a> = BTreeMap<&'a str, (&'a Line, &'a str)>;
 
 /// The Rust modules of all sources in `folder`.
 pub fn generate(folder: &Path) -> Result<String, Error> {
@@ -66,8 +61,9 @@ fn translate(sources: &[(PathBuf, String)]) -> Result<String, Error> {
     }
     let mut lists = Lists::new();
     for line in modules.values().flatten() {
-        if let Some((name, items)) = list(line)? {
-            lists.insert(name, items);
+        let definition = line.text.strip_prefix("#define ");
+        if let Some((name, items)) = definition.and_then(|rest| rest.split_once("(F)")) {
+            lists.insert(name, (line, items));
         }
     }
     let mut text = String::new();
@@ -117,7 +113,7 @@ fn instances(modules: &BTreeMap<String, Vec<Line>>) -> Result<String, Error> {
     Ok(format!("macro_rules! instances {{\n{arms}}}\npub(crate) use instances;\n"))
 }
 
-/// Cuts a source into lines.
+/// Divides a source into lines.
 fn lines(path: &str, text: &str) -> Vec<Line> {
     let mut lines = Vec::new();
     let mut joined: Option<Line> = None;
@@ -146,53 +142,9 @@ fn without_comments(line: &str) -> String {
     text
 }
 
-/// The stem of the header that a line includes, of the kernels' own.
+/// The stem of the kernels' header that a line includes.
 fn include(line: &Line) -> Option<&str> {
     line.text.strip_prefix("#include \"")?.strip_suffix(".cuh\"")
-}
-
-/// `#define X_FIELDS(F) F(type, name) … OTHER(F) …`: its name and what stands in it.
-fn list(line: &Line) -> Result<Option<(String, Vec<Item>)>, Error> {
-    let Some((name, mut rest)) = line.text.strip_prefix("#define ").and_then(|rest| rest.split_once("(F)"))
-    else {
-        return Ok(None);
-    };
-    let mut items = Vec::new();
-    loop {
-        rest = rest.trim_start();
-        if rest.is_empty() {
-            return Ok(Some((name.to_string(), items)));
-        }
-        let call = rest.split_once('(').and_then(|(name, rest)| Some((name, rest.split_once(')')?)));
-        let Some((called, (inside, after))) = call else {
-            return Err(line.error(&format!("`{rest}` is no field: write F(type, name)")));
-        };
-        items.push(match (called, inside.rsplit_once(',')) {
-            ("F", Some((of, name))) => {
-                Item::Field { rust: rust_type(line, of.trim())?, name: name.trim().into() }
-            }
-            ("F", None) => return Err(line.error(&format!("F({inside}) lacks a type or a name"))),
-            _ => Item::List(called.into()),
-        });
-        rest = after;
-    }
-}
-
-fn rust_type(line: &Line, of: &str) -> Result<&'static str, Error> {
-    Ok(match of {
-        pointer if pointer.ends_with('*') => "Address",
-        "int" => "i32",
-        "uint32_t" => "u32",
-        "uint64_t" => "u64",
-        "float" => "f32",
-        "double" => "f64",
-        "ImageTable" => "ImageTable",
-        _ => {
-            return Err(
-                line.error(&format!("the type `{of}` is not known in Rust: add it to build/sources.rs"))
-            );
-        }
-    })
 }
 
 /// What a line declares, in Rust; nothing for most lines.
@@ -222,24 +174,42 @@ fn constant(line: &Line, name: &str, value: &str) -> Result<String, Error> {
     let plain = |c: char| c.is_ascii_alphanumeric() || " _+-*/<()".contains(c);
     match value.strip_suffix(';') {
         Some(value) if value.chars().all(plain) => Ok(format!("    pub const {name}: usize = {value};\n")),
-        _ => {
-            Err(line
-                .error(&format!("Rust cannot read the value of {name}: write plain arithmetic, on one line")))
-        }
+        _ => Err(line.error(&format!("the value of {name} is not plain arithmetic on one line"))),
     }
 }
 
-/// The fields of a list, those of the lists in it in their places.
+/// The fields `F(type, name) …` of the list that a line names, and those of a list `OTHER(F)` in it.
 fn fields(line: &Line, list: &str, lists: &Lists) -> Result<String, Error> {
-    let items = lists.get(list).ok_or_else(|| line.error(&format!("no `#define {list}(F)` was found")))?;
+    let found = lists.get(list).ok_or_else(|| line.error(&format!("no `#define {list}(F)` was found")));
+    let (line, mut rest) = *found?;
     let mut text = String::new();
-    for item in items {
-        match item {
-            Item::Field { rust, name } => text += &format!("            {name}: {rust},\n"),
-            Item::List(name) => text += &fields(line, name, lists)?,
-        }
+    while !rest.trim().is_empty() {
+        let call =
+            rest.split_once('(').and_then(|(called, rest)| Some((called.trim(), rest.split_once(')')?)));
+        let Some((called, (inside, after))) = call else {
+            return Err(line.error(&format!("`{}` is no field: write F(type, name)", rest.trim())));
+        };
+        text += &match (called, inside.rsplit_once(", ")) {
+            ("F", Some((of, name))) => format!("            {name}: {},\n", rust_type(line, of)?),
+            ("F", None) => return Err(line.error(&format!("F({inside}) lacks a type or a name"))),
+            _ => fields(line, called, lists)?,
+        };
+        rest = after;
     }
     Ok(text)
+}
+
+fn rust_type(line: &Line, of: &str) -> Result<&'static str, Error> {
+    Ok(match of {
+        pointer if pointer.ends_with('*') => "Address",
+        "int" => "i32",
+        "uint32_t" => "u32",
+        "uint64_t" => "u64",
+        "float" => "f32",
+        "double" => "f64",
+        "ImageTable" => "ImageTable",
+        _ => return Err(line.error(&format!("no Rust type for `{of}`: add it in build/sources.rs"))),
+    })
 }
 
 #[cfg(test)]
@@ -278,13 +248,13 @@ INSTANCE_HALF(SOME, 4x8, rows = 4, wide = true, blocks = 3)
     #[test]
     fn errors_name_the_line_and_what_is_wrong() {
         for (text, error) in [
-            ("\n#define A_FIELDS(F) F(short, x)", "2: the type `short` is not known in Rust"),
-            ("#define A_FIELDS(F) \\\n  F(int)", "1: F(int) lacks a type or a name"),
-            ("#define A_FIELDS(F) x", "1: `x` is no field"),
+            ("\n#define A_FIELDS(F) F(short, x)\nARGUMENTS(A, A_FIELDS)", "2: no Rust type for `short`"),
+            ("#define A_FIELDS(F) \\\n  F(int)\nARGUMENTS(A, A_FIELDS)", "1: F(int) lacks a type or a name"),
+            ("#define A_FIELDS(F) x\nARGUMENTS(A, A_FIELDS)", "1: `x` is no field"),
             ("ARGUMENTS(A, A_FIELDS)", "1: no `#define A_FIELDS(F)` was found"),
             ("ARGUMENTS(A,", "1: write (Name, X_FIELDS), on one line"),
-            ("constexpr int A = sizeof(B) + x[1];", "1: Rust cannot read the value of A"),
-            ("constexpr int A = 1 +\n    2;", "1: Rust cannot read the value of A"),
+            ("constexpr int A = sizeof(B) + x[1];", "1: the value of A is not plain arithmetic"),
+            ("constexpr int A = 1 +\n    2;", "1: the value of A is not plain arithmetic"),
             ("INSTANCE_HALF(A, 1x2, rows 4)", "1: `rows 4` is not `name = value`"),
             ("INSTANCE_HALF(A, 1x2,\n  rows = 4)", "1: an instance stands on one line"),
         ] {
