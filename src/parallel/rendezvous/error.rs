@@ -21,7 +21,7 @@ pub enum GroupError {
     #[error("{reason}")]
     Refused { reason: String, told: bool },
     /// This rank or another one was asked to stop before all ranks had joined.
-    #[error("interrupted before all ranks were there; nothing was begun")]
+    #[error("interrupted before all ranks had joined; training had not begun")]
     Interrupted,
     #[error("rank {rank} of {size} ranks is not possible: ranks count from 0")]
     Rank { rank: usize, size: usize },
@@ -37,7 +37,7 @@ pub enum GroupError {
     NoAnswer { address: Address, timeout: Duration },
     #[error("what answers at {0} is not effnet; is another program using the port?")]
     Foreign(Address),
-    #[error("rank 0 at {0} closed the connection before all ranks were there; its own error says why")]
+    #[error("rank 0 at {0} closed the connection before all ranks had joined; its own error says why")]
     Lost(Address),
     #[error("{bytes} bytes are too many for `{what}`: ranks exchange at most {limit}")]
     TooLarge { what: &'static str, bytes: usize, limit: usize },

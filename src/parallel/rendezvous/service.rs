@@ -321,7 +321,7 @@ impl Coordinator {
     /// A rank was asked to stop. Once the group is formed, the ranks agree on that by themselves.
     pub fn withdraw(&mut self, rank: usize) {
         if let (Phase::Gathering, Some(seat)) = (&self.phase, &self.seats[rank]) {
-            let reason = format!("{} was interrupted before all ranks were there", seat.id);
+            let reason = format!("{} was interrupted before all ranks had joined", seat.id);
             self.give_up(Refusal { reason, scope: Scope::Interrupted }, LATE);
         }
     }
@@ -343,7 +343,7 @@ impl Coordinator {
         seat.gone = true;
         match self.phase {
             Phase::Gathering => {
-                let reason = format!("{} {how} before all ranks were there", seat.id);
+                let reason = format!("{} {how} before all ranks had joined", seat.id);
                 self.give_up(Refusal { reason, scope: Scope::All }, LATE);
             }
             // It has reported the reason, although as a possible consequence.
@@ -375,7 +375,7 @@ impl Coordinator {
         match &mut self.phase {
             Phase::Gathering if closing || self.since.elapsed() > self.timeout => {
                 let reason = if closing {
-                    "rank 0 gave up before all ranks were there".into()
+                    "rank 0 gave up before all ranks had joined".into()
                 } else {
                     missing(&self.seats, self.timeout)
                 };
