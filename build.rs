@@ -1,18 +1,18 @@
-//! Compiles the CUDA kernels, `kernels/*.cu`, and embeds them.
+//! Compiles the CUDA kernels, `kernels/*.cu`, and embeds them; and writes their declarations as Rust, see [`sources`].
 //!
-//! One fatbin a file holds machine code for every architecture of [`ARCHITECTURES`], and PTX for later cards. A
-//! file is compiled again only when it, a header that it includes, the flags or the compiler have changed. The
-//! crate also builds without a compiler; it then says at run time what was missing.
+//! Each file becomes one fatbin with machine code for every architecture of [`ARCHITECTURES`] and PTX for later
+//! cards. A file is compiled again only if it, a header that it includes, the flags or the compiler have changed. The
+//! crate also builds without a compiler. Then the program says at run time what was missing.
 //!
 //! | variable | |
 //! |---|---|
 //! | `EFFNET_CUDA` | `auto` (the default): with kernels where a compiler is found; `require`: or fail; `skip`: without |
-//! | `EFFNET_CUDA_HOME` | the CUDA toolkit to take, or a folder filled by `tools/install_nvcc.sh` |
+//! | `EFFNET_CUDA_HOME` | the CUDA toolkit to use, or a folder filled by `tools/install_nvcc.sh` |
 //! | `EFFNET_CUDA_ARCH` | while developing: only these architectures and no PTX, such as `80` or `86,90` |
-//! | `NCCL_LIBRARY` | where it is set, tests that need NCCL are run |
-//! | `EFFNET_GPU` | `1` or `0`: whether tests that need a GPU are run; without it, where kernels and a GPU are found |
+//! | `NCCL_LIBRARY` | if set, tests that need NCCL are run |
+//! | `EFFNET_GPU` | `1` or `0`: whether tests that need a GPU are run; by default if kernels and a GPU are found |
 //!
-//! A kernel that does not compile fails the build whatever `EFFNET_CUDA` says, short of `skip`.
+//! A kernel that does not compile fails the build, except with `EFFNET_CUDA=skip`.
 
 use std::collections::BTreeSet;
 use std::env::consts::EXE_SUFFIX;
@@ -24,17 +24,23 @@ use std::sync::Mutex;
 
 /// Compute capabilities, 8.0 as 80: A100; RTX 30; RTX 40; H100. The last one's PTX serves later cards.
 const ARCHITECTURES: [u32; 4] = [80, 86, 89, 90];
-/// No fast-math: fp32 kernels are exact. Line numbers cost nothing at run time and let profilers show sources. Spilled
-/// registers are slow enough to be warned about. Compression makes a fifth of the size; the driver undoes it.
+/// No fast-math: fp32 kernels are exact. Line numbers cost nothing at run time and let profilers show sources.
+/// Spilled registers are slow, so they give a warning. Compression makes files five times smaller; the driver
+/// decompresses them.
 const FLAGS: [&str; 6] =
     ["-fatbin", "-std=c++17", "-O3", "-lineinfo", "-Xptxas=-warn-spills", "-Xfatbin=-compress-all"];
-/// The oldest compiler that these sources are meant for.
+/// The oldest supported compiler.
 const OLDEST_MAJOR: u32 = 12;
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
+#[path = "build/sources.rs"]
+mod sources;
+
 fn main() -> ExitCode {
     println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=build");
+    println!("cargo::rerun-if-changed=kernels");
     match build() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -48,21 +54,20 @@ fn build() -> Result<(), Error> {
     let out = PathBuf::from(variable("OUT_DIR").ok_or("OUT_DIR is not set: run by Cargo only")?);
     let compiler = compiler()?;
     tell_tests(compiler.is_ok())?;
-    let generated = match compiler {
+    write_changed(&out.join("sources.rs"), sources::generate(Path::new("kernels"))?.as_bytes())?;
+    let embedded = match compiler {
         Ok(compiler) => {
-            // Not otherwise: without a compiler, kernels may change and nothing has to be built again.
-            println!("cargo::rerun-if-changed=kernels");
             let targets = Targets::chosen()?;
             let stems = compile_all(&compiler, &targets, &out)?;
             embedding(&compiler, &targets, &stems)
         }
         Err(reason) => format!("Err({reason:?})\n"),
     };
-    write_changed(&out.join("kernels.rs"), generated.as_bytes())
+    write_changed(&out.join("kernels.rs"), embedded.as_bytes())
 }
 
-/// Tests that need kernels, a GPU or NCCL are ignored, by name, without `effnet_kernels`, `effnet_gpu` or
-/// `effnet_nccl`.
+/// Sets `effnet_kernels`, `effnet_gpu` and `effnet_nccl`: without them tests that need kernels, a GPU or NCCL are
+/// ignored.
 fn tell_tests(kernels: bool) -> Result<(), Error> {
     println!("cargo::rustc-check-cfg=cfg(effnet_kernels, effnet_gpu, effnet_nccl)");
     if variable("NCCL_LIBRARY").is_some() {
@@ -83,7 +88,7 @@ fn tell_tests(kernels: bool) -> Result<(), Error> {
     Ok(())
 }
 
-/// An environment variable, of which Cargo is told.
+/// An environment variable. Cargo runs this script again if it changes.
 fn variable(name: &str) -> Option<String> {
     println!("cargo::rerun-if-env-changed={name}");
     std::env::var(name).ok().filter(|value| !value.is_empty())
@@ -94,11 +99,11 @@ fn variable(name: &str) -> Option<String> {
 struct Compiler {
     path: PathBuf,
     version: (u32, u32),
-    /// All that it says of its version.
+    /// All that it prints about its version.
     banner: String,
 }
 
-/// The compiler, or in one clause why kernels are not compiled.
+/// The compiler, or the reason why kernels are not compiled, as one clause.
 fn compiler() -> Result<Result<Compiler, String>, Error> {
     let required = match variable("EFFNET_CUDA").as_deref() {
         None | Some("auto") => false,
@@ -130,7 +135,7 @@ fn compiler() -> Result<Result<Compiler, String>, Error> {
     Ok(Err(reason))
 }
 
-/// Where nvcc lies in a toolkit, and in a folder into which pip put NVIDIA's wheels.
+/// Possible paths of nvcc, in a toolkit or in a folder into which pip installed NVIDIA's wheels.
 fn toolkits(home: &Path) -> Vec<PathBuf> {
     let wheels = fs::read_dir(home.join("nvidia")).into_iter().flatten().flatten().map(|entry| entry.path());
     let mut homes: Vec<PathBuf> = wheels.collect();
@@ -204,7 +209,7 @@ fn compile_all(compiler: &Compiler, targets: &Targets, out: &Path) -> Result<Vec
     let flags: Vec<String> = FLAGS.iter().map(|flag| flag.to_string()).chain(targets.flags()).collect();
     let environment = ["NVCC_CCBIN", "NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS"].map(variable);
 
-    // Profiles share one cache: what is above `<profile>/build/<package>/out`.
+    // Profiles share one cache, in the folder above `<profile>/build/<package>/out`.
     let cache = out.ancestors().nth(4).unwrap_or(out).join("kernel-cache");
     fs::create_dir_all(&cache)?;
     let mut sources = Vec::new();
@@ -239,7 +244,7 @@ struct Job {
     embedded: PathBuf,
 }
 
-/// Hashes a source and what it includes with quotation marks, each file once.
+/// Hashes a source and its includes in quotation marks, each file once.
 fn hash_source(path: &Path, seen: &mut BTreeSet<PathBuf>, hasher: &mut impl Hasher) -> Result<(), Error> {
     if !seen.insert(path.to_path_buf()) {
         return Ok(());
@@ -248,7 +253,7 @@ fn hash_source(path: &Path, seen: &mut BTreeSet<PathBuf>, hasher: &mut impl Hash
     text.hash(hasher);
     for line in text.lines().filter_map(|line| line.trim().strip_prefix("#include \"")) {
         let header = path.with_file_name(line.split('"').next().unwrap_or_default());
-        // The harness's own headers are not for this compiler.
+        // Headers of the harness are not for this compiler.
         if header.is_file() && !header.starts_with("kernels/host") {
             hash_source(&header, seen, hasher)?;
         }
@@ -260,7 +265,7 @@ fn hash_source(path: &Path, seen: &mut BTreeSet<PathBuf>, hasher: &mut impl Hash
 fn compile(compiler: &Compiler, flags: &[String], mut jobs: Vec<&Job>) -> Result<(), Error> {
     let cores: usize = std::env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok()).unwrap_or(1);
     let workers = cores.min(jobs.len()).max(1);
-    // With more cores than files, a file's architectures are compiled beside one another as well.
+    // With more cores than files, the architectures of a file are compiled in parallel, too.
     let threads = cores.div_ceil(workers);
     jobs.sort_by_key(|job| fs::metadata(&job.source).map_or(0, |metadata| metadata.len()));
     let queue = Mutex::new(jobs);
@@ -285,7 +290,7 @@ fn compile(compiler: &Compiler, flags: &[String], mut jobs: Vec<&Job>) -> Result
 
 fn compile_one(compiler: &Compiler, flags: &[String], threads: usize, job: &Job) -> Result<(), Error> {
     let source = job.source.display();
-    // Under another name until it is whole, lest an interrupted build leave half a file in the cache.
+    // Under another name until it is complete, so that an interrupted build leaves no half file in the cache.
     let part = job.fatbin.with_extension(format!("{}.part", std::process::id()));
     let mut command = Command::new(&compiler.path);
     command.args(flags).arg(format!("--threads={threads}")).arg("-o").arg(&part).arg(&job.source);

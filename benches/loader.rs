@@ -1,16 +1,16 @@
-//! Images a second that the loader makes, by the number of threads: small grey images padded, and photographs
-//! decoded from JPEG, cropped and resized, or left to a device for that. `cargo bench --bench loader`.
+//! Images per second of the loader, by the number of threads: small grey images that are padded, and photographs that
+//! are decoded from JPEG, then cropped and resized here or by a device. `cargo bench --bench loader`.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use effnet::data::pack::{PackOptions, pack};
-use effnet::data::{CropMode, Form, Loader, LoaderConfig, Share, Source, Split};
+use effnet::data::{CropMode, Form, Loader, LoaderConfig, Policy, Share, Source, Split};
 use image::{DynamicImage, GrayImage, ImageFormat, Luma, Rgb, RgbImage};
 use tempfile::TempDir;
 
-/// Smooth shapes with some grain: compresses about as a photograph does (0.1 MB at 500×375).
+/// Smooth shapes with some grain; it compresses about as well as a photograph (0.1 MB at 500×375).
 fn photograph(width: u32, height: u32, salt: u32) -> RgbImage {
     let wave = |x: u32, period: f32| ((x as f32 / period).sin() * 60.0 + 110.0) as u32;
     RgbImage::from_fn(width, height, |x, y| {
@@ -48,7 +48,7 @@ struct Case<'a> {
     form: Form,
 }
 
-/// Time for `rounds` batches, the loader's start left out.
+/// Time for `rounds` batches, without the loader's start.
 fn batches(case: &Case, threads: usize, rounds: u64) -> Duration {
     let Case { source, resolution, crop, form, .. } = *case;
     let warm_up = 2;
@@ -59,7 +59,7 @@ fn batches(case: &Case, threads: usize, rounds: u64) -> Duration {
         resolution,
         crop,
         form,
-        train: true,
+        augment: Some(Policy::Standard),
         seed: 0,
         first_step: 0,
         steps: rounds + warm_up,

@@ -15,7 +15,7 @@ use std::time::Instant;
 use clap::Parser;
 use effnet::data::Normalise;
 use effnet::model::{Architecture, BatchNormConfig, Padding, ParamTable, Variant, initialise};
-use effnet::network::{Network, NetworkConfig};
+use effnet::network::{Inference, Network};
 use effnet::ops::cuda::Precision;
 use effnet::ops::*;
 use effnet::train::device::{Hardware, Needs, Selected, With, select};
@@ -97,8 +97,8 @@ impl Fixed {
     }
 }
 
-/// One step, as the engine makes it.
-fn train<O: Ops>(ops: &mut O, network: &Network, fixed: &Fixed, update: &Update, step: u64) -> Result {
+/// One step, as the engine makes it; the update is the last of the passes.
+fn train<O: Ops>(ops: &mut O, network: &Network, passes: &[Pass], fixed: &Fixed, step: u64) -> Result {
     let (slot, target) = ((step % 2) as usize, fixed.target(network));
     ops.submit(|ops| {
         ops.set_step(StepParams { step, learning_rate: 1e-4, ..StepParams::default() })?;
@@ -109,19 +109,15 @@ fn train<O: Ops>(ops: &mut O, network: &Network, fixed: &Fixed, update: &Update,
         ops.replay(Sequence::Training { slot, first: true, last: true }, |ops| {
             ops.begin_step()?;
             ops.unpack_batch(slot, &target)?;
-            network.draw_masks(ops)?;
-            network.forward(ops)?;
-            network.loss(ops)?;
-            network.backward(ops)?;
-            ops.update(update)
+            passes.iter().try_for_each(|pass| ops.run(pass))
         })?;
         ops.end_step()
     })?;
     ops.take_figures(false).map(|_| ())
 }
 
-fn infer<O: Ops>(ops: &mut O, network: &Network, fixed: &Fixed, step: u64) -> Result {
-    let (slot, target) = ((step % 2) as usize, fixed.target(network));
+fn infer<O: Ops>(ops: &mut O, inference: &Inference, fixed: &Fixed, step: u64) -> Result {
+    let (slot, target) = ((step % 2) as usize, fixed.target(&inference.network));
     ops.submit(|ops| {
         ops.send_batch(
             slot,
@@ -129,7 +125,7 @@ fn infer<O: Ops>(ops: &mut O, network: &Network, fixed: &Fixed, step: u64) -> Re
         )?;
         ops.replay(Sequence::Inference { slot }, |ops| {
             ops.unpack_batch(slot, &target)?;
-            network.forward(ops)
+            inference.forward(ops, Weights::Raw)
         })
     })
 }
@@ -156,21 +152,26 @@ impl With for Measure<'_> {
             .map_err(|error| OpsError::Device(error.to_string()))?;
         let table = ParamTable::new(&arch);
         let training = Network::new(&arch, &table, recipe.network_config(1));
-        let inference = Network::new(&arch, &table, NetworkConfig::inference(case.batch));
         let device = hardware.device();
+        let inference = Inference::new(&arch, &table, case.batch, &device, &[Weights::Raw]);
         let plans = [training.plan(&device), inference.plan(&device)];
         let (trainable, total) = (table.trainable(), table.total());
-        let mut ops = hardware.start(&Needs { trainable, total, plans: &plans.each_ref(), group: None })?;
+        let mut ops = hardware.start(&Needs {
+            state: StateSize::new(trainable, total),
+            plans: &plans.each_ref(),
+            group: None,
+        })?;
         ops.write_state(Buffer::Parameters, &initialise::initialise(&table, 1))?;
         let fixed = Fixed::new(case, flags.classes);
 
         ops.bind(&plans[0])?;
-        let update = recipe.update();
+        let mut passes = training.itinerary(&device).passes();
+        passes.push(recipe.update().into());
         let mut number = 0;
         let mut steps = |ops: &mut H::Ops, count: u64| -> Result {
             (0..count).try_for_each(|_| {
                 number += 1;
-                train(ops, &training, &fixed, &update, number)
+                train(ops, &training, &passes, &fixed, number)
             })?;
             ops.take_figures(true).map(|_| ())
         };
@@ -189,10 +190,11 @@ impl With for Measure<'_> {
         let report = ops.take_profile()?;
 
         ops.bind(&plans[1])?;
-        let mut logits = vec![0.0; inference.logits.elements];
+        inference.fold(&mut ops)?;
+        let mut logits = vec![0.0; inference.network.logits.elements];
         let mut batches = |ops: &mut H::Ops, count: u64| -> Result {
             (0..count).try_for_each(|number| infer(ops, &inference, &fixed, number))?;
-            ops.download(inference.logits, &mut logits)
+            ops.download(inference.network.logits, &mut logits)
         };
         let inferred = rates(&mut ops, &mut batches)?;
         let state = 4 * (2 * total + 3 * trainable);

@@ -1,15 +1,16 @@
 // Batch norm between passes: from the partial results of a pass's blocks to coefficients and sums.
 //
-// Idea: a block owns 8 channels (a 32-byte sector of every part's row) and cuts the parts among 64 groups, so
-// that the grid is full from few channels on and no thread walks more than parts/64 of them. Statistics are
-// merged by Chan's formula (Chan, Golub & LeVeque 1979): with the merged mean μ, the spread is Σ spreadᵢ +
-// Σ nᵢ·(meanᵢ − μ)². Within a thread this is done in fp32 about its first part's mean, where differences are
-// small; the groups are merged in double. See reduction.cuh for the order.
+// Idea: a block has 8 channels (a 32-byte sector of every part's row) and divides the parts among 64 groups. So few
+// channels already fill the GPU, and no thread reads more than parts/64 parts. Statistics are merged by Chan's formula
+// (Chan, Golub & LeVeque 1979): with the merged mean μ, the spread is Σ spreadᵢ + Σ nᵢ·(meanᵢ − μ)². Within a thread
+// this is done in fp32 relative to the mean of its first part, where differences are small. The groups are merged in
+// double. See reduction.cuh for the order.
 //
-// At 1000 parts of 1152 channels a kernel reads 9.2 MB, mostly from L2, where the producer has just left it:
-// floor 3 µs at 3.0 TB/s. B0's 49 batch norms leave 42 MB of moments and 18 MB of sums in a step at batch 512, about
-// 1 MB a launch, with five and seven fp32 instructions a number: floor 20 µs for all 98 launches at 3.0 TB/s, so that
-// they are bound by their latency, some 4 µs each. Last measured share: not yet measured.
+// At 1000 parts of 1152 channels a kernel reads 9.2 MB, mostly from the second-level cache, where the previous kernel
+// has just written it: floor 3 µs at 3.0 TB/s. B0's 49 batch norms have 42 MB of moments and 18 MB of sums in a step
+// at batch 512, about 1 MB a launch, with five and seven fp32 instructions a number: floor 20 µs for all 98 launches
+// at
+// 3.0 TB/s. So they are bound by latency, some 4 µs each. Last measured share: not yet measured.
 #include "numeric.cuh"
 #include "reduction.cuh"
 
@@ -18,12 +19,12 @@ namespace {
 constexpr int GROUPS = 64;
 constexpr int THREADS = LANES * GROUPS;
 
-// Rows of one channel that a thread has merged.
+// The merged statistics of one channel.
 struct Merged {
     double count, mean, spread;
 };
 
-// Parts group, group + GROUPS, … of a channel. Those of no rows may hold anything.
+// Merges parts group, group + GROUPS, … of a channel. Parts without rows may contain anything.
 __device__ __forceinline__ Merged merge_parts(
     const float* counts, const float* moments, int parts, int channels, int channel, int group) {
     float shift = 0.0f, sum = 0.0f, squares = 0.0f;
@@ -46,7 +47,7 @@ __device__ __forceinline__ Merged merge_parts(
     return {static_cast<double>(rows), static_cast<double>(shift) + away, spread};
 }
 
-// Every thread gets all `rows` rows of its channel from what the groups have merged.
+// Merges the groups: all `rows` rows of the channel, in each of its threads.
 __device__ __forceinline__ Merged merge_groups(const Merged& own, double rows, double* means, double* spreads) {
     const double mean = group_sum<LANES, GROUPS>(own.count * own.mean, means) / rows;
     const double away = own.mean - mean;
@@ -54,15 +55,15 @@ __device__ __forceinline__ Merged merge_groups(const Merged& own, double rows, d
 }
 
 // Writes the four coefficients of one channel.
-__device__ __forceinline__ void derive(
-    float* coefficients, int channels, int channel, double mean, double variance, float eps, float weight,
-    float bias) {
-    const double r = 1.0 / sqrt(variance + eps);
+template <class Args>
+__device__ __forceinline__ void derive(const Args& args, int channel, double mean, double variance) {
+    const float weight = args.weight[channel], bias = args.bias[channel];
+    const double r = 1.0 / sqrt(variance + args.eps);
     const double scale = weight * r;
-    coefficients[MEAN * channels + channel] = static_cast<float>(mean);
-    coefficients[RECIPROCAL * channels + channel] = static_cast<float>(r);
-    coefficients[SCALE * channels + channel] = static_cast<float>(scale);
-    coefficients[SHIFT * channels + channel] = static_cast<float>(bias - mean * scale);
+    args.coefficients[MEAN * args.channels + channel] = static_cast<float>(mean);
+    args.coefficients[RECIPROCAL * args.channels + channel] = static_cast<float>(r);
+    args.coefficients[SCALE * args.channels + channel] = static_cast<float>(scale);
+    args.coefficients[SHIFT * args.channels + channel] = static_cast<float>(bias - mean * scale);
 }
 
 __device__ __forceinline__ float moved(float running, double now, float momentum) {
@@ -72,7 +73,7 @@ __device__ __forceinline__ float moved(float running, double now, float momentum
 
 }  // namespace
 
-// counts [parts], moments [parts, 2, C] → coefficients [4, C]; running statistics [C] move in place.
+// counts [parts], moments [parts, 2, C] → coefficients [4, C]; the running statistics [C] are updated in place.
 #define BATCH_NORM_STATISTICS_FIELDS(F) \
     F(const float*, counts)             \
     F(const float*, moments)            \
@@ -101,13 +102,12 @@ KERNEL(batch_norm_statistics, THREADS, BatchNormStatisticsArguments) {
         float* running_var = args.running_var + channel;
         *running_mean = moved(*running_mean, all.mean, args.momentum);
         *running_var = moved(*running_var, all.spread / (args.rows > 1 ? rows - 1.0 : 1.0), args.momentum);
-        derive(args.coefficients, args.channels, channel, all.mean, all.spread / rows, args.eps, args.weight[channel],
-               args.bias[channel]);
+        derive(args, channel, all.mean, all.spread / rows);
     }
 }
 
-// The same parts → one part of them all, moments [2, C], where the parts of several ranks are merged next, which have
-// as many rows each: counts [ranks]. A part of a rank is small, so the time is that of the exchange.
+// The same parts → one part, moments [2, C]. The parts of several ranks are merged next; ranks have equal numbers of
+// rows: counts [ranks]. A rank's part is small, so the time is that of the exchange.
 #define BATCH_NORM_MERGE_FIELDS(F) \
     F(const float*, counts)        \
     F(const float*, moments)       \
@@ -137,7 +137,7 @@ KERNEL(batch_norm_merge, THREADS, BatchNormMergeArguments) {
     }
 }
 
-// Coefficients from running statistics, one thread a channel.
+// Coefficients from running statistics, one thread for each channel.
 #define BATCH_NORM_INFERENCE_FIELDS(F) \
     F(const float*, weight)            \
     F(const float*, bias)              \
@@ -150,10 +150,7 @@ ARGUMENTS(BatchNormInferenceArguments, BATCH_NORM_INFERENCE_FIELDS)
 
 KERNEL(batch_norm_inference, 256, BatchNormInferenceArguments) {
     const int channel = blockIdx.x * 256 + threadIdx.x;
-    if (channel < args.channels) {
-        derive(args.coefficients, args.channels, channel, args.running_mean[channel], args.running_var[channel],
-               args.eps, args.weight[channel], args.bias[channel]);
-    }
+    if (channel < args.channels) derive(args, channel, args.running_mean[channel], args.running_var[channel]);
 }
 
 // partials [parts, 2, C] of Σdu and Σdu·ŷ → sums [2, C], also added to the gradients of β and γ.

@@ -1,8 +1,8 @@
-// Products of fp32 matrices for the classifier, where half precision would cost accuracy and tensor cores would need
-// it: C [rows, columns] = Σ over depth of A(row, depth)·B(column, depth), a 64×64 tile of C a block, 8×4 sums a
-// thread, the factors' 16-deep pieces in shared memory. Each piece is fetched into registers while the one before is
-// multiplied. Depth may be cut among blocks, whose sums the caller adds up in order: a classifier's C alone has
-// too few tiles to fill a GPU.
+// Products of fp32 matrices for the classifier. Tensor cores would need half precision, which would cost accuracy
+// here. C [rows, columns] = Σ over depth of A(row, depth)·B(column, depth): a block has a 64×64 tile of C, a thread
+// 8×4 sums, and pieces of both factors, 16 deep, are in shared memory. Each piece is loaded into registers while the
+// previous one is multiplied. The depth may be divided among blocks, whose sums the caller adds in order: the C of a
+// classifier has too few tiles to fill a GPU.
 //
 // Bytes, operations and floors at B0's shapes: head.cu.
 #pragma once
@@ -12,27 +12,28 @@
 constexpr int PRODUCT_THREADS = 128;
 constexpr int PRODUCT_TILE = 64;
 constexpr int PRODUCT_DEPTH = 16;
-// Floats between the depths of a piece: a multiple of 4, and 4 banks further for each depth.
+// Floats from one depth of a piece to the next: a multiple of 4, and 4 banks further for each depth.
 constexpr int PRODUCT_PITCH = PRODUCT_TILE + 4;
 
-// A factor of a product, [outer, inner] in memory with `stride` elements a row; multiplied elementwise by `scale`
-// where that is not null.
+// A factor of a product, [outer, inner] in memory with `stride` elements in a row. If `scale` is not null, the factor
+// is multiplied by it elementwise.
 struct Factor {
     const float* values;
     const float* scale;
     int stride;
-    // Rows or columns of C that it has.
+    // Number of its rows or columns in C.
     int extent;
 };
 
-// One thread's share of a 64×16 piece. INNER_DEPTH: depth runs along memory, else rows (or columns) of C do.
+// One thread's share of a 64×16 piece. INNER_DEPTH: consecutive elements in memory are depths, otherwise they are rows
+// (or columns) of C.
 template <bool INNER_DEPTH>
 struct FactorPiece {
     static constexpr int COUNT = PRODUCT_TILE * PRODUCT_DEPTH / PRODUCT_THREADS;
     float v[COUNT];
 
-    // Depth and row of element i. Along memory eight lanes take 32 bytes of each of four rows, which makes the
-    // transposed store free of bank conflicts.
+    // Depth and row of element i. With INNER_DEPTH eight lanes load 32 bytes of each of four rows; then the transposed
+    // store has no bank conflicts.
     __device__ __forceinline__ static int depth(int i) {
         const int at = static_cast<int>(threadIdx.x) + i * PRODUCT_THREADS;
         return INNER_DEPTH ? at % 8 + at / (8 * PRODUCT_TILE) * 8 : at / PRODUCT_TILE;
@@ -65,7 +66,7 @@ struct FactorPiece {
 // A block's tile. Thread t has rows 8·(t/16).. and columns 4·(t%16)...
 struct ProductTile {
     float sums[8][4];
-    // Σ over depth of A's row `threadIdx.x`, in the threads below 64, if asked for.
+    // With ROW_SUMS: Σ over depth of A's row `threadIdx.x`, in the threads below 64.
     float row_sum;
 
     __device__ __forceinline__ static int row(int i) { return static_cast<int>(threadIdx.x) / 16 * 8 + i; }

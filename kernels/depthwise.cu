@@ -1,40 +1,35 @@
-// The depthwise convolution, 3×3 and 5×5, stride 1 and 2, forward and backward; the bodies are in
+// The depthwise convolution, 3×3 and 5×5, stride 1 and 2, forward and backward. The bodies are in
 // depthwise_forward.cuh and depthwise_backward.cuh.
 //
 // At B0's shapes, 224², one image, fp16: forward reads 3.8 million elements and writes 2.3 million, 12.2 MB in all
-// layers; backward reads da, y and x and writes dx: 24.4 MB. Multiply-adds: 35 million forward, 69 million backward;
-// sigmoids: 3.8 million forward (one an input element) and 9.9 million backward (one an output element, two an input
-// element). Floors: 4.1 and 8.1 µs at 3.0 TB/s, 17 and 35 µs at 0.70 TB/s. With conversions, batch norm, silu and
-// statistics that is 87 and 199 million fp32 instructions, 2.9 and 6.7 µs on an H100, so 5×5 with stride 1 is bound by
-// them there (1.2 times the floor), everything else by memory. Last measured share: not yet measured.
+// layers; backward reads da, y and x and writes dx: 24.4 MB. Multiply-adds: 35 million forward, 69 million backward.
+// Sigmoids: 3.8 million forward (one for each input element) and 9.9 million backward (one for each output element,
+// two for each input element). Floors: 4.1 and 8.1 µs at 3.0 TB/s, 17 and 35 µs at 0.70 TB/s. With conversions, batch
+// norm, silu and statistics there are 87 and 199 million fp32 instructions, 2.9 and 6.7 µs on an H100. So 5×5 with
+// stride 1 is bound by them there (1.2 times the floor), everything else by memory. Last measured share: not yet
+// measured.
 #include "depthwise_backward.cuh"
 
-// fp32 takes the registers that it needs; half types leave room for two blocks a multiprocessor.
-#define DEPTHWISE_FORWARD(T, suffix, blocks, k, stride)                                              \
-    KERNEL_BLOCKS(depthwise_forward_k##k##s##stride##_##suffix, depthwise_threads(k), blocks,        \
-                  DepthwiseForwardArguments) {                                                       \
-        DepthwiseForward<T, k, stride>(args).run();                                                  \
+// fp32 uses as many registers as it needs; half types leave room for two blocks on a multiprocessor.
+#define DEPTHWISE(T, name, Shape)                                                                      \
+    KERNEL_BLOCKS(depthwise_forward_##name, depthwise_threads(Shape::kernel), Shape::blocks,           \
+                  DepthwiseForwardArguments) {                                                         \
+        DepthwiseForward<T, Shape::kernel, Shape::stride>(args).run();                                 \
+    }                                                                                                  \
+    KERNEL_BLOCKS(depthwise_backward_##name, depthwise_threads(Shape::kernel), Shape::blocks,          \
+                  DepthwiseBackwardArguments) {                                                        \
+        DepthwiseBackward<T, Shape::kernel, Shape::stride, true>(args).run();                          \
+    }                                                                                                  \
+    KERNEL_BLOCKS(depthwise_backward_identity_##name, depthwise_threads(Shape::kernel), Shape::blocks, \
+                  DepthwiseBackwardArguments) {                                                        \
+        DepthwiseBackward<T, Shape::kernel, Shape::stride, false>(args).run();                         \
     }
-#define DEPTHWISE_BACKWARD(T, suffix, blocks, k, stride)                                             \
-    KERNEL_BLOCKS(depthwise_backward_k##k##s##stride##_##suffix, depthwise_threads(k), blocks,       \
-                  DepthwiseBackwardArguments) {                                                      \
-        DepthwiseBackward<T, k, stride, true>(args).run();                                           \
-    }
-#define DEPTHWISE_BACKWARD_IDENTITY(T, suffix, blocks, k, stride)                                    \
-    KERNEL_BLOCKS(depthwise_backward_identity_k##k##s##stride##_##suffix, depthwise_threads(k), blocks, \
-                  DepthwiseBackwardArguments) {                                                      \
-        DepthwiseBackward<T, k, stride, false>(args).run();                                          \
-    }
-#define DEPTHWISE_SHAPES(MACRO, T, suffix, blocks) \
-    MACRO(T, suffix, blocks, 3, 1)                 \
-    MACRO(T, suffix, blocks, 3, 2)                 \
-    MACRO(T, suffix, blocks, 5, 1)                 \
-    MACRO(T, suffix, blocks, 5, 2)
-#define DEPTHWISE_KERNELS(T, suffix, blocks)                   \
-    DEPTHWISE_SHAPES(DEPTHWISE_FORWARD, T, suffix, blocks)     \
-    DEPTHWISE_SHAPES(DEPTHWISE_BACKWARD, T, suffix, blocks)    \
-    DEPTHWISE_SHAPES(DEPTHWISE_BACKWARD_IDENTITY, T, suffix, blocks)
 
-DEPTHWISE_KERNELS(float, f32, 1)
-DEPTHWISE_KERNELS(f16, f16, 2)
-DEPTHWISE_KERNELS(bf16, bf16, 2)
+INSTANCE_FP32(DEPTHWISE, k3s1, kernel = 3, stride = 1, blocks = 1)
+INSTANCE_FP32(DEPTHWISE, k3s2, kernel = 3, stride = 2, blocks = 1)
+INSTANCE_FP32(DEPTHWISE, k5s1, kernel = 5, stride = 1, blocks = 1)
+INSTANCE_FP32(DEPTHWISE, k5s2, kernel = 5, stride = 2, blocks = 1)
+INSTANCE_HALF(DEPTHWISE, k3s1, kernel = 3, stride = 1, blocks = 2)
+INSTANCE_HALF(DEPTHWISE, k3s2, kernel = 3, stride = 2, blocks = 2)
+INSTANCE_HALF(DEPTHWISE, k5s1, kernel = 5, stride = 1, blocks = 2)
+INSTANCE_HALF(DEPTHWISE, k5s2, kernel = 5, stride = 2, blocks = 2)

@@ -1,15 +1,15 @@
-// Depthwise convolution, backward: batch norm and silu of its output while loading, the gradient at its input, the
-// gradient of its weights and the sums that the batch norm before needs, in one sweep.
+// Depthwise convolution, backward, in one sweep: batch norm and silu of its output while loading, the gradient at its
+// input, the gradient of its weights, and the sums for the batch norm before.
 //
-// The gradient dy at the convolution's output is made once per element when a row enters a ring in shared memory:
-// du = (da·gate + squeeze gradient)·silu'(z), then batch norm's backward. A thread then owns 4 neighbouring positions
-// of the *input* map, whose value x it alone loads. Each tap (i, j) that connects its position to an output gives
-// two multiply-adds from the same dy: da1 += w[i, j]·dy, and dw[i, j] += a1·dy. So neither x nor a1 is shared, and
-// dx leaves from the registers in which it was made. With stride 2 a position meets only the taps of its parity:
-// columns by unrolling, rows by a test.
+// The gradient dy at the convolution's output is computed once per element, when a row is loaded into a ring in
+// shared memory: du = (da·gate + squeeze gradient)·silu'(z), then batch norm's backward. A thread has 4 neighbouring
+// positions of the *input* map, and it alone loads their x. Each tap (i, j) that connects its position to an output
+// gives two multiply-adds with the same dy: da1 += w[i, j]·dy, and dw[i, j] += a1·dy. So neither x nor a1 is shared
+// between threads, and dx is stored from the registers in which it was computed. With stride 2 a position has only
+// the taps of its parity: for columns this is decided by unrolling, for rows by a test.
 //
-// The ring holds the storage type (see depthwise_forward.cuh). The taps' sums of a thread stay in registers until the
-// block ends: 2 channels a thread, 18 sums for 3×3 and 50 for 5×5.
+// The ring holds the storage type (see depthwise_forward.cuh). A thread's sums of the taps stay in registers until the
+// block ends: with 2 channels, 18 sums for 3×3 and 50 for 5×5.
 //
 // Bytes, operations and floors at B0's shapes: depthwise.cu.
 #pragma once
@@ -48,21 +48,25 @@ ARGUMENTS(DepthwiseBackwardArguments, DEPTHWISE_BACKWARD_FIELDS)
 
 // Rows of per-channel constants in shared memory.
 enum DepthwiseConstant { OUT_SCALE, OUT_SHIFT, OUT_MEAN, OUT_B, OUT_C, IN_MEAN, IN_RECIPROCAL, IN_SCALE, IN_SHIFT,
-                         DEPTHWISE_CONSTANTS };
+                         END_OF_CONSTANTS };
+constexpr int DEPTHWISE_CONSTANTS = 9;
+static_assert(DEPTHWISE_CONSTANTS == END_OF_CONSTANTS, "each has a row");
+// Channels of a thread.
+constexpr int DEPTHWISE_CHANNELS = 2;
 
 template <typename T, int K, int STRIDE, bool NORMALISED>
 struct DepthwiseBackward {
     static constexpr int THREADS = depthwise_threads(K), WARPS = THREADS / WARP;
-    static constexpr int C = 2;
-    using Group = DepthwiseGroup<T, C>;
+    static constexpr int C = DEPTHWISE_CHANNELS;
+    using Stored = Group<T, C>;
     // Eight channels in their storage type.
     struct alignas(16) Vector {
         T v[LANES];
     };
     static constexpr int COLUMNS = DEPTHWISE_COLUMNS;
-    // An output column `xo` meets input column `x` through tap x + pad − STRIDE·xo. A thread's first column x0 has
-    // x0 + pad divisible by the stride, so the outputs of its columns are (x0 + pad)/STRIDE − BEFORE and the
-    // REACHED − 1 that follow.
+    // Output column `xo` and input column `x` are connected by tap x + pad − STRIDE·xo. For a thread's first column
+    // x0, x0 + pad is divisible by the stride, so its columns need the output columns (x0 + pad)/STRIDE − BEFORE and
+    // the following REACHED − 1.
     static constexpr int BEFORE = (K - 1) / STRIDE;
     static constexpr int REACHED = (COLUMNS - 1) / STRIDE + 1 + BEFORE;
     static constexpr int SUMS = K * K * C + 2 * C;
@@ -100,7 +104,7 @@ struct DepthwiseBackward {
             const int channel = first_channel + i;
             if (channel < args.channels) set_constants(i, channel);
         }
-        // The barrier after the first factors is that of these, too.
+        // The barrier after the first factors also covers these.
     }
 
     __device__ __forceinline__ void set_constants(int i, int channel) {
@@ -127,7 +131,7 @@ struct DepthwiseBackward {
         }
     }
 
-    // Output rows `first` to `last` of the images from `image` on, as dy, into the ring.
+    // Loads output rows `first` to `last` of the images from `image` on, as dy, into the ring.
     __device__ __forceinline__ void load_rows(const DepthwiseLoader& own, int image, int first, int last) {
         const int count = last - first + 1, channel = first_channel + own.vector * LANES;
         if (channel >= args.channels) return;
@@ -159,7 +163,7 @@ struct DepthwiseBackward {
         }
     }
 
-    // From da to dy, four channels at a time: the taps' sums leave few registers.
+    // From da to dy, four channels at a time, because the taps' sums leave few registers.
     __device__ __forceinline__ void output_gradient(
         T* to, const T* da, const T* y, const float* factors_of, int at) const {
         float values[4], out[4], scale[4], other[4], gate[4];
@@ -168,28 +172,28 @@ struct DepthwiseBackward {
             values[i] = to_float(da[i]);
             out[i] = to_float(y[i]);
         }
-        load_group<float, 4>(scale, constants + OUT_SCALE * slice_channels + at);
-        load_group<float, 4>(other, constants + OUT_SHIFT * slice_channels + at);
+        load_group(scale, constants + OUT_SCALE * slice_channels + at);
+        load_group(other, constants + OUT_SHIFT * slice_channels + at);
         float slope[4];
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             float unused;
             silu_and_slope<T>(fmaf(scale[i], out[i], other[i]), unused, slope[i]);
         }
-        load_group<float, 4>(gate, factors_of);
-        load_group<float, 4>(other, factors_of + slice_channels);
+        load_group(gate, factors_of);
+        load_group(other, factors_of + slice_channels);
 #pragma unroll
         for (int i = 0; i < 4; i++) values[i] = scale[i] * (fmaf(values[i], gate[i], other[i]) * slope[i]);
         // dy = a·du + b·(y − μ) + c, where a is the scale.
-        load_group<float, 4>(scale, constants + OUT_MEAN * slice_channels + at);
-        load_group<float, 4>(other, constants + OUT_B * slice_channels + at);
-        load_group<float, 4>(gate, constants + OUT_C * slice_channels + at);
+        load_group(scale, constants + OUT_MEAN * slice_channels + at);
+        load_group(other, constants + OUT_B * slice_channels + at);
+        load_group(gate, constants + OUT_C * slice_channels + at);
 #pragma unroll
         for (int i = 0; i < 4; i++) values[i] = fmaf(other[i], out[i] - scale[i], values[i]) + gate[i];
-        store_group<T, 4>(to, values);
+        store_group(to, values);
     }
 
-    // Gates and squeeze gradients of the images from `image` on.
+    // Loads gates and squeeze gradients of the images from `image` on.
     __device__ __forceinline__ void load_factors(int image) {
         for (int i = threadIdx.x; i < args.together * slice_channels; i += THREADS) {
             const int which = i / slice_channels, at = i % slice_channels, channel = first_channel + at;
@@ -210,13 +214,13 @@ struct DepthwiseBackward {
         float taps[K * K][C], sums[2][C];
     };
 
-    // The four positions' values as stored, and in `a` what the convolution saw. Keeping x in its storage type and
-    // taking silu's slope later, with a second sigmoid, saves the registers that the taps' sums need.
+    // The four positions' values as stored, and in `a` the convolution's input. x stays in its storage type and silu's
+    // slope is computed later with a second sigmoid: this saves registers, which the taps' sums need.
     __device__ __forceinline__ void load_inputs(
-        Group (&x)[COLUMNS], float (&a)[COLUMNS][C], const Own& own, size_t pixel, int channel) const {
+        Stored (&x)[COLUMNS], float (&a)[COLUMNS][C], const Own& own, size_t pixel, int channel) const {
         float scale[C], shift[C];
-        load_group<float, C>(scale, constants + IN_SCALE * slice_channels + own.at);
-        load_group<float, C>(shift, constants + IN_SHIFT * slice_channels + own.at);
+        load_group(scale, constants + IN_SCALE * slice_channels + own.at);
+        load_group(shift, constants + IN_SHIFT * slice_channels + own.at);
 #pragma unroll
         for (int t = 0; t < COLUMNS; t++) {
             const int column = own.column + t;
@@ -224,7 +228,7 @@ struct DepthwiseBackward {
             for (int i = 0; i < C; i++) x[t].v[i] = from_float<T>(0.0f);
             if (column < 0 || column >= args.input) continue;
             const T* from = static_cast<const T*>(args.x) + (pixel + column) * args.channels + channel;
-            x[t] = *reinterpret_cast<const Group*>(from);
+            x[t] = *reinterpret_cast<const Stored*>(from);
         }
 #pragma unroll
         for (int t = 0; t < COLUMNS; t++) {
@@ -245,19 +249,19 @@ struct DepthwiseBackward {
         for (int ky = 0; ky < K; ky++) {
             const int above = row + args.pad - ky;
             if (above < 0 || above % STRIDE != 0) continue;
-            // Rows beyond the last output are in the ring, as zeros.
+            // Rows past the last output are in the ring as zeros.
             const T* from = ring +
                             ((own.which * ring_rows + slot_of(above / STRIDE)) * reach +
                              (own.column - origin) / STRIDE) * slice_channels + own.at;
             float w[K][C];
 #pragma unroll
             for (int kx = 0; kx < K; kx++) {
-                load_group<float, C>(w[kx], weights + (ky * K + kx) * slice_channels + own.at);
+                load_group(w[kx], weights + (ky * K + kx) * slice_channels + own.at);
             }
 #pragma unroll
             for (int j = 0; j < REACHED; j++) {
                 float dy[C];
-                load_group<T, C>(dy, from + j * slice_channels);
+                load_group(dy, from + j * slice_channels);
 #pragma unroll
                 for (int t = 0; t < COLUMNS; t++) {
                     const int kx = t + STRIDE * (BEFORE - j);
@@ -272,15 +276,15 @@ struct DepthwiseBackward {
         }
     }
 
-    // dx of the four positions, and their part of the sums, from the values as stored.
+    // Stores dx of the four positions and adds to the sums, from the values as stored.
     __device__ __forceinline__ void finish(
-        float (&gradient)[COLUMNS][C], Own& own, const Group (&x)[COLUMNS], size_t pixel, int channel,
+        float (&gradient)[COLUMNS][C], Own& own, const Stored (&x)[COLUMNS], size_t pixel, int channel,
         float keep) const {
         float mean[C], reciprocal[C], scale[C], shift[C];
-        load_group<float, C>(scale, constants + IN_SCALE * slice_channels + own.at);
-        load_group<float, C>(shift, constants + IN_SHIFT * slice_channels + own.at);
-        load_group<float, C>(mean, constants + IN_MEAN * slice_channels + own.at);
-        load_group<float, C>(reciprocal, constants + IN_RECIPROCAL * slice_channels + own.at);
+        load_group(scale, constants + IN_SCALE * slice_channels + own.at);
+        load_group(shift, constants + IN_SHIFT * slice_channels + own.at);
+        load_group(mean, constants + IN_MEAN * slice_channels + own.at);
+        load_group(reciprocal, constants + IN_RECIPROCAL * slice_channels + own.at);
 #pragma unroll
         for (int t = 0; t < COLUMNS; t++) {
             const int column = own.column + t;
@@ -296,15 +300,15 @@ struct DepthwiseBackward {
                     gradient[t][i] *= slope;
                 }
             } else {
-                load_group<T, C>(y, static_cast<const T*>(args.previous_y) + at);
+                load_group(y, static_cast<const T*>(args.previous_y) + at);
                 if (args.shortcut != nullptr) {
                     float around[C];
-                    load_group<T, C>(around, static_cast<const T*>(args.shortcut) + at);
+                    load_group(around, static_cast<const T*>(args.shortcut) + at);
 #pragma unroll
                     for (int i = 0; i < C; i++) gradient[t][i] += around[i];
                 }
             }
-            store_group<T, C>(static_cast<T*>(args.dx) + at, gradient[t]);
+            store_group(static_cast<T*>(args.dx) + at, gradient[t]);
 #pragma unroll
             for (int i = 0; i < C; i++) {
                 const float du = keep * rounded<T>(gradient[t][i]);
@@ -317,7 +321,7 @@ struct DepthwiseBackward {
     __device__ __forceinline__ void positions(Own& own, int image, int row) const {
         const int channel = first_channel + own.at;
         const size_t pixel = (static_cast<size_t>(image) * args.input + row) * args.input;
-        Group x[COLUMNS];
+        Stored x[COLUMNS];
         float a[COLUMNS][C], gradient[COLUMNS][C] = {};
         load_inputs(x, a, own, pixel, channel);
         correlate(gradient, own, a, row);
@@ -325,13 +329,13 @@ struct DepthwiseBackward {
         finish(gradient, own, x, pixel, channel, keep);
     }
 
-    // One number of a thread, added up over the threads with the same channels: lanes, then (by the caller) warps.
+    // The sum of one number over the lanes with the same channels. The caller adds the warps.
     __device__ __forceinline__ float over_lanes(float value) const {
         for (int distance = slice_channels / C; distance < WARP; distance *= 2) value += shuffle_xor(value, distance);
         return value;
     }
 
-    // The block's part of the taps' and the batch norm's sums. `scratch` is [warps, SUMS/C, slice_channels].
+    // Writes the block's part of the taps' and the batch norm's sums. `scratch` is [warps, SUMS/C, slice_channels].
     __device__ __forceinline__ void store_sums(const Own& own, int part, float* scratch) const {
         const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, groups = slice_channels / C;
         float* to = scratch + warp * (SUMS / C) * slice_channels + lane * C;
@@ -393,7 +397,7 @@ struct DepthwiseBackward {
 
         for (int image = first_image; image < end_image; image += args.together) {
             load_factors(image);
-            // The first output row that the strip's first input row meets; what follows slides.
+            // The first output row that the strip's first input row needs. The following rows slide.
             int loaded = (first_row + args.pad + STRIDE * K - (K - 1)) / STRIDE - K;
             for (int start = first_row; start < end_row; start += args.rows) {
                 const int last = (start + args.rows - 1 + args.pad) / STRIDE;
@@ -402,7 +406,7 @@ struct DepthwiseBackward {
                 barrier();
                 const int row = start + own.row;
                 if (works && row < end_row && image + own.which < end_image) {
-                    // More than once only where a row has more columns than the block has threads for.
+                    // More than once only if a row has more columns than the block has threads for.
                     for (own.column = column; own.column < end_column; own.column += places * COLUMNS) {
                         positions(own, image + own.which, row);
                     }

@@ -1,14 +1,15 @@
 // Depthwise convolution, forward: y[n, p, q, c] = Σ w[c, i, j] · a[n, p·s+i−pad, q·s+j−pad, c], a = silu(BN(x)) or x.
 //
-// A block owns a slice of channels, some images and a strip of output rows. It slides down the rows: the input rows
-// under the next few output rows lie in a ring in shared memory, normalised and activated once when they enter it,
-// with zeros where the padding is (padding comes *after* the activation). So each input value is loaded once but for
-// the strips' borders. Maps of 14×14 and 7×7 lie in the ring whole, several images at a time.
+// A block has a slice of channels, some images and a strip of output rows. It slides down the rows. The input rows
+// under the next few output rows are in a ring in shared memory. They are normalised and activated once, when they
+// are loaded into the ring, with zeros for the padding (padding comes *after* the activation). So each input value is
+// loaded once, except at the borders of strips. Maps of 14×14 and 7×7 fit the ring completely, several images at a
+// time.
 //
-// The ring holds the storage type: for half types that rounds a once more, as a framework does that stores a, and as
+// The ring holds the storage type. For half types this rounds a once more, as a framework that stores a does, and as
 // the matrix products do with their operands; in return twice as many blocks fit a multiprocessor.
 //
-// A thread computes 4 neighbouring columns of 8 channels: a value from the ring serves up to 3 (or 5) taps in
+// A thread computes 4 neighbouring columns of 8 channels: a value from the ring is used for up to 3 (or 5) taps in
 // registers, and weights are loaded once for the 4 columns.
 //
 // Bytes, operations and floors at B0's shapes: depthwise.cu.
@@ -36,32 +37,16 @@
     F(int, strip_rows)
 ARGUMENTS(DepthwiseForwardArguments, DEPTHWISE_FORWARD_FIELDS)
 
-// Threads of a block: 5×5 kernels need more registers than 256 threads leave where two blocks share a multiprocessor.
-constexpr __host__ __device__ int depthwise_threads(int k) { return k == 3 ? 256 : 128; }
+// Threads of a block: 5×5 kernels need more registers than there are if two blocks of 256 threads share a
+// multiprocessor.
+constexpr int THREADS_3X3 = 256;
+constexpr int THREADS_5X5 = 128;
+constexpr __host__ __device__ int depthwise_threads(int k) { return k == 3 ? THREADS_3X3 : THREADS_5X5; }
 // Neighbouring columns of a thread.
 constexpr int DEPTHWISE_COLUMNS = 4;
 
-// C channels of a row of T, C·sizeof(T) bytes at once.
-template <typename T, int C>
-struct alignas(C * sizeof(T)) DepthwiseGroup {
-    T v[C];
-};
-template <typename T, int C>
-__device__ __forceinline__ void load_group(float (&out)[C], const T* from) {
-    const auto group = *reinterpret_cast<const DepthwiseGroup<T, C>*>(from);
-#pragma unroll
-    for (int i = 0; i < C; i++) out[i] = to_float(group.v[i]);
-}
-template <typename T, int C>
-__device__ __forceinline__ void store_group(T* to, const float (&values)[C]) {
-    DepthwiseGroup<T, C> group;
-#pragma unroll
-    for (int i = 0; i < C; i++) group.v[i] = from_float<T>(values[i]);
-    *reinterpret_cast<DepthwiseGroup<T, C>*>(to) = group;
-}
-
-// Where the threads of a block stand while rows are loaded: a thread keeps its vector of channels and its columns,
-// so that nothing is divided in the loop. Columns are a power of two.
+// A thread's place while rows are loaded: it has a fixed vector of channels and fixed columns, so that the loop has no
+// divisions. `columns` is a power of two.
 struct DepthwiseLoader {
     int vector, column, columns, row, rows;
 
@@ -73,12 +58,13 @@ struct DepthwiseLoader {
         column = pixel % columns;
         row = pixel / columns;
         rows = pixels / columns;
-        // Where pixels are no multiple of the columns, the last threads would begin a row that others finish.
+        // If the number of pixels is no multiple of the columns, the last threads would have a part of a row: they
+        // idle.
         if (row >= rows) column = 1 << 30;
     }
 };
 
-// A thread's moments of 8 channels, about its first value.
+// A thread's moments of 8 channels, with its first value as the shift.
 struct DepthwiseMoments {
     float count;
     float shift[LANES], sum[LANES], squares[LANES];
@@ -113,16 +99,7 @@ struct DepthwiseMoments {
     }
 };
 
-// Adds n2 values of mean m2 and spread s2 to n1 of m1 and s1.
-__device__ __forceinline__ void merge_moments(float n1, float& m1, float& s1, float n2, float m2, float s2) {
-    const float n = n1 + n2;
-    if (n2 == 0.0f) return;
-    const float away = m2 - m1, share = n2 / n;
-    m1 = fmaf(away, share, m1);
-    s1 += fmaf(away * away, n1 * share, s2);
-}
-
-// Merges the moments of all threads with the same vector: lanes, then warps, in order; writes the block's part.
+// Merges the moments of all threads with the same vector, first lanes, then warps, in order; writes the block's part.
 template <int WARPS>
 __device__ __forceinline__ void store_moments(
     DepthwiseMoments& own, const DepthwiseForwardArguments& args, int slice, int part, float* scratch) {
@@ -171,7 +148,7 @@ struct DepthwiseForward {
     static constexpr int THREADS = depthwise_threads(K), WARPS = THREADS / WARP;
 
     const DepthwiseForwardArguments& args;
-    // Input columns of a ring row, with what the last thread reaches beyond the map; rows of the ring.
+    // Input columns of a ring row, including those past the map that the last thread reads; rows of the ring.
     int reach, ring_rows, slice_channels, first_channel;
     T* ring;         // [together, ring_rows, reach, slice_channels]
     float* weights;  // [K·K, slice_channels]
@@ -203,7 +180,7 @@ struct DepthwiseForward {
         barrier();
     }
 
-    // Input rows `first` to `last` of the images from `image` on, activated, into the ring.
+    // Loads input rows `first` to `last` of the images from `image` on, activated, into the ring.
     __device__ __forceinline__ void load_rows(const DepthwiseLoader& own, int image, int first, int last) {
         const int count = last - first + 1, channel = first_channel + own.vector * LANES;
         if (channel >= args.channels) return;
@@ -233,29 +210,29 @@ struct DepthwiseForward {
         }
     }
 
-    // Output row `row`, four columns from `column` on, of the image in place `which`.
+    // Computes output row `row`, four columns from `column` on, of the image with number `which` in the ring.
     __device__ __forceinline__ void convolve(
         float (&sums)[DEPTHWISE_COLUMNS][LANES], int which, int row, int column, int vector) const {
         int slot = row * STRIDE % ring_rows;
-        // Unrolled, the compiler would hold all rows' weights at once, and spill.
+        // Not unrolled: the compiler would load the weights of all rows at once, and spill.
 #pragma unroll 1
         for (int ky = 0; ky < K; ky++) {
             const T* from =
                 ring + ((which * ring_rows + slot) * reach + column * STRIDE) * slice_channels + vector * LANES;
             slot = slot + 1 == ring_rows ? 0 : slot + 1;
-            // Four channels and then four, so that the weights of a row of taps fit the registers.
+            // Twice four channels, so that the weights of a row of taps fit the registers.
 #pragma unroll
             for (int half = 0; half < LANES; half += 4) {
                 float w[K][4];
 #pragma unroll
                 for (int kx = 0; kx < K; kx++) {
                     const float* taps = weights + (ky * K + kx) * slice_channels + vector * LANES;
-                    load_group<float, 4>(w[kx], taps + half);
+                    load_group(w[kx], taps + half);
                 }
 #pragma unroll
                 for (int j = 0; j < (DEPTHWISE_COLUMNS - 1) * STRIDE + K; j++) {
                     float v[4];
-                    load_group<T, 4>(v, from + j * slice_channels + half);
+                    load_group(v, from + j * slice_channels + half);
 #pragma unroll
                     for (int t = 0; t < DEPTHWISE_COLUMNS; t++) {
                         const int kx = j - t * STRIDE;

@@ -1,18 +1,19 @@
-// What a kernel may use of the machine, and the only header that knows two machines.
+// What kernels use of the machine. This is the only header with code for two machines.
 //
-// Every kernel of this folder is compiled twice: by nvcc for GPUs, and by g++ against `host/shim.h`, where each
-// CUDA thread is a fiber, so that every test run executes the very same sources. For that to work, a kernel
-// speaks to the hardware only through the functions below: those that need PTX have a second body for the
-// host. They are few on purpose, since the emulation says nothing about the PTX text.
+// Every kernel of this folder is compiled twice: by nvcc for GPUs, and by g++ with `host/shim.h`, where each CUDA
+// thread is a fiber. So tests run the same sources. Therefore a kernel uses the hardware only through the functions
+// below: those that need PTX have a second body for the host. They are few on purpose, because the emulation cannot
+// test the PTX text.
 //
 // Rules for kernels
 //  1. No inline PTX, `__CUDA_ARCH__`, `<<<>>>` or cooperative groups outside this header.
 //  2. Shared memory comes from `SharedArena` only, the same pieces in the same order in every thread.
 //  3. Templates are `__device__` bodies; `KERNEL` makes them `extern "C"` functions of ONE argument, a struct
-//     declared by `ARGUMENTS`, whose fields the Rust side lists again and checks by name, place and size.
-//  4. Blocks have a multiple of 32 threads, masks are full, and nobody returns before a barrier.
+//     declared by `ARGUMENTS`. `build.rs` reads these declarations, and `constexpr int NAME = …` that begins a line,
+//     and writes them as Rust for the launchers: src/ops/cuda/sources.rs.
+//  4. Blocks have a multiple of 32 threads, masks are full, and no thread returns before a barrier.
 //  5. Data passed between lanes through shared memory needs `warp_barrier()`.
-//  6. Blocks of one launch do not wait for one another, and there are no floating-point atomics.
+//  6. Blocks of one launch do not wait for each other, and there are no floating-point atomics.
 #pragma once
 
 #if defined(__CUDACC__)
@@ -31,11 +32,16 @@ using bf16 = __nv_bfloat16;
 // ---- kernels and their arguments --------------------------------------------------------------------------
 
 #define EFFNET_DECLARE_FIELD(type, name) type name;
+// A struct in device memory that the host reads or writes.
+#define LAYOUT(Name, FIELDS)         \
+    struct Name {                    \
+        FIELDS(EFFNET_DECLARE_FIELD) \
+    };
 
 #if defined(__CUDACC__)
 // `ARGUMENTS(Name, FIELDS)` with `#define FIELDS(F) F(const float*, x) F(int, rows)` declares `struct Name`.
-#define ARGUMENTS(Name, FIELDS) \
-    struct Name {               \
+#define ARGUMENTS(Name, FIELDS)      \
+    struct Name {                    \
         FIELDS(EFFNET_DECLARE_FIELD) \
     };
 // A kernel of `threads` threads a block, at least `blocks` of which fit a multiprocessor.
@@ -50,10 +56,32 @@ using bf16 = __nv_bfloat16;
 #define KERNEL(name, threads, Args) EFFNET_HOST_KERNEL(name, threads, Args)
 #endif
 
+// ---- kernels that exist several times ---------------------------------------------------------------------
+
+// `name_f32`, `name_f16` and `name_bf16` from the template `name`.
+#define STORED_KERNELS(name, threads, Args)                  \
+    KERNEL(name##_f32, threads, Args) { name<float>(args); } \
+    KERNEL(name##_f16, threads, Args) { name<f16>(args); }   \
+    KERNEL(name##_bf16, threads, Args) { name<bf16>(args); }
+
+// One shape of a kernel for both half types, or for fp32. `INSTANCE_HALF(FORWARD, 64x80, rows = 64, blocks = 4)` gives
+// FORWARD(f16, 64x80_f16, Shape) and the same for bf16, with Shape::rows = 64 and Shape::blocks = 4. FORWARD makes the
+// kernel, whose name ends with the second parameter. The launchers choose among the same lines: `build.rs` reads all
+// numbers but `blocks`, the least number of blocks that must fit a multiprocessor, which is for the compiler alone.
+#define INSTANCE(KERNEL_OF, name, T, suffix, ...) \
+    struct KERNEL_OF##_##name##_##suffix {        \
+        enum : int { __VA_ARGS__ };               \
+    };                                            \
+    KERNEL_OF(T, name##_##suffix, KERNEL_OF##_##name##_##suffix)
+#define INSTANCE_HALF(KERNEL_OF, name, ...)          \
+    INSTANCE(KERNEL_OF, name, f16, f16, __VA_ARGS__) \
+    INSTANCE(KERNEL_OF, name, bf16, bf16, __VA_ARGS__)
+#define INSTANCE_FP32(KERNEL_OF, name, ...) INSTANCE(KERNEL_OF, name, float, f32, __VA_ARGS__)
+
 // ---- shared memory ----------------------------------------------------------------------------------------
 
-// Hands out the block's dynamic shared memory piece by piece, each aligned to 16 bytes. Plain arithmetic on
-// the device; on the host every piece starts as NaN between poisoned zones.
+// Hands out the block's dynamic shared memory piece by piece, each aligned to 16 bytes. On the device this is
+// plain arithmetic; on the host every piece is filled with NaN and surrounded by guarded bytes.
 class SharedArena {
 public:
     __device__ __forceinline__ SharedArena() {
@@ -87,9 +115,9 @@ private:
 constexpr int WARP = 32;
 constexpr unsigned FULL_MASK = 0xffffffffu;
 
-// All threads of the block meet here.
+// All threads of the block wait for each other.
 #define barrier() __syncthreads()
-// All lanes of the warp meet here; shared memory written before is seen after.
+// All lanes of the warp wait for each other and see the shared memory that was written before.
 #define warp_barrier() __syncwarp(FULL_MASK)
 
 template <typename T>
@@ -105,9 +133,9 @@ __device__ __forceinline__ T shuffle_down(T value, int delta) {
     return __shfl_down_sync(FULL_MASK, value, delta);
 }
 
-// ---- copies from global to shared memory that run beside the computation -----------------------------------
+// ---- copies from global to shared memory, in parallel with the computation -----------------------------------
 
-// 16 bytes; zeros are written instead where `valid` is false (then `global` is not read).
+// Copies 16 bytes, or writes zeros if `valid` is false; then `global` is not read.
 __device__ __forceinline__ void copy_async_16(void* shared, const void* global, bool valid = true) {
 #if defined(__CUDACC__)
     const unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
@@ -118,7 +146,7 @@ __device__ __forceinline__ void copy_async_16(void* shared, const void* global, 
 #endif
 }
 
-// Closes the group of the copies begun so far.
+// Closes the group of all copies begun since the last group.
 __device__ __forceinline__ void copy_async_commit() {
 #if defined(__CUDACC__)
     asm volatile("cp.async.commit_group;\n" ::: "memory");
@@ -127,7 +155,7 @@ __device__ __forceinline__ void copy_async_commit() {
 #endif
 }
 
-// Waits until at most `N` of this thread's groups are under way. A barrier must follow before other threads read.
+// Waits until at most `N` of this thread's groups are unfinished. A barrier must follow before other threads read.
 #if defined(__CUDACC__)
 template <int N>
 __device__ __forceinline__ void copy_async_wait() {
@@ -156,7 +184,7 @@ __device__ __forceinline__ void load_matrix_x4(uint32_t (&r)[4], const void* row
 #endif
 }
 
-// The same with each matrix transposed.
+// The same, with each matrix transposed.
 __device__ __forceinline__ void load_matrix_x4_transposed(uint32_t (&r)[4], const void* row) {
 #if defined(__CUDACC__)
     const unsigned from = static_cast<unsigned>(__cvta_generic_to_shared(row));
@@ -193,7 +221,7 @@ __device__ __forceinline__ void mma_one<bf16>(float (&c)[4], const uint32_t (&a)
 //   a: {(g, 2t..), (g+8, 2t..), (g, 2t+8..), (g+8, 2t+8..)}   two 16-bit values a register, row-major A
 //   b: {(k 2t.., n g), (k 2t+8.., n g)}
 //   c: {(g, 2t), (g, 2t+1), (g+8, 2t), (g+8, 2t+1)}
-// One call for all tiles, because that is several times cheaper to emulate.
+// One call handles all tiles, because that is several times cheaper to emulate.
 template <typename T, int M, int N>
 __device__ __forceinline__ void mma_tiles(float (&c)[M][N][4], const uint32_t (&a)[M][4], const uint32_t (&b)[N][2]) {
 #if defined(__CUDACC__)
@@ -208,7 +236,7 @@ __device__ __forceinline__ void mma_tiles(float (&c)[M][N][4], const uint32_t (&
 
 // ---- functions --------------------------------------------------------------------------------------------
 
-// tanh by the special-function unit, relative error about 2^-11: for kernels whose storage is a half type.
+// tanh by the special-function unit, with a relative error of about 2^-11: for kernels that store a half type.
 __device__ __forceinline__ float tanh_approximate(float x) {
 #if defined(__CUDACC__)
     float y;
@@ -219,7 +247,7 @@ __device__ __forceinline__ float tanh_approximate(float x) {
 #endif
 }
 
-// Sets bits of a word in global memory; order does not matter, so determinism stays.
+// Sets bits of a word in global memory. The order does not matter, so results stay deterministic.
 __device__ __forceinline__ void raise_flag(unsigned* flag, unsigned bits) {
 #if defined(__CUDACC__)
     atomicOr(flag, bits);

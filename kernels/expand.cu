@@ -1,8 +1,8 @@
 // The pointwise expansion (and the head's convolution): y [M, N] = x [M, K]·W [N, K]ᵀ and y's statistics.
 //
-// Forward. The idea is in pointwise.cuh. N is about 6·K, so nearly all bytes are y's: a block writes whole pieces of
-// its rows, at least 96 bytes of each. Column tiles of the same rows are neighbours in the grid: x comes from memory
-// once, and from the second-level cache for the other column tiles. fp16, an image of B0 (224²):
+// Forward. The idea is in pointwise.cuh. N is about 6·K, so nearly all bytes are those of y: a block writes at least
+// 96 consecutive bytes of each of its rows. Column tiles of the same rows are neighbours in the grid, so x is read
+// from memory once, and from the second-level cache by the other column tiles. fp16, an image of B0 (224²):
 //
 //   map    K → N        layers   x MB    y MB   Mflop   tile            x read by
 //   112²   16 → 96         1     0.401   2.408    38    128×96           1 column tile
@@ -13,22 +13,23 @@
 //   7²     192 → 1152      4     0.075   0.452    87    128×128, 64×128  9
 //   7²     320 → 1280      1     0.031   0.125    40    128×128, 64×128  10
 //
-// (layers of a kind together; the higher of two tiles where it leaves two blocks for each multiprocessor of the
-// largest GPU). In all 8.06 MB and 0.37 Gflop an image: 2.7 µs at 3.0 TB/s, 11.5 µs at 0.70 TB/s. Weights come from the
-// second-level cache, once a tile (0.8 MB for the largest layer). Statistics: 8·N bytes a part, at most 4 % of y with
-// one tile a part. With tiles filled up 197 M multiply-adds, 0.8 µs on an H100's tensor cores at 1024 a cycle and
-// multiprocessor, 6.6 µs on an RTX 3080's at 256, and 17 M fp32 instructions: on the latter, layers from 112
-// inputs on are bound by products; on the former, those of 7² about as much as by memory. Last measured share: not yet
-// measured.
+// (Layers of the same shape together; of two tiles the higher is used if it leaves two blocks for each multiprocessor
+// of the largest GPU.) Total: 8.06 MB and 0.37 Gflop an image: 2.7 µs at 3.0 TB/s, 11.5 µs at 0.70 TB/s. Weights are
+// read from the second-level cache, once a tile (0.8 MB for the largest layer). Statistics: 8·N bytes a part, at most
+// 4 % of y with one tile a part. With padding to whole tiles there are 197 M multiply-adds: 0.8 µs on an H100's
+// tensor cores at 1024 per cycle and multiprocessor, 6.6 µs on an RTX 3080's at 256; and 17 M fp32 instructions. On
+// an RTX 3080 layers from 112 inputs on are bound by products; on an H100 those of 7² are bound by products and
+// memory about equally. Last measured share: not yet measured.
 //
-// Backward. dx [M, K] = dy·W (+ the shortcut's gradient), dW [N, K] = dyᵀ·x and the sums of the batch norm before, with dy
-// from du and y by batch norm's backward while they are loaded. Three idioms, see expand_backward.cuh and
-// pointwise_backward.cuh: up to 240 wide and 48 narrow channels one sweep does it all and reads du and y once; beyond, dW's
-// accumulators are too many for a block that must see all of N to make dx, and two kernels each read du and y. fp16,
-// an image of B0 (224²), MB of du and y and of everything narrow (x, previous y, dx, shortcut):
+// Backward. dx [M, K] = dy·W (+ the shortcut's gradient), dW [N, K] = dyᵀ·x and the sums of the batch norm before. dy
+// is computed from du and y by batch norm's backward while they are loaded. There are three kernels, see
+// expand_backward.cuh and pointwise_backward.cuh. Up to 240 wide and 48 narrow channels one sweep makes both
+// gradients and reads du and y once. With more channels, a block that sees all of N to make dx has no room for the
+// accumulators of dW, so two kernels each read du and y. fp16, an image of B0 (224²), MB of du and y (wide) and of x,
+// previous y, dx and shortcut (narrow):
 //
 //   map    K → N        layers   wide MB  narrow MB  Mflop   blocks
-//   112²   16 → 96         1      4.817     1.204      77    sweep 96×16, 64 rows
+//   112²   16 → 96         1      4.817     1.204      77    sweep 96×16, 48 rows
 //   56²    24 → 144        2      3.613     1.054      87    sweep 144×32, 32 rows
 //   28²    40 → 240        2      1.505     0.439      60    sweep 240×48, 32 rows
 //   14²    80 → 480        3      2.258     0.345      90    dx 128×80, dW 128×80 of dy by x
@@ -36,10 +37,11 @@
 //   7²     192 → 1152      4      1.806     0.282     173    dx 64×192, dW 64×192
 //   7²     320 → 1280      1      0.502     0.094      80    dx 64×320, dW 64×320
 //
-// In all 21.6 MB (3.9 of them because of the second reading) and 0.75 Gflop an image: 7.2 µs at 3.0 TB/s, 31 µs at
-// 0.70 TB/s. The parts' sums of dW add at most an eighth of du where there are rows enough to fill the GPU that way. With
-// tiles filled up 405 M multiply-adds, 1.7 µs on an H100's tensor cores and 14 µs on an RTX 3080's, and 29 M fp32
-// instructions: only 320 → 1280 on an RTX 3080 is bound by products. Last measured share: not yet measured.
+// Total: 21.6 MB (3.9 of them for the second reading) and 0.75 Gflop an image: 7.2 µs at 3.0 TB/s, 31 µs at 0.70
+// TB/s. The parts' sums of dW add at most an eighth of du if there are enough rows to fill the GPU that way. With
+// padding to whole tiles there are 405 M multiply-adds: 1.7 µs on an H100's tensor cores and 14 µs on an RTX 3080's;
+// and 29 M fp32 instructions. Only 320 → 1280 on an RTX 3080 is bound by products. Last measured share: not yet
+// measured.
 #include "expand_backward.cuh"
 #include "pointwise.cuh"
 
@@ -48,80 +50,63 @@
     POINTWISE_NUMBERS(F)
 ARGUMENTS(ExpandForwardArguments, EXPAND_FORWARD_FIELDS)
 
-// One instance: the tile, its warps down and across, stages, blocks a multiprocessor. The table is in pointwise.rs.
-#define EXPAND_FORWARD(rows, columns, down, across, stages, blocks, T, suffix)                \
-    KERNEL_BLOCKS(expand_forward_##rows##x##columns##_##suffix, WARP * (down) * (across), blocks, \
-                  ExpandForwardArguments) {                                                   \
-        using Tile = PointwiseTile<rows, columns, down, across, stages>;                      \
-        pointwise_forward<T, Tile>(args, PointwisePlain<T, Tile>());                          \
+// A tile of rows × columns, its warps down and across, the stages of its pipeline; src/ops/cuda/pointwise.rs chooses.
+#define EXPAND_FORWARD(T, name, Shape)                                                      \
+    KERNEL_BLOCKS(expand_forward_##name, WARP * Shape::down * Shape::across, Shape::blocks, \
+                  ExpandForwardArguments) {                                                 \
+        using Tile = PointwiseTile<Shape>;                                                  \
+        pointwise_forward<T, Tile>(args, PointwisePlain<T, Tile>());                        \
     }
-#define EXPAND_FORWARD_HALF(rows, columns, down, across, stages, blocks)      \
-    EXPAND_FORWARD(rows, columns, down, across, stages, blocks, f16, f16)     \
-    EXPAND_FORWARD(rows, columns, down, across, stages, blocks, bf16, bf16)
-
-EXPAND_FORWARD_HALF(64, 144, 2, 3, 3, 2)
-EXPAND_FORWARD_HALF(128, 128, 4, 2, 3, 2)
-EXPAND_FORWARD_HALF(64, 128, 2, 2, 3, 3)
-EXPAND_FORWARD_HALF(128, 96, 4, 2, 3, 2)
-EXPAND_FORWARD_HALF(64, 96, 2, 2, 3, 4)
-EXPAND_FORWARD_HALF(64, 80, 4, 1, 3, 4)
-EXPAND_FORWARD(64, 96, 2, 2, 3, 3, float, f32)
-EXPAND_FORWARD(64, 80, 4, 1, 3, 3, float, f32)
+INSTANCE_HALF(EXPAND_FORWARD, 64x144, rows = 64, columns = 144, down = 2, across = 3, stages = 3, blocks = 2)
+INSTANCE_HALF(EXPAND_FORWARD, 128x128, rows = 128, columns = 128, down = 4, across = 2, stages = 3, blocks = 2)
+INSTANCE_HALF(EXPAND_FORWARD, 64x128, rows = 64, columns = 128, down = 2, across = 2, stages = 3, blocks = 3)
+INSTANCE_HALF(EXPAND_FORWARD, 128x96, rows = 128, columns = 96, down = 4, across = 2, stages = 3, blocks = 2)
+INSTANCE_HALF(EXPAND_FORWARD, 64x96, rows = 64, columns = 96, down = 2, across = 2, stages = 3, blocks = 4)
+INSTANCE_HALF(EXPAND_FORWARD, 64x80, rows = 64, columns = 80, down = 4, across = 1, stages = 3, blocks = 4)
+INSTANCE_FP32(EXPAND_FORWARD, 64x96, rows = 64, columns = 96, down = 2, across = 2, stages = 3, blocks = 3)
+INSTANCE_FP32(EXPAND_FORWARD, 64x80, rows = 64, columns = 80, down = 4, across = 1, stages = 3, blocks = 3)
 
 // ---- backward ---------------------------------------------------------------------------------------------
 
-#define EXPAND_DATA(columns, down, across, m, p, chunk, separate, blocks, T, suffix)                             \
-    KERNEL_BLOCKS(expand_backward_data_##columns##_##suffix, WARP * (down) * (across), blocks,                   \
-                  ExpandBackwardDataArguments) {                                                                 \
-        using Shape = DataShape<T, down, across, m, p, chunk>;                                                   \
-        static_assert(Shape::COLUMNS == columns, "the name says the columns");                                   \
-        expand_backward_data<Shape, separate>(args);                                                             \
+// The data gradient; src/ops/cuda/pointwise_backward.rs chooses among these and the following.
+#define EXPAND_DATA(T, name, Shape)                                                               \
+    KERNEL_BLOCKS(expand_backward_data_##name, WARP * Shape::down * Shape::across, Shape::blocks, \
+                  ExpandBackwardDataArguments) {                                                  \
+        expand_backward_data<DataShape<T, Shape>, Shape::separate>(args);                         \
     }
-#define EXPAND_DATA_HALF(columns, down, across, m, p, chunk, separate, blocks)    \
-    EXPAND_DATA(columns, down, across, m, p, chunk, separate, blocks, f16, f16)   \
-    EXPAND_DATA(columns, down, across, m, p, chunk, separate, blocks, bf16, bf16)
+INSTANCE_HALF(EXPAND_DATA, 48, rows = 64, columns = 48, down = 4, across = 1, chunk = 64, separate = true, blocks = 4)
+INSTANCE_HALF(EXPAND_DATA, 80, rows = 128, columns = 80, down = 8, across = 1, chunk = 32, separate = false, blocks = 2)
+INSTANCE_HALF(EXPAND_DATA, 112, rows = 128, columns = 112, down = 8, across = 1, chunk = 32, separate = false, blocks = 2)
+INSTANCE_HALF(EXPAND_DATA, 160, rows = 64, columns = 160, down = 4, across = 2, chunk = 32, separate = false, blocks = 2)
+INSTANCE_HALF(EXPAND_DATA, 192, rows = 64, columns = 192, down = 2, across = 4, chunk = 32, separate = false, blocks = 2)
+INSTANCE_HALF(EXPAND_DATA, 320, rows = 64, columns = 320, down = 2, across = 4, chunk = 32, separate = false, blocks = 1)
+INSTANCE_HALF(EXPAND_DATA, 640, rows = 32, columns = 640, down = 1, across = 8, chunk = 32, separate = false, blocks = 1)
+INSTANCE_FP32(EXPAND_DATA, 32, rows = 64, columns = 32, down = 4, across = 1, chunk = 32, separate = true, blocks = 1)
+INSTANCE_FP32(EXPAND_DATA, 112, rows = 128, columns = 112, down = 8, across = 1, chunk = 16, separate = false, blocks = 1)
+INSTANCE_FP32(EXPAND_DATA, 320, rows = 32, columns = 320, down = 2, across = 4, chunk = 16, separate = false, blocks = 1)
+INSTANCE_FP32(EXPAND_DATA, 640, rows = 16, columns = 640, down = 1, across = 8, chunk = 16, separate = false, blocks = 1)
 
-EXPAND_DATA_HALF(48, 4, 1, 1, 3, 64, true, 4)
-EXPAND_DATA_HALF(80, 8, 1, 1, 5, 32, false, 2)
-EXPAND_DATA_HALF(112, 8, 1, 1, 7, 32, false, 2)
-EXPAND_DATA_HALF(160, 4, 2, 1, 5, 32, false, 2)
-EXPAND_DATA_HALF(192, 2, 4, 2, 3, 32, false, 2)
-EXPAND_DATA_HALF(320, 2, 4, 2, 5, 32, false, 1)
-EXPAND_DATA_HALF(640, 1, 8, 2, 5, 32, false, 1)
-EXPAND_DATA(32, 4, 1, 1, 2, 32, true, 1, float, f32)
-EXPAND_DATA(112, 8, 1, 1, 7, 16, false, 1, float, f32)
-EXPAND_DATA(320, 2, 4, 1, 5, 16, false, 1, float, f32)
-EXPAND_DATA(640, 1, 8, 1, 5, 16, false, 1, float, f32)
-
-#define EXPAND_WEIGHTS(left, right, down, across, m, p, depth, blocks, T, suffix)                          \
-    KERNEL_BLOCKS(expand_backward_weights_##left##x##right##_##suffix, WARP * (down) * (across), blocks,   \
-                  ExpandBackwardWeightsArguments) {                                                        \
-        using Shape = WeightShape<T, down, across, m, p, depth>;                                           \
-        static_assert(Shape::LEFT == left && Shape::RIGHT == right, "the name says the piece");            \
-        expand_backward_weights<Shape>(args);                                                              \
+// The weights' gradient.
+#define EXPAND_WEIGHTS(T, name, Shape)                                                               \
+    KERNEL_BLOCKS(expand_backward_weights_##name, WARP * Shape::down * Shape::across, Shape::blocks, \
+                  ExpandBackwardWeightsArguments) {                                                  \
+        expand_backward_weights<WeightShape<T, Shape>>(args);                                        \
     }
-#define EXPAND_WEIGHTS_HALF(left, right, down, across, m, p, depth, blocks)    \
-    EXPAND_WEIGHTS(left, right, down, across, m, p, depth, blocks, f16, f16)   \
-    EXPAND_WEIGHTS(left, right, down, across, m, p, depth, blocks, bf16, bf16)
+INSTANCE_HALF(EXPAND_WEIGHTS, 128x48, left = 128, right = 48, down = 8, across = 1, depth = 32, blocks = 2)
+INSTANCE_HALF(EXPAND_WEIGHTS, 128x80, left = 128, right = 80, down = 8, across = 1, depth = 32, blocks = 2)
+INSTANCE_HALF(EXPAND_WEIGHTS, 128x112, left = 128, right = 112, down = 8, across = 1, depth = 32, blocks = 2)
+INSTANCE_HALF(EXPAND_WEIGHTS, 64x160, left = 64, right = 160, down = 4, across = 2, depth = 32, blocks = 2)
+INSTANCE_HALF(EXPAND_WEIGHTS, 64x192, left = 64, right = 192, down = 4, across = 2, depth = 32, blocks = 2)
+INSTANCE_HALF(EXPAND_WEIGHTS, 64x320, left = 64, right = 320, down = 4, across = 2, depth = 32, blocks = 1)
+INSTANCE_FP32(EXPAND_WEIGHTS, 128x32, left = 128, right = 32, down = 8, across = 1, depth = 16, blocks = 1)
+INSTANCE_FP32(EXPAND_WEIGHTS, 128x112, left = 128, right = 112, down = 8, across = 1, depth = 16, blocks = 1)
+INSTANCE_FP32(EXPAND_WEIGHTS, 64x320, left = 64, right = 320, down = 4, across = 2, depth = 16, blocks = 1)
 
-EXPAND_WEIGHTS_HALF(128, 48, 8, 1, 1, 3, 32, 2)
-EXPAND_WEIGHTS_HALF(128, 80, 8, 1, 1, 5, 32, 2)
-EXPAND_WEIGHTS_HALF(128, 112, 8, 1, 1, 7, 32, 2)
-EXPAND_WEIGHTS_HALF(64, 160, 4, 2, 1, 5, 32, 2)
-EXPAND_WEIGHTS_HALF(64, 192, 4, 2, 1, 6, 32, 2)
-EXPAND_WEIGHTS_HALF(64, 320, 4, 2, 1, 10, 32, 1)
-EXPAND_WEIGHTS(128, 32, 8, 1, 1, 2, 16, 1, float, f32)
-EXPAND_WEIGHTS(128, 112, 8, 1, 1, 7, 16, 1, float, f32)
-EXPAND_WEIGHTS(64, 320, 4, 2, 1, 10, 16, 1, float, f32)
-
-#define EXPAND_SWEEP(wide, narrow, rows, blocks, T, suffix)                                                    \
-    KERNEL_BLOCKS(expand_backward_##wide##x##narrow##_##suffix, 256, blocks, ExpandBackwardArguments) {       \
-        expand_backward<ExpandSweepShape<T, wide, narrow, rows>>(args);                                        \
+// Both.
+#define EXPAND_SWEEP(T, name, Shape)                                                               \
+    KERNEL_BLOCKS(expand_backward_##name, SWEEP_THREADS, Shape::blocks, ExpandBackwardArguments) { \
+        expand_backward<ExpandSweepShape<T, Shape>>(args);                                         \
     }
-#define EXPAND_SWEEP_HALF(wide, narrow, rows, blocks)     \
-    EXPAND_SWEEP(wide, narrow, rows, blocks, f16, f16)    \
-    EXPAND_SWEEP(wide, narrow, rows, blocks, bf16, bf16)
-
-EXPAND_SWEEP_HALF(96, 16, 48, 2)
-EXPAND_SWEEP_HALF(144, 32, 32, 2)
-EXPAND_SWEEP_HALF(240, 48, 32, 2)
+INSTANCE_HALF(EXPAND_SWEEP, 96x16, wide = 96, narrow = 16, rows = 48, blocks = 2)
+INSTANCE_HALF(EXPAND_SWEEP, 144x32, wide = 144, narrow = 32, rows = 32, blocks = 2)
+INSTANCE_HALF(EXPAND_SWEEP, 240x48, wide = 240, narrow = 48, rows = 32, blocks = 2)

@@ -1,14 +1,15 @@
-// Backward of the expansion: in one sweep where the accumulators of the weights' gradient fit beside the data
-// gradient's, else in two kernels, one for the data gradient with its epilogue, one for the weights'.
+// Backward of the expansion. One sweep makes both gradients if the accumulators of the weights' gradient fit beside
+// those of the data gradient. Otherwise there are two kernels: one for the data gradient with its epilogue, one for
+// the weights' gradient.
 //
 // Bytes, operations and floors at B0's shapes: expand.cu.
 #pragma once
 
 #include "pointwise_backward.cuh"
 
-//   du, y [rows, outputs], weight [outputs, inputs], coefficients [4, outputs] and sums [2, outputs] of y's batch norm;
-//   shortcut [rows, inputs] or null; of the block before y [rows, inputs], coefficients and keep [images] or null;
-//   dx [rows, inputs], partials [blocks, 2, inputs]. Grid: blocks, which share the tiles of rows evenly.
+//   du, y [rows, outputs], weight [outputs, inputs], coefficients [4, outputs] and sums [2, outputs] of y's batch
+//   norm; shortcut [rows, inputs] or null; of the block before: y [rows, inputs], coefficients and keep [images] or
+//   null; dx [rows, inputs], partials [blocks, 2, inputs]. Grid: blocks, which divide the tiles of rows evenly.
 #define EXPAND_BACKWARD_POINTERS(F)        \
     F(const void*, du)                     \
     F(const void*, y)                      \
@@ -40,7 +41,7 @@ ARGUMENTS(ExpandBackwardDataArguments, EXPAND_BACKWARD_DATA_FIELDS)
     EXPAND_BACKWARD_NUMBERS(F)
 ARGUMENTS(ExpandBackwardArguments, EXPAND_BACKWARD_FIELDS)
 
-//   x [rows, inputs]; slice: channels of dy a block has; partials [parts, outputs, inputs]. Grid as in WeightPiece.
+//   x [rows, inputs]; slice: channels of dy of a block; partials [parts, outputs, inputs]. Grid as in WeightPiece.
 #define EXPAND_BACKWARD_WEIGHTS_FIELDS(F) \
     F(const void*, du)                    \
     F(const void*, y)                     \
@@ -57,8 +58,9 @@ ARGUMENTS(ExpandBackwardWeightsArguments, EXPAND_BACKWARD_WEIGHTS_FIELDS)
 
 // ---- the data gradient's epilogue -------------------------------------------------------------------------
 
-// dx (+ shortcut) leaves through a tile in shared memory, where it is rounded; then each thread stays with one octet of
-// channels, in every so many-th row, and keeps the previous batch norm's sums of it in registers through all tiles.
+// dx (+ shortcut) is written to a tile in shared memory, where it is rounded, and from there to memory. Each thread
+// has one octet of channels in every `groups`-th row, the same in all tiles, and keeps the sums for the previous
+// batch norm in registers.
 template <class Args, typename T, int ROWS, int COLUMNS, int THREADS>
 struct NarrowGradient {
     static constexpr int STRIDE = ROW_STRIDE<T, COLUMNS>, SIZE = ROWS * STRIDE;
@@ -87,7 +89,7 @@ struct NarrowGradient {
         for (int at = group; at < rows; at += groups)
             copy_lanes(tile + at * STRIDE + channel, from + static_cast<size_t>(at) * args.inputs, true);
     }
-    // The warp's sums, whose first row and column are given; the shortcut has arrived.
+    // Writes the warp's sums, from the given row and column on, into the tile. The shortcut has arrived.
     template <int M, int P>
     __device__ __forceinline__ void put(const WarpTile<M, P>& c, int row, int column, int rows) const {
         const bool add = args.shortcut != nullptr;
@@ -102,7 +104,7 @@ struct NarrowGradient {
             store_pair(at, first, second);
         });
     }
-    // Stores the tile's rows and takes their sums.
+    // Stores the tile's rows and adds them to the sums.
     __device__ __forceinline__ void store(int row, int rows) {
         if (group >= rows) return;
         float mean[LANES], r[LANES];
@@ -127,7 +129,7 @@ struct NarrowGradient {
             }
         }
     }
-    // This block's part, after a barrier.
+    // After a barrier: writes this block's part of the sums.
     __device__ __forceinline__ void finish(float* scratch) const {
         const int inputs = args.inputs;
         if (group < groups) {
@@ -147,7 +149,7 @@ struct NarrowGradient {
     }
 };
 
-// The block's rows: its even share of the tiles.
+// The block's rows: the tiles are divided evenly.
 struct RowRange {
     int first, end;
 
@@ -161,9 +163,9 @@ struct RowRange {
 
 // ---- two kernels ------------------------------------------------------------------------------------------
 
-// `S` is a DataShape whose columns hold all of the narrow channels: du and y are read once. Where a tile has few chunks
-// of channels (SEPARATE), dx's tile has a place of its own, so that the next tile's copies run beside the epilogue;
-// else it lies over the weights.
+// `S` is a DataShape whose columns include all narrow channels, so du and y are read once. For tiles of few chunks
+// (SEPARATE) dx's tile has its own shared memory, so that the next tile's copies overlap with the epilogue. Otherwise
+// it uses the memory of the weights.
 template <class S, bool SEPARATE>
 __device__ __forceinline__ void expand_backward_data(const ExpandBackwardDataArguments& args) {
     using T = typename S::T;
@@ -197,7 +199,7 @@ __device__ __forceinline__ void expand_backward_data(const ExpandBackwardDataArg
             chunks.multiply_into(c, chunk, buffer);
         }
         if (!SEPARATE) {
-            barrier();  // the weights have been used
+            barrier();  // the weights are no longer needed
             output.begin_shortcut(row, rows);
             copy_async_commit();
         }
@@ -215,8 +217,8 @@ __device__ __forceinline__ void expand_backward_data(const ExpandBackwardDataArg
     }
     constexpr size_t NEED = Output::SCRATCH * sizeof(float), RAW = 2 * DataChunks<S>::Tile::RAW * sizeof(T);
     constexpr size_t WEIGHTS = 2 * DataChunks<S>::WEIGHTS * sizeof(T), TILE = Output::SIZE * sizeof(T);
-    static_assert(RAW >= NEED || (!SEPARATE && (WEIGHTS > TILE ? WEIGHTS : TILE) >= NEED), "a place for the sums");
-    // All threads are done with it since the last barrier.
+    static_assert(RAW >= NEED || (!SEPARATE && (WEIGHTS > TILE ? WEIGHTS : TILE) >= NEED), "room for the sums");
+    // No thread has used this memory since the last barrier.
     output.finish(reinterpret_cast<float*>(RAW >= NEED ? chunks.tile.raw : chunks.weights));
 }
 
@@ -259,18 +261,20 @@ __device__ __forceinline__ void expand_backward_weights(const ExpandBackwardWeig
 
 // ---- one sweep --------------------------------------------------------------------------------------------
 
-// A block owns all channels, at most WIDE and NARROW, and goes down tiles of ROWS rows. How its eight warps share the
-// product dx [ROWS, NARROW] and the accumulators dW [WIDE, NARROW].
-template <typename T_, int WIDE_, int NARROW_, int ROWS_>
+// A block has all channels, at most WIDE and NARROW, and goes through tiles of ROWS rows. How its eight warps divide
+// the product dx [ROWS, NARROW] and the accumulators dW [WIDE, NARROW].
+template <typename T_, class Shape>
 struct ExpandSweepShape {
     using T = T_;
-    static constexpr int WIDE = WIDE_, NARROW = NARROW_, ROWS = ROWS_, WARPS = 8, THREADS = WARP * WARPS;
+    static constexpr int WIDE = Shape::wide, NARROW = Shape::narrow, ROWS = Shape::rows;
+    static constexpr int THREADS = SWEEP_THREADS, WARPS = THREADS / WARP;
     static constexpr int DATA_DOWN = ROWS / 16, DATA_ACROSS = largest_divisor(NARROW / 16, WARPS / DATA_DOWN);
     static constexpr int WEIGHT_M = (WIDE / 16 + WARPS - 1) / WARPS;
     static constexpr int WEIGHT_WARPS = (WIDE / 16 + WEIGHT_M - 1) / WEIGHT_M;
     using Data = WarpTile<1, NARROW / 16 / DATA_ACROSS>;
     using Weights = WarpTile<WEIGHT_M, NARROW / 16>;
-    // Channels of dy that the warps' accumulators cover: those past the last, of the row below, come to nothing.
+    // Channels of dy that the warps' accumulators cover. Those past WIDE read the next row, and their sums are not
+    // stored.
     static constexpr int COVERED = 16 * WEIGHT_M * WEIGHT_WARPS;
 };
 
@@ -281,7 +285,7 @@ struct ExpandSweep {
     static constexpr int OCTETS = S::NARROW / LANES, RAW = S::ROWS * S::WIDE, PAST = S::COVERED - S::WIDE;
 
     const ExpandBackwardArguments& args;
-    T* raw;      // [2, ROWS, WIDE]: du, y; each thread's own
+    T* raw;      // [2, ROWS, WIDE]: du, y; each thread reads what it copied
     T* dy;       // [ROWS, DY_STRIDE], then PAST more
     T* weights;  // [WIDE, STRIDE]
     T* x;        // [2, ROWS, STRIDE]
@@ -300,7 +304,7 @@ struct ExpandSweep {
         group = threadIdx.x / octets;
         if (group >= groups) group = S::ROWS;
     }
-    // The weights and batch norm; zeros where no channel is.
+    // Loads the weights and batch norm's numbers; channels past the last are zero.
     __device__ __forceinline__ void begin() const {
         const T* from = static_cast<const T*>(args.weight);
 #pragma unroll 1
@@ -341,7 +345,7 @@ struct ExpandSweep {
             copy_lanes(to + at * STRIDE + column, static_cast<const T*>(args.x) + from, valid);
         }
     }
-    // Four channels at a time: batch norm's coefficients of eight would be registers that the accumulators need.
+    // Four channels at a time: batch norm's numbers of eight would take registers that the accumulators need.
     __device__ __forceinline__ void form(int rows) const {
         if (group >= S::ROWS) return;
 #pragma unroll 1
@@ -357,15 +361,15 @@ struct ExpandSweep {
                     continue;
                 }
                 const T* from = raw + at * S::WIDE + part;
-                const Quad<T> gradient = *reinterpret_cast<const Quad<T>*>(from);
-                const Quad<T> value = *reinterpret_cast<const Quad<T>*>(from + RAW);
-                Quad<T> result;
+                const Group<T, 4> gradient = *reinterpret_cast<const Group<T, 4>*>(from);
+                const Group<T, 4> value = *reinterpret_cast<const Group<T, 4>*>(from + RAW);
+                Group<T, 4> result;
 #pragma unroll
                 for (int i = 0; i < 4; i++) {
                     const NormBackward of = {a.v[i], b.v[i], c.v[i], mean.v[i]};
                     result.v[i] = from_float<T>(of.dy(to_float(gradient.v[i]), to_float(value.v[i])));
                 }
-                *reinterpret_cast<Quad<T>*>(to) = result;
+                *reinterpret_cast<Group<T, 4>*>(to) = result;
             }
         }
     }
@@ -400,7 +404,7 @@ struct ExpandSweep {
     }
 };
 
-// While the tensor cores multiply and dx is stored, du, y and x of the next tile are on their way.
+// While the tensor cores multiply and dx is stored, du, y and x of the next tile are copied.
 template <class S>
 __device__ __forceinline__ void expand_backward(const ExpandBackwardArguments& args) {
     using T = typename S::T;

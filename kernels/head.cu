@@ -1,18 +1,18 @@
-// The head: pooled = mean of silu(BN(y)), logits = (pooled·dropout)·Wᵀ + b, cross-entropy, and all of it backwards
-// to du at the last batch norm's output.
+// The head: pooled = mean of silu(BN(y)), logits = (pooled·dropout)·Wᵀ + b, cross-entropy, and the way back to du at
+// the last batch norm's output.
 //
-// y [N·P, C] is read once forward and once backward; a block takes 256 channels (a warp's 32 lanes of 8) of an image
-// or a few, its 8 warps the pixels. The classifier is three products of fp32 matrices (dense.cuh). Where depth is
-// cut among blocks the partial products are added by whoever reads them next: the logits' by a small kernel, the
-// pooled gradient's by the kernel that forms du. The loss takes its exponentials in fp32 and its sums in double, so
-// that neither a loss near zero nor a gradient p − 1 near zero loses its digits.
+// y [N·P, C] is read once forward and once backward. A block has 256 channels (a warp's 32 lanes of 8) of one or a
+// few images; its 8 warps divide the pixels. The classifier is three products of fp32 matrices (dense.cuh). If the
+// depth is divided among blocks, the next reader adds the partial products: for the logits a small kernel, for the
+// pooled gradient the kernel that computes du. The loss computes exponentials in fp32 and sums in double, so that a
+// loss near zero and a gradient p − 1 near zero keep their digits.
 //
-// B0 at a batch of 1 (7×7×1280, 1000 classes): forward reads y, 0.13 MB in fp16, and computes 63 k sigmoids and
-// 1.3 M products; backward reads y and writes du, 0.25 MB, with 63 k sigmoids and 2.6 M products. The weight, 5.1 MB,
-// is read once a batch forward; backward reads it once and reads and writes its gradient once. Floors at a batch of
-// 256 and 3.0 TB/s: 13 µs forward, 26 µs backward; the products need 11 and 22 µs on its fp32
-// units, and take that beside the maps' time, not under it: each is a kernel of its own, bound by fp32 on an RTX 3080
-// (22 and 45 µs), too. Last measured share: not yet measured.
+// B0 at a batch of 1 (7×7×1280, 1000 classes): forward reads y, 0.13 MB in fp16, and computes 63 k sigmoids and 1.3 M
+// products; backward reads y and writes du, 0.25 MB, with 63 k sigmoids and 2.6 M products. The weight, 5.1 MB, is
+// read once a batch forward; backward reads it once and reads and writes its gradient once. Floors at a batch of 256
+// and 3.0 TB/s: 13 µs forward, 26 µs backward. The products need 11 and 22 µs on the fp32 units, in addition to the
+// maps' time, because they are separate kernels; on an RTX 3080 they are bound by fp32, too (22 and 45 µs). Last
+// measured share: not yet measured.
 #include "dense.cuh"
 #include "reduction.cuh"
 #include "step.cuh"
@@ -40,7 +40,7 @@ __device__ __forceinline__ void load_row(float (&out)[LANES], const float* coeff
 ARGUMENTS(HeadPoolArguments, HEAD_POOL_FIELDS)
 
 template <typename T>
-__device__ __forceinline__ void pool(const HeadPoolArguments& args) {
+__device__ __forceinline__ void head_pool(const HeadPoolArguments& args) {
     SharedArena arena;
     float* sums = arena.take<float>(POOL_WARPS * SLICE);
     const int lane = static_cast<int>(threadIdx.x) % WARP, warp = static_cast<int>(threadIdx.x) / WARP;
@@ -69,11 +69,9 @@ __device__ __forceinline__ void pool(const HeadPoolArguments& args) {
     }
 }
 
-KERNEL(head_pool_f32, POOL_THREADS, HeadPoolArguments) { pool<float>(args); }
-KERNEL(head_pool_f16, POOL_THREADS, HeadPoolArguments) { pool<f16>(args); }
-KERNEL(head_pool_bf16, POOL_THREADS, HeadPoolArguments) { pool<bf16>(args); }
+STORED_KERNELS(head_pool, POOL_THREADS, HeadPoolArguments)
 
-// Products whose depth is cut into `parts` of `depth_per_part`: partials [parts, rows, columns].
+// Products whose depth is divided into parts of `depth_per_part`: partials [parts, rows, columns].
 // Grid: columns/64, rows/64, parts.
 #define HEAD_PRODUCT_FIELDS(F) \
     F(const float*, a)         \
@@ -143,7 +141,7 @@ KERNEL(head_logits, LOGITS_THREADS, HeadLogitsArguments) {
 constexpr int LOSS_THREADS = 128;
 constexpr int LOSS_WARPS = LOSS_THREADS / WARP;
 
-// The sum over all threads, in every thread, in one fixed order. `scratch` has LOSS_WARPS places.
+// The sum over all threads in a fixed order, in every thread. `scratch` has LOSS_WARPS places.
 __device__ __forceinline__ double block_sum(double value, double* scratch) {
 #pragma unroll
     for (int mask = WARP / 2; mask > 0; mask /= 2) value += shuffle_xor(value, mask);
@@ -154,7 +152,7 @@ __device__ __forceinline__ double block_sum(double value, double* scratch) {
     return total;
 }
 
-// The largest of the logits that are numbers; a NaN shows in the sums.
+// The largest logit. NaN is ignored here and appears in the sums.
 __device__ __forceinline__ float largest(const float* logits, int classes, float* scratch) {
     float most = -INFINITY;
     for (int c = static_cast<int>(threadIdx.x); c < classes; c += LOSS_THREADS) most = fmaxf(most, logits[c]);
@@ -166,7 +164,7 @@ __device__ __forceinline__ float largest(const float* logits, int classes, float
     return most;
 }
 
-// e^(logit − most). The difference's rounding error would be a relative error of the power, so it is taken along.
+// e^(logit − most). The rounding error of the difference would be a relative error of the power, so it is corrected.
 __device__ __forceinline__ float power(float logit, float most) {
     const float shifted = logit - most;
     const float subtracted = shifted - logit;
@@ -176,8 +174,8 @@ __device__ __forceinline__ float power(float logit, float most) {
 }
 
 // losses [N] = −Σ target·ln softmax and dlogits [N, classes] = (softmax − target)·scale·(the step's loss scale), with
-// the target (1−ε)·onehot + ε/classes; a label that is no class gives NaN. right [N] is 1 where the label's logit is
-// above all others: ties and NaN count against. A block for each image.
+// the target (1−ε)·onehot + ε/classes; a label that is no class gives NaN. right [N] is 1 if the label's logit is
+// greater than all others: ties and NaN count as wrong. One block for each image.
 #define HEAD_LOSS_FIELDS(F)    \
     F(const StepBlock*, block) \
     F(const float*, logits)    \
@@ -231,7 +229,7 @@ KERNEL(head_loss, LOSS_THREADS, HeadLossArguments) {
     }
 }
 
-// Adds the sum of the losses and the number of images that are right to the step's block. One block.
+// Adds the sum of the losses and the number of correct images to the step's block. One block.
 #define HEAD_TALLY_FIELDS(F)  \
     F(StepBlock*, block)      \
     F(const float*, losses)   \
@@ -258,7 +256,7 @@ KERNEL(head_tally, LOSS_THREADS, HeadTallyArguments) {
 
 // ---- backward ---------------------------------------------------------------------------------------------
 
-// dW [classes, C] += dlogitsᵀ·(pooled·dropout), db += Σ dlogits; raises the step's flag where one is not finite.
+// dW [classes, C] += dlogitsᵀ·(pooled·dropout), db += Σ dlogits; raises the step's flag if one is not finite.
 // Grid: C/64, classes/64.
 #define HEAD_WEIGHTS_FIELDS(F)    \
     F(StepBlock*, block)          \
@@ -307,7 +305,7 @@ KERNEL_BLOCKS(head_weights, PRODUCT_THREADS, 4, HeadWeightsArguments) {
     if (broken) raise_flag(&args.block->not_finite, 1);
 }
 
-// du [N·P, C] = dpooled·dropout/pixels·silu'(z), dpooled being the sum of `splits` partials [splits, N, C], and the
+// du [N·P, C] = dpooled·dropout/pixels·silu'(z), where dpooled is the sum of `splits` partials [splits, N, C]; and the
 // part's Σdu and Σdu·ŷ: sums [parts, 2, C]. Grid: parts of `images_per_part` images, slices.
 #define HEAD_BACKWARD_FIELDS(F)   \
     F(const void*, y)             \
@@ -353,7 +351,7 @@ struct MapGradient {
     }
 };
 
-// The gradient at each pixel's activation of one image, for the slice's channels, to shared memory.
+// Writes the gradient at each pixel's activation of one image, for the slice's channels, to shared memory.
 __device__ __forceinline__ void share_out(const HeadBackwardArguments& args, int image, int channel, float* shared) {
     if (channel < args.channels) {
         const size_t at = static_cast<size_t>(image) * args.channels + channel;
@@ -366,7 +364,7 @@ __device__ __forceinline__ void share_out(const HeadBackwardArguments& args, int
 }
 
 template <typename T>
-__device__ __forceinline__ void map_gradients(const HeadBackwardArguments& args) {
+__device__ __forceinline__ void head_backward(const HeadBackwardArguments& args) {
     SharedArena arena;
     float* shared_d = arena.take<float>(SLICE);
     float* shared_sums = arena.take<float>(2 * POOL_WARPS * SLICE);
@@ -410,6 +408,4 @@ __device__ __forceinline__ void map_gradients(const HeadBackwardArguments& args)
     }
 }
 
-KERNEL(head_backward_f32, POOL_THREADS, HeadBackwardArguments) { map_gradients<float>(args); }
-KERNEL(head_backward_f16, POOL_THREADS, HeadBackwardArguments) { map_gradients<f16>(args); }
-KERNEL(head_backward_bf16, POOL_THREADS, HeadBackwardArguments) { map_gradients<bf16>(args); }
+STORED_KERNELS(head_backward, POOL_THREADS, HeadBackwardArguments)

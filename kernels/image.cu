@@ -1,18 +1,18 @@
-// Images from bytes: (byte/255 − mean)/deviation of each channel, from squares that the host has made or straight from
-// images in their own sizes, which are cropped, resized, padded and mirrored here.
+// Images from bytes: (byte/255 − mean)/deviation of each channel. The bytes are squares from the host, or images of
+// any size, which are cropped, resized, padded and mirrored here.
 //
-// There are only 3·256 results; the host computes them in double, as the CPU path does, and passes them as an argument,
+// There are only 3·256 results. The host computes them in double, like the CPU path, and passes them as an argument,
 // so values are equal bit for bit.
 //
-// Resizing is bilinear with antialiasing in integers, as the CPU's: rows are combined with 16-bit weights and rounded to
-// bytes, then columns. A block makes eight rows of the square, a warp one: it combines the rows under its row for as
-// many columns as shared memory holds, four bytes a lane, then the columns, a pixel a lane. The rows are put together
-// in shared memory, a word a pixel, and leave as 16-byte vectors. Weights come from tables that the host computes beside the decoding
-// (src/data/raw.rs), exactly, and some 4 KB an image.
+// Resizing is bilinear with antialiasing in integers, like the CPU's: rows are combined with 16-bit weights and
+// rounded to bytes, then columns. A block makes eight rows of the square, each warp one. The warp combines the image
+// rows under its row for as many columns as fit shared memory, four bytes a lane, then the columns, one pixel a lane.
+// The rows are assembled in shared memory, one word for each pixel, and stored in 16-byte vectors. The weights come
+// from tables that the host computes while decoding (src/data/raw.rs); they are exact, and have some 4 KB an image.
 //
 // B0 at a batch of 1: normalising reads 0.15 MB and writes 0.30 MB in fp16, floor 0.15 µs at 3.0 TB/s. Preparing reads
-// what the crop covers, 0.27 MB of a 500×375 image on average, and writes 0.30 MB: 0.19 µs, beside some 5 M
-// instructions, 0.2 µs on an H100. Last measured share: not yet measured.
+// the crop's bytes, 0.27 MB of a 500×375 image on average, and writes 0.30 MB: 0.19 µs, beside some 5 M instructions,
+// 0.2 µs on an H100. Last measured share: not yet measured.
 #include "numeric.cuh"
 
 constexpr int IMAGE_THREADS = 256;
@@ -50,7 +50,7 @@ __device__ __forceinline__ void store_normalised(T* to, const Bytes& bytes, int 
 
 // ---- squares ----------------------------------------------------------------------------------------------
 
-// image [N, R, R, 3] from bytes of the same shape. The grid is as large as suits, up to a vector a thread.
+// image [N, R, R, 3] from bytes of the same shape. Any grid works, up to one vector for each thread.
 #define IMAGE_NORMALISE_FIELDS(F) \
     F(const uint8_t*, bytes)      \
     F(void*, image)               \
@@ -60,7 +60,7 @@ __device__ __forceinline__ void store_normalised(T* to, const Bytes& bytes, int 
 ARGUMENTS(ImageNormaliseArguments, IMAGE_NORMALISE_FIELDS)
 
 template <typename T>
-__device__ __forceinline__ void normalise(const ImageNormaliseArguments& args) {
+__device__ __forceinline__ void image_normalise(const ImageNormaliseArguments& args) {
     SharedArena arena;
     const float* table = load_table(arena, args.table);
     barrier();
@@ -71,20 +71,18 @@ __device__ __forceinline__ void normalise(const ImageNormaliseArguments& args) {
         const Bytes bytes = *reinterpret_cast<const Bytes*>(args.bytes + 16 * vector);
         store_normalised(image + 16 * vector, bytes, static_cast<int>(16 * vector % RGB), table);
     }
-    // What is no whole vector.
+    // The bytes after the last whole vector.
     const uint64_t at = 16 * vectors + threadIdx.x;
     if (blockIdx.x == 0 && at < args.count) {
         image[at] = from_float<T>(table[at % RGB * 256 + args.bytes[at]]);
     }
 }
 
-KERNEL(image_normalise_f32, IMAGE_THREADS, ImageNormaliseArguments) { normalise<float>(args); }
-KERNEL(image_normalise_f16, IMAGE_THREADS, ImageNormaliseArguments) { normalise<f16>(args); }
-KERNEL(image_normalise_bf16, IMAGE_THREADS, ImageNormaliseArguments) { normalise<bf16>(args); }
+STORED_KERNELS(image_normalise, IMAGE_THREADS, ImageNormaliseArguments)
 
 // ---- images of any size -----------------------------------------------------------------------------------
 
-// `Sample` of src/data/raw.rs.
+// `ImageSample` of src/pixels.rs.
 struct ImageSample {
     uint64_t pixels, columns, rows;
     uint32_t pitch, channels;
@@ -94,9 +92,9 @@ struct ImageSample {
     int32_t left, top;
     uint32_t mirrored, unused;
 };
-static_assert(sizeof(ImageSample) == 72, "see Sample in src/data/raw.rs");
+static_assert(sizeof(ImageSample) == 72, "see src/pixels.rs");
 
-// Where an axis's output position comes from.
+// The input positions of an output position of an axis.
 struct ImageSpan {
     uint16_t first, count;
 };
@@ -112,7 +110,7 @@ struct ImageAxis {
         return {spans, reinterpret_cast<const int16_t*>(spans + outputs), static_cast<int>(window), static_cast<int>(precision)};
     }
     __device__ __forceinline__ int end(int at) const { return spans[at].first + spans[at].count; }
-    // A sum of weighted bytes, which began at half a unit, as a byte.
+    // A sum of weighted bytes as a byte. The sum began at half a unit, for rounding.
     __device__ __forceinline__ uint32_t byte(int sum) const {
         const int value = sum >> precision;
         return static_cast<uint32_t>(value < 0 ? 0 : value > 255 ? 255 : value);
@@ -153,7 +151,8 @@ __device__ __forceinline__ void combine_rows(
     }
 }
 
-// Combines columns to output pixels [begin, end) of a row of the square. `from` is where the row's byte 0 would be.
+// Combines columns to output pixels [begin, end) of a row of the square. `from` is the address of the row's byte 0,
+// which may be outside the buffer.
 __device__ __forceinline__ void combine_columns(
     const ImageSample& sample, const ImageAxis& columns, const uint8_t* from, int begin, int end, int side,
     uint32_t* to) {
@@ -176,8 +175,8 @@ __device__ __forceinline__ void combine_columns(
     }
 }
 
-// One output row y of the image by a warp, to its row of the square; `scratch` has room for `room` bytes, at least
-// for one column's.
+// A warp makes output row y of the image in its row of the square. `scratch` has room for `room` bytes, at least for
+// those under one column.
 __device__ __forceinline__ void resample_row(
     const ImageSample& sample, const uint8_t* batch, int y, int side, uint8_t* scratch, int room, uint32_t* to) {
     const ImageAxis columns =
@@ -186,7 +185,7 @@ __device__ __forceinline__ void resample_row(
     const int width = static_cast<int>(sample.width), channels = static_cast<int>(sample.channels);
     int count = width;
     for (int begin = 0; begin < width;) {
-        // Words under as many columns as find room.
+        // The words under as many columns as fit.
         int end = begin + count < width ? begin + count : width;
         const int first = columns.spans[begin].first * channels / 4;
         while (end - begin > 1 && (columns.end(end - 1) * channels + 3) / 4 - first > room / 4) {
@@ -208,7 +207,7 @@ __device__ __forceinline__ float value_of(const uint32_t* pixels, int at, const 
     return table[channel * 256 + (pixels[pixel] >> 8 * channel & 255)];
 }
 
-// The first `count` values of pixels to image[start..]; in vectors but for the ends.
+// Writes the first `count` values of pixels to image[start..], in vectors except at the ends.
 template <typename T>
 __device__ __forceinline__ void store_pixels(
     T* image, size_t start, int count, const uint32_t* pixels, const float* table) {
@@ -222,7 +221,7 @@ __device__ __forceinline__ void store_pixels(
         for (int i = 0; i < N; i++) pack.v[i] = from_float<T>(value_of(pixels, at + i, table));
         store_pack(image + start + at, pack);
     }
-    // Fewer than a vector at either end.
+    // At both ends less than a vector.
     const int thread = static_cast<int>(threadIdx.x);
     const int at = thread < head ? thread : thread + vectors * N;
     if (thread < count - vectors * N) {
@@ -232,7 +231,7 @@ __device__ __forceinline__ void store_pixels(
 
 // image [N, R, R, 3] from a raw batch. Grid: rows/8, images.
 template <typename T>
-__device__ __forceinline__ void prepare(const ImagePrepareArguments& args) {
+__device__ __forceinline__ void image_prepare(const ImagePrepareArguments& args) {
     SharedArena arena;
     const float* table = load_table(arena, args.table);
     uint32_t* square = arena.take<uint32_t>(PREPARE_ROWS * args.side);
@@ -243,7 +242,7 @@ __device__ __forceinline__ void prepare(const ImagePrepareArguments& args) {
     const int rows = args.side - first < PREPARE_ROWS ? args.side - first : PREPARE_ROWS;
     for (int i = static_cast<int>(threadIdx.x); i < PREPARE_ROWS * args.side; i += IMAGE_THREADS) square[i] = 0;
     barrier();
-    // All warps are at work at a time where a column's input is not extremely wide.
+    // All warps work at once, unless the input of a column is extremely wide.
     const int least = static_cast<int>(sample.column_window * sample.channels) + 8;
     const int together = least * PREPARE_ROWS <= PREPARE_BYTES ? PREPARE_ROWS : PREPARE_BYTES / least;
     const int room = PREPARE_BYTES / together / 4 * 4;
@@ -258,6 +257,4 @@ __device__ __forceinline__ void prepare(const ImagePrepareArguments& args) {
     store_pixels(static_cast<T*>(args.image), start, rows * args.side * RGB, square, table);
 }
 
-KERNEL(image_prepare_f32, IMAGE_THREADS, ImagePrepareArguments) { prepare<float>(args); }
-KERNEL(image_prepare_f16, IMAGE_THREADS, ImagePrepareArguments) { prepare<f16>(args); }
-KERNEL(image_prepare_bf16, IMAGE_THREADS, ImagePrepareArguments) { prepare<bf16>(args); }
+STORED_KERNELS(image_prepare, IMAGE_THREADS, ImagePrepareArguments)

@@ -1,10 +1,10 @@
-// Stochastic-depth and dropout factors: Philox4x32-10 (Salmon et al. 2011), counter for counter and bit for bit what
-// `src/random.rs` draws. A factor is a pure function of (seed, position of the sample, step, layer), so it does not
-// depend on how the batch is cut, and a captured graph draws anew in every step: the seed, the step and the position
-// of the micro-batch's first sample come from the step's block.
+// Stochastic-depth and dropout factors: Philox4x32-10 (Salmon et al. 2011), with the same counters and the same bits
+// as `src/random.rs`. A factor is a pure function of (seed, position of the sample, step, layer). So it does not
+// depend on how the batch is divided, and a captured graph draws new factors in every step: the seed, the step and
+// the position of the micro-batch's first sample are read from the step's block.
 //
-// Bytes: 4 a factor. B0 at a batch of 1: 9 masks of one factor and 1280 of dropout; nothing beside the launches'
-// own time. Last measured share: not yet measured.
+// Bytes: 4 a factor. B0 at a batch of 1: 9 masks of one factor and 1280 of dropout: only the time of the launches.
+// Last measured share: not yet measured.
 #include "step.cuh"
 
 constexpr int MASK_THREADS = 128;
@@ -36,7 +36,7 @@ __device__ __forceinline__ Draw draw(const StepBlock* block, uint64_t index, uin
     return {{c0, c1, c2, c3}};
 }
 
-// 0 where the draw, as a number in [0, 1) of 24 bits, falls below the rate.
+// 0 if the draw, as a number in [0, 1) of 24 bits, is below the rate.
 __device__ __forceinline__ float factor(uint32_t bits, float rate, float kept) {
     return static_cast<float>(bits >> 8) * (1.0f / 16777216.0f) < rate ? 0.0f : kept;
 }
@@ -59,7 +59,7 @@ KERNEL(masks_drop_path, MASK_THREADS, DropPathArguments) {
     }
 }
 
-// Dropout: mask [N, C], a thread for each four features, which share a draw.
+// Dropout: mask [N, C]. A thread makes the factors of four features from one draw.
 #define DROPOUT_FIELDS(F)      \
     F(const StepBlock*, block) \
     F(float*, mask)            \

@@ -21,19 +21,24 @@ __device__ __forceinline__ f16 from_float<f16>(float v) { return __float2half_rn
 template <>
 __device__ __forceinline__ bf16 from_float<bf16>(float v) { return __float2bfloat16_rn(v); }
 
-// v as it will be read back: rounded to the storage type.
+// v rounded to the storage type, as it will be read back.
 template <typename T>
 __device__ __forceinline__ float rounded(float v) { return to_float(from_float<T>(v)); }
 
-// 16 bytes: 8 half values or 4 floats.
-template <typename T>
-struct alignas(16) Pack {
-    static constexpr int N = 16 / sizeof(T);
+// Neighbouring values that are loaded and stored at once.
+template <typename T, int N_>
+struct alignas(N_ * sizeof(T)) Group {
+    static constexpr int N = N_;
     T v[N];
 };
+// 16 bytes: 8 half values or 4 floats.
+template <typename T>
+using Pack = Group<T, 16 / sizeof(T)>;
 
-// Eight channels, the unit in which kernels cut their work whatever the storage type.
+// Eight channels: kernels divide their work in this unit for every storage type.
 constexpr int LANES = 8;
+// Threads of a block that sweeps over rows or pixels.
+constexpr int SWEEP_THREADS = 256;
 
 template <typename T>
 __device__ __forceinline__ Pack<T> load_pack(const T* from) {
@@ -44,11 +49,38 @@ __device__ __forceinline__ void store_pack(T* to, const Pack<T>& pack) {
     *reinterpret_cast<Pack<T>*>(to) = pack;
 }
 
-// Eight consecutive channels as fp32 (one 16-byte load of halves, two of floats).
-template <typename T>
-__device__ __forceinline__ void load_lanes(float (&out)[LANES], const T* from) {
+// N neighbouring values as fp32, 2·N or 4·N bytes at once.
+template <int N, typename T>
+__device__ __forceinline__ void load_group(float (&out)[N], const T* from) {
+    const auto group = *reinterpret_cast<const Group<T, N>*>(from);
 #pragma unroll
-    for (int part = 0; part < LANES / Pack<T>::N; part++) {
+    for (int i = 0; i < N; i++) out[i] = to_float(group.v[i]);
+}
+template <int N, typename T>
+__device__ __forceinline__ void store_group(T* to, const float (&values)[N]) {
+    Group<T, N> group;
+#pragma unroll
+    for (int i = 0; i < N; i++) group.v[i] = from_float<T>(values[i]);
+    *reinterpret_cast<Group<T, N>*>(to) = group;
+}
+// Two values. Written out, because for a loop the compiler needs more registers in some kernels.
+template <typename T>
+__device__ __forceinline__ void load_pair(float (&out)[2], const T* from) {
+    const auto pair = *reinterpret_cast<const Group<T, 2>*>(from);
+    out[0] = to_float(pair.v[0]);
+    out[1] = to_float(pair.v[1]);
+}
+template <typename T>
+__device__ __forceinline__ void store_pair(T* to, float first, float second) {
+    const Group<T, 2> pair = {{from_float<T>(first), from_float<T>(second)}};
+    *reinterpret_cast<Group<T, 2>*>(to) = pair;
+}
+
+// Whole packs of consecutive channels as fp32: eight are one 16-byte load of halves or two of floats.
+template <int N, typename T>
+__device__ __forceinline__ void load_lanes(float (&out)[N], const T* from) {
+#pragma unroll
+    for (int part = 0; part < N / Pack<T>::N; part++) {
         const Pack<T> pack = load_pack(from + part * Pack<T>::N);
 #pragma unroll
         for (int i = 0; i < Pack<T>::N; i++) out[part * Pack<T>::N + i] = to_float(pack.v[i]);
@@ -67,8 +99,8 @@ __device__ __forceinline__ void store_lanes(T* to, const float (&values)[LANES])
 
 // ---- silu -------------------------------------------------------------------------------------------------
 
-// 1/(1+e^-z): exact to fp32's rounding for fp32 storage; for half storage ½·tanh(z/2)+½ with the
-// special-function unit, whose error is below half storage's own rounding.
+// 1/(1+e^-z). For fp32 storage it is exact to fp32 rounding. For half storage it is ½·tanh(z/2)+½ with the
+// special-function unit, whose error is smaller than the rounding of the storage type.
 template <typename T>
 __device__ __forceinline__ float sigmoid(float z) {
     return fmaf(0.5f, tanh_approximate(0.5f * z), 0.5f);
@@ -112,10 +144,10 @@ struct NormBackward {
     __device__ __forceinline__ float dy(float du, float y) const { return fmaf(a, du, fmaf(b, y - mean, c)); }
 };
 
-// Statistics of a block's share of a stored tensor, per channel: a pass that stores y leaves for each of its
-// `parts` the count of rows and, per channel, their mean and Σ(y − mean)²; `batch_norm_statistics` merges the
-// parts in order, in double (Chan, Golub & LeVeque 1979). Within a part, fp32 sums are taken about a shift, any
-// value near the data, which keeps them from cancelling where the mean is far larger than the deviation.
+// Statistics of a part of a stored tensor, per channel. A pass that stores y writes for each of its `parts` the
+// number of rows and, per channel, their mean and Σ(y − mean)². `batch_norm_statistics` merges the parts in order,
+// in double (Chan, Golub & LeVeque 1979). Within a part, fp32 sums are taken of y − shift. The shift is any value
+// near the data; it prevents cancellation if the mean is much larger than the deviation.
 //   counts [parts] (float, exact integers), moments [parts, 2, C].
 struct Moments {
     float shift, sum, squares;
@@ -133,3 +165,14 @@ struct Moments {
         if (spread < 0.0f) spread = 0.0f;  // unlike fmaxf this keeps a NaN
     }
 };
+
+// Adds n2 values of mean m2 and spread s2 = Σ(y − mean)² to n1 values of m1 and s1, by Chan's formula. Returns their
+// number.
+__device__ __forceinline__ float merge_moments(float n1, float& m1, float& s1, float n2, float m2, float s2) {
+    const float n = n1 + n2;
+    if (n2 == 0.0f) return n1;
+    const float away = m2 - m1, share = n2 / n;
+    m1 = fmaf(away, share, m1);
+    s1 += fmaf(away * away, n1 * share, s2);
+    return n;
+}

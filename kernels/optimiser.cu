@@ -1,14 +1,14 @@
-// The optimiser step: one sweep over the flat buffers, and the loss scale.
+// The optimiser step, one sweep over the flat buffers; and the update of the loss scale.
 //
-// Idea: bound by memory, each buffer read once and written once in 16-byte vectors; the EMA is taken along, and a
-// second kernel copies the pointwise weights in the storage type. All numbers that change from step to step come
-// from the step's block. Where a gradient was not finite the sweep changes nothing, and takes back the running
-// statistics that the forward pass has moved; whether it was is known before, since whoever completes a gradient
-// raises the flag.
+// Idea: memory is the limit, so each buffer is read and written once, in 16-byte vectors. The EMA is updated in the
+// same sweep; a second kernel copies the pointwise weights in the storage type. All numbers that change from step to
+// step are read from the step's block. If a gradient was not finite, the sweep changes no parameter and restores the
+// running statistics that the forward pass has updated. It knows this at its start, because the kernels that complete
+// gradients raise the flag.
 //
 // B0 (5.29 million parameters), fp16, RMSprop: 16 bytes read and 12 written of each, 148 MB, with the EMA 190 MB; and
-// 6 for the copies of 3.15 million, 19 MB. Floor 56 µs a step at 3.0 TB/s, with the EMA 70 µs, independent of the batch;
-// a root and a reciprocal each and some 22 fp32 instructions are nothing beside it. Last measured share: not yet
+// 6 for the copies of 3.15 million, 19 MB. Floor 56 µs a step at 3.0 TB/s, with the EMA 70 µs, for any batch size. A
+// root, a reciprocal and some 22 fp32 instructions for each parameter take much less. Last measured share: not yet
 // measured.
 #include "numeric.cuh"
 #include "reduction.cuh"
@@ -18,7 +18,7 @@ namespace {
 constexpr int THREADS = 256;
 constexpr int CHUNK = THREADS * LANES;  // elements of a block
 
-// WIDTH consecutive elements: a vector, or a single one at the ragged end.
+// WIDTH consecutive elements: a vector, or a single one after the last vector.
 template <int WIDTH, typename T>
 __device__ __forceinline__ void load(float (&out)[WIDTH], const T* from) {
     if constexpr (WIDTH == LANES) {
@@ -36,7 +36,7 @@ __device__ __forceinline__ void store(T* to, const float (&values)[WIDTH]) {
     }
 }
 
-// Elements of a thread, of `elements` cut into chunks.
+// Number of a thread's elements, if `elements` are divided into chunks.
 __device__ __forceinline__ int own_elements(size_t first, int elements) {
     const size_t all = elements, left = all > first ? all - first : 0;
     return left > LANES ? LANES : static_cast<int>(left);
@@ -65,11 +65,11 @@ ARGUMENTS(OptimiserUpdateArguments, OPTIMISER_UPDATE_FIELDS)
 
 namespace {
 
-// PyTorch's RMSprop has its epsilon beside the root and the learning rate outside the momentum, TensorFlow's the
-// other way.
+// PyTorch's RMSprop adds epsilon after the root and multiplies the momentum by the learning rate. TensorFlow's adds
+// epsilon under the root and multiplies the gradient by the learning rate.
 enum class Rule { RmsPropPyTorch, RmsPropTensorFlow, Sgd };
 
-// Moves one parameter by its gradient.
+// Updates one parameter.
 template <Rule RULE>
 __device__ __forceinline__ void move_parameter(
     const OptimiserUpdateArguments& args, float rate, float gradient, float& p, float& square, float& momentum) {
@@ -109,7 +109,7 @@ __device__ __forceinline__ void update_parameters(const OptimiserUpdateArguments
     if (args.ema != nullptr) store(args.ema + at, ema);
 }
 
-// One running statistic: commits it, or takes it back.
+// One running statistic: commits it to the parameters, or restores it from them.
 __device__ __forceinline__ void update_statistic(const OptimiserUpdateArguments& args, int at, bool skip) {
     float* committed = args.parameters + args.trainable + at;
     if (skip) {
@@ -124,7 +124,7 @@ __device__ __forceinline__ void update_statistic(const OptimiserUpdateArguments&
     }
 }
 
-// The first `chunks` blocks have the trainable elements, the others the statistics.
+// The first `chunks` blocks have the trainable elements, the others the running statistics.
 template <Rule RULE>
 __device__ __forceinline__ void optimiser_update(const OptimiserUpdateArguments& args) {
     const bool skip = args.block->not_finite != 0;
@@ -149,9 +149,9 @@ KERNEL(optimiser_rmsprop_tensorflow, THREADS, OptimiserUpdateArguments) {
 }
 KERNEL(optimiser_sgd, THREADS, OptimiserUpdateArguments) { optimiser_update<Rule::Sgd>(args); }
 
-// Where gradients were summed over ranks: raises the flag where a sum is not finite. The ranks' own gradients were, or
-// the flag is raised already, but large ones of the same sign may add up to more than fp32 holds; accumulated on one
-// rank, that would be noticed by whoever adds. 4 bytes read of each: B0 21 MB, floor 7 µs at 3.0 TB/s.
+// After gradients were summed over ranks: raises the flag if a sum is not finite. Large gradients of the same sign
+// may be finite on each rank and overflow fp32 in the sum. On one rank, the kernel that accumulates them would notice
+// that. 4 bytes read of each parameter: B0 21 MB, floor 7 µs at 3.0 TB/s.
 #define OPTIMISER_FINITE_FIELDS(F) \
     F(const float*, gradients)     \
     F(StepBlock*, block)           \
@@ -173,8 +173,8 @@ KERNEL(optimiser_finite, THREADS, OptimiserFiniteArguments) {
     if (!finite) raise_flag(&args.block->not_finite, 1);
 }
 
-// After the update: counts the step, and lowers the flag. With `dynamic` the loss scale halves on overflow and
-// doubles after `growth_interval` good steps; it stays a power of two, so that scaling rounds nothing.
+// After the update: counts the step and clears the flag. With `dynamic` the loss scale halves on overflow and doubles
+// after `growth_interval` good steps. It stays a power of two, so scaling rounds nothing.
 #define OPTIMISER_SCALE_FIELDS(F) \
     F(StepBlock*, block)          \
     F(uint32_t, dynamic)          \
@@ -197,9 +197,9 @@ KERNEL(optimiser_scale, 32, OptimiserScaleArguments) {
     }
 }
 
-// The pointwise weights in the storage type, each tensor aligned, chunk by chunk: `table` holds for each block the
-// first element among the weights, the first in the copy, and how many. Sources lie at any offset, so elements go
-// one by one; they are few beside the activations (B0: 12 MB read, 6 MB written).
+// Copies the pointwise weights in the storage type, each tensor aligned. Each block copies one chunk; `table` has for
+// each the first element among the weights, the first in the copy, and the number. Sources have any alignment, so
+// elements are copied one by one; they are few compared with the activations (B0: 12 MB read, 6 MB written).
 #define OPTIMISER_STORE_FIELDS(F) \
     F(const float*, weights)      \
     F(void*, storage)             \
@@ -219,6 +219,4 @@ __device__ __forceinline__ void optimiser_store(const OptimiserStoreArguments& a
 
 }  // namespace
 
-KERNEL(optimiser_store_f32, THREADS, OptimiserStoreArguments) { optimiser_store<float>(args); }
-KERNEL(optimiser_store_f16, THREADS, OptimiserStoreArguments) { optimiser_store<f16>(args); }
-KERNEL(optimiser_store_bf16, THREADS, OptimiserStoreArguments) { optimiser_store<bf16>(args); }
+STORED_KERNELS(optimiser_store, THREADS, OptimiserStoreArguments)

@@ -1,23 +1,23 @@
 // Pointwise convolutions forward: y [M, N] = A·Wᵀ with A [M, K] = x or silu(BN(x))·gate, W [N, K], and y's statistics.
 //
-// A block owns COLUMNS output channels and walks down tiles of ROWS rows. One pipeline of steps runs through all of
-// its tiles: a step is a chunk of `chunk` input channels of one tile, and while the tensor cores multiply one step the
-// copies of the next STAGES − 1 are under way, across the borders of tiles too. The weights come along chunk by
-// chunk, or, where all of the block's fit beside the pipeline, stay after the first tile. Between the steps:
+// A block has COLUMNS output channels and goes through several tiles of ROWS rows. One pipeline of steps runs through
+// all of its tiles. A step is a chunk of `chunk` input channels of one tile. While the tensor cores multiply one step,
+// the copies of the next STAGES − 1 steps are running, also across the border between tiles. The weights are loaded
+// chunk by chunk, or, if all of the block's weights fit beside the pipeline, only once with the first tile. The loop:
 //
 //   barrier · begin the copies of step s + STAGES − 1 · multiply step s · [store the tile] · await own copies of s + 1
 //   and activate them in place · barrier · …
 //
-// Each thread activates the very vectors that it copied, so that takes no further barrier, is done exactly once for
-// each element of a column tile, and the other warps' products run beside it. A thread stays with one vector of
-// channels of the chunk, so batch norm's coefficients are loaded once a step and the gate once an image.
+// Each thread activates the vectors that it copied itself. So activation needs no further barrier, happens once for
+// each element of a column tile, and overlaps with the products of other warps. A thread has one fixed vector of
+// channels of the chunk, so it loads batch norm's coefficients once a step and the gate once an image.
 //
-// Shared rows have an odd number of 16-byte units: eight rows of a matrix lie in eight different groups of banks. K is
-// filled up with zeros to a multiple of 16. A tile leaves through a few hundred bytes a warp, from where whole rows
-// of the warp's channels are stored in vectors, and where their statistics are taken: a lane stays with one vector
-// of eight channels through all tiles, so the sums stay in its registers.
+// Shared rows have an odd number of 16-byte units: eight rows of a matrix are in eight different groups of banks. K is
+// padded with zeros to a multiple of 16. A tile is stored through a few hundred bytes of shared memory per warp: from
+// there whole rows of the warp's channels are stored in vectors, and their statistics are taken. A lane has the same
+// vector of eight channels in all tiles, so its sums stay in registers.
 //
-// fp32 storage runs the same pipeline with fused multiply-adds in the place of the tensor cores: exact fp32.
+// fp32 storage runs the same pipeline with fused multiply-adds instead of tensor cores: exact fp32.
 //
 // Bytes, operations and floors at B0's shapes: expand.cu and project.cu.
 #pragma once
@@ -26,15 +26,15 @@
 
 // Fields of the argument structs: first the pointers, last the numbers.
 //   x [rows, inputs], weight [outputs, inputs], y [rows, outputs] in the storage type; counts [parts] and moments
-//   [parts, 2, outputs], null where no statistics are wanted. Grid: (column tiles, parts).
+//   [parts, 2, outputs], null if no statistics are wanted. Grid: (column tiles, parts).
 #define POINTWISE_POINTERS(F) \
     F(const void*, x)         \
     F(const void*, weight)    \
     F(void*, y)               \
     F(float*, counts)         \
     F(float*, moments)
-//   chunk: input channels of a step, a multiple of 16; row_tiles: of a part; weight_slots: chunks of weights that
-//   have a place in shared memory, all of them or one a stage.
+//   chunk: input channels of a step, a multiple of 16; row_tiles: tiles of a part; weight_slots: chunks of weights in
+//   shared memory, either all of them or one for each stage.
 #define POINTWISE_NUMBERS(F) \
     F(int, rows)             \
     F(int, inputs)           \
@@ -43,11 +43,11 @@
     F(int, row_tiles)        \
     F(int, weight_slots)
 
-// How ROWS × COLUMNS outputs are shared out among warps. M × N tiles of 16×8 a warp.
-template <int ROWS_, int COLUMNS_, int WARPS_M_, int WARPS_N_, int STAGES_>
+// How rows × columns outputs are divided among warps: a warp has M × N tiles of 16×8.
+template <class Shape>
 struct PointwiseTile {
-    static constexpr int ROWS = ROWS_, COLUMNS = COLUMNS_, WARPS_M = WARPS_M_, WARPS_N = WARPS_N_;
-    static constexpr int STAGES = STAGES_;
+    static constexpr int ROWS = Shape::rows, COLUMNS = Shape::columns;
+    static constexpr int WARPS_M = Shape::down, WARPS_N = Shape::across, STAGES = Shape::stages;
     static constexpr int WARPS = WARPS_M * WARPS_N, THREADS = WARPS * WARP;
     static constexpr int M = ROWS / WARPS_M / 16, N = COLUMNS / WARPS_N / 8;
     static_assert(M * WARPS_M * 16 == ROWS && N * WARPS_N * 8 == COLUMNS, "whole tensor-core tiles");
@@ -63,9 +63,10 @@ struct PointwiseTile {
 
 // ---- the product ------------------------------------------------------------------------------------------
 
-// c += A·Wᵀ over `depth` channels (a multiple of 16) of a step: `a` and `w` are shared rows `stride` apart.
+// c += A·Wᵀ over `depth` channels (a multiple of 16) of a step: `a` and `w` are shared rows `stride` apart. Unlike in
+// tile_product.cuh the depth runs along the rows of both, and the columns may be an odd number of eights.
 template <class Tile, typename T>
-__device__ __forceinline__ void multiply_half(
+__device__ __forceinline__ void multiply_rows_half(
     typename Tile::Accumulators& c, const T* a, const T* w, int stride, int depth) {
     constexpr int M = Tile::M, N = Tile::N;
     const int lane = Tile::lane();
@@ -80,7 +81,7 @@ __device__ __forceinline__ void multiply_half(
 #pragma unroll
         for (int n = 0; n < N; n += 2) {
             uint32_t pair[4];
-            const bool both = n + 1 < N;  // otherwise the same eight rows twice, which lie within the tile
+            const bool both = n + 1 < N;  // otherwise the same eight rows are loaded twice
             load_matrix_x4(pair, w + n * 8 * stride + k + (both ? second : 0));
             right[n][0] = pair[0];
             right[n][1] = pair[1];
@@ -95,7 +96,7 @@ __device__ __forceinline__ void multiply_half(
 
 // The same in fp32, with the accumulators where the tensor cores would leave them. `depth` is a multiple of 4.
 template <class Tile>
-__device__ __forceinline__ void multiply_float(
+__device__ __forceinline__ void multiply_rows_float(
     typename Tile::Accumulators& c, const float* a, const float* w, int stride, int depth) {
     constexpr int M = Tile::M, N = Tile::N;
     const int lane = Tile::lane();
@@ -130,7 +131,7 @@ struct PointwiseStep {
     int index;  // among the block's steps
     int row;    // first row of x
     int chunk;  // number of the chunk of channels
-    int stage;  // where it lies
+    int stage;  // its place in shared memory
 
     template <class Tile>
     __device__ __forceinline__ void advance(int chunks) {
@@ -143,7 +144,7 @@ struct PointwiseStep {
     }
 };
 
-// Copies from x and W. A thread owns one 16-byte unit of the chunk, in every `threads_down`-th row.
+// Copies from x and W. A thread has one 16-byte unit of the chunk, in every `threads_down`-th row.
 template <typename T, class Tile>
 struct PointwiseCopies {
     static constexpr int UNIT = Pack<T>::N;
@@ -154,7 +155,7 @@ struct PointwiseCopies {
     T* w;             // [weight_slots, COLUMNS, stride]
     int rows, inputs, columns;
     int chunk, stride, depth, chunks;
-    int unit, down, threads_down;  // this thread's unit and first row; idle threads have no rows
+    int unit, down, threads_down;  // this thread's unit and first row; for idle threads past all rows
     bool resident;
 
     template <class Args>
@@ -219,19 +220,8 @@ struct PointwisePlain {
     __device__ __forceinline__ void apply(const PointwiseCopies<T, Tile>&, const PointwiseStep&) {}
 };
 
-// `N` floats, N a multiple of 4.
-template <int N>
-__device__ __forceinline__ void load_floats(float (&out)[N], const float* from) {
-#pragma unroll
-    for (int first = 0; first < N; first += 4) {
-        const Pack<float> pack = load_pack(from + first);
-#pragma unroll
-        for (int i = 0; i < 4; i++) out[first + i] = pack.v[i];
-    }
-}
-
-// A = silu(scale·x + shift)·gate, in place of what this thread copied. The rows filled up at the end and the
-// channels filled up to 16 stay zero.
+// A = silu(scale·x + shift)·gate, in place of what this thread copied. Rows past the end and channels of the padding
+// to 16 stay zero.
 template <typename T, class Tile>
 struct PointwiseGatedSilu {
     static constexpr int UNIT = Pack<T>::N;
@@ -250,10 +240,10 @@ struct PointwiseGatedSilu {
         const int left = copies.rows - step.row, rows = left < Tile::ROWS ? left : Tile::ROWS;
         if (copies.down >= rows) return;
         float scale[UNIT], shift[UNIT], factor[UNIT];
-        load_floats(scale, coefficients + SCALE * channels + channel);
-        load_floats(shift, coefficients + SHIFT * channels + channel);
+        load_lanes(scale, coefficients + SCALE * channels + channel);
+        load_lanes(shift, coefficients + SHIFT * channels + channel);
         const float* next = gate + static_cast<size_t>(image) * channels + channel;
-        int border = image * pixels - step.row;  // where the image of `next` begins in the tile
+        int border = image * pixels - step.row;  // the first row of `next`'s image in the tile
         T* at = copies.a_of(step) + copies.unit * UNIT;
         for (int row = copies.down; row < rows; row += copies.threads_down) {
             if (row >= border) {
@@ -261,7 +251,7 @@ struct PointwiseGatedSilu {
                     border += pixels;
                     next += channels;
                 }
-                load_floats(factor, next);
+                load_lanes(factor, next);
                 border += pixels;
                 next += channels;
             }
@@ -278,38 +268,27 @@ struct PointwiseGatedSilu {
 
 // ---- the output -------------------------------------------------------------------------------------------
 
-// Two neighbouring outputs.
-template <typename T>
-struct alignas(2 * sizeof(T)) PointwisePair {
-    T v[2];
-};
-
-// Count, mean and Σ(y − mean)² of some values, merged as in Chan, Golub & LeVeque.
+// Count, mean and Σ(y − mean)² of some values.
 struct PointwiseShare {
     float count, mean, spread;
 
     __device__ __forceinline__ void merge(const PointwiseShare& other) {
-        const float total = count + other.count;
-        if (other.count == 0.0f) return;
-        const float away = other.mean - mean, share = other.count / total;
-        mean = fmaf(away, share, mean);
-        spread += fmaf(away * away, count * share, other.spread);
-        count = total;
+        count = merge_moments(count, mean, spread, other.count, other.mean, other.spread);
     }
 };
 
-// Stores a warp's tiles, eight rows at a time, and keeps their statistics. A lane owns one vector of eight channels
-// in every LANE_ROWS-th row.
+// Stores a warp's tiles, eight rows at a time, and sums their statistics. A lane has one vector of eight channels in
+// every LANE_ROWS-th row.
 template <typename T, class Tile>
 struct PointwiseOutput {
     static constexpr int VECTORS = Tile::N;  // of a row of the warp's channels
     static constexpr int LANE_ROWS = WARP / VECTORS < 8 ? WARP / VECTORS : 8;
-    // Of a staged row: an odd number of units, too.
+    // Elements of a staged row, also an odd number of units.
     static constexpr int STRIDE = sizeof(T) == 2 ? (VECTORS | 1) * LANES : VECTORS * LANES + 4;
 
     T* y;
     T* staged;  // [8, STRIDE] a warp
-    float* scratch;  // [WARPS_M, 3, COLUMNS], the same memory
+    float* scratch;  // [WARPS_M, 3, COLUMNS], the same memory as `staged`
     int rows, outputs, vector, down, column;
     bool statistics;
     float count;
@@ -340,11 +319,8 @@ struct PointwiseOutput {
 #pragma unroll
             for (int half = 0; half < 2; half++) {
 #pragma unroll
-                for (int n = 0; n < Tile::N; n++) {
-                    const PointwisePair<T> pair = {
-                        {from_float<T>(c[m][n][2 * half]), from_float<T>(c[m][n][2 * half + 1])}};
-                    *reinterpret_cast<PointwisePair<T>*>(write + n * 8) = pair;
-                }
+                for (int n = 0; n < Tile::N; n++)
+                    store_pair(write + n * 8, c[m][n][2 * half], c[m][n][2 * half + 1]);
                 warp_barrier();
                 store_staged(row + Tile::warp_row() + m * 16 + half * 8);
                 warp_barrier();
@@ -370,7 +346,8 @@ struct PointwiseOutput {
         }
     }
 
-    // After the last tile, by all threads: this block's part of the statistics, merged over lanes, then over warps.
+    // After the last tile, called by all threads: writes the block's part of the statistics, merged over lanes, then
+    // warps.
     template <class Args>
     __device__ __forceinline__ void finish(const Args& args, int first_row) {
         if (!statistics) return;
@@ -390,7 +367,7 @@ struct PointwiseOutput {
                 if (down == 0) shares[i].merge({other_count, mean, spread});
             }
         }
-        barrier();  // all warps are done with what they staged
+        barrier();  // no warp needs its staged rows any more
         if (down == 0) {
             float* to = scratch + Tile::warp() / Tile::WARPS_N * (3 * Tile::COLUMNS) + Tile::warp_column();
 #pragma unroll
@@ -457,9 +434,9 @@ __device__ __forceinline__ void pointwise_forward(const Args& args, Prologue pro
                     for (int i = 0; i < 4; i++) c[m][n][i] = 0.0f;
         }
         if constexpr (sizeof(T) == 2)
-            multiply_half<Tile>(c, copies.a_of(now), copies.w_of(now), copies.stride, copies.depth_of(now));
+            multiply_rows_half<Tile>(c, copies.a_of(now), copies.w_of(now), copies.stride, copies.depth_of(now));
         else
-            multiply_float<Tile>(c, copies.a_of(now), copies.w_of(now), copies.stride, copies.depth_of(now));
+            multiply_rows_float<Tile>(c, copies.a_of(now), copies.w_of(now), copies.stride, copies.depth_of(now));
         if (next.chunk == 0) output.store(c, now.row);
         copy_async_wait<Tile::STAGES - 2>();
         if (next.index < steps) prologue.apply(copies, next);

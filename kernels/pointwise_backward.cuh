@@ -1,13 +1,13 @@
-// What the backward passes of both pointwise convolutions share. With dy [M, N] the gradient at the convolution's
-// output, which exists only in tiles: batch norm's backward makes it from du and y while they are loaded,
+// What the backward passes of both pointwise convolutions share. dy [M, N], the gradient at the convolution's output,
+// exists only in tiles: batch norm's backward computes it from du and y while they are loaded.
 //
-//   data gradient     [M, K] = dy·W, W [N, K]: a block owns rows and columns of it and goes through N in chunks;
-//   weight gradient   [N, K] = dyᵀ·a, a [M, K]: a block owns a piece of it and goes through its part of the rows;
-//                     the parts' sums go to the workspace and are added up in order.
+//   data gradient     [M, K] = dy·W, W [N, K]: a block has rows and columns of it and goes through N in chunks;
+//   weight gradient   [N, K] = dyᵀ·a, a [M, K]: a block has a piece of it and goes through its part of the rows;
+//                     the parts' sums are written to the workspace and added in order.
 //
-// Pipeline of both. du and y are copied asynchronously into a staging buffer, and the thread that copied a vector is
-// the one that turns it into dy: it waits for its own copies only, and begins the next step's as soon as it is done.
-// dy goes to one of two tiles and what it is multiplied by lies in one of two buffers, so that a step has one barrier:
+// Pipeline of both. du and y are copied asynchronously to a staging buffer. The thread that copied a vector also
+// turns it into dy: so it waits only for its own copies, and begins those of the next step as soon as it is done. dy
+// is written to one of two tiles, and the other factor to one of two buffers, so a step has one barrier:
 //
 //   await own copies · form dy · barrier · begin the copies of the next step · multiply · …
 //
@@ -18,7 +18,7 @@
 
 #include "tile_product.cuh"
 
-// Eight channels, copied by the thread that will use them or for all.
+// Begins the copy of eight channels, or writes zeros.
 template <typename T>
 __device__ __forceinline__ void copy_lanes(T* to, const T* from, bool valid) {
 #pragma unroll
@@ -55,7 +55,7 @@ struct NoFactor {
     __device__ __forceinline__ float operator()(int) const { return 1.0f; }
 };
 
-// The way of a tile [ROWS, COLUMNS] of dy into shared memory. A thread owns one octet of channels in some rows.
+// Makes a tile [ROWS, COLUMNS] of dy in shared memory. A thread has one octet of channels in some of its rows.
 template <typename T, int ROWS, int COLUMNS, int THREADS>
 struct GradientTile {
     static constexpr int OCTETS = COLUMNS / LANES, STEP = THREADS / OCTETS;
@@ -72,7 +72,8 @@ struct GradientTile {
     __device__ static int octet() { return threadIdx.x % OCTETS * LANES; }
     __device__ static int first_row() { return threadIdx.x / OCTETS; }
 
-    // Copies `rows` rows from `row` on; the octet of this thread begins at `channel` and ends before `end`, or is none.
+    // Begins the copies of `rows` rows from `row` on. This thread's octet begins at `channel`; from `end` on it is
+    // zero.
     __device__ __forceinline__ void begin(int row, int rows, int channel, int end) const {
         const size_t start = static_cast<size_t>(row) * channels + channel;
 #pragma unroll 2
@@ -84,7 +85,7 @@ struct GradientTile {
             copy_lanes(to + RAW, y + from, valid);
         }
     }
-    // After this thread's copies have arrived. `factor(row)` multiplies du.
+    // Computes dy, after this thread's copies have arrived. du is multiplied by `factor(row)`.
     template <typename F>
     __device__ __forceinline__ void form(T* tile, int rows, bool inside, const NormLanes& norm, F factor) const {
 #pragma unroll 1
@@ -107,17 +108,18 @@ struct GradientTile {
 
 // ---- data gradients ---------------------------------------------------------------------------------------
 
-// A block's result is [ROWS, COLUMNS], 16·M × 16·P a warp; CHUNK channels of dy are multiplied at a time.
-template <typename T_, int WARPS_ROWS_, int WARPS_COLUMNS_, int M_, int P_, int CHUNK_>
+// A block's result is [rows, columns], 16·M × 16·P a warp; `chunk` channels of dy are multiplied at a time.
+template <typename T_, class Shape>
 struct DataShape {
     using T = T_;
-    static constexpr int WARPS_ROWS = WARPS_ROWS_, WARPS_COLUMNS = WARPS_COLUMNS_, M = M_, P = P_, CHUNK = CHUNK_;
-    static constexpr int THREADS = WARP * WARPS_ROWS * WARPS_COLUMNS;
-    static constexpr int ROWS = 16 * M * WARPS_ROWS, COLUMNS = 16 * P * WARPS_COLUMNS;
+    static constexpr int ROWS = Shape::rows, COLUMNS = Shape::columns, CHUNK = Shape::chunk;
+    static constexpr int DOWN = Shape::down, ACROSS = Shape::across, THREADS = WARP * DOWN * ACROSS;
+    static constexpr int M = ROWS / 16 / DOWN, P = COLUMNS / 16 / ACROSS;
+    static_assert(16 * M * DOWN == ROWS && 16 * P * ACROSS == COLUMNS, "whole tensor-core tiles");
     using Sums = WarpTile<M, P>;
 
-    __device__ static int warp_row() { return threadIdx.x / WARP / WARPS_COLUMNS * (16 * M); }
-    __device__ static int warp_column() { return threadIdx.x / WARP % WARPS_COLUMNS * (16 * P); }
+    __device__ static int warp_row() { return threadIdx.x / WARP / ACROSS * (16 * M); }
+    __device__ static int warp_column() { return threadIdx.x / WARP % ACROSS * (16 * P); }
 };
 
 // The chunks of dy and W. `S` is a DataShape.
@@ -136,7 +138,7 @@ struct DataChunks {
     int inputs, outputs, width;  // columns of W, its rows, columns of the block's result
     float inverse_rows;
 
-    // At least `most` elements are taken for the weights.
+    // At least `most` elements of shared memory are taken for the weights.
     template <class Args>
     __device__ __forceinline__ DataChunks(
         const Args& args, const void* du, int column, int width, int most, SharedArena& arena)
@@ -167,7 +169,7 @@ struct DataChunks {
             copy_lanes(to + line * STRIDE + column, weight + from, valid);
         }
     }
-    // Awaits this thread's copies and makes its share of dy.
+    // Waits for this thread's copies and computes its share of dy.
     template <typename F>
     __device__ __forceinline__ void form(int rows, int chunk, int buffer, F factor) const {
         const int channel = chunk * S::CHUNK + Tile::octet();
@@ -185,24 +187,25 @@ struct DataChunks {
 
 // ---- weight gradients -------------------------------------------------------------------------------------
 
-// A block's piece is [LEFT, RIGHT] channels of dy by channels of a, 16·M × 16·P a warp; DEPTH rows at a time.
-template <typename T_, int WARPS_LEFT_, int WARPS_RIGHT_, int M_, int P_, int DEPTH_>
+// A block's piece is [left, right] channels of dy by channels of a, 16·M × 16·P a warp; `depth` rows at a time.
+template <typename T_, class Shape>
 struct WeightShape {
     using T = T_;
-    static constexpr int WARPS_LEFT = WARPS_LEFT_, WARPS_RIGHT = WARPS_RIGHT_, M = M_, P = P_, DEPTH = DEPTH_;
-    static constexpr int THREADS = WARP * WARPS_LEFT * WARPS_RIGHT;
-    static constexpr int LEFT = 16 * M * WARPS_LEFT, RIGHT = 16 * P * WARPS_RIGHT;
+    static constexpr int LEFT = Shape::left, RIGHT = Shape::right, DEPTH = Shape::depth;
+    static constexpr int DOWN = Shape::down, ACROSS = Shape::across, THREADS = WARP * DOWN * ACROSS;
+    static constexpr int M = LEFT / 16 / DOWN, P = RIGHT / 16 / ACROSS;
+    static_assert(16 * M * DOWN == LEFT && 16 * P * ACROSS == RIGHT, "whole tensor-core tiles");
     using Sums = WarpTile<M, P>;
 
-    __device__ static int warp_left() { return threadIdx.x / WARP / WARPS_RIGHT * (16 * M); }
-    __device__ static int warp_right() { return threadIdx.x / WARP % WARPS_RIGHT * (16 * P); }
+    __device__ static int warp_left() { return threadIdx.x / WARP / ACROSS * (16 * M); }
+    __device__ static int warp_right() { return threadIdx.x / WARP % ACROSS * (16 * P); }
 };
 
-// The block's piece and its rows. Grid: (pieces of N × pieces of K, the latter neighbours; parts of the rows).
+// The block's piece and its rows. Grid: (pieces of N × pieces of K, those of K are neighbours; parts of the rows).
 template <class S>
 struct WeightPiece {
     int left, left_end, right, right_end;  // channels
-    int step, steps;                       // of DEPTH rows each
+    int step, steps;                       // first step and end, of DEPTH rows each
 
     template <class Args>
     __device__ __forceinline__ explicit WeightPiece(const Args& args) {
@@ -231,8 +234,9 @@ struct WeightPiece {
     }
 };
 
-// `Right` brings the right factor: begin(row, rows, buffer), form(row, rows, buffer) for what this thread copied, and
-// tile(buffer) with Right::STRIDE. `Factor(row)` gives the functor that multiplies du in the rows from `row` on.
+// `Right` loads the right factor: begin(row, rows, buffer) begins the copies, form(row, rows, buffer) completes what
+// this thread copied, tile(buffer) is the result with Right::STRIDE. `factor(row)` returns the functor whose value
+// multiplies du in the rows from `row` on.
 template <class S, class Args, class Right, typename Factor>
 __device__ __forceinline__ void weight_gradient(
     const Args& args, const void* du, SharedArena& arena, Right& right, Factor factor) {

@@ -1,9 +1,10 @@
-// The pointwise projection: y [M, N] = (silu(BN(x))·gate)·W [N, K]ᵀ with x [M, K], gate [images, K], and y's statistics.
+// The pointwise projection: y [M, N] = (silu(BN(x))·gate)·W [N, K]ᵀ with x [M, K] and gate [images, K]; and y's
+// statistics.
 //
-// Forward. The idea is in pointwise.cuh. K is about 6·N (or more), so nearly all bytes are x's. Up to N = 320 one column
-// tile holds all outputs: each x is read and activated exactly once. Beyond (B3 and up, 344 to 640 at the last maps)
-// there are two column tiles, neighbours in the grid: x comes from memory once, but is activated twice.
-// fp16, an image of B0 (224²):
+// Forward. The idea is in pointwise.cuh. K is about 6·N or more, so nearly all bytes are those of x. Up to N = 320
+// one column tile has all outputs: each x is read and activated exactly once. With more outputs (B3 and up, 344 to
+// 640 in the last maps) there are two column tiles, neighbours in the grid: x is read from memory once but activated
+// twice. fp16, an image of B0 (224²):
 //
 //   map    K → N        layers   x MB    y MB   Mflop   tile
 //   112²   32 → 16         1     0.803   0.401    13    128×16
@@ -19,17 +20,18 @@
 //   7²     1152 → 192      3     0.339   0.056    65    64×192, 32×192
 //   7²     1152 → 320      1     0.113   0.031    36    64×320, 32×320
 //
-// (layers of a kind together; the higher of two tiles where it leaves two blocks for each multiprocessor of the
-// largest GPU). In all 5.77 MB, 0.30 Gflop and 2.3 million sigmoids an image: 1.9 µs at 3.0 TB/s, 8.2 µs at 0.70 TB/s.
-// Weights come from the second-level cache, once a tile (0.7 MB for the largest layer). The products take 0.6 µs on an
-// H100's tensor cores at 1024 multiply-adds a cycle and multiprocessor and 5.1 µs on an RTX 3080's at 256, where layers
-// from 112 outputs on are bound by them; 18 M fp32 instructions take 0.6 and 1.2 µs. Last measured share: not yet
-// measured.
+// (Layers of the same shape together; of two tiles the higher is used if it leaves two blocks for each multiprocessor
+// of the largest GPU.) Total: 5.77 MB, 0.30 Gflop and 2.3 million sigmoids an image: 1.9 µs at 3.0 TB/s, 8.2 µs at
+// 0.70 TB/s. Weights are read from the second-level cache, once a tile (0.7 MB for the largest layer). The products
+// take 0.6 µs on an H100's tensor cores at 1024 multiply-adds per cycle and multiprocessor and 5.1 µs on an RTX
+// 3080's at 256, where layers from 112 outputs on are bound by them; 18 M fp32 instructions take 0.6 and 1.2 µs. Last
+// measured share: not yet measured.
 //
-// Backward. With dy from dout·keep and y by batch norm's backward while they are loaded and A = silu(BN(x))·gate:
-// da [M, K] = dy·W, dW [N, K] = dyᵀ·A, and the five sums of each image and channel, from da as it is stored. Up to 192
-// narrow channels one sweep does it all (project_sweep.cuh) and reads x once; beyond, dW's accumulators are too many,
-// and a second kernel makes A again (project_backward.cuh). fp16, an image of B0 (224²), MB of x and da and of dout and y:
+// Backward. dy is computed from dout·keep and y by batch norm's backward while they are loaded. With A =
+// silu(BN(x))·gate: da [M, K] = dy·W, dW [N, K] = dyᵀ·A, and the five sums of each image and channel, from da as it
+// is stored. Up to 192 narrow channels one sweep makes all of this (project_sweep.cuh) and reads x once. With more,
+// there is no room for the accumulators of dW, and a second kernel computes A again (project_backward.cuh). fp16, an
+// image of B0 (224²), MB of x and da (wide) and of dout and y (narrow):
 //
 //   map    K → N        layers   wide MB  narrow MB  Mflop   block          dout, y read by
 //   112²   32 → 16         1      1.606     0.803      26    64×32          1 slice
@@ -45,11 +47,11 @@
 //   7²     1152 → 192      3      0.677     0.113     130    32×64          18
 //   7²     1152 → 320      1      0.339     0.063      72    64×128, then dW 128×128
 //
-// In all 11.7 MB, 0.61 Gflop and 2.4 million sigmoids an image: 3.9 µs at 3.0 TB/s, 17 µs at 0.70 TB/s. Tiles are aligned
-// to images, whose gates differ; the five sums take 20 bytes a channel and image (times the segments of a large one).
-// With the parts' sums of dW 12.5 MB. With tiles filled up 368 M multiply-adds, 1.6 µs on an H100's tensor cores and
-// 12.4 µs on an RTX 3080's, where layers from 112 outputs on are bound by them, and 55 M fp32 instructions, 1.9 and 3.7 µs.
-// Last measured share: not yet measured.
+// Total: 11.7 MB, 0.61 Gflop and 2.4 million sigmoids an image: 3.9 µs at 3.0 TB/s, 17 µs at 0.70 TB/s. Tiles are
+// aligned to images, because each image has its own gate. The five sums take 20 bytes for each channel and image
+// (times the segments of a large image). With the parts' sums of dW it is 12.5 MB. With padding to whole tiles there
+// are 368 M multiply-adds, 1.6 µs on an H100's tensor cores and 12.4 µs on an RTX 3080's, where layers from 112
+// outputs on are bound by them; and 55 M fp32 instructions, 1.9 and 3.7 µs. Last measured share: not yet measured.
 #include "pointwise.cuh"
 #include "project_sweep.cuh"
 
@@ -61,78 +63,68 @@
     F(int, pixels)
 ARGUMENTS(ProjectForwardArguments, PROJECT_FORWARD_FIELDS)
 
-// One instance: the tile, its warps down and across, stages, blocks a multiprocessor. The table is in pointwise.rs.
-#define PROJECT_FORWARD(rows, columns, down, across, stages, blocks, T, suffix)                        \
-    KERNEL_BLOCKS(project_forward_##rows##x##columns##_##suffix, WARP * (down) * (across), blocks,     \
-                  ProjectForwardArguments) {                                                           \
-        using Tile = PointwiseTile<rows, columns, down, across, stages>;                               \
-        using Prologue = PointwiseGatedSilu<T, Tile>;                                                  \
+// A tile of rows × columns, its warps down and across, the stages of its pipeline; src/ops/cuda/pointwise.rs chooses.
+#define PROJECT_FORWARD(T, name, Shape)                                                                     \
+    KERNEL_BLOCKS(project_forward_##name, WARP * Shape::down * Shape::across, Shape::blocks,                \
+                  ProjectForwardArguments) {                                                                \
+        using Tile = PointwiseTile<Shape>;                                                                  \
+        using Prologue = PointwiseGatedSilu<T, Tile>;                                                       \
         pointwise_forward<T, Tile>(args, Prologue(args.coefficients, args.gate, args.inputs, args.pixels)); \
     }
-#define PROJECT_FORWARD_HALF(rows, columns, down, across, stages, blocks)     \
-    PROJECT_FORWARD(rows, columns, down, across, stages, blocks, f16, f16)    \
-    PROJECT_FORWARD(rows, columns, down, across, stages, blocks, bf16, bf16)
-
-PROJECT_FORWARD_HALF(128, 16, 8, 1, 3, 3)
-PROJECT_FORWARD_HALF(128, 24, 8, 1, 3, 3)
-PROJECT_FORWARD_HALF(128, 40, 8, 1, 3, 2)
-PROJECT_FORWARD_HALF(128, 48, 8, 1, 3, 2)
-PROJECT_FORWARD_HALF(128, 80, 4, 2, 3, 2)
-PROJECT_FORWARD_HALF(64, 80, 2, 2, 3, 4)
-PROJECT_FORWARD_HALF(128, 112, 4, 2, 3, 2)
-PROJECT_FORWARD_HALF(64, 112, 2, 2, 3, 3)
-PROJECT_FORWARD_HALF(64, 192, 2, 4, 3, 2)
-PROJECT_FORWARD_HALF(32, 192, 1, 4, 3, 4)
-PROJECT_FORWARD_HALF(64, 320, 2, 4, 2, 1)
-PROJECT_FORWARD_HALF(32, 320, 1, 4, 2, 3)
-PROJECT_FORWARD(128, 16, 8, 1, 3, 2, float, f32)
-PROJECT_FORWARD(128, 24, 8, 1, 3, 2, float, f32)
-PROJECT_FORWARD(64, 80, 2, 2, 3, 3, float, f32)
-PROJECT_FORWARD(32, 192, 1, 4, 3, 3, float, f32)
-PROJECT_FORWARD(32, 320, 1, 4, 2, 2, float, f32)
+INSTANCE_HALF(PROJECT_FORWARD, 128x16, rows = 128, columns = 16, down = 8, across = 1, stages = 3, blocks = 3)
+INSTANCE_HALF(PROJECT_FORWARD, 128x24, rows = 128, columns = 24, down = 8, across = 1, stages = 3, blocks = 3)
+INSTANCE_HALF(PROJECT_FORWARD, 128x40, rows = 128, columns = 40, down = 8, across = 1, stages = 3, blocks = 2)
+INSTANCE_HALF(PROJECT_FORWARD, 128x48, rows = 128, columns = 48, down = 8, across = 1, stages = 3, blocks = 2)
+INSTANCE_HALF(PROJECT_FORWARD, 128x80, rows = 128, columns = 80, down = 4, across = 2, stages = 3, blocks = 2)
+INSTANCE_HALF(PROJECT_FORWARD, 64x80, rows = 64, columns = 80, down = 2, across = 2, stages = 3, blocks = 4)
+INSTANCE_HALF(PROJECT_FORWARD, 128x112, rows = 128, columns = 112, down = 4, across = 2, stages = 3, blocks = 2)
+INSTANCE_HALF(PROJECT_FORWARD, 64x112, rows = 64, columns = 112, down = 2, across = 2, stages = 3, blocks = 3)
+INSTANCE_HALF(PROJECT_FORWARD, 64x192, rows = 64, columns = 192, down = 2, across = 4, stages = 3, blocks = 2)
+INSTANCE_HALF(PROJECT_FORWARD, 32x192, rows = 32, columns = 192, down = 1, across = 4, stages = 3, blocks = 4)
+INSTANCE_HALF(PROJECT_FORWARD, 64x320, rows = 64, columns = 320, down = 2, across = 4, stages = 2, blocks = 1)
+INSTANCE_HALF(PROJECT_FORWARD, 32x320, rows = 32, columns = 320, down = 1, across = 4, stages = 2, blocks = 3)
+INSTANCE_FP32(PROJECT_FORWARD, 128x16, rows = 128, columns = 16, down = 8, across = 1, stages = 3, blocks = 2)
+INSTANCE_FP32(PROJECT_FORWARD, 128x24, rows = 128, columns = 24, down = 8, across = 1, stages = 3, blocks = 2)
+INSTANCE_FP32(PROJECT_FORWARD, 64x80, rows = 64, columns = 80, down = 2, across = 2, stages = 3, blocks = 3)
+INSTANCE_FP32(PROJECT_FORWARD, 32x192, rows = 32, columns = 192, down = 1, across = 4, stages = 3, blocks = 3)
+INSTANCE_FP32(PROJECT_FORWARD, 32x320, rows = 32, columns = 320, down = 1, across = 4, stages = 2, blocks = 2)
 
 // ---- backward ---------------------------------------------------------------------------------------------
 
-#define PROJECT_SWEEP(depth, slice, rows, blocks, T, suffix)                                               \
-    KERNEL_BLOCKS(project_backward_##depth##x##slice##_##suffix, 256, blocks, ProjectBackwardArguments) { \
-        project_backward<SweepShape<T, depth, slice, rows>>(args);                                         \
+// Both gradients; src/ops/cuda/pointwise_backward.rs chooses among these and the following. The first two are for few
+// wide channels.
+#define PROJECT_SWEEP(T, name, Shape)                                                                \
+    KERNEL_BLOCKS(project_backward_##name, SWEEP_THREADS, Shape::blocks, ProjectBackwardArguments) { \
+        project_backward<SweepShape<T, Shape>>(args);                                                \
     }
-#define PROJECT_SWEEP_HALF(depth, slice, rows, blocks)     \
-    PROJECT_SWEEP(depth, slice, rows, blocks, f16, f16)    \
-    PROJECT_SWEEP(depth, slice, rows, blocks, bf16, bf16)
+INSTANCE_HALF(PROJECT_SWEEP, 32x32, depth = 32, slice = 32, rows = 64, blocks = 2)
+INSTANCE_HALF(PROJECT_SWEEP, 32x64, depth = 32, slice = 64, rows = 64, blocks = 2)
+INSTANCE_HALF(PROJECT_SWEEP, 32x96, depth = 32, slice = 96, rows = 64, blocks = 2)
+INSTANCE_HALF(PROJECT_SWEEP, 48x128, depth = 48, slice = 128, rows = 32, blocks = 2)
+INSTANCE_HALF(PROJECT_SWEEP, 96x128, depth = 96, slice = 128, rows = 32, blocks = 2)
+INSTANCE_HALF(PROJECT_SWEEP, 112x128, depth = 112, slice = 128, rows = 32, blocks = 1)
+INSTANCE_HALF(PROJECT_SWEEP, 192x64, depth = 192, slice = 64, rows = 32, blocks = 2)
+INSTANCE_FP32(PROJECT_SWEEP, 32x48, depth = 32, slice = 48, rows = 32, blocks = 1)
+INSTANCE_FP32(PROJECT_SWEEP, 80x64, depth = 80, slice = 64, rows = 32, blocks = 1)
+INSTANCE_FP32(PROJECT_SWEEP, 192x32, depth = 192, slice = 32, rows = 32, blocks = 1)
 
-PROJECT_SWEEP_HALF(32, 32, 64, 2)
-PROJECT_SWEEP_HALF(32, 64, 64, 2)
-PROJECT_SWEEP_HALF(32, 96, 64, 2)
-PROJECT_SWEEP_HALF(48, 128, 32, 2)
-PROJECT_SWEEP_HALF(96, 128, 32, 2)
-PROJECT_SWEEP_HALF(112, 128, 32, 1)
-PROJECT_SWEEP_HALF(192, 64, 32, 2)
-PROJECT_SWEEP(32, 48, 32, 1, float, f32)
-PROJECT_SWEEP(80, 64, 32, 1, float, f32)
-PROJECT_SWEEP(192, 32, 32, 1, float, f32)
-
-#define PROJECT_DATA(columns, down, across, m, p, chunk, blocks, T, suffix)                        \
-    KERNEL_BLOCKS(project_backward_data_##columns##_##suffix, WARP * (down) * (across), blocks,    \
+// The data gradient.
+#define PROJECT_DATA(T, name, Shape)                                                               \
+    KERNEL_BLOCKS(project_backward_data_##name, WARP * Shape::down * Shape::across, Shape::blocks, \
                   ProjectBackwardArguments) {                                                      \
-        using Shape = DataShape<T, down, across, m, p, chunk>;                                     \
-        static_assert(Shape::COLUMNS == columns, "the name says the columns");                     \
-        project_backward_data<Shape>(args);                                                        \
+        project_backward_data<DataShape<T, Shape>>(args);                                          \
     }
-PROJECT_DATA(128, 2, 4, 2, 2, 32, 2, f16, f16)
-PROJECT_DATA(128, 2, 4, 2, 2, 32, 2, bf16, bf16)
-PROJECT_DATA(128, 2, 4, 1, 2, 16, 1, float, f32)
+INSTANCE_HALF(PROJECT_DATA, 128, rows = 64, columns = 128, down = 2, across = 4, chunk = 32, blocks = 2)
+INSTANCE_FP32(PROJECT_DATA, 128, rows = 32, columns = 128, down = 2, across = 4, chunk = 16, blocks = 1)
 
-#define PROJECT_WEIGHTS(left, right, down, across, m, p, depth, T, suffix)                         \
-    KERNEL(project_backward_weights_##left##x##right##_##suffix, WARP * (down) * (across),         \
-           ProjectBackwardWeightsArguments) {                                                      \
-        using Shape = WeightShape<T, down, across, m, p, depth>;                                   \
-        static_assert(Shape::LEFT == left && Shape::RIGHT == right, "the name says the piece");    \
-        project_backward_weights<Shape>(args);                                                     \
+// The weights' gradient.
+#define PROJECT_WEIGHTS(T, name, Shape)                                         \
+    KERNEL(project_backward_weights_##name, WARP * Shape::down * Shape::across, \
+           ProjectBackwardWeightsArguments) {                                   \
+        project_backward_weights<WeightShape<T, Shape>>(args);                  \
     }
-PROJECT_WEIGHTS(128, 128, 4, 2, 2, 4, 32, f16, f16)
-PROJECT_WEIGHTS(128, 128, 4, 2, 2, 4, 32, bf16, bf16)
-PROJECT_WEIGHTS(128, 128, 4, 2, 2, 4, 16, float, f32)
+INSTANCE_HALF(PROJECT_WEIGHTS, 128x128, left = 128, right = 128, down = 4, across = 2, depth = 32)
+INSTANCE_FP32(PROJECT_WEIGHTS, 128x128, left = 128, right = 128, down = 4, across = 2, depth = 16)
 
 KERNEL(project_backward_segments, 256, ProjectBackwardSegmentsArguments) {
     const int first = (static_cast<int>(blockIdx.x) * 256 + static_cast<int>(threadIdx.x)) * LANES;

@@ -1,5 +1,5 @@
-// Backward of the projection: tiles that know images, the five sums, and the kernels for many narrow channels. Where
-// the accumulators of the weights' gradient fit, all is done in one sweep instead, see project_sweep.cuh.
+// Backward of the projection: tiles aligned to images, the five sums, and the kernels for many narrow channels. If the
+// accumulators of the weights' gradient fit, one sweep makes both gradients instead, see project_sweep.cuh.
 //
 // Bytes, operations and floors at B0's shapes: project.cu.
 #pragma once
@@ -9,8 +9,8 @@
 //   dout, y [rows, outputs], weight [outputs, inputs], coefficients [4, outputs] and sums [2, outputs] of y's batch
 //   norm, keep [images] or null; x [rows, inputs], input_coefficients [4, inputs], gate [images, inputs];
 //   da [rows, inputs], five_sums [segments, 5, images, inputs], partials [gridDim.y, outputs, inputs].
-// Grid: (slices of `slice` channels of x, neighbours because they read the same dout and y; parts of the rows). A part
-// is one of `segments` of an image or, where that is 1, `group` images.
+// Grid: (slices of `slice` channels of x, which are neighbours because they read the same dout and y; parts of the
+// rows). A part is one of `segments` segments of an image or, if that is 1, `group` images.
 #define PROJECT_BACKWARD_FIELDS(F)      \
     F(const void*, dout)                \
     F(const void*, y)                   \
@@ -34,7 +34,7 @@
     F(float, inverse_rows)
 ARGUMENTS(ProjectBackwardArguments, PROJECT_BACKWARD_FIELDS)
 
-//   The weights' gradient alone. slice: channels of dy a block has. Grid as in WeightPiece.
+//   The weights' gradient alone. slice: channels of dy of a block. Grid as in WeightPiece.
 #define PROJECT_BACKWARD_WEIGHTS_FIELDS(F) \
     F(const void*, dout)                   \
     F(const void*, y)                      \
@@ -53,10 +53,9 @@ ARGUMENTS(ProjectBackwardArguments, PROJECT_BACKWARD_FIELDS)
     F(float, inverse_rows)
 ARGUMENTS(ProjectBackwardWeightsArguments, PROJECT_BACKWARD_WEIGHTS_FIELDS)
 
-// ---- tiles that know images -------------------------------------------------------------------------------
+// ---- tiles aligned to images -------------------------------------------------------------------------------
 
-// The block's tiles of at most ROWS rows. No tile holds parts of two images: it lies within one or, where images are so
-// small that several fit, holds whole ones.
+// The block's tiles of at most ROWS rows. A tile is within one image or, if several images fit, has whole images.
 template <int ROWS>
 struct ImageTiles {
     int pixels, whole;  // rows of an image, images of a tile
@@ -102,7 +101,7 @@ struct ImageTiles {
 template <int ROWS>
 struct KeepFactor {
     const float* keep;  // at the tile's first image, or null
-    int pixels;         // none where the tile lies within an image
+    int pixels;         // 0 if the tile is within an image
 
     __device__ __forceinline__ KeepFactor(const float* all, const ImageTiles<ROWS>& at)
         : keep(all == nullptr ? nullptr : all + at.image), pixels(at.whole > 1 ? at.pixels : 0) {}
@@ -114,9 +113,9 @@ struct KeepFactor {
 
 // ---- the five sums ----------------------------------------------------------------------------------------
 
-// A thread owns two channels of the slice in every so many-th row of a tile, where da and x lie in shared memory. Its
-// sums wait there too from tile to tile, until the image (or the block's segment of it) ends: the products need the
-// registers. Small images are a thread's own.
+// A thread has two channels of the slice in every `groups`-th row of a tile; da and x are in shared memory. Between
+// tiles its sums are kept in shared memory too, until the image (or the block's segment of it) ends, because the
+// products need the registers. If a tile has several images, each is summed by one thread.
 template <typename T, int ROWS, int STRIDE, int THREADS>
 struct FiveSums {
     static constexpr int IDLE = 1 << 30, COUNT = 5, SCRATCH = 2 * COUNT * THREADS;
@@ -126,7 +125,8 @@ struct FiveSums {
     int first, width, column, group, groups;  // the slice's channels; this thread's two and its first row
 
     using Sums = float[COUNT][2];
-    // What a thread needs of its channels, loaded for each tile so that it holds no registers beside the products.
+    // A thread's numbers of its channels, loaded again for each tile so that they take no registers during the
+    // products.
     struct Channels {
         float scale[2], shift[2], mean[2], r[2], gate[2];
 
@@ -148,7 +148,7 @@ struct FiveSums {
         group = threadIdx.x / pairs;
         if (group >= groups) group = IDLE;
     }
-    // One row; with ACTIVATE x becomes silu(BN(x))·gate.
+    // Adds one row. With ACTIVATE, x is replaced by silu(BN(x))·gate.
     template <bool ACTIVATE>
     __device__ __forceinline__ static void add(Sums& sums, const Channels& of, const T* da, T* x) {
         float gradient[2], value[2], a[2];
@@ -202,7 +202,7 @@ struct FiveSums {
 #pragma unroll
         for (int i = 0; i < COUNT; i++) store_pair(own + i * width, sums[i][0], sums[i][1]);
     }
-    // After a barrier; another must follow before the next tile is added.
+    // Call after a barrier; another must follow before the next tile is added.
     __device__ __forceinline__ void finish_tile(const ImageTiles<ROWS>& tile) const {
         if (tile.whole > 1 || !tile.ends_image()) return;
 #pragma unroll 1
@@ -215,7 +215,7 @@ struct FiveSums {
     }
 };
 
-// The slice's tiles of x and da on their ways, whole vectors of rows.
+// Copies tiles of x into shared memory and tiles of da out of it, in whole vectors.
 template <typename T, int ROWS, int SLICE, int THREADS>
 struct SliceRows {
     static constexpr int STRIDE = ROW_STRIDE<T, SLICE>, SIZE = ROWS * STRIDE, OCTETS = SLICE / LANES;
@@ -258,7 +258,7 @@ struct SliceRows {
 
 // ---- many narrow channels ---------------------------------------------------------------------------------
 
-// da and the five sums alone. `S` is a DataShape whose columns are the slice.
+// Only da and the five sums. `S` is a DataShape whose columns are the slice.
 template <class S>
 __device__ __forceinline__ void project_backward_data(const ProjectBackwardArguments& args) {
     using T = typename S::T;
@@ -294,7 +294,7 @@ __device__ __forceinline__ void project_backward_data(const ProjectBackwardArgum
                 begin(next, 0, buffer ^ 1);
             chunks.multiply_into(c, chunk, buffer);
         }
-        // There are several chunks of so many narrow channels: x has come with the second.
+        // There are at least two chunks: x has arrived with the second.
         c.visit([&](int down, int across, float one, float two) {
             store_pair(da + (S::warp_row() + down) * Rows::STRIDE + S::warp_column() + across, one, two);
         });
@@ -306,7 +306,7 @@ __device__ __forceinline__ void project_backward_data(const ProjectBackwardArgum
     }
 }
 
-// A = silu(BN(x))·gate, made anew.
+// A = silu(BN(x))·gate, computed again.
 template <class S>
 struct GatedSiluRight {
     using T = typename S::T;

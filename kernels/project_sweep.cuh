@@ -1,23 +1,24 @@
-// The projection backward in one sweep: a block owns a slice of the wide channels and all narrow ones. Its weights stay
-// in shared memory, the weights' gradient in the registers of eight warps. A tile of rows goes through it like this:
+// The projection backward in one sweep: a block has a slice of the wide channels and all narrow channels. Its weights
+// stay in shared memory, its weights' gradient in the registers of eight warps. The steps for a tile of rows:
 //
-//   form dy · barrier · da = dy·W into shared memory · barrier · the five sums and A in the place of x, da to memory ·
-//   barrier · begin the copies of the next x into the place of da · dW += dyᵀ·A · barrier
+//   form dy · barrier · da = dy·W into shared memory · barrier · the five sums, A in place of x, da to memory ·
+//   barrier · begin the copies of the next x in place of da · dW += dyᵀ·A · barrier
 //
-// x is read once and its sigmoid is taken once. dout and y are read straight from memory, by every slice: they are
-// narrow, and come from the second-level cache for all slices but one.
+// x is read once and its sigmoid is computed once. dout and y are read directly from memory by every slice: they are
+// narrow, and all slices but the first get them from the second-level cache.
 //
 // Bytes, operations and floors at B0's shapes: project.cu.
 #pragma once
 
 #include "project_backward.cuh"
 
-// A block owns SLICE wide channels and all narrow ones, at most DEPTH, and walks down tiles of ROWS rows. How its
-// eight warps share the product da [ROWS, SLICE] and the accumulators dW [DEPTH, SLICE].
-template <typename T_, int DEPTH_, int SLICE_, int ROWS_>
+// A block has SLICE wide channels and all narrow ones, at most DEPTH, and goes through tiles of ROWS rows. How its
+// eight warps divide the product da [ROWS, SLICE] and the accumulators dW [DEPTH, SLICE].
+template <typename T_, class Shape>
 struct SweepShape {
     using T = T_;
-    static constexpr int DEPTH = DEPTH_, SLICE = SLICE_, ROWS = ROWS_, WARPS = 8, THREADS = WARP * WARPS;
+    static constexpr int DEPTH = Shape::depth, SLICE = Shape::slice, ROWS = Shape::rows;
+    static constexpr int THREADS = SWEEP_THREADS, WARPS = THREADS / WARP;
     static constexpr int PAIRS = SLICE / 16;
     static constexpr int DATA_DOWN = ROWS / 16, DATA_ACROSS = largest_divisor(PAIRS, WARPS / DATA_DOWN);
     static constexpr int WEIGHT_ACROSS = largest_divisor(PAIRS, WARPS);
@@ -37,7 +38,7 @@ struct ProjectSweep {
     static constexpr int STRIDE = Rows::STRIDE, NARROW = S::NARROW, DY_STRIDE = ROW_STRIDE<T, NARROW>;
 
     const ProjectBackwardArguments& args;
-    int first, width, depth;  // the slice; narrow channels filled up to 16
+    int first, width, depth;  // the slice; narrow channels padded to 16
     T* weights;               // [DEPTH, STRIDE]
     T* dy;                    // [ROWS, DY_STRIDE]
     T* wide;                  // [2, ROWS, STRIDE]: x and, in its place, A; da
@@ -52,7 +53,7 @@ struct ProjectSweep {
         wide = arena.take<T>(2 * Rows::SIZE);
         norm = arena.take<float>(4 * NARROW);
     }
-    // The block's weights and batch norm; zeros where no channel is.
+    // Loads the block's weights and batch norm's numbers; channels past the last are zero.
     __device__ __forceinline__ void begin() const {
         const T* from = static_cast<const T*>(args.weight) + first;
 #pragma unroll 1
@@ -75,7 +76,7 @@ struct ProjectSweep {
         for (int unit = threadIdx.x; unit < S::ROWS * (NARROW / LANES); unit += S::THREADS)
             store_lanes(dy + unit / (NARROW / LANES) * DY_STRIDE + unit % (NARROW / LANES) * LANES, zeros);
     }
-    // dy of a tile, straight from memory (the slices beside this one read the same).
+    // Computes dy of a tile, directly from memory (the other slices read the same).
     __device__ __forceinline__ void form(const Tiles& at) const {
         const int octets = args.outputs / LANES, step = S::THREADS / octets;
         const int channel = static_cast<int>(threadIdx.x) % octets * LANES;
@@ -133,7 +134,7 @@ struct ProjectSweep {
     }
 };
 
-// x of the next tile is on its way into the place of this one's da while the weights' gradient is added up.
+// While the weights' gradient is summed, x of the next tile is copied to the place of this tile's da.
 template <class S>
 __device__ __forceinline__ void project_backward(const ProjectBackwardArguments& args) {
     using T = typename S::T;

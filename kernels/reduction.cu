@@ -1,13 +1,13 @@
-// The second stage of weight gradients: partial sums [parts, elements] of a pass's blocks, added up in a fixed
-// order and added to the gradient.
+// The second stage of weight gradients: the partial sums [parts, elements] of a pass's blocks are added in a fixed
+// order, and the result is added to the gradient.
 //
-// Idea: reading is all there is. A warp reads 32 neighbouring elements of one part; with many parts 8 or 32 warps
-// share them, so that few elements still give work enough. See reduction.cuh for the order.
+// Idea: the cost is reading. A warp reads 32 neighbouring elements of one part. If there are many parts, 8 or 32 warps
+// share them, so that few elements still fill the GPU. See reduction.cuh for the order.
 //
 // Bytes: 4·parts·elements read, 8·elements for the gradient; seven fp32 instructions a number. At 264 parts of 50,000
-// elements 53 MB: floor 18 µs at 3.0 TB/s. B0's layers leave 592 MB in 49 launches of a step at batch 512, 12 MB each on
-// average: floor 0.20 ms, 1.2 MB and 0.4 µs an image, 1.7 µs at 0.70 TB/s, less what the second-level cache still has.
-// Last measured share: not yet measured.
+// elements 53 MB: floor 18 µs at 3.0 TB/s. B0's layers write 592 MB of partial sums in a step at batch 512, read in 49
+// launches of 12 MB on average: floor 0.20 ms, that is 1.2 MB and 0.4 µs an image, 1.7 µs at 0.70 TB/s; less if the
+// second-level cache still has them. Last measured share: not yet measured.
 #include "reduction.cuh"
 
 #define ADD_GRADIENT_FIELDS(F) \

@@ -1,12 +1,12 @@
-// Sums over the parts that a pass's blocks leave behind, in an order that depends on shapes alone.
+// Sums over the parts that the blocks of a pass have written, in an order that depends on shapes only.
 //
 // Partial sums are [parts, columns]. A block of COLUMNS·GROUPS threads owns COLUMNS columns; thread
 // group·COLUMNS + column adds parts group, group + GROUPS, … of its column, then the groups are added by a tree.
 // Neighbouring threads read neighbouring columns, and 8 columns are a whole 32-byte sector.
 //
-// Within a thread an addition's rounding error is carried along in fp32 (Knuth's two-sum), which is as good as
-// double here and costs consumer GPUs, whose double units are 1/64 of the others, nothing; only the tree and
-// what follows it are double.
+// Within a thread the rounding error of each addition is summed in fp32 too (Knuth's two-sum). Here this is as exact
+// as double, and much faster on consumer GPUs, which have 1/64 as many double units. Only the tree and what follows
+// it are computed in double.
 //
 // Bytes, operations and floors at B0's shapes: reduction.cu and batch_norm.cu.
 #pragma once
@@ -17,22 +17,22 @@
 
 __device__ __forceinline__ bool is_finite(float value) { return fabsf(value) <= FLT_MAX; }
 
-// Adds a micro-batch's part to a gradient, and raises the step's flag where the result is not finite. The part is
-// rounded before: then two micro-batches give the bits that two ranks give, who add what each has rounded.
+// Adds a micro-batch's part to a gradient, and raises the step's flag if the result is not finite. The part is rounded
+// first. So two micro-batches give the same bits as two ranks, which add their rounded gradients.
 __device__ __forceinline__ void add_to_gradient(float* gradient, double by, StepBlock* block) {
     const float grown = *gradient + static_cast<float>(by);
     *gradient = grown;
     if (!is_finite(grown)) raise_flag(&block->not_finite, 1);
 }
 
-// Every lane gets the sum over its warp's lanes.
+// The sum over the warp's lanes, in every lane.
 __device__ __forceinline__ float warp_sum(float value) {
 #pragma unroll
     for (int mask = WARP / 2; mask > 0; mask /= 2) value += shuffle_xor(value, mask);
     return value;
 }
 
-// A sum in fp32 with its error. Once infinite or NaN it stays not finite.
+// A sum in fp32 with its error. Once it is infinite or NaN, it stays not finite.
 struct Compensated {
     float sum = 0.0f, error = 0.0f;
 
@@ -53,8 +53,8 @@ __device__ __forceinline__ double column_sum(const float* column, size_t stride,
     return sum.total();
 }
 
-// Every thread gets the sum over the groups of its column. All of the block call it, each time with another
-// piece of `shared` [COLUMNS·GROUPS].
+// The sum over the groups of a column, in each of its threads. All threads of the block call this, each time with
+// another piece of `shared` [COLUMNS·GROUPS].
 template <int COLUMNS, int GROUPS>
 __device__ __forceinline__ double group_sum(double own, double* shared) {
     static_assert((GROUPS & (GROUPS - 1)) == 0, "the tree halves");

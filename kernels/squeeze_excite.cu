@@ -1,31 +1,31 @@
 // Squeeze-excite: the mean of silu(BN(y)) over each image, two small dense layers, and their gradients.
 //
-// Forward: `squeeze_pool` is the only pass over a wide tensor. A thread keeps one vector of 8 channels, so the
-// normalisation stays in registers, and takes four pixels at a time, so that loads overlap; the block's rows and
-// then the image's splits are added in order. `squeeze_hidden` and `squeeze_gate` are the layers: a block takes 8
-// images, so a weight is read once for all of them, and neighbouring lanes read neighbouring weights.
+// Forward: `squeeze_pool` is the only pass over a wide tensor. A thread has one vector of 8 channels, so scale and
+// shift stay in registers, and reads four pixels at a time, so that loads overlap. The block's rows and then the
+// image's splits are added in order. `squeeze_hidden` and `squeeze_gate` are the layers: a block has 8 images, so
+// each weight is read once for all of them, and neighbouring lanes read neighbouring weights.
 //
-// Backward: no wide tensor at all, see the five sums in src/ops/passes.rs. `squeeze_hidden_gradient` goes through the
-// gate's sigmoid and its layer, `squeeze_gradient` to the pooled features and to the partial sums of the batch
-// norm, `squeeze_weights` makes the weights' gradients, each in one block over all images: no partial sums of them
-// travel through memory.
+// Backward: no wide tensor at all, see the five sums in src/ops/passes.rs. `squeeze_hidden_gradient` computes the
+// gradients of the gate's sigmoid and its layer. `squeeze_gradient` computes that of the pooled features and the
+// partial sums of the batch norm. `squeeze_weights` computes the weights' gradients, each in one block over all
+// images, so they need no partial sums in memory.
 //
 // B0's sixteen blocks, batch 1, fp16: the pool reads 4.6 MB (2.3 million values, one tanh and six fp32 instructions
 // each): floor 1.5 µs an image at 3.0 TB/s, 6.6 µs at 0.70 TB/s. The layers have 0.63 million weights and as many
-// multiply-adds, the backward pass twice as many again for each; with the five sums, gates and what lies between the
-// kernels they move 0.14 MB forward and 0.44 MB backward: floor 0.2 µs, in 64 launches a step that are bound by their
-// latency unless the batch is large. Last measured share: not yet measured.
+// multiply-adds; the backward pass has twice as many again. With the five sums, gates and intermediate tensors they
+// move 0.14 MB forward and 0.44 MB backward: floor 0.2 µs, in 64 launches a step that are bound by latency unless the
+// batch is large. Last measured share: not yet measured.
 #include "numeric.cuh"
 #include "reduction.cuh"
 
 namespace {
 
-constexpr int THREADS = 256;
+constexpr int THREADS = SWEEP_THREADS;
 constexpr int WARPS = THREADS / WARP;
 constexpr int IMAGES = 8;  // of a block
 constexpr int SLICE = 64;  // channels of a block
 constexpr int PAIRS = THREADS / SLICE;
-static_assert(IMAGES == 2 * PAIRS && IMAGES == LANES && IMAGES == WARPS, "how threads share the images");
+static_assert(IMAGES == 2 * PAIRS && IMAGES == LANES && IMAGES == WARPS, "how threads divide the images");
 
 }  // namespace
 
@@ -95,12 +95,10 @@ __device__ __forceinline__ void squeeze_pool(const SqueezePoolArguments& args) {
 
 }  // namespace
 
-KERNEL(squeeze_pool_f32, THREADS, SqueezePoolArguments) { squeeze_pool<float>(args); }
-KERNEL(squeeze_pool_f16, THREADS, SqueezePoolArguments) { squeeze_pool<f16>(args); }
-KERNEL(squeeze_pool_bf16, THREADS, SqueezePoolArguments) { squeeze_pool<bf16>(args); }
+STORED_KERNELS(squeeze_pool, THREADS, SqueezePoolArguments)
 
 // partials [N, splits, C] → squeezed [N, C]; hidden [N, S] = squeezed·Wᵀ + b with W [S, C]. A warp has one hidden
-// unit and 8 images, and `piece` channels at once.
+// unit and 8 images, and reads `piece` channels at a time.
 #define SQUEEZE_HIDDEN_FIELDS(F) \
     F(const float*, partials)    \
     F(const float*, weight)      \
@@ -117,7 +115,8 @@ ARGUMENTS(SqueezeHiddenArguments, SQUEEZE_HIDDEN_FIELDS)
 
 namespace {
 
-// squeezed of 8 images and `count` channels from `first` on into `piece` [IMAGES, count]; zero for missing images.
+// Writes squeezed of 8 images and `count` channels from `first` on to `piece` [IMAGES, count]; zero for missing
+// images.
 __device__ __forceinline__ void stage_squeezed(
     const SqueezeHiddenArguments& args, int first, int count, float* piece) {
     const size_t image = static_cast<size_t>(args.splits) * args.channels;
@@ -177,7 +176,8 @@ KERNEL(squeeze_hidden, THREADS, SqueezeHiddenArguments) {
     }
 }
 
-// gate [N, C] = sigmoid(silu(hidden)·Wᵀ + b) with W [C, S]. A block has 64 channels, a thread one and two images.
+// gate [N, C] = sigmoid(silu(hidden)·Wᵀ + b) with W [C, S]. A block has 64 channels, a thread one channel of two
+// images.
 #define SQUEEZE_GATE_FIELDS(F) \
     F(const float*, hidden)    \
     F(const float*, weight)    \
@@ -190,7 +190,7 @@ ARGUMENTS(SqueezeGateArguments, SQUEEZE_GATE_FIELDS)
 
 KERNEL(squeeze_gate, THREADS, SqueezeGateArguments) {
     SharedArena shared;
-    const int units = args.units, stride = units | 1;  // odd: lanes meet different banks
+    const int units = args.units, stride = units | 1;  // odd, so that lanes read different banks
     float* active = shared.take<float>(IMAGES * units);
     float* weights = shared.take<float>(SLICE * stride);
     const int first_image = blockIdx.x * IMAGES, first_channel = blockIdx.y * SLICE;
@@ -228,7 +228,7 @@ KERNEL(squeeze_gate, THREADS, SqueezeGateArguments) {
 // ---- backward ---------------------------------------------------------------------------------------------
 
 // dz [N, C] = S0·gate·(1 − gate); active [N, S] = silu(hidden), dhidden [N, S] = (dz·W)·silu'(hidden) with W [C, S].
-// A block has 8 images and 32 units: lanes are units, warps share the channels.
+// A block has 8 images and 32 units: lanes are units, warps divide the channels.
 #define SQUEEZE_HIDDEN_GRADIENT_FIELDS(F) \
     F(const float*, gate_gradient)        \
     F(const float*, gate)                 \
@@ -244,7 +244,7 @@ ARGUMENTS(SqueezeHiddenGradientArguments, SQUEEZE_HIDDEN_GRADIENT_FIELDS)
 
 namespace {
 
-// dz of 8 images and THREADS channels from `first` on into `piece` [THREADS, IMAGES].
+// Writes dz of 8 images and THREADS channels from `first` on to `piece` [THREADS, IMAGES].
 __device__ __forceinline__ void stage_dz(const SqueezeHiddenGradientArguments& args, int first, float* piece) {
     const int channel = first + threadIdx.x;
     const int images = channel < args.channels ? args.images - static_cast<int>(blockIdx.x) * IMAGES : 0;
@@ -293,7 +293,7 @@ KERNEL(squeeze_hidden_gradient, THREADS, SqueezeHiddenGradientArguments) {
 #pragma unroll
     for (int i = 0; i < IMAGES; i++) sums[(warp * IMAGES + i) * WARP + lane] = sum[i];
     barrier();
-    // From here on a warp has an image.
+    // From here on each warp has one image.
     const int image = blockIdx.x * IMAGES + warp;
     if (image < args.images && unit < args.units) {
         float total = 0.0f;
@@ -308,7 +308,7 @@ KERNEL(squeeze_hidden_gradient, THREADS, SqueezeHiddenGradientArguments) {
 }
 
 // squeeze_gradient d [N, C] = dhidden·W/pixels with W [S, C], and the batch norm's partials [N/8, 2, C]: over 8 images
-// Σ(gate·S1 + d·S2) and Σ(gate·S3 + d·S4). A block has 64 channels, a thread one and two images.
+// Σ(gate·S1 + d·S2) and Σ(gate·S3 + d·S4). A block has 64 channels, a thread one channel of two images.
 #define SQUEEZE_GRADIENT_FIELDS(F) \
     F(const float*, five_sums)     \
     F(const float*, gate)          \
@@ -378,7 +378,7 @@ KERNEL(squeeze_gradient, THREADS, SqueezeGradientArguments) {
     sums[threadIdx.x] = sum[0];
     sums[THREADS + threadIdx.x] = sum[1];
     barrier();
-    // Two of the four groups write a row each.
+    // Two of the four groups write one row each.
     if (pair < 2 && channel < args.channels) {
         float total = 0.0f;
 #pragma unroll
@@ -388,7 +388,7 @@ KERNEL(squeeze_gradient, THREADS, SqueezeGradientArguments) {
 }
 
 // Adds to the gradients of both layers, blockIdx.z = 0: We [C, S] += dzᵀ·active, be += Σ dz; 1: Wr [S, C] +=
-// dhiddenᵀ·squeezed, br += Σ dhidden. A block has 32 channels and 8 units: lanes are channels, warps share the
+// dhiddenᵀ·squeezed, br += Σ dhidden. A block has 32 channels and 8 units: lanes are channels, warps divide the
 // images.
 #define SQUEEZE_WEIGHTS_FIELDS(F) \
     F(const float*, dz)           \
@@ -408,11 +408,11 @@ ARGUMENTS(SqueezeWeightsArguments, SQUEEZE_WEIGHTS_FIELDS)
 namespace {
 
 constexpr int UNITS = 8;         // of a block
-constexpr int BATCH = THREADS;   // images whose units are held at once
-constexpr int ROW = WARP + 1;    // of the warps' sums: one word apart, so that both ways of reading are cheap
-static_assert(UNITS == WARPS && UNITS == LANES, "how threads share the units");
+constexpr int BATCH = THREADS;   // images whose units are in shared memory at once
+constexpr int ROW = WARP + 1;    // of the warps' sums: one word of padding, against bank conflicts
+static_assert(UNITS == WARPS && UNITS == LANES, "how threads divide the units");
 
-// units of the images from `first` on into `piece` [BATCH, UNITS].
+// Writes the units of the images from `first` on to `piece` [BATCH, UNITS].
 __device__ __forceinline__ void stage_units(
     const SqueezeWeightsArguments& args, const float* narrow, int first, float* piece) {
     for (int at = threadIdx.x; at < BATCH * UNITS; at += THREADS) {
@@ -422,11 +422,11 @@ __device__ __forceinline__ void stage_units(
     }
 }
 
-// What a thread adds up.
+// The sums of a thread.
 struct WeightSums {
     float products[UNITS] = {};
     float wide = 0.0f;    // of its channel
-    float narrow = 0.0f;  // of the unit with its warp's number, over every 32nd image
+    float narrow = 0.0f;  // of the unit with the warp's number, over every 32nd image
 };
 
 __device__ __forceinline__ void add_images(
@@ -476,7 +476,7 @@ KERNEL(squeeze_weights, THREADS, SqueezeWeightsArguments) {
     sums[(warp * (UNITS + 1) + UNITS) * ROW + lane] = own.wide;
     const float narrow = warp_sum(own.narrow);
     barrier();
-    // Neighbouring threads go to neighbouring elements: units of [C, S], channels of [S, C].
+    // Neighbouring threads write neighbouring elements: units of [C, S], channels of [S, C].
     const int row = expand ? thread % UNITS : warp, column = expand ? thread / UNITS : lane;
     const int channel = first_channel + column, unit = first_unit + row;
     if (channel < args.channels && unit < args.units) {

@@ -1,19 +1,22 @@
 // The stem: image [N, R, R, 3] to y [N, P, P, C] by a 3×3 convolution with stride 2, and its weight gradient.
 //
-// 27 products a value are too few to pay for a matrix of patches, so it is computed directly: eight channels a
-// thread, the image rows under a tile of consecutive output pixels in shared memory as fp32, with the padding's zeros
-// around them, so that the loops have no borders. A part owns several tiles of one size that follow from C alone,
-// consecutive in all images.
+// With only 27 products for each value, a matrix of patches does not pay, so the convolution is computed directly. A
+// thread has eight channels. The image rows under a tile of consecutive output pixels are in shared memory as fp32,
+// with zeros for the padding around them, so that the loops need no checks at borders. A part has several tiles of
+// equal size, which depends only on C; they are consecutive over all images.
 //
-// Forward: a thread has seven pixels of eight channels in registers, as many as 128 registers allow; the 27·C weights lie in shared memory. The
-// epilogue takes statistics of what was stored, about the part's first value of each channel.
-// Backward: dy by batch norm's backward to shared memory, then a thread adds up, over its share of the pixels, eight
-// channels' products with the nine values under one row of the window; the shares are added at the part's end.
+// Forward: a thread has seven pixels of eight channels in registers, as many as 128 registers allow. The 27·C weights
+// are in shared memory. The epilogue takes statistics of the stored values, with the part's first value of each
+// channel as the shift.
+//
+// Backward: dy is computed by batch norm's backward into shared memory. Then a thread sums, over its share of the
+// pixels, the products of eight channels with the nine values under one row of the window. The shares are added at
+// the end of the part.
 //
 // B0 at a batch of 1 (224²·3 → 112²·32): forward reads 0.30 MB and writes 0.80 MB in fp16, backward reads 1.9 MB;
 // 10.8 M multiply-adds each, 13 M fp32 instructions with conversions, statistics and dy. Floors: 0.37 and 0.64 µs at
-// 3.0 TB/s, 1.6 and 2.7 µs at 0.70 TB/s; the instructions take 0.44 µs on an H100, so that forward is bound by them there,
-// and 0.87 µs on an RTX 3080. Last measured share: not yet measured.
+// 3.0 TB/s, 1.6 and 2.7 µs at 0.70 TB/s. The instructions take 0.44 µs on an H100, which bounds forward there, and
+// 0.87 µs on an RTX 3080. Last measured share: not yet measured.
 #include "numeric.cuh"
 
 constexpr int STEM_THREADS = 256;
@@ -23,10 +26,10 @@ constexpr int COLORS = 3;
 constexpr int ROW_TAPS = SIDE * COLORS;
 constexpr int TAPS = SIDE * ROW_TAPS;
 
-// Sides of the maps, and how a row of the image lies in shared memory.
+// Sides of the maps, and the layout of image rows in shared memory.
 struct StemMap {
     int input, output, pad;
-    // Floats of a row: one more than a multiple of 32, which keeps neighbouring rows in different banks.
+    // Floats of a row: one more than a multiple of 32, so that neighbouring rows are in different banks.
     int pitch;
 
     __device__ __forceinline__ int pixels() const { return output * output; }
@@ -43,20 +46,20 @@ struct StemTile {
         return {static_cast<size_t>(number / tiles), begin, begin + tile_pixels < pixels ? begin + tile_pixels : pixels};
     }
 
-    // The first row of the image under the tile, above the image where negative.
+    // The first image row under the tile; negative above the image.
     __device__ __forceinline__ int top(const StemMap& map) const { return begin / map.output * STRIDE - map.pad; }
     __device__ __forceinline__ int rows(const StemMap& map) const {
         return ((end - 1) / map.output - begin / map.output) * STRIDE + SIDE;
     }
 };
 
-// Pixels of the tiles before this one, modulo 2^32: differences are right.
+// Pixels of all tiles before this one, modulo 2^32: only differences are used.
 __device__ __forceinline__ uint32_t pixels_before(int number, int pixels, int tile_pixels) {
     const int tiles = (pixels + tile_pixels - 1) / tile_pixels;
     return static_cast<uint32_t>(number / tiles) * pixels + number % tiles * tile_pixels;
 }
 
-// Walks through every `step`-th pixel of a tile without dividing at each.
+// Goes through every `step`-th pixel of a tile without a division for each.
 struct StemWalk {
     int step_rows, step_columns, row, column;
 
@@ -75,18 +78,18 @@ struct StemWalk {
             row++;
         }
     }
-    // Where the values under the pixel begin.
+    // Offset of the first value under the pixel.
     __device__ __forceinline__ int offset(const StemMap& map) const {
         return row * STRIDE * map.pitch + column * STRIDE * COLORS;
     }
 };
 
-// Zeros where a tile's rows lie outside the image.
+// Writes zeros to the parts of a tile's rows outside the image.
 __device__ __forceinline__ void clear_borders(const StemMap& map, int top, int rows, float* shared) {
     const int left = map.pad * COLORS, right = (map.pad + map.input) * COLORS;
     for (int row = 0; row < rows; row++) {
         const bool inside = top + row >= 0 && top + row < map.input;
-        // Of a row inside the image only the columns beside it; these are few.
+        // In a row inside the image only the few columns left and right of it.
         const int gap = inside ? map.pitch - (right - left) : map.pitch;
         for (int i = static_cast<int>(threadIdx.x); i < gap; i += STEM_THREADS) {
             const int column = inside && i >= left ? i + right - left : i;
@@ -95,8 +98,8 @@ __device__ __forceinline__ void clear_borders(const StemMap& map, int top, int r
     }
 }
 
-// The image rows under a tile. They are consecutive in memory, so they are read in vectors whatever R is; `total` is
-// the whole tensor's number of elements.
+// Loads the image rows under a tile. They are consecutive in memory, so they are read in vectors for any R. `total` is
+// the number of elements of the whole tensor.
 template <typename T>
 __device__ __forceinline__ void load_rows(
     const StemMap& map, const StemTile& tile, const T* image, size_t total, float* shared) {
@@ -120,7 +123,7 @@ __device__ __forceinline__ void load_rows(
                 if (at + i < total) values[i] = to_float(image[at + i]);
             }
         }
-        // Negative before `start`; division rounds towards zero, so the count is right from there on.
+        // Negative before `start`. Division rounds towards zero, so row and column are right from `start` on.
         const int from = vector * LANES - static_cast<int>(start - aligned);
         int row = from / row_values, column = from % row_values;
 #pragma unroll
@@ -141,7 +144,8 @@ __device__ __forceinline__ void load_rows(
 // Pixels of a thread.
 constexpr int STEM_PIXELS = 7;
 
-// Grid: parts. A tile is 7·⌊256/(C/8)⌋ pixels, fewer where its rows would not fit. `counts` [parts] and `moments` [parts, 2, C], or null.
+// Grid: parts. A tile has 7·⌊256/(C/8)⌋ pixels, fewer if its rows would not fit. `counts` [parts] and `moments`
+// [parts, 2, C], or null.
 #define STEM_FORWARD_FIELDS(F) \
     F(const void*, image)      \
     F(const float*, weight)    \
@@ -160,8 +164,8 @@ constexpr int STEM_PIXELS = 7;
     F(int, tiles_per_part)
 ARGUMENTS(StemForwardArguments, STEM_FORWARD_FIELDS)
 
-// Weights to shared memory, [27, 2, C/2]: for each tap (ky, kx, colour) the first four channels of every eight, then
-// the other four, so that the lanes of a warp read neighbouring vectors.
+// Loads the weights into shared memory as [27, 2, C/2]: for each tap (ky, kx, colour) the first four channels of every
+// eight, then the other four, so that the lanes of a warp read neighbouring vectors.
 __device__ __forceinline__ void load_weights(const float* weight, int channels, float* shared) {
     for (int i = static_cast<int>(threadIdx.x); i < TAPS * channels; i += STEM_THREADS) {
         const int channel = i / TAPS, color = i % TAPS / 9, window = i % 9;
@@ -183,7 +187,7 @@ struct StemThread {
     __device__ __forceinline__ bool idle() const { return lane >= lanes; }
 };
 
-// y of a thread's pixels, whose values in shared memory begin at `offsets`.
+// Computes y of a thread's pixels, whose values in shared memory begin at `offsets`.
 __device__ __forceinline__ void convolve(
     float (&y)[STEM_PIXELS][LANES], const float* rows, int pitch, const int (&offsets)[STEM_PIXELS], const float* weights,
     int channels) {
@@ -224,7 +228,7 @@ __device__ __forceinline__ void add_moments(
     }
 }
 
-// The part's moments from those of its threads, all about the same shifts [C].
+// Writes the part's moments from those of its threads, which all use the same shifts [C].
 __device__ __forceinline__ void finish_moments(
     const StemForwardArguments& args, const StemThread& thread, const float (&sums)[LANES],
     const float (&squares)[LANES], const float* shifts, float count, float* scratch) {
@@ -255,7 +259,7 @@ __device__ __forceinline__ void stem_forward(const StemForwardArguments& args) {
     SharedArena arena;
     float* weights = arena.take<float>(TAPS * args.channels);
     float* shifts = arena.take<float>(args.channels);
-    // Also the place where the threads' moments are added up.
+    // The threads' moments are added in the same memory.
     float* rows = arena.take<float>(args.rows * args.pitch > 2 * STEM_THREADS * LANES ? args.rows * args.pitch
                                                                                   : 2 * STEM_THREADS * LANES);
     const StemMap map = {args.input, args.output, args.pad, args.pitch};
@@ -265,7 +269,7 @@ __device__ __forceinline__ void stem_forward(const StemForwardArguments& args) {
     load_weights(args.weight, args.channels, weights);
 
     StemWalk walk(map, thread.lanes);
-    // The shifts stay in shared memory: registers are short.
+    // The shifts stay in shared memory, because registers are few.
     float sums[LANES] = {}, squares[LANES] = {};
     const int begin = static_cast<int>(blockIdx.x) * args.tiles_per_part;
     const int end = begin + args.tiles_per_part < args.tiles ? begin + args.tiles_per_part : args.tiles;
@@ -277,7 +281,7 @@ __device__ __forceinline__ void stem_forward(const StemForwardArguments& args) {
         walk.start(map, tile, thread.lane);
 #pragma unroll
         for (int p = 0; p < STEM_PIXELS; p++) {
-            // A pixel past the end computes the first one again and does not store it.
+            // A thread past the end computes the first pixel again and does not store it.
             offsets[p] = tile.begin + p * thread.lanes + thread.lane < tile.end ? walk.offset(map) : 0;
             walk.advance(map);
         }
@@ -314,7 +318,7 @@ KERNEL_BLOCKS(stem_forward_bf16, STEM_THREADS, 2, StemForwardArguments) { stem_f
 
 // ---- backward ---------------------------------------------------------------------------------------------
 
-// Grid: parts. A tile is 8·⌊256/(3·C/8)⌋ pixels, fewer where its rows would not fit. `partials` [parts, C, 3, 3, 3].
+// Grid: parts. A tile has 8·⌊256/(3·C/8)⌋ pixels, fewer if its rows would not fit. `partials` [parts, C, 3, 3, 3].
 #define STEM_BACKWARD_FIELDS(F)   \
     F(const void*, image)         \
     F(const void*, y)             \
@@ -351,7 +355,7 @@ struct StemBackwardThread {
     __device__ __forceinline__ bool idle() const { return lane >= lanes; }
 };
 
-// dy of a tile to shared memory, [pixels, C]; eight channels a thread.
+// Writes dy of a tile to shared memory as [pixels, C]; a thread has eight channels.
 template <typename T>
 __device__ __forceinline__ void load_gradient(
     const StemBackwardArguments& args, const StemTile& tile, int pixels, const NormBackward* norms, float* shared) {
@@ -363,7 +367,7 @@ __device__ __forceinline__ void load_gradient(
 #pragma unroll 1
     for (int vector = static_cast<int>(threadIdx.x); vector < vectors; vector += STEM_THREADS) {
         const NormBackward* norm = norms + vector % groups * LANES;
-        // Four at a time, because the sums leave few registers.
+        // Four channels at a time, because the sums leave few registers.
         constexpr int N = Pack<T>::N;
 #pragma unroll
         for (int part = 0; part < LANES; part += N) {
@@ -383,7 +387,7 @@ __device__ __forceinline__ void load_gradient(
     }
 }
 
-// The part's gradient from its threads', one column of the window's row at a time.
+// Writes the part's gradient from those of its threads, one tap of the window's row at a time.
 __device__ __forceinline__ void finish_gradient(
     const StemBackwardArguments& args, const StemBackwardThread& thread, const float (&sums)[ROW_TAPS][LANES],
     float* scratch) {
@@ -413,7 +417,7 @@ __device__ __forceinline__ void stem_backward(const StemBackwardArguments& args)
     const StemBackwardThread thread(args.channels);
     NormBackward* norms = arena.take<NormBackward>(args.channels);
     float* rows = arena.take<float>(args.rows * args.pitch);
-    // At least three pixels a lane, so that the sums find their place here, too.
+    // At least three pixels for each lane, so that the sums fit the same memory.
     float* dy = arena.take<float>(args.dy_pixels * args.channels);
     const size_t total = static_cast<size_t>(args.images) * args.input * args.input * COLORS;
     const int own = static_cast<int>(threadIdx.x);

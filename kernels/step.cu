@@ -1,6 +1,6 @@
-// Setting the step's block: two kernels of one thread. The numbers travel as arguments, so no copy is needed.
+// Setting the step's block: two kernels of one thread. The numbers are passed as arguments, so no copy is needed.
 //
-// Bytes: 28 written by each, no arithmetic; nothing beside the launches' own time. Last measured share: not yet measured.
+// Bytes: 28 written by each, no arithmetic: only the time of a launch. Last measured share: not yet measured.
 #include "step.cuh"
 
 #define STEP_BEGIN_FIELDS(F)    \

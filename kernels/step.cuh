@@ -1,23 +1,21 @@
-// The step's block in device memory: all that differs from step to step, so that captured graphs hold none of it.
+// The step's block in device memory: all numbers that change from step to step, so captured graphs contain none of
+// them.
 #pragma once
 
 #include "device.cuh"
 
-struct StepBlock {
-    // Of the schedule, set by `step_begin`.
-    uint64_t seed;
-    uint64_t first_position;  // of the micro-batch's first sample, by which masks are drawn
-    uint32_t step;
-    float learning_rate;
-    float ema_decay;
-    // The device's own. Gradients are those of the loss times `loss_scale`; `not_finite` is raised by whoever
-    // completes a gradient that is not finite, and makes the update skip the step.
-    float loss_scale;
-    uint32_t not_finite;
-    uint32_t good_steps;  // since the scale last changed
-    uint32_t skipped;     // steps, in all
-    // Of the step's micro-batches so far.
-    uint32_t correct;
-    double loss;
-};
-static_assert(sizeof(StepBlock) == 56, "see BLOCK_BYTES in src/ops/cuda/step.rs");
+// `step_begin` sets the schedule's part; the device updates the rest. Gradients are multiplied by `loss_scale`. A
+// kernel that completes a gradient raises `not_finite` if it is not finite, and then the update skips the step.
+#define STEP_BLOCK_FIELDS(F)                                                                      \
+    F(uint64_t, seed)                                                                             \
+    F(uint64_t, first_position) /* of the micro-batch's first sample, by which masks are drawn */ \
+    F(uint32_t, step)                                                                             \
+    F(float, learning_rate)                                                                       \
+    F(float, ema_decay)                                                                           \
+    F(float, loss_scale)                                                                          \
+    F(uint32_t, not_finite)                                                                       \
+    F(uint32_t, good_steps) /* since the scale last changed */                                    \
+    F(uint32_t, skipped)    /* number of skipped steps */                                         \
+    F(uint32_t, correct)    /* of the step's micro-batches so far, and `loss` */                  \
+    F(double, loss)
+LAYOUT(StepBlock, STEP_BLOCK_FIELDS)

@@ -1,10 +1,10 @@
-// Products of tiles that lie in shared memory, by one warp: what the pointwise backward kernels are made of.
+// Products of tiles in shared memory, by one warp: the base of the pointwise backward kernels.
 //
-// The right factor lies with its depth down the rows, [depth, columns]. The left one lies as [rows, depth] where data
-// gradients are made and as [depth, rows] where weight gradients are (there the depth is the rows of the
-// activations): `TRANSPOSED`. ldmatrix turns whatever lies the wrong way. A shared row has an odd number of 16-byte
-// units, so that eight rows of a matrix lie in eight different groups of banks. fp32 storage multiplies with fused
-// multiply-adds and keeps the sums where the tensor cores would leave them: exact fp32, one epilogue for all.
+// The right factor is stored as [depth, columns]. The left one is stored as [rows, depth] for data gradients, and as
+// [depth, rows] for weight gradients, whose depth is the rows of the activations: `TRANSPOSED`. ldmatrix transposes
+// while loading if necessary. A shared row has an odd number of 16-byte units, so that eight rows of a matrix are in
+// eight different groups of banks. fp32 storage multiplies with fused multiply-adds and keeps the sums in the same
+// registers as the tensor cores would: exact fp32, with the same epilogue.
 #pragma once
 
 #include "numeric.cuh"
@@ -13,32 +13,8 @@
 template <typename T, int COLUMNS>
 constexpr int ROW_STRIDE = ((COLUMNS + Pack<T>::N - 1) / Pack<T>::N | 1) * Pack<T>::N;
 
-// The largest number of warps, at most `most`, that share `of` tiles evenly.
+// The largest number of warps, at most `most`, that divides `of` tiles evenly.
 constexpr int largest_divisor(int of, int most) { return of % most == 0 ? most : largest_divisor(of, most - 1); }
-
-// Two neighbouring values.
-template <typename T>
-struct alignas(2 * sizeof(T)) Pair {
-    T v[2];
-};
-
-// Four of them.
-template <typename T>
-struct alignas(4 * sizeof(T)) Quad {
-    T v[4];
-};
-
-template <typename T>
-__device__ __forceinline__ void load_pair(float (&out)[2], const T* from) {
-    const Pair<T> pair = *reinterpret_cast<const Pair<T>*>(from);
-    out[0] = to_float(pair.v[0]);
-    out[1] = to_float(pair.v[1]);
-}
-template <typename T>
-__device__ __forceinline__ void store_pair(T* to, float first, float second) {
-    const Pair<T> pair = {{from_float<T>(first), from_float<T>(second)}};
-    *reinterpret_cast<Pair<T>*>(to) = pair;
-}
 
 // A warp's sums: 16·M rows by 16·P columns. v[p][m][n][i] as in `mma_tiles`, column tile 2·p + n.
 template <int M, int P>
@@ -54,7 +30,7 @@ struct WarpTile {
                 for (int i = 0; i < 8; i++) v[p][m][i / 4][i % 4] = 0.0f;
     }
 
-    // Calls f(row, column, value, next) for all pairs of neighbouring columns that this lane holds.
+    // Calls f(row, column, value, next) for all pairs of neighbouring columns that this lane has.
     template <typename F>
     __device__ __forceinline__ void visit(F f) const {
         const int row = threadIdx.x % WARP / 4, column = threadIdx.x % 4 * 2;

@@ -6,16 +6,21 @@
 //! |---|---|---|
 //! | 5 | [`cli`] | flags → a validated recipe |
 //! | 4 | [`train`] | the loop, evaluation, schedule, checkpoints, reports |
-//! | 3 | [`network`] | stem, MBConv, head: forward and backward side by side; the memory plan |
-//! | 2 | [`ops`] | the fused operators: one trait, one folder a device |
+//! | 3 | [`network`] | stem, MBConv, head record their passes, forward and backward; rewrites of the record |
+//! | 2 | [`ops`] | the fused operators: descriptions, one folder per device, the memory plan, the optimisers |
 //! | 1 | [`model`], [`data`], [`parallel`] | the family and its tables; shards, packing, loading; ranks |
-//! | 0 | [`random`] | counter-based random numbers |
+//! | 0 | [`files`], [`pixels`], [`random`] | durable files; images on their way to a device; random numbers |
+//! | 0 | [`names`], [`processors`] | the names of an enum's variants; where threads run |
 
 pub mod cli;
 pub mod data;
+pub mod files;
 pub mod model;
+pub mod names;
 pub mod network;
 pub mod ops;
 pub mod parallel;
+pub mod pixels;
+pub mod processors;
 pub mod random;
 pub mod train;

@@ -1,9 +1,9 @@
 //! Counter-based random numbers: Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as
 //! 1, 2, 3").
 //!
-//! A draw is a pure function of (seed, index, time, purpose, layer); there is no generator state to save, to
-//! share between threads or to get out of step. So a run can resume at any step, any number of threads can
-//! draw in any order, and two devices that implement the same function agree.
+//! A draw is a pure function of (seed, index, time, purpose, layer). There is no generator state that has to be saved
+//! or shared between threads. So a run can resume at any step, any number of threads can draw in any order, and two
+//! devices that implement the same function agree.
 
 /// What a draw is for. Draws for different purposes never share a counter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,14 +23,14 @@ pub enum Purpose {
     Initialise = 5,
     /// Images of `--data synthetic`.
     Synthetic = 6,
-    /// Split of an unsplit image folder into training and validation.
+    /// The division of an image folder into training and validation.
     Split = 7,
 }
 
 /// One block of four 32-bit draws.
 ///
-/// `index` is what is drawn for (a sample, an element), `time` the epoch or step, and `layer` (below 65,536)
-/// tells apart draws of one purpose.
+/// `index` is the object of the draw (a sample, an element), `time` the epoch or step, and `layer` (below 65,536)
+/// distinguishes draws of one purpose.
 #[inline]
 pub fn draw(seed: u64, index: u64, time: u32, purpose: Purpose, layer: u32) -> [u32; 4] {
     debug_assert!(layer < 1 << 16);
@@ -71,7 +71,7 @@ pub fn philox(mut key: [u32; 2], mut counter: [u32; 4]) -> [u32; 4] {
 mod tests {
     use super::*;
 
-    /// The three known answers published with Random123.
+    /// The three answers published with Random123.
     #[test]
     fn philox_matches_the_published_vectors() {
         assert_eq!(philox([0; 2], [0; 4]), [0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8]);

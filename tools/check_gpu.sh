@@ -9,7 +9,7 @@
 #   tools/check_gpu.sh --without-nccl ...  without ranks
 #
 # COMPUTE_SANITIZER names that program; otherwise it is looked for in PATH and in /usr/local/cuda/bin. NCCL is found as
-# effnet-train finds it, by NCCL_LIBRARY first; two ranks on a card need 2.30 or later. gpu_ranks starts effnet-train: the
+# effnet-train finds it, by NCCL_LIBRARY first; two ranks on a card need 2.30 or later. ranks starts effnet-train: the
 # one that Cargo put near it, or that EFFNET_TRAIN names. Exit status: 0 where all passed, 1 where something failed, 2
 # where it cannot be run.
 set -euo pipefail
@@ -20,10 +20,10 @@ refuse() {
     exit 2
 }
 
-# Test programs, by the names of their files in tests/.
-programs=(stem expand depthwise squeeze_excite project residual head batch_norm reduction optimiser image masks golden cuda_step cuda_training not_finite)
-rank_programs=(cuda_ranks gpu_ranks)
-step=a_step_is_the_same_bit_by_bit_in_every_run::on_a_gpu
+# Test programs with tests that need a GPU, and the modules of theirs that need NCCL.
+programs=(operators network training ranks)
+nccl_modules=(cuda_ranks gpu_ranks)
+step=cuda_step::a_step_is_the_same_bit_by_bit_in_every_run::on_a_gpu
 
 sanitize=yes nccl=yes
 while [[ ${1:-} == -* ]]; do
@@ -34,7 +34,7 @@ while [[ ${1:-} == -* ]]; do
     esac
     shift
 done
-[[ $nccl == no ]] || programs+=("${rank_programs[@]}")
+[[ $nccl == yes ]] || programs=(operators network training)
 
 [[ -e /dev/nvidia0 ]] || nvidia-smi -L 2>/dev/null | grep -q '^GPU ' ||
     refuse "no NVIDIA GPU here (no /dev/nvidia0, and nvidia-smi lists none); run it on a machine with one"
@@ -59,22 +59,20 @@ step_of=
 for binary in "${binaries[@]}"; do
     [[ -f $binary && -x $binary ]] || refuse "$binary: not a program"
     case $(basename "$binary") in
-    cuda_step*) step_of=$binary ;;
-    cuda_ranks* | gpu_ranks*)
+    network*) step_of=$binary ;;
+    ranks*)
         [[ $nccl == yes ]] || refuse "$binary needs NCCL, which --without-nccl leaves out"
-        ;;&
-    gpu_ranks*)
         # Test programs lie in deps/, where they were built.
         for near in "$(dirname "$binary")"/{,../}effnet-train; do
             [[ -n ${EFFNET_TRAIN:-} || ! -x $near ]] || EFFNET_TRAIN=$(realpath "$near")
         done
-        [[ -x ${EFFNET_TRAIN:-} ]] || refuse "gpu_ranks starts effnet-train, which is not near it; name it in EFFNET_TRAIN"
+        [[ -x ${EFFNET_TRAIN:-} ]] || refuse "ranks starts effnet-train, which is not near it; name it in EFFNET_TRAIN"
         export EFFNET_TRAIN
         ;;
     esac
 done
 [[ $sanitize == no || -n $step_of ]] ||
-    refuse "compute-sanitizer runs a step of cuda_step, which is not among the programs; name it, or use --tests-only"
+    refuse "compute-sanitizer runs a step of network, which is not among the programs; name it, or use --tests-only"
 
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
@@ -102,10 +100,17 @@ row() {
 }
 
 printf '%-28s %6s %7s\n' "" passed time
+# One line for each module of a program.
 for binary in "${binaries[@]}"; do
-    name=$(basename "$binary" | sed 's/-[0-9a-f]\{16\}$//')
-    # One at a time: the runs of gpu_ranks share the card, and each has several processes.
-    row "$name" "$binary" on_a_gpu --include-ignored $([[ $name != gpu_ranks ]] || echo --test-threads=1)
+    listed=$("$binary" on_a_gpu --include-ignored --list 2>&1) || refuse "$binary does not list its tests: $listed"
+    tests=$(sed -n 's/: test$//p' <<<"$listed")
+    [[ -n $tests ]] || row "$(basename "$binary")" "$binary" on_a_gpu --include-ignored
+    for module in $(sed 's/::.*//' <<<"$tests" | uniq); do
+        [[ $nccl == yes || " ${nccl_modules[*]} " != *" $module "* ]] || continue
+        mapfile -t names < <(grep "^$module::" <<<"$tests")
+        # One at a time: the runs of gpu_ranks share the card, and each has several processes.
+        row "$module" "$binary" --exact "${names[@]}" --include-ignored $([[ $module != gpu_ranks ]] || echo --test-threads=1)
+    done
 done
 if [[ $sanitize == yes ]]; then
     for tool in memcheck racecheck; do

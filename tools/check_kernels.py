@@ -146,10 +146,10 @@ def table(kernels, launches, architectures):
 OCCUPANCY = """
 ## Registers, shared memory, occupancy
 
-Of the kernels of the first network's step and of its ranks', as compiled and as launched: blocks that fit a
-multiprocessor at once, the share of its warps that this is, and what there is too little of for one more block.
-Ranges are those of the launches of different layers. Pointwise and depthwise kernels live on few warps with much work
-under way each, by design.
+For the kernels of the first network's step and of its ranks, as compiled and as launched: the number of blocks that fit
+a multiprocessor at once, the share of its warps that these are, and the resource that is too small for one more block.
+Ranges are over the launches of different layers. Pointwise and depthwise kernels run with few warps, each with much work
+under way, by design.
 """
 
 

@@ -7,8 +7,7 @@
 
 The tests are built once for each of two builds of the host harness, `plain` and `race`. A barrier is removed while
 they run (EFFNET_HARNESS_WITHOUT=FILE:LINE), for all kernels that contain it, in all blocks. The tests (those called
-on_the_harness) of the operators
-whose kernels contain it run until the first one fails, in the plain build; if none does, in the race build. Each is
+on_the_harness) of the operators whose kernels contain it run until the first one fails, in the plain build; if none does, in the race build. Each is
 shown with the build, the test and the first thing that was said. Exit status 1 if a removal passes all tests.
 """
 
@@ -55,29 +54,33 @@ def tests_of(path):
     return [user.stem for user in users]
 
 
-def build(harness, tests):
-    """Builds tests, in a folder of the harness's own, and returns their programs by name."""
+def build(harness):
+    """Builds the operators' tests, in a folder of the harness's own, and returns their program."""
     environment = os.environ | {"EFFNET_HARNESS": harness, "EFFNET_CUDA": "skip"}
     target = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / f"harness-{harness}"
     environment["CARGO_TARGET_DIR"] = str(target)
-    command = ["cargo", "test", "--locked", "--no-run", "--message-format=json"]
-    command += [f"--test={name}" for name in tests]
+    command = ["cargo", "test", "--locked", "--no-run", "--message-format=json", "--test=operators"]
     built = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
     if built.returncode != 0:
         sys.exit(f"remove_barriers: the tests do not build for {harness}")
-    programs = {}
-    for line in built.stdout.splitlines():
-        message = json.loads(line)
-        if message.get("executable") and message["target"]["kind"] == ["test"]:
-            programs[message["target"]["name"]] = message["executable"]
-    return programs
+    messages = [json.loads(line) for line in built.stdout.splitlines()]
+    return next(m["executable"] for m in messages if m.get("executable") and m["target"]["kind"] == ["test"])
 
 
-def run(program, without):
-    """(test, what it said) of the first test that fails, or none."""
+def tests_on_the_harness(program):
+    """Names of the tests that run kernels, by the operator that they are about."""
+    listed = subprocess.run([program, "on_the_harness", "--list"], stdout=subprocess.PIPE, text=True, check=True).stdout
+    tests = {}
+    for name in re.findall(r"^(.*): test$", listed, re.M):
+        tests.setdefault(name.split("::")[0], []).append(name)
+    return tests
+
+
+def run(program, tests, without):
+    """(test, what it said) of the first of the tests that fails, or none."""
     environment = os.environ | {"RUST_BACKTRACE": "0", "EFFNET_HARNESS_WITHOUT": without}
     # What a test says comes at the end, with --nocapture at once.
-    command = [program, "on_the_harness", "--nocapture", "--test-threads=2"]
+    command = [program, "--exact", *tests, "--nocapture", "--test-threads=2"]
     process = subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
     )
@@ -130,21 +133,21 @@ def main():
     ]
     if not wanted:
         sys.exit("remove_barriers: no barrier there")
-    missing = sorted({name for path, _, _ in wanted for name in tests_of(path) if not (ROOT / f"tests/{name}.rs").is_file()})
-    if missing:
+    programs = {harness: build(harness) for harness in ("plain", "race")}
+    tests = tests_on_the_harness(programs["plain"])
+    operators = sorted({name for path, _, _ in wanted for name in tests_of(path)})
+    if missing := sorted(set(operators) - set(tests)):
         sys.exit(f"remove_barriers: no tests of {', '.join(missing)}")
-    tests = sorted({name for path, _, _ in wanted for name in tests_of(path)})
-    programs = {harness: build(harness, tests) for harness in ("plain", "race")}
-    for harness, by_name in programs.items():
-        for name, program in by_name.items():
-            if failed := run(program, "nowhere:0"):
+    for harness, program in programs.items():
+        for name in operators:
+            if failed := run(program, tests[name], "nowhere:0"):
                 sys.exit(f"remove_barriers: with nothing removed, {name} fails in the {harness} build: {failed[0]}: {failed[1]}")
     rows, passed = [], 0
     for path, line, what in wanted:
         began, row = time.monotonic(), None
         for harness, name in [(harness, name) for harness in programs for name in tests_of(path)]:
-            if failed := run(programs[harness][name], f"{path.name}:{line}"):
-                row = (f"{path.name}:{line}", what, harness, f"{name}: {failed[0]}", gist(failed[1]))
+            if failed := run(programs[harness], tests[name], f"{path.name}:{line}"):
+                row = (f"{path.name}:{line}", what, harness, failed[0], gist(failed[1]))
                 break
         if not row:
             passed += 1

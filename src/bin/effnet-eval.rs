@@ -4,11 +4,12 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use effnet::cli::eval::{EvalError, EvalFlags};
-use effnet::cli::{Parsed, parse, survive_file_size_limits};
+use effnet::cli::{Parsed, parse, signals};
 
 fn main() -> ExitCode {
-    survive_file_size_limits();
-    let (mut out, mut err) = (io::stdout().lock(), io::stderr().lock());
+    signals::survive_file_size_limits();
+    let mut out = io::stdout().lock();
+    let mut err = io::stderr().lock();
     let flags = match parse::<EvalFlags>(std::env::args_os()) {
         Ok(Parsed::Flags(flags)) => flags,
         Ok(Parsed::Text(text)) => {
@@ -22,7 +23,7 @@ fn main() -> ExitCode {
     };
     match flags.run(&mut out, &mut err).and_then(|()| Ok(out.flush()?)) {
         Ok(()) => ExitCode::SUCCESS,
-        // Whoever read the output has seen enough.
+        // The reader of the output has closed it, and wants nothing more.
         Err(EvalError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(error) => {
             let _ = writeln!(err, "error: {error}");

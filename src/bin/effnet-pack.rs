@@ -1,4 +1,4 @@
-//! `effnet-pack SOURCE OUT`: images to shards; `--verify OUT` and `--info OUT` look at the result.
+//! `effnet-pack SOURCE OUT` packs images into shards; `--verify OUT` and `--info OUT` examine the result.
 
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -17,8 +17,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 ///
 /// SOURCE is a folder with train/ and val/ that hold a folder for each class; or a folder of class folders, of each
 /// of which --val-fraction becomes validation; or a folder with the four IDX files of an MNIST-layout set, plain
-/// or gzipped. Images are JPEG or PNG. Broken ones are left out and listed. An interrupted pack goes on when the
-/// same command is given again.
+/// or gzipped. Images are JPEG or PNG. Broken ones are left out and listed. An interrupted pack continues when the
+/// same command is run again.
 #[derive(Parser)]
 #[command(name = "effnet-pack", version)]
 struct Arguments {
@@ -28,7 +28,7 @@ struct Arguments {
     /// Directory to make
     #[arg(required_unless_present_any = ["verify", "info"])]
     out: Option<PathBuf>,
-    /// Share of each class that becomes validation where SOURCE is not split
+    /// Share of each class that becomes validation if SOURCE is not split
     #[arg(long, value_name = "SHARE", default_value_t = 0.1, value_parser = fraction)]
     val_fraction: f64,
     /// Chooses which images become validation
@@ -85,7 +85,7 @@ fn main() -> ExitCode {
     };
     match run(&arguments) {
         Ok(status) => status,
-        // Whoever read our output has gone; there is nobody to tell.
+        // The reader of the output is gone, so there is nobody to report to.
         Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             let _ = writeln!(io::stderr(), "error: {error:#}");
@@ -123,7 +123,7 @@ fn run_pack(source: &Path, dir: &Path, arguments: &Arguments, out: &mut dyn Writ
     let bar = if io::stderr().is_terminal() { ProgressBar::new(0) } else { ProgressBar::hidden() };
     bar.set_style(ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len} images, {eta} left")?);
     let summary = pack(source, dir, &options, &mut |progress: Progress| {
-        bar.set_message(progress.split.name());
+        bar.set_message(progress.split.to_string());
         bar.set_length(progress.total);
         bar.set_position(progress.done);
     });
@@ -151,7 +151,7 @@ fn print_summary(summary: &PackSummary, out: &mut dyn Write) -> io::Result<()> {
         (converted.palette, "palettes expanded"),
         (converted.alpha, "alpha channels dropped"),
         (converted.rotated, "turned upright as EXIF says"),
-        (converted.reduced, "scaled down"),
+        (converted.scaled_down, "scaled down"),
         (summary.ignored, "files ignored, being no JPEG or PNG by name"),
         (summary.broken.len() as u64, "broken images left out"),
         (summary.resumed_shards as u64, "shards kept from the interrupted pack"),
@@ -213,7 +213,7 @@ fn run_info(dir: &Path, json: bool, out: &mut dyn Write) -> Result<ExitCode> {
         let (images, shards) = (entry.samples, entry.shards.len());
         writeln!(
             out,
-            "{split:<5} {images} images, {mib:.1} MiB in {shards} shard(s), sides up to {width}x{height}"
+            "{split} {images} images, {mib:.1} MiB in {shards} shard(s), sides up to {width}x{height}"
         )?;
     }
     writeln!(out, "{:>9} {:>9}  class", "train", "val")?;

@@ -1,7 +1,7 @@
-//! `effnet-train`: flags to a job, the job carried out, an error told in one line.
+//! `effnet-train`: turns flags into a job and carries it out. An error is printed in one line.
 //!
-//! Exit status: 0, 1 if something failed, 2 if the command line asked for what cannot be done, 130 after Ctrl-C or
-//! SIGTERM (the run is saved, if it had begun).
+//! Exit status: 0, 1 after an error, 2 if the command line cannot be carried out, 130 after Ctrl-C or SIGTERM (the run
+//! is saved, if it had begun).
 
 use std::env;
 use std::io::{self, Write};
@@ -10,23 +10,22 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::Result;
-use effnet::cli::execute::{Done, is_closed_pipe, is_told, is_usage};
 use effnet::cli::flags::Flags;
-use effnet::cli::{Parsed, parse, signals, survive_file_size_limits};
-use effnet::train::saved_recipe;
+use effnet::cli::job::execute::{Done, is_closed_pipe, is_told, is_usage};
+use effnet::cli::{Parsed, parse, signals};
+use effnet::parallel::print_error;
 
 fn main() -> ExitCode {
-    survive_file_size_limits();
+    signals::survive_file_size_limits();
     match run() {
         Ok(Done::Finished) => ExitCode::SUCCESS,
         Ok(Done::Interrupted) => ExitCode::from(130),
         Ok(Done::Ranks(status)) => ExitCode::from(status),
-        // Whoever read our output has gone; there is nobody to tell.
+        // The reader of our output has closed it, and wants nothing more.
         Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) if is_told(&error) => ExitCode::FAILURE,
         Err(error) => {
-            let line = format!("{error:#}").replace('\n', " ");
-            let _ = writeln!(io::stderr(), "error: {line}");
+            print_error(&format!("{error:#}").replace('\n', " "));
             ExitCode::from(if is_usage(&error) { 2 } else { 1 })
         }
     }
@@ -40,12 +39,11 @@ fn run() -> Result<Done> {
             return Ok(Done::Finished);
         }
     };
-    let job = flags.job::<anyhow::Error>(|out| Ok(saved_recipe(out)?))?;
+    let job = flags.job()?;
     let stop = Arc::new(AtomicBool::new(false));
-    if job.launches().is_some() {
-        // Signals are the launcher's, which passes them on.
-        return job.execute(&stop);
+    // A launcher handles signals itself and passes them on to its ranks.
+    if job.launches().is_none() {
+        signals::watch(&stop)?;
     }
-    signals::watch(&stop)?;
     job.execute(&stop)
 }

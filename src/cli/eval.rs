@@ -1,32 +1,34 @@
-//! `effnet-eval`: flags, and what each call does.
+//! `effnet-eval`: its flags, and what it does.
 
-use std::env;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Instant;
 
-use clap::Parser;
-use serde_json::{Map, Value, json};
+use clap::{Parser, ValueEnum, value_parser};
+use serde_json::{Value, json};
 
 use crate::data::{Source, Split};
-use crate::model::{ParamTable, weights};
+use crate::model::ParamTable;
+use crate::model::formats::{self, TrainedModel, safetensors};
 use crate::ops::cuda::Precision;
 use crate::ops::{Ops, Weights};
 use crate::train::checkpoint::{self, Checkpoint};
 use crate::train::device::{self, Hardware, Selected, With};
-use crate::train::evaluate::Evaluation;
+use crate::train::evaluate::{Evaluation, rate};
 use crate::train::evaluator::Evaluator;
 use crate::train::recipe_file::RecipeFile;
 use crate::train::{DataChoice, DeviceChoice, TrainError};
 
-/// Classes printed for an image.
+/// The most threads: more would only exhaust memory.
+const MOST: u64 = 1024;
+/// The number of classes printed for an image.
 const TOP: usize = 5;
 
 /// Evaluate a checkpoint, classify images with it, or export its weights.
 ///
-/// `effnet-eval runs/b0/checkpoint.bin` evaluates the validation images of the run's own data and prints the figure
-/// that training logged. With images after the checkpoint, the five most probable classes of each are printed.
+/// `effnet-eval runs/b0/checkpoint.bin` evaluates the validation images of the run's own data and prints the same
+/// result as training. With images after the checkpoint, it prints the five most probable classes of each.
 #[derive(Parser, Debug)]
 #[command(name = "effnet-eval", version, max_term_width = 110)]
 pub struct EvalFlags {
@@ -34,31 +36,31 @@ pub struct EvalFlags {
     pub checkpoint: PathBuf,
     /// JPEG or PNG files to classify
     pub images: Vec<PathBuf>,
-    /// Directory that effnet-pack made, or `synthetic` [default: the run's own, from recipe.toml beside the checkpoint; else $EFFNET_DATA; else `data`]
+    /// Directory made by effnet-pack, or `synthetic` [default: the run's own, from recipe.toml beside the checkpoint; otherwise $EFFNET_DATA; otherwise `data`]
     #[arg(long, value_name = "DIR|synthetic", conflicts_with = "images")]
     pub data: Option<String>,
     /// train or val
     #[arg(long, value_name = "SPLIT", default_value = "val", value_parser = Split::from_str, conflicts_with = "images")]
     pub split: Split,
-    /// Images of a pass [default: the run's micro-batch, which gives training's figure to the last digit]
-    #[arg(long, value_name = "IMAGES", value_parser = at_least_one, conflicts_with = "images")]
-    pub batch_size: Option<usize>,
+    /// Images of a pass [default: the run's micro-batch, which gives the result of training to the last digit]
+    #[arg(long, value_name = "IMAGES", value_parser = value_parser!(u64).range(1..=1 << 20), conflicts_with = "images")]
+    pub batch_size: Option<u64>,
     /// auto, cpu or cuda
     #[arg(long, default_value = "auto", value_parser = DeviceChoice::from_str)]
     pub device: DeviceChoice,
     /// How a GPU stores activations: fp16, bf16 or fp32 [default: fp16]
     #[arg(long, value_name = "TYPE", value_parser = Precision::from_str)]
     pub precision: Option<Precision>,
-    /// Compute threads [default: one a core]
-    #[arg(long, value_name = "COUNT", value_parser = threads)]
-    pub threads: Option<usize>,
+    /// Compute threads [default: all cores]
+    #[arg(long, value_name = "COUNT", value_parser = value_parser!(u64).range(1..=MOST))]
+    pub threads: Option<u64>,
     /// Threads that prepare images
-    #[arg(long, value_name = "COUNT", default_value = "2", value_parser = threads)]
-    pub loader_threads: usize,
+    #[arg(long, value_name = "COUNT", default_value = "2", value_parser = value_parser!(u64).range(1..=MOST))]
+    pub loader_threads: u64,
     /// Weights for images and --export: raw, or ema, their moving average
-    #[arg(long, value_name = "KIND", default_value = "raw", value_parser = ["raw", "ema"])]
-    pub weights: String,
-    /// Write the plain weights under timm's names, and stop
+    #[arg(long, value_name = "KIND", default_value = "raw")]
+    pub weights: Kind,
+    /// Write the plain weights under timm's names and exit
     #[arg(long, value_name = "OUT.safetensors", conflicts_with_all = ["images", "data", "batch_size"])]
     pub export: Option<PathBuf>,
     /// Let --export replace a file
@@ -69,24 +71,14 @@ pub struct EvalFlags {
     pub json: bool,
 }
 
-fn at_least_one(text: &str) -> Result<usize, String> {
-    match text.parse() {
-        Ok(0) => Err("must be at least 1".into()),
-        Ok(number) if number > 1 << 20 => Err("is too large".into()),
-        Ok(number) => Ok(number),
-        Err(_) => Err("must be a whole number".into()),
-    }
+/// A set of weights in a checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Kind {
+    Raw,
+    Ema,
 }
 
-/// More threads than any machine has would only exhaust memory.
-fn threads(text: &str) -> Result<usize, String> {
-    match at_least_one(text)? {
-        number if number > 1024 => Err("must be at most 1024".into()),
-        number => Ok(number),
-    }
-}
-
-/// What goes wrong; each is one line.
+/// Errors of the program; each message is one line.
 #[derive(Debug, thiserror::Error)]
 pub enum EvalError {
     #[error(transparent)]
@@ -97,7 +89,7 @@ pub enum EvalError {
         checkpoint.display())]
     Classes { checkpoint: PathBuf, theirs: usize, ours: usize },
     #[error("{data} is not the data that {} was trained on (its fingerprint differs); --data {data} evaluates on \
-        it all the same", checkpoint.display())]
+        it nevertheless", checkpoint.display())]
     OtherData { checkpoint: PathBuf, data: String },
     #[error("{failed} of {images} images could not be read")]
     Images { failed: usize, images: usize },
@@ -106,13 +98,13 @@ pub enum EvalError {
 }
 
 impl EvalFlags {
-    /// Does what the flags say; warnings and figures go to `err` and `out`.
+    /// Does what the flags say; writes results to `out` and warnings to `err`.
     ///
     /// # Errors
     /// [`EvalError`].
     pub fn run(&self, out: &mut dyn Write, err: &mut dyn Write) -> Result<(), EvalError> {
         let read = checkpoint::read(&self.checkpoint).map_err(TrainError::from)?;
-        if self.weights == "ema" && read.state.ema.is_empty() {
+        if self.weights == Kind::Ema && read.state.ema.is_empty() {
             return Err(EvalError::NoAverage(self.checkpoint.clone()));
         }
         match &self.export {
@@ -123,13 +115,17 @@ impl EvalFlags {
     }
 
     fn export(&self, read: &Checkpoint, file: &Path, out: &mut dyn Write) -> Result<(), EvalError> {
-        let table = ParamTable::new(&read.architecture);
-        let values = if self.weights == "ema" { &read.state.ema } else { &read.state.parameters };
-        weights::export(file, &table, values, read.metadata.step, self.force).map_err(TrainError::from)?;
-        let tensors = weights::listing(&table).len();
-        match self.json {
-            true => writeln!(out, "{}", json!({ "file": file.display().to_string(), "tensors": tensors }))?,
-            false => writeln!(out, "{}: {tensors} tensors under timm's names", file.display())?,
+        let values = match self.weights {
+            Kind::Raw => &read.state.parameters,
+            Kind::Ema => &read.state.ema,
+        };
+        let model = TrainedModel { architecture: &read.architecture, values, steps: read.metadata.step };
+        formats::export(file, &model, self.force).map_err(TrainError::from)?;
+        let tensors = safetensors::listing(&ParamTable::new(&read.architecture)).len();
+        if self.json {
+            writeln!(out, "{}", json!({ "file": file.display().to_string(), "tensors": tensors }))?;
+        } else {
+            writeln!(out, "{}: {tensors} tensors under timm's names", file.display())?;
         }
         Ok(())
     }
@@ -139,22 +135,21 @@ impl EvalFlags {
         let (choice, source) = self.source(read)?;
         if source.fingerprint() != read.metadata.data {
             if self.data.is_none() {
-                let (checkpoint, data) = (self.checkpoint.clone(), choice.to_string());
-                return Err(EvalError::OtherData { checkpoint, data });
+                let checkpoint = self.checkpoint.clone();
+                return Err(EvalError::OtherData { checkpoint, data: choice.to_string() });
             }
             writeln!(err, "warning: {choice} is not the data that this checkpoint was trained on")?;
         }
-        let batch = self.batch_size.unwrap_or(read.metadata.recipe.micro_batch);
+        let batch = self.batch_size.map_or(read.metadata.recipe.micro_batch, |images| images as usize);
         let since = Instant::now();
         let figures = selected.with(EvaluateSplit {
             read,
             batch,
             source: &source,
             split: self.split,
-            threads: self.loader_threads,
+            threads: self.loader_threads as usize,
         })?;
-        let images = (source.samples(self.split) * figures.len()) as f64;
-        let rate = images / since.elapsed().as_secs_f64().max(1e-9);
+        let rate = rate((source.samples(self.split) * figures.len()) as u64, since);
         if self.json {
             return Ok(writeln!(out, "{}", figures_json(&figures, rate))?);
         }
@@ -168,36 +163,35 @@ impl EvalFlags {
             self.split
         )?;
         for (name, e) in ["weights", "average"].iter().zip(&figures) {
-            let (top1, top5) = (100.0 * e.top1, 100.0 * e.top5);
+            let top1 = 100.0 * e.top1;
+            let top5 = 100.0 * e.top5;
             writeln!(out, "  {name:<8} top-1 {top1:6.2} %   top-5 {top5:6.2} %   loss {:.4}", e.loss)?;
         }
         Ok(())
     }
 
-    /// The images to evaluate, and what they are called.
+    /// The images to evaluate, and the name of the data.
     fn source(&self, read: &Checkpoint) -> Result<(DataChoice, Source), EvalError> {
         let beside = self.checkpoint.with_file_name("recipe.toml");
         let choice = match &self.data {
-            Some(text) => {
-                let Ok(choice) = text.parse();
-                choice
-            }
-            None if beside.exists() => RecipeFile::read(&beside).map_err(TrainError::from)?.data,
-            None => match env::var_os("EFFNET_DATA").filter(|value| !value.is_empty()) {
-                Some(dir) => DataChoice::Dir(dir.into()),
-                None => DataChoice::Dir("data".into()),
-            },
+            Some(text) => DataChoice::from(text.clone()),
+            None if beside.exists() => RecipeFile::read(&beside).map_err(TrainError::from)?.options.data,
+            None => DataChoice::from_environment(),
         };
         let source = choice.open(read.metadata.resolution).map_err(TrainError::from)?;
-        let (theirs, ours) = (read.metadata.classes.len(), source.classes());
-        if theirs != ours || source.class_names() != read.metadata.classes {
-            return Err(EvalError::Classes { checkpoint: self.checkpoint.clone(), theirs, ours });
+        let theirs = &read.metadata.classes;
+        if *theirs != source.class_names() {
+            return Err(EvalError::Classes {
+                checkpoint: self.checkpoint.clone(),
+                theirs: theirs.len(),
+                ours: source.classes(),
+            });
         }
         Ok((choice, source))
     }
 
     fn selected(&self) -> Result<Selected, EvalError> {
-        let selected = device::select(self.device, self.threads.unwrap_or(0), self.precision);
+        let selected = device::select(self.device, self.threads.unwrap_or(0) as usize, self.precision);
         Ok(selected.map_err(TrainError::from)?)
     }
 
@@ -211,11 +205,14 @@ impl EvalFlags {
         out: &mut dyn Write,
         err: &mut dyn Write,
     ) -> Result<(), EvalError> {
-        let kind = if self.weights == "ema" { Weights::Ema } else { Weights::Raw };
+        let weights = match self.weights {
+            Kind::Raw => Weights::Raw,
+            Kind::Ema => Weights::Ema,
+        };
         let mut failed = 0;
         for image in &self.images {
-            // One broken image is no reason to leave out the others.
-            let ranked = match evaluator.classify(image, kind, TOP) {
+            // After a broken image the others are still classified.
+            let ranked = match evaluator.classify(image, weights, TOP) {
                 Ok(ranked) => ranked,
                 Err(error) => {
                     failed += 1;
@@ -242,7 +239,7 @@ impl EvalFlags {
     }
 }
 
-/// Evaluates a split on whichever device.
+/// Evaluates a split on a device of either kind.
 struct EvaluateSplit<'a> {
     read: &'a Checkpoint,
     batch: usize,
@@ -260,7 +257,7 @@ impl With for EvaluateSplit<'_> {
     }
 }
 
-/// Classifies single images on whichever device.
+/// Classifies single images on a device of either kind.
 struct Classify<'a> {
     flags: &'a EvalFlags,
     read: &'a Checkpoint,
@@ -276,19 +273,12 @@ impl With for Classify<'_> {
     }
 }
 
+/// The results of the raw weights, with those of their moving average as `ema`.
 fn figures_json(figures: &[Evaluation], rate: f64) -> Value {
-    let object = |e: &Evaluation| {
-        let pairs = [("top1", e.top1.into()), ("top5", e.top5.into()), ("loss", e.loss.into())];
-        let mut object: Map<String, Value> =
-            pairs.map(|(k, v): (&str, Value)| (k.to_string(), v)).into_iter().collect();
-        object.insert("images".into(), e.images.into());
-        object
-    };
-    let Some(raw) = figures.first() else { return Value::Null };
-    let mut top = object(raw);
-    top.insert("images_per_second".into(), rate.into());
+    let mut object = json!(figures.first());
+    object["images_per_second"] = rate.into();
     if let Some(ema) = figures.get(1) {
-        top.insert("ema".into(), Value::Object(object(ema)));
+        object["ema"] = json!(ema);
     }
-    Value::Object(top)
+    object
 }

@@ -1,16 +1,19 @@
-//! From flags to a recipe.
+//! The command lines of the programs.
 //!
-//! Three layers of settings lie over each other: the command line, a file (`--config`), and the preset of the demo.
-//! What none of them says is the reference recipe's or, after `--resume`, the checkpoint's. The result, a [`Job`], is
-//! complete and checked; below this floor nobody knows of flags.
+//! `effnet-train` has three layers of settings: the command line, a file (`--config`) and the preset of the demo. An
+//! upper layer replaces the values of a lower one. What no layer sets comes from the reference recipe or, after
+//! `--resume`, from the checkpoint. The result is a [`Job`]: complete, checked and independent of flags.
+//!
+//! | module | |
+//! |---|---|
+//! | [`flags`] | the flags of `effnet-train`, how layers are merged, and which values are allowed |
+//! | [`job`] | from flags to a job, and its execution |
+//! | [`eval`] | `effnet-eval` |
+//! | [`signals`] | Ctrl-C and SIGTERM |
 
-pub mod config;
-pub mod demo;
 pub mod eval;
-pub mod execute;
 pub mod flags;
 pub mod job;
-mod ranks;
 pub mod signals;
 
 use clap::Parser;
@@ -18,24 +21,30 @@ use clap::error::ErrorKind;
 
 pub use flags::Flags;
 pub use job::{Action, Job};
+pub use signals::survive_file_size_limits;
 
-/// A command line or a configuration file that asks for what cannot be done: one line. Programs end with status 2.
+/// A command line or a configuration file that cannot be carried out, described in one line. Programs exit with
+/// status 2.
 #[derive(Debug, thiserror::Error, PartialEq)]
 #[error("{0}")]
 pub struct UsageError(pub String);
 
-/// What parsing arguments comes to.
+fn usage<T>(text: impl Into<String>) -> Result<T, UsageError> {
+    Err(UsageError(text.into()))
+}
+
+/// The result of parsing arguments.
 #[derive(Debug)]
 pub enum Parsed<T> {
     Flags(Box<T>),
-    /// The text that --help or --version asked for.
+    /// The text of --help or --version.
     Text(String),
 }
 
-/// Parses a command line, program name first.
+/// Parses a command line, which begins with the name of the program.
 ///
 /// # Errors
-/// What clap has to say, folded into one line.
+/// Clap's message as one line.
 pub fn parse<T: Parser>(
     arguments: impl IntoIterator<Item = std::ffi::OsString>,
 ) -> Result<Parsed<T>, UsageError> {
@@ -44,16 +53,7 @@ pub fn parse<T: Parser>(
         Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
             Ok(Parsed::Text(error.to_string()))
         }
-        Err(error) => Err(UsageError(one_line(&error.to_string()))),
-    }
-}
-
-/// Makes a file-size limit an error of the write that meets it, told like a full disk, not a sudden death.
-pub fn survive_file_size_limits() {
-    #[cfg(unix)]
-    // SAFETY: ignoring a signal calls no code of ours.
-    unsafe {
-        libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+        Err(error) => usage(one_line(&error.to_string())),
     }
 }
 
@@ -73,33 +73,14 @@ mod tests {
 
     use super::*;
 
-    fn refused(arguments: &[&str]) -> String {
-        let all = ["effnet-train"].iter().chain(arguments).map(|a| a.into());
-        parse::<Flags>(all).unwrap_err().0
-    }
-
     #[test]
-    fn the_command_is_well_formed() {
+    fn commands_are_well_formed() {
         Flags::command().debug_assert();
+        eval::EvalFlags::command().debug_assert();
     }
 
     #[test]
-    fn a_mistake_is_one_line_that_names_the_flag_and_the_value() {
-        for (arguments, parts) in [
-            (["--lr", "fast"], ["fast", "--lr"]),
-            (["--batch-size", "-1"], ["-1", "--batch-size"]),
-            (["--model", "b9"], ["b9", "b0 … b7"]),
-            (["--optimizer", "adam"], ["adam", "rmsprop-tf"]),
-            (["--device", "tpu"], ["tpu", "cuda"]),
-            (["--learning-rate", "1"], ["--learning-rate", "unexpected"]),
-        ] {
-            let line = refused(&arguments);
-            assert!(parts.iter().all(|part| line.contains(part)) && !line.contains('\n'), "{line}");
-        }
-    }
-
-    #[test]
-    fn every_flag_has_a_heading_and_help() {
+    fn flags_have_a_heading_and_help() {
         let headings: BTreeSet<String> = Flags::command()
             .get_arguments()
             .filter(|argument| !matches!(argument.get_id().as_str(), "help" | "version"))

@@ -1,38 +1,47 @@
-//! What Ctrl-C and SIGTERM ask of a run: first to save and end, then to end at once.
+//! Signals: Ctrl-C and SIGTERM end a run, and a file-size limit is an error of the write that exceeds it.
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::Instant;
 
+#[cfg(unix)]
+use signal_hook::consts::SIGXFSZ;
 use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
+use signal_hook::iterator::Signals;
 use signal_hook::low_level;
 
 use crate::parallel::launch::ECHO;
 
-/// The status of a program that a signal has ended.
+/// The exit status of a program that was ended by a signal.
 const INTERRUPTED: i32 = 130;
 
-/// From now on the first signal raises `stop`, and one that comes later than [`ECHO`] ends the program.
+/// From now on the first signal sets `stop`. A signal later than [`ECHO`] after it ends the program; an earlier one is
+/// the same request, sent twice.
 ///
 /// # Errors
-/// Where the system does not take the handlers.
+/// If the system refuses the handlers or a thread.
 pub fn watch(stop: &Arc<AtomicBool>) -> io::Result<()> {
-    let began = Instant::now();
-    // Milliseconds since then, at the first signal.
-    let first = Arc::new(AtomicU64::new(u64::MAX));
-    for signal in [SIGINT, SIGTERM] {
-        let (stop, first) = (stop.clone(), first.clone());
-        let act = move || {
-            let now = began.elapsed().as_millis() as u64;
-            let known = first.compare_exchange(u64::MAX, now, Ordering::Relaxed, Ordering::Relaxed);
+    let mut signals = Signals::new([SIGINT, SIGTERM])?;
+    let stop = stop.clone();
+    let wait = move || {
+        let mut first = None;
+        for _ in signals.forever() {
+            let first = *first.get_or_insert_with(Instant::now);
             stop.store(true, Ordering::Relaxed);
-            if known.is_err_and(|first| now > first + ECHO.as_millis() as u64) {
+            if first.elapsed() > ECHO {
                 low_level::exit(INTERRUPTED);
             }
-        };
-        // SAFETY: atomics and a look at the clock are all that it does, and both are allowed in a handler.
-        unsafe { low_level::register(signal, act) }?;
-    }
-    Ok(())
+        }
+    };
+    thread::Builder::new().name("signals".into()).spawn(wait).map(drop)
+}
+
+/// Without a handler for its signal, a file-size limit would kill the program. With one, the write that exceeds the
+/// limit fails and is reported like a full disk.
+pub fn survive_file_size_limits() {
+    #[cfg(unix)]
+    let _ = flag::register(SIGXFSZ, Arc::default());
 }

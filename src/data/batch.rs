@@ -1,34 +1,15 @@
 //! One step's images, and how a thread of the loader makes them.
 //!
-//! They leave in the form that the device takes: as squares, cropped, resized and mirrored here, or as
-//! [raw batches](super::raw), of which the device makes the very same squares. Then a thread only decodes, and copies
-//! what the crop covers; an image that finds no room is resized here all the same.
+//! Images leave in the form that the device takes: as squares, cropped, resized and mirrored here, or as
+//! [raw batches](super::raw), of which the device makes the same squares. For a raw batch a thread only decodes and
+//! copies the pixels that the crop covers; an image that finds no room is resized here all the same.
 
-use super::augment::{Geometry, Look, Scratch, preprocess};
-use super::loader::LoaderConfig;
+use super::augment::{Geometry, Look, Scratch, View, choose_geometry, render};
 use super::raw::{RawBatch, RawScratch};
+use super::request::{Form, LoaderConfig};
 use super::sampler::Place;
-use super::source::Image;
 use super::{DataError, Source};
-
-/// In which form images leave the loader.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Form {
-    /// [batch, R, R, 3] bytes.
-    #[default]
-    Squares,
-    /// A raw batch for every `images` of them, which divide the batch.
-    Raw { images: usize },
-}
-
-/// Images as they go to a device.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum BatchPixels<'a> {
-    /// [N, R, R, 3] bytes.
-    Squares(&'a [u8]),
-    /// A raw batch, of which the device makes squares of this side.
-    Raw { bytes: &'a [u8], side: usize },
-}
+use crate::pixels::{BatchPixels, raw_batch_bytes};
 
 /// One step's images.
 #[derive(Debug, Default, PartialEq)]
@@ -36,12 +17,12 @@ pub struct Batch {
     pub step: u64,
     /// Position of the first image in the endless order; step × batch.
     pub first_position: u64,
-    /// Images that are valid, the batch's size but for the last batch of an evaluation; the rest is black.
+    /// Valid images: the batch's size, or less in the last batch of an evaluation; the others are black.
     pub images: usize,
     pub form: Form,
     /// Side R of the squares.
     pub resolution: usize,
-    /// Squares, or raw batches at equal distances, [`RawBatch::bytes`]; what lies between those is left over.
+    /// Squares, or raw batches at distances of [`raw_batch_bytes`]; the bytes between those have no meaning.
     pub pixels: Vec<u8>,
     /// Bytes of each raw batch; empty for squares.
     pub used: Vec<usize>,
@@ -53,14 +34,14 @@ impl Batch {
     /// The batch cut into parts of `images`, each with its labels.
     ///
     /// # Panics
-    /// Where raw batches are of another size.
+    /// If raw batches are of another size.
     pub fn parts(&self, images: usize) -> impl ExactSizeIterator<Item = (BatchPixels<'_>, &[u32])> {
         let side = self.resolution;
         let bytes = match self.form {
             Form::Squares => images * side * side * 3,
             Form::Raw { images: own } => {
                 assert_eq!(images, own, "raw batches are made for passes of their size");
-                RawBatch::bytes(images, side)
+                raw_batch_bytes(images, side)
             }
         };
         let parts = self.pixels.chunks_exact(bytes).zip(self.labels.chunks_exact(images));
@@ -71,27 +52,33 @@ impl Batch {
     }
 }
 
-/// What one thread fills batches with, and the buffers that it does it in.
+/// Fills batches; one for each thread, with its own buffers.
 pub(super) struct Maker {
     source: Source,
     config: LoaderConfig,
     decoded: Vec<u8>,
+    tools: Tools,
+}
+
+#[derive(Default)]
+struct Tools {
     scratch: Scratch,
     raw: RawScratch,
-    /// An image that is resized here although the device would have done it.
+    /// An image that is resized here although the device would have resized it.
     square: Vec<u8>,
 }
 
 impl Maker {
     pub fn new(source: Source, config: LoaderConfig) -> Maker {
-        let (decoded, square) = (Vec::new(), Vec::new());
-        Maker { source, config, decoded, scratch: Scratch::default(), raw: RawScratch::default(), square }
+        Maker { source, config, decoded: Vec::new(), tools: Tools::default() }
     }
 
     /// Fills a batch with the images at `places`.
     pub fn fill(&mut self, places: &[Place], batch: &mut Batch) -> Result<(), DataError> {
         let LoaderConfig { split, batch: size, resolution, form, .. } = self.config;
-        (batch.images, batch.form, batch.resolution) = (places.len(), form, resolution);
+        batch.images = places.len();
+        batch.form = form;
+        batch.resolution = resolution;
         batch.labels.resize(size, 0);
         for place in places {
             self.source.will_need(split, place.index as usize);
@@ -106,13 +93,13 @@ impl Maker {
     }
 
     fn squares(&mut self, places: &[Place], batch: &mut Batch) -> Result<(), DataError> {
-        let LoaderConfig { batch: size, resolution, crop, .. } = self.config;
+        let LoaderConfig { batch: size, resolution, .. } = self.config;
         let length = resolution * resolution * 3;
         batch.pixels.resize(size * length, 0);
         let slots = batch.pixels.chunks_exact_mut(length).zip(&mut batch.labels);
         for (place, (pixels, label)) in places.iter().zip(slots) {
-            *label = self.with_image(place, |image, look, tools| {
-                preprocess(image.view, resolution, crop, look, tools.scratch, pixels)
+            *label = self.with_image(place, |image, geometry, tools| {
+                render(image, geometry, resolution, &mut tools.scratch, pixels)
             })?;
         }
         batch.pixels[places.len() * length..].fill(0);
@@ -120,11 +107,11 @@ impl Maker {
     }
 
     fn raw_batches(&mut self, places: &[Place], images: usize, batch: &mut Batch) -> Result<(), DataError> {
-        let LoaderConfig { batch: size, resolution, crop, .. } = self.config;
-        let bytes = RawBatch::bytes(images, resolution);
+        let LoaderConfig { batch: size, resolution, .. } = self.config;
+        let bytes = raw_batch_bytes(images, resolution);
         let length = size / images * bytes;
         if batch.pixels.len() != length {
-            // Fresh from the system: pages that no image comes to cost no memory.
+            // Fresh from the system: pages that no image is written to cost no memory.
             batch.pixels = vec![0; length];
         }
         let slots = batch.pixels.chunks_exact_mut(bytes).zip(batch.labels.chunks_exact_mut(images));
@@ -132,13 +119,12 @@ impl Maker {
             let places = places.get(part * images..).unwrap_or_default();
             let mut raw = RawBatch::new(buffer, images, resolution);
             for (place, label) in places.iter().zip(labels) {
-                *label = self.with_image(place, |image, look, tools| {
-                    let view = image.view.whole()?;
-                    let geometry = Geometry::new((view.width, view.height), resolution, crop, look)?;
-                    if !raw.push(view, &geometry, tools.raw) {
-                        tools.square.resize(resolution * resolution * 3, 0);
-                        preprocess(view, resolution, crop, look, tools.scratch, tools.square)?;
-                        raw.push_resized(tools.square, tools.raw);
+                *label = self.with_image(place, |image, geometry, tools| {
+                    let Tools { scratch, raw: tables, square } = tools;
+                    if !raw.push(image, geometry, tables) {
+                        square.resize(resolution * resolution * 3, 0);
+                        render(image, geometry, resolution, scratch, square)?;
+                        raw.push_resized(square, tables);
                     }
                     Ok(())
                 })?;
@@ -148,27 +134,25 @@ impl Maker {
         Ok(())
     }
 
-    /// Hands the image at a place to `work`, with what training draws for it, and gives its label.
+    /// Gives the image at a place to `work`, with its geometry, and returns its label.
     fn with_image(
         &mut self,
         place: &Place,
-        work: impl FnOnce(&Image, Option<Look>, Tools) -> Result<(), String>,
+        work: impl FnOnce(View, &Geometry, &mut Tools) -> Result<(), String>,
     ) -> Result<u32, DataError> {
-        let Maker { source, config, decoded, scratch, raw, square } = self;
-        let (split, index) = (config.split, place.index as usize);
+        let Maker { source, config, decoded, tools } = self;
+        let LoaderConfig { split, resolution, crop, augment, seed, .. } = *config;
+        let index = place.index as usize;
         let image = source.image(split, index, decoded)?;
-        let look = config.train.then_some(Look { seed: config.seed, epoch: place.epoch, id: image.id });
-        work(&image, look, Tools { scratch, raw, square }).map_err(|problem| match &*source {
+        let look = augment.map(|policy| Look { policy, seed, epoch: place.epoch, id: image.id });
+        let worked = image.view.whole().and_then(|view| {
+            let geometry = choose_geometry(view.size(), resolution, crop, look)?;
+            work(view, &geometry, tools)
+        });
+        worked.map_err(|problem| match &*source {
             Source::Packed(dataset) => dataset.damaged_sample(split, index, problem),
             Source::Synthetic(_) => DataError::Loader(problem),
         })?;
         Ok(image.label)
     }
-}
-
-/// A thread's buffers.
-struct Tools<'a> {
-    scratch: &'a mut Scratch,
-    raw: &'a mut RawScratch,
-    square: &'a mut Vec<u8>,
 }

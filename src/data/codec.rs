@@ -1,8 +1,8 @@
 //! Image files to pixels and back.
 //!
-//! [`decode_file`] takes whatever a folder holds and is used when packing; [`decode_jpeg`] takes only what packing
-//! stored and is used by the loader, into a buffer that is used again and again. Both decode strictly: a JPEG that
-//! ends early or whose entropy-coded data makes no sense is an error, where a viewer would show it half grey.
+//! Packing uses [`decode_file`], which takes any file of a folder. The loader uses [`decode_jpeg`], which takes only
+//! what packing stored, and decodes into a buffer that is used again and again. Both are strict: a JPEG that ends early
+//! or whose entropy-coded data makes no sense is an error, although a viewer would show it half grey.
 
 use std::io::Cursor;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -22,7 +22,7 @@ use zune_jpeg::zune_core::options::DecoderOptions;
 
 use super::shard::MAX_SIDE;
 
-/// Images of more pixels are refused: a few bytes of PNG can ask for gigabytes.
+/// Images of more pixels are refused, because a few bytes of PNG can ask for gigabytes.
 pub const MAX_PIXELS: u64 = 1 << 27;
 
 /// An upright image of 1 (grey) or 3 (RGB) bytes a pixel.
@@ -44,8 +44,9 @@ pub struct Conversions {
     pub alpha: u64,
     /// Turned or mirrored as its EXIF orientation says.
     pub rotated: u64,
-    /// Scaled down to the longest side that was asked for.
-    pub reduced: u64,
+    /// Scaled down to the longest side that the user allows.
+    #[serde(rename = "reduced")]
+    pub scaled_down: u64,
 }
 
 impl Conversions {
@@ -55,7 +56,7 @@ impl Conversions {
         self.palette += other.palette;
         self.alpha += other.alpha;
         self.rotated += other.rotated;
-        self.reduced += other.reduced;
+        self.scaled_down += other.scaled_down;
     }
 }
 
@@ -63,11 +64,11 @@ impl Conversions {
 pub struct Decoded {
     pub pixels: Pixels,
     pub conversions: Conversions,
-    /// The file is a JPEG that [`decode_jpeg`] turns into these very pixels: its bytes may be stored as they are.
+    /// The file is a JPEG that [`decode_jpeg`] decodes to the same pixels: its bytes may be stored as they are.
     pub plain_jpeg: bool,
 }
 
-/// Decodes a JPEG or PNG file, told apart by content, to an upright 8-bit image. Never panics.
+/// Decodes a JPEG or PNG file to an upright 8-bit image. The content tells which it is. Never panics.
 pub fn decode_file(bytes: &[u8]) -> Result<Decoded, String> {
     no_panic(|| {
         if bytes.starts_with(&[0xff, 0xd8, 0xff]) {
@@ -82,7 +83,7 @@ pub fn decode_file(bytes: &[u8]) -> Result<Decoded, String> {
     })
 }
 
-/// Decoders are fed what anyone may have left on a disk; should one of them panic, the image counts as broken.
+/// Decoders read any file a user has. If one of them panics, the image counts as broken.
 fn no_panic<T>(action: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(action)).unwrap_or_else(|_| Err("the decoder failed on it".into()))
 }
@@ -140,8 +141,8 @@ fn decode_jpeg_file(bytes: &[u8]) -> Result<Decoded, String> {
 
 /// Decodes a JPEG of known size into `out`, which is resized to fit and keeps its capacity.
 ///
-/// What is still allocated on the way lies inside the decoder: rows of blocks (16 lines of 16-bit values) for a
-/// baseline file, all coefficients for a progressive one.
+/// The decoder itself still allocates: rows of blocks (16 lines of 16-bit values) for a baseline file, all coefficients
+/// for a progressive one.
 pub fn decode_jpeg(
     bytes: &[u8],
     width: u32,
@@ -164,9 +165,9 @@ pub fn decode_jpeg(
     decoder.decode_into(out).map_err(|e| format!("damaged JPEG: {e}"))
 }
 
-/// Whether a JPEG's marker segments lead to an end-of-image marker. In entropy-coded data a byte 0xff is followed
-/// by 0x00 or a restart marker, so any other marker ends a scan; a cut file never comes to the end. What follows
-/// the end (some cameras append data) does not matter.
+/// Whether a JPEG's marker segments lead to an end-of-image marker. In entropy-coded data a byte 0xff is followed by
+/// 0x00 or a restart marker, so any other marker ends a scan; a truncated file has no end marker. Bytes after the end
+/// (some cameras append data) do not matter.
 fn jpeg_is_whole(bytes: &[u8]) -> bool {
     let mut at = 2;
     let mut in_scan = false;
@@ -200,7 +201,7 @@ fn decode_png_file(bytes: &[u8]) -> Result<Decoded, String> {
     check_size(width, height)?;
     let colour = decoder.color_type();
     let orientation = decoder.orientation().map_err(broken)?;
-    // The header's own words: byte 24 is the bit depth, byte 25 the colour type, 3 being a palette.
+    // In the file's header, byte 24 is the bit depth and byte 25 the colour type; 3 is a palette.
     let palette = bytes.get(25) == Some(&3);
     let wide = bytes.get(24) == Some(&16);
     let image = DynamicImage::from_decoder(decoder).map_err(broken)?;
@@ -245,7 +246,7 @@ pub fn encode_jpeg(pixels: &Pixels, quality: u8) -> Result<Vec<u8>, String> {
 }
 
 /// Scales an image down, bilinear with antialiasing, until no side is longer than `longest`.
-pub fn reduce(pixels: &Pixels, longest: u32) -> Result<Pixels, String> {
+pub fn scale_down(pixels: &Pixels, longest: u32) -> Result<Pixels, String> {
     let from = (pixels.width, pixels.height);
     let (width, height) = fit(from.0, from.1, longest);
     let grey = pixels.channels == 1;
@@ -276,8 +277,8 @@ pub type Region = (f64, f64, f64, f64);
 
 /// Resizes a region of an RGB image.
 ///
-/// Everything is resized as RGB, grey images too, and from whole images: the resizer is generic code, compiled
-/// here for each type of pixel and of view, and one of them takes longer to compile than the rest of this crate.
+/// Everything is resized as RGB, grey images too, and from whole images: the resizer is generic code that is compiled
+/// here for each type of pixel and of view, and each of them takes longer to compile than the rest of this crate.
 pub(crate) fn resize(
     resizer: &mut Resizer,
     from: &[u8],
@@ -288,7 +289,7 @@ pub(crate) fn resize(
 ) -> Result<(), String> {
     let from = TypedImageRef::<U8x3>::from_buffer(width, height, from).map_err(|e| e.to_string())?;
     let mut to = TypedImage::<U8x3>::from_buffer(to_width, to_height, to).map_err(|e| e.to_string())?;
-    // Bilinear; scaling down, the triangle widens with the scale (antialiasing).
+    // Bilinear; when scaling down, the triangle widens with the scale (antialiasing).
     let options =
         ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Bilinear)).use_alpha(false);
     resizer.resize_typed(&from, &mut to, &options.crop(left, top, wide, high)).map_err(|e| e.to_string())

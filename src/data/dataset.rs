@@ -1,8 +1,8 @@
 //! A packed set: `dataset.json` and the shards it lists.
 //!
-//! `dataset.json` is written last, so its presence says that the set is whole. It carries a checksum of its own
-//! and is accepted only as it was written, byte for byte: a class renamed by hand would silently change what a
-//! checkpoint's outputs mean.
+//! `dataset.json` is written last, so its presence says that the set is complete. It carries its own checksum and is
+//! accepted only byte for byte as it was written: a class renamed by hand would silently change the meaning of a
+//! checkpoint's outputs.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -10,20 +10,17 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::fingerprint::Fnv;
+use super::normalise::Normalise;
 use super::shard::{Sample, Shard};
-use super::{DataError, Fnv, Split, write_atomically};
+use super::{DataError, Split};
+use crate::files;
 
 pub const MANIFEST: &str = "dataset.json";
+/// The notes of a pack in progress; removed when the set is complete.
+pub const PARTIAL: &str = "pack.partial.json";
 const FORMAT: &str = "effnet dataset";
 const VERSION: u32 = 1;
-
-/// Channel means and standard deviations as fractions of full intensity; a pixel x becomes
-/// (x / 255 - mean) / deviation.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Normalise {
-    pub mean: [f32; 3],
-    pub deviation: [f32; 3],
-}
 
 /// What `dataset.json` says of one shard.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -32,7 +29,7 @@ pub struct ShardEntry {
     pub file: String,
     pub samples: u64,
     pub bytes: u64,
-    /// CRC of the shard's header and index, in hexadecimal; through the CRCs in the index it stands for every
+    /// CRC of the shard's header and index, in hexadecimal. The index holds the samples' CRCs, so this one covers every
     /// byte of the shard.
     pub index_crc: String,
 }
@@ -54,7 +51,7 @@ pub struct Manifest {
     pub version: u32,
     /// Class names; a label is an index into them.
     pub classes: Vec<String>,
-    /// As asked of the packer: `auto`, `raw` or `jpeg`; each sample says what it is.
+    /// The packer's option `auto`, `raw` or `jpeg`; each sample has its own encoding.
     pub encoding: String,
     /// Over all pixels of the training split; grey counts as three equal channels.
     pub mean: [f32; 3],
@@ -112,7 +109,7 @@ impl Manifest {
     }
 
     pub fn write(&self, dir: &Path) -> Result<(), DataError> {
-        write_atomically(&dir.join(MANIFEST), &self.to_bytes())
+        Ok(files::replace(&dir.join(MANIFEST), &self.to_bytes())?)
     }
 
     pub fn read(dir: &Path) -> Result<Manifest, DataError> {
@@ -127,7 +124,7 @@ impl Manifest {
                 Err(match fs::read_dir(dir) {
                     Err(e) if e.kind() == ErrorKind::NotADirectory => missing("not a directory"),
                     Err(_) => missing("no such directory"),
-                    Ok(_) if dir.join(super::pack::PARTIAL).exists() => {
+                    Ok(_) if dir.join(PARTIAL).exists() => {
                         missing("packing was interrupted, the dataset is not complete")
                     }
                     Ok(mut entries) => match entries.next() {
@@ -147,8 +144,8 @@ impl Manifest {
         }
     }
 
-    /// Names the content: classes, counts and, through the shards' CRCs, every byte of every sample. Equal for two
-    /// packs of one source.
+    /// A name for the content: classes, counts and, through the shards' CRCs, every byte of every sample. Two packs of
+    /// one source have the same.
     pub fn fingerprint(&self) -> String {
         let mut fnv = Fnv::new().number(self.classes.len() as u64);
         for class in &self.classes {
@@ -173,12 +170,12 @@ struct Shards {
     starts: Vec<usize>,
     samples: usize,
     largest: (u32, u32),
-    /// Samples are long enough that asking for each ahead of use is worth a system call.
+    /// Samples are so long that fetching each ahead of its use is worth a system call.
     ask_ahead: bool,
 }
 
-/// Mean sample length from which samples are fetched one by one, ahead of use, in place of the kernel's own
-/// read-ahead. Short samples profit from read-ahead: their neighbours lie in the same pages.
+/// From this mean sample length on, samples are fetched one by one ahead of their use, instead of by the system's
+/// read-ahead. Short samples profit from read-ahead, because their neighbours lie in the same pages.
 const ASK_AHEAD_BYTES: u64 = 32 << 10;
 
 impl Shards {
@@ -186,7 +183,9 @@ impl Shards {
         let entry = manifest.split(split);
         let mut shards = Vec::with_capacity(entry.shards.len());
         let mut starts = Vec::with_capacity(entry.shards.len());
-        let (mut samples, mut bytes, mut largest) = (0, 0, (0, 0));
+        let mut samples = 0;
+        let mut bytes = 0;
+        let mut largest = (0, 0);
         for listed in &entry.shards {
             let shard = open_listed(dir, manifest, split, listed)?;
             starts.push(samples);
@@ -220,7 +219,7 @@ impl Shards {
     }
 }
 
-/// Opens a shard and checks that it is the one that the manifest lists.
+/// Opens a shard and checks that the manifest lists this one.
 fn open_listed(
     dir: &Path,
     manifest: &Manifest,
@@ -248,7 +247,7 @@ fn open_listed(
     Ok(shard)
 }
 
-/// An opened set. Nothing of it is held in memory but what the kernel keeps of the mapped files.
+/// An opened set. Its samples stay in the mapped files; memory holds only what the system keeps of these.
 #[derive(Debug)]
 pub struct Dataset {
     dir: PathBuf,
@@ -257,10 +256,10 @@ pub struct Dataset {
 }
 
 impl Dataset {
-    /// Opens and checks everything but the samples' bytes, which are checked as they are read.
+    /// Opens and checks everything except the samples' bytes, which are checked when they are read.
     ///
     /// # Errors
-    /// [`DataError::NoDataset`] where there is none, [`DataError::Damaged`] naming the file that is not as packed.
+    /// [`DataError::NoDataset`] if there is none, [`DataError::Damaged`] naming the file that is not as it was packed.
     pub fn open(dir: &Path) -> Result<Dataset, DataError> {
         let manifest = Manifest::read(dir)?;
         let splits = [Shards::open(dir, &manifest, Split::Train)?, Shards::open(dir, &manifest, Split::Val)?];
@@ -306,13 +305,13 @@ impl Dataset {
         shard.sample(position)
     }
 
-    /// The error for a sample that matches its checksum and still cannot be decoded.
+    /// The error for a sample that matches its checksum but cannot be decoded.
     pub(crate) fn damaged_sample(&self, split: Split, index: usize, problem: String) -> DataError {
         let (shard, position) = self.splits[split as usize].locate(index);
         shard.damaged_sample(position, problem)
     }
 
-    /// Starts fetching a sample from disk, where that pays.
+    /// Starts fetching a sample from disk, if that pays.
     pub fn will_need(&self, split: Split, index: usize) {
         let shards = &self.splits[split as usize];
         if shards.ask_ahead {
@@ -341,10 +340,10 @@ pub struct Verification {
     pub damage: Vec<String>,
 }
 
-/// Reads every byte of a set and compares it with its checksums; goes on after damage, to list all of it.
+/// Reads every byte of a set and compares it with the checksums. Continues after damage, to list all of it.
 ///
 /// # Errors
-/// Where there is no dataset, or `dataset.json` itself is damaged.
+/// If there is no dataset, or `dataset.json` itself is damaged.
 pub fn verify(dir: &Path) -> Result<Verification, DataError> {
     let manifest = Manifest::read(dir)?;
     let mut report = Verification::default();

@@ -5,7 +5,7 @@
 //! labels: 00 00 08 01, count, then count bytes
 //! ```
 //!
-//! A file is first read through once ([`Images::survey`], [`labels`]), which settles that it is whole before
+//! A file is first read once to its end ([`Images::survey`], [`labels`]), to make sure that it is complete before
 //! anything is written; then it is streamed.
 
 use std::fs::File;
@@ -33,7 +33,7 @@ impl<'a> Input<'a> {
         }
     }
 
-    /// Unpacks on the way if the content starts as gzip does.
+    /// Unpacks while reading if the content starts like gzip.
     fn open(&self) -> Result<Box<dyn Read + 'a>, DataError> {
         let mut raw: Box<dyn Read + 'a> = match *self {
             Input::File(path) => Box::new(BufReader::new(File::open(path).map_err(DataError::io(path))?)),
@@ -50,7 +50,7 @@ impl<'a> Input<'a> {
         DataError::Source { path: self.name(), problem: problem.into() }
     }
 
-    /// A read that failed: the file ended early, or its gzip data is damaged.
+    /// The error for a read that failed: the file ended early, or its gzip data is damaged.
     fn read_error(&self, error: io::Error) -> DataError {
         match error.kind() {
             io::ErrorKind::UnexpectedEof => self.problem("truncated: it ends before its last item"),
@@ -72,7 +72,7 @@ pub struct Images<'a> {
     next: u64,
 }
 
-/// What reading a file through has shown.
+/// What a file holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Survey {
     pub count: u64,
@@ -98,8 +98,9 @@ impl<'a> Images<'a> {
             };
             return Err(input.problem(format!("{what} (it starts with {magic:08x}, not 00000803)")));
         }
-        let [count, rows, columns] = [(); 3].map(|()| read_u32(&mut reader, &input));
-        let (count, rows, columns) = (count?, rows?, columns?);
+        let count = read_u32(&mut reader, &input)?;
+        let rows = read_u32(&mut reader, &input)?;
+        let columns = read_u32(&mut reader, &input)?;
         if count == 0 || !(1..=MAX_SIDE).contains(&rows) || !(1..=MAX_SIDE).contains(&columns) {
             return Err(input.problem(format!("{count} images of {columns}x{rows} pixels: damaged header")));
         }
@@ -156,7 +157,7 @@ impl<'a> Images<'a> {
         Ok(pixels)
     }
 
-    /// Passes over images.
+    /// Skips images.
     pub fn skip(&mut self, images: u64) -> Result<(), DataError> {
         let bytes = images * self.area() as u64;
         let skipped = io::copy(&mut self.reader.by_ref().take(bytes), &mut io::sink())

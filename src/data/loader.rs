@@ -1,20 +1,20 @@
 //! Batches, ready before they are asked for.
 //!
-//! Each thread claims the next step, makes the whole batch by itself and puts it in its place; the batches come
-//! out in the order of the steps. A sample's bytes depend on (seed, epoch, sample) only, so the number of threads
-//! changes nothing but the speed.
+//! Each thread claims the next step, makes the whole batch alone and puts it in its place; batches are handed out in
+//! the order of the steps. A sample's bytes depend on (seed, epoch, sample) only, so the number of threads changes
+//! nothing but the speed.
 //!
-//! Memory: the set stays in its mapped files. There are at most `max(ahead, threads)` batches being made or
-//! waiting, plus those that the caller holds; a batch given back with [`Loader::recycle`] is filled again, so that
-//! after the first few steps nothing large is allocated (inside decoders: see [`decode_jpeg`] and [`Scratch`]).
-//! Batches of raw images have a size of their own, [`RawBatch::bytes`], whatever the images' sizes.
+//! Memory: the set stays in its mapped files. At most `max(ahead, threads)` batches are being made or waiting, besides
+//! those that the caller holds. A batch given back with [`Loader::recycle`] is filled again, so that after the first
+//! few steps nothing large is allocated (inside decoders: see [`decode_jpeg`] and [`Scratch`]). Raw batches have a
+//! fixed size, [`raw_batch_bytes`], whatever the images' sizes.
 //!
-//! A failure of a thread, an error or a panic, comes out of [`Loader::next`] in its step's turn; nothing hangs.
+//! If a thread fails, by an error or a panic, [`Loader::next`] returns the error in that step's turn; nothing hangs.
 //! Dropping the loader stops and joins its threads.
 //!
 //! [`decode_jpeg`]: super::codec::decode_jpeg
 //! [`Scratch`]: super::augment::Scratch
-//! [`RawBatch::bytes`]: super::raw::RawBatch::bytes
+//! [`raw_batch_bytes`]: crate::pixels::raw_batch_bytes
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -22,36 +22,11 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::augment::CropMode;
-use super::batch::{Batch, Form, Maker};
+use super::batch::{Batch, Maker};
+use super::request::LoaderConfig;
 use super::sampler::{Place, Sampler, Share};
-use super::{DataError, Source, Split};
-use crate::parallel::affinity::stay_on;
-
-/// What to load.
-#[derive(Clone, Debug)]
-pub struct LoaderConfig {
-    pub split: Split,
-    /// Images of a batch; where several processes share the work, of this one's part.
-    pub batch: usize,
-    pub share: Share,
-    pub resolution: usize,
-    /// Resolved: not `Auto`.
-    pub crop: CropMode,
-    /// What the device takes.
-    pub form: Form,
-    /// Shuffled and augmented, endless; else in order, once.
-    pub train: bool,
-    pub seed: u64,
-    pub first_step: u64,
-    /// Number of steps; an evaluation ends with its last sample at the latest.
-    pub steps: u64,
-    pub threads: usize,
-    /// Batches to have in preparation or waiting; raised to `threads`.
-    pub ahead: usize,
-    /// The processors that the threads may run on; empty is all. Advice: a refusal is no error.
-    pub processors: Vec<usize>,
-}
+use super::{DataError, Source};
+use crate::processors::stay_on;
 
 /// Steps of an evaluation over `samples` images, of which this process takes its share.
 pub fn evaluation_steps(samples: usize, batch: usize, share: Share) -> u64 {
@@ -69,17 +44,19 @@ pub struct Loader {
 
 struct Shared {
     state: Mutex<State>,
-    /// A step may be claimed, or all is over.
+    /// A step may be claimed, or the threads must stop.
     work: Condvar,
-    /// The next batch is there.
+    /// The next batch is ready.
     ready: Condvar,
 }
 
 struct State {
     sampler: Sampler,
-    /// Next step to be claimed, next to be handed out, first not to be made.
+    /// The next step to be claimed.
     claim: u64,
+    /// The next step to be handed out.
     out: u64,
+    /// The first step that is not made.
     end: u64,
     window: u64,
     /// Results of the steps from `out` on.
@@ -90,7 +67,7 @@ struct State {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing that can panic runs under the lock and leaves the state half changed.
+        // No code that can panic under the lock leaves the state half changed.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -99,27 +76,16 @@ impl Shared {
 type Make = Box<dyn FnMut(&[Place], &mut Batch) -> Result<(), DataError> + Send>;
 
 impl Loader {
-    /// Starts the threads; the first batches are on their way when it returns.
+    /// Starts the threads, which begin with the first batches.
     ///
     /// # Errors
-    /// [`DataError::Invalid`] for a batch or resolution of 0, an unresolved crop mode, or raw batches that do not
-    /// divide the batch.
+    /// Those of [`LoaderConfig::check`]; threads that cannot be started.
     pub fn start(source: Source, config: LoaderConfig) -> Result<Loader, DataError> {
-        let LoaderConfig { batch, resolution, seed, first_step, .. } = config;
-        if batch == 0 || resolution == 0 {
-            return Err(DataError::Invalid("batch size and resolution must not be 0".into()));
-        }
-        if config.crop == CropMode::Auto {
-            return Err(DataError::Invalid("the crop mode must be resolved before loading".into()));
-        }
-        if let Form::Raw { images } = config.form
-            && (images == 0 || !batch.is_multiple_of(images))
-        {
-            return Err(DataError::Invalid(format!("raw batches of {images} images do not divide {batch}")));
-        }
+        config.check()?;
+        let LoaderConfig { batch, seed, first_step, .. } = config;
         let samples = source.samples(config.split);
         let mut end = first_step.saturating_add(config.steps);
-        let sampler = if config.train {
+        let sampler = if config.augment.is_some() {
             Sampler::shuffled(seed, samples, batch)
         } else {
             end = end.min(evaluation_steps(samples, batch, config.share)).max(first_step);
@@ -132,7 +98,7 @@ impl Loader {
             let mut maker = Maker::new(source.clone(), config.clone());
             let mut processors = Some(config.processors.clone());
             Box::new(move |places, batch| {
-                // Once, from inside the thread, before it touches memory that should lie near.
+                // Once, inside the thread, before it touches memory that should lie near.
                 if let Some(processors) = processors.take() {
                     stay_on(&processors);
                 }
@@ -178,8 +144,8 @@ impl Loader {
     /// The next step's batch, or none after the last.
     ///
     /// # Errors
-    /// A damaged sample, in the turn of its step. After an error the loader has ended.
-    #[allow(clippy::should_implement_trait)] // an iterator could not give errors and take batches back
+    /// A damaged sample, in the turn of its step. After an error the loader gives nothing more.
+    #[allow(clippy::should_implement_trait)] // an iterator could not take batches back
     pub fn next(&mut self) -> Result<Option<Batch>, DataError> {
         if self.failed {
             return Err(DataError::Loader("it has stopped after an error".into()));
@@ -228,7 +194,7 @@ impl Drop for Loader {
     }
 }
 
-/// A loader thread: claim a step, make its batch, put it in its place.
+/// A loader thread: it claims a step, makes its batch and puts it in its place.
 fn work(shared: &Shared, mut make: Make) {
     let mut places = Vec::new();
     loop {

@@ -1,10 +1,10 @@
 //! Which samples make a step's batch.
 //!
 //! Batches run over the endless concatenation of the epochs' permutations: step s takes positions
-//! [s·B, (s+1)·B), and position p is sample π_e[p mod N] of epoch e = p / N. So every sample comes exactly once an
+//! [s·B, (s+1)·B), and position p is sample π_e[p mod N] of epoch e = p / N. So every sample comes exactly once per
 //! epoch, every batch is full, and the order is a pure function of (seed, position): a resumed run needs no state
-//! but the step. Where ranks share the work, a step's positions are cut into as many consecutive pieces, so that a
-//! step has the same samples whatever the number of ranks; and an evaluation's batches are dealt out in turn.
+//! except the step. If ranks share the work, a step's positions are cut into one consecutive piece per rank, so that a
+//! step has the same samples whatever the number of ranks; an evaluation's batches are given to the ranks in turn.
 //!
 //! π_e is a Fisher-Yates shuffle drawn from Philox with purpose [`Purpose::Order`], index the place in the
 //! shuffle and time the epoch.
@@ -13,14 +13,14 @@ use std::ops::Range;
 
 use crate::random::{Purpose, below, draw};
 
-/// A sample's place in a run: its number in the split, and the epoch that it is seen in.
+/// A sample's place in a run: its number in the split, and the epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
     pub index: u32,
     pub epoch: u32,
 }
 
-/// The part of every batch that is this process's, of equal parts.
+/// This process's part of every batch, one of several equal parts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Share {
     pub part: usize,
@@ -39,7 +39,7 @@ pub fn permute(seed: u64, epoch: u32, permutation: &mut [u32]) {
     }
     let mut bits = [0; 4];
     for left in (1..permutation.len()).rev() {
-        // One Philox block serves four exchanges.
+        // One Philox block is enough for four exchanges.
         if left % 4 == 3 || left == permutation.len() - 1 {
             bits = draw(seed, (left / 4) as u64, epoch, Purpose::Order, 0);
         }
@@ -47,7 +47,7 @@ pub fn permute(seed: u64, epoch: u32, permutation: &mut [u32]) {
     }
 }
 
-/// Hands out the places of one step after another. Holds the permutation of one epoch, four bytes a sample.
+/// Gives the places of each step. Holds the permutation of one epoch, four bytes a sample.
 #[derive(Debug)]
 pub struct Sampler {
     seed: u64,
@@ -65,7 +65,7 @@ enum Order {
 }
 
 impl Sampler {
-    /// For training: endless, shuffled anew each epoch. `samples` is below 2^32.
+    /// For training: endless, with a new order in each epoch. `samples` is below 2^32.
     pub fn shuffled(seed: u64, samples: usize, batch: usize) -> Sampler {
         let order = Order::Shuffled { epoch: None, permutation: vec![0; samples] };
         Sampler { seed, batch: batch as u64, share: Share::WHOLE, order }
@@ -77,7 +77,7 @@ impl Sampler {
         Sampler { seed: 0, batch: batch as u64, share: Share::WHOLE, order }
     }
 
-    /// The same for one of several processes: `batch` is then what each of them takes.
+    /// The same for one of several processes: `batch` is then the part of each of them.
     pub fn shared(self, share: Share) -> Sampler {
         Sampler { share, ..self }
     }

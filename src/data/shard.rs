@@ -7,21 +7,22 @@
 //! samples  one after the other, no gaps    raw rows of 1 or 3 bytes a pixel, or a JPEG file
 //! ```
 //!
-//! Everything is little-endian and of fixed width, so that the index is used where it lies. The file's length
-//! stands in the header and the samples follow each other without gaps, so a cut anywhere, a byte appended and a
-//! byte changed anywhere are all seen: before the samples by the header's CRC, in a sample by its own.
+//! Everything is little-endian and of fixed width, so that the index is used in the mapped file. The header holds the
+//! file's length and the samples follow each other without gaps, so that truncation, an appended byte and a changed
+//! byte are all detected: before the samples by the header's CRC, in a sample by the sample's CRC.
 //!
-//! A map stays valid only while the file keeps its length: a shard cut short by another program *while it is
-//! being read* ends the process with SIGBUS, as with every memory map. Nothing here writes to a finished shard.
+//! A map stays valid only while the file keeps its length: if another program truncates a shard *while it is being
+//! read*, the process ends with SIGBUS, as with every memory map. This program never writes to a finished shard.
 
-use std::fs::{self, File};
-use std::io::{BufWriter, Seek, SeekFrom, Write};
+use std::fs::File;
+use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use bytemuck::{Pod, Zeroable};
 use memmap2::{Advice, Mmap};
 
-use super::{DataError, Split, rename_durably, temporary_name};
+use super::{DataError, Split};
+use crate::files::{Disk, Draft};
 
 #[cfg(target_endian = "big")]
 compile_error!("shards are mapped as they lie on disk, little-endian; a big-endian host would misread them");
@@ -76,7 +77,7 @@ pub struct Record {
     pub reserved: [u8; 2],
 }
 
-/// How a sample's bytes are to be read.
+/// How a sample's bytes are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Encoding {
@@ -86,7 +87,7 @@ pub enum Encoding {
     Jpeg = 1,
 }
 
-/// One stored image.
+/// One stored image, or one to be stored.
 #[derive(Clone, Copy, Debug)]
 pub struct Sample<'a> {
     pub id: u64,
@@ -103,8 +104,8 @@ pub fn file_name(split: Split, number: u32) -> String {
     format!("{split}-{number:05}.shard")
 }
 
-/// Checks everything but the samples' bytes: header, index, their CRC, file length, order and range of every
-/// record. What it accepts can be indexed without a further check.
+/// Checks everything except the samples' bytes: header, index, their CRC, file length, order and range of every
+/// record. A shard that passes can be indexed without further checks.
 pub fn check(bytes: &[u8]) -> Result<Header, String> {
     if bytes.len() < HEADER {
         return Err(format!("{} bytes are too few for a shard: truncated, or no shard at all", bytes.len()));
@@ -117,8 +118,11 @@ pub fn check(bytes: &[u8]) -> Result<Header, String> {
         return Err(format!("shard version {}; this program reads version {VERSION}", header.version));
     }
     if header.file_length != bytes.len() as u64 {
-        let (is, was) = (bytes.len(), header.file_length);
-        return Err(format!("the file has {is} bytes, its header says {was}: truncated or altered"));
+        return Err(format!(
+            "the file has {} bytes, its header says {}: truncated or altered",
+            bytes.len(),
+            header.file_length
+        ));
     }
     let index_end = header.samples.checked_mul(RECORD as u64).and_then(|n| n.checked_add(HEADER as u64));
     if !index_end.is_some_and(|end| end <= header.data_offset && header.data_offset <= header.file_length) {
@@ -143,7 +147,7 @@ pub fn check(bytes: &[u8]) -> Result<Header, String> {
     Ok(header)
 }
 
-/// CRC-32 of header and index, the CRC's own four bytes left out.
+/// CRC-32 of header and index, without the CRC's own four bytes.
 fn header_crc(front: &[u8]) -> u32 {
     let mut hasher = crc32fast::Hasher::new();
     hasher.update(&front[..HEADER - 4]);
@@ -199,8 +203,7 @@ impl Shard {
             // An empty file cannot be mapped.
             return Err(damaged(format!("{} bytes are too few for a shard: truncated", metadata.len())));
         }
-        // SAFETY: the map is read-only and private to this process's reading; see the module's text for files cut
-        // short by others while mapped.
+        // SAFETY: the map is read-only; the module's text says what happens if another program truncates the file.
         let map = unsafe { Mmap::map(&file) }.map_err(DataError::io(path))?;
         let header = check(&map).map_err(damaged)?;
         Ok(Shard { path: path.to_owned(), map, header })
@@ -218,9 +221,9 @@ impl Shard {
         self.header.samples as usize
     }
 
-    /// The index, where it lies.
+    /// The index, in the mapped file.
     pub fn records(&self) -> &[Record] {
-        // The map starts at a page and header and records are multiples of eight bytes: the cast cannot fail.
+        // The map starts at a page, and header and records are multiples of eight bytes: the cast cannot fail.
         bytemuck::cast_slice(&self.map[HEADER..HEADER + self.samples() * RECORD])
     }
 
@@ -245,8 +248,8 @@ impl Shard {
         DataError::DamagedSample { file: self.path.clone(), sample: position as u64, problem }
     }
 
-    /// Tells the kernel that samples will be read in random order: no read-around, which would fill the page
-    /// cache with neighbours that are not wanted. To be followed by [`Shard::will_need`].
+    /// Tells the system that samples will be read in random order, so that it does not fill the page cache with
+    /// neighbours that nobody needs. [`Shard::will_need`] fetches samples instead.
     pub fn advise_random(&self) {
         let _ = self.map.advise(Advice::Random); // advice only: a refusal costs time, not correctness
     }
@@ -258,22 +261,10 @@ impl Shard {
     }
 }
 
-/// A sample to be written.
-pub struct NewSample<'a> {
-    pub id: u64,
-    pub label: u32,
-    pub width: u32,
-    pub height: u32,
-    pub channels: u8,
-    pub encoding: Encoding,
-    pub bytes: &'a [u8],
-}
-
 /// Writes a shard under a temporary name; [`ShardWriter::finish`] gives it its own.
 pub struct ShardWriter {
     path: PathBuf,
-    temporary: PathBuf,
-    file: Option<BufWriter<File>>,
+    file: BufWriter<Draft<'static>>,
     header: Header,
     records: Vec<Record>,
     next: u64,
@@ -289,13 +280,12 @@ impl ShardWriter {
         room: usize,
     ) -> Result<Self, DataError> {
         let path = dir.join(file_name(split, number));
-        let temporary = temporary_name(&path);
         let data_offset = (HEADER + room * RECORD) as u64;
-        let file = File::create(&temporary).map_err(DataError::io(&temporary))?;
-        let mut writer = ShardWriter {
+        let mut file = BufWriter::with_capacity(1 << 20, Draft::create(&Disk, &path)?);
+        file.seek(SeekFrom::Start(data_offset)).map_err(DataError::io(&path))?;
+        Ok(ShardWriter {
             path,
-            temporary,
-            file: Some(BufWriter::with_capacity(1 << 20, file)),
+            file,
             header: Header {
                 magic: MAGIC,
                 version: VERSION,
@@ -310,26 +300,14 @@ impl ShardWriter {
             },
             records: Vec::with_capacity(room),
             next: data_offset,
-        };
-        writer.write(|file| file.seek(SeekFrom::Start(data_offset)).map(drop))?;
-        Ok(writer)
-    }
-
-    fn write(
-        &mut self,
-        action: impl FnOnce(&mut BufWriter<File>) -> std::io::Result<()>,
-    ) -> Result<(), DataError> {
-        match self.file.as_mut() {
-            Some(file) => action(file).map_err(DataError::io(&self.temporary)),
-            None => Ok(()),
-        }
+        })
     }
 
     /// Appends a sample.
     ///
     /// # Panics
     /// If the index has no room left.
-    pub fn push(&mut self, sample: &NewSample) -> Result<(), DataError> {
+    pub fn push(&mut self, sample: &Sample) -> Result<(), DataError> {
         let room = (self.header.data_offset as usize - HEADER) / RECORD;
         assert!(self.records.len() < room, "the shard's index is full");
         let record = Record {
@@ -345,7 +323,7 @@ impl ShardWriter {
             encoding: sample.encoding as u8,
             reserved: [0; 2],
         };
-        self.write(|file| file.write_all(sample.bytes))?;
+        self.file.write_all(sample.bytes).map_err(DataError::io(&self.path))?;
         self.next += sample.bytes.len() as u64;
         self.records.push(record);
         Ok(())
@@ -355,7 +333,7 @@ impl ShardWriter {
         self.records.len()
     }
 
-    /// Writes header and index, syncs, and renames. Returns the header as written.
+    /// Writes header and index, and gives the shard its name. Returns the header as written.
     pub fn finish(mut self) -> Result<Header, DataError> {
         self.header.samples = self.records.len() as u64;
         self.header.file_length = self.next;
@@ -365,24 +343,10 @@ impl ShardWriter {
         front[HEADER..HEADER + index.len()].copy_from_slice(index);
         self.header.crc = header_crc(&front);
         front[HEADER - 4..HEADER].copy_from_slice(&self.header.crc.to_le_bytes());
-        self.write(|file| {
-            file.seek(SeekFrom::Start(0))?;
-            file.write_all(&front)?;
-            file.flush()?;
-            file.get_ref().sync_all()
-        })?;
-        self.file = None;
-        rename_durably(&self.temporary, &self.path)?;
-        Ok(self.header)
-    }
-}
-
-impl Drop for ShardWriter {
-    fn drop(&mut self) {
-        if let Some(file) = self.file.take() {
-            // Unfinished: what is buffered is not worth writing.
-            let _ = file.into_parts();
-            let _ = fs::remove_file(&self.temporary);
-        }
+        let ShardWriter { path, mut file, header, .. } = self;
+        let written = file.seek(SeekFrom::Start(0)).and_then(|_| file.write_all(&front));
+        let draft = written.and_then(|()| file.into_inner().map_err(io::IntoInnerError::into_error));
+        draft.map_err(DataError::io(path))?.commit()?;
+        Ok(header)
     }
 }

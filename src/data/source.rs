@@ -1,14 +1,16 @@
-//! Where images come from: a packed set, or one that is made up. The loader asks no further.
+//! Where images come from: a packed set, or one that is made up. The loader needs no other distinction.
 
 use std::path::Path;
 use std::sync::Arc;
 
-use super::augment::View;
+use super::augment::view::View;
 use super::codec::decode_jpeg;
-use super::dataset::{Dataset, Normalise};
-use super::shard::Encoding;
+use super::dataset::Dataset;
+use super::fingerprint::Fnv;
+use super::normalise::Normalise;
+use super::shard::{Encoding, Sample};
 use super::synthetic::Synthetic;
-use super::{DataError, Fnv, Split};
+use super::{DataError, Split};
 
 /// A set of labelled images; cheap to clone.
 #[derive(Clone, Debug)]
@@ -36,14 +38,11 @@ impl Source {
     /// If a number is 0, or there are fewer images than classes.
     pub fn synthetic(classes: usize, train: usize, val: usize, side: usize) -> Result<Source, DataError> {
         let most = u32::MAX as usize;
-        if classes < 2
-            || train < classes
-            || val == 0
-            || side == 0
-            || side > 8192
-            || train > most
-            || val > most
-        {
+        let sound = classes >= 2
+            && (classes..=most).contains(&train)
+            && (1..=most).contains(&val)
+            && (1..=8192).contains(&side);
+        if !sound {
             return Err(DataError::Invalid(format!(
                 "synthetic data of {classes} classes, {train} training and {val} validation images of side {side}: \
                  at least two classes and one training image for each are needed"
@@ -89,7 +88,7 @@ impl Source {
         }
     }
 
-    /// Names the content; a checkpoint records it.
+    /// A name for the content; a checkpoint records it.
     pub fn fingerprint(&self) -> String {
         match self {
             Source::Packed(dataset) => dataset.fingerprint(),
@@ -100,14 +99,14 @@ impl Source {
         }
     }
 
-    /// Starts fetching an image that will be asked for soon.
+    /// Starts fetching an image that is needed soon.
     pub fn will_need(&self, split: Split, index: usize) {
         if let Source::Packed(dataset) = self {
             dataset.will_need(split, index);
         }
     }
 
-    /// The image at `index`. `buffer` holds the pixels where they do not lie in the map as they are.
+    /// The image at `index`. `buffer` holds the pixels, unless they lie ready in the map.
     ///
     /// # Errors
     /// [`DataError::DamagedSample`], naming file and sample.
@@ -120,20 +119,16 @@ impl Source {
         match self {
             Source::Packed(dataset) => {
                 let sample = dataset.sample(split, index)?;
-                let (width, height, channels) = (sample.width, sample.height, sample.channels);
-                let bytes = match sample.encoding {
-                    Encoding::Raw => sample.bytes,
+                let Sample { id, label, width, height, channels, encoding, bytes } = sample;
+                let bytes = match encoding {
+                    Encoding::Raw => bytes,
                     Encoding::Jpeg => {
-                        decode_jpeg(sample.bytes, width, height, channels, buffer)
+                        decode_jpeg(bytes, width, height, channels, buffer)
                             .map_err(|problem| dataset.damaged_sample(split, index, problem))?;
                         buffer.as_slice()
                     }
                 };
-                Ok(Image {
-                    id: sample.id,
-                    label: sample.label,
-                    view: View { width, height, channels, bytes },
-                })
+                Ok(Image { id, label, view: View { width, height, channels, bytes } })
             }
             Source::Synthetic(set) => {
                 set.image(split, index, buffer);

@@ -1,10 +1,10 @@
 //! `--data synthetic`: images made up on the fly, for measuring speed and for tests that need no files.
 //!
-//! Each class has a coarse coloured pattern; an image is its class's pattern in a brightness of its own, under
-//! noise. A network can learn it, so a falling loss says that training works.
+//! Each class has a coarse coloured pattern; an image is its class's pattern at its own brightness, under noise. A
+//! network can learn it, so a falling loss shows that training works.
 
-use super::Split;
-use super::dataset::Normalise;
+use super::normalise::Normalise;
+use super::split::Split;
 use crate::random::{Purpose, draw};
 
 /// Cells of a class's pattern, each way.
@@ -56,14 +56,15 @@ impl Synthetic {
                 let bits = draw(0, id, time, Purpose::Synthetic, 0);
                 let noise: &[u8] = bytemuck::bytes_of(&bits);
                 for (at, (value, noise)) in values.iter_mut().zip(noise).enumerate() {
-                    let (x, channel) = ((group * 16 + at) / 3, (group * 16 + at) % 3);
+                    let x = (group * 16 + at) / 3;
+                    let channel = (group * 16 + at) % 3;
                     *value = cells[above + x * CELLS / self.side][channel] + (noise & 63);
                 }
             }
         }
     }
 
-    /// Means and deviations of the distribution, not of one sample of it: 0..128 + 0..64 + 0..64.
+    /// Means and deviations of the distribution, not of the drawn images: 0..128 + 0..64 + 0..64.
     pub fn normalise(&self) -> Normalise {
         Normalise { mean: [126.5 / 255.0; 3], deviation: [45.2 / 255.0; 3] }
     }

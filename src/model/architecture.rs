@@ -1,18 +1,14 @@
 //! One member of the family laid out for one image size and class count: every block with its shapes.
 
-use std::str::FromStr;
-
 use serde::{Deserialize, Serialize};
+use strum::{Display, EnumString, VariantNames};
 
 use super::family::{HEAD_CHANNELS, STAGES, STEM_CHANNELS, Variant};
+use crate::names;
 
 /// What cannot be built.
 #[derive(Debug, thiserror::Error, PartialEq)]
 pub enum ModelError {
-    #[error("unknown model {0:?}; the family is b0 … b7")]
-    UnknownVariant(String),
-    #[error("unknown padding {0:?}; it is symmetric or same")]
-    UnknownPadding(String),
     #[error("resolution {0} is too small: the network halves the image five times, so it needs at least 32")]
     Resolution(usize),
     #[error("{0} classes cannot be told apart: at least 2 are needed")]
@@ -20,24 +16,19 @@ pub enum ModelError {
 }
 
 /// How a convolution pads its input.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Display, EnumString, VariantNames)]
 #[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "lowercase", parse_err_ty = String, parse_err_fn = Padding::unknown)]
 pub enum Padding {
-    /// (k−1)/2 on every side: PyTorch's habit.
+    /// (k−1)/2 on every side, as PyTorch pads.
     Symmetric,
     /// TensorFlow's "same": the output is ⌈input/stride⌉, and an odd pad goes to the bottom and right.
     Same,
 }
 
-impl FromStr for Padding {
-    type Err = ModelError;
-
-    fn from_str(text: &str) -> Result<Self, ModelError> {
-        match text {
-            "symmetric" => Ok(Padding::Symmetric),
-            "same" => Ok(Padding::Same),
-            other => Err(ModelError::UnknownPadding(other.to_string())),
-        }
+impl Padding {
+    fn unknown(name: &str) -> String {
+        names::unknown::<Padding>("padding", name)
     }
 }
 
@@ -50,7 +41,7 @@ pub struct Window {
     pub input: usize,
     /// Side of the output map.
     pub output: usize,
-    /// Zero rows above (and columns left of) the input. What lies below follows from the other fields.
+    /// Zero rows above the input and zero columns left of it. Those below and right follow from the other fields.
     pub pad: usize,
 }
 
@@ -78,8 +69,8 @@ impl Window {
     }
 }
 
-/// Constants of every batch norm: `momentum` is the share of the *new* batch in the running statistics
-/// (PyTorch's convention; TensorFlow's figure is one minus this).
+/// Constants of every batch norm. `momentum` is the weight of the *new* batch in the running statistics (PyTorch's
+/// convention; TensorFlow's figure is one minus this).
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BatchNormConfig {
     pub momentum: f64,
@@ -117,9 +108,15 @@ impl Block {
     pub fn residual(&self) -> bool {
         self.input == self.output && self.window.stride == 1
     }
+
+    /// timm's names of the depthwise batch norm, the projection's batch norm and the projection. A block without an
+    /// expansion counts from one lower.
+    pub fn late_names(&self) -> [&'static str; 3] {
+        if self.expands { ["bn2", "bn3", "conv_pwl"] } else { ["bn1", "bn2", "conv_pw"] }
+    }
 }
 
-/// A network: what `--model`, `--resolution`, `--padding` and the data's classes fix.
+/// A network, as `--model`, `--resolution`, `--padding` and the data's classes determine it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Architecture {
     pub variant: Variant,
@@ -150,7 +147,8 @@ impl Architecture {
         let stem_channels = variant.channels(STEM_CHANNELS);
         let stem = Window::new(3, 2, resolution, padding);
         let mut blocks = Vec::new();
-        let (mut input, mut side) = (stem_channels, stem.output);
+        let mut input = stem_channels;
+        let mut side = stem.output;
         for (number, stage) in STAGES.iter().enumerate() {
             let output = variant.channels(stage.channels);
             for repeat in 0..variant.repeats(stage.repeats) {
@@ -166,7 +164,8 @@ impl Architecture {
                     expands: stage.expansion > 1,
                     window,
                 });
-                (input, side) = (output, window.output);
+                input = output;
+                side = window.output;
             }
         }
         Ok(Architecture {
@@ -203,7 +202,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn same_padding_is_asymmetric_at_stride_two() {
+    fn padding_same_is_asymmetric_at_stride_two() {
         let even = Window::new(3, 2, 112, Padding::Same);
         assert_eq!((even.output, even.pad), (56, 0));
         let odd = Window::new(5, 2, 7, Padding::Same);
@@ -214,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn a_one_pixel_map_takes_a_five_by_five_window() {
+    fn window_of_five_by_five_fits_a_one_pixel_map() {
         for padding in [Padding::Same, Padding::Symmetric] {
             let window = Window::new(5, 1, 1, padding);
             assert_eq!((window.output, window.pad), (1, 2));
@@ -222,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn stochastic_depth_grows_with_the_block() {
+    fn drop_path_rate_rises_with_the_block() {
         let net =
             Architecture::new(Variant::B0, 10, 224, Padding::Symmetric, BatchNormConfig::default()).unwrap();
         let rates: Vec<f64> = net.blocks.iter().map(|b| net.drop_path_rate(0.2, b)).collect();
@@ -235,13 +234,18 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_built_is_refused() {
+    fn architecture_refuses_what_cannot_be_built() {
         let build = |classes, resolution| {
             Architecture::new(Variant::B0, classes, resolution, Padding::Same, BatchNormConfig::default())
         };
         assert_eq!(build(10, 31).unwrap_err(), ModelError::Resolution(31));
         assert_eq!(build(1, 32).unwrap_err(), ModelError::Classes(1));
-        assert!("b8".parse::<Variant>().is_err());
-        assert_eq!("EfficientNet_B3".parse::<Variant>(), Ok(Variant::B3));
+    }
+
+    #[test]
+    fn padding_is_read_by_name() {
+        assert_eq!("same".parse::<Padding>(), Ok(Padding::Same));
+        let error = "valid".parse::<Padding>().unwrap_err();
+        assert_eq!(error, "`valid` is no padding: use symmetric or same");
     }
 }

@@ -1,16 +1,19 @@
 //! The family table: B0's stages, and each member's width, depth, resolution and dropout
 //! (Tan & Le 2019, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks").
 
-use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+use strum::{Display, IntoStaticStr, VariantNames};
 
-use super::architecture::ModelError;
+use crate::names;
 
 /// A member of the family.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, Display, IntoStaticStr, VariantNames,
+)]
 #[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "lowercase")]
 pub enum Variant {
     B0,
     B1,
@@ -24,7 +27,6 @@ pub enum Variant {
 
 /// How a member is scaled up from B0.
 pub struct Scaling {
-    pub name: &'static str,
     pub width: f64,
     pub depth: f64,
     /// The image side that the member was designed for.
@@ -59,14 +61,14 @@ pub const STAGES: [Stage; 7] = [
 
 #[rustfmt::skip]
 const SCALINGS: [Scaling; 8] = [
-    Scaling { name: "b0", width: 1.0, depth: 1.0, resolution: 224, dropout: 0.2, parameters: 5_288_548 },
-    Scaling { name: "b1", width: 1.0, depth: 1.1, resolution: 240, dropout: 0.2, parameters: 7_794_184 },
-    Scaling { name: "b2", width: 1.1, depth: 1.2, resolution: 260, dropout: 0.3, parameters: 9_109_994 },
-    Scaling { name: "b3", width: 1.2, depth: 1.4, resolution: 300, dropout: 0.3, parameters: 12_233_232 },
-    Scaling { name: "b4", width: 1.4, depth: 1.8, resolution: 380, dropout: 0.4, parameters: 19_341_616 },
-    Scaling { name: "b5", width: 1.6, depth: 2.2, resolution: 456, dropout: 0.4, parameters: 30_389_784 },
-    Scaling { name: "b6", width: 1.8, depth: 2.6, resolution: 528, dropout: 0.5, parameters: 43_040_704 },
-    Scaling { name: "b7", width: 2.0, depth: 3.1, resolution: 600, dropout: 0.5, parameters: 66_347_960 },
+    Scaling { width: 1.0, depth: 1.0, resolution: 224, dropout: 0.2, parameters: 5_288_548 },
+    Scaling { width: 1.0, depth: 1.1, resolution: 240, dropout: 0.2, parameters: 7_794_184 },
+    Scaling { width: 1.1, depth: 1.2, resolution: 260, dropout: 0.3, parameters: 9_109_994 },
+    Scaling { width: 1.2, depth: 1.4, resolution: 300, dropout: 0.3, parameters: 12_233_232 },
+    Scaling { width: 1.4, depth: 1.8, resolution: 380, dropout: 0.4, parameters: 19_341_616 },
+    Scaling { width: 1.6, depth: 2.2, resolution: 456, dropout: 0.4, parameters: 30_389_784 },
+    Scaling { width: 1.8, depth: 2.6, resolution: 528, dropout: 0.5, parameters: 43_040_704 },
+    Scaling { width: 2.0, depth: 3.1, resolution: 600, dropout: 0.5, parameters: 66_347_960 },
 ];
 
 impl Variant {
@@ -87,7 +89,7 @@ impl Variant {
 
     /// "b0" … "b7".
     pub fn name(self) -> &'static str {
-        self.scaling().name
+        self.into()
     }
 
     /// B0's channel count scaled by the width, rounded to a multiple of 8 but never below 90 %.
@@ -103,21 +105,30 @@ impl Variant {
     }
 }
 
-impl fmt::Display for Variant {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
 impl FromStr for Variant {
-    type Err = ModelError;
+    type Err = String;
 
     /// Accepts "b0" … "b7" and "efficientnet_b0" …, in either case.
-    fn from_str(text: &str) -> Result<Self, ModelError> {
+    fn from_str(text: &str) -> Result<Self, String> {
         let lower = text.to_ascii_lowercase();
         let short =
             lower.strip_prefix("efficientnet_").or(lower.strip_prefix("efficientnet-")).unwrap_or(&lower);
         let found = Variant::ALL.into_iter().find(|v| v.name() == short);
-        found.ok_or_else(|| ModelError::UnknownVariant(text.to_string()))
+        found.ok_or_else(|| names::unknown::<Variant>("model", text))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variant_is_read_by_several_names() {
+        for (number, name) in Variant::VARIANTS.iter().enumerate() {
+            assert_eq!(*name, format!("b{number}"));
+            assert_eq!(name.parse(), Ok(Variant::ALL[number]));
+        }
+        assert_eq!("EfficientNet_B3".parse(), Ok(Variant::B3));
+        assert!("b8".parse::<Variant>().unwrap_err().contains("b6 or b7"));
     }
 }

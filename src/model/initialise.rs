@@ -5,7 +5,7 @@ use crate::random::{Purpose, draw, unit};
 
 /// Fills a buffer of [`ParamTable::total`] elements with the values that training starts from.
 ///
-/// A value depends on the seed, the tensor's place in the table and the element alone.
+/// A value depends only on the seed, the tensor's number in the table and the element.
 pub fn initialise(table: &ParamTable, seed: u64) -> Vec<f32> {
     let mut values = vec![0.0; table.total()];
     for (number, entry) in table.entries().iter().enumerate() {
@@ -54,7 +54,7 @@ mod tests {
     use crate::model::{Architecture, BatchNormConfig, Padding, Variant};
 
     #[test]
-    fn values_follow_the_stated_distributions() {
+    fn initial_values_follow_the_stated_distributions() {
         let net = Architecture::new(Variant::B0, 10, 64, Padding::Symmetric, BatchNormConfig::default());
         let table = ParamTable::new(&net.unwrap());
         let values = initialise(&table, 7);

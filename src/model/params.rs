@@ -1,10 +1,9 @@
 //! The one table of all state: every tensor of the model once, with its name, shape, role and place.
 //!
 //! The model's numbers lie in one flat fp32 buffer; gradients, mean-square, momentum and EMA lie in buffers
-//! of their own *with the same offsets*. Trainable tensors come first, in forward order, so that gradient
-//! buckets can be cut from the end while the backward pass runs; running statistics follow. Initialisation,
-//! optimiser, EMA, checkpoint, import, export and summary are all loops over this table: nothing else knows
-//! what tensors there are.
+//! of their own *with the same offsets*. Trainable tensors come first, in forward order, so that gradient buckets
+//! can be cut from the end while the backward pass runs; running statistics follow. Initialisation, optimiser, EMA,
+//! checkpoint, import, export and summary are all loops over this table: nothing else lists tensors.
 //!
 //! Shapes and element order are PyTorch's (output, input/groups, height, width), so a checkpoint is a copy.
 
@@ -12,7 +11,7 @@ use std::collections::HashMap;
 
 use super::architecture::Architecture;
 
-/// What a tensor is, from which its initial value and its treatment by the optimiser follow.
+/// What a tensor is. Its initial value and its treatment by the optimiser follow from this.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// Convolution kernel: normal, standard deviation √(2/fan_out), fan_out divided by the groups.
@@ -76,8 +75,7 @@ impl ParamTable {
                 list.convolution(&format!("{name}.conv_pw"), [wide, block.input, 1, 1]);
                 list.batch_norm(&format!("{name}.bn1"), wide);
             }
-            let (first, second, project) =
-                if block.expands { ("bn2", "bn3", "conv_pwl") } else { ("bn1", "bn2", "conv_pw") };
+            let [first, second, project] = block.late_names();
             list.convolution(&format!("{name}.conv_dw"), [wide, 1, k, k]);
             list.batch_norm(&format!("{name}.{first}"), wide);
             list.convolution(&format!("{name}.se.conv_reduce"), [block.squeeze, wide, 1, 1]);
@@ -102,7 +100,7 @@ impl ParamTable {
         self.by_name.get(name).map(|&i| &self.entries[i])
     }
 
-    /// Elements that gradients, mean-square and momentum have: they share the first offsets of the buffers.
+    /// Elements of the gradient, mean-square and momentum buffers, which share the first offsets.
     pub fn trainable(&self) -> usize {
         self.trainable
     }
@@ -112,7 +110,7 @@ impl ParamTable {
         self.total
     }
 
-    /// Prefixes of the batch norms, in the table's order: each also has timm's `num_batches_tracked`.
+    /// Prefixes of the batch norms, in the table's order. Each also has timm's `num_batches_tracked`.
     pub fn batch_norms(&self) -> impl Iterator<Item = &str> {
         self.entries.iter().filter_map(|e| e.name.strip_suffix(".running_mean"))
     }
@@ -172,14 +170,14 @@ mod tests {
     }
 
     #[test]
-    fn parameter_counts_are_the_published_ones() {
+    fn param_table_has_the_published_counts() {
         for variant in Variant::ALL {
             assert_eq!(table(variant).trainable(), variant.scaling().parameters, "{variant}");
         }
     }
 
     #[test]
-    fn offsets_tile_the_buffer_and_trainable_tensors_come_first() {
+    fn param_table_tiles_the_buffer_with_trainable_tensors_first() {
         let table = table(Variant::B1);
         let mut end = 0;
         for entry in table.entries() {
@@ -192,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_stage_has_timm_s_names() {
+    fn param_table_has_timm_names_in_the_first_stage() {
         let table = table(Variant::B0);
         assert_eq!(table.get("blocks.0.0.conv_pw.weight").unwrap().shape, [16, 32, 1, 1]);
         assert_eq!(table.get("blocks.1.0.conv_pw.weight").unwrap().shape, [96, 16, 1, 1]);

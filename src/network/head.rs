@@ -1,10 +1,10 @@
 //! The head: a pointwise convolution, global average pooling, dropout, the classifier.
 
-use super::{Builder, mbconv::MbConv};
+use super::{Builder, Itinerary, Layer, Phase, mbconv::MbConv};
 use crate::ops::*;
 
 pub(super) struct Head {
-    pub mask: Option<DropoutMask>,
+    mask: Option<DropoutMask>,
     expand: (ExpandForward, ExpandBackward),
     pool: (HeadForward, HeadBackward),
 }
@@ -66,13 +66,19 @@ impl Head {
         self.pool.1.dlogits
     }
 
-    pub fn forward<O: Ops>(&self, ops: &mut O) -> Result {
-        ops.expand_forward(&self.expand.0)?;
-        ops.head_forward(&self.pool.0)
+    pub fn mask(&self, to: &mut Itinerary) {
+        if let Some(mask) = self.mask {
+            to.push(Phase::Masks, None, mask);
+        }
     }
 
-    pub fn backward<O: Ops>(&self, ops: &mut O) -> Result {
-        ops.head_backward(&self.pool.1)?;
-        ops.expand_backward(&self.expand.1)
+    pub fn forward(&self, to: &mut Itinerary) {
+        to.push(Phase::Forward, Layer::Head, self.expand.0);
+        to.push(Phase::Forward, None, self.pool.0);
+    }
+
+    pub fn backward(&self, to: &mut Itinerary) {
+        to.push(Phase::Backward, None, self.pool.1);
+        to.push(Phase::Backward, Layer::Head, self.expand.1);
     }
 }

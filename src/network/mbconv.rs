@@ -9,13 +9,14 @@
 //! The first stage does not expand. There the depthwise convolution reads the stem's raw output, with the
 //! stem's batch norm and silu applied while loading, or, in the blocks after the first, the block's input.
 
-use super::{Builder, Output, stem::Stem};
+use super::{Builder, Itinerary, Layer, Output, Phase, stem::Stem};
 use crate::model::Block;
 use crate::ops::*;
 
 pub(super) struct MbConv {
+    index: usize,
     /// Stochastic depth, where the block has a shortcut and a rate.
-    pub mask: Option<DropPathMask>,
+    mask: Option<DropPathMask>,
     /// The narrow output, its gradient, and what completes it.
     pub output: Output,
     expand: Option<(ExpandForward, ExpandBackward)>,
@@ -68,6 +69,7 @@ impl MbConv {
         let (y, bn) = (parts.y3, parts.bn3);
         let rate = build.arch.drop_path_rate(build.config.drop_path, block) as f32;
         MbConv {
+            index: block.index,
             mask: keep.map(|keep| DropPathMask { images, block: block.index as u32, rate, keep }),
             output: Output { value: out, gradient: dout, previous: PreviousBlock { y, bn, keep, pixels } },
             expand,
@@ -92,24 +94,32 @@ impl MbConv {
         first.chain([&self.depthwise.0.bn, &self.project.0.bn])
     }
 
-    pub fn forward<O: Ops>(&self, ops: &mut O) -> Result {
-        match &self.expand {
-            Some((expand, _)) => ops.expand_depthwise_forward(expand, &self.depthwise.0)?,
-            None => ops.depthwise_forward(&self.depthwise.0)?,
+    pub fn mask(&self, to: &mut Itinerary) {
+        if let Some(mask) = self.mask {
+            to.push(Phase::Masks, Layer::Block(self.index), mask);
         }
-        ops.squeeze_forward(&self.squeeze.0)?;
-        ops.project_forward(&self.project.0)?;
-        ops.residual_forward(&self.residual)
+    }
+
+    pub fn forward(&self, to: &mut Itinerary) {
+        let layer = Layer::Block(self.index);
+        if let Some((expand, _)) = self.expand {
+            to.push(Phase::Forward, layer, expand);
+        }
+        to.push(Phase::Forward, layer, self.depthwise.0);
+        to.push(Phase::Forward, layer, self.squeeze.0);
+        to.push(Phase::Forward, layer, self.project.0);
+        to.push(Phase::Forward, layer, self.residual);
     }
 
     /// From the gradient at the output (whose sums for the last batch norm are taken) to the gradient at the
     /// input, and the sums that the block before needs.
-    pub fn backward<O: Ops>(&self, ops: &mut O) -> Result {
-        ops.project_backward(&self.project.1)?;
-        ops.squeeze_backward(&self.squeeze.1)?;
-        match &self.expand {
-            Some((_, expand)) => ops.expand_depthwise_backward(expand, &self.depthwise.1),
-            None => ops.depthwise_backward(&self.depthwise.1),
+    pub fn backward(&self, to: &mut Itinerary) {
+        let layer = Layer::Block(self.index);
+        to.push(Phase::Backward, layer, self.project.1);
+        to.push(Phase::Backward, layer, self.squeeze.1);
+        to.push(Phase::Backward, layer, self.depthwise.1);
+        if let Some((_, expand)) = self.expand {
+            to.push(Phase::Backward, layer, expand);
         }
     }
 }
@@ -148,7 +158,7 @@ fn expand(
 
 impl<'a> Parts<'a> {
     fn new(build: &mut Builder, block: &'a Block, dout: Tensor) -> Parts<'a> {
-        let names = if block.expands { ["bn2", "bn3", "conv_pwl"] } else { ["bn1", "bn2", "conv_pw"] };
+        let names = block.late_names();
         let (name, side, wide, images) =
             (&block.name, block.window.output, block.expanded, build.config.images);
         let rate = build.arch.drop_path_rate(build.config.drop_path, block);

@@ -1,23 +1,27 @@
 //! The network, as the paper draws it: a stem, MBConv blocks, a head; forward and backward side by side.
 //!
-//! It is generic over [`Ops`] and names no device. A [`Network`] holds no numbers: only the descriptions of
-//! the passes to run, in which tensors are handles. Running it on a [`Recorder`] instead of a device gives
-//! the memory plan.
+//! A [`Network`] holds no numbers and runs nothing: it records the descriptions of the passes to run, in which tensors
+//! are handles, as an [`Itinerary`]. The memory plan follows from that list, and who trains or evaluates runs it.
 //!
 //! Backward runs the blocks in reverse. What passes between two blocks is the gradient at the narrow tensor
 //! between them, and the two sums that the earlier block's last batch norm needs, which the later block's
 //! backward takes while it writes that gradient.
 
 mod head;
+pub mod inference;
+pub mod itinerary;
 mod mbconv;
+pub mod rewrite;
 mod stem;
 
 use crate::model::{Architecture, ParamTable};
 use crate::ops::{
-    BatchNorm, Dense, Device, DropPathMask, DropoutMask, Kind, Loss, Ops, Param, Plan, PreviousBlock,
-    Recorder, Result, Statistics, Tensor, Tensors,
+    BatchNorm, BatchNormInference, Dense, Device, Kind, Loss, Param, Plan, PreviousBlock, Statistics, Tensor,
+    Tensors,
 };
 use head::Head;
+pub use inference::Inference;
+pub use itinerary::{Entry, Itinerary, Layer, Phase};
 use mbconv::MbConv;
 use stem::Stem;
 
@@ -54,22 +58,6 @@ impl NetworkConfig {
     }
 }
 
-/// A mask that is drawn anew for every batch.
-#[derive(Clone, Copy, Debug)]
-pub enum Mask {
-    DropPath(DropPathMask),
-    Dropout(DropoutMask),
-}
-
-impl Mask {
-    pub fn tensor(&self) -> Tensor {
-        match self {
-            Mask::DropPath(pass) => pass.keep,
-            Mask::Dropout(pass) => pass.mask,
-        }
-    }
-}
-
 /// All passes of one network over one micro-batch.
 pub struct Network {
     pub config: NetworkConfig,
@@ -82,11 +70,10 @@ pub struct Network {
     pub logits: Tensor,
     /// [N].
     pub losses: Tensor,
-    pub masks: Vec<Mask>,
-    stem: Stem,
-    blocks: Vec<MbConv>,
-    head: Head,
-    loss: Loss,
+    /// timm's names of the blocks, by index.
+    pub blocks: Vec<String>,
+    /// The passes, before any rewrite: those of a training step but for the update, or of inference.
+    pub recorded: Itinerary,
 }
 
 /// What the parts of the network are built from.
@@ -167,87 +154,52 @@ impl Network {
             losses,
             dlogits: head.dlogits(),
         };
-        let drop_path = blocks.iter().filter_map(|b| b.mask.map(Mask::DropPath));
-        let masks = drop_path.chain(head.mask.map(Mask::Dropout)).collect();
-        Network {
-            config,
-            tensors: build.tensors,
-            image,
-            labels,
-            logits,
-            losses,
-            masks,
-            stem,
-            blocks,
-            head,
-            loss,
-        }
+        let recorded = record(config, &Parts { stem, blocks, head, loss });
+        let blocks = arch.blocks.iter().map(|block| block.name.clone()).collect();
+        Network { config, tensors: build.tensors, image, labels, logits, losses, blocks, recorded }
     }
 
-    /// Draws the masks of stochastic depth and dropout for the step that the device was told of.
-    pub fn draw_masks<O: Ops>(&self, ops: &mut O) -> Result {
-        self.masks.iter().try_for_each(|mask| match mask {
-            Mask::DropPath(pass) => ops.drop_path_mask(pass),
-            Mask::Dropout(pass) => ops.dropout_mask(pass),
-        })
-    }
-
-    /// Image → logits.
-    pub fn forward<O: Ops>(&self, ops: &mut O) -> Result {
-        ops.submit(|ops| {
-            if self.config.statistics == Statistics::Running {
-                self.inference_coefficients(ops)?;
-            }
-            self.stem.forward(ops)?;
-            for block in &self.blocks {
-                block.forward(ops)?;
-            }
-            self.head.forward(ops)
-        })
-    }
-
-    /// Logits and labels → losses, and the gradient at the logits.
-    pub fn loss<O: Ops>(&self, ops: &mut O) -> Result {
-        ops.loss(&self.loss)
-    }
-
-    /// Adds the gradients of this micro-batch to the gradient buffer.
-    pub fn backward<O: Ops>(&self, ops: &mut O) -> Result {
-        ops.submit(|ops| {
-            self.head.backward(ops)?;
-            for block in self.blocks.iter().rev() {
-                block.backward(ops)?;
-            }
-            self.stem.backward(ops)
-        })
-    }
-
-    fn inference_coefficients<O: Ops>(&self, ops: &mut O) -> Result {
-        let blocks = self.blocks.iter().flat_map(MbConv::batch_norms);
-        let ends = [self.stem.bn(), self.head.bn()];
-        ends.into_iter().chain(blocks).try_for_each(|bn| ops.batch_norm_inference(bn))
+    /// The passes as this device runs them.
+    pub fn itinerary(&self, device: &impl Device) -> Itinerary {
+        rewrite::recompute::recompute(&self.recorded, device)
     }
 
     /// The memory plan: of a training step, or of inference.
-    pub fn plan<D: Device>(&self, device: &D) -> Plan {
-        self.record(device).plan(&self.tensors, &[self.logits, self.losses])
+    pub fn plan(&self, device: &impl Device) -> Plan {
+        self.itinerary(device).plan(device, &self.tensors, &[self.logits, self.losses])
     }
+}
 
-    /// The passes of a training step but for the update, or of inference.
-    pub fn record<'a, D: Device>(&self, device: &'a D) -> Recorder<'a, D> {
-        let mut recorder = Recorder::new(device);
-        let recorded = (|| {
-            self.draw_masks(&mut recorder)?;
-            self.forward(&mut recorder)?;
-            if self.config.statistics == Statistics::Batch {
-                self.loss(&mut recorder)?;
-                self.backward(&mut recorder)?;
-            }
-            Result::Ok(())
-        })();
-        recorded.expect("a recorder does not fail");
-        recorder
+/// What a network is made of.
+struct Parts {
+    stem: Stem,
+    blocks: Vec<MbConv>,
+    head: Head,
+    loss: Loss,
+}
+
+/// Writes the passes down: the step forward, and to train also the loss and the way back.
+fn record(config: NetworkConfig, parts: &Parts) -> Itinerary {
+    let Parts { stem, blocks, head, loss } = parts;
+    let mut to = Itinerary::default();
+    blocks.iter().for_each(|block| block.mask(&mut to));
+    head.mask(&mut to);
+    if config.statistics == Statistics::Running {
+        let inner = blocks.iter().flat_map(MbConv::batch_norms);
+        for bn in [stem.bn(), head.bn()].into_iter().chain(inner) {
+            to.push(Phase::Forward, None, BatchNormInference { bn: *bn });
+        }
     }
+    stem.forward(&mut to);
+    blocks.iter().for_each(|block| block.forward(&mut to));
+    head.forward(&mut to);
+    if config.statistics == Statistics::Batch {
+        to.push(Phase::Loss, None, *loss);
+        head.backward(&mut to);
+        blocks.iter().rev().for_each(|block| block.backward(&mut to));
+        stem.backward(&mut to);
+    }
+    to
 }
 
 /// How a block's output gradient is completed: the gradient tensor and the batch norm that waits for its sums.

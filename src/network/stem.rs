@@ -1,8 +1,8 @@
-//! The stem: a 3×3 convolution of stride 2 over the image. Its batch norm and silu are applied by whoever
-//! loads its output: the first block's depthwise convolution.
+//! The stem: a 3×3 convolution of stride 2 over the image. Its batch norm and silu are applied where
+//! its output is loaded: in the first block's depthwise convolution.
 
-use super::Builder;
-use crate::ops::{BatchNorm, Ops, Result, StemBackward, StemForward, Tensor};
+use super::{Builder, Itinerary, Phase};
+use crate::ops::{BatchNorm, StemBackward, StemForward, Tensor};
 
 pub(super) struct Stem {
     pub forward: StemForward,
@@ -26,12 +26,12 @@ impl Stem {
         &self.forward.bn
     }
 
-    pub fn forward<O: Ops>(&self, ops: &mut O) -> Result {
-        ops.stem_forward(&self.forward)
+    pub fn forward(&self, to: &mut Itinerary) {
+        to.push(Phase::Forward, None, self.forward);
     }
 
     /// The first block's depthwise backward has left `du` and the batch norm's sums.
-    pub fn backward<O: Ops>(&self, ops: &mut O) -> Result {
-        ops.stem_backward(&self.backward)
+    pub fn backward(&self, to: &mut Itinerary) {
+        to.push(Phase::Backward, None, self.backward);
     }
 }

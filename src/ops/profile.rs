@@ -2,7 +2,48 @@
 
 use std::collections::BTreeMap;
 
-use super::{Device, Pass, ProfileRow};
+use serde::Serialize;
+
+use super::{Device, Pass};
+
+/// Time and calls of one pass, or of one kernel of it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ProfileRow {
+    /// The pass.
+    pub pass: &'static str,
+    /// The kernel, where the device has several a pass.
+    pub kernel: Option<String>,
+    pub calls: u64,
+    pub microseconds: f64,
+    /// Bytes of the tensors that the pass names, each counted once a call; 0 for a kernel.
+    pub bytes: u64,
+}
+
+/// When a bucket of gradients was summed over the ranks; microseconds since its step began.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct BucketTime {
+    /// Counted from the first step that was timed.
+    pub step: u64,
+    pub bytes: u64,
+    /// The backward pass has completed it.
+    pub ready: f64,
+    /// The exchange has turned to it, and has done with it.
+    pub start: f64,
+    pub end: f64,
+    /// The same for all buckets of a step.
+    pub backward_end: f64,
+}
+
+/// What [`Ops::take_profile`] gives.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct ProfileReport {
+    pub rows: Vec<ProfileRow>,
+    /// Buckets in order, where ranks share the work.
+    #[serde(skip)]
+    pub exchange: Vec<BucketTime>,
+    /// Bytes read and bytes written a second by a plain copy on this device, just measured.
+    pub copy_bytes_per_second: f64,
+}
 
 /// Calls, microseconds and bytes.
 type Sums = (u64, f64, u64);

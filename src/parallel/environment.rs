@@ -1,28 +1,32 @@
-//! Which launcher has started this process, by the variables that it sets.
+//! Finds out from the environment which launcher has started this process.
 //!
-//! torchrun, Open MPI's mpirun and Slurm's srun start one process a rank and say in the environment which one each
-//! is. Where they do, nothing is started here: the ranks are those given. The first of the three that shows itself
-//! is taken, in this order: whoever starts torchrun inside a Slurm step means torchrun's ranks. This program's own
-//! launcher ([`super::launch`]) speaks torchrun's language too.
+//! torchrun, Open MPI's mpirun and Slurm's srun start one process for each rank and describe its place in environment
+//! variables. If they do, this program starts no ranks itself. The three are looked for in this order, and the first
+//! one found is taken: torchrun inside a Slurm step means torchrun's ranks. This program's own launcher
+//! ([`super::launch`]) sets torchrun's variables too.
 //!
-//! The launchers do not all say where rank 0 listens. torchrun does, but its agent often listens at that very port
-//! itself (`TORCHELASTIC_USE_AGENT_STORE`): then the port after it is taken. Slurm names the machines; the port is
-//! made from the job and the step, so that two jobs on one machine do not meet. Open MPI names neither: ranks of one
-//! machine meet there at a port made from the job, others need to be told. `MASTER_ADDR` and `MASTER_PORT` go before
-//! what is derived, and `--rendezvous` goes before everything.
+//! Not every launcher says where rank 0 listens:
+//!
+//! - torchrun does. Its agent often listens at that very port (`TORCHELASTIC_USE_AGENT_STORE`); the next port is taken
+//!   then.
+//! - Slurm names the machines. The port is computed from the job and the step, so that two jobs on one machine use
+//!   different ports.
+//! - Open MPI does neither. Ranks of one machine use a port computed from the job; other ranks need an address.
+//!
+//! `MASTER_ADDR` and `MASTER_PORT` take precedence over what is derived, and `--rendezvous` over everything.
 
 use std::fmt;
 
-use super::World;
+use super::{Address, World};
 
 /// Set to 1 for ranks that this program has started.
 pub const LAUNCHED: &str = "EFFNET_LAUNCHED";
-/// Where torchrun's agent keeps a store of its own at MASTER_PORT.
+/// Set if torchrun's agent itself listens at MASTER_PORT.
 pub const AGENT_STORE: &str = "TORCHELASTIC_USE_AGENT_STORE";
-/// More ranks than anybody has.
+/// The largest number of ranks that is accepted.
 const MOST: usize = 1 << 16;
 
-/// Who starts ranks.
+/// The program that starts the ranks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Launcher {
     /// This program, for `--gpus`, `--ranks` or `--nodes`.
@@ -43,26 +47,24 @@ impl fmt::Display for Launcher {
     }
 }
 
-/// What a launcher has given this process.
+/// What a launcher has told this process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Given {
     pub world: World,
-    /// `host:port` of rank 0. Port 0 only where rank 0 is alone.
-    pub address: String,
+    /// Where rank 0 listens. Port 0 only if rank 0 is alone.
+    pub address: Address,
     pub by: Launcher,
 }
 
-/// Variables that contradict each other or say too little.
+/// Variables that contradict each other, or from which something is missing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EnvironmentError {
     #[error("{there} is set but {missing} is not: a launcher sets both; set {missing}, or unset {there}")]
     Missing { there: &'static str, missing: &'static str },
     #[error("{name}={value}: must be a whole number from {from} to {to}")]
     Number { name: &'static str, value: String, from: usize, to: usize },
-    #[error("{name}={value}: must be less than {bound_name}, which is {bound}")]
-    NotLess { name: &'static str, value: usize, bound_name: &'static str, bound: usize },
-    #[error("{name}={value}: must be at most {bound_name}, which is {bound}")]
-    More { name: &'static str, value: usize, bound_name: &'static str, bound: usize },
+    #[error("{name}={value}: must be {relation} {bound_name}, which is {bound}")]
+    Bound { name: &'static str, value: usize, relation: &'static str, bound_name: &'static str, bound: usize },
     #[error("{name}={value}: {problem}")]
     Unclear { name: &'static str, value: String, problem: &'static str },
     #[error(
@@ -72,13 +74,13 @@ pub enum EnvironmentError {
     NoAddress { by: Launcher, why: &'static str },
 }
 
-/// What the variables say; none where no launcher shows itself. `rendezvous` is the user's `host:port`.
+/// What the variables say; none if no launcher has set any. `rendezvous` is the user's address of rank 0.
 ///
 /// # Errors
 /// [`EnvironmentError`], which names the variable.
 pub fn find(
     variable: impl Fn(&str) -> Option<String>,
-    rendezvous: Option<&str>,
+    rendezvous: Option<&Address>,
 ) -> Result<Option<Given>, EnvironmentError> {
     let variables = Variables(&|name| variable(name).filter(|value| !value.trim().is_empty()));
     for launcher in [torchrun, open_mpi, slurm] {
@@ -89,30 +91,17 @@ pub fn find(
     Ok(None)
 }
 
-/// `host:port`, with the brackets that an IPv6 address needs.
-pub fn join(host: &str, port: u16) -> String {
-    if host.contains(':') && !host.starts_with('[') {
-        format!("[{host}]:{port}")
-    } else {
-        format!("{host}:{port}")
-    }
-}
-
-/// Host and port of `host:port`; the brackets of an IPv6 address fall away. None for anything else.
-pub fn split(address: &str) -> Option<(&str, u16)> {
-    let (host, port) = address.rsplit_once(':')?;
-    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
-    let plain = !host.contains([':', '[', ']', '/', ' ']);
-    let host = bare.or(plain.then_some(host)).filter(|host| !host.is_empty())?;
-    let port = port.parse().ok().filter(|&port| port > 0)?;
-    Some((host, port))
-}
-
+/// The environment. A variable without text counts as not set.
 struct Variables<'a>(&'a dyn Fn(&str) -> Option<String>);
 
 impl Variables<'_> {
     fn get(&self, name: &str) -> Option<String> {
         (self.0)(name)
+    }
+
+    /// The first of these variables that is set, and its value.
+    fn first(&self, names: &[&'static str]) -> Option<(&'static str, String)> {
+        names.iter().find_map(|name| Some((*name, self.get(name)?)))
     }
 
     fn number(&self, name: &'static str, from: usize, to: usize) -> Result<Option<usize>, EnvironmentError> {
@@ -123,27 +112,32 @@ impl Variables<'_> {
         }
     }
 
+    /// A number from 0 that must be set because `there` is.
+    fn required(&self, name: &'static str, there: &'static str) -> Result<usize, EnvironmentError> {
+        self.number(name, 0, MOST - 1)?.ok_or(EnvironmentError::Missing { there, missing: name })
+    }
+
     fn port(&self) -> Result<Option<u16>, EnvironmentError> {
         Ok(self.number("MASTER_PORT", 1, u16::MAX as usize)?.map(|port| port as u16))
     }
 
-    /// A rank among `size`, and its place among those of its machine. The names are those of rank, size, local rank
-    /// and local size.
+    /// The place of a rank; `names` are the variables of rank, size, local rank and local size.
     fn world(&self, names: [&'static str; 4]) -> Result<Option<World>, EnvironmentError> {
         let [rank, size, local_rank, local_size] = names;
-        let (size_value, rank_value) = (self.number(size, 1, MOST)?, self.number(rank, 0, MOST - 1)?);
-        let world_size = match (rank_value, size_value) {
+        let size_value = self.number(size, 1, MOST)?;
+        let rank_value = self.number(rank, 0, MOST - 1)?;
+        let (rank_value, size_value) = match (rank_value, size_value) {
             (None, None) => return Ok(None),
             (Some(_), None) => return Err(EnvironmentError::Missing { there: rank, missing: size }),
             (None, Some(_)) => return Err(EnvironmentError::Missing { there: size, missing: rank }),
-            (Some(_), Some(size)) => size,
+            (Some(rank), Some(size)) => (rank, size),
         };
-        // A rank by itself has no neighbour to be told from.
-        let alone = |default: usize| (world_size == 1).then_some(default);
+        // A single rank needs no local numbers.
+        let alone = |default: usize| (size_value == 1).then_some(default);
         let missing = |missing| EnvironmentError::Missing { there: rank, missing };
         let world = World {
-            rank: rank_value.unwrap_or(0),
-            size: world_size,
+            rank: rank_value,
+            size: size_value,
             local_rank: self.number(local_rank, 0, MOST - 1)?.or(alone(0)).ok_or(missing(local_rank))?,
             local_size: self.number(local_size, 1, MOST)?.or(alone(1)).ok_or(missing(local_size))?,
         };
@@ -153,48 +147,49 @@ impl Variables<'_> {
 
 fn consistent(world: World, names: [&'static str; 4]) -> Result<World, EnvironmentError> {
     let [rank, size, local_rank, local_size] = names;
-    let not_less =
-        |name, value, bound_name, bound| EnvironmentError::NotLess { name, value, bound_name, bound };
-    if world.rank >= world.size {
-        return Err(not_less(rank, world.rank, size, world.size));
-    }
-    if world.local_size > world.size {
-        let (name, value, bound) = (local_size, world.local_size, world.size);
-        return Err(EnvironmentError::More { name, value, bound_name: size, bound });
-    }
-    if world.local_rank >= world.local_size {
-        return Err(not_less(local_rank, world.local_rank, local_size, world.local_size));
-    }
+    let check = |good: bool, name, value, relation, bound_name, bound| {
+        good.then_some(()).ok_or(EnvironmentError::Bound { name, value, relation, bound_name, bound })
+    };
+    let World { size: all, local_size: here, .. } = world;
+    check(world.rank < all, rank, world.rank, "less than", size, all)?;
+    check(here <= all, local_size, here, "at most", size, all)?;
+    check(world.local_rank < here, local_rank, world.local_rank, "less than", local_size, here)?;
     Ok(world)
 }
 
-fn torchrun(v: &Variables, rendezvous: Option<&str>) -> Result<Option<Given>, EnvironmentError> {
+/// The address of a rank that is alone: any free port.
+fn unused() -> Address {
+    Address::new("127.0.0.1", 0)
+}
+
+fn torchrun(v: &Variables, rendezvous: Option<&Address>) -> Result<Option<Given>, EnvironmentError> {
     let Some(world) = v.world(["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"])? else {
         return Ok(None);
     };
     let by = if v.get(LAUNCHED).is_some() { Launcher::Own } else { Launcher::Torchrun };
     let given = |address| Ok(Some(Given { world, address, by }));
+    // The own launcher has read the flag; its result is in the variables.
     if let Some(address) = rendezvous.filter(|_| by != Launcher::Own) {
-        return given(address.into());
+        return given(address.clone());
     }
     let missing = |missing| EnvironmentError::Missing { there: "RANK", missing };
     let (host, port) = match (v.get("MASTER_ADDR"), v.port()?) {
         (Some(host), Some(port)) => (host, port),
-        (None, None) if world.size == 1 => return given(join("127.0.0.1", 0)),
+        (None, None) if world.size == 1 => return given(unused()),
         (None, _) => return Err(missing("MASTER_ADDR")),
         (_, None) => return Err(missing("MASTER_PORT")),
     };
-    // Python spells it so.
+    // "True" is Python's spelling.
     let is_taken = by == Launcher::Torchrun && v.get(AGENT_STORE).is_some_and(|value| value == "True");
-    let port = match (is_taken, port) {
-        (false, port) => port,
-        (true, u16::MAX) => port - 1,
-        (true, port) => port + 1,
+    let port = match port {
+        port if !is_taken => port,
+        u16::MAX => u16::MAX - 1,
+        port => port + 1,
     };
-    given(join(&host, port))
+    given(Address::new(&host, port))
 }
 
-fn open_mpi(v: &Variables, rendezvous: Option<&str>) -> Result<Option<Given>, EnvironmentError> {
+fn open_mpi(v: &Variables, rendezvous: Option<&Address>) -> Result<Option<Given>, EnvironmentError> {
     let names = [
         "OMPI_COMM_WORLD_RANK",
         "OMPI_COMM_WORLD_SIZE",
@@ -205,95 +200,78 @@ fn open_mpi(v: &Variables, rendezvous: Option<&str>) -> Result<Option<Given>, En
     let by = Launcher::OpenMpi;
     let given = |address| Ok(Some(Given { world, address, by }));
     if let Some(address) = rendezvous {
-        return given(address.into());
+        return given(address.clone());
     }
-    let (host, port) = (v.get("MASTER_ADDR"), v.port()?);
+    let host = v.get("MASTER_ADDR");
+    let port = v.port()?;
     if world.size == 1 && host.is_none() && port.is_none() {
-        return given(join("127.0.0.1", 0));
+        return given(unused());
     }
-    let is_local = world.size == world.local_size;
-    let host = match host {
-        Some(host) => host,
-        None if is_local => "127.0.0.1".into(),
-        None => {
-            return Err(EnvironmentError::NoAddress { by, why: ", and its ranks are on several machines" });
-        }
-    };
-    // Equal in all ranks of a job and in no other job: the first since version 5, and in most of version 4.
-    let job = ["PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid", "OMPI_MCA_orte_ess_jobid"];
-    let job = || job.into_iter().find_map(|name| v.get(name));
-    match port.or_else(|| job().map(|job| port_of(&job))) {
-        Some(port) => given(join(&host, port)),
-        None => Err(EnvironmentError::NoAddress { by, why: ", and names no job" }),
-    }
+    let local = (world.size == world.local_size).then(|| "127.0.0.1".into());
+    let no_address = |why| EnvironmentError::NoAddress { by, why };
+    let host = host.or(local).ok_or(no_address(", and its ranks are on several machines"))?;
+    // The job's name: the first variable since version 5 and in most of version 4.
+    let job = v.first(&["PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid", "OMPI_MCA_orte_ess_jobid"]);
+    let port = port.or_else(|| job.map(|(_, job)| port_of(&job)));
+    given(Address::new(&host, port.ok_or(no_address(", and names no job"))?))
 }
 
-fn slurm(v: &Variables, rendezvous: Option<&str>) -> Result<Option<Given>, EnvironmentError> {
-    // A batch script and a shell in an allocation have the allocation's number of tasks too, but no step, or one of
-    // a single task. Only srun starts ranks.
-    let (Some(job), Some(step)) =
-        (v.get("SLURM_JOB_ID").or_else(|| v.get("SLURM_JOBID")), v.get("SLURM_STEP_ID"))
-    else {
-        return Ok(None);
-    };
-    let size_name = match v.get("SLURM_STEP_NUM_TASKS") {
-        Some(_) => "SLURM_STEP_NUM_TASKS",
-        None => "SLURM_NTASKS",
-    };
+fn slurm(v: &Variables, rendezvous: Option<&Address>) -> Result<Option<Given>, EnvironmentError> {
+    // Only srun starts ranks. A batch script and a shell in an allocation see the allocation's number of tasks too, but
+    // they have no step, or one with a single task.
+    let Some((_, job)) = v.first(&["SLURM_JOB_ID", "SLURM_JOBID"]) else { return Ok(None) };
+    let Some(step) = v.get("SLURM_STEP_ID") else { return Ok(None) };
+    let sizes = ["SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"];
+    let size_name = v.first(&sizes).map_or(sizes[1], |(name, _)| name);
     let size = v.number(size_name, 1, MOST)?.unwrap_or(1);
     if size == 1 {
         return Ok(None);
     }
-    let there = size_name;
-    let number =
-        |name| v.number(name, 0, MOST - 1)?.ok_or(EnvironmentError::Missing { there, missing: name });
-    let (rank, local_rank) = (number("SLURM_PROCID")?, number("SLURM_LOCALID")?);
+    let rank = v.required("SLURM_PROCID", size_name)?;
+    let local_rank = v.required("SLURM_LOCALID", size_name)?;
     let (tasks_name, local_size) = local_tasks(v, size)?;
     let world = World { rank, size, local_rank, local_size };
     let world = consistent(world, ["SLURM_PROCID", size_name, "SLURM_LOCALID", tasks_name])?;
     let by = Launcher::Slurm;
     let given = |address| Ok(Some(Given { world, address, by }));
     if let Some(address) = rendezvous {
-        return given(address.into());
+        return given(address.clone());
     }
     let host = match v.get("MASTER_ADDR") {
         Some(host) => host,
         None if local_size == size => "127.0.0.1".into(),
         None => {
-            let names = ["SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST", "SLURM_NODELIST"];
-            let list = names.into_iter().find_map(|name| Some((name, v.get(name)?)));
+            let list = v.first(&["SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST", "SLURM_NODELIST"]);
             let (name, value) = list.ok_or(EnvironmentError::NoAddress { by, why: "" })?;
-            let problem = "is no list of hosts, such as node[01-04,07],other";
+            let problem = "is not a list of hosts, such as node[01-04,07],other";
             first_host(&value).ok_or(EnvironmentError::Unclear { name, value, problem })?
         }
     };
     let port = v.port()?.unwrap_or_else(|| port_of(&format!("{job}.{step}")));
-    given(join(&host, port))
+    given(Address::new(&host, port))
 }
 
-/// This machine's tasks, and the variable that says so: "4(x2),3" has 4 on each of two machines and 3 on the third.
+/// The number of tasks on this machine, and the variable that says it: "4(x2),3" means 4 on each of two machines and 3
+/// on the third.
 fn local_tasks(v: &Variables, size: usize) -> Result<(&'static str, usize), EnvironmentError> {
     let names = ["SLURM_STEP_TASKS_PER_NODE", "SLURM_TASKS_PER_NODE", "SLURM_NTASKS_PER_NODE"];
-    let Some((name, value)) = names.into_iter().find_map(|name| Some((name, v.get(name)?))) else {
+    let Some((name, value)) = v.first(&names) else {
         return Err(EnvironmentError::Missing { there: "SLURM_STEP_ID", missing: names[0] });
     };
-    let problem = "is no list of tasks per node, such as 4(x2),3";
+    let number = |text: &str| text.parse::<usize>().ok().filter(|n| (1..=MOST).contains(n));
+    let run = |part: &str| {
+        let part = part.trim();
+        let (tasks, times) = part.split_once("(x").unwrap_or((part, "1)"));
+        Some((number(tasks)?, number(times.strip_suffix(')')?)?))
+    };
     let unclear = |problem| EnvironmentError::Unclear { name, value: value.clone(), problem };
-    let mut runs = Vec::new();
-    for part in value.split(',') {
-        let (tasks, times) = match part.trim().split_once("(x") {
-            Some((tasks, times)) => (tasks, times.strip_suffix(')').ok_or(unclear(problem))?),
-            None => (part.trim(), "1"),
-        };
-        let number = |text: &str| text.parse::<usize>().ok().filter(|n| (1..=MOST).contains(n));
-        runs.push((number(tasks).ok_or(unclear(problem))?, number(times).ok_or(unclear(problem))?));
-    }
+    let runs: Option<Vec<(usize, usize)>> = value.split(',').map(run).collect();
+    let runs = runs.ok_or_else(|| unclear("is not a list of tasks per node, such as 4(x2),3"))?;
     if let [(tasks, _)] = runs[..] {
-        // The same everywhere. What was asked for each machine may be more than the step has.
+        // The same number on all machines. It may be the requested one, which can be more than the step has.
         return Ok((name, tasks.min(size)));
     }
-    let node = v.number("SLURM_NODEID", 0, MOST - 1)?;
-    let mut node = node.ok_or(EnvironmentError::Missing { there: name, missing: "SLURM_NODEID" })?;
+    let mut node = v.required("SLURM_NODEID", name)?;
     for (tasks, times) in runs {
         if node < times {
             return Ok((name, tasks));
@@ -303,7 +281,7 @@ fn local_tasks(v: &Variables, size: usize) -> Result<(&'static str, usize), Envi
     Err(unclear("has fewer nodes than SLURM_NODEID says"))
 }
 
-/// The first of Slurm's list of hosts: `node01` of `node[01-04,07],other`.
+/// The first host in Slurm's list of hosts: `node01` for `node[01-04,07],other`.
 fn first_host(list: &str) -> Option<String> {
     let mut host = String::new();
     let mut rest = list.trim();
@@ -327,7 +305,7 @@ fn first_host(list: &str) -> Option<String> {
     Some(host).filter(|host| !host.is_empty() && !host.contains(char::is_whitespace))
 }
 
-/// A port for a job: below those that systems hand out by themselves, and the same wherever it is computed.
+/// The port of a job, the same on all machines. It lies below the ports that systems assign by themselves.
 fn port_of(job: &str) -> u16 {
     // FNV-1a.
     let hash = job

@@ -1,4 +1,4 @@
-//! Tables of variables as the launchers set them, and as they must not be.
+//! Variables as the launchers set them, and variables that must be refused.
 
 use std::collections::HashMap;
 
@@ -10,14 +10,19 @@ fn lookup<'a>(pairs: &[(&'a str, &'a str)]) -> impl Fn(&str) -> Option<String> +
 }
 
 fn given(pairs: &[(&str, &str)]) -> Given {
-    find(lookup(pairs), None).unwrap().expect("a launcher shows itself")
+    find(lookup(pairs), None).unwrap().expect("a launcher is found")
 }
 
 fn world(rank: usize, size: usize, local_rank: usize, local_size: usize) -> World {
     World { rank, size, local_rank, local_size }
 }
 
-/// `base` with some values replaced; an empty one counts as not set.
+/// The address that is taken when the user gives this one.
+fn asked(pairs: &[(&str, &str)], rendezvous: &str) -> Address {
+    find(lookup(pairs), Some(&rendezvous.parse().unwrap())).unwrap().expect("a launcher is found").address
+}
+
+/// `base` with some values replaced; an empty value counts as not set.
 fn with<'a>(base: &[(&'a str, &'a str)], changes: &[(&'a str, &'a str)]) -> Vec<(&'a str, &'a str)> {
     let kept = base.iter().filter(|(name, _)| changes.iter().all(|(changed, _)| changed != name));
     kept.chain(changes).copied().collect()
@@ -63,43 +68,41 @@ const SLURM: [(&str, &str); 9] = [
 ];
 
 #[test]
-fn without_a_launcher_nothing_is_given() {
+fn environment_without_a_launcher_gives_nothing() {
     assert_eq!(find(|_| None, None), Ok(None));
-    assert_eq!(
-        find(lookup(&[("LOCAL_RANK", "3"), ("MASTER_ADDR", "x"), ("RANK", "")]), Some("a:1")),
-        Ok(None)
-    );
+    let variables = [("LOCAL_RANK", "3"), ("MASTER_ADDR", "x"), ("RANK", "")];
+    assert_eq!(find(lookup(&variables), Some(&Address::new("a", 1))), Ok(None));
 }
 
 #[test]
 fn torchrun_gives_ranks_and_an_address() {
-    let expected = Given { world: world(5, 8, 1, 4), address: "node-a:29500".into(), by: Launcher::Torchrun };
-    assert_eq!(given(&TORCHRUN), expected);
+    let address = Address::new("node-a", 29500);
+    assert_eq!(given(&TORCHRUN), Given { world: world(5, 8, 1, 4), address, by: Launcher::Torchrun });
     for (changes, address) in [
         (vec![(AGENT_STORE, "False")], "node-a:29500"),
         (vec![(AGENT_STORE, "True")], "node-a:29501"),
         (vec![(AGENT_STORE, "True"), ("MASTER_PORT", "65535")], "node-a:65534"),
         (vec![("MASTER_ADDR", "fe80::1")], "[fe80::1]:29500"),
+        (vec![("MASTER_ADDR", "[fe80::1]")], "[fe80::1]:29500"),
     ] {
-        assert_eq!(given(&with(&TORCHRUN, &changes)).address, address, "{changes:?}");
+        assert_eq!(given(&with(&TORCHRUN, &changes)).address.to_string(), address, "{changes:?}");
     }
-    let asked = find(lookup(&with(&TORCHRUN, &[("MASTER_ADDR", ""), ("MASTER_PORT", "")])), Some("b:7"));
-    assert_eq!(asked.unwrap().unwrap().address, "b:7");
+    let variables = with(&TORCHRUN, &[("MASTER_ADDR", ""), ("MASTER_PORT", "")]);
+    assert_eq!(asked(&variables, "b:7"), Address::new("b", 7));
     let alone = given(&[("RANK", "0"), ("WORLD_SIZE", "1")]);
-    assert_eq!((alone.world, alone.address.as_str()), (World::ALONE, "127.0.0.1:0"));
+    assert_eq!((alone.world, alone.address), (World::ALONE, Address::new("127.0.0.1", 0)));
 }
 
 #[test]
-fn ranks_of_this_program_use_the_port_that_they_are_told() {
+fn own_launcher_s_port_is_used_as_it_is() {
     let own = given(&with(&TORCHRUN, &[(LAUNCHED, "1"), (AGENT_STORE, "True")]));
-    assert_eq!((own.by, own.address.as_str()), (Launcher::Own, "node-a:29500"));
-    // The flag was the launcher's; what it made of it is in the variables.
-    let own = find(lookup(&with(&TORCHRUN, &[(LAUNCHED, "1")])), Some("b:7")).unwrap().unwrap();
-    assert_eq!(own.address, "node-a:29500");
+    assert_eq!((own.by, own.address), (Launcher::Own, Address::new("node-a", 29500)));
+    // The launcher has read the flag; its result is in the variables.
+    assert_eq!(asked(&with(&TORCHRUN, &[(LAUNCHED, "1")]), "b:7"), Address::new("node-a", 29500));
 }
 
 #[test]
-fn variables_of_torchrun_that_make_no_sense_are_named() {
+fn torchrun_s_wrong_variables_are_named() {
     for (changes, parts) in [
         (("WORLD_SIZE", ""), ["RANK is set but WORLD_SIZE is not", "unset RANK"]),
         (("RANK", ""), ["WORLD_SIZE is set but RANK is not", "unset WORLD_SIZE"]),
@@ -123,27 +126,27 @@ fn variables_of_torchrun_that_make_no_sense_are_named() {
 }
 
 #[test]
-fn open_mpi_on_one_machine_meets_at_a_port_of_the_job() {
+fn open_mpi_on_one_machine_uses_a_port_of_the_job() {
     let first = given(&OPEN_MPI);
     assert_eq!((first.world, first.by), (world(3, 4, 3, 4), Launcher::OpenMpi));
-    let (host, port) = split(&first.address).unwrap();
-    assert!(host == "127.0.0.1" && (12_288..28_672).contains(&port), "{}", first.address);
+    let Address { host, port } = &first.address;
+    assert!(host == "127.0.0.1" && (12_288..28_672).contains(port), "{}", first.address);
     assert_eq!(given(&with(&OPEN_MPI, &[("OMPI_COMM_WORLD_RANK", "0")])).address, first.address);
     let other = given(&with(&OPEN_MPI, &[("PMIX_NAMESPACE", "prterun-node-a-4712@1")]));
     assert_ne!(other.address, first.address);
     let older = given(&with(&OPEN_MPI, &[("PMIX_NAMESPACE", ""), ("OMPI_MCA_orte_ess_jobid", "3236233217")]));
-    assert_eq!(split(&older.address).unwrap().0, "127.0.0.1");
+    assert_eq!(older.address.host, "127.0.0.1");
 }
 
 #[test]
-fn open_mpi_on_several_machines_wants_an_address() {
+fn open_mpi_on_several_machines_needs_an_address() {
     let several =
         with(&OPEN_MPI, &[("OMPI_COMM_WORLD_LOCAL_SIZE", "2"), ("OMPI_COMM_WORLD_LOCAL_RANK", "1")]);
     refused(&several, &["Open MPI", "several machines", "--rendezvous HOST:PORT", "MASTER_ADDR"]);
     refused(&with(&OPEN_MPI, &[("PMIX_NAMESPACE", "")]), &["names no job", "--rendezvous"]);
-    assert_eq!(find(lookup(&several), Some("a:5")).unwrap().unwrap().address, "a:5");
-    let told = given(&with(&several, &[("MASTER_ADDR", "n"), ("MASTER_PORT", "6")]));
-    assert_eq!(told.address, "n:6");
+    assert_eq!(asked(&several, "a:5"), Address::new("a", 5));
+    let several_at = given(&with(&several, &[("MASTER_ADDR", "n"), ("MASTER_PORT", "6")]));
+    assert_eq!(several_at.address, Address::new("n", 6));
     refused(&with(&OPEN_MPI, &[("OMPI_COMM_WORLD_SIZE", "")]), &["OMPI_COMM_WORLD_SIZE is not"]);
     refused(&with(&OPEN_MPI, &[("OMPI_COMM_WORLD_LOCAL_RANK", "")]), &["OMPI_COMM_WORLD_LOCAL_RANK is not"]);
     refused(&with(&OPEN_MPI, &[("OMPI_COMM_WORLD_RANK", "4")]), &["OMPI_COMM_WORLD_RANK=4", "less than"]);
@@ -153,25 +156,25 @@ fn open_mpi_on_several_machines_wants_an_address() {
 fn slurm_gives_the_first_machine_and_a_port_of_the_step() {
     let step = given(&SLURM);
     assert_eq!((step.world, step.by), (world(9, 11, 1, 3), Launcher::Slurm));
-    let (host, port) = split(&step.address).unwrap();
-    assert!(host == "gnode08" && (12_288..28_672).contains(&port), "{}", step.address);
-    let port_with = |change| split(&given(&with(&SLURM, &[change])).address).unwrap().1;
+    let Address { host, port } = step.address;
+    assert!(host == "gnode08" && (12_288..28_672).contains(&port), "{host}:{port}");
+    let port_with = |change| given(&with(&SLURM, &[change])).address.port;
     assert_eq!(port_with(("SLURM_PROCID", "8")), port);
     assert_ne!(port_with(("SLURM_STEP_ID", "1")), port);
     assert_ne!(port_with(("SLURM_JOB_ID", "200506")), port);
     assert_eq!(port_with(("MASTER_PORT", "777")), 777);
-    assert_eq!(split(&given(&with(&SLURM, &[("MASTER_ADDR", "h")])).address), Some(("h", port)));
-    assert_eq!(find(lookup(&SLURM), Some("a:5")).unwrap().unwrap().address, "a:5");
+    assert_eq!(given(&with(&SLURM, &[("MASTER_ADDR", "h")])).address, Address::new("h", port));
+    assert_eq!(asked(&SLURM, "a:5"), Address::new("a", 5));
     let on_one = with(
         &SLURM,
         &[("SLURM_STEP_TASKS_PER_NODE", ""), ("SLURM_NTASKS_PER_NODE", "11"), ("SLURM_NODEID", "0")],
     );
-    assert_eq!(given(&on_one).address, format!("127.0.0.1:{port}"));
+    assert_eq!(given(&on_one).address, Address::new("127.0.0.1", port));
     assert_eq!(given(&on_one).world.local_size, 11);
 }
 
 #[test]
-fn a_shell_or_a_batch_script_of_slurm_is_no_rank() {
+fn slurm_s_shell_and_batch_script_are_not_ranks() {
     for changes in [
         vec![("SLURM_STEP_ID", "")],
         vec![("SLURM_STEP_NUM_TASKS", "1")],
@@ -183,7 +186,7 @@ fn a_shell_or_a_batch_script_of_slurm_is_no_rank() {
 }
 
 #[test]
-fn variables_of_slurm_that_make_no_sense_are_named() {
+fn slurm_s_wrong_variables_are_named() {
     for (changes, parts) in [
         (("SLURM_PROCID", ""), ["SLURM_PROCID is not", "set SLURM_PROCID"]),
         (("SLURM_LOCALID", ""), ["SLURM_LOCALID is not", "set SLURM_LOCALID"]),
@@ -202,14 +205,14 @@ fn variables_of_slurm_that_make_no_sense_are_named() {
 }
 
 #[test]
-fn torchrun_goes_before_open_mpi_and_that_before_slurm() {
+fn torchrun_precedes_open_mpi_which_precedes_slurm() {
     let all: Vec<_> = TORCHRUN.iter().chain(&OPEN_MPI).chain(&SLURM).copied().collect();
     assert_eq!(given(&all).by, Launcher::Torchrun);
     assert_eq!(given(&all[TORCHRUN.len()..]).by, Launcher::OpenMpi);
 }
 
 #[test]
-fn the_first_host_of_a_list_is_found() {
+fn first_host_of_a_list_is_found() {
     for (list, host) in [
         ("node7", Some("node7")),
         ("node[01-04,07],other", Some("node01")),
@@ -225,15 +228,5 @@ fn the_first_host_of_a_list_is_found() {
         ("a[[1]]", None),
     ] {
         assert_eq!(first_host(list).as_deref(), host, "{list}");
-    }
-}
-
-#[test]
-fn addresses_are_split_and_joined() {
-    for (host, port) in [("a", 1), ("10.0.0.1", 65_535), ("fe80::1", 80)] {
-        assert_eq!(split(&join(host, port)), Some((host, port)));
-    }
-    for bad in ["", "a", "a:", ":1", "a:0", "a:65536", "a:b", "fe80::1", "[]:1", "a b:1", "http://a:1"] {
-        assert_eq!(split(bad), None, "{bad}");
     }
 }

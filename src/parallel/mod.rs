@@ -1,41 +1,48 @@
 //! Ranks: the processes that train one network together.
 //!
-//! Every rank computes the gradients of its own share of a step's images, the gradients are summed over the ranks,
-//! and every rank moves its own copy of the weights the same way. Two paths join them. The *control* path, [`Group`],
-//! is a small TCP service on rank 0: it finds out whether all are there and want the same, carries counts, stop
-//! requests and the first error, and notices who has gone or stands still. The *data* path carries gradients: NCCL
-//! between GPUs, a [`Chain`] of TCP connections in rank order between CPUs.
+//! Every rank computes the gradients of its own share of a step's images. The gradients are summed over the ranks, and
+//! every rank updates its own copy of the weights in the same way. Two paths connect the ranks:
 //!
-//! This floor knows no device and no network: it moves bytes and sums numbers.
+//! - The *control* path, [`Group`], is a small TCP service in the process of rank 0. It checks that all ranks are there
+//!   and run the same training, carries counts, stop requests and the first error, and detects ranks that died or hang.
+//! - The *data* path carries the gradients: NCCL between GPUs, a [`Chain`] of TCP connections in rank order between
+//!   CPUs.
+//!
+//! This module moves bytes and sums numbers. It knows no device and no network, and imports nothing of the other
+//! modules of this crate.
 
-pub mod affinity;
-pub mod chain;
-pub mod environment;
+mod address;
+pub(crate) mod chain;
+pub(crate) mod environment;
 pub mod launch;
 pub mod nccl;
 mod rendezvous;
 
-pub use chain::Chain;
+pub use address::{Address, AddressError};
+pub(crate) use chain::Chain;
 use launch::Launch;
-pub use rendezvous::{Cause, Group, GroupError, Identity, LIMIT, Membership, Stopped};
+pub use rendezvous::{
+    Cause, Group, GroupError, Identity, InheritedListener, LIMIT, Membership, Stopped, print_error,
+};
 
-/// A rank's place.
+/// The place of a rank among all ranks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct World {
-    /// From 0.
+    /// Counts from 0.
     pub rank: usize,
-    /// Ranks in all.
+    /// The number of all ranks.
     pub size: usize,
-    /// This rank's number among those of its machine, from 0, and how many those are.
+    /// This rank's number among the ranks of its machine, from 0.
     pub local_rank: usize,
+    /// The number of ranks on its machine.
     pub local_size: usize,
 }
 
 impl World {
-    /// A process by itself.
+    /// The place of a process that trains without others.
     pub const ALONE: World = World { rank: 0, size: 1, local_rank: 0, local_size: 1 };
 
-    /// Whether this is rank 0, which writes and tells.
+    /// Whether this is rank 0, which writes files and reports.
     pub fn leads(&self) -> bool {
         self.rank == 0
     }
@@ -50,17 +57,17 @@ impl Default for World {
 /// Which ranks train.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub enum Ranks {
-    /// This process by itself.
+    /// Only this process.
     #[default]
     One,
-    /// Those that this process starts. It trains nothing itself.
+    /// The processes that this process starts. It does not train itself.
     Launch(Launch),
-    /// This process is one of several.
+    /// This process is one of several ranks.
     Given(Membership),
 }
 
 impl Ranks {
-    /// This rank's place; that of the first rank to be started where they are still to be.
+    /// The place of this rank, or of the first rank that this process starts.
     pub fn world(&self) -> World {
         match self {
             Ranks::One => World::ALONE,
@@ -69,7 +76,7 @@ impl Ranks {
         }
     }
 
-    /// How this process joins the others, where it is one of several.
+    /// How this process joins the others if it is one of several.
     pub fn membership(&self) -> Option<&Membership> {
         match self {
             Ranks::Given(membership) => Some(membership),

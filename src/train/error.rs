@@ -1,18 +1,19 @@
-//! What ends a run early. One line each, with the remedy.
+//! Errors that end a run. Each message is one line and says what to do.
 
 use std::path::PathBuf;
 
+use indicatif::HumanBytes;
+
 use super::checkpoint::{CheckpointError, DirectoryError};
 use super::device::DeviceError;
-use super::evaluate::EvaluateError;
-use super::log::LogError;
-use super::memory::{MemoryError, bytes};
+use super::memory::MemoryError;
 use super::recipe::RecipeError;
 use super::recipe_file::RecipeFileError;
-use super::schedule::NoSteps;
+use super::report::log::LogError;
+use super::trainer::schedule::NoSteps;
 use crate::data::DataError;
 use crate::model::ModelError;
-use crate::model::weights::WeightsError;
+use crate::model::formats::WeightsError;
 use crate::ops::OpsError;
 use crate::parallel::{GroupError, Stopped};
 
@@ -41,8 +42,6 @@ pub enum TrainError {
     #[error(transparent)]
     RecipeFile(#[from] RecipeFileError),
     #[error(transparent)]
-    Evaluate(#[from] EvaluateError),
-    #[error(transparent)]
     Log(#[from] LogError),
     #[error(
         "cannot resume {}: {}; give the checkpoint's values, or leave these flags out",
@@ -63,14 +62,16 @@ pub enum TrainError {
         checkpoint.display()
     )]
     NotFinite { step: u64, what: String, tensor: String, saved: u64, checkpoint: PathBuf },
-    #[error("--batch-size {batch} needs {} of memory, {} are available; take a smaller one", bytes(*need),
-        bytes(*have))]
+    #[error("--batch-size {batch} needs {} of memory, {} are available; take a smaller one", HumanBytes(*need),
+        HumanBytes(*have))]
     EvaluationMemory { batch: usize, need: u64, have: u64 },
     #[error("step {step}: the data ended early")]
     DataEnded { step: u64 },
+    #[error("the evaluation saw {seen} images, but the split has {expected}")]
+    Count { seen: u64, expected: u64 },
     #[error(transparent)]
     Group(#[from] GroupError),
-    /// The first error of all ranks; `told` where it is another rank's to say.
+    /// The first error of all ranks. `told` means that the rank itself prints it.
     #[error("{stopped}{}", stopped.remedy())]
     Rank { stopped: Stopped, told: bool },
 }

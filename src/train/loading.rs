@@ -1,20 +1,20 @@
-//! How a run loads its images: those of a step shuffled and augmented, those of an evaluation as they are, in order.
+//! How a run loads its images: shuffled and augmented for steps, unchanged and in order for evaluations.
 
 use super::error::TrainError;
 use super::memory::LOADER_AHEAD;
 use super::recipe::Recipe;
 use crate::data::loader::evaluation_steps;
-use crate::data::{Form, Loader, LoaderConfig, Share, Source, Split};
+use crate::data::{Form, Loader, LoaderConfig, Policy, Share, Source, Split};
 
-/// What both have in common: which images, as what, and who makes them.
+/// What both kinds of loading share: the images, their form, the threads that prepare them.
 pub struct Loading<'a> {
     pub source: &'a Source,
     pub recipe: &'a Recipe,
     pub form: Form,
-    /// This process's part of every batch, or of an evaluation's batches.
+    /// This process's share of every batch, and of the batches of an evaluation.
     pub share: Share,
     pub threads: usize,
-    /// Near the device; empty is all.
+    /// The processors near the device; empty means all.
     pub processors: &'a [usize],
 }
 
@@ -22,14 +22,15 @@ impl Loading<'_> {
     /// The batches of the steps from `first_step` to before `end`.
     ///
     /// # Errors
-    /// Where threads are not there.
+    /// If threads cannot be started.
     pub fn training(&self, first_step: u64, end: u64) -> Result<Loader, TrainError> {
         let steps = end - first_step;
         let batch = self.recipe.batch_size / self.share.parts;
-        self.start(LoaderConfig { train: true, first_step, ..self.config(Split::Train, batch, steps) })
+        let augment = Some(Policy::default());
+        self.start(LoaderConfig { augment, first_step, ..self.config(Split::Train, batch, steps) })
     }
 
-    /// A split in the batches that an evaluation of this recipe takes: its micro-batches.
+    /// A split in the batches of an evaluation of this recipe: its micro-batches.
     ///
     /// # Errors
     /// As [`Loading::training`].
@@ -47,7 +48,7 @@ impl Loading<'_> {
             resolution: self.recipe.resolution,
             crop: self.recipe.crop,
             form: self.form,
-            train: false,
+            augment: None,
             seed: self.recipe.seed,
             first_step: 0,
             steps,

@@ -1,38 +1,39 @@
-//! Training and evaluation: what turns a network and a dataset into a checkpoint.
+//! Training and evaluation: from a network and a dataset to a checkpoint.
 //!
-//! A run is fixed by its [`Recipe`] and the data; everything else ([`RunOptions`]) may differ from run to run
-//! and from resume to resume without a byte of the checkpoint changing.
+//! A [`Recipe`] and the data determine the result of a run. All other [`RunOptions`] may differ between runs, and
+//! between a run and its resumption, without a change of one byte of the checkpoint.
 //!
-//! [`train`] is the loop ([`run`]) around an [`engine`]; what comes before the first step is in `session`, what
-//! follows a step in `after_step`, what is told on the way in [`events`], what stays in [`checkpoint`], [`log`] and
-//! [`recipe_file`].
+//! | module | |
+//! |---|---|
+//! | [`recipe`], [`options`], [`recipe_file`] | what to train, how, and both as a file |
+//! | `trainer` | the loop: [`run`], [`engine`], [`schedule`] |
+//! | `evaluation` | accuracy and loss: [`evaluate`], [`evaluator`] |
+//! | [`checkpoint`] | the state of a run as a file, and the run directory |
+//! | [`report`] | what a run reports: [`events`] and their writers |
+//! | [`device`], [`memory`] | the hardware, and what fits into its memory |
+//! | [`team`] | the ranks of a run |
 
-mod after_step;
 pub mod checkpoint;
-pub mod curves;
 pub mod device;
-pub mod engine;
 pub mod error;
-pub mod evaluate;
-pub mod evaluator;
-pub mod events;
+mod evaluation;
 pub mod loading;
-pub mod log;
 pub mod memory;
-pub mod not_finite;
-pub mod profile;
+pub mod options;
 pub mod program;
 pub mod recipe;
 pub mod recipe_file;
 pub mod report;
-pub mod run;
-pub mod schedule;
-mod session;
 pub mod team;
+mod trainer;
 
 pub use error::TrainError;
-pub use events::{EvaluationRecord, Header, Outcome, Reporter, StepRecord};
+pub use evaluation::{evaluate, evaluator};
 pub use memory::{MemoryPlan, memory_plan};
-pub use recipe::{DataChoice, DeviceChoice, Optimizer, Recipe, RecipeError, RunOptions};
-pub use run::train;
-pub use session::{check, saved_recipe};
+pub use options::{DataChoice, DeviceChoice, RunOptions};
+pub use recipe::{Optimizer, Recipe, RecipeError};
+pub use report::events::{EvaluationRecord, Header, Outcome, Reporter, StepRecord};
+pub use report::{curves, events, log, profile};
+pub use trainer::run::train;
+pub use trainer::session::{check, saved_recipe};
+pub use trainer::{engine, not_finite, run, schedule};

@@ -1,9 +1,9 @@
-//! Commands to try next, as they work where the reader stands.
+//! Commands for the user to try next, in a form that works in the user's current directory.
 
 use std::path::Path;
 
-/// How to start one of the three programs the way the running one was started: by name where it was found by
-/// name, through cargo where cargo runs it, else by the path beside it.
+/// A command that starts one of the three programs in the way the running program was started: by name if the shell
+/// found it by name, through cargo if cargo runs it, otherwise by its path beside the running program.
 pub fn command(name: &str) -> String {
     let started = std::env::args_os().next().unwrap_or_default();
     command_beside(Path::new(&started), std::env::var_os("CARGO_MANIFEST_DIR").is_some(), name)
@@ -22,7 +22,7 @@ fn command_beside(started: &Path, cargo: bool, name: &str) -> String {
     if beside.exists() { quoted(&beside) } else { name.into() }
 }
 
-/// A path as a shell takes it.
+/// A path, quoted for a shell.
 pub fn quoted(path: &Path) -> String {
     let text = path.display().to_string();
     let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+=:,@%".contains(c);
@@ -38,7 +38,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn programs_are_named_as_they_were_started() {
+    fn command_follows_how_the_program_was_started() {
         let named = |started: &str, cargo| command_beside(Path::new(started), cargo, "effnet-eval");
         assert_eq!(named("effnet-train", true), "effnet-eval");
         assert_eq!(named("target/release/effnet-train", true), "cargo run --release --bin effnet-eval --");
@@ -51,7 +51,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_are_quoted_where_a_shell_would_split_them() {
+    fn quoted_protects_paths_that_a_shell_would_split() {
         assert_eq!(quoted(Path::new("runs/b0")), "runs/b0");
         assert_eq!(quoted(Path::new("my runs/it's")), r"'my runs/it'\''s'");
     }

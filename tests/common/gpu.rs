@@ -9,7 +9,7 @@ use std::sync::{Mutex, OnceLock};
 
 use effnet::ops::cuda::driver::Driver;
 use effnet::ops::cuda::{Address, CudaOps, Gpu, Precision};
-use effnet::ops::{Plan, Result};
+use effnet::ops::{Plan, Result, StateSize};
 use effnet_kernel_host::{BUILD, Build, Count, Options};
 
 use super::host_gpu::HostGpu;
@@ -119,7 +119,7 @@ pub fn engine<G: TestGpu>(
     plans: &[&Plan],
     precision: Precision,
 ) -> Result<CudaOps<G>> {
-    let mut ops = CudaOps::new(G::open(way), trainable, total, plans, precision)?;
+    let mut ops = CudaOps::new(G::open(way), StateSize::new(trainable, total), plans, precision)?;
     let cx = ops.context();
     if cx.workspace_bytes > 0 {
         cx.gpu.fill(cx.workspace, 0xff, cx.workspace_bytes)?;

@@ -9,5 +9,6 @@ pub mod formula;
 pub mod golden;
 pub mod gpu;
 pub mod host_gpu;
+pub mod rank_support;
 pub mod ranks;
 pub mod reference;

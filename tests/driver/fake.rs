@@ -1,4 +1,4 @@
-//! The driver without a GPU, loaded into this process, and what is launched on it.
+//! The stand-in for the driver, loaded into this process, and its kernels.
 #![allow(dead_code)] // each test program uses a part
 
 use std::ffi::{CString, c_int, c_void};
@@ -16,16 +16,16 @@ use super::stand_in;
 /// A function of a library.
 ///
 /// # Safety
-/// It has this type.
+/// The function must have this type.
 pub unsafe fn function<F: Copy>(library: *mut c_void, name: &str) -> F {
-    // SAFETY: the library is loaded; the name ends.
+    // SAFETY: the library is loaded, and the name ends with a zero.
     let symbol = unsafe { libc::dlsym(library, CString::new(name).unwrap().as_ptr()) };
     assert!(!symbol.is_null() && size_of::<F>() == size_of_val(&symbol), "{name}");
-    // SAFETY: a function pointer, as the caller promises.
+    // SAFETY: a function pointer of this type, as the caller guarantees.
     unsafe { std::mem::transmute_copy(&symbol) }
 }
 
-/// The stand-in, loaded under the name that the crate looks for. One test at a time.
+/// The functions of the stand-in for tests. It is loaded under the name that the crate looks for. One test at a time.
 pub struct Fake {
     pub machine: extern "C" fn(c_int, c_int, c_int, c_int, c_int, usize),
     pub eager_transfers: extern "C" fn(c_int),
@@ -40,7 +40,7 @@ impl Fake {
         let folder = tempfile::tempdir().unwrap();
         let library = stand_in::build(folder.path());
         let path = CString::new(library.to_str().unwrap()).unwrap();
-        // SAFETY: the library has no initialisers of consequence, stays loaded, and defines these functions.
+        // SAFETY: the library's initialiser only reads a variable. It stays loaded and defines these functions.
         unsafe {
             let handle = libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL);
             assert!(!handle.is_null());
@@ -53,7 +53,7 @@ impl Fake {
         }
     }
 
-    /// A machine with one card.
+    /// A machine with one GPU.
     pub fn card(version: i32, capability: (i32, i32)) -> MutexGuard<'static, Fake> {
         let fake = FAKE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         (fake.machine)(version, 1, capability.0, capability.1, 0, 1 << 20);
@@ -62,7 +62,7 @@ impl Fake {
     }
 }
 
-/// What every kernel of the stand-in takes: it adds `value` to `count` floats.
+/// The arguments of every kernel of the stand-in, which adds `value` to `count` floats.
 #[repr(C)]
 struct Add {
     to: Address,
@@ -95,7 +95,7 @@ pub fn launch(kernel: &str) -> Launch<'_> {
 
 pub fn add(gpu: &mut Driver, launch: &Launch, to: Address, value: f32) -> effnet::ops::Result {
     let arguments = Add { to, count: 4, value };
-    // SAFETY: the arguments are what `FIELDS` says, and four floats lie there.
+    // SAFETY: `FIELDS` describes the arguments, and `to` is the address of four floats.
     unsafe { gpu.launch(launch, (&raw const arguments).cast()) }
 }
 

@@ -1,12 +1,12 @@
-// A driver without a GPU, for tests: the functions of libcuda that the crate calls, on the host's memory.
+// A stand-in for the driver without a GPU: the functions of libcuda that the crate calls, on the host's memory.
 //
-// Streams are queues. What is enqueued runs as late as possible, when somebody waits for it, so a transfer that
-// nobody waits for does not happen; "eager" streams run as soon as the events that they wait for allow, so a transfer
-// that should have waited happens too early. The same holds for the streams of a graph, of which it has as many as were
-// captured. A module's image is text, a line a kernel: name, threads, bytes of
-// arguments, bytes of static shared memory. Every kernel adds a number to floats. A capture forbids what the
-// real one forbids. The test sets the machine up and counts what is left; a program that it starts is told of its machine
-// by FAKE_MACHINE: the driver's version, devices, the card's capability, whether this is a stub, bytes of memory.
+// Streams are queues. Work runs as late as possible, when the host waits for it, so a transfer that is never waited for
+// does not happen. "Eager" streams run as soon as the events that they wait for allow, so a transfer that should have
+// waited happens too early. The same holds for the streams of a graph, which has as many as were captured. A module's
+// image is text, one line per kernel: name, threads, bytes of arguments, bytes of static shared memory. Every kernel adds
+// a number to floats. A capture forbids what a real one forbids. The test configures the machine and counts the objects
+// that are left. A program that the test starts gets its machine from FAKE_MACHINE: the driver's version, the number of
+// devices, the GPU's capability, whether this is a stub, bytes of memory.
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
@@ -36,14 +36,14 @@ struct Machine {
 struct EventState {
     uint64_t recorded = 0, reached = 0;
 };
-// Returns false when it has to wait for an event that is not reached.
+// Returns false if it must wait for an event that is not reached.
 using Work = std::function<bool()>;
 struct Stream;
 struct Capture;
 struct Event {
     std::shared_ptr<EventState> state = std::make_shared<EventState>();
     Stream* stream = nullptr;
-    // The last record within a capture: which, in which of its streams, and whether all of that stream's work is before.
+    // The last record within a capture: its number, its stream, and how much work of that stream precedes it.
     std::weak_ptr<Capture> capture;
     size_t number = 0, lane = 0, work = 0;
 };
@@ -59,7 +59,7 @@ struct Graph {
 struct Capture {
     Graph graph;
     std::vector<Stream*> streams;
-    // Work of each stream, and how much of it the first stream has waited for.
+    // The amount of work of each stream, and how much of it the first stream has waited for.
     std::vector<size_t> work, joined;
 };
 struct Stream {
@@ -107,7 +107,7 @@ bool step(Stream* stream) {
     return true;
 }
 
-// Runs a stream by one piece of work, or others as its waits need them.
+// Runs one piece of work of a stream. If the stream must wait, runs other streams instead.
 bool progress(Stream* stream) {
     if (step(stream)) return true;
     bool moved = false;
@@ -116,10 +116,10 @@ bool progress(Stream* stream) {
     return moved;
 }
 
-// Runs a stream to its end.
+// Runs all work of a stream.
 void drain(Stream* stream) {
     while (!stream->queue.empty())
-        if (!progress(stream)) std::fprintf(stderr, "streams wait for one another\n"), std::abort();
+        if (!progress(stream)) std::fprintf(stderr, "streams wait for each other\n"), std::abort();
 }
 
 void run_eager() {
@@ -145,7 +145,7 @@ bool capturing() {
         if (stream->capture) return true;
     return false;
 }
-// What a capture forbids unless the thread was told to be relaxed.
+// Calls that a capture forbids unless the thread's mode is relaxed.
 #define NOT_WHILE_CAPTURING if (capturing() && capture_mode != RELAXED) return CAPTURE_UNSUPPORTED
 
 bool within(uint64_t at, size_t bytes) {
@@ -167,12 +167,12 @@ void fake_machine(int version, int devices, int major, int minor, int stub, size
 }
 void fake_eager_transfers(int eager) { eager_transfers = eager; }
 void fake_fault() { fault = true; }
-// Objects that were made and not freed.
 int fake_graphs() { return int(graphs.size()); }
-// For what else enqueues.
+// For the stand-in of NCCL.
 int fake_enqueue(Stream* stream, bool (*work)(void*), void* argument) {
     return enqueue(stream, [=] { return work(argument); });
 }
+// The number of objects that were created and not freed.
 int fake_live() {
     return int(memory.size() + pinned.size() + events.size() + graphs.size() + modules.size() + streams.size()) +
            contexts;
@@ -191,7 +191,7 @@ int cuDeviceGetAttribute(int* value, int attribute, int) {
         case 16: *value = 4; break;             // multiprocessors
         case 75: *value = machine.major; break;  // compute capability
         case 76: *value = machine.minor; break;
-        case 97: *value = MOST_SHARED; break;  // of a block that asks
+        case 97: *value = MOST_SHARED; break;  // of a block that requests it
         default: return INVALID_VALUE;
     }
     return SUCCESS;
@@ -250,7 +250,7 @@ int cuMemFreeHost(void* at) {
 int cuStreamCreate(Stream** stream, unsigned) {
     IN_CONTEXT;
     *stream = new Stream;
-    // The crate's second stream is the one for transfers.
+    // The crate's second stream is for transfers.
     (*stream)->eager = eager_transfers && streams.size() == 1;
     return streams.push_back(*stream), SUCCESS;
 }
@@ -434,7 +434,7 @@ int cuFuncSetAttribute(Function* f, int attribute, int value) {
     return f->dynamic = value, SUCCESS;
 }
 int cuFuncGetParamInfo(Function* f, size_t index, size_t* offset, size_t* size) {
-    // Drivers before 12.4 do not have it, and would end the program.
+    // A driver before 12.4 does not have this function, and would end the program.
     if (machine.version < 12040) std::abort();
     if (index > 0 && f->name.find("two") == std::string::npos) return INVALID_VALUE;
     return *offset = 0, *size = f->arguments, SUCCESS;

@@ -1,6 +1,6 @@
-// NCCL without other ranks, for tests: every rank is taken to hold what this one holds, so sums are this rank's numbers
-// times the ranks. Collectives are work on the streams of libcuda.cpp, which must be loaded before. The test says what
-// goes wrong.
+// A stand-in for NCCL without other ranks. Every rank is assumed to hold the same numbers, so a sum is this rank's numbers
+// times the number of ranks. Collectives are work on the streams of libcuda.cpp, which must be loaded before. The test
+// sets what goes wrong.
 #include <atomic>
 #include <chrono>
 #include <cstdint>
@@ -77,14 +77,15 @@ extern "C" {
 
 // ---- for the test -----------------------------------------------------------------------------------------
 
-// The library's version; what joining answers, or -1 for never; what has gone wrong between ranks; whether collectives end.
+// Sets the library's version; the result of joining, or -1 if it never returns; the error between ranks; and whether
+// collectives hang.
 void fake_nccl(int version, int join, int error, int hang) {
     number = version, joining = join, asynchronous = error, stuck = hang;
     destroyed = aborted = before_graphs = 0;
 }
-// Ranks that are joining.
+// The number of threads that are joining.
 int fake_nccl_inside() { return inside; }
-// Communicators destroyed, aborted, and ended while there were graphs.
+// The numbers of communicators that were destroyed, aborted, and ended while graphs existed.
 void fake_nccl_ends(int* counts) { counts[0] = destroyed, counts[1] = aborted, counts[2] = before_graphs; }
 
 // ---- the library ------------------------------------------------------------------------------------------

@@ -1,15 +1,15 @@
-//! Builds the driver without a GPU, and NCCL without other ranks.
+//! Builds the stand-ins for the driver and for NCCL.
 #![allow(dead_code)] // each test program uses a part
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Compiles `libcuda.cpp` as `libcuda.so` into a folder.
+/// Compiles `libcuda.cpp` to `libcuda.so` in a folder.
 pub fn build(folder: &Path) -> PathBuf {
     compile(folder, "libcuda")
 }
 
-/// Compiles `libnccl.cpp` as `libnccl.so` into a folder. It takes libcuda's functions from the process.
+/// Compiles `libnccl.cpp` to `libnccl.so` in a folder. It uses the functions of libcuda that the process has loaded.
 pub fn build_nccl(folder: &Path) -> PathBuf {
     compile(folder, "libnccl")
 }

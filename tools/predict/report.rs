@@ -71,26 +71,25 @@ pub fn preface() -> String {
         tools/check_kernels.py --table --launches target/launches.json >> docs/kernels.md\n\
         ```\n\
         \n\
-        The first command runs the launchers of a whole step on a GPU that only writes down what it is given\n\
-        (`tools/predict`), so launches, grids, threads and shared memory are exact. The work of a launch follows from\n\
-        its arguments:\n\
+        The first command runs the launchers of a whole step on a GPU that only records its calls (`tools/predict`), so\n\
+        launches, grids, threads and shared memory are exact. The work of a launch is computed from its arguments:\n\
         \n\
-        - **MB**: each tensor and parameter that it points to once, in decimal megabytes, and its workspace. What blocks\n  \
-        beside each other read again is meant to come from the second-level cache. **floor MB** of a pass: the\n  \
-        tensors alone, each once, though two kernels may read it.\n\
-        - **tensor G**: 10⁹ multiply-adds on the tensor cores, channels filled up to whole tiles.\n\
+        - **MB**: the tensors and parameters that it points to, each once, and its workspace, in decimal megabytes. Data that\n  \
+        neighbouring blocks read again are assumed to come from the second-level cache. **floor MB** of a pass: only the\n  \
+        tensors, each once, even if two kernels read it.\n\
+        - **tensor G**: 10⁹ multiply-adds on the tensor cores, with channels padded to whole tiles.\n\
         - **fp32 G**: 10⁹ fp32 instructions of a thread: multiply-adds, additions, conversions from a half type; two\n  \
-        conversions to a half type are one. No loads, integers, branches or shuffles.\n\
+        conversions to a half type count as one. Loads, integers, branches and shuffles do not count.\n\
         - **special M**: 10⁶ special-function operations. A sigmoid is one in a half type (`tanh.approx`), two in fp32\n  \
         (e^x, reciprocal).\n\
         - **µs** of a launch: the longest of its four times,\n  \
         `max(bytes/copy, tensor/(SM·clock·t), fp32/(SM·clock·f), special/(SM·clock·s))`, and of a row the sum over its\n  \
-        launches, with what binds most of that time.\n\
+        launches, with the resource that limits most of that time.\n\
         \n\
         These are bounds, not times. Latency, instructions that are not counted, traffic of shared memory and of the\n\
-        second-level cache, low occupancy, double precision and the gaps between launches come on top: a kernel of a\n\
-        few microseconds, such as `batch_norm_sums`, takes its launch's own time instead. Less than the bound is possible\n\
-        only where the second-level cache still holds what the kernel before has left, such as the workspace.\n\
+        second-level cache, low occupancy, double precision and the gaps between launches come on top. A kernel of a few\n\
+        microseconds, such as `batch_norm_sums`, takes the time of its launch instead. Less than the bound is possible only\n\
+        if the second-level cache still holds the output of the kernel before, such as the workspace.\n\
         \n\
         | card | SMs | GHz | copy TB/s | tensor t | fp32 f | special s |\n\
         |---|---:|---:|---:|---:|---:|---:|\n",
@@ -102,9 +101,8 @@ pub fn preface() -> String {
         );
     }
     text.push_str(
-        "\nt, f and s are operations of a multiprocessor in a cycle: multiply-adds by `mma.sync` in half precision with\n\
-        fp32 sums, of which an H100 is taken to do half of what its own `wgmma` does; fp32 instructions; special\n\
-        functions.\n",
+        "\nt, f and s are operations of a multiprocessor per cycle: multiply-adds by `mma.sync` in half precision with fp32\n\
+        sums, for which an H100 is assumed to reach half the rate of its own `wgmma`; fp32 instructions; special functions.\n",
     );
     text
 }
@@ -136,7 +134,7 @@ pub fn network(case: Case, steps: &[Recorded]) -> String {
     }
     let _ = writeln!(
         text,
-        "\n{} launches a step; where each costs {LAUNCH} µs beside its work, in a graph, that is {:.1} ms a step.",
+        "\n{} launches a step. If each costs {LAUNCH} µs besides its work, in a graph, that is {:.1} ms a step.",
         all.launches,
         all.launches as f64 * LAUNCH / 1e3
     );
@@ -177,13 +175,13 @@ pub fn rank(case: Case, steps: &[Recorded], ranks: usize) -> String {
     let (least, most) = merges.iter().fold((f64::INFINITY, 0.0f64), |(a, b), c| (a.min(*c), b.max(*c)));
     let mut text = format!(
         "\n## One of {ranks} ranks: {case}\n\n\
-        What such a rank launches beside the above. Where ranks share a step, the sums of their gradients are read once more\n\
-        (`optimiser_finite`): what each rank adds was looked at as it was made, but a sum of finite numbers may be infinite,\n\
-        and then all ranks skip the step. With `--sync-bn` a rank merges the parts of each of {} batch norms to one\n\
-        (`batch_norm_merge`) and gathers those of the others, of which `batch_norm_statistics` then merges {ranks}; in the\n\
-        backward pass it sums over the ranks what `batch_norm_sums` has made. Each of these {} exchanges is of two numbers a\n\
-        channel, {:.1} to {:.1} kB from a rank: so little that only latency counts, and the passes wait for each. The\n\
-        exchanges themselves are NCCL's, see [scaling.md](scaling.md).\n\n",
+        The launches of such a rank besides those above. If ranks share a step, the sums of their gradients are read once more\n\
+        (`optimiser_finite`). The gradients of each rank were checked when they were computed, but a sum of finite numbers may be\n\
+        infinite, and then all ranks skip the step. With `--sync-bn` a rank merges the parts of each of {} batch norms into one\n\
+        (`batch_norm_merge`) and gathers those of the other ranks; `batch_norm_statistics` then merges these {ranks}. In the\n\
+        backward pass the results of `batch_norm_sums` are summed over the ranks. Each of these {} exchanges has two numbers a\n\
+        channel, {:.1} to {:.1} kB from a rank, so only latency counts, and the passes wait for each. The exchanges themselves are\n\
+        NCCL's, see [scaling.md](scaling.md).\n\n",
         merges.len(),
         2 * merges.len(),
         8.0 * least / 1e3,

@@ -6,7 +6,7 @@ use effnet::model::{ParamTable, Variant};
 use effnet::network::Network;
 use effnet::ops::buckets::bucket_bytes;
 use effnet::ops::cuda::{Address, CudaDevice, CudaOps, Precision, image, optimiser};
-use effnet::ops::{Buckets, Device, Ops, OpsError, Pass, Result, StepParams, Tensor};
+use effnet::ops::{Buckets, Device, Ops, OpsError, Pass, Result, StateSize, StepParams, Tensor};
 use effnet::train::Recipe;
 
 use crate::recorder::{Launched, RecordingGpu};
@@ -50,7 +50,7 @@ fn outline(case: Case, ranks: usize) -> Result<(Recipe, ParamTable, Network)> {
 /// the input, which stands before them there.
 pub fn buckets(case: Case) -> Result<(Buckets, ParamTable)> {
     let (_, table, network) = outline(case, 1)?;
-    let passes = network.record(&CudaDevice { precision: case.precision }).passes;
+    let passes = network.itinerary(&CudaDevice { precision: case.precision }).passes();
     let trainable = table.trainable();
     Ok((Buckets::new(&passes, trainable, bucket_bytes(trainable)), table))
 }
@@ -76,10 +76,13 @@ const RANKS_KERNELS: [&str; 2] = ["batch_norm_merge", "optimiser_finite"];
 fn record_among(case: Case, ranks: usize) -> Result<Vec<Recorded>> {
     let device = CudaDevice { precision: case.precision };
     let (recipe, table, network) = outline(case, ranks)?;
-    let recorder = network.record(&device);
-    let plan = recorder.plan(&network.tensors, &[network.logits, network.losses]);
-    let mut ops =
-        CudaOps::new(RecordingGpu::new(), table.trainable(), table.total(), &[&plan], case.precision)?;
+    let plan = network.plan(&device);
+    let mut ops = CudaOps::new(
+        RecordingGpu::new(),
+        StateSize::new(table.trainable(), table.total()),
+        &[&plan],
+        case.precision,
+    )?;
     ops.bind(&plan)?;
     ops.gpu().launched.clear();
 
@@ -89,11 +92,11 @@ fn record_among(case: Case, ranks: usize) -> Result<Vec<Recorded>> {
     image::prepare(ops.context(), pixels, network.image, case.side, [0.5; 3], [0.25; 3])?;
     let mut steps = vec![taken(&mut ops, &table, "begin, input", &[network.image], 0)?];
     let update = Pass::Update(recipe.update());
-    for pass in recorder.passes.iter().chain([&update]) {
+    for pass in network.itinerary(&device).passes().iter().chain([&update]) {
         if ranks > 1 && matches!(pass, Pass::Update(_)) {
             optimiser::look_at_gradients(ops.context())?;
         }
-        pass.run(&mut ops)?;
+        ops.run(pass)?;
         let mut tensors = Vec::new();
         pass.tensors(&mut |tensor, _| tensors.push(tensor));
         steps.push(taken(&mut ops, &table, pass.name(), &tensors, pass.bytes(&device))?);

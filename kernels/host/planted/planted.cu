@@ -1,4 +1,4 @@
-// Kernels with one mistake each, for `tests/harness.rs`, which expects every one of them to be noticed; and a few
+// Kernels with one mistake each, for `tests/operators/harness.rs`, which expects every one of them to be noticed; and a few
 // without, in which nothing may be found. They all take the same arguments.
 #include "numeric.cuh"
 

@@ -1,6 +1,6 @@
 //! The set that travels inside the program: 12,000 images of Fashion-MNIST (see the README beside this file).
 //!
-//! The demo packs it like any other set, so that what follows is the ordinary way from shards to a checkpoint.
+//! The demo packs it like any other set; all later steps are the ordinary ones, from shards to a checkpoint.
 
 use std::path::Path;
 
@@ -27,10 +27,10 @@ pub const CLASSES: [&str; 10] = [
     "Ankle boot",
 ];
 
-/// Opens the demo's set in `dir`, where it is packed first unless it is there already.
+/// Opens the demo's set in `dir`; packs it first if it is not there.
 ///
 /// # Errors
-/// What packing and opening meet: a full disk, a directory that holds something else.
+/// Those of packing and opening: a full disk, a directory that holds something else.
 pub fn open(dir: &Path) -> Result<Dataset, DataError> {
     match Dataset::open(dir) {
         Ok(dataset) => return Ok(dataset),
@@ -47,22 +47,17 @@ mod tests {
     use crate::data::Split;
 
     #[test]
-    fn the_set_is_whole_and_balanced() {
+    fn demo_set_is_complete_balanced_and_packed_once() {
         let dir = tempfile::tempdir().unwrap();
-        let dataset = open(&dir.path().join("data")).unwrap();
+        let dir = dir.path().join("data");
+        let dataset = open(&dir).unwrap();
         assert_eq!(dataset.classes(), CLASSES);
         assert_eq!(dataset.class_counts(Split::Train), [1000; 10]);
         assert_eq!(dataset.class_counts(Split::Val), [200; 10]);
         assert_eq!(dataset.largest(Split::Train), (28, 28));
-    }
-
-    #[test]
-    fn a_second_opening_packs_nothing() {
-        let dir = tempfile::tempdir().unwrap();
-        let dir = dir.path().join("data");
-        let first = open(&dir).unwrap().fingerprint();
-        let made = std::fs::metadata(dir.join("dataset.json")).unwrap().modified().unwrap();
-        assert_eq!(open(&dir).unwrap().fingerprint(), first);
-        assert_eq!(std::fs::metadata(dir.join("dataset.json")).unwrap().modified().unwrap(), made);
+        let made = || std::fs::metadata(dir.join("dataset.json")).unwrap().modified().unwrap();
+        let first = made();
+        assert_eq!(open(&dir).unwrap().fingerprint(), dataset.fingerprint());
+        assert_eq!(made(), first);
     }
 }

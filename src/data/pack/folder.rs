@@ -8,11 +8,12 @@ use std::time::UNIX_EPOCH;
 use rayon::prelude::*;
 
 use super::{Content, Item, Items, PackEncoding, PackOptions, Plan, SplitPlan};
-use crate::data::codec::dimensions;
-use crate::data::{DataError, Fnv, Split};
+use crate::data::codec::{dimensions, fit};
+use crate::data::fingerprint::Fnv;
+use crate::data::{DataError, Split};
 use crate::random::{Purpose, draw};
 
-/// Folders within a class folder are read too, to this depth.
+/// Folders inside a class folder are read too, to this depth.
 const DEPTH: usize = 16;
 
 /// An image file of the source.
@@ -71,7 +72,7 @@ pub fn plan<'a>(source: &Path, options: &PackOptions) -> Result<Plan<'a>, DataEr
     Ok(Plan { classes, splits: plans, hash: fnv.hex(), ignored, items })
 }
 
-/// `train/` and `val/`, which must have the same classes.
+/// Lists `train/` and `val/`, which must have the same classes.
 fn split_folder(source: &Path, ignored: &mut u64) -> Result<(Vec<String>, [Vec<Entry>; 2]), DataError> {
     let classes = subfolders(&source.join("train"))?;
     let others = subfolders(&source.join("val"))?;
@@ -85,14 +86,15 @@ fn split_folder(source: &Path, ignored: &mut u64) -> Result<(Vec<String>, [Vec<E
     let mut splits = [Vec::new(), Vec::new()];
     for split in Split::BOTH {
         for (label, class) in classes.iter().enumerate() {
-            let entries = class_entries(source, &Path::new(split.name()).join(class), label as u32, ignored)?;
+            let entries =
+                class_entries(source, &Path::new(split.as_ref()).join(class), label as u32, ignored)?;
             splits[split as usize].extend(entries);
         }
     }
     Ok((classes, splits))
 }
 
-/// Class folders alone: of each class, the same share becomes validation, at least one image where there are two.
+/// Lists class folders. The same share of each class becomes validation, at least one image of a class with two.
 fn one_folder(
     source: &Path,
     classes: &[String],
@@ -137,13 +139,13 @@ fn enough(path: &Path, classes: &[String]) -> Result<(), DataError> {
     Ok(())
 }
 
-/// The folder that others call what is val/ here.
+/// The folder that is likely meant as val/.
 fn other_split(folders: &[String]) -> Option<&String> {
     let names = ["valid", "validation", "test", "testing"];
     names.iter().find_map(|name| folders.iter().find(|folder| folder == name))
 }
 
-/// Names of the folders in `path`, sorted; those that start with a dot are left out.
+/// Names of the folders in `path`, sorted, without those that start with a dot.
 fn subfolders(path: &Path) -> Result<Vec<String>, DataError> {
     let mut names = Vec::new();
     for entry in fs::read_dir(path).map_err(DataError::io(path))? {
@@ -196,7 +198,7 @@ fn walk(
         if name.as_encoded_bytes().starts_with(b".") {
             continue;
         }
-        // A link to a folder is not followed: it may lead back up.
+        // A link to a folder is not followed, because it may lead back up.
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             if depth > 0 {
                 walk(source, &path, label, depth - 1, entries, ignored)?;
@@ -207,7 +209,7 @@ fn walk(
             *ignored += 1;
             continue;
         }
-        // A dangling link has no metadata; reading it will fail, and it will be listed as broken.
+        // A link to nothing has no metadata; reading it will fail, and it will be listed as broken.
         let (bytes, modified) = fs::metadata(entry.path()).map_or((0, 0), |metadata| {
             let modified = metadata.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
             (metadata.len(), modified.map_or(0, |since| since.as_nanos()))
@@ -222,8 +224,7 @@ fn is_image_name(path: &Path) -> bool {
     path.extension().is_some_and(|extension| kinds.iter().any(|kind| extension.eq_ignore_ascii_case(kind)))
 }
 
-/// Estimates each image's stored length: a JPEG file that stays one has its own, pixels are counted from the
-/// image's header.
+/// Estimates each image's stored length: that of the file for a JPEG that is kept, else from the size in its header.
 fn estimate(source: &Path, options: &PackOptions, splits: &mut [Vec<Entry>; 2]) -> Result<(), DataError> {
     let work = || {
         splits.par_iter_mut().flatten().for_each(|entry| {
@@ -243,16 +244,13 @@ fn estimate(source: &Path, options: &PackOptions, splits: &mut [Vec<Entry>; 2]) 
 
 /// Length of an image's pixels, three bytes each; 0 where its header cannot be read.
 fn raw_length(path: &Path, max_side: Option<u32>) -> u64 {
-    // A JPEG's size may stand behind a thumbnail of up to 64 KiB and a colour profile.
+    // A JPEG's size may come after a thumbnail of up to 64 KiB and a colour profile.
     let mut start = Vec::new();
     let read = fs::File::open(path).and_then(|file| file.take(256 << 10).read_to_end(&mut start));
     let Some((width, height)) = read.ok().and_then(|_| dimensions(&start)) else { return 0 };
     let longest = max_side.unwrap_or(u32::MAX);
-    let (width, height) = if width.max(height) > longest {
-        crate::data::codec::fit(width, height, longest)
-    } else {
-        (width, height)
-    };
+    let (width, height) =
+        if width.max(height) > longest { fit(width, height, longest) } else { (width, height) };
     u64::from(width) * u64::from(height) * 3
 }
 

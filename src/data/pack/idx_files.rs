@@ -3,10 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use super::{Content, Item, Items, PackOptions, Plan, SplitPlan};
+use crate::data::fingerprint::Fnv;
 use crate::data::idx::{Images, Input, Survey, labels};
-use crate::data::{DataError, Fnv, Split};
+use crate::data::{DataError, Split};
 
-/// Where the four files lie: training images and labels, then validation's.
+/// The four files: training images and labels, then validation images and labels.
 pub struct Files([PathBuf; 4]);
 
 impl Files {
@@ -22,7 +23,7 @@ const NAMES: [(&str, &str); 4] = [
     ("t10k-labels", "idx1-ubyte"),
 ];
 
-/// The four files in a directory; none if there is not one of them.
+/// The four files in a directory; none if the directory has none of them.
 ///
 /// # Errors
 /// If some are there and some are missing.
@@ -44,7 +45,7 @@ pub fn find(source: &Path) -> Result<Option<Files>, DataError> {
     Ok(Some(Files(found.map(Option::unwrap_or_default))))
 }
 
-/// Reads all four files through and checks that they fit together.
+/// Reads all four files to their ends and checks that they fit together.
 pub fn plan<'a>(
     inputs: &[Input<'a>; 4],
     class_names: Option<&[&str]>,
@@ -94,8 +95,8 @@ fn half<'a>(images: Input<'a>, label_file: Input<'a>) -> Result<Half<'a>, DataEr
     Ok(Half { input: images, survey, labels, reader: None })
 }
 
-/// The given names, or numbers up to the highest training label. Every label must occur in training, as every
-/// class folder must hold an image, but for label 0 where a set counts from 1.
+/// The given names, or numbers up to the highest training label. Every label must occur in training, as every class
+/// folder must hold an image. Label 0 may be missing, because some sets count from 1.
 fn class_list(
     inputs: &[Input; 4],
     train: &[u8],

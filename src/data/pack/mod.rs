@@ -1,10 +1,10 @@
 //! Packing: a source of images to a directory of shards.
 //!
-//! The source is planned first ([`folder`], [`idx_files`]): every image gets its place in a shard before the first
-//! one is decoded, in the order of sorted names, so that two packs of one source are equal byte for byte. Then
-//! [`run`] streams: a few images at a time are decoded on all threads and written in order. `dataset.json` comes
-//! last. A pack that was interrupted goes on where it stopped if source and options are still the same
-//! ([`PARTIAL`] says so).
+//! The source is planned first ([`folder`], [`idx_files`]): every image gets its place in a shard before the first one
+//! is decoded, in the order of sorted names, so that two packs of one source are equal byte for byte. Then [`run`]
+//! streams: it decodes a few images at a time on all threads and writes them in order. `dataset.json` is written last.
+//! An interrupted pack continues where it stopped if source and options are still the same, as its notes say
+//! ([`PARTIAL`](super::dataset::PARTIAL)).
 
 mod folder;
 mod idx_files;
@@ -12,66 +12,49 @@ mod prepare;
 mod run;
 
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+use strum::{Display, EnumString, VariantNames};
 
 use super::codec::Conversions;
-use super::dataset::Normalise;
+use super::fingerprint::Fnv;
 use super::idx::Input;
-use super::{DataError, Fnv, Split};
-
-pub use run::PARTIAL;
+use super::normalise::Normalise;
+use super::{DataError, Split};
+use crate::names;
 
 /// How images are stored.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Display, EnumString, VariantNames)]
+#[strum(serialize_all = "lowercase", parse_err_ty = String, parse_err_fn = PackEncoding::unknown)]
 pub enum PackEncoding {
-    /// Without loss: JPEG files as they are, all else raw.
+    /// Without loss: JPEG files as they are, all other images raw.
     #[default]
     Auto,
     /// Decoded pixels: no decoding while training, for several times the space.
     Raw,
-    /// JPEG files as they are, all else encoded.
+    /// JPEG files as they are, all other images encoded.
     Jpeg,
 }
 
 impl PackEncoding {
-    pub fn name(self) -> &'static str {
-        match self {
-            PackEncoding::Auto => "auto",
-            PackEncoding::Raw => "raw",
-            PackEncoding::Jpeg => "jpeg",
-        }
-    }
-}
-
-impl FromStr for PackEncoding {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<PackEncoding, String> {
-        match text {
-            "auto" => Ok(PackEncoding::Auto),
-            "raw" => Ok(PackEncoding::Raw),
-            "jpeg" => Ok(PackEncoding::Jpeg),
-            _ => Err(format!("`{text}` is no encoding: use auto, raw or jpeg")),
-        }
+    fn unknown(name: &str) -> String {
+        names::unknown::<PackEncoding>("encoding", name)
     }
 }
 
 /// How to pack. The defaults are the program's.
 #[derive(Clone, Debug)]
 pub struct PackOptions {
-    /// Share of each class that becomes validation where the source is not split; above 0, below 1.
+    /// Share of each class that becomes validation if the source is not split; above 0, below 1.
     pub val_fraction: f64,
     /// Chooses which images those are.
     pub seed: u64,
     pub encoding: PackEncoding,
-    /// Of JPEG files written here, 1 to 100.
+    /// Quality of JPEG files written here, 1 to 100.
     pub quality: u8,
     /// Larger images are scaled down until no side is longer.
     pub max_side: Option<u32>,
-    /// A new shard is begun when one would grow beyond this.
+    /// A new shard begins when the current one would grow beyond this.
     pub shard_bytes: u64,
     /// Replace what the output directory holds.
     pub force: bool,
@@ -111,7 +94,7 @@ impl PackOptions {
         Ok(())
     }
 
-    /// What of the options decides the output's bytes.
+    /// Hashes the options that decide the output's bytes.
     fn hash(&self, fnv: Fnv) -> Fnv {
         fnv.number(self.val_fraction.to_bits())
             .number(self.seed)
@@ -122,11 +105,11 @@ impl PackOptions {
     }
 }
 
-/// How far packing has come.
+/// How far a pack is.
 #[derive(Clone, Copy, Debug)]
 pub struct Progress {
     pub split: Split,
-    /// Images done and in all, over both splits.
+    /// Images done and all images, over both splits.
     pub done: u64,
     pub total: u64,
 }
@@ -138,7 +121,7 @@ pub struct Broken {
     pub problem: String,
 }
 
-/// What one split has become.
+/// What one split consists of.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct SplitSummary {
     pub images: u64,
@@ -156,36 +139,37 @@ pub struct PackSummary {
     #[serde(flatten)]
     pub normalise: Normalise,
     pub converted: Conversions,
-    /// Files that are no images by their names.
+    /// Files whose names are not those of images.
     pub ignored: u64,
-    /// Shards taken over from an interrupted pack.
+    /// Shards kept from an interrupted pack.
     pub resumed_shards: usize,
     pub broken: Vec<Broken>,
-    /// Classes of whose training images none could be read.
+    /// Classes without a readable training image.
     pub empty_classes: Vec<String>,
     pub fingerprint: String,
 }
 
-/// A source whose every image has a place.
+/// A source in which every image has a place.
 struct Plan<'a> {
     classes: Vec<String>,
     splits: [SplitPlan; 2],
-    /// Names source and options; a pack goes on only under the same one.
+    /// A name for source and options; a pack continues only under the same one.
     hash: String,
     ignored: u64,
     items: Box<dyn Items + 'a>,
 }
 
-/// Number of images of a split and where its shards end.
+/// The number of a split's images, and where its shards end.
 struct SplitPlan {
     images: u64,
     ends: Vec<u64>,
 }
 
 impl SplitPlan {
-    /// Cuts a row of images into shards by their estimated lengths.
+    /// Cuts images into shards by their estimated lengths.
     fn cut(lengths: impl Iterator<Item = u64>, shard_bytes: u64) -> SplitPlan {
-        let (mut images, mut filled) = (0, 0);
+        let mut images = 0;
+        let mut filled = 0;
         let mut ends = Vec::new();
         for length in lengths {
             if filled > 0 && filled + length > shard_bytes {
@@ -215,7 +199,7 @@ enum Content {
     Grey { width: u32, height: u32, bytes: Vec<u8> },
 }
 
-/// The images of a source, asked for in rising order.
+/// The images of a source, read in rising order.
 trait Items {
     fn item(&mut self, split: Split, number: u64) -> Result<Item, DataError>;
     /// Estimated length as stored.
@@ -225,8 +209,8 @@ trait Items {
 /// Packs a folder or a directory of IDX files to `out`.
 ///
 /// # Errors
-/// A source or an output directory that cannot be used, a full disk; not for single broken images, which
-/// [`PackSummary::broken`] lists, unless nothing else is left.
+/// A source or an output directory that cannot be used, a full disk. Single broken images are no error unless nothing
+/// else is left; [`PackSummary::broken`] lists them.
 pub fn pack(
     source: &Path,
     out: &Path,
@@ -251,7 +235,7 @@ pub struct IdxSet<'a> {
     pub val_labels: &'a [u8],
 }
 
-/// Packs a set that lies in memory. Without names, classes are called by their numbers.
+/// Packs a set that lies in memory. Without names, classes are named by their numbers.
 ///
 /// # Errors
 /// As [`pack`].

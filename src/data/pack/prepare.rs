@@ -1,4 +1,4 @@
-//! One image, from its file to the bytes that are stored: what runs on all threads.
+//! One image, from its file to the bytes that are stored. This part of packing runs on all threads.
 
 use std::fs;
 use std::io::Read;
@@ -7,12 +7,11 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 use serde::{Deserialize, Serialize};
 
 use super::{Broken, Content, Item, PackEncoding, PackOptions};
-use crate::data::DataError;
-use crate::data::codec::{Conversions, Decoded, Pixels, decode_file, encode_jpeg, reduce};
-use crate::data::dataset::Normalise;
+use crate::data::codec::{Conversions, Decoded, Pixels, decode_file, encode_jpeg, scale_down};
 use crate::data::shard::Encoding;
+use crate::data::{DataError, Normalise};
 
-/// Longest file that is read.
+/// Longer files are not read.
 const MAX_FILE: u64 = 1 << 30;
 
 /// An image as it will be stored.
@@ -27,8 +26,8 @@ pub struct Prepared {
     pub sums: Sums,
 }
 
-/// Sums over pixels, in integers, so that their order does not matter; grey counts as three equal channels.
-/// For an image that is encoded here, they are those of the pixels before.
+/// Sums over pixels, in integers, so that their order does not matter. Grey counts as three equal channels. For an
+/// image that is encoded here, they are the sums before encoding.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Sums {
     pub pixels: u64,
@@ -40,7 +39,7 @@ impl Sums {
     fn of(pixels: &Pixels) -> Sums {
         let mut sums = Sums { pixels: u64::from(pixels.width) * u64::from(pixels.height), ..Sums::default() };
         let channels = pixels.channels as usize;
-        // By histogram: one addition a byte, and no sum that could overflow.
+        // By histogram: one addition per byte, and no sum that could overflow.
         let mut histogram = [[0_u64; 256]; 3];
         for pixel in pixels.bytes.chunks_exact(channels) {
             for (counts, &value) in histogram.iter_mut().zip(pixel) {
@@ -65,8 +64,8 @@ impl Sums {
         }
     }
 
-    /// Means and population deviations as fractions of 255. A channel that never changes gets the deviation of one
-    /// grey level: dividing by 0 helps nobody.
+    /// Means and population deviations as fractions of 255. A channel that never changes gets the deviation of one grey
+    /// level, because pixels are divided by it.
     pub fn normalise(&self) -> Normalise {
         let mut normalise = Normalise { mean: [0.0; 3], deviation: [0.0; 3] };
         for channel in 0..3 {
@@ -88,7 +87,7 @@ pub fn pool(threads: usize) -> Result<ThreadPool, DataError> {
         .map_err(|e| DataError::Invalid(format!("cannot start {threads} threads: {e}")))
 }
 
-/// Reads, decodes, scales down and encodes as the options ask.
+/// Reads, decodes, scales down and encodes an image as the options say.
 pub fn prepare(item: Item, options: &PackOptions) -> Result<Prepared, Broken> {
     let Item { name, label, content } = item;
     let prepared = match content {
@@ -123,13 +122,13 @@ fn store(
     let Decoded { mut pixels, mut conversions, plain_jpeg } = decoded;
     let too_large = options.max_side.is_some_and(|longest| pixels.width.max(pixels.height) > longest);
     if let (true, Some(longest)) = (too_large, options.max_side) {
-        pixels = reduce(&pixels, longest)?;
-        conversions.reduced = 1;
+        pixels = scale_down(&pixels, longest)?;
+        conversions.scaled_down = 1;
     }
     let sums = Sums::of(&pixels);
     let Pixels { width, height, channels, .. } = pixels;
     let keep = plain_jpeg && !too_large && options.encoding != PackEncoding::Raw;
-    // A JPEG that was turned or scaled stays a JPEG: as pixels it would be many times as long.
+    // A JPEG that was turned or scaled stays a JPEG: its pixels would take many times as many bytes.
     let was_jpeg = file.as_ref().is_some_and(|bytes| bytes.starts_with(&[0xff, 0xd8]));
     let (encoding, bytes) = match (file, options.encoding) {
         (Some(file), _) if keep => (Encoding::Jpeg, file),

@@ -1,5 +1,5 @@
-//! Carries a plan out: shard by shard, a few images at a time, the finished ones noted so that an interrupted pack
-//! can go on.
+//! Executes a plan: shard by shard, a few images at a time. Finished shards are noted, so that an interrupted pack can
+//! continue.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -13,15 +13,13 @@ use serde::{Deserialize, Serialize};
 use super::prepare::{Sums, pool, prepare};
 use super::{Broken, PackOptions, PackSummary, Plan, Progress, SplitSummary};
 use crate::data::codec::Conversions;
-use crate::data::dataset::{MANIFEST, Manifest, ShardEntry, SplitEntry};
-use crate::data::shard::{NewSample, Shard, ShardWriter, file_name};
-use crate::data::{DataError, Split, sync_directory, temporary_name, write_atomically};
+use crate::data::dataset::{MANIFEST, Manifest, PARTIAL, ShardEntry, SplitEntry};
+use crate::data::shard::{Sample, Shard, ShardWriter, file_name};
+use crate::data::{DataError, Split};
+use crate::files::{self, sync_directory, temporary_name};
 
-/// Notes of a pack in progress; gone when it is complete.
-pub const PARTIAL: &str = "pack.partial.json";
-
-/// Images are prepared in groups of about this many stored bytes and at most this many images: what a pack holds in
-/// memory, beside the list of the source's files and one image being decoded on each thread.
+/// Images are prepared in groups of about this many stored bytes and at most this many images. A pack holds one group
+/// in memory, besides the list of the source's files and one image being decoded on each thread.
 const GROUP_BYTES: u64 = 32 << 20;
 const GROUP_IMAGES: u64 = 1024;
 
@@ -32,7 +30,7 @@ struct Partial {
     shards: Vec<Done>,
 }
 
-/// A finished shard and what the summary needs of it.
+/// A finished shard, with what the summary needs to know about it.
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Done {
@@ -82,8 +80,8 @@ pub fn run(
     finish(plan, out, options, partial, resumed_shards)
 }
 
-/// Makes the output directory ours: new or empty, or a pack of the same plan that was interrupted, or anything if
-/// `force` says so. Gives the shards that are finished already.
+/// Takes the output directory: a new or empty one, or one with an interrupted pack of the same plan, or any with
+/// `force`. Returns the shards that are already finished.
 fn claim_directory(out: &Path, plan: &str, force: bool) -> Result<Vec<Done>, DataError> {
     let taken = |problem: &str| DataError::Output { path: out.to_owned(), problem: problem.into() };
     fs::create_dir_all(out).map_err(|error| match error.kind() {
@@ -107,13 +105,13 @@ fn claim_directory(out: &Path, plan: &str, force: bool) -> Result<Vec<Done>, Dat
     } else if !force && holds_anything(out)? {
         return Err(taken("is not empty and holds no dataset; choose a new directory, or use --force"));
     }
-    // The notes come first: a pack killed between any two of these steps can be started again.
+    // The notes are written first: a pack killed between any two of these steps can be started again.
     write_partial(out, &Partial { plan: plan.into(), shards: Vec::new() })?;
     remove_shards(out)?;
     Ok(Vec::new())
 }
 
-/// Whether a directory holds more than what a pack killed in its very first step leaves.
+/// Whether a directory holds more than the file left by a pack that was killed in its first step.
 fn holds_anything(out: &Path) -> Result<bool, DataError> {
     let leftover = temporary_name(Path::new(PARTIAL));
     for entry in fs::read_dir(out).map_err(DataError::io(out))? {
@@ -124,7 +122,7 @@ fn holds_anything(out: &Path) -> Result<bool, DataError> {
     Ok(false)
 }
 
-/// Removes `dataset.json` and then the shards, finished or not; files with other names stay.
+/// Removes `dataset.json`, then the shards, finished or not. Files with other names stay.
 fn remove_shards(out: &Path) -> Result<(), DataError> {
     match fs::remove_file(out.join(MANIFEST)) {
         Err(error) if error.kind() != ErrorKind::NotFound => {
@@ -151,13 +149,13 @@ fn is_shard_name(name: &str) -> bool {
 
 fn write_partial(out: &Path, partial: &Partial) -> Result<(), DataError> {
     let bytes = serde_json::to_vec(partial).map_err(|e| DataError::Invalid(e.to_string()))?;
-    write_atomically(&out.join(PARTIAL), &bytes)
+    Ok(files::replace(&out.join(PARTIAL), &bytes)?)
 }
 
-/// Whether a finished shard is still the one that was written. Its bytes were on disk before it was noted.
+/// Whether a finished shard is still as it was written. Its bytes were on disk before it was noted.
 fn is_intact(out: &Path, done: &Done) -> bool {
     if done.entry.samples == 0 {
-        return true; // all of its images were broken: there is no file
+        return true; // all of its images were broken, so it has no file
     }
     Shard::open(&out.join(&done.entry.file)).is_ok_and(|shard| {
         let header = shard.header();
@@ -184,7 +182,9 @@ impl Work<'_> {
         let (split, number, options) = (self.split, self.number, self.options);
         let room = (range.end - range.start) as usize;
         let mut writer = ShardWriter::create(self.out, split, number, plan.classes.len() as u32, room)?;
-        let (mut sums, mut conversions, mut broken) = (Sums::default(), Conversions::default(), Vec::new());
+        let mut sums = Sums::default();
+        let mut conversions = Conversions::default();
+        let mut broken = Vec::new();
         let mut next = range.start;
         while next < range.end {
             let first = next;
@@ -203,7 +203,7 @@ impl Work<'_> {
                     Ok(image) => {
                         sums.add(&image.sums);
                         conversions.add(&image.conversions);
-                        writer.push(&NewSample {
+                        writer.push(&Sample {
                             id,
                             label: image.label,
                             width: image.width,
@@ -229,7 +229,7 @@ impl Work<'_> {
     }
 }
 
-/// Writes `dataset.json`, which completes the set, and sums up.
+/// Writes `dataset.json`, which completes the set, and makes the summary.
 fn finish(
     plan: Plan,
     out: &Path,
@@ -238,7 +238,9 @@ fn finish(
     resumed_shards: usize,
 ) -> Result<PackSummary, DataError> {
     let mut splits = [SplitEntry::default(), SplitEntry::default()];
-    let (mut sums, mut converted, mut broken) = (Sums::default(), Conversions::default(), Vec::new());
+    let mut sums = Sums::default();
+    let mut converted = Conversions::default();
+    let mut broken = Vec::new();
     for done in partial.shards {
         if done.split == Split::Train {
             sums.add(&done.sums);
@@ -267,7 +269,7 @@ fn finish(
     });
     let empty_classes = empty_classes(out, &plan.classes, &splits[Split::Train as usize])?;
     let normalise = sums.normalise();
-    let manifest = Manifest::new(plan.classes, options.encoding.name().into(), normalise, splits);
+    let manifest = Manifest::new(plan.classes, options.encoding.to_string(), normalise, splits);
     manifest.write(out)?;
     fs::remove_file(out.join(PARTIAL)).map_err(DataError::io(out))?;
     sync_directory(out)?;
@@ -287,7 +289,7 @@ fn finish(
     })
 }
 
-/// Classes that no training sample has any more.
+/// Classes without a training sample.
 fn empty_classes(out: &Path, classes: &[String], train: &SplitEntry) -> Result<Vec<String>, DataError> {
     let mut seen = vec![false; classes.len()];
     for entry in &train.shards {

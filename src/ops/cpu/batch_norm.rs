@@ -6,8 +6,9 @@
 //! variance, and into the scale and shift that the next pass applies while loading. Backward likewise: the
 //! pass that makes `du` leaves Σdu and Σdu·ŷ per task, here they are added up.
 
+use super::OnCpu;
 use super::context::{Context, Shared};
-use crate::ops::{BatchNorm, Statistics};
+use crate::ops::{BatchNorm, BatchNormInference, Statistics};
 
 /// Channels that are merged at once.
 const BLOCK: usize = 32;
@@ -161,15 +162,17 @@ fn derive(mean: f64, variance: f64, eps: f32, weight: f32, bias: f32) -> [f32; 4
     [mean as f32, r as f32, scale as f32, (bias as f64 - mean * scale) as f32]
 }
 
-/// Coefficients from the running statistics.
-pub fn inference(cx: &Context, bn: &BatchNorm) {
-    let out = cx.write(bn.coefficients);
-    let (weight, bias) = (cx.weight(bn.weight), cx.weight(bn.bias));
-    let (mean, variance) = (cx.weight(bn.running_mean), cx.weight(bn.running_var));
-    for c in 0..bn.channels {
-        let values = derive(mean[c] as f64, variance[c] as f64, bn.eps, weight[c], bias[c]);
-        for (row, value) in values.into_iter().enumerate() {
-            out[row * bn.channels + c] = value;
+impl OnCpu for BatchNormInference {
+    fn run(&self, cx: &Context) {
+        let bn = &self.bn;
+        let out = cx.write(bn.coefficients);
+        let (weight, bias) = (cx.weight(bn.weight), cx.weight(bn.bias));
+        let (mean, variance) = (cx.weight(bn.running_mean), cx.weight(bn.running_var));
+        for c in 0..bn.channels {
+            let values = derive(mean[c] as f64, variance[c] as f64, bn.eps, weight[c], bias[c]);
+            for (row, value) in values.into_iter().enumerate() {
+                out[row * bn.channels + c] = value;
+            }
         }
     }
 }
@@ -240,154 +243,4 @@ fn each_block(cx: &Context, channels: usize, work: usize, task: impl Fn(usize, u
         return (0..blocks).for_each(run);
     }
     cx.parallel(blocks, |number, _| run(number));
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::context::{Memory, State};
-    use super::super::testing::{assert_close, values};
-    use super::*;
-    use crate::ops::{Kind, Param, StepParams, Tensor};
-
-    const CHANNELS: usize = 37;
-
-    /// A context with a batch norm of [`CHANNELS`] channels and nothing else.
-    fn context(rows: usize) -> (Context, BatchNorm) {
-        let line = CHANNELS.next_multiple_of(64) * 4;
-        let tensor = |id, rows| Tensor { id, elements: rows * CHANNELS, kind: Kind::Float };
-        let param = |number| Param { offset: number * CHANNELS, elements: CHANNELS };
-        let state = || Memory::new(4 * CHANNELS * 4);
-        let cx = Context {
-            exchange: None,
-            arena: Memory::new(6 * line),
-            offsets: vec![Some(0), Some(4 * line)],
-            state: State {
-                parameters: state(),
-                gradients: state(),
-                mean_square: state(),
-                momentum: state(),
-                ema: state(),
-                trainable: 4 * CHANNELS,
-                total: 4 * CHANNELS,
-            },
-            ema_weights: false,
-            step: StepParams::default(),
-            pool: rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap().into(),
-            shared: Memory::new(0),
-            scratch: vec![Memory::new(0), Memory::new(0)],
-        };
-        let bn = BatchNorm {
-            channels: CHANNELS,
-            ranks: 1,
-            rows,
-            weight: param(0),
-            bias: param(1),
-            running_mean: param(2),
-            running_var: param(3),
-            momentum: 0.1,
-            eps: 1e-3,
-            statistics: Statistics::Batch,
-            coefficients: tensor(0, 4),
-            sums: tensor(1, 2),
-        };
-        cx.parameter_mut(bn.weight).copy_from_slice(&values(1, CHANNELS, 0.5, 1.5));
-        cx.parameter_mut(bn.bias).copy_from_slice(&values(2, CHANNELS, -1.0, 1.0));
-        cx.parameter_mut(bn.running_mean).fill(2.0);
-        cx.parameter_mut(bn.running_var).fill(3.0);
-        (cx, bn)
-    }
-
-    /// What a pass leaves per task: shift, Σ(y−shift), Σ(y−shift)² in single precision.
-    fn partials(y: &[f32], tasks: &[std::ops::Range<usize>]) -> Vec<f32> {
-        let mut out = Vec::new();
-        for rows in tasks {
-            let mut part = vec![0.0f32; 3 * CHANNELS];
-            for row in rows.clone() {
-                for c in 0..CHANNELS {
-                    let shift = y[rows.start * CHANNELS + c];
-                    let away = y[row * CHANNELS + c] - shift;
-                    part[c] = shift;
-                    part[CHANNELS + c] += away;
-                    part[2 * CHANNELS + c] += away * away;
-                }
-            }
-            out.extend(part);
-        }
-        out
-    }
-
-    /// The mean is ten thousand deviations: the textbook difference of E[y²] and E[y]² has no digit left in
-    /// single precision, nor has a merge that drops the tasks' own shifts.
-    #[test]
-    fn statistics_do_not_cancel_and_move_the_running_ones() {
-        let tasks = [0..64, 64..64, 64..165, 165..166];
-        let rows = 166;
-        let (cx, bn) = context(rows);
-        let y = values(3, rows * CHANNELS, 1e4 - 3f32.sqrt(), 1e4 + 3f32.sqrt());
-        finish_statistics(&cx, &bn, &partials(&y, &tasks), |task| tasks[task].len());
-        let mut expected = vec![0.0; 4 * CHANNELS];
-        let (mut running_mean, mut running_var) = (vec![0.0; CHANNELS], vec![0.0; CHANNELS]);
-        for c in 0..CHANNELS {
-            let column = || (0..rows).map(|row| y[row * CHANNELS + c] as f64);
-            let mean = column().sum::<f64>() / rows as f64;
-            let spread: f64 = column().map(|v| (v - mean) * (v - mean)).sum();
-            let r = 1.0 / (spread / rows as f64 + bn.eps as f64).sqrt();
-            let scale = cx.weight(bn.weight)[c] as f64 * r;
-            let shift = cx.weight(bn.bias)[c] as f64 - mean * scale;
-            for (row, value) in [mean, r, scale, shift].into_iter().enumerate() {
-                expected[row * CHANNELS + c] = value;
-            }
-            running_mean[c] = 0.9 * 2.0 + 0.1 * mean;
-            running_var[c] = 0.9 * 3.0 + 0.1 * spread / (rows - 1) as f64;
-        }
-        for (row, name) in ["mean", "r", "scale", "shift"].into_iter().enumerate() {
-            let range = row * CHANNELS..(row + 1) * CHANNELS;
-            assert_close(name, &cx.read(bn.coefficients)[range.clone()], &expected[range], 1e-6);
-        }
-        assert_close("running mean", cx.parameter_mut(bn.running_mean), &running_mean, 1e-6);
-        assert_close("running variance", cx.parameter_mut(bn.running_var), &running_var, 1e-6);
-    }
-
-    #[test]
-    fn inference_takes_the_running_statistics() {
-        let (cx, bn) = context(1);
-        inference(&cx, &bn);
-        let r = 1.0 / (3.0 + bn.eps as f64).sqrt();
-        for c in 0..CHANNELS {
-            let scale = cx.weight(bn.weight)[c] as f64 * r;
-            let expected = [2.0, r, scale, cx.weight(bn.bias)[c] as f64 - 2.0 * scale];
-            let got: Vec<f32> = (0..4).map(|row| cx.read(bn.coefficients)[row * CHANNELS + c]).collect();
-            assert_close("coefficients", &got, &expected, 2e-7);
-        }
-    }
-
-    #[test]
-    fn backward_sums_are_added_up_and_projected_out() {
-        let tasks = 3;
-        let rows = 50;
-        let (cx, bn) = context(rows);
-        inference(&cx, &bn);
-        let partials = values(5, sums_floats(tasks, CHANNELS), -1.0, 1.0);
-        cx.gradient_mut(bn.bias).fill(10.0);
-        cx.gradient_mut(bn.weight).fill(20.0);
-        finish_sums(&cx, &bn, &partials);
-        let expected: Vec<f64> = (0..2 * CHANNELS)
-            .map(|i| partials.chunks_exact(2 * CHANNELS).map(|part| part[i] as f64).sum())
-            .collect();
-        assert_close("sums", cx.read(bn.sums), &expected, 2e-7);
-        let plus = |start: f64, sums: &[f64]| sums.iter().map(|s| start + s).collect::<Vec<_>>();
-        assert_close("beta", cx.gradient_mut(bn.bias), &plus(10.0, &expected[..CHANNELS]), 2e-7);
-        assert_close("gamma", cx.gradient_mut(bn.weight), &plus(20.0, &expected[CHANNELS..]), 2e-7);
-
-        let mut coefficients = vec![0.0; 4 * CHANNELS];
-        backward_coefficients(&cx, &bn, &mut coefficients);
-        let (du, y) = (0.7, 5.0);
-        for c in 0..CHANNELS {
-            let [a, b, shift, mean] = [0, 1, 2, 3].map(|row| coefficients[row * CHANNELS + c] as f64);
-            let (mu, r) = (2.0, 1.0 / (3.0 + bn.eps as f64).sqrt());
-            let (sum, with_y) = (expected[c] / rows as f64, expected[CHANNELS + c] / rows as f64);
-            let dy = cx.weight(bn.weight)[c] as f64 * r * (du - sum - (y - mu) * r * with_y);
-            assert_close("dy", &[(a * du + b * (y - mean) + shift) as f32], &[dy], 1e-6);
-        }
-    }
 }

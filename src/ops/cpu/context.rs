@@ -132,10 +132,9 @@ impl<'a, T> Shared<'a, T> {
 pub struct State {
     pub parameters: Memory,
     pub gradients: Memory,
-    pub mean_square: Memory,
-    pub momentum: Memory,
+    pub slots: Vec<Memory>,
     pub ema: Memory,
-    /// Trainable elements: the length of gradients, mean-square and momentum.
+    /// Trainable elements: the length of gradients and slots.
     pub trainable: usize,
     /// All elements: the length of parameters and EMA.
     pub total: usize,

@@ -10,6 +10,7 @@
 //! more than the products: then one round of tasks over groups of rows makes dx, and a second one over slices
 //! of the wide channels makes dW, with dy formed again.
 
+use super::OnCpu;
 use std::ops::Range;
 
 use super::batch_norm::{
@@ -43,50 +44,52 @@ impl ForwardTasks {
     }
 }
 
-pub fn forward_workspace(p: &ExpandForward) -> Workspace {
-    let tasks = ForwardTasks::new(p.rows, p.outputs);
-    let lengths = [p.inputs * padded(p.outputs), statistics_floats(tasks.groups, p.outputs)];
-    Workspace { shared: workspace_floats(&lengths), per_thread: TILE * PANEL }
-}
+impl OnCpu for ExpandForward {
+    fn workspace(&self) -> Workspace {
+        let tasks = ForwardTasks::new(self.rows, self.outputs);
+        let lengths = [self.inputs * padded(self.outputs), statistics_floats(tasks.groups, self.outputs)];
+        Workspace { shared: workspace_floats(&lengths), per_thread: TILE * PANEL }
+    }
 
-pub fn forward(cx: &Context, p: &ExpandForward) {
-    let (depth, panels) = (p.inputs, Panels::new(p.outputs));
-    let tasks = ForwardTasks::new(p.rows, p.outputs);
-    let [packed, partials] =
-        cx.workspace([depth * panels.padded(), statistics_floats(tasks.groups, p.outputs)]);
-    gemm::pack_transposed(cx, cx.weight(p.weight), panels, packed);
-    let (x, packed) = (cx.read(p.x), &*packed);
-    let y = Shared::new(cx.write(p.y));
-    let batch = p.bn.statistics == ops::Statistics::Batch;
-    let sums = Shared::new(partials);
-    cx.parallel(tasks.groups * tasks.slices, |task, scratch| {
-        let (group, slice) = (task / tasks.slices, task % tasks.slices);
-        let own = part_of(p.rows, tasks.groups, group);
-        for tile in tiles(own.clone()) {
-            let start = group * statistics_floats(1, p.outputs);
-            let statistics =
-                batch.then_some(Statistics { partials: sums, start, first: tile.start == own.start });
-            for panel in panels.range(part_of(panels.count(), tasks.slices, slice)) {
-                let b = &packed[panel.first * depth..][..panel.width * depth];
-                let x = &x[tile.start * depth..tile.end * depth];
-                gemm::multiply(
-                    x,
-                    depth,
-                    tile.len(),
-                    b,
-                    panel.width,
-                    scratch,
-                    panel.width,
-                    false,
-                    &mut Ahead::none(),
-                );
-                store(scratch, panel.width, Block::of(&tile, panel, p.outputs), y, statistics);
+    fn run(&self, cx: &Context) {
+        let (depth, panels) = (self.inputs, Panels::new(self.outputs));
+        let tasks = ForwardTasks::new(self.rows, self.outputs);
+        let [packed, partials] =
+            cx.workspace([depth * panels.padded(), statistics_floats(tasks.groups, self.outputs)]);
+        gemm::pack_transposed(cx, cx.weight(self.weight), panels, packed);
+        let (x, packed) = (cx.read(self.x), &*packed);
+        let y = Shared::new(cx.write(self.y));
+        let batch = self.bn.statistics == ops::Statistics::Batch;
+        let sums = Shared::new(partials);
+        cx.parallel(tasks.groups * tasks.slices, |task, scratch| {
+            let (group, slice) = (task / tasks.slices, task % tasks.slices);
+            let own = part_of(self.rows, tasks.groups, group);
+            for tile in tiles(own.clone()) {
+                let start = group * statistics_floats(1, self.outputs);
+                let statistics =
+                    batch.then_some(Statistics { partials: sums, start, first: tile.start == own.start });
+                for panel in panels.range(part_of(panels.count(), tasks.slices, slice)) {
+                    let b = &packed[panel.first * depth..][..panel.width * depth];
+                    let x = &x[tile.start * depth..tile.end * depth];
+                    gemm::multiply(
+                        x,
+                        depth,
+                        tile.len(),
+                        b,
+                        panel.width,
+                        scratch,
+                        panel.width,
+                        false,
+                        &mut Ahead::none(),
+                    );
+                    store(scratch, panel.width, Block::of(&tile, panel, self.outputs), y, statistics);
+                }
             }
+            fence();
+        });
+        if batch {
+            finish_statistics(cx, &self.bn, partials, |group| part_of(self.rows, tasks.groups, group).len());
         }
-        fence();
-    });
-    if batch {
-        finish_statistics(cx, &p.bn, partials, |group| part_of(p.rows, tasks.groups, group).len());
     }
 }
 
@@ -122,18 +125,6 @@ impl Backward {
     }
 }
 
-pub fn backward_workspace(p: &ExpandBackward) -> Workspace {
-    let tasks = Backward::new(p);
-    let lengths = [
-        p.outputs * padded(p.inputs),
-        4 * p.outputs,
-        tasks.weights.groups * p.inputs * padded(p.outputs),
-        sums_floats(tasks.data, p.inputs),
-    ];
-    let per_thread = workspace_floats(&[TILE * CHUNK, TILE, TILE * padded(p.inputs)]);
-    Workspace { shared: workspace_floats(&lengths), per_thread }
-}
-
 /// What all tasks of a backward pass share.
 struct BackwardPass<'a> {
     p: &'a ExpandBackward,
@@ -150,57 +141,74 @@ struct BackwardPass<'a> {
     previous: Previous<'a>,
 }
 
-pub fn backward(cx: &Context, p: &ExpandBackward) {
-    let tasks = Backward::new(p);
-    let (narrow, wide) = (Panels::narrow(p.inputs), Panels::new(p.outputs));
-    let gradient_floats = p.inputs * wide.padded();
-    let [packed, coefficients, gradients, sums] = cx.workspace([
-        p.outputs * narrow.padded(),
-        4 * p.outputs,
-        tasks.weights.groups * gradient_floats,
-        sums_floats(tasks.data, p.inputs),
-    ]);
-    gemm::pack(cx, cx.weight(p.weight), narrow, packed);
-    backward_coefficients(cx, &p.bn, coefficients);
-    let pass = BackwardPass {
-        p,
-        wide,
-        narrow,
-        x: cx.read(p.x),
-        y: cx.read(p.y),
-        du: cx.read(p.du),
-        packed,
-        coefficients,
-        gradients: Shared::new(gradients),
-        dx: Shared::new(cx.write(p.dx)),
-        sums: Shared::new(sums),
-        previous: Previous {
-            y: cx.read(p.previous.y),
-            coefficients: cx.read(p.previous.bn.coefficients),
-            shortcut: p.shortcut.map(|t| cx.read(t)),
-        },
-    };
-    let keep = p.previous.keep.map(|t| cx.read(t));
-    let BackwardTasks { groups, slices } = tasks.weights;
-    let all = 0..wide.count();
-    let gradient = |group: usize| group * gradient_floats..(group + 1) * gradient_floats;
-    if slices == 1 {
-        cx.parallel(groups, |group, scratch| {
-            let rows = part_of(p.rows, groups, group);
-            pass.run(rows, all.clone(), Some(group), keep, Some(gradient(group)), scratch);
-        });
-    } else {
-        cx.parallel(tasks.data, |group, scratch| {
-            pass.run(part_of(p.rows, tasks.data, group), all.clone(), Some(group), keep, None, scratch);
-        });
-        cx.parallel(groups * slices, |task, scratch| {
-            let (group, slice) = (task / slices, task % slices);
-            let panels = part_of(wide.count(), slices, slice);
-            pass.run(part_of(p.rows, groups, group), panels, None, keep, Some(gradient(group)), scratch);
-        });
+impl OnCpu for ExpandBackward {
+    fn workspace(&self) -> Workspace {
+        let tasks = Backward::new(self);
+        let lengths = [
+            self.outputs * padded(self.inputs),
+            4 * self.outputs,
+            tasks.weights.groups * self.inputs * padded(self.outputs),
+            sums_floats(tasks.data, self.inputs),
+        ];
+        let per_thread = workspace_floats(&[TILE * CHUNK, TILE, TILE * padded(self.inputs)]);
+        Workspace { shared: workspace_floats(&lengths), per_thread }
     }
-    finish_sums(cx, &p.previous.bn, sums);
-    gemm::add_weight_gradient(cx, gradients, p.inputs, p.outputs, true, cx.gradient_mut(p.weight));
+
+    fn run(&self, cx: &Context) {
+        let tasks = Backward::new(self);
+        let (narrow, wide) = (Panels::narrow(self.inputs), Panels::new(self.outputs));
+        let gradient_floats = self.inputs * wide.padded();
+        let [packed, coefficients, gradients, sums] = cx.workspace([
+            self.outputs * narrow.padded(),
+            4 * self.outputs,
+            tasks.weights.groups * gradient_floats,
+            sums_floats(tasks.data, self.inputs),
+        ]);
+        gemm::pack(cx, cx.weight(self.weight), narrow, packed);
+        backward_coefficients(cx, &self.bn, coefficients);
+        let pass = BackwardPass {
+            p: self,
+            wide,
+            narrow,
+            x: cx.read(self.x),
+            y: cx.read(self.y),
+            du: cx.read(self.du),
+            packed,
+            coefficients,
+            gradients: Shared::new(gradients),
+            dx: Shared::new(cx.write(self.dx)),
+            sums: Shared::new(sums),
+            previous: Previous {
+                y: cx.read(self.previous.y),
+                coefficients: cx.read(self.previous.bn.coefficients),
+                shortcut: self.shortcut.map(|t| cx.read(t)),
+            },
+        };
+        let keep = self.previous.keep.map(|t| cx.read(t));
+        let BackwardTasks { groups, slices } = tasks.weights;
+        let all = 0..wide.count();
+        let gradient = |group: usize| group * gradient_floats..(group + 1) * gradient_floats;
+        if slices == 1 {
+            cx.parallel(groups, |group, scratch| {
+                let rows = part_of(self.rows, groups, group);
+                pass.run(rows, all.clone(), Some(group), keep, Some(gradient(group)), scratch);
+            });
+        } else {
+            cx.parallel(tasks.data, |group, scratch| {
+                let rows = part_of(self.rows, tasks.data, group);
+                pass.run(rows, all.clone(), Some(group), keep, None, scratch);
+            });
+            cx.parallel(groups * slices, |task, scratch| {
+                let (group, slice) = (task / slices, task % slices);
+                let panels = part_of(wide.count(), slices, slice);
+                let rows = part_of(self.rows, groups, group);
+                pass.run(rows, panels, None, keep, Some(gradient(group)), scratch);
+            });
+        }
+        finish_sums(cx, &self.previous.bn, sums);
+        let weight = cx.gradient_mut(self.weight);
+        gemm::add_weight_gradient(cx, gradients, self.inputs, self.outputs, true, weight);
+    }
 }
 
 impl BackwardPass<'_> {

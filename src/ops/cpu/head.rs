@@ -1,5 +1,6 @@
 //! The head: pooling, dropout, classifier and loss, then back to the gradient at the last batch norm's output.
 
+use super::OnCpu;
 use super::batch_norm::{finish_sums, sums_floats};
 use super::context::{Context, Shared, Workspace, workspace_floats};
 use super::dense::{Factor, Region, Start, add_column_sums, dots, multiply, weighted_rows};
@@ -20,31 +21,33 @@ const GROUP: usize = 16;
 /// Elements of y that make a task of the last phase of backward.
 const TASK: usize = 1 << 14;
 
-pub fn forward(cx: &Context, p: &HeadForward) {
-    let (images, channels, classes) = (p.images, p.channels, p.classes);
-    pool::means(cx, &p.bn, cx.read(p.y), images, p.pixels, cx.write(p.pooled));
-    let [features] = cx.workspace([features_floats(p.dropout, images, channels)]);
-    let features = dropped(cx, p.pooled, p.dropout, channels, features);
-    let (weight, bias) = (cx.weight(p.classifier.weight), cx.weight(p.classifier.bias));
-    let logits = Shared::new(cx.write(p.logits));
-    let [rows, columns] = LOGIT_TILE;
-    let across = classes.div_ceil(columns);
-    cx.parallel(images.div_ceil(rows) * across, |task, _| {
-        let own = task / across * rows..images.min((task / across + 1) * rows);
-        let labels = task % across * columns..classes.min((task % across + 1) * columns);
-        let start = own.start * classes + labels.start;
-        // SAFETY: each task has its own images and classes.
-        let mut out = unsafe { Region::of(logits, start, classes, own.len(), labels.len()) };
-        let features = &features[own.start * channels..own.end * channels];
-        let weight = &weight[labels.start * channels..labels.end * channels];
-        dots(features, weight, channels, &bias[labels], &mut out);
-    });
-}
+impl OnCpu for HeadForward {
+    fn workspace(&self) -> Workspace {
+        Workspace {
+            shared: workspace_floats(&[features_floats(self.dropout, self.images, self.channels)]),
+            per_thread: pool::scratch_floats(self.channels),
+        }
+    }
 
-pub fn forward_workspace(p: &HeadForward) -> Workspace {
-    Workspace {
-        shared: workspace_floats(&[features_floats(p.dropout, p.images, p.channels)]),
-        per_thread: pool::scratch_floats(p.channels),
+    fn run(&self, cx: &Context) {
+        let (images, channels, classes) = (self.images, self.channels, self.classes);
+        pool::means(cx, &self.bn, cx.read(self.y), images, self.pixels, cx.write(self.pooled));
+        let [features] = cx.workspace([features_floats(self.dropout, images, channels)]);
+        let features = dropped(cx, self.pooled, self.dropout, channels, features);
+        let (weight, bias) = (cx.weight(self.classifier.weight), cx.weight(self.classifier.bias));
+        let logits = Shared::new(cx.write(self.logits));
+        let [rows, columns] = LOGIT_TILE;
+        let across = classes.div_ceil(columns);
+        cx.parallel(images.div_ceil(rows) * across, |task, _| {
+            let own = task / across * rows..images.min((task / across + 1) * rows);
+            let labels = task % across * columns..classes.min((task % across + 1) * columns);
+            let start = own.start * classes + labels.start;
+            // SAFETY: each task has its own images and classes.
+            let mut out = unsafe { Region::of(logits, start, classes, own.len(), labels.len()) };
+            let features = &features[own.start * channels..own.end * channels];
+            let weight = &weight[labels.start * channels..labels.end * channels];
+            dots(features, weight, channels, &bias[labels], &mut out);
+        });
     }
 }
 
@@ -72,26 +75,25 @@ fn dropped<'a>(
     product
 }
 
-/// Loss and gradient in double: the exponentials of a step's logits are few, and a mean over a data set of
-/// losses near zero should keep its digits.
-pub fn loss(cx: &Context, p: &Loss) {
-    let (images, classes) = (p.images, p.classes);
-    let logits = cx.read(p.logits);
-    let labels: &[u32] = bytemuck::cast_slice(cx.read(p.labels));
-    let (losses, gradients) = (Shared::new(cx.write(p.losses)), Shared::new(cx.write(p.dlogits)));
-    cx.parallel(images.div_ceil(GROUP), |task, _| {
-        let own = task * GROUP..images.min((task + 1) * GROUP);
-        for (image, &label) in own.clone().zip(&labels[own]) {
-            let range = image * classes..(image + 1) * classes;
-            // SAFETY: each task has its own images.
-            let (loss, gradient) = unsafe { (losses.part(image..image + 1), gradients.part(range.clone())) };
-            loss[0] = cross_entropy(p, &logits[range], label as usize, gradient);
-        }
-    });
-}
-
-pub fn loss_workspace(_: &Loss) -> Workspace {
-    Workspace::default()
+impl OnCpu for Loss {
+    /// Loss and gradient in double: the exponentials of a step's logits are few, and a mean over a data set of
+    /// losses near zero should keep its digits.
+    fn run(&self, cx: &Context) {
+        let (images, classes) = (self.images, self.classes);
+        let logits = cx.read(self.logits);
+        let labels: &[u32] = bytemuck::cast_slice(cx.read(self.labels));
+        let (losses, gradients) = (Shared::new(cx.write(self.losses)), Shared::new(cx.write(self.dlogits)));
+        cx.parallel(images.div_ceil(GROUP), |task, _| {
+            let own = task * GROUP..images.min((task + 1) * GROUP);
+            for (image, &label) in own.clone().zip(&labels[own]) {
+                let range = image * classes..(image + 1) * classes;
+                // SAFETY: each task has its own images.
+                let (loss, gradient) =
+                    unsafe { (losses.part(image..image + 1), gradients.part(range.clone())) };
+                loss[0] = cross_entropy(self, &logits[range], label as usize, gradient);
+            }
+        });
+    }
 }
 
 /// One image's loss −Σ target·ln softmax and its gradient. A label that is no class gives NaN.
@@ -116,34 +118,40 @@ fn cross_entropy(p: &Loss, logits: &[f32], label: usize, gradient: &mut [f32]) -
     (exponentials.ln() - extra * own - everywhere * sum) as f32
 }
 
-pub fn backward(cx: &Context, p: &HeadBackward) {
-    let (images, channels) = (p.images, p.channels);
-    let [features, dpooled, partials] = cx.workspace(backward_lengths(p));
-    let features = dropped(cx, p.pooled, p.dropout, channels, features);
-    classifier_backward(cx, p, features, dpooled);
+impl OnCpu for HeadBackward {
+    fn workspace(&self) -> Workspace {
+        Workspace { shared: workspace_floats(&backward_lengths(self)), per_thread: 0 }
+    }
 
-    let size = p.pixels * channels;
-    let group = image_group(p);
-    let y = cx.read(p.y);
-    let coefficients = cx.read(p.bn.coefficients);
-    let dropout = p.dropout.map(|dropout| cx.read(dropout));
-    let du = Shared::new(cx.write(p.du));
-    let (dpooled, sums) = (Shared::new(dpooled), Shared::new(&mut *partials));
-    cx.parallel(images.div_ceil(group), |task, _| {
-        // SAFETY: each task has its own images and its own partial sums.
-        let sums = unsafe { sums.part(task * 2 * channels..(task + 1) * 2 * channels) };
-        sums.fill(0.0);
-        for image in task * group..images.min((task + 1) * group) {
-            let row = image * channels..(image + 1) * channels;
-            let map = image * size..(image + 1) * size;
-            let factors = dropout.map_or(&[][..], |dropout| &dropout[row.clone()]);
-            // SAFETY: as above.
-            let (dpooled, du) = unsafe { (dpooled.part(row), du.part(map.clone())) };
-            share_out(p.pixels as f32, factors, dpooled);
-            map_gradient(&y[map], coefficients, dpooled, du, sums);
-        }
-    });
-    finish_sums(cx, &p.bn, partials);
+    fn run(&self, cx: &Context) {
+        let (images, channels) = (self.images, self.channels);
+        let [features, dpooled, partials] = cx.workspace(backward_lengths(self));
+        let features = dropped(cx, self.pooled, self.dropout, channels, features);
+        classifier_backward(cx, self, features, dpooled);
+
+        let size = self.pixels * channels;
+        let group = image_group(self);
+        let y = cx.read(self.y);
+        let coefficients = cx.read(self.bn.coefficients);
+        let dropout = self.dropout.map(|dropout| cx.read(dropout));
+        let du = Shared::new(cx.write(self.du));
+        let (dpooled, sums) = (Shared::new(dpooled), Shared::new(&mut *partials));
+        cx.parallel(images.div_ceil(group), |task, _| {
+            // SAFETY: each task has its own images and its own partial sums.
+            let sums = unsafe { sums.part(task * 2 * channels..(task + 1) * 2 * channels) };
+            sums.fill(0.0);
+            for image in task * group..images.min((task + 1) * group) {
+                let row = image * channels..(image + 1) * channels;
+                let map = image * size..(image + 1) * size;
+                let factors = dropout.map_or(&[][..], |dropout| &dropout[row.clone()]);
+                // SAFETY: as above.
+                let (dpooled, du) = unsafe { (dpooled.part(row), du.part(map.clone())) };
+                share_out(self.pixels as f32, factors, dpooled);
+                map_gradient(&y[map], coefficients, dpooled, du, sums);
+            }
+        });
+        finish_sums(cx, &self.bn, partials);
+    }
 }
 
 /// Images of a task of the last phase.
@@ -154,10 +162,6 @@ fn image_group(p: &HeadBackward) -> usize {
 fn backward_lengths(p: &HeadBackward) -> [usize; 3] {
     let partials = sums_floats(p.images.div_ceil(image_group(p)), p.channels);
     [features_floats(p.dropout, p.images, p.channels), p.images * p.channels, partials]
-}
-
-pub fn backward_workspace(p: &HeadBackward) -> Workspace {
-    Workspace { shared: workspace_floats(&backward_lengths(p)), per_thread: 0 }
 }
 
 /// Adds dW = dlogitsᵀ·features and db, and writes dlogits·W to `dpooled`: blocks of both in one round of
@@ -266,179 +270,4 @@ fn pixel_gradients<V: Vector, const R: usize>(
         write(first, at, count, sum);
         write(second, at, count, with_y);
     });
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::testing::{Setup, assert_close, silu, values};
-    use crate::ops::{Dense, HeadBackward, HeadForward, Loss, Ops};
-
-    struct Case {
-        setup: Setup,
-        forward: HeadForward,
-        loss: Loss,
-        backward: HeadBackward,
-    }
-
-    fn case(images: usize, pixels: usize, channels: usize, classes: usize, drop: bool) -> Case {
-        let mut s = Setup::default();
-        let bn = s.batch_norm(images * pixels, &values(1, 4 * channels, 0.5, 1.5));
-        let classifier = Dense {
-            weight: s.parameter(&values(2, channels * classes, -0.4, 0.4)),
-            bias: s.parameter(&values(3, classes, -1.0, 1.0)),
-            inputs: channels,
-            outputs: classes,
-        };
-        let y = s.input(&values(4, images * pixels * channels, -3.0, 3.0));
-        let factors: Vec<f32> = values(5, images * channels, 0.0, 1.0)
-            .iter()
-            .map(|&v| if v < 0.2 { 0.0 } else { 1.25 })
-            .collect();
-        let dropout = drop.then(|| s.input(&factors));
-        let pooled = s.output(images * channels);
-        let (logits, dlogits) = (s.output(images * classes), s.output(images * classes));
-        let labels: Vec<u32> = (0..images).map(|i| (i * 7 % classes) as u32).collect();
-        let labels = s.labels(&labels);
-        let losses = s.output(images);
-        let du = s.output(images * pixels * channels);
-        let (smoothing, scale) = (0.1, 1.0 / images as f32);
-        Case {
-            setup: s,
-            forward: HeadForward {
-                images,
-                pixels,
-                channels,
-                classes,
-                y,
-                bn,
-                pooled,
-                dropout,
-                classifier,
-                logits,
-            },
-            loss: Loss { images, classes, logits, labels, smoothing, scale, losses, dlogits },
-            backward: HeadBackward {
-                images,
-                pixels,
-                channels,
-                classes,
-                y,
-                bn,
-                pooled,
-                dropout,
-                classifier,
-                dlogits,
-                du,
-            },
-        }
-    }
-
-    fn check(n: usize, pixels: usize, c: usize, classes: usize, drop: bool) {
-        let Case { setup, forward: f, loss, backward: b } = case(n, pixels, c, classes, drop);
-        let got = setup.run(|ops: &mut dyn Ops| {
-            ops.head_forward(&f)?;
-            ops.loss(&loss)?;
-            ops.head_backward(&b)
-        });
-        let what =
-            |name: &str| format!("{name} of {n} images, {pixels} pixels, {c} channels, {classes} classes");
-        let widen = |values: &[f32]| -> Vec<f64> { values.iter().map(|&v| v as f64).collect() };
-        let (y, bn) = (widen(got.get(f.y)), widen(got.get(f.bn.coefficients)));
-        let weight = widen(&got.parameters[f.classifier.weight.range()]);
-        let bias = widen(&got.parameters[f.classifier.bias.range()]);
-        let z: Vec<f64> =
-            y.iter().enumerate().map(|(i, y)| bn[2 * c + i % c] * y + bn[3 * c + i % c]).collect();
-        let mut pooled = vec![0.0; n * c];
-        for (i, &z) in z.iter().enumerate() {
-            pooled[i / (pixels * c) * c + i % c] += silu(z).0 / pixels as f64;
-        }
-        assert_close(&what("pooled"), got.get(f.pooled), &pooled, 1e-6);
-        let factors = f.dropout.map_or(vec![1.0; n * c], |dropout| widen(got.get(dropout)));
-        let features: Vec<f64> = pooled.iter().zip(&factors).map(|(p, f)| p * f).collect();
-        let mut logits = vec![0.0; n * classes];
-        for (i, logit) in logits.iter_mut().enumerate() {
-            let (image, class) = (i / classes, i % classes);
-            let terms = (0..c).map(|k| features[image * c + k] * weight[class * c + k]);
-            *logit = bias[class] + terms.sum::<f64>();
-        }
-        assert_close(&what("logits"), got.get(f.logits), &logits, 2e-6);
-        let (mut losses, mut dlogits) = (vec![0.0; n], vec![0.0; n * classes]);
-        for image in 0..n {
-            let row = &logits[image * classes..(image + 1) * classes];
-            let total: f64 = row.iter().map(|l| l.exp()).sum();
-            for class in 0..classes {
-                let smoothing = loss.smoothing as f64;
-                let own = (image * 7 % classes == class) as usize as f64;
-                let target = (1.0 - smoothing) * own + smoothing / classes as f64;
-                let softmax = row[class].exp() / total;
-                losses[image] -= target * softmax.ln();
-                dlogits[image * classes + class] = (softmax - target) * loss.scale as f64;
-            }
-        }
-        assert_close(&what("losses"), got.get(loss.losses), &losses, 2e-6);
-        assert_close(&what("dlogits"), got.get(loss.dlogits), &dlogits, 2e-6);
-
-        let (mut dweight, mut dbias) = (vec![0.0; classes * c], vec![0.0; classes]);
-        let mut dpooled = vec![0.0; n * c];
-        for image in 0..n {
-            for class in 0..classes {
-                let d = dlogits[image * classes + class];
-                dbias[class] += d;
-                for k in 0..c {
-                    dweight[class * c + k] += d * features[image * c + k];
-                    dpooled[image * c + k] += d * weight[class * c + k] * factors[image * c + k];
-                }
-            }
-        }
-        assert_close(&what("weight gradient"), &got.added(f.classifier.weight), &dweight, 5e-6);
-        // The sums over images of one class may cancel: what is left is measured against the test's 0.5.
-        assert_close(&what("bias gradient"), &got.added(f.classifier.bias), &dbias, 5e-6);
-        let (mut du, mut sums) = (vec![0.0; z.len()], vec![0.0; 2 * c]);
-        for (i, &z) in z.iter().enumerate() {
-            let channel = i % c;
-            du[i] = dpooled[i / (pixels * c) * c + channel] / pixels as f64 * silu(z).1;
-            sums[channel] += du[i];
-            sums[c + channel] += du[i] * (y[i] - bn[channel]) * bn[c + channel];
-        }
-        assert_close(&what("du"), got.get(b.du), &du, 5e-6);
-        assert_close(&what("sums"), got.get(b.bn.sums), &sums, 5e-6);
-        assert_close(&what("beta"), &got.added(f.bn.bias), &sums[..c], 5e-6);
-        assert_close(&what("gamma"), &got.added(f.bn.weight), &sums[c..], 5e-6);
-    }
-
-    #[test]
-    fn all_passes_follow_the_formulas() {
-        check(1, 1, 8, 2, false);
-        check(5, 4, 40, 10, true);
-        check(37, 9, 72, 101, true);
-        check(3, 49, 296, 1001, false);
-        check(6, 2, 13, 7, true);
-    }
-
-    fn losses(logits: &[f32], labels: &[u32], smoothing: f32) -> (Vec<f32>, Vec<f32>) {
-        let mut s = Setup::default();
-        let images = labels.len();
-        let pass = Loss {
-            images,
-            classes: logits.len() / images,
-            logits: s.input(logits),
-            labels: s.labels(labels),
-            smoothing,
-            scale: 1.0,
-            losses: s.output(images),
-            dlogits: s.output(logits.len()),
-        };
-        let got = s.run(|ops: &mut dyn Ops| ops.loss(&pass));
-        (got.get(pass.losses).to_vec(), got.get(pass.dlogits).to_vec())
-    }
-
-    #[test]
-    fn large_logits_do_not_overflow_and_nan_is_not_hidden() {
-        let (loss, gradient) = losses(&[1e4, 0.0, -1e4, 1e4, 0.0, -1e4], &[0, 2], 0.0);
-        assert_eq!(loss, [0.0, 2e4]);
-        assert_eq!(gradient, [0.0, 0.0, 0.0, 1.0, 0.0, -1.0]);
-        let (loss, gradient) = losses(&[0.0, f32::NAN, 1.0], &[0], 0.1);
-        assert!(loss[0].is_nan() && gradient.iter().any(|g| g.is_nan()));
-        assert!(losses(&[0.0, 1.0], &[2], 0.1).0[0].is_nan(), "a label that is no class");
-    }
 }

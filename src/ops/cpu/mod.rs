@@ -14,12 +14,11 @@ pub mod dense;
 pub mod depthwise;
 pub mod exchange;
 pub mod expand;
+mod expand_depthwise;
 pub mod gemm;
 pub mod head;
 pub mod masks;
 pub mod optimiser;
-#[cfg(test)]
-mod pointwise_tests;
 pub mod pool;
 pub mod project;
 pub mod residual;
@@ -27,8 +26,6 @@ pub mod simd;
 pub mod squeeze_excite;
 pub mod stem;
 pub mod sweep;
-#[cfg(test)]
-mod testing;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -55,40 +52,36 @@ pub struct CpuDevice {
     pub threads: usize,
 }
 
-/// Scratch floats of a pass.
-fn workspace(pass: &Pass) -> Workspace {
-    match pass {
-        Pass::StemForward(p) => stem::forward_workspace(p),
-        Pass::ExpandForward(p) => expand::forward_workspace(p),
-        Pass::DepthwiseForward(p) => depthwise::forward_workspace(p),
-        Pass::SqueezeForward(p) => squeeze_excite::forward_workspace(p),
-        Pass::ProjectForward(p) => project::forward_workspace(p),
-        Pass::ResidualForward(p) => residual::forward_workspace(p),
-        Pass::HeadForward(p) => head::forward_workspace(p),
-        Pass::Loss(p) => head::loss_workspace(p),
-        Pass::HeadBackward(p) => head::backward_workspace(p),
-        Pass::ProjectBackward(p) => project::backward_workspace(p),
-        Pass::SqueezeBackward(p) => squeeze_excite::backward_workspace(p),
-        Pass::DepthwiseBackward(p) => depthwise::backward_workspace(p),
-        Pass::ExpandBackward(p) => expand::backward_workspace(p),
-        Pass::StemBackward(p) => stem::backward_workspace(p),
-        Pass::ExpandDepthwiseForward(..) | Pass::ExpandDepthwiseBackward(..) => {
-            unreachable!("the CPU stores the expanded tensor")
-        }
-        Pass::DropPathMask(_) | Pass::DropoutMask(_) | Pass::BatchNormInference(_) | Pass::Update(_) => {
-            Workspace::default()
-        }
+/// How the CPU runs a pass.
+trait OnCpu {
+    /// Scratch floats beside the tensors.
+    fn workspace(&self) -> Workspace {
+        Workspace::default()
     }
+    fn run(&self, cx: &Context);
 }
+
+macro_rules! dispatch_passes {
+    ($($pass:ident),* $(,)?) => {
+        impl Pass {
+            fn on_cpu(&self) -> &dyn OnCpu {
+                match self {
+                    $(Pass::$pass(pass) => pass),*
+                }
+            }
+        }
+    };
+}
+for_each_pass!(dispatch_passes);
 
 impl Device for CpuDevice {
     fn element_bytes(&self, _: Kind) -> usize {
         4
     }
 
-    fn workspace(&self, pass: &Pass) -> plan::Workspace {
-        let Workspace { shared, per_thread } = workspace(pass);
-        plan::Workspace { shared: shared * 4, per_thread: per_thread * 4 }
+    fn workspace(&self, pass: &Pass) -> device::Workspace {
+        let Workspace { shared, per_thread } = pass.on_cpu().workspace();
+        device::Workspace { shared: shared * 4, per_thread: per_thread * 4 }
     }
 
     fn threads(&self) -> usize {
@@ -97,9 +90,9 @@ impl Device for CpuDevice {
 }
 
 impl CpuOps {
-    /// State buffers for a model of `trainable` and `total` elements, an arena that holds any one of `plans`,
-    /// and `threads` threads.
-    pub fn new(trainable: usize, total: usize, plans: &[&Plan], threads: usize) -> Result<CpuOps> {
+    /// State buffers of this size, an arena that holds any one of `plans`, and `threads` threads.
+    pub fn new(size: StateSize, plans: &[&Plan], threads: usize) -> Result<CpuOps> {
+        let StateSize { trainable, total, .. } = size;
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
             .thread_name(|number| format!("effnet-{number}"))
@@ -109,8 +102,7 @@ impl CpuOps {
         let state = State {
             parameters: Memory::new(total * 4),
             gradients: Memory::new(trainable * 4),
-            mean_square: Memory::new(trainable * 4),
-            momentum: Memory::new(trainable * 4),
+            slots: (0..size.slots).map(|_| Memory::new(trainable * 4)).collect(),
             ema: Memory::new(total * 4),
             trainable,
             total,
@@ -162,41 +154,35 @@ impl CpuOps {
         8.0 * half as f64 / best.max(1e-9)
     }
 
+    /// Adds what a loss came to. Each micro-batch is summed by itself, in sample order.
+    fn add_figures(&mut self, pass: &Loss) {
+        let cx = &self.cx;
+        self.figures.loss += cx.read(pass.losses).iter().map(|&l| f64::from(l)).sum::<f64>();
+        let labels = bytemuck::cast_slice::<f32, u32>(cx.read(pass.labels));
+        let scored = cx.read(pass.logits).chunks_exact(pass.classes).zip(labels);
+        self.figures.correct +=
+            scored.filter(|(logits, label)| score::rank(logits, **label) == 0).count() as u64;
+    }
+
+    /// Waits for the sums over the ranks; whether the step's loss is finite.
+    fn may_update(&mut self) -> Result<bool> {
+        if let Some(exchange) = &mut self.cx.exchange {
+            exchange.finish(&mut self.figures)?;
+        }
+        self.figures.skipped = !self.figures.loss.is_finite();
+        Ok(!self.figures.skipped)
+    }
+
     fn state(&mut self, buffer: Buffer) -> &mut [f32] {
         let state = &self.cx.state;
         let (memory, elements) = match buffer {
             Buffer::Parameters => (&state.parameters, state.total),
             Buffer::Gradients => (&state.gradients, state.trainable),
-            Buffer::MeanSquare => (&state.mean_square, state.trainable),
-            Buffer::Momentum => (&state.momentum, state.trainable),
+            Buffer::Slot(number) => (&state.slots[number], state.trainable),
             Buffer::Ema => (&state.ema, state.total),
         };
         // SAFETY: `self` is borrowed mutably for as long as the slice lives, so no pass runs.
         unsafe { memory.floats_mut(0, elements) }
-    }
-}
-
-macro_rules! run {
-    ($($method:ident: $pass:ident => $module:ident::$function:ident),* $(,)?) => {
-        $(fn $method(&mut self, pass: &$pass) -> Result {
-            let start = Instant::now();
-            $module::$function(&self.cx, pass);
-            if let Some(exchange) = &self.cx.exchange {
-                exchange.check()?;
-            }
-            if let Some(profile) = &mut self.profile {
-                let device = CpuDevice { threads: self.cx.threads() };
-                profile.add(&Pass::from(*pass), &device, start.elapsed().as_secs_f64() * 1e6);
-            }
-            Ok(())
-        })*
-    };
-}
-
-impl CpuOps {
-    run! {
-        cross_entropy: Loss => head::loss,
-        optimise: Update => optimiser::update,
     }
 }
 
@@ -296,18 +282,6 @@ impl Ops for CpuOps {
         Ok(())
     }
 
-    fn loss(&mut self, pass: &Loss) -> Result {
-        self.cross_entropy(pass)?;
-        let cx = &self.cx;
-        // Each micro-batch is summed by itself, in sample order.
-        self.figures.loss += cx.read(pass.losses).iter().map(|&l| f64::from(l)).sum::<f64>();
-        let labels = bytemuck::cast_slice::<f32, u32>(cx.read(pass.labels));
-        let scored = cx.read(pass.logits).chunks_exact(pass.classes).zip(labels);
-        self.figures.correct +=
-            scored.filter(|(logits, label)| score::rank(logits, **label) == 0).count() as u64;
-        Ok(())
-    }
-
     fn reduce(&mut self, bucket: &Bucket) -> Result {
         if let Some(exchange) = &mut self.cx.exchange {
             // SAFETY: the passes that follow add to other gradients, as the bucket is complete, and those after the last
@@ -317,30 +291,24 @@ impl Ops for CpuOps {
         Ok(())
     }
 
-    fn update(&mut self, pass: &Update) -> Result {
-        if let Some(exchange) = &mut self.cx.exchange {
-            exchange.finish(&mut self.figures)?;
+    fn run(&mut self, pass: &Pass) -> Result {
+        if let Pass::Update(_) = pass
+            && !self.may_update()?
+        {
+            return Ok(());
         }
-        self.figures.skipped = !self.figures.loss.is_finite();
-        if self.figures.skipped { Ok(()) } else { self.optimise(pass) }
-    }
-
-    run! {
-        drop_path_mask: DropPathMask => masks::drop_path,
-        dropout_mask: DropoutMask => masks::dropout,
-        batch_norm_inference: BatchNorm => batch_norm::inference,
-        stem_forward: StemForward => stem::forward,
-        expand_forward: ExpandForward => expand::forward,
-        depthwise_forward: DepthwiseForward => depthwise::forward,
-        squeeze_forward: SqueezeForward => squeeze_excite::forward,
-        project_forward: ProjectForward => project::forward,
-        residual_forward: ResidualForward => residual::forward,
-        head_forward: HeadForward => head::forward,
-        head_backward: HeadBackward => head::backward,
-        project_backward: ProjectBackward => project::backward,
-        squeeze_backward: SqueezeBackward => squeeze_excite::backward,
-        depthwise_backward: DepthwiseBackward => depthwise::backward,
-        expand_backward: ExpandBackward => expand::backward,
-        stem_backward: StemBackward => stem::backward,
+        let start = Instant::now();
+        pass.on_cpu().run(&self.cx);
+        if let Some(exchange) = &self.cx.exchange {
+            exchange.check()?;
+        }
+        if let Some(profile) = &mut self.profile {
+            let device = CpuDevice { threads: self.cx.threads() };
+            profile.add(pass, &device, start.elapsed().as_secs_f64() * 1e6);
+        }
+        if let Pass::Loss(loss) = pass {
+            self.add_figures(loss);
+        }
+        Ok(())
     }
 }

@@ -9,6 +9,7 @@
 //! then dW += dy3ᵀ·A. A task owns a group of images (or of parts of large images) and a slice of the wide
 //! channels: as many groups as their partial weight gradients allow, and slices where that is too few tasks.
 
+use super::OnCpu;
 use std::ops::Range;
 
 use super::batch_norm::{backward_coefficients, finish_statistics, statistics_floats};
@@ -28,60 +29,73 @@ fn forward_groups(rows: usize) -> usize {
     rows.div_ceil(TILE).max((rows / 32).min(TASKS)).clamp(1, GROUPS)
 }
 
-pub fn forward_workspace(p: &ProjectForward) -> Workspace {
-    let groups = forward_groups(p.images * p.pixels);
-    let lengths = [p.inputs * padded(p.outputs), statistics_floats(groups, p.outputs)];
-    let per_thread = workspace_floats(&[TILE * CHUNK, TILE * padded(p.outputs)]);
-    Workspace { shared: workspace_floats(&lengths), per_thread }
-}
+impl OnCpu for ProjectForward {
+    fn workspace(&self) -> Workspace {
+        let groups = forward_groups(self.images * self.pixels);
+        let lengths = [self.inputs * padded(self.outputs), statistics_floats(groups, self.outputs)];
+        let per_thread = workspace_floats(&[TILE * CHUNK, TILE * padded(self.outputs)]);
+        Workspace { shared: workspace_floats(&lengths), per_thread }
+    }
 
-pub fn forward(cx: &Context, p: &ProjectForward) {
-    let (depth, panels, rows) = (p.inputs, Panels::narrow(p.outputs), p.images * p.pixels);
-    let groups = forward_groups(rows);
-    let [packed, partials] = cx.workspace([depth * panels.padded(), statistics_floats(groups, p.outputs)]);
-    gemm::pack_transposed(cx, cx.weight(p.weight), panels, packed);
-    let packed = &*packed;
-    let input = Input {
-        x: cx.read(p.x),
-        coefficients: cx.read(p.input_bn.coefficients),
-        gate: cx.read(p.gate),
-        pixels: p.pixels,
-        channels: depth,
-    };
-    let y = Shared::new(cx.write(p.y));
-    let batch = p.bn.statistics == ops::Statistics::Batch;
-    let sums = Shared::new(partials);
-    let stride = panels.padded();
-    cx.parallel(groups, |group, scratch| {
-        let (a, out) = scratch.split_at_mut(TILE * CHUNK);
-        let own = part_of(rows, groups, group);
-        for tile in tiles(own.clone()) {
-            // The next tile's x comes while this tile's products run.
-            let next = after(&tile, &own);
-            let mut ahead = Ahead::new(input.x, next.start * depth..next.end * depth);
-            for first in (0..depth).step_by(CHUNK) {
-                let columns = CHUNK.min(depth - first);
-                let block =
-                    Block { row: tile.start, rows: tile.len(), column: first, columns, channels: depth };
-                activate(input, block, a, CHUNK);
+    fn run(&self, cx: &Context) {
+        let (depth, panels, rows) = (self.inputs, Panels::narrow(self.outputs), self.images * self.pixels);
+        let groups = forward_groups(rows);
+        let [packed, partials] =
+            cx.workspace([depth * panels.padded(), statistics_floats(groups, self.outputs)]);
+        gemm::pack_transposed(cx, cx.weight(self.weight), panels, packed);
+        let packed = &*packed;
+        let input = Input {
+            x: cx.read(self.x),
+            coefficients: cx.read(self.input_bn.coefficients),
+            gate: cx.read(self.gate),
+            pixels: self.pixels,
+            channels: depth,
+        };
+        let y = Shared::new(cx.write(self.y));
+        let batch = self.bn.statistics == ops::Statistics::Batch;
+        let sums = Shared::new(partials);
+        let stride = panels.padded();
+        cx.parallel(groups, |group, scratch| {
+            let (a, out) = scratch.split_at_mut(TILE * CHUNK);
+            let own = part_of(rows, groups, group);
+            for tile in tiles(own.clone()) {
+                // The next tile's x comes while this tile's products run.
+                let next = after(&tile, &own);
+                let mut ahead = Ahead::new(input.x, next.start * depth..next.end * depth);
+                for first in (0..depth).step_by(CHUNK) {
+                    let columns = CHUNK.min(depth - first);
+                    let block =
+                        Block { row: tile.start, rows: tile.len(), column: first, columns, channels: depth };
+                    activate(input, block, a, CHUNK);
+                    for panel in panels.iter() {
+                        let start = panel.first * depth + first * panel.width;
+                        let b = &packed[start..start + columns * panel.width];
+                        let out = &mut out[panel.first..];
+                        gemm::multiply(
+                            a,
+                            CHUNK,
+                            tile.len(),
+                            b,
+                            panel.width,
+                            out,
+                            stride,
+                            first > 0,
+                            &mut ahead,
+                        );
+                    }
+                }
+                let start = group * statistics_floats(1, self.outputs);
+                let statistics =
+                    batch.then_some(Statistics { partials: sums, start, first: tile.start == own.start });
                 for panel in panels.iter() {
-                    let start = panel.first * depth + first * panel.width;
-                    let b = &packed[start..start + columns * panel.width];
-                    let out = &mut out[panel.first..];
-                    gemm::multiply(a, CHUNK, tile.len(), b, panel.width, out, stride, first > 0, &mut ahead);
+                    store(&out[panel.first..], stride, Block::of(&tile, panel, self.outputs), y, statistics);
                 }
             }
-            let start = group * statistics_floats(1, p.outputs);
-            let statistics =
-                batch.then_some(Statistics { partials: sums, start, first: tile.start == own.start });
-            for panel in panels.iter() {
-                store(&out[panel.first..], stride, Block::of(&tile, panel, p.outputs), y, statistics);
-            }
+            fence();
+        });
+        if batch {
+            finish_statistics(cx, &self.bn, partials, |group| part_of(rows, groups, group).len());
         }
-        fence();
-    });
-    if batch {
-        finish_statistics(cx, &p.bn, partials, |group| part_of(rows, groups, group).len());
     }
 }
 
@@ -192,11 +206,6 @@ fn backward_lengths(p: &ProjectBackward, units: &Units) -> [usize; 4] {
     [packed, 4 * p.outputs, units.tasks.groups * packed, sums]
 }
 
-pub fn backward_workspace(p: &ProjectBackward) -> Workspace {
-    let per_thread = workspace_floats(&[TILE, TILE * padded(p.outputs), 2 * TILE * PANEL]);
-    Workspace { shared: workspace_floats(&backward_lengths(p, &Units::new(p))), per_thread }
-}
-
 /// What all tasks of a backward pass share.
 struct BackwardPass<'a> {
     p: &'a ProjectBackward,
@@ -214,45 +223,59 @@ struct BackwardPass<'a> {
     sums: Shared<'a>,
 }
 
-pub fn backward(cx: &Context, p: &ProjectBackward) {
-    let (units, wide) = (Units::new(p), Panels::new(p.inputs));
-    let BackwardTasks { groups, slices } = units.tasks;
-    let [packed, coefficients, gradients, parts] = cx.workspace(backward_lengths(p, &units));
-    let size = p.outputs * wide.padded();
-    let (packed, gradients) = (&mut packed[..size], &mut gradients[..groups * size]);
-    gemm::pack(cx, cx.weight(p.weight), wide, packed);
-    backward_coefficients(cx, &p.bn, coefficients);
-    let five_sums = cx.write(p.five_sums);
-    let pass = BackwardPass {
-        p,
-        units,
-        wide,
-        input: Input {
-            x: cx.read(p.x),
-            coefficients: cx.read(p.input_bn.coefficients),
-            gate: cx.read(p.gate),
-            pixels: p.pixels,
-            channels: p.inputs,
-        },
-        y: cx.read(p.y),
-        dout: cx.read(p.dout),
-        keep: p.keep.map(|t| cx.read(t)),
-        packed,
-        coefficients,
-        gradients: Shared::new(gradients),
-        da: Shared::new(cx.write(p.da)),
-        sums: if units.parts > 1 { Shared::new(parts) } else { Shared::new(five_sums) },
-    };
-    cx.parallel(groups * slices, |task, scratch| {
-        let (group, slice) = (task / slices, task % slices);
-        let panels = part_of(wide.count(), slices, slice);
-        pass.run(group, panels, scratch);
-        fence();
-    });
-    if units.parts > 1 {
-        add_parts(cx, &units, p.inputs, parts, five_sums);
+impl OnCpu for ProjectBackward {
+    fn workspace(&self) -> Workspace {
+        let per_thread = workspace_floats(&[TILE, TILE * padded(self.outputs), 2 * TILE * PANEL]);
+        Workspace { shared: workspace_floats(&backward_lengths(self, &Units::new(self))), per_thread }
     }
-    gemm::add_weight_gradient(cx, gradients, p.outputs, p.inputs, false, cx.gradient_mut(p.weight));
+
+    fn run(&self, cx: &Context) {
+        let (units, wide) = (Units::new(self), Panels::new(self.inputs));
+        let BackwardTasks { groups, slices } = units.tasks;
+        let [packed, coefficients, gradients, parts] = cx.workspace(backward_lengths(self, &units));
+        let size = self.outputs * wide.padded();
+        let (packed, gradients) = (&mut packed[..size], &mut gradients[..groups * size]);
+        gemm::pack(cx, cx.weight(self.weight), wide, packed);
+        backward_coefficients(cx, &self.bn, coefficients);
+        let five_sums = cx.write(self.five_sums);
+        let pass = BackwardPass {
+            p: self,
+            units,
+            wide,
+            input: Input {
+                x: cx.read(self.x),
+                coefficients: cx.read(self.input_bn.coefficients),
+                gate: cx.read(self.gate),
+                pixels: self.pixels,
+                channels: self.inputs,
+            },
+            y: cx.read(self.y),
+            dout: cx.read(self.dout),
+            keep: self.keep.map(|t| cx.read(t)),
+            packed,
+            coefficients,
+            gradients: Shared::new(gradients),
+            da: Shared::new(cx.write(self.da)),
+            sums: if units.parts > 1 { Shared::new(parts) } else { Shared::new(five_sums) },
+        };
+        cx.parallel(groups * slices, |task, scratch| {
+            let (group, slice) = (task / slices, task % slices);
+            let panels = part_of(wide.count(), slices, slice);
+            pass.run(group, panels, scratch);
+            fence();
+        });
+        if units.parts > 1 {
+            add_parts(cx, &units, self.inputs, parts, five_sums);
+        }
+        gemm::add_weight_gradient(
+            cx,
+            gradients,
+            self.outputs,
+            self.inputs,
+            false,
+            cx.gradient_mut(self.weight),
+        );
+    }
 }
 
 /// Asks for a block of x while a product runs: its rows lie too far apart for the hardware to foresee.
@@ -343,19 +366,8 @@ impl BackwardPass<'_> {
             let add = tile.start > self.units.rows(own.start).start;
             // SAFETY: each task has its own panels of its group's gradient.
             let to = unsafe { self.gradients.part(start..start + outputs * width) };
-            gemm::multiply_transposed(
-                dy,
-                stride,
-                outputs,
-                tile.len(),
-                a,
-                width,
-                width,
-                to,
-                width,
-                add,
-                &mut ahead,
-            );
+            let rows = tile.len();
+            gemm::multiply_transposed(dy, stride, outputs, rows, a, width, width, to, width, add, &mut ahead);
         }
     }
 }

@@ -1,7 +1,8 @@
 //! Residual: out = BN(y)·keep (+ shortcut), the end of every block. Bound by memory: each tensor is touched
 //! once, in row blocks.
 
-use super::context::{Context, Shared, Workspace};
+use super::OnCpu;
+use super::context::{Context, Shared};
 use super::simd::Vector;
 use super::sweep::{each_vector, read, write};
 use crate::dispatch;
@@ -10,35 +11,35 @@ use crate::ops::ResidualForward;
 /// Elements of a task.
 const TASK: usize = 1 << 14;
 
-pub fn forward(cx: &Context, p: &ResidualForward) {
-    let (channels, rows) = (p.channels, p.images * p.pixels);
-    let y = cx.read(p.y);
-    let coefficients = cx.read(p.bn.coefficients);
-    let (scale, shift) = (&coefficients[2 * channels..3 * channels], &coefficients[3 * channels..]);
-    let keep = p.keep.map(|keep| cx.read(keep));
-    let shortcut = p.shortcut.map(|shortcut| cx.read(shortcut));
-    let out = Shared::new(cx.write(p.out));
-    let block = (TASK / channels).max(1);
-    cx.parallel(rows.div_ceil(block), |task, _| {
-        let (mut first, end) = (task * block, rows.min((task + 1) * block));
-        while first < end {
-            // With factors per image a run of rows ends where the image does.
-            let (factor, last) = match keep {
-                Some(keep) => (keep[first / p.pixels], end.min((first / p.pixels + 1) * p.pixels)),
-                None => (1.0, end),
-            };
-            let range = first * channels..last * channels;
-            // SAFETY: each task has its own rows.
-            let out = unsafe { out.part(range.clone()) };
-            let shortcut = shortcut.map_or(&[][..], |shortcut| &shortcut[range.clone()]);
-            normalise(&y[range], scale, shift, factor, shortcut, out);
-            first = last;
-        }
-    });
-}
-
-pub fn forward_workspace(_: &ResidualForward) -> Workspace {
-    Workspace::default()
+impl OnCpu for ResidualForward {
+    fn run(&self, cx: &Context) {
+        let (channels, rows) = (self.channels, self.images * self.pixels);
+        let y = cx.read(self.y);
+        let coefficients = cx.read(self.bn.coefficients);
+        let (scale, shift) = (&coefficients[2 * channels..3 * channels], &coefficients[3 * channels..]);
+        let keep = self.keep.map(|keep| cx.read(keep));
+        let shortcut = self.shortcut.map(|shortcut| cx.read(shortcut));
+        let out = Shared::new(cx.write(self.out));
+        let block = (TASK / channels).max(1);
+        cx.parallel(rows.div_ceil(block), |task, _| {
+            let (mut first, end) = (task * block, rows.min((task + 1) * block));
+            while first < end {
+                // With factors per image a run of rows ends where the image does.
+                let (factor, last) = match keep {
+                    Some(keep) => {
+                        (keep[first / self.pixels], end.min((first / self.pixels + 1) * self.pixels))
+                    }
+                    None => (1.0, end),
+                };
+                let range = first * channels..last * channels;
+                // SAFETY: each task has its own rows.
+                let out = unsafe { out.part(range.clone()) };
+                let shortcut = shortcut.map_or(&[][..], |shortcut| &shortcut[range.clone()]);
+                normalise(&y[range], scale, shift, factor, shortcut, out);
+                first = last;
+            }
+        });
+    }
 }
 
 dispatch! {
@@ -71,44 +72,6 @@ fn normalise_body<V: Vector>(
                 let z = read::<V>(y, at, count).mul_add(read(scale, at, count), read(shift, at, count));
                 write(out, at, count, z.mul_add(factor, read(shortcut, at, count)));
             });
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::testing::{Setup, assert_close, values};
-    use crate::ops::{Ops, ResidualForward};
-
-    fn check(images: usize, pixels: usize, channels: usize, with_keep: bool, with_shortcut: bool) {
-        let mut s = Setup::default();
-        let rows = images * pixels;
-        let bn = s.batch_norm(rows, &values(1, 4 * channels, -1.5, 1.5));
-        let y = s.input(&values(2, rows * channels, -3.0, 3.0));
-        let keep: Vec<f32> = (0..images).map(|i| if i % 3 == 1 { 0.0 } else { 1.25 }).collect();
-        let keep = with_keep.then(|| s.input(&keep));
-        let shortcut = with_shortcut.then(|| s.input(&values(3, rows * channels, -3.0, 3.0)));
-        let out = s.output(rows * channels);
-        let pass = ResidualForward { images, pixels, channels, y, bn, keep, shortcut, out };
-        let got = s.run(|ops: &mut dyn Ops| ops.residual_forward(&pass));
-        let coefficients = got.get(bn.coefficients);
-        let expected: Vec<f64> = (0..rows * channels)
-            .map(|i| {
-                let [scale, shift] = [2, 3].map(|row| coefficients[row * channels + i % channels] as f64);
-                let keep = keep.map_or(1.0, |keep| got.get(keep)[i / channels / pixels] as f64);
-                let shortcut = shortcut.map_or(0.0, |shortcut| got.get(shortcut)[i] as f64);
-                (scale * got.get(y)[i] as f64 + shift) * keep + shortcut
-            })
-            .collect();
-        assert_close("out", got.get(out), &expected, 2e-7);
-    }
-
-    #[test]
-    fn all_four_forms_follow_the_formula() {
-        for (keep, shortcut) in [(false, false), (false, true), (true, false), (true, true)] {
-            check(5, 49, 24, keep, shortcut);
-            check(7, 1, 13, keep, shortcut);
-            check(3, 900, 40, keep, shortcut);
         }
     }
 }

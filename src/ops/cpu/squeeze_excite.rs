@@ -5,6 +5,7 @@
 //! the depthwise convolution's batch norm. The dense layers are tiny but have many images, so tasks take
 //! several images (or a block of weights and all images) and use each weight once from memory.
 
+use super::OnCpu;
 use super::batch_norm::{finish_sums, sums_floats};
 use super::context::{Context, Shared, Workspace, workspace_floats};
 use super::dense::{Factor, Region, Start, add_column_sums, dots, sigmoid_in_place, silu, weighted_rows};
@@ -21,43 +22,45 @@ const SLICE: usize = 64;
 /// Rows of the reducing layer's weight in a task.
 const HIDDEN_ROWS: usize = 8;
 
-pub fn forward(cx: &Context, p: &SqueezeForward) {
-    let (images, channels, width) = (p.images, p.channels, p.reduce.outputs);
-    pool::means(cx, &p.bn, cx.read(p.y), images, p.pixels, cx.write(p.squeezed));
-    let squeezed = cx.read(p.squeezed);
-    let [active] = cx.workspace([images * width]);
-    {
-        let (weight, bias) = (cx.weight(p.reduce.weight), cx.weight(p.reduce.bias));
-        let (hidden, active) = (Shared::new(cx.write(p.hidden)), Shared::new(active));
-        cx.parallel(images.div_ceil(GROUP), |task, _| {
-            let own = task * GROUP..images.min((task + 1) * GROUP);
-            let range = own.start * width..own.end * width;
-            // SAFETY: each task has its own images.
-            let (hidden, active) = unsafe { (hidden.part(range.clone()), active.part(range)) };
-            let squeezed = &squeezed[own.start * channels..own.end * channels];
-            dots(squeezed, weight, channels, bias, &mut Region::whole(hidden, width));
-            silu(hidden, active);
-        });
+impl OnCpu for SqueezeForward {
+    fn workspace(&self) -> Workspace {
+        let width = self.reduce.outputs;
+        Workspace {
+            shared: workspace_floats(&[self.images * width]),
+            per_thread: pool::scratch_floats(self.channels).max(SLICE * width),
+        }
     }
-    let (weight, bias) = (cx.weight(p.expand.weight), cx.weight(p.expand.bias));
-    let gate = Shared::new(cx.write(p.gate));
-    let active = Factor { data: active, row_stride: width, depth_stride: 1 };
-    cx.parallel(channels.div_ceil(SLICE), |task, scratch| {
-        let own = task * SLICE..channels.min((task + 1) * SLICE);
-        let packed = &mut scratch[..width * own.len()];
-        transpose(&weight[own.start * width..own.end * width], width, packed);
-        // SAFETY: each task has its own channels.
-        let mut gate = unsafe { Region::of(gate, own.start, channels, images, own.len()) };
-        weighted_rows(active, width, packed, own.len(), Start::Bias(&bias[own.clone()]), &mut gate);
-        sigmoid_in_place(&mut gate);
-    });
-}
 
-pub fn forward_workspace(p: &SqueezeForward) -> Workspace {
-    let width = p.reduce.outputs;
-    Workspace {
-        shared: workspace_floats(&[p.images * width]),
-        per_thread: pool::scratch_floats(p.channels).max(SLICE * width),
+    fn run(&self, cx: &Context) {
+        let (images, channels, width) = (self.images, self.channels, self.reduce.outputs);
+        pool::means(cx, &self.bn, cx.read(self.y), images, self.pixels, cx.write(self.squeezed));
+        let squeezed = cx.read(self.squeezed);
+        let [active] = cx.workspace([images * width]);
+        {
+            let (weight, bias) = (cx.weight(self.reduce.weight), cx.weight(self.reduce.bias));
+            let (hidden, active) = (Shared::new(cx.write(self.hidden)), Shared::new(active));
+            cx.parallel(images.div_ceil(GROUP), |task, _| {
+                let own = task * GROUP..images.min((task + 1) * GROUP);
+                let range = own.start * width..own.end * width;
+                // SAFETY: each task has its own images.
+                let (hidden, active) = unsafe { (hidden.part(range.clone()), active.part(range)) };
+                let squeezed = &squeezed[own.start * channels..own.end * channels];
+                dots(squeezed, weight, channels, bias, &mut Region::whole(hidden, width));
+                silu(hidden, active);
+            });
+        }
+        let (weight, bias) = (cx.weight(self.expand.weight), cx.weight(self.expand.bias));
+        let gate = Shared::new(cx.write(self.gate));
+        let active = Factor { data: active, row_stride: width, depth_stride: 1 };
+        cx.parallel(channels.div_ceil(SLICE), |task, scratch| {
+            let own = task * SLICE..channels.min((task + 1) * SLICE);
+            let packed = &mut scratch[..width * own.len()];
+            transpose(&weight[own.start * width..own.end * width], width, packed);
+            // SAFETY: each task has its own channels.
+            let mut gate = unsafe { Region::of(gate, own.start, channels, images, own.len()) };
+            weighted_rows(active, width, packed, own.len(), Start::Bias(&bias[own.clone()]), &mut gate);
+            sigmoid_in_place(&mut gate);
+        });
     }
 }
 
@@ -71,45 +74,47 @@ fn transpose(from: &[f32], columns: usize, to: &mut [f32]) {
     }
 }
 
-pub fn backward(cx: &Context, p: &SqueezeBackward) {
-    let (images, channels, width) = (p.images, p.channels, p.reduce.outputs);
-    let tasks = images.div_ceil(GROUP);
-    let lengths = backward_lengths(p);
-    let [partials, dz, active, dhidden] = cx.workspace(lengths);
-    {
-        let partials = Shared::new(&mut *partials);
-        let (dz, active, dhidden) =
-            (Shared::new(&mut *dz), Shared::new(&mut *active), Shared::new(&mut *dhidden));
-        let squeeze_gradient = Shared::new(cx.write(p.squeeze_gradient));
-        cx.parallel(tasks, |task, _| {
-            let own = task * GROUP..images.min((task + 1) * GROUP);
-            let (wide, narrow) =
-                (own.start * channels..own.end * channels, own.start * width..own.end * width);
-            // SAFETY: each task has its own images and its own partial sums.
-            let out = unsafe {
-                Images {
-                    dz: dz.part(wide.clone()),
-                    active: active.part(narrow.clone()),
-                    dhidden: dhidden.part(narrow),
-                    squeeze_gradient: squeeze_gradient.part(wide),
-                    sums: partials.part(task * 2 * channels..(task + 1) * 2 * channels),
-                }
-            };
-            backward_images(cx, p, own.start, out);
-        });
+impl OnCpu for SqueezeBackward {
+    fn workspace(&self) -> Workspace {
+        Workspace { shared: workspace_floats(&backward_lengths(self)), per_thread: 0 }
     }
-    weight_gradients(cx, p, dz, active, dhidden);
-    finish_sums(cx, &p.bn, partials);
+
+    fn run(&self, cx: &Context) {
+        let (images, channels, width) = (self.images, self.channels, self.reduce.outputs);
+        let tasks = images.div_ceil(GROUP);
+        let lengths = backward_lengths(self);
+        let [partials, dz, active, dhidden] = cx.workspace(lengths);
+        {
+            let partials = Shared::new(&mut *partials);
+            let (dz, active, dhidden) =
+                (Shared::new(&mut *dz), Shared::new(&mut *active), Shared::new(&mut *dhidden));
+            let squeeze_gradient = Shared::new(cx.write(self.squeeze_gradient));
+            cx.parallel(tasks, |task, _| {
+                let own = task * GROUP..images.min((task + 1) * GROUP);
+                let (wide, narrow) =
+                    (own.start * channels..own.end * channels, own.start * width..own.end * width);
+                // SAFETY: each task has its own images and its own partial sums.
+                let out = unsafe {
+                    Images {
+                        dz: dz.part(wide.clone()),
+                        active: active.part(narrow.clone()),
+                        dhidden: dhidden.part(narrow),
+                        squeeze_gradient: squeeze_gradient.part(wide),
+                        sums: partials.part(task * 2 * channels..(task + 1) * 2 * channels),
+                    }
+                };
+                backward_images(cx, self, own.start, out);
+            });
+        }
+        weight_gradients(cx, self, dz, active, dhidden);
+        finish_sums(cx, &self.bn, partials);
+    }
 }
 
 fn backward_lengths(p: &SqueezeBackward) -> [usize; 4] {
     let (images, channels, width) = (p.images, p.channels, p.reduce.outputs);
     let partials = sums_floats(images.div_ceil(GROUP), channels);
     [partials, images * channels, images * width, images * width]
-}
-
-pub fn backward_workspace(p: &SqueezeBackward) -> Workspace {
-    Workspace { shared: workspace_floats(&backward_lengths(p)), per_thread: 0 }
 }
 
 /// What a task of the backward pass writes, for its own images.
@@ -229,150 +234,4 @@ fn batch_norm_sums_body<V: Vector>(
         write(first, at, count, du);
         write(second, at, count, du_y);
     });
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::testing::{Setup, assert_close, sigmoid, silu, values};
-    use crate::ops::{Dense, Ops, SqueezeBackward, SqueezeForward};
-
-    struct Case {
-        setup: Setup,
-        forward: SqueezeForward,
-        backward: SqueezeBackward,
-    }
-
-    fn case(images: usize, pixels: usize, channels: usize, width: usize) -> Case {
-        let mut s = Setup::default();
-        let bn = s.batch_norm(images * pixels, &values(1, 4 * channels, 0.5, 1.5));
-        let reduce = Dense {
-            weight: s.parameter(&values(2, channels * width, -0.3, 0.3)),
-            bias: s.parameter(&values(3, width, -1.0, 1.0)),
-            inputs: channels,
-            outputs: width,
-        };
-        let expand = Dense {
-            weight: s.parameter(&values(4, channels * width, -1.0, 1.0)),
-            bias: s.parameter(&values(5, channels, -1.0, 1.0)),
-            inputs: width,
-            outputs: channels,
-        };
-        let y = s.input(&values(6, images * pixels * channels, -4.0, 4.0));
-        let (squeezed, gate) = (s.output(images * channels), s.output(images * channels));
-        let hidden = s.output(images * width);
-        let five_sums = s.input(&values(7, 5 * images * channels, -2.0, 2.0));
-        let squeeze_gradient = s.output(images * channels);
-        Case {
-            setup: s,
-            forward: SqueezeForward {
-                images,
-                pixels,
-                channels,
-                y,
-                bn,
-                squeezed,
-                reduce,
-                hidden,
-                expand,
-                gate,
-            },
-            backward: SqueezeBackward {
-                images,
-                pixels,
-                channels,
-                bn,
-                squeezed,
-                reduce,
-                hidden,
-                expand,
-                gate,
-                five_sums,
-                squeeze_gradient,
-            },
-        }
-    }
-
-    fn widen(values: &[f32]) -> Vec<f64> {
-        values.iter().map(|&v| v as f64).collect()
-    }
-
-    /// Sum over k < depth of a(k)·b(k).
-    fn sum(depth: usize, term: impl Fn(usize) -> f64) -> f64 {
-        (0..depth).map(term).sum()
-    }
-
-    fn check(n: usize, pixels: usize, c: usize, w: usize) {
-        let Case { setup, forward: f, backward: b } = case(n, pixels, c, w);
-        let got = setup.run(|ops: &mut dyn Ops| {
-            ops.squeeze_forward(&f)?;
-            ops.squeeze_backward(&b)
-        });
-        let what = |name: &str| format!("{name} of {n} images, {pixels} pixels, {c} channels, {w} wide");
-        let parameter = |p: crate::ops::Param| widen(&got.parameters[p.range()]);
-        let [wr, br, we, be] =
-            [f.reduce.weight, f.reduce.bias, f.expand.weight, f.expand.bias].map(parameter);
-        let y = widen(got.get(f.y));
-        let bn = widen(got.get(f.bn.coefficients));
-        let mut s = vec![0.0; n * c];
-        for (i, y) in y.iter().enumerate() {
-            let (image, channel) = (i / (pixels * c), i % c);
-            s[image * c + channel] += silu(bn[2 * c + channel] * y + bn[3 * c + channel]).0 / pixels as f64;
-        }
-        assert_close(&what("squeezed"), got.get(f.squeezed), &s, 1e-6);
-        let each = |rows: usize, columns: usize, of: &dyn Fn(usize, usize) -> f64| -> Vec<f64> {
-            (0..rows * columns).map(|i| of(i / columns, i % columns)).collect()
-        };
-        let hidden = each(n, w, &|i, j| br[j] + sum(c, |k| s[i * c + k] * wr[j * c + k]));
-        assert_close(&what("hidden"), got.get(f.hidden), &hidden, 2e-6);
-        let active: Vec<f64> = hidden.iter().map(|&h| silu(h).0).collect();
-        let gate = each(n, c, &|i, j| sigmoid(be[j] + sum(w, |k| active[i * w + k] * we[j * w + k])));
-        assert_close(&what("gate"), got.get(f.gate), &gate, 2e-6);
-
-        let five = widen(got.get(b.five_sums));
-        let dz = each(n, c, &|i, j| five[i * c + j] * gate[i * c + j] * (1.0 - gate[i * c + j]));
-        let dhidden =
-            each(n, w, &|i, j| sum(c, |k| dz[i * c + k] * we[k * w + j]) * silu(hidden[i * w + j]).1);
-        let d = each(n, c, &|i, j| sum(w, |k| dhidden[i * w + k] * wr[k * c + j]) / pixels as f64);
-        assert_close(&what("squeeze gradient"), got.get(b.squeeze_gradient), &d, 5e-6);
-        let gradients = [
-            (f.expand.weight, each(c, w, &|i, j| sum(n, |k| dz[k * c + i] * active[k * w + j]))),
-            (f.expand.bias, each(1, c, &|_, j| sum(n, |k| dz[k * c + j]))),
-            (f.reduce.weight, each(w, c, &|i, j| sum(n, |k| dhidden[k * w + i] * s[k * c + j]))),
-            (f.reduce.bias, each(1, w, &|_, j| sum(n, |k| dhidden[k * w + j]))),
-        ];
-        for (number, (param, expected)) in gradients.iter().enumerate() {
-            assert_close(&what(&format!("gradient {number}")), &got.added(*param), expected, 5e-6);
-        }
-        let of = |number: usize, i: usize| five[number * n * c + i];
-        let sums = each(2, c, &|row, j| {
-            sum(n, |k| {
-                let i = k * c + j;
-                gate[i] * of(1 + 2 * row, i) + d[i] * of(2 + 2 * row, i)
-            })
-        });
-        assert_close(&what("sums"), got.get(b.bn.sums), &sums, 5e-6);
-        assert_close(&what("beta"), &got.added(f.bn.bias), &sums[..c], 5e-6);
-        assert_close(&what("gamma"), &got.added(f.bn.weight), &sums[c..], 5e-6);
-    }
-
-    #[test]
-    fn both_directions_follow_the_formulas() {
-        check(1, 1, 8, 4);
-        check(3, 7, 40, 6);
-        check(19, 9, 144, 10);
-        check(2, 1000, 328, 20);
-        check(9, 3, 13, 3);
-    }
-
-    /// More images beside it change no bit of an image's gate.
-    #[test]
-    fn an_image_s_gate_does_not_depend_on_the_batch() {
-        let (pixels, c, w) = (50, 96, 6);
-        let run = |images| {
-            let Case { setup, forward, .. } = case(images, pixels, c, w);
-            setup.run(|ops: &mut dyn Ops| ops.squeeze_forward(&forward)).get(forward.gate).to_vec()
-        };
-        let (few, many) = (run(5), run(21));
-        assert_eq!(few, many[..few.len()]);
-    }
 }

@@ -5,6 +5,7 @@
 //! under the window are copied to scratch first, with the padding's zeros, so that the loops have no borders.
 //! A task owns a fixed number of output rows, whichever images they belong to.
 
+use super::OnCpu;
 use std::ops::Range;
 
 use super::batch_norm;
@@ -92,40 +93,45 @@ struct Forward<'a> {
     statistics: Option<Shared<'a>>,
 }
 
-pub fn forward_workspace(p: &StemForward) -> Workspace {
-    let shape = Shape::new(p.images, p.window, p.channels);
-    let statistics = batch_norm::statistics_floats(shape.tasks(), shape.channels);
-    Workspace {
-        shared: workspace_floats(&[TAPS * shape.padded(), statistics]),
-        per_thread: SIDE * shape.row_values() + 3 * shape.padded(),
+impl OnCpu for StemForward {
+    fn workspace(&self) -> Workspace {
+        let shape = Shape::new(self.images, self.window, self.channels);
+        let statistics = batch_norm::statistics_floats(shape.tasks(), shape.channels);
+        Workspace {
+            shared: workspace_floats(&[TAPS * shape.padded(), statistics]),
+            per_thread: SIDE * shape.row_values() + 3 * shape.padded(),
+        }
     }
-}
 
-pub fn forward(cx: &Context, p: &StemForward) {
-    let shape = Shape::new(p.images, p.window, p.channels);
-    let floats = batch_norm::statistics_floats(shape.tasks(), shape.channels);
-    let [weights, statistics] = cx.workspace([TAPS * shape.padded(), floats]);
-    let weight = cx.weight(p.weight);
-    for (tap, row) in weights.chunks_exact_mut(shape.padded()).enumerate() {
-        row.fill(0.0);
-        row[..shape.channels].iter_mut().enumerate().for_each(|(c, w)| *w = weight[place_in_weight(tap, c)]);
-    }
-    let batch = p.bn.statistics == Statistics::Batch;
-    let job = Forward {
-        shape,
-        image: cx.read(p.image),
-        weights,
-        y: Shared::new(cx.write(p.y)),
-        statistics: batch.then_some(Shared::new(statistics)),
-    };
-    assert_eq!(job.y.len(), shape.rows * p.window.output * p.channels);
-    cx.parallel(shape.tasks(), |number, scratch| forward_task(&job, number, scratch));
-    if let Some(statistics) = job.statistics {
-        // SAFETY: all tasks are done, and nobody else holds a part.
-        let partials = unsafe { statistics.part(0..statistics.len()) };
-        batch_norm::finish_statistics(cx, &p.bn, partials, |task| {
-            shape.rows_of(task).len() * shape.window.output
-        });
+    fn run(&self, cx: &Context) {
+        let shape = Shape::new(self.images, self.window, self.channels);
+        let floats = batch_norm::statistics_floats(shape.tasks(), shape.channels);
+        let [weights, statistics] = cx.workspace([TAPS * shape.padded(), floats]);
+        let weight = cx.weight(self.weight);
+        for (tap, row) in weights.chunks_exact_mut(shape.padded()).enumerate() {
+            row.fill(0.0);
+            row[..shape.channels]
+                .iter_mut()
+                .enumerate()
+                .for_each(|(c, w)| *w = weight[place_in_weight(tap, c)]);
+        }
+        let batch = self.bn.statistics == Statistics::Batch;
+        let job = Forward {
+            shape,
+            image: cx.read(self.image),
+            weights,
+            y: Shared::new(cx.write(self.y)),
+            statistics: batch.then_some(Shared::new(statistics)),
+        };
+        assert_eq!(job.y.len(), shape.rows * self.window.output * self.channels);
+        cx.parallel(shape.tasks(), |number, scratch| forward_task(&job, number, scratch));
+        if let Some(statistics) = job.statistics {
+            // SAFETY: all tasks are done, and nobody else holds a part.
+            let partials = unsafe { statistics.part(0..statistics.len()) };
+            batch_norm::finish_statistics(cx, &self.bn, partials, |task| {
+                shape.rows_of(task).len() * shape.window.output
+            });
+        }
     }
 }
 
@@ -140,35 +146,37 @@ struct Backward<'a> {
     partials: Shared<'a>,
 }
 
-pub fn backward_workspace(p: &StemBackward) -> Workspace {
-    let shape = Shape::new(p.images, p.window, p.channels);
-    Workspace {
-        shared: workspace_floats(&[4 * shape.channels, shape.tasks() * TAPS * shape.channels]),
-        per_thread: SIDE * shape.row_values() + (p.window.output + TAPS) * shape.padded(),
+impl OnCpu for StemBackward {
+    fn workspace(&self) -> Workspace {
+        let shape = Shape::new(self.images, self.window, self.channels);
+        Workspace {
+            shared: workspace_floats(&[4 * shape.channels, shape.tasks() * TAPS * shape.channels]),
+            per_thread: SIDE * shape.row_values() + (self.window.output + TAPS) * shape.padded(),
+        }
     }
-}
 
-pub fn backward(cx: &Context, p: &StemBackward) {
-    let shape = Shape::new(p.images, p.window, p.channels);
-    let channels = shape.channels;
-    let [coefficients, partials] = cx.workspace([4 * channels, shape.tasks() * TAPS * channels]);
-    batch_norm::backward_coefficients(cx, &p.bn, coefficients);
-    let job = Backward {
-        shape,
-        image: cx.read(p.image),
-        y: cx.read(p.y),
-        du: cx.read(p.du),
-        coefficients,
-        partials: Shared::new(partials),
-    };
-    assert_eq!([job.y.len(), job.du.len()], [shape.rows * p.window.output * channels; 2]);
-    cx.parallel(shape.tasks(), |number, scratch| backward_task(&job, number, scratch));
-    // SAFETY: all tasks are done, and nobody else holds a part.
-    let partials = unsafe { job.partials.part(0..job.partials.len()) };
-    let gradient = cx.gradient_mut(p.weight);
-    for at in 0..TAPS * channels {
-        let total: f64 = partials.chunks_exact(TAPS * channels).map(|part| part[at] as f64).sum();
-        gradient[place_in_weight(at / channels, at % channels)] += total as f32;
+    fn run(&self, cx: &Context) {
+        let shape = Shape::new(self.images, self.window, self.channels);
+        let channels = shape.channels;
+        let [coefficients, partials] = cx.workspace([4 * channels, shape.tasks() * TAPS * channels]);
+        batch_norm::backward_coefficients(cx, &self.bn, coefficients);
+        let job = Backward {
+            shape,
+            image: cx.read(self.image),
+            y: cx.read(self.y),
+            du: cx.read(self.du),
+            coefficients,
+            partials: Shared::new(partials),
+        };
+        assert_eq!([job.y.len(), job.du.len()], [shape.rows * self.window.output * channels; 2]);
+        cx.parallel(shape.tasks(), |number, scratch| backward_task(&job, number, scratch));
+        // SAFETY: all tasks are done, and nobody else holds a part.
+        let partials = unsafe { job.partials.part(0..job.partials.len()) };
+        let gradient = cx.gradient_mut(self.weight);
+        for at in 0..TAPS * channels {
+            let total: f64 = partials.chunks_exact(TAPS * channels).map(|part| part[at] as f64).sum();
+            gradient[place_in_weight(at / channels, at % channels)] += total as f32;
+        }
     }
 }
 
@@ -386,134 +394,4 @@ pub fn prepare(cx: &Context, image: Tensor, pixels: &[u8], mean: [f32; 3], devia
             }
         }
     });
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::Padding;
-    use crate::ops::cpu::{CpuDevice, CpuOps};
-    use crate::ops::*;
-
-    fn numbers(count: usize, seed: usize) -> Vec<f32> {
-        (0..count).map(|i| (((i + seed) * 7919 + i * i % 101 * 31) % 2003) as f32 / 1001.0 - 1.0).collect()
-    }
-
-    /// NaN fails too.
-    #[allow(clippy::neg_cmp_op_on_partial_ord)]
-    fn close(got: &[f32], expected: &[f64], scale: f64, what: &str) {
-        for (i, (got, expected)) in got.iter().zip(expected).enumerate() {
-            let error = (*got as f64 - expected).abs();
-            if !(error <= 2e-6 * (scale + expected.abs())) {
-                panic!("{what}[{i}]: {got}, expected {expected}");
-            }
-        }
-    }
-
-    /// Calls `visit(output, input, weight)` for every product.
-    fn products(images: usize, w: Window, channels: usize, mut visit: impl FnMut(usize, usize, usize)) {
-        let source = |o: usize, k: usize| (o * w.stride + k).checked_sub(w.pad).filter(|i| *i < w.input);
-        for (pixel, tap) in (0..images * w.output * w.output).flat_map(|p| (0..9).map(move |t| (p, t))) {
-            let (n, oy, ox) = (pixel / w.output / w.output, pixel / w.output % w.output, pixel % w.output);
-            let (Some(y), Some(x)) = (source(oy, tap / 3), source(ox, tap % 3)) else { continue };
-            for (c, ci) in (0..channels).flat_map(|c| (0..3).map(move |ci| (c, ci))) {
-                let from = ((n * w.input + y) * w.input + x) * 3 + ci;
-                visit(pixel * channels + c, from, (c * 3 + ci) * 9 + tap);
-            }
-        }
-    }
-
-    /// Both passes; the results of y, coefficients and the weight's gradient.
-    fn check(images: usize, window: Window, channels: usize, threads: usize) -> [Vec<f32>; 3] {
-        let rows = images * window.output_pixels();
-        let mut tensors = Tensors::default();
-        let mut tensor = |elements| tensors.new_tensor("", elements, Kind::Float);
-        let (image, y, du) =
-            (tensor(images * window.input_pixels() * 3), tensor(rows * channels), tensor(rows * channels));
-        let param = |at: usize| Param { offset: (27 + at) * channels, elements: channels };
-        let bn = BatchNorm {
-            channels,
-            ranks: 1,
-            rows,
-            weight: param(0),
-            bias: param(1),
-            running_mean: param(2),
-            running_var: param(3),
-            momentum: 0.1,
-            eps: 1e-3,
-            statistics: Statistics::Batch,
-            coefficients: tensor(4 * channels),
-            sums: tensor(2 * channels),
-        };
-        let weight = Param { offset: 0, elements: 27 * channels };
-        let forward = StemForward { images, window, channels, image, weight, y, bn };
-        let backward = StemBackward { images, window, channels, image, weight, y, bn, du };
-        let device = CpuDevice { threads };
-        let mut recorder = Recorder::new(&device);
-        recorder.stem_forward(&forward).unwrap();
-        recorder.stem_backward(&backward).unwrap();
-        let plan = recorder.plan(&tensors, &[y, bn.coefficients]);
-        let total = 31 * channels;
-        let mut ops = CpuOps::new(total, total, &[&plan], threads).unwrap();
-        ops.bind(&plan).unwrap();
-        let pixels: Vec<u8> = (0..image.elements).map(|i| (i * i * 37 % 251) as u8).collect();
-        let (mean, deviation) = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]);
-        ops.upload_pixels(image, &pixels, mean, deviation).unwrap();
-        let of_pixel =
-            |(i, p): (usize, &u8)| (*p as f64 / 255.0 - mean[i % 3] as f64) / deviation[i % 3] as f64;
-        let x: Vec<f64> = pixels.iter().enumerate().map(of_pixel).collect();
-        let parameters = numbers(total, 3);
-        ops.write_state(Buffer::Parameters, &parameters).unwrap();
-        ops.write_state(Buffer::Gradients, &vec![1.0; total]).unwrap();
-        ops.upload(bn.sums, &numbers(2 * channels, 5)).unwrap();
-        ops.upload(du, &numbers(rows * channels, 9)).unwrap();
-        ops.stem_forward(&forward).unwrap();
-        ops.stem_backward(&backward).unwrap();
-        let mut read = |tensor: Tensor| {
-            let mut values = vec![0.0; tensor.elements];
-            ops.download(tensor, &mut values).unwrap();
-            values
-        };
-        let (found, image, coefficients) = (read(y), read(image), read(bn.coefficients));
-        let mut gradient = vec![0.0; total];
-        ops.read_state(Buffer::Gradients, &mut gradient).unwrap();
-        gradient.truncate(27 * channels);
-
-        let mut expected = vec![0.0; rows * channels];
-        products(images, window, channels, |o, i, k| expected[o] += x[i] * parameters[k] as f64);
-        close(&image, &x, 0.0, "image");
-        close(&found, &expected, 4.0, "y");
-        let means: Vec<f64> = (0..channels)
-            .map(|c| expected[c..].iter().step_by(channels).sum::<f64>() / rows as f64)
-            .collect();
-        close(&coefficients[..channels], &means, 4.0, "mean");
-        let (du, sums) = (numbers(rows * channels, 9), numbers(2 * channels, 5));
-        let dy = |o: usize| {
-            let c = o % channels;
-            let [mean, r, scale] = [0, 1, 2].map(|row| coefficients[row * channels + c] as f64);
-            let y_hat = (expected[o] - mean) * r;
-            let m = rows as f64;
-            scale * (du[o] as f64 - sums[c] as f64 / m - y_hat * sums[channels + c] as f64 / m)
-        };
-        let mut dw = vec![1.0; 27 * channels];
-        products(images, window, channels, |o, i, k| dw[k] += dy(o) * x[i]);
-        close(&gradient, &dw, 4.0 * (rows as f64).sqrt(), "gradient");
-        [found, coefficients, gradient]
-    }
-
-    #[test]
-    fn both_passes_are_the_formula() {
-        for padding in [Padding::Symmetric, Padding::Same] {
-            for (images, side, channels) in [(1, 32, 32), (3, 33, 40), (2, 35, 48), (2, 47, 8), (1, 38, 13)] {
-                check(images, Window::new(3, 2, side, padding), channels, 1);
-            }
-        }
-    }
-
-    #[test]
-    fn threads_change_no_bit() {
-        let window = Window::new(3, 2, 40, Padding::Same);
-        let one = check(12, window, 32, 1);
-        assert!([2, 5].into_iter().all(|threads| check(12, window, 32, threads) == one));
-    }
 }

@@ -1,8 +1,9 @@
-//! Kernel arguments, declared once more in Rust and checked against the kernels.
+//! The argument structs of kernels, and the kernels' names.
 //!
-//! A kernel takes one struct. [`arguments!`] declares its Rust side: a `#[repr(C)]` struct whose field names,
-//! places and sizes are also kept as data, so that a launch can be compared with what the kernel was compiled
-//! from before it happens: the harness compares every field, the driver the whole size.
+//! A kernel takes one struct. The kernel's source declares it and `build.rs` writes it as Rust, see
+//! [`super::sources`]. [`arguments!`] makes a `#[repr(C)]` struct and keeps the names, offsets and sizes of its
+//! fields as data. Before a launch this data is compared with the compiled kernel: the harness compares every field,
+//! the driver the total size.
 
 use std::borrow::Cow;
 use std::marker::PhantomData;
@@ -17,12 +18,12 @@ pub struct Field {
     pub size: usize,
 }
 
-/// What may stand in an argument struct.
+/// A type that an argument struct may contain.
 ///
 /// # Safety
 /// The type has the layout of its C counterpart.
 pub unsafe trait Scalar: Copy {}
-// SAFETY: pointers and the fixed-size numbers are the same on both sides.
+// SAFETY: pointers and numbers of fixed size have the same layout in Rust and C.
 unsafe impl Scalar for Address {}
 unsafe impl Scalar for i32 {}
 unsafe impl Scalar for u32 {}
@@ -38,14 +39,14 @@ pub unsafe trait Arguments: Copy {
     const FIELDS: &'static [Field];
 }
 
-/// Declares an argument struct: `arguments! { /// What. pub struct Name { x: Address, rows: i32 } }`.
+/// An argument struct: `arguments! { /// What. pub struct Name { x: Address, rows: i32 } }`.
 macro_rules! arguments {
-    ($(#[$doc:meta])* pub struct $name:ident { $($(#[$field_doc:meta])* $field:ident: $type:ty),* $(,)? }) => {
+    ($(#[$doc:meta])* pub struct $name:ident { $($field:ident: $type:ty),* $(,)? }) => {
         $(#[$doc])*
         #[derive(Clone, Copy, Debug)]
         #[repr(C)]
         pub struct $name {
-            $($(#[$field_doc])* pub $field: $type),*
+            $(pub $field: $type),*
         }
 
         // SAFETY: offsets and sizes are the compiler's own, and every field is a scalar.
@@ -63,11 +64,24 @@ macro_rules! arguments {
 }
 pub(crate) use arguments;
 
+/// A struct in device memory that the host reads or writes.
+macro_rules! layout {
+    ($(#[$doc:meta])* pub struct $name:ident { $($field:ident: $type:ty),* $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, Pod, Zeroable)]
+        #[repr(C)]
+        pub struct $name {
+            $(pub $field: $type),*
+        }
+    };
+}
+pub(crate) use layout;
+
 /// A kernel's name with the type of its arguments.
 #[derive(Debug)]
 pub struct Kernel<A> {
     pub(crate) name: Cow<'static, str>,
-    /// Whether the name goes on with the storage type: `_f32`, `_f16`, `_bf16`.
+    /// Whether the storage type is appended to the name: `_f32`, `_f16`, `_bf16`.
     pub(crate) stored: bool,
     arguments: PhantomData<fn(A)>,
 }
@@ -78,7 +92,7 @@ impl<A: Arguments> Kernel<A> {
         Kernel { name: Cow::Borrowed(name), stored: true, arguments: PhantomData }
     }
 
-    /// A kernel that touches no activation.
+    /// A kernel that exists once, because it reads and writes no activations.
     pub const fn plain(name: &'static str) -> Self {
         Kernel { name: Cow::Borrowed(name), stored: false, arguments: PhantomData }
     }

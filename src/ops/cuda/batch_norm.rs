@@ -1,99 +1,41 @@
 //! Batch norm between passes: from the partial sums of a pass's blocks to coefficients, in a fixed order.
 //!
-//! A pass that stores y leaves `counts` [parts] and `moments` [parts, 2, C] (see `kernels/numeric.cuh`), one that
-//! makes `du` leaves [parts, 2, C] of Σdu and Σdu·ŷ, all fp32, in the workspace.
+//! A pass that stores y leaves `counts` [parts] and `moments` [parts, 2, C] in the workspace (see
+//! `kernels/numeric.cuh`), a pass that makes `du` leaves Σdu and Σdu·ŷ as [parts, 2, C], all in fp32.
 //!
-//! Where ranks take their statistics together, each merges its own parts to one, and all merge all ranks' in rank order;
-//! the two sums of the backward pass are added up over the ranks, while the gradients of γ and β stay each rank's own, as
-//! all gradients do until their bucket is summed. The computation waits for both: they are small, but so many that they
-//! are bound by latency, and wait behind buckets under way.
+//! With synchronised batch norm, each rank merges its own parts to one, and every rank merges the parts of all ranks
+//! in rank order. The two sums of the backward pass are added over the ranks. The gradients of γ and β stay local
+//! until their bucket is summed, as all gradients do. The computation waits for these two exchanges: they are small,
+//! but there are many of them, so their cost is latency, and they wait behind buckets that are being summed.
 
-use super::arguments::{Kernel, arguments};
+use super::OnCuda;
+use super::arguments::Kernel;
 use super::context::Context;
 use super::gpu::{Address, Gpu, Piece, Reduce};
-use crate::ops::{BatchNorm, Result, Statistics};
+use super::sources::batch_norm::{
+    BatchNormInferenceArguments, BatchNormMergeArguments, BatchNormStatisticsArguments,
+    BatchNormSumsArguments, LANES, THREADS,
+};
+use crate::ops::{BatchNorm, BatchNormInference, Result, Statistics};
 
-/// Channels of a block, and groups of parts: `LANES` and `GROUPS` of the kernels.
-const LANES: usize = 8;
-const GROUPS: usize = 64;
-const THREADS: usize = LANES * GROUPS;
+const STATISTICS: Kernel<BatchNormStatisticsArguments> = Kernel::plain("batch_norm_statistics");
+const MERGE: Kernel<BatchNormMergeArguments> = Kernel::plain("batch_norm_merge");
+const INFERENCE: Kernel<BatchNormInferenceArguments> = Kernel::plain("batch_norm_inference");
+const SUMS: Kernel<BatchNormSumsArguments> = Kernel::plain("batch_norm_sums");
 
-arguments! {
-    /// See `kernels/batch_norm.cu`.
-    pub struct StatisticsArguments {
-        counts: Address,
-        moments: Address,
-        weight: Address,
-        bias: Address,
-        running_mean: Address,
-        running_var: Address,
-        coefficients: Address,
-        parts: i32,
-        channels: i32,
-        rows: i32,
-        momentum: f32,
-        eps: f32,
-    }
-}
-
-arguments! {
-    /// See `kernels/batch_norm.cu`.
-    pub struct MergeArguments {
-        counts: Address,
-        moments: Address,
-        merged: Address,
-        rank_counts: Address,
-        parts: i32,
-        channels: i32,
-        rows: i32,
-        ranks: i32,
-    }
-}
-
-arguments! {
-    /// See `kernels/batch_norm.cu`.
-    pub struct InferenceArguments {
-        weight: Address,
-        bias: Address,
-        running_mean: Address,
-        running_var: Address,
-        coefficients: Address,
-        channels: i32,
-        eps: f32,
-    }
-}
-
-arguments! {
-    /// See `kernels/batch_norm.cu`.
-    pub struct SumsArguments {
-        partials: Address,
-        sums: Address,
-        bias_gradient: Address,
-        weight_gradient: Address,
-        block: Address,
-        parts: i32,
-        channels: i32,
-    }
-}
-
-const STATISTICS: Kernel<StatisticsArguments> = Kernel::plain("batch_norm_statistics");
-const MERGE: Kernel<MergeArguments> = Kernel::plain("batch_norm_merge");
-const INFERENCE: Kernel<InferenceArguments> = Kernel::plain("batch_norm_inference");
-const SUMS: Kernel<SumsArguments> = Kernel::plain("batch_norm_sums");
-
-/// Bytes of the counts and of the moments of `parts` parts, and behind them those of the ranks: their counts; their own
-/// part and all ranks'.
+/// Bytes of the counts and of the moments of `parts` parts. With several ranks the counts of all ranks follow the
+/// first, this rank's merged part and all ranks' parts follow the second.
 pub fn statistics_bytes(bn: &BatchNorm, parts: usize) -> [usize; 2] {
     let (counts, moments) = if bn.ranks > 1 { (bn.ranks, 1 + bn.ranks) } else { (0, 0) };
     [(parts + counts) * 4, (parts + moments) * moment_bytes(bn)]
 }
 
-/// Of one part.
+/// Bytes of the moments of one part.
 fn moment_bytes(bn: &BatchNorm) -> usize {
     2 * bn.channels * 4
 }
 
-/// 1/M.
+/// 1/M, with M the number of values of a channel over all ranks.
 pub fn inverse_rows(bn: &BatchNorm) -> f32 {
     1.0 / (bn.rows * bn.ranks) as f32
 }
@@ -103,8 +45,35 @@ pub fn sums_bytes(parts: usize, channels: usize) -> usize {
     parts * 2 * channels * 4
 }
 
-/// Merges the moments of all parts, and of all ranks that take their statistics together, sets the coefficients and moves
-/// the running statistics (whose variance is the unbiased one). Parts of no rows are allowed.
+/// The partial statistics of a pass, in the workspace. Both addresses are null in inference, which takes no
+/// statistics.
+pub struct Parts {
+    pub counts: Address,
+    pub moments: Address,
+    number: usize,
+}
+
+impl Parts {
+    /// Takes workspace for `number` parts.
+    pub fn of<G: Gpu>(cx: &Context<G>, bn: &BatchNorm, number: usize) -> Parts {
+        let [counts, moments] = match bn.statistics {
+            Statistics::Batch => cx.workspace(statistics_bytes(bn, number)),
+            Statistics::Running => [Address::NULL; 2],
+        };
+        Parts { counts, moments, number }
+    }
+
+    /// After the pass: computes the batch norm's coefficients from the parts.
+    pub fn finish<G: Gpu>(self, cx: &mut Context<G>, bn: &BatchNorm) -> Result {
+        match bn.statistics {
+            Statistics::Batch => finish_statistics(cx, bn, self.counts, self.moments, self.number),
+            Statistics::Running => Ok(()),
+        }
+    }
+}
+
+/// Merges the moments of all parts and of all synchronised ranks, computes the coefficients and updates the running
+/// statistics (with the unbiased variance). A part may have no rows.
 pub fn finish_statistics<G: Gpu>(
     cx: &mut Context<G>,
     bn: &BatchNorm,
@@ -118,7 +87,7 @@ pub fn finish_statistics<G: Gpu>(
         1 => (counts, moments, parts),
         _ => gather(cx, bn, counts, moments, parts)?,
     };
-    let arguments = StatisticsArguments {
+    let arguments = BatchNormStatisticsArguments {
         counts,
         moments,
         weight: cx.weight(bn.weight),
@@ -135,7 +104,7 @@ pub fn finish_statistics<G: Gpu>(
     cx.launch(&STATISTICS, [bn.channels / LANES, 1, 1], THREADS, 2 * THREADS * 8, arguments)
 }
 
-/// Makes one part of this rank's parts and gathers those of all ranks: their counts, moments and number.
+/// Merges this rank's parts to one and gathers those of all ranks: their counts, moments and number.
 fn gather<G: Gpu>(
     cx: &mut Context<G>,
     bn: &BatchNorm,
@@ -151,8 +120,8 @@ fn gather<G: Gpu>(
     Ok((rank_counts, all, bn.ranks))
 }
 
-/// Makes one part of this rank's parts, behind them: where the counts of all ranks lie, which are alike, and this rank's
-/// moments.
+/// Merges this rank's parts to one, stored behind them. Returns the address of the counts of all ranks, which are
+/// equal, and that of this rank's moments.
 pub fn merge<G: Gpu>(
     cx: &mut Context<G>,
     bn: &BatchNorm,
@@ -162,7 +131,7 @@ pub fn merge<G: Gpu>(
 ) -> Result<[Address; 2]> {
     let rank_counts = counts.offset(parts * 4);
     let merged = moments.offset(parts * moment_bytes(bn));
-    let arguments = MergeArguments {
+    let arguments = BatchNormMergeArguments {
         counts,
         moments,
         merged,
@@ -176,11 +145,11 @@ pub fn merge<G: Gpu>(
     Ok([rank_counts, merged])
 }
 
-/// Adds up the parts' Σdu and Σdu·ŷ into `bn.sums`, and adds them to the gradients of β and γ, raising the step's
-/// flag where those are not finite. Then `bn.sums` become those of all ranks that take their statistics together.
+/// Sums the parts' Σdu and Σdu·ŷ into `bn.sums`, adds them to the gradients of β and γ, and raises the step's flag if
+/// a gradient is not finite. With synchronised batch norm, `bn.sums` are then summed over the ranks.
 pub fn finish_sums<G: Gpu>(cx: &mut Context<G>, bn: &BatchNorm, partials: Address, parts: usize) -> Result {
     assert_eq!(bn.channels % LANES, 0, "channels come in vectors");
-    let arguments = SumsArguments {
+    let arguments = BatchNormSumsArguments {
         partials,
         sums: cx.tensor(bn.sums),
         bias_gradient: cx.gradient(bn.bias),
@@ -199,18 +168,20 @@ pub fn finish_sums<G: Gpu>(cx: &mut Context<G>, bn: &BatchNorm, partials: Addres
     cx.gpu.collective_end()
 }
 
-/// Coefficients from the running statistics of the chosen weights.
-pub fn inference<G: Gpu>(cx: &mut Context<G>, bn: &BatchNorm) -> Result {
-    // Those of the forward passes so far: after an update they are the parameters' own.
-    let statistic = |param| if cx.ema_weights { cx.weight(param) } else { cx.running(param) };
-    let arguments = InferenceArguments {
-        weight: cx.weight(bn.weight),
-        bias: cx.weight(bn.bias),
-        running_mean: statistic(bn.running_mean),
-        running_var: statistic(bn.running_var),
-        coefficients: cx.tensor(bn.coefficients),
-        channels: bn.channels as i32,
-        eps: bn.eps,
-    };
-    cx.launch(&INFERENCE, [bn.channels.div_ceil(256), 1, 1], 256, 0, arguments)
+impl OnCuda for BatchNormInference {
+    fn launch<G: Gpu>(&self, cx: &mut Context<G>) -> Result {
+        let bn = &self.bn;
+        // The running buffer has the statistics of all forward passes so far; an update copies them to the parameters.
+        let statistic = |param| if cx.ema_weights { cx.weight(param) } else { cx.running(param) };
+        let arguments = BatchNormInferenceArguments {
+            weight: cx.weight(bn.weight),
+            bias: cx.weight(bn.bias),
+            running_mean: statistic(bn.running_mean),
+            running_var: statistic(bn.running_var),
+            coefficients: cx.tensor(bn.coefficients),
+            channels: bn.channels as i32,
+            eps: bn.eps,
+        };
+        cx.launch(&INFERENCE, [bn.channels.div_ceil(256), 1, 1], 256, 0, arguments)
+    }
 }

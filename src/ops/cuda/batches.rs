@@ -1,16 +1,16 @@
-//! Batches on their way to the GPU: two buffers in turn, each filled while the other is in use.
+//! Transfer of batches to the GPU: two buffers take turns, one is filled while the other is in use.
 //!
-//! A buffer has the labels, then the images: squares, or a [raw batch](crate::data::raw). Its size follows from the
-//! shapes, so that it is made once and a captured graph may name its address; of a raw batch only what it uses travels.
+//! A buffer holds the labels, then the images: squares, or a [raw batch](crate::data::raw). Its size depends only on
+//! the shapes, so it is allocated once and captured graphs can contain its address. Of a raw batch only the used
+//! bytes are sent.
 
 use super::context::Context;
 use super::gpu::{Gpu, Staging};
 use super::image;
-use crate::data::BatchPixels;
-use crate::data::raw::RawBatch;
 use crate::ops::{BatchInput, BatchTarget, OpsError, Result, Tensor};
+use crate::pixels::{BatchPixels, raw_batch_bytes};
 
-/// What was sent; what a captured graph unpacks.
+/// The form of a batch. A captured graph unpacks one form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Sent {
     Squares,
@@ -26,8 +26,8 @@ impl Sent {
         }
     }
 
-    /// Where the images begin: after the labels. Raw batches keep room for labels in inference too, so that it shares
-    /// the buffers of training.
+    /// Offset of the images: they follow the labels. Raw batches have room for labels in inference too, so that
+    /// inference and training can share the buffers.
     fn images_at(self, target: &BatchTarget) -> usize {
         let labels = match self {
             Sent::Squares => target.labels.map_or(0, |labels| labels.elements),
@@ -42,7 +42,7 @@ fn images(image: Tensor, side: usize) -> usize {
     image.elements / (side * side * 3)
 }
 
-/// See the module.
+/// The two buffers, see the module.
 pub struct Batches {
     staging: [Staging; 2],
     room: usize,
@@ -55,7 +55,7 @@ impl Batches {
         let room = match batch.pixels {
             BatchPixels::Squares(bytes) => bytes.len(),
             BatchPixels::Raw { bytes, side } => {
-                bytes.len().max(RawBatch::bytes(images(batch.target.image, side), side))
+                bytes.len().max(raw_batch_bytes(images(batch.target.image, side), side))
             }
         };
         Sent::of(&batch.pixels).images_at(&batch.target) + room
@@ -70,12 +70,12 @@ impl Batches {
         self.room
     }
 
-    /// What was last sent as `slot`.
+    /// The form of the batch last sent as `slot`.
     pub fn sent(&self, slot: usize) -> Option<Sent> {
         self.sent[slot]
     }
 
-    /// Copies a batch into its buffer and starts its way.
+    /// Copies a batch into its buffer and starts its transfer.
     pub fn send<G: Gpu>(&mut self, gpu: &mut G, slot: usize, batch: &BatchInput) -> Result {
         let sent = Sent::of(&batch.pixels);
         let (BatchPixels::Squares(pixels) | BatchPixels::Raw { bytes: pixels, .. }) = batch.pixels;
@@ -90,7 +90,7 @@ impl Batches {
     /// Makes the batch that was sent as `slot` the network's input.
     ///
     /// # Errors
-    /// Where none was; the GPU's.
+    /// No batch was sent as `slot`; errors of the GPU.
     pub fn unpack<G: Gpu>(&self, cx: &mut Context<G>, slot: usize, target: &BatchTarget) -> Result {
         let Some(sent) = self.sent[slot] else {
             return Err(OpsError::Device(format!("no batch was sent as {slot}")));
@@ -107,12 +107,12 @@ impl Batches {
         cx.gpu.copy(at, to, 4 * labels.elements)
     }
 
-    /// What is enqueued from here on waits for the batch.
+    /// Work enqueued from here on waits for the batch.
     pub fn acquire<G: Gpu>(&self, gpu: &mut G, slot: usize) -> Result {
         gpu.staging_acquire(self.staging[slot])
     }
 
-    /// What was enqueued before is the last that needs the batch.
+    /// The batch may be overwritten once the work enqueued so far is done.
     pub fn release<G: Gpu>(&self, gpu: &mut G, slot: usize) -> Result {
         gpu.staging_release(self.staging[slot])
     }

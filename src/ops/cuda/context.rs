@@ -1,4 +1,4 @@
-//! What a launcher works with: where tensors and parameters lie, a workspace, and the way to launch.
+//! What a launcher works with: addresses of tensors and parameters, a workspace, and `launch`.
 
 use std::collections::HashMap;
 use std::ffi::c_void;
@@ -7,6 +7,7 @@ use std::fmt::Write;
 use super::arguments::{Arguments, Kernel};
 use super::gpu::{Address, Gpu, Launch, Mark};
 use super::precision::Precision;
+use crate::ops::optimiser::MOST_SLOTS;
 use crate::ops::plan::ALIGNMENT;
 use crate::ops::profile::Profile;
 use crate::ops::{OpsError, Param, Pass, Result, Tensor};
@@ -14,14 +15,14 @@ use crate::ops::{OpsError, Param, Pass, Result, Tensor};
 /// The flat state buffers on the device.
 #[derive(Clone, Copy, Debug)]
 pub struct State {
-    /// [total] fp32, as are all but `storage`.
+    /// [total], in fp32 like all of these buffers.
     pub parameters: Address,
     pub gradients: Address,
-    pub mean_square: Address,
-    pub momentum: Address,
+    /// Those that the optimiser has; the others are null.
+    pub slots: [Address; MOST_SLOTS],
     pub ema: Address,
-    /// [total − trainable]: running statistics as this step leaves them; they become the parameters' when the
-    /// step is not skipped.
+    /// [total − trainable]: running statistics after this step's forward passes. The update copies them to the
+    /// parameters unless the step is skipped.
     pub running: Address,
     /// One [`super::step::Block`].
     pub block: Address,
@@ -29,19 +30,20 @@ pub struct State {
     pub total: usize,
 }
 
-/// The weights of the pointwise products once more: those of the forward pass, in the storage type, each tensor
-/// aligned for 16-byte loads, which its place among the flat parameters is not.
+/// A copy of the pointwise weights in the storage type, of those weights that the forward pass uses. Each tensor is
+/// aligned for 16-byte loads, unlike the same tensor in the flat parameters.
 #[derive(Clone, Debug)]
 pub struct StoredWeights {
     pub values: Address,
-    /// What is copied: [chunks] of three u32, the first element there and here, and how many.
+    /// What to copy, [chunks] of three u32: first element among the parameters, first element here, number of
+    /// elements.
     pub table: Address,
     pub chunks: usize,
-    /// First element here by parameter offset.
+    /// First element here, by the parameter's offset.
     pub places: HashMap<usize, usize>,
 }
 
-/// What `--profile` gathers: sums, the pass under way and when it began, and what ranks exchange.
+/// What `--profile` collects: sums, the current pass with its start, and the exchange between ranks.
 #[derive(Default)]
 pub struct Timing {
     pub sums: Profile,
@@ -64,25 +66,23 @@ pub struct Context<G: Gpu> {
     pub ema_weights: bool,
     pub workspace: Address,
     pub workspace_bytes: usize,
-    /// A buffer for the bytes of images that are uploaded, made by the first upload, and its length.
+    /// A buffer for uploaded images and its length; the first upload allocates it.
     pub pixels: Option<(Address, usize)>,
     /// Set while passes are timed.
     pub profile: Option<Timing>,
-    /// Where ranks share the work.
+    /// Present if several ranks share the work.
     pub(super) exchange: Option<super::exchange::Exchange>,
     /// The name of the kernel being launched; kept so that a launch allocates nothing.
     pub(super) name: String,
 }
 
 impl<G: Gpu> Context<G> {
-    /// Tells the GPU what lies where.
+    /// Names the buffers for the GPU, see [`Gpu::describe`].
     pub(super) fn describe(&mut self) {
         let State { trainable, total, .. } = self.state;
         for (at, bytes, label) in [
             (self.state.parameters, 4 * total, "parameters"),
             (self.state.gradients, 4 * trainable, "gradients"),
-            (self.state.mean_square, 4 * trainable, "mean square"),
-            (self.state.momentum, 4 * trainable, "momentum"),
             (self.state.ema, 4 * total, "EMA"),
             (self.state.running, 4 * (total - trainable), "running statistics"),
             (self.state.block, super::step::BLOCK_BYTES, "step block"),
@@ -91,9 +91,14 @@ impl<G: Gpu> Context<G> {
         ] {
             self.gpu.describe(at, bytes, label);
         }
+        for (number, slot) in
+            self.state.slots.into_iter().enumerate().filter(|(_, slot)| *slot != Address::NULL)
+        {
+            self.gpu.describe(slot, 4 * trainable, &format!("optimiser's slot {number}"));
+        }
     }
 
-    /// Where a tensor lies.
+    /// The address of a tensor.
     pub fn tensor(&self, tensor: Tensor) -> Address {
         match self.offsets.get(tensor.id as usize) {
             Some(Some(offset)) => self.arena.offset(*offset),
@@ -101,7 +106,7 @@ impl<G: Gpu> Context<G> {
         }
     }
 
-    /// Where a tensor lies, or null for none.
+    /// The address of a tensor, or null for none.
     pub fn optional(&self, tensor: Option<Tensor>) -> Address {
         tensor.map_or(Address::NULL, |t| self.tensor(t))
     }
@@ -125,12 +130,12 @@ impl<G: Gpu> Context<G> {
         }
     }
 
-    /// The gradient of a parameter, fp32, to be added to.
+    /// The gradient of a parameter in fp32. Kernels add to it.
     pub fn gradient(&self, param: Param) -> Address {
         self.state.gradients.offset(param.offset * 4)
     }
 
-    /// A running statistic as this step leaves it.
+    /// A running statistic after this step's forward passes.
     pub fn running(&self, param: Param) -> Address {
         self.state.running.offset((param.offset - self.state.trainable) * 4)
     }
@@ -138,7 +143,7 @@ impl<G: Gpu> Context<G> {
     /// The workspace, cut into pieces of the given bytes (each rounded up to [`ALIGNMENT`]).
     pub fn workspace<const N: usize>(&self, bytes: [usize; N]) -> [Address; N] {
         let need = workspace_bytes(&bytes);
-        assert!(need <= self.workspace_bytes, "a pass takes {need} bytes of workspace that it did not plan");
+        assert!(need <= self.workspace_bytes, "a pass takes {need} bytes of workspace, more than planned");
         let mut offset = 0;
         bytes.map(|bytes| {
             let start = offset;
@@ -175,8 +180,8 @@ impl<G: Gpu> Context<G> {
             size: size_of::<A>(),
         };
         let began = if self.profile.is_some() { Some(self.gpu.mark()?) } else { None };
-        // SAFETY: `arguments` is a value of the type that `fields` describes. Its addresses are this context's:
-        // launchers take them from the methods above, within the bounds that the pass declares.
+        // SAFETY: `arguments` is a value of the type that `fields` describes. Launchers take its addresses from the
+        // methods above, within the bounds that the pass declares.
         unsafe { self.gpu.launch(&launch, (&raw const arguments).cast::<c_void>()) }?;
         if let (Some(began), Some(Timing { sums, pass, .. })) = (began, &mut self.profile) {
             let ended = self.gpu.mark()?;
@@ -205,6 +210,16 @@ impl<G: Gpu> Context<G> {
         }
         Ok(())
     }
+}
+
+/// Bytes of shared memory for pieces of these sizes, as `SharedArena` in `kernels/device.cuh` hands them out.
+pub fn shared_bytes<const N: usize>(pieces: [usize; N]) -> usize {
+    pieces.iter().map(|bytes| bytes.next_multiple_of(16)).sum()
+}
+
+/// The same for pieces of these numbers of floats.
+pub fn shared_floats<const N: usize>(pieces: [usize; N]) -> usize {
+    shared_bytes(pieces.map(|floats| floats * 4))
 }
 
 /// Bytes that [`Context::workspace`] takes for these pieces.

@@ -1,43 +1,41 @@
-//! The depthwise convolution: one launch forward and one backward, each followed by the second stages of its sums.
+//! The depthwise convolution: one launch forward and one backward, then the kernels that finish their partial sums.
 //!
-//! [`Cut`] decides how maps are cut into blocks, from shapes alone.
+//! [`Cut`] decides how the maps are divided among blocks. It depends on shapes only.
 
-use super::arguments::{Kernel, arguments};
-use super::batch_norm;
-use super::context::{Context, workspace_bytes};
+use super::OnCuda;
+use super::arguments::Kernel;
+use super::batch_norm::{self, Parts};
+use super::context::{Context, shared_bytes, workspace_bytes};
 use super::gpu::{Address, Gpu};
 use super::precision::Precision;
 use super::reduction;
+use super::sources::depthwise::{
+    DEPTHWISE_CHANNELS, DEPTHWISE_COLUMNS, DEPTHWISE_CONSTANTS, DepthwiseBackwardArguments,
+    DepthwiseForwardArguments, LANES, THREADS_3X3, THREADS_5X5, WARP,
+};
 use crate::model::Window;
-use crate::ops::{DepthwiseBackward, DepthwiseForward, DepthwiseInput, Result, Statistics};
+use crate::ops::{DepthwiseBackward, DepthwiseForward, DepthwiseInput, Result};
 
-/// As in `kernels/depthwise_forward.cuh`.
-const LANES: usize = 8;
-const COLUMNS: usize = 4;
-/// Channels of a thread, backward.
-const BACKWARD_CHANNELS: usize = 2;
-/// Rows of per-channel constants, backward.
-const CONSTANTS: usize = 9;
-/// Shared memory of a block, at most: two blocks fit the smallest multiprocessor, of compute capability 8.6.
+/// Maximum of a block's shared memory: two blocks fit the smallest multiprocessor, that of compute capability 8.6.
 const SHARED: usize = 48 << 10;
-/// Blocks that fill a large GPU several times over.
+/// Enough blocks to fill a large GPU several times.
 const BLOCKS: usize = 1056;
-/// Rows below which a strip is not cut further: its border is loaded twice.
+/// Minimum rows of a strip: the rows at its border are loaded twice.
 const STRIP: usize = 8;
 
 fn threads(kernel: usize) -> usize {
-    if kernel == 3 { 256 } else { 128 }
+    if kernel == 3 { THREADS_3X3 } else { THREADS_5X5 }
 }
 
-/// How the maps are cut.
+/// How the maps are divided among blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Cut {
     /// Vectors of eight channels in a slice: 1, 2 or 4.
     vectors: usize,
     slices: usize,
-    /// Rows of an iteration.
+    /// Rows per iteration.
     rows: usize,
-    /// Images of an iteration.
+    /// Images per iteration.
     together: usize,
     images_per_block: usize,
     strips: usize,
@@ -46,12 +44,12 @@ struct Cut {
     shared: usize,
 }
 
-/// What a block needs of shared memory for these vectors, rows and images of an iteration.
+/// Bytes of shared memory that a block needs for these vectors, rows and images per iteration.
 type Need<'a> = &'a dyn Fn(usize, usize, usize) -> usize;
 
 impl Cut {
-    /// Over `images` maps of `height` rows on which a row takes `workers` groups of threads, each of `groups` threads a
-    /// vector of channels.
+    /// For `images` maps of `height` rows. A row takes `workers` groups of threads, and a group has `groups` threads
+    /// for each vector of channels.
     fn new(
         images: usize,
         channels: usize,
@@ -89,12 +87,13 @@ impl Cut {
 
     fn forward(images: usize, window: Window, channels: usize, element: usize) -> Cut {
         let Window { kernel, stride, input, output, pad } = window;
-        let workers = output.div_ceil(COLUMNS);
-        let reach = ((workers * COLUMNS - 1) * stride + kernel).max(pad + input);
-        let warps = threads(kernel) / 32;
+        let workers = output.div_ceil(DEPTHWISE_COLUMNS);
+        let reach = ((workers * DEPTHWISE_COLUMNS - 1) * stride + kernel).max(pad + input);
+        let warps = threads(kernel) / WARP;
         let need = |vectors: usize, rows: usize, together: usize| {
-            let (ring, slice) = ((rows - 1) * stride + kernel, vectors * LANES);
-            shared(&[
+            let ring = (rows - 1) * stride + kernel;
+            let slice = vectors * LANES;
+            shared_bytes([
                 together * ring * reach * slice * element,
                 kernel * kernel * slice * 4,
                 2 * slice * 4,
@@ -107,24 +106,26 @@ impl Cut {
     fn backward(images: usize, window: Window, channels: usize, element: usize) -> Cut {
         let Window { kernel, stride, input, output, pad } = window;
         let first = pad % stride;
-        let workers = (input + first).div_ceil(COLUMNS);
+        let workers = (input + first).div_ceil(DEPTHWISE_COLUMNS);
         let before = (kernel - 1) / stride;
-        let reached = (COLUMNS - 1) / stride + 1 + before;
-        // Of the ring's first column, an output column: at most zero.
+        let reached = (DEPTHWISE_COLUMNS - 1) / stride + 1 + before;
+        // The output column in the ring's first column, zero or negative.
         let base = (pad - first) as isize / stride as isize - before as isize;
-        let reach = ((workers - 1) * COLUMNS / stride + reached).max((output as isize - base) as usize);
-        let warps = threads(kernel) / 32;
+        let reach =
+            ((workers - 1) * DEPTHWISE_COLUMNS / stride + reached).max((output as isize - base) as usize);
+        let warps = threads(kernel) / WARP;
         let need = |vectors: usize, rows: usize, together: usize| {
-            let (ring, slice) = ((rows - 1 + kernel - 1) / stride + 2, vectors * LANES);
-            shared(&[
+            let ring = (rows - 1 + kernel - 1) / stride + 2;
+            let slice = vectors * LANES;
+            shared_bytes([
                 together * ring * reach * slice * element,
                 kernel * kernel * slice * 4,
-                CONSTANTS * slice * 4,
+                DEPTHWISE_CONSTANTS * slice * 4,
                 together * 2 * slice * 4,
                 warps * (kernel * kernel + 2) * slice * 4,
             ])
         };
-        Cut::new(images, channels, input, workers, LANES / BACKWARD_CHANNELS, threads(kernel), &need)
+        Cut::new(images, channels, input, workers, LANES / DEPTHWISE_CHANNELS, threads(kernel), &need)
     }
 
     fn grid(&self) -> [usize; 3] {
@@ -132,163 +133,105 @@ impl Cut {
     }
 }
 
-/// Bytes of shared pieces, each rounded up as the arena does.
-fn shared(pieces: &[usize]) -> usize {
-    pieces.iter().map(|bytes| bytes.next_multiple_of(16)).sum()
-}
-
-arguments! {
-    /// See `kernels/depthwise_forward.cuh`.
-    pub struct ForwardArguments {
-        x: Address,
-        coefficients: Address,
-        weight: Address,
-        y: Address,
-        counts: Address,
-        moments: Address,
-        images: i32,
-        channels: i32,
-        input: i32,
-        output: i32,
-        pad: i32,
-        vectors: i32,
-        rows: i32,
-        together: i32,
-        images_per_block: i32,
-        strips: i32,
-        strip_rows: i32,
-    }
-}
-
-arguments! {
-    /// See `kernels/depthwise_backward.cuh`.
-    pub struct BackwardArguments {
-        x: Address,
-        y: Address,
-        da: Address,
-        dx: Address,
-        coefficients: Address,
-        sums: Address,
-        gate: Address,
-        squeeze_gradient: Address,
-        weight: Address,
-        previous: Address,
-        previous_y: Address,
-        shortcut: Address,
-        keep: Address,
-        weight_partials: Address,
-        sum_partials: Address,
-        images: i32,
-        channels: i32,
-        input: i32,
-        output: i32,
-        pad: i32,
-        vectors: i32,
-        rows: i32,
-        together: i32,
-        images_per_block: i32,
-        strips: i32,
-        strip_rows: i32,
-        inverse_rows: f32,
-    }
-}
-
-const FORWARD: Kernel<ForwardArguments> = Kernel::stored("depthwise_forward");
-const BACKWARD: Kernel<BackwardArguments> = Kernel::stored("depthwise_backward");
-const BACKWARD_IDENTITY: Kernel<BackwardArguments> = Kernel::stored("depthwise_backward_identity");
+const FORWARD: Kernel<DepthwiseForwardArguments> = Kernel::stored("depthwise_forward");
+const BACKWARD: Kernel<DepthwiseBackwardArguments> = Kernel::stored("depthwise_backward");
+const BACKWARD_IDENTITY: Kernel<DepthwiseBackwardArguments> = Kernel::stored("depthwise_backward_identity");
 
 fn variant(window: Window) -> String {
     format!("k{}s{}", window.kernel, window.stride)
 }
 
-pub fn forward_workspace(p: &DepthwiseForward, precision: Precision) -> usize {
-    let cut = Cut::forward(p.images, p.window, p.channels, precision.bytes());
-    workspace_bytes(&batch_norm::statistics_bytes(&p.bn, cut.parts))
-}
+impl OnCuda for DepthwiseForward {
+    fn workspace(&self, precision: Precision) -> usize {
+        let cut = Cut::forward(self.images, self.window, self.channels, precision.bytes());
+        workspace_bytes(&batch_norm::statistics_bytes(&self.bn, cut.parts))
+    }
 
-pub fn forward<G: Gpu>(cx: &mut Context<G>, p: &DepthwiseForward) -> Result {
-    let cut = Cut::forward(p.images, p.window, p.channels, cx.precision.bytes());
-    let [counts, moments] = cx.workspace(batch_norm::statistics_bytes(&p.bn, cut.parts));
-    let batch = p.bn.statistics == Statistics::Batch;
-    let arguments = ForwardArguments {
-        x: cx.tensor(p.x),
-        coefficients: cx.optional(p.input_bn.map(|bn| bn.coefficients)),
-        weight: cx.weight(p.weight),
-        y: cx.tensor(p.y),
-        counts: if batch { counts } else { Address::NULL },
-        moments,
-        images: p.images as i32,
-        channels: p.channels as i32,
-        input: p.window.input as i32,
-        output: p.window.output as i32,
-        pad: p.window.pad as i32,
-        vectors: cut.vectors as i32,
-        rows: cut.rows as i32,
-        together: cut.together as i32,
-        images_per_block: cut.images_per_block as i32,
-        strips: cut.strips as i32,
-        strip_rows: cut.strip_rows as i32,
-    };
-    let kernel = FORWARD.variant(variant(p.window));
-    cx.launch(&kernel, cut.grid(), threads(p.window.kernel), cut.shared, arguments)?;
-    if batch { batch_norm::finish_statistics(cx, &p.bn, counts, moments, cut.parts) } else { Ok(()) }
+    fn launch<G: Gpu>(&self, cx: &mut Context<G>) -> Result {
+        let cut = Cut::forward(self.images, self.window, self.channels, cx.precision.bytes());
+        let parts = Parts::of(cx, &self.bn, cut.parts);
+        let arguments = DepthwiseForwardArguments {
+            x: cx.tensor(self.x),
+            coefficients: cx.optional(self.input_bn.map(|bn| bn.coefficients)),
+            weight: cx.weight(self.weight),
+            y: cx.tensor(self.y),
+            counts: parts.counts,
+            moments: parts.moments,
+            images: self.images as i32,
+            channels: self.channels as i32,
+            input: self.window.input as i32,
+            output: self.window.output as i32,
+            pad: self.window.pad as i32,
+            vectors: cut.vectors as i32,
+            rows: cut.rows as i32,
+            together: cut.together as i32,
+            images_per_block: cut.images_per_block as i32,
+            strips: cut.strips as i32,
+            strip_rows: cut.strip_rows as i32,
+        };
+        let kernel = FORWARD.variant(variant(self.window));
+        cx.launch(&kernel, cut.grid(), threads(self.window.kernel), cut.shared, arguments)?;
+        parts.finish(cx, &self.bn)
+    }
 }
 
 fn backward_bytes(p: &DepthwiseBackward, cut: &Cut) -> [usize; 2] {
     [cut.parts * p.weight.elements * 4, batch_norm::sums_bytes(cut.parts, p.channels)]
 }
 
-pub fn backward_workspace(p: &DepthwiseBackward, precision: Precision) -> usize {
-    let cut = Cut::backward(p.images, p.window, p.channels, precision.bytes());
-    workspace_bytes(&backward_bytes(p, &cut))
-}
+impl OnCuda for DepthwiseBackward {
+    fn workspace(&self, precision: Precision) -> usize {
+        let cut = Cut::backward(self.images, self.window, self.channels, precision.bytes());
+        workspace_bytes(&backward_bytes(self, &cut))
+    }
 
-pub fn backward<G: Gpu>(cx: &mut Context<G>, p: &DepthwiseBackward) -> Result {
-    let cut = Cut::backward(p.images, p.window, p.channels, cx.precision.bytes());
-    let [weight_partials, sum_partials] = cx.workspace(backward_bytes(p, &cut));
-    let (previous, previous_y, shortcut, keep) = match &p.input {
-        DepthwiseInput::Normalised(bn) => (*bn, Address::NULL, None, None),
-        DepthwiseInput::Identity { shortcut, previous } => {
-            (previous.bn, cx.tensor(previous.y), *shortcut, previous.keep)
-        }
-    };
-    let arguments = BackwardArguments {
-        x: cx.tensor(p.x),
-        y: cx.tensor(p.y),
-        da: cx.tensor(p.da),
-        dx: cx.tensor(p.dx),
-        coefficients: cx.tensor(p.bn.coefficients),
-        sums: cx.tensor(p.bn.sums),
-        gate: cx.tensor(p.gate),
-        squeeze_gradient: cx.tensor(p.squeeze_gradient),
-        weight: cx.raw_weight(p.weight),
-        previous: cx.tensor(previous.coefficients),
-        previous_y,
-        shortcut: cx.optional(shortcut),
-        keep: cx.optional(keep),
-        weight_partials,
-        sum_partials,
-        images: p.images as i32,
-        channels: p.channels as i32,
-        input: p.window.input as i32,
-        output: p.window.output as i32,
-        pad: p.window.pad as i32,
-        vectors: cut.vectors as i32,
-        rows: cut.rows as i32,
-        together: cut.together as i32,
-        images_per_block: cut.images_per_block as i32,
-        strips: cut.strips as i32,
-        strip_rows: cut.strip_rows as i32,
-        inverse_rows: batch_norm::inverse_rows(&p.bn),
-    };
-    let kernel = match p.input {
-        DepthwiseInput::Normalised(_) => &BACKWARD,
-        DepthwiseInput::Identity { .. } => &BACKWARD_IDENTITY,
-    };
-    let kernel = kernel.variant(variant(p.window));
-    cx.launch(&kernel, cut.grid(), threads(p.window.kernel), cut.shared, arguments)?;
-    batch_norm::finish_sums(cx, &previous, sum_partials, cut.parts)?;
-    reduction::add_gradient(cx, weight_partials, cut.parts, p.weight)
+    fn launch<G: Gpu>(&self, cx: &mut Context<G>) -> Result {
+        let cut = Cut::backward(self.images, self.window, self.channels, cx.precision.bytes());
+        let [weight_partials, sum_partials] = cx.workspace(backward_bytes(self, &cut));
+        let (previous, previous_y, shortcut, keep) = match &self.input {
+            DepthwiseInput::Normalised(bn) => (*bn, Address::NULL, None, None),
+            DepthwiseInput::Identity { shortcut, previous } => {
+                (previous.bn, cx.tensor(previous.y), *shortcut, previous.keep)
+            }
+        };
+        let arguments = DepthwiseBackwardArguments {
+            x: cx.tensor(self.x),
+            y: cx.tensor(self.y),
+            da: cx.tensor(self.da),
+            dx: cx.tensor(self.dx),
+            coefficients: cx.tensor(self.bn.coefficients),
+            sums: cx.tensor(self.bn.sums),
+            gate: cx.tensor(self.gate),
+            squeeze_gradient: cx.tensor(self.squeeze_gradient),
+            weight: cx.raw_weight(self.weight),
+            previous: cx.tensor(previous.coefficients),
+            previous_y,
+            shortcut: cx.optional(shortcut),
+            keep: cx.optional(keep),
+            weight_partials,
+            sum_partials,
+            images: self.images as i32,
+            channels: self.channels as i32,
+            input: self.window.input as i32,
+            output: self.window.output as i32,
+            pad: self.window.pad as i32,
+            vectors: cut.vectors as i32,
+            rows: cut.rows as i32,
+            together: cut.together as i32,
+            images_per_block: cut.images_per_block as i32,
+            strips: cut.strips as i32,
+            strip_rows: cut.strip_rows as i32,
+            inverse_rows: batch_norm::inverse_rows(&self.bn),
+        };
+        let kernel = match self.input {
+            DepthwiseInput::Normalised(_) => &BACKWARD,
+            DepthwiseInput::Identity { .. } => &BACKWARD_IDENTITY,
+        };
+        let kernel = kernel.variant(variant(self.window));
+        cx.launch(&kernel, cut.grid(), threads(self.window.kernel), cut.shared, arguments)?;
+        batch_norm::finish_sums(cx, &previous, sum_partials, cut.parts)?;
+        reduction::add_gradient(cx, weight_partials, cut.parts, self.weight)
+    }
 }
 
 #[cfg(test)]
@@ -296,9 +239,9 @@ mod tests {
     use super::*;
     use crate::model::Padding;
 
-    /// Every size that the family has, and odd ones: threads suffice, shared memory fits, nothing is left out.
+    /// All sizes of the family, and odd ones.
     #[test]
-    fn cuts_fit_and_cover() {
+    fn cuts_fit_shared_memory_and_cover_the_maps() {
         for (input, channels) in
             [(1, 8), (7, 1152), (14, 672), (29, 40), (112, 96), (190, 48), (300, 64), (301, 192)]
         {

@@ -1,10 +1,10 @@
 //! A GPU through NVIDIA's driver.
 //!
-//! Two streams: one computes, one carries batches to the device beside it. A batch's way is ordered by two events
-//! of its staging: the copy waits until the computation has *released* the device's buffer, the computation waits
-//! until the batch has *arrived*. What comes back takes the compute stream, where it needs no order but its own.
-//! Where ranks were joined there is a third, see [`collectives`](super::nvidia::collectives); every wait then also looks
-//! after the other ranks.
+//! There are two streams: one computes, the other transfers batches to the device in parallel. Two events of a batch's
+//! staging order them: the copy waits until the computation has *released* the device's buffer, and the computation
+//! waits until the batch has *arrived*. Results return on the compute stream, which already orders them.
+//! If ranks were joined there is a third stream, see [`collectives`](super::nvidia::collectives). Every wait then also
+//! checks the other ranks.
 
 use std::ffi::c_void;
 use std::sync::Arc;
@@ -19,12 +19,12 @@ use super::nvidia::{self, DriverError};
 use crate::ops::{OpsError, Result};
 use crate::parallel::Group;
 
-/// A GPU. Freed with all that was allocated on it.
+/// A GPU. Dropping it frees everything that was allocated on it.
 #[derive(Debug)]
 pub struct Driver {
-    // In this order they are dropped: first what may still be in use by streams, last the context.
+    // Fields are dropped in this order: first what streams may still use, last the context.
     graphs: Vec<Launchable>,
-    // Its end waits for the graphs that have recorded it.
+    // Dropped after the graphs that contain its collectives.
     collectives: Option<Collectives>,
     kernels: Kernels,
     marks: Marks,
@@ -36,31 +36,31 @@ pub struct Driver {
     context: Arc<Context>,
 }
 
-/// Events of moments; those that were read are used again.
+/// Events of recorded moments. Freed ones are used again.
 #[derive(Debug, Default)]
 struct Marks {
     events: Vec<Event>,
     free: Vec<usize>,
 }
 
-/// What a [`Staging`] names.
+/// The buffers of a [`Staging`].
 #[derive(Debug)]
 struct Buffers {
     host: Pinned,
     device: Memory,
     bytes: usize,
-    /// The last batch has come to the device.
+    /// The last batch has arrived on the device.
     arrived: Event,
-    /// The computation has done with the device's buffer.
+    /// The computation no longer needs the device's buffer.
     released: Event,
-    /// The device's buffer has come to the host.
+    /// The device's buffer was copied to the host.
     returned: Event,
 }
 
-/// GPUs of this machine.
+/// Number of GPUs of this machine.
 ///
 /// # Errors
-/// No driver, none that can be used, or no GPU.
+/// No driver, an unusable driver, or no GPU.
 pub fn count() -> Result<usize> {
     Ok(Library::load()?.devices)
 }
@@ -72,7 +72,7 @@ impl Driver {
     /// [`DriverError`], in one line with the remedy.
     pub fn open(index: usize) -> Result<Driver> {
         let library = Library::load()?;
-        // A card that no build would serve is told of before this build.
+        // Check the card before this build: for a card that no build supports, that is the more useful error.
         supported(&properties(library.device(index)?)?)?;
         let embedded = EMBEDDED.as_ref().map_err(|reason| DriverError::NoKernels(reason))?;
         Ok(Driver::with_kernels(library, index, embedded)?)
@@ -103,7 +103,7 @@ impl Driver {
     }
 }
 
-/// Waits for all that is enqueued on a stream.
+/// Waits for everything enqueued on a stream.
 fn drained(collectives: &Option<Collectives>, stream: &Stream) -> Result {
     match collectives {
         Some(collectives) => collectives.wait_for(stream),
@@ -125,7 +125,8 @@ impl Driver {
         self.collectives.as_ref().ok_or(OpsError::NotConnected)
     }
 
-    /// Where there are other ranks: waits for all that is enqueued, so that the wait that follows is not for them.
+    /// With other ranks: waits for everything enqueued, and checks the ranks meanwhile. The driver's own wait that
+    /// follows then depends on no other rank.
     fn ranks_are_well(&self) -> Result {
         match &self.collectives {
             Some(collectives) => collectives.wait_for(&self.compute),
@@ -133,7 +134,7 @@ impl Driver {
         }
     }
 
-    /// Notes a moment of a stream.
+    /// Records a moment of a stream.
     fn mark_on(marks: &mut Marks, stream: &Stream) -> Result<Mark> {
         let index = match marks.free.pop() {
             Some(index) => index,
@@ -149,8 +150,8 @@ impl Driver {
 
 impl Drop for Driver {
     fn drop(&mut self) {
-        // The handles' own ends need the context, and nothing may be freed that is still being used. After a fault
-        // all of this fails, and the driver frees everything with the process.
+        // Dropping the handles needs the current context, and nothing in use may be freed. After a fault all of this
+        // fails, and the driver frees everything when the process ends.
         let _ = self.synchronise();
     }
 }
@@ -181,7 +182,7 @@ impl Gpu for Driver {
     fn write(&mut self, to: Address, bytes: &[u8]) -> Result {
         self.context.enter()?;
         self.ranks_are_well()?;
-        // SAFETY: the stream is waited for while the bytes are borrowed.
+        // SAFETY: the bytes stay borrowed until the stream was waited for.
         let sent = unsafe { self.compute.send(bytes.as_ptr(), to, bytes.len()) };
         Ok(sent.and(self.compute.synchronise())?)
     }
@@ -229,7 +230,8 @@ impl Gpu for Driver {
 
     fn launch_graph(&mut self, graph: Graph) -> Result {
         self.context.enter()?;
-        Ok(self.compute.launch(&self.graphs[graph.0])?)
+        // SAFETY: nothing is freed before this GPU is dropped.
+        Ok(unsafe { self.compute.launch(&self.graphs[graph.0]) }?)
     }
 
     fn staging(&mut self, bytes: usize) -> Result<Staging> {
@@ -244,7 +246,7 @@ impl Gpu for Driver {
             released: Event::new()?,
             returned: Event::new()?,
         };
-        // Zeroing is a use, too: the first batch comes after it.
+        // The first batch waits for the zeros.
         staging.released.record(&self.compute)?;
         self.stagings.push(staging);
         Ok(Staging(self.stagings.len() - 1))
@@ -259,7 +261,7 @@ impl Gpu for Driver {
         let staging = &mut self.stagings[staging.0];
         reached(&self.collectives, &staging.arrived)?;
         reached(&self.collectives, &staging.returned)?;
-        // SAFETY: both directions were waited for, and while the bytes are borrowed nothing can be enqueued.
+        // SAFETY: both transfers were waited for, and while the bytes are borrowed no other can be enqueued.
         Ok(unsafe { staging.host.bytes() })
     }
 
@@ -268,7 +270,7 @@ impl Gpu for Driver {
         let staging = &self.stagings[staging.0];
         self.transfer.wait(&staging.released)?;
         assert!(bytes <= staging.bytes, "more than the buffer holds");
-        // SAFETY: the bytes are reached only through `staging_host`, which waits for `arrived`.
+        // SAFETY: the bytes are accessed only through `staging_host`, which waits for `arrived`.
         unsafe { self.transfer.send(staging.host.start(), staging.device.address(), bytes) }?;
         Ok(staging.arrived.record(&self.transfer)?)
     }
@@ -286,14 +288,14 @@ impl Gpu for Driver {
     fn staging_receive(&mut self, staging: Staging) -> Result {
         self.context.enter()?;
         let staging = &self.stagings[staging.0];
-        // SAFETY: the bytes are reached only through `staging_host`, which waits for `returned`.
+        // SAFETY: the bytes are accessed only through `staging_host`, which waits for `returned`.
         unsafe { self.compute.receive(staging.device.address(), staging.host.start(), staging.bytes) }?;
         Ok(staging.returned.record(&self.compute)?)
     }
 
     fn connect(&mut self, ranks: &Arc<Group>) -> Result {
         self.context.enter()?;
-        // One after the other, so that no collective of the old runs beside those of the new.
+        // Drop the old ones first, so that their collectives do not run in parallel with new ones.
         self.collectives = None;
         self.collectives = Some(Collectives::join(&self.context, &self.properties.name, ranks)?);
         Ok(())
@@ -328,7 +330,8 @@ impl Gpu for Driver {
 
     fn between(&mut self, from: Mark, to: Mark) -> Result<f64> {
         self.context.enter()?;
-        let (one, other) = (&self.marks.events[from.0], &self.marks.events[to.0]);
+        let one = &self.marks.events[from.0];
+        let other = &self.marks.events[to.0];
         reached(&self.collectives, one)?;
         reached(&self.collectives, other)?;
         Ok(one.until(other)?)
@@ -343,9 +346,9 @@ impl Gpu for Driver {
 mod tests {
     use super::*;
 
-    /// Where tests run there is often no driver: then that is said, in one line with the remedy.
+    /// Machines that run tests often have no driver: then one line says so, with a remedy.
     #[test]
-    fn without_a_driver_or_a_card_the_error_says_so() {
+    fn opening_without_a_driver_or_a_card_says_so() {
         let Err(error) = Driver::open(0) else { return };
         let text = error.to_string();
         assert!(text.contains("; ") && !text.contains('\n'), "{text}");

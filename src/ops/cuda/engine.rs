@@ -8,10 +8,8 @@ use super::batches::{Batches, Sent};
 use super::context::{Context, State};
 use super::gpu::{Address, Gpu, Graph, Staging};
 use super::precision::{self, Precision};
-use super::{
-    batch_norm, depthwise, exchange, expand, head, image, masks, optimiser, project, residual,
-    squeeze_excite, stem, step,
-};
+use super::{exchange, image, optimiser, step};
+use crate::ops::optimiser::MOST_SLOTS;
 use crate::ops::*;
 use crate::parallel::Group;
 
@@ -38,25 +36,23 @@ struct Figures {
 }
 
 impl<G: Gpu> CudaOps<G> {
-    /// State buffers for a model of `trainable` and `total` elements and an arena that holds any one of `plans`.
+    /// State buffers of this size and an arena that holds any one of `plans`.
     ///
     /// # Errors
     /// Where the memory is not there.
-    pub fn new(
-        mut gpu: G,
-        trainable: usize,
-        total: usize,
-        plans: &[&Plan],
-        precision: Precision,
-    ) -> Result<CudaOps<G>> {
+    pub fn new(mut gpu: G, size: StateSize, plans: &[&Plan], precision: Precision) -> Result<CudaOps<G>> {
         let most = |bytes: fn(&Plan) -> usize| plans.iter().map(|p| bytes(p)).max().unwrap_or(0);
         let (arena_bytes, workspace_bytes) = (most(|p| p.tensor_bytes), most(|p| p.workspace.shared));
         let floats = |gpu: &mut G, count: usize| gpu.allocate((count * 4).max(16));
+        let StateSize { trainable, total, slots: count } = size;
+        let mut slots = [Address::NULL; MOST_SLOTS];
+        for slot in &mut slots[..count] {
+            *slot = floats(&mut gpu, trainable)?;
+        }
         let state = State {
             parameters: floats(&mut gpu, total)?,
             gradients: floats(&mut gpu, trainable)?,
-            mean_square: floats(&mut gpu, trainable)?,
-            momentum: floats(&mut gpu, trainable)?,
+            slots,
             ema: floats(&mut gpu, total)?,
             running: floats(&mut gpu, total - trainable)?,
             block: gpu.allocate(step::BLOCK_BYTES)?,
@@ -145,21 +141,10 @@ impl<G: Gpu> CudaOps<G> {
         match buffer {
             Buffer::Parameters => (state.parameters, state.total),
             Buffer::Gradients => (state.gradients, state.trainable),
-            Buffer::MeanSquare => (state.mean_square, state.trainable),
-            Buffer::Momentum => (state.momentum, state.trainable),
+            Buffer::Slot(number) => (state.slots[number], state.trainable),
             Buffer::Ema => (state.ema, state.total),
         }
     }
-}
-
-macro_rules! run {
-    ($($method:ident: $pass:ident => $module:ident::$function:ident),* $(,)?) => {
-        $(fn $method(&mut self, pass: &$pass) -> Result {
-            self.cx.begin_pass(Pass::from(*pass).name())?;
-            $module::$function(&mut self.cx, pass)?;
-            self.cx.end_pass(&Pass::from(*pass))
-        })*
-    };
 }
 
 impl<G: Gpu> Ops for CudaOps<G> {
@@ -364,34 +349,16 @@ impl<G: Gpu> Ops for CudaOps<G> {
         self.cx.gpu.read(from, bytemuck::cast_slice_mut(out))
     }
 
-    run! {
-        drop_path_mask: DropPathMask => masks::drop_path,
-        dropout_mask: DropoutMask => masks::dropout,
-        batch_norm_inference: BatchNorm => batch_norm::inference,
-        stem_forward: StemForward => stem::forward,
-        expand_forward: ExpandForward => expand::forward,
-        depthwise_forward: DepthwiseForward => depthwise::forward,
-        squeeze_forward: SqueezeForward => squeeze_excite::forward,
-        project_forward: ProjectForward => project::forward,
-        residual_forward: ResidualForward => residual::forward,
-        head_forward: HeadForward => head::forward,
-        loss: Loss => head::loss,
-        head_backward: HeadBackward => head::backward,
-        project_backward: ProjectBackward => project::backward,
-        squeeze_backward: SqueezeBackward => squeeze_excite::backward,
-        depthwise_backward: DepthwiseBackward => depthwise::backward,
-        expand_backward: ExpandBackward => expand::backward,
-        stem_backward: StemBackward => stem::backward,
-    }
-
     fn reduce(&mut self, bucket: &Bucket) -> Result {
         exchange::reduce(&mut self.cx, bucket)
     }
 
-    fn update(&mut self, pass: &Update) -> Result {
-        exchange::join(&mut self.cx)?;
-        self.cx.begin_pass(Pass::from(*pass).name())?;
-        optimiser::update(&mut self.cx, pass)?;
-        self.cx.end_pass(&Pass::from(*pass))
+    fn run(&mut self, pass: &Pass) -> Result {
+        if let Pass::Update(_) = pass {
+            exchange::join(&mut self.cx)?;
+        }
+        self.cx.begin_pass(pass.name())?;
+        super::launch(&mut self.cx, pass)?;
+        self.cx.end_pass(pass)
     }
 }

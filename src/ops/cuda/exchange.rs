@@ -1,11 +1,12 @@
-//! What ranks exchange in a step: buckets of gradients as they become complete, and with the last one the running
-//! statistics and the step's figures.
+//! What ranks exchange in a step: buckets of gradients as soon as they are complete, and with the last bucket the
+//! running statistics and the step's figures.
 //!
-//! A bucket's sum runs on the GPU's stream for collectives beside the passes that follow; the update waits for all. The
-//! passes work on the gradients of other layers meanwhile, so nothing is copied: sums are taken in place.
+//! A bucket is summed on the GPU's stream for collectives while later passes run; the update waits for all sums. Later
+//! passes write the gradients of other layers, so buckets are summed in place without a copy.
 //!
-//! Gradients carry the loss scale. It is the same on all ranks, since it follows from a flag that is shared before it is
-//! looked at; so sums are unscaled by the update as the gradients of one rank are.
+//! Gradients are multiplied by the loss scale. The scale is the same on all ranks, because it depends only on a flag
+//! that the ranks combine before any of them reads it. So the update unscales sums exactly like the gradients of one
+//! rank.
 
 use std::sync::Arc;
 
@@ -15,32 +16,32 @@ use super::{optimiser, step};
 use crate::ops::{Bucket, BucketTime, OpsError, Result};
 use crate::parallel::Group;
 
-/// Where ranks share the work.
+/// The state of a step's exchange.
 #[derive(Clone, Copy, Debug)]
 pub struct Exchange {
-    /// The gradients of the step before this place are not yet on their way.
+    /// Gradients before this offset are not yet being summed.
     left: usize,
 }
 
-/// When buckets were on their way, while passes are timed.
+/// Times of the buckets, while passes are timed.
 #[derive(Debug, Default)]
 pub struct Times {
     steps: u64,
     began: Option<Mark>,
     backward_end: Option<Mark>,
-    /// The step's buckets: bytes; when each was complete, and when its sum began and ended.
+    /// The step's buckets: bytes, and the moments when it was complete and when its sum began and ended.
     buckets: Vec<(u64, [Mark; 3])>,
     list: Vec<BucketTime>,
 }
 
-/// Joins the ranks of a group; of one, too, which then exchanges with itself.
+/// Joins the ranks of a group. A group of one is allowed: it exchanges with itself.
 pub fn connect<G: Gpu>(cx: &mut Context<G>, group: &Arc<Group>) -> Result {
     cx.gpu.connect(group)?;
     cx.exchange = Some(Exchange { left: cx.state.trainable });
     Ok(())
 }
 
-/// Notes when a step begins.
+/// Records the start of a step.
 pub fn step_begins<G: Gpu>(cx: &mut Context<G>) -> Result {
     if let (Some(timing), Some(_)) = (&mut cx.profile, cx.exchange) {
         let mark = cx.gpu.mark()?;
@@ -59,7 +60,7 @@ pub fn reduce<G: Gpu>(cx: &mut Context<G>, bucket: &Bucket) -> Result {
     if end != exchange.left || bucket.last != (start == 0) {
         let left = exchange.left;
         return Err(OpsError::Device(format!(
-            "the gradients from {start} to {end} of {left} cannot be summed now"
+            "cannot sum the gradients from {start} to {end} now, {left} are left"
         )));
     }
     exchange.left = start;
@@ -88,14 +89,12 @@ pub fn reduce<G: Gpu>(cx: &mut Context<G>, bucket: &Bucket) -> Result {
 /// Waits for the step's sums.
 ///
 /// # Errors
-/// Where not all gradients were summed.
+/// Not all gradients were summed.
 pub fn join<G: Gpu>(cx: &mut Context<G>) -> Result {
     let Some(exchange) = &mut cx.exchange else { return Ok(()) };
     let left = std::mem::replace(&mut exchange.left, cx.state.trainable);
     if left > 0 {
-        return Err(OpsError::Device(format!(
-            "an update while {left} gradients are not summed over the ranks"
-        )));
+        return Err(OpsError::Device(format!("update before {left} gradients were summed over the ranks")));
     }
     cx.gpu.collective_end()?;
     if let Some(timing) = &mut cx.profile {
@@ -105,19 +104,21 @@ pub fn join<G: Gpu>(cx: &mut Context<G>) -> Result {
 }
 
 impl Times {
-    /// Reads the step's moments.
+    /// Reads the times of the step's moments.
     fn end_step<G: Gpu>(&mut self, gpu: &mut G) -> Result {
-        let (step, began, ended) = (self.steps, self.began.take(), self.backward_end.take());
-        // Not where timing began within the step.
+        let step = self.steps;
+        let began = self.began.take();
+        let ended = self.backward_end.take();
+        // Timing may have begun in the middle of this step; then it is left out.
         if let (Some(began), Some(ended)) = (began, ended) {
             let backward_end = gpu.between(began, ended)?;
             for (bytes, marks) in &self.buckets {
-                let (mut times, bytes) = ([0.0; 3], *bytes);
+                let mut times = [0.0; 3];
                 for (time, mark) in times.iter_mut().zip(marks) {
                     *time = gpu.between(began, *mark)?;
                 }
                 let [ready, start, end] = times;
-                self.list.push(BucketTime { step, bytes, ready, start, end, backward_end });
+                self.list.push(BucketTime { step, bytes: *bytes, ready, start, end, backward_end });
             }
             self.steps += 1;
         }
@@ -130,7 +131,7 @@ impl Times {
         ends.into_iter().flatten().chain(buckets).for_each(|mark| gpu.forget(mark));
     }
 
-    /// All times.
+    /// The times of all steps.
     pub fn finish<G: Gpu>(mut self, gpu: &mut G) -> Vec<BucketTime> {
         let ends = [self.began.take(), self.backward_end.take()];
         self.forget(gpu, ends);

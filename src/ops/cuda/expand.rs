@@ -1,137 +1,60 @@
 //! The pointwise expansion (and the head's convolution).
 
-use super::arguments::{Kernel, arguments};
-use super::batch_norm::{finish_statistics, finish_sums, inverse_rows, statistics_bytes, sums_bytes};
+use super::OnCuda;
+use super::arguments::Kernel;
+use super::batch_norm::{Parts, finish_sums, inverse_rows, statistics_bytes, sums_bytes};
 use super::context::{Context, workspace_bytes};
 use super::gpu::{Address, Gpu};
 use super::pointwise::Cut;
 use super::pointwise_backward::{ExpandData, ExpandSweep, WeightPieces};
 use super::precision::Precision;
 use super::reduction::add_gradient;
-use crate::ops::{ExpandBackward, ExpandForward, Result, Statistics};
+use super::sources::expand::{
+    ExpandBackwardArguments, ExpandBackwardDataArguments, ExpandBackwardWeightsArguments,
+    ExpandForwardArguments, SWEEP_THREADS,
+};
+use crate::ops::{ExpandBackward, ExpandForward, Result};
 
-arguments! {
-    /// y = x·Wᵀ, see `kernels/pointwise.cuh`.
-    pub struct ForwardArguments {
-        x: Address,
-        weight: Address,
-        y: Address,
-        counts: Address,
-        moments: Address,
-        rows: i32,
-        inputs: i32,
-        outputs: i32,
-        chunk: i32,
-        row_tiles: i32,
-        weight_slots: i32,
-    }
-}
-
-const FORWARD: Kernel<ForwardArguments> = Kernel::stored("expand_forward");
+const FORWARD: Kernel<ExpandForwardArguments> = Kernel::stored("expand_forward");
 
 fn cut(p: &ExpandForward, precision: Precision) -> Cut {
     Cut::expand(precision, p.rows, p.inputs, p.outputs)
 }
 
-pub fn forward_workspace(p: &ExpandForward, precision: Precision) -> usize {
-    workspace_bytes(&statistics_bytes(&p.bn, cut(p, precision).parts))
-}
-
-pub fn forward<G: Gpu>(cx: &mut Context<G>, p: &ExpandForward) -> Result {
-    let cut = cut(p, cx.precision);
-    let batch = p.bn.statistics == Statistics::Batch;
-    let [counts, moments] = cx.workspace(statistics_bytes(&p.bn, cut.parts));
-    let arguments = ForwardArguments {
-        x: cx.tensor(p.x),
-        weight: cx.stored_weight(p.weight),
-        y: cx.tensor(p.y),
-        counts: if batch { counts } else { Address::NULL },
-        moments: if batch { moments } else { Address::NULL },
-        rows: p.rows as i32,
-        inputs: p.inputs as i32,
-        outputs: p.outputs as i32,
-        chunk: cut.chunk as i32,
-        row_tiles: cut.row_tiles as i32,
-        weight_slots: cut.weight_slots as i32,
-    };
-    cx.launch(&FORWARD.variant(cut.tile), cut.grid(), cut.tile.threads(), cut.shared, arguments)?;
-    if batch {
-        finish_statistics(cx, &p.bn, counts, moments, cut.parts)?;
+impl OnCuda for ExpandForward {
+    fn workspace(&self, precision: Precision) -> usize {
+        workspace_bytes(&statistics_bytes(&self.bn, cut(self, precision).parts))
     }
-    Ok(())
-}
 
-arguments! {
-    /// dx and the sums of the batch norm before, see `kernels/expand_backward.cuh`.
-    pub struct BackwardDataArguments {
-        du: Address,
-        y: Address,
-        weight: Address,
-        coefficients: Address,
-        sums: Address,
-        shortcut: Address,
-        previous_y: Address,
-        previous_coefficients: Address,
-        keep: Address,
-        dx: Address,
-        partials: Address,
-        rows: i32,
-        inputs: i32,
-        outputs: i32,
-        pixels: i32,
-        inverse_rows: f32,
+    fn launch<G: Gpu>(&self, cx: &mut Context<G>) -> Result {
+        let cut = cut(self, cx.precision);
+        let parts = Parts::of(cx, &self.bn, cut.parts);
+        let arguments = ExpandForwardArguments {
+            x: cx.tensor(self.x),
+            weight: cx.stored_weight(self.weight),
+            y: cx.tensor(self.y),
+            counts: parts.counts,
+            moments: parts.moments,
+            rows: self.rows as i32,
+            inputs: self.inputs as i32,
+            outputs: self.outputs as i32,
+            chunk: cut.chunk as i32,
+            row_tiles: cut.row_tiles as i32,
+            weight_slots: cut.weight_slots as i32,
+        };
+        cx.launch(&FORWARD.variant(cut.tile.name), cut.grid(), cut.tile.threads(), cut.shared, arguments)?;
+        parts.finish(cx, &self.bn)
     }
 }
 
-arguments! {
-    /// Those and the weights' gradient.
-    pub struct BackwardArguments {
-        du: Address,
-        y: Address,
-        weight: Address,
-        coefficients: Address,
-        sums: Address,
-        shortcut: Address,
-        previous_y: Address,
-        previous_coefficients: Address,
-        keep: Address,
-        dx: Address,
-        partials: Address,
-        x: Address,
-        weight_partials: Address,
-        rows: i32,
-        inputs: i32,
-        outputs: i32,
-        pixels: i32,
-        inverse_rows: f32,
-    }
-}
+const BACKWARD: Kernel<ExpandBackwardArguments> = Kernel::stored("expand_backward");
+const BACKWARD_DATA: Kernel<ExpandBackwardDataArguments> = Kernel::stored("expand_backward_data");
+const BACKWARD_WEIGHTS: Kernel<ExpandBackwardWeightsArguments> = Kernel::stored("expand_backward_weights");
 
-arguments! {
-    /// The weights' gradient alone.
-    pub struct BackwardWeightsArguments {
-        du: Address,
-        y: Address,
-        x: Address,
-        coefficients: Address,
-        sums: Address,
-        partials: Address,
-        rows: i32,
-        inputs: i32,
-        outputs: i32,
-        slice: i32,
-        inverse_rows: f32,
-    }
-}
-
-const BACKWARD: Kernel<BackwardArguments> = Kernel::stored("expand_backward");
-const BACKWARD_DATA: Kernel<BackwardDataArguments> = Kernel::stored("expand_backward_data");
-const BACKWARD_WEIGHTS: Kernel<BackwardWeightsArguments> = Kernel::stored("expand_backward_weights");
-
-/// How the backward pass is cut.
+/// The kernels of the backward pass.
 enum BackwardCut {
     Sweep(ExpandSweep),
-    /// The data gradient, then the weights'.
+    /// One kernel for the data gradient, then one for the weights' gradient.
     Two(ExpandData, WeightPieces),
 }
 
@@ -146,7 +69,7 @@ impl BackwardCut {
         }
     }
 
-    /// Parts of the sums and of the weights' gradient.
+    /// Number of parts of the sums and of the weights' gradient.
     fn parts(&self, p: &ExpandBackward) -> [usize; 2] {
         match self {
             BackwardCut::Sweep(sweep) => [sweep.blocks(p.rows, p.inputs); 2],
@@ -160,22 +83,25 @@ impl BackwardCut {
     }
 }
 
-pub fn backward_workspace(p: &ExpandBackward, precision: Precision) -> usize {
-    workspace_bytes(&BackwardCut::new(p, precision).bytes(p))
-}
-
-pub fn backward<G: Gpu>(cx: &mut Context<G>, p: &ExpandBackward) -> Result {
-    let cut = BackwardCut::new(p, cx.precision);
-    let ([sums, partials], parts) = (cx.workspace(cut.bytes(p)), cut.parts(p));
-    match cut {
-        BackwardCut::Sweep(sweep) => backward_sweep(cx, p, &sweep, sums, partials)?,
-        BackwardCut::Two(data, weights) => {
-            backward_data(cx, p, &data, sums)?;
-            backward_weights(cx, p, &weights, partials)?;
-        }
+impl OnCuda for ExpandBackward {
+    fn workspace(&self, precision: Precision) -> usize {
+        workspace_bytes(&BackwardCut::new(self, precision).bytes(self))
     }
-    finish_sums(cx, &p.previous.bn, sums, parts[0])?;
-    add_gradient(cx, partials, parts[1], p.weight)
+
+    fn launch<G: Gpu>(&self, cx: &mut Context<G>) -> Result {
+        let cut = BackwardCut::new(self, cx.precision);
+        let [sums, partials] = cx.workspace(cut.bytes(self));
+        let parts = cut.parts(self);
+        match cut {
+            BackwardCut::Sweep(sweep) => backward_sweep(cx, self, &sweep, sums, partials)?,
+            BackwardCut::Two(data, weights) => {
+                backward_data(cx, self, &data, sums)?;
+                backward_weights(cx, self, &weights, partials)?;
+            }
+        }
+        finish_sums(cx, &self.previous.bn, sums, parts[0])?;
+        add_gradient(cx, partials, parts[1], self.weight)
+    }
 }
 
 fn backward_sweep<G: Gpu>(
@@ -185,7 +111,7 @@ fn backward_sweep<G: Gpu>(
     sums: Address,
     partials: Address,
 ) -> Result {
-    let arguments = BackwardArguments {
+    let arguments = ExpandBackwardArguments {
         du: cx.tensor(p.du),
         y: cx.tensor(p.y),
         weight: cx.stored_weight(p.weight),
@@ -205,8 +131,8 @@ fn backward_sweep<G: Gpu>(
         pixels: p.previous.pixels as i32,
         inverse_rows: inverse_rows(&p.bn),
     };
-    let (kernel, grid) = (BACKWARD.variant(sweep.variant()), [sweep.blocks(p.rows, p.inputs), 1, 1]);
-    cx.launch(&kernel, grid, ExpandSweep::THREADS, sweep.shared(cx.precision), arguments)
+    let grid = [sweep.blocks(p.rows, p.inputs), 1, 1];
+    cx.launch(&BACKWARD.variant(sweep.name), grid, SWEEP_THREADS, sweep.shared(cx.precision), arguments)
 }
 
 fn backward_data<G: Gpu>(
@@ -215,7 +141,7 @@ fn backward_data<G: Gpu>(
     data: &ExpandData,
     sums: Address,
 ) -> Result {
-    let arguments = BackwardDataArguments {
+    let arguments = ExpandBackwardDataArguments {
         du: cx.tensor(p.du),
         y: cx.tensor(p.y),
         weight: cx.stored_weight(p.weight),
@@ -233,8 +159,9 @@ fn backward_data<G: Gpu>(
         pixels: p.previous.pixels as i32,
         inverse_rows: inverse_rows(&p.bn),
     };
-    let (kernel, grid) = (BACKWARD_DATA.variant(data.columns), [data.blocks(p.rows), 1, 1]);
-    cx.launch(&kernel, grid, data.threads, data.shared(cx.precision), arguments)
+    let kernel = BACKWARD_DATA.variant(data.name);
+    let grid = [data.blocks(p.rows), 1, 1];
+    cx.launch(&kernel, grid, data.threads(), data.shared(cx.precision), arguments)
 }
 
 fn backward_weights<G: Gpu>(
@@ -243,7 +170,7 @@ fn backward_weights<G: Gpu>(
     weights: &WeightPieces,
     partials: Address,
 ) -> Result {
-    let arguments = BackwardWeightsArguments {
+    let arguments = ExpandBackwardWeightsArguments {
         du: cx.tensor(p.du),
         y: cx.tensor(p.y),
         x: cx.tensor(p.x),
@@ -256,6 +183,12 @@ fn backward_weights<G: Gpu>(
         slice: weights.slice as i32,
         inverse_rows: inverse_rows(&p.bn),
     };
-    let (kernel, shared) = (BACKWARD_WEIGHTS.variant(weights.variant()), weights.shared(cx.precision, 0));
-    cx.launch(&kernel, weights.grid(), WeightPieces::THREADS, shared, arguments)
+    let shared = weights.shared(cx.precision, 0);
+    cx.launch(
+        &BACKWARD_WEIGHTS.variant(weights.shape.name),
+        weights.grid(),
+        weights.shape.threads(),
+        shared,
+        arguments,
+    )
 }

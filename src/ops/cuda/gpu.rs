@@ -1,13 +1,15 @@
-//! What the engine needs of a GPU: memory, launches, graphs, a second stream for what comes and goes, a third for what
-//! ranks exchange.
+//! What the engine needs from a GPU: memory, launches, graphs, a second stream for transfers, a third for collectives.
 //!
 //! The engine is generic over [`Gpu`]. In the product it is NVIDIA's driver ([`super::driver`]); in tests it is also
 //! the host harness, which runs the same kernels on the CPU. Everything is enqueued on one compute stream, in
 //! order, and returns at once, unless a method says that it waits.
 //!
-//! Collectives run on a stream of their own, beside what is computed after them. [`Gpu::collective_begin`] makes them
-//! wait for what was computed before, [`Gpu::collective_end`] makes what follows wait for them; every begin comes before
-//! an end, within a recording too. All ranks enqueue the same collectives in the same order.
+//! Collectives run on their own stream, in parallel with the computation enqueued after them.
+//! [`Gpu::collective_begin`] makes them wait for earlier computation, [`Gpu::collective_end`] makes later computation
+//! wait for them. Every begin has an end, also within a captured graph. All ranks enqueue the same collectives in the
+//! same order.
+//!
+//! Addresses passed to a GPU come from its own allocations.
 
 use std::ffi::c_void;
 use std::sync::Arc;
@@ -17,7 +19,7 @@ use crate::ops::Result;
 use crate::parallel::Group;
 pub use crate::parallel::nccl::Reduce;
 
-/// A place in device memory; 0 is no place.
+/// An address in device memory; 0 is null.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(transparent)]
 pub struct Address(pub u64);
@@ -25,35 +27,35 @@ pub struct Address(pub u64);
 impl Address {
     pub const NULL: Address = Address(0);
 
-    /// `bytes` further on.
+    /// The address `bytes` further.
     pub fn offset(self, bytes: usize) -> Address {
         Address(self.0 + bytes as u64)
     }
 }
 
-/// What a GPU says of itself.
+/// Properties of a GPU.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Properties {
     pub name: String,
     /// Compute capability, major and minor.
     pub capability: (u32, u32),
     pub multiprocessors: u32,
-    /// Bytes of shared memory that one block may ask for.
+    /// Maximum bytes of shared memory of one block.
     pub shared_per_block: usize,
-    /// Bytes of device memory in all.
+    /// Total bytes of device memory.
     pub memory: u64,
 }
 
-/// One launch, but for the arguments themselves.
+/// One launch without the values of its arguments.
 #[derive(Clone, Copy, Debug)]
 pub struct Launch<'a> {
     pub kernel: &'a str,
     pub grid: [u32; 3],
-    /// Threads of a block; what the kernel was compiled for.
+    /// Threads of a block, as many as the kernel was compiled for.
     pub threads: u32,
     /// Bytes of dynamic shared memory.
     pub shared: usize,
-    /// Layout of the argument struct, as the Rust side declares it.
+    /// Layout of the argument struct in Rust.
     pub fields: &'static [Field],
     /// Its size.
     pub size: usize,
@@ -67,7 +69,7 @@ pub struct Graph(pub usize);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Staging(pub usize);
 
-/// Elements of all ranks that become one, the same on all.
+/// Elements to combine over all ranks. Afterwards they are equal on all ranks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Piece {
     pub at: Address,
@@ -75,27 +77,27 @@ pub struct Piece {
     pub how: Reduce,
 }
 
-/// A moment of a stream.
+/// A moment in a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mark(pub usize);
 
 pub trait Gpu: Send {
     fn properties(&self) -> &Properties;
-    /// Where it hangs in the machine, as a PCI address `0000:3b:00.0`, where that is known.
+    /// Its PCI address such as `0000:3b:00.0`, if known.
     fn place(&self) -> Option<String> {
         None
     }
-    /// Bytes of device memory that could still be allocated.
+    /// Free bytes of device memory.
     fn available(&mut self) -> Result<u64>;
 
     /// Zeroed device memory, aligned to 256 bytes, freed with the GPU. Not while capturing.
     ///
     /// # Errors
-    /// Where the memory is not there.
+    /// Out of memory.
     fn allocate(&mut self, bytes: usize) -> Result<Address>;
-    /// Copies from the host, waiting until `bytes` may be changed again. Not while capturing.
+    /// Copies from the host and waits until `bytes` may be changed again. Not while capturing.
     fn write(&mut self, to: Address, bytes: &[u8]) -> Result;
-    /// Copies to the host, waiting for everything enqueued before.
+    /// Waits for everything enqueued before and copies to the host.
     fn read(&mut self, from: Address, bytes: &mut [u8]) -> Result;
     /// Fills device memory with a byte.
     fn fill(&mut self, to: Address, value: u8, bytes: usize) -> Result;
@@ -105,8 +107,8 @@ pub trait Gpu: Send {
     /// Enqueues a kernel.
     ///
     /// # Errors
-    /// An unknown kernel, a layout or a block size that is not the kernel's, too much shared memory: before
-    /// anything is launched.
+    /// An unknown kernel, another layout or block size than the kernel's, or too much shared memory. Then nothing is
+    /// launched.
     ///
     /// # Safety
     /// `arguments` points to `launch.size` bytes laid out as `launch.fields` says, and every address in them is
@@ -115,55 +117,55 @@ pub trait Gpu: Send {
     /// Waits for everything enqueued.
     fn synchronise(&mut self) -> Result;
 
-    /// From here on launches, fills and device copies are recorded and not run.
+    /// From here on launches, fills and device copies are recorded instead of run.
     fn begin_capture(&mut self) -> Result;
-    /// Ends the recording.
+    /// Ends recording.
     fn end_capture(&mut self) -> Result<Graph>;
-    /// Enqueues a recording.
+    /// Enqueues a recorded graph.
     fn launch_graph(&mut self, graph: Graph) -> Result;
 
-    /// Makes a pair of buffers of this size.
+    /// Allocates a pair of buffers of this size.
     fn staging(&mut self, bytes: usize) -> Result<Staging>;
     /// The device's buffer.
     fn staging_address(&self, staging: Staging) -> Address;
-    /// The host's buffer, waiting until the last transfer out of it or into it has ended.
+    /// The host's buffer. Waits for the last transfer from or into it.
     fn staging_host(&mut self, staging: Staging) -> Result<&mut [u8]>;
-    /// Starts the way of the first `bytes` to the device beside the compute stream, once that has
-    /// [released](Gpu::staging_release) the device's buffer. What lies behind them there is undefined.
+    /// Starts to copy the first `bytes` to the device, in parallel with the compute stream, after that stream has
+    /// [released](Gpu::staging_release) the device's buffer. The rest of the device's buffer is then undefined.
     fn staging_send(&mut self, staging: Staging, bytes: usize) -> Result;
-    /// What is enqueued from here on waits until the last [`Gpu::staging_send`] has arrived.
+    /// Work enqueued from here on waits until the last [`Gpu::staging_send`] has arrived.
     fn staging_acquire(&mut self, staging: Staging) -> Result;
-    /// What was enqueued before is the last that needs the device's buffer for now.
+    /// The device's buffer may be overwritten once the work enqueued so far is done.
     fn staging_release(&mut self, staging: Staging) -> Result;
-    /// Copies the device's buffer to the host's after all that is enqueued, without waiting.
+    /// Enqueues a copy of the device's buffer to the host's.
     fn staging_receive(&mut self, staging: Staging) -> Result;
 
     /// Joins the ranks of a group, once, before the first collective. Waits until all have joined.
     ///
     /// # Errors
-    /// Where that cannot be; where the group is stopped meanwhile.
+    /// The ranks cannot be joined, or the group is stopped meanwhile.
     fn connect(&mut self, ranks: &Arc<Group>) -> Result;
-    /// Collectives that follow wait for all that is enqueued.
+    /// Later collectives wait for everything enqueued so far.
     ///
     /// # Errors
-    /// Of this and all that follow up to the end: where no ranks were joined.
+    /// Of this and all collectives up to the end: no ranks were joined.
     fn collective_begin(&mut self) -> Result;
     /// Enqueues the reduction of these pieces over the ranks, as one exchange.
     fn all_reduce(&mut self, pieces: &[Piece]) -> Result;
     /// Enqueues: `to` becomes `bytes` bytes at `from` of every rank, in rank order.
     fn all_gather(&mut self, from: Address, to: Address, bytes: usize) -> Result;
-    /// What is enqueued from here on waits for all collectives.
+    /// Work enqueued from here on waits for all collectives.
     fn collective_end(&mut self) -> Result;
-    /// Notes a moment between collectives. Not while capturing.
+    /// Records a moment between collectives. Not while capturing.
     fn collective_mark(&mut self) -> Result<Mark>;
 
-    /// Notes a moment of the compute stream.
+    /// Records a moment of the compute stream.
     fn mark(&mut self) -> Result<Mark>;
-    /// Microseconds between two moments, waiting for both; negative where they come the other way round.
+    /// Waits for two moments and returns the microseconds between them, negative if `to` is the earlier.
     fn between(&mut self, from: Mark, to: Mark) -> Result<f64>;
-    /// No more is asked about a moment.
+    /// Frees a moment.
     fn forget(&mut self, mark: Mark);
-    /// Microseconds between two moments, waiting for the later; both are forgotten.
+    /// Waits for two moments, returns the microseconds between them, and frees both.
     fn elapsed(&mut self, from: Mark, to: Mark) -> Result<f64> {
         let microseconds = self.between(from, to)?;
         self.forget(from);
@@ -171,6 +173,6 @@ pub trait Gpu: Send {
         Ok(microseconds)
     }
 
-    /// Says what lies where; for the harness, which watches the memory around and counts what is touched.
+    /// Names a piece of memory, for the harness: it guards the bytes around it and counts accesses.
     fn describe(&mut self, _at: Address, _bytes: usize, _label: &str) {}
 }

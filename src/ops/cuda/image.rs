@@ -1,46 +1,26 @@
-//! Images from bytes: squares that are normalised, or a raw batch of images in their own sizes that are resized, too.
+//! Images from bytes: squares are normalised; a raw batch of images of any size is also resized.
 
-use super::arguments::{Kernel, arguments};
+use super::arguments::Kernel;
 use super::context::Context;
 use super::gpu::{Address, Gpu};
+use super::sources::ImageTable;
+use super::sources::image::{
+    IMAGE_THREADS, ImageNormaliseArguments, ImagePrepareArguments, PREPARE_BYTES, PREPARE_ROWS,
+};
 use crate::ops::{Result, Tensor};
 
-const THREADS: usize = 256;
-/// Blocks that normalise, at most: eight for each multiprocessor of a large GPU.
+/// Maximum number of blocks that normalise: eight for each multiprocessor of a large GPU.
 const MOST_BLOCKS: usize = 1056;
-/// Rows of a square that a block prepares, and its bytes of shared memory for what is between the two passes.
-const PREPARE_ROWS: usize = 8;
-const PREPARE_BYTES: usize = 32 << 10;
-const TABLE_BYTES: usize = 3 * 256 * 4;
+const TABLE_BYTES: usize = size_of::<ImageTable>();
 
-arguments! {
-    /// Squares of bytes to the network's input.
-    pub struct NormaliseArguments {
-        bytes: Address,
-        image: Address,
-        count: u64,
-        blocks: i32,
-        table: [f32; 768],
-    }
-}
+const NORMALISE: Kernel<ImageNormaliseArguments> = Kernel::stored("image_normalise");
+const PREPARE: Kernel<ImagePrepareArguments> = Kernel::stored("image_prepare");
 
-arguments! {
-    /// A raw batch to the network's input.
-    pub struct PrepareArguments {
-        batch: Address,
-        image: Address,
-        side: i32,
-        table: [f32; 768],
-    }
-}
-
-const NORMALISE: Kernel<NormaliseArguments> = Kernel::stored("image_normalise");
-const PREPARE: Kernel<PrepareArguments> = Kernel::stored("image_prepare");
-
-/// (byte/255 − mean)/deviation for each byte, [3, 256]: in double, as the CPU path computes it.
-fn table(mean: [f32; 3], deviation: [f32; 3]) -> [f32; 768] {
+/// (byte/255 − mean)/deviation for each byte, [3, 256], computed in double like on the CPU.
+fn table(mean: [f32; 3], deviation: [f32; 3]) -> ImageTable {
     std::array::from_fn(|at| {
-        let (channel, byte) = (at / 256, at % 256);
+        let channel = at / 256;
+        let byte = at % 256;
         ((byte as f64 / 255.0 - f64::from(mean[channel])) / f64::from(deviation[channel])) as f32
     })
 }
@@ -81,19 +61,19 @@ pub fn normalise<G: Gpu>(
     mean: [f32; 3],
     deviation: [f32; 3],
 ) -> Result {
-    let blocks = image.elements.div_ceil(16 * THREADS).min(MOST_BLOCKS);
-    let arguments = NormaliseArguments {
+    let blocks = image.elements.div_ceil(16 * IMAGE_THREADS).min(MOST_BLOCKS);
+    let arguments = ImageNormaliseArguments {
         bytes: from,
         image: cx.tensor(image),
         count: image.elements as u64,
         blocks: blocks as i32,
         table: table(mean, deviation),
     };
-    cx.launch(&NORMALISE, [blocks, 1, 1], THREADS, TABLE_BYTES, arguments)
+    cx.launch(&NORMALISE, [blocks, 1, 1], IMAGE_THREADS, TABLE_BYTES, arguments)
 }
 
-/// Fills `image` [N, R, R, 3] from a [raw batch](crate::data::raw) on the device, aligned to 16: the same values as
-/// those of the squares that [`preprocess`](crate::data::augment::preprocess) makes.
+/// Fills `image` [N, R, R, 3] from a [raw batch](crate::data::raw) on the device, aligned to 16. The values are those
+/// of the squares that [`preprocess`](crate::data::augment::preprocess) makes.
 pub fn prepare<G: Gpu>(
     cx: &mut Context<G>,
     batch: Address,
@@ -104,8 +84,12 @@ pub fn prepare<G: Gpu>(
 ) -> Result {
     let images = image.elements / (side * side * 3);
     assert_eq!(image.elements, images * side * side * 3, "the image tensor is [N, R, R, 3]");
-    let arguments =
-        PrepareArguments { batch, image: cx.tensor(image), side: side as i32, table: table(mean, deviation) };
+    let arguments = ImagePrepareArguments {
+        batch,
+        image: cx.tensor(image),
+        side: side as i32,
+        table: table(mean, deviation),
+    };
     let shared = TABLE_BYTES + (PREPARE_ROWS * 4 * side).next_multiple_of(16) + PREPARE_BYTES;
-    cx.launch(&PREPARE, [side.div_ceil(PREPARE_ROWS), images, 1], THREADS, shared, arguments)
+    cx.launch(&PREPARE, [side.div_ceil(PREPARE_ROWS), images, 1], IMAGE_THREADS, shared, arguments)
 }

@@ -17,6 +17,7 @@ pub mod embedded;
 mod engine;
 pub mod exchange;
 pub mod expand;
+mod expand_depthwise;
 pub mod gpu;
 pub mod head;
 pub mod image;
@@ -29,6 +30,7 @@ pub mod precision;
 pub mod project;
 pub mod reduction;
 pub mod residual;
+pub mod sources;
 pub mod squeeze_excite;
 pub mod stem;
 pub mod step;
@@ -39,6 +41,7 @@ pub use gpu::{Address, Gpu};
 pub use precision::Precision;
 
 use super::*;
+use context::Context;
 
 /// What the planner asks of a GPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,32 +49,32 @@ pub struct CudaDevice {
     pub precision: Precision,
 }
 
-/// Bytes of scratch of a pass. They follow from shapes alone, never from the card.
-fn workspace(pass: &Pass, precision: Precision) -> usize {
-    match pass {
-        Pass::StemForward(p) => stem::forward_workspace(p, precision),
-        Pass::ExpandForward(p) => expand::forward_workspace(p, precision),
-        Pass::DepthwiseForward(p) => depthwise::forward_workspace(p, precision),
-        Pass::SqueezeForward(p) => squeeze_excite::forward_workspace(p, precision),
-        Pass::ProjectForward(p) => project::forward_workspace(p, precision),
-        Pass::HeadForward(p) => head::forward_workspace(p, precision),
-        Pass::Loss(p) => head::loss_workspace(p),
-        Pass::HeadBackward(p) => head::backward_workspace(p, precision),
-        Pass::ProjectBackward(p) => project::backward_workspace(p, precision),
-        Pass::SqueezeBackward(p) => squeeze_excite::backward_workspace(p, precision),
-        Pass::DepthwiseBackward(p) => depthwise::backward_workspace(p, precision),
-        Pass::ExpandBackward(p) => expand::backward_workspace(p, precision),
-        Pass::StemBackward(p) => stem::backward_workspace(p, precision),
-        Pass::ExpandDepthwiseForward(..) | Pass::ExpandDepthwiseBackward(..) => {
-            unreachable!("plan A stores the expanded tensor")
-        }
-        Pass::ResidualForward(_)
-        | Pass::DropPathMask(_)
-        | Pass::DropoutMask(_)
-        | Pass::BatchNormInference(_)
-        | Pass::Update(_) => 0,
+/// How a GPU runs a pass.
+trait OnCuda {
+    /// Bytes of scratch. They follow from shapes alone, never from the card.
+    fn workspace(&self, _precision: Precision) -> usize {
+        0
     }
+    /// Enqueues the kernels.
+    fn launch<G: Gpu>(&self, cx: &mut Context<G>) -> Result;
 }
+
+macro_rules! dispatch_passes {
+    ($($pass:ident),* $(,)?) => {
+        fn workspace(pass: &Pass, precision: Precision) -> usize {
+            match pass {
+                $(Pass::$pass(pass) => pass.workspace(precision)),*
+            }
+        }
+
+        fn launch<G: Gpu>(cx: &mut Context<G>, pass: &Pass) -> Result {
+            match pass {
+                $(Pass::$pass(pass) => pass.launch(cx)),*
+            }
+        }
+    };
+}
+for_each_pass!(dispatch_passes);
 
 impl Device for CudaDevice {
     fn element_bytes(&self, kind: Kind) -> usize {
@@ -81,8 +84,8 @@ impl Device for CudaDevice {
         }
     }
 
-    fn workspace(&self, pass: &Pass) -> plan::Workspace {
-        plan::Workspace { shared: workspace(pass, self.precision), per_thread: 0 }
+    fn workspace(&self, pass: &Pass) -> device::Workspace {
+        device::Workspace { shared: workspace(pass, self.precision), per_thread: 0 }
     }
 
     fn threads(&self) -> usize {

@@ -1,121 +1,80 @@
-//! The optimiser step, and the loss scale that follows from it.
+//! The optimiser step and the update of the loss scale.
 
-use super::arguments::{Kernel, arguments};
+use super::OnCuda;
+use super::arguments::Kernel;
+use super::sources::optimiser::{
+    CHUNK, LANES, OptimiserFiniteArguments, OptimiserScaleArguments, OptimiserStoreArguments,
+    OptimiserUpdateArguments, THREADS,
+};
 use std::collections::{BTreeMap, HashMap};
 
 use super::context::{Context, State, StoredWeights};
 use super::gpu::{Address, Gpu};
 use super::precision::Precision;
-use super::sweep::{LANES, THREADS};
 use crate::ops::{Plan, Result, RmsPropForm, Rule, Update};
 
 /// Good steps after which the loss scale of fp16 doubles.
 pub const GROWTH_INTERVAL: u32 = 2000;
 
-/// Elements of a block: `CHUNK` of the kernels.
-const CHUNK: usize = THREADS * LANES;
+const RMSPROP_PYTORCH: Kernel<OptimiserUpdateArguments> = Kernel::plain("optimiser_rmsprop_pytorch");
+const RMSPROP_TENSORFLOW: Kernel<OptimiserUpdateArguments> = Kernel::plain("optimiser_rmsprop_tensorflow");
+const SGD: Kernel<OptimiserUpdateArguments> = Kernel::plain("optimiser_sgd");
+const SCALE: Kernel<OptimiserScaleArguments> = Kernel::plain("optimiser_scale");
+const FINITE: Kernel<OptimiserFiniteArguments> = Kernel::plain("optimiser_finite");
+const STORE: Kernel<OptimiserStoreArguments> = Kernel::stored("optimiser_store");
 
-arguments! {
-    /// See `kernels/optimiser.cu`.
-    pub struct UpdateArguments {
-        parameters: Address,
-        gradients: Address,
-        mean_square: Address,
-        momentum: Address,
-        ema: Address,
-        running: Address,
-        block: Address,
-        trainable: i32,
-        statistics: i32,
-        chunks: i32,
-        alpha: f32,
-        momentum_factor: f32,
-        eps: f32,
-        weight_decay: f32,
+impl OnCuda for Update {
+    /// Updates parameters, EMA and running statistics, or none of them if a gradient was not finite. Then counts the step
+    /// in the step's block and clears its flag.
+    fn launch<G: Gpu>(&self, cx: &mut Context<G>) -> Result {
+        let State { trainable, total, .. } = cx.state;
+        let chunks = trainable.div_ceil(CHUNK);
+        let kernel = match self.rule {
+            Rule::RmsProp { form: RmsPropForm::PyTorch, .. } => RMSPROP_PYTORCH,
+            Rule::RmsProp { form: RmsPropForm::TensorFlow, .. } => RMSPROP_TENSORFLOW,
+            Rule::Sgd { .. } => SGD,
+        };
+        let [first, second] = cx.state.slots;
+        let (alpha, momentum_factor, eps, [mean_square, momentum]) = match self.rule {
+            Rule::RmsProp { alpha, momentum, eps, .. } => (alpha, momentum, eps, [first, second]),
+            Rule::Sgd { momentum } => (0.0, momentum, 0.0, [Address::NULL, first]),
+        };
+        let arguments = OptimiserUpdateArguments {
+            parameters: cx.state.parameters,
+            gradients: cx.state.gradients,
+            mean_square,
+            momentum,
+            ema: if self.ema { cx.state.ema } else { Address::NULL },
+            running: cx.state.running,
+            block: cx.state.block,
+            trainable: trainable as i32,
+            statistics: (total - trainable) as i32,
+            chunks: chunks as i32,
+            alpha,
+            momentum_factor,
+            eps,
+            weight_decay: self.weight_decay,
+        };
+        let blocks = chunks + (total - trainable).div_ceil(THREADS);
+        cx.launch(&kernel, [blocks, 1, 1], THREADS, 0, arguments)?;
+        let arguments = OptimiserScaleArguments {
+            block: cx.state.block,
+            dynamic: (cx.precision == Precision::Fp16) as u32,
+            growth_interval: cx.growth_interval,
+        };
+        cx.launch(&SCALE, [1, 1, 1], 32, 0, arguments)?;
+        store_weights(cx)
     }
 }
 
-arguments! {
-    /// See `kernels/optimiser.cu`.
-    pub struct ScaleArguments {
-        block: Address,
-        dynamic: u32,
-        growth_interval: u32,
-    }
-}
-
-arguments! {
-    /// See `kernels/optimiser.cu`.
-    pub struct StoreArguments {
-        weights: Address,
-        storage: Address,
-        table: Address,
-    }
-}
-
-arguments! {
-    /// See `kernels/optimiser.cu`.
-    pub struct FiniteArguments {
-        gradients: Address,
-        block: Address,
-        trainable: i32,
-    }
-}
-
-const RMSPROP_PYTORCH: Kernel<UpdateArguments> = Kernel::plain("optimiser_rmsprop_pytorch");
-const RMSPROP_TENSORFLOW: Kernel<UpdateArguments> = Kernel::plain("optimiser_rmsprop_tensorflow");
-const SGD: Kernel<UpdateArguments> = Kernel::plain("optimiser_sgd");
-const SCALE: Kernel<ScaleArguments> = Kernel::plain("optimiser_scale");
-const FINITE: Kernel<FiniteArguments> = Kernel::plain("optimiser_finite");
-const STORE: Kernel<StoreArguments> = Kernel::stored("optimiser_store");
-
-/// Moves parameters, EMA and running statistics, or nothing at all where a gradient was not finite; then counts the
-/// step in the step's block and lowers its flag.
-pub fn update<G: Gpu>(cx: &mut Context<G>, p: &Update) -> Result {
-    let State { trainable, total, .. } = cx.state;
-    let chunks = trainable.div_ceil(CHUNK);
-    let (kernel, alpha, momentum_factor, eps) = match p.rule {
-        Rule::RmsProp { form, alpha, momentum, eps } => match form {
-            RmsPropForm::PyTorch => (&RMSPROP_PYTORCH, alpha, momentum, eps),
-            RmsPropForm::TensorFlow => (&RMSPROP_TENSORFLOW, alpha, momentum, eps),
-        },
-        Rule::Sgd { momentum } => (&SGD, 0.0, momentum, 0.0),
-    };
-    let arguments = UpdateArguments {
-        parameters: cx.state.parameters,
-        gradients: cx.state.gradients,
-        mean_square: cx.state.mean_square,
-        momentum: cx.state.momentum,
-        ema: if p.ema { cx.state.ema } else { Address::NULL },
-        running: cx.state.running,
-        block: cx.state.block,
-        trainable: trainable as i32,
-        statistics: (total - trainable) as i32,
-        chunks: chunks as i32,
-        alpha,
-        momentum_factor,
-        eps,
-        weight_decay: p.weight_decay,
-    };
-    let blocks = chunks + (total - trainable).div_ceil(THREADS);
-    cx.launch(kernel, [blocks, 1, 1], THREADS, 0, arguments)?;
-    let arguments = ScaleArguments {
-        block: cx.state.block,
-        dynamic: (cx.precision == Precision::Fp16) as u32,
-        growth_interval: cx.growth_interval,
-    };
-    cx.launch(&SCALE, [1, 1, 1], 32, 0, arguments)?;
-    store_weights(cx)
-}
-
-/// Raises the step's flag where a gradient is not finite.
+/// Raises the step's flag if a gradient is not finite.
 pub fn look_at_gradients<G: Gpu>(cx: &mut Context<G>) -> Result {
     let State { trainable, gradients, block, .. } = cx.state;
-    let arguments = FiniteArguments { gradients, block, trainable: trainable as i32 };
+    let arguments = OptimiserFiniteArguments { gradients, block, trainable: trainable as i32 };
     cx.launch(&FINITE, [trainable.div_ceil(CHUNK), 1, 1], THREADS, 0, arguments)
 }
 
-/// Lays out the storage copy of the plans' pointwise weights.
+/// Allocates the storage copy of the plans' pointwise weights and its table.
 pub fn stored_weights<G: Gpu>(gpu: &mut G, plans: &[&Plan], precision: Precision) -> Result<StoredWeights> {
     let products = plans.iter().flat_map(|plan| &plan.products);
     let products: BTreeMap<usize, usize> = products.map(|p| (p.offset, p.elements)).collect();
@@ -136,13 +95,13 @@ pub fn stored_weights<G: Gpu>(gpu: &mut G, plans: &[&Plan], precision: Precision
     Ok(stored)
 }
 
-/// Makes the storage copy of the forward weights anew.
+/// Updates the storage copy of the forward weights.
 pub fn store_weights<G: Gpu>(cx: &mut Context<G>) -> Result {
     let StoredWeights { values, table, chunks, .. } = cx.stored;
     if chunks == 0 {
         return Ok(());
     }
     let weights = if cx.ema_weights { cx.state.ema } else { cx.state.parameters };
-    let arguments = StoreArguments { weights, storage: values, table };
+    let arguments = OptimiserStoreArguments { weights, storage: values, table };
     cx.launch(&STORE, [chunks, 1, 1], THREADS, 0, arguments)
 }

@@ -1,83 +1,55 @@
-//! How the forward pointwise convolutions are cut into blocks: the tables of tiles, and the choice among them.
+//! How the forward pointwise convolutions are divided among blocks: the choice among the tiles that
+//! `kernels/expand.cu` and `kernels/project.cu` list. It depends on shapes only.
 //!
-//! A block owns `columns` output channels and some tiles of `rows` rows, see `kernels/pointwise.cuh`. What a shape
-//! needs differs: the expansion writes much and its row of outputs is wide; the projection reads much, and reads and
-//! activates it once only where one tile holds all of its outputs. Where rows are few, tiles are lower, so that every
-//! multiprocessor has work. All of it follows from shapes alone.
-
-use std::fmt;
+//! A block owns `columns` output channels and some tiles of `rows` rows, see `kernels/pointwise.cuh`. The expansion
+//! writes much, and its rows of outputs are wide. The projection reads much; it reads and activates each input only
+//! once if one tile holds all outputs. If there are few rows, tiles are lower, so that every multiprocessor has work.
 
 use super::precision::Precision;
+use super::sources::device::WARP;
+use super::sources::instances;
+use super::sources::numeric::LANES;
 
-/// Shared memory of a block, so that two fit a multiprocessor of compute capability 8.6 (100 KiB, 1 KiB a block kept
-/// by the system), and the most that one may have there.
+/// Shared memory of a block if two shall fit a multiprocessor of compute capability 8.6 (100 KiB, of which the system
+/// takes 1 KiB for each block), and the maximum for one block there.
 const COMFORTABLE: usize = 49 * 1024;
 const MOST: usize = 99 * 1024;
 /// Blocks that fill the largest GPU: two for each of an H100's multiprocessors.
 const FULL: usize = 264;
-/// Blocks beyond which a block takes several tiles of rows, most such tiles, and most parts of the statistics.
+/// Number of blocks from which a block takes several tiles of rows; maximum number of such tiles; maximum number of
+/// parts of the statistics.
 const PLENTY: usize = 1024;
 const MOST_TILES: usize = 8;
 const MOST_PARTS: usize = 4096;
 
-/// The shape of a block's tile, an instance of the kernels.
+/// The tile of a block: an instance of the kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tile {
+    /// The end of the kernel's name.
+    pub name: &'static str,
     pub rows: usize,
     pub columns: usize,
     /// Warps down and across.
-    warps: (usize, usize),
-    /// Steps in the pipeline.
+    down: usize,
+    across: usize,
+    /// Steps that are in the pipeline at once.
     stages: usize,
-    /// Whether the instance exists in fp32 too.
-    fp32: bool,
 }
 
-const fn tile(rows: usize, columns: usize, warps: (usize, usize), stages: usize, fp32: bool) -> Tile {
-    Tile { rows, columns, warps, stages, fp32 }
-}
-
-/// Wide outputs. Those of 80 and 144 are for few inputs (B0's 40 and 24): each of their rows ends with a tile.
-const EXPAND: [Tile; 6] = [
-    tile(64, 144, (2, 3), 3, false),
-    tile(128, 128, (4, 2), 3, false),
-    tile(64, 128, (2, 2), 3, false),
-    tile(128, 96, (4, 2), 3, false),
-    tile(64, 96, (2, 2), 3, true),
-    tile(64, 80, (4, 1), 3, true),
-];
-/// Inputs from which a block of 144 or 80 columns would be slowed down by its products.
+/// Tiles for wide outputs. Those of 80 and 144 columns are for few inputs (B0's 40 and 24): they divide those rows
+/// evenly.
+const EXPAND: [&[Tile]; 2] =
+    [&instances!(EXPAND_FORWARD_FP32 as Tile), &instances!(EXPAND_FORWARD_HALF as Tile)];
+/// Number of inputs from which products would slow down a block of 144 or 80 columns.
 const DEEP: usize = 96;
 
-/// Narrow outputs, all of them in one tile up to 320.
-const PROJECT: [Tile; 12] = [
-    tile(128, 16, (8, 1), 3, true),
-    tile(128, 24, (8, 1), 3, true),
-    tile(128, 40, (8, 1), 3, false),
-    tile(128, 48, (8, 1), 3, false),
-    tile(128, 80, (4, 2), 3, false),
-    tile(64, 80, (2, 2), 3, true),
-    tile(128, 112, (4, 2), 3, false),
-    tile(64, 112, (2, 2), 3, false),
-    tile(64, 192, (2, 4), 3, false),
-    tile(32, 192, (1, 4), 3, true),
-    tile(64, 320, (2, 4), 2, false),
-    tile(32, 320, (1, 4), 2, true),
-];
-
-impl fmt::Display for Tile {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}x{}", self.rows, self.columns)
-    }
-}
+/// Tiles for narrow outputs: up to 320 outputs fit one tile.
+const PROJECT: [&[Tile]; 2] =
+    [&instances!(PROJECT_FORWARD_FP32 as Tile), &instances!(PROJECT_FORWARD_HALF as Tile)];
 
 impl Tile {
     pub fn threads(&self) -> usize {
-        self.warps.0 * self.warps.1 * 32
-    }
-
-    fn available(&self, precision: Precision) -> bool {
-        self.fp32 || precision != Precision::Fp32
+        self.down * self.across * WARP
     }
 
     /// Bytes of a row of a chunk.
@@ -87,15 +59,15 @@ impl Tile {
 
     fn shared(&self, chunk: usize, weight_slots: usize, precision: Precision) -> usize {
         let lines = self.stages * self.rows + weight_slots * self.columns;
-        let vectors = self.columns / self.warps.1 / 8;
+        let vectors = self.columns / self.across / LANES;
         let staged = match precision {
             Precision::Fp32 => vectors * 32 + 16,
             _ => (vectors | 1) * 16,
         };
-        lines * Self::stride(chunk, precision) + self.warps.0 * self.warps.1 * 8 * staged
+        lines * Self::stride(chunk, precision) + self.down * self.across * 8 * staged
     }
 
-    /// Input channels of a step: as many as leave room for two blocks, but no fewer than 32 where one has room.
+    /// Input channels of a step: as many as leave room for two blocks, but at least 32 if one block has room for them.
     fn chunk(&self, inputs: usize, precision: Precision) -> usize {
         let depth = inputs.next_multiple_of(16);
         let whole = if precision == Precision::Fp32 || depth > 80 { 64 } else { depth };
@@ -109,9 +81,9 @@ impl Tile {
     }
 }
 
-/// The tile of this width for these rows: the highest that leaves enough blocks, else the lowest.
-fn of_width(table: &[Tile], columns: usize, precision: Precision, rows: usize, outputs: usize) -> Tile {
-    let tiles = || table.iter().filter(|t| t.columns == columns && t.available(precision));
+/// The tile of this width for these rows: the highest that leaves enough blocks, otherwise the lowest.
+fn of_width(table: &[Tile], columns: usize, rows: usize, outputs: usize) -> Tile {
+    let tiles = || table.iter().filter(|t| t.columns == columns);
     let full = |t: &&Tile| rows.div_ceil(t.rows) * outputs.div_ceil(columns) >= FULL;
     tiles()
         .filter(full)
@@ -121,7 +93,7 @@ fn of_width(table: &[Tile], columns: usize, precision: Precision, rows: usize, o
         .expect("a width of the table")
 }
 
-/// A launch: what a block does, and how many there are.
+/// A launch: the work of a block and the number of blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cut {
     pub tile: Tile,
@@ -138,27 +110,28 @@ pub struct Cut {
 }
 
 impl Cut {
-    /// Of the expansion: the tile with the fewest columns left over, the wider of two equal ones.
+    /// For the expansion: the tile that leaves the fewest columns unused, and the wider of two equal ones.
     pub fn expand(precision: Precision, rows: usize, inputs: usize, outputs: usize) -> Cut {
-        let suits = |t: &&Tile| t.available(precision) && (inputs < DEEP || ![80, 144].contains(&t.columns));
-        let columns = EXPAND
+        let suits = |t: &&Tile| inputs < DEEP || ![80, 144].contains(&t.columns);
+        let table = precision.of(EXPAND);
+        let columns = table
             .iter()
             .filter(suits)
             .map(|t| t.columns)
             .min_by_key(|&columns| (outputs.next_multiple_of(columns), usize::MAX - columns))
             .expect("the table has tiles");
-        Cut::new(of_width(&EXPAND, columns, precision, rows, outputs), precision, rows, inputs, outputs)
+        Cut::new(of_width(table, columns, rows, outputs), precision, rows, inputs, outputs)
     }
 
-    /// Of the projection: the fewest column tiles (each reads and activates all of its input), then the narrowest.
+    /// For the projection: the fewest column tiles (each reads and activates all inputs), then the narrowest.
     pub fn project(precision: Precision, rows: usize, inputs: usize, outputs: usize) -> Cut {
-        let columns = PROJECT
+        let table = precision.of(PROJECT);
+        let columns = table
             .iter()
-            .filter(|t| t.available(precision))
             .map(|t| t.columns)
             .min_by_key(|&columns| (outputs.div_ceil(columns), columns))
             .expect("the table has tiles");
-        Cut::new(of_width(&PROJECT, columns, precision, rows, outputs), precision, rows, inputs, outputs)
+        Cut::new(of_width(table, columns, rows, outputs), precision, rows, inputs, outputs)
     }
 
     fn new(tile: Tile, precision: Precision, rows: usize, inputs: usize, outputs: usize) -> Cut {
@@ -167,7 +140,7 @@ impl Cut {
         let column_tiles = outputs.div_ceil(tile.columns);
         let all = rows.div_ceil(tile.rows);
         let row_tiles = (all * column_tiles / PLENTY).clamp(1, MOST_TILES).max(all.div_ceil(MOST_PARTS));
-        // The weights stay where that takes no place from another block.
+        // All weights stay in shared memory if a second block still fits.
         let shared = |weight_slots| tile.shared(chunk, weight_slots, precision);
         let stay = row_tiles > 1 && shared(chunks) <= COMFORTABLE;
         let weight_slots = if chunks <= tile.stages || stay { chunks } else { tile.stages };
@@ -222,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn every_layer_of_the_family_fits_and_is_covered() {
+    fn cuts_of_all_layers_fit_shared_memory_and_cover_the_rows() {
         for (images, precision) in
             [1, 3, 64, 512].into_iter().flat_map(|i| Precision::ALL.map(|precision| (i, precision)))
         {
@@ -238,7 +211,7 @@ mod tests {
         }
     }
 
-    /// In the half types, whatever the layer: each wide element is read and activated once up to 320 outputs.
+    /// In the half types each wide element is read and activated once, up to 320 outputs.
     #[test]
     fn projections_have_one_column_tile_up_to_320_outputs() {
         for [rows, inputs, outputs] in layers(128)[1].iter().copied() {
@@ -248,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn large_batches_fill_the_largest_gpu() {
+    fn blocks_of_large_batches_fill_the_largest_gpu() {
         for ([rows, inputs, outputs], cut) in cuts(128, Precision::Fp16) {
             let blocks = cut.parts * cut.column_tiles;
             assert!(blocks >= 192, "{rows}×{inputs} to {outputs}: {blocks} blocks, {cut:?}");

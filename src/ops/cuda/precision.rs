@@ -1,14 +1,17 @@
-//! The storage type of activations and of the weights that matrix products take. Everything is *computed* in
-//! fp32, and the weights' masters, their gradients and all statistics are kept in it.
-
-use std::fmt;
-use std::str::FromStr;
+//! The storage type of activations and of the weights of matrix products. All arithmetic is in fp32, and the master
+//! weights, their gradients and all statistics are stored in fp32.
 
 use half::{bf16, f16};
 use serde::{Deserialize, Serialize};
+use strum::{Display, EnumString, VariantNames};
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+use crate::names;
+
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, Display, EnumString, VariantNames,
+)]
 #[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "lowercase", parse_err_ty = String, parse_err_fn = Precision::unknown)]
 pub enum Precision {
     Fp32,
     /// With dynamic loss scaling.
@@ -27,31 +30,21 @@ impl Precision {
         }
     }
 
-    /// How kernels' names end.
+    fn unknown(name: &str) -> String {
+        names::unknown::<Precision>("precision", name)
+    }
+
+    /// Chooses the first of two values for fp32, the second for both half types.
+    pub(super) fn of<T>(self, [fp32, half]: [T; 2]) -> T {
+        if self == Precision::Fp32 { fp32 } else { half }
+    }
+
+    /// The end of kernels' names.
     pub(super) fn suffix(self) -> &'static str {
         match self {
             Precision::Fp32 => "_f32",
             Precision::Fp16 => "_f16",
             Precision::Bf16 => "_bf16",
-        }
-    }
-}
-
-impl fmt::Display for Precision {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.suffix()[1..].replace('f', "fp").replace("bfp", "bf"))
-    }
-}
-
-impl FromStr for Precision {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Precision, String> {
-        match text {
-            "fp32" => Ok(Precision::Fp32),
-            "fp16" => Ok(Precision::Fp16),
-            "bf16" => Ok(Precision::Bf16),
-            _ => Err(format!("`{text}` is no precision: use fp32, fp16 or bf16")),
         }
     }
 }

@@ -1,34 +1,21 @@
-//! The second stage of weight gradients: per-block partials, added up in a fixed order.
+//! The second stage of weight gradients: the partial sums of the blocks, added in a fixed order.
 
-use super::arguments::{Kernel, arguments};
+use super::arguments::Kernel;
 use super::context::Context;
 use super::gpu::{Address, Gpu};
+use super::sources::reduction::{AddGradientArguments, WARP};
 use crate::ops::{Param, Result};
 
-/// Threads of a warp.
-pub const WARP: usize = 32;
-
-arguments! {
-    /// See `kernels/reduction.cu`.
-    pub struct AddGradientArguments {
-        partials: Address,
-        gradient: Address,
-        block: Address,
-        parts: i32,
-        elements: i32,
-    }
-}
-
-/// By how many groups of threads share the parts of an element.
+/// The kernels by the number of thread groups that share the parts of an element.
 const ONE_GROUP: Kernel<AddGradientArguments> = Kernel::plain("add_gradient_g1");
 const EIGHT_GROUPS: Kernel<AddGradientArguments> = Kernel::plain("add_gradient_g8");
 const MANY_GROUPS: Kernel<AddGradientArguments> = Kernel::plain("add_gradient_g32");
 
-/// Elements below which more groups are needed to fill a GPU.
+/// With fewer elements, more groups are needed to fill a GPU.
 const FEW_ELEMENTS: usize = 1 << 14;
 
-/// Adds Σ over parts of `partials` [parts, elements] (fp32, in the parameter's own order) to the parameter's
-/// gradient, and raises the step's flag where that is not finite.
+/// Adds the sum over the parts of `partials` [parts, elements] (fp32, in the order of the parameter's elements) to the
+/// parameter's gradient, and raises the step's flag if an element is not finite.
 pub fn add_gradient<G: Gpu>(cx: &mut Context<G>, partials: Address, parts: usize, param: Param) -> Result {
     let elements = param.elements;
     let few = elements < FEW_ELEMENTS;

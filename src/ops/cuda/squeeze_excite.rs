@@ -1,130 +1,32 @@
 //! Squeeze-excite: the mean over each image, two small dense layers, and their gradients.
 
-use super::arguments::{Kernel, arguments};
+use super::OnCuda;
+use super::arguments::Kernel;
 use super::batch_norm::{finish_sums, sums_bytes};
-use super::context::{Context, workspace_bytes};
+use super::context::{Context, shared_floats, workspace_bytes};
 use super::gpu::{Address, Gpu};
 use super::precision::Precision;
-use super::reduction::WARP;
-use super::sweep::{LANES, Sweep, THREADS};
+use super::sources::squeeze_excite::{
+    BATCH, IMAGES, LANES, ROW, SLICE, SqueezeGateArguments, SqueezeGradientArguments, SqueezeHiddenArguments,
+    SqueezeHiddenGradientArguments, SqueezePoolArguments, SqueezeWeightsArguments, THREADS, UNITS, WARP,
+    WARPS,
+};
+use super::sweep::Sweep;
 use crate::ops::{Result, SqueezeBackward, SqueezeForward};
 
-/// Pixels of a thread of the pool, and parts of an image at most.
+/// Pixels of a thread of the pool, and the maximum number of parts of an image.
 const RUN: usize = 16;
 const MOST_SPLITS: usize = 16;
 
-/// Channels of the reducing layer's input that a block holds at once, at most: 40 KiB of shared memory.
+/// Maximum number of input channels of the first layer that a block holds at once: 40 KiB of shared memory.
 const PIECE: usize = 1280;
 
-// As in the kernels.
-/// Images of a block.
-const IMAGES: usize = 8;
-/// Channels of a block.
-const SLICE: usize = 64;
-const WARPS: usize = THREADS / WARP;
-/// Units of a block that makes weight gradients.
-const UNITS: usize = 8;
-
-arguments! {
-    /// See `kernels/squeeze_excite.cu`.
-    pub struct PoolArguments {
-        y: Address,
-        coefficients: Address,
-        partials: Address,
-        pixels: i32,
-        channels: i32,
-        width: i32,
-        rows: i32,
-        run: i32,
-    }
-}
-
-arguments! {
-    /// See `kernels/squeeze_excite.cu`.
-    pub struct HiddenArguments {
-        partials: Address,
-        weight: Address,
-        bias: Address,
-        squeezed: Address,
-        hidden: Address,
-        images: i32,
-        splits: i32,
-        channels: i32,
-        units: i32,
-        piece: i32,
-        inverse_pixels: f32,
-    }
-}
-
-arguments! {
-    /// See `kernels/squeeze_excite.cu`.
-    pub struct GateArguments {
-        hidden: Address,
-        weight: Address,
-        bias: Address,
-        gate: Address,
-        images: i32,
-        channels: i32,
-        units: i32,
-    }
-}
-
-arguments! {
-    /// See `kernels/squeeze_excite.cu`.
-    pub struct HiddenGradientArguments {
-        gate_gradient: Address,
-        gate: Address,
-        hidden: Address,
-        weight: Address,
-        dz: Address,
-        active: Address,
-        dhidden: Address,
-        images: i32,
-        channels: i32,
-        units: i32,
-    }
-}
-
-arguments! {
-    /// See `kernels/squeeze_excite.cu`.
-    pub struct GradientArguments {
-        five_sums: Address,
-        gate: Address,
-        dhidden: Address,
-        weight: Address,
-        squeeze_gradient: Address,
-        partials: Address,
-        images: i32,
-        channels: i32,
-        units: i32,
-        inverse_pixels: f32,
-    }
-}
-
-arguments! {
-    /// See `kernels/squeeze_excite.cu`.
-    pub struct WeightsArguments {
-        dz: Address,
-        active: Address,
-        squeezed: Address,
-        dhidden: Address,
-        expand_weight: Address,
-        expand_bias: Address,
-        reduce_weight: Address,
-        reduce_bias: Address,
-        block: Address,
-        images: i32,
-        channels: i32,
-        units: i32,
-    }
-}
-
-const POOL: Kernel<PoolArguments> = Kernel::stored("squeeze_pool");
-const HIDDEN: Kernel<HiddenArguments> = Kernel::plain("squeeze_hidden");
-const GATE: Kernel<GateArguments> = Kernel::plain("squeeze_gate");
-const HIDDEN_GRADIENT: Kernel<HiddenGradientArguments> = Kernel::plain("squeeze_hidden_gradient");
-const GRADIENT: Kernel<GradientArguments> = Kernel::plain("squeeze_gradient");
-const WEIGHTS: Kernel<WeightsArguments> = Kernel::plain("squeeze_weights");
+const POOL: Kernel<SqueezePoolArguments> = Kernel::stored("squeeze_pool");
+const HIDDEN: Kernel<SqueezeHiddenArguments> = Kernel::plain("squeeze_hidden");
+const GATE: Kernel<SqueezeGateArguments> = Kernel::plain("squeeze_gate");
+const HIDDEN_GRADIENT: Kernel<SqueezeHiddenGradientArguments> = Kernel::plain("squeeze_hidden_gradient");
+const GRADIENT: Kernel<SqueezeGradientArguments> = Kernel::plain("squeeze_gradient");
+const WEIGHTS: Kernel<SqueezeWeightsArguments> = Kernel::plain("squeeze_weights");
 
 fn sweep(p: &SqueezeForward) -> Sweep {
     Sweep::new(p.pixels, p.channels, RUN, MOST_SPLITS)
@@ -134,105 +36,107 @@ fn forward_bytes(p: &SqueezeForward) -> [usize; 1] {
     [p.images * sweep(p).splits * p.channels * 4]
 }
 
-pub fn forward_workspace(p: &SqueezeForward, _precision: Precision) -> usize {
-    workspace_bytes(&forward_bytes(p))
-}
+impl OnCuda for SqueezeForward {
+    fn workspace(&self, _precision: Precision) -> usize {
+        workspace_bytes(&forward_bytes(self))
+    }
 
-pub fn forward<G: Gpu>(cx: &mut Context<G>, p: &SqueezeForward) -> Result {
-    let sweep = sweep(p);
-    let [partials] = cx.workspace(forward_bytes(p));
-    let pool = PoolArguments {
-        y: cx.tensor(p.y),
-        coefficients: cx.tensor(p.bn.coefficients),
-        partials,
-        pixels: p.pixels as i32,
-        channels: p.channels as i32,
-        width: sweep.width as i32,
-        rows: sweep.rows as i32,
-        run: sweep.run as i32,
-    };
-    cx.launch(&POOL, sweep.grid(p.images), THREADS, THREADS * LANES * 4, pool)?;
+    fn launch<G: Gpu>(&self, cx: &mut Context<G>) -> Result {
+        let sweep = sweep(self);
+        let [partials] = cx.workspace(forward_bytes(self));
+        let pool = SqueezePoolArguments {
+            y: cx.tensor(self.y),
+            coefficients: cx.tensor(self.bn.coefficients),
+            partials,
+            pixels: self.pixels as i32,
+            channels: self.channels as i32,
+            width: sweep.width as i32,
+            rows: sweep.rows as i32,
+            run: sweep.run as i32,
+        };
+        cx.launch(&POOL, sweep.grid(self.images), THREADS, THREADS * LANES * 4, pool)?;
 
-    let (images, units) = (p.images.div_ceil(IMAGES), p.reduce.outputs);
-    let piece = p.channels.min(PIECE);
-    let hidden = HiddenArguments {
-        partials,
-        weight: cx.weight(p.reduce.weight),
-        bias: cx.weight(p.reduce.bias),
-        squeezed: cx.tensor(p.squeezed),
-        hidden: cx.tensor(p.hidden),
-        images: p.images as i32,
-        splits: sweep.splits as i32,
-        channels: p.channels as i32,
-        units: units as i32,
-        piece: piece as i32,
-        inverse_pixels: 1.0 / p.pixels as f32,
-    };
-    cx.launch(&HIDDEN, [images, units.div_ceil(WARPS), 1], THREADS, IMAGES * piece * 4, hidden)?;
+        let images = self.images.div_ceil(IMAGES);
+        let units = self.reduce.outputs;
+        let piece = self.channels.min(PIECE);
+        let hidden = SqueezeHiddenArguments {
+            partials,
+            weight: cx.weight(self.reduce.weight),
+            bias: cx.weight(self.reduce.bias),
+            squeezed: cx.tensor(self.squeezed),
+            hidden: cx.tensor(self.hidden),
+            images: self.images as i32,
+            splits: sweep.splits as i32,
+            channels: self.channels as i32,
+            units: units as i32,
+            piece: piece as i32,
+            inverse_pixels: 1.0 / self.pixels as f32,
+        };
+        cx.launch(&HIDDEN, [images, units.div_ceil(WARPS), 1], THREADS, IMAGES * piece * 4, hidden)?;
 
-    let gate = GateArguments {
-        hidden: cx.tensor(p.hidden),
-        weight: cx.weight(p.expand.weight),
-        bias: cx.weight(p.expand.bias),
-        gate: cx.tensor(p.gate),
-        images: p.images as i32,
-        channels: p.channels as i32,
-        units: units as i32,
-    };
-    let shared = shared_bytes(&[IMAGES * units, SLICE * (units | 1)]);
-    cx.launch(&GATE, [images, p.channels.div_ceil(SLICE), 1], THREADS, shared, gate)
-}
-
-/// Bytes of dynamic shared memory of these pieces of floats.
-fn shared_bytes(pieces: &[usize]) -> usize {
-    pieces.iter().map(|floats| (floats * 4).next_multiple_of(16)).sum()
+        let gate = SqueezeGateArguments {
+            hidden: cx.tensor(self.hidden),
+            weight: cx.weight(self.expand.weight),
+            bias: cx.weight(self.expand.bias),
+            gate: cx.tensor(self.gate),
+            images: self.images as i32,
+            channels: self.channels as i32,
+            units: units as i32,
+        };
+        let shared = shared_floats([IMAGES * units, SLICE * (units | 1)]);
+        cx.launch(&GATE, [images, self.channels.div_ceil(SLICE), 1], THREADS, shared, gate)
+    }
 }
 
 /// dz [N, C], active and dhidden [N, S], and the batch norm's partial sums.
 fn backward_bytes(p: &SqueezeBackward) -> [usize; 4] {
-    let (wide, narrow) = (p.images * p.channels * 4, p.images * p.reduce.outputs * 4);
+    let wide = p.images * p.channels * 4;
+    let narrow = p.images * p.reduce.outputs * 4;
     [wide, narrow, narrow, sums_bytes(p.images.div_ceil(IMAGES), p.channels)]
 }
 
-pub fn backward_workspace(p: &SqueezeBackward, _precision: Precision) -> usize {
-    workspace_bytes(&backward_bytes(p))
-}
+impl OnCuda for SqueezeBackward {
+    fn workspace(&self, _precision: Precision) -> usize {
+        workspace_bytes(&backward_bytes(self))
+    }
 
-pub fn backward<G: Gpu>(cx: &mut Context<G>, p: &SqueezeBackward) -> Result {
-    let [dz, active, dhidden, partials] = cx.workspace(backward_bytes(p));
-    let (parts, units) = (p.images.div_ceil(IMAGES), p.reduce.outputs);
-    let hidden_gradient = HiddenGradientArguments {
-        gate_gradient: cx.tensor(p.five_sums),
-        gate: cx.tensor(p.gate),
-        hidden: cx.tensor(p.hidden),
-        weight: cx.raw_weight(p.expand.weight),
-        dz,
-        active,
-        dhidden,
-        images: p.images as i32,
-        channels: p.channels as i32,
-        units: units as i32,
-    };
-    let shared = shared_bytes(&[THREADS * IMAGES, WARPS * IMAGES * WARP]);
-    cx.launch(&HIDDEN_GRADIENT, [parts, units.div_ceil(WARP), 1], THREADS, shared, hidden_gradient)?;
+    fn launch<G: Gpu>(&self, cx: &mut Context<G>) -> Result {
+        let [dz, active, dhidden, partials] = cx.workspace(backward_bytes(self));
+        let parts = self.images.div_ceil(IMAGES);
+        let units = self.reduce.outputs;
+        let hidden_gradient = SqueezeHiddenGradientArguments {
+            gate_gradient: cx.tensor(self.five_sums),
+            gate: cx.tensor(self.gate),
+            hidden: cx.tensor(self.hidden),
+            weight: cx.raw_weight(self.expand.weight),
+            dz,
+            active,
+            dhidden,
+            images: self.images as i32,
+            channels: self.channels as i32,
+            units: units as i32,
+        };
+        let shared = shared_floats([THREADS * IMAGES, WARPS * IMAGES * WARP]);
+        cx.launch(&HIDDEN_GRADIENT, [parts, units.div_ceil(WARP), 1], THREADS, shared, hidden_gradient)?;
 
-    let gradient = GradientArguments {
-        five_sums: cx.tensor(p.five_sums),
-        gate: cx.tensor(p.gate),
-        dhidden,
-        weight: cx.raw_weight(p.reduce.weight),
-        squeeze_gradient: cx.tensor(p.squeeze_gradient),
-        partials,
-        images: p.images as i32,
-        channels: p.channels as i32,
-        units: units as i32,
-        inverse_pixels: 1.0 / p.pixels as f32,
-    };
-    let shared = shared_bytes(&[IMAGES * units, 2 * THREADS]);
-    cx.launch(&GRADIENT, [parts, p.channels.div_ceil(SLICE), 1], THREADS, shared, gradient)?;
+        let gradient = SqueezeGradientArguments {
+            five_sums: cx.tensor(self.five_sums),
+            gate: cx.tensor(self.gate),
+            dhidden,
+            weight: cx.raw_weight(self.reduce.weight),
+            squeeze_gradient: cx.tensor(self.squeeze_gradient),
+            partials,
+            images: self.images as i32,
+            channels: self.channels as i32,
+            units: units as i32,
+            inverse_pixels: 1.0 / self.pixels as f32,
+        };
+        let shared = shared_floats([IMAGES * units, 2 * THREADS]);
+        cx.launch(&GRADIENT, [parts, self.channels.div_ceil(SLICE), 1], THREADS, shared, gradient)?;
 
-    weights(cx, p, dz, active, dhidden)?;
-    finish_sums(cx, &p.bn, partials, parts)
+        weights(cx, self, dz, active, dhidden)?;
+        finish_sums(cx, &self.bn, partials, parts)
+    }
 }
 
 fn weights<G: Gpu>(
@@ -242,7 +146,7 @@ fn weights<G: Gpu>(
     active: Address,
     dhidden: Address,
 ) -> Result {
-    let arguments = WeightsArguments {
+    let arguments = SqueezeWeightsArguments {
         dz,
         active,
         squeezed: cx.tensor(p.squeezed),
@@ -257,6 +161,6 @@ fn weights<G: Gpu>(
         units: p.reduce.outputs as i32,
     };
     let grid = [p.channels.div_ceil(WARP), p.reduce.outputs.div_ceil(UNITS), 2];
-    let shared = shared_bytes(&[THREADS * UNITS, WARPS * (UNITS + 1) * (WARP + 1)]);
+    let shared = shared_floats([BATCH * UNITS, WARPS * (UNITS + 1) * ROW]);
     cx.launch(&WEIGHTS, grid, THREADS, shared, arguments)
 }

@@ -1,99 +1,54 @@
 //! The stem: the 3×3 convolution from three channels and its weight gradient.
 
-use super::arguments::{Kernel, arguments};
-use super::batch_norm;
-use super::context::{Context, workspace_bytes};
-use super::gpu::{Address, Gpu};
+use super::OnCuda;
+use super::arguments::Kernel;
+use super::batch_norm::{self, Parts};
+use super::context::{Context, shared_floats, workspace_bytes};
+use super::gpu::Gpu;
 use super::precision::Precision;
 use super::reduction;
+use super::sources::stem::{
+    COLORS, LANES, SIDE, STEM_PIXELS, STEM_THREADS, STRIDE, StemBackwardArguments, StemForwardArguments, TAPS,
+};
 use crate::model::Window;
-use crate::ops::{Result, Statistics, StemBackward, StemForward};
+use crate::ops::{Result, StemBackward, StemForward};
 
-const THREADS: usize = 256;
-/// Values under one output value.
-const TAPS: usize = 27;
-/// Pixels of a thread in a tile: `STEM_PIXELS` of the kernel forward, and what it walks through backward.
-const FORWARD_PIXELS: usize = 7;
+/// Pixels of a tile for each thread, backward. Forward it is `STEM_PIXELS`, which the kernel keeps in registers.
 const BACKWARD_PIXELS: usize = 8;
-/// Bytes of the image's rows in shared memory, at most: beside them the rest of a block's pieces have room.
+/// Maximum bytes of the image's rows in shared memory: the other pieces of a block still fit.
 const MOST_ROW_BYTES: usize = 72 << 10;
-/// Floats in which the threads' moments of eight channels are added up.
-const MOMENT_FLOATS: usize = 2 * THREADS * 8;
-/// Most parts: sixteen blocks for each multiprocessor of a large GPU forward, whose parts cost little memory, four
-/// backward, where two are at work at a time.
+/// Floats in which the moments of all threads, of eight channels each, are added.
+const MOMENT_FLOATS: usize = 2 * STEM_THREADS * LANES;
+/// Maximum number of parts. Forward: sixteen blocks for each multiprocessor of a large GPU, because a part costs
+/// little memory. Backward: four, of which two run at once.
 const FORWARD_PARTS: usize = 2112;
 const BACKWARD_PARTS: usize = 528;
 
-arguments! {
-    /// y and its statistics; without these `counts` and `moments` are null.
-    pub struct ForwardArguments {
-        image: Address,
-        weight: Address,
-        y: Address,
-        counts: Address,
-        moments: Address,
-        images: i32,
-        input: i32,
-        output: i32,
-        pad: i32,
-        pitch: i32,
-        rows: i32,
-        channels: i32,
-        tile_pixels: i32,
-        tiles: i32,
-        tiles_per_part: i32,
-    }
-}
+const FORWARD: Kernel<StemForwardArguments> = Kernel::stored("stem_forward");
+const BACKWARD: Kernel<StemBackwardArguments> = Kernel::stored("stem_backward");
 
-arguments! {
-    /// Partial weight gradients.
-    pub struct BackwardArguments {
-        image: Address,
-        y: Address,
-        du: Address,
-        coefficients: Address,
-        sums: Address,
-        partials: Address,
-        images: i32,
-        input: i32,
-        output: i32,
-        pad: i32,
-        pitch: i32,
-        rows: i32,
-        channels: i32,
-        tile_pixels: i32,
-        dy_pixels: i32,
-        tiles: i32,
-        tiles_per_part: i32,
-        inverse_rows: f32,
-    }
-}
-
-const FORWARD: Kernel<ForwardArguments> = Kernel::stored("stem_forward");
-const BACKWARD: Kernel<BackwardArguments> = Kernel::stored("stem_backward");
-
-/// How the output pixels are cut: tiles of `pixels` consecutive ones of an image, the last of an image smaller, and
-/// parts of several tiles.
+/// How the output pixels are divided: tiles of `pixels` consecutive pixels of an image (the last of an image may be
+/// smaller), and parts of several tiles.
 struct Cut {
     pixels: usize,
     tiles: usize,
     per_part: usize,
-    /// Rows of the image under a tile, at most, and floats from one to the next in shared memory: one more than a
-    /// multiple of 32, so that neighbouring rows lie in different banks.
+    /// Maximum rows of the image under a tile, and floats from one row to the next in shared memory: one more than a
+    /// multiple of 32, so that neighbouring rows are in different banks.
     rows: usize,
     pitch: usize,
 }
 
 impl Cut {
-    /// `roles` threads share a pixel, each takes `pixels` of a tile.
+    /// `roles` threads share a pixel, and each computes `pixels` pixels of a tile.
     fn new(images: usize, window: &Window, roles: usize, pixels: usize, most_parts: usize) -> Cut {
-        assert_eq!((window.kernel, window.stride), (3, 2), "the stem's window is 3×3 with stride 2");
-        let columns = ((window.output - 1) * 2 + 3).max(window.pad + window.input);
-        let pitch = (3 * columns).next_multiple_of(32) + 1;
+        assert_eq!((window.kernel, window.stride), (SIDE, STRIDE), "the stem's window is 3×3 with stride 2");
+        let columns = ((window.output - 1) * STRIDE + SIDE).max(window.pad + window.input);
+        let pitch = (COLORS * columns).next_multiple_of(32) + 1;
         let output_rows =
             |pixels: usize| ((pixels + window.output - 2) / window.output + 1).min(window.output);
-        let rows = |pixels: usize| 2 * output_rows(pixels) + 1;
-        let mut pixels = pixels * (THREADS / roles);
+        let rows = |pixels: usize| (output_rows(pixels) - 1) * STRIDE + SIDE;
+        let mut pixels = pixels * (STEM_THREADS / roles);
         while pixels > 2 && rows(pixels) * pitch * 4 > MOST_ROW_BYTES {
             pixels /= 2;
         }
@@ -107,95 +62,86 @@ impl Cut {
 }
 
 fn forward_cut(p: &StemForward) -> Cut {
-    Cut::new(p.images, &p.window, p.channels / 8, FORWARD_PIXELS, FORWARD_PARTS)
+    Cut::new(p.images, &p.window, p.channels / LANES, STEM_PIXELS, FORWARD_PARTS)
 }
 
-pub fn forward_workspace(p: &StemForward, _precision: Precision) -> usize {
-    workspace_bytes(&batch_norm::statistics_bytes(&p.bn, forward_cut(p).parts()))
-}
+impl OnCuda for StemForward {
+    fn workspace(&self, _precision: Precision) -> usize {
+        workspace_bytes(&batch_norm::statistics_bytes(&self.bn, forward_cut(self).parts()))
+    }
 
-pub fn forward<G: Gpu>(cx: &mut Context<G>, p: &StemForward) -> Result {
-    let cut = forward_cut(p);
-    let parts = cut.parts();
-    let batch = p.bn.statistics == Statistics::Batch;
-    let [counts, moments] = match batch {
-        true => cx.workspace(batch_norm::statistics_bytes(&p.bn, parts)),
-        false => [Address::NULL; 2],
-    };
-    let arguments = ForwardArguments {
-        image: cx.tensor(p.image),
-        weight: cx.weight(p.weight),
-        y: cx.tensor(p.y),
-        counts,
-        moments,
-        images: p.images as i32,
-        input: p.window.input as i32,
-        output: p.window.output as i32,
-        pad: p.window.pad as i32,
-        pitch: cut.pitch as i32,
-        rows: cut.rows as i32,
-        channels: p.channels as i32,
-        tile_pixels: cut.pixels as i32,
-        tiles: cut.tiles as i32,
-        tiles_per_part: cut.per_part as i32,
-    };
-    let pieces = [TAPS * p.channels, p.channels, (cut.rows * cut.pitch).max(MOMENT_FLOATS)];
-    cx.launch(&FORWARD, [parts, 1, 1], THREADS, shared_bytes(&pieces), arguments)?;
-    match batch {
-        true => batch_norm::finish_statistics(cx, &p.bn, counts, moments, parts),
-        false => Ok(()),
+    fn launch<G: Gpu>(&self, cx: &mut Context<G>) -> Result {
+        let cut = forward_cut(self);
+        let parts = Parts::of(cx, &self.bn, cut.parts());
+        let arguments = StemForwardArguments {
+            image: cx.tensor(self.image),
+            weight: cx.weight(self.weight),
+            y: cx.tensor(self.y),
+            counts: parts.counts,
+            moments: parts.moments,
+            images: self.images as i32,
+            input: self.window.input as i32,
+            output: self.window.output as i32,
+            pad: self.window.pad as i32,
+            pitch: cut.pitch as i32,
+            rows: cut.rows as i32,
+            channels: self.channels as i32,
+            tile_pixels: cut.pixels as i32,
+            tiles: cut.tiles as i32,
+            tiles_per_part: cut.per_part as i32,
+        };
+        let pieces = [TAPS * self.channels, self.channels, (cut.rows * cut.pitch).max(MOMENT_FLOATS)];
+        cx.launch(&FORWARD, [cut.parts(), 1, 1], STEM_THREADS, shared_floats(pieces), arguments)?;
+        parts.finish(cx, &self.bn)
     }
 }
 
 fn backward_cut(p: &StemBackward) -> Cut {
     // A thread has one of the window's three rows.
-    Cut::new(p.images, &p.window, 3 * p.channels / 8, BACKWARD_PIXELS, BACKWARD_PARTS)
+    Cut::new(p.images, &p.window, SIDE * p.channels / LANES, BACKWARD_PIXELS, BACKWARD_PARTS)
 }
 
-/// Pixels that dy has room for in shared memory, where the threads' sums are added up afterwards.
+/// Pixels of dy that fit its piece of shared memory. The threads' sums are added in the same piece afterwards.
 fn dy_pixels(p: &StemBackward) -> usize {
-    BACKWARD_PIXELS * (THREADS / (3 * p.channels / 8))
+    BACKWARD_PIXELS * (STEM_THREADS / (SIDE * p.channels / LANES))
 }
 
 fn partial_bytes(p: &StemBackward) -> usize {
     backward_cut(p).parts() * TAPS * p.channels * 4
 }
 
-pub fn backward_workspace(p: &StemBackward, _precision: Precision) -> usize {
-    workspace_bytes(&[partial_bytes(p)])
-}
+impl OnCuda for StemBackward {
+    fn workspace(&self, _precision: Precision) -> usize {
+        workspace_bytes(&[partial_bytes(self)])
+    }
 
-pub fn backward<G: Gpu>(cx: &mut Context<G>, p: &StemBackward) -> Result {
-    let cut = backward_cut(p);
-    let parts = cut.parts();
-    let [partials] = cx.workspace([partial_bytes(p)]);
-    let arguments = BackwardArguments {
-        image: cx.tensor(p.image),
-        y: cx.tensor(p.y),
-        du: cx.tensor(p.du),
-        coefficients: cx.tensor(p.bn.coefficients),
-        sums: cx.tensor(p.bn.sums),
-        partials,
-        images: p.images as i32,
-        input: p.window.input as i32,
-        output: p.window.output as i32,
-        pad: p.window.pad as i32,
-        pitch: cut.pitch as i32,
-        rows: cut.rows as i32,
-        channels: p.channels as i32,
-        tile_pixels: cut.pixels as i32,
-        dy_pixels: dy_pixels(p) as i32,
-        tiles: cut.tiles as i32,
-        tiles_per_part: cut.per_part as i32,
-        inverse_rows: batch_norm::inverse_rows(&p.bn),
-    };
-    // Four numbers of batch norm's backward a channel, the image's rows, dy.
-    let pieces = [4 * p.channels, cut.rows * cut.pitch, dy_pixels(p) * p.channels];
-    cx.launch(&BACKWARD, [parts, 1, 1], THREADS, shared_bytes(&pieces), arguments)?;
-    reduction::add_gradient(cx, partials, parts, p.weight)
-}
-
-/// Bytes of shared memory for pieces of these numbers of floats.
-fn shared_bytes(floats: &[usize]) -> usize {
-    floats.iter().map(|floats| (floats * 4).next_multiple_of(16)).sum()
+    fn launch<G: Gpu>(&self, cx: &mut Context<G>) -> Result {
+        let cut = backward_cut(self);
+        let parts = cut.parts();
+        let [partials] = cx.workspace([partial_bytes(self)]);
+        let arguments = StemBackwardArguments {
+            image: cx.tensor(self.image),
+            y: cx.tensor(self.y),
+            du: cx.tensor(self.du),
+            coefficients: cx.tensor(self.bn.coefficients),
+            sums: cx.tensor(self.bn.sums),
+            partials,
+            images: self.images as i32,
+            input: self.window.input as i32,
+            output: self.window.output as i32,
+            pad: self.window.pad as i32,
+            pitch: cut.pitch as i32,
+            rows: cut.rows as i32,
+            channels: self.channels as i32,
+            tile_pixels: cut.pixels as i32,
+            dy_pixels: dy_pixels(self) as i32,
+            tiles: cut.tiles as i32,
+            tiles_per_part: cut.per_part as i32,
+            inverse_rows: batch_norm::inverse_rows(&self.bn),
+        };
+        // Four numbers of batch norm's backward for each channel, the image's rows, dy.
+        let pieces = [4 * self.channels, cut.rows * cut.pitch, dy_pixels(self) * self.channels];
+        cx.launch(&BACKWARD, [parts, 1, 1], STEM_THREADS, shared_floats(pieces), arguments)?;
+        reduction::add_gradient(cx, partials, parts, self.weight)
+    }
 }

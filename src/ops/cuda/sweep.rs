@@ -1,12 +1,8 @@
-//! How blocks of 256 threads share [images, pixels, channels] when a thread keeps its vector of channels.
+//! How blocks share a tensor [images, pixels, channels] if each thread keeps one vector of channels.
 
-/// Threads of a block.
-pub const THREADS: usize = 256;
+pub use super::sources::numeric::{LANES, SWEEP_THREADS};
 
-/// Channels of a thread: `LANES` in `kernels/numeric.cuh`.
-pub const LANES: usize = 8;
-
-/// Vectors of channels that a block takes at most.
+/// Maximum number of vectors of channels of a block.
 const WIDEST: usize = 32;
 
 /// A block has `rows` rows of `width` vectors, and `run` pixels of one image.
@@ -22,12 +18,12 @@ pub struct Sweep {
 }
 
 impl Sweep {
-    /// About `each` pixels for a thread, more where an image would make more than `most_splits` blocks.
+    /// About `each` pixels per thread, more if an image would otherwise need more than `most_splits` blocks.
     pub fn new(pixels: usize, channels: usize, each: usize, most_splits: usize) -> Sweep {
         assert_eq!(channels % LANES, 0, "channels come in vectors");
         let vectors = channels / LANES;
         let width = vectors.div_ceil(vectors.div_ceil(WIDEST));
-        let rows = THREADS / width;
+        let rows = SWEEP_THREADS / width;
         let run = pixels.div_ceil(pixels.div_ceil(rows * each).min(most_splits));
         Sweep { width, rows, run, slices: vectors.div_ceil(width), splits: pixels.div_ceil(run) }
     }
@@ -47,7 +43,7 @@ mod tests {
             for pixels in [1, 2, 49, 196, 784, 3136, 12_544, 90_000] {
                 for (each, most) in [(8, usize::MAX), (16, 16)] {
                     let s = Sweep::new(pixels, channels, each, most);
-                    assert!(s.width * s.rows <= THREADS && s.width * LANES <= THREADS, "{s:?}");
+                    assert!(s.width * s.rows <= SWEEP_THREADS && s.width * LANES <= SWEEP_THREADS, "{s:?}");
                     let covered = s.slices * s.width * LANES;
                     assert!(covered >= channels && covered - channels < s.width * LANES, "{s:?}");
                     assert!(s.splits <= most && s.splits * s.run >= pixels, "{s:?}");

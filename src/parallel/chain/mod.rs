@@ -1,16 +1,16 @@
 //! Sums over ranks without a GPU: a pipelined chain of TCP connections in rank order.
 //!
-//! Rank r is joined to r−1 and r+1. Partial sums travel *up*: rank 0 sends its values, every other rank adds its own
-//! to what comes and passes the result on, so that the last rank has ((r0 + r1) + r2) + …, the very sum that one rank
-//! gets by accumulating as many micro-batches, bit by bit. (A ring that starts elsewhere for every piece would be
-//! spared the way back, and would add in another order for every piece.) Totals travel *down*, each rank keeping a
-//! copy. Both ways run at once, in chunks, each on a thread of its own, beside whatever the caller computes: work is
-//! [submitted](Chain::submit) and waited for later.
+//! Rank r is connected to r−1 and r+1. Partial sums travel *up*: rank 0 sends its values, and every other rank adds its
+//! own values to what it receives and passes the result on, so the last rank has ((r0 + r1) + r2) + …. That is the sum
+//! that one rank gets by accumulating as many micro-batches, bit by bit. (A ring in which every piece starts at another
+//! rank would need no way back, but would add every piece in another order.) Totals travel *down*, and each rank keeps a
+//! copy. Both directions run at the same time, in chunks, each on its own thread, beside whatever the caller computes:
+//! work is [submitted](Chain::submit) and waited for later.
 //!
 //! Every rank must submit the same work in the same order.
 
 mod connect;
-mod ways;
+mod threads;
 
 use std::io;
 use std::net::TcpStream;
@@ -21,9 +21,9 @@ use std::time::Instant;
 
 use super::World;
 use connect::{PATIENCE, answer, call, listen, parse, token};
-use ways::{Shared, Way, Work, down, up};
+use threads::{Direction, Shared, Work, down, up};
 
-/// Numbers that are summed.
+/// The kind of numbers that are summed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sum {
     F32,
@@ -41,10 +41,11 @@ impl Sum {
         }
     }
 
-    /// `sum` becomes `sum + own`, element by element.
+    /// Adds `own` to `sum`, element by element.
     fn add(self, sum: &mut [u8], own: &[u8]) {
         fn each<T: bytemuck::Pod>(sum: &mut [u8], own: &[u8], add: impl Fn(T, T) -> T) {
-            let (sum, own): (&mut [T], &[T]) = (bytemuck::cast_slice_mut(sum), bytemuck::cast_slice(own));
+            let sum: &mut [T] = bytemuck::cast_slice_mut(sum);
+            let own: &[T] = bytemuck::cast_slice(own);
             sum.iter_mut().zip(own).for_each(|(sum, own)| *sum = add(*sum, *own));
         }
         match self {
@@ -54,7 +55,7 @@ impl Sum {
         }
     }
 
-    /// What is left to do with a total.
+    /// The last operation on a total: the division of a mean.
     fn finish(self, total: &mut [u8], ranks: usize) {
         if self == Sum::MeanF32 {
             let ranks = ranks as f32;
@@ -63,20 +64,20 @@ impl Sum {
     }
 }
 
-/// The chain broke off.
+/// A connection of the chain failed.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("the exchange with rank {rank} broke off: {error}")]
 pub struct ChainError {
     pub rank: usize,
-    /// The system's words.
+    /// The system's message.
     pub error: String,
 }
 
-/// A piece of submitted work, to be waited for. Work is done in order: with a later piece the earlier ones are.
+/// Identifies submitted work. Work is done in order: when a ticket is done, all earlier ones are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Ticket(u64);
 
-/// When a piece of work was submitted, when its first byte moved, and when its total was there.
+/// When work was submitted, when its first byte moved, and when its total was ready.
 #[derive(Clone, Copy, Debug)]
 pub struct Span {
     pub ticket: Ticket,
@@ -86,7 +87,7 @@ pub struct Span {
     pub ended: Instant,
 }
 
-/// See the module.
+/// This rank's end of the chain; see the module's description.
 pub struct Chain {
     shared: Arc<Shared>,
     up: Option<Sender<Work>>,
@@ -95,11 +96,11 @@ pub struct Chain {
 }
 
 impl Chain {
-    /// Joins this rank to its neighbours. `host` is where others reach this machine; `gather` hands out every rank's
-    /// bytes to all, in rank order.
+    /// Connects this rank to its neighbours. Others reach this machine as `host`. `gather` exchanges bytes with all ranks
+    /// and returns those of each, in rank order.
     ///
     /// # Errors
-    /// The system's, or `gather`'s.
+    /// The system's, or those of `gather`.
     pub fn connect<E: From<io::Error>>(
         world: World,
         host: &str,
@@ -107,20 +108,16 @@ impl Chain {
     ) -> Result<Chain, E> {
         let listener = listen(host)?;
         let port = listener.local_addr()?.port();
-        // Whoever knows the number of rank 0's place is one of us.
-        let token = token();
-        let place = format!("{token:016x} {host} {port}");
-        let places = gather(place.as_bytes())?;
-        let places = parse(&places, world.size)?;
-        let token = places[0].0;
-        // Connecting needs no answer, so all may connect before anybody accepts.
+        // The token of rank 0 proves that a caller is a rank of this group.
+        let own = format!("{:016x} {host} {port}", token());
+        let places = parse(&gather(own.as_bytes())?, world.size)?;
+        let token = places[0].token;
         let failed = |rank: usize, error: io::Error| {
             io::Error::new(error.kind(), format!("rank {rank}, a neighbour of rank {}, {error}", world.rank))
         };
+        // To connect needs no accept, so all ranks may connect first and accept afterwards.
         let above = match places.get(world.rank + 1) {
-            Some((_, host, port)) => {
-                Some(call(host, *port, token).map_err(|error| failed(world.rank + 1, error))?)
-            }
+            Some(place) => Some(call(place, token).map_err(|error| failed(world.rank + 1, error))?),
             None => None,
         };
         let below = match world.rank {
@@ -138,45 +135,46 @@ impl Chain {
             let shared = shared.clone();
             let thread = std::thread::Builder::new().name(name.into());
             chain.threads.push(thread.spawn(move || run(&shared, receiver))?);
-            io::Result::Ok(sender)
+            io::Result::Ok(Some(sender))
         };
         let upwards = spawn("chain-up", |shared, work| {
             up(shared, work);
             shared.end(|progress| &mut progress.up);
         })?;
-        // The last rank's totals are made on the way up.
+        // The last rank computes the totals, so it receives none.
         let downwards = match shared.above {
-            Some(_) => Some(spawn("chain-down", |shared, work| {
+            Some(_) => spawn("chain-down", |shared, work| {
                 down(shared, work);
                 shared.end(|progress| &mut progress.down);
-            })?),
+            })?,
             None => None,
         };
-        (chain.up, chain.down) = (Some(upwards), downwards);
+        chain.up = upwards;
+        chain.down = downwards;
         Ok(chain)
     }
 
-    /// Hands over numbers to be replaced by their sum over the ranks.
+    /// Starts to replace numbers by their sum over the ranks.
     ///
     /// # Safety
-    /// `start` points to `elements` numbers of the kind that `sum` says, aligned, which stay where they are and which
-    /// nobody else touches until the work was [waited for](Chain::wait) or the chain is dropped.
+    /// `start` points to `elements` numbers of the kind that `sum` names, aligned. They stay where they are, and nothing
+    /// else accesses them until the work was [waited for](Chain::wait) or the chain is dropped.
     pub unsafe fn submit(&self, start: *mut u8, elements: usize, sum: Sum) -> Ticket {
         let work = Work { start, bytes: elements * sum.bytes(), sum, submitted: Instant::now() };
         let mut progress = self.shared.lock();
         progress.submitted += 1;
         let ticket = Ticket(progress.submitted);
-        // The threads end only after a failure, which waiting tells of.
-        for way in [&self.up, &self.down].into_iter().flatten() {
-            let _ = way.send(work);
+        // The threads end only after a failure, which `wait` returns.
+        for direction in [&self.up, &self.down].into_iter().flatten() {
+            let _ = direction.send(work);
         }
         ticket
     }
 
-    /// Waits until this work, and all before it, is done.
+    /// Waits until this work and all work before it are done.
     ///
     /// # Errors
-    /// Where the chain broke off; the numbers are then neither the old nor the new ones.
+    /// If the chain broke off. The numbers then have no meaning.
     pub fn wait(&self, ticket: Ticket) -> Result<(), ChainError> {
         let mut progress = self.shared.lock();
         while progress.done < ticket.0 {
@@ -188,13 +186,13 @@ impl Chain {
         Ok(())
     }
 
-    /// Sums at once: [`Chain::submit`] and [`Chain::wait`].
+    /// [`Chain::submit`] and [`Chain::wait`] in one.
     ///
     /// # Errors
     /// As for [`Chain::wait`].
     pub fn sum<T: bytemuck::Pod>(&self, values: &mut [T], sum: Sum) -> Result<(), ChainError> {
         assert_eq!(size_of::<T>(), sum.bytes(), "{sum:?}");
-        // SAFETY: the slice is borrowed until the wait ends; when that fails the threads have given up the work.
+        // SAFETY: the slice is borrowed until the wait ends; if that fails, `settle` makes the threads give up the work.
         let ticket = unsafe { self.submit(values.as_mut_ptr().cast(), values.len(), sum) };
         let done = self.wait(ticket);
         if done.is_err() {
@@ -203,12 +201,7 @@ impl Chain {
         done
     }
 
-    /// Closes the connections: work under way and to come fails, here and with the neighbours.
-    pub fn close(&self) {
-        self.shared.close();
-    }
-
-    /// What closes the connections from elsewhere.
+    /// A function that closes the connections from any thread: all work then fails, here and at the neighbours.
     pub fn closer(&self) -> impl Fn() + Send + Sync + use<> {
         let shared = Arc::downgrade(&self.shared);
         move || {
@@ -218,17 +211,17 @@ impl Chain {
         }
     }
 
-    /// Begins to note when work moves, or ends that and gives what was noted, in order.
+    /// Starts or ends the recording of [`Span`]s, and returns those recorded so far, in order.
     pub fn trace(&self, on: bool) -> Vec<Span> {
         let next = on.then(Vec::new);
         std::mem::replace(&mut self.shared.lock().spans, next).unwrap_or_default()
     }
 
-    /// After a failure: waits until no thread touches the memory of this work and of those before any more.
+    /// After a failure: waits until no thread accesses the memory of this work and of the work before it any more.
     pub fn settle(&self, ticket: Ticket) {
         self.shared.close();
         let mut progress = self.shared.lock();
-        let busy = |way: Way| !way.ended && way.done < ticket.0;
+        let busy = |direction: Direction| !direction.ended && direction.done < ticket.0;
         while busy(progress.up) || (self.down.is_some() && busy(progress.down)) {
             progress = self.shared.moved.wait(progress).unwrap_or_else(PoisonError::into_inner);
         }
@@ -237,7 +230,8 @@ impl Chain {
 
 impl Drop for Chain {
     fn drop(&mut self) {
-        (self.up, self.down) = (None, None);
+        self.up = None;
+        self.down = None;
         let unfinished = {
             let progress = self.shared.lock();
             progress.done < progress.submitted

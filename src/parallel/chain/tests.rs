@@ -2,10 +2,11 @@ use std::io::{Read, Write};
 use std::sync::{Barrier, Mutex};
 use std::time::Duration;
 
-use super::ways::CHUNK;
+use super::connect::Place;
+use super::threads::CHUNK;
 use super::*;
 
-/// Runs `work` as every rank of a chain, each a thread, and gives what they return in rank order.
+/// Runs `work` for every rank of a chain, each on a thread, and returns the results in rank order.
 fn ranks<T: Send>(size: usize, work: impl Fn(usize, &Chain) -> T + Sync) -> Vec<T> {
     let places = Mutex::new(vec![Vec::new(); size]);
     let met = Barrier::new(size);
@@ -24,16 +25,21 @@ fn ranks<T: Send>(size: usize, work: impl Fn(usize, &Chain) -> T + Sync) -> Vec<
     })
 }
 
-/// Numbers of very different sizes: sums in another order are other sums.
+/// Numbers of very different sizes, so that another order of additions gives other sums.
 fn values(rank: usize, len: usize) -> Vec<f32> {
-    let number = |at: usize| {
-        let bits = crate::random::draw(7, at as u64, rank as u32, crate::random::Purpose::Order, 0);
-        (bits[0] as f32 / u32::MAX as f32 - 0.5) * (2.0f32).powi((bits[1] % 24) as i32 - 12)
+    // SplitMix64.
+    let mut state = rank as u64;
+    let mut next = || {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let bits = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        let exponent = (bits % 24) as i32 - 12;
+        ((bits >> 32) as f32 / u32::MAX as f32 - 0.5) * 2.0f32.powi(exponent)
     };
-    (0..len).map(number).collect()
+    (0..len).map(|_| next()).collect()
 }
 
-/// What one rank gets that accumulates as many parts.
+/// The sum that one rank gets by accumulating the values of all.
 fn accumulated(size: usize, len: usize) -> Vec<f32> {
     let mut sum = vec![0.0f32; len];
     for rank in 0..size {
@@ -43,14 +49,14 @@ fn accumulated(size: usize, len: usize) -> Vec<f32> {
 }
 
 #[test]
-fn sums_are_those_of_accumulation_bit_by_bit() {
-    // Less than a chunk, several, and a ragged end.
+fn sum_equals_accumulation_bit_by_bit() {
+    // Less than a chunk, a whole chunk, and several with an incomplete one.
     let lengths = [1, 1000, CHUNK / 4, 3 * CHUNK / 4 + 17];
     for size in [2, 3, 5] {
         let got = ranks(size, |rank, chain| {
             let mut all: Vec<Vec<f32>> = lengths.iter().map(|&len| values(rank, len)).collect();
-            // All handed over before any is waited for.
-            // SAFETY: nobody touches the vectors before the wait.
+            // All are submitted before the first wait.
+            // SAFETY: nothing accesses the vectors before the wait.
             let tickets: Vec<Ticket> = all
                 .iter_mut()
                 .map(|values| unsafe { chain.submit(values.as_mut_ptr().cast(), values.len(), Sum::F32) })
@@ -71,12 +77,12 @@ fn sums_are_those_of_accumulation_bit_by_bit() {
 }
 
 #[test]
-fn other_kinds_are_summed_too() {
+fn sum_of_every_kind_of_number() {
     let size = 4;
     let got = ranks(size, |rank, chain| {
-        let (mut mean, mut wide, mut counts) =
-            (values(rank, 100), [0.1, f64::NAN, 0.0], [rank as u64, 1 << 40]);
-        wide[2] = 1e-300 * rank as f64;
+        let mut mean = values(rank, 100);
+        let mut wide = [0.1, f64::NAN, 1e-300 * rank as f64];
+        let mut counts = [rank as u64, 1 << 40];
         chain.sum(&mut mean, Sum::MeanF32).unwrap();
         chain.sum(&mut wide, Sum::F64).unwrap();
         chain.sum(&mut counts, Sum::U64).unwrap();
@@ -93,25 +99,25 @@ fn other_kinds_are_summed_too() {
 }
 
 #[test]
-fn a_rank_that_goes_ends_the_wait_of_all() {
+fn dropped_chain_ends_the_wait_of_all_ranks() {
     let outcomes = ranks(4, |rank, chain| {
         let mut values = vec![1.0f32; 1 << 18];
         chain.sum(&mut values, Sum::F32).unwrap();
         if rank == 2 {
-            return None; // its chain is dropped
+            return None; // drops its chain
         }
         Some(chain.sum(&mut values, Sum::F32).unwrap_err().rank)
     });
-    // Rank 0 sees its neighbour hang up, which has seen rank 2 go.
+    // Rank 1 closes its connections because rank 2 has closed its own, so rank 0 names rank 1.
     assert_eq!(outcomes, [Some(1), Some(2), None, Some(2)]);
 }
 
 #[test]
-fn closing_from_elsewhere_ends_a_wait() {
+fn closer_ends_a_wait_on_another_thread() {
     let outcomes = ranks(2, |rank, chain| {
         let closer = chain.closer();
         if rank == 1 {
-            // Never submits: rank 0 would wait for ever.
+            // Submits nothing: rank 0 would wait for ever.
             std::thread::sleep(Duration::from_millis(50));
             closer();
             return true;
@@ -122,7 +128,7 @@ fn closing_from_elsewhere_ends_a_wait() {
 }
 
 #[test]
-fn what_was_traced_has_bytes_and_times() {
+fn trace_has_bytes_and_times() {
     let spans = ranks(3, |_, chain| {
         chain.trace(true);
         chain.sum(&mut vec![1.0f32; CHUNK], Sum::F32).unwrap();
@@ -139,29 +145,30 @@ fn what_was_traced_has_bytes_and_times() {
 }
 
 #[test]
-fn strangers_are_hung_up_on() {
+fn strangers_are_disconnected() {
     let listener = listen("127.0.0.1").unwrap();
     let port = listener.local_addr().unwrap().port();
     let callers = std::thread::spawn(move || {
         let mut stranger = TcpStream::connect(("127.0.0.1", port)).unwrap();
         stranger.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
-        let guess = call("127.0.0.1", port, 4).unwrap();
-        let friend = call("127.0.0.1", port, 5).unwrap();
-        (stranger, guess, friend)
+        let place = Place { token: 5, host: "127.0.0.1".into(), port };
+        let guess = call(&place, 4).unwrap();
+        let neighbour = call(&place, 5).unwrap();
+        (stranger, guess, neighbour)
     });
     let mut link = answer(&listener, 5, PATIENCE).unwrap();
-    let (_, _, mut friend) = callers.join().unwrap();
-    friend.write_all(b"hello").unwrap();
+    let (_, _, mut neighbour) = callers.join().unwrap();
+    neighbour.write_all(b"hello").unwrap();
     let mut word = [0; 5];
     link.read_exact(&mut word).unwrap();
     assert_eq!(&word, b"hello");
 }
 
-/// A firewall between two machines, for example: somebody has to know whom it is about.
+/// Behind a firewall, for example.
 #[test]
-fn a_neighbour_that_cannot_be_reached_is_named() {
+fn unreachable_neighbour_is_named() {
     let world = World { rank: 3, size: 5, local_rank: 0, local_size: 1 };
-    // Nobody listens there.
+    // Nothing listens there.
     let port = listen("127.0.0.1").unwrap().local_addr().unwrap().port();
     let gather = |own: &[u8]| {
         let mut places = vec![own.to_vec(); 5];

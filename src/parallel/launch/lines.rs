@@ -1,16 +1,16 @@
-//! What ranks say, on the launcher's standard error.
+//! The output of the ranks, on the launcher's standard error.
 
 use std::collections::HashSet;
 use std::io::{self, BufRead, BufReader, IsTerminal, Read, Write};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// A longer line is broken: what a rank says without an end must not fill the memory.
+/// A longer line is split, so that a rank that never ends its line does not fill the memory.
 const LONGEST: u64 = 1 << 16;
-/// To the line's start, and away with what stands there: a piece of rank 0's progress display.
+/// Goes to the start of the line and clears it: a part of rank 0's progress display may be there.
 const CLEAR: &str = "\r\x1b[K";
 const ERROR: &str = "error: ";
 
-/// Where lines go, one whole line at a time.
+/// Prints whole lines, one at a time.
 pub struct Lines {
     clear: &'static str,
     inner: Mutex<Inner>,
@@ -18,7 +18,7 @@ pub struct Lines {
 
 struct Inner {
     out: Box<dyn Write + Send>,
-    /// Errors that were told: all ranks meet the same ones.
+    /// Errors that were printed: all ranks may report the same one.
     errors: HashSet<String>,
 }
 
@@ -32,7 +32,11 @@ impl Lines {
         Lines { clear: if terminal { CLEAR } else { "" }, inner }
     }
 
-    /// Reads to the end, whatever comes; a reader of ours that has gone does not stop the rank.
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Prints everything that a rank writes. It reads to the end even if printing fails, so that the rank continues.
     pub fn forward(&self, from: impl Read, rank: usize) {
         let mut from = BufReader::new(from);
         let mut line = Vec::new();
@@ -40,28 +44,28 @@ impl Lines {
             line.clear();
             match from.by_ref().take(LONGEST).read_until(b'\n', &mut line) {
                 Ok(0) | Err(_) => return,
-                Ok(_) => self.tell(rank, String::from_utf8_lossy(&line).trim_end_matches(['\r', '\n'])),
+                Ok(_) => {
+                    self.print_of(rank, String::from_utf8_lossy(&line).trim_end_matches(['\r', '\n']));
+                }
             }
         }
     }
 
-    fn tell(&self, rank: usize, text: &str) {
-        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        if !text.starts_with(ERROR) || inner.errors.insert(text.to_owned()) {
-            // In one piece, so that rank 0 writes before or after it. Nobody can be told that this fails.
-            let _ = inner.out.write_all(format!("{}rank {rank}: {text}\n", self.clear).as_bytes());
+    fn print_of(&self, rank: usize, text: &str) {
+        if !text.starts_with(ERROR) || self.lock().errors.insert(text.to_owned()) {
+            self.print(&format!("rank {rank}: {text}"));
         }
     }
 
-    /// A line of the launcher's own.
-    pub fn say(&self, text: &str) {
-        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        let _ = inner.out.write_all(format!("{}{text}\n", self.clear).as_bytes());
+    /// Prints a line in one piece, so that lines of rank 0 do not mix with it.
+    pub fn print(&self, line: &str) {
+        // A failure to print cannot be reported.
+        let _ = self.lock().out.write_all(format!("{}{line}\n", self.clear).as_bytes());
     }
 
-    /// Whether a rank told an error by way of the launcher.
-    pub fn told_an_error(&self) -> bool {
-        !self.inner.lock().unwrap_or_else(PoisonError::into_inner).errors.is_empty()
+    /// Whether an error of a rank was printed.
+    pub fn has_error(&self) -> bool {
+        !self.lock().errors.is_empty()
     }
 }
 
@@ -84,27 +88,29 @@ mod tests {
         }
     }
 
-    fn seen(terminal: bool, said: &[(usize, &[u8])]) -> (String, bool) {
+    /// What is printed of these outputs of ranks, and whether it has an error.
+    fn printed(terminal: bool, outputs: &[(usize, &[u8])]) -> (String, bool) {
         let screen = Screen::default();
         let lines = Lines::new(Box::new(screen.clone()), terminal);
-        said.iter().for_each(|&(rank, text)| lines.forward(text, rank));
+        outputs.iter().for_each(|&(rank, text)| lines.forward(text, rank));
         let text = String::from_utf8(screen.0.lock().unwrap().clone()).unwrap();
-        (text, lines.told_an_error())
+        (text, lines.has_error())
     }
 
     #[test]
-    fn lines_come_under_the_name_of_their_rank() {
-        assert_eq!(seen(false, &[(3, b"a\r\n\nb")]).0, "rank 3: a\nrank 3: \nrank 3: b\n");
-        assert_eq!(seen(true, &[(12, b"a\n")]).0, "\r\x1b[Krank 12: a\n");
-        assert_eq!(seen(false, &[(1, b"caf\xff\n")]).0, "rank 1: caf\u{fffd}\n");
+    fn lines_have_the_number_of_their_rank() {
+        assert_eq!(printed(false, &[(3, b"a\r\n\nb")]).0, "rank 3: a\nrank 3: \nrank 3: b\n");
+        assert_eq!(printed(true, &[(12, b"a\n")]).0, "\r\x1b[Krank 12: a\n");
+        assert_eq!(printed(false, &[(1, b"caf\xff\n")]).0, "rank 1: caf\u{fffd}\n");
         let long = vec![b'x'; LONGEST as usize + 1];
-        assert_eq!(seen(false, &[(1, &long)]).0.lines().count(), 2);
+        assert_eq!(printed(false, &[(1, &long)]).0.lines().count(), 2);
     }
 
     #[test]
-    fn an_error_that_all_ranks_meet_is_told_once() {
-        let (text, told) = seen(false, &[(1, b"error: x\nx\n"), (2, b"error: x\nx\n"), (3, b"error: y\n")]);
+    fn error_of_several_ranks_is_printed_once() {
+        let outputs: [(usize, &[u8]); 3] = [(1, b"error: x\nx\n"), (2, b"error: x\nx\n"), (3, b"error: y\n")];
+        let (text, has_error) = printed(false, &outputs);
         assert_eq!(text, "rank 1: error: x\nrank 1: x\nrank 2: x\nrank 3: error: y\n");
-        assert!(told && !seen(false, &[(1, b"no error: x\n")]).1);
+        assert!(has_error && !printed(false, &[(1, b"no error: x\n")]).1);
     }
 }

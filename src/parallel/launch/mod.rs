@@ -1,25 +1,24 @@
-//! Starts this machine's ranks and watches over them until the last has ended.
+//! Starts this machine's ranks and watches them until the last one has ended.
 //!
 //! Every rank is this program again, with the same arguments and torchrun's variables. Rank 0 has the terminal: it
-//! inherits all three streams, so that its progress display is the one that is seen. The others write into pipes,
-//! and what comes out of them goes line by line to standard error under the rank's name.
+//! inherits all three streams, so the user sees its progress display. The other ranks write into pipes. The launcher
+//! prints their output on standard error line by line, with the number of the rank.
 //!
-//! For a single machine the launcher binds the rendezvous' port itself and hands the listening socket to rank 0:
-//! there is no moment in which somebody else could take it.
+//! With a single machine the launcher opens the port of the rendezvous itself and passes the listening socket to
+//! rank 0, so no other program can take the port in between.
 //!
-//! Every rank has a process group of its own, so Ctrl-C reaches the launcher alone, which passes it on once. Ranks
-//! save what they have on SIGTERM, so that comes first; what does not end is killed. Ranks do not outlive the
-//! launcher: the kernel sends them SIGTERM when the thread that started them is gone, hence [`Launch::run`] starts
-//! and waits on one thread.
+//! Every rank has its own process group. So Ctrl-C reaches only the launcher, which passes it on once. Ranks save on
+//! SIGTERM, which is sent first; ranks that do not end are killed. Ranks do not outlive the launcher: the kernel sends
+//! them SIGTERM when the thread that started them ends. Therefore [`Launch::run`] starts and waits on one thread.
 
+mod children;
+mod exits;
 mod lines;
-mod ranks;
-mod verdict;
 
 use std::ffi::OsString;
 use std::io;
 use std::net::TcpListener;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -28,21 +27,24 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use signal_hook::consts::{SIGINT, SIGTERM, SIGTSTP};
+use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::net::sockopt::socket_acceptconn;
+use rustix::process::Signal;
+use signal_hook::consts::{SIGINT, SIGSTOP, SIGTERM, SIGTSTP};
 use signal_hook::iterator::{Handle, Signals};
 
-use super::World;
-use super::environment::{AGENT_STORE, LAUNCHED, split};
+use super::environment::{AGENT_STORE, LAUNCHED};
+use super::{Address, World};
+use children::{Children, prepare};
+use exits::Exits;
 use lines::Lines;
-use ranks::{Ranks, prepare};
-use verdict::Ends;
 
-/// The number of the inherited listening socket, in rank 0 of a single machine.
+/// The number of the inherited listening socket, for rank 0 if there is a single machine.
 pub const LISTENER: &str = "EFFNET_RENDEZVOUS_FD";
-/// How long ranks have to learn of a failure and to end by themselves, and then after SIGTERM.
+/// How long ranks have to learn of a failure and to end by themselves, and once more after SIGTERM.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// A signal so soon after another one is the same request, told twice: `timeout` and many launchers signal a process and
-/// then its group, service managers all processes of a job.
+/// A second signal within this time is the same request: `timeout` and many launchers signal a process and then its
+/// group, and service managers signal all processes of a job.
 pub const ECHO: Duration = Duration::from_secs(1);
 /// How long pipes may stay open after the last rank has ended.
 const LINGER: Duration = Duration::from_secs(2);
@@ -50,47 +52,46 @@ const LINGER: Duration = Duration::from_secs(2);
 /// What to start on this machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Launch {
-    /// Ranks of this machine, and of every other.
+    /// The number of ranks of every machine.
     pub ranks: usize,
-    /// Machines, and which of them this is.
+    /// The number of machines.
     pub nodes: usize,
+    /// The number of this machine, from 0.
     pub node_rank: usize,
-    /// `host:port` of rank 0; none with a single machine, where the launcher takes a free port.
-    pub address: Option<String>,
+    /// Where rank 0 listens. None with a single machine: the launcher takes a free port.
+    pub address: Option<Address>,
 }
 
 /// What every rank runs.
 #[derive(Clone, Debug)]
 pub struct Program {
     pub path: PathBuf,
-    /// What it believes to be called: its first argument.
+    /// Its own name, as argument 0.
     pub name: OsString,
     pub arguments: Vec<OsString>,
-    /// See [`PATIENCE`], the default.
+    /// The time of [`PATIENCE`], the default.
     pub patience: Duration,
 }
 
 impl Program {
-    /// This program with these arguments, the name left out.
+    /// This program with these arguments, without its name.
     ///
     /// # Errors
-    /// Where the system does not say what runs.
+    /// If the system does not say which file this process runs.
     pub fn this(arguments: Vec<OsString>) -> io::Result<Program> {
         let path = std::env::current_exe()?;
-        // A file that was replaced while it runs.
+        // The file may have been replaced while it runs.
         let path = if path.exists() { path } else { "/proc/self/exe".into() };
         let name = std::env::args_os().next().unwrap_or_else(|| path.clone().into());
         Ok(Program { path, name, arguments, patience: PATIENCE })
     }
 }
 
-/// Ranks that could not be started. Those that were are gone again.
+/// A rank could not be started. Ranks that were started are ended again.
 #[derive(Debug, thiserror::Error)]
 pub enum LaunchError {
     #[error("127.0.0.1: no port to listen at: {0}")]
     Listen(io::Error),
-    #[error("rendezvous {0}: must be HOST:PORT")]
-    Address(String),
     #[error("rank {rank}: {} does not start: {error}", path.display())]
     Start { rank: usize, path: PathBuf, error: io::Error },
     #[error("cannot watch for signals: {0}")]
@@ -99,28 +100,30 @@ pub enum LaunchError {
     Thread(io::Error),
 }
 
-/// The listening socket that the launcher has handed to this process, rank 0, by the variable's value.
+/// The listening socket that the launcher has passed to this process, from the value of [`LISTENER`].
 ///
 /// # Errors
-/// What the value is instead.
-pub fn inherited_listener(value: &str) -> Result<RawFd, &'static str> {
-    let fd: RawFd = value.parse().map_err(|_| "is no number")?;
-    let (mut listens, mut size) = (0 as libc::c_int, size_of::<libc::c_int>() as libc::socklen_t);
-    let (level, option) = (libc::SOL_SOCKET, libc::SO_ACCEPTCONN);
-    // SAFETY: the system checks the number, and writes as many bytes as there are.
-    let result = unsafe { libc::getsockopt(fd, level, option, (&raw mut listens).cast(), &mut size) };
-    if result != 0 || listens == 0 {
-        return Err("is no listening socket");
+/// What is wrong with the value.
+///
+/// # Safety
+/// If it is the number of an open descriptor, no other code of this process owns that descriptor.
+pub unsafe fn inherited_listener(value: &str) -> Result<TcpListener, &'static str> {
+    let fd: RawFd = value.parse().ok().filter(|fd| *fd >= 0).ok_or("is not a number")?;
+    // SAFETY: the system checks whether the descriptor is open.
+    let socket = unsafe { BorrowedFd::borrow_raw(fd) };
+    if !socket_acceptconn(socket).unwrap_or(false) {
+        return Err("is not a listening socket");
     }
-    // SAFETY: sets a flag. What this process may start has no use for the socket.
-    unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
-    Ok(fd)
+    // Processes that this one may start do not need the socket.
+    let _ = fcntl_setfd(socket, FdFlags::CLOEXEC);
+    // SAFETY: it is an open socket, and guaranteed to have no other owner.
+    Ok(unsafe { TcpListener::from_raw_fd(fd) })
 }
 
 /// What the launcher waits for.
 enum Event {
     Signal(i32),
-    /// A rank, by its number on this machine, has ended and waits to be reaped.
+    /// A rank, by its number on this machine, has ended and must be reaped.
     Ended(usize),
     /// A pipe has closed.
     Closed,
@@ -137,31 +140,30 @@ impl Launch {
         }
     }
 
-    /// Starts the ranks, and returns when the last has ended: with the exit status, after everything has been said.
-    ///
-    /// 0 if all ranks ended well, 130 if they were interrupted and have saved, 2 if one refuses its command line,
-    /// else 1. From the call on, SIGINT, SIGTERM and SIGTSTP are the launcher's.
+    /// Starts the ranks and waits until the last one has ended. Prints everything that is to be printed, and returns the
+    /// exit status: 0 if all ranks finished, 130 if they were interrupted and have saved, 2 if one refuses its command
+    /// line, else 1. From the call on, the launcher handles SIGINT, SIGTERM and SIGTSTP.
     ///
     /// # Errors
-    /// [`LaunchError`] where not all ranks could be started; then none is left.
+    /// [`LaunchError`] if a rank could not be started. Then no rank is left.
     pub fn run(&self, program: &Program) -> Result<u8, LaunchError> {
-        // Inherited as ignored, it would have the system reap the ranks unasked.
-        // SAFETY: restoring a default runs no code of ours.
+        // If it were ignored, as it may be inherited, the system would reap the ranks.
+        // SAFETY: restoring a default runs no code.
         unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
         let (sender, events) = channel();
         let signals = pass_on_signals(sender.clone())?;
         let lines = Arc::new(Lines::to_stderr());
         let result = self.start(program, &lines, sender).map(|ranks| {
-            let first = self.world(0).rank;
-            let (patience, ends) = (program.patience, Ends::new(first));
-            Watch { ranks, events, patience, ends, asked: None, next: None }.until_all_end()
+            let exits = Exits::new(self.world(0).rank);
+            let patience = program.patience;
+            Watch { ranks, events, patience, exits, interrupted: None, next: None }.until_all_end()
         });
         signals.close();
-        let ends = result?;
-        if let Some(line) = ends.last_word(lines.told_an_error()) {
-            lines.say(&line);
+        let exits = result?;
+        if let Some(line) = exits.error(lines.has_error()) {
+            lines.print(&line);
         }
-        Ok(ends.status())
+        Ok(exits.status())
     }
 
     fn start(
@@ -169,22 +171,21 @@ impl Launch {
         program: &Program,
         lines: &Arc<Lines>,
         events: Sender<Event>,
-    ) -> Result<Ranks, LaunchError> {
-        let (mut listener, host, port);
-        match &self.address {
-            Some(address) => {
-                let parts = split(address).ok_or_else(|| LaunchError::Address(address.clone()))?;
-                (listener, host, port) = (None, parts.0.to_owned(), parts.1);
-            }
+    ) -> Result<Children, LaunchError> {
+        let mut listener = None;
+        let address = match &self.address {
+            Some(address) => address.clone(),
             None => {
                 let bound = TcpListener::bind("127.0.0.1:0").map_err(LaunchError::Listen)?;
-                port = bound.local_addr().map_err(LaunchError::Listen)?.port();
-                (listener, host) = (Some(bound), "127.0.0.1".into());
+                let port = bound.local_addr().map_err(LaunchError::Listen)?.port();
+                listener = Some(bound);
+                Address::new("127.0.0.1", port)
             }
-        }
-        let mut ranks = Ranks::none();
+        };
+        let mut ranks = Children::none();
         for local in 0..self.ranks {
-            // Only rank 0 keeps the socket: were it held open elsewhere, a dead rank 0 would still seem to listen.
+            // The launcher drops the socket once rank 0 has it. If another process held it open, ranks could still
+            // connect to the port after rank 0 has died.
             let inherited = listener.take().filter(|_| local == 0);
             let World { rank, size, local_size, .. } = self.world(local);
             let mut command = Command::new(&program.path);
@@ -194,12 +195,12 @@ impl Launch {
                 ("WORLD_SIZE", size),
                 ("LOCAL_RANK", local),
                 ("LOCAL_WORLD_SIZE", local_size),
-                ("MASTER_PORT", port as usize),
+                ("MASTER_PORT", address.port.into()),
                 (LAUNCHED, 1),
             ] {
                 command.env(name, value.to_string());
             }
-            command.env("MASTER_ADDR", &host).env_remove(AGENT_STORE).env_remove(LISTENER);
+            command.env("MASTER_ADDR", &address.host).env_remove(AGENT_STORE).env_remove(LISTENER);
             if let Some(listener) = &inherited {
                 command.env(LISTENER, listener.as_raw_fd().to_string());
             }
@@ -232,20 +233,20 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), LaunchE
     thread::Builder::new().name(name.into()).spawn(work).map(drop).map_err(LaunchError::Thread)
 }
 
-/// From the first rank's start to the last one's end.
+/// The launcher's loop from the start of the first rank to the end of the last one.
 struct Watch {
-    ranks: Ranks,
+    ranks: Children,
     events: Receiver<Event>,
     patience: Duration,
-    ends: Ends,
-    /// When the user asked for the end.
-    asked: Option<Instant>,
-    /// When ranks that still run get which signal.
-    next: Option<(Instant, i32)>,
+    exits: Exits,
+    /// When the user first asked the run to end.
+    interrupted: Option<Instant>,
+    /// The next signal for ranks that still run, and when it is sent.
+    next: Option<(Instant, Signal)>,
 }
 
 impl Watch {
-    fn until_all_end(mut self) -> Ends {
+    fn until_all_end(mut self) -> Exits {
         while !self.ranks.all_ended() {
             let event = match self.next {
                 None => self.events.recv().map_err(|_| RecvTimeoutError::Disconnected),
@@ -256,17 +257,17 @@ impl Watch {
                 Ok(Event::Signal(SIGTSTP)) => self.pause(),
                 Ok(Event::Signal(_)) => self.interrupt(),
                 Ok(Event::Ended(local)) => {
-                    if let Some(end) = self.ranks.reap(local)
-                        && self.ends.add(local, end)
+                    if let Some(exit) = self.ranks.reap(local)
+                        && self.exits.add(local, exit)
                         && self.next.is_none()
                     {
-                        self.next = Some((Instant::now() + self.patience, SIGTERM));
+                        self.next = Some((Instant::now() + self.patience, Signal::TERM));
                     }
                 }
                 Err(_) => self.press(),
             }
         }
-        // What the last one said is still on its way.
+        // The last output of the ranks may still be on its way.
         let until = Instant::now() + LINGER;
         while self.ranks.pipes > 0 {
             match self.events.recv_timeout(until.saturating_duration_since(Instant::now())) {
@@ -275,63 +276,70 @@ impl Watch {
                 Err(_) => break,
             }
         }
-        self.ends
+        self.exits
     }
 
-    /// The first time ranks are asked to save and end, the second time they are ended.
+    /// The first request asks the ranks to save and end, the second one kills them.
     fn interrupt(&mut self) {
-        self.ends.interrupted = true;
-        match self.asked {
+        self.exits.interrupted = true;
+        match self.interrupted {
             None => {
-                self.asked = Some(Instant::now());
-                self.ranks.signal(SIGTERM);
+                self.interrupted = Some(Instant::now());
+                self.ranks.signal(Signal::TERM);
             }
-            Some(asked) if asked.elapsed() <= ECHO => {}
+            Some(first) if first.elapsed() <= ECHO => {}
             Some(_) => {
-                self.ends.killed = true;
-                self.ranks.signal(libc::SIGKILL);
+                self.exits.killed = true;
+                self.ranks.signal(Signal::KILL);
             }
         }
     }
 
-    /// Ranks that do not end by themselves.
+    /// Signals ranks that do not end by themselves.
     fn press(&mut self) {
         let Some((_, signal)) = self.next.take() else { return };
-        self.ends.pressed = true;
+        self.exits.pressed = true;
         self.ranks.signal(signal);
-        if signal == SIGTERM {
-            self.next = Some((Instant::now() + self.patience, libc::SIGKILL));
+        if signal == Signal::TERM {
+            self.next = Some((Instant::now() + self.patience, Signal::KILL));
         }
     }
 
-    /// Ctrl-Z stops the ranks too, and they go on when the launcher does.
+    /// Ctrl-Z: suspends the ranks and this process. The ranks continue when this process does.
     fn pause(&self) {
-        self.ranks.signal(libc::SIGSTOP);
-        // SAFETY: stops this process until somebody continues it.
-        unsafe { libc::raise(libc::SIGSTOP) };
-        self.ranks.signal(libc::SIGCONT);
+        self.ranks.signal(Signal::STOP);
+        // Returns when this process continues.
+        let _ = signal_hook::low_level::raise(SIGSTOP);
+        self.ranks.signal(Signal::CONT);
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::IntoRawFd;
+
     use super::*;
 
     #[test]
-    fn every_machine_has_its_part_of_the_ranks() {
-        let launch = Launch { ranks: 4, nodes: 3, node_rank: 2, address: Some("a:1".into()) };
+    fn ranks_are_numbered_machine_by_machine() {
+        let launch = Launch { ranks: 4, nodes: 3, node_rank: 2, address: Some(Address::new("a", 1)) };
         assert_eq!(launch.world(1), World { rank: 9, size: 12, local_rank: 1, local_size: 4 });
     }
 
     #[test]
-    fn only_a_listening_socket_is_taken_over() {
+    fn inherited_listener_must_be_a_listening_socket() {
+        // SAFETY: all descriptors are this test's.
+        let inherit = |value: &str| unsafe { inherited_listener(value) };
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let fd = listener.as_raw_fd();
-        assert_eq!(inherited_listener(&fd.to_string()), Ok(fd));
+        let address = listener.local_addr().unwrap();
+        let inherited = inherit(&listener.into_raw_fd().to_string()).unwrap();
+        assert_eq!(inherited.local_addr().unwrap(), address);
         let datagrams = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
-        assert!(inherited_listener(&datagrams.as_raw_fd().to_string()).is_err());
+        assert!(inherit(&datagrams.as_raw_fd().to_string()).is_err());
+        let file = std::fs::File::open("/dev/null").unwrap();
+        assert!(inherit(&file.as_raw_fd().to_string()).is_err());
         for value in ["-1", "987654321", "three", ""] {
-            assert!(inherited_listener(value).is_err(), "{value}");
+            assert!(inherit(value).is_err(), "{value}");
         }
     }
 }

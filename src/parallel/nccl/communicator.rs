@@ -1,19 +1,19 @@
-//! One rank's place among the ranks of a group.
+//! The communicator: one rank's place in a group of ranks.
 
 use std::ffi::c_void;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use super::library::{Answer, Handle, Library, SUCCESS, UniqueId};
+use super::library::{Answer, Handle, Nccl, SUCCESS, UniqueId};
 use super::{NcclError, Reduce};
 
-/// How long a communicator's end is waited for. It needs the other ranks', who may have gone.
+/// How long to wait until a communicator is destroyed. That needs the other ranks, which may have gone.
 const LAST_WAIT: Duration = Duration::from_secs(10);
 
-/// See the module. When dropped it is destroyed, or aborted after a failure.
+/// A communicator of NCCL. Dropping it destroys it, or aborts it after a failure.
 ///
-/// Graphs that have captured its collectives must be destroyed before: NCCL waits for them.
+/// CUDA graphs that have captured its collectives must be destroyed before, since NCCL waits for them.
 #[derive(Debug)]
 pub struct Comm {
     shared: Arc<Shared>,
@@ -21,39 +21,39 @@ pub struct Comm {
 
 #[derive(Debug)]
 struct Shared {
-    library: Library,
-    state: Mutex<State>,
+    library: Nccl,
+    state: Mutex<CommState>,
     ended: Condvar,
     stopped: AtomicBool,
 }
 
 #[derive(Debug)]
-struct State {
-    /// None once it is being ended.
+struct CommState {
+    /// None once it is being destroyed.
     handle: Option<Handle>,
     failed: bool,
     ended: bool,
 }
 
-// SAFETY: a communicator may be used from any thread, by one at a time: the mutex sees to that.
-unsafe impl Send for State {}
+// SAFETY: a communicator may be used from any thread, but only from one at a time, which the mutex ensures.
+unsafe impl Send for CommState {}
 
-/// Ends a communicator from another thread.
+/// Aborts a communicator from another thread.
 #[derive(Clone, Debug)]
 pub struct Stopper(Weak<Shared>);
 
 impl Comm {
-    /// Joins as `rank` of `size`, on the GPU whose context is the calling thread's. Returns when all have joined, which
-    /// may be never: so call it where that can be given up.
+    /// Joins as `rank` of `size` ranks, on the GPU of the calling thread's context. Returns when all have joined. That
+    /// may never happen, so the caller must be able to abandon the thread.
     ///
     /// # Errors
-    /// Among others for two ranks on one GPU.
-    pub fn join(library: Library, id: UniqueId, size: usize, rank: usize) -> Result<Comm, NcclError> {
+    /// Among others if two ranks have the same GPU.
+    pub fn join(library: Nccl, id: UniqueId, size: usize, rank: usize) -> Result<Comm, NcclError> {
         let mut handle = std::ptr::null_mut();
-        // SAFETY: writes one pointer; the numbers are ranks'.
+        // SAFETY: writes one pointer.
         let answer = unsafe { (library.functions.comm_init_rank)(&mut handle, size as i32, id, rank as i32) };
         library.check("ncclCommInitRank", answer)?;
-        let state = State { handle: Some(handle), failed: false, ended: false };
+        let state = CommState { handle: Some(handle), failed: false, ended: false };
         let shared = Shared {
             library,
             state: Mutex::new(state),
@@ -62,7 +62,7 @@ impl Comm {
         };
         let comm = Comm { shared: Arc::new(shared) };
         let mut own = -1;
-        // SAFETY: the communicator is there; writes one number.
+        // SAFETY: the communicator exists; writes one number.
         comm.call("ncclCommUserRank", |comm| unsafe { (library.functions.comm_user_rank)(comm, &mut own) })?;
         if own != rank as i32 {
             return Err(NcclError::Misplaced {
@@ -74,22 +74,24 @@ impl Comm {
         Ok(comm)
     }
 
-    /// The number of its GPU in this process.
+    /// The number of its GPU within this process.
     pub fn device(&self) -> Result<usize, NcclError> {
-        let (mut device, functions) = (-1, self.shared.library.functions);
-        // SAFETY: the communicator is there; writes one number.
+        let mut device = -1;
+        let functions = self.shared.library.functions;
+        // SAFETY: the communicator exists; writes one number.
         self.call("ncclCommCuDevice", |comm| unsafe { (functions.comm_cu_device)(comm, &mut device) })?;
         Ok(device.max(0) as usize)
     }
 
-    /// Enqueues: what lies at `at` on the ranks becomes their sum, or whatever `how` says, on all of them.
+    /// Enqueues ncclAllReduce: the elements at `at` are replaced on all ranks by their sum over the ranks, or by whatever
+    /// `how` says.
     ///
     /// # Errors
-    /// [`NcclError::Stopped`] once it was; a failed call.
+    /// [`NcclError::Stopped`] after [`Stopper::stop`]; a failed call.
     ///
     /// # Safety
-    /// `at` is that many elements of the GPU's memory, and `stream` a stream of its context. All ranks enqueue the same in
-    /// the same order.
+    /// `at` is the device address of that many elements, which nothing else accesses until the collective has finished.
+    /// `stream` is a stream of the GPU's context. All ranks enqueue the same collectives in the same order.
     pub unsafe fn all_reduce(
         &self,
         at: u64,
@@ -98,20 +100,20 @@ impl Comm {
         stream: *mut c_void,
     ) -> Result<(), NcclError> {
         let (kind, operation) = how.numbers();
-        let (at, functions) = (at as *mut c_void, self.shared.library.functions);
-        // SAFETY: as the caller promises.
-        let reduce =
-            |comm| unsafe { (functions.all_reduce)(at, at, elements, kind, operation, comm, stream) };
-        self.call("ncclAllReduce", reduce)
+        let at = at as *mut c_void;
+        let all_reduce = self.shared.library.functions.all_reduce;
+        // SAFETY: guaranteed by the caller.
+        let call = |comm| unsafe { all_reduce(at, at, elements, kind, operation, comm, stream) };
+        self.call("ncclAllReduce", call)
     }
 
-    /// Enqueues: `to` becomes the ranks' `bytes` bytes at `from`, in rank order.
+    /// Enqueues ncclAllGather: the `bytes` bytes at `from` of every rank are written to `to`, in rank order.
     ///
     /// # Errors
     /// As for [`Comm::all_reduce`].
     ///
     /// # Safety
-    /// As for [`Comm::all_reduce`]; at `to` is room for all ranks' bytes.
+    /// As for [`Comm::all_reduce`]. `to` has space for the bytes of all ranks.
     pub unsafe fn all_gather(
         &self,
         from: u64,
@@ -120,25 +122,25 @@ impl Comm {
         stream: *mut c_void,
     ) -> Result<(), NcclError> {
         const UINT8: i32 = 1;
-        let functions = self.shared.library.functions;
-        // SAFETY: as the caller promises.
-        let gather = |comm| unsafe {
-            (functions.all_gather)(from as *const c_void, to as *mut c_void, bytes, UINT8, comm, stream)
+        let all_gather = self.shared.library.functions.all_gather;
+        // SAFETY: guaranteed by the caller.
+        let call = |comm| unsafe {
+            all_gather(from as *const c_void, to as *mut c_void, bytes, UINT8, comm, stream)
         };
-        self.call("ncclAllGather", gather)
+        self.call("ncclAllGather", call)
     }
 
-    /// What `work` enqueues is exchanged as one.
+    /// Exchanges everything that `work` enqueues as one group.
     ///
     /// # Errors
-    /// `work`'s, or the call's.
+    /// Those of `work`, or of the call.
     pub fn together(&self, work: impl FnOnce() -> Result<(), NcclError>) -> Result<(), NcclError> {
         let functions = self.shared.library.functions;
-        // SAFETY: groups nest, and this one is closed below.
+        // SAFETY: groups may be nested, and this one is closed below.
         self.call("ncclGroupStart", |_| unsafe { (functions.group_start)() })?;
         let worked = work();
-        // Closed whatever happened, also where the communicator has gone meanwhile: groups are the thread's.
-        // SAFETY: closes what was opened above.
+        // A group belongs to the thread, so it must be closed even if the communicator has been aborted meanwhile.
+        // SAFETY: closes the group that was opened above.
         let closed = self.shared.library.check("ncclGroupEnd", unsafe { (functions.group_end)() });
         if closed.is_err() {
             self.shared.lock().failed = true;
@@ -146,20 +148,21 @@ impl Comm {
         worked.and(closed)
     }
 
-    /// Whether all is well with what was enqueued, as far as is known.
+    /// Asks for errors of what was enqueued.
     ///
     /// # Errors
-    /// [`NcclError::Stopped`]; what has gone wrong between the ranks, of which the GPU's streams say nothing.
+    /// [`NcclError::Stopped`]; a failure between the ranks, which the GPU's streams do not report.
     pub fn check(&self) -> Result<(), NcclError> {
-        let (mut state, functions) = (SUCCESS, self.shared.library.functions);
-        // SAFETY: the communicator is there; writes one number.
-        let ask = |comm| unsafe { (functions.comm_get_async_error)(comm, &mut state) };
+        let mut code = SUCCESS;
+        let functions = self.shared.library.functions;
+        // SAFETY: the communicator exists; writes one number.
+        let ask = |comm| unsafe { (functions.comm_get_async_error)(comm, &mut code) };
         self.call("ncclCommGetAsyncError", ask)?;
-        let answer = self.shared.library.check("an exchange between ranks", state);
+        let answer = self.shared.library.check("an exchange between ranks", code);
         self.note(answer)
     }
 
-    /// What ends it from another thread.
+    /// A handle that aborts it from another thread.
     pub fn stopper(&self) -> Stopper {
         Stopper(Arc::downgrade(&self.shared))
     }
@@ -184,7 +187,7 @@ impl Comm {
 }
 
 impl Stopper {
-    /// Aborts the communicator: kernels that wait for other ranks end, with nothing of use, and every method says
+    /// Aborts the communicator: kernels that wait for other ranks finish with garbage, and every method returns
     /// [`NcclError::Stopped`] from now on. Does not wait.
     pub fn stop(&self) {
         let Some(shared) = self.0.upgrade() else { return };
@@ -195,26 +198,26 @@ impl Stopper {
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, CommState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Ends the communicator in a thread of its own: an abort comes back only when graphs that hold the communicator have
-    /// gone, the orderly end when the other ranks have come to theirs.
+    /// Ends the communicator on a thread of its own: an abort returns only when all graphs that hold the communicator are
+    /// destroyed, and an orderly end only when the other ranks end theirs.
     fn end(shared: &Arc<Shared>, abort: bool) {
         let ending = shared.clone();
         let work = move || {
-            // Taken here, since a call under way may keep the lock.
+            // Taken on this thread, since a call under way may hold the lock for long.
             let handle = ending.lock().handle.take();
             let Some(handle) = handle else { return };
             let functions = ending.library.functions;
             let end = if abort { functions.comm_abort } else { functions.comm_destroy };
-            // SAFETY: the communicator is there, and nobody else has it any more. Whatever is answered, that was the end.
+            // SAFETY: the communicator exists and is used nowhere else any more. It is gone whatever the result is.
             unsafe { end(handle) };
             ending.lock().ended = true;
             ending.ended.notify_all();
         };
-        // Without a thread it is left to the process's end.
+        // Without a thread the communicator stays until the process ends.
         if std::thread::Builder::new().name("nccl-end".into()).spawn(work).is_err() {
             shared.lock().ended = true;
         }
@@ -225,7 +228,7 @@ impl Drop for Comm {
     fn drop(&mut self) {
         let shared = &self.shared;
         if !shared.stopped.swap(true, Ordering::AcqRel) {
-            // After a failure some of what was enqueued never ends, and an orderly end would wait for it.
+            // After a failure some collectives never finish, and an orderly end would wait for them.
             let abort = shared.lock().failed || std::thread::panicking();
             Shared::end(shared, abort);
         }

@@ -1,4 +1,4 @@
-//! What can be wrong with NCCL, each in one line of the form "what is wrong; what to do".
+//! What can go wrong with NCCL, each in one line of the form "what is wrong; what to do".
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use std::fmt;
 pub struct Version(pub u32, pub u32, pub u32);
 
 impl Version {
-    /// As the library says it: 22304 is 2.23.4, and before 2.9 one digit less: 2804 is 2.8.4.
+    /// From the library's number: 22304 is 2.23.4. Before 2.9 it has one digit less: 2804 is 2.8.4.
     pub fn from_number(number: i32) -> Version {
         let number = number.max(0) as u32;
         let major = if number < 10_000 { 1_000 } else { 10_000 };
@@ -25,24 +25,24 @@ impl fmt::Display for Version {
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[error("{call}: {text}{last}; {}", hint(*code))]
 pub struct Failure {
-    /// The function.
+    /// The name of the function.
     pub call: &'static str,
     /// `ncclResult_t`.
     pub code: i32,
-    /// The library's words for the code.
+    /// The library's text for the code.
     pub text: String,
-    /// What it says of its last error, in brackets after a space, or nothing.
+    /// Its text for its last error, in brackets after a space, or nothing.
     pub last: String,
 }
 
-/// What helps with a failure.
+/// The remedy for a failure.
 fn hint(code: i32) -> &'static str {
     match code {
-        // Of CUDA.
+        // A failure of CUDA.
         1 => {
             "an older driver needs an older NCCL (nvidia-nccl-cu12 before driver 580); NCCL_DEBUG=WARN says more"
         }
-        // Of the system: sockets, shared memory.
+        // A failure of the system: sockets, shared memory.
         2 => {
             "ranks must reach one another (NCCL_SOCKET_IFNAME names the network) and share /dev/shm; NCCL_DEBUG=WARN \
              says more"
@@ -53,11 +53,11 @@ fn hint(code: i32) -> &'static str {
     }
 }
 
-/// The way to a library.
+/// How to get the library.
 const REMEDY: &str = "pip install nvidia-nccl-cu13 (nvidia-nccl-cu12 with a driver before 580) into the active Python \
                       environment, or let NCCL_LIBRARY name libnccl.so.2";
 
-/// Why GPUs cannot exchange gradients.
+/// Why ranks cannot exchange gradients between GPUs.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum NcclError {
     #[error("ranks on GPUs need NCCL, which was not found: looked for {looked}; {REMEDY}")]
@@ -74,19 +74,21 @@ pub enum NcclError {
     OtherVersion { rank: usize, has: Version, needs: Version },
     #[error("ranks {ranks} were given the same GPU, {gpu}; start one rank a GPU, see CUDA_VISIBLE_DEVICES")]
     SharedGpu { ranks: String, gpu: String },
-    #[error("NCCL {has} gives no GPU to several ranks; start one rank a GPU, or take NCCL {needs} or later")]
+    #[error(
+        "NCCL {has} does not allow several ranks on one GPU; start one rank a GPU, or take NCCL {needs} or later"
+    )]
     CannotShare { has: Version, needs: Version },
     #[error("NCCL takes rank {rank} for {got}, not {expected}; report this, with what NCCL_DEBUG=INFO says")]
     Misplaced { rank: usize, got: String, expected: String },
     #[error(transparent)]
     Call(#[from] Failure),
-    /// Why is what the group says.
+    /// The group has the reason.
     #[error("the exchange with the other ranks was stopped")]
     Stopped,
 }
 
 impl NcclError {
-    /// Whether it probably is another rank's doing.
+    /// Whether another rank is the probable cause.
     pub fn elsewhere(&self) -> bool {
         const REMOTE: i32 = 6;
         matches!(self, NcclError::Stopped | NcclError::Call(Failure { code: REMOTE, .. }))
@@ -106,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn every_error_is_one_line_with_what_is_wrong_first_and_the_remedy_after() {
+    fn error_is_one_line_with_the_problem_before_the_remedy() {
         let library = || "libnccl.so.2".to_string();
         let failure = |code| Failure {
             call: "ncclCommInitRank",

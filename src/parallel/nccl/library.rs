@@ -1,4 +1,4 @@
-//! Finding the library and its functions.
+//! Finds the library and its functions.
 
 use std::env;
 use std::ffi::{CStr, OsString, c_char, c_int, c_void};
@@ -6,23 +6,23 @@ use std::path::{Path, PathBuf};
 
 use super::{Failure, NcclError, Version};
 
-/// The oldest that will do. Averages came with 2.10, collectives in CUDA graphs with 2.9, the text of the last error
-/// with 2.13; 2.16 is the first that was built for CUDA 12, whose drivers this program needs, and so the first with
-/// code for all cards that it runs on.
+/// The oldest version that is accepted. Collectives in CUDA graphs came with 2.9, averages with 2.10, the text of the
+/// last error with 2.13. 2.16 is the first version built for CUDA 12, whose drivers this program needs, and so the first
+/// with code for all GPUs that it runs on.
 pub const OLDEST: Version = Version(2, 16, 0);
 
-/// The oldest that lets ranks share a GPU, where it is told to.
+/// The oldest version that can let ranks share a GPU.
 pub const SHARING: Version = Version(2, 30, 0);
 
-/// Whether it was told to.
+/// Whether the user has told NCCL to do so.
 pub fn ranks_may_share_gpus() -> bool {
     env::var_os("NCCL_MULTI_RANK_GPU_ENABLE").is_some_and(|value| value == "1")
 }
 
-/// Names under which loaders know it: packages for running programs have the first only.
+/// Names under which loaders know it. Packages without development files have only the first.
 const NAMES: [&str; 2] = ["libnccl.so.2", "libnccl.so"];
 
-/// What rank 0 makes and all join with.
+/// Identifies a group of ranks; rank 0 creates it.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct UniqueId(pub [u8; 128]);
@@ -32,10 +32,10 @@ pub(super) type Handle = *mut c_void;
 pub(super) type Answer = c_int;
 pub(super) const SUCCESS: Answer = 0;
 
-/// Declares the functions of a library, looked up by their names.
+/// Declares the functions of a library, which are looked up by name.
 macro_rules! functions {
     ($($field:ident = $name:literal: fn($($argument:ty),*) -> $answer:ty;)*) => {
-        /// The functions that are called, as `nccl.h` declares them.
+        /// The functions that this binding uses, as `nccl.h` declares them.
         #[derive(Clone, Copy)]
         pub(super) struct Functions {
             $(pub $field: unsafe extern "C" fn($($argument),*) -> $answer,)*
@@ -43,10 +43,10 @@ macro_rules! functions {
 
         impl Functions {
             /// # Safety
-            /// What has these names is NCCL's.
+            /// The library's functions with these names must be those of NCCL.
             unsafe fn of(library: &libloading::Library) -> Result<Functions, &'static str> {
                 Ok(Functions {
-                    // SAFETY: as the caller promises, and NCCL keeps the signatures of its second version.
+                    // SAFETY: the caller guarantees NCCL, which keeps the signatures within major version 2.
                     $($field: unsafe { *library.get($name.as_bytes()).map_err(|_| $name)? },)*
                 })
             }
@@ -71,38 +71,39 @@ functions! {
     get_last_error = "ncclGetLastError": fn(Handle) -> *const c_char;
 }
 
-/// NCCL, loaded. It stays so until the process ends, since it has threads of its own.
+/// The loaded library. It is never unloaded, since it has threads of its own.
 #[derive(Clone, Copy)]
-pub struct Library {
+pub struct Nccl {
     pub(super) functions: Functions,
     version: Version,
 }
 
-impl Library {
-    /// Finds it: what `NCCL_LIBRARY` names, else the loader's own, else the active Python environment's.
+impl Nccl {
+    /// Loads the library that `NCCL_LIBRARY` names; without that variable the loader's, or else that of the active
+    /// Python environment.
     ///
     /// # Errors
-    /// [`NcclError`]: none found, or none that will do.
-    pub fn load() -> Result<Library, NcclError> {
+    /// [`NcclError`] if none is found or it cannot be used.
+    pub fn load() -> Result<Nccl, NcclError> {
         let named = env::var_os("NCCL_LIBRARY").filter(|name| !name.is_empty());
         let environments = ["VIRTUAL_ENV", "CONDA_PREFIX"].map(env::var_os);
-        Library::find(named, environments.into_iter().flatten().map(PathBuf::from).collect())
+        Nccl::find(named, environments.into_iter().flatten().map(PathBuf::from).collect())
     }
 
-    fn find(named: Option<OsString>, environments: Vec<PathBuf>) -> Result<Library, NcclError> {
+    fn find(named: Option<OsString>, environments: Vec<PathBuf>) -> Result<Nccl, NcclError> {
         if let Some(path) = named {
-            return Library::open(Path::new(&path));
+            return Nccl::open(Path::new(&path));
         }
-        // SAFETY: loading runs the library's initialisers, which only note what the environment says.
+        // SAFETY: loading runs the library's initialisers, which only read the environment.
         let loaders =
             NAMES.iter().find_map(|name| Some((*name, unsafe { libloading::Library::new(*name) }.ok()?)));
         if let Some((name, library)) = loaders {
-            return Library::of(library, name.into());
+            return Nccl::of(library, name.into());
         }
         let folders: Vec<PathBuf> = environments.iter().flat_map(|root| packages(root)).collect();
         let files = folders.iter().flat_map(|folder| NAMES.map(|name| folder.join(name)));
         match files.into_iter().find(|file| file.exists()) {
-            Some(file) => Library::open(&file),
+            Some(file) => Nccl::open(&file),
             None => {
                 let mut looked = NAMES.join(", ");
                 let places = if folders.is_empty() { &environments } else { &folders };
@@ -117,65 +118,62 @@ impl Library {
         }
     }
 
-    /// Loads this file.
-    ///
-    /// # Errors
-    /// As for [`Library::load`].
-    pub fn open(path: &Path) -> Result<Library, NcclError> {
+    fn open(path: &Path) -> Result<Nccl, NcclError> {
         // SAFETY: as in `find`.
         let loaded = unsafe { libloading::Library::new(path) };
         let library = loaded.map_err(|error| {
-            let (why, name) = (words(&error).replace('\n', " "), path.display().to_string());
+            let why = loader_message(&error).replace('\n', " ");
+            let name = path.display().to_string();
             NcclError::Unloadable { why: if why.contains(&name) { why } else { format!("{name}: {why}") } }
         })?;
-        Library::of(library, path.display().to_string())
+        Nccl::of(library, path.display().to_string())
     }
 
-    fn of(loaded: libloading::Library, library: String) -> Result<Library, NcclError> {
-        // SAFETY: a library of this name that has all of these functions is NCCL.
+    fn of(loaded: libloading::Library, library: String) -> Result<Nccl, NcclError> {
+        // SAFETY: a library of this name with all of these functions is NCCL.
         let functions = unsafe { Functions::of(&loaded) };
         std::mem::forget(loaded);
         let functions =
             functions.map_err(|function| NcclError::NotNccl { library: library.clone(), function })?;
         let mut number = 0;
-        let nowhere = Library { functions, version: Version(0, 0, 0) };
+        let unknown = Nccl { functions, version: Version(0, 0, 0) };
         // SAFETY: writes one number.
-        nowhere.check("ncclGetVersion", unsafe { (functions.get_version)(&mut number) })?;
+        unknown.check("ncclGetVersion", unsafe { (functions.get_version)(&mut number) })?;
         let version = Version::from_number(number);
         if version < OLDEST {
             return Err(NcclError::TooOld { library, has: version, needs: OLDEST });
         }
-        Ok(Library { functions, version })
+        Ok(Nccl { functions, version })
     }
 
     pub fn version(&self) -> Version {
         self.version
     }
 
-    /// What the ranks of one group join with; rank 0 makes it, and must live on. Needs no GPU.
+    /// A new identifier for a group of ranks. Rank 0 creates it, and must keep running. Needs no GPU.
     ///
     /// # Errors
-    /// Where no network is to be had.
+    /// If there is no network.
     pub fn unique_id(&self) -> Result<UniqueId, NcclError> {
         let mut id = UniqueId([0; 128]);
-        // SAFETY: writes as many bytes.
+        // SAFETY: writes the bytes of `id`.
         self.check("ncclGetUniqueId", unsafe { (self.functions.get_unique_id)(&mut id) })?;
         Ok(id)
     }
 
-    /// A call's answer as a value.
+    /// The result of a call.
     pub(super) fn check(&self, call: &'static str, code: Answer) -> Result<(), NcclError> {
         if code == SUCCESS {
             return Ok(());
         }
-        // SAFETY: the functions give a string that lives as long as the library, or null.
+        // SAFETY: the functions return null or a string that lives as long as the library.
         let (text, last) = unsafe {
             (
-                said((self.functions.get_error_string)(code)),
-                said((self.functions.get_last_error)(std::ptr::null_mut())),
+                text_of((self.functions.get_error_string)(code)),
+                text_of((self.functions.get_last_error)(std::ptr::null_mut())),
             )
         };
-        // What NCCL adds of its own remedies is in `hint`.
+        // NCCL appends a remedy of its own; `hint` has it.
         let text = text.map(|text| text.split(" (run with").next().unwrap_or_default().to_string());
         let text = text.unwrap_or_else(|| format!("error {code}"));
         let last = last.map(|last| format!(" ({last})")).unwrap_or_default();
@@ -183,31 +181,31 @@ impl Library {
     }
 }
 
-impl std::fmt::Debug for Library {
+impl std::fmt::Debug for Nccl {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
         write!(f, "NCCL {}", self.version)
     }
 }
 
-/// The loader's own words.
-fn words(error: &libloading::Error) -> String {
+/// The message of the system's loader.
+fn loader_message(error: &libloading::Error) -> String {
     let source = std::error::Error::source(error);
     source.map_or_else(|| error.to_string(), |source| source.to_string())
 }
 
 /// # Safety
-/// Null or a string that is never freed.
-unsafe fn said(text: *const c_char) -> Option<String> {
+/// `text` must be null or a string that is never freed.
+unsafe fn text_of(text: *const c_char) -> Option<String> {
     if text.is_null() {
         return None;
     }
-    // SAFETY: as the caller promises.
+    // SAFETY: guaranteed by the caller.
     let text = unsafe { CStr::from_ptr(text) }.to_string_lossy();
     let text = text.trim().replace('\n', " ");
     (!text.is_empty()).then_some(text)
 }
 
-/// Where NVIDIA's packages lie in a Python environment: `lib/python3.12/site-packages/nvidia/nccl/lib`.
+/// The folders of NVIDIA's package in a Python environment: `lib/python3.12/site-packages/nvidia/nccl/lib`.
 fn packages(root: &Path) -> Vec<PathBuf> {
     let pythons = |lib: &str| std::fs::read_dir(root.join(lib)).into_iter().flatten().flatten();
     let mut folders: Vec<PathBuf> = ["lib", "lib64"]
@@ -225,28 +223,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_missing_is_told_with_where_it_was_looked_for() {
+    fn unusable_file_is_named_in_the_error() {
         let folder = tempfile::tempdir().unwrap();
-        let error = Library::find(Some(folder.path().join("none.so").into()), Vec::new()).unwrap_err();
+        let error = Nccl::find(Some(folder.path().join("none.so").into()), Vec::new()).unwrap_err();
         assert!(matches!(&error, NcclError::Unloadable { why } if why.contains("none.so")), "{error}");
-        // Not a library at all; then one that is another.
+        // A file that is no library; then another library.
         let file = folder.path().join("libnccl.so.2");
         std::fs::write(&file, "no library").unwrap();
-        let error = Library::open(&file).unwrap_err();
+        let error = Nccl::open(&file).unwrap_err();
         assert!(matches!(&error, NcclError::Unloadable { why } if why.contains("libnccl.so.2")), "{error}");
-        let error = Library::open(Path::new("libm.so.6")).unwrap_err();
+        let error = Nccl::open(Path::new("libm.so.6")).unwrap_err();
         assert!(matches!(error, NcclError::NotNccl { function: "ncclGetVersion", .. }), "{error}");
     }
 
-    /// Where the machine has NCCL, that is found first.
+    /// If the machine itself has NCCL, that is found first.
     #[test]
-    fn a_python_environment_is_looked_at() {
+    fn python_environment_is_searched() {
         let root = tempfile::tempdir().unwrap();
         let site = root.path().join("lib/python3.12/site-packages/nvidia/nccl/lib");
         std::fs::create_dir_all(root.path().join("lib/pkgconfig")).unwrap();
         std::fs::create_dir_all(&site).unwrap();
         assert_eq!(packages(root.path()), std::slice::from_ref(&site));
-        match Library::find(None, vec![root.path().to_owned()]) {
+        match Nccl::find(None, vec![root.path().to_owned()]) {
             Ok(library) => assert!(library.version() >= OLDEST),
             Err(error) => {
                 assert!(
@@ -255,9 +253,9 @@ mod tests {
                 );
             }
         }
-        if Library::find(None, Vec::new()).is_err() {
+        if Nccl::find(None, Vec::new()).is_err() {
             std::fs::write(site.join("libnccl.so.2"), "no library").unwrap();
-            let error = Library::find(None, vec![root.path().to_owned()]).unwrap_err();
+            let error = Nccl::find(None, vec![root.path().to_owned()]).unwrap_err();
             assert!(matches!(&error, NcclError::Unloadable { why } if why.contains("python3.12")), "{error}");
         }
     }

@@ -1,11 +1,12 @@
 //! NCCL, NVIDIA's library for exchange between GPUs: a thin binding of what ranks need, loaded when they need it.
 //!
-//! No program needs it to start or to be built. It is looked for as [`Library::load`] says; what is missing, too old or
-//! fails is an [`NcclError`] in one line. Streams and places in memory are plain numbers here: this floor knows no GPU.
+//! The program is built and starts without it. [`Nccl::load`] says where it is looked for. If it is missing, too old, or
+//! fails, the result is an [`NcclError`] in one line. Streams and device addresses are plain numbers here, since this
+//! module knows no GPU.
 //!
-//! Collectives are enqueued on a stream and wait on the GPU for the other ranks. If one never comes they never end, and
-//! no call to the GPU tells. So whoever waits for a stream asks [`Comm::check`] meanwhile, and whoever learns that a
-//! rank has gone uses the [`Stopper`].
+//! Collectives are enqueued on a stream and wait on the GPU for the other ranks. If a rank never comes they never
+//! finish, and the stream alone cannot tell. So a thread that waits for a stream must call [`Comm::check`] meanwhile,
+//! and a thread that learns that a rank has gone must use the [`Stopper`].
 
 mod communicator;
 mod error;
@@ -13,9 +14,9 @@ mod library;
 
 pub use communicator::{Comm, Stopper};
 pub use error::{Failure, NcclError, Version};
-pub use library::{Library, OLDEST, SHARING, UniqueId, ranks_may_share_gpus};
+pub use library::{Nccl, OLDEST, SHARING, UniqueId, ranks_may_share_gpus};
 
-/// What becomes of the ranks' elements.
+/// The kind of elements, and the operation that NCCL reduces the ranks' elements with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reduce {
     SumF32,

@@ -1,4 +1,4 @@
-//! One connection of the service: nothing here ever blocks.
+//! One connection of the service. No method blocks.
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Write};
@@ -8,19 +8,19 @@ use std::time::Instant;
 
 use super::wire::{Inbox, Message};
 
-/// Reads in a row, so that one rank with much to say does not keep the others waiting.
+/// Reads in a row, so that one rank that sends much does not delay the others.
 const READS: usize = 16;
 
 /// How far a connection has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
-    /// Nothing is known of it.
+    /// Nothing has been decoded yet.
     New,
-    /// The preamble has come.
+    /// The preamble has arrived.
     Greeted,
     Rank(usize),
-    /// It was refused; the line that says why is still on its way.
-    Parting,
+    /// The connection was refused, and the reason is being sent.
+    Refused,
 }
 
 pub struct Connection {
@@ -28,20 +28,21 @@ pub struct Connection {
     pub from: SocketAddr,
     pub inbox: Inbox,
     pub stage: Stage,
-    /// When it came, or was refused.
+    /// When it was accepted, or refused.
     pub since: Instant,
     outbox: VecDeque<Arc<[u8]>>,
-    /// Bytes of the outbox's first that are sent.
+    /// Bytes of the first entry of the outbox that are sent.
     sent: usize,
-    /// Nothing can be sent any more.
-    deaf: bool,
+    /// Sending has failed.
+    broken: bool,
 }
 
-/// What a turn of reading brought.
+/// The result of reading.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Read {
+pub enum Arrived {
     Nothing,
-    Some,
+    Bytes,
+    /// The connection is closed. Bytes may have arrived before.
     End,
 }
 
@@ -49,20 +50,29 @@ impl Connection {
     pub fn new(stream: TcpStream, from: SocketAddr) -> io::Result<Connection> {
         stream.set_nonblocking(true)?;
         stream.set_nodelay(true)?;
-        let (inbox, since, outbox) = (Inbox::new(), Instant::now(), VecDeque::new());
-        Ok(Connection { stream, from, inbox, stage: Stage::New, since, outbox, sent: 0, deaf: false })
+        Ok(Connection {
+            stream,
+            from,
+            inbox: Inbox::new(),
+            stage: Stage::New,
+            since: Instant::now(),
+            outbox: VecDeque::new(),
+            sent: 0,
+            broken: false,
+        })
     }
 
     pub fn is_stranger(&self) -> bool {
         matches!(self.stage, Stage::New | Stage::Greeted)
     }
 
-    pub fn say(&mut self, message: &Message) {
+    pub fn send(&mut self, message: &Message) {
         self.push(message.encode().into());
     }
 
+    /// Queues an encoded frame.
     pub fn push(&mut self, bytes: Arc<[u8]>) {
-        if !self.deaf {
+        if !self.broken {
             self.outbox.push_back(bytes);
         }
     }
@@ -71,7 +81,8 @@ impl Connection {
         !self.outbox.is_empty()
     }
 
-    /// Sends what the system takes. A failure shows when reading: the other side's last words may lie there.
+    /// Sends as much as the system accepts. A failure is reported by `read`, since last messages of the other side may
+    /// still be unread.
     pub fn flush(&mut self) {
         while let Some(first) = self.outbox.front() {
             match (&self.stream).write(&first[self.sent..]) {
@@ -80,7 +91,7 @@ impl Connection {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
                 Err(_) => {
                     self.outbox.clear();
-                    self.deaf = true;
+                    self.broken = true;
                     return;
                 }
             }
@@ -91,18 +102,18 @@ impl Connection {
         }
     }
 
-    /// Reads what is there, up to a limit.
-    pub fn read(&mut self) -> Read {
-        let mut read = Read::Nothing;
+    /// Reads what has arrived, up to a limit.
+    pub fn read(&mut self) -> Arrived {
+        let mut arrived = Arrived::Nothing;
         for _ in 0..READS {
             match self.inbox.fill(&self.stream) {
-                Ok(0) => return Read::End,
-                Ok(_) => read = Read::Some,
+                Ok(0) => return Arrived::End,
+                Ok(_) => arrived = Arrived::Bytes,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-                Err(_) => return Read::End,
+                Err(_) => return Arrived::End,
             }
         }
-        read
+        arrived
     }
 }

@@ -1,50 +1,50 @@
-//! What goes wrong while ranks meet and afterwards, each as one line with its remedy.
+//! What can go wrong while ranks join and afterwards, each as one line with its remedy.
 
 use std::fmt;
-use std::io;
-use std::time::Duration;
+use std::io::{self, Write};
+use std::sync::{Mutex, TryLockError};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-/// Why a rank cannot join, or cannot go on.
+use super::lock;
+use crate::parallel::Address;
+
+/// Why a rank cannot join, or cannot continue.
 #[derive(Debug, thiserror::Error)]
 pub enum GroupError {
-    /// The first error of the group; it ended every rank's work.
+    /// The first error of the group. It has stopped all ranks.
     #[error("{0}")]
     Stopped(Stopped),
-    /// Rank 0 does not take this rank, or the group did not come together. The line says which ranks and why; `told`
-    /// where it is for rank 0 to print it.
-    #[error("{why}")]
-    Refused { why: String, told: bool },
-    /// This rank or another one was asked to stop before all were there.
-    #[error("interrupted before all ranks were there; nothing was begun")]
+    /// Rank 0 refuses this rank, or the group was not formed. `told`: rank 0 prints the reason.
+    #[error("{reason}")]
+    Refused { reason: String, told: bool },
+    /// This rank or another one was asked to stop before all ranks had joined.
+    #[error("interrupted before all ranks had joined; training had not begun")]
     Interrupted,
-    #[error("`{0}` is no address of rank 0: write host:port, for example node1:29500 or [fd00::1]:29500")]
-    Address(String),
-    #[error("rank {rank} of {size} ranks cannot be: ranks count from 0")]
+    #[error("rank {rank} of {size} ranks is not possible: ranks count from 0")]
     Rank { rank: usize, size: usize },
     #[error("the host of rank 0's address {address} cannot be found ({error}); check the name")]
-    Unresolved { address: String, error: io::Error },
+    Unresolved { address: Address, error: io::Error },
     #[error(
-        "port {port} is in use; choose another one: --rendezvous {host}:PORT, or MASTER_PORT where a launcher sets it"
+        "port {port} is in use; choose another one: --rendezvous {host}:PORT, or MASTER_PORT if a launcher sets it"
     )]
     PortInUse { host: String, port: u16 },
     #[error("cannot listen at {address} for the other ranks: {error}")]
-    Listen { address: String, error: io::Error },
-    #[error("nobody answers at {address} for {}; does rank 0 run there, and is the port open?", seconds(*.timeout))]
-    NobodyAnswers { address: String, timeout: Duration },
+    Listen { address: Address, error: io::Error },
+    #[error("no answer from {address} for {}; does rank 0 run there, and is the port open?", seconds(*.timeout))]
+    NoAnswer { address: Address, timeout: Duration },
     #[error("what answers at {0} is not effnet; is another program using the port?")]
-    Foreign(String),
-    #[error("rank 0 at {0} went away before all ranks were there; its own error says why")]
-    Lost(String),
+    Foreign(Address),
+    #[error("rank 0 at {0} closed the connection before all ranks had joined; its own error says why")]
+    Lost(Address),
     #[error("{bytes} bytes are too many for `{what}`: ranks exchange at most {limit}")]
     TooLarge { what: &'static str, bytes: usize, limit: usize },
     #[error("`{0}` cannot start: the exchange before it is not collected")]
     Outstanding(&'static str),
-    #[error("there is nothing to collect: post comes first")]
+    #[error("there is nothing to collect: call post first")]
     NothingPosted,
-    #[error("rank {rank} gave {found} bytes for `{what}`, not {expected}")]
-    Length { rank: usize, what: &'static str, found: usize, expected: usize },
     #[error("this rank has left the group")]
     Left,
     #[error("cannot set up the connection to rank 0: {0}")]
@@ -52,7 +52,7 @@ pub enum GroupError {
 }
 
 impl GroupError {
-    /// The group's first error, where this is it.
+    /// The group's first error, if this is it.
     pub fn stopped(&self) -> Option<&Stopped> {
         match self {
             GroupError::Stopped(stopped) => Some(stopped),
@@ -64,20 +64,20 @@ impl GroupError {
 /// The first error of a group, the same at every rank.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stopped {
-    /// Whose error it is.
+    /// The rank that caused it.
     pub rank: usize,
     pub host: String,
     pub pid: u32,
-    /// What that rank did, as far as it is known.
+    /// The last known step and activity of that rank.
     pub step: u64,
     pub what: String,
     pub cause: Cause,
-    /// `Failed`: that rank's own words. Otherwise a line that names the rank itself.
+    /// For [`Cause::Failed`] the rank's own message, otherwise a line that names the rank.
     pub message: String,
 }
 
 impl Stopped {
-    /// What is left to do, to be said after the error, where a rank went without a word: one that spoke has said it.
+    /// What the user can do, if the rank ended without a message of its own.
     pub fn remedy(&self) -> &'static str {
         match self.cause {
             Cause::Ended | Cause::Stalled if self.step > 0 => {
@@ -88,16 +88,16 @@ impl Stopped {
     }
 }
 
-/// How the first error came about.
+/// How the first error was detected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Cause {
-    /// The rank said so.
+    /// The rank reported it.
     Failed,
-    /// Its connection ended without a word.
+    /// Its connection closed without a message.
     Ended,
-    /// It stood still, or was not heard of, longer than the watchdog allows.
+    /// It made no progress, or sent nothing, for longer than the watchdog allows.
     Stalled,
-    /// Ranks are at different places of the program.
+    /// Ranks are at different places in the program.
     Mismatch,
 }
 
@@ -113,7 +113,41 @@ impl fmt::Display for Stopped {
     }
 }
 
-/// Whole seconds where it is whole seconds.
+/// Whether this process has printed its error. The lock is held while it prints.
+static PRINTED: Mutex<bool> = Mutex::new(false);
+
+/// Prints the error of this process on standard error, unless its group has done so.
+///
+/// Two threads may want to print it: the main thread, and the one that ends a process that hangs after a stop. Whichever
+/// is first prints.
+pub fn print_error(line: &str) {
+    print(&mut lock(&PRINTED), line);
+}
+
+/// [`print_error`] for a thread that must not wait for long: the main thread may hold the lock because nothing reads
+/// what it prints.
+pub(super) fn print_error_or_give_up(line: &str) {
+    const PATIENCE: Duration = Duration::from_secs(1);
+    let start = Instant::now();
+    loop {
+        match PRINTED.try_lock() {
+            Ok(mut printed) => return print(&mut printed, line),
+            Err(TryLockError::Poisoned(poisoned)) => return print(&mut poisoned.into_inner(), line),
+            Err(TryLockError::WouldBlock) if start.elapsed() > PATIENCE => return,
+            Err(TryLockError::WouldBlock) => thread::sleep(Duration::from_millis(10)),
+        }
+    }
+}
+
+fn print(printed: &mut bool, line: &str) {
+    if !*printed {
+        // In one piece, so that lines of other ranks do not mix with it. A failure to print cannot be reported.
+        let _ = io::stderr().write_all(format!("error: {line}\n").as_bytes());
+        *printed = true;
+    }
+}
+
+/// "5 s", or "1.5 s" for a short time that is not whole.
 pub(super) fn seconds(time: Duration) -> String {
     if time.subsec_millis() == 0 || time.as_secs() >= 10 {
         format!("{} s", time.as_secs())

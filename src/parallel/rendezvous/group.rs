@@ -1,108 +1,103 @@
-//! What the rest of the program sees of the group.
+//! The interface of a group to the rest of the program.
 
 use std::net::Shutdown;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, MutexGuard};
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::connect::{Address, listen, myself, take_seat, within};
+use super::connect::{join, listen, near, own_id};
 use super::error::{GroupError, Stopped};
-use super::member::{Hook, Member, State, lock};
+use super::member::{Hook, Member, MemberState};
 use super::service::Service;
 use super::wire::{LIMIT, Message, post};
-use super::{Cause, Identity, Membership};
+use super::{Cause, Identity, InheritedListener, Membership, lock};
 use crate::parallel::World;
 
-/// How long a failing rank waits to hear that all know of it.
-const TELLING: Duration = Duration::from_secs(6);
+/// How long a failing rank waits until all ranks know of its error.
+const REPORT: Duration = Duration::from_secs(6);
 
 /// A rank's place among the ranks that train together, from joining to leaving.
 ///
-/// Exchanges are collective: all ranks call the same ones in the same order, one thread of each. Everything else may be
-/// called from any thread at any time. A handle that is dropped without [`leave`](Group::leave) is a rank that died,
-/// and stops the others.
+/// Exchanges are collective: all ranks call the same ones in the same order, each on one thread. All other methods may
+/// be called from any thread at any time. A group that is dropped without [`leave`](Group::leave) counts as a rank that
+/// died, and stops the others.
 pub struct Group {
     world: World,
-    address: Address,
+    /// The host of rank 0.
+    host: String,
     member: Arc<Member>,
-    /// At rank 0; the last to be dropped.
+    /// Of rank 0. Must be dropped last.
     _service: Option<Service>,
 }
 
 impl Group {
-    /// Waits until all ranks are there, and want the same.
+    /// Waits until all ranks have joined, and checks that they agree.
     ///
     /// # Errors
-    /// One line for each way in which ranks do not come together; see [`GroupError`].
+    /// One line for each way in which ranks fail to join; see [`GroupError`].
     pub fn join(membership: &Membership, identity: Identity) -> Result<Arc<Group>, GroupError> {
         Group::join_unless(membership, identity, &AtomicBool::new(false))
     }
 
-    /// [`Group::join`], unless `stop` is raised before all are there. All that wait then give up.
+    /// [`Group::join`], unless `stop` is set before all ranks have joined. Then all ranks that wait give up.
     ///
     /// # Errors
-    /// As [`join`](Group::join); [`GroupError::Interrupted`] where any rank gives up.
+    /// As for [`join`](Group::join); [`GroupError::Interrupted`] if any rank gives up.
     pub fn join_unless(
         membership: &Membership,
         identity: Identity,
         stop: &AtomicBool,
     ) -> Result<Arc<Group>, GroupError> {
-        let world = membership.world;
-        let World { rank, size, .. } = world;
+        let Membership { world, address, listener, .. } = membership;
+        let World { rank, size, .. } = *world;
         if rank >= size {
             return Err(GroupError::Rank { rank, size });
         }
-        let address = Address::parse(&membership.address)?;
-        let (mut near, mut service) = (None, None);
+        let mut service = None;
+        let mut own_address = None;
         if world.leads() {
-            let listener = listen(&address, membership.listener)?;
-            near = Some(within(&listener)?);
-            let Membership { timeout, watchdog, .. } = *membership;
-            service = Some(Service::start(listener, size, identity.clone(), timeout, watchdog)?);
+            let inherited = listener.as_ref().and_then(InheritedListener::take);
+            let listener = inherited.map_or_else(|| listen(address), Ok)?;
+            own_address = Some(near(&listener)?);
+            service = Some(Service::start(listener, membership, identity.clone())?);
         }
-        let who = myself(rank);
-        let seated = take_seat(membership, &who, &identity, near, stop);
-        if seated.is_err() && stop.load(Ordering::Relaxed) {
+        let id = own_id(rank);
+        let joined = join(membership, &id, &identity, own_address, stop);
+        if joined.is_err() && stop.load(Ordering::Relaxed) {
             service.iter().for_each(Service::hurry);
             return Err(GroupError::Interrupted);
         }
-        let seated = seated?;
-        let member = Member::start(membership, who, seated)?;
-        Ok(Arc::new(Group { world, address, member, _service: service }))
+        let member = Member::start(membership, id, joined?)?;
+        Ok(Arc::new(Group { world: *world, host: address.host.clone(), member, _service: service }))
     }
 
     pub fn world(&self) -> World {
         self.world
     }
 
-    /// "rank 2 (host b, pid 77)"
-    pub fn name(&self, rank: usize) -> String {
-        self.member.all.get(rank).map_or_else(|| format!("rank {rank}"), ToString::to_string)
-    }
-
     /// A host name or an address (IPv6 without brackets) at which other ranks reach this one.
     pub fn peer_host(&self) -> String {
-        // Towards rank 0, this machine uses the address at which it is part of the ranks' network. Who comes over the
-        // loopback is on rank 0's machine, which has the name by which all found it.
+        // The address that this machine uses towards rank 0 belongs to the network of the ranks. A loopback address
+        // means that this is rank 0's machine, which all ranks have found by the name of rank 0's host.
         match self.member.stream.local_addr() {
             Ok(own) if !own.ip().is_loopback() => own.ip().to_string(),
-            _ => self.address.host.clone(),
+            _ => self.host.clone(),
         }
     }
 
-    /// Gives bytes to all ranks and gets those of all, in rank order. At most [`LIMIT`] bytes a rank.
+    /// Gives bytes to all ranks and returns those of all ranks, in rank order. At most [`LIMIT`] bytes a rank.
     ///
     /// # Errors
-    /// [`GroupError::Stopped`] where any rank fails before all have given theirs, or is at another `what`.
+    /// [`GroupError::Stopped`] if any rank fails before all have given their bytes, or is at another `what`.
     pub fn exchange(&self, what: &'static str, bytes: &[u8]) -> Result<Vec<Vec<u8>>, GroupError> {
         self.post(what, bytes)?;
         self.collect()
     }
 
-    /// First half of an exchange: gives, and does not wait. One at a time.
+    /// The first half of an exchange: gives bytes without waiting. One exchange at a time.
     ///
     /// # Errors
-    /// As [`exchange`](Group::exchange); and where another one is not yet collected.
+    /// As for [`exchange`](Group::exchange); and if another exchange is not yet collected.
     pub fn post(&self, what: &'static str, bytes: &[u8]) -> Result<(), GroupError> {
         if bytes.len() > LIMIT {
             return Err(GroupError::TooLarge { what, bytes: bytes.len(), limit: LIMIT });
@@ -115,16 +110,16 @@ impl Group {
         let sequence = state.sequence;
         drop(state);
         self.progress();
-        // So that rank 0 knows what this rank did last, should it end now.
+        // So that rank 0 knows what this rank did last if it dies now.
         self.send(&self.member.beat());
         self.send(&post(sequence, what, bytes));
         Ok(())
     }
 
-    /// Second half: waits for all.
+    /// The second half: waits for all ranks.
     ///
     /// # Errors
-    /// As [`exchange`](Group::exchange); and where nothing was posted.
+    /// As for [`exchange`](Group::exchange); and if nothing was posted.
     pub fn collect(&self) -> Result<Vec<Vec<u8>>, GroupError> {
         let _blocked = Blocked::new(&self.member);
         let mut state = self.state()?;
@@ -139,81 +134,54 @@ impl Group {
         Ok(std::mem::take(&mut state.parts))
     }
 
-    /// Returns when all ranks are here.
+    /// Whether `own` is true at any rank.
     ///
     /// # Errors
-    /// As [`exchange`](Group::exchange).
-    pub fn barrier(&self, what: &'static str) -> Result<(), GroupError> {
-        self.exchange(what, &[]).map(drop)
-    }
-
-    /// Sums over the ranks, number by number, modulo 2^64. All ranks give equally many.
-    ///
-    /// # Errors
-    /// As [`exchange`](Group::exchange); and where a rank gives more or fewer numbers than this one.
-    pub fn sum(&self, what: &'static str, numbers: &[u64]) -> Result<Vec<u64>, GroupError> {
-        let bytes: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
-        let mut sums = vec![0u64; numbers.len()];
-        for (rank, part) in self.exchange(what, &bytes)?.iter().enumerate() {
-            let (found, expected) = (part.len(), bytes.len());
-            if found != expected {
-                return Err(GroupError::Length { rank, what, found, expected });
-            }
-            for (sum, number) in sums.iter_mut().zip(part.as_chunks().0) {
-                *sum = sum.wrapping_add(u64::from_le_bytes(*number));
-            }
-        }
-        Ok(sums)
-    }
-
-    /// Whether it is true at any rank.
-    ///
-    /// # Errors
-    /// As [`exchange`](Group::exchange).
+    /// As for [`exchange`](Group::exchange).
     pub fn any(&self, what: &'static str, own: bool) -> Result<bool, GroupError> {
         Ok(self.exchange(what, &[own.into()])?.iter().any(|part| part.contains(&1)))
     }
 
-    /// Rank 0's bytes; what others give is not looked at.
+    /// The bytes of rank 0; those of other ranks are ignored.
     ///
     /// # Errors
-    /// As [`exchange`](Group::exchange).
+    /// As for [`exchange`](Group::exchange).
     pub fn broadcast(&self, what: &'static str, bytes: Option<&[u8]>) -> Result<Vec<u8>, GroupError> {
         let own = bytes.filter(|_| self.world.leads()).unwrap_or_default();
         Ok(self.exchange(what, own)?.swap_remove(0))
     }
 
-    /// What this rank does from now on, for messages; and it moves.
+    /// Records what this rank does from now on, for messages. Counts as progress.
     pub fn doing(&self, step: u64, what: &'static str) {
         *lock(&self.member.doing) = (step, what);
         self.progress();
     }
 
-    /// This rank moves: the watchdog counts anew.
+    /// Tells the watchdog that this rank makes progress.
     pub fn progress(&self) {
         self.member.moves();
     }
 
-    /// How often this rank has moved.
+    /// How often this rank has made progress.
     #[cfg(test)]
     pub fn moves(&self) -> u64 {
         self.member.moved()
     }
 
-    /// Whether it waits for other ranks, in a sum of gradients for example. Then it is not the one that holds the
-    /// others up. Waiting in an exchange is known without this.
+    /// Records whether this rank waits for other ranks, in a sum of gradients for example. The watchdog then does not
+    /// blame it. Not needed for exchanges.
     pub fn waiting(&self, waits: bool) {
         self.member.waits(waits);
     }
 
-    /// Stops all ranks with this rank's error, unless there was one before. Returns when all know of it, after some
-    /// seconds at the most, and whether rank 0 does.
+    /// Stops all ranks with this rank's error, unless there was an error before. Returns when all ranks know of it, after
+    /// some seconds at most, and whether rank 0 does.
     pub fn fail(&self, message: impl Into<String>) -> bool {
         self.report(message.into(), false)
     }
 
-    /// The same for an error that probably is another rank's doing: a neighbour's connection that ended, for example.
-    /// For a second it gives way to the neighbour's own error, or to the news of its death.
+    /// The same for an error that another rank has probably caused: a neighbour's connection that ended, for example.
+    /// If the neighbour reports its own error or is found dead within a second, that is the first error instead.
     pub fn suspect(&self, message: impl Into<String>) -> bool {
         self.report(message.into(), true)
     }
@@ -226,21 +194,20 @@ impl Group {
         }
         drop(state);
         let (step, what) = *lock(&member.doing);
-        let own = member.who.stopped(Cause::Failed, (step, what), message.clone());
+        let own = member.id.stopped(Cause::Failed, (step, what), message.clone());
         self.send(&Message::Fail { step, what: what.into(), message, consequence }.encode());
         let start = Instant::now();
         let mut state = lock(&member.state);
-        while !state.acknowledged && !state.lost && start.elapsed() < TELLING {
-            let left = TELLING.saturating_sub(start.elapsed());
-            state =
-                member.changed.wait_timeout(state, left).unwrap_or_else(|poisoned| poisoned.into_inner()).0;
+        while !state.acknowledged && !state.lost && start.elapsed() < REPORT {
+            let left = REPORT.saturating_sub(start.elapsed());
+            state = member.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
-        let told = state.acknowledged;
+        let acknowledged = state.acknowledged;
         drop(state);
-        if !told {
+        if !acknowledged {
             member.stop(own, true);
         }
-        told
+        acknowledged
     }
 
     /// The first error, once there is one.
@@ -248,18 +215,13 @@ impl Group {
         lock(&self.member.state).stopped.clone()
     }
 
-    /// Whether it is for this rank to print the first error: rank 0 does, and others where rank 0 is lost to them.
-    pub fn tells(&self) -> bool {
+    /// Whether this rank must print the first error: rank 0 does, and every rank that has lost rank 0.
+    pub fn prints_error(&self) -> bool {
         self.world.leads() || lock(&self.member.state).own
     }
 
-    /// The first error is printed. Until this is called, the end of a process that hangs prints it.
-    pub fn told(&self) {
-        lock(&self.member.state).told = true;
-    }
-
-    /// Runs `hook` once when a stop comes, on another thread; at once where it has come already. A hook is to make
-    /// blocked threads return: it closes sockets, aborts NCCL. It must not hold this group.
+    /// Runs `hook` once on another thread when a stop comes, or at once if it has come already. A hook makes blocked
+    /// threads return: it closes sockets or aborts NCCL. It must not own this group.
     pub fn on_stop(&self, hook: Hook) {
         let mut state = lock(&self.member.state);
         if state.stopped.is_none() {
@@ -270,11 +232,11 @@ impl Group {
         hook();
     }
 
-    /// Orderly end. Rank 0 waits for all others: its process carries the service.
+    /// Leaves in order. Rank 0 waits for all others, since its process runs the service.
     ///
     /// # Errors
-    /// [`GroupError::Stopped`] where a rank that has not left fails, or stands still for longer than the watchdog
-    /// allows; and where something posted is not collected.
+    /// [`GroupError::Stopped`] if a rank that has not left fails, or makes no progress for longer than the watchdog
+    /// allows; and if an exchange is not collected.
     pub fn leave(&self) -> Result<(), GroupError> {
         let _blocked = Blocked::new(&self.member);
         let mut state = self.state()?;
@@ -283,7 +245,7 @@ impl Group {
         }
         state.leaving = true;
         drop(state);
-        self.send(&Message::Bye.encode());
+        self.send(&Message::Leave.encode());
         let mut state = lock(&self.member.state);
         while !state.left {
             state = self.wait(state)?;
@@ -294,26 +256,29 @@ impl Group {
         Ok(())
     }
 
-    /// The state of a rank that may go on.
-    fn state(&self) -> Result<MutexGuard<'_, State>, GroupError> {
+    /// The state, unless this rank has stopped or left.
+    fn state(&self) -> Result<MutexGuard<'_, MemberState>, GroupError> {
         let state = check(lock(&self.member.state))?;
         if state.leaving { Err(GroupError::Left) } else { Ok(state) }
     }
 
-    fn wait<'a>(&self, state: MutexGuard<'a, State>) -> Result<MutexGuard<'a, State>, GroupError> {
+    fn wait<'a>(
+        &self,
+        state: MutexGuard<'a, MemberState>,
+    ) -> Result<MutexGuard<'a, MemberState>, GroupError> {
         let state = check(state)?;
-        check(self.member.changed.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner()))
+        check(self.member.changed.wait(state).unwrap_or_else(PoisonError::into_inner))
     }
 
     fn send(&self, frame: &[u8]) {
         if !self.member.send(frame) {
-            // A frame that went out in part leaves nothing to go on with; the member's thread finds the end.
+            // The frame may be incomplete, so the connection is useless. The member's thread notices its end.
             let _ = self.member.stream.shutdown(Shutdown::Both);
         }
     }
 }
 
-fn check(state: MutexGuard<State>) -> Result<MutexGuard<State>, GroupError> {
+fn check(state: MutexGuard<MemberState>) -> Result<MutexGuard<MemberState>, GroupError> {
     match state.stopped.clone() {
         Some(stopped) => Err(GroupError::Stopped(stopped)),
         None => Ok(state),
@@ -327,7 +292,7 @@ impl Drop for Group {
     }
 }
 
-/// A thread that waits for the service, and so for other ranks.
+/// Marks a thread that waits for the service, and so for other ranks.
 struct Blocked<'a>(&'a Member);
 
 impl Blocked<'_> {
@@ -340,7 +305,7 @@ impl Blocked<'_> {
 
 impl Drop for Blocked<'_> {
     fn drop(&mut self) {
-        // First, as in `waits`.
+        // Progress first, as in `waits`.
         self.0.moves();
         self.0.blocked.fetch_sub(1, Ordering::SeqCst);
     }

@@ -1,71 +1,66 @@
-//! A rank's own thread: heartbeats out, results and the stop in.
+//! A rank's own thread: sends heartbeats, receives results and the stop.
 
 use std::io::{self, ErrorKind, Write};
 use std::net::{Shutdown, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::connect::{Seated, interest, poll};
-use super::error::seconds;
-use super::wire::{Beat, Frame, Inbox, Message};
-use super::{Cause, Membership, Stopped, Who};
+use super::connect::{Joined, interest, poll};
+use super::error::{print_error_or_give_up, seconds};
+use super::wire::{Frame, Heartbeat, Inbox, Message};
+use super::{Cause, Membership, RankId, Stopped, lock};
 
 pub type Hook = Box<dyn Fn() + Send + Sync>;
 
-/// Time between heartbeats.
+/// The time between heartbeats.
 pub fn interval(watchdog: Duration) -> Duration {
     (watchdog / 4).clamp(Duration::from_millis(25), Duration::from_millis(250))
 }
 
-/// A pause of the thread itself (the process was stopped, the machine slept) is nobody's silence.
+/// A longer gap between two turns of the loop means that this process or the machine was suspended. The time is not
+/// counted against rank 0.
 const PAUSE: Duration = Duration::from_secs(1);
 
-pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // What lies under these locks is whole at any time; a panic elsewhere is reported by whoever panicked.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// What a rank's threads share.
+/// What the threads of a rank share.
 pub struct Member {
-    pub who: Who,
-    pub all: Vec<Who>,
+    pub id: RankId,
+    /// All ranks, in rank order.
+    all: Vec<RankId>,
     pub stream: TcpStream,
-    /// One frame at a time.
+    /// Held while a frame is written.
     writing: Mutex<()>,
-    pub state: Mutex<State>,
+    pub state: Mutex<MemberState>,
     pub changed: Condvar,
-    /// Step and words.
+    /// The step and the activity, for messages.
     pub doing: Mutex<(u64, &'static str)>,
     moves: AtomicU64,
-    /// It says that it waits for other ranks.
+    /// The rank says that it waits for other ranks.
     waiting: AtomicBool,
-    /// Threads that wait for the service.
+    /// The number of threads that wait for the service.
     pub blocked: AtomicUsize,
-    /// The group's handle is gone.
+    /// The [`Group`](super::Group) is dropped.
     pub closing: AtomicBool,
     watchdog: Duration,
-    /// Time between a stop and the process's end, where the group ends it.
+    /// The time between a stop and the end of the process, if the group ends it.
     grace: Option<Duration>,
 }
 
 #[derive(Default)]
-pub struct State {
-    /// Exchanges collected.
+pub struct MemberState {
+    /// The number of collected exchanges.
     pub sequence: u64,
-    /// The name of the one that is posted.
+    /// The name of the exchange under way.
     pub posted: Option<&'static str>,
-    /// What has come of it.
+    /// The parts of it that have arrived.
     pub parts: Vec<Vec<u8>>,
     pub stopped: Option<Stopped>,
-    /// The stop is this rank's own finding, not the service's word.
+    /// This rank has detected the stop itself; it did not come from the service.
     pub own: bool,
-    /// The connection is at an end.
+    /// The connection is closed.
     pub lost: bool,
-    /// The program has printed the stop.
-    pub told: bool,
-    /// All know of this rank's error.
+    /// All ranks know this rank's error.
     pub acknowledged: bool,
     pub leaving: bool,
     pub left: bool,
@@ -73,14 +68,14 @@ pub struct State {
 }
 
 impl Member {
-    /// Starts the thread; it ends with the connection.
-    pub fn start(membership: &Membership, who: Who, seated: Seated) -> std::io::Result<Arc<Member>> {
-        let Seated { stream, inbox, all } = seated;
+    /// Starts the thread. It ends when the connection is closed.
+    pub fn start(membership: &Membership, id: RankId, joined: Joined) -> io::Result<Arc<Member>> {
+        let Joined { stream, inbox, all } = joined;
         stream.set_write_timeout(Some(membership.watchdog.max(PAUSE)))?;
-        // Reading follows a poll that saw bytes; the limit is for the rare case that they are none after all.
+        // `poll` reports bytes before a read. The limit is for the rare case that there are none after all.
         stream.set_read_timeout(Some(PAUSE))?;
         let member = Arc::new(Member {
-            who,
+            id,
             all,
             stream,
             writing: Mutex::new(()),
@@ -99,13 +94,13 @@ impl Member {
         Ok(member)
     }
 
-    /// Whether it went out.
+    /// Sends a frame. False after a failure.
     pub fn send(&self, frame: &[u8]) -> bool {
         let _one = lock(&self.writing);
         (&self.stream).write_all(frame).is_ok()
     }
 
-    /// It moves.
+    /// This rank makes progress.
     pub fn moves(&self) {
         self.moves.fetch_add(1, Ordering::SeqCst);
     }
@@ -115,51 +110,41 @@ impl Member {
         self.moves.load(Ordering::SeqCst)
     }
 
-    /// It waits for other ranks, or does so no longer. It has moved by that; were this not counted first, a rank that
-    /// has waited for long would look like one that has stood still for long without waiting.
+    /// This rank starts or ends to wait for other ranks. That counts as progress, and is counted first: else a rank that
+    /// has waited for long would look as if it had been idle for long without waiting.
     pub fn waits(&self, waits: bool) {
         self.moves();
         self.waiting.store(waits, Ordering::SeqCst);
     }
 
-    /// What this rank does now.
+    /// An encoded heartbeat.
     pub fn beat(&self) -> Vec<u8> {
         let (step, what) = *lock(&self.doing);
-        // In this order: who waits no longer has moved before, see `waits`.
+        // The flags are read first: a rank that does not wait any more has counted its progress before, see `waits`.
         let waiting = self.waiting.load(Ordering::SeqCst) || self.blocked.load(Ordering::SeqCst) > 0;
         let counter = self.moves.load(Ordering::SeqCst);
-        Message::Beat(Beat { counter, step, what: what.into(), waiting }).encode()
+        Message::Heartbeat(Heartbeat { counter, step, what: what.into(), waiting }).encode()
     }
 
     fn run(self: &Arc<Self>, mut inbox: Inbox) {
         let interval = interval(self.watchdog);
-        let (mut beaten, mut heard, mut looked) = (Instant::now(), Instant::now(), Instant::now());
+        let mut beaten = Instant::now();
+        let mut heard = beaten;
+        let mut looked = beaten;
         // What rank 0 does.
-        let mut leader = Beat { what: "starting".into(), ..Beat::default() };
+        let mut leader = Heartbeat::starting();
         loop {
             let mut socket = [interest(&self.stream, false)];
-            poll(&mut socket, interval.saturating_sub(beaten.elapsed()));
-            if socket[0].revents != 0 {
+            if poll(&mut socket, interval.saturating_sub(beaten.elapsed()))[0] {
                 match inbox.fill(&self.stream) {
-                    Ok(0) => return self.lose(&leader, "ended without a word"),
+                    Ok(0) => return self.lose(&leader, "ended without a message"),
                     Ok(_) => heard = Instant::now(),
                     Err(error) if matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::WouldBlock) => {}
-                    Err(_) => return self.lose(&leader, "ended without a word"),
+                    Err(_) => return self.lose(&leader, "ended without a message"),
                 }
             }
-            loop {
-                let sense = match inbox.frame() {
-                    Ok(None) => break,
-                    Ok(Some(Frame::Control(Message::Beat(beat)))) => {
-                        leader = beat;
-                        true
-                    }
-                    Ok(Some(frame)) => self.hear(frame),
-                    Err(_) => false,
-                };
-                if !sense {
-                    return self.lose(&leader, "sent what makes no sense");
-                }
+            if !self.handle_all(&mut inbox, &mut leader) {
+                return self.lose(&leader, "sent a malformed message");
             }
             if looked.elapsed() > PAUSE {
                 heard += looked.elapsed();
@@ -171,7 +156,7 @@ impl Member {
             }
             if beaten.elapsed() >= interval {
                 beaten = Instant::now();
-                // Where a frame is on its way just now, that is a sign of life too. A failure shows when reading.
+                // If another frame is being written, it is a sign of life too. A failure is noticed when reading.
                 if let Ok(_one) = self.writing.try_lock() {
                     let _ = (&self.stream).write_all(&self.beat());
                 }
@@ -179,8 +164,26 @@ impl Member {
         }
     }
 
-    /// Whether the frame makes sense.
-    fn hear(self: &Arc<Self>, frame: Frame) -> bool {
+    /// Handles all frames that have arrived. False if one is malformed.
+    fn handle_all(self: &Arc<Self>, inbox: &mut Inbox, leader: &mut Heartbeat) -> bool {
+        loop {
+            let expected = match inbox.frame() {
+                Ok(None) => return true,
+                Ok(Some(Frame::Control(Message::Heartbeat(beat)))) => {
+                    *leader = beat;
+                    true
+                }
+                Ok(Some(frame)) => self.handle(frame),
+                Err(_) => false,
+            };
+            if !expected {
+                return false;
+            }
+        }
+    }
+
+    /// Handles a frame. False if it is not expected.
+    fn handle(self: &Arc<Self>, frame: Frame) -> bool {
         let mut state = lock(&self.state);
         match frame {
             Frame::Part { sequence, bytes } => {
@@ -192,20 +195,20 @@ impl Member {
             }
             Frame::Control(Message::Stop(stopped)) => {
                 drop(state);
-                self.send(&Message::Heard.encode());
+                self.send(&Message::StopReceived.encode());
                 self.stop(stopped, false);
                 return true;
             }
-            Frame::Control(Message::Told) => state.acknowledged = true,
-            Frame::Control(Message::Farewell) => state.left = true,
+            Frame::Control(Message::AllStopped) => state.acknowledged = true,
+            Frame::Control(Message::Goodbye) => state.left = true,
             _ => return false,
         }
         self.changed.notify_all();
         true
     }
 
-    /// The connection is at an end: in order, or because rank 0 is.
-    fn lose(self: &Arc<Self>, leader: &Beat, how: &str) {
+    /// The connection has ended: as expected, or because rank 0 has ended.
+    fn lose(self: &Arc<Self>, leader: &Heartbeat, how: &str) {
         let _ = self.stream.shutdown(Shutdown::Both);
         let mut state = lock(&self.state);
         state.lost = true;
@@ -213,51 +216,44 @@ impl Member {
         if state.left || self.closing.load(Ordering::Relaxed) {
             return;
         }
-        let first = &self.all[0];
-        let message = format!("{first} {how}; it was in step {}: {}", leader.step, leader.what);
-        self.keep(state, first.stopped(Cause::Ended, leader.doing(), message), true);
+        self.keep(state, self.all[0].observed(Cause::Ended, how, leader), true);
     }
 
-    /// Keeps the first error, and makes everything that waits find out. `own`: no word of the service.
+    /// Keeps the first error, and ends all waits. `own`: this rank has detected it, not the service.
     pub fn stop(self: &Arc<Self>, stopped: Stopped, own: bool) {
         self.keep(lock(&self.state), stopped, own);
     }
 
-    fn keep(self: &Arc<Self>, mut state: MutexGuard<State>, stopped: Stopped, own: bool) {
+    fn keep(self: &Arc<Self>, mut state: MutexGuard<MemberState>, stopped: Stopped, own: bool) {
         if state.stopped.is_some() {
             return;
         }
+        // Rank 0 prints the error, unless the error is that rank 0 is lost.
+        let line = (self.id.rank == 0 || own).then(|| format!("{stopped}{}", stopped.remedy()));
         state.stopped = Some(stopped);
         state.own = own;
         let hooks = std::mem::take(&mut state.hooks);
         self.changed.notify_all();
         drop(state);
-        self.end_process();
+        if let Some(grace) = self.grace {
+            end_process_after(grace, line);
+        }
         hooks.iter().for_each(|hook| hook());
     }
+}
 
-    /// Ends a process that does not end by itself. This is for threads blocked where no hook reaches them.
-    fn end_process(self: &Arc<Self>) {
-        let Some(grace) = self.grace else { return };
-        let own = self.clone();
-        let end = move || {
-            thread::sleep(grace);
-            let state = lock(&own.state);
-            // Rank 0 tells the error, unless it is rank 0 that is lost.
-            let tells = own.who.rank == 0 || state.own;
-            if let Some(stopped) = &state.stopped
-                && tells
-                && !state.told
-            {
-                // Whoever read that may have gone; the process ends all the same.
-                let _ = writeln!(io::stderr(), "error: {stopped}{}", stopped.remedy());
-            }
-            // SAFETY: nothing of this process runs afterwards. An orderly exit would run handlers of libraries,
-            // which wait for the very threads that hang.
-            unsafe { libc::_exit(1) }
-        };
-        if thread::Builder::new().name("grace".into()).spawn(end).is_err() {
-            let _ = writeln!(io::stderr(), "error: no thread is left to end this process");
+/// Ends the process if it does not end by itself: a thread may be blocked where no hook reaches it, also while the
+/// process exits. `line` is the error to print.
+fn end_process_after(grace: Duration, line: Option<String>) {
+    let end = move || {
+        thread::sleep(grace);
+        if let Some(line) = line {
+            print_error_or_give_up(&line);
         }
+        // Without exit handlers: those of libraries may wait for the very threads that hang.
+        signal_hook::low_level::exit(1)
+    };
+    if thread::Builder::new().name("grace".into()).spawn(end).is_err() {
+        let _ = writeln!(io::stderr(), "error: no thread is left to end this process");
     }
 }

@@ -1,29 +1,29 @@
 //! The control path: how ranks find each other, agree, and stop together.
 //!
-//! Rank 0's process runs a small service, one thread with a TCP port. Every rank, rank 0 too, keeps one connection
-//! to it. All that ranks say to each other on this path is one all-gather: everybody gives some bytes, and when all
-//! have, everybody gets all of them in rank order. Barriers, sums and broadcasts are made of it.
+//! The process of rank 0 runs a small service: one thread and a TCP port. Every rank, including rank 0, keeps one
+//! connection to it. Ranks exchange data on this path by one operation, an all-gather: every rank gives some bytes, and
+//! when all have, every rank gets the bytes of all in rank order. Flags and broadcasts are built from it.
 //!
-//! A group comes together entirely or not at all. Ranks that do not come in time are listed; ranks that want
-//! something else than rank 0 (another world size, version, recipe, data set) are named together with what differs.
-//! Whoever connects without being a rank, a port scanner for example, is dropped and disturbs nobody.
+//! A group is formed completely or not at all. If ranks do not join in time, the error lists them. If a rank differs
+//! from rank 0 (another world size, version, recipe or data set), the error names it and the difference. A connection
+//! that is not from a rank, for example of a port scanner, is dropped and disturbs no rank.
 //!
-//! Afterwards the first error stops all. A rank reports its own; a connection that ends without a farewell is a rank
-//! that died; a rank that stands still longer than the watchdog allows is named with what it was doing. Every rank has
-//! a thread of its own for this, which hears of the stop however busy or blocked the rank's main thread is, and runs
-//! the hooks that unblock it.
+//! Once the group is formed, the first error stops all ranks. A rank reports its own errors. A connection that closes
+//! without a goodbye means that the rank died. A rank that makes no progress for longer than the watchdog allows is
+//! named together with what it was doing. Every rank has a thread for this. It receives the stop even if the rank's main
+//! thread is busy or blocked, and runs the hooks that unblock it.
 //!
 //! | file | holds |
 //! |---|---|
-//! | `wire` | frames: what goes over a connection |
-//! | `connect` | addresses, listening, the way from a connection to a seat |
+//! | `wire` | frames: what is sent over a connection |
+//! | `connect` | listening, and how a rank connects and joins |
 //! | `connection` | one connection of the service, which never blocks |
-//! | `service` | rank 0's thread: one loop over all connections, from strangers to seats |
-//! | `running` | what it does once all are there |
-//! | `seats` | who is there, who is refused and why |
-//! | `watch` | who stands still |
+//! | `service` | rank 0's thread: one loop over all connections |
+//! | `running` | what the service does once the group is formed |
+//! | `seats` | which ranks have joined, which are refused and why |
+//! | `watch` | which rank holds the others up |
 //! | `member` | a rank's own thread: heartbeats, results, the stop |
-//! | `group` | [`Group`], what the rest of the program sees |
+//! | `group` | [`Group`], the interface to the rest of the program |
 
 mod connect;
 mod connection;
@@ -38,42 +38,42 @@ mod wire;
 
 use std::io;
 use std::net::TcpListener;
-use std::os::fd::{IntoRawFd, RawFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-pub use error::{Cause, GroupError, Stopped};
+pub use error::{Cause, GroupError, Stopped, print_error};
 pub use group::Group;
+use wire::Heartbeat;
 pub use wire::LIMIT;
 
-use super::World;
+use super::{Address, World};
 
 /// How to join a group.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Membership {
     pub world: World,
-    /// `host:port` of rank 0's service.
-    pub address: String,
-    /// Rank 0: a socket that listens already, inherited from the process that started the ranks. The group takes it
-    /// over. Without one, rank 0 listens at the port of `address`: on all interfaces, or only on the loopback where
-    /// the host is that.
-    pub listener: Option<RawFd>,
-    /// How long ranks wait for each other at the start.
+    /// Where the service of rank 0 listens.
+    pub address: Address,
+    /// For rank 0: the listening socket that its parent process has opened. Without one, rank 0 listens at the port of
+    /// `address`: on the loopback if the host is a loopback address, else on all interfaces.
+    pub listener: Option<InheritedListener>,
+    /// How long the ranks wait for each other at the start.
     pub timeout: Duration,
-    /// How long a rank may stand still.
+    /// How long a rank may make no progress.
     pub watchdog: Duration,
-    /// Whether a stop ends the process where it has not ended by itself within `grace`.
+    /// Whether a stop ends the process if it has not ended by itself within `grace`.
     pub hard_exit: bool,
     pub grace: Duration,
 }
 
 impl Membership {
-    /// With the usual limits: two minutes to come, five minutes to stand still.
-    pub fn new(world: World, address: impl Into<String>) -> Membership {
+    /// With the usual limits: the ranks have two minutes to join, and five to make progress.
+    pub fn new(world: World, address: Address) -> Membership {
         Membership {
             world,
-            address: address.into(),
+            address,
             listener: None,
             timeout: Duration::from_secs(120),
             watchdog: Duration::from_secs(300),
@@ -82,48 +82,82 @@ impl Membership {
         }
     }
 
-    /// Of a group within one machine, around a listener at a port that the system chose. Rank 0 gets a descriptor of
-    /// its own, so `listener` remains the caller's.
+    /// A group within one machine, with a listener at any port. Rank 0 uses a duplicate of it.
     ///
     /// # Errors
-    /// Where the system has no descriptor or no address.
+    /// If the socket cannot be duplicated or has no address.
     pub fn local(rank: usize, size: usize, listener: &TcpListener) -> io::Result<Membership> {
         let world = World { rank, size, local_rank: rank, local_size: size };
-        let mut membership = Membership::new(world, listener.local_addr()?.to_string());
+        let at = listener.local_addr()?;
+        let mut membership = Membership::new(world, Address::new(&at.ip().to_string(), at.port()));
         if world.leads() {
-            membership.listener = Some(listener.try_clone()?.into_raw_fd());
+            membership.listener = Some(listener.try_clone()?.into());
         }
         Ok(membership)
     }
 }
 
-/// What must be the same at all ranks.
+/// A listening socket for rank 0. The first group that joins with it takes it out, since the port must be closed when
+/// that group ends.
+#[derive(Clone, Debug)]
+pub struct InheritedListener(Arc<Mutex<Option<TcpListener>>>);
+
+impl InheritedListener {
+    fn take(&self) -> Option<TcpListener> {
+        lock(&self.0).take()
+    }
+}
+
+impl From<TcpListener> for InheritedListener {
+    fn from(listener: TcpListener) -> InheritedListener {
+        InheritedListener(Arc::new(Mutex::new(Some(listener))))
+    }
+}
+
+impl PartialEq for InheritedListener {
+    fn eq(&self, other: &InheritedListener) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+/// What must be equal at all ranks.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
     /// Version of the program.
     pub version: String,
-    /// Names and values, in the order in which they are compared: the recipe's fields, the data set's fingerprint.
+    /// Names and values in the order in which they are compared: the fields of the recipe, the fingerprint of the data.
     pub facts: Vec<(String, String)>,
 }
 
-/// A rank, as messages name it.
+/// What identifies a rank in messages.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Who {
+struct RankId {
     rank: usize,
     host: String,
     pid: u32,
 }
 
-impl std::fmt::Display for Who {
+impl std::fmt::Display for RankId {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "rank {} (host {}, pid {})", self.rank, self.host, self.pid)
     }
 }
 
-impl Who {
-    /// This rank's first error.
+impl RankId {
+    /// The group's first error, caused by this rank.
     fn stopped(&self, cause: Cause, (step, what): (u64, &str), message: String) -> Stopped {
-        let Who { rank, host, pid } = self.clone();
+        let RankId { rank, host, pid } = self.clone();
         Stopped { rank, host, pid, step, what: what.into(), cause, message }
     }
+
+    /// The same for an error that others observe: `how` says what, "ended without a message" for example.
+    fn observed(&self, cause: Cause, how: &str, last: &Heartbeat) -> Stopped {
+        let (step, what) = last.doing();
+        self.stopped(cause, (step, what), format!("{self} {how}; it was in step {step}: {what}"))
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // The data under these locks is consistent at any time, so a panic of another thread does no harm to it.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

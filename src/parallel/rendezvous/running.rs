@@ -1,32 +1,33 @@
-//! What the service does while the group runs: exchanges, errors, farewells, and the watch over who moves.
+//! What the service does while the group runs: exchanges, errors, goodbyes, and the watchdog.
 
 use std::time::Instant;
 
 use super::error::seconds;
 use super::member::interval;
 use super::seats::Seat;
-use super::service::{CAUSE, Desk, Phase};
-use super::watch::{Standing, Verdict, culprit};
+use super::service::{CAUSE, Coordinator, Phase};
+use super::watch::{Activity, Symptom, find_stalled};
 use super::wire::{Frame, Message, part};
 use super::{Cause, Stopped};
 
-impl Desk {
-    /// The first error wins.
+impl Coordinator {
+    /// Stops the group. Only the first call has an effect.
     pub fn stop(&mut self, stopped: Stopped) {
         if matches!(self.phase, Phase::Running) {
-            self.tell(&Message::Stop(stopped));
+            self.send_to_all(&Message::Stop(stopped).encode().into());
             self.enter(Phase::Stopped { all: false });
         }
     }
 
-    pub fn hear(&mut self, rank: usize, frame: Frame) {
+    /// Handles a frame of a rank.
+    pub fn handle(&mut self, rank: usize, frame: Frame) {
         let Some(seat) = &mut self.seats[rank] else { return };
         match frame {
-            Frame::Control(Message::Beat(beat)) => seat.note(beat),
-            Frame::Control(Message::Heard) => seat.stopped = true,
+            Frame::Control(Message::Heartbeat(beat)) => seat.note(beat),
+            Frame::Control(Message::StopReceived) => seat.stopped = true,
             Frame::Control(Message::Fail { step, what, message, consequence }) => {
-                let stopped = seat.who.stopped(Cause::Failed, (step, &what), message);
-                self.asking.push(rank);
+                let stopped = seat.id.stopped(Cause::Failed, (step, &what), message);
+                self.reporters.push(rank);
                 if !consequence {
                     self.stop(stopped);
                 } else if self.suspicion.is_none() {
@@ -34,16 +35,16 @@ impl Desk {
                 }
             }
             Frame::Post { sequence, what, bytes } => self.take(rank, sequence, what, bytes),
-            Frame::Control(Message::Bye) => self.leave(rank),
+            Frame::Control(Message::Leave) => self.leave(rank),
             Frame::Control(Message::Withdraw) => self.withdraw(rank),
             _ => {
                 let number = seat.connection;
-                self.ended(number, "sent what makes no sense");
+                self.ended(number, "sent a malformed message");
             }
         }
     }
 
-    /// A rank's part of an exchange.
+    /// Takes a rank's part of an exchange. The last part completes it.
     fn take(&mut self, rank: usize, sequence: u64, what: String, bytes: Vec<u8>) {
         if !matches!(self.phase, Phase::Running) {
             return;
@@ -51,18 +52,18 @@ impl Desk {
         let Some(seat) = &mut self.seats[rank] else { return };
         if sequence != self.sequence || seat.part.is_some() {
             let number = seat.connection;
-            return self.ended(number, "lost count of the exchanges");
+            return self.ended(number, "sent an exchange out of order");
         }
         seat.moved = Instant::now();
         seat.part = Some(bytes);
         if let Some(gone) = self.seats.iter().flatten().find(|seat| seat.leaving) {
-            let other = format!("{} has left", gone.who);
+            let other = format!("{} has left", gone.id);
             return self.mismatch(rank, &what, &other);
         }
         match &self.what {
             None => self.what = Some((what, rank)),
             Some((first, of)) if *first != what => {
-                let other = self.seats[*of].as_ref().map(|seat| format!("{} is at `{first}`", seat.who));
+                let other = self.seats[*of].as_ref().map(|seat| format!("{} is at `{first}`", seat.id));
                 return self.mismatch(rank, &what, &other.unwrap_or_default());
             }
             Some(_) => {}
@@ -70,19 +71,19 @@ impl Desk {
         if self.seats.iter().flatten().all(|seat| seat.part.is_some()) {
             for rank in 0..self.seats.len() {
                 let bytes = self.seats[rank].as_mut().and_then(|seat| seat.part.take());
-                self.pass(&part(self.sequence, &bytes.unwrap_or_default()).into());
+                self.send_to_all(&part(self.sequence, &bytes.unwrap_or_default()).into());
             }
             self.sequence += 1;
             self.what = None;
-            // Who waited for this goes on now; its next heartbeat would say so too late.
+            // The ranks that waited continue now. Their next heartbeat would say so too late.
             self.seats.iter_mut().flatten().for_each(|seat| seat.moved = Instant::now());
         }
     }
 
     fn mismatch(&mut self, rank: usize, what: &str, other: &str) {
         let Some(seat) = &self.seats[rank] else { return };
-        let message = format!("{} is at `{what}` while {other}; ranks must do the same", seat.who);
-        let stopped = seat.who.stopped(Cause::Mismatch, seat.beat.doing(), message);
+        let message = format!("{} is at `{what}` while {other}; ranks must do the same", seat.id);
+        let stopped = seat.id.stopped(Cause::Mismatch, seat.beat.doing(), message);
         self.stop(stopped);
     }
 
@@ -90,22 +91,21 @@ impl Desk {
         if !matches!(self.phase, Phase::Running) {
             return;
         }
-        let Some(seat) = &self.seats[rank] else { return };
-        let owes = seat.part.is_none();
-        let own = seat.who.clone();
+        let Some(seat) = &mut self.seats[rank] else { return };
         if let Some((what, first)) = &self.what
-            && owes
+            && seat.part.is_none()
         {
-            let (what, first) = (what.clone(), *first);
-            return self.mismatch(first, &what, &format!("{own} has left"));
+            let other = format!("{} has left", seat.id);
+            let what = what.clone();
+            return self.mismatch(*first, &what, &other);
         }
-        let all = self.seats.iter().flatten().all(|seat| seat.leaving || seat.who.rank == rank);
-        // Rank 0 leaves last: its process carries the service.
+        seat.leaving = true;
+        let all = self.seats.iter().flatten().all(|seat| seat.leaving);
         for seat in self.seats.iter_mut().flatten() {
-            seat.leaving |= seat.who.rank == rank;
-            let leaves = seat.leaving && !seat.left && (seat.who.rank != 0 || all);
+            // Rank 0 leaves last: its process runs the service.
+            let leaves = seat.leaving && !seat.left && (seat.id.rank != 0 || all);
             if leaves && let Some(connection) = self.connections.get_mut(&seat.connection) {
-                connection.say(&Message::Farewell);
+                connection.send(&Message::Goodbye);
             }
             seat.left |= leaves;
         }
@@ -120,25 +120,23 @@ impl Desk {
         }
         if closing && let Some(seat) = &self.seats[0] {
             let number = seat.connection;
-            return self.ended(number, "ended without a word");
+            return self.ended(number, "ended without a message");
         }
         if self.beat.elapsed() > interval(self.watchdog) {
             self.beat = Instant::now();
             let beat = self.seats[0].as_ref().map(|seat| seat.beat.clone()).unwrap_or_default();
-            self.tell(&Message::Beat(beat));
+            self.send_to_all(&Message::Heartbeat(beat).encode().into());
         }
         let present = self.seats.iter().flatten().filter(|seat| !seat.leaving);
-        let standings: Vec<Standing> = present.map(Seat::standing).collect();
-        let Some((rank, verdict)) = culprit(&standings, self.watchdog) else { return };
+        let activities: Vec<Activity> = present.map(Seat::activity).collect();
+        let Some((rank, symptom)) = find_stalled(&activities, self.watchdog) else { return };
         let Some(seat) = &self.seats[rank] else { return };
-        let how = match verdict {
-            Verdict::Still => "has not moved",
-            Verdict::Silent => "has given no sign of life",
+        let how = match symptom {
+            Symptom::Idle => "has made no progress",
+            Symptom::Silent => "has given no sign of life",
         };
-        let (step, what) = seat.beat.doing();
-        let limit = seconds(self.watchdog);
-        let message = format!("{} {how} for {limit}; it was in step {step}: {what}", seat.who);
-        let stopped = seat.who.stopped(Cause::Stalled, seat.beat.doing(), message);
+        let how = format!("{how} for {}", seconds(self.watchdog));
+        let stopped = seat.id.observed(Cause::Stalled, &how, &seat.beat);
         self.stop(stopped);
     }
 }

@@ -1,43 +1,54 @@
-//! Who is there, and who is refused and why. Only rules; the service moves the bytes.
+//! Which ranks have joined, which are refused and why. Only rules; the service moves the bytes.
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use super::error::seconds;
-use super::watch::Standing;
-use super::wire::Beat;
-use super::{Identity, Who};
+use super::watch::Activity;
+use super::wire::{Heartbeat, Refusal, Scope};
+use super::{Identity, RankId};
 
-/// A rank that is there.
+/// A rank that has joined.
 pub struct Seat {
-    pub who: Who,
+    pub id: RankId,
     /// The service's number of its connection.
     pub connection: u64,
-    /// What it last said it did.
-    pub beat: Beat,
+    /// Its last heartbeat.
+    pub beat: Heartbeat,
+    /// When anything last arrived from it.
     pub heard: Instant,
+    /// When it last made progress.
     pub moved: Instant,
-    /// Its part of the exchange that goes on.
+    /// Its part of the exchange under way.
     pub part: Option<Vec<u8>>,
-    /// It has said that it leaves.
+    /// It has asked to leave.
     pub leaving: bool,
-    /// It was bidden farewell: nothing is said to it any more, and its end is in order.
+    /// Goodbye sent: send nothing more; a closed connection is expected.
     pub left: bool,
-    /// Its connection is at an end, in order or not.
+    /// Its connection is closed, as expected or not.
     pub gone: bool,
-    /// It knows of the stop.
+    /// The stop has arrived at it.
     pub stopped: bool,
 }
 
 impl Seat {
-    pub fn new(who: Who, connection: u64) -> Seat {
+    pub fn new(id: RankId, connection: u64) -> Seat {
         let now = Instant::now();
-        let beat = Beat { what: "starting".into(), ..Beat::default() };
-        let (part, leaving, left, gone, stopped) = (None, false, false, false, false);
-        Seat { who, connection, beat, heard: now, moved: now, part, leaving, left, gone, stopped }
+        Seat {
+            id,
+            connection,
+            beat: Heartbeat::starting(),
+            heard: now,
+            moved: now,
+            part: None,
+            leaving: false,
+            left: false,
+            gone: false,
+            stopped: false,
+        }
     }
 
-    pub fn note(&mut self, beat: Beat) {
+    pub fn note(&mut self, beat: Heartbeat) {
         self.heard = Instant::now();
         if beat.counter != self.beat.counter {
             self.moved = self.heard;
@@ -45,57 +56,49 @@ impl Seat {
         self.beat = beat;
     }
 
-    pub fn standing(&self) -> Standing {
-        Standing {
-            rank: self.who.rank,
+    pub fn activity(&self) -> Activity {
+        Activity {
+            rank: self.id.rank,
             silent: self.heard.elapsed(),
-            still: self.moved.elapsed(),
+            idle: self.moved.elapsed(),
             waiting: self.beat.waiting,
             posted: self.part.is_some(),
         }
     }
 }
 
-/// Whom a fault concerns.
-#[derive(Debug, PartialEq)]
-pub enum Fault {
-    /// The group cannot come together.
-    Everybody(String),
-    /// The others may go on without the newcomer.
-    Newcomer(String),
-}
-
-/// What a rank says of itself.
+/// What a rank says about itself.
 pub struct Applicant<'a> {
-    pub who: &'a Who,
+    pub id: &'a RankId,
     pub size: usize,
     pub identity: &'a Identity,
 }
 
-/// Whether an applicant fits. `own` is rank 0's.
-pub fn admit(seats: &[Option<Seat>], applicant: &Applicant, own: &Identity) -> Result<(), Fault> {
-    let Applicant { who, size, identity } = *applicant;
+/// Checks whether an applicant fits. `own` is the identity of rank 0.
+pub fn admit(seats: &[Option<Seat>], applicant: &Applicant, own: &Identity) -> Result<(), Refusal> {
+    let Applicant { id, size, identity } = *applicant;
     let complete = seats.iter().all(Option::is_some);
-    let fault = |why| if complete { Fault::Newcomer(why) } else { Fault::Everybody(why) };
-    if who.rank >= seats.len() && size == seats.len() {
-        return Err(Fault::Newcomer(format!("{who} cannot be one of {size} ranks, which count from 0")));
+    // A complete group continues without the applicant; an incomplete one cannot be formed.
+    let refuse = |reason| Refusal { reason, scope: if complete { Scope::One } else { Scope::All } };
+    if id.rank >= seats.len() && size == seats.len() {
+        let reason = format!("{id} cannot be one of {size} ranks, which count from 0");
+        return Err(Refusal { reason, scope: Scope::One });
     }
-    let differs = difference(size, identity, seats.len(), own);
-    if let Some((name, theirs, ours)) = differs {
-        return Err(fault(format!("{who} has {name} {theirs}, rank 0 has {ours}")));
+    if let Some((name, theirs, ours)) = difference(size, identity, seats.len(), own) {
+        return Err(refuse(format!("{id} has {name} {theirs}, rank 0 has {ours}")));
     }
-    match seats.get(who.rank).and_then(Option::as_ref) {
+    match seats.get(id.rank).and_then(Option::as_ref) {
         Some(seat) if complete => {
-            Err(fault(format!("{who} comes to a group that is complete; {} is there already", seat.who)))
+            Err(refuse(format!("{id} comes to a group that is complete; {} is there already", seat.id)))
         }
         Some(seat) => {
-            Err(fault(format!("two processes say that they are rank {}: {} and {who}", who.rank, seat.who)))
+            Err(refuse(format!("two processes say that they are rank {}: {} and {id}", id.rank, seat.id)))
         }
         None => Ok(()),
     }
 }
 
-/// The first thing in which a rank differs: name, its value, rank 0's.
+/// The first value in which a rank differs: its name, the rank's value, rank 0's value.
 fn difference(
     size: usize,
     theirs: &Identity,
@@ -121,29 +124,25 @@ fn difference(
 pub fn missing(seats: &[Option<Seat>], timeout: Duration) -> String {
     let absent: Vec<String> =
         (0..seats.len()).filter(|rank| seats[*rank].is_none()).map(|rank| rank.to_string()).collect();
-    let (word, verb) = if absent.len() == 1 { ("rank", "has") } else { ("ranks", "have") };
+    let subject = if absent.len() == 1 { "rank" } else { "ranks" };
+    let verb = if absent.len() == 1 { "has" } else { "have" };
     let mut hosts: Vec<(&str, Vec<String>)> = Vec::new();
     for seat in seats.iter().flatten() {
-        let rank = seat.who.rank.to_string();
-        match hosts.iter_mut().find(|(host, _)| *host == seat.who.host) {
+        let rank = seat.id.rank.to_string();
+        match hosts.iter_mut().find(|(host, _)| *host == seat.id.host) {
             Some((_, ranks)) => ranks.push(rank),
-            None => hosts.push((&seat.who.host, vec![rank])),
+            None => hosts.push((&seat.id.host, vec![rank])),
         }
     }
     let here: Vec<String> =
         hosts.iter().map(|(host, ranks)| format!("{} (host {host})", ranks.join(", "))).collect();
-    let present = seats.iter().flatten().count();
-    let here = match present {
-        0 => "nobody is here".into(),
+    let here = match seats.iter().flatten().count() {
+        0 => "none is here".into(),
         1 => format!("here is {}", here.concat()),
         _ => format!("here are {}", here.join(", ")),
     };
-    format!(
-        "{word} {} of {} {verb} not come within {}; {here}",
-        listed(&absent),
-        seats.len(),
-        seconds(timeout)
-    )
+    let absent = listed(&absent);
+    format!("{subject} {absent} of {} {verb} not come within {}; {here}", seats.len(), seconds(timeout))
 }
 
 /// "2, 3 and 5"
@@ -154,7 +153,7 @@ fn listed(items: &[String]) -> String {
     }
 }
 
-/// A rank of another protocol version; more than its number and address is not known of it.
+/// For a rank with another version of the protocol: only its number and its address are known.
 pub fn other_protocol(rank: u32, from: IpAddr, theirs: u32, ours: u32) -> String {
     format!(
         "rank {rank} (at {from}) has protocol version {theirs}, rank 0 has {ours}; run the same effnet everywhere"

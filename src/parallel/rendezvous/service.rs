@@ -9,56 +9,56 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use super::connect::{interest, poll};
-use super::connection::{Connection, Read, Stage};
-use super::seats::{Applicant, Fault, Seat, admit, missing, other_protocol};
-use super::wire::{Frame, Message, PROTOCOL, Preamble, Whom};
-use super::{Cause, Identity, Stopped};
+use super::connection::{Arrived, Connection, Stage};
+use super::seats::{Applicant, Seat, admit, missing, other_protocol};
+use super::wire::{Frame, Message, PROTOCOL, Preamble, Refusal, Scope};
+use super::{Cause, Identity, Membership, RankId, Stopped};
 
-/// Longest wait for something to come, so that times are looked at.
+/// The longest wait for something to arrive, so that time limits are checked.
 const TICK: Duration = Duration::from_millis(50);
-/// A stranger's time to say who it is.
+/// How long a stranger may take to say which rank it is.
 const HELLO: Duration = Duration::from_secs(5);
-/// Strangers at once; another one costs the oldest its connection.
+/// The number of strangers at a time. One more closes the connection of the oldest.
 const STRANGERS: usize = 256;
-/// How long the end of the group is held up by ranks that do not hear of it.
-const PARTING: Duration = Duration::from_secs(2);
-/// How long a group that will not come together waits for ranks that are still on their way, to tell them why.
+/// How long the end of the group waits for ranks that do not react.
+const CLOSING: Duration = Duration::from_secs(2);
+/// How long a group that will not be formed waits for ranks that still come, to send them the reason.
 const LATE: Duration = Duration::from_secs(5);
-/// How long the consequence of an error waits for the error itself.
+/// How long the consequence of an error waits for its cause.
 pub const CAUSE: Duration = Duration::from_secs(1);
-/// A pause of this thread itself (the process was stopped, the machine slept) is nobody's standing still.
+/// A longer gap between two turns of the loop means that this process or the machine was suspended. The time is not
+/// counted against the ranks.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// The running service; dropping it ends it, within a few seconds at most.
+/// The running service. Dropping it ends it, within a few seconds.
 pub struct Service {
     thread: Option<JoinHandle<()>>,
-    closing: Arc<AtomicBool>,
-    hurried: Arc<AtomicBool>,
+    flags: Arc<Flags>,
+}
+
+/// What the handle asks of the thread.
+#[derive(Default)]
+struct Flags {
+    closing: AtomicBool,
+    hurried: AtomicBool,
 }
 
 impl Service {
-    /// `identity` is rank 0's.
-    pub fn start(
-        listener: TcpListener,
-        size: usize,
-        identity: Identity,
-        timeout: Duration,
-        watchdog: Duration,
-    ) -> io::Result<Service> {
+    /// `membership` and `identity` are rank 0's.
+    pub fn start(listener: TcpListener, membership: &Membership, identity: Identity) -> io::Result<Service> {
         listener.set_nonblocking(true)?;
-        let (closing, hurried) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+        let flags = Arc::<Flags>::default();
         let now = Instant::now();
-        let desk = Desk {
+        let coordinator = Coordinator {
             listener,
             connections: BTreeMap::new(),
             count: 0,
-            seats: (0..size).map(|_| None).collect(),
+            seats: (0..membership.world.size).map(|_| None).collect(),
             came: BTreeSet::new(),
             identity,
-            timeout,
-            watchdog,
-            closing: closing.clone(),
-            hurried: hurried.clone(),
+            timeout: membership.timeout,
+            watchdog: membership.watchdog,
+            flags: flags.clone(),
             phase: Phase::Gathering,
             since: now,
             looked: now,
@@ -66,83 +66,82 @@ impl Service {
             sequence: 0,
             what: None,
             suspicion: None,
-            asking: Vec::new(),
+            reporters: Vec::new(),
         };
-        let thread = thread::Builder::new().name("rendezvous".into()).spawn(move || desk.run())?;
-        Ok(Service { thread: Some(thread), closing, hurried })
+        let thread = thread::Builder::new().name("rendezvous".into()).spawn(move || coordinator.run())?;
+        Ok(Service { thread: Some(thread), flags })
     }
 
-    /// Ranks that have not come are not waited for any more, to tell them why the group does not come together.
+    /// A group that is not formed ends without waiting for the ranks that have not come.
     pub fn hurry(&self) {
-        self.hurried.store(true, Ordering::Relaxed);
+        self.flags.hurried.store(true, Ordering::Relaxed);
     }
 }
 
 impl Drop for Service {
     fn drop(&mut self) {
-        self.closing.store(true, Ordering::Relaxed);
+        self.flags.closing.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
-            // Its panic, if there was one, has been printed and has reached the ranks as a lost connection.
+            // A panic of the thread has been printed, and the ranks have seen a lost connection.
             let _ = thread.join();
         }
     }
 }
 
 pub enum Phase {
-    /// Not all are there.
+    /// Some ranks have not joined yet.
     Gathering,
     Running,
-    /// The group does not come together. Ranks that come within `late` still hear why.
+    /// The group is not formed. Ranks that come within `late` are still sent the reason.
     Refused {
-        why: String,
-        whom: Whom,
+        refusal: Refusal,
         late: Duration,
     },
-    /// There was an error; all know it or have had their time.
+    /// There was an error. `all`: it has arrived at all ranks, or they took too long.
     Stopped {
         all: bool,
     },
-    /// All have left.
+    /// All ranks have left.
     Left,
 }
 
-/// The thread's state.
-pub struct Desk {
+/// The state of the service's thread.
+pub struct Coordinator {
     listener: TcpListener,
     pub connections: BTreeMap<u64, Connection>,
-    /// Connections so far.
+    /// The number of connections so far.
     count: u64,
     /// By rank.
     pub seats: Vec<Option<Seat>>,
-    /// Ranks that have come, refused ones too.
+    /// Ranks that have come, including those refused.
     came: BTreeSet<usize>,
     identity: Identity,
     timeout: Duration,
     pub watchdog: Duration,
-    closing: Arc<AtomicBool>,
-    hurried: Arc<AtomicBool>,
+    flags: Arc<Flags>,
     pub phase: Phase,
-    /// Start of the phase.
+    /// When the phase began.
     since: Instant,
-    /// Last look at the times.
+    /// When time limits were last checked.
     looked: Instant,
-    /// Last heartbeat sent.
+    /// When a heartbeat was last sent.
     pub beat: Instant,
-    /// The exchange that goes on: its number, its name and the rank that came first.
+    /// The exchange under way: its number, its name, and the first rank that takes part.
     pub sequence: u64,
     pub what: Option<(String, usize)>,
+    /// A reported error that may be the consequence of another one.
     pub suspicion: Option<(Instant, Stopped)>,
-    /// Ranks that wait to hear that all know of the error.
-    pub asking: Vec<usize>,
+    /// Ranks that reported an error and wait until all ranks know of it.
+    pub reporters: Vec<usize>,
 }
 
-impl Desk {
+impl Coordinator {
     fn run(mut self) {
         while !self.finished() {
             for connection in self.wait() {
                 self.read(connection);
             }
-            self.look();
+            self.check_time();
             self.connections.values_mut().for_each(Connection::flush);
         }
     }
@@ -153,33 +152,31 @@ impl Desk {
     }
 
     fn finished(&self) -> bool {
-        let late = self.since.elapsed() > PARTING;
+        let since = self.since.elapsed();
         let mut connections = self.connections.values().filter(|connection| !connection.is_stranger());
         match self.phase {
             Phase::Gathering | Phase::Running => false,
-            Phase::Left => late || !connections.any(Connection::has_more),
+            Phase::Left => since > CLOSING || !connections.any(Connection::has_more),
             Phase::Refused { late, .. } => {
-                let late = if self.hurried.load(Ordering::Relaxed) { Duration::ZERO } else { late };
-                let since = self.since.elapsed();
+                let late = if self.flags.hurried.load(Ordering::Relaxed) { Duration::ZERO } else { late };
                 let all = since >= late || self.came.len() == self.seats.len();
-                all && (since >= late + PARTING || connections.next().is_none())
+                all && (since >= late + CLOSING || connections.next().is_none())
             }
             Phase::Stopped { all } => {
-                all && (self.closing.load(Ordering::Relaxed) || connections.next().is_none())
+                all && (self.flags.closing.load(Ordering::Relaxed) || connections.next().is_none())
             }
         }
     }
 
-    /// Waits until something comes; takes newcomers in and returns whose bytes are there.
+    /// Waits until something arrives. Accepts new connections, and returns those that can be read.
     fn wait(&mut self) -> Vec<u64> {
         let own = [interest(&self.listener, false)];
         let theirs = self.connections.values().map(|of| interest(&of.stream, of.has_more()));
-        let mut sockets: Vec<libc::pollfd> = own.into_iter().chain(theirs).collect();
-        poll(&mut sockets, TICK);
-        let ready = |socket: &libc::pollfd| socket.revents & !libc::POLLOUT != 0;
-        let found = self.connections.keys().zip(&sockets[1..]).filter(|(_, socket)| ready(socket));
+        let mut sockets: Vec<_> = own.into_iter().chain(theirs).collect();
+        let ready = poll(&mut sockets, TICK);
+        let found = self.connections.keys().zip(&ready[1..]).filter(|(_, ready)| **ready);
         let found = found.map(|(number, _)| *number).collect();
-        if ready(&sockets[0]) {
+        if ready[0] {
             self.accept();
         }
         found
@@ -202,7 +199,7 @@ impl Desk {
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == ErrorKind::ConnectionAborted => {}
                 Err(_) => {
-                    // No descriptor is free, perhaps. Not to run in circles until one is:
+                    // Perhaps no descriptor is free. The pause keeps the loop from using a whole core until one is.
                     thread::sleep(TICK / 5);
                     return;
                 }
@@ -212,14 +209,14 @@ impl Desk {
 
     fn read(&mut self, number: u64) {
         let Some(connection) = self.connections.get_mut(&number) else { return };
-        let read = connection.read();
+        let arrived = connection.read();
         if let Stage::Rank(rank) = connection.stage
-            && read == Read::Some
+            && arrived == Arrived::Bytes
             && let Some(seat) = &mut self.seats[rank]
         {
             seat.heard = Instant::now();
         }
-        // What came before the end counts.
+        // What arrived before the end counts.
         while let Some(connection) = self.connections.get_mut(&number) {
             let done = match connection.stage {
                 Stage::New => connection.inbox.preamble().map(|found| found.map(|of| self.greet(number, of))),
@@ -227,18 +224,18 @@ impl Desk {
                     connection.inbox.frame().map(|found| found.map(|of| self.hello(number, of)))
                 }
                 Stage::Rank(rank) => {
-                    connection.inbox.frame().map(|found| found.map(|of| self.hear(rank, of)))
+                    connection.inbox.frame().map(|found| found.map(|of| self.handle(rank, of)))
                 }
-                Stage::Parting => Ok(None),
+                Stage::Refused => Ok(None),
             };
             match done {
                 Ok(Some(())) => {}
                 Ok(None) => break,
-                Err(_) => return self.ended(number, "sent what makes no sense"),
+                Err(_) => return self.ended(number, "sent a malformed message"),
             }
         }
-        if read == Read::End {
-            self.ended(number, "ended without a word");
+        if arrived == Arrived::End {
+            self.ended(number, "ended without a message");
         }
     }
 
@@ -247,39 +244,45 @@ impl Desk {
         connection.push(Preamble { protocol: PROTOCOL, rank: 0 }.encode().into());
         connection.stage = Stage::Greeted;
         if theirs.protocol != PROTOCOL {
-            let why = other_protocol(theirs.rank, connection.from.ip(), theirs.protocol, PROTOCOL);
+            let reason = other_protocol(theirs.rank, connection.from.ip(), theirs.protocol, PROTOCOL);
             self.comes(theirs.rank as usize);
             let gathering = matches!(self.phase, Phase::Gathering);
-            self.fault(number, if gathering { Fault::Everybody(why) } else { Fault::Newcomer(why) });
+            let scope = if gathering { Scope::All } else { Scope::One };
+            self.refuse(number, Refusal { reason, scope });
         }
     }
 
     fn hello(&mut self, number: u64, frame: Frame) {
-        let Frame::Control(Message::Hello { who, size, identity }) = frame else {
+        let Frame::Control(Message::Hello { id, size, identity }) = frame else {
             self.connections.remove(&number);
             return;
         };
-        self.comes(who.rank);
-        if let Phase::Refused { why, whom, .. } = &self.phase {
-            let refused = Message::Refused { why: why.clone(), whom: *whom };
-            return self.part(number, &refused);
+        self.comes(id.rank);
+        if let Phase::Refused { refusal, .. } = &self.phase {
+            let refusal = refusal.clone();
+            return self.send_refusal(number, refusal);
         }
-        let applicant = Applicant { who: &who, size, identity: &identity };
-        if let Err(fault) = admit(&self.seats, &applicant, &self.identity) {
-            return self.fault(number, fault);
+        let applicant = Applicant { id: &id, size, identity: &identity };
+        match admit(&self.seats, &applicant, &self.identity) {
+            Ok(()) => self.seat(number, id),
+            Err(refusal) => self.refuse(number, refusal),
         }
+    }
+
+    fn seat(&mut self, number: u64, id: RankId) {
         let Some(connection) = self.connections.get_mut(&number) else { return };
         let left = self.timeout.saturating_sub(self.since.elapsed());
-        connection.say(&Message::Seated { milliseconds: left.as_millis() as u64 });
-        connection.stage = Stage::Rank(who.rank);
+        connection.send(&Message::Accepted { milliseconds: left.as_millis() as u64 });
+        connection.stage = Stage::Rank(id.rank);
         connection.inbox.trust();
-        let rank = who.rank;
-        self.seats[rank] = Some(Seat::new(who, number));
+        let rank = id.rank;
+        self.seats[rank] = Some(Seat::new(id, number));
         if self.seats.iter().all(Option::is_some) {
-            let all = self.seats.iter().flatten().map(|seat| seat.who.clone()).collect();
-            self.tell(&Message::Welcome { all });
+            let all = self.seats.iter().flatten().map(|seat| seat.id.clone()).collect();
+            self.send_to_all(&Message::Formed { all }.encode().into());
             for seat in self.seats.iter_mut().flatten() {
-                (seat.heard, seat.moved) = (Instant::now(), Instant::now());
+                seat.heard = Instant::now();
+                seat.moved = seat.heard;
             }
             self.enter(Phase::Running);
         }
@@ -291,48 +294,40 @@ impl Desk {
         }
     }
 
-    fn fault(&mut self, number: u64, fault: Fault) {
-        match fault {
-            Fault::Newcomer(why) => self.part(number, &Message::Refused { why, whom: Whom::One }),
-            Fault::Everybody(why) => {
-                self.part(number, &Message::Refused { why: why.clone(), whom: Whom::All });
-                self.give_up(why, Whom::All, LATE);
-            }
+    fn refuse(&mut self, number: u64, refusal: Refusal) {
+        self.send_refusal(number, refusal.clone());
+        if refusal.scope == Scope::All {
+            self.give_up(refusal, LATE);
         }
     }
 
     /// The last message of a connection.
-    fn part(&mut self, number: u64, message: &Message) {
+    fn send_refusal(&mut self, number: u64, refusal: Refusal) {
         if let Some(connection) = self.connections.get_mut(&number) {
-            connection.say(message);
-            connection.stage = Stage::Parting;
+            connection.send(&Message::Refused(refusal));
+            connection.stage = Stage::Refused;
             connection.since = Instant::now();
         }
     }
 
-    /// The group does not come together: all that are there are told, and those who come within `late`.
-    fn give_up(&mut self, why: String, whom: Whom, late: Duration) {
+    /// The group is not formed. All ranks that are there are told so, and those that come within `late`.
+    fn give_up(&mut self, refusal: Refusal, late: Duration) {
         let there = self.connections.iter().filter(|(_, of)| matches!(of.stage, Stage::Rank(_)));
         let there: Vec<u64> = there.map(|(number, _)| *number).collect();
-        let refused = Message::Refused { why: why.clone(), whom };
-        there.iter().for_each(|number| self.part(*number, &refused));
-        self.enter(Phase::Refused { why, whom, late });
+        there.iter().for_each(|number| self.send_refusal(*number, refusal.clone()));
+        self.enter(Phase::Refused { refusal, late });
     }
 
-    /// A rank was asked to stop. If all are there, they settle it among themselves.
+    /// A rank was asked to stop. Once the group is formed, the ranks agree on that by themselves.
     pub fn withdraw(&mut self, rank: usize) {
         if let (Phase::Gathering, Some(seat)) = (&self.phase, &self.seats[rank]) {
-            let why = format!("{} was interrupted before all ranks were there", seat.who);
-            self.give_up(why, Whom::Interrupted, LATE);
+            let reason = format!("{} was interrupted before all ranks had joined", seat.id);
+            self.give_up(Refusal { reason, scope: Scope::Interrupted }, LATE);
         }
     }
 
-    /// To all ranks that are still there.
-    pub fn tell(&mut self, message: &Message) {
-        self.pass(&message.encode().into());
-    }
-
-    pub fn pass(&mut self, bytes: &Arc<[u8]>) {
+    /// Sends an encoded frame to all ranks that have not left.
+    pub fn send_to_all(&mut self, bytes: &Arc<[u8]>) {
         for seat in self.seats.iter().flatten().filter(|seat| !seat.left) {
             if let Some(connection) = self.connections.get_mut(&seat.connection) {
                 connection.push(bytes.clone());
@@ -340,13 +335,7 @@ impl Desk {
         }
     }
 
-    pub fn say(&mut self, rank: usize, message: &Message) {
-        let seat = self.seats[rank].as_ref();
-        if let Some(connection) = seat.and_then(|seat| self.connections.get_mut(&seat.connection)) {
-            connection.say(message);
-        }
-    }
-
+    /// Removes a connection. For a rank that has not left this is an error.
     pub fn ended(&mut self, number: u64, how: &str) {
         let Some(connection) = self.connections.remove(&number) else { return };
         let Stage::Rank(rank) = connection.stage else { return };
@@ -354,23 +343,21 @@ impl Desk {
         seat.gone = true;
         match self.phase {
             Phase::Gathering => {
-                let why = format!("{} {how} before all ranks were there", seat.who);
-                self.give_up(why, Whom::All, LATE);
+                let reason = format!("{} {how} before all ranks had joined", seat.id);
+                self.give_up(Refusal { reason, scope: Scope::All }, LATE);
             }
-            // It has said why already, though only as a suspicion.
+            // It has reported the reason, although as a possible consequence.
             Phase::Running if self.suspicion.as_ref().is_some_and(|(_, of)| of.rank == rank) => {}
             Phase::Running if !seat.left => {
-                let (step, what) = seat.beat.doing();
-                let message = format!("{} {how}; it was in step {step}: {what}", seat.who);
-                let stopped = seat.who.stopped(Cause::Ended, seat.beat.doing(), message);
+                let stopped = seat.id.observed(Cause::Ended, how, &seat.beat);
                 self.stop(stopped);
             }
             _ => {}
         }
     }
 
-    /// All that happens because time goes by.
-    fn look(&mut self) {
+    /// Everything that depends on the time.
+    fn check_time(&mut self) {
         let gap = self.looked.elapsed();
         self.looked = Instant::now();
         if gap > PAUSE {
@@ -382,30 +369,37 @@ impl Desk {
         self.connections.retain(|_, of| match of.stage {
             Stage::New | Stage::Greeted => of.since.elapsed() < HELLO,
             Stage::Rank(_) => true,
-            Stage::Parting => of.since.elapsed() < PARTING,
+            Stage::Refused => of.since.elapsed() < CLOSING,
         });
-        let closing = self.closing.load(Ordering::Relaxed);
+        let closing = self.flags.closing.load(Ordering::Relaxed);
         match &mut self.phase {
-            Phase::Gathering if closing => {
-                let why = "rank 0 gave up before all ranks were there";
-                self.give_up(why.into(), Whom::All, Duration::ZERO)
-            }
-            Phase::Gathering if self.since.elapsed() > self.timeout => {
-                let why = missing(&self.seats, self.timeout);
-                // Who has not come by now has had its time.
-                self.give_up(why, Whom::All, Duration::ZERO);
+            Phase::Gathering if closing || self.since.elapsed() > self.timeout => {
+                let reason = if closing {
+                    "rank 0 gave up before all ranks had joined".into()
+                } else {
+                    missing(&self.seats, self.timeout)
+                };
+                // Late ranks get no grace period.
+                self.give_up(Refusal { reason, scope: Scope::All }, Duration::ZERO);
             }
             Phase::Running => self.watch(closing),
             Phase::Stopped { all } => {
                 let knows = |seat: &Seat| seat.stopped || seat.gone || seat.left;
-                *all |= self.since.elapsed() > PARTING || self.seats.iter().flatten().all(knows);
+                *all |= self.since.elapsed() > CLOSING || self.seats.iter().flatten().all(knows);
                 if *all {
-                    for rank in std::mem::take(&mut self.asking) {
-                        self.say(rank, &Message::Told);
-                    }
+                    self.answer_reporters();
                 }
             }
             _ => {}
+        }
+    }
+
+    fn answer_reporters(&mut self) {
+        for rank in std::mem::take(&mut self.reporters) {
+            let seat = self.seats[rank].as_ref();
+            if let Some(connection) = seat.and_then(|seat| self.connections.get_mut(&seat.connection)) {
+                connection.send(&Message::AllStopped);
+            }
         }
     }
 }

@@ -1,76 +1,74 @@
-//! Who stands still.
+//! Which rank holds the others up.
 
 use std::time::Duration;
 
-/// How a rank stands, seen from the service.
+/// How a rank looks from the service.
 #[derive(Clone, Copy, Debug)]
-pub struct Standing {
+pub struct Activity {
     pub rank: usize,
-    /// Since anything was heard of it.
+    /// Time since anything arrived from it.
     pub silent: Duration,
-    /// Since it moved.
-    pub still: Duration,
-    /// It waits for other ranks.
+    /// Time since its last progress.
+    pub idle: Duration,
+    /// Whether it waits for other ranks.
     pub waiting: bool,
-    /// It has given its part to the exchange that goes on.
+    /// Whether it has given its part to the exchange under way.
     pub posted: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum Symptom {
     Silent,
-    Still,
+    Idle,
 }
 
-/// The rank that holds the others up, if one does so for longer than `limit`, and how.
+/// The rank that holds the others up for longer than `limit`, if there is one, and how.
 ///
-/// Who is not heard of comes first, then who stands still and does not wait for others. Where all wait for each other,
-/// it is the one that has stood longest, of those that still owe their part of an exchange if there are such.
-pub fn culprit(ranks: &[Standing], limit: Duration) -> Option<(usize, Verdict)> {
+/// A silent rank comes first, then a rank that makes no progress without waiting for others. If all ranks wait for each
+/// other, it is the one that has waited longest, among those that still owe their part of an exchange if there are any.
+pub fn find_stalled(ranks: &[Activity], limit: Duration) -> Option<(usize, Symptom)> {
     if let Some(silent) = ranks.iter().filter(|of| of.silent > limit).max_by_key(|of| of.silent) {
-        return Some((silent.rank, Verdict::Silent));
+        return Some((silent.rank, Symptom::Silent));
     }
-    let still = |of: &&Standing| of.still > limit;
-    let idle = ranks.iter().filter(still).filter(|of| !of.waiting).max_by_key(|of| of.still);
-    let stuck = || ranks.iter().max_by_key(|of| (!of.posted, of.still));
-    let all = || ranks.iter().all(|of| of.waiting && of.still > limit);
-    let found = idle.or_else(|| all().then(stuck).flatten());
-    found.map(|of| (of.rank, Verdict::Still))
+    let working = ranks.iter().filter(|of| of.idle > limit && !of.waiting).max_by_key(|of| of.idle);
+    let all_wait = ranks.iter().all(|of| of.waiting && of.idle > limit);
+    let longest = || ranks.iter().filter(|_| all_wait).max_by_key(|of| (!of.posted, of.idle));
+    working.or_else(longest).map(|of| (of.rank, Symptom::Idle))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn standing(rank: usize, silent: u64, still: u64, waiting: bool) -> Standing {
-        let [silent, still] = [silent, still].map(Duration::from_secs);
-        Standing { rank, silent, still, waiting, posted: false }
+    fn activity(rank: usize, silent: u64, idle: u64, waiting: bool) -> Activity {
+        let [silent, idle] = [silent, idle].map(Duration::from_secs);
+        Activity { rank, silent, idle, waiting, posted: false }
     }
 
     const LIMIT: Duration = Duration::from_secs(10);
 
     #[test]
-    fn who_moves_or_waits_for_one_that_moves_is_left_alone() {
-        let ranks = [standing(0, 0, 99, true), standing(1, 1, 9, false), standing(2, 10, 10, false)];
-        assert_eq!(culprit(&ranks, LIMIT), None);
-        assert_eq!(culprit(&[], LIMIT), None);
+    fn stalled_is_no_rank_that_works_or_waits_for_one_that_does() {
+        let ranks = [activity(0, 0, 99, true), activity(1, 1, 9, false), activity(2, 10, 10, false)];
+        assert_eq!(find_stalled(&ranks, LIMIT), None);
+        assert_eq!(find_stalled(&[], LIMIT), None);
     }
 
     #[test]
-    fn the_silent_come_first_then_those_that_do_not_wait() {
-        let mut ranks = [standing(0, 0, 99, true), standing(1, 0, 20, false), standing(2, 0, 30, false)];
-        assert_eq!(culprit(&ranks, LIMIT), Some((2, Verdict::Still)));
+    fn stalled_is_a_silent_rank_before_one_that_does_not_wait() {
+        let mut ranks = [activity(0, 0, 99, true), activity(1, 0, 20, false), activity(2, 0, 30, false)];
+        assert_eq!(find_stalled(&ranks, LIMIT), Some((2, Symptom::Idle)));
         ranks[1].silent = Duration::from_secs(11);
-        assert_eq!(culprit(&ranks, LIMIT), Some((1, Verdict::Silent)));
+        assert_eq!(find_stalled(&ranks, LIMIT), Some((1, Symptom::Silent)));
     }
 
     #[test]
-    fn where_all_wait_it_is_the_one_that_stood_longest() {
-        let mut ranks = [standing(0, 0, 11, true), standing(1, 0, 30, true), standing(2, 0, 20, true)];
-        assert_eq!(culprit(&ranks, LIMIT), Some((1, Verdict::Still)));
+    fn stalled_is_the_longest_idle_rank_if_all_wait() {
+        let mut ranks = [activity(0, 0, 11, true), activity(1, 0, 30, true), activity(2, 0, 20, true)];
+        assert_eq!(find_stalled(&ranks, LIMIT), Some((1, Symptom::Idle)));
         ranks[1].posted = true;
-        assert_eq!(culprit(&ranks, LIMIT), Some((2, Verdict::Still)));
-        ranks[0].still = Duration::from_secs(9);
-        assert_eq!(culprit(&ranks, LIMIT), None);
+        assert_eq!(find_stalled(&ranks, LIMIT), Some((2, Symptom::Idle)));
+        ranks[0].idle = Duration::from_secs(9);
+        assert_eq!(find_stalled(&ranks, LIMIT), None);
     }
 }

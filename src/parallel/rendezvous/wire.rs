@@ -1,35 +1,35 @@
-//! What goes over a connection.
+//! What is sent over a connection.
 //!
-//! Both sides begin with a preamble of sixteen bytes that every version of the protocol understands: the magic word,
-//! the protocol's version, the sender's rank (both 32 bits, little-endian). Frames follow: a byte for the kind, the
-//! length (32 bits) and the content. Small messages are JSON, the bytes that ranks exchange are as they are.
+//! Both sides begin with a preamble of sixteen bytes that every version of the protocol understands: a magic word, the
+//! version of the protocol, the rank of the sender (both 32 bits, little-endian). Frames follow: a byte for the kind,
+//! the length (32 bits) and the content. Small messages are JSON; the bytes that ranks exchange are sent as they are.
 //!
-//! Nothing that comes in is trusted: a length beyond the limit, an unknown kind or a broken message is an error of
-//! that connection, and memory grows only with bytes that have come.
+//! No input is trusted. A length beyond the limit, an unknown kind or a malformed message is an error of that
+//! connection, and memory grows only with bytes that have arrived.
 
 use std::io::{self, Read};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Identity, Stopped, Who};
+use super::{Identity, RankId, Stopped};
 
 const MAGIC: [u8; 8] = *b"EFFNETRV";
-/// Raised whenever frames change.
-pub const PROTOCOL: u32 = 1;
-/// Most bytes that a rank may give to one exchange.
+/// Must be raised with every change of the frames.
+pub const PROTOCOL: u32 = 2;
+/// The largest number of bytes that a rank may give to one exchange.
 pub const LIMIT: usize = 64 << 20;
-/// Most bytes of a frame before a connection has become a rank's.
+/// The largest frame before the service has accepted the connection as that of a rank.
 pub const HELLO_LIMIT: usize = 1 << 20;
-/// Room for what precedes an exchange's bytes within a frame.
+/// Space for what precedes the bytes of an exchange within a frame.
 const MARGIN: usize = 1 << 16;
 const HEADER: usize = 5;
 const PREAMBLE: usize = 16;
 
-/// The bytes make no sense.
+/// Bytes that are no preamble or frame.
 #[derive(Debug)]
 pub struct Malformed;
 
-/// First words of a connection.
+/// The first bytes of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Preamble {
     pub protocol: u32,
@@ -42,80 +42,76 @@ impl Preamble {
     }
 }
 
-/// Small messages.
+/// Messages in JSON.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub enum Message {
-    /// Rank → service: may I join?
-    Hello {
-        who: Who,
-        size: usize,
-        identity: Identity,
-    },
-    /// Service → rank: yes; the others are waited for so long.
-    Seated {
-        milliseconds: u64,
-    },
-    /// Service → rank: all are there.
-    Welcome {
-        all: Vec<Who>,
-    },
-    /// Service → rank: no.
-    Refused {
-        why: String,
-        whom: Whom,
-    },
-    /// Rank → service: I was asked to stop while I wait for the others. Once all are there it means nothing.
+    /// Rank → service: a request to join.
+    Hello { id: RankId, size: usize, identity: Identity },
+    /// Service → rank: accepted. The service waits for the other ranks for this long.
+    Accepted { milliseconds: u64 },
+    /// Service → rank: all ranks have joined.
+    Formed { all: Vec<RankId> },
+    /// Service → rank: not accepted, or not formed.
+    Refused(Refusal),
+    /// Rank → service: this rank was asked to stop while it waits for the others. Has no effect once all have joined.
     Withdraw,
-    /// Both ways: alive. The service tells what rank 0 does.
-    Beat(Beat),
-    /// Rank → service: my work failed. One that is only a `consequence`, a lost neighbour for example, waits a
-    /// moment for the cause.
-    Fail {
-        step: u64,
-        what: String,
-        message: String,
-        consequence: bool,
-    },
-    /// Service → ranks: all stop.
+    /// In both directions: a sign of life. The service sends what rank 0 does.
+    Heartbeat(Heartbeat),
+    /// Rank → service: this rank has failed. If that is only a `consequence` of another rank's failure, for example a
+    /// broken connection, the service waits a moment for the cause.
+    Fail { step: u64, what: String, message: String, consequence: bool },
+    /// Service → ranks: all ranks stop.
     Stop(Stopped),
-    /// Rank → service: the stop has come.
-    Heard,
-    /// Service → the rank that failed: all know.
-    Told,
-    /// Rank → service: I am done. And the answer.
-    Bye,
-    Farewell,
+    /// Rank → service: the stop has arrived.
+    StopReceived,
+    /// Service → the rank that failed: the stop has arrived at all ranks.
+    AllStopped,
+    /// Rank → service: this rank has finished.
+    Leave,
+    /// Service → rank: the answer to it.
+    Goodbye,
 }
 
-/// Whom a refusal concerns.
+/// Why the service does not accept a rank, or why the group is not formed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    pub reason: String,
+    pub scope: Scope,
+}
+
+/// Which ranks a refusal concerns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Whom {
-    /// This rank. The others go on without it.
+pub enum Scope {
+    /// This rank; the others continue without it.
     One,
-    /// All: the group does not come together.
+    /// All ranks: the group is not formed.
     All,
-    /// All, and not for an error: a rank was asked to stop.
+    /// All ranks, without an error: a rank was asked to stop.
     Interrupted,
 }
 
 /// What a rank does.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Beat {
-    /// Changes whenever the rank moves.
+pub struct Heartbeat {
+    /// Changes whenever the rank makes progress.
     pub counter: u64,
     pub step: u64,
     pub what: String,
-    /// It waits for other ranks.
+    /// Whether the rank waits for other ranks.
     pub waiting: bool,
 }
 
-impl Beat {
+impl Heartbeat {
+    pub fn starting() -> Heartbeat {
+        Heartbeat { what: "starting".into(), ..Heartbeat::default() }
+    }
+
     pub fn doing(&self) -> (u64, &str) {
         (self.step, &self.what)
     }
 }
 
-/// What comes in.
+/// What a connection carries after the preamble.
 #[derive(Debug, PartialEq)]
 pub enum Frame {
     Control(Message),
@@ -125,7 +121,7 @@ pub enum Frame {
         what: String,
         bytes: Vec<u8>,
     },
-    /// Service → rank: one rank's part; parts come in rank order.
+    /// Service → rank: the part of one rank. Parts are sent in rank order.
     Part {
         sequence: u64,
         bytes: Vec<u8>,
@@ -147,7 +143,7 @@ fn frame(kind: u8, content: &[&[u8]]) -> Vec<u8> {
 
 impl Message {
     pub fn encode(&self) -> Vec<u8> {
-        // Structs of numbers and strings: they always have a form in JSON.
+        // Structs of numbers and strings can always be written as JSON.
         frame(CONTROL, &[&serde_json::to_vec(self).unwrap_or_default()])
     }
 }
@@ -179,7 +175,7 @@ fn decode(kind: u8, content: &[u8]) -> Option<Frame> {
     }
 }
 
-/// Bytes that have come and are not yet understood.
+/// Bytes that have arrived and are not decoded yet.
 pub struct Inbox {
     bytes: Vec<u8>,
     start: usize,
@@ -187,20 +183,20 @@ pub struct Inbox {
 }
 
 impl Inbox {
-    /// Of a connection that may be anybody's.
+    /// For a connection that may be a stranger's.
     pub fn new() -> Inbox {
         Inbox { bytes: Vec::new(), start: 0, limit: HELLO_LIMIT }
     }
 
-    /// From here on it is a rank's.
+    /// From now on the connection is a rank's, and frames may be large.
     pub fn trust(&mut self) {
         self.limit = LIMIT + MARGIN;
     }
 
-    /// Reads once; 0 is the end.
+    /// Reads once. 0 means that the connection is closed.
     ///
     /// # Errors
-    /// The connection's.
+    /// Those of the connection.
     pub fn fill(&mut self, mut from: impl Read) -> io::Result<usize> {
         let mut piece = [0; 1 << 16];
         let count = from.read(&mut piece)?;
@@ -224,7 +220,7 @@ impl Inbox {
         }
     }
 
-    /// The preamble, once it is there.
+    /// The preamble, once it has arrived.
     ///
     /// # Errors
     /// As soon as a byte differs from the magic word.
@@ -241,10 +237,10 @@ impl Inbox {
         Ok(Some(preamble))
     }
 
-    /// The next frame, once it is there.
+    /// The next frame, once it has arrived.
     ///
     /// # Errors
-    /// Where it is too long or makes no sense; the connection is then of no more use.
+    /// If it is too long or malformed. The connection cannot be used any more.
     pub fn frame(&mut self) -> Result<Option<Frame>, Malformed> {
         let Some(&[kind, a, b, c, d]) = self.rest().first_chunk() else { return Ok(None) };
         let length = u32::from_le_bytes([a, b, c, d]) as usize;
@@ -264,7 +260,7 @@ mod tests {
 
     use super::*;
 
-    /// All frames of bytes that come in pieces of this length.
+    /// All frames of bytes that arrive in pieces of this length.
     fn frames(inbox: &mut Inbox, bytes: &[u8], piece: usize) -> Result<Vec<Frame>, Malformed> {
         let mut found = Vec::new();
         for mut piece in bytes.chunks(piece) {
@@ -278,10 +274,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn frames_come_out_as_they_went_in(
+        fn frames_survive_encoding_and_decoding(
             sequence: u64, what in ".{0,20}", bytes: Vec<u8>, step: u64, waiting: bool, piece in 1..400usize,
         ) {
-            let beat = || Message::Beat(Beat { counter: sequence, step, what: what.clone(), waiting });
+            let beat = || Message::Heartbeat(Heartbeat { counter: sequence, step, what: what.clone(), waiting });
             let sent = [beat().encode(), post(sequence, &what, &bytes), part(sequence, &bytes)].concat();
             let expected = [
                 Frame::Control(beat()),
@@ -292,7 +288,7 @@ mod tests {
         }
 
         #[test]
-        fn arbitrary_bytes_are_frames_or_malformed(kind in 0..5u8, bytes: Vec<u8>, piece in 1..40usize) {
+        fn frames_of_arbitrary_bytes_are_decoded_or_malformed(kind in 0..5u8, bytes: Vec<u8>, piece in 1..40usize) {
             let mut inbox = Inbox::new();
             let whole = frame(kind, &[&bytes]);
             if let Ok(found) = frames(&mut inbox, &whole, piece) {
@@ -303,21 +299,22 @@ mod tests {
     }
 
     #[test]
-    fn a_length_beyond_the_limit_is_refused_before_it_comes() {
-        let header = |length: usize| [&[PART][..], &(length as u32).to_le_bytes()].concat();
-        let mut inbox = Inbox::new();
-        assert!(frames(&mut inbox, &header(HELLO_LIMIT), 5).unwrap().is_empty());
-        assert!(frames(&mut Inbox::new(), &header(HELLO_LIMIT + 1), 5).is_err());
-        let mut trusted = Inbox::new();
-        trusted.trust();
-        assert!(frames(&mut trusted, &header(LIMIT + MARGIN), 5).unwrap().is_empty());
-        let mut trusted = Inbox::new();
-        trusted.trust();
-        assert!(frames(&mut trusted, &header(LIMIT + MARGIN + 1), 5).is_err());
+    fn frame_beyond_the_limit_is_refused_before_its_content() {
+        let decode = |trusted: bool, length: usize| {
+            let mut inbox = Inbox::new();
+            if trusted {
+                inbox.trust();
+            }
+            frames(&mut inbox, &[&[PART][..], &(length as u32).to_le_bytes()].concat(), 5)
+        };
+        for (trusted, limit) in [(false, HELLO_LIMIT), (true, LIMIT + MARGIN)] {
+            assert!(decode(trusted, limit).unwrap().is_empty());
+            assert!(decode(trusted, limit + 1).is_err());
+        }
     }
 
     #[test]
-    fn a_preamble_is_known_by_its_first_bytes() {
+    fn preamble_is_recognised_by_its_first_bytes() {
         let whole = Preamble { protocol: 3, rank: 700 }.encode();
         for end in 0..PREAMBLE {
             let mut inbox = Inbox::new();

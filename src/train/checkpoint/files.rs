@@ -1,71 +1,21 @@
 //! The run directory: which files a run makes, and how they are replaced.
 //!
-//! A checkpoint is written to `checkpoint.bin.tmp`, forced to disk, and renamed, so at every moment
-//! `checkpoint.bin` is a whole file. `best.bin` and the numbered checkpoints are further names (hard links,
-//! copies where there are none) of the same file, given *before* the rename: a run killed in between repeats
-//! those steps on resume and gives the same names to the same bytes.
+//! A checkpoint is written to `checkpoint.bin.tmp`, forced to disk, and renamed, so `checkpoint.bin` is a complete file
+//! at any time. `best.bin` and the numbered checkpoints are further names of the same file (hard links, or copies on
+//! file systems without links). They are created *before* the rename: if the run is killed in between, the resumed run
+//! repeats these steps and gives the same names to the same bytes.
 //!
-//! The directory is locked while a run uses it. The lock goes with the process, however it ends.
+//! The directory is locked while a run uses it. The system releases the lock when the process ends.
 
-use std::ffi::OsString;
 use std::fs::{self, File, TryLockError};
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use super::{CheckpointError, Metadata, Snapshot, write};
+use crate::files::{Disk, Draft, FileError, Files};
 use crate::model::ParamTable;
 
-/// What saving needs of a file system; the tests have one that fails.
-pub trait Files {
-    type File: Write;
-    fn create(&self, path: &Path) -> io::Result<Self::File>;
-    /// Forces a file's content to disk.
-    fn sync(&self, file: &Self::File) -> io::Result<()>;
-    /// Forces a directory's names to disk.
-    fn sync_directory(&self, path: &Path) -> io::Result<()>;
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
-    /// Gives a file a second name that is not taken.
-    fn link(&self, from: &Path, to: &Path) -> io::Result<()>;
-    fn remove(&self, path: &Path) -> io::Result<()>;
-}
-
-/// The real one.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Disk;
-
-impl Files for Disk {
-    type File = File;
-
-    fn create(&self, path: &Path) -> io::Result<File> {
-        File::create(path)
-    }
-
-    fn sync(&self, file: &File) -> io::Result<()> {
-        file.sync_all()
-    }
-
-    fn sync_directory(&self, path: &Path) -> io::Result<()> {
-        if cfg!(unix) { File::open(path)?.sync_all() } else { Ok(()) }
-    }
-
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        fs::rename(from, to)
-    }
-
-    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
-        // Some file systems know no hard links: there the second name is a copy.
-        fs::hard_link(from, to).or_else(|_| {
-            fs::copy(from, to)?;
-            File::open(to)?.sync_all()
-        })
-    }
-
-    fn remove(&self, path: &Path) -> io::Result<()> {
-        fs::remove_file(path)
-    }
-}
-
-/// A run directory that cannot be used as asked.
+/// A run directory that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum DirectoryError {
     #[error("{}: {error}", path.display())]
@@ -82,14 +32,14 @@ pub enum DirectoryError {
     InUse { dir: PathBuf },
 }
 
-/// What a directory holds.
+/// What a directory contains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Found {
     Nothing,
-    /// A recipe and no checkpoint: the run was killed before its first was written.
+    /// A recipe but no checkpoint: the run was killed before it wrote one.
     Begun,
     Checkpoint,
-    /// Results without a checkpoint to go on from.
+    /// Results, but no checkpoint to continue from.
     Broken,
 }
 
@@ -102,48 +52,48 @@ pub struct RunDirectory<F: Files = Disk> {
 }
 
 impl RunDirectory {
-    /// The directory as it is; nothing is created, locked or changed.
+    /// The directory as it is. Nothing is created, locked or changed.
     pub fn at(dir: &Path) -> RunDirectory {
         RunDirectory::with_files(dir, Disk)
     }
 
-    /// Makes the directory where needed, locks it, and removes what a killed run left half written.
+    /// Creates the directory if needed, locks it, and removes incomplete files of a killed run.
     ///
     /// # Errors
-    /// A directory that cannot be written, or that another run uses.
+    /// A directory that cannot be written or is used by another run.
     pub fn open(dir: &Path) -> Result<RunDirectory, DirectoryError> {
         let failed = |error| DirectoryError::Io { path: dir.to_owned(), error };
         fs::create_dir_all(dir).map_err(failed)?;
         let handle = File::open(dir).map_err(failed)?;
         match handle.try_lock() {
             Err(TryLockError::WouldBlock) => return Err(DirectoryError::InUse { dir: dir.to_owned() }),
-            // A file system without locks is no reason not to train.
+            // On a file system without locks the run continues without one.
             Ok(()) | Err(TryLockError::Error(_)) => {}
         }
         let run = RunDirectory { dir: dir.to_owned(), files: Disk, _lock: Some(handle) };
         for name in run.names().map_err(failed)? {
             if name.ends_with(".tmp") && is_ours(name.trim_end_matches(".tmp")) {
-                run.remove_if_there(&dir.join(name)).map_err(failed)?;
+                Disk.remove_if_there(&dir.join(name)).map_err(failed)?;
             }
         }
         Ok(run)
     }
 
-    /// Removes the files that a run makes, and no others: the checkpoint first, so that a run killed meanwhile
-    /// cannot be resumed as what it no longer is. The recipe stays, to be replaced by the new one.
+    /// Removes only files that a run makes. The checkpoint goes first, so that a run that is killed in between cannot be
+    /// resumed from old files. The recipe remains until it is replaced by the new one.
     pub fn clear(&self) -> Result<(), DirectoryError> {
         let failed = |error| DirectoryError::Io { path: self.dir.clone(), error };
         let mut names = self.names().map_err(failed)?;
         names.retain(|name| is_ours(name) && name != "recipe.toml");
         names.sort_by_key(|name| name != "checkpoint.bin");
         for name in names {
-            self.remove_if_there(&self.dir.join(name)).map_err(failed)?;
+            Disk.remove_if_there(&self.dir.join(name)).map_err(failed)?;
         }
         Ok(())
     }
 }
 
-/// Whether a run makes a file of this name.
+/// Whether this is the name of a file that a run makes.
 fn is_ours(name: &str) -> bool {
     const NAMES: [&str; 5] = ["checkpoint.bin", "best.bin", "log.jsonl", "recipe.toml", "curves.svg"];
     NAMES.contains(&name) || step_of(name).is_some()
@@ -156,7 +106,7 @@ fn step_of(name: &str) -> Option<u64> {
 }
 
 impl<F: Files> RunDirectory<F> {
-    /// For saving through another file system.
+    /// The directory on another file system.
     pub fn with_files(dir: &Path, files: F) -> RunDirectory<F> {
         RunDirectory { dir: dir.to_owned(), files, _lock: None }
     }
@@ -192,7 +142,7 @@ impl<F: Files> RunDirectory<F> {
         Ok(steps)
     }
 
-    /// What is there.
+    /// What the directory contains.
     pub fn found(&self) -> Found {
         let results = self.best().exists()
             || fs::metadata(self.log()).is_ok_and(|log| log.len() > 0)
@@ -205,11 +155,11 @@ impl<F: Files> RunDirectory<F> {
         }
     }
 
-    /// Saves a checkpoint as the latest, with `best` as the best too, and with `keep` above 0 under its number,
-    /// of which the last `keep` stay.
+    /// Saves a checkpoint as the latest; with `best` also as the best; with `keep` above 0 also under its number. Only
+    /// the last `keep` numbered checkpoints remain.
     ///
     /// # Errors
-    /// [`CheckpointError::Write`]; then the previous checkpoint is what it was.
+    /// [`CheckpointError::Write`]; the previous checkpoint is then unchanged.
     pub fn save(
         &self,
         metadata: &Metadata,
@@ -219,26 +169,23 @@ impl<F: Files> RunDirectory<F> {
         keep: usize,
     ) -> Result<(), CheckpointError> {
         let latest = self.checkpoint();
-        let temporary = with_suffix(&latest, ".tmp");
         let saved = (|| {
-            let mut file = self.files.create(&temporary)?;
-            write(&mut file, metadata, table, state)?;
-            self.files.sync(&file)?;
-            drop(file);
+            let mut draft = Draft::create(&self.files, &latest)?;
+            draft.write_with(|file| write(file, metadata, table, state))?;
             if best {
-                self.name_too(&temporary, &self.best())?;
+                draft.also_as(&self.best())?;
             }
             if keep > 0 && metadata.step > 0 {
-                self.name_too(&temporary, &self.numbered(metadata.step))?;
+                draft.also_as(&self.numbered(metadata.step))?;
             }
-            self.files.rename(&temporary, &latest)?;
-            self.files.sync_directory(&self.dir)
+            draft.commit()
         })();
-        saved.map_err(|error| {
-            let _ = self.files.remove(&temporary);
-            CheckpointError::Write { path: latest.clone(), error, intact: latest.exists() }
+        saved.map_err(|FileError { error, .. }| CheckpointError::Write {
+            path: latest.clone(),
+            error,
+            intact: latest.exists(),
         })?;
-        // The new one is safe: now the oldest may go. One that cannot be removed does no harm.
+        // The new checkpoint is safe, so the oldest may be removed. If that fails, it does no harm.
         let old = self.numbered_steps().unwrap_or_default();
         if keep > 0 && old.len() > keep {
             for &step in &old[..old.len() - keep] {
@@ -248,31 +195,8 @@ impl<F: Files> RunDirectory<F> {
         Ok(())
     }
 
-    /// Gives the file a second name, replacing what had it, in one stroke.
-    fn name_too(&self, file: &Path, name: &Path) -> io::Result<()> {
-        let temporary = with_suffix(name, ".tmp");
-        self.remove_if_there(&temporary)?;
-        self.files.link(file, &temporary)?;
-        self.files.rename(&temporary, name).inspect_err(|_| {
-            let _ = self.files.remove(&temporary);
-        })
-    }
-
-    fn remove_if_there(&self, path: &Path) -> io::Result<()> {
-        match self.files.remove(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            other => other,
-        }
-    }
-
     fn names(&self) -> io::Result<Vec<String>> {
         let entries = fs::read_dir(&self.dir)?;
         entries.filter_map(|entry| entry.map(|e| e.file_name().into_string().ok()).transpose()).collect()
     }
-}
-
-fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
-    let mut name: OsString = path.as_os_str().to_owned();
-    name.push(suffix);
-    PathBuf::from(name)
 }

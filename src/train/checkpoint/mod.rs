@@ -1,13 +1,13 @@
-//! Checkpoints: all of a run's state in one safetensors file.
+//! Checkpoints: the whole state of a run in one safetensors file.
 //!
-//! The file holds the model under timm's names, the moving average under `ema.`, the optimiser's buffers under
-//! `optimizer.mean_square.` and `optimizer.momentum.`, and one metadata key, `effnet`: [`Metadata`] as JSON with
-//! sorted keys. Equal runs write equal files, so nothing stands in it that may differ between them: no clock, no
-//! thread count, no path.
+//! The file holds the model under timm's names, the moving average under `ema.`, the optimiser's slots under `optimizer.`
+//! and the slot's name (`optimizer.momentum.`), and one metadata key, `effnet`: [`Metadata`] as JSON with
+//! sorted keys. Equal runs write equal files, so the file contains nothing that may differ between equal runs: no time,
+//! no thread count, no path.
 //!
-//! Reading accepts a file only as it was written. The header is rendered again from what it says and compared
-//! byte for byte, which settles names, types, shapes and order; a checksum over header and data settles the
-//! rest. So a change of any single byte is an error, never other weights.
+//! Reading accepts a file only exactly as it was written. The header is rendered again from the parsed metadata and
+//! compared byte for byte, which checks names, types, shapes and order; a checksum over header and data covers the
+//! rest. A change of any single byte is therefore an error and never gives wrong weights.
 
 mod files;
 
@@ -17,25 +17,25 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-pub use files::{DirectoryError, Disk, Files, Found, RunDirectory};
+pub use files::{DirectoryError, Found, RunDirectory};
 
-use super::events::Best;
 use super::recipe::Recipe;
+use super::report::events::Best;
 use crate::data::{CropMode, Normalise};
-use crate::model::weights::{Listed, header, listing, prefixed};
+use crate::model::formats::safetensors::{Listed, header, listing, prefixed};
 use crate::model::{Architecture, BatchNormConfig, Padding, ParamTable, Variant};
-use crate::ops::LossScale;
+use crate::ops::{LossScale, Slot};
 
 const FORMAT: &str = "effnet checkpoint";
 const KEY: &str = "effnet";
-/// Raised when an older program could misread the file.
+/// Increased when an older program could misread the file.
 pub const VERSION: u64 = 1;
-/// The checksum's place while it is computed.
+/// Stands in the checksum's place while the checksum is computed.
 const NO_CHECKSUM: &str = "00000000";
-/// No header is longer; B7's is a third of a megabyte.
+/// The longest header accepted; B7's header is a third of a megabyte.
 const HEADER_LIMIT: u64 = 64 << 20;
 
-/// What a checkpoint says about itself. Written with sorted keys.
+/// Describes a checkpoint. Written with sorted keys.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Metadata {
@@ -50,7 +50,7 @@ pub struct Metadata {
     pub crop: CropMode,
     pub normalise: Normalise,
     pub recipe: Recipe,
-    /// Optimiser steps done, of how many.
+    /// Optimiser steps done, and steps of the whole schedule.
     pub step: u64,
     pub steps: u64,
     /// Epochs done.
@@ -58,11 +58,11 @@ pub struct Metadata {
     pub seed: u64,
     /// Fingerprint of the dataset.
     pub data: String,
-    /// Step of the last evaluation; 0 before the first. Behind its due step only in a run that was interrupted
-    /// while it evaluated.
+    /// Step of the last evaluation; 0 before the first. An evaluation that is due is missing only if the run was
+    /// interrupted during it.
     pub evaluated: u64,
     pub best: Option<Best>,
-    /// Loss scaling's state, once the run has trained in fp16 on a GPU.
+    /// State of loss scaling, if the run has trained in fp16 on a GPU.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss_scale: Option<LossScale>,
     /// CRC-32 of the header with this field zero, and of the data.
@@ -70,7 +70,7 @@ pub struct Metadata {
 }
 
 impl Metadata {
-    /// Of a run that has not begun.
+    /// The metadata of a run before its first step.
     pub fn new(
         recipe: &Recipe,
         classes: Vec<String>,
@@ -101,65 +101,83 @@ impl Metadata {
         }
     }
 
-    /// The network that the weights belong to; none where the fields contradict each other.
+    /// The network that the weights belong to; none if the fields contradict each other.
     pub fn architecture(&self) -> Option<Architecture> {
         let again =
             Metadata::new(&self.recipe, self.classes.clone(), self.normalise, self.data.clone(), self.steps);
         let Metadata { step, epoch, evaluated, best, loss_scale, checksum, .. } = self.clone();
-        let sane = self.resolution <= 1 << 14 && self.recipe.validate().is_ok();
+        let sane = self.recipe.validate().is_ok();
         (sane && *self == Metadata { step, epoch, evaluated, best, loss_scale, checksum, ..again })
             .then(|| self.recipe.architecture(self.classes.len()).ok())
             .flatten()
     }
 
     fn json(&self) -> String {
-        // By way of a value, whose objects are sorted.
+        // Converted to a value first, because its objects are sorted.
         serde_json::to_value(self).map(|value| value.to_string()).unwrap_or_default()
     }
 }
 
-/// The numbers of a run, as flat buffers in the parameter table's order.
+/// The tensors of a run, as flat buffers in the parameter table's order.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Snapshot {
-    /// The table's total length.
+    /// Of the table's total length.
     pub parameters: Vec<f32>,
-    /// Total length, or empty where no average is kept.
+    /// Of the total length, or empty if the run keeps no moving average.
     pub ema: Vec<f32>,
-    /// The trainable length, both.
-    pub mean_square: Vec<f32>,
-    pub momentum: Vec<f32>,
+    /// The optimiser's.
+    pub slots: Vec<SlotValues>,
+}
+
+/// One of the optimiser's slots for all trainable parameters.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SlotValues {
+    /// The name of the [`Slot`].
+    pub name: &'static str,
+    pub values: Vec<f32>,
 }
 
 impl Snapshot {
-    /// Zeroed buffers of the right lengths.
-    pub fn new(table: &ParamTable, ema: bool) -> Snapshot {
+    /// Zeroed weights, and the slots of the recipe's optimiser as they are before the first step.
+    pub fn new(table: &ParamTable, recipe: &Recipe) -> Snapshot {
+        Snapshot::with_slots(table, recipe, recipe.update().rule.slots())
+    }
+
+    fn with_slots(table: &ParamTable, recipe: &Recipe, slots: &[Slot]) -> Snapshot {
+        let slot =
+            |slot: &Slot| SlotValues { name: slot.name, values: vec![slot.initial; table.trainable()] };
         Snapshot {
             parameters: vec![0.0; table.total()],
-            ema: vec![0.0; if ema { table.total() } else { 0 }],
-            mean_square: vec![0.0; table.trainable()],
-            momentum: vec![0.0; table.trainable()],
+            ema: vec![0.0; if recipe.ema > 0.0 { table.total() } else { 0 }],
+            slots: slots.iter().map(slot).collect(),
         }
     }
 
-    /// In the file's order.
-    fn sections(&self) -> [&Vec<f32>; 4] {
-        [&self.parameters, &self.ema, &self.mean_square, &self.momentum]
+    /// Prefixes of the names and values, in the file's order.
+    fn sections(&self) -> impl Iterator<Item = (String, &Vec<f32>)> {
+        let weights = [(String::new(), &self.parameters), ("ema.".to_string(), &self.ema)];
+        weights.into_iter().chain(self.slots.iter().map(|slot| (prefix(slot.name), &slot.values)))
     }
 
-    fn sections_mut(&mut self) -> [&mut Vec<f32>; 4] {
-        [&mut self.parameters, &mut self.ema, &mut self.mean_square, &mut self.momentum]
+    fn sections_mut(&mut self) -> impl Iterator<Item = &mut Vec<f32>> {
+        let slots = self.slots.iter_mut().map(|slot| &mut slot.values);
+        [&mut self.parameters, &mut self.ema].into_iter().chain(slots)
     }
 
     /// The first tensor with a value that is not finite.
     pub fn first_not_finite(&self, table: &ParamTable) -> Option<String> {
-        let prefixes = ["", "ema.", "optimizer.mean_square.", "optimizer.momentum."];
-        self.sections().into_iter().zip(prefixes).find_map(|(values, prefix)| {
+        self.sections().find_map(|(prefix, values)| {
             first_not_finite(values, table).map(|name| format!("{prefix}{name}"))
         })
     }
 }
 
-/// The first tensor of a flat buffer (of the total or the trainable length) with a value that is not finite.
+/// What precedes the names of a slot's tensors.
+fn prefix(slot: &str) -> String {
+    format!("optimizer.{slot}.")
+}
+
+/// The first tensor of a flat buffer (of the total or the trainable length) that contains a value that is not finite.
 pub fn first_not_finite<'a>(values: &[f32], table: &'a ParamTable) -> Option<&'a str> {
     if values.iter().all(|v| v.is_finite()) {
         return None;
@@ -169,7 +187,7 @@ pub fn first_not_finite<'a>(values: &[f32], table: &'a ParamTable) -> Option<&'a
     bad.next().map(|entry| entry.name.as_str())
 }
 
-/// A checkpoint that was read.
+/// A checkpoint read from a file.
 #[derive(Clone, Debug)]
 pub struct Checkpoint {
     pub metadata: Metadata,
@@ -177,7 +195,7 @@ pub struct Checkpoint {
     pub state: Snapshot,
 }
 
-/// What can be wrong with a checkpoint, or with saving one. One line each.
+/// Errors of reading and saving checkpoints. Each message is one line.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
     #[error("{}: {error}", path.display())]
@@ -196,32 +214,38 @@ pub enum CheckpointError {
 }
 
 fn remedy(intact: bool) -> &'static str {
-    match intact {
-        true => "the previous checkpoint is intact: make room, then go on with --resume",
-        false => "no checkpoint was written",
+    if intact {
+        "the previous checkpoint is intact: make room, then go on with --resume"
+    } else {
+        "no checkpoint was written"
     }
 }
 
-/// All tensors of a file.
-fn tensors(table: &ParamTable, ema: bool) -> Vec<Listed> {
+/// The slots in every checkpoint from before each optimiser had slots of its own. Those that the recipe's optimiser does
+/// not have are dropped when such a file is read.
+const EARLIER_SLOTS: &[Slot] =
+    &[Slot { name: "mean_square", initial: 0.0 }, Slot { name: "momentum", initial: 0.0 }];
+
+/// All tensors of a file, in order.
+fn tensors(table: &ParamTable, ema: bool, slots: &[&str]) -> Vec<Listed> {
     let mut list = listing(table);
     let trainable = || table.entries().iter().filter(|entry| entry.role.trainable());
     if ema {
         list.extend(table.entries().iter().map(|entry| prefixed("ema.", entry)));
     }
-    for prefix in ["optimizer.mean_square.", "optimizer.momentum."] {
-        list.extend(trainable().map(|entry| prefixed(prefix, entry)));
+    for slot in slots {
+        list.extend(trainable().map(|entry| prefixed(&prefix(slot), entry)));
     }
     list
 }
 
-/// The header with the given checksum in it.
+/// The header with the given checksum.
 fn render(metadata: &Metadata, checksum: &str, list: &[Listed]) -> Vec<u8> {
     let metadata = Metadata { checksum: checksum.into(), ..metadata.clone() };
     header((KEY, &metadata.json()), list)
 }
 
-/// Writes a checkpoint as a stream: nothing is copied, the checksum is taken in a first sweep.
+/// Writes a checkpoint as a stream. Nothing is copied; a first pass over the buffers computes the checksum.
 ///
 /// # Errors
 /// The writer's.
@@ -231,17 +255,18 @@ pub fn write(
     table: &ParamTable,
     state: &Snapshot,
 ) -> io::Result<()> {
-    let list = tensors(table, !state.ema.is_empty());
+    let slots: Vec<&str> = state.slots.iter().map(|slot| slot.name).collect();
+    let list = tensors(table, !state.ema.is_empty(), &slots);
     let counters = vec![metadata.step as i64; table.batch_norms().count()];
     let mut crc = crc32fast::Hasher::new();
     crc.update(&render(metadata, NO_CHECKSUM, &list));
     crc.update(bytemuck::cast_slice(&counters));
-    for section in state.sections() {
+    for (_, section) in state.sections() {
         crc.update(bytemuck::cast_slice(section));
     }
     out.write_all(&render(metadata, &format!("{:08x}", crc.finalize()), &list))?;
     out.write_all(bytemuck::cast_slice(&counters))?;
-    for section in state.sections() {
+    for (_, section) in state.sections() {
         out.write_all(bytemuck::cast_slice(section))?;
     }
     out.flush()
@@ -250,13 +275,13 @@ pub fn write(
 /// Reads and checks a checkpoint.
 ///
 /// # Errors
-/// [`CheckpointError`], naming the file and what is wrong with it.
+/// [`CheckpointError`], which names the file and the problem.
 pub fn read(path: &Path) -> Result<Checkpoint, CheckpointError> {
     let (mut file, length) = open(path)?;
     read_from(&mut file, length, path)
 }
 
-/// Checks a checkpoint as [`read`] does, and keeps nothing but its metadata.
+/// Checks a checkpoint as [`read`] does, but returns only its metadata.
 pub fn verify(path: &Path) -> Result<Metadata, CheckpointError> {
     let (mut file, length) = open(path)?;
     verify_from(&mut file, length, path)
@@ -274,12 +299,14 @@ pub fn read_from(input: &mut impl Read, length: u64, path: &Path) -> Result<Chec
     let mut reader = Reader::new(input, length, path)?;
     let table = ParamTable::new(&reader.architecture);
     let mut counters = vec![0i64; table.batch_norms().count()];
-    let mut state = Snapshot::new(&table, reader.metadata.recipe.ema > 0.0);
+    let mut state = Snapshot::with_slots(&table, &reader.metadata.recipe, reader.slots);
     reader.fill(bytemuck::cast_slice_mut(&mut counters))?;
     for section in state.sections_mut() {
         reader.fill(bytemuck::cast_slice_mut(section))?;
     }
     let (metadata, architecture) = reader.finish()?;
+    let slots = metadata.recipe.update().rule.slots();
+    state.slots.retain(|values| slots.iter().any(|slot| slot.name == values.name));
     Ok(Checkpoint { metadata, architecture, state })
 }
 
@@ -294,12 +321,14 @@ pub fn verify_from(input: &mut impl Read, length: u64, path: &Path) -> Result<Me
     Ok(reader.finish()?.0)
 }
 
-/// A file whose header has been checked, on the way through its data.
+/// Reads the data of a file whose header has been checked.
 struct Reader<'a, R: Read> {
     input: &'a mut R,
     path: &'a Path,
     metadata: Metadata,
     architecture: Architecture,
+    /// The slots in the file.
+    slots: &'static [Slot],
     crc: crc32fast::Hasher,
     /// Bytes of data not yet read.
     left: usize,
@@ -313,10 +342,16 @@ impl<'a, R: Read> Reader<'a, R> {
         let metadata = parse(&found[8..], path)?;
         let architecture =
             metadata.architecture().ok_or_else(|| altered("its metadata contradicts itself"))?;
-        let list = tensors(&ParamTable::new(&architecture), metadata.recipe.ema > 0.0);
-        if render(&metadata, &metadata.checksum, &list) != found {
-            return Err(altered("its header is not as it was written"));
-        }
+        let table = ParamTable::new(&architecture);
+        let listed = |slots: &[Slot]| {
+            let names: Vec<&str> = slots.iter().map(|slot| slot.name).collect();
+            tensors(&table, metadata.recipe.ema > 0.0, &names)
+        };
+        let written =
+            |slots: &&'static [Slot]| render(&metadata, &metadata.checksum, &listed(slots)) == found;
+        let slots = [metadata.recipe.update().rule.slots(), EARLIER_SLOTS].into_iter().find(written);
+        let slots = slots.ok_or_else(|| altered("its header is not as it was written"))?;
+        let list = listed(slots);
         let left: usize = list.iter().map(Listed::bytes).sum();
         let expected = (found.len() + left) as u64;
         if length < expected {
@@ -328,7 +363,7 @@ impl<'a, R: Read> Reader<'a, R> {
         }
         let mut crc = crc32fast::Hasher::new();
         crc.update(&render(&metadata, NO_CHECKSUM, &list));
-        Ok(Reader { input, path, metadata, architecture, crc, left })
+        Ok(Reader { input, path, metadata, architecture, slots, crc, left })
     }
 
     fn fill(&mut self, bytes: &mut [u8]) -> Result<(), CheckpointError> {
@@ -348,7 +383,7 @@ impl<'a, R: Read> Reader<'a, R> {
     }
 }
 
-/// The length in front and the JSON.
+/// The length at the start of the file and the JSON after it.
 fn read_header(input: &mut impl Read, length: u64, path: &Path) -> Result<Vec<u8>, CheckpointError> {
     let failed = |error| CheckpointError::Read { path: path.to_owned(), error };
     let truncated =

@@ -34,8 +34,8 @@ impl Device for ReferenceDevice {
     fn element_bytes(&self, _: Kind) -> usize {
         8
     }
-    fn workspace(&self, _: &Pass) -> plan::Workspace {
-        plan::Workspace::default()
+    fn workspace(&self, _: &Pass) -> Workspace {
+        Workspace::default()
     }
     fn threads(&self) -> usize {
         1
@@ -55,8 +55,7 @@ pub struct Reference {
     labels: HashMap<u32, Vec<u32>>,
     pub parameters: Vec<f64>,
     pub gradients: Vec<f64>,
-    pub mean_square: Vec<f64>,
-    pub momentum: Vec<f64>,
+    pub slots: [Vec<f64>; 2],
     pub ema: Vec<f64>,
     ema_weights: bool,
     step: StepParams,
@@ -70,8 +69,7 @@ impl Reference {
         Reference {
             parameters: vec![0.0; total],
             gradients: vec![0.0; trainable],
-            mean_square: vec![0.0; trainable],
-            momentum: vec![0.0; trainable],
+            slots: [vec![0.0; trainable], vec![0.0; trainable]],
             ema: vec![0.0; total],
             ..Reference::default()
         }
@@ -107,8 +105,7 @@ impl Reference {
         match buffer {
             Buffer::Parameters => &mut self.parameters,
             Buffer::Gradients => &mut self.gradients,
-            Buffer::MeanSquare => &mut self.mean_square,
-            Buffer::Momentum => &mut self.momentum,
+            Buffer::Slot(number) => &mut self.slots[number],
             Buffer::Ema => &mut self.ema,
         }
     }
@@ -196,15 +193,6 @@ fn round_into(values: &[f64], out: &mut [f32]) {
     out.iter_mut().zip(values).for_each(|(out, &value)| *out = value as f32);
 }
 
-macro_rules! passes {
-    ($($method:ident: $pass:ident => $function:ident),* $(,)?) => {
-        $(fn $method(&mut self, pass: &$pass) -> Result {
-            self.$function(pass);
-            Ok(())
-        })*
-    };
-}
-
 impl Ops for Reference {
     fn bind(&mut self, _: &Plan) -> Result {
         self.tensors.clear();
@@ -278,17 +266,50 @@ impl Ops for Reference {
         Ok(())
     }
 
-    fn drop_path_mask(&mut self, p: &DropPathMask) -> Result {
+    fn run(&mut self, pass: &Pass) -> Result {
+        match pass {
+            Pass::DropPathMask(p) => self.drop_path(p),
+            Pass::DropoutMask(p) => self.dropout(p),
+            Pass::BatchNormInference(p) => self.inference(&p.bn),
+            Pass::StemForward(p) => self.stem(p),
+            Pass::ExpandForward(p) => self.expand(p),
+            Pass::DepthwiseForward(p) => self.depthwise(p),
+            Pass::ExpandDepthwiseForward(p) => {
+                self.expand(&p.expand);
+                self.depthwise(&p.depthwise);
+            }
+            Pass::SqueezeForward(p) => self.squeeze(p),
+            Pass::ProjectForward(p) => self.project(p),
+            Pass::ResidualForward(p) => self.residual(p),
+            Pass::HeadForward(p) => self.head(p),
+            Pass::Loss(p) => self.cross_entropy(p),
+            Pass::HeadBackward(p) => self.head_gradient(p),
+            Pass::ProjectBackward(p) => self.project_gradient(p),
+            Pass::SqueezeBackward(p) => self.squeeze_gradient(p),
+            Pass::DepthwiseBackward(p) => self.depthwise_gradient(p),
+            Pass::ExpandBackward(p) => self.expand_gradient(p),
+            Pass::ExpandDepthwiseBackward(p) => {
+                self.depthwise_gradient(&p.depthwise);
+                self.expand_gradient(&p.expand);
+            }
+            Pass::StemBackward(p) => self.stem_gradient(p),
+            Pass::Update(p) => self.optimise(p),
+        }
+        Ok(())
+    }
+}
+
+impl Reference {
+    fn drop_path(&mut self, p: &DropPathMask) {
         let StepParams { seed, step, first_position, .. } = self.step;
         let value = |image: usize| {
             let position = first_position + image as u64;
             factor(draw(seed, position, step as u32, Purpose::DropPath, p.block)[0], p.rate)
         };
         self.put(p.keep, (0..p.images).map(value).collect());
-        Ok(())
     }
 
-    fn dropout_mask(&mut self, p: &DropoutMask) -> Result {
+    fn dropout(&mut self, p: &DropoutMask) {
         let StepParams { seed, step, first_position, .. } = self.step;
         let value = |at: usize| {
             let (position, feature) = (first_position + (at / p.channels) as u64, at % p.channels);
@@ -296,30 +317,10 @@ impl Ops for Reference {
             factor(four[feature % 4], p.rate)
         };
         self.put(p.mask, (0..p.images * p.channels).map(value).collect());
-        Ok(())
     }
 
-    fn batch_norm_inference(&mut self, bn: &BatchNorm) -> Result {
+    fn inference(&mut self, bn: &BatchNorm) {
         let (mean, variance) = (self.weight(bn.running_mean), self.weight(bn.running_var));
         self.set_coefficients(bn, mean, &variance);
-        Ok(())
-    }
-
-    passes! {
-        stem_forward: StemForward => stem,
-        expand_forward: ExpandForward => expand,
-        depthwise_forward: DepthwiseForward => depthwise,
-        squeeze_forward: SqueezeForward => squeeze,
-        project_forward: ProjectForward => project,
-        residual_forward: ResidualForward => residual,
-        head_forward: HeadForward => head,
-        loss: Loss => cross_entropy,
-        head_backward: HeadBackward => head_gradient,
-        project_backward: ProjectBackward => project_gradient,
-        squeeze_backward: SqueezeBackward => squeeze_gradient,
-        depthwise_backward: DepthwiseBackward => depthwise_gradient,
-        expand_backward: ExpandBackward => expand_gradient,
-        stem_backward: StemBackward => stem_gradient,
-        update: Update => optimise,
     }
 }

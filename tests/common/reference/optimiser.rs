@@ -14,22 +14,24 @@ impl Reference {
         match p.rule {
             Rule::Sgd { momentum } => {
                 let momentum = decimal(momentum);
+                let [buffer, _] = &mut self.slots;
                 for (i, gradient) in gradients.into_iter().enumerate() {
-                    self.momentum[i] = momentum * self.momentum[i] + gradient;
-                    parameters[i] -= rate * self.momentum[i];
+                    buffer[i] = momentum * buffer[i] + gradient;
+                    parameters[i] -= rate * buffer[i];
                 }
             }
             Rule::RmsProp { form, alpha, momentum, eps } => {
                 let (alpha, momentum, eps) = (decimal(alpha), decimal(momentum), decimal(eps));
+                let [mean_square, buffer] = &mut self.slots;
                 for (i, gradient) in gradients.into_iter().enumerate() {
-                    let square = alpha * self.mean_square[i] + (1.0 - alpha) * gradient * gradient;
-                    self.mean_square[i] = square;
+                    let square = alpha * mean_square[i] + (1.0 - alpha) * gradient * gradient;
+                    mean_square[i] = square;
                     let (push, factor) = match form {
                         RmsPropForm::PyTorch => (gradient / (square.sqrt() + eps), rate),
                         RmsPropForm::TensorFlow => (rate * gradient / (square + eps).sqrt(), 1.0),
                     };
-                    self.momentum[i] = momentum * self.momentum[i] + push;
-                    parameters[i] -= factor * self.momentum[i];
+                    buffer[i] = momentum * buffer[i] + push;
+                    parameters[i] -= factor * buffer[i];
                 }
             }
         }

@@ -6,6 +6,7 @@
 //! of the input meets only taps of its parity: rows choose theirs at run time, columns at compile time (`P`
 //! is the parity of a block's first u), so no product with an inserted zero is ever formed.
 
+use super::super::OnCpu;
 use super::input_sweep::*;
 use super::*;
 use crate::dispatch;
@@ -44,11 +45,6 @@ enum Input<'a> {
     Identity { shortcut: Option<&'a [f32]>, previous_y: &'a [f32], bn: &'a [f32], keep: Option<&'a [f32]> },
 }
 
-pub fn backward_workspace(p: &DepthwiseBackward) -> Workspace {
-    let shape = Shape::new(p.images, p.channels, &p.window);
-    Workspace { shared: workspace_floats(&shared(&shape)), per_thread: scratch(&shape).iter().sum() }
-}
-
 /// The packed weights, BN2's backward coefficients, the partial weight gradients and the partial sums.
 fn shared(shape: &Shape) -> [usize; 4] {
     let partials = shape.groups() * shape.taps() * shape.channels;
@@ -64,36 +60,43 @@ fn scratch(shape: &Shape) -> [usize; 6] {
     [ring, 2 * shape.input, COEFFICIENTS, shape.taps(), shape.taps(), 2].map(|rows| rows * stride)
 }
 
-pub fn backward(cx: &Context, p: &DepthwiseBackward) {
-    let shape = Shape::new(p.images, p.channels, &p.window);
-    let [weights, bn_backward, weight_partials, sum_partials] = cx.workspace(shared(&shape));
-    shape.pack_weights(cx.weight(p.weight), weights);
-    batch_norm::backward_coefficients(cx, &p.bn, bn_backward);
-    let (input, input_bn) = input_of(cx, &p.input);
-    let job = Job {
-        shape,
-        x: cx.read(p.x),
-        y: cx.read(p.y),
-        da: cx.read(p.da),
-        gate: cx.read(p.gate),
-        squeeze_gradient: cx.read(p.squeeze_gradient),
-        bn: cx.read(p.bn.coefficients),
-        bn_backward,
-        weights,
-        dx: Shared::new(cx.write(p.dx)),
-        input,
-        weight_partials: Shared::new(weight_partials),
-        sum_partials: Shared::new(sum_partials),
-    };
-    job.check();
-    cx.parallel(shape.tasks(), |number, scratch| task(&job, number, scratch));
-    // SAFETY: all tasks are done, and nobody else holds a part.
-    let (weights, sums) = unsafe {
-        let (weights, sums) = (&job.weight_partials, &job.sum_partials);
-        (weights.part(0..weights.len()), sums.part(0..sums.len()))
-    };
-    add_weight_gradients(cx, &shape, p.weight, weights);
-    batch_norm::finish_sums(cx, &input_bn, sums);
+impl OnCpu for DepthwiseBackward {
+    fn workspace(&self) -> Workspace {
+        let shape = Shape::new(self.images, self.channels, &self.window);
+        Workspace { shared: workspace_floats(&shared(&shape)), per_thread: scratch(&shape).iter().sum() }
+    }
+
+    fn run(&self, cx: &Context) {
+        let shape = Shape::new(self.images, self.channels, &self.window);
+        let [weights, bn_backward, weight_partials, sum_partials] = cx.workspace(shared(&shape));
+        shape.pack_weights(cx.weight(self.weight), weights);
+        batch_norm::backward_coefficients(cx, &self.bn, bn_backward);
+        let (input, input_bn) = input_of(cx, &self.input);
+        let job = Job {
+            shape,
+            x: cx.read(self.x),
+            y: cx.read(self.y),
+            da: cx.read(self.da),
+            gate: cx.read(self.gate),
+            squeeze_gradient: cx.read(self.squeeze_gradient),
+            bn: cx.read(self.bn.coefficients),
+            bn_backward,
+            weights,
+            dx: Shared::new(cx.write(self.dx)),
+            input,
+            weight_partials: Shared::new(weight_partials),
+            sum_partials: Shared::new(sum_partials),
+        };
+        job.check();
+        cx.parallel(shape.tasks(), |number, scratch| task(&job, number, scratch));
+        // SAFETY: all tasks are done, and nobody else holds a part.
+        let (weights, sums) = unsafe {
+            let (weights, sums) = (&job.weight_partials, &job.sum_partials);
+            (weights.part(0..weights.len()), sums.part(0..sums.len()))
+        };
+        add_weight_gradients(cx, &shape, self.weight, weights);
+        batch_norm::finish_sums(cx, &input_bn, sums);
+    }
 }
 
 fn input_of<'a>(cx: &'a Context, input: &DepthwiseInput) -> (Input<'a>, BatchNorm) {

@@ -1,5 +1,6 @@
 //! Forward: normalise and activate a row into the ring, convolve, store, take the statistics.
 
+use super::super::OnCpu;
 use super::*;
 use crate::dispatch;
 use crate::ops::cpu::batch_norm;
@@ -19,15 +20,6 @@ struct Job<'a> {
     statistics: Option<Shared<'a>>,
 }
 
-pub fn forward_workspace(p: &DepthwiseForward) -> Workspace {
-    let shape = Shape::new(p.images, p.channels, &p.window);
-    let statistics = batch_norm::statistics_floats(shape.groups(), shape.channels);
-    Workspace {
-        shared: workspace_floats(&[shape.packed_weights(), statistics]),
-        per_thread: scratch(&shape).iter().sum(),
-    }
-}
-
 /// A task's scratch: the ring, the input's scale and shift, the weights, shift and sums of the statistics.
 fn scratch(shape: &Shape) -> [usize; 4] {
     let stride = shape.slice_stride();
@@ -35,28 +27,41 @@ fn scratch(shape: &Shape) -> [usize; 4] {
     [ring * stride, 2 * stride, shape.taps() * stride, 3 * stride]
 }
 
-pub fn forward(cx: &Context, p: &DepthwiseForward) {
-    let shape = Shape::new(p.images, p.channels, &p.window);
-    let floats = batch_norm::statistics_floats(shape.groups(), shape.channels);
-    let [weights, statistics] = cx.workspace([shape.packed_weights(), floats]);
-    shape.pack_weights(cx.weight(p.weight), weights);
-    let batch = p.bn.statistics == Statistics::Batch;
-    let job = Job {
-        shape,
-        x: cx.read(p.x),
-        input_bn: p.input_bn.map(|bn| cx.read(bn.coefficients)),
-        weights,
-        y: Shared::new(cx.write(p.y)),
-        statistics: batch.then_some(Shared::new(statistics)),
-    };
-    assert_eq!(job.x.len(), shape.images * shape.input * shape.input * shape.channels);
-    assert_eq!(job.y.len(), shape.images * shape.output * shape.output * shape.channels);
-    cx.parallel(shape.tasks(), |number, scratch| task(&job, number, scratch));
-    if let Some(statistics) = job.statistics {
-        // SAFETY: all tasks are done, and nobody else holds a part.
-        let partials = unsafe { statistics.part(0..statistics.len()) };
-        let pixels = shape.output * shape.output;
-        batch_norm::finish_statistics(cx, &p.bn, partials, |group| shape.images_of(group).len() * pixels);
+impl OnCpu for DepthwiseForward {
+    fn workspace(&self) -> Workspace {
+        let shape = Shape::new(self.images, self.channels, &self.window);
+        let statistics = batch_norm::statistics_floats(shape.groups(), shape.channels);
+        Workspace {
+            shared: workspace_floats(&[shape.packed_weights(), statistics]),
+            per_thread: scratch(&shape).iter().sum(),
+        }
+    }
+
+    fn run(&self, cx: &Context) {
+        let shape = Shape::new(self.images, self.channels, &self.window);
+        let floats = batch_norm::statistics_floats(shape.groups(), shape.channels);
+        let [weights, statistics] = cx.workspace([shape.packed_weights(), floats]);
+        shape.pack_weights(cx.weight(self.weight), weights);
+        let batch = self.bn.statistics == Statistics::Batch;
+        let job = Job {
+            shape,
+            x: cx.read(self.x),
+            input_bn: self.input_bn.map(|bn| cx.read(bn.coefficients)),
+            weights,
+            y: Shared::new(cx.write(self.y)),
+            statistics: batch.then_some(Shared::new(statistics)),
+        };
+        assert_eq!(job.x.len(), shape.images * shape.input * shape.input * shape.channels);
+        assert_eq!(job.y.len(), shape.images * shape.output * shape.output * shape.channels);
+        cx.parallel(shape.tasks(), |number, scratch| task(&job, number, scratch));
+        if let Some(statistics) = job.statistics {
+            // SAFETY: all tasks are done, and nobody else holds a part.
+            let partials = unsafe { statistics.part(0..statistics.len()) };
+            let pixels = shape.output * shape.output;
+            batch_norm::finish_statistics(cx, &self.bn, partials, |group| {
+                shape.images_of(group).len() * pixels
+            });
+        }
     }
 }
 

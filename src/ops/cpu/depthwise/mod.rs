@@ -13,17 +13,12 @@
 mod backward;
 mod forward;
 mod input_sweep;
-#[cfg(test)]
-mod tests;
 
 use std::ops::Range;
 
 use super::context::part_of;
 use super::simd::{Vector, prefetch_far};
 use crate::model::Window;
-
-pub use backward::{backward, backward_workspace};
-pub use forward::{forward, forward_workspace};
 
 /// Slices are cut at multiples of this: the lanes of the widest vector.
 const UNIT: usize = 16;

@@ -1,8 +1,8 @@
-//! What ranks exchange: NCCL on a stream of its own.
+//! The exchange between ranks: NCCL on its own stream.
 //!
-//! The stream is the most urgent one, because the other ranks wait for what runs there, and what is computed beside it
-//! has time. It waits for the computation by the event `ready`, the computation for it by `done`; both are recorded again
-//! and again, also within recordings.
+//! The stream has the highest priority, because the other ranks wait for its work, while the parallel computation is
+//! not urgent. It waits for the computation by the event `ready`, and the computation waits for it by `done`. Both
+//! events are recorded many times, also within captured graphs.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -14,15 +14,15 @@ use super::device::Context;
 use super::handles::{Event, Memory, Stream};
 use crate::ops::cuda::gpu::{Address, Piece, Reduce};
 use crate::ops::{OpsError, Result};
-use crate::parallel::nccl::{Comm, Library, NcclError, SHARING, UniqueId, Version, ranks_may_share_gpus};
+use crate::parallel::nccl::{Comm, Nccl, NcclError, SHARING, UniqueId, Version, ranks_may_share_gpus};
 use crate::parallel::{Group, GroupError};
 
-/// Between two looks at whether something has ended.
+/// Time between two checks whether something has ended.
 const PATIENCE: Duration = Duration::from_micros(50);
-/// Between two looks at whether the group was stopped, while it comes together.
+/// Time between two checks whether the group was stopped, while the ranks join.
 const JOINING: Duration = Duration::from_millis(20);
 
-/// See the module.
+/// NCCL's communicator with its stream and events, see the module.
 pub struct Collectives {
     // Dropped first: it may still use the stream.
     comm: Comm,
@@ -39,21 +39,23 @@ impl std::fmt::Debug for Collectives {
 }
 
 impl Collectives {
-    /// Joins the ranks, this one on the card whose context is given and current.
+    /// Joins the ranks, this one on the card of `context`, which is current.
     ///
     /// # Errors
-    /// [`NcclError`]; what stopped the group meanwhile.
+    /// [`NcclError`]; the reason if the group was stopped meanwhile.
     pub fn join(context: &Arc<Context>, name: &str, group: &Arc<Group>) -> Result<Collectives> {
-        let library = Library::load()?;
+        let library = Nccl::load()?;
         meet(library, &format!("{name}, {}", context.place()?), group)?;
         let own = if group.world().leads() { Some(library.unique_id()?.0) } else { None };
         let bytes = group.broadcast("NCCL's identifier", own.as_ref().map(|id| &id[..]))?;
         let id: [u8; 128] =
             bytes.try_into().map_err(|_| OpsError::Device("NCCL's identifier has another length".into()))?;
         let comm = join(library, UniqueId(id), context, group)?;
-        let (world, device) = (group.world(), comm.device()?);
+        let world = group.world();
+        let device = comm.device()?;
         if device != context.index() {
-            let (got, expected) = (format!("one on GPU {device}"), format!("one on GPU {}", context.index()));
+            let got = format!("one on GPU {device}");
+            let expected = format!("one on GPU {}", context.index());
             return Err(NcclError::Misplaced { rank: world.rank, got, expected }.into());
         }
         let stopper = comm.stopper();
@@ -69,16 +71,17 @@ impl Collectives {
         Ok(collectives)
     }
 
-    /// Sums one number over the ranks. What is wrong between them shows here rather than in the first step, and
-    /// connections are made outside of recordings.
+    /// Sums one number over the ranks. Problems between ranks appear here and not in the first step, and NCCL makes
+    /// its connections outside of captured graphs.
     fn try_out(&self, ranks: usize) -> Result {
         let memory = Memory::new(4)?;
-        let (at, mut sum) = (memory.address(), [0; 4]);
+        let at = memory.address();
+        let mut sum = [0; 4];
         self.stream.fill(at, 0, 4)?;
         self.stream.fill(at, 1, 1)?;
         self.all_reduce(&[Piece { at, elements: 1, how: Reduce::SumU32 }])?;
         self.wait_for(&self.stream)?;
-        // SAFETY: the stream is waited for while the bytes are borrowed.
+        // SAFETY: the bytes stay borrowed until the stream was waited for.
         let received = unsafe { self.stream.receive(at, sum.as_mut_ptr(), 4) };
         received.and(self.stream.synchronise())?;
         match u32::from_le_bytes(sum) {
@@ -87,20 +90,20 @@ impl Collectives {
         }
     }
 
-    /// Collectives from here on come after what is enqueued on a stream.
+    /// Later collectives wait for the work enqueued on a stream so far.
     pub fn begin(&self, after: &Stream) -> DriverResult {
         self.ready.record(after)?;
         self.stream.wait(&self.ready)
     }
 
-    /// What is enqueued on a stream from here on comes after the collectives.
+    /// Work enqueued on a stream from here on waits for the collectives.
     pub fn end(&self, before: &Stream) -> DriverResult {
         self.done.record(&self.stream)?;
         before.wait(&self.done)
     }
 
     pub fn all_reduce(&self, pieces: &[Piece]) -> Result {
-        // SAFETY: the engine's addresses; the stream lives.
+        // SAFETY: the addresses are the engine's; the stream exists.
         let one = |&Piece { at, elements, how }: &Piece| unsafe {
             self.comm.all_reduce(at.0, elements, how, self.stream.raw().cast())
         };
@@ -120,7 +123,7 @@ impl Collectives {
         &self.stream
     }
 
-    /// Waits for all that is enqueued on a stream, as long as the other ranks are well.
+    /// Waits for everything enqueued on a stream. Fails if another rank has failed.
     pub fn wait_for(&self, stream: &Stream) -> Result {
         self.wait(|| stream.idle())
     }
@@ -130,7 +133,8 @@ impl Collectives {
         self.wait(|| event.reached())
     }
 
-    /// A collective whose ranks have gone never ends, and an aborted one ends with nothing of use: both only NCCL knows.
+    /// The stream alone cannot tell: with a lost rank it never finishes, after an abort it finishes with garbage. So
+    /// NCCL is asked.
     fn wait(&self, mut ended: impl FnMut() -> DriverResult<bool>) -> Result {
         let mut waits = false;
         let answer = loop {
@@ -151,7 +155,7 @@ impl Collectives {
         answer
     }
 
-    /// Where the group was stopped, that is the reason for all that fails after.
+    /// If the group was stopped, every later error is replaced by the reason for that.
     fn told<T>(&self, answer: std::result::Result<T, NcclError>) -> Result<T> {
         answer.map_err(|error| reason(&self.group).unwrap_or(error.into()))
     }
@@ -161,8 +165,8 @@ fn reason(group: &Group) -> Option<OpsError> {
     group.stopped().map(|stopped| GroupError::Stopped(stopped).into())
 }
 
-/// Finds out whether the ranks can join: one NCCL, and a card each.
-fn meet(library: Library, card: &str, group: &Arc<Group>) -> Result {
+/// Checks whether the ranks can join: the same NCCL, and a different card for each.
+fn meet(library: Nccl, card: &str, group: &Arc<Group>) -> Result {
     let machine = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let own = format!("{}\n{card}\n{}", number(library), machine.trim());
     let all = group.exchange("the ranks' GPUs", own.as_bytes())?;
@@ -170,14 +174,14 @@ fn meet(library: Library, card: &str, group: &Arc<Group>) -> Result {
     Ok(compatible(&all, ranks_may_share_gpus())?)
 }
 
-/// The version, so that it can be read again.
-fn number(library: Library) -> String {
+/// The version as text, see [`compatible`].
+fn number(library: Nccl) -> String {
     let version = library.version();
     format!("{} {} {}", version.0, version.1, version.2)
 }
 
-/// Each rank has said its version of NCCL, its card and its machine, a line each. NCCL may have been told to allow a card
-/// to several ranks.
+/// Checks what the ranks sent: version of NCCL, card and machine, one line each. `shared`: whether NCCL may put
+/// several ranks on a card.
 fn compatible(all: &[String], shared: bool) -> std::result::Result<(), NcclError> {
     let version = |text: &str| {
         let mut numbers =
@@ -187,7 +191,8 @@ fn compatible(all: &[String], shared: bool) -> std::result::Result<(), NcclError
     };
     let place = |text: &'_ str| text.split_once('\n').map(|(_, place)| place.to_string()).unwrap_or_default();
     for (rank, text) in all.iter().enumerate() {
-        let (has, needs) = (version(text), version(&all[0]));
+        let has = version(text);
+        let needs = version(&all[0]);
         if has != needs {
             return Err(NcclError::OtherVersion { rank, has, needs });
         }
@@ -209,16 +214,17 @@ fn compatible(all: &[String], shared: bool) -> std::result::Result<(), NcclError
     Ok(())
 }
 
-/// Joins in a thread of its own: NCCL waits for the other ranks however long they take, also where they have gone.
-fn join(library: Library, id: UniqueId, context: &Arc<Context>, group: &Arc<Group>) -> Result<Comm> {
-    let (world, context) = (group.world(), context.clone());
+/// Joins in a separate thread: NCCL waits for the other ranks without limit, even if they are gone.
+fn join(library: Nccl, id: UniqueId, context: &Arc<Context>, group: &Arc<Group>) -> Result<Comm> {
+    let world = group.world();
+    let context = context.clone();
     let (tell, told) = channel();
     let work = move || {
         let joined = match context.enter() {
             Ok(()) => Comm::join(library, id, world.size, world.rank).map_err(OpsError::from),
             Err(error) => Err(error.into()),
         };
-        // Nobody listens where it was given up; the communicator then ends here.
+        // If the receiver has given up, the communicator is dropped here.
         let _ = tell.send(joined);
     };
     std::thread::Builder::new()
@@ -245,7 +251,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ranks_need_one_version_and_a_card_each() {
+    fn ranks_need_the_same_version_and_different_cards() {
         let rank =
             |version: &str, place: &str, machine: &str| format!("{version}\nSome Card, {place}\n{machine}");
         let (a, b) = (rank("2 32 3", "01:00.0", "m"), rank("2 32 3", "02:00.0", "m"));

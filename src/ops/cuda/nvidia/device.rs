@@ -8,9 +8,9 @@ use super::{DriverError, Result, Version, call};
 use crate::ops::cuda::embedded::Embedded;
 use crate::ops::cuda::gpu::Properties;
 
-/// The oldest driver whose functions are all known to be there.
+/// The oldest driver that has all functions.
 const OLDEST_DRIVER: Version = Version(12, 0);
-/// The oldest cards with what the kernels use: asynchronous copies and bfloat16.
+/// The oldest cards that have what kernels need: asynchronous copies and bfloat16.
 const OLDEST_CAPABILITY: (u32, u32) = (8, 0);
 
 /// The driver, loaded and initialised.
@@ -22,14 +22,14 @@ pub struct Library {
 
 impl Library {
     /// # Errors
-    /// No driver, one older than CUDA 12, one without a GPU, or one that cannot start.
+    /// No driver, a driver older than CUDA 12 or without a GPU, or one that fails to start.
     pub fn load() -> Result<Library> {
-        // SAFETY: loading the driver's library runs its initialisers, nothing else.
+        // SAFETY: loading the driver's library only runs its initialisers.
         if !unsafe { sys::is_culib_present() } {
             return Err(DriverError::NoDriver);
         }
         let mut number = 0;
-        // SAFETY: writes one number; may be called before anything else.
+        // SAFETY: writes one number; may be called first.
         unsafe { call!(cuDriverGetVersion(&mut number)) }?;
         let version = Version::from_number(number);
         if version < OLDEST_DRIVER {
@@ -40,7 +40,7 @@ impl Library {
             Err(failure) if failure.code == CUresult::CUDA_ERROR_NO_DEVICE as u32 => {
                 return Err(DriverError::NoDevice);
             }
-            // What toolkits bring to link against where there is no driver.
+            // A stub library: toolkits contain one to link against on machines without a driver.
             Err(failure) if failure.code == CUresult::CUDA_ERROR_STUB_LIBRARY as u32 => {
                 return Err(DriverError::NoDriver);
             }
@@ -55,7 +55,7 @@ impl Library {
         }
     }
 
-    /// A card, counted from 0.
+    /// A card by its number, from 0.
     pub fn device(&self, index: usize) -> Result<CUdevice> {
         if index >= self.devices {
             return Err(DriverError::NoSuchDevice { index, count: self.devices });
@@ -67,10 +67,10 @@ impl Library {
     }
 }
 
-/// What a card says of itself.
+/// Properties of a card.
 pub fn properties(device: CUdevice) -> Result<Properties> {
     let mut name: [c_char; 256] = [0; 256];
-    // SAFETY: writes a string that ends within the buffer, of which one byte is kept back.
+    // SAFETY: writes a string that ends within the buffer; its last byte stays zero.
     unsafe { call!(cuDeviceGetName(name.as_mut_ptr(), name.len() as i32 - 1, device)) }?;
     let mut memory = 0;
     // SAFETY: writes one number.
@@ -96,7 +96,7 @@ fn attribute(device: CUdevice, attribute: Attribute) -> Result<u32> {
     Ok(value.max(0) as u32)
 }
 
-/// Whether a card has what the kernels use, whatever they were compiled for.
+/// Whether a card has what kernels need, independent of this build.
 ///
 /// # Errors
 /// The card is too old.
@@ -108,22 +108,23 @@ pub fn supported(card: &Properties) -> Result {
     Ok(())
 }
 
-/// Whether a card can run the kernels under a driver.
+/// Whether a card with this driver can run the kernels.
 ///
 /// # Errors
-/// The card is too old, the build was for others, or the driver is older than the kernels' compiler.
+/// The card is too old, the kernels were compiled for other cards, or the driver is older than their compiler.
 pub fn fits(card: &Properties, driver: Version, kernels: &Embedded) -> Result {
     supported(card)?;
     let Properties { name, capability, .. } = card;
-    let (name, capability) = (name.clone(), *capability);
+    let name = name.clone();
+    let capability = *capability;
     let number = capability.0 * 10 + capability.1;
     if !kernels.serves(number) {
         let compiled: Vec<String> =
             kernels.architectures.iter().map(|a| format!("{}.{}", a / 10, a % 10)).collect();
         return Err(DriverError::OtherCard { name, capability, compiled: compiled.join(", ") });
     }
-    // Machine code runs under every driver of its compiler's major version. PTX is compiled by the driver, which
-    // knows no version later than its own.
+    // Machine code runs under every driver of its compiler's major version. PTX is compiled by the driver, so the
+    // driver must be as new as the compiler.
     let compiler = Version(kernels.compiler.0, kernels.compiler.1);
     let needs = if kernels.has_machine_code(number) { Version(compiler.0, 0) } else { compiler };
     if driver < needs {
@@ -132,7 +133,7 @@ pub fn fits(card: &Properties, driver: Version, kernels: &Embedded) -> Result {
     Ok(())
 }
 
-/// A card's primary context, which other libraries in the process share.
+/// A card's primary context, shared with other libraries in the process.
 #[derive(Debug)]
 pub struct Context {
     device: CUdevice,
@@ -141,7 +142,7 @@ pub struct Context {
 
 // SAFETY: the driver's contexts may be used from any thread.
 unsafe impl Send for Context {}
-// SAFETY: as above, by several at once.
+// SAFETY: as above, also at the same time.
 unsafe impl Sync for Context {}
 
 impl Context {
@@ -157,18 +158,18 @@ impl Context {
         self.device as usize
     }
 
-    /// The card's place in its machine, such as 00000000:01:00.0, the same for all processes.
+    /// The card's PCI address such as 00000000:01:00.0, the same for all processes.
     pub fn place(&self) -> Result<String> {
         let mut text: [c_char; 32] = [0; 32];
-        // SAFETY: writes a string that ends within the buffer, of which one byte is kept back.
+        // SAFETY: writes a string that ends within the buffer; its last byte stays zero.
         unsafe { call!(cuDeviceGetPCIBusId(text.as_mut_ptr(), text.len() as i32 - 1, self.device)) }?;
         // SAFETY: the last byte is still zero.
         Ok(unsafe { CStr::from_ptr(text.as_ptr()) }.to_string_lossy().into_owned())
     }
 
-    /// Makes it the calling thread's context. Costs some ten nanoseconds, so it is simply done before every call.
+    /// Makes it the calling thread's context. This takes some ten nanoseconds, so it is done before every call.
     pub fn enter(&self) -> Result {
-        // SAFETY: the context is held.
+        // SAFETY: the context was retained and is not released yet.
         unsafe { call!(cuCtxSetCurrent(self.raw)) }?;
         Ok(())
     }
@@ -176,7 +177,7 @@ impl Context {
 
 impl Drop for Context {
     fn drop(&mut self) {
-        // SAFETY: held since `of`. A failure leaves nothing to be done.
+        // SAFETY: retained by `of`. After a failure nothing can be done.
         let _ = unsafe { call!(cuDevicePrimaryCtxRelease_v2(self.device)) };
     }
 }
@@ -196,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn cards_and_drivers_are_compared_with_what_was_compiled() {
+    fn fits_compares_card_and_driver_with_the_build() {
         let all = Embedded { compiler: (13, 1), architectures: &[80, 86, 90], ptx: Some(90), files: &[] };
         let (old, new) = (Version(13, 0), Version(13, 1));
         assert_eq!(fits(&card((8, 0)), old, &all), Ok(()));
@@ -205,7 +206,7 @@ mod tests {
         assert_eq!(error, DriverError::OldCard { name: "Some Card".into(), capability: (7, 5) });
         let error = fits(&card((8, 0)), Version(12, 9), &all).unwrap_err();
         assert_eq!(error, DriverError::TooOld { has: Version(12, 9), needs: Version(13, 0) });
-        // Only PTX serves this card, and this driver does not know the compiler's version of it.
+        // Only PTX fits this card, and this driver is older than the compiler that made it.
         assert_eq!(fits(&card((12, 0)), new, &all), Ok(()));
         let error = fits(&card((12, 0)), old, &all).unwrap_err();
         assert_eq!(error, DriverError::TooOld { has: old, needs: new });

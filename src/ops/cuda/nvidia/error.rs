@@ -1,7 +1,7 @@
-//! What can be wrong with a driver, a card or a build, each with its remedy.
+//! Errors of driver, card and build, with remedies.
 //!
-//! Every text is one line of the form "what is wrong; what to do", so that a program that goes on without a GPU can
-//! say the first half only.
+//! Every text is one line, "what is wrong; what to do". A program that continues without a GPU prints the first half
+//! only.
 
 use std::fmt;
 
@@ -10,13 +10,13 @@ use std::fmt;
 pub struct Version(pub u32, pub u32);
 
 impl Version {
-    /// As the driver says it: 12040 is 12.4.
+    /// From the driver's number: 12040 is 12.4.
     pub fn from_number(number: i32) -> Version {
         let number = number.max(0) as u32;
         Version(number / 1000, number % 1000 / 10)
     }
 
-    /// The first branch of drivers that runs everything compiled by this major version.
+    /// The first driver branch that runs all code compiled by this major version.
     fn branch(self) -> Option<u32> {
         [(12, 525), (13, 580)].into_iter().find_map(|(major, branch)| (major == self.0).then_some(branch))
     }
@@ -28,7 +28,7 @@ impl fmt::Display for Version {
     }
 }
 
-/// A call of the driver that failed.
+/// A failed call of the driver.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[error("{call}: {name}{text}{hint}", hint = hint(*code))]
 pub struct Failure {
@@ -37,14 +37,14 @@ pub struct Failure {
     pub code: u32,
     /// The code's name in NVIDIA's documentation.
     pub name: String,
-    /// The driver's own words, in brackets after a space, or nothing.
+    /// The driver's description in brackets after a space, or empty.
     pub text: String,
 }
 
-/// What helps with failures that are known for something.
+/// Advice on failures with known causes.
 fn hint(code: u32) -> &'static str {
     match code {
-        // Faults inside kernels. They are reported by whatever call comes next.
+        // Faults inside kernels. The next call reports them, whichever it is.
         700..=720 => {
             "; an earlier kernel may have caused it: CUDA_LAUNCH_BLOCKING=1 makes the right call report it"
         }
@@ -53,12 +53,12 @@ fn hint(code: u32) -> &'static str {
         803 | 804 => {
             "; the driver's library and kernel module differ: reboot, or in a container use the host's library"
         }
-        999 => "; has the machine slept, or is the container not given the GPU? See nvidia-smi",
+        999 => "; was the machine suspended, or does the container have no GPU? See nvidia-smi",
         _ => "",
     }
 }
 
-/// Why there is no GPU to compute on, or what went wrong with it.
+/// Why there is no GPU, or what failed on it.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum DriverError {
     #[error(
@@ -125,15 +125,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn versions_read_as_the_driver_writes_them() {
+    fn versions_are_read_from_the_driver_s_numbers() {
         assert_eq!(Version::from_number(12_040), Version(12, 4));
         assert_eq!(Version::from_number(13_000).to_string(), "13.0");
         assert!(Version(12, 9) < Version(13, 0));
     }
 
     #[test]
-    fn every_error_is_one_line_with_what_is_wrong_first() {
-        let (name, kernel) = ("Some Card".to_string(), "stem_forward_f16".to_string());
+    fn errors_are_one_line_with_what_is_wrong_first() {
+        let name = "Some Card".to_string();
+        let kernel = "stem_forward_f16".to_string();
         let failure = |code| Failure {
             call: "cuStreamSynchronize",
             code,

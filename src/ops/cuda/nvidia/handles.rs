@@ -1,4 +1,4 @@
-//! Streams, events, memory, graphs: each frees what it names when dropped.
+//! Streams, events, memory, graphs: each frees its object when dropped.
 
 use std::ffi::c_void;
 use std::ptr::{NonNull, null_mut};
@@ -8,14 +8,14 @@ use cudarc::driver::sys::{self, CUevent, CUgraph, CUgraphExec, CUresult, CUstrea
 use super::{DriverError, Failure, Result, call};
 use crate::ops::cuda::gpu::Address;
 
-/// Graphs are captured in this mode: what other threads do, such as another GPU's, is none of the capture's business.
+/// Graphs are captured in this mode: calls of other threads, such as those of another GPU, do not disturb a capture.
 const CAPTURE: CUstreamCaptureMode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
 
-/// Work in order.
+/// A queue of work in order.
 #[derive(Debug)]
 pub struct Stream(CUstream);
 
-/// Something to wait for, or a moment.
+/// A moment in a stream: to wait for, or with a time.
 #[derive(Debug)]
 pub struct Event(CUevent);
 
@@ -23,7 +23,7 @@ pub struct Event(CUevent);
 #[derive(Debug)]
 pub struct Memory(Address);
 
-/// Memory of the host that transfers reach directly.
+/// Host memory that the GPU accesses directly.
 #[derive(Debug)]
 pub struct Pinned {
     at: NonNull<u8>,
@@ -43,12 +43,12 @@ unsafe impl Send for Pinned {}
 // SAFETY: as for streams.
 unsafe impl Send for Launchable {}
 
-/// Whether a failure says that memory is not there.
+/// Whether a failure says that there is no memory.
 fn out_of_memory(failure: &Failure) -> bool {
     failure.code == CUresult::CUDA_ERROR_OUT_OF_MEMORY as u32
 }
 
-/// The answer to a question whether something has ended.
+/// The result of asking whether something has ended.
 fn ready(answer: std::result::Result<(), Failure>) -> Result<bool> {
     match answer {
         Ok(()) => Ok(true),
@@ -57,7 +57,7 @@ fn ready(answer: std::result::Result<(), Failure>) -> Result<bool> {
     }
 }
 
-/// Bytes of device memory that are free, and all.
+/// Free and total bytes of device memory.
 pub fn memory_info() -> Result<(u64, u64)> {
     let (mut free, mut total) = (0, 0);
     // SAFETY: writes two numbers.
@@ -66,7 +66,7 @@ pub fn memory_info() -> Result<(u64, u64)> {
 }
 
 impl Stream {
-    /// One that does not wait for the default stream.
+    /// A stream that does not wait for the default stream.
     pub fn new() -> Result<Stream> {
         let mut raw = null_mut();
         // SAFETY: writes one pointer.
@@ -74,7 +74,7 @@ impl Stream {
         Ok(Stream(raw))
     }
 
-    /// One whose work comes before that of all others, where both are ready.
+    /// A stream whose work runs first if others are ready too.
     pub fn urgent() -> Result<Stream> {
         let (mut least, mut greatest, mut raw) = (0, 0, null_mut());
         // SAFETY: writes two numbers.
@@ -89,27 +89,27 @@ impl Stream {
         self.0
     }
 
-    /// Whether all that is enqueued has ended.
+    /// Whether everything enqueued has ended.
     pub fn idle(&self) -> Result<bool> {
-        // SAFETY: the stream is there.
+        // SAFETY: the stream exists.
         ready(unsafe { call!(cuStreamQuery(self.0)) })
     }
 
     pub fn synchronise(&self) -> Result {
-        // SAFETY: the stream is there.
+        // SAFETY: the stream exists.
         unsafe { call!(cuStreamSynchronize(self.0)) }?;
         Ok(())
     }
 
-    /// What is enqueued from here on comes after the event's last record.
+    /// Work enqueued from here on waits for the event's last record.
     pub fn wait(&self, event: &Event) -> Result {
-        // SAFETY: both are there.
+        // SAFETY: both exist.
         unsafe { call!(cuStreamWaitEvent(self.0, event.0, 0)) }?;
         Ok(())
     }
 
     /// # Safety
-    /// `bytes` bytes from `from` stay as they are until the stream has come this far; `to` has room for them.
+    /// `bytes` bytes at `from` do not change until the stream has done this copy; `to` has room for them.
     pub unsafe fn send(&self, from: *const u8, to: Address, bytes: usize) -> Result {
         // SAFETY: as the caller promises.
         unsafe { call!(cuMemcpyHtoDAsync_v2(to.0, from.cast::<c_void>(), bytes, self.0)) }?;
@@ -117,7 +117,7 @@ impl Stream {
     }
 
     /// # Safety
-    /// Nobody touches `bytes` bytes from `to` until the stream has come this far; `from` has as many.
+    /// Nothing else accesses `bytes` bytes at `to` until the stream has done this copy; `from` has as many.
     pub unsafe fn receive(&self, from: Address, to: *mut u8, bytes: usize) -> Result {
         // SAFETY: as the caller promises.
         unsafe { call!(cuMemcpyDtoHAsync_v2(to.cast::<c_void>(), from.0, bytes, self.0)) }?;
@@ -125,7 +125,7 @@ impl Stream {
     }
 
     pub fn fill(&self, to: Address, value: u8, bytes: usize) -> Result {
-        // SAFETY: device memory only; the driver refuses a range that is not one allocation's.
+        // SAFETY: the driver refuses a range that is not within one allocation.
         unsafe { call!(cuMemsetD8Async(to.0, value, bytes, self.0)) }?;
         Ok(())
     }
@@ -137,31 +137,33 @@ impl Stream {
     }
 
     pub fn begin_capture(&self) -> Result {
-        // SAFETY: the stream is there.
+        // SAFETY: the stream exists.
         unsafe { call!(cuStreamBeginCapture_v2(self.0, CAPTURE)) }?;
         Ok(())
     }
 
-    /// What was captured, ready to launch and already on the device.
+    /// The captured graph, ready to launch and already on the device.
     pub fn end_capture(&self) -> Result<Launchable> {
         let mut graph: CUgraph = null_mut();
         // SAFETY: writes one pointer.
         unsafe { call!(cuStreamEndCapture(self.0, &mut graph)) }?;
         let mut raw = null_mut();
-        // SAFETY: writes one pointer; the graph is there, and is not needed once it is instantiated.
+        // SAFETY: writes one pointer; the graph exists, and is no longer needed once it is instantiated.
         let made = unsafe {
             let made = call!(cuGraphInstantiateWithFlags(&mut raw, graph, 0));
             made.and(call!(cuGraphDestroy(graph)))
         };
         made?;
         let launchable = Launchable(raw);
-        // SAFETY: both are there.
+        // SAFETY: both exist.
         unsafe { call!(cuGraphUpload(raw, self.0)) }?;
         Ok(launchable)
     }
 
-    pub fn launch(&self, graph: &Launchable) -> Result {
-        // SAFETY: both are there. What the graph's kernels touch was checked when they were captured.
+    /// # Safety
+    /// The memory that the captured work uses is still allocated.
+    pub unsafe fn launch(&self, graph: &Launchable) -> Result {
+        // SAFETY: both exist; the rest is the caller's promise.
         unsafe { call!(cuGraphLaunch(graph.0, self.0)) }?;
         Ok(())
     }
@@ -169,19 +171,19 @@ impl Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        // SAFETY: created by `new`. The driver finishes what is enqueued.
+        // SAFETY: created by `new`. The driver finishes the enqueued work.
         let _ = unsafe { call!(cuStreamDestroy_v2(self.0)) };
     }
 }
 
 impl Event {
-    /// One to wait for. The waiting thread sleeps: the loader's threads have better uses for its core.
+    /// An event to wait for. The waiting thread sleeps, so that the loader's threads can use its core.
     pub fn new() -> Result<Event> {
         use sys::CUevent_flags::{CU_EVENT_BLOCKING_SYNC, CU_EVENT_DISABLE_TIMING};
         Event::with_flags(CU_EVENT_BLOCKING_SYNC as u32 | CU_EVENT_DISABLE_TIMING as u32)
     }
 
-    /// One that keeps the time.
+    /// An event that records the time.
     pub fn timed() -> Result<Event> {
         Event::with_flags(sys::CUevent_flags::CU_EVENT_DEFAULT as u32)
     }
@@ -194,20 +196,20 @@ impl Event {
     }
 
     pub fn record(&self, stream: &Stream) -> Result {
-        // SAFETY: both are there.
+        // SAFETY: both exist.
         unsafe { call!(cuEventRecord(self.0, stream.0)) }?;
         Ok(())
     }
 
-    /// Whether the stream has come to the last record; so it has where there was none.
+    /// Whether the stream has reached the last record. True if there was none.
     pub fn reached(&self) -> Result<bool> {
-        // SAFETY: the event is there.
+        // SAFETY: the event exists.
         ready(unsafe { call!(cuEventQuery(self.0)) })
     }
 
-    /// Waits until the stream has come to the last record; at once where there was none.
+    /// Waits until the stream has reached the last record. Returns at once if there was none.
     pub fn synchronise(&self) -> Result {
-        // SAFETY: the event is there.
+        // SAFETY: the event exists.
         unsafe { call!(cuEventSynchronize(self.0)) }?;
         Ok(())
     }
@@ -229,7 +231,7 @@ impl Drop for Event {
 }
 
 impl Memory {
-    /// As it comes, aligned to 256 bytes.
+    /// Not initialised, aligned to 256 bytes.
     pub fn new(bytes: usize) -> Result<Memory> {
         let mut at = 0;
         // SAFETY: writes one number.
@@ -250,16 +252,16 @@ impl Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        // SAFETY: allocated by `new`. The driver waits for what is using it.
+        // SAFETY: allocated by `new`. The driver waits for the work that uses it.
         let _ = unsafe { call!(cuMemFree_v2(self.0.0)) };
     }
 }
 
 impl Pinned {
-    /// Zeroed. Not write-combined, since the host also reads what comes back.
+    /// Zeroed. Not write-combined, because the host also reads results from it.
     pub fn new(bytes: usize) -> Result<Pinned> {
         let mut at: *mut c_void = null_mut();
-        // SAFETY: writes one pointer. One byte at least, so that there is a place.
+        // SAFETY: writes one pointer. At least one byte, so that the pointer is not null.
         match unsafe { call!(cuMemHostAlloc(&mut at, bytes.max(1), sys::CU_MEMHOSTALLOC_PORTABLE)) } {
             Ok(()) => {}
             Err(failure) if out_of_memory(&failure) => {
@@ -280,28 +282,28 @@ impl Pinned {
     }
 
     /// # Safety
-    /// No transfer is under way.
+    /// No transfer is running.
     pub unsafe fn bytes(&mut self) -> &mut [u8] {
-        // SAFETY: allocated and zeroed by `new`, borrowed as a whole; no device writes as the caller promises.
+        // SAFETY: allocated and zeroed by `new`, borrowed as a whole; the caller promises that no device writes.
         unsafe { std::slice::from_raw_parts_mut(self.at.as_ptr(), self.bytes) }
     }
 }
 
 impl Drop for Pinned {
     fn drop(&mut self) {
-        // SAFETY: allocated by `new`. Transfers have ended: its owner sees to that.
+        // SAFETY: allocated by `new`. Its owner has waited for transfers.
         let _ = unsafe { call!(cuMemFreeHost(self.at.as_ptr().cast::<c_void>())) };
     }
 }
 
 impl Drop for Launchable {
     fn drop(&mut self) {
-        // SAFETY: made by `end_capture`. The driver finishes launches under way.
+        // SAFETY: made by `end_capture`. The driver finishes running launches.
         let _ = unsafe { call!(cuGraphExecDestroy(self.0)) };
     }
 }
 
-/// Lets this thread do what a capture forbids, such as loading code, until dropped.
+/// Allows this thread, until dropped, what a capture forbids, such as loading code.
 #[derive(Debug)]
 pub struct Relaxed(CUstreamCaptureMode);
 

@@ -1,7 +1,7 @@
-//! The embedded kernels on a card: found by name, loaded when first asked for, checked before the first launch.
+//! The embedded kernels on a card: found by name, loaded at first use, checked before the first launch.
 //!
-//! A source's file is named like its operator, and most kernels in it alike: `depthwise_forward_k3s1_f16` is looked
-//! for in `depthwise` first. So files load one by one, which matters on cards for which the driver has to compile.
+//! Most kernels have the name of their file in front: `depthwise_forward_k3s1_f16` is looked up in `depthwise` first.
+//! So files are loaded only when needed, which saves time on cards for which the driver has to compile.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -15,7 +15,7 @@ use super::{DriverError, Result, Version, call};
 use crate::ops::cuda::embedded::Embedded;
 use crate::ops::cuda::gpu::Launch;
 
-/// The oldest driver that knows the size of a kernel's arguments.
+/// The oldest driver that can tell the size of a kernel's arguments.
 const KNOWS_ARGUMENTS: Version = Version(12, 4);
 
 #[derive(Debug)]
@@ -24,22 +24,22 @@ pub struct Kernels {
     modules: Vec<Option<Module>>,
     functions: HashMap<String, Function>,
     driver: Version,
-    /// Bytes of shared memory that a block may have on this card.
+    /// Maximum bytes of shared memory of a block on this card.
     shared_per_block: usize,
 }
 
-/// Code that was loaded.
+/// Loaded code.
 #[derive(Debug)]
 struct Module(CUmodule);
 
 #[derive(Clone, Copy, Debug)]
 struct Function {
     raw: CUfunction,
-    /// Bytes of its arguments, where the driver knows.
+    /// Bytes of its arguments, if the driver can tell.
     arguments: Option<usize>,
-    /// Threads of a block, at most.
+    /// Maximum threads of a block.
     threads: u32,
-    /// Bytes of shared memory that it has by itself, and that it may ask for besides.
+    /// Bytes of static shared memory, and the current maximum of dynamic shared memory.
     own_shared: usize,
     dynamic_shared: usize,
 }
@@ -58,7 +58,7 @@ impl Kernels {
     /// Enqueues a kernel.
     ///
     /// # Errors
-    /// An unknown kernel, or a launch that is not the kernel's, before anything is launched.
+    /// An unknown kernel, or a launch that does not fit the kernel. Then nothing is launched.
     ///
     /// # Safety
     /// [`super::super::gpu::Gpu::launch`]'s.
@@ -66,8 +66,8 @@ impl Kernels {
         let function = self.checked(launch)?;
         let [x, y, z] = launch.grid;
         let mut parameters = [arguments.cast_mut()];
-        // SAFETY: the function is loaded; it takes one argument, whose size was checked, and which the driver copies
-        // before it returns. The rest is the caller's promise.
+        // SAFETY: the function is loaded. It takes one argument, whose size was checked and which the driver copies
+        // before it returns. The caller promises the rest.
         let launched = unsafe {
             call!(cuLaunchKernel(
                 function,
@@ -86,7 +86,7 @@ impl Kernels {
         launched.map_err(|failure| DriverError::Launch { kernel: launch.kernel.into(), failure })
     }
 
-    /// The kernel of a launch, if the launch is the kernel's. Allocates only when it is the kernel's first.
+    /// The kernel of a launch, if the launch fits it. Allocates only at the kernel's first launch.
     fn checked(&mut self, launch: &Launch) -> Result<CUfunction> {
         if !self.functions.contains_key(launch.kernel) {
             let function = self.find(launch.kernel)?;
@@ -107,7 +107,8 @@ impl Kernels {
             });
         }
         if launch.shared > function.dynamic_shared {
-            let (wanted, has) = (launch.shared + function.own_shared, self.shared_per_block);
+            let wanted = launch.shared + function.own_shared;
+            let has = self.shared_per_block;
             if wanted > has {
                 return Err(DriverError::SharedMemory { kernel: kernel(), wanted, has });
             }
@@ -120,7 +121,7 @@ impl Kernels {
         Ok(function.raw)
     }
 
-    /// Looks a kernel up in the files, the likeliest first.
+    /// Looks a kernel up in the files, the most likely file first.
     fn find(&mut self, kernel: &str) -> Result<Function> {
         let unknown = || DriverError::UnknownKernel(kernel.into());
         let name = CString::new(kernel).map_err(|_| unknown())?;
@@ -128,7 +129,7 @@ impl Kernels {
         order.sort_by_key(|file| {
             (Reverse(common(kernel, self.files[*file].0)), self.modules[*file].is_none())
         });
-        // A first launch may come while a graph is captured.
+        // A kernel may be launched for the first time while a graph is captured.
         let _relaxed = Relaxed::new()?;
         for file in order {
             let module = match &mut self.modules[file] {
@@ -136,7 +137,7 @@ impl Kernels {
                 none => none.insert(Module::load(self.files[file].1)?),
             };
             let mut raw = null_mut();
-            // SAFETY: writes one pointer; the module is loaded and the name ends with a zero.
+            // SAFETY: writes one pointer; the module is loaded, and the name ends with a zero byte.
             match unsafe { call!(cuModuleGetFunction(&mut raw, module.0, name.as_ptr())) } {
                 Ok(()) => return Function::describe(raw, kernel, self.driver),
                 Err(failure) if failure.code == CUresult::CUDA_ERROR_NOT_FOUND as u32 => {}
@@ -147,7 +148,7 @@ impl Kernels {
     }
 }
 
-/// Letters that two names begin with in common.
+/// Number of first letters that two names share.
 fn common(a: &str, b: &str) -> usize {
     a.bytes().zip(b.bytes()).take_while(|(a, b)| a == b).count()
 }
@@ -178,7 +179,7 @@ fn size_of_argument(raw: CUfunction, kernel: &str) -> Result<usize> {
     unsafe { call!(cuFuncGetParamInfo(raw, 0, &mut offset, &mut size)) }
         .map_err(|failure| DriverError::Launch { kernel: kernel.into(), failure })?;
     let (mut second, mut ignored) = (0, 0);
-    // SAFETY: as above. A failure is the right answer: there is no second argument.
+    // SAFETY: as above. A failure is the expected result: there is no second argument.
     match unsafe { call!(cuFuncGetParamInfo(raw, 1, &mut second, &mut ignored)) } {
         Ok(()) => Err(DriverError::Arguments { kernel: kernel.into() }),
         Err(_) => Ok(size),
@@ -186,10 +187,10 @@ fn size_of_argument(raw: CUfunction, kernel: &str) -> Result<usize> {
 }
 
 impl Module {
-    /// Loads a fatbin: the driver takes the machine code that fits the card, or compiles the PTX.
+    /// Loads a fatbin: the driver chooses the machine code for the card, or compiles the PTX.
     fn load(image: &'static [u8]) -> Result<Module> {
         let mut raw = null_mut();
-        // SAFETY: writes one pointer. The image is a whole fatbin, which says its own length.
+        // SAFETY: writes one pointer. The image is a complete fatbin, which contains its length.
         unsafe { call!(cuModuleLoadData(&mut raw, image.as_ptr().cast::<c_void>())) }?;
         Ok(Module(raw))
     }
@@ -197,7 +198,7 @@ impl Module {
 
 impl Drop for Module {
     fn drop(&mut self) {
-        // SAFETY: loaded by `load`; no kernel of it is running: its owner sees to that.
+        // SAFETY: loaded by `load`. Its owner has waited for its kernels.
         let _ = unsafe { call!(cuModuleUnload(self.0)) };
     }
 }

@@ -1,11 +1,10 @@
-//! NVIDIA's driver, a thin layer: calls that fail as values, handles that free what they name.
+//! A thin layer over NVIDIA's driver: failed calls are values, and handles free their objects.
 //!
-//! The driver's library is looked for when a GPU is first asked for, so programs start without one. `cudarc` loads
-//! it and declares its functions; it panics where the library or a function is missing, hence the order of
-//! questions in [`device`], and only functions that CUDA 12.0 had are called unasked.
+//! The driver's library is loaded when a GPU is first used, so programs start without it. `cudarc` loads it and
+//! declares its functions. It panics if the library or a function is missing. Therefore [`device`] checks in a fixed
+//! order, and functions newer than CUDA 12.0 are called only after a check of the version.
 //!
-//! Handles call the driver when dropped, in the context that is current on that thread: whoever owns them enters
-//! the context first.
+//! Handles call the driver when dropped, in the thread's current context: their owner makes the context current first.
 
 pub mod collectives;
 pub mod device;
@@ -20,7 +19,7 @@ pub use error::{DriverError, Failure, Version};
 
 pub type Result<T = ()> = std::result::Result<T, DriverError>;
 
-/// Calls a function of the driver, `call!(cuMemFree_v2(at))`; a failure names it. Unsafe as the function is.
+/// Calls a function of the driver, as in `call!(cuMemFree_v2(at))`. The error names the function. The call is unsafe.
 macro_rules! call {
     ($function:ident($($argument:expr),* $(,)?)) => {
         $crate::ops::cuda::nvidia::check(stringify!($function), cudarc::driver::sys::$function($($argument),*))
@@ -28,12 +27,12 @@ macro_rules! call {
 }
 pub(crate) use call;
 
-/// A driver's answer as a value.
+/// A result code of the driver as a value.
 pub(crate) fn check(call: &'static str, answer: CUresult) -> std::result::Result<(), Failure> {
     if answer == CUresult::CUDA_SUCCESS {
         return Ok(());
     }
-    // SAFETY: the functions only write one pointer each, to a string that lives as long as the library.
+    // SAFETY: each function writes one pointer, to a string that lives as long as the library.
     let (name, text) = unsafe {
         (said(|out| sys::cuGetErrorName(answer, out)), said(|out| sys::cuGetErrorString(answer, out)))
     };
@@ -45,8 +44,10 @@ pub(crate) fn check(call: &'static str, answer: CUresult) -> std::result::Result
     })
 }
 
+/// The string that a function returns.
+///
 /// # Safety
-/// `ask` leaves null or a string that is never freed.
+/// `ask` writes null or a pointer to a string that is never freed.
 unsafe fn said(ask: impl FnOnce(*mut *const std::ffi::c_char) -> CUresult) -> Option<String> {
     let mut text = std::ptr::null();
     let answer = ask(&mut text);

@@ -1,0 +1,203 @@
+//! Every flag of `effnet-train`.
+//!
+//! A field is a flag, its help and its key in a configuration file. [`Settings`] can also be given in a file;
+//! [`Actions`] belong to one call. No field has a default: `None` means that the flag was not given, so that layers
+//! (command line, file, preset of the demo) can be merged. To add a setting, add the field here, a field of the same
+//! name to [`Recipe`](crate::train::Recipe) or [`RunOptions`](crate::train::RunOptions), and a row to
+//! [`Recipe::validate`](crate::train::Recipe::validate) or [`Settings::check`].
+
+mod check;
+pub mod file;
+mod values;
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::{Args, Parser};
+use serde::{Deserialize, Serialize};
+pub use values::MicroBatch;
+use values::{from_text, number, path, whole};
+
+use crate::data::CropMode;
+use crate::model::{Padding, Variant};
+use crate::ops::cuda::Precision;
+use crate::train::{DeviceChoice, Optimizer};
+
+const MODEL: &str = "Model";
+const DATA: &str = "Data";
+const RECIPE: &str = "Recipe";
+const RUN: &str = "Run";
+const OUTPUT: &str = "Output";
+
+/// Train EfficientNet B0-B7 on images that effnet-pack has packed.
+///
+/// Try `effnet-train --demo`: it trains B0 on a small real dataset that is part of the program. A setting that is given
+/// neither here nor in a file (--config) has the value of the reference recipe. The command line overrides the file.
+#[derive(Parser, Debug)]
+#[command(name = "effnet-train", version, max_term_width = 110)]
+pub struct Flags {
+    #[command(flatten)]
+    pub settings: Settings,
+    #[command(flatten)]
+    pub actions: Actions,
+}
+
+/// Flags that a configuration file can also set, under the same names.
+#[derive(Args, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Settings {
+    /// Member of the family: b0 to b7 [default: b0]
+    #[arg(long, value_name = "NAME", value_parser = Variant::from_str, help_heading = MODEL)]
+    #[serde(default, deserialize_with = "from_text")]
+    pub model: Option<Variant>,
+    /// Side of the network's input in pixels, 32 or more [default: the member's own: 224 for b0, 600 for b7]
+    #[arg(long, value_name = "PIXELS", value_parser = whole, allow_negative_numbers = true, help_heading = MODEL)]
+    pub resolution: Option<u64>,
+    /// symmetric: as in PyTorch; same: as in TensorFlow, for weights from there [default: symmetric]
+    #[arg(long, value_name = "KIND", value_parser = Padding::from_str, help_heading = MODEL)]
+    pub padding: Option<Padding>,
+    /// Share of dropped features before the classifier, 0 (off) to below 1 [default: the member's own: 0.2 for b0, 0.5 for b7]
+    #[arg(long, value_name = "SHARE", value_parser = number, allow_hyphen_values = true, help_heading = MODEL)]
+    pub dropout: Option<f64>,
+    /// Stochastic depth: share of images that skip a block; it rises with the depth up to this value; 0 is off [default: 0.2]
+    #[arg(long, value_name = "SHARE", value_parser = number, allow_hyphen_values = true, help_heading = MODEL)]
+    pub drop_connect: Option<f64>,
+    /// Batch norm: share of the new batch in the running statistics. PyTorch's convention; 0.1 here is 0.9 in TensorFlow [default: 0.1]
+    #[arg(long, value_name = "SHARE", value_parser = number, allow_hyphen_values = true, help_heading = MODEL)]
+    pub bn_momentum: Option<f64>,
+    /// Batch norm: added to the variance [default: 1e-5]
+    #[arg(long, value_name = "EPS", value_parser = number, allow_hyphen_values = true, help_heading = MODEL)]
+    pub bn_eps: Option<f64>,
+    /// Start from these weights (timm's names); if the number of classes differs, the classifier is initialised anew
+    #[arg(long, value_name = "FILE.safetensors", value_parser = path, help_heading = MODEL)]
+    pub init_from: Option<PathBuf>,
+
+    /// Directory made by effnet-pack, or `synthetic` for generated images [default: $EFFNET_DATA, otherwise `data`]
+    #[arg(long, value_name = "DIR|synthetic", help_heading = DATA)]
+    pub data: Option<String>,
+    /// How images become square: resized (random crops, resized), pad, or auto: pad if all images are small enough [default: auto]
+    #[arg(long, value_name = "MODE", value_parser = CropMode::from_str, help_heading = DATA)]
+    pub crop: Option<CropMode>,
+    /// Threads that prepare images [default: 2]
+    #[arg(long, value_name = "N", value_parser = whole, allow_negative_numbers = true, help_heading = DATA)]
+    pub loader_threads: Option<u64>,
+
+    /// Length of the schedule in epochs; may be a fraction [default: 400]
+    #[arg(long, value_name = "EPOCHS", value_parser = number, allow_hyphen_values = true, help_heading = RECIPE)]
+    pub epochs: Option<f64>,
+    /// Images of an optimiser step [default: 4096]
+    #[arg(long, value_name = "IMAGES", value_parser = whole, allow_negative_numbers = true, help_heading = RECIPE)]
+    pub batch_size: Option<u64>,
+    /// Images of a forward pass, over which batch norm takes its statistics; divides the batch. auto: the batch, or on a GPU the most that fits [default: auto]
+    #[arg(long, value_name = "IMAGES|auto", value_parser = MicroBatch::from_str, allow_negative_numbers = true, help_heading = RECIPE)]
+    pub micro_batch: Option<MicroBatch>,
+    /// Highest learning rate, reached at the end of the warm-up; then it falls as a cosine [default: 0.08 x batch / 4096]
+    #[arg(long, value_name = "RATE", value_parser = number, allow_hyphen_values = true, help_heading = RECIPE)]
+    pub lr: Option<f64>,
+    /// Epochs in which the learning rate rises from 0; less than --epochs [default: 16, or a tenth of --epochs if that is less]
+    #[arg(long, value_name = "EPOCHS", value_parser = number, allow_hyphen_values = true, help_heading = RECIPE)]
+    pub warmup_epochs: Option<f64>,
+    /// rmsprop: as in PyTorch; rmsprop-tf: as in TensorFlow; sgd: with momentum [default: rmsprop]
+    #[arg(long, value_name = "NAME", value_parser = Optimizer::from_str, help_heading = RECIPE)]
+    pub optimizer: Option<Optimizer>,
+    /// Decay of RMSprop's mean square [default: 0.9]
+    #[arg(long, value_name = "DECAY", value_parser = number, allow_hyphen_values = true, help_heading = RECIPE)]
+    pub alpha: Option<f64>,
+    /// Decay of the optimiser's momentum [default: 0.9]
+    #[arg(long, value_name = "DECAY", value_parser = number, allow_hyphen_values = true, help_heading = RECIPE)]
+    pub momentum: Option<f64>,
+    /// Epsilon of RMSprop: outside the root for rmsprop, inside for rmsprop-tf [default: 0.01]
+    #[arg(long, value_name = "EPS", value_parser = number, allow_hyphen_values = true, help_heading = RECIPE)]
+    pub rms_eps: Option<f64>,
+    /// L2 decay of all parameters, including those of batch norm [default: 1e-5]
+    #[arg(long, value_name = "DECAY", value_parser = number, allow_hyphen_values = true, help_heading = RECIPE)]
+    pub weight_decay: Option<f64>,
+    /// Share of the target that is spread over all classes [default: 0.1]
+    #[arg(long, value_name = "SHARE", value_parser = number, allow_hyphen_values = true, help_heading = RECIPE)]
+    pub label_smoothing: Option<f64>,
+    /// Decay of a moving average of the weights, which is evaluated too, such as 0.9999; 0 is off [default: 0]
+    #[arg(long, value_name = "DECAY", value_parser = number, allow_hyphen_values = true, help_heading = RECIPE)]
+    pub ema: Option<f64>,
+    /// Seed of all random numbers; the result does not depend on the number of threads [default: 0]
+    #[arg(long, value_name = "N", value_parser = whole, allow_negative_numbers = true, help_heading = RECIPE)]
+    pub seed: Option<u64>,
+    /// Batch norm takes its statistics over the images of all ranks; otherwise each rank over its own images
+    #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, help_heading = RECIPE)]
+    pub sync_bn: Option<bool>,
+    /// Epochs between evaluations; may be a fraction; there is always one at the end [default: 1]
+    #[arg(long, value_name = "EPOCHS", value_parser = number, allow_hyphen_values = true, help_heading = RECIPE)]
+    pub eval_every: Option<f64>,
+
+    /// auto, cpu or cuda; the report says what auto chose, and why [default: auto]
+    #[arg(long, value_name = "DEVICE", value_parser = DeviceChoice::from_str, help_heading = RUN)]
+    pub device: Option<DeviceChoice>,
+    /// How a GPU stores activations: fp16 (with dynamic loss scaling), bf16 or fp32 [default: fp16]
+    #[arg(long, value_name = "TYPE", value_parser = Precision::from_str, help_heading = RUN)]
+    pub precision: Option<Precision>,
+    /// GPUs of this machine to train on, one process for each; needs CUDA. Leave it out under torchrun, mpirun or srun [default: 1]
+    #[arg(long, value_name = "N", value_parser = whole, allow_negative_numbers = true, help_heading = RUN)]
+    pub gpus: Option<u64>,
+    /// Processes of this machine to train with on the CPU [default: 1]
+    #[arg(long, value_name = "N", value_parser = whole, allow_negative_numbers = true, help_heading = RUN)]
+    pub ranks: Option<u64>,
+    /// Machines that train together, each with the same --gpus or --ranks; start this program on each of them [default: 1]
+    #[arg(long, value_name = "N", value_parser = whole, allow_negative_numbers = true, help_heading = RUN)]
+    pub nodes: Option<u64>,
+    /// The number of this machine among the --nodes, from 0
+    #[arg(long, value_name = "K", value_parser = whole, allow_negative_numbers = true, help_heading = RUN)]
+    pub node_rank: Option<u64>,
+    /// Where rank 0 listens, with --nodes: a name of machine 0 that the others can resolve, and a free port
+    #[arg(long, value_name = "HOST:PORT", help_heading = RUN)]
+    pub rendezvous: Option<String>,
+    /// Seconds that ranks wait for each other at the start [default: 120]
+    #[arg(long, value_name = "SECONDS", value_parser = whole, allow_negative_numbers = true, help_heading = RUN)]
+    pub rendezvous_timeout: Option<u64>,
+    /// Seconds that a rank may make no progress before the run is stopped [default: 300]
+    #[arg(long, value_name = "SECONDS", value_parser = whole, allow_negative_numbers = true, help_heading = RUN)]
+    pub watchdog: Option<u64>,
+    /// Compute threads of each rank on the CPU; the result does not depend on them [default: all cores, divided among the machine's ranks]
+    #[arg(long, value_name = "N", value_parser = whole, allow_negative_numbers = true, help_heading = RUN)]
+    pub threads: Option<u64>,
+    /// Stop after this many steps in all; the schedule remains that of the whole run
+    #[arg(long, value_name = "STEPS", value_parser = whole, allow_negative_numbers = true, help_heading = RUN)]
+    pub max_steps: Option<u64>,
+
+    /// Run directory [default: runs/<model>]
+    #[arg(long, value_name = "DIR", value_parser = path, help_heading = OUTPUT)]
+    pub out: Option<PathBuf>,
+    /// Steps between checkpoints, in addition to those after evaluations; 0 is none [default: 0]
+    #[arg(long, value_name = "STEPS", value_parser = whole, allow_negative_numbers = true, help_heading = OUTPUT)]
+    pub checkpoint_every: Option<u64>,
+    /// Numbered checkpoints to keep, in addition to the latest and the best [default: 0]
+    #[arg(long, value_name = "N", value_parser = whole, allow_negative_numbers = true, help_heading = OUTPUT)]
+    pub keep: Option<u64>,
+}
+
+/// Flags that belong to one call.
+#[derive(Args, Clone, Debug, Default)]
+pub struct Actions {
+    /// Train b0 on 12,000 images of Fashion-MNIST that are part of the program, with their own recipe
+    #[arg(long, help_heading = DATA, conflicts_with = "data")]
+    pub demo: bool,
+    /// Take settings from a file; the recipe.toml of a run repeats the run byte for byte
+    #[arg(long, value_name = "FILE.toml", help_heading = RECIPE)]
+    pub config: Option<PathBuf>,
+    /// Continue the run in --out with the recipe in its checkpoint
+    #[arg(long, help_heading = RUN, conflicts_with = "force")]
+    pub resume: bool,
+    /// Replace the run in --out
+    #[arg(long, help_heading = RUN)]
+    pub force: bool,
+    /// Measure the time of each pass over this many steps, after a few steps of warm-up, and print a table
+    #[arg(long, value_name = "STEPS", value_parser = whole, allow_negative_numbers = true, help_heading = OUTPUT)]
+    pub profile: Option<u64>,
+    /// Print the memory plan and exit
+    #[arg(long, help_heading = OUTPUT, conflicts_with = "summary")]
+    pub dry_run: bool,
+    /// Print the layer table (shapes, parameters, multiply-adds, bytes) and exit
+    #[arg(long, help_heading = OUTPUT)]
+    pub summary: bool,
+    /// Report as JSON, one object a line
+    #[arg(long, help_heading = OUTPUT)]
+    pub json: bool,
+}

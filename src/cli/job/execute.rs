@@ -1,0 +1,210 @@
+//! Carries out a job: prints a table, or opens the images and trains.
+
+use std::env;
+use std::ffi::OsString;
+use std::fs;
+use std::io::{self, Write};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use anyhow::{Context, Result};
+use serde_json::json;
+
+use super::{Action, Job, demo};
+use crate::cli::UsageError;
+use crate::data::{self, DataError, Source};
+use crate::model::{ParamTable, summary};
+use crate::parallel::launch::{Launch, Program};
+use crate::parallel::{GroupError, Ranks, World};
+use crate::train::checkpoint::{DirectoryError, Found, RunDirectory};
+use crate::train::curves::Curves;
+use crate::train::device::{self, Hardware};
+use crate::train::events::{All, End, Reporter};
+use crate::train::report::for_stdout;
+use crate::train::{
+    DataChoice, DeviceChoice, MemoryPlan, Recipe, RecipeError, TrainError, check, memory_plan, train,
+};
+
+/// Classes of a network without data: as many as ImageNet has.
+const CLASSES: usize = 1000;
+
+/// How a job ended without an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Done {
+    Finished,
+    /// Ctrl-C or SIGTERM ended the run. It is saved, if it had begun.
+    Interrupted,
+    /// The started ranks have ended with this status, and have reported everything.
+    Ranks(u8),
+}
+
+/// Whether the command line caused the error (exit status 2) or something else (1).
+pub fn is_usage(error: &anyhow::Error) -> bool {
+    error.is::<UsageError>()
+        || error.is::<RecipeError>()
+        || matches!(error.downcast_ref(), Some(TrainError::Recipe(_) | TrainError::Device(_)))
+}
+
+/// Whether another rank reports the error.
+pub fn is_told(error: &anyhow::Error) -> bool {
+    use TrainError::{Group, Rank};
+    matches!(
+        error.downcast_ref(),
+        Some(Rank { told: true, .. } | Group(GroupError::Refused { told: true, .. }))
+    )
+}
+
+/// Whether the reader of the output has closed it.
+pub fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe)
+}
+
+impl Job {
+    /// The ranks that this process starts; then it does not train itself.
+    pub fn launches(&self) -> Option<&Launch> {
+        match &self.options.ranks {
+            Ranks::Launch(launch) if self.action == Action::Train => Some(launch),
+            _ => None,
+        }
+    }
+
+    /// Carries out the job. If it launches ranks, the launcher handles signals, and the caller must not.
+    ///
+    /// # Errors
+    /// One line when printed as `{:#}`.
+    pub fn execute(&self, stop: &AtomicBool) -> Result<Done> {
+        match self.action {
+            Action::Summary => {
+                let arch = self.recipe.architecture(self.classes()?)?;
+                write!(io::stdout(), "{}", summary::summary(&arch, &ParamTable::new(&arch)))?;
+            }
+            Action::DryRun => self.print_memory_plan()?,
+            Action::Train => {
+                if let Some(launch) = self.launches() {
+                    return self.launch(launch);
+                }
+                if self.train(stop)? == End::Interrupted {
+                    return Ok(Done::Interrupted);
+                }
+            }
+        }
+        Ok(Done::Finished)
+    }
+
+    /// The number of classes of the data, if there is data.
+    fn classes(&self) -> Result<usize> {
+        if self.options.data == DataChoice::Demo {
+            return Ok(data::demo::CLASSES.len());
+        }
+        match self.options.data.open(self.recipe.resolution) {
+            Ok(source) => Ok(source.classes()),
+            Err(DataError::NoDataset { .. }) => Ok(CLASSES),
+            Err(other) => Err(other.into()),
+        }
+    }
+
+    fn print_memory_plan(&self) -> Result<()> {
+        struct Plan<'a>(&'a Recipe, usize, World);
+        impl device::With for Plan<'_> {
+            type Output = Result<(String, MemoryPlan), RecipeError>;
+            fn with<H: Hardware>(self, mut hardware: H) -> Self::Output {
+                Ok((hardware.line(), memory_plan(self.0, self.1, &mut hardware, self.2)?))
+            }
+        }
+        let options = &self.options;
+        let selected = device::select_for(options).map_err(TrainError::from)?;
+        let world = options.ranks.world();
+        let mut recipe = self.recipe.clone();
+        // The recipe of a resumed run is not divided yet.
+        recipe.divide(world.size, options.auto_micro_batch || options.resume)?;
+        let (line, plan) = selected.with(Plan(&recipe, self.classes()?, world))?;
+        if self.json {
+            let mut object = json!(plan);
+            object["total"] = plan.total().into();
+            writeln!(io::stdout(), "{object}")?;
+        } else {
+            writeln!(io::stdout(), "{line}\n{plan}")?;
+        }
+        Ok(())
+    }
+
+    fn train(&self, stop: &AtomicBool) -> Result<End> {
+        // A missing device is reported before missing data.
+        if self.options.device == DeviceChoice::Cuda {
+            device::select_for(&self.options).map_err(TrainError::from)?;
+        }
+        // Only rank 0 reports.
+        let leads = self.options.ranks.world().leads();
+        let mut report = All(Vec::new());
+        if leads {
+            report.0 = vec![Box::new(Curves::default()), for_stdout(self.json)];
+        }
+        let source = self.source(&mut report)?;
+        let outcome = match train(&self.recipe, &self.options, source, &mut report, stop) {
+            Err(TrainError::Group(error @ GroupError::Interrupted)) => {
+                report.notice(&error.to_string());
+                return Ok(End::Interrupted);
+            }
+            outcome => outcome?,
+        };
+        if self.demo && outcome.end == End::Finished && !self.json && leads {
+            print_next(&outcome.out)?;
+        }
+        Ok(outcome.end)
+    }
+
+    /// Starts the ranks, after a check for errors that all of them would meet.
+    fn launch(&self, launch: &Launch) -> Result<Done> {
+        drop(device::select_for(&self.options).map_err(TrainError::from)?);
+        // This also packs the demo's images before several ranks open them.
+        check(&self.recipe, &self.options, &self.source(&mut All(vec![for_stdout(self.json)]))?)?;
+        let mut arguments: Vec<OsString> = env::args_os().skip(1).collect();
+        if self.demo && !self.named {
+            // As soon as rank 0 has begun, other ranks would find another free name.
+            arguments.extend(["--out".into(), self.options.out.clone().into()]);
+        }
+        let program = Program::this(arguments).context("this program's own path")?;
+        Ok(Done::Ranks(launch.run(&program)?))
+    }
+
+    fn refuse_taken(&self) -> Result<()> {
+        let options = &self.options;
+        if !options.resume && !options.force && RunDirectory::at(&options.out).found() != Found::Nothing {
+            return Err(DirectoryError::Taken { dir: options.out.clone() }.into());
+        }
+        Ok(())
+    }
+
+    fn source(&self, report: &mut dyn Reporter) -> Result<Source> {
+        let options = &self.options;
+        if options.data != DataChoice::Demo {
+            return Ok(options.data.open(self.recipe.resolution)?);
+        }
+        if let Ranks::Given(_) = options.ranks {
+            // The launcher has packed them and reported it.
+            return Ok(Source::Packed(Arc::new(data::demo::open(&options.out.join("data"))?)));
+        }
+        // Images must not be packed into a directory that the run would then refuse.
+        self.refuse_taken()?;
+        report.notice("the demo: 12,000 images of Fashion-MNIST (Zalando SE, MIT licence)");
+        if self.free_name {
+            report.notice(&format!(
+                "earlier demos stay as they are; this one goes to {}",
+                options.out.display()
+            ));
+        }
+        fs::create_dir_all(&options.out).with_context(|| format!("{}", options.out.display()))?;
+        Ok(Source::Packed(Arc::new(data::demo::open(&options.out.join("data"))?)))
+    }
+}
+
+/// Prints the commands to try after a demo.
+fn print_next(out: &Path) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    writeln!(stdout, "next:")?;
+    for (what, command) in demo::next_commands(out) {
+        writeln!(stdout, "  {command}\n      {what}")?;
+    }
+    Ok(())
+}

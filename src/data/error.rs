@@ -1,0 +1,54 @@
+//! What can go wrong between an image file and a batch. Each message is one line that names the thing.
+
+use std::io;
+use std::path::PathBuf;
+
+use crate::files::FileError;
+
+#[derive(Debug, thiserror::Error)]
+pub enum DataError {
+    /// An error of the operating system, such as a full disk.
+    #[error("{}: {error}", path.display())]
+    Io { path: PathBuf, error: io::Error },
+    /// No dataset where one was expected.
+    #[error(
+        "{}: {problem}; make one with `effnet-pack SOURCE {}`, or try `--data synthetic` or `effnet-train --demo`",
+        dir.display(),
+        dir.display()
+    )]
+    NoDataset { dir: PathBuf, problem: String },
+    /// `dataset.json`, or a shard's header or index, is damaged or belongs to something else.
+    #[error("{}: {problem}", file.display())]
+    Damaged { file: PathBuf, problem: String },
+    /// One sample is damaged.
+    #[error("{}: sample {sample}: {problem}", file.display())]
+    DamagedSample { file: PathBuf, sample: u64, problem: String },
+    /// A source that cannot be packed because of its layout, not because of one broken image.
+    #[error("{}: {problem}", path.display())]
+    Source { path: PathBuf, problem: String },
+    /// An image file given by the user that cannot be read.
+    #[error("{}: {problem}", path.display())]
+    Image { path: PathBuf, problem: String },
+    /// The output directory of a pack is in use.
+    #[error("{}: {problem}", path.display())]
+    Output { path: PathBuf, problem: String },
+    /// A setting that makes no sense.
+    #[error("{0}")]
+    Invalid(String),
+    /// A loader thread panicked, or the loader was asked again after an error.
+    #[error("data loader: {0}")]
+    Loader(String),
+}
+
+impl DataError {
+    pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> DataError {
+        let path = path.into();
+        move |error| DataError::Io { path, error }
+    }
+}
+
+impl From<FileError> for DataError {
+    fn from(FileError { path, error }: FileError) -> DataError {
+        DataError::Io { path, error }
+    }
+}

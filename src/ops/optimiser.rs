@@ -1,0 +1,98 @@
+//! The optimisers.
+//!
+//! An optimiser is a [`Rule`]: how one parameter p moves by its gradient g. All that others must know about it stands
+//! here, once: its name, its hyper-parameters, and its [slots](Slot), the numbers that it keeps of each parameter from
+//! step to step. The state buffers, the memory plan, the checkpoint's names and the rows of a report follow from that.
+//! What changes from step to step (the learning rate, the decay of the moving average) is not a rule's: it comes with
+//! [`StepParams`](super::StepParams), so that recorded steps hold none of it.
+//!
+//! One more rule is a variant here, its arithmetic in `cpu/optimiser.rs` and `kernels/optimiser.cu`, and the same once
+//! more, naively, in the tests' oracle.
+
+/// Where RMSprop has its epsilon and its learning rate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RmsPropForm {
+    /// PyTorch: buf = m·buf + g/(√v + eps); p −= lr·buf. v starts at 0.
+    PyTorch,
+    /// TensorFlow: buf = m·buf + lr·g/√(v + eps); p −= buf. v starts at 1.
+    TensorFlow,
+}
+
+/// How the optimiser moves a parameter p with gradient g (weight decay added: g + decay·p).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Rule {
+    /// v = α·v + (1−α)·g², then as the form says. Slots: v, buf.
+    RmsProp { form: RmsPropForm, alpha: f32, momentum: f32, eps: f32 },
+    /// buf = m·buf + g; p −= lr·buf. Slot: buf.
+    Sgd { momentum: f32 },
+}
+
+/// One number that a rule keeps of each trainable parameter.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Slot {
+    /// In checkpoints after `optimizer.`.
+    pub name: &'static str,
+    /// Before the first step.
+    pub initial: f32,
+}
+
+impl Slot {
+    const fn new(name: &'static str, initial: f32) -> Slot {
+        Slot { name, initial }
+    }
+}
+
+/// No rule has more slots.
+pub const MOST_SLOTS: usize = 2;
+
+impl Rule {
+    /// The state of each parameter, in the order of [`Buffer::Slot`](super::Buffer::Slot) and of the checkpoint.
+    pub fn slots(&self) -> &'static [Slot] {
+        match self {
+            Rule::RmsProp { form: RmsPropForm::PyTorch, .. } => {
+                const { &[Slot::new("mean_square", 0.0), Slot::new("momentum", 0.0)] }
+            }
+            Rule::RmsProp { form: RmsPropForm::TensorFlow, .. } => {
+                const { &[Slot::new("mean_square", 1.0), Slot::new("momentum", 0.0)] }
+            }
+            Rule::Sgd { .. } => const { &[Slot::new("momentum", 0.0)] },
+        }
+    }
+
+    /// In words.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Rule::RmsProp { form: RmsPropForm::PyTorch, .. } => "RMSprop (PyTorch)",
+            Rule::RmsProp { form: RmsPropForm::TensorFlow, .. } => "RMSprop (TensorFlow)",
+            Rule::Sgd { .. } => "SGD",
+        }
+    }
+
+    /// Names and values, for reports.
+    pub fn hyper_parameters(&self) -> Vec<(&'static str, f32)> {
+        match *self {
+            Rule::RmsProp { alpha, momentum, eps, .. } => {
+                vec![("momentum", momentum), ("alpha", alpha), ("epsilon", eps)]
+            }
+            Rule::Sgd { momentum } => vec![("momentum", momentum)],
+        }
+    }
+}
+
+/// Elements of the flat state buffers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StateSize {
+    /// Gradients, and each slot of the optimiser.
+    pub trainable: usize,
+    /// Parameters and their moving average: the trainable ones and the running statistics.
+    pub total: usize,
+    /// Slots of the optimiser; none for inference.
+    pub slots: usize,
+}
+
+impl StateSize {
+    /// With room for any optimiser.
+    pub fn new(trainable: usize, total: usize) -> StateSize {
+        StateSize { trainable, total, slots: MOST_SLOTS }
+    }
+}

@@ -1,0 +1,74 @@
+//! Batch norm: what other passes take its statistics of, apply and pass back; by itself it is a pass in inference only.
+
+use super::{About, Describe, Direction, Parts, Role, Summed};
+use crate::ops::tensor::{Param, Tensor};
+
+/// Where a batch norm's mean and variance come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Statistics {
+    /// From the batch, taken in the epilogue of the pass that stores y; running statistics move with it.
+    Batch,
+    /// From the running statistics, by [`BatchNormInference`] before the forward pass.
+    Running,
+}
+
+/// A batch norm over `rows` values of each channel, or over those of all `ranks` together.
+#[derive(Clone, Copy, Debug)]
+pub struct BatchNorm {
+    pub channels: usize,
+    /// M: images × pixels, on this rank.
+    pub rows: usize,
+    /// Ranks whose rows, equally many on each, have their statistics taken together, and the sums of the backward pass
+    /// too: then M is `rows`·`ranks`. 1 keeps to this rank's own.
+    pub ranks: usize,
+    pub weight: Param,
+    pub bias: Param,
+    pub running_mean: Param,
+    pub running_var: Param,
+    /// Share of the new batch in the running statistics.
+    pub momentum: f32,
+    pub eps: f32,
+    pub statistics: Statistics,
+    /// [4, C]: mean μ, r = 1/√(variance + eps) (biased variance), scale = γ·r, shift = β − μ·scale.
+    pub coefficients: Tensor,
+    /// [2, C]: Σdu and Σ(du·ŷ). The pass that fills it adds both to the gradients of β and γ.
+    pub sums: Tensor,
+}
+
+/// Coefficients of the running statistics.
+#[derive(Clone, Copy, Debug)]
+pub struct BatchNormInference {
+    pub bn: BatchNorm,
+}
+
+impl Describe for BatchNormInference {
+    fn about(&self) -> About {
+        About { name: "batch norm inference", operator: "batch norm", direction: Direction::Forward }
+    }
+    fn parts(&mut self, parts: &mut Parts) {
+        parts.norm_inference(&mut self.bn);
+    }
+}
+
+/// Fused extra work of a pass that completes a narrow gradient: the backward sums of the previous block's last batch
+/// norm. With du = keep·dx it fills `bn.sums` (and the gradients of γ and β).
+#[derive(Clone, Copy, Debug)]
+pub struct PreviousBlock {
+    /// y3 of the previous block, [M, C].
+    pub y: Tensor,
+    pub bn: BatchNorm,
+    /// [N], the previous block's stochastic-depth factors; none means all one.
+    pub keep: Option<Tensor>,
+    /// Rows per image, to find a row's factor.
+    pub pixels: usize,
+}
+
+impl PreviousBlock {
+    /// Names the parts for a pass that stores the narrow gradient.
+    pub fn parts(&mut self, gradient: Tensor, parts: &mut Parts) {
+        parts.reads(&mut self.y, Role::Activation);
+        parts.may_read(&mut self.keep, Role::Mask);
+        let of = Summed { y: self.y, gradient, keep: self.keep, pixels: self.pixels };
+        parts.sums(&mut self.bn, of);
+    }
+}

@@ -1,0 +1,68 @@
+//! Expand: a pointwise convolution from a narrow tensor to a wide one.
+
+use super::{About, BatchNorm, Describe, Direction, Parts, PreviousBlock, Role};
+use crate::ops::tensor::{Param, Tensor};
+
+/// Pointwise convolution of a materialised input: x [M, K] → y [M, C] with statistics. Weight [C, K].
+/// Serves the blocks' expansions and the head's convolution.
+#[derive(Clone, Copy, Debug)]
+pub struct ExpandForward {
+    pub rows: usize,
+    pub inputs: usize,
+    pub outputs: usize,
+    pub x: Tensor,
+    pub weight: Param,
+    pub y: Tensor,
+    pub bn: BatchNorm,
+}
+
+impl Describe for ExpandForward {
+    fn about(&self) -> About {
+        About { name: "expand forward", operator: "expand", direction: Direction::Forward }
+    }
+    fn shape(&self) -> String {
+        format!("{}×{}→{}", self.rows, self.inputs, self.outputs)
+    }
+    fn parts(&mut self, parts: &mut Parts) {
+        parts.reads(&mut self.x, Role::Activation);
+        parts.product(self.weight);
+        parts.output(&mut self.y, &mut self.bn);
+    }
+}
+
+/// dx = dy·W (+ the shortcut's gradient), dW += dyᵀ·x, with dy from `du` and y by batch norm backward.
+#[derive(Clone, Copy, Debug)]
+pub struct ExpandBackward {
+    pub rows: usize,
+    pub inputs: usize,
+    pub outputs: usize,
+    pub x: Tensor,
+    pub weight: Param,
+    pub y: Tensor,
+    pub bn: BatchNorm,
+    pub du: Tensor,
+    pub dx: Tensor,
+    /// Gradient at the block's output, where the block has a shortcut: added to dx unscaled.
+    pub shortcut: Option<Tensor>,
+    pub previous: PreviousBlock,
+}
+
+impl Describe for ExpandBackward {
+    fn about(&self) -> About {
+        About { name: "expand backward", operator: "expand", direction: Direction::Backward }
+    }
+    fn shape(&self) -> String {
+        format!("{}×{}→{}", self.rows, self.inputs, self.outputs)
+    }
+    fn parts(&mut self, parts: &mut Parts) {
+        parts.reads(&mut self.x, Role::Activation);
+        parts.reads(&mut self.y, Role::Activation);
+        parts.reads(&mut self.du, Role::Gradient);
+        parts.applies_backward(&mut self.bn);
+        parts.may_read(&mut self.shortcut, Role::Gradient);
+        parts.product(self.weight);
+        parts.gradient(self.weight);
+        parts.writes(&mut self.dx, Role::Gradient);
+        self.previous.parts(self.dx, parts);
+    }
+}

@@ -1,0 +1,109 @@
+//! Head: the pooled mean of the last activation, the classifier, the loss.
+
+use super::{About, BatchNorm, Describe, Direction, Parts, Role, Summed};
+use crate::ops::tensor::{Param, Tensor};
+
+/// A dense layer of squeeze-excite, or the classifier: weight [outputs, inputs], bias [outputs].
+#[derive(Clone, Copy, Debug)]
+pub struct Dense {
+    pub weight: Param,
+    pub bias: Param,
+    pub inputs: usize,
+    pub outputs: usize,
+}
+
+/// pooled = mean of silu(BN(y)) over the pixels; logits = (pooled·dropout)·Wᵀ + b.
+#[derive(Clone, Copy, Debug)]
+pub struct HeadForward {
+    pub images: usize,
+    pub pixels: usize,
+    pub channels: usize,
+    pub classes: usize,
+    pub y: Tensor,
+    pub bn: BatchNorm,
+    /// [N, C].
+    pub pooled: Tensor,
+    /// Factors [N, C], 0 or 1/(1−rate); none means no dropout.
+    pub dropout: Option<Tensor>,
+    pub classifier: Dense,
+    /// [N, classes].
+    pub logits: Tensor,
+}
+
+impl Describe for HeadForward {
+    fn about(&self) -> About {
+        About { name: "head forward", operator: "head", direction: Direction::Forward }
+    }
+    fn shape(&self) -> String {
+        format!("{}×{}", self.pixels, self.channels)
+    }
+    fn parts(&mut self, parts: &mut Parts) {
+        parts.reads(&mut self.y, Role::Activation);
+        parts.applies(&mut self.bn);
+        parts.may_read(&mut self.dropout, Role::Mask);
+        parts.writes(&mut self.pooled, Role::Classifier);
+        parts.writes(&mut self.logits, Role::Classifier);
+    }
+}
+
+/// Cross-entropy with the target (1−ε)·onehot + ε/classes: losses [N], and dlogits = (softmax − target)·scale.
+#[derive(Clone, Copy, Debug)]
+pub struct Loss {
+    pub images: usize,
+    pub classes: usize,
+    pub logits: Tensor,
+    /// [N] of u32.
+    pub labels: Tensor,
+    pub smoothing: f32,
+    /// One over the images of the whole step, so that micro-batches and ranks add up to the mean.
+    pub scale: f32,
+    pub losses: Tensor,
+    pub dlogits: Tensor,
+}
+
+impl Describe for Loss {
+    fn about(&self) -> About {
+        About { name: "loss", operator: "loss", direction: Direction::Forward }
+    }
+    fn parts(&mut self, parts: &mut Parts) {
+        parts.reads(&mut self.logits, Role::Classifier);
+        parts.reads(&mut self.labels, Role::Label);
+        parts.writes(&mut self.losses, Role::Classifier);
+        parts.writes(&mut self.dlogits, Role::Classifier);
+    }
+}
+
+/// Classifier gradients, then du = dpooled/pixels·silu'(z) [N·P, C] with the sums of the head's batch norm.
+#[derive(Clone, Copy, Debug)]
+pub struct HeadBackward {
+    pub images: usize,
+    pub pixels: usize,
+    pub channels: usize,
+    pub classes: usize,
+    pub y: Tensor,
+    pub bn: BatchNorm,
+    pub pooled: Tensor,
+    pub dropout: Option<Tensor>,
+    pub classifier: Dense,
+    pub dlogits: Tensor,
+    pub du: Tensor,
+}
+
+impl Describe for HeadBackward {
+    fn about(&self) -> About {
+        About { name: "head backward", operator: "head", direction: Direction::Backward }
+    }
+    fn shape(&self) -> String {
+        format!("{}×{}", self.pixels, self.channels)
+    }
+    fn parts(&mut self, parts: &mut Parts) {
+        parts.reads(&mut self.y, Role::Activation);
+        parts.reads(&mut self.pooled, Role::Classifier);
+        parts.reads(&mut self.dlogits, Role::Classifier);
+        parts.may_read(&mut self.dropout, Role::Mask);
+        parts.dense_gradients(&self.classifier);
+        parts.writes(&mut self.du, Role::Gradient);
+        let of = Summed { y: self.y, gradient: self.du, keep: None, pixels: self.pixels };
+        parts.sums(&mut self.bn, of);
+    }
+}

@@ -1,0 +1,34 @@
+//! Update: one step of the optimiser over the flat buffers.
+
+use super::{About, Describe, Direction, Parts};
+use crate::ops::optimiser::Rule;
+
+/// One optimiser step over the flat buffers: trainable elements by the rule, then, with `ema`, all elements
+/// (running statistics too) ema = d·ema + (1−d)·p with the step's decay d.
+#[derive(Clone, Copy, Debug)]
+pub struct Update {
+    pub rule: Rule,
+    pub weight_decay: f32,
+    pub ema: bool,
+}
+
+impl Describe for Update {
+    fn about(&self) -> About {
+        About { name: "update", operator: "update", direction: Direction::Update }
+    }
+    fn shape(&self) -> String {
+        format!("{}{}", self.rule.name(), if self.ema { " and EMA" } else { "" })
+    }
+    /// The flat buffers are no tensors of a plan.
+    fn parts(&mut self, _: &mut Parts) {}
+}
+
+impl Update {
+    /// Bytes of the flat buffers that an update must move: parameters, the rule's slots and the average both ways,
+    /// gradients one way.
+    pub fn bytes(&self, trainable: usize, total: usize) -> u64 {
+        let moved = (3 + 2 * self.rule.slots().len()) * trainable;
+        let average = if self.ema { 2 * total } else { 0 };
+        4 * (moved + average) as u64
+    }
+}

@@ -1,0 +1,105 @@
+//! Images on their way from the loader to a device: the forms of a batch's pixels, which both ends must agree on.
+//!
+//! A batch arrives as *squares* of the network's resolution, or as *raw batches* of images in their own sizes, which
+//! the device crops and resizes itself. A raw batch is one buffer, sent as it is: an [`ImageSample`] for each image,
+//! then each image's pixels and resampling tables. `data::raw` writes it, `kernels/image.cu` reads it.
+
+use bytemuck::{Pod, Zeroable};
+
+/// The pixels of a batch as they go to a device.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum BatchPixels<'a> {
+    /// [N, R, R, 3] bytes.
+    Squares(&'a [u8]),
+    /// A raw batch, of which the device makes squares of this side.
+    Raw { bytes: &'a [u8], side: usize },
+}
+
+/// Where one image lies in a raw batch and how it is resampled; the same struct is in `kernels/image.cu`. Offsets are
+/// bytes from the buffer's start, multiples of [`RAW_ALIGNMENT`]. An image whose output is empty (all zero) is black.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub struct ImageSample {
+    /// Rows of `pitch` bytes, of which `channels` are one pixel.
+    pub pixels: u64,
+    /// Tables that say how columns and rows are combined. A table has the first input position and the number of
+    /// inputs of each output position, 16 bits each; then each output position's weights, `window` of 16 bits.
+    pub columns: u64,
+    pub rows: u64,
+    pub pitch: u32,
+    /// 1 or 3.
+    pub channels: u32,
+    /// Size after resampling.
+    pub width: u32,
+    pub height: u32,
+    /// Weights of one output position in the tables.
+    pub column_window: u32,
+    pub row_window: u32,
+    /// Weights are multiples of 2^−precision.
+    pub column_precision: u32,
+    pub row_precision: u32,
+    /// Place of the upper left corner in the square.
+    pub left: i32,
+    pub top: i32,
+    /// 1 if the square is mirrored.
+    pub mirrored: u32,
+    pub unused: u32,
+}
+
+pub const RAW_ALIGNMENT: usize = 16;
+
+/// Bytes of one row that the inputs of one output column may have: more do not fit a device's shared memory.
+pub const MAX_WINDOW_BYTES: usize = 24 << 10;
+
+/// An image's share of a raw batch: three squares, but at most 512 KiB where a square takes less than that.
+const SHARE_SQUARES: usize = 3;
+const MAX_SHARE_BYTES: usize = 512 << 10;
+
+/// Bytes of the buffer for a raw batch, in proportion to its images and at least [`least_raw_batch_bytes`].
+///
+/// Crops of ImageNet cover nearly two squares of 224 pixels in training and 2.3 in evaluation (half and 0.875² of
+/// 469×387 pixels), so a share of three has room for nearly all images. It bounds what the bus carries, the host pins
+/// and the device keeps for a batch. The loader resizes larger photographs itself as soon as the rest of the batch
+/// would find no room: that costs little beside decoding them, and sending them would cost much.
+pub fn raw_batch_bytes(images: usize, side: usize) -> usize {
+    let square = raw_square_bytes(side);
+    let share = (SHARE_SQUARES * square).min(MAX_SHARE_BYTES).max(square);
+    images * (share + size_of::<ImageSample>().next_multiple_of(RAW_ALIGNMENT))
+}
+
+/// Bytes that hold any `images` images if all of them are resized already.
+pub fn least_raw_batch_bytes(images: usize, side: usize) -> usize {
+    raw_samples_bytes(images) + images * raw_square_bytes(side)
+}
+
+/// Bytes of the [`ImageSample`]s at the start of a raw batch.
+pub fn raw_samples_bytes(images: usize) -> usize {
+    (images * size_of::<ImageSample>()).next_multiple_of(RAW_ALIGNMENT)
+}
+
+/// Bytes of an R×R image with its tables.
+pub fn raw_square_bytes(side: usize) -> usize {
+    2 * (side * 6).next_multiple_of(RAW_ALIGNMENT) + (3 * side).next_multiple_of(RAW_ALIGNMENT) * side
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn raw_batch_bytes_are_in_proportion_and_have_room_for_squares() {
+        for side in [1, 32, 224, 300, 380, 600] {
+            let one = raw_batch_bytes(1, side);
+            for images in [1, 3, 16, 1000] {
+                assert_eq!(raw_batch_bytes(images, side), images * one);
+                assert!(images * one >= least_raw_batch_bytes(images, side));
+            }
+            assert!(one.is_multiple_of(RAW_ALIGNMENT), "the next batch begins aligned");
+            assert!(one < 4 * (3 * side + 32) * (side + 8));
+        }
+        // An ordinary photograph: half of it, the mean crop of training, and evaluation's centre.
+        let half = 500 * 375 * 3 / 2;
+        let centre = 328 * 328 * 3;
+        assert!(raw_batch_bytes(1, 224) > centre && raw_batch_bytes(1, 224) > half * 3 / 2);
+    }
+}

@@ -1,0 +1,146 @@
+//! The device that computes: the CPU or a GPU. Each is a [`Hardware`]; the loop and the evaluator are generic over it.
+
+mod host_memory;
+mod select;
+
+use std::sync::Arc;
+
+pub use select::{DeviceError, Selected, With, gpus, select, select_for};
+
+use crate::data::Form;
+use crate::ops::cpu::{CpuDevice, CpuOps, simd};
+use crate::ops::cuda::{CudaDevice, CudaOps, Gpu, Precision};
+use crate::ops::{Device, Ops, Plan, Result as OpsResult, StateSize};
+use crate::parallel::Group;
+use crate::processors;
+
+/// What the operators must be prepared for.
+pub struct Needs<'a> {
+    /// Elements of the state: trainable, and in all.
+    pub state: StateSize,
+    /// The plans that will be bound.
+    pub plans: &'a [&'a Plan],
+    /// The ranks that share the work.
+    pub group: Option<&'a Arc<Group>>,
+}
+
+/// The form in which the loader makes images for a device whose passes take `images` each.
+pub fn form(device: &impl Device, images: usize) -> Form {
+    if device.prepares_images() { Form::Raw { images } } else { Form::Squares }
+}
+
+/// A device that is not yet prepared for a network.
+pub trait Hardware {
+    type Device: Device;
+    type Ops: Ops + Send;
+
+    /// The properties that the planner needs.
+    fn device(&self) -> Self::Device;
+    /// One line: which device, and why it was chosen.
+    fn line(&self) -> String;
+    /// Threads that compute.
+    fn threads(&self) -> usize {
+        1
+    }
+    /// Bytes that the plan may take; none if unknown.
+    fn available(&mut self) -> Option<u64>;
+    /// The processors near the device, for the threads that prepare its images. Empty if all are equally near or the
+    /// machine does not say.
+    fn processors(&self) -> Vec<usize> {
+        Vec::new()
+    }
+    /// Whether the device has memory of its own, so that the loader and checkpoints do not use it.
+    fn has_own_memory(&self) -> bool;
+    /// # Errors
+    /// If memory or threads are missing.
+    fn start(self, needs: &Needs) -> OpsResult<Self::Ops>;
+}
+
+/// The CPU, with all cores or some.
+#[derive(Clone, Debug)]
+pub struct Cpu {
+    pub device: CpuDevice,
+    why: String,
+}
+
+impl Cpu {
+    /// `threads` 0 means one for each core.
+    pub fn new(threads: usize, why: impl Into<String>) -> Cpu {
+        let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+        let threads = if threads == 0 { cores } else { threads };
+        Cpu { device: CpuDevice { threads }, why: why.into() }
+    }
+}
+
+impl Hardware for Cpu {
+    type Device = CpuDevice;
+    type Ops = CpuOps;
+
+    fn device(&self) -> CpuDevice {
+        self.device
+    }
+    fn line(&self) -> String {
+        let threads = self.device.threads;
+        let plural = if threads == 1 { "" } else { "s" };
+        format!("device: cpu, {threads} thread{plural}, {} ({})", simd::level().name(), self.why)
+    }
+    fn threads(&self) -> usize {
+        self.device.threads
+    }
+    fn available(&mut self) -> Option<u64> {
+        host_memory::available()
+    }
+    fn has_own_memory(&self) -> bool {
+        false
+    }
+    fn start(self, needs: &Needs) -> OpsResult<CpuOps> {
+        let mut ops = CpuOps::new(needs.state, needs.plans, self.device.threads)?;
+        if let Some(group) = needs.group {
+            ops.connect(group)?;
+        }
+        Ok(ops)
+    }
+}
+
+/// A GPU.
+pub struct Cuda<G: Gpu> {
+    gpu: G,
+    precision: Precision,
+    why: String,
+}
+
+impl<G: Gpu> Cuda<G> {
+    pub fn new(gpu: G, precision: Precision, why: impl Into<String>) -> Cuda<G> {
+        Cuda { gpu, precision, why: why.into() }
+    }
+}
+
+impl<G: Gpu> Hardware for Cuda<G> {
+    type Device = CudaDevice;
+    type Ops = CudaOps<G>;
+
+    fn device(&self) -> CudaDevice {
+        CudaDevice { precision: self.precision }
+    }
+    fn line(&self) -> String {
+        let properties = self.gpu.properties();
+        let (major, minor) = properties.capability;
+        format!("device: cuda, {} ({major}.{minor}), {} ({})", properties.name, self.precision, self.why)
+    }
+    fn available(&mut self) -> Option<u64> {
+        self.gpu.available().ok()
+    }
+    fn processors(&self) -> Vec<usize> {
+        self.gpu.place().map_or_else(Vec::new, |place| processors::near(&place))
+    }
+    fn has_own_memory(&self) -> bool {
+        true
+    }
+    fn start(self, needs: &Needs) -> OpsResult<CudaOps<G>> {
+        let mut ops = CudaOps::new(self.gpu, needs.state, needs.plans, self.precision)?;
+        if let Some(group) = needs.group {
+            ops.connect(group)?;
+        }
+        Ok(ops)
+    }
+}

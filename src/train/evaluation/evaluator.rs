@@ -1,0 +1,106 @@
+//! Evaluates a checkpoint without its run: accuracy and loss over a split, predictions for single images.
+//!
+//! Everything that affects the result (resolution, padding, crop, channel means and deviations, batch-norm constants,
+//! the size of a batch) comes from the checkpoint, so the result equals the one that training logged.
+
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+use super::evaluate::{Evaluation, Images, evaluate, infer, softmax};
+use crate::data::{BatchPixels, Form, Normalise, Share, Source, Split, evaluate_image};
+use crate::model::ParamTable;
+use crate::network::Inference;
+use crate::ops::{Buffer, Ops, StateSize, Weights};
+use crate::train::checkpoint::Checkpoint;
+use crate::train::device::{self, Hardware, Needs};
+use crate::train::error::TrainError;
+use crate::train::loading::Loading;
+use crate::train::memory::evaluation_need;
+use crate::train::recipe::Recipe;
+use crate::train::team::Team;
+
+/// A checkpoint's network, ready for inference.
+pub struct Evaluator<O: Ops> {
+    ops: O,
+    inference: Inference,
+    recipe: Recipe,
+    normalise: Normalise,
+    form: Form,
+    classes: Vec<String>,
+}
+
+impl<O: Ops + Send> Evaluator<O> {
+    /// Prepares a network for batches of `batch` images. With `checkpoint.metadata.recipe.micro_batch` images
+    /// [`Evaluator::split`] gives exactly the result that training logged.
+    pub fn new<H: Hardware<Ops = O>>(
+        checkpoint: &Checkpoint,
+        batch: usize,
+        mut hardware: H,
+    ) -> Result<Evaluator<O>, TrainError> {
+        let Checkpoint { metadata, architecture, state } = checkpoint;
+        let table = ParamTable::new(architecture);
+        let planner = hardware.device();
+        let inference = Inference::new(architecture, &table, batch, &planner, metadata.recipe.weights());
+        let (plan, form) = (inference.plan(&planner), device::form(&planner, batch));
+        let images = (batch, metadata.recipe.resolution);
+        let need = evaluation_need(&plan, &table, &planner, hardware.has_own_memory(), images);
+        match hardware.available() {
+            Some(have) if need > have => return Err(TrainError::EvaluationMemory { batch, need, have }),
+            _ => {}
+        }
+        let size = StateSize { trainable: table.trainable(), total: table.total(), slots: 0 };
+        let mut ops = hardware.start(&Needs { state: size, plans: &[&plan], group: None })?;
+        ops.bind(&plan)?;
+        ops.write_state(Buffer::Parameters, &state.parameters)?;
+        if !state.ema.is_empty() {
+            ops.write_state(Buffer::Ema, &state.ema)?;
+        }
+        inference.fold(&mut ops)?;
+        let recipe = Recipe { micro_batch: batch, ..metadata.recipe.clone() };
+        let (normalise, classes) = (metadata.normalise, metadata.classes.clone());
+        Ok(Evaluator { ops, inference, recipe, normalise, form, classes })
+    }
+
+    /// The sets of weights in the checkpoint: raw, and their moving average if the run kept one.
+    pub fn weights(&self) -> &'static [Weights] {
+        self.recipe.weights()
+    }
+
+    /// Accuracy and loss of each of [`Evaluator::weights`] over a split of a dataset with the checkpoint's classes.
+    pub fn split(
+        &mut self,
+        source: &Source,
+        split: Split,
+        loader_threads: usize,
+    ) -> Result<Vec<Evaluation>, TrainError> {
+        let (recipe, form, share) = (&self.recipe, self.form, Share::WHOLE);
+        let loading = Loading { source, recipe, form, share, threads: loader_threads, processors: &[] };
+        let mut loader = loading.evaluation(split)?;
+        let never = AtomicBool::new(false);
+        let expected = source.samples(split) as u64;
+        let images = Images { loader: &mut loader, normalise: self.normalise, expected };
+        let figures = evaluate(&mut self.ops, &self.inference, images, &never, &Team::default())?;
+        Ok(figures.unwrap_or_default())
+    }
+
+    /// The most probable classes of an image file, at most `count`, by falling probability.
+    pub fn classify(
+        &mut self,
+        image: &Path,
+        weights: Weights,
+        count: usize,
+    ) -> Result<Vec<(String, f64)>, TrainError> {
+        let mut pixels = evaluate_image(image, self.recipe.resolution, self.recipe.crop)?;
+        let network = &self.inference.network;
+        pixels.resize(network.image.elements, 0);
+        let mut logits = vec![0.0; network.logits.elements];
+        let pixels = BatchPixels::Squares(&pixels);
+        infer(&mut self.ops, &self.inference, pixels, self.normalise, weights, &mut logits)?;
+        let shares = softmax(&logits[..self.classes.len()]);
+        let mut ranked: Vec<(String, f64)> = self.classes.iter().cloned().zip(shares).collect();
+        // A stable sort: classes of equal probability stay in the dataset's order.
+        ranked.sort_by(|a, b| b.1.total_cmp(&a.1));
+        ranked.truncate(count);
+        Ok(ranked)
+    }
+}

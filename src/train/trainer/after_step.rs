@@ -1,0 +1,149 @@
+//! What follows a step: its results are reported, the weights are evaluated and saved.
+
+use std::time::Instant;
+
+use super::{StepInFlight, Trainer};
+use crate::data::Split;
+use crate::ops::{Ops, StepFigures};
+use crate::train::error::TrainError;
+use crate::train::evaluation::evaluate::{Evaluation, rate};
+use crate::train::report::events::{Best, EvaluationRecord, Event, StepRecord};
+
+impl<O: Ops + Send> Trainer<'_, O> {
+    /// Reports the steps whose results have arrived; with `all`, waits for the results of every submitted step.
+    pub(super) fn report_steps(&mut self, all: bool) -> Result<(), TrainError> {
+        while let Some(figures) = self.engine.take_figures(all)? {
+            let Some(step) = self.in_flight.pop_front() else { break };
+            if figures.skipped && !self.may_skip()? {
+                return Err(self.not_finite_step(&step, figures));
+            }
+            let seconds = self.timer.elapsed().as_secs_f64();
+            self.timer = Instant::now();
+            self.train_seconds += seconds;
+            self.wait_seconds += step.data_wait;
+            let images = self.recipe.batch_size as f64;
+            let record = StepRecord {
+                step: step.step,
+                epoch: step.epoch,
+                loss: figures.loss / images,
+                accuracy: figures.correct as f64 / images,
+                lr: step.lr,
+                images_per_second: images / seconds.max(1e-9),
+                data_wait: step.data_wait,
+                skipped: figures.skipped,
+            };
+            self.emit(Event::Step(&record))?;
+        }
+        Ok(())
+    }
+
+    /// Loss scaling finds its scale by skipping steps. If the scale cannot fall any further, a skipped step is an
+    /// error.
+    fn may_skip(&mut self) -> Result<bool, TrainError> {
+        Ok(self.engine.loss_scale()?.is_some_and(|state| state.scale > 1.0))
+    }
+
+    fn not_finite_step(&mut self, step: &StepInFlight, figures: StepFigures) -> TrainError {
+        let what = if figures.loss.is_finite() {
+            "gradients are not finite".to_string()
+        } else {
+            format!("loss is {}", figures.loss / self.recipe.batch_size as f64)
+        };
+        let first = match self.first_not_finite(step) {
+            Ok(first) => first.unwrap_or_else(|| "nothing when the step was run again".into()),
+            // The user needs the original problem, even if it cannot be examined.
+            Err(error) => format!("unknown, {error}"),
+        };
+        self.not_finite(step.step, what, first)
+    }
+
+    /// Loads the step's batch again and runs the step pass by pass.
+    fn first_not_finite(&mut self, step: &StepInFlight) -> Result<Option<String>, TrainError> {
+        let index = step.step - 1;
+        let mut loader = self.loading().training(index, step.step)?;
+        let batch = loader.next()?.ok_or(TrainError::DataEnded { step: step.step })?;
+        let params = self.step_params(index, &batch, step.lr);
+        let own = self.engine.first_not_finite(&batch, params)?;
+        // The first bad value may be in the images of another rank.
+        self.receive_stop()?;
+        let all = self.team.gather("what is not finite", own.unwrap_or_default().as_bytes())?;
+        let first = all.iter().enumerate().find(|(_, found)| !found.is_empty());
+        Ok(first.map(|(rank, found)| match self.team.world().size {
+            1 => String::from_utf8_lossy(found).into_owned(),
+            _ => format!("{} at rank {rank}", String::from_utf8_lossy(found)),
+        }))
+    }
+
+    /// Evaluates the validation split. Returns false if the run was stopped during the evaluation.
+    pub(super) fn evaluate(&mut self) -> Result<bool, TrainError> {
+        let since = Instant::now();
+        let samples = self.source.samples(Split::Val) as u64;
+        let mut loader = self.loading().evaluation(Split::Val)?;
+        let images = samples * if self.recipe.ema > 0.0 { 2 } else { 1 };
+        self.emit(Event::Evaluating { images })?;
+        self.team.doing(self.metadata.step, "evaluating");
+        let Some(figures) = self.engine.evaluate(&mut loader, samples, self.stop)? else {
+            self.stopping = true;
+            return Ok(false);
+        };
+        let record = self.evaluation_record(&figures, rate(images, since));
+        let top1 = record.best_top1();
+        self.metadata.evaluated = record.step;
+        let best = self.metadata.best.is_none_or(|best| top1 > best.top1);
+        if best {
+            self.metadata.best = Some(Best { top1, step: record.step, ema: top1 > record.top1 });
+        }
+        self.last_evaluation = Some(record);
+        self.emit(Event::Evaluation { record: &record, best })?;
+        Ok(true)
+    }
+
+    fn evaluation_record(&self, figures: &[Evaluation], images_per_second: f64) -> EvaluationRecord {
+        let raw = figures[0];
+        let ema = figures.get(1);
+        EvaluationRecord {
+            step: self.metadata.step,
+            epoch: self.metadata.epoch,
+            top1: raw.top1,
+            top5: raw.top5,
+            loss: raw.loss,
+            images: raw.images,
+            ema_top1: ema.map(|e| e.top1),
+            ema_top5: ema.map(|e| e.top5),
+            ema_loss: ema.map(|e| e.loss),
+            images_per_second,
+        }
+    }
+
+    /// Whether the weights are those of the best evaluation.
+    pub(super) fn is_best(&self) -> bool {
+        self.metadata.best.is_some_and(|best| best.step == self.metadata.step)
+    }
+
+    /// Writes the checkpoint of this step, unless a weight is not finite. All ranks have the same state; rank 0 writes
+    /// it.
+    pub(super) fn save(&mut self, best: bool) -> Result<(), TrainError> {
+        let step = self.metadata.step;
+        self.team.doing(step, "saving");
+        if !self.team.leads() {
+            self.saved_step = step;
+            return Ok(());
+        }
+        self.engine.store(&mut self.state)?;
+        self.metadata.loss_scale = self.engine.loss_scale()?.or(self.metadata.loss_scale);
+        if let Some(tensor) = self.state.first_not_finite(&self.engine.table) {
+            return Err(self.not_finite(step, "weights are not finite".into(), tensor));
+        }
+        if let Some(log) = &self.log {
+            log.sync()?;
+        }
+        self.directory.save(&self.metadata, &self.engine.table, &self.state, best, self.options.keep)?;
+        self.saved_step = step;
+        self.emit(Event::Saved { checkpoint: &self.directory.checkpoint(), step })
+    }
+
+    fn not_finite(&self, step: u64, what: String, tensor: String) -> TrainError {
+        let checkpoint = self.directory.checkpoint();
+        TrainError::NotFinite { step, what, tensor, saved: self.saved_step, checkpoint }
+    }
+}

@@ -1,0 +1,216 @@
+//! A device with a training network and an evaluation network on it.
+//!
+//! Both networks use the same arena; binding a plan assigns the arena to one of them. One step runs all micro-batches
+//! and adds up their gradients; batch norm takes its statistics over one micro-batch at a time. The device may run
+//! asynchronously: a step is submitted, and its results are fetched later, so that the next batch can be copied in the
+//! meantime. With several ranks, the gradients of a step's last micro-batch are summed over the ranks bucket by bucket,
+//! each bucket as soon as the backward pass has completed it. All host buffers of the loop are allocated before the
+//! first step.
+
+use std::sync::atomic::AtomicBool;
+
+use super::not_finite::Search;
+use crate::data::{Batch, Form, Loader, Normalise};
+use crate::model::{Architecture, ParamTable};
+use crate::network::{Inference, Itinerary, Network};
+use crate::ops::buckets::bucket_bytes;
+use crate::ops::{
+    BatchInput, BatchTarget, Buckets, Buffer, LossScale, Ops, Pass, Plan, ProfileReport, Result, Sequence,
+    StateSize, StepFigures, StepParams,
+};
+use crate::train::checkpoint::Snapshot;
+use crate::train::device::{self, Hardware, Needs};
+use crate::train::error::TrainError;
+use crate::train::evaluation::evaluate::{Evaluation, Images, evaluate};
+use crate::train::recipe::Recipe;
+use crate::train::team::Team;
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Bound {
+    Nothing,
+    Training,
+    Evaluation,
+}
+
+/// See the module's description.
+pub struct Engine<O: Ops> {
+    ops: O,
+    pub table: ParamTable,
+    /// The form of image that the device takes, in training and in evaluation.
+    pub form: Form,
+    training: Network,
+    training_plan: Plan,
+    /// The passes of one micro-batch.
+    itinerary: Itinerary,
+    buckets: Buckets,
+    evaluation: Inference,
+    evaluation_plan: Plan,
+    bound: Bound,
+    normalise: Normalise,
+    update: Pass,
+    /// Which of the two batch slots on the device is used next.
+    slot: usize,
+    team: Team,
+}
+
+impl<O: Ops + Send> Engine<O> {
+    /// Plans both networks and prepares the hardware for them. An evaluation pass takes as many images as a micro-batch
+    /// of the recipe.
+    pub fn new<H: Hardware<Ops = O>>(
+        recipe: &Recipe,
+        arch: &Architecture,
+        normalise: Normalise,
+        hardware: H,
+        team: &Team,
+    ) -> Result<Engine<O>> {
+        let device = &hardware.device();
+        let table = ParamTable::new(arch);
+        let training = Network::new(arch, &table, recipe.network_config(team.world().size));
+        let evaluation = Inference::new(arch, &table, recipe.micro_batch, device, recipe.weights());
+        let (training_plan, evaluation_plan) = (training.plan(device), evaluation.plan(device));
+        let itinerary = training.itinerary(device);
+        let update = recipe.update();
+        let (trainable, total) = (table.trainable(), table.total());
+        let state = StateSize { trainable, total, slots: update.rule.slots().len() };
+        let buckets = Buckets::new(&itinerary.passes(), trainable, bucket_bytes(trainable));
+        let plans = [&training_plan, &evaluation_plan];
+        let ops = hardware.start(&Needs { state, plans: &plans, group: team.group() })?;
+        Ok(Engine {
+            ops,
+            table,
+            form: device::form(device, recipe.micro_batch),
+            training,
+            training_plan,
+            itinerary,
+            buckets,
+            evaluation,
+            evaluation_plan,
+            bound: Bound::Nothing,
+            normalise,
+            update: update.into(),
+            slot: 0,
+            team: team.clone(),
+        })
+    }
+
+    fn bind(&mut self, wanted: Bound) -> Result {
+        if self.bound != wanted {
+            let plan = if wanted == Bound::Training { &self.training_plan } else { &self.evaluation_plan };
+            self.ops.bind(plan)?;
+            self.bound = wanted;
+        }
+        Ok(())
+    }
+
+    /// Submits a whole step to the device: forward and backward over the micro-batches, then the update.
+    pub fn step(&mut self, batch: &Batch, params: StepParams) -> Result {
+        self.bind(Bound::Training)?;
+        let Engine {
+            ops,
+            training,
+            itinerary,
+            buckets,
+            normalise: Normalise { mean, deviation },
+            update,
+            slot,
+            ..
+        } = self;
+        let images = training.config.images;
+        let target = BatchTarget {
+            image: training.image,
+            labels: Some(training.labels),
+            mean: *mean,
+            deviation: *deviation,
+        };
+        let parts = batch.parts(images);
+        let count = parts.len();
+        for (number, (pixels, labels)) in parts.enumerate() {
+            let first_position = params.first_position + (number * images) as u64;
+            let (first, last) = (number == 0, number + 1 == count);
+            let sequence = Sequence::Training { slot: *slot, first, last };
+            ops.submit(|ops| {
+                ops.set_step(StepParams { first_position, ..params })?;
+                ops.send_batch(*slot, &BatchInput { pixels, labels, target })?;
+                ops.replay(sequence, |ops| {
+                    if first {
+                        ops.begin_step()?;
+                    }
+                    ops.unpack_batch(*slot, &target)?;
+                    for (number, entry) in itinerary.entries().iter().enumerate() {
+                        ops.run(&entry.pass)?;
+                        if last {
+                            buckets.after(number).try_for_each(|bucket| ops.reduce(bucket))?;
+                        }
+                    }
+                    if last { ops.run(update) } else { Ok(()) }
+                })
+            })?;
+            *slot ^= 1;
+        }
+        self.ops.end_step()
+    }
+
+    /// The results of the oldest step that have not been fetched; see [`Ops::take_figures`]. `loss` is the sum over the
+    /// step's images.
+    pub fn take_figures(&mut self, wait: bool) -> Result<Option<StepFigures>> {
+        self.ops.take_figures(wait)
+    }
+
+    /// See [`Ops::loss_scale`].
+    pub fn loss_scale(&mut self) -> Result<Option<LossScale>> {
+        self.ops.loss_scale()
+    }
+
+    pub fn start_profile(&mut self) -> Result {
+        self.ops.start_profile()
+    }
+
+    pub fn take_profile(&mut self) -> Result<ProfileReport> {
+        self.ops.take_profile()
+    }
+
+    /// Evaluates the raw weights and, if there is one, their moving average, over the `expected` images of all ranks.
+    /// Returns none if `stop` was set at any rank during the evaluation.
+    pub fn evaluate(
+        &mut self,
+        loader: &mut Loader,
+        expected: u64,
+        stop: &AtomicBool,
+    ) -> std::result::Result<Option<Vec<Evaluation>>, TrainError> {
+        self.bind(Bound::Evaluation)?;
+        let images = Images { loader, normalise: self.normalise, expected };
+        evaluate(&mut self.ops, &self.evaluation, images, stop, &self.team)
+    }
+
+    /// Sets the whole state. The loss scale is set only if the checkpoint has one; only fp16 runs have.
+    pub fn load(&mut self, state: &Snapshot, loss_scale: Option<LossScale>) -> Result {
+        if let Some(scale) = loss_scale {
+            self.ops.set_loss_scale(scale)?;
+        }
+        self.ops.write_state(Buffer::Parameters, &state.parameters)?;
+        if !state.ema.is_empty() {
+            self.ops.write_state(Buffer::Ema, &state.ema)?;
+        }
+        let mut slots = state.slots.iter().enumerate();
+        slots.try_for_each(|(number, slot)| self.ops.write_state(Buffer::Slot(number), &slot.values))
+    }
+
+    /// Copies the whole state to the host.
+    pub fn store(&mut self, state: &mut Snapshot) -> Result {
+        self.ops.read_state(Buffer::Parameters, &mut state.parameters)?;
+        if !state.ema.is_empty() {
+            self.ops.read_state(Buffer::Ema, &mut state.ema)?;
+        }
+        let mut slots = state.slots.iter_mut().enumerate();
+        slots.try_for_each(|(number, slot)| self.ops.read_state(Buffer::Slot(number), &mut slot.values))
+    }
+
+    /// Runs a step again whose loss or gradients were not finite, and describes the first value that is not finite.
+    /// Returns none if all values are finite this time. After this call only the state may be read.
+    pub fn first_not_finite(&mut self, batch: &Batch, params: StepParams) -> Result<Option<String>> {
+        self.bind(Bound::Training)?;
+        let Engine { ops, table, training, itinerary, normalise, .. } = self;
+        let search = Search { network: training, itinerary, table, normalise: *normalise, params };
+        search.run(ops, batch)
+    }
+}

@@ -1,0 +1,168 @@
+//! The learning rate, the decay of the moving average and the evaluations, as pure functions of the step.
+//!
+//! With N images, batches of B, E epochs and W epochs of warm-up, there are T = round(E·N/B) steps, of which
+//! round(W·N/B) are warm-up. The rate of step s (from 0) is base·(s+1)/W during warm-up, then
+//! base·½(1 + cos π(s−W)/(T−W)). The schedule has no state, so a resumed run has the same rates as an uninterrupted
+//! one.
+
+use crate::train::recipe::Recipe;
+
+/// The schedule of a recipe over a number of images.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Schedule {
+    base: f64,
+    steps: u64,
+    warmup: u64,
+    ema: f64,
+    /// Steps of an epoch and steps between evaluations; may be fractions.
+    steps_per_epoch: f64,
+    evaluate_every: f64,
+}
+
+/// Too few images or epochs for one step.
+#[derive(Debug, thiserror::Error, PartialEq)]
+#[error(
+    "--epochs {epochs} of {images} images are less than half a step of --batch-size {batch}: nothing to do"
+)]
+pub struct NoSteps {
+    epochs: f64,
+    images: usize,
+    batch: usize,
+}
+
+impl Schedule {
+    /// # Errors
+    /// [`NoSteps`] if the epochs round to no step.
+    pub fn new(recipe: &Recipe, images: usize) -> Result<Schedule, NoSteps> {
+        let steps_per_epoch = images as f64 / recipe.batch_size as f64;
+        let steps = (recipe.epochs * steps_per_epoch).round() as u64;
+        if steps == 0 {
+            return Err(NoSteps { epochs: recipe.epochs, images, batch: recipe.batch_size });
+        }
+        Ok(Schedule {
+            base: recipe.lr,
+            steps,
+            warmup: ((recipe.warmup_epochs * steps_per_epoch).round() as u64).min(steps),
+            ema: recipe.ema,
+            steps_per_epoch,
+            evaluate_every: recipe.eval_every * steps_per_epoch,
+        })
+    }
+
+    /// Steps in all: T.
+    pub fn steps(&self) -> u64 {
+        self.steps
+    }
+
+    /// Steps of the warm-up.
+    pub fn warmup(&self) -> u64 {
+        self.warmup
+    }
+
+    /// The learning rate of the step that follows `step` steps.
+    pub fn lr(&self, step: u64) -> f64 {
+        if step < self.warmup {
+            return self.base * ((step + 1) as f64 / self.warmup as f64);
+        }
+        let done = (step - self.warmup) as f64 / (self.steps - self.warmup).max(1) as f64;
+        self.base * 0.5 * (1.0 + (std::f64::consts::PI * done).cos())
+    }
+
+    /// The decay of the moving average in that step: min(decay, (1+s)/(10+s)), so that the initial values do not
+    /// dominate the first averages.
+    pub fn ema_decay(&self, step: u64) -> f64 {
+        self.ema.min((1.0 + step as f64) / (10.0 + step as f64))
+    }
+
+    /// The epochs of `done` steps.
+    pub fn epoch(&self, done: u64) -> f64 {
+        done as f64 / self.steps_per_epoch
+    }
+
+    /// Whether an evaluation follows `done` steps: the k-th follows step round(k·eval-every·N/B), and one follows the
+    /// last step.
+    pub fn evaluates(&self, done: u64) -> bool {
+        let number = (done as f64 / self.evaluate_every).round().max(1.0);
+        done == self.steps || (done > 0 && (number * self.evaluate_every).round() as u64 == done)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Variant;
+
+    fn schedule(change: impl Fn(&mut Recipe), images: usize) -> Schedule {
+        let mut recipe = Recipe::reference(Variant::B0, 10);
+        change(&mut recipe);
+        Schedule::new(&recipe, images).unwrap()
+    }
+
+    #[test]
+    fn rate_follows_hand_computed_values() {
+        // 100 images, batch 10: 10 steps an epoch; 3 epochs, 1 of warm-up.
+        let s = schedule(|r| (r.epochs, r.warmup_epochs, r.lr) = (3.0, 1.0, 0.4), 100);
+        assert_eq!((s.steps(), s.warmup()), (30, 10));
+        let expected = [
+            (0, 0.04),
+            (4, 0.2),
+            (9, 0.4),
+            (10, 0.4),                  // cos 0
+            (15, 0.341_421_356_237_31), // 0.2·(1 + √½)
+            (20, 0.2),                  // cos π/2
+            (25, 0.058_578_643_762_69),
+            (29, 0.002_462_331_880_97), // 0.2·(1 + cos 0.95π)
+        ];
+        for (step, rate) in expected {
+            assert!((s.lr(step) - rate).abs() < 1e-13, "step {step}: {}", s.lr(step));
+        }
+    }
+
+    #[test]
+    fn steps_are_rounded_from_fractions() {
+        // 95 images, batch 10: 9.5 steps an epoch; 2.5 epochs are 23.75 steps, 0.3 epochs 2.85.
+        let s = schedule(|r| (r.epochs, r.warmup_epochs) = (2.5, 0.3), 95);
+        assert_eq!((s.steps(), s.warmup()), (24, 3));
+        assert_eq!(s.epoch(19), 2.0);
+        let after: Vec<u64> = (0..=24).filter(|&done| s.evaluates(done)).collect();
+        assert_eq!(after, [10, 19, 24]); // 9.5 and 19 rounded, and the last step
+        assert!(s.lr(2) == s.lr(3) && s.lr(4) < s.lr(3));
+    }
+
+    #[test]
+    fn rate_is_full_in_the_first_step_without_warmup() {
+        let s = schedule(|r| (r.epochs, r.warmup_epochs, r.lr) = (1.0, 0.0, 0.4), 100);
+        assert_eq!(s.lr(0), 0.4);
+        assert!(s.lr(9) > 0.0);
+    }
+
+    #[test]
+    fn evaluations_may_be_rarer_or_denser_than_epochs() {
+        let every = |epochs| {
+            let s = schedule(|r| (r.epochs, r.warmup_epochs, r.eval_every) = (3.0, 0.0, epochs), 100);
+            (0..=30).filter(|&done| s.evaluates(done)).collect::<Vec<u64>>()
+        };
+        assert_eq!(every(1.0), [10, 20, 30]);
+        assert_eq!(every(2.0), [20, 30]);
+        assert_eq!(every(1.25), [13, 25, 30]);
+        assert_eq!(every(100.0), [30]);
+        assert_eq!(every(0.01), (1..=30).collect::<Vec<u64>>());
+    }
+
+    #[test]
+    fn ema_decay_warms_up() {
+        let s = schedule(|r| r.ema = 0.99, 100);
+        assert_eq!(s.ema_decay(0), 0.1);
+        assert_eq!(s.ema_decay(8), 0.5);
+        assert_eq!(s.ema_decay(890), 0.99);
+        assert_eq!(s.ema_decay(1_000_000), 0.99);
+    }
+
+    #[test]
+    fn schedule_without_a_step_is_an_error() {
+        let mut recipe = Recipe::reference(Variant::B0, 1000);
+        recipe.epochs = 0.04;
+        let line = Schedule::new(&recipe, 100).unwrap_err().to_string();
+        assert!(line.contains("--epochs 0.04") && line.contains("--batch-size 1000"), "{line}");
+    }
+}

@@ -1,0 +1,284 @@
+//! From a recipe to a run that is ready for its next step.
+//!
+//! Everything that can be wrong is found here, before anything is created or replaced: the recipe, the device, the
+//! memory, the weights to start from, the checkpoint to continue from. [`inspect`] does what needs no other rank,
+//! [`prepare`] the rest.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::Path;
+
+use super::schedule::Schedule;
+use crate::data::{CropMode, DataError, Source, Split};
+use crate::files;
+use crate::model::{Architecture, ParamTable, formats, initialise::initialise};
+use crate::parallel::Identity;
+use crate::train::checkpoint::{
+    self, Checkpoint, CheckpointError, DirectoryError, Found, Metadata, RunDirectory, Snapshot,
+};
+use crate::train::device::Hardware;
+use crate::train::error::TrainError;
+use crate::train::memory::{MemoryPlan, memory_plan};
+use crate::train::options::RunOptions;
+use crate::train::recipe::Recipe;
+use crate::train::recipe_file::RecipeFile;
+use crate::train::report::events::Reporter;
+use crate::train::team::Team;
+
+/// The recipe of a run that is to be resumed.
+///
+/// # Errors
+/// If there is no run to resume, or its checkpoint is damaged.
+pub fn saved_recipe(out: &Path) -> Result<Recipe, TrainError> {
+    let directory = RunDirectory::at(out);
+    match resumable(&directory)? {
+        Found::Begun => Ok(RecipeFile::read(&directory.recipe())?.recipe),
+        _ => Ok(checkpoint::verify(&directory.checkpoint())?.recipe),
+    }
+}
+
+fn resumable(directory: &RunDirectory) -> Result<Found, DirectoryError> {
+    let dir = directory.path().to_owned();
+    match directory.found() {
+        Found::Nothing => Err(DirectoryError::NothingToResume { dir }),
+        Found::Broken => Err(DirectoryError::CheckpointMissing { dir }),
+        found => Ok(found),
+    }
+}
+
+/// What the files say about a run. Reading them opens no device and creates nothing.
+pub(super) struct Inspection {
+    recipe: Recipe,
+    directory: RunDirectory,
+    /// What the directory holds of a run to be resumed.
+    found: Option<Found>,
+    saved: Option<Checkpoint>,
+}
+
+/// Finds the errors that every rank of a run would meet, before any rank is started. Nothing is created.
+///
+/// # Errors
+/// A run directory that is taken, a checkpoint of another recipe or other data, missing weights, a schedule without a
+/// step.
+pub fn check(recipe: &Recipe, options: &RunOptions, source: &Source) -> Result<(), TrainError> {
+    let inspection = inspect(recipe, options, source)?;
+    inspection.compare(source)?;
+    Schedule::new(&inspection.recipe, source.samples(Split::Train))?;
+    Ok(())
+}
+
+/// Checks what a rank can check without the others.
+pub(super) fn inspect(
+    recipe: &Recipe,
+    options: &RunOptions,
+    source: &Source,
+) -> Result<Inspection, TrainError> {
+    let directory = RunDirectory::at(&options.out);
+    let found = options.resume.then(|| resumable(&directory)).transpose()?;
+    if !options.resume && !options.force && directory.found() != Found::Nothing {
+        return Err(DirectoryError::Taken { dir: options.out.clone() }.into());
+    }
+    let saved = match found {
+        Some(Found::Checkpoint) => Some(checkpoint::read(&directory.checkpoint())?),
+        _ => None,
+    };
+    let recipe = resolve(recipe, options, source, saved.as_ref())?;
+    recipe.validate()?;
+    Ok(Inspection { recipe, directory, found, saved })
+}
+
+/// Resolves the crop and replaces `--init-from` by a checksum of the file.
+fn resolve(
+    recipe: &Recipe,
+    options: &RunOptions,
+    source: &Source,
+    saved: Option<&Checkpoint>,
+) -> Result<Recipe, TrainError> {
+    let saved = saved.map(|saved| &saved.metadata.recipe);
+    let crop = match (recipe.crop, saved) {
+        (CropMode::Auto, Some(saved)) => saved.crop,
+        (crop, _) => crop.resolve(source.largest(Split::Train), recipe.resolution),
+    };
+    let init_from = match (&options.init_from, saved) {
+        (Some(path), None) => Some(file_checksum(path)?),
+        // The weights are in the checkpoint, so the file need not exist any more.
+        (Some(path), Some(saved)) => file_checksum(path).ok().or(saved.init_from.clone()),
+        (None, Some(saved)) => saved.init_from.clone(),
+        (None, None) => None,
+    };
+    Ok(Recipe { crop, init_from, ..recipe.clone() })
+}
+
+fn file_checksum(path: &Path) -> Result<String, DataError> {
+    let bytes = fs::read(path).map_err(|error| DataError::Io { path: path.to_owned(), error })?;
+    Ok(format!("{:08x}-{}", crc32fast::hash(&bytes), bytes.len()))
+}
+
+impl Inspection {
+    /// What must be the same at all ranks.
+    pub fn identity(&self, options: &RunOptions, source: &Source) -> Identity {
+        let fields = self.recipe.fields().into_iter();
+        let mut facts: Vec<(String, String)> =
+            fields.map(|(name, value)| (name, value.to_string())).collect();
+        // Not part of the recipe, but ranks that end at different steps would wait for each other.
+        let max_steps = options.max_steps.map_or("none".into(), |steps| steps.to_string());
+        let checkpoint = self.saved.as_ref().map_or("none".into(), |Checkpoint { metadata, .. }| {
+            format!("{} of step {}", metadata.checksum, metadata.step)
+        });
+        facts.extend([
+            ("max-steps".into(), max_steps),
+            ("data set".into(), source.fingerprint()),
+            ("classes".into(), source.classes().to_string()),
+            ("checkpoint".into(), checkpoint),
+        ]);
+        Identity { version: env!("CARGO_PKG_VERSION").into(), facts }
+    }
+
+    /// Checks that the checkpoint of a resumed run has this recipe and this data.
+    fn compare(&self, source: &Source) -> Result<(), TrainError> {
+        let Some(Checkpoint { metadata, .. }) = &self.saved else { return Ok(()) };
+        let checkpoint = self.directory.checkpoint();
+        let differences = self.recipe.differences(&metadata.recipe);
+        if !differences.is_empty() {
+            return Err(TrainError::OtherRecipe { checkpoint, differences });
+        }
+        let theirs = metadata.data.clone();
+        let ours = source.fingerprint();
+        if theirs != ours || metadata.classes != source.class_names() {
+            return Err(TrainError::OtherData { checkpoint, theirs, ours });
+        }
+        Ok(())
+    }
+}
+
+/// A run that is ready.
+pub(super) struct Session<H> {
+    pub recipe: Recipe,
+    pub arch: Architecture,
+    pub schedule: Schedule,
+    pub hardware: H,
+    pub memory: MemoryPlan,
+    pub directory: RunDirectory,
+    pub metadata: Metadata,
+    pub state: Snapshot,
+    /// Whether the state came from a checkpoint.
+    pub resumed: bool,
+}
+
+/// Checks everything else, together with the other ranks; then rank 0 creates or opens the run directory.
+pub(super) fn prepare<H: Hardware>(
+    inspection: Inspection,
+    options: &RunOptions,
+    source: &Source,
+    mut hardware: H,
+    team: &Team,
+    reporter: &mut dyn Reporter,
+) -> Result<Session<H>, TrainError> {
+    inspection.compare(source)?;
+    let Inspection { mut recipe, mut directory, found, saved } = inspection;
+    let resumed = saved.is_some();
+    let smaller = recipe.divide(team.world().size, options.auto_micro_batch || resumed)?;
+    if let Some(line) = smaller.filter(|_| resumed) {
+        reporter.notice(&line);
+    }
+    let schedule = Schedule::new(&recipe, source.samples(Split::Train))?;
+    let classes = source.classes();
+    let may_change = options.auto_micro_batch && hardware.has_own_memory() && !resumed;
+    let memory = fit(&mut recipe, classes, &mut hardware, team, may_change, reporter)?;
+    let arch = recipe.architecture(classes)?;
+    let (metadata, state) = match saved {
+        Some(saved) => (Metadata { recipe: recipe.clone(), ..saved.metadata }, saved.state),
+        None => initial(&recipe, options, source, &arch, &schedule, reporter)?,
+    };
+    // After this, all ranks have read the old files, so rank 0 may replace them.
+    team.any("opening the run", false)?;
+    if team.leads() {
+        directory = RunDirectory::open(&options.out)?;
+        if !resumed && options.force {
+            directory.clear()?;
+        }
+        if found == Some(Found::Begun) {
+            reporter.notice("the run was stopped before its first checkpoint: it starts from the beginning");
+        }
+        if !resumed || !directory.recipe().exists() {
+            let text = RecipeFile::new(&recipe, options, source).render();
+            files::replace(&directory.recipe(), text.as_bytes()).map_err(DataError::from)?;
+        }
+    }
+    Ok(Session { recipe, arch, schedule, hardware, memory, directory, metadata, state, resumed })
+}
+
+/// Plans the memory of all ranks. If the micro-batch `may_change`, it becomes the largest that fits at every rank.
+fn fit<H: Hardware>(
+    recipe: &mut Recipe,
+    classes: usize,
+    hardware: &mut H,
+    team: &Team,
+    may_change: bool,
+    reporter: &mut dyn Reporter,
+) -> Result<MemoryPlan, TrainError> {
+    let world = team.world();
+    let mut memory = memory_plan(recipe, classes, hardware, world)?;
+    let mut fits = recipe.micro_batch;
+    if may_change {
+        fits = memory.check().err().and_then(|error| error.fits).unwrap_or(fits);
+    }
+    // This exchange also ensures that all ranks have looked at the free memory before any rank allocates.
+    let fits = team.least("micro-batch", fits)?;
+    if fits < recipe.micro_batch {
+        recipe.micro_batch = fits;
+        memory = memory_plan(recipe, classes, hardware, world)?;
+        reporter.notice(&format!(
+            "micro-batch: {fits} images, the most that fits; {} passes make a step",
+            recipe.batch_size / world.size / fits
+        ));
+    }
+    memory.check()?;
+    Ok(memory)
+}
+
+/// The state before the first step.
+fn initial(
+    recipe: &Recipe,
+    options: &RunOptions,
+    source: &Source,
+    arch: &Architecture,
+    schedule: &Schedule,
+    reporter: &mut dyn Reporter,
+) -> Result<(Metadata, Snapshot), TrainError> {
+    let table = ParamTable::new(arch);
+    let mut state = Snapshot::new(&table, recipe);
+    state.parameters = initialise(&table, recipe.seed);
+    if let Some(path) = &options.init_from {
+        reject_damaged(path)?;
+        let import = formats::import(path, &table, &mut state.parameters)?;
+        import.lines().iter().for_each(|line| reporter.notice(line));
+    }
+    if recipe.ema > 0.0 {
+        state.ema.clone_from(&state.parameters);
+    }
+    let metadata = Metadata::new(
+        recipe,
+        source.class_names(),
+        source.normalise(),
+        source.fingerprint(),
+        schedule.steps(),
+    );
+    Ok((metadata, state))
+}
+
+/// Refuses a damaged checkpoint as the source of weights. Other safetensors files have no checksum; `import` checks
+/// them.
+fn reject_damaged(path: &Path) -> Result<(), TrainError> {
+    match checkpoint::verify(path) {
+        Ok(_) | Err(CheckpointError::Foreign { .. }) => Ok(()),
+        Err(error) if looks_like_checkpoint(path) => Err(error.into()),
+        Err(_) => Ok(()),
+    }
+}
+
+fn looks_like_checkpoint(path: &Path) -> bool {
+    let mut start = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(64).read_to_end(&mut start));
+    read.is_ok() && start.get(8..).is_some_and(|json| json.starts_with(b"{\"__metadata__\":{\"effnet\":"))
+}

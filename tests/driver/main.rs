@@ -1,0 +1,10 @@
+//! The calls of NVIDIA's driver and of NCCL, tested with stand-ins for both libraries that need no GPU.
+//!
+//! The stand-ins replace the machine's driver in this process, so these tests are a separate program.
+
+#[path = "../common/mod.rs"]
+mod common;
+mod fake;
+mod gpu;
+mod ranks;
+mod stand_in;

@@ -1,0 +1,288 @@
+//! Ranks that share steps on the CUDA engine: bit by bit what one rank gets that adds up as many micro-batches.
+
+use std::sync::Arc;
+
+use crate::common::fixture::{doubles, equal_bits, norm};
+use crate::common::gpu::TestGpu;
+use crate::common::host_gpu::HostGpu;
+use crate::common::rank_support::{IMAGES, STEPS, Step, Trial, same};
+use crate::common::ranks::ranks;
+use effnet::ops::cuda::driver::Driver;
+use effnet::ops::cuda::{Address, CudaOps, Gpu, Precision, exchange};
+use effnet::ops::*;
+use effnet::parallel::Group;
+
+/// Returns how many steps were skipped.
+fn ranks_give_what_accumulation_gives(precision: Precision, size: usize, scale: f32) -> u32 {
+    let trial = Trial::new(precision, size);
+    let expected = trial.accumulated(scale);
+    let got = trial.shared(scale);
+    for (rank, steps) in got.iter().enumerate() {
+        for (number, (step, expected)) in steps.iter().zip(&expected).enumerate() {
+            let what = format!("{precision}, rank {rank} of {size}, step {number}");
+            same(step, expected, &what);
+            assert!(equal_bits(&step.running, &got[0][number].running), "{what}: running statistics");
+        }
+    }
+    let moved = |one: &Step, other: &Step| !equal_bits(&one.parameters, &other.parameters);
+    assert!(expected.windows(2).all(|pair| moved(&pair[0], &pair[1]) != pair[1].figures.skipped));
+    expected.iter().filter(|step| step.figures.skipped).count() as u32
+}
+
+#[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "the host harness runs on x86-64 only")]
+fn two_ranks_in_fp32_give_what_accumulation_gives() {
+    assert_eq!(ranks_give_what_accumulation_gives(Precision::Fp32, 2, 1.0), 0);
+}
+
+#[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "the host harness runs on x86-64 only")]
+fn four_ranks_in_fp32_give_what_accumulation_gives() {
+    assert_eq!(ranks_give_what_accumulation_gives(Precision::Fp32, 4, 1.0), 0);
+}
+
+/// The scale doubles once.
+#[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "the host harness runs on x86-64 only")]
+fn two_ranks_in_fp16_give_what_accumulation_gives() {
+    assert_eq!(ranks_give_what_accumulation_gives(Precision::Fp16, 2, 256.0), 0);
+}
+
+/// The scale is too large at first, and all ranks skip together.
+#[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "the host harness runs on x86-64 only")]
+fn four_ranks_in_fp16_give_what_accumulation_gives() {
+    let skipped = ranks_give_what_accumulation_gives(Precision::Fp16, 4, 16_777_216.0);
+    assert!((1..STEPS as u32).contains(&skipped), "{skipped} steps skipped");
+}
+
+#[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "the host harness runs on x86-64 only")]
+fn running_statistics_are_the_average_of_the_ranks() {
+    let trial = Trial::new(Precision::Fp32, 4);
+    let alone: Vec<Vec<f32>> = (0..4)
+        .map(|at| {
+            let mut ops = trial.ops::<HostGpu>(HostGpu::WAYS[0], 1.0);
+            trial.step(&mut ops, 0, at..at + 1).unwrap().running
+        })
+        .collect();
+    assert!(!equal_bits(&alone[0], &alone[1]));
+    let average: Vec<f32> = (0..alone[0].len())
+        .map(|i| (((alone[0][i] + alone[1][i]) + alone[2][i]) + alone[3][i]) * 0.25)
+        .collect();
+    for steps in trial.shared(1.0) {
+        assert!(equal_bits(&steps[0].running, &average));
+    }
+}
+
+/// Where ranks take the statistics of batch norms together, a batch in pieces gives what it gives as a whole: what is
+/// rounded differs, which the gradients of an untrained network amplify some tenfold. With statistics of each rank's own
+/// they have little to do with those of the whole.
+#[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "the host harness runs on x86-64 only")]
+fn statistics_taken_together_are_those_of_the_whole_batch() {
+    let of = |trial: &Trial, ops: &mut CudaOps<HostGpu>, own| {
+        let step = trial.step(ops, 0, own).unwrap();
+        let mut gradients = vec![f32::NAN; trial.table.trainable()];
+        ops.read_state(Buffer::Gradients, &mut gradients).unwrap();
+        (step, gradients)
+    };
+    let trial = Trial::with_statistics(Precision::Fp32, 1, 2 * IMAGES, 1);
+    let (whole, gradients) = of(&trial, &mut trial.ops::<HostGpu>(HostGpu::WAYS[0], 1.0), 0..1);
+    let error = |got: &[f32], expected: &[f32]| {
+        let (got, expected) = (doubles(got), doubles(expected));
+        let difference: Vec<f64> = got.iter().zip(&expected).map(|(g, e)| g - e).collect();
+        norm(&difference) / norm(&expected)
+    };
+    let pieces = |statistics: usize| {
+        let trial = Trial::with_statistics(Precision::Fp32, 2, IMAGES, statistics);
+        ranks(2, |rank, group| {
+            let mut ops = trial.ops::<HostGpu>(HostGpu::WAYS[1 + rank], 1.0);
+            ops.connect(&group).unwrap();
+            let done = of(&trial, &mut ops, rank..rank + 1);
+            group.leave().unwrap();
+            done
+        })
+    };
+    for (step, got) in pieces(2) {
+        let errors = [
+            (step.figures.loss / whole.figures.loss - 1.0).abs(),
+            error(&step.running, &whole.running),
+            error(&got, &gradients),
+        ];
+        println!("together: {errors:?}");
+        assert!(errors[0] <= 1e-6 && errors[1] <= 1e-6 && errors[2] <= 1e-5, "{errors:?}");
+        assert_eq!(step.figures.correct, whole.figures.correct);
+    }
+    for (_, got) in pieces(1) {
+        assert!(error(&got, &gradients) > 0.1);
+    }
+}
+
+/// A group of one, on a device that exchanges with itself.
+fn one_rank_gives_what_none_gives<G: TestGpu>() {
+    let trial = Trial::new(Precision::Fp16, 1);
+    let run = |connect: Option<&Arc<Group>>| -> Vec<Step> {
+        let mut ops = trial.ops::<G>(G::WAYS[0], 256.0);
+        if let Some(group) = connect {
+            exchange::connect(ops.context(), group).unwrap();
+        }
+        (0..STEPS).map(|number| trial.step(&mut ops, number, 0..1).unwrap()).collect()
+    };
+    let expected = run(None);
+    let got = ranks(1, |_, group| {
+        let steps = run(Some(&group));
+        group.leave().unwrap();
+        steps
+    });
+    for (step, expected) in got[0].iter().zip(&expected) {
+        same(step, expected, "alone");
+        assert!(equal_bits(&step.running, &expected.running));
+    }
+}
+
+mod one_rank_gives_what_none_gives {
+    use super::*;
+
+    #[test]
+    #[cfg_attr(not(target_arch = "x86_64"), ignore = "the host harness runs on x86-64 only")]
+    fn on_the_harness() {
+        super::one_rank_gives_what_none_gives::<HostGpu>();
+    }
+
+    #[test]
+    #[cfg_attr(
+        not(all(effnet_gpu, effnet_nccl)),
+        ignore = "needs an NVIDIA GPU, and NCCL named by NCCL_LIBRARY"
+    )]
+    fn on_a_gpu() {
+        super::one_rank_gives_what_none_gives::<Driver>();
+    }
+}
+
+/// A step whose gradients are given, in one bucket.
+fn step_of_gradients(trial: &Trial, ops: &mut CudaOps<HostGpu>, gradients: &[f32]) -> Result<Step> {
+    ops.begin_step()?;
+    ops.write_state(Buffer::Gradients, gradients)?;
+    ops.reduce(&Bucket { elements: 0..gradients.len(), last: true })?;
+    ops.run(&trial.update.into())?;
+    ops.end_step()?;
+    trial.outcome(ops)
+}
+
+/// Each rank's are finite, so none has raised the flag.
+#[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "the host harness runs on x86-64 only")]
+fn a_sum_that_overflows_skips_the_step() {
+    let trial = Trial::new(Precision::Fp32, 2);
+    let all = trial.table.trainable();
+    ranks(2, |rank, group| {
+        let mut ops = trial.ops::<HostGpu>(HostGpu::WAYS[rank], 1.0);
+        ops.connect(&group).unwrap();
+        let mut before = vec![0.0; trial.table.total()];
+        ops.read_state(Buffer::Parameters, &mut before).unwrap();
+        // The last one is behind the last whole vector.
+        for at in [0, 1234, all - 1] {
+            let mut gradients = vec![1.0; all];
+            gradients[at] = f32::MAX;
+            let step = step_of_gradients(&trial, &mut ops, &gradients).unwrap();
+            assert!(step.figures.skipped, "gradient {at}");
+            assert!(equal_bits(&step.parameters, &before[..all]));
+        }
+        let step = step_of_gradients(&trial, &mut ops, &vec![f32::MAX / 2.0; all]).unwrap();
+        assert!(!step.figures.skipped);
+        group.leave().unwrap();
+    });
+}
+
+#[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "the host harness runs on x86-64 only")]
+fn the_profile_has_every_bucket_of_every_step() {
+    let trial = Trial::new(Precision::Fp32, 2);
+    let reports = ranks(2, |rank, group| {
+        let mut ops = trial.ops::<HostGpu>(HostGpu::WAYS[rank], 1.0);
+        ops.connect(&group).unwrap();
+        trial.step(&mut ops, 0, rank..rank + 1).unwrap();
+        ops.start_profile().unwrap();
+        for number in 1..3 {
+            trial.step(&mut ops, number, rank..rank + 1).unwrap();
+        }
+        let report = ops.take_profile().unwrap();
+        trial.step(&mut ops, 3, rank..rank + 1).unwrap();
+        group.leave().unwrap();
+        report
+    });
+    let bytes: Vec<u64> = trial.buckets.iter().map(|(_, bucket)| 4 * bucket.elements.len() as u64).collect();
+    for report in reports {
+        for step in 0..2 {
+            let times: Vec<&BucketTime> = report.exchange.iter().filter(|time| time.step == step).collect();
+            assert_eq!(times.iter().map(|time| time.bytes).collect::<Vec<_>>(), bytes);
+            let mut before = 0.0;
+            for time in &times {
+                assert!(
+                    before < time.ready && time.ready <= time.start && time.start <= time.end,
+                    "{times:?}"
+                );
+                before = time.ready;
+            }
+            let backward_end = times[0].backward_end;
+            assert!(times.iter().all(|time| time.backward_end == backward_end));
+            let (last, others) = times.split_last().unwrap();
+            assert!(others.iter().all(|time| time.start < backward_end) && backward_end <= last.start);
+        }
+        assert_eq!(report.exchange.len(), 2 * bytes.len());
+    }
+}
+
+#[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "the host harness runs on x86-64 only")]
+fn nothing_is_exchanged_in_silence_or_left_out() {
+    let trial = Trial::new(Precision::Fp32, 1);
+    let mut alone = HostGpu::open(HostGpu::WAYS[0]);
+    let refused = [
+        alone.collective_begin(),
+        alone.all_reduce(&[]),
+        alone.all_gather(Address::NULL, Address::NULL, 0),
+        alone.collective_end(),
+        alone.collective_mark().map(drop),
+    ];
+    assert!(refused.iter().all(|answer| matches!(answer, Err(OpsError::NotConnected))), "{refused:?}");
+    let together = Trial::with_statistics(Precision::Fp32, 1, IMAGES, 2);
+    let error = together.step(&mut together.ops::<HostGpu>(HostGpu::WAYS[0], 1.0), 0, 0..1).unwrap_err();
+    assert!(matches!(error, OpsError::NotConnected), "{error}");
+    ranks(1, |_, group| {
+        let mut ops = trial.ops::<HostGpu>(HostGpu::WAYS[0], 1.0);
+        exchange::connect(ops.context(), &group).unwrap();
+        let all = trial.table.trainable();
+        ops.begin_step().unwrap();
+        let error = ops.run(&trial.update.into()).unwrap_err().to_string();
+        assert!(error.contains(&format!("update before {all} gradients")), "{error}");
+        ops.reduce(&Bucket { elements: 100..all, last: false }).unwrap();
+        for (elements, last) in [(0..all, true), (0..99, true), (0..100, false), (50..100, true)] {
+            assert!(ops.reduce(&Bucket { elements: elements.clone(), last }).is_err(), "{elements:?} {last}");
+        }
+        let error = ops.run(&trial.update.into()).unwrap_err().to_string();
+        assert!(error.contains("update before 100 gradients"), "{error}");
+        group.leave().unwrap();
+    });
+}
+
+/// What runs on the harness's stream for collectives by itself.
+#[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "the host harness runs on x86-64 only")]
+fn bytes_are_gathered_in_rank_order() {
+    let all = ranks(3, |rank, group| {
+        let mut gpu = HostGpu::open(HostGpu::WAYS[rank]);
+        gpu.connect(&group).unwrap();
+        let (from, to) = (gpu.allocate(2).unwrap(), gpu.allocate(6).unwrap());
+        gpu.write(from, &[rank as u8, 10 + rank as u8]).unwrap();
+        gpu.collective_begin().unwrap();
+        gpu.all_gather(from, to, 2).unwrap();
+        gpu.collective_end().unwrap();
+        let mut got = [0; 6];
+        gpu.read(to, &mut got).unwrap();
+        group.leave().unwrap();
+        got
+    });
+    assert_eq!(all, [[0, 10, 1, 11, 2, 12]; 3]);
+}

@@ -1,0 +1,364 @@
+//! The network against values that timm computed in float64: logits, gradients, running statistics, and three
+//! steps of the optimiser. See `tests/golden/README.md`.
+//!
+//! The same comparison is run on the f64 oracle, which shows that the network and the passes' definitions are
+//! right, and on the CPU's passes, which shows that those are. A third test zeroes one tensor after the other
+//! and expects the comparison to notice.
+
+use crate::common::golden::{Bounds, Golden, Report, files, parameters};
+use crate::common::gpu::{TestGpu, engine, on_cuda};
+use crate::common::reference::{Reference, ReferenceDevice};
+use effnet::model::{Architecture, BatchNormConfig, ParamTable};
+use effnet::network::{Network, NetworkConfig, Phase};
+use effnet::ops::cpu::{CpuDevice, CpuOps};
+use effnet::ops::cuda::driver::Driver;
+use effnet::ops::cuda::{CudaDevice, CudaOps, Precision};
+use effnet::ops::{Buffer, Ops, Pass, Plan, StateSize, Statistics, StepParams, Tensor};
+
+/// A device under test, spoken to in f64.
+trait Backend: Ops + Sized {
+    fn plan(network: &Network) -> Plan;
+    fn new(table: &ParamTable, plans: &[&Plan]) -> Self;
+    fn put_values(&mut self, tensor: Tensor, values: &[f64]);
+    fn values(&mut self, tensor: Tensor) -> Vec<f64>;
+    fn buffer(&mut self, buffer: Buffer, elements: usize) -> Vec<f64>;
+}
+
+impl Backend for Reference {
+    fn plan(network: &Network) -> Plan {
+        network.plan(&ReferenceDevice)
+    }
+    fn new(table: &ParamTable, _: &[&Plan]) -> Self {
+        Reference::new(table.trainable(), table.total())
+    }
+    fn put_values(&mut self, tensor: Tensor, values: &[f64]) {
+        self.put(tensor, values.to_vec());
+    }
+    fn values(&mut self, tensor: Tensor) -> Vec<f64> {
+        self.get(tensor).to_vec()
+    }
+    fn buffer(&mut self, buffer: Buffer, _: usize) -> Vec<f64> {
+        self.state(buffer).clone()
+    }
+}
+
+const THREADS: usize = 2;
+
+impl Backend for CpuOps {
+    fn plan(network: &Network) -> Plan {
+        network.plan(&CpuDevice { threads: THREADS })
+    }
+    fn new(table: &ParamTable, plans: &[&Plan]) -> Self {
+        CpuOps::new(StateSize::new(table.trainable(), table.total()), plans, THREADS).unwrap()
+    }
+    fn put_values(&mut self, tensor: Tensor, values: &[f64]) {
+        let values: Vec<f32> = values.iter().map(|&v| v as f32).collect();
+        self.upload(tensor, &values).unwrap();
+    }
+    fn values(&mut self, tensor: Tensor) -> Vec<f64> {
+        let mut values = vec![f32::NAN; tensor.elements];
+        self.download(tensor, &mut values).unwrap();
+        values.into_iter().map(f64::from).collect()
+    }
+    fn buffer(&mut self, buffer: Buffer, elements: usize) -> Vec<f64> {
+        let mut values = vec![f32::NAN; elements];
+        self.read_state(buffer, &mut values).unwrap();
+        values.into_iter().map(f64::from).collect()
+    }
+}
+
+/// The CUDA engine in fp32.
+impl<G: TestGpu> Backend for CudaOps<G> {
+    fn plan(network: &Network) -> Plan {
+        network.plan(&CudaDevice { precision: Precision::Fp32 })
+    }
+    fn new(table: &ParamTable, plans: &[&Plan]) -> Self {
+        engine(G::WAYS[0], table.trainable(), table.total(), plans, Precision::Fp32).unwrap()
+    }
+    fn put_values(&mut self, tensor: Tensor, values: &[f64]) {
+        let values: Vec<f32> = values.iter().map(|&v| v as f32).collect();
+        self.upload(tensor, &values).unwrap();
+    }
+    fn values(&mut self, tensor: Tensor) -> Vec<f64> {
+        let mut values = vec![f32::NAN; tensor.elements];
+        self.download(tensor, &mut values).unwrap();
+        values.into_iter().map(f64::from).collect()
+    }
+    fn buffer(&mut self, buffer: Buffer, elements: usize) -> Vec<f64> {
+        let mut values = vec![f32::NAN; elements];
+        self.read_state(buffer, &mut values).unwrap();
+        values.into_iter().map(f64::from).collect()
+    }
+}
+
+/// One golden file, ready to run on some device.
+struct Trial {
+    golden: Golden,
+    arch: Architecture,
+    table: ParamTable,
+    values: Vec<f32>,
+    image: Vec<f64>,
+    train: Network,
+    /// Without masks, moving the running statistics all the way to the batch's.
+    calibrate: Network,
+    evaluate: Network,
+}
+
+impl Trial {
+    fn new(golden: Golden) -> Trial {
+        let arch = golden.architecture();
+        let table = ParamTable::new(&arch);
+        assert_eq!(table.trainable(), golden.parameters, "{}: parameters", golden.file);
+        let images = golden.batch;
+        let plain = NetworkConfig {
+            images,
+            statistics: Statistics::Batch,
+            statistics_ranks: 1,
+            drop_path: 0.0,
+            dropout: 0.0,
+            label_smoothing: golden.label_smoothing,
+            step_images: images,
+        };
+        // The stated rates are rate·i/n; the network takes the rate.
+        let blocks = arch.blocks.len();
+        let drop_path =
+            golden.drop_path_rates.last().map_or(0.0, |last| last * blocks as f64 / (blocks - 1) as f64);
+        let masked = NetworkConfig { drop_path, dropout: golden.dropout, ..plain };
+        let all_new = BatchNormConfig { momentum: 1.0, ..arch.batch_norm };
+        let calibrating = Architecture { batch_norm: all_new, ..arch.clone() };
+        Trial {
+            values: parameters(&table),
+            image: golden.image(),
+            train: Network::new(&arch, &table, masked),
+            calibrate: Network::new(&calibrating, &table, plain),
+            evaluate: Network::new(&arch, &table, NetworkConfig::inference(images)),
+            golden,
+            arch,
+            table,
+        }
+    }
+
+    fn device<B: Backend>(&self) -> (B, [Plan; 3]) {
+        let plans = [&self.train, &self.calibrate, &self.evaluate].map(B::plan);
+        (B::new(&self.table, &plans.each_ref()), plans)
+    }
+
+    /// Starts a network: binds its plan and hands over image, labels and masks.
+    fn start<B: Backend>(&self, ops: &mut B, network: &Network, plan: &Plan) {
+        ops.bind(plan).unwrap();
+        self.feed(ops, network);
+    }
+
+    /// The plan may let tensors share the image's memory once it has been read, so every step is fed anew.
+    fn feed<B: Backend>(&self, ops: &mut B, network: &Network) {
+        ops.put_values(network.image, &self.image);
+        if network.config.statistics == Statistics::Batch {
+            ops.upload_labels(network.labels, &self.golden.labels).unwrap();
+        }
+        for entry in &network.recorded.entries()[network.recorded.numbers(Phase::Masks)] {
+            match &entry.pass {
+                Pass::DropPathMask(pass) => {
+                    let index = pass.block as usize;
+                    ops.put_values(pass.keep, &self.golden.keep(&self.arch.blocks[index].name, index));
+                }
+                Pass::DropoutMask(pass) => {
+                    ops.put_values(pass.mask, &self.golden.dropout_factors(pass.channels));
+                }
+                other => panic!("{} is no mask", other.name()),
+            }
+        }
+    }
+
+    fn mean_loss<B: Backend>(&self, ops: &mut B) -> f64 {
+        ops.values(self.train.losses).iter().sum::<f64>() / self.golden.batch as f64
+    }
+
+    /// The first step's forward pass: logits, loss, running statistics.
+    fn first_forward<B: Backend>(&self, ops: &mut B, plan: &Plan, bounds: &Bounds, report: &mut Report) {
+        let golden = &self.golden;
+        self.start(ops, &self.train, plan);
+        self.train.recorded.run(Phase::Forward, ops).unwrap();
+        let logits = ops.values(self.train.logits);
+        report.vector("train logits", &logits, &golden.train_logits, bounds.train_logits);
+        self.train.recorded.run(Phase::Loss, ops).unwrap();
+        let loss = self.mean_loss(ops);
+        report.judge("loss 1", (loss / golden.loss[0] - 1.0).abs(), bounds.losses[0]);
+        let buffer = ops.buffer(Buffer::Parameters, self.table.total());
+        let running = &golden.running_after_first_step;
+        report.tensors(
+            "running statistics",
+            running,
+            &self.table,
+            &buffer,
+            bounds.running,
+            bounds.one_tensor,
+        );
+    }
+
+    /// The first step's gradients.
+    fn first_backward<B: Backend>(&self, ops: &mut B, bounds: &Bounds, report: &mut Report) {
+        ops.zero_gradients().unwrap();
+        self.train.recorded.run(Phase::Backward, ops).unwrap();
+        let buffer = ops.buffer(Buffer::Gradients, self.table.trainable());
+        let (gradients, bound) = (&self.golden.gradients, bounds.gradients);
+        report.tensors("gradients", gradients, &self.table, &buffer, bound, bounds.one_tensor);
+    }
+
+    /// The first step's update, then two more steps.
+    fn further_steps<B: Backend>(&self, ops: &mut B, bounds: &Bounds, report: &mut Report) {
+        let golden = &self.golden;
+        let update = golden.update();
+        ops.set_step(StepParams { learning_rate: golden.optimizer.lr as f32, ..StepParams::default() })
+            .unwrap();
+        for (number, slot) in update.rule.slots().iter().enumerate() {
+            let values = vec![slot.initial; self.table.trainable()];
+            ops.write_state(Buffer::Slot(number), &values).unwrap();
+        }
+        ops.run(&update.into()).unwrap();
+        for step in 1..golden.optimizer.steps {
+            self.feed(ops, &self.train);
+            ops.zero_gradients().unwrap();
+            self.train.recorded.run(Phase::Forward, ops).unwrap();
+            self.train.recorded.run(Phase::Loss, ops).unwrap();
+            let error = (self.mean_loss(ops) / golden.loss[step] - 1.0).abs();
+            report.judge(&format!("loss {}", step + 1), error, bounds.losses[step]);
+            self.train.recorded.run(Phase::Backward, ops).unwrap();
+            ops.run(&update.into()).unwrap();
+        }
+        let buffer = ops.buffer(Buffer::Parameters, self.table.total());
+        let (expected, bound) = (&golden.parameters_after_three_steps, bounds.parameters);
+        report.tensors("parameters", expected, &self.table, &buffer, bound, bounds.one_tensor);
+    }
+
+    /// Logits with the running statistics of the formula, then with those of this batch.
+    fn inference<B: Backend>(&self, ops: &mut B, plans: &[Plan; 3], bounds: &Bounds, report: &mut Report) {
+        let golden = &self.golden;
+        ops.write_state(Buffer::Parameters, &self.values).unwrap();
+        let logits = |ops: &mut B| {
+            self.start(ops, &self.evaluate, &plans[2]);
+            self.evaluate.recorded.run(Phase::Forward, ops).unwrap();
+            ops.values(self.evaluate.logits)
+        };
+        let by_formula = logits(ops);
+        report.vector("eval logits", &by_formula, &golden.eval_logits, bounds.eval_logits);
+        self.start(ops, &self.calibrate, &plans[1]);
+        self.calibrate.recorded.run(Phase::Forward, ops).unwrap();
+        let (expected, bound) = (&golden.eval_logits_calibrated, bounds.eval_logits_calibrated);
+        report.vector("calibrated eval logits", &logits(ops), expected, bound);
+    }
+
+    /// Everything the file holds.
+    fn run<B: Backend>(&self, bounds: &Bounds) -> Report {
+        let (mut ops, plans) = self.device::<B>();
+        let mut report = Report::default();
+        ops.write_state(Buffer::Parameters, &self.values).unwrap();
+        self.first_forward(&mut ops, &plans[0], bounds, &mut report);
+        self.first_backward(&mut ops, bounds, &mut report);
+        self.further_steps(&mut ops, bounds, &mut report);
+        self.inference(&mut ops, &plans, bounds, &mut report);
+        report
+    }
+}
+
+/// Prints what was measured (`--nocapture` shows it) and gives the failures, named.
+fn tell(file: &str, report: Report) -> Vec<String> {
+    for (what, error, bound) in &report.measured {
+        println!("{file}: {what}: {error:.1e} of {bound:.1e}");
+    }
+    report.failures.into_iter().map(|failure| format!("{file}: {failure}")).collect()
+}
+
+/// Both sides compute in f64, so what is left is rounding, grown by batch norms over few values and by two
+/// further steps: 6e-13 at most (a gradient of B4), where fp32 has 2e-4.
+const DOUBLE: f64 = 1e-11;
+
+#[test]
+fn the_oracle_meets_the_golden_values() {
+    let failures: Vec<String> = files()
+        .iter()
+        .flat_map(|path| {
+            let trial = Trial::new(Golden::read(path));
+            let report = trial.run::<Reference>(&Bounds::all(DOUBLE));
+            tell(&trial.golden.file, report)
+        })
+        .collect();
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+#[test]
+fn the_cpu_meets_the_golden_values() {
+    let failures: Vec<String> = files()
+        .iter()
+        .flat_map(|path| {
+            let trial = Trial::new(Golden::read(path));
+            let report = trial.run::<CpuOps>(&Bounds::float32(&trial.golden.float32_reference_error));
+            tell(&trial.golden.file, report)
+        })
+        .collect();
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+/// Files whose images are 64 pixels wide: larger ones would take the harness minutes.
+const SMALL: [&str; 3] =
+    ["efficientnet_b0_64.json", "efficientnet_b0_64_masks.json", "tf_efficientnet_b0_64.json"];
+
+fn kernels_meet<G: TestGpu>(golden: Golden) {
+    let trial = Trial::new(golden);
+    let bounds = Bounds::float32(&trial.golden.float32_reference_error);
+    let failures = tell(&trial.golden.file, trial.run::<CudaOps<G>>(&bounds));
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+on_cuda!(the_kernels_meet_the_golden_values, kernels_meet(Golden::own(SMALL[0])));
+on_cuda!(the_kernels_meet_the_golden_values_with_masks, kernels_meet(Golden::own(SMALL[1])));
+on_cuda!(the_kernels_meet_the_golden_values_of_tensorflow_s_form, kernels_meet(Golden::own(SMALL[2])));
+
+#[test]
+#[cfg_attr(not(effnet_gpu), ignore = "needs an NVIDIA GPU")]
+fn every_file_s_golden_values_are_met_on_a_gpu() {
+    for golden in files().iter().map(|path| Golden::read(path)) {
+        if !SMALL.contains(&&golden.file[..]) {
+            kernels_meet::<Driver>(golden);
+        }
+    }
+}
+
+/// With one tensor zeroed, the comparison must fail, and by what the network does: the parameters themselves,
+/// whose comparison would notice trivially, are not looked at.
+///
+/// No tensor is exempt. Some have no influence on the training logits, in theory: running statistics, and the
+/// bias that ends a block, which the batch norm after the next pointwise convolution removes. But these show
+/// in the running statistics.
+#[test]
+fn the_comparison_notices_every_zeroed_tensor() {
+    let mut trial = Trial::new(Golden::own("efficientnet_b0_64.json"));
+    let bounds = Bounds::float32(&trial.golden.float32_reference_error);
+    let (mut ops, plans) = trial.device::<CpuOps>();
+    let mut unnoticed = Vec::new();
+    let entries = trial.table.entries().to_vec();
+    for entry in &entries {
+        let intact = trial.values[entry.range()].to_vec();
+        trial.values[entry.range()].fill(0.0);
+        let mut report = Report::default();
+        ops.write_state(Buffer::Parameters, &trial.values).unwrap();
+        trial.first_forward(&mut ops, &plans[0], &bounds, &mut report);
+        if report.failures.is_empty() {
+            trial.first_backward(&mut ops, &bounds, &mut report);
+        }
+        if report.failures.is_empty() {
+            trial.inference(&mut ops, &plans, &bounds, &mut report);
+        }
+        if report.failures.is_empty() {
+            unnoticed.push(entry.name.as_str());
+        }
+        trial.values[entry.range()].copy_from_slice(&intact);
+    }
+    assert!(unnoticed.is_empty(), "nothing changes without {unnoticed:?}");
+    // The same procedure finds nothing where nothing was zeroed.
+    let mut report = Report::default();
+    ops.write_state(Buffer::Parameters, &trial.values).unwrap();
+    trial.first_forward(&mut ops, &plans[0], &bounds, &mut report);
+    trial.first_backward(&mut ops, &bounds, &mut report);
+    trial.inference(&mut ops, &plans, &bounds, &mut report);
+    assert!(report.failures.is_empty(), "{}", report.failures.join("\n"));
+}

@@ -1,0 +1,11 @@
+//! Whole networks, without the training loop: golden values, steps on the CUDA engine, memory plans, traffic.
+
+mod buckets;
+#[path = "../common/mod.rs"]
+mod common;
+mod cuda_ranks;
+mod cuda_step;
+mod golden;
+mod memory_plan;
+mod rewrite;
+mod traffic;

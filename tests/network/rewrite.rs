@@ -1,0 +1,215 @@
+//! Rewrites of the list of passes: what they leave out, and that the numbers stay the same.
+
+use crate::common::formula::Formula;
+use crate::common::gpu::{TestGpu, engine, on_cuda};
+use crate::common::reference::{Reference, ReferenceDevice};
+use effnet::model::{Architecture, BatchNormConfig, Padding, ParamTable, Variant, initialise};
+use effnet::network::{Inference, Itinerary, Network, NetworkConfig, Phase};
+use effnet::ops::cpu::{CpuDevice, CpuOps};
+use effnet::ops::cuda::{CudaDevice, Precision};
+use effnet::ops::*;
+
+const IMAGES: usize = 2;
+
+fn b0() -> (Architecture, ParamTable) {
+    let arch =
+        Architecture::new(Variant::B0, 10, 32, Padding::Symmetric, BatchNormConfig::default()).unwrap();
+    let table = ParamTable::new(&arch);
+    (arch, table)
+}
+
+fn training() -> NetworkConfig {
+    NetworkConfig {
+        statistics: Statistics::Batch,
+        drop_path: 0.2,
+        dropout: 0.2,
+        ..NetworkConfig::inference(IMAGES)
+    }
+}
+
+/// Weights and running statistics that no two sets share.
+fn values(table: &ParamTable, seed: u64) -> Vec<f32> {
+    let mut values = initialise::initialise(table, seed);
+    let statistics =
+        Formula::of(&format!("statistics {seed}")).values(table.total() - table.trainable(), 0.5, 1.5);
+    values[table.trainable()..].copy_from_slice(&statistics);
+    values
+}
+
+fn image(network: &Network, number: usize) -> Vec<f32> {
+    Formula::of(&format!("image {number}")).values(network.image.elements, -2.0, 2.0)
+}
+
+/// Logits of one batch by one set of weights.
+fn logits<O: Ops>(
+    ops: &mut O,
+    network: &Network,
+    number: usize,
+    weights: Weights,
+    forward: impl FnOnce(&mut O) -> Result,
+) -> Vec<f32> {
+    ops.use_weights(weights).unwrap();
+    ops.upload(network.image, &image(network, number)).unwrap();
+    forward(ops).unwrap();
+    let mut logits = vec![f32::NAN; network.logits.elements];
+    ops.download(network.logits, &mut logits).unwrap();
+    logits
+}
+
+/// Two sets of weights take turns over three batches, as in training. The coefficients are computed before the first.
+fn expect_same<O: Ops>(device: &impl Device, start: impl Fn(&ParamTable, &Plan) -> O) {
+    let (arch, table) = b0();
+    let ready = |plan: &Plan| {
+        let mut ops = start(&table, plan);
+        ops.bind(plan).unwrap();
+        ops.write_state(Buffer::Parameters, &values(&table, 1)).unwrap();
+        ops.write_state(Buffer::Ema, &values(&table, 2)).unwrap();
+        ops
+    };
+    let sets = [Weights::Raw, Weights::Ema];
+    let unfolded = Network::new(&arch, &table, NetworkConfig::inference(IMAGES));
+    let folded = Inference::new(&arch, &table, IMAGES, device, &sets);
+    let itinerary = unfolded.itinerary(device);
+    let mut expected_of = ready(&unfolded.plan(device));
+    let mut got_of = ready(&folded.plan(device));
+    folded.fold(&mut got_of).unwrap();
+    let mut all = Vec::new();
+    for number in 0..3 {
+        for weights in sets {
+            let expected = logits(&mut expected_of, &unfolded, number, weights, |ops| {
+                itinerary.run(Phase::Forward, ops)
+            });
+            let got =
+                logits(&mut got_of, &folded.network, number, weights, |ops| folded.forward(ops, weights));
+            let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+            assert!(expected.iter().all(|v| v.is_finite()), "{weights:?} weights, batch {number}");
+            assert_eq!(bits(&got), bits(&expected), "{weights:?} weights, batch {number}");
+            assert!(!all.contains(&bits(&got)), "two sets or two batches give the same logits");
+            all.push(bits(&got));
+        }
+    }
+}
+
+#[test]
+fn fold_gives_the_logits_of_the_unfolded_on_the_cpu() {
+    expect_same(&CpuDevice { threads: 2 }, |table, plan| {
+        CpuOps::new(StateSize::new(table.trainable(), table.total()), &[plan], 2).unwrap()
+    });
+}
+
+fn fold_gives_the_logits_of_the_unfolded<G: TestGpu>() {
+    let precision = Precision::Fp16;
+    expect_same(&CudaDevice { precision }, |table, plan| {
+        engine::<G>(G::WAYS[0], table.trainable(), table.total(), &[plan], precision).unwrap()
+    });
+}
+on_cuda!(fold_gives_the_logits_of_the_unfolded);
+
+/// A batch runs no pass that depends on the weights alone.
+#[test]
+fn fold_leaves_the_batch_norms_out_of_a_batch() {
+    let (arch, table) = b0();
+    let is_norm = |pass: &Pass| matches!(pass, Pass::BatchNormInference(_));
+    let count = |itinerary: &Itinerary| itinerary.passes().iter().filter(|pass| is_norm(pass)).count();
+    let unfolded = Network::new(&arch, &table, NetworkConfig::inference(IMAGES));
+    assert_eq!(count(&unfolded.recorded), table.batch_norms().count());
+    let folded = effnet::network::rewrite::fold::fold(&unfolded.recorded);
+    assert_eq!(count(&folded.itinerary), 0);
+    assert!(
+        folded.coefficients.len() == count(&unfolded.recorded) && folded.coefficients.iter().all(is_norm)
+    );
+    let passes = folded.itinerary.passes().len() + folded.coefficients.len();
+    assert_eq!(passes, unfolded.recorded.passes().len());
+}
+
+/// A device of the planner's that stores expanded tensors of up to so many channels.
+struct Recomputing {
+    stored: usize,
+}
+
+impl Device for Recomputing {
+    fn element_bytes(&self, kind: Kind) -> usize {
+        ReferenceDevice.element_bytes(kind)
+    }
+    fn workspace(&self, pass: &Pass) -> Workspace {
+        ReferenceDevice.workspace(pass)
+    }
+    fn threads(&self) -> usize {
+        1
+    }
+    fn stores_expanded(&self, expanded: usize, _: usize, _: usize) -> bool {
+        expanded <= self.stored
+    }
+}
+
+/// The widest tensors disappear from the list, forward and backward alike, where the device does not store them.
+#[test]
+fn recompute_fuses_the_blocks_that_a_device_does_not_store() {
+    let (arch, table) = b0();
+    let network = Network::new(&arch, &table, training());
+    let recorded = network.recorded.passes();
+    for stored in [0, 240, usize::MAX] {
+        let device = Recomputing { stored };
+        let expanding = arch.blocks.iter().filter(|block| block.expands && block.expanded > stored).count();
+        let passes = network.itinerary(&device).passes();
+        assert_eq!(passes.len(), recorded.len() - 2 * expanding, "stored up to {stored}");
+        let of = |backward: bool| {
+            let fused = passes.iter().filter(|pass| match pass {
+                Pass::ExpandDepthwiseForward(_) => !backward,
+                Pass::ExpandDepthwiseBackward(_) => backward,
+                _ => false,
+            });
+            fused.count()
+        };
+        assert_eq!([of(false), of(true)], [expanding; 2], "stored up to {stored}");
+        let mut gone = Vec::new();
+        for pass in &passes {
+            match pass {
+                Pass::ExpandDepthwiseForward(p) => gone.push(p.expand.y),
+                Pass::ExpandDepthwiseBackward(p) => gone.extend([p.expand.y, p.expand.du]),
+                _ => {}
+            }
+        }
+        let plan = network.plan(&device);
+        assert!(
+            gone.iter().all(|tensor| plan.offsets[tensor.id as usize].is_none()),
+            "stored up to {stored}"
+        );
+    }
+}
+
+/// The oracle runs the fused pass as its two parts, so any difference is the list's.
+#[test]
+fn recompute_gives_the_gradients_of_the_recorded_list() {
+    let (arch, table) = b0();
+    let network = Network::new(&arch, &table, training());
+    let gradients = |itinerary: &Itinerary| {
+        let mut ops = Reference::new(table.trainable(), table.total());
+        ops.write_state(Buffer::Parameters, &values(&table, 1)).unwrap();
+        ops.set_step(StepParams { seed: 5, ..StepParams::default() }).unwrap();
+        ops.upload(network.image, &image(&network, 0)).unwrap();
+        ops.upload_labels(network.labels, &[3; IMAGES]).unwrap();
+        itinerary.passes().iter().for_each(|pass| ops.run(pass).unwrap());
+        ops.gradients
+    };
+    let recorded = gradients(&network.recorded);
+    assert!(recorded.iter().any(|gradient| *gradient != 0.0));
+    assert_eq!(gradients(&network.itinerary(&Recomputing { stored: 144 })), recorded);
+}
+
+/// Roles and kinds agree, whatever is recorded, so that a device stores each tensor as its passes expect.
+#[test]
+fn tensors_are_stored_as_their_roles_say() {
+    let (arch, table) = b0();
+    for config in [training(), NetworkConfig::inference(IMAGES)] {
+        let network = Network::new(&arch, &table, config);
+        for pass in network.recorded.passes() {
+            pass.parts(&mut |part| {
+                if let Part::Tensor { tensor, role, .. } = part {
+                    let label = network.tensors.label(*tensor);
+                    assert_eq!(tensor.kind, role.kind(), "{}: {label} as {role:?}", pass.name());
+                }
+            });
+        }
+    }
+}

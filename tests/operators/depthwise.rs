@@ -1,0 +1,228 @@
+//! The depthwise convolution against the oracle.
+
+use crate::common::fixture::Fixture;
+use crate::common::fixture::cases::{Case, check_on_cpu, on_cuda_devices, on_every_device};
+use crate::common::reference::layers::silu_slope;
+use effnet::model::{Padding, Window};
+use effnet::ops::*;
+
+/// Images, side, channels. Sides down to one pixel, where most of a 5×5 kernel lies on the padding.
+const SHAPES: [(usize, usize, usize); 12] = [
+    (5, 1, 8),
+    (4, 2, 1152),
+    (5, 3, 24),
+    (2, 5, 40),
+    (3, 7, 112),
+    (1, 7, 672),
+    (2, 8, 96),
+    (1, 14, 144),
+    (2, 14, 480),
+    (3, 15, 16),
+    (5, 28, 240),
+    (1, 57, 96),
+];
+
+/// Channels that are no multiple of a vector, and many images of a small map, which share a task; the kernels take multiples of eight only.
+const ODD_SHAPES: [(usize, usize, usize); 4] = [(3, 9, 13), (2, 4, 13), (1, 19, 13), (37, 2, 300)];
+
+/// Kernel 3 and 5, stride 1 and 2, both paddings.
+fn windows(side: usize) -> impl Iterator<Item = (Window, String)> {
+    let paddings = [Padding::Symmetric, Padding::Same];
+    let all = [3, 5].into_iter().flat_map(move |k| {
+        [1, 2].into_iter().flat_map(move |stride| paddings.map(|padding| (k, stride, padding)))
+    });
+    all.map(move |(k, stride, padding)| {
+        (Window::new(k, stride, side, padding), format!("{k}×{k}, stride {stride}, {padding:?}"))
+    })
+}
+
+fn forward(
+    f: &mut Fixture,
+    images: usize,
+    window: Window,
+    channels: usize,
+    x: Vec<f32>,
+    normalised: bool,
+) -> DepthwiseForward {
+    let rows = images * window.output_pixels();
+    let taps = window.kernel * window.kernel;
+    DepthwiseForward {
+        images,
+        window,
+        channels,
+        input_bn: normalised.then(|| f.norm_of("input bn", &x, channels)),
+        x: f.input("x", x),
+        weight: f.weight("weight", channels * taps, taps),
+        y: f.output("y", rows * channels),
+        bn: f.norm("bn", channels, rows),
+    }
+}
+
+/// For the kernels: a pixel, odd sides, a map that is whole in a block, and one that a block slides down.
+const CUDA_SHAPES: [(usize, usize, usize); 5] = [(5, 1, 8), (5, 3, 24), (3, 7, 40), (3, 15, 16), (1, 33, 40)];
+
+fn forward_cases(shapes: &[(usize, usize, usize)], kinds: &[(bool, Statistics)]) -> Vec<Case> {
+    let mut cases = Vec::new();
+    for &(images, side, channels) in shapes {
+        for (window, geometry) in windows(side) {
+            for &(normalised, statistics) in kinds {
+                let name = format!(
+                    "depthwise {images}×{side}²×{channels}, {geometry}, normalised {normalised}, {statistics:?}"
+                );
+                let mut f = Fixture::new(name);
+                let x = f.activation("x", images * side * side, channels);
+                let mut pass = forward(&mut f, images, window, channels, x, normalised);
+                pass.bn.statistics = statistics;
+                cases.push(Case::new(f, Pass::DepthwiseForward(pass), pass.bn.rows.max(25)));
+            }
+        }
+    }
+    cases
+}
+
+/// Whether the input is normalised, and the output's statistics.
+const FORWARD_KINDS: [(bool, Statistics); 4] = [
+    (true, Statistics::Batch),
+    (false, Statistics::Batch),
+    (true, Statistics::Running),
+    (false, Statistics::Running),
+];
+
+#[test]
+fn forward_agrees_with_the_oracle_on_the_family_s_shapes() {
+    check_on_cpu(forward_cases(&SHAPES, &FORWARD_KINDS));
+}
+
+on_cuda_devices!(forward_agrees_with_the_oracle, forward_cases(&CUDA_SHAPES, &FORWARD_KINDS[..3]));
+
+fn ema_weights() -> [Case; 1] {
+    let mut f = Fixture::new("depthwise with EMA weights");
+    f.weights = Weights::Ema;
+    let x = f.activation("x", 2 * 81, 24);
+    let mut pass = forward(&mut f, 2, Window::new(3, 1, 9, Padding::Symmetric), 24, x, true);
+    pass.bn.statistics = Statistics::Running;
+    [Case::new(f, Pass::DepthwiseForward(pass), 9)]
+}
+on_every_device!(forward_takes_ema_weights_when_told, ema_weights());
+
+/// A mean 100 times the deviation: sums of squares about zero would leave nothing of the variance in fp32.
+/// Only the middle tap is not zero, so that the border does not make a deviation of its own.
+fn large_mean() -> [Case; 1] {
+    let mut f = Fixture::new("depthwise with a large mean");
+    let (images, side, channels) = (3, 28, 96);
+    let x = f.noise("x", images * side * side * channels, 99.0, 101.0);
+    let mut pass = forward(&mut f, images, Window::new(3, 1, side, Padding::Symmetric), channels, x, false);
+    let mut weights = f.noise("weights", channels * 9, 0.5, 1.5);
+    weights.iter_mut().enumerate().filter(|(i, _)| i % 9 != 4).for_each(|(_, w)| *w = 0.0);
+    pass.weight = f.param_of("weight", weights);
+    [Case::new(f, Pass::DepthwiseForward(pass), pass.bn.rows)]
+}
+on_every_device!(statistics_survive_a_large_mean, large_mean());
+
+/// What the gradient at the convolution's input becomes.
+#[derive(Clone, Copy, Debug)]
+enum Input {
+    Normalised,
+    Identity { shortcut: bool, drops: bool },
+}
+
+fn backward(
+    f: &mut Fixture,
+    images: usize,
+    window: Window,
+    channels: usize,
+    input: Input,
+) -> DepthwiseBackward {
+    let pixels = window.output_pixels();
+    let (rows, inputs) = (images * pixels, images * window.input_pixels());
+    let y = f.activation("y", rows, channels);
+    let bn = f.norm_of("bn", &y, channels);
+    let da = f.noise("da", rows * channels, -1.0, 1.2);
+    let gate = f.noise("gate", images * channels, 0.1, 0.9);
+    let squeeze_gradient = f.noise("squeeze gradient", images * channels, -0.3, 0.3);
+    let z = f.normed(&bn, &y);
+    let du: Vec<f64> = (0..rows * channels)
+        .map(|at| {
+            let cell = at / channels / pixels * channels + at % channels;
+            (da[at] as f64 * gate[cell] as f64 + squeeze_gradient[cell] as f64) * silu_slope(z[at])
+        })
+        .collect();
+    f.set_sums(&bn, &y, &du);
+    let x = f.activation("x", inputs, channels);
+    let input = match input {
+        Input::Normalised => DepthwiseInput::Normalised(f.norm_of("input bn", &x, channels)),
+        Input::Identity { shortcut, drops } => {
+            let y3 = f.activation("previous y", inputs, channels);
+            DepthwiseInput::Identity {
+                shortcut: shortcut.then(|| f.input_noise("shortcut", inputs * channels, -1.0, 1.0)),
+                previous: PreviousBlock {
+                    bn: f.norm_of("previous bn", &y3, channels),
+                    y: f.input("previous y", y3),
+                    keep: f.keep("previous keep", images, drops),
+                    pixels: window.input_pixels(),
+                },
+            }
+        }
+    };
+    let taps = window.kernel * window.kernel;
+    DepthwiseBackward {
+        images,
+        window,
+        channels,
+        x: f.input("x", x),
+        input,
+        weight: f.weight("weight", channels * taps, taps),
+        y: f.input("y", y),
+        bn,
+        da: f.input("da", da),
+        gate: f.input("gate", gate),
+        squeeze_gradient: f.input("squeeze gradient", squeeze_gradient),
+        dx: f.output("dx", inputs * channels),
+    }
+}
+
+fn backward_cases(shapes: &[(usize, usize, usize)], inputs: &[Input]) -> Vec<Case> {
+    let mut cases = Vec::new();
+    for &(images, side, channels) in shapes {
+        // Over fewer rows batch norm's gradient all but cancels, and with it the digits.
+        for (window, geometry) in windows(side).filter(|(w, _)| images * w.output_pixels() >= 4) {
+            for &input in inputs {
+                let name = format!("depthwise {images}×{side}²×{channels}, {geometry}, {input:?}");
+                let mut f = Fixture::new(name);
+                let pass = backward(&mut f, images, window, channels, input);
+                let rows = images * window.input_pixels();
+                cases.push(Case::new(f, Pass::DepthwiseBackward(pass), rows.max(25)));
+            }
+        }
+    }
+    cases
+}
+
+const INPUTS: [Input; 3] = [
+    Input::Normalised,
+    Input::Identity { shortcut: true, drops: true },
+    Input::Identity { shortcut: false, drops: false },
+];
+
+#[test]
+fn backward_agrees_with_the_oracle_on_the_family_s_shapes() {
+    check_on_cpu(backward_cases(&SHAPES, &INPUTS));
+}
+
+#[test]
+fn odd_channels_agree_with_the_oracle() {
+    let forward = forward_cases(&ODD_SHAPES, &FORWARD_KINDS[..2]);
+    check_on_cpu(forward.into_iter().chain(backward_cases(&ODD_SHAPES, &INPUTS[..2])));
+}
+
+on_cuda_devices!(backward_agrees_with_the_oracle, backward_cases(&CUDA_SHAPES, &INPUTS[..2]));
+
+/// B7's first stages are wider than a block has threads for.
+fn wide_map() -> [Case; 1] {
+    let (images, side, channels) = (1, 270, 8);
+    let window = Window::new(3, 1, side, Padding::Symmetric);
+    let mut f = Fixture::new("depthwise, wide");
+    let pass = backward(&mut f, images, window, channels, Input::Normalised);
+    [Case::new(f, Pass::DepthwiseBackward(pass), side * side).in_fp16()]
+}
+on_cuda_devices!(backward_of_a_wide_map_agrees_with_the_oracle, wide_map());

@@ -1,0 +1,139 @@
+//! The head against the oracle: pooling, dropout, classifier, loss.
+
+use crate::common::fixture::Fixture;
+use crate::common::fixture::cases::{Case, check_on_cpu, on_every_device};
+use effnet::ops::*;
+
+/// Images, pixels, channels, classes.
+const SHAPES: [(usize, usize, usize, usize); 10] = [
+    (1, 1, 8, 2),
+    (5, 1, 1280, 10),
+    (2, 4, 24, 3),
+    (3, 9, 40, 7),
+    (4, 49, 112, 1000),
+    (1, 64, 1152, 101),
+    (5, 49, 1792, 10),
+    (2, 81, 320, 37),
+    (67, 4, 1280, 33),
+    (300, 4, 40, 3),
+];
+
+/// Channels that are no multiple of a vector; the kernels take multiples of eight only.
+const ODD_SHAPES: [(usize, usize, usize, usize); 1] = [(6, 2, 13, 7)];
+
+fn dropout(f: &mut Fixture, elements: usize) -> Tensor {
+    let factors = f.noise("mask", elements, 0.0, 1.0);
+    f.input("dropout", factors.into_iter().map(|u| if u < 0.2 { 0.0 } else { 1.25 }).collect())
+}
+
+fn forward_cases(shapes: &[(usize, usize, usize, usize)]) -> Vec<Case> {
+    let mut cases = Vec::new();
+    for &(images, pixels, channels, classes) in shapes {
+        for (drops, weights) in [(false, Weights::Raw), (true, Weights::Raw), (false, Weights::Ema)] {
+            let name =
+                format!("head {images}×{pixels}×{channels} to {classes}, dropout {drops}, {weights:?}");
+            let mut f = Fixture::new(name);
+            f.weights = weights;
+            let y = f.activation("y", images * pixels, channels);
+            let pass = HeadForward {
+                images,
+                pixels,
+                channels,
+                classes,
+                bn: f.norm_of("bn", &y, channels),
+                y: f.input("y", y),
+                pooled: f.output("pooled", images * channels),
+                dropout: drops.then(|| dropout(&mut f, images * channels)),
+                classifier: f.dense("classifier", channels, classes),
+                logits: f.output("logits", images * classes),
+            };
+            cases.push(Case::new(f, Pass::HeadForward(pass), channels.max(pixels)));
+        }
+    }
+    cases
+}
+on_every_device!(forward_agrees_with_the_oracle, forward_cases(&SHAPES));
+
+fn loss(f: &mut Fixture, images: usize, classes: usize, width: f64, smoothing: f32) -> Loss {
+    Loss {
+        images,
+        classes,
+        logits: f.input_noise("logits", images * classes, -width, width),
+        labels: f.input_labels((0..images).map(|n| (37 * n % classes) as u32).collect()),
+        smoothing,
+        scale: 1.0 / 64.0,
+        losses: f.output("losses", images),
+        dlogits: f.output("dlogits", images * classes),
+    }
+}
+
+fn loss_cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (images, _, _, classes) in SHAPES {
+        for smoothing in [0.0, 0.1] {
+            for width in [0.1, 3.0, 30.0] {
+                let name = format!("loss of {images}×{classes}, smoothing {smoothing}, logits up to {width}");
+                let mut f = Fixture::new(name);
+                let pass = loss(&mut f, images, classes, width, smoothing);
+                cases.push(Case::new(f, Pass::Loss(pass), classes));
+            }
+        }
+    }
+    cases
+}
+on_every_device!(the_loss_agrees_with_the_oracle, loss_cases());
+
+/// e^300 is no fp32 number: the largest logit must be taken off first.
+fn large_logits() -> [Case; 1] {
+    let mut f = Fixture::new("large logits");
+    let pass = loss(&mut f, 5, 10, 300.0, 0.1);
+    [Case::new(f, Pass::Loss(pass), 10)]
+}
+on_every_device!(the_loss_of_large_logits_is_finite, large_logits());
+
+/// A logit that is not a number, or a label that is no class, must show in the loss.
+#[test]
+fn loss_does_not_hide_what_is_not_a_number() {
+    for (logits, label) in [(vec![0.0, f32::NAN, 1.0], 0), (vec![0.0, 1.0], 2)] {
+        let mut f = Fixture::new("not a number");
+        let pass = Loss {
+            logits: f.input("given logits", logits.clone()),
+            labels: f.input_labels(vec![label]),
+            ..loss(&mut f, 1, logits.len(), 1.0, 0.1)
+        };
+        assert!(f.output_on_cpu(Pass::Loss(pass), pass.losses)[0].is_nan(), "{logits:?}, label {label}");
+    }
+}
+
+fn backward_cases(shapes: &[(usize, usize, usize, usize)]) -> Vec<Case> {
+    let mut cases = Vec::new();
+    for &(images, pixels, channels, classes) in shapes {
+        for drops in [false, true] {
+            let name = format!("head {images}×{pixels}×{channels} to {classes}, dropout {drops}");
+            let mut f = Fixture::new(name);
+            let y = f.activation("y", images * pixels, channels);
+            let pass = HeadBackward {
+                images,
+                pixels,
+                channels,
+                classes,
+                bn: f.norm_of("bn", &y, channels),
+                y: f.input("y", y),
+                pooled: f.input_noise("pooled", images * channels, -0.2, 1.0),
+                dropout: drops.then(|| dropout(&mut f, images * channels)),
+                classifier: f.dense("classifier", channels, classes),
+                dlogits: f.input_noise("dlogits", images * classes, -0.1, 0.1),
+                du: f.output("du", images * pixels * channels),
+            };
+            let terms = classes.max(images * pixels);
+            cases.push(Case::new(f, Pass::HeadBackward(pass), terms));
+        }
+    }
+    cases
+}
+on_every_device!(backward_agrees_with_the_oracle, backward_cases(&SHAPES));
+
+#[test]
+fn odd_channels_agree_with_the_oracle() {
+    check_on_cpu(forward_cases(&ODD_SHAPES).into_iter().chain(backward_cases(&ODD_SHAPES)));
+}

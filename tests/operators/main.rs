@@ -1,0 +1,22 @@
+//! The operators: each against the f64 oracle, on the CPU, on the kernels that the host harness runs, and on a GPU.
+//!
+//! An operator's tests are in the file with its name: `cargo test --test operators depthwise`.
+
+mod batch_norm;
+#[path = "../common/mod.rs"]
+mod common;
+#[path = "../common/data_support.rs"]
+mod data_support;
+mod depthwise;
+mod expand;
+mod harness;
+mod head;
+mod image;
+mod masks;
+mod optimiser;
+mod oracle;
+mod project;
+mod reduction;
+mod residual;
+mod squeeze_excite;
+mod stem;

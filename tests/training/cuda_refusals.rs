@@ -1,0 +1,213 @@
+//! `--device cuda` where it cannot be had, and batches that do not fit: each one line with the remedy, before anything is
+//! made. The programs are run under the driver without a GPU of `driver/libcuda.cpp`.
+#![cfg(target_os = "linux")]
+
+use crate::stand_in;
+use crate::train_support;
+use std::path::Path;
+use std::sync::LazyLock;
+use std::sync::atomic::AtomicBool;
+
+use crate::common::host_gpu::HostGpu;
+use assert_cmd::Command;
+use effnet::ops::cuda::Precision;
+use effnet::parallel::World;
+use effnet::train::device::Cuda;
+use effnet::train::events::{Event, Reporter};
+use effnet::train::run::train_on;
+use effnet::train::{Outcome, Recipe, RunOptions, TrainError, memory_plan};
+use effnet_kernel_host::Options;
+use tempfile::TempDir;
+
+static DRIVER: LazyLock<TempDir> = LazyLock::new(|| {
+    let folder = tempfile::tempdir().unwrap();
+    stand_in::build(folder.path());
+    folder
+});
+
+/// A machine by the driver's version, its devices, the card's capability, and whether the driver is a stub that toolkits
+/// bring to link against.
+#[derive(Clone, Copy)]
+struct Machine {
+    version: u32,
+    devices: u32,
+    capability: (u32, u32),
+    stub: bool,
+    memory: u64,
+}
+
+const GOOD: Machine =
+    Machine { version: 13_020, devices: 1, capability: (8, 0), stub: false, memory: 1 << 30 };
+
+/// Runs a program on a machine: exit status, standard output, standard error.
+fn run(program: &str, dir: &Path, machine: Machine, arguments: &[&str]) -> (Option<i32>, String, String) {
+    let Machine { version, devices, capability: (major, minor), stub, memory } = machine;
+    let output = Command::cargo_bin(program)
+        .unwrap()
+        .current_dir(dir)
+        .env_remove("EFFNET_DATA")
+        .env("LD_LIBRARY_PATH", DRIVER.path())
+        .env("FAKE_MACHINE", format!("{version} {devices} {major} {minor} {} {memory}", u8::from(stub)))
+        .args(arguments)
+        .output()
+        .unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code(), text(output.stdout), text(output.stderr))
+}
+
+/// Expects a refusal in one line, before anything was made.
+#[track_caller]
+fn refused(machine: Machine, arguments: &[&str], status: i32, parts: &[&str]) {
+    let dir = tempfile::tempdir().unwrap();
+    let all = [&["--device", "cuda", "--data", "synthetic"], arguments].concat();
+    let (code, out, err) = run("effnet-train", dir.path(), machine, &all);
+    assert_eq!((code, out.as_str(), err.lines().count()), (Some(status), "", 1), "{out}{err}");
+    assert!(err.starts_with("error: "), "{err}");
+    for part in parts {
+        assert!(err.contains(part), "no {part:?} in {err}");
+    }
+    assert_eq!(dir.path().read_dir().unwrap().count(), 0, "something was made: {err}");
+}
+
+#[test]
+fn a_machine_that_cannot_compute_says_why_and_what_to_do() {
+    let other = "or leave the flag out, or use --device cpu";
+    for (machine, parts) in [
+        (Machine { stub: true, ..GOOD }, ["no NVIDIA driver on this machine", "install one"]),
+        (Machine { devices: 0, ..GOOD }, ["the NVIDIA driver finds no GPU", "CUDA_VISIBLE_DEVICES"]),
+        (
+            Machine { version: 11_080, ..GOOD },
+            ["too old: it knows CUDA 11.8, needs 12.0", "update it to 525 or later"],
+        ),
+        (
+            Machine { capability: (7, 5), ..GOOD },
+            ["Fake GPU has compute capability 7.5, needs 8.0", "use an A100"],
+        ),
+    ] {
+        refused(machine, &[], 2, &["--device cuda: ", parts[0], parts[1], other]);
+        refused(machine, &["--dry-run"], 2, &["--device cuda: ", parts[0], parts[1], other]);
+    }
+}
+
+#[test]
+#[cfg_attr(effnet_kernels, ignore = "needs a build without kernels")]
+fn a_build_without_kernels_says_so() {
+    let parts =
+        ["--device cuda: this program has no CUDA kernels: ", "run tools/install_nvcc.sh", "--device cpu"];
+    refused(GOOD, &[], 2, &parts);
+}
+
+/// Kernels for 8.0 and later need CUDA 12 or 13, and this driver is of neither.
+#[test]
+#[cfg_attr(not(effnet_kernels), ignore = "needs a build with kernels")]
+fn a_driver_older_than_the_kernels_compiler_is_told_what_it_needs() {
+    let compiler = effnet::ops::cuda::embedded::EMBEDDED.as_ref().unwrap().compiler;
+    let (older, needs) = (12_000, format!("it knows CUDA 12.0, needs {}.", compiler.0));
+    if compiler.0 == 12 {
+        // Machine code of 12 runs under 12.0; a card for which there is only PTX does not.
+        let card = Machine { version: older, capability: (12, 0), ..GOOD };
+        return refused(card, &[], 2, &["--device cuda: ", "too old", &needs, "update it"]);
+    }
+    refused(
+        Machine { version: older, ..GOOD },
+        &[],
+        2,
+        &["--device cuda: ", "too old", &needs, "update it to 580"],
+    );
+}
+
+/// Without the flag the CPU is taken, and the run's first line says why.
+#[test]
+fn without_the_flag_the_cpu_is_taken_and_the_reason_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let old = Machine { capability: (6, 1), ..GOOD };
+    let (code, out, err) = run("effnet-train", dir.path(), old, &["--dry-run", "--batch-size", "8"]);
+    assert_eq!((code, err.as_str()), (Some(0), ""));
+    let first = out.lines().next().unwrap();
+    assert!(first.starts_with("device: cpu, "), "{first}");
+    assert!(first.ends_with("(Fake GPU has compute capability 6.1, needs 8.0)"), "{first}");
+}
+
+#[test]
+#[cfg_attr(not(effnet_kernels), ignore = "needs a build with kernels")]
+fn a_batch_that_does_not_fit_the_card_is_refused_by_the_program() {
+    let batch = ["--batch-size", "512", "--micro-batch", "512"];
+    let parts =
+        ["--micro-batch 512 needs ", " GiB of memory, 1.0 GiB are available; --micro-batch ", " fits"];
+    refused(GOOD, &batch, 1, &parts);
+    let dir = tempfile::tempdir().unwrap();
+    let arguments = [&batch[..], &["--device", "cuda", "--dry-run"]].concat();
+    let (code, out, err) = run("effnet-train", dir.path(), GOOD, &arguments);
+    assert_eq!((code, err.as_str()), (Some(0), ""));
+    assert!(out.starts_with("device: cuda, Fake GPU (8.0), fp16 (as asked)\n"), "{out}");
+    let largest = out.lines().find_map(|line| line.trim().strip_prefix("largest micro-batch that fits"));
+    let largest: usize = largest.unwrap().trim().parse().unwrap();
+    assert!((1..512).contains(&largest), "{out}");
+}
+
+// ---- through the loop, on the harness's card ---------------------------------------------------------------
+
+/// What a run says.
+#[derive(Default)]
+struct Said {
+    notices: Vec<String>,
+    steps: usize,
+}
+
+impl Reporter for Said {
+    fn report(&mut self, event: Event) {
+        match event {
+            Event::Notice { text } => self.notices.push(text.to_string()),
+            Event::Step(_) => self.steps += 1,
+            _ => {}
+        }
+    }
+}
+
+fn recipe(micro_batch: usize) -> Recipe {
+    Recipe { batch_size: 12, micro_batch, epochs: 2.0, ..train_support::recipe() }
+}
+
+fn card(memory: u64) -> Cuda<HostGpu> {
+    Cuda::new(HostGpu::new(Options::default()).with_memory(memory), Precision::Fp16, "as asked")
+}
+
+/// A step of twelve images on a card of this memory; `auto` if the micro-batch was not asked for.
+fn train(out: &Path, memory: u64, auto: bool, said: &mut Said) -> Result<Outcome, TrainError> {
+    let options = RunOptions { auto_micro_batch: auto, max_steps: Some(1), ..train_support::options(out) };
+    let never = AtomicBool::new(false);
+    train_on(&recipe(12), &options, train_support::source(), card(memory), said, &never)
+}
+
+/// To the byte what four of the twelve images take.
+fn room_for_four() -> u64 {
+    memory_plan(&recipe(4), 5, &mut card(1 << 30), World::ALONE).unwrap().total()
+}
+
+#[test]
+fn a_batch_that_does_not_fit_the_card_is_refused_before_anything_is_made() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("run");
+    let memory = room_for_four();
+    let error = train(&out, memory, false, &mut Said::default()).expect_err("too little memory");
+    let TrainError::Memory(plan) = &error else { panic!("{error}") };
+    assert_eq!((plan.micro_batch, plan.have, plan.fits), (12, memory, Some(4)));
+    assert!(plan.need > memory);
+    let line = error.to_string();
+    assert!(line.starts_with("--micro-batch 12 needs ") && line.ends_with("--micro-batch 4 fits"), "{line}");
+    assert!(!out.exists());
+    // A card too small for one image has no remedy of this kind.
+    let line = train(&out, 1 << 20, true, &mut Said::default()).expect_err("no memory").to_string();
+    assert!(line.ends_with("nothing fits: take a smaller --resolution or --model"), "{line}");
+    assert!(!out.exists());
+}
+
+#[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "the host harness runs on x86-64 only")]
+fn a_micro_batch_that_was_not_asked_for_becomes_one_that_fits_and_the_run_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut said = Said::default();
+    let outcome = train(&dir.path().join("run"), room_for_four(), true, &mut said).unwrap();
+    assert_eq!((outcome.step, said.steps), (1, 1));
+    assert_eq!(said.notices, ["micro-batch: 4 images, the most that fits; 3 passes make a step"]);
+}

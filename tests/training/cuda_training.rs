@@ -1,0 +1,263 @@
+//! Training through the loop on the CUDA engine, its kernels run by the host harness or by a GPU: loss scaling, checkpoints,
+//! memory, and images that the GPU prepares.
+
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+use crate::common::gpu::{TestGpu, on_cuda};
+use crate::common::host_gpu::HostGpu;
+use crate::train_support;
+use effnet::data::raw::RawBatch;
+use effnet::data::{CropMode, Source, Split};
+use effnet::model::ParamTable;
+use effnet::network::{Network, NetworkConfig};
+use effnet::ops::cuda::{CudaDevice, CudaOps, Gpu, Precision};
+use effnet::ops::*;
+use effnet::parallel::World;
+use effnet::pixels::raw_batch_bytes;
+use effnet::train::checkpoint::{self, Checkpoint};
+use effnet::train::device::{Cpu, Cuda, Hardware, Needs};
+use effnet::train::evaluator::Evaluator;
+use effnet::train::events::{LogLine, Silent};
+use effnet::train::memory::{evaluation_need, memory_plan};
+use effnet::train::run::train_on;
+use effnet::train::{Outcome, Recipe, RunOptions};
+
+fn recipe() -> Recipe {
+    // A low rate: runs that differ in rounding only stay together.
+    Recipe {
+        resolution: 64,
+        batch_size: 4,
+        micro_batch: 2,
+        epochs: 1.0,
+        lr: 1e-5,
+        eval_every: 100.0,
+        ..train_support::recipe()
+    }
+}
+
+/// Five classes, eight steps an epoch, two images to validate. At 64×64: at 32 the last maps are one pixel, and the
+/// variance over so few values so small that gradients overflow fp16 at any scale.
+fn source() -> Source {
+    Source::synthetic(5, 32, 2, 64).unwrap()
+}
+
+fn run<H: Hardware>(hardware: H, out: &Path, steps: u64) -> Outcome {
+    run_recipe(&recipe(), hardware, out, steps)
+}
+
+fn run_recipe<H: Hardware>(recipe: &Recipe, hardware: H, out: &Path, steps: u64) -> Outcome {
+    let resume = out.join("checkpoint.bin").exists();
+    let options = RunOptions { max_steps: Some(steps), resume, ..train_support::options(out) };
+    let never = AtomicBool::new(false);
+    train_on(recipe, &options, source(), hardware, &mut Silent, &never).expect("it trains")
+}
+
+fn cuda<G: TestGpu>(precision: Precision) -> Cuda<G> {
+    Cuda::new(G::open(G::WAYS[0]), precision, "as asked")
+}
+
+fn saved(out: &Path) -> Checkpoint {
+    checkpoint::read(&out.join("checkpoint.bin")).expect("a checkpoint")
+}
+
+/// Replaces the checkpoint's state of loss scaling.
+fn set_scale(out: &Path, scale: LossScale) {
+    let mut checkpoint = saved(out);
+    checkpoint.metadata.loss_scale = Some(scale);
+    let table = ParamTable::new(&checkpoint.architecture);
+    let mut bytes = Vec::new();
+    checkpoint::write(&mut bytes, &checkpoint.metadata, &table, &checkpoint.state).unwrap();
+    std::fs::write(out.join("checkpoint.bin"), bytes).unwrap();
+}
+
+fn an_overflow_skips_the_step_halves_the_scale_and_survives_a_resume<G: TestGpu>() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path();
+    run(cuda::<G>(Precision::Fp16), out, 1);
+    // A scale that this step fits, so that something was learnt before.
+    set_scale(out, LossScale { scale: 2.0, good_steps: 0, skipped: 2 });
+    run(cuda::<G>(Precision::Fp16), out, 2);
+    let before = saved(out);
+    assert_eq!(before.metadata.loss_scale, Some(LossScale { scale: 2.0, good_steps: 1, skipped: 2 }));
+    // No gradient of fp16 survives this one.
+    let scale = 2f32.powi(40);
+    set_scale(out, LossScale { scale, good_steps: 7, skipped: 2 });
+    run(cuda::<G>(Precision::Fp16), out, 3);
+    let after = saved(out);
+    assert_eq!(after.metadata.step, 3);
+    assert_eq!(after.state, before.state, "a skipped step changed something");
+    let expected = LossScale { scale: scale / 2.0, good_steps: 0, skipped: 3 };
+    assert_eq!(after.metadata.loss_scale, Some(expected));
+
+    // One good step short of growing.
+    set_scale(out, LossScale { scale: 2.0, good_steps: 1999, skipped: 3 });
+    run(cuda::<G>(Precision::Fp16), out, 4);
+    let grown = saved(out);
+    assert_eq!(grown.metadata.loss_scale, Some(LossScale { scale: 4.0, good_steps: 0, skipped: 3 }));
+    assert_ne!(grown.state, after.state);
+    let log = train_support::timeless_log(out);
+    let skipped = |line: &LogLine| matches!(line, LogLine::Step(record) if record.skipped);
+    assert_eq!(log.iter().map(skipped).collect::<Vec<_>>()[1..], [false, true, false]);
+}
+on_cuda!(an_overflow_skips_the_step_halves_the_scale_and_survives_a_resume);
+
+/// What is planned before a run or an evaluation is what the engine then takes, to a thousandth: beside it there are
+/// the blocks of the step and what rounding sizes up takes.
+#[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "the host harness runs on x86-64 only")]
+fn a_gpu_gives_what_was_planned() {
+    for (precision, ema) in [(Precision::Fp16, 0.999), (Precision::Fp32, 0.0)] {
+        let recipe = Recipe { ema, ..recipe() };
+        let images = (recipe.micro_batch, recipe.resolution);
+        let arch = recipe.architecture(5).unwrap();
+        let table = ParamTable::new(&arch);
+        let plan = |config| Network::new(&arch, &table, config).plan(&CudaDevice { precision });
+        let evaluation = plan(NetworkConfig::inference(images.0));
+        let need = evaluation_need(&evaluation, &table, &CudaDevice { precision }, true, images);
+        let planned = memory_plan(&recipe, 5, &mut cuda::<HostGpu>(precision), World::ALONE).unwrap().total();
+        let training = StateSize::new(table.trainable(), table.total());
+        for (what, planned, state, plans) in [
+            ("a run", planned, training, vec![&plan(recipe.network_config(1)), &evaluation]),
+            ("an evaluation", need, StateSize { slots: 0, ..training }, vec![&evaluation]),
+        ] {
+            let used = taken(cuda::<HostGpu>(precision), state, &plans, images);
+            let line = format!("{what} in {precision}: {used} bytes, planned {planned}");
+            assert!(used.abs_diff(planned) < planned / 1000, "{line}");
+        }
+    }
+}
+
+/// Bytes of the device's memory that an engine takes until the first batch is sent.
+fn taken(
+    mut hardware: Cuda<HostGpu>,
+    state: StateSize,
+    plans: &[&Plan],
+    (images, side): (usize, usize),
+) -> u64 {
+    let before = hardware.available().expect("it knows");
+    let needs = Needs { state, plans, group: None };
+    let mut ops = hardware.start(&needs).unwrap();
+    let mut tensors = Tensors::default();
+    let image = tensors.new_tensor("image", images * side * side * 3, Kind::Activation);
+    let labels = tensors.new_tensor("labels", images, Kind::Index);
+    let target = BatchTarget { image, labels: Some(labels), mean: [0.5; 3], deviation: [0.25; 3] };
+    let mut bytes = vec![0; raw_batch_bytes(images, side)];
+    RawBatch::new(&mut bytes, images, side);
+    let pixels = BatchPixels::Raw { bytes: &bytes, side };
+    ops.send_batch(0, &BatchInput { pixels, labels: &vec![0; images], target }).unwrap();
+    before - ops.gpu().available().unwrap()
+}
+
+fn a_resumed_run_is_the_undisturbed_one<G: TestGpu>() {
+    let dir = tempfile::tempdir().unwrap();
+    let (whole, parts) = (dir.path().join("whole"), dir.path().join("parts"));
+    run(cuda::<G>(Precision::Fp16), &whole, 3);
+    run(cuda::<G>(Precision::Fp16), &parts, 1);
+    run(cuda::<G>(Precision::Fp16), &parts, 3);
+    train_support::assert_same_file(&whole, &parts, "checkpoint.bin");
+    assert_eq!(train_support::timeless_log(&whole), train_support::timeless_log(&parts));
+}
+on_cuda!(a_resumed_run_is_the_undisturbed_one);
+
+fn a_checkpoint_moves_between_devices_and_precisions<G: TestGpu>() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path();
+    // The whole batch at once. In two parts the last batch norms see eight values, and an untrained network then turns
+    // the rounding of bf16 into more than the bound on processors without AVX-512.
+    let recipe = Recipe { micro_batch: 4, ..recipe() };
+    run_recipe(&recipe, Cpu::new(2, "as asked"), out, 1);
+    assert_eq!(saved(out).metadata.loss_scale, None);
+    set_scale(out, LossScale { scale: 2.0, good_steps: 0, skipped: 0 });
+    run_recipe(&recipe, cuda::<G>(Precision::Fp16), out, 2);
+    let scale = saved(out).metadata.loss_scale;
+    assert!(scale.is_some());
+    run_recipe(&recipe, cuda::<G>(Precision::Bf16), out, 3);
+    run_recipe(&recipe, cuda::<G>(Precision::Fp32), out, 4);
+    run_recipe(&recipe, Cpu::new(2, "as asked"), out, 5);
+    // What fp16 has found is kept for the next time.
+    assert_eq!(saved(out).metadata.loss_scale, scale);
+    let losses: Vec<f64> = train_support::timeless_log(out)
+        .iter()
+        .filter_map(|line| if let LogLine::Step(record) = line { Some(record.loss) } else { None })
+        .collect();
+    assert_eq!(losses.len(), 5);
+    // Each goes on where the other has ended: the same five steps on the CPU alone give nearly the same losses.
+    let alone = dir.path().join("alone");
+    run_recipe(&recipe, Cpu::new(2, "as asked"), &alone, 5);
+    let lines = train_support::timeless_log(&alone);
+    let expected =
+        lines.iter().filter_map(|line| if let LogLine::Step(r) = line { Some(r.loss) } else { None });
+    for (step, (loss, expected)) in losses.iter().zip(expected).enumerate() {
+        assert!((loss / expected - 1.0).abs() < 0.05, "step {}: {loss} beside {expected}", step + 1);
+    }
+}
+on_cuda!(a_checkpoint_moves_between_devices_and_precisions);
+
+/// The GPU as one that takes squares.
+struct Squares<G: TestGpu>(Cuda<G>);
+
+struct SquaresDevice(CudaDevice);
+
+impl Device for SquaresDevice {
+    fn element_bytes(&self, kind: Kind) -> usize {
+        self.0.element_bytes(kind)
+    }
+    fn workspace(&self, pass: &Pass) -> Workspace {
+        self.0.workspace(pass)
+    }
+    fn threads(&self) -> usize {
+        self.0.threads()
+    }
+}
+
+impl<G: TestGpu> Hardware for Squares<G> {
+    type Device = SquaresDevice;
+    type Ops = CudaOps<G>;
+
+    fn device(&self) -> SquaresDevice {
+        SquaresDevice(self.0.device())
+    }
+    fn line(&self) -> String {
+        self.0.line()
+    }
+    fn available(&mut self) -> Option<u64> {
+        self.0.available()
+    }
+    fn has_own_memory(&self) -> bool {
+        true
+    }
+    fn start(self, needs: &Needs) -> Result<CudaOps<G>> {
+        self.0.start(needs)
+    }
+}
+
+/// Two steps and an evaluation at their end, whose last batch is partial, of images that are cropped and resized: the
+/// checkpoint and the log have the same bytes whoever made the squares.
+fn a_run_on_images_that_the_gpu_prepares_is_that_on_squares<G: TestGpu>() {
+    let dir = tempfile::tempdir().unwrap();
+    let (squares, raw) = (dir.path().join("squares"), dir.path().join("raw"));
+    let recipe = Recipe { crop: CropMode::Resized, epochs: 0.25, warmup_epochs: 0.0, ..recipe() };
+    let source = Source::synthetic(5, 32, 3, 80).unwrap();
+    fn train<H: Hardware>(recipe: &Recipe, source: &Source, hardware: H, out: &Path) -> Outcome {
+        let never = AtomicBool::new(false);
+        let options = train_support::options(out);
+        train_on(recipe, &options, source.clone(), hardware, &mut Silent, &never).expect("it trains")
+    }
+    train(&recipe, &source, Squares(cuda::<G>(Precision::Bf16)), &squares);
+    let outcome = train(&recipe, &source, cuda::<G>(Precision::Bf16), &raw);
+    train_support::assert_same_run(&squares, &raw);
+    let logged = outcome.last.expect("an evaluation at the end");
+
+    // The figures again from the checkpoint, and the image of a file before and after: files come as squares.
+    let file = dir.path().join("image.png");
+    let photograph =
+        image::RgbImage::from_fn(70, 90, |x, y| image::Rgb([x as u8 * 3, y as u8, (x ^ y) as u8]));
+    photograph.save(&file).unwrap();
+    let mut evaluator = Evaluator::new(&saved(&raw), 2, cuda::<G>(Precision::Bf16)).unwrap();
+    let before = evaluator.classify(&file, Weights::Raw, 5).unwrap();
+    let figures = evaluator.split(&source, Split::Val, 2).unwrap();
+    assert_eq!((figures[0].images, figures[0].top1, figures[0].loss), (3, logged.top1, logged.loss));
+    assert_eq!(evaluator.classify(&file, Weights::Raw, 5).unwrap(), before);
+}
+on_cuda!(a_run_on_images_that_the_gpu_prepares_is_that_on_squares);

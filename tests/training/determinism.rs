@@ -1,0 +1,68 @@
+//! One seed is one result, byte for byte, whatever the threads; and every part of the recipe counts.
+
+use crate::train_support::*;
+use effnet::train::events::{End, LogLine};
+use effnet::train::{Optimizer, Recipe, RunOptions, checkpoint};
+
+#[test]
+fn threads_change_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let [a, b] = ["a", "b"].map(|name| dir.path().join(name));
+    let outcome = run(&recipe(), &options(&a)).unwrap();
+    assert_eq!((outcome.end, outcome.step, outcome.steps), (End::Finished, 12, 12));
+    run(&recipe(), &RunOptions { threads: 1, loader_threads: 3, ..options(&b) }).unwrap();
+    assert_same_run(&a, &b);
+
+    // The log: every step once, in order, with the evaluations where the schedule has them.
+    let lines = timeless_log(&a);
+    let steps: Vec<u64> = lines.iter().filter(|l| matches!(l, LogLine::Step(_))).map(LogLine::step).collect();
+    assert_eq!(steps, (1..=12).collect::<Vec<u64>>());
+    let evaluations: Vec<u64> =
+        lines.iter().filter(|l| matches!(l, LogLine::Evaluation(_))).map(LogLine::step).collect();
+    assert_eq!(evaluations, [5, 10, 12]);
+    for line in &lines {
+        match line {
+            LogLine::Step(s) => {
+                assert!(s.loss > 0.0 && (0.0..=1.0).contains(&s.accuracy) && s.lr > 0.0, "{s:?}");
+                assert!((s.epoch - s.step as f64 / 5.0).abs() < 1e-12);
+            }
+            LogLine::Evaluation(e) => {
+                assert_eq!(e.images, 13);
+                assert!(e.ema_top1.is_some() && e.top5 == 1.0, "five classes: {e:?}");
+            }
+        }
+    }
+}
+
+type Change = (&'static str, fn(&mut Recipe));
+
+/// A run whose masks, averages or accumulation were ignored would equal the plain one.
+#[test]
+fn every_part_of_the_recipe_counts() {
+    let dir = tempfile::tempdir().unwrap();
+    let weights = |name: &str, change: fn(&mut Recipe)| {
+        let mut recipe = recipe();
+        change(&mut recipe);
+        let out = dir.path().join(name);
+        run(&recipe, &RunOptions { max_steps: Some(3), ..options(&out) }).unwrap();
+        checkpoint::read(&out.join("checkpoint.bin")).unwrap().state.parameters
+    };
+    let plain = weights("plain", |_| {});
+    let changes: [Change; 9] = [
+        ("micro-batch", |r| r.micro_batch = 4),
+        ("dropout", |r| r.dropout = 0.0),
+        ("drop-connect", |r| r.drop_connect = 0.0),
+        ("smoothing", |r| r.label_smoothing = 0.0),
+        ("decay", |r| r.weight_decay = 0.01),
+        ("seed", |r| r.seed = 12),
+        ("lr", |r| r.lr = 0.004),
+        ("optimizer", |r| r.optimizer = Optimizer::RmspropTf),
+        ("padding", |r| r.padding = effnet::model::Padding::Same),
+    ];
+    for (name, change) in changes {
+        assert_ne!(plain, weights(name, change), "{name} changed nothing");
+    }
+    assert_eq!(plain, weights("again", |_| {}));
+    // The average does not touch the weights.
+    assert_eq!(plain, weights("ema", |r| r.ema = 0.0));
+}
