@@ -133,7 +133,7 @@ fn without_the_flag_the_cpu_is_taken_and_the_reason_told() {
 fn a_batch_that_does_not_fit_the_card_is_refused_by_the_program() {
     let batch = ["--batch-size", "512", "--micro-batch", "512"];
     let parts =
-        ["--micro-batch 512 needs ", " GiB of memory, 1.0 GiB are available; --micro-batch ", " fits"];
+        ["--micro-batch 512 needs ", " GiB of memory, 1.00 GiB are available; --micro-batch ", " fits"];
     refused(GOOD, &batch, 1, &parts);
     let dir = tempfile::tempdir().unwrap();
     let arguments = [&batch[..], &["--device", "cuda", "--dry-run"]].concat();
