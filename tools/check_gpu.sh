@@ -23,7 +23,7 @@ refuse() {
 # Test programs with tests that need a GPU, and the modules of theirs that need NCCL.
 programs=(operators network training ranks)
 nccl_modules=(cuda_ranks gpu_ranks)
-step=cuda_step::a_step_is_the_same_bit_by_bit_in_every_run::on_a_gpu
+step=cuda_step::step_is_the_same_bit_by_bit_in_every_run::on_a_gpu
 
 sanitize=yes nccl=yes
 while [[ ${1:-} == -* ]]; do

@@ -1,8 +1,8 @@
-//! Compiles the kernels and the interpreter with g++: nothing else is needed. See `src/lib.rs`.
+//! Compiles the kernels and the interpreter with g++; nothing else is needed. See `src/lib.rs`.
 //!
 //! `EFFNET_HARNESS` chooses what watches the kernels: `plain` (nothing), `address` (address and undefined-behaviour
 //! sanitisers) or `race` (the race checker, which also counts memory traffic). `EFFNET_HOST_KERNELS="depthwise,step"`
-//! leaves out all other kernels, for those who work on one. `CXX` is the compiler.
+//! compiles only these kernels, for work on one of them. `CXX` is the compiler.
 
 use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -30,14 +30,14 @@ const COMMON: &[&str] = &[
 const ADDRESS: &[&str] =
     &["-fsanitize=address,undefined", "-fsanitize-recover=all", "-fno-omit-frame-pointer"];
 const RACE: &[&str] = &["-DEFFNET_RACE"];
-/// Of kernels only: the interpreter is what the accesses are reported to.
+/// For kernels only: they report their accesses to the interpreter.
 const RACE_KERNELS: &[&str] = &["-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0"];
 
 const INTERPRETER: [&str; 5] = ["fibers.cpp", "launch.cpp", "memory.cpp", "race.cpp", "warp.cpp"];
 
-/// One object to be.
+/// An object file.
 struct Unit {
-    /// What is compiled: the text itself, which includes the source.
+    /// The compiled text, which includes the source.
     text: String,
     source: PathBuf,
     flags: Vec<String>,
@@ -131,8 +131,8 @@ fn main() {
             let shown = source.display();
             let text = if kernel {
                 flags.extend(of_kernels.iter().map(|s| s.to_string()));
-                // CUDA links no two files with each other, so two may use a name for different things: each gets
-                // a namespace of its own.
+                // CUDA does not link files with each other, so two files may use a name for different things: each gets
+                // its own namespace.
                 format!("#include \"host/shim.h\"\nnamespace {{\n#include \"{shown}\"\n}}\n")
             } else {
                 format!("#include \"{shown}\"\n")
@@ -179,7 +179,7 @@ fn main() {
     let archived = Command::new("ar").arg("crs").arg(&library).args(units.iter().map(|u| &u.object)).status();
     assert!(archived.is_ok_and(|status| status.success()), "ar could not make {}", library.display());
     println!("cargo:rustc-link-search=native={}", out.display());
-    // Whole: kernels are found through a table that their own constructors fill.
+    // The whole archive: kernels are found through a table that their constructors fill.
     println!("cargo:rustc-link-lib=static:+whole-archive=effnet_kernel_host");
     // The sanitisers' libraries come first, before the C++ library that they wrap.
     if harness == "address" {

@@ -1,8 +1,8 @@
-// Threads of a block as fibers: who runs next, barriers, and what is reported where they cannot go on.
+// Threads of a block as fibers: which runs next, barriers, and the report if none can continue.
 //
-// A fiber runs until it waits. Then the next one that is ready in its warp runs, or in the next warp; if there is
-// none, the block is stuck, which is an error that lists who waits where. The order within a warp and among warps
-// is forward, reverse, or drawn afresh at every barrier.
+// A fiber runs until it waits. Then the next ready fiber of its warp runs, or of the next warp. If there is none, the
+// block is stuck: an error that lists which threads wait where. The order within a warp and of the warps is forward,
+// reverse, or drawn again at every barrier.
 #include <sys/mman.h>
 
 #include "machine.h"
@@ -44,9 +44,9 @@ thread_local constinit Machine* active = nullptr;
 namespace {
 
 #if defined(__SANITIZE_ADDRESS__)
-constexpr size_t STACK = 256 << 10;
+constexpr size_t STACK = 320 << 10;
 #else
-constexpr size_t STACK = 64 << 10;
+constexpr size_t STACK = 128 << 10;
 #endif
 constexpr size_t PAGE = 4096;
 
@@ -91,7 +91,7 @@ EFFNET_UNSANITISED void set_ready(Machine& m, unsigned number) {
         m.fibers[number * LANES_OF_WARP + lane].waiting = Waiting::No;
 }
 
-// Where every fiber begins; it comes back here for each block.
+// Every fiber starts here, and returns here for each block.
 EFFNET_UNSANITISED void begin_fiber() {
     for (;;) {
         Machine& m = *active;
@@ -116,7 +116,7 @@ Machine::Machine() {
         fputs("host harness: no memory for the stacks of a block\n", stderr);
         abort();
     }
-    // A stack that overflows ends in a page that is not there.
+    // A stack that overflows hits a page that is not accessible.
     for (unsigned i = 0; i < MOST_THREADS; i++) mprotect(stacks + i * STACK, PAGE, PROT_NONE);
     ASAN_POISON_MEMORY_REGION(arena, ARENA_BYTES);
     arena_shadow = static_cast<unsigned char*>(reserve_shadow(ARENA_BYTES));
@@ -132,12 +132,13 @@ Machine::~Machine() {
     release_shadow(arena_shadow, ARENA_BYTES);
 }
 
-// Sets all fibers to their beginning: before the first block, and after one that was abandoned.
+// Sets all fibers to their start: before the first block, and after a block that was abandoned.
 void Machine::prepare_fibers() {
     ASAN_UNPOISON_MEMORY_REGION(stacks, STACK * MOST_THREADS);
     for (unsigned i = 0; i < MOST_THREADS; i++) {
-        // Stacks that begin at different cache sets do not evict one another.
-        unsigned char* top = stacks + (i + 1) * STACK - (i % 16) * 192;
+        // Stacks that begin at different cache sets do not evict one another: those of neighbours in the first cache,
+        // those of all in the second.
+        unsigned char* top = stacks + (i + 1) * STACK - i % 16 * 256 - i / 16 % 16 * 4096;
         void** sp = reinterpret_cast<void**>(top) - 2;
         *sp = reinterpret_cast<void*>(&begin_fiber);
         for (int registers = 0; registers < 6; registers++) *--sp = nullptr;
@@ -154,7 +155,7 @@ uint32_t Machine::draw(uint32_t below) {
     return static_cast<uint32_t>(((z ^ (z >> 31)) >> 32) * below >> 32);
 }
 
-// Draws who comes before whom. Only while nobody is between two places of the order.
+// Sets the order of lanes and warps. All threads must be at the same place.
 void Machine::order_warps() {
     const unsigned count = threads / LANES_OF_WARP;
     const auto permute = [&](uint8_t* at, uint8_t* position_of, unsigned n) {
@@ -191,7 +192,7 @@ void Machine::run_block() {
     end_shared();
 }
 
-// The running fiber has come to the kernel's end.
+// The running fiber has reached the end of the kernel.
 EFFNET_UNSANITISED void Machine::leave() {
     Fiber* fiber = current;
     if (!fiber->copies.empty()) {
@@ -232,17 +233,19 @@ void sync_threads(const char* file, int line) {
     Fiber* fiber = m.current;
     fiber->file = file;
     fiber->line = line;
+    if (m.arrived == 0) {
+        m.barrier = fiber;
+        m.one_barrier = true;
+    }
+    m.one_barrier &= line == m.barrier->line && (file == m.barrier->file || strcmp(file, m.barrier->file) == 0);
     if (++m.arrived < m.threads) return wait_here(m, Waiting::Barrier);
-    for (unsigned t = 0; t < m.threads; t++) {
-        const Fiber& other = m.fibers[t];
-        if (other.line != line || strcmp(other.file, file) != 0) {
-            fiber->waiting = Waiting::Barrier;
-            fail("threads meet at different barriers: %s", m.waiting_threads().c_str());
-        }
+    if (!m.one_barrier) {
+        fiber->waiting = Waiting::Barrier;
+        fail("threads meet at different barriers: %s", m.waiting_threads().c_str());
     }
     m.arrived = 0;
     m.interval++;
-    m.order_warps();
+    if (m.options.order == Order::Random) m.order_warps();
     m.ready_warps = 0;
     for (unsigned w = 0; w < m.threads / LANES_OF_WARP; w++) set_ready(m, w);
     resume(m, pick(m, 0, 31));
@@ -270,7 +273,7 @@ void sync_warp(unsigned mask, const char* file, int line) {
     exchange({WarpOperation::Barrier, mask, 0, 0, nullptr, nullptr, nullptr});
 }
 
-// `EFFNET_HARNESS_WITHOUT=stem.cu:235` runs kernels as if there were no barrier, or no wait for copies, in that line.
+// `EFFNET_HARNESS_WITHOUT=stem.cu:235` removes the barrier or the wait for copies in that line.
 // The line is read once: constructors of this library run before any kernel.
 static const struct Without {
     const char* file = nullptr;
@@ -293,7 +296,7 @@ bool removed(const char* file, int line) {
     return strlen(name) == without.bytes && memcmp(name, without.file, without.bytes) == 0;
 }
 
-// Who waits where, in ranges of threads.
+// Which threads wait where, in ranges.
 std::string Machine::waiting_threads() const {
     const auto place = [&](const Fiber& f) -> std::string {
         switch (f.waiting) {

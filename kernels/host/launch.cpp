@@ -1,4 +1,4 @@
-// The table of kernels, launches, what is reported of them, and the functions that Rust calls.
+// The table of kernels, launches and their messages, and the functions that Rust calls.
 #include <dlfcn.h>
 #include <signal.h>
 #include <ucontext.h>
@@ -11,7 +11,7 @@ namespace host {
 
 // ---- the table --------------------------------------------------------------------------------------------
 
-// Filled before main begins, in whatever order the objects were linked.
+// Filled before main starts, in the order in which the objects were linked.
 static std::vector<Kernel>& table() {
     static std::vector<Kernel> kernels;
     return kernels;
@@ -62,7 +62,7 @@ std::string source(const void* where) {
 
 void complain(const std::string& what) {
     Machine& m = *active;
-    // The first few tell what is wrong.
+    // The first few are enough.
     if (m.complaints++ >= MOST_COMPLAINTS) return;
     if (!m.message.empty()) m.message += "\n";
     m.message += what;
@@ -95,7 +95,7 @@ thread_local constinit void* fault_place = nullptr;
 thread_local constinit const char* fault_kind = nullptr;
 struct sigaction previous_actions[NSIG];
 
-// Where a fiber goes on that touched memory which is not there, or divided an integer by zero.
+// A fiber continues here after it touched memory that does not exist or divided an integer by zero.
 EFFNET_UNSANITISED void crashed() {
     const std::string what = fault_address ? active->device->describe(fault_address) : "";
     fail("%s %s at %s%s%s", whereabouts().c_str(), fault_kind, source(fault_place).c_str(), what.empty() ? "" : ": ",
@@ -104,19 +104,19 @@ EFFNET_UNSANITISED void crashed() {
 
 EFFNET_UNSANITISED void on_fault(int signal, siginfo_t* info, void* context) {
     if (!active || !active->current) {
-        // Not ours: as if this handler had never been there.
+        // Not caused by a kernel: the previous handler takes over.
         sigaction(signal, &previous_actions[signal], nullptr);
         return;
     }
     ucontext_t* c = static_cast<ucontext_t*>(context);
-    // The processor gives no address where that was not the trouble: a vector that is not aligned.
+    // The processor gives no address for a vector that is not aligned.
     const bool misaligned = signal == SIGSEGV && info->si_code == SI_KERNEL;
     fault_address = signal == SIGFPE || misaligned ? nullptr : info->si_addr;
     fault_kind = signal == SIGFPE ? "divides by zero"
                  : misaligned     ? "loads or stores a vector that is not aligned"
                                   : "touches memory that is not there";
     fault_place = reinterpret_cast<void*>(c->uc_mcontext.gregs[REG_RIP] + 1);
-    // Goes on below what the fiber has in use, or, where its stack is at its end, wherever that leaves room.
+    // Continues below the used part of the fiber's stack or, if the stack is full, at its start.
     unsigned long stack = static_cast<unsigned long>(c->uc_mcontext.gregs[REG_RSP]);
     Fiber* fiber = active->current;
     unsigned char* bottom = active->stacks + fiber->index * active->stack_bytes;
@@ -204,12 +204,12 @@ extern "C" const char* __asan_default_options() {
 }
 extern "C" const char* __ubsan_default_options() { return "halt_on_error=0:print_stacktrace=0"; }
 
-// Would warn of stacks that it does not know; what a fiber leaves behind is cleared when it is abandoned.
+// The sanitiser's own version warns of unknown stacks. Poison on abandoned stacks is cleared elsewhere.
 extern "C" void __asan_handle_no_return() {}
 
 extern "C" void __ubsan_get_current_report_data(const char** kind, const char** message, const char** file, unsigned* line,
                                                 unsigned* column, char** address);
-// Of every place in the source only the first time.
+// Reports each place in the source once.
 extern "C" void __ubsan_on_report() {
     if (!host::active || !host::active->current) return;
     const char *kind, *message, *file;
@@ -263,7 +263,7 @@ void* effnet_host_allocate(host::Device* device, size_t bytes) { return device->
 void effnet_host_guard(host::Device* device, void* begin, size_t bytes) { device->guard(begin, bytes); }
 void effnet_host_unguard(host::Device* device, void* begin, size_t bytes) { device->unguard(begin, bytes); }
 
-// A label for a part of memory; what had a label there before loses it.
+// Labels a part of memory. Earlier labels of this part are removed.
 void effnet_host_label(host::Device* device, void* begin, size_t bytes, const char* label, size_t label_bytes) {
     const uintptr_t from = reinterpret_cast<uintptr_t>(begin), to = from + bytes;
     std::vector<host::Region> kept;

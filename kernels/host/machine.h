@@ -1,4 +1,4 @@
-// The interpreter's own state: one machine for each thread of the host that launches kernels.
+// The state of the interpreter: one machine for each thread of the host that launches kernels.
 #pragma once
 
 #include <cstdarg>
@@ -22,9 +22,9 @@ namespace host {
 
 constexpr unsigned LANES_OF_WARP = 32;
 constexpr unsigned MOST_THREADS = 1024;
-// What a byte is before anybody has written it: NaN in every floating type.
+// The value of a byte before it is written: NaN in every floating type.
 constexpr unsigned char UNWRITTEN = 0xff;
-// What lies in the zones around memory.
+// The value of the zones around memory.
 constexpr unsigned char CANARY = 0xc5;
 
 enum class Order : uint32_t { Forward, Reverse, Random };
@@ -50,7 +50,7 @@ struct Guard {
     unsigned char* end;
 };
 
-// A named part of memory, and what the launches since the last reset did to it.
+// A named part of memory, with the traffic of the launches since the last reset.
 struct Region {
     uintptr_t begin, end;
     std::string label;
@@ -77,7 +77,7 @@ struct Device {
     void unguard(void* begin, size_t bytes);
     // Checks the canaries of all guards and repairs them; says what is wrong.
     std::string check();
-    // Where an address lies, in words.
+    // Describes an address in words.
     std::string describe(const void* address) const;
     const Region* region(uintptr_t address) const;
 };
@@ -149,6 +149,8 @@ struct Machine {
     uint8_t warp_at[LANES_OF_WARP], warp_position[LANES_OF_WARP];
     Fiber* current = nullptr;
     unsigned arrived = 0, exited = 0;
+    const Fiber* barrier = nullptr;  // the first thread at the barrier that the block waits at
+    bool one_barrier = true;         // whether all that came since came to the same
     uint32_t interval = 0;        // barriers so far, over all blocks of the device
     uint32_t block_interval = 0;  // at the block's begin
     uint32_t launch_interval = 0;
@@ -168,7 +170,7 @@ struct Machine {
     bool launch(const Kernel& kernel, const uint32_t grid[3], size_t shared, const void* arguments);
     void run_block();
     std::string describe_shared(const unsigned char* at) const;
-    // Whether these two places have not yet been complained of in this launch.
+    // Whether this launch has no complaint about these two places yet.
     bool new_complaint(const void* place, int32_t other);
     void begin_shared();
     void end_shared();
@@ -193,7 +195,7 @@ std::string text(const char* format, ...) __attribute__((format(printf, 1, 2)));
 std::string source(const void* where);
 // "thread 3 of block 0" of the running fiber.
 std::string whereabouts();
-// Whether kernels run as if the barrier or wait of this place were not there.
+// Whether the barrier or wait at this place is removed.
 bool removed(const char* file, int line);
 
 constexpr size_t ARENA_BYTES = 1u << 20;  // pieces and the zones between
@@ -207,12 +209,12 @@ constexpr bool RACE = true;
 constexpr bool RACE = false;
 #endif
 
-// What the running thread does to memory, for accesses that the kernel does not make itself.
+// Notes accesses that the harness makes for the running thread.
 void note_load(const void* from, size_t bytes, const void* where);
 void note_store(const void* to, size_t bytes, const void* where);
-// Whether nobody touched `bytes` at `at` since this thread's copy into it was issued.
+// Checks that no thread touched `bytes` at `at` since this thread's copy into it was issued.
 void note_copy_end(const void* at, size_t bytes, const void* where);
-// What happens to a word atomically.
+// Notes an atomic operation.
 void note_atomic(const void* at, size_t bytes);
 void* reserve_shadow(size_t bytes);
 void release_shadow(void* shadow, size_t bytes);

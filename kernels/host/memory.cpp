@@ -1,5 +1,5 @@
-// Memory: the device's, in a range of its own with zones around every allocation; a block's shared pieces; copies
-// between the two.
+// Memory: that of the device, in its own address range with zones around every allocation; the shared pieces of a block;
+// copies between the two.
 #include <sys/mman.h>
 
 #include "machine.h"
@@ -10,7 +10,7 @@ namespace {
 
 constexpr size_t RESERVED = size_t(1) << 35;
 constexpr size_t PAGE = 4096;
-// Beside every allocation. Beyond it there is no memory at all.
+// The zone beside every allocation. After it there is no memory.
 constexpr size_t GUARD = 4096;
 constexpr size_t ALIGNMENT = 256;
 
@@ -39,7 +39,7 @@ void* Device::allocate(size_t bytes) {
     if (mprotect(base + used, next - used, PROT_READ | PROT_WRITE) != 0) return nullptr;
     guard(base + used, GUARD);
     guard(base + end, next - end);
-    // One page that is not there before what comes next.
+    // One inaccessible page before the next allocation.
     used = next + PAGE;
     static_assert(GUARD % ALIGNMENT == 0 && PAGE % ALIGNMENT == 0);
     allocations.push_back({base + begin, bytes});
@@ -79,7 +79,7 @@ EFFNET_UNSANITISED std::string Device::check() {
         unsigned char* first = nullptr;
         size_t wrong = 0;
         for (unsigned char* at = g.begin; at < g.end; at++) {
-            // Eight at a time while all is well.
+            // Eight bytes at a time until one differs.
             while (at + 8 <= g.end) {
                 uint64_t word;
                 __builtin_memcpy(&word, at, 8);
@@ -228,7 +228,7 @@ void copy_async_wait(int groups, const char* file, int line) {
     Machine& m = *active;
     Fiber& fiber = *m.current;
     size_t done = 0;
-    // Groups are closed in order, so the copies of the first ones lie first.
+    // Groups are closed in order, so the copies of earlier groups come first.
     while (done < fiber.copies.size() && fiber.copies[done].group + unsigned(groups) < fiber.group) {
         const Copy& copy = fiber.copies[done];
         if (m.options.late_copies) perform(copy);

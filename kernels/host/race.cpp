@@ -1,11 +1,10 @@
 // The race checker, and the counting of memory traffic.
 //
 // In the `race` build kernels are compiled with -fsanitize=thread, which calls a hook before every access to memory.
-// The hooks are these, not the sanitiser's own: they know fibers, barriers and blocks. For every two bytes of shared
-// and global memory a cell remembers the last write and who has read since. Two accesses of which one is a write
-// must be ordered: by a barrier of the block, by a warp barrier between lanes of a warp, or by being in different
-// launches. Blocks of one launch are never ordered. Whether the accesses come near each other in the order in which
-// fibers happen to run does not matter.
+// These hooks replace those of the sanitiser: they know fibers, barriers and blocks. For every two bytes of shared and
+// global memory a cell stores the last write and the readers since then. Two accesses, one of them a write, must be
+// ordered: by a barrier of the block, by a warp barrier between lanes of a warp, or by different launches. Blocks of one
+// launch are never ordered. The order in which the fibers actually run does not matter.
 #include <sys/mman.h>
 
 #include "machine.h"
@@ -39,7 +38,7 @@ struct Cell {
     int32_t write_place, read_place;
 };
 
-// A stamp says who, and when:
+// A stamp contains the thread and the time:
 //   bits 0..31 the interval between barriers, 32..41 the thread, 42..60 its warp's barriers so far;
 //   of reads: 61 other blocks have read too, 62 other warps in this interval, 63 other lanes in this warp's epoch.
 constexpr uint64_t OTHER_BLOCKS = uint64_t(1) << 61;
@@ -47,7 +46,7 @@ constexpr uint64_t OTHER_WARPS = uint64_t(1) << 62;
 constexpr uint64_t OTHER_LANES = uint64_t(1) << 63;
 constexpr uint64_t WHO_AND_WHEN = OTHER_BLOCKS - 1;
 
-// In place of the last write: nobody may touch these bytes; nobody has written them yet.
+// Special values of the last write: forbidden bytes, and bytes that were never written.
 constexpr uint64_t FORBIDDEN = ~uint64_t(0), NEVER_WRITTEN = ~uint64_t(0) - 1;
 
 uint32_t interval_of(uint64_t stamp) { return uint32_t(stamp); }
@@ -90,7 +89,7 @@ std::string where(const Machine& m, const void* at) {
              (mark == FORBIDDEN ? "" : ", which nobody has written"));
 }
 
-// Whether a write that was stamped so is ordered before an access of this thread.
+// Whether a write with this stamp is ordered before an access of this thread.
 inline bool ordered(const Machine& m, uint64_t stamp, uint64_t own) {
     const uint32_t interval = interval_of(stamp);
     if (interval < m.launch_interval) return true;
@@ -100,7 +99,7 @@ inline bool ordered(const Machine& m, uint64_t stamp, uint64_t own) {
     return thread == self || (thread / LANES_OF_WARP == self / LANES_OF_WARP && epoch_of(stamp) != epoch_of(own));
 }
 
-// The same for what is noted of the reads.
+// The same for the stamp of the reads.
 inline bool reads_ordered(const Machine& m, uint64_t stamp, uint64_t own) {
     const uint32_t interval = interval_of(stamp);
     if (interval < m.launch_interval) return true;
@@ -113,7 +112,7 @@ inline bool reads_ordered(const Machine& m, uint64_t stamp, uint64_t own) {
     return thread == self && !(stamp & OTHER_LANES);
 }
 
-// The reads so far and one more.
+// The stamp of the reads with one more.
 inline uint64_t with_read(const Machine& m, uint64_t stamp, uint64_t own) {
     const uint32_t interval = interval_of(stamp);
     if (interval < m.launch_interval) return own;
@@ -157,7 +156,7 @@ inline void touch(Machine& m, Cell* cells, const unsigned char* at, size_t bytes
     }
 }
 
-// Regions lately used, by page.
+// Recently used regions, by page.
 thread_local Region* recent[64];
 
 template <bool WRITES>
@@ -234,7 +233,7 @@ void release_shadow(void* shadow, size_t bytes) { munmap(shadow, shadow_bytes(by
 
 void mark_shadow(void* shadow, size_t offset, size_t bytes, Mark mark) {
     static constexpr uint64_t marks[] = {0, FORBIDDEN, NEVER_WRITTEN};
-    // A cell that only begins among the bytes before is theirs.
+    // A cell that begins before these bytes belongs to the bytes before.
     const size_t first = (offset + GRANULE - 1) / GRANULE, last = (offset + bytes) / GRANULE;
     Cell* cells = reinterpret_cast<Cell*>(shadow);
     for (size_t i = first; i < last; i++) cells[i] = {marks[int(mark)], 0, 0, 0};

@@ -1,7 +1,7 @@
 // What `device.cuh` sees instead of CUDA when g++ compiles the kernels for the CPU.
 //
-// Every thread of a block is a fiber (fibers.cpp), so a barrier is a switch to the next fiber. Everything that
-// passes between threads goes through the functions below, which check what CUDA leaves undefined.
+// Every thread of a block is a fiber (fibers.cpp), so a barrier is a switch to the next fiber. All communication between
+// threads goes through the functions below, which check what CUDA leaves undefined.
 #pragma once
 
 #include "types.h"
@@ -47,7 +47,7 @@ void sync_warp(unsigned mask, const char* file, int line);
 
 enum class WarpOperation { Barrier, ShuffleXor, Shuffle, ShuffleDown, ShuffleUp, Ballot, LoadMatrix, Multiply };
 
-// Waits for the other lanes. `operands` and `result` are those of this lane; the last lane to come does the work.
+// Waits for the other lanes. Operands and `result` are those of this lane; the lane that arrives last does the work.
 struct Exchange {
     WarpOperation operation;
     unsigned mask;
@@ -93,7 +93,7 @@ void mma_tiles(float* c, const uint32_t* a, const uint32_t* b, int m, int n) {
 
 // ---- functions --------------------------------------------------------------------------------------------
 
-// Right to 11 bits, like the special-function unit: what must not depend on more is seen not to.
+// Exact to 11 bits, like the special-function unit, so tests detect code that needs more.
 static inline float tanh_approximate(float x) {
     const uint32_t bits = __float_as_uint(tanhf(x));
     return __uint_as_float((bits + 0x1000) & ~0x1fffu);

@@ -1,4 +1,4 @@
-// What a warp does together: shuffles, ballots, matrix loads and products. The last lane to come computes for all.
+// Operations of a warp: shuffles, ballots, matrix loads and products. The lane that arrives last computes for all.
 #include "machine.h"
 
 namespace host {
@@ -19,10 +19,10 @@ const char* name_of(WarpOperation operation) {
     return "";
 }
 
-void shuffle_all(Warp& warp) {
-    uint64_t values[LANES_OF_WARP];
-    const int bytes = warp.lanes[0]->bytes;
-    for (unsigned lane = 0; lane < LANES_OF_WARP; lane++) memcpy(&values[lane], warp.lanes[lane]->value, bytes);
+template <typename Word>
+void shuffle_words(Warp& warp) {
+    Word values[LANES_OF_WARP];
+    for (unsigned lane = 0; lane < LANES_OF_WARP; lane++) memcpy(&values[lane], warp.lanes[lane]->value, sizeof(Word));
     for (int lane = 0; lane < int(LANES_OF_WARP); lane++) {
         const Exchange& e = *warp.lanes[lane];
         const int own = *static_cast<const int*>(e.second);
@@ -35,7 +35,17 @@ void shuffle_all(Warp& warp) {
             default: break;
         }
         if (from < 0 || from >= int(LANES_OF_WARP)) from = lane;
-        memcpy(e.result, &values[from], bytes);
+        memcpy(e.result, &values[from], sizeof(Word));
+    }
+}
+
+void shuffle_all(Warp& warp) {
+    switch (warp.lanes[0]->bytes) {
+        case 1: return shuffle_words<uint8_t>(warp);
+        case 2: return shuffle_words<uint16_t>(warp);
+        case 4: return shuffle_words<uint32_t>(warp);
+        case 8: return shuffle_words<uint64_t>(warp);
+        default: fail("a shuffle of %d bytes", warp.lanes[0]->bytes);
     }
 }
 

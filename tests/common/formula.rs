@@ -1,4 +1,4 @@
-//! Numbers from names: the same values in every test, on every machine, in any language, with nothing stored.
+//! Numbers from names: the same values on every machine and in any language, without storing them.
 //!
 //! A tensor's name is hashed (FNV-1a, 64 bits); the hash starts a SplitMix64 sequence (Steele, Lea & Flood
 //! 2014), whose i-th output gives the i-th element.

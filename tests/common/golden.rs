@@ -1,5 +1,5 @@
-//! The golden files: what they hold, how the values they start from are made, and the rule by which an
-//! implementation is judged. `tests/golden/README.md` has all of it in words.
+//! The golden files: their contents, how the initial values are made, and the rule by which an implementation is judged.
+//! `tests/golden/README.md` explains it in words.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use super::formula::Formula;
 
-/// One tensor, summed up.
+/// The summary of one tensor.
 #[derive(Deserialize)]
 pub struct Summary {
     pub n: usize,
@@ -188,7 +188,7 @@ pub fn parameters(table: &ParamTable) -> Vec<f32> {
     values
 }
 
-/// The largest errors that are let through.
+/// The largest errors that are allowed.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
     pub eval_logits: f64,
@@ -203,7 +203,7 @@ pub struct Bounds {
 }
 
 impl Bounds {
-    /// The rule for fp32: four times what PyTorch's own fp32 misses, with a floor.
+    /// The rule for fp32: four times the error of PyTorch's own fp32, with a floor.
     pub fn float32(e: &Float32Error) -> Bounds {
         let later = |e: f64| (4.0 * e).max(1e-4);
         let first = |e: f64| (4.0 * e).max(2e-6);
@@ -248,7 +248,7 @@ impl Report {
     }
 
     fn note(&mut self, what: &str, error: f64, bound: f64) {
-        // Asked this way round, NaN fails.
+        // Written this way, NaN fails.
         let within = error <= bound;
         if !within {
             self.failures.push(format!("{what}: error {error:.2e}, bound {bound:.2e}"));
@@ -266,7 +266,7 @@ impl Report {
         self.judge(what, (error / square(&mut expected.iter().copied())).sqrt(), bound);
     }
 
-    /// Tensors by their probes: all together, and each that is large by itself.
+    /// Tensors by their probes: all together, and each large one by itself.
     pub fn tensors(
         &mut self,
         what: &str,

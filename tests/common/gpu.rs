@@ -1,8 +1,8 @@
-//! The GPUs that tests run on: the host harness, and a real one through NVIDIA's driver.
+//! The GPUs that tests use: the host harness, and a real GPU through NVIDIA's driver.
 //!
-//! A test of the CUDA engine is written once, over a [`TestGpu`], and becomes two by [`on_cuda`]: `on_the_harness`,
-//! which runs everywhere, and `on_a_gpu`, which is *ignored*, and listed as such by name, where the build found no GPU
-//! or has no kernels (`build.rs` says how to decide otherwise). `cargo test on_a_gpu` runs the latter alone.
+//! A test of the CUDA engine is written once, for any [`TestGpu`], and [`on_cuda`] makes two tests of it: `on_the_harness`,
+//! which runs everywhere, and `on_a_gpu`, which is listed as *ignored* if the build found no GPU or has no kernels
+//! (`build.rs` explains how to change that). `cargo test on_a_gpu` runs only the latter.
 
 use std::fmt::Debug;
 use std::sync::{Mutex, OnceLock};
@@ -15,12 +15,12 @@ use effnet_kernel_host::{BUILD, Build, Count, Options};
 use super::host_gpu::HostGpu;
 
 pub trait TestGpu: Gpu + Sized + 'static {
-    /// How it is run. Every way must give the same bits.
+    /// A way of running kernels. All must give the same bits.
     type Way: Copy + Debug + 'static;
-    /// All there are; the results of the first are what is compared.
+    /// All ways. The results of the first are compared with the expected ones.
     const WAYS: &'static [Self::Way];
 
-    /// Those that one pass is run in, in this storage type.
+    /// The ways in which a single pass is run in this storage type.
     fn ways(_: Precision) -> &'static [Self::Way] {
         Self::WAYS
     }
@@ -42,7 +42,7 @@ impl TestGpu for HostGpu {
 
     fn ways(precision: Precision) -> &'static [Options] {
         match (BUILD, precision) {
-            // These see what is wrong in any order, and take several times as long.
+            // These builds detect mistakes in any order, and take several times as long.
             (Build::Race, _) | (_, Precision::Bf16) => &Options::ALL[1..2],
             (Build::Address, _) => &Options::ALL[..2],
             (Build::Plain, _) => &Options::ALL,
@@ -58,7 +58,7 @@ impl TestGpu for HostGpu {
         Ok(())
     }
 
-    /// A launch that wrote there has failed.
+    /// A launch that writes there has already failed.
     fn kept(&mut self, _: Address, _: usize) -> Result<bool> {
         Ok(true)
     }
@@ -72,7 +72,7 @@ impl TestGpu for HostGpu {
     }
 }
 
-/// The hardware orders threads as it likes: the same is run twice.
+/// The order of threads is up to the hardware, so everything is run twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Run {
     First,
@@ -82,7 +82,8 @@ pub enum Run {
 /// What forbidden bytes hold; as numbers of any type, NaN.
 const FORBIDDEN: u8 = 0xff;
 
-/// One that is never dropped: with the last that is, the card's context goes, and making it takes longer than a test.
+/// A driver that is never dropped. Dropping the last one would destroy the card's context, and creating that takes longer
+/// than a test.
 static KEPT: OnceLock<Mutex<Driver>> = OnceLock::new();
 
 fn driver() -> Driver {

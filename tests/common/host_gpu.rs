@@ -1,6 +1,6 @@
-//! The engine's GPU as the host harness: the same kernels, run on the CPU, watched.
+//! The host harness as the engine's GPU: the same kernels run on the CPU and are watched.
 //!
-//! Ranks are threads, each with a device of its own; how they exchange is in [`collectives`].
+//! Ranks are threads, each with its own device; [`collectives`] contains their exchange.
 
 mod collectives;
 
@@ -55,7 +55,7 @@ pub struct HostGpu {
     staging: Vec<StagingPair>,
     marks: Vec<Instant>,
     collectives: Collectives,
-    /// So far, replayed ones too.
+    /// Launches so far, including those of graphs.
     pub launches: u64,
 }
 
@@ -179,13 +179,13 @@ impl HostGpu {
         }
     }
 
-    /// Lets a transfer to the device that was started happen.
+    /// Completes a transfer to the device that was started.
     fn finish_sending(&mut self, staging: Staging) {
         let pair = &mut self.staging[staging.0];
         if let Some(bytes) = pair.sending.take() {
             let (from, to) = (&pair.host, pair.device.0 as *mut u8);
-            // SAFETY: the device's buffer was allocated with the host's length, of which `bytes` are a part. What is
-            // not sent is undefined: it is made such that it is noticed.
+            // SAFETY: the device's buffer was allocated with the host's length, of which `bytes` are a part. The
+            // bytes that are not sent are undefined: they get values that tests notice.
             unsafe {
                 std::ptr::copy(from.as_ptr(), to, bytes);
                 std::ptr::write_bytes(to.add(bytes), 0xa5, from.len() - bytes);
@@ -365,7 +365,7 @@ impl Gpu for HostGpu {
         self.mark()
     }
 
-    /// The workspace is made NaN: a pass finds there what the one before has left.
+    /// The workspace is filled with NaN. Afterwards a pass finds there what the previous one wrote.
     fn describe(&mut self, at: Address, bytes: usize, label: &str) {
         self.device.label(at.0, bytes, label);
         self.places.insert(label.to_string(), (at, bytes));

@@ -1,7 +1,8 @@
-//! What the tests share: values from names, the f64 oracle, one comparison for every pass, the golden files, GPUs: one
-//! that is none, and a real one.
+//! The kit of the tests: values from names, the f64 oracle, one comparison for all passes, the golden files, and GPUs: the
+//! host harness, and a real one.
 //!
-//! Each file of `tests/` is a program of its own and uses a part of this.
+//! Each folder of `tests/` is a program and uses a part of this. What tests of data and of whole runs need is in
+//! `data_support.rs` and `train_support.rs`, without the harness.
 #![allow(dead_code)]
 
 pub mod fixture;

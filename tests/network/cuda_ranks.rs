@@ -1,4 +1,4 @@
-//! Ranks that share steps on the CUDA engine: bit by bit what one rank gets that adds up as many micro-batches.
+//! Ranks that share steps on the CUDA engine get, bit by bit, what one rank gets that accumulates as many micro-batches.
 
 use std::sync::Arc;
 
@@ -75,9 +75,9 @@ fn running_statistics_are_the_average_of_the_ranks() {
     }
 }
 
-/// Where ranks take the statistics of batch norms together, a batch in pieces gives what it gives as a whole: what is
-/// rounded differs, which the gradients of an untrained network amplify some tenfold. With statistics of each rank's own
-/// they have little to do with those of the whole.
+/// With batch norms synchronised over the ranks, a batch in pieces gives what the whole batch gives, apart from rounding,
+/// which the gradients of an untrained network amplify about tenfold. With separate statistics the gradients are
+/// entirely different.
 #[test]
 #[cfg_attr(not(target_arch = "x86_64"), ignore = "the host harness runs on x86-64 only")]
 fn statistics_taken_together_are_those_of_the_whole_batch() {
@@ -170,10 +170,10 @@ fn step_of_gradients(trial: &Trial, ops: &mut CudaOps<HostGpu>, gradients: &[f32
     trial.outcome(ops)
 }
 
-/// Each rank's are finite, so none has raised the flag.
+/// The gradients of each rank are finite, so no rank raises the flag before the sum.
 #[test]
 #[cfg_attr(not(target_arch = "x86_64"), ignore = "the host harness runs on x86-64 only")]
-fn a_sum_that_overflows_skips_the_step() {
+fn sum_that_overflows_skips_the_step() {
     let trial = Trial::new(Precision::Fp32, 2);
     let all = trial.table.trainable();
     ranks(2, |rank, group| {
@@ -181,7 +181,7 @@ fn a_sum_that_overflows_skips_the_step() {
         ops.connect(&group).unwrap();
         let mut before = vec![0.0; trial.table.total()];
         ops.read_state(Buffer::Parameters, &mut before).unwrap();
-        // The last one is behind the last whole vector.
+        // The last one lies after the last whole vector.
         for at in [0, 1234, all - 1] {
             let mut gradients = vec![1.0; all];
             gradients[at] = f32::MAX;
@@ -197,7 +197,7 @@ fn a_sum_that_overflows_skips_the_step() {
 
 #[test]
 #[cfg_attr(not(target_arch = "x86_64"), ignore = "the host harness runs on x86-64 only")]
-fn the_profile_has_every_bucket_of_every_step() {
+fn profile_lists_every_bucket_of_every_step() {
     let trial = Trial::new(Precision::Fp32, 2);
     let reports = ranks(2, |rank, group| {
         let mut ops = trial.ops::<HostGpu>(HostGpu::WAYS[rank], 1.0);
@@ -236,7 +236,7 @@ fn the_profile_has_every_bucket_of_every_step() {
 
 #[test]
 #[cfg_attr(not(target_arch = "x86_64"), ignore = "the host harness runs on x86-64 only")]
-fn nothing_is_exchanged_in_silence_or_left_out() {
+fn exchange_without_a_group_or_with_gaps_is_refused() {
     let trial = Trial::new(Precision::Fp32, 1);
     let mut alone = HostGpu::open(HostGpu::WAYS[0]);
     let refused = [
@@ -267,7 +267,7 @@ fn nothing_is_exchanged_in_silence_or_left_out() {
     });
 }
 
-/// What runs on the harness's stream for collectives by itself.
+/// Tests the gather alone.
 #[test]
 #[cfg_attr(not(target_arch = "x86_64"), ignore = "the host harness runs on x86-64 only")]
 fn bytes_are_gathered_in_rank_order() {

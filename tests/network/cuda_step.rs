@@ -1,6 +1,6 @@
-//! One training step of B0 on the CUDA engine, its kernels run by the host harness or by a GPU: against the CPU's operators,
-//! against what storing activations in a half type does by itself, the same bits in every order, and twenty steps that
-//! learn a batch by heart.
+//! Training steps of B0 on the CUDA engine, whose kernels run on the host harness or on a GPU. One step is compared with
+//! the CPU's operators, with the effect of storing activations in a half type alone, and with itself in other orders.
+//! Twenty steps learn a batch by heart.
 
 use crate::common::fixture::{doubles, equal_bits, norm};
 use crate::common::formula::Formula;
@@ -24,7 +24,7 @@ struct Trial {
     update: Update,
 }
 
-/// What a step leaves.
+/// The state after a step.
 struct Step {
     figures: StepFigures,
     logits: Vec<f32>,
@@ -140,7 +140,7 @@ fn trial() -> Trial {
     Trial::new(4, 64, true)
 }
 
-/// So that fp16 gradients do not vanish.
+/// A loss scale with which fp16 gradients do not vanish.
 fn scale(precision: Precision) -> f32 {
     if precision == Precision::Fp16 { 256.0 } else { 1.0 }
 }
@@ -168,7 +168,7 @@ fn loss_error(got: &Step, expected: &Step) -> f64 {
     (got.figures.loss / expected.figures.loss - 1.0).abs()
 }
 
-fn a_step_in_fp32_agrees_with_the_cpu<G: TestGpu>() {
+fn step_in_fp32_agrees_with_the_cpu<G: TestGpu>() {
     let (cpu, cuda) = on_cpu_and_cuda::<G>(Precision::Fp32);
     let of = |part: fn(&Step) -> &Vec<f32>| error(&doubles(part(&cuda)), &doubles(part(&cpu)));
     expect(
@@ -181,9 +181,9 @@ fn a_step_in_fp32_agrees_with_the_cpu<G: TestGpu>() {
         ],
     );
 }
-on_cuda!(a_step_in_fp32_agrees_with_the_cpu);
+on_cuda!(step_in_fp32_agrees_with_the_cpu);
 
-/// Logits and gradients of the oracle in f64 where nothing is rounded, or nothing but what a device stores in `precision`:
+/// Logits and gradients of the oracle in f64. With a `precision`, only the values that a device stores in it are rounded:
 /// activations, their gradients and the weights of the pointwise products.
 fn on_reference(trial: &Trial, precision: Option<Precision>) -> (Vec<f64>, Vec<f64>) {
     let Trial { network, table, .. } = trial;
@@ -213,7 +213,7 @@ fn on_reference(trial: &Trial, precision: Option<Precision>) -> (Vec<f64>, Vec<f
         for tensor in pass.written() {
             if tensor.kind == Kind::Activation {
                 let stored = round(&reference.get(tensor));
-                // Statistics are those of what was stored.
+                // Statistics are taken of the stored values.
                 if let Some(bn) = own_norm(pass) {
                     reference.take_statistics(&bn, &stored);
                 }
@@ -229,7 +229,7 @@ fn on_reference(trial: &Trial, precision: Option<Precision>) -> (Vec<f64>, Vec<f
     (reference.get(network.logits).to_vec(), gradients)
 }
 
-/// The batch norm whose statistics a pass takes of what it stores.
+/// The batch norm whose statistics a pass takes of its output.
 fn own_norm(pass: &Pass) -> Option<BatchNorm> {
     let mut own = None;
     pass.parts(&mut |part| {
@@ -240,16 +240,16 @@ fn own_norm(pass: &Pass) -> Option<BatchNorm> {
     own
 }
 
-/// The loss and the weights after the step agree with fp32's within 2e-2. The logits and the gradients of an untrained
-/// network do not, whoever computes them: its last batch norms see 16 values and amplify every rounding (in fp32 by some
-/// 300). So these are held to what rounding the stored values does by itself, where all else is exact: fp16 gradients
-/// are off by 4.1e-2 then, bf16's by 0.27.
+/// The loss and the weights after the step agree with those of fp32 within 2e-2. The logits and the gradients of an
+/// untrained network do not on any device: its last batch norms see 16 values and amplify every rounding (about
+/// 300 times in fp32). So their errors are compared with those of rounding the stored values alone, with exact arithmetic:
+/// 4.1e-2 for fp16 gradients, 0.27 for bf16.
 ///
-/// The kernels round more: beside the four tensors of a block that are stored going forward and the three going back,
-/// the operands of the depthwise convolution and of the products, two and three. That makes √(12/7) = 1.3 times the
-/// error, so 1.5 bounds the gradients' millions of values. The logits are forty, whose amplified error has few
-/// directions: two draws of it may differ by half as much again, 1.5 · 1.3.
-fn a_step_in_a_half_type_is_off_by_its_storage<G: TestGpu>(precision: Precision) {
+/// The kernels round more: a block stores four tensors in the forward pass and three in the backward pass, and they also
+/// round five operands of the depthwise convolution and the products. That makes √(12/7) = 1.3 times the error, so 1.5
+/// bounds the millions of gradients. The logits are only forty, whose amplified error has few directions: two draws of it
+/// may differ by another half, so the bound is 1.5 · 1.3.
+fn step_in_a_half_type_differs_only_by_its_storage<G: TestGpu>(precision: Precision) {
     let (cpu, cuda) = on_cpu_and_cuda::<G>(precision);
     let trial = trial();
     let (logits, gradients) = on_reference(&trial, None);
@@ -265,10 +265,16 @@ fn a_step_in_a_half_type_is_off_by_its_storage<G: TestGpu>(precision: Precision)
         ],
     );
 }
-on_cuda!(a_step_in_fp16_agrees, a_step_in_a_half_type_is_off_by_its_storage(Precision::Fp16));
-on_cuda!(a_step_in_bf16_agrees, a_step_in_a_half_type_is_off_by_its_storage(Precision::Bf16));
+on_cuda!(
+    step_in_fp16_differs_only_by_its_storage,
+    step_in_a_half_type_differs_only_by_its_storage(Precision::Fp16)
+);
+on_cuda!(
+    step_in_bf16_differs_only_by_its_storage,
+    step_in_a_half_type_differs_only_by_its_storage(Precision::Bf16)
+);
 
-fn a_step_is_the_same_bit_by_bit_in_every_run<G: TestGpu>() {
+fn step_is_the_same_bit_by_bit_in_every_run<G: TestGpu>() {
     let trial = Trial::new(2, 32, true);
     let mut first: Option<Step> = None;
     for way in G::WAYS {
@@ -286,7 +292,7 @@ fn a_step_is_the_same_bit_by_bit_in_every_run<G: TestGpu>() {
         first.get_or_insert(step);
     }
 }
-on_cuda!(a_step_is_the_same_bit_by_bit_in_every_run);
+on_cuda!(step_is_the_same_bit_by_bit_in_every_run);
 
 /// On the CPU the loss falls from 5.17 to 0.76 with it.
 const RATE: f32 = 3e-3;

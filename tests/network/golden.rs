@@ -15,7 +15,7 @@ use effnet::ops::cuda::driver::Driver;
 use effnet::ops::cuda::{CudaDevice, CudaOps, Precision};
 use effnet::ops::{Buffer, Ops, Pass, Plan, StateSize, Statistics, StepParams, Tensor};
 
-/// A device under test, spoken to in f64.
+/// A device under test, with values in f64.
 trait Backend: Ops + Sized {
     fn plan(network: &Network) -> Plan;
     fn new(table: &ParamTable, plans: &[&Plan]) -> Self;
@@ -99,7 +99,7 @@ struct Trial {
     values: Vec<f32>,
     image: Vec<f64>,
     train: Network,
-    /// Without masks, moving the running statistics all the way to the batch's.
+    /// Without masks; the running statistics become those of the batch.
     calibrate: Network,
     evaluate: Network,
 }
@@ -143,13 +143,13 @@ impl Trial {
         (B::new(&self.table, &plans.each_ref()), plans)
     }
 
-    /// Starts a network: binds its plan and hands over image, labels and masks.
+    /// Starts a network: binds its plan and uploads image, labels and masks.
     fn start<B: Backend>(&self, ops: &mut B, network: &Network, plan: &Plan) {
         ops.bind(plan).unwrap();
         self.feed(ops, network);
     }
 
-    /// The plan may let tensors share the image's memory once it has been read, so every step is fed anew.
+    /// Uploads image, labels and masks. This is necessary for each step, since other tensors may reuse the image's memory.
     fn feed<B: Backend>(&self, ops: &mut B, network: &Network) {
         ops.put_values(network.image, &self.image);
         if network.config.statistics == Statistics::Batch {
@@ -247,7 +247,7 @@ impl Trial {
         report.vector("calibrated eval logits", &logits(ops), expected, bound);
     }
 
-    /// Everything the file holds.
+    /// Compares everything in the file.
     fn run<B: Backend>(&self, bounds: &Bounds) -> Report {
         let (mut ops, plans) = self.device::<B>();
         let mut report = Report::default();
@@ -268,12 +268,12 @@ fn tell(file: &str, report: Report) -> Vec<String> {
     report.failures.into_iter().map(|failure| format!("{file}: {failure}")).collect()
 }
 
-/// Both sides compute in f64, so what is left is rounding, grown by batch norms over few values and by two
-/// further steps: 6e-13 at most (a gradient of B4), where fp32 has 2e-4.
+/// Both sides compute in f64, so the difference is rounding, amplified by batch norms over few values and by two further
+/// steps: at most 6e-13 (a gradient of B4), compared with 2e-4 in fp32.
 const DOUBLE: f64 = 1e-11;
 
 #[test]
-fn the_oracle_meets_the_golden_values() {
+fn oracle_meets_the_golden_values() {
     let failures: Vec<String> = files()
         .iter()
         .flat_map(|path| {
@@ -286,7 +286,7 @@ fn the_oracle_meets_the_golden_values() {
 }
 
 #[test]
-fn the_cpu_meets_the_golden_values() {
+fn cpu_meets_the_golden_values() {
     let failures: Vec<String> = files()
         .iter()
         .flat_map(|path| {
@@ -298,7 +298,7 @@ fn the_cpu_meets_the_golden_values() {
     assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
 
-/// Files whose images are 64 pixels wide: larger ones would take the harness minutes.
+/// The files with images of 64 pixels. Larger images take minutes on the harness.
 const SMALL: [&str; 3] =
     ["efficientnet_b0_64.json", "efficientnet_b0_64_masks.json", "tf_efficientnet_b0_64.json"];
 
@@ -309,13 +309,13 @@ fn kernels_meet<G: TestGpu>(golden: Golden) {
     assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
 
-on_cuda!(the_kernels_meet_the_golden_values, kernels_meet(Golden::own(SMALL[0])));
-on_cuda!(the_kernels_meet_the_golden_values_with_masks, kernels_meet(Golden::own(SMALL[1])));
-on_cuda!(the_kernels_meet_the_golden_values_of_tensorflow_s_form, kernels_meet(Golden::own(SMALL[2])));
+on_cuda!(kernels_meet_the_golden_values, kernels_meet(Golden::own(SMALL[0])));
+on_cuda!(kernels_meet_the_golden_values_with_masks, kernels_meet(Golden::own(SMALL[1])));
+on_cuda!(kernels_meet_the_golden_values_of_tensorflow_s_form, kernels_meet(Golden::own(SMALL[2])));
 
 #[test]
 #[cfg_attr(not(effnet_gpu), ignore = "needs an NVIDIA GPU")]
-fn every_file_s_golden_values_are_met_on_a_gpu() {
+fn larger_golden_files_are_met_on_a_gpu() {
     for golden in files().iter().map(|path| Golden::read(path)) {
         if !SMALL.contains(&&golden.file[..]) {
             kernels_meet::<Driver>(golden);
@@ -323,14 +323,14 @@ fn every_file_s_golden_values_are_met_on_a_gpu() {
     }
 }
 
-/// With one tensor zeroed, the comparison must fail, and by what the network does: the parameters themselves,
-/// whose comparison would notice trivially, are not looked at.
+/// With one tensor zeroed, the comparison must fail because of what the network computes: the parameters themselves,
+/// which would trivially differ, are not compared.
 ///
-/// No tensor is exempt. Some have no influence on the training logits, in theory: running statistics, and the
-/// bias that ends a block, which the batch norm after the next pointwise convolution removes. But these show
-/// in the running statistics.
+/// There is no exception. In theory some tensors do not affect the training logits: running statistics, and the bias at
+/// the end of a block, which the batch norm after the next pointwise convolution removes. But they change the running
+/// statistics.
 #[test]
-fn the_comparison_notices_every_zeroed_tensor() {
+fn comparison_notices_every_zeroed_tensor() {
     let mut trial = Trial::new(Golden::own("efficientnet_b0_64.json"));
     let bounds = Bounds::float32(&trial.golden.float32_reference_error);
     let (mut ops, plans) = trial.device::<CpuOps>();
@@ -354,7 +354,7 @@ fn the_comparison_notices_every_zeroed_tensor() {
         trial.values[entry.range()].copy_from_slice(&intact);
     }
     assert!(unnoticed.is_empty(), "nothing changes without {unnoticed:?}");
-    // The same procedure finds nothing where nothing was zeroed.
+    // Without a zeroed tensor the same procedure finds nothing.
     let mut report = Report::default();
     ops.write_state(Buffer::Parameters, &trial.values).unwrap();
     trial.first_forward(&mut ops, &plans[0], &bounds, &mut report);

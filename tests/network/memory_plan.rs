@@ -84,7 +84,7 @@ fn play(network: &Network, batches: &[Vec<Pass>], plan: &Plan, device: &Half) {
 }
 
 #[test]
-fn no_tensor_is_overwritten_while_it_is_needed() {
+fn tensors_are_not_overwritten_while_they_are_needed() {
     for stores_expanded in [true, false] {
         let device = Half { stores_expanded };
         for (variant, side) in [(Variant::B0, 33), (Variant::B1, 64), (Variant::B4, 47)] {

@@ -1,9 +1,9 @@
-//! The bytes that the kernels really load and store in a step of B0, counted access by access by the harness's `race`
-//! build, beside the fewest that the passes need: each activation that a pass names, once.
+//! The bytes that the kernels load and store in a step of B0, counted access by access by the harness's `race` build, next
+//! to the minimum that the passes need: each activation that a pass names, once.
 //!
-//! Counts are an upper bound of what goes through memory. A narrow tensor that is read again for the next slice of the
-//! wide side, by a neighbour in the grid, comes from the second-level cache of a GPU: its factor is said, and it counts
-//! once beside the plan. What strips and tiles read of their neighbours' rows counts in full.
+//! Counts are an upper bound of the traffic of memory. A narrow tensor that neighbours in the grid read again, for the
+//! next slice of the wide side, comes from the second-level cache of a GPU: its factor is printed, and it counts once
+//! when compared with the plan. Rows that strips and tiles read from their neighbours count in full.
 //!
 //! ```sh
 //! EFFNET_HARNESS=race cargo test --test network traffic -- --ignored --nocapture
@@ -141,7 +141,7 @@ const PLAN: f64 = 93.3e6;
 
 #[test]
 #[ignore = "needs the harness's race build"]
-fn a_step_moves_what_the_plan_says() {
+fn step_moves_the_planned_bytes() {
     let images = 2;
     let traffic = count(images, 224, Precision::Fp16);
     let mut sum = Bytes::default();

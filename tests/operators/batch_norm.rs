@@ -1,5 +1,5 @@
-//! Batch norm outside training: coefficients from the running statistics. What it does in training is part of
-//! every convolution's pass, and tested there; but for what a GPU's blocks leave, whose merging is tested here.
+//! Batch norm in inference: coefficients from the running statistics. In training, batch norm is a part of each
+//! convolution's pass and is tested there. Here are also the tests of how a GPU merges the partial results of its blocks.
 
 use crate::common::fixture::cases::{Case, check_on_cpu, on_every_device};
 use crate::common::fixture::{Fixture, UNIT, equal_bits, tolerance};
@@ -19,7 +19,7 @@ fn inference_cases() -> Vec<Case> {
                 let mut bn = f.norm("bn", channels, 10);
                 bn.statistics = Statistics::Running;
                 bn.eps = eps;
-                // A variance near eps, so that eps is seen.
+                // A variance near eps, so that a wrong eps shows.
                 bn.running_var = f.param("small variance", channels, 0.0, 4.0 * eps as f64);
                 cases.push(Case::new(f, BatchNormInference { bn }.into(), 1));
             }
@@ -48,7 +48,7 @@ fn statistics_survive_a_mean_of_ten_thousand_deviations() {
     check_on_cpu([Case::new(f, Pass::ExpandForward(pass), rows)]);
 }
 
-/// A batch norm alone on a device, with `channels` of everything.
+/// A device with one batch norm of `channels` channels and nothing else.
 fn alone<G: TestGpu>(channels: usize, rows: usize, way: G::Way) -> (CudaOps<G>, BatchNorm) {
     let mut tensors = Tensors::default();
     let param = |number: usize| Param { offset: number * channels, elements: channels };
@@ -67,7 +67,7 @@ fn alone<G: TestGpu>(channels: usize, rows: usize, way: G::Way) -> (CudaOps<G>, 
         sums: tensors.new_tensor("sums", 2 * channels, Kind::Float),
     };
     let device = CudaDevice { precision: Precision::Fp32 };
-    // No pass writes both tensors of a batch norm; only their places matter.
+    // No pass writes both tensors of a batch norm; the plan only has to give each a place.
     let passes = [bn.coefficients, bn.sums]
         .map(|coefficients| BatchNormInference { bn: BatchNorm { coefficients, ..bn } }.into());
     let plan = Plan::new(&device, &passes, &tensors, &[bn.coefficients, bn.sums]);
@@ -84,7 +84,7 @@ fn on_device<G: TestGpu>(ops: &mut CudaOps<G>, values: &[f32]) -> Address {
     at
 }
 
-/// What a pass leaves: counts [parts] and moments [parts, 2, C]. Some parts have no rows, and hold NaN.
+/// Partial results as a pass writes them: counts [parts] and moments [parts, 2, C]. Parts without rows hold NaN.
 fn moments(parts: usize, channels: usize, offset: f64) -> (Vec<f32>, Vec<f32>) {
     let noise = |what: &str, low, high| Formula::of(what).values(parts * channels, low, high);
     let count = |part: usize| if part % 5 == 3 { 0.0 } else { (1 + part * 7 % 100) as f32 };
@@ -114,7 +114,7 @@ const PARTS: [usize; 6] = [1, 3, 64, 65, 200, 1000];
 
 /// Coefficients and running statistics from the parts of a pass. A thread merges 16 parts of 1000 in fp32, about
 /// the first of them; the rest is f64. Means are compared in deviations.
-fn statistics_of_a_gpu_s_parts_are_those_of_all_rows<G: TestGpu>() {
+fn statistics_of_parts_are_those_of_all_rows<G: TestGpu>() {
     let bound = tolerance(16);
     for (parts, channels) in PARTS.into_iter().flat_map(|parts| [(parts, 8), (parts, 40)]) {
         for offset in [0.0, 1000.0] {
@@ -137,7 +137,7 @@ fn statistics_of_a_gpu_s_parts_are_those_of_all_rows<G: TestGpu>() {
                 let scale = gamma / deviation;
                 let running = |row: usize, now: f64| 0.9 * before[row * channels + c] as f64 + 0.1 * now;
                 let unbiased = spread / (rows as f64 - 1.0).max(1.0);
-                // The offset's own rounding beside the deviation's.
+                // The rounding of the offset is added to that of the deviation.
                 let near = deviation + mean.abs();
                 for (name, got, expected, size) in [
                     ("mean", got[c], mean, near),
@@ -154,10 +154,11 @@ fn statistics_of_a_gpu_s_parts_are_those_of_all_rows<G: TestGpu>() {
         }
     }
 }
-on_cuda!(statistics_of_a_gpu_s_parts_are_those_of_all_rows);
+on_cuda!(statistics_of_parts_are_those_of_all_rows);
 
-/// Of several ranks, one's part from the parts of its pass: behind them, where those of the others are gathered next.
-fn a_rank_s_parts_become_one<G: TestGpu>() {
+/// With several ranks, each merges the parts of its pass into one, which is stored behind them; the parts of the other
+/// ranks are gathered after it.
+fn parts_of_a_rank_become_one<G: TestGpu>() {
     let bound = tolerance(16);
     for (parts, channels) in PARTS.into_iter().flat_map(|parts| [(parts, 8), (parts, 40)]) {
         for (offset, ranks) in [(0.0, 2), (1000.0, 700)] {
@@ -205,7 +206,7 @@ fn a_rank_s_parts_become_one<G: TestGpu>() {
         }
     }
 }
-on_cuda!(a_rank_s_parts_become_one);
+on_cuda!(parts_of_a_rank_become_one);
 
 fn read<G: TestGpu>(ops: &mut CudaOps<G>, buffer: Buffer, elements: usize) -> Vec<f32> {
     let mut values = vec![f32::NAN; elements];
@@ -214,7 +215,7 @@ fn read<G: TestGpu>(ops: &mut CudaOps<G>, buffer: Buffer, elements: usize) -> Ve
 }
 
 /// Σdu and Σdu·ŷ, and with them the gradients of β and γ, to their own rounding although the terms cancel.
-fn sums_of_a_gpu_s_parts_are_right_to_their_own_rounding<G: TestGpu>() {
+fn sums_of_parts_are_right_to_their_own_rounding<G: TestGpu>() {
     for (parts, channels) in PARTS.into_iter().flat_map(|parts| [(parts, 8), (parts, 40)]) {
         let what = format!("{parts} parts of {channels} channels");
         let mut partials = Formula::of(&what).values(parts * 2 * channels, -1.0, 1.0);
@@ -236,7 +237,7 @@ fn sums_of_a_gpu_s_parts_are_right_to_their_own_rounding<G: TestGpu>() {
             // γ lies first in the buffer, Σdu of β in the sums.
             let gradient = (column + channels) % (2 * channels);
             let grown = before[gradient] as f64 + sum;
-            // A gradient's part is rounded before it is added, as other ranks' parts are: that error comes to its own.
+            // A part of a gradient is rounded before it is added, as the parts of other ranks are: both errors count.
             for (name, got, expected, part) in
                 [("sum", sums[column], sum, 0.0), ("gradient", after[gradient], grown, sum)]
             {
@@ -251,9 +252,9 @@ fn sums_of_a_gpu_s_parts_are_right_to_their_own_rounding<G: TestGpu>() {
         assert!(step::read(ops.context()).unwrap().not_finite, "{what}: the flag is not raised");
     }
 }
-on_cuda!(sums_of_a_gpu_s_parts_are_right_to_their_own_rounding);
+on_cuda!(sums_of_parts_are_right_to_their_own_rounding);
 
-fn every_run_gives_the_same_statistics_and_sums<G: TestGpu>() {
+fn statistics_and_sums_are_the_same_in_every_run<G: TestGpu>() {
     let (parts, channels) = (130, 24);
     let (counts, moments) = moments(parts, channels, 3.0);
     let rows = counts.iter().sum::<f32>() as usize;
@@ -276,4 +277,4 @@ fn every_run_gives_the_same_statistics_and_sums<G: TestGpu>() {
         assert!(equal_bits(&run(*way), &expected), "{way:?} gives other bits");
     }
 }
-on_cuda!(every_run_gives_the_same_statistics_and_sums);
+on_cuda!(statistics_and_sums_are_the_same_in_every_run);

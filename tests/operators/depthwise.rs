@@ -6,7 +6,7 @@ use crate::common::reference::layers::silu_slope;
 use effnet::model::{Padding, Window};
 use effnet::ops::*;
 
-/// Images, side, channels. Sides down to one pixel, where most of a 5×5 kernel lies on the padding.
+/// Images, side, channels. At a side of one pixel most of a 5×5 kernel lies on the padding.
 const SHAPES: [(usize, usize, usize); 12] = [
     (5, 1, 8),
     (4, 2, 1152),
@@ -22,7 +22,8 @@ const SHAPES: [(usize, usize, usize); 12] = [
     (1, 57, 96),
 ];
 
-/// Channels that are no multiple of a vector, and many images of a small map, which share a task; the kernels take multiples of eight only.
+/// For the CPU only, since the kernels need multiples of eight: channels that do not fill the last vector, and many
+/// images of a small map, which share a task.
 const ODD_SHAPES: [(usize, usize, usize); 4] = [(3, 9, 13), (2, 4, 13), (1, 19, 13), (37, 2, 300)];
 
 /// Kernel 3 and 5, stride 1 and 2, both paddings.
@@ -58,7 +59,7 @@ fn forward(
     }
 }
 
-/// For the kernels: a pixel, odd sides, a map that is whole in a block, and one that a block slides down.
+/// For the kernels: one pixel, odd sides, a map that fits a block, and one that a block slides down.
 const CUDA_SHAPES: [(usize, usize, usize); 5] = [(5, 1, 8), (5, 3, 24), (3, 7, 40), (3, 15, 16), (1, 33, 40)];
 
 fn forward_cases(shapes: &[(usize, usize, usize)], kinds: &[(bool, Statistics)]) -> Vec<Case> {
@@ -89,7 +90,7 @@ const FORWARD_KINDS: [(bool, Statistics); 4] = [
 ];
 
 #[test]
-fn forward_agrees_with_the_oracle_on_the_family_s_shapes() {
+fn forward_on_the_cpu_agrees_with_the_oracle() {
     check_on_cpu(forward_cases(&SHAPES, &FORWARD_KINDS));
 }
 
@@ -103,10 +104,10 @@ fn ema_weights() -> [Case; 1] {
     pass.bn.statistics = Statistics::Running;
     [Case::new(f, Pass::DepthwiseForward(pass), 9)]
 }
-on_every_device!(forward_takes_ema_weights_when_told, ema_weights());
+on_every_device!(forward_uses_ema_weights_on_request, ema_weights());
 
 /// A mean 100 times the deviation: sums of squares about zero would leave nothing of the variance in fp32.
-/// Only the middle tap is not zero, so that the border does not make a deviation of its own.
+/// Only the middle tap is not zero, so that the border adds no deviation.
 fn large_mean() -> [Case; 1] {
     let mut f = Fixture::new("depthwise with a large mean");
     let (images, side, channels) = (3, 28, 96);
@@ -184,7 +185,7 @@ fn backward(
 fn backward_cases(shapes: &[(usize, usize, usize)], inputs: &[Input]) -> Vec<Case> {
     let mut cases = Vec::new();
     for &(images, side, channels) in shapes {
-        // Over fewer rows batch norm's gradient all but cancels, and with it the digits.
+        // Over fewer rows the terms of batch norm's gradient cancel, and no digits are left to compare.
         for (window, geometry) in windows(side).filter(|(w, _)| images * w.output_pixels() >= 4) {
             for &input in inputs {
                 let name = format!("depthwise {images}×{side}²×{channels}, {geometry}, {input:?}");
@@ -205,7 +206,7 @@ const INPUTS: [Input; 3] = [
 ];
 
 #[test]
-fn backward_agrees_with_the_oracle_on_the_family_s_shapes() {
+fn backward_on_the_cpu_agrees_with_the_oracle() {
     check_on_cpu(backward_cases(&SHAPES, &INPUTS));
 }
 
@@ -217,7 +218,7 @@ fn odd_channels_agree_with_the_oracle() {
 
 on_cuda_devices!(backward_agrees_with_the_oracle, backward_cases(&CUDA_SHAPES, &INPUTS[..2]));
 
-/// B7's first stages are wider than a block has threads for.
+/// The maps of B7's first stages are wider than a block has threads.
 fn wide_map() -> [Case; 1] {
     let (images, side, channels) = (1, 270, 8);
     let window = Window::new(3, 1, side, Padding::Symmetric);

@@ -53,8 +53,8 @@ fn forward_cases() -> Vec<Case> {
 
 on_every_device!(forward_agrees_with_the_oracle, forward_cases());
 
-/// Maps large enough for the higher tiles, each with a column tile that is filled and one that is not, and for
-/// blocks that take several tiles of rows.
+/// Maps large enough for the taller tiles, with full and partial column tiles, and for blocks that compute several tiles
+/// of rows.
 fn large_maps() -> impl Iterator<Item = Case> {
     let shapes = [(34_000, 8, 96), (17_000, 8, 248), (22_600, 104, 176), (132_000, 8, 16)];
     shapes.into_iter().map(|(rows, inputs, outputs)| {
@@ -74,7 +74,7 @@ fn ema_weights() -> [Case; 1] {
     pass.bn.statistics = Statistics::Running;
     [Case::new(f, Pass::ExpandForward(pass), 24)]
 }
-on_every_device!(forward_takes_ema_weights_when_told, ema_weights());
+on_every_device!(forward_uses_ema_weights_on_request, ema_weights());
 
 /// A mean 100 times the deviation: sums of squares about zero would leave nothing of the variance in fp32.
 fn large_mean() -> [Case; 1] {
@@ -137,18 +137,18 @@ fn backward_cases() -> Vec<Case> {
 }
 
 #[test]
-fn backward_agrees_with_the_oracle_in_every_kind() {
+fn backward_on_the_cpu_agrees_with_the_oracle() {
     check_on_cpu(backward_cases());
 }
 
-/// The four kinds of each shape in turn: the two that differ most.
+/// Of the four kinds of each shape, the two that differ most.
 fn two_kinds() -> impl Iterator<Item = Case> {
     let cases = backward_cases().into_iter().enumerate();
     cases.filter(|(at, _)| matches!(at % 4, 0 | 3)).map(|(_, case)| case)
 }
 on_cuda_devices!(backward_agrees_with_the_oracle, two_kinds());
 
-/// Widths of the family that the shapes lack, one chunk of channels and two, and blocks that take several tiles of rows.
+/// The other widths of the family, one and two chunks of channels, and blocks that compute several tiles of rows.
 fn every_tile() -> impl Iterator<Item = Case> {
     let shapes = [
         (3, 49, 8, 64),
@@ -175,8 +175,8 @@ fn every_tile() -> impl Iterator<Item = Case> {
 }
 on_cuda_devices!(backward_of_every_tile_agrees_with_the_oracle, every_tile());
 
-/// A map so large that a block of the data gradient takes a second tile of rows, whose weights come to where the first
-/// tile was put together: the tiles of the fewest rows are those of fp32.
+/// A map so large that a block of the data gradient computes a second tile of rows, whose weights overwrite the place
+/// where the first tile was assembled. In fp32, because its tiles have the fewest rows.
 fn many_rows() -> [Case; 1] {
     let (images, pixels, inputs, outputs) = (3, 11_300, 328, 8);
     let mut f = Fixture::new(format!("expand {images}×{pixels}×{inputs} to {outputs}"));

@@ -1,7 +1,7 @@
-//! The host harness itself: that it runs what is right, and notices what is wrong.
+//! The host harness itself: it runs correct kernels and detects mistakes.
 //!
-//! Kernels with one mistake each lie in `kernels/host/planted`. A mistake is noticed if a launch fails, or gives NaN,
-//! or gives different bits in different orders.
+//! `kernels/host/planted` contains kernels with one mistake each. A mistake is detected if a launch fails, if the result
+//! is NaN, or if its bits differ between orders.
 
 use std::ffi::c_void;
 
@@ -39,7 +39,7 @@ struct Case<'a> {
 }
 
 impl<'a> Case<'a> {
-    /// Of one block, with as much shared memory as any of them takes.
+    /// One block, with enough shared memory for each of them.
     fn new(kernel: &'a str) -> Case<'a> {
         Case { kernel, blocks: 1, shared: 4096, outputs: 64, threads: 64 }
     }
@@ -56,7 +56,7 @@ impl<'a> Case<'a> {
         }
     }
 
-    /// The output from `input`, and what was counted.
+    /// The output for `input`, and the counted traffic.
     fn run(&self, input: &[f32], options: Options) -> Result<(Vec<f32>, Vec<Count>), String> {
         self.run_as(input, &self.launch(options))
     }
@@ -77,7 +77,7 @@ impl<'a> Case<'a> {
         Ok((values.to_vec(), device.counts()))
     }
 
-    /// What is noticed over all orders; none if nothing.
+    /// The first mistake that is detected in any order.
     fn noticed(&self) -> Option<String> {
         let input = Formula::of("planted").values(self.outputs, 1.0, 2.0);
         let mut first: Option<Vec<f32>> = None;
@@ -97,7 +97,7 @@ impl<'a> Case<'a> {
 
 #[test]
 #[cfg_attr(not(target_arch = "x86_64"), ignore = "the host harness runs on x86-64 only")]
-fn an_engine_is_made_in_every_storage_type() {
+fn engine_opens_in_every_storage_type() {
     for precision in Precision::ALL {
         let mut ops =
             CudaOps::new(HostGpu::new(Options::default()), StateSize::new(10, 12), &[], precision).unwrap();
@@ -108,7 +108,7 @@ fn an_engine_is_made_in_every_storage_type() {
 
 #[test]
 #[cfg_attr(not(target_arch = "x86_64"), ignore = "the host harness runs on x86-64 only")]
-fn what_is_right_passes_in_every_order() {
+fn correct_kernels_pass_in_every_order() {
     let input = Formula::of("sums").values(4 * 64, 1.0, 2.0);
     let sums = Case { blocks: 4, outputs: 4, ..Case::new("planted_sum") };
     for options in Options::ALL {
@@ -141,10 +141,10 @@ fn traffic_is_counted_to_the_byte() {
     }
 }
 
-/// The fragments' layout against a product by the definition, through both matrix loads.
+/// Compares products of tiles with the definition, through both matrix loads: a wrong fragment layout shows.
 #[test]
 #[cfg_attr(not(target_arch = "x86_64"), ignore = "the host harness runs on x86-64 only")]
-fn products_of_tiles_are_products_of_matrices() {
+fn tile_products_are_matrix_products() {
     let (rows, columns, depth) = (32, 32, 16);
     let input = Formula::of("product").values((rows + columns) * depth, -1.0, 1.0);
     for (kernel, round) in [
@@ -163,10 +163,10 @@ fn products_of_tiles_are_products_of_matrices() {
     }
 }
 
-/// Every number near the middle between two half numbers, subnormal ones too, and what overflows.
+/// All numbers near the middle between two half numbers, including subnormal ones, and numbers that overflow.
 #[test]
 #[cfg_attr(not(target_arch = "x86_64"), ignore = "the host harness runs on x86-64 only")]
-fn halves_round_like_everywhere() {
+fn halves_round_to_nearest_even() {
     let beside = |v: f32| [v.next_down(), v, v.next_up()];
     let mut input = vec![0.0, -0.0, f32::INFINITY, f32::NEG_INFINITY, f32::MAX, 65_519.99, 65_520.0, 1e-45];
     for bits in (0..u16::MAX).step_by(7) {
@@ -192,7 +192,7 @@ fn halves_round_like_everywhere() {
     }
 }
 
-/// Kernel, blocks, and in which builds the mistake must be noticed.
+/// Kernel, blocks, and the builds that must detect the mistake.
 const MISTAKES: [(&str, u32, &[Build]); 23] = {
     use Build::{Address, Plain, Race};
     const ALL: &[Build] = &[Plain, Address, Race];
@@ -237,10 +237,10 @@ fn mistakes_are_noticed() {
     assert!(missed.is_empty(), "{BUILD:?} misses {missed:?}");
 }
 
-/// Every kernel of the planted ones is either right or a listed mistake.
+/// Each planted kernel is either correct or listed with its mistake.
 #[test]
 #[cfg_attr(not(target_arch = "x86_64"), ignore = "the host harness runs on x86-64 only")]
-fn every_planted_kernel_is_tested() {
+fn planted_kernels_are_all_tested() {
     let right =
         ["planted_copy", "planted_sum", "planted_warp", "planted_product_f16", "planted_product_bf16"];
     let round = ["planted_round_f16", "planted_round_bf16"];
@@ -279,7 +279,7 @@ fn messages_say_what_is_wrong() {
     }
 }
 
-/// Every part of the arguments' layout is compared before anything runs.
+/// The whole layout of the arguments is compared before a kernel runs.
 #[test]
 #[cfg_attr(not(target_arch = "x86_64"), ignore = "the host harness runs on x86-64 only")]
 fn arguments_that_differ_are_refused() {
@@ -300,10 +300,10 @@ fn arguments_that_differ_are_refused() {
     assert!(refused(&|_, size| *size = 32).contains("arguments of 32 bytes"));
 }
 
-/// After an error the next launch is as good as new, also from several threads at a time.
+/// An error does not affect the next launch, also with several threads at a time.
 #[test]
 #[cfg_attr(not(target_arch = "x86_64"), ignore = "the host harness runs on x86-64 only")]
-fn a_failed_launch_leaves_nothing_behind() {
+fn launch_that_fails_leaves_nothing_behind() {
     let input = Formula::of("again").values(4 * 64, 1.0, 2.0);
     std::thread::scope(|scope| {
         for _ in 0..4 {
@@ -320,10 +320,10 @@ fn a_failed_launch_leaves_nothing_behind() {
     });
 }
 
-/// The Rust side of one kernel's arguments says what the kernel's own side says.
+/// Rust and the kernel declare the same arguments.
 #[test]
 #[cfg_attr(not(target_arch = "x86_64"), ignore = "the host harness runs on x86-64 only")]
-fn the_table_holds_the_engine_s_kernels() {
+fn table_lists_the_kernels_of_the_engine() {
     let all = kernels();
     let begin = all.iter().find(|k| k.name == "step_begin").expect("a kernel of the engine");
     let fields: Vec<_> = effnet::ops::cuda::sources::step::StepBeginArguments::FIELDS

@@ -18,7 +18,7 @@ const SHAPES: [(usize, usize, usize, usize); 10] = [
     (300, 4, 40, 3),
 ];
 
-/// Channels that are no multiple of a vector; the kernels take multiples of eight only.
+/// For the CPU only, since the kernels need multiples of eight: channels that do not fill the last vector.
 const ODD_SHAPES: [(usize, usize, usize, usize); 1] = [(6, 2, 13, 7)];
 
 fn dropout(f: &mut Fixture, elements: usize) -> Tensor {
@@ -81,17 +81,17 @@ fn loss_cases() -> Vec<Case> {
     }
     cases
 }
-on_every_device!(the_loss_agrees_with_the_oracle, loss_cases());
+on_every_device!(loss_agrees_with_the_oracle, loss_cases());
 
-/// e^300 is no fp32 number: the largest logit must be taken off first.
+/// e^300 overflows fp32, so the largest logit must be subtracted first.
 fn large_logits() -> [Case; 1] {
     let mut f = Fixture::new("large logits");
     let pass = loss(&mut f, 5, 10, 300.0, 0.1);
     [Case::new(f, Pass::Loss(pass), 10)]
 }
-on_every_device!(the_loss_of_large_logits_is_finite, large_logits());
+on_every_device!(loss_of_large_logits_is_finite, large_logits());
 
-/// A logit that is not a number, or a label that is no class, must show in the loss.
+/// A logit that is not a number, or a label that is not a class, makes the loss NaN.
 #[test]
 fn loss_does_not_hide_what_is_not_a_number() {
     for (logits, label) in [(vec![0.0, f32::NAN, 1.0], 0), (vec![0.0, 1.0], 2)] {

@@ -1,5 +1,5 @@
-//! Images from bytes on a GPU: bit by bit what the CPU makes of them, rounded to the storage type. From squares, and
-//! from raw batches, which the kernel crops, resizes, pads and mirrors itself.
+//! Images made from bytes on a GPU equal those of the CPU, rounded to the storage type, bit by bit: from squares, and from
+//! raw batches, which the kernel itself crops, resizes, pads and mirrors.
 
 use crate::common::gpu::{TestGpu, on_cuda};
 use crate::data_support;
@@ -17,7 +17,7 @@ use effnet::random::{Purpose, below, draw};
 const MEAN: [f32; 3] = [0.485, 0.456, 0.406];
 const DEVIATION: [f32; 3] = [0.229, 0.224, 0.225];
 
-/// An arena that is one tensor of images, and nothing more.
+/// An arena that contains one tensor of images and nothing else.
 fn alone(elements: usize, element_bytes: usize) -> (Plan, Tensor) {
     let image = Tensors::default().new_tensor("image", elements, Kind::Activation);
     let plan = Plan {
@@ -31,7 +31,7 @@ fn alone(elements: usize, element_bytes: usize) -> (Plan, Tensor) {
     (plan, image)
 }
 
-/// What the CPU makes of squares.
+/// The image tensor that the CPU makes from squares.
 fn normalised(squares: &[u8]) -> Vec<f32> {
     let (plan, image) = alone(squares.len(), 4);
     let mut ops = CpuOps::new(StateSize::new(0, 0), &[&plan], 1).unwrap();
@@ -81,7 +81,7 @@ fn ways<G: TestGpu>() -> &'static [G::Way] {
     G::ways(Precision::Fp16)
 }
 
-/// Bytes of which most are extremes, where rounding and clipping show.
+/// Mostly extreme bytes, which show wrong rounding and clipping.
 fn noise(count: usize, salt: u64) -> Vec<u8> {
     let byte = |bits: u32| match bits % 4 {
         0 => (bits >> 24) as u8,
@@ -95,7 +95,8 @@ fn noise(count: usize, salt: u64) -> Vec<u8> {
 }
 
 fn squares_become_what_the_cpu_makes_of_them<G: TestGpu>() {
-    // Values are written by sixteen: whole vectors, a rest, nothing but a rest; more than all blocks take at once.
+    // Values are written in groups of sixteen: whole groups, a remainder, only a remainder, and more than all blocks
+    // write at once.
     for (images, side) in [(1, 1), (1, 2), (2, 4), (1, 7), (3, 5), (5, 33), (2, 32), (1, 1203)] {
         let pixels: Vec<u8> = match side {
             32 => (0..2 * 32 * 32 * 3).map(|at| (at / 3) as u8).collect(), // each byte in each channel
@@ -116,7 +117,7 @@ fn squares_become_what_the_cpu_makes_of_them<G: TestGpu>() {
 }
 on_cuda!(squares_become_what_the_cpu_makes_of_them);
 
-/// An image, and how it comes into the square.
+/// An image and its way into the square.
 struct Picture {
     width: u32,
     height: u32,
@@ -150,7 +151,7 @@ impl Picture {
     }
 }
 
-/// Every size, form and look that is odd, then some drawn at random.
+/// All unusual sizes, forms and looks, then some at random.
 fn pictures(side: u32, random: u64) -> Vec<Picture> {
     let sizes = [
         (1, 1),
@@ -189,7 +190,7 @@ fn pictures(side: u32, random: u64) -> Vec<Picture> {
     pictures
 }
 
-/// A raw batch of `images`, of which those beyond the pictures stay black, and the squares that it stands for.
+/// A raw batch of `images`, where images without a picture are black, and the squares that it stands for.
 fn raw_batch(pictures: &[Picture], images: usize, side: usize) -> (Vec<u8>, Vec<u8>) {
     // Pixels padded to the alignment, and weights of two axes.
     let need = |p: &Picture| 2 * p.bytes.len() + 16 * (p.width + p.height) as usize + (1 << 14);
@@ -215,8 +216,8 @@ fn raw_batch(pictures: &[Picture], images: usize, side: usize) -> (Vec<u8>, Vec<
     (buffer, squares)
 }
 
-/// Compares what the kernel makes of a raw batch with the squares, in these storage types and ways. The device's
-/// buffer ends with the batch.
+/// Compares the kernel's images of a raw batch with the squares, in these storage types and ways. The device's buffer
+/// ends where the batch ends.
 fn check<G: TestGpu>(raw: &[u8], squares: &[u8], side: usize, precisions: &[Precision], ways: &[G::Way]) {
     let values = normalised(squares);
     for (precision, way) in precisions.iter().flat_map(|p| ways.iter().map(move |w| (*p, *w))) {
@@ -245,8 +246,8 @@ fn raw_images_become_what_the_cpu_makes_of_them<G: TestGpu>() {
 }
 on_cuda!(raw_images_become_what_the_cpu_makes_of_them);
 
-/// A row of a column's input so long that a block's warps share the shared memory among fewer of them, down to one;
-/// and rows that only fit when a few columns are made at a time.
+/// Input rows so long that the shared memory suffices for fewer warps of a block, down to one; and rows that fit only if
+/// a few columns are computed at a time.
 fn very_wide_images_are_made_in_parts<G: TestGpu>() {
     let pad = |width, height, channels| Picture::new((width, height), channels, CropMode::Pad, 1);
     for (side, pictures) in [
@@ -259,7 +260,7 @@ fn very_wide_images_are_made_in_parts<G: TestGpu>() {
 }
 on_cuda!(very_wide_images_are_made_in_parts);
 
-/// The largest member's side, where a row of the square is longest, and one in between.
+/// The side of the family's largest member, whose rows are the longest, and one in between.
 fn large_squares_are_made_too<G: TestGpu>() {
     for side in [224, 600] {
         let pictures = [
@@ -299,7 +300,7 @@ fn batches(source: &Source, config: LoaderConfig, mut visit: impl FnMut(&Batch))
     }
 }
 
-/// Images and labels on the GPU of every pass of every batch, sent and unpacked as a step does.
+/// Images and labels on the GPU for every micro-batch of every batch, sent and unpacked as a step does it.
 fn unpacked<G: TestGpu>(source: &Source, config: LoaderConfig, images: usize) -> Vec<Vec<u8>> {
     let elements = images * config.resolution * config.resolution * 3;
     let mut tensors = Tensors::default();
@@ -309,7 +310,7 @@ fn unpacked<G: TestGpu>(source: &Source, config: LoaderConfig, images: usize) ->
     let start = plan.tensor_bytes.next_multiple_of(256);
     plan.offsets.push(Some(start));
     plan.tensor_bytes = start + 4 * images;
-    // Of the harness's, one whose transfers happen as late as is allowed.
+    // On the harness, the way whose transfers happen as late as possible.
     let way = G::WAYS[1];
     let mut ops = CudaOps::new(G::open(way), StateSize::new(0, 0), &[&plan], Precision::Fp16).unwrap();
     ops.bind(&plan).unwrap();
@@ -331,8 +332,8 @@ fn unpacked<G: TestGpu>(source: &Source, config: LoaderConfig, images: usize) ->
     all
 }
 
-/// How many images raw batches have, and how many of them the loader had to resize: those are as they shall be, and RGB
-/// where the set is grey or of another size.
+/// The number of images in raw batches, and how many of them the loader had to resize. Resized images have the square's
+/// size and are RGB where the set is grey or has another size.
 fn resized(source: &Source, config: LoaderConfig, images: usize) -> (usize, usize) {
     let (mut count, mut resized) = (0, 0);
     batches(source, config, |batch| {
@@ -351,7 +352,7 @@ fn resized(source: &Source, config: LoaderConfig, images: usize) -> (usize, usiz
     (count, resized)
 }
 
-fn a_loader_s_raw_batches_are_its_squares<G: TestGpu>() {
+fn raw_batches_of_a_loader_are_its_squares<G: TestGpu>() {
     let dir = tempfile::tempdir().unwrap();
     data_support::pack_grey(dir.path(), 50, 20, 28, 8 << 10);
     let grey = data_support::open(dir.path());
@@ -387,4 +388,4 @@ fn a_loader_s_raw_batches_are_its_squares<G: TestGpu>() {
         }
     }
 }
-on_cuda!(a_loader_s_raw_batches_are_its_squares);
+on_cuda!(raw_batches_of_a_loader_are_its_squares);

@@ -108,7 +108,7 @@ fn check<G: TestGpu>(elements: usize, what: &str, pass: impl Fn(Tensor) -> Pass)
     }
 }
 
-fn drop_path_of_the_kernels_is_the_cpu_s<G: TestGpu>() {
+fn drop_path_of_the_kernels_equals_the_cpu<G: TestGpu>() {
     for images in [1, 31, 128, 129, 1000] {
         for (block, rate) in [0, 15, 54, 65_535].into_iter().zip(RATES) {
             let what = format!("{images} images, block {block}, rate {rate}");
@@ -116,9 +116,9 @@ fn drop_path_of_the_kernels_is_the_cpu_s<G: TestGpu>() {
         }
     }
 }
-on_cuda!(drop_path_of_the_kernels_is_the_cpu_s);
+on_cuda!(drop_path_of_the_kernels_equals_the_cpu);
 
-fn dropout_of_the_kernels_is_the_cpu_s<G: TestGpu>() {
+fn dropout_of_the_kernels_equals_the_cpu<G: TestGpu>() {
     for (images, channels) in [(1, 1), (3, 2), (129, 3), (5, 8), (50, 10), (2, 1280), (1, 2559)] {
         for rate in RATES {
             let what = format!("{images} images, {channels} channels, rate {rate}");
@@ -126,4 +126,4 @@ fn dropout_of_the_kernels_is_the_cpu_s<G: TestGpu>() {
         }
     }
 }
-on_cuda!(dropout_of_the_kernels_is_the_cpu_s);
+on_cuda!(dropout_of_the_kernels_equals_the_cpu);

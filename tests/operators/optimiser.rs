@@ -26,12 +26,12 @@ fn elements(buffer: Buffer, trainable: usize, total: usize) -> usize {
     if matches!(buffer, Buffer::Parameters | Buffer::Ema) { total } else { trainable }
 }
 
-/// Gradients around the square root of eps, where eps matters most.
+/// Gradients near the square root of eps, where eps has the largest effect.
 fn gradient(step: u64, trainable: usize) -> Vec<f32> {
     Formula::of(&format!("gradient {step}")).values(trainable, -0.05, 0.05)
 }
 
-/// Three steps of gradients that are those of the loss times `scale`, a power of two.
+/// Three steps with the gradients of the loss times `scale`, a power of two.
 fn three_scaled_steps<O: Ops>(ops: &mut O, update: &Update, trainable: usize, total: usize, scale: f32) {
     let start = |name: &str, count| Formula::of(name).values(count, -1.0, 1.0);
     ops.write_state(Buffer::Parameters, &start("parameters", total)).unwrap();
@@ -69,7 +69,7 @@ fn state<O: Ops>(ops: &mut O, trainable: usize, total: usize) -> [Vec<f32>; 5] {
     })
 }
 
-/// Each buffer by its relative L2 error, but for the gradients, which are only read.
+/// Compares each buffer by its relative L2 error, except the gradients, which are only read.
 fn expect_close(what: &str, got: &[Vec<f32>; 5], reference: &mut Reference) {
     for (buffer, values) in BUFFERS.into_iter().zip(got).filter(|(buffer, _)| *buffer != Buffer::Gradients) {
         let expected = reference.state(buffer).clone();
@@ -105,7 +105,7 @@ fn three_steps_agree_with_the_oracle() {
     }
 }
 
-/// What the optimiser must leave alone: running statistics, and without `ema` the EMA buffer.
+/// The optimiser must not change the running statistics, nor, without `ema`, the EMA buffer.
 #[test]
 fn running_statistics_and_an_unused_average_keep_their_bits() {
     let (trainable, total) = (100, 150);
@@ -126,8 +126,7 @@ fn running_statistics_and_an_unused_average_keep_their_bits() {
 
 // ---- on a GPU ---------------------------------------------------------------------------------------------
 
-/// Tensors of which a plan with these would keep a copy in the storage type: at odd places, one longer than a block's
-/// chunk.
+/// Weights of which the engine keeps a copy in the storage type: at odd offsets, one longer than the chunk of a block.
 fn products(trainable: usize) -> Vec<Param> {
     let thirds = [0, trainable / 3, trainable / 3 + trainable / 2, trainable];
     let params = thirds.windows(2).map(|w| Param { offset: w[0], elements: w[1] - w[0] });
@@ -141,7 +140,7 @@ fn cuda<G: TestGpu>(precision: Precision, trainable: usize, total: usize, way: G
     engine::<G>(way, trainable, total, &[&plan], precision).unwrap()
 }
 
-/// That the copy in the storage type is the rounded weights.
+/// Asserts that the copy in the storage type equals the rounded weights.
 fn expect_copy<G: TestGpu>(what: &str, ops: &mut CudaOps<G>, weights: &[f32]) {
     let cx = ops.context();
     for param in products(cx.state.trainable) {
@@ -154,7 +153,7 @@ fn expect_copy<G: TestGpu>(what: &str, ops: &mut CudaOps<G>, weights: &[f32]) {
     }
 }
 
-/// Lengths about those of a thread's vector and of a block's chunk.
+/// Lengths near that of a thread's vector and near that of a block's chunk.
 const LENGTHS: [(usize, usize); 6] = [(1, 1), (7, 9), (8, 300), (1000, 1037), (2048, 2049), (5001, 5601)];
 
 fn three_steps_on_cuda_agree_with_the_oracle<G: TestGpu>() {
@@ -193,13 +192,13 @@ fn three_steps_on_cuda_agree_with_the_oracle<G: TestGpu>() {
 }
 on_cuda!(three_steps_on_cuda_agree_with_the_oracle);
 
-/// Running statistics as a forward pass would have moved them.
+/// Sets the running statistics as a forward pass would update them.
 fn move_statistics<G: TestGpu>(ops: &mut CudaOps<G>, values: &[f32]) {
     let cx = ops.context();
     cx.gpu.write(cx.state.running, bytemuck::cast_slice(values)).unwrap();
 }
 
-/// Completes a gradient by one more term, as the second stages of the passes do.
+/// Adds one more term to a gradient, as the second stage of a pass does.
 fn complete_gradient<G: TestGpu>(ops: &mut CudaOps<G>, at: usize, term: f32) {
     let cx = ops.context();
     let partial = cx.gpu.allocate(4).unwrap();
@@ -222,9 +221,9 @@ fn skipped<G: TestGpu>(ops: &mut CudaOps<G>) -> u32 {
     step::read(ops.context()).unwrap().scale.skipped
 }
 
-/// A gradient that overflowed changes nothing at all, and takes back what the forward pass has moved; the step after
-/// it goes on as if nothing had been.
-fn a_step_that_overflows_changes_nothing<G: TestGpu>() {
+/// A step whose gradient overflows changes nothing and restores the running statistics. The next step continues as if
+/// it had not happened.
+fn step_that_overflows_changes_nothing<G: TestGpu>() {
     for rule in rules() {
         let update = Update { rule, weight_decay: 1e-2, ema: true };
         for precision in Precision::ALL {
@@ -246,7 +245,7 @@ fn a_step_that_overflows_changes_nothing<G: TestGpu>() {
                 expect_copy(&what, &mut ops, &before[0]);
                 assert_eq!(skipped(&mut ops), 1, "{what}");
 
-                // The same gradients, which the scale's halving has made those of twice the loss.
+                // The same gradients: with the scale halved, they are those of twice the loss.
                 let halved = if precision == Precision::Fp16 { 0.5 } else { 1.0 };
                 let scaled: Vec<f32> = before[1].iter().map(|g| g * halved).collect();
                 ops.write_state(Buffer::Gradients, &scaled).unwrap();
@@ -260,11 +259,11 @@ fn a_step_that_overflows_changes_nothing<G: TestGpu>() {
         }
     }
 }
-on_cuda!(a_step_that_overflows_changes_nothing);
+on_cuda!(step_that_overflows_changes_nothing);
 
-/// Where gradients are sums over ranks: one that is not finite raises the flag, wherever it lies, and nothing else does.
-/// The gradients stay what they are.
-fn a_sum_that_is_not_finite_raises_the_flag<G: TestGpu>() {
+/// With several ranks the summed gradients are searched: one that is not finite, at any place, raises the flag; finite
+/// ones do not. The gradients do not change.
+fn sum_that_is_not_finite_raises_the_flag<G: TestGpu>() {
     for (trainable, total) in LENGTHS {
         for way in G::WAYS {
             let mut ops = cuda::<G>(Precision::Fp32, trainable, total, *way);
@@ -276,7 +275,7 @@ fn a_sum_that_is_not_finite_raises_the_flag<G: TestGpu>() {
                 let mut after = vec![0.0; trainable];
                 ops.read_state(Buffer::Gradients, &mut after).unwrap();
                 assert!(equal_bits(&after, gradients), "{trainable} of {total}: gradients were changed");
-                // Lowered as the update lowers it, which then skips the step.
+                // The update skips the step and lowers the flag.
                 let update = Update { rule: rules()[3], weight_decay: 0.0, ema: false };
                 ops.run(&update.into()).unwrap();
                 raised
@@ -299,9 +298,9 @@ fn a_sum_that_is_not_finite_raises_the_flag<G: TestGpu>() {
         }
     }
 }
-on_cuda!(a_sum_that_is_not_finite_raises_the_flag);
+on_cuda!(sum_that_is_not_finite_raises_the_flag);
 
-/// What the forward pass has moved becomes the parameters' with the update, and the average follows it.
+/// The update stores the new running statistics with the parameters, and their moving average follows.
 fn running_statistics_are_committed_by_a_step_that_is_not_skipped<G: TestGpu>() {
     for precision in Precision::ALL {
         for ema in [false, true] {
@@ -347,7 +346,7 @@ fn scales<G: TestGpu>(ops: &mut CudaOps<G>, overflows: &[bool]) -> Vec<f32> {
     overflows.iter().map(step).collect()
 }
 
-fn the_loss_scale_of_fp16_halves_on_overflow_and_grows_again<G: TestGpu>() {
+fn loss_scale_of_fp16_halves_on_overflow_and_grows_again<G: TestGpu>() {
     let mut ops = cuda::<G>(Precision::Fp16, 10, 12, G::WAYS[0]);
     ops.set_growth_interval(3);
     let (t, f) = (true, false);
@@ -366,9 +365,9 @@ fn the_loss_scale_of_fp16_halves_on_overflow_and_grows_again<G: TestGpu>() {
     assert_eq!(scales(&mut ops, &[f, f, f, f]), [16777216.; 4]);
     assert_eq!(ops.loss_scale().unwrap(), Some(LossScale { scale: 16777216., good_steps: 0, skipped: 40 }));
 }
-on_cuda!(the_loss_scale_of_fp16_halves_on_overflow_and_grows_again);
+on_cuda!(loss_scale_of_fp16_halves_on_overflow_and_grows_again);
 
-fn the_loss_scale_of_fp32_and_bf16_stays_one<G: TestGpu>() {
+fn loss_scale_of_fp32_and_bf16_stays_one<G: TestGpu>() {
     for precision in [Precision::Fp32, Precision::Bf16] {
         let mut ops = cuda::<G>(precision, 10, 12, G::WAYS[0]);
         ops.set_growth_interval(1);
@@ -376,10 +375,10 @@ fn the_loss_scale_of_fp32_and_bf16_stays_one<G: TestGpu>() {
         assert_eq!(skipped(&mut ops), 2, "{precision}");
     }
 }
-on_cuda!(the_loss_scale_of_fp32_and_bf16_stays_one);
+on_cuda!(loss_scale_of_fp32_and_bf16_stays_one);
 
-/// The copy in the storage type follows the weights that are chosen, also through an update.
-fn the_copy_of_the_weights_is_of_those_chosen<G: TestGpu>() {
+/// The copy in the storage type is that of the chosen weights, also after an update.
+fn copy_of_the_weights_follows_the_choice<G: TestGpu>() {
     let update = Update { rule: Rule::Sgd { momentum: 0.9 }, weight_decay: 0.0, ema: true };
     for precision in Precision::ALL {
         let mut ops = midway::<G>(precision, &update);
@@ -393,4 +392,4 @@ fn the_copy_of_the_weights_is_of_those_chosen<G: TestGpu>() {
         }
     }
 }
-on_cuda!(the_copy_of_the_weights_is_of_those_chosen);
+on_cuda!(copy_of_the_weights_follows_the_choice);

@@ -1,8 +1,8 @@
-//! The oracle is itself on trial here: a small network of its passes, whose gradients are compared with
-//! central differences of its loss. A formula that was misread both in the oracle and in the fast passes
-//! would pass every comparison between the two; it does not pass this one.
+//! Tests the oracle itself: the gradients of a small network of its passes are compared with central differences of its
+//! loss. A formula that is wrong in both the oracle and the fast passes passes every comparison between the two, but
+//! not this one.
 //!
-//! The chain holds every kind of block there is: stem; a first-stage block on the stem's batch norm; a
+//! The chain contains every kind of block: stem; a first-stage block on the stem's batch norm; a
 //! first-stage block with identity input, shortcut and dropped images; an expanding block with stride two and
 //! TensorFlow's padding; an expanding block with shortcut and dropped images; head with dropout.
 
@@ -425,7 +425,7 @@ fn expand_backward(
     Ok(dx)
 }
 
-/// Central differences err by h²/6 of the third derivative and by the loss's rounding over h: at h = 1e-5
+/// The error of central differences is h²/6 of the third derivative plus the rounding of the loss over h: at h = 1e-5
 /// both are near 1e-10, and the gradients here are near 0.1.
 #[test]
 fn gradients_are_those_of_central_differences() {
@@ -451,7 +451,7 @@ fn gradients_are_those_of_central_differences() {
         }
         let analytic = &analytic[param.range()];
         let error: Vec<f64> = difference.iter().zip(analytic).map(|(d, a)| d - a).collect();
-        // A bias that the next batch norm removes has no gradient: its error is compared with the whole.
+        // A bias that the next batch norm removes has no gradient: its error is compared with all gradients.
         let bound = (1e-6 * norm(analytic)).max(1e-9 * whole);
         assert!(norm(&error) <= bound, "{name}: error {:e}, bound {bound:e}", norm(&error));
         if name.contains("running") {

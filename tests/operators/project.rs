@@ -55,8 +55,8 @@ fn forward_cases() -> Vec<Case> {
 
 on_every_device!(forward_agrees_with_the_oracle, forward_cases());
 
-/// Widths of the family that the shapes lack, those of two column tiles among them, and maps large enough for the
-/// higher tiles and for blocks that take several tiles of rows.
+/// The other widths of the family, some with two column tiles, and maps large enough for the taller tiles and for blocks
+/// that compute several tiles of rows.
 fn forward_tiles() -> impl Iterator<Item = Case> {
     let shapes = [
         (3, 49, 96, 48),
@@ -83,7 +83,7 @@ fn ema_weights() -> [Case; 1] {
     pass.bn.statistics = Statistics::Running;
     [Case::new(f, Pass::ProjectForward(pass), 96)]
 }
-on_every_device!(forward_takes_ema_weights_when_told, ema_weights());
+on_every_device!(forward_uses_ema_weights_on_request, ema_weights());
 
 /// A mean 100 times the deviation: sums of squares about zero would leave nothing of the variance in fp32.
 /// γ near zero and a large β make the input silu(β) with little noise.
@@ -145,7 +145,7 @@ fn backward_cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for (images, pixels, inputs, outputs) in SHAPES {
         for drops in [false, true] {
-            // With few rows and some of them dropped, too few are left for batch norm's gradient.
+            // If images of a small batch are dropped, too few rows are left for batch norm's gradient.
             if drops && images * pixels < 8 {
                 continue;
             }
@@ -160,7 +160,7 @@ fn backward_cases() -> Vec<Case> {
 
 on_every_device!(backward_agrees_with_the_oracle, backward_cases());
 
-/// Widths of the family that the shapes lack, slices of unequal widths, segments of images, several images of a block.
+/// The other widths of the family, slices of unequal widths, segments of images, several images in a block.
 fn backward_tiles() -> impl Iterator<Item = Case> {
     let shapes = [
         (2, 1600, 32, 16),

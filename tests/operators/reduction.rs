@@ -29,8 +29,8 @@ fn add<G: TestGpu>(partials: &[f32], before: &[f32], elements: usize, way: G::Wa
 const SHAPES: [(usize, usize); 9] =
     [(1, 1), (1, 777), (8, 300), (9, 72), (32, 33), (33, 16_400), (257, 1), (300, 100), (1000, 72)];
 
-/// The order may not cost digits: terms that cancel to a thousandth leave only the result's own rounding, beside an
-/// error of 2⁻⁴⁵ of the terms for the two-sums.
+/// The fixed order must not lose digits: where terms cancel to a thousandth, the error is the rounding of the result plus
+/// 2⁻⁴⁵ of the terms for the two-sums.
 fn sums_are_right_to_their_own_rounding<G: TestGpu>() {
     for (parts, elements) in SHAPES {
         let what = format!("{parts} parts of {elements}");
@@ -50,7 +50,7 @@ fn sums_are_right_to_their_own_rounding<G: TestGpu>() {
                 continue;
             }
             let terms = || partials[at - BESIDE..].iter().step_by(elements).map(|&v| v as f64);
-            // The part is rounded before it is added, as other ranks' parts are, and then their sum.
+            // The part is rounded before it is added, as the parts of other ranks are, and then the sum is rounded.
             let part = terms().sum::<f64>();
             let expected = *before as f64 + part;
             let size = terms().map(f64::abs).sum::<f64>();
@@ -62,7 +62,7 @@ fn sums_are_right_to_their_own_rounding<G: TestGpu>() {
 }
 on_cuda!(sums_are_right_to_their_own_rounding);
 
-fn every_run_gives_the_same_bits<G: TestGpu>() {
+fn bits_are_the_same_in_every_run<G: TestGpu>() {
     for (parts, elements) in SHAPES {
         let partials = Formula::of("partials").values(parts * elements, -1.0, 1.0);
         let before = vec![0.5; elements + 2 * BESIDE];
@@ -73,10 +73,10 @@ fn every_run_gives_the_same_bits<G: TestGpu>() {
         }
     }
 }
-on_cuda!(every_run_gives_the_same_bits);
+on_cuda!(bits_are_the_same_in_every_run);
 
-/// One value that is not finite, anywhere, raises the flag; so does a sum that overflows.
-fn what_is_not_finite_raises_the_flag<G: TestGpu>() {
+/// One value that is not finite raises the flag, at any place, and so does a sum that overflows.
+fn value_that_is_not_finite_raises_the_flag<G: TestGpu>() {
     for (parts, elements) in SHAPES {
         let before = vec![0.0; elements + 2 * BESIDE];
         for value in [f32::INFINITY, f32::NEG_INFINITY, f32::NAN] {
@@ -91,4 +91,4 @@ fn what_is_not_finite_raises_the_flag<G: TestGpu>() {
         assert!(raised && !after[BESIDE].is_finite(), "{parts} parts of {elements}: no overflow");
     }
 }
-on_cuda!(what_is_not_finite_raises_the_flag);
+on_cuda!(value_that_is_not_finite_raises_the_flag);

@@ -4,7 +4,7 @@ use crate::common::fixture::Fixture;
 use crate::common::fixture::cases::{Case, check_on_cpu, on_cuda_devices};
 use effnet::ops::*;
 
-/// Images, pixels, channels. The last is no multiple of a vector; the kernels take multiples of eight only.
+/// Images, pixels, channels. The last does not fill a vector and is for the CPU only: the kernels need multiples of eight.
 const SHAPES: [(usize, usize, usize); 10] = [
     (1, 1, 8),
     (5, 1, 24),
@@ -48,19 +48,19 @@ fn forward_cases(shapes: &[(usize, usize, usize)]) -> Vec<Case> {
 }
 
 #[test]
-fn forward_agrees_with_the_oracle_with_both_weights() {
+fn forward_on_the_cpu_agrees_with_the_oracle() {
     check_on_cpu(forward_cases(&SHAPES));
 }
 
-/// The largest shape has nothing for a GPU that the one before has not.
+/// On a GPU the largest shape tests nothing that the one before does not.
 fn for_kernels() -> impl Iterator<Item = Case> {
     forward_cases(&SHAPES[..8]).into_iter().filter(|case| case.fixture.weights == Weights::Raw)
 }
 on_cuda_devices!(forward_agrees_with_the_oracle, for_kernels());
 
-/// A dropped image passes its shortcut, to the bit, whatever its batch norm says.
+/// The output of a dropped image is its shortcut to the bit, whatever its batch norm computes.
 #[test]
-fn a_dropped_image_passes_its_shortcut_only() {
+fn dropped_image_passes_only_its_shortcut() {
     let f = &mut Fixture::new("dropped image");
     let (images, pixels, channels) = (3, 4, 16);
     let y = f.activation("y", images * pixels, channels);

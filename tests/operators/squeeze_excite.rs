@@ -4,8 +4,8 @@ use crate::common::fixture::Fixture;
 use crate::common::fixture::cases::{Case, check_on_cpu, on_every_device};
 use effnet::ops::*;
 
-/// Images, pixels, channels, bottleneck: widths from 4 that are no multiple of a vector.
-/// The last ones are for a GPU: more images, channels and pixels than a block takes at once.
+/// Images, pixels, channels, bottleneck, with widths that do not fill a vector. The last shapes are for a GPU: more
+/// images, channels and pixels than a block computes at once.
 const SHAPES: [(usize, usize, usize, usize); 14] = [
     (1, 1, 8, 2),
     (5, 1, 32, 8),
@@ -23,7 +23,7 @@ const SHAPES: [(usize, usize, usize, usize); 14] = [
     (1, 5000, 16, 4),
 ];
 
-/// Channels that are no multiple of a vector; the kernels take multiples of eight only.
+/// For the CPU only, since the kernels need multiples of eight: channels that do not fill the last vector.
 const ODD_SHAPES: [(usize, usize, usize, usize); 1] = [(9, 3, 13, 3)];
 
 fn forward(
@@ -91,7 +91,7 @@ fn odd_channels_agree_with_the_oracle() {
     check_on_cpu(forward_cases(&ODD_SHAPES).into_iter().chain(backward_cases(&ODD_SHAPES)));
 }
 
-/// More images beside it change no bit of an image's gate.
+/// The gate of an image has the same bits in a larger batch.
 #[test]
 fn gate_of_an_image_does_not_depend_on_the_batch() {
     let (pixels, channels, bottleneck) = (50, 96, 6);

@@ -25,7 +25,7 @@ const SHAPES: [(usize, usize, usize); 11] = [
     (2200, 3, 32),
 ];
 
-/// Channels that are no multiple of a vector; the kernels take multiples of eight only.
+/// For the CPU only, since the kernels need multiples of eight: channels that do not fill the last vector.
 const ODD_SHAPES: [(usize, usize, usize); 1] = [(3, 38, 13)];
 
 fn forward(f: &mut Fixture, images: usize, window: Window, channels: usize, image: Tensor) -> StemForward {
@@ -68,10 +68,10 @@ fn ema_weights() -> [Case; 1] {
     pass.bn.statistics = Statistics::Running;
     [Case::new(f, Pass::StemForward(pass), 27)]
 }
-on_every_device!(forward_takes_ema_weights_when_told, ema_weights());
+on_every_device!(forward_uses_ema_weights_on_request, ema_weights());
 
 /// A mean 100 times the deviation: sums of squares about zero would leave nothing of the variance in fp32.
-/// Only the middle tap is not zero, so that the border does not make a deviation of its own.
+/// Only the middle tap is not zero, so that the border adds no deviation.
 fn large_mean() -> [Case; 1] {
     let mut f = Fixture::new("stem with a large mean");
     let (images, side, channels) = (3, 64, 32);

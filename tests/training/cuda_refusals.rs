@@ -1,5 +1,5 @@
-//! `--device cuda` where it cannot be had, and batches that do not fit: each one line with the remedy, before anything is
-//! made. The programs are run under the driver without a GPU of `driver/libcuda.cpp`.
+//! `--device cuda` on machines that cannot compute with it, and batches that do not fit: each is refused with one line that
+//! contains the remedy, before any file is made. The programs run with the driver without a GPU, `driver/libcuda.cpp`.
 #![cfg(target_os = "linux")]
 
 use crate::stand_in;
@@ -55,7 +55,7 @@ fn run(program: &str, dir: &Path, machine: Machine, arguments: &[&str]) -> (Opti
     (output.status.code(), text(output.stdout), text(output.stderr))
 }
 
-/// Expects a refusal in one line, before anything was made.
+/// Expects a refusal in one line, before any file is made.
 #[track_caller]
 fn refused(machine: Machine, arguments: &[&str], status: i32, parts: &[&str]) {
     let dir = tempfile::tempdir().unwrap();
@@ -70,7 +70,7 @@ fn refused(machine: Machine, arguments: &[&str], status: i32, parts: &[&str]) {
 }
 
 #[test]
-fn a_machine_that_cannot_compute_says_why_and_what_to_do() {
+fn machine_without_a_usable_gpu_says_why_and_what_to_do() {
     let other = "or leave the flag out, or use --device cpu";
     for (machine, parts) in [
         (Machine { stub: true, ..GOOD }, ["no NVIDIA driver on this machine", "install one"]),
@@ -91,16 +91,16 @@ fn a_machine_that_cannot_compute_says_why_and_what_to_do() {
 
 #[test]
 #[cfg_attr(effnet_kernels, ignore = "needs a build without kernels")]
-fn a_build_without_kernels_says_so() {
+fn build_without_kernels_says_so() {
     let parts =
         ["--device cuda: this program has no CUDA kernels: ", "run tools/install_nvcc.sh", "--device cpu"];
     refused(GOOD, &[], 2, &parts);
 }
 
-/// Kernels for 8.0 and later need CUDA 12 or 13, and this driver is of neither.
+/// Kernels for 8.0 and later need CUDA 12 or 13, and this driver supports neither.
 #[test]
 #[cfg_attr(not(effnet_kernels), ignore = "needs a build with kernels")]
-fn a_driver_older_than_the_kernels_compiler_is_told_what_it_needs() {
+fn driver_older_than_the_compiler_of_the_kernels_is_refused() {
     let compiler = effnet::ops::cuda::embedded::EMBEDDED.as_ref().unwrap().compiler;
     let (older, needs) = (12_000, format!("it knows CUDA 12.0, needs {}.", compiler.0));
     if compiler.0 == 12 {
@@ -116,9 +116,9 @@ fn a_driver_older_than_the_kernels_compiler_is_told_what_it_needs() {
     );
 }
 
-/// Without the flag the CPU is taken, and the run's first line says why.
+/// Without the flag the run uses the CPU, and its first line says why.
 #[test]
-fn without_the_flag_the_cpu_is_taken_and_the_reason_told() {
+fn cpu_is_used_without_the_flag_and_the_reason_is_printed() {
     let dir = tempfile::tempdir().unwrap();
     let old = Machine { capability: (6, 1), ..GOOD };
     let (code, out, err) = run("effnet-train", dir.path(), old, &["--dry-run", "--batch-size", "8"]);
@@ -130,7 +130,7 @@ fn without_the_flag_the_cpu_is_taken_and_the_reason_told() {
 
 #[test]
 #[cfg_attr(not(effnet_kernels), ignore = "needs a build with kernels")]
-fn a_batch_that_does_not_fit_the_card_is_refused_by_the_program() {
+fn batch_that_does_not_fit_the_card_is_refused_by_the_program() {
     let batch = ["--batch-size", "512", "--micro-batch", "512"];
     let parts =
         ["--micro-batch 512 needs ", " GiB of memory, 1.00 GiB are available; --micro-batch ", " fits"];
@@ -179,13 +179,13 @@ fn train(out: &Path, memory: u64, auto: bool, said: &mut Said) -> Result<Outcome
     train_on(&recipe(12), &options, train_support::source(), card(memory), said, &never)
 }
 
-/// To the byte what four of the twelve images take.
+/// The exact number of bytes for four of the twelve images.
 fn room_for_four() -> u64 {
     memory_plan(&recipe(4), 5, &mut card(1 << 30), World::ALONE).unwrap().total()
 }
 
 #[test]
-fn a_batch_that_does_not_fit_the_card_is_refused_before_anything_is_made() {
+fn batch_that_does_not_fit_the_card_is_refused_before_anything_is_made() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("run");
     let memory = room_for_four();
@@ -196,7 +196,7 @@ fn a_batch_that_does_not_fit_the_card_is_refused_before_anything_is_made() {
     let line = error.to_string();
     assert!(line.starts_with("--micro-batch 12 needs ") && line.ends_with("--micro-batch 4 fits"), "{line}");
     assert!(!out.exists());
-    // A card too small for one image has no remedy of this kind.
+    // If not even one image fits, there is no remedy of this kind.
     let line = train(&out, 1 << 20, true, &mut Said::default()).expect_err("no memory").to_string();
     assert!(line.ends_with("nothing fits: take a smaller --resolution or --model"), "{line}");
     assert!(!out.exists());
@@ -204,7 +204,7 @@ fn a_batch_that_does_not_fit_the_card_is_refused_before_anything_is_made() {
 
 #[test]
 #[cfg_attr(not(target_arch = "x86_64"), ignore = "the host harness runs on x86-64 only")]
-fn a_micro_batch_that_was_not_asked_for_becomes_one_that_fits_and_the_run_says_so() {
+fn micro_batch_by_default_is_one_that_fits_and_the_run_says_so() {
     let dir = tempfile::tempdir().unwrap();
     let mut said = Said::default();
     let outcome = train(&dir.path().join("run"), room_for_four(), true, &mut said).unwrap();

@@ -1,5 +1,5 @@
-//! Training through the loop on the CUDA engine, its kernels run by the host harness or by a GPU: loss scaling, checkpoints,
-//! memory, and images that the GPU prepares.
+//! Training runs on the CUDA engine, whose kernels run on the host harness or on a GPU: loss scaling, checkpoints, memory,
+//! and images that the GPU prepares.
 
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
@@ -24,7 +24,7 @@ use effnet::train::run::train_on;
 use effnet::train::{Outcome, Recipe, RunOptions};
 
 fn recipe() -> Recipe {
-    // A low rate: runs that differ in rounding only stay together.
+    // With a low rate, runs that differ only in rounding stay close.
     Recipe {
         resolution: 64,
         batch_size: 4,
@@ -36,8 +36,8 @@ fn recipe() -> Recipe {
     }
 }
 
-/// Five classes, eight steps an epoch, two images to validate. At 64×64: at 32 the last maps are one pixel, and the
-/// variance over so few values so small that gradients overflow fp16 at any scale.
+/// Five classes, eight steps an epoch, two images to validate. At 32×32 the last maps would be one pixel, and the variance
+/// over so few values so small that gradients overflow fp16 at any scale.
 fn source() -> Source {
     Source::synthetic(5, 32, 2, 64).unwrap()
 }
@@ -71,16 +71,16 @@ fn set_scale(out: &Path, scale: LossScale) {
     std::fs::write(out.join("checkpoint.bin"), bytes).unwrap();
 }
 
-fn an_overflow_skips_the_step_halves_the_scale_and_survives_a_resume<G: TestGpu>() {
+fn overflow_skips_the_step_halves_the_scale_and_survives_a_resume<G: TestGpu>() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path();
     run(cuda::<G>(Precision::Fp16), out, 1);
-    // A scale that this step fits, so that something was learnt before.
+    // With a scale that suits this step, so that the weights change.
     set_scale(out, LossScale { scale: 2.0, good_steps: 0, skipped: 2 });
     run(cuda::<G>(Precision::Fp16), out, 2);
     let before = saved(out);
     assert_eq!(before.metadata.loss_scale, Some(LossScale { scale: 2.0, good_steps: 1, skipped: 2 }));
-    // No gradient of fp16 survives this one.
+    // With this scale, every gradient overflows fp16.
     let scale = 2f32.powi(40);
     set_scale(out, LossScale { scale, good_steps: 7, skipped: 2 });
     run(cuda::<G>(Precision::Fp16), out, 3);
@@ -90,7 +90,7 @@ fn an_overflow_skips_the_step_halves_the_scale_and_survives_a_resume<G: TestGpu>
     let expected = LossScale { scale: scale / 2.0, good_steps: 0, skipped: 3 };
     assert_eq!(after.metadata.loss_scale, Some(expected));
 
-    // One good step short of growing.
+    // One more good step, and the scale grows.
     set_scale(out, LossScale { scale: 2.0, good_steps: 1999, skipped: 3 });
     run(cuda::<G>(Precision::Fp16), out, 4);
     let grown = saved(out);
@@ -100,13 +100,13 @@ fn an_overflow_skips_the_step_halves_the_scale_and_survives_a_resume<G: TestGpu>
     let skipped = |line: &LogLine| matches!(line, LogLine::Step(record) if record.skipped);
     assert_eq!(log.iter().map(skipped).collect::<Vec<_>>()[1..], [false, true, false]);
 }
-on_cuda!(an_overflow_skips_the_step_halves_the_scale_and_survives_a_resume);
+on_cuda!(overflow_skips_the_step_halves_the_scale_and_survives_a_resume);
 
-/// What is planned before a run or an evaluation is what the engine then takes, to a thousandth: beside it there are
-/// the blocks of the step and what rounding sizes up takes.
+/// The engine takes as much memory as was planned before the run or the evaluation, to a thousandth: the rest is the
+/// blocks of the step and the rounding of sizes.
 #[test]
 #[cfg_attr(not(target_arch = "x86_64"), ignore = "the host harness runs on x86-64 only")]
-fn a_gpu_gives_what_was_planned() {
+fn memory_taken_on_a_gpu_is_what_was_planned() {
     for (precision, ema) in [(Precision::Fp16, 0.999), (Precision::Fp32, 0.0)] {
         let recipe = Recipe { ema, ..recipe() };
         let images = (recipe.micro_batch, recipe.resolution);
@@ -149,18 +149,19 @@ fn taken(
     before - ops.gpu().available().unwrap()
 }
 
-fn a_resumed_run_is_the_undisturbed_one<G: TestGpu>() {
+fn resumed_run_equals_the_undisturbed_one<G: TestGpu>() {
     let dir = tempfile::tempdir().unwrap();
     let (whole, parts) = (dir.path().join("whole"), dir.path().join("parts"));
-    run(cuda::<G>(Precision::Fp16), &whole, 3);
+    // The second step of an undisturbed run replays what the first has recorded.
+    run(cuda::<G>(Precision::Fp16), &whole, 2);
     run(cuda::<G>(Precision::Fp16), &parts, 1);
-    run(cuda::<G>(Precision::Fp16), &parts, 3);
+    run(cuda::<G>(Precision::Fp16), &parts, 2);
     train_support::assert_same_file(&whole, &parts, "checkpoint.bin");
     assert_eq!(train_support::timeless_log(&whole), train_support::timeless_log(&parts));
 }
-on_cuda!(a_resumed_run_is_the_undisturbed_one);
+on_cuda!(resumed_run_equals_the_undisturbed_one);
 
-fn a_checkpoint_moves_between_devices_and_precisions<G: TestGpu>() {
+fn checkpoint_moves_between_devices_and_precisions<G: TestGpu>() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path();
     // The whole batch at once. In two parts the last batch norms see eight values, and an untrained network then turns
@@ -175,14 +176,14 @@ fn a_checkpoint_moves_between_devices_and_precisions<G: TestGpu>() {
     run_recipe(&recipe, cuda::<G>(Precision::Bf16), out, 3);
     run_recipe(&recipe, cuda::<G>(Precision::Fp32), out, 4);
     run_recipe(&recipe, Cpu::new(2, "as asked"), out, 5);
-    // What fp16 has found is kept for the next time.
+    // The loss scale of fp16 is kept for the next run in fp16.
     assert_eq!(saved(out).metadata.loss_scale, scale);
     let losses: Vec<f64> = train_support::timeless_log(out)
         .iter()
         .filter_map(|line| if let LogLine::Step(record) = line { Some(record.loss) } else { None })
         .collect();
     assert_eq!(losses.len(), 5);
-    // Each goes on where the other has ended: the same five steps on the CPU alone give nearly the same losses.
+    // Each device continues where the previous one stopped: five steps on the CPU alone give nearly the same losses.
     let alone = dir.path().join("alone");
     run_recipe(&recipe, Cpu::new(2, "as asked"), &alone, 5);
     let lines = train_support::timeless_log(&alone);
@@ -192,9 +193,9 @@ fn a_checkpoint_moves_between_devices_and_precisions<G: TestGpu>() {
         assert!((loss / expected - 1.0).abs() < 0.05, "step {}: {loss} beside {expected}", step + 1);
     }
 }
-on_cuda!(a_checkpoint_moves_between_devices_and_precisions);
+on_cuda!(checkpoint_moves_between_devices_and_precisions);
 
-/// The GPU as one that takes squares.
+/// The GPU as a device that needs squares.
 struct Squares<G: TestGpu>(Cuda<G>);
 
 struct SquaresDevice(CudaDevice);
@@ -234,7 +235,7 @@ impl<G: TestGpu> Hardware for Squares<G> {
 
 /// Two steps and an evaluation at their end, whose last batch is partial, of images that are cropped and resized: the
 /// checkpoint and the log have the same bytes whoever made the squares.
-fn a_run_on_images_that_the_gpu_prepares_is_that_on_squares<G: TestGpu>() {
+fn run_on_images_prepared_by_the_gpu_equals_that_on_squares<G: TestGpu>() {
     let dir = tempfile::tempdir().unwrap();
     let (squares, raw) = (dir.path().join("squares"), dir.path().join("raw"));
     let recipe = Recipe { crop: CropMode::Resized, epochs: 0.25, warmup_epochs: 0.0, ..recipe() };
@@ -249,7 +250,8 @@ fn a_run_on_images_that_the_gpu_prepares_is_that_on_squares<G: TestGpu>() {
     train_support::assert_same_run(&squares, &raw);
     let logged = outcome.last.expect("an evaluation at the end");
 
-    // The figures again from the checkpoint, and the image of a file before and after: files come as squares.
+    // The checkpoint gives the same figures again. The image of a file, which comes as a square, is classified before and
+    // after.
     let file = dir.path().join("image.png");
     let photograph =
         image::RgbImage::from_fn(70, 90, |x, y| image::Rgb([x as u8 * 3, y as u8, (x ^ y) as u8]));
@@ -260,4 +262,4 @@ fn a_run_on_images_that_the_gpu_prepares_is_that_on_squares<G: TestGpu>() {
     assert_eq!((figures[0].images, figures[0].top1, figures[0].loss), (3, logged.top1, logged.loss));
     assert_eq!(evaluator.classify(&file, Weights::Raw, 5).unwrap(), before);
 }
-on_cuda!(a_run_on_images_that_the_gpu_prepares_is_that_on_squares);
+on_cuda!(run_on_images_prepared_by_the_gpu_equals_that_on_squares);

@@ -1,4 +1,4 @@
-//! One seed is one result, byte for byte, whatever the threads; and every part of the recipe counts.
+//! One seed gives one result, byte for byte, with any number of threads; and every part of the recipe affects it.
 
 use crate::train_support::*;
 use effnet::train::events::{End, LogLine};
@@ -38,7 +38,7 @@ type Change = (&'static str, fn(&mut Recipe));
 
 /// A run whose masks, averages or accumulation were ignored would equal the plain one.
 #[test]
-fn every_part_of_the_recipe_counts() {
+fn recipe_counts_in_every_part() {
     let dir = tempfile::tempdir().unwrap();
     let weights = |name: &str, change: fn(&mut Recipe)| {
         let mut recipe = recipe();

@@ -12,7 +12,7 @@ use crate::data_support;
 const LIMIT: u64 = 320 << 20;
 
 #[test]
-fn a_run_trains_from_more_than_its_memory() {
+fn run_trains_from_more_than_its_memory() {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("data");
     // Images of 512 × 512 in shards of 32 MiB.

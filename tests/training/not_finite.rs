@@ -1,4 +1,4 @@
-//! Runs that come to numbers that are not finite, on every device: the layer where that began is named.
+//! Runs that produce numbers that are not finite, on every device: the error names the first such layer.
 //!
 //! See [`effnet::train::not_finite`].
 
@@ -32,7 +32,7 @@ fn run<H: Hardware>(hardware: H, out: &Path, steps: u64) -> Result<Outcome, Trai
     train_on(&recipe(), &options, source, hardware, &mut Silent, &AtomicBool::new(false))
 }
 
-/// Where a run says that it began whose weights are changed before its first step. Its loss scale cannot fall any more.
+/// The tensor that a run names if its weights are changed before its first step. Its loss scale is the smallest.
 fn first<H: Hardware>(hardware: H, change: impl Fn(&str, &mut [f32])) -> String {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("checkpoint.bin");
@@ -77,7 +77,7 @@ fn nan(name: &str, values: &mut [f32]) {
     }
 }
 
-/// Rows of the classifier that differ so much that the loss is large and the gradient below it larger.
+/// Rows of the classifier that differ so much that the loss is large and its gradient even larger.
 fn steep(name: &str, values: &mut [f32]) {
     if name == "classifier.weight" {
         let channels = values.len() / 5;
@@ -91,12 +91,12 @@ fn steep(name: &str, values: &mut [f32]) {
 const PROJECT: &str = "the output of blocks.4.1 project; of the weights, blocks.4.1.conv_pwl.weight";
 
 #[test]
-fn a_weight_that_is_not_a_number_is_named_with_its_layer() {
+fn weight_that_is_not_a_number_is_named_with_its_layer() {
     assert_eq!(first(cpu(), nan), PROJECT);
 }
 
 #[test]
-fn the_layer_that_overflows_is_named() {
+fn layer_that_overflows_is_named() {
     assert_eq!(first(cpu(), set("blocks.3.1.conv_dw.weight", 3e38)), "the output of blocks.3.1 depthwise");
     assert_eq!(first(cpu(), set("conv_stem.weight", 3e38)), "the output of stem");
     assert_eq!(first(cpu(), set("classifier.weight", 1e38)), "the output of head");
@@ -113,9 +113,9 @@ fn layers_that_overflow_fp16_are_named<G: TestGpu>() {
 }
 on_cuda!(layers_that_overflow_fp16_are_named);
 
-/// What is looked into is the step that was made: the same images and masks give the same gradients to the bit.
+/// The search repeats the step that failed: the same images and masks give the same gradients, to the bit.
 #[test]
-fn the_step_that_is_run_again_is_the_same() {
+fn step_that_is_run_again_is_the_same() {
     let recipe = recipe();
     let arch = recipe.architecture(5).unwrap();
     let table = ParamTable::new(&arch);

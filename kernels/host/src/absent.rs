@@ -1,4 +1,4 @@
-//! What stands in for the harness on other processors, so that tests compile: nothing can be made of it.
+//! Replaces the harness on other processors, so that tests compile: no device can be created.
 
 use std::ffi::c_void;
 

@@ -133,7 +133,7 @@ impl Device {
     /// A device without memory yet.
     ///
     /// # Errors
-    /// Where 64 GB of address space are not to be had.
+    /// If 64 GB of address space are not available.
     pub fn new() -> Result<Device, String> {
         // SAFETY: no precondition.
         let raw = unsafe { effnet_host_device_new() };
@@ -144,7 +144,7 @@ impl Device {
     /// Zeroed memory, aligned to 256 bytes, with guarded bytes before and after.
     ///
     /// # Errors
-    /// Where there is no more.
+    /// If the memory is exhausted.
     pub fn allocate(&mut self, bytes: usize) -> Result<u64, String> {
         // SAFETY: the device lives.
         let at = unsafe { effnet_host_allocate(self.raw.as_ptr(), bytes) };
@@ -177,7 +177,7 @@ impl Device {
         }
     }
 
-    /// Where an address lies, in words.
+    /// Describes an address in words.
     pub fn describe(&self, at: u64) -> String {
         let mut text = String::new();
         // SAFETY: the address is only compared; the sink is a `String`.
@@ -193,8 +193,8 @@ impl Device {
         unsafe { effnet_host_reset_counts(self.raw.as_ptr()) }
     }
 
-    /// What launches loaded and stored since the last reset, by region, in the order of addresses; regions that were
-    /// not touched are left out. Empty but in the `race` build.
+    /// Bytes that launches loaded and stored since the last reset, by region, in the order of addresses, without regions
+    /// that were not touched. Only the `race` build counts.
     pub fn counts(&self) -> Vec<Count> {
         struct Sink {
             label: String,
@@ -218,7 +218,7 @@ impl Device {
     /// Runs a kernel to its end.
     ///
     /// # Errors
-    /// A launch that does not fit the kernel, before anything runs; afterwards whatever was found wrong.
+    /// Before the kernel runs: a launch that does not fit it. Afterwards: all detected mistakes.
     ///
     /// # Safety
     /// `arguments` points to `launch.size` bytes laid out as `launch.fields` says; the addresses in them are memory of

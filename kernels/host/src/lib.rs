@@ -2,36 +2,36 @@
 //!
 //! The same `.cu` files that nvcc compiles for GPUs are compiled by g++ against a small shim (`shim.h`). Each thread
 //! of a block is a fiber; blocks run one after another. So every machine, without a GPU and without CUDA, can run
-//! the engine at small sizes and see far more of what kernels do than a GPU would show.
+//! the engine at small sizes and observe more than a GPU shows.
 //!
 //! # What it finds
-//! - Wrong indices and wrong arithmetic, against a reference, as anywhere.
-//! - Barriers and warp operations that not all threads reach, or reach at different places: an error that lists who
-//!   waits where.
-//! - A missing barrier: in most cases one of the orders ([`Order`]) gives another result; in the `race` build always,
-//!   with both places in the source.
-//! - Shared memory read before it is written (it begins as NaN in every block), pieces that outgrow the launch's
-//!   bytes, pieces that threads disagree about.
+//! - Wrong indices and wrong arithmetic, by comparison with a reference.
+//! - Barriers and warp operations that not all threads reach, or reach at different places: an error that lists which
+//!   threads wait where.
+//! - A missing barrier: in most cases one of the orders ([`Order`]) gives another result. The `race` build always detects
+//!   it and names both places in the source.
+//! - Shared memory that is read before it is written (it starts as NaN in every block), pieces that exceed the bytes of
+//!   the launch, pieces about which threads disagree.
 //! - Copies from global to shared memory that are not waited for, or whose buffer is still in use, by making them
 //!   as late and as early as is allowed ([`Options::late_copies`]).
-//! - Writes beside memory: canaries lie around allocations, shared pieces and whatever a test puts under
-//!   [`Device::guard`]. Reads too in the `address` and `race` builds.
+//! - Writes outside memory: canaries lie around allocations, shared pieces and bytes that a test forbids with
+//!   [`Device::guard`]. The `address` and `race` builds detect reads too.
 //! - Undefined behaviour of C++ (`address` build): misaligned vectors, overflowing indices, shifts.
 //! - Arguments whose fields differ between Rust and the kernel.
 //! - Bytes of traffic of every labelled region of memory (`race` build): [`Device::counts`].
 //!
 //! # What it cannot find
-//! - Whether the PTX of `device.cuh` says the same as its stand-in here.
+//! - Whether the PTX of `device.cuh` does the same as its replacement here.
 //! - The device's rounding: `tanh.approx`, contraction to fma, the order in which tensor cores add. Results agree
 //!   with a GPU's within a tolerance, not bit by bit.
-//! - Memory ordering between blocks that run at the same time, beyond that two of them touch the same bytes and one
+//! - Memory ordering between blocks that run at the same time, except that two of them access the same bytes and one
 //!   writes (`race` build).
 //! - Registers, spills, occupancy, bank conflicts, speed.
 //!
 //! # Builds
-//! `EFFNET_HARNESS=plain|address|race` while building; see `build.rs`. They find different things, so run all three.
-//! `EFFNET_HARNESS_WITHOUT=stem.cu:235`, while running, makes kernels run as if the barrier or wait in that line were not
-//! there: `tools/remove_barriers.py` does so for each of them and asks whether a test notices.
+//! `EFFNET_HARNESS=plain|address|race` at build time; see `build.rs`. They find different mistakes, so all three are run.
+//! `EFFNET_HARNESS_WITHOUT=stem.cu:235` at run time removes the barrier or wait in that line: `tools/remove_barriers.py`
+//! does so for each of them and checks that a test fails.
 //!
 //! On other processors than x86-64 the crate is empty and [`AVAILABLE`] is false.
 
@@ -65,7 +65,7 @@ pub enum Order {
     #[default]
     Forward,
     Reverse,
-    /// Drawn afresh at every barrier, the same for the same seed.
+    /// Drawn again at every barrier; the same for the same seed.
     Random(u64),
 }
 
@@ -78,7 +78,7 @@ pub struct Options {
 }
 
 impl Options {
-    /// Orders and copies that together find most of what is wrong.
+    /// Orders and copies that together find most mistakes.
     pub const ALL: [Options; 4] = [
         Options { order: Order::Forward, late_copies: false },
         Options { order: Order::Reverse, late_copies: true },
@@ -107,7 +107,7 @@ pub struct Kernel {
     pub fields: Vec<Field<'static>>,
 }
 
-/// One launch, but for the arguments themselves.
+/// One launch without the values of the arguments.
 #[derive(Clone, Copy, Debug)]
 pub struct Launch<'a> {
     pub kernel: &'a str,
@@ -115,7 +115,7 @@ pub struct Launch<'a> {
     pub threads: u32,
     /// Bytes of dynamic shared memory.
     pub shared: usize,
-    /// What Rust believes the arguments to be.
+    /// The arguments as Rust declares them.
     pub fields: &'a [Field<'a>],
     pub size: usize,
     pub options: Options,

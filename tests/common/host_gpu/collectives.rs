@@ -1,8 +1,7 @@
-//! What the harness's ranks exchange, through their group.
+//! Collectives of ranks on the harness, through their group.
 //!
-//! What each rank gives is added up in rank order, so that sums are bit by bit those of one rank that adds up as many
-//! micro-batches. A collective happens where it is enqueued, or, where transfers are late, only where it is waited for:
-//! both must give the same.
+//! Sums are taken in rank order, so they equal, bit by bit, those of one rank that accumulates as many micro-batches. A
+//! collective runs when it is enqueued or, if transfers are late, when it is waited for: both must give the same.
 
 use std::sync::Arc;
 
@@ -29,7 +28,7 @@ pub struct Collectives {
     /// Between a begin and an end of collectives: while enqueuing, and while executing.
     enqueuing: bool,
     exchanging: bool,
-    /// Collectives that nobody has waited for yet.
+    /// Collectives that were not waited for yet.
     waiting: Vec<Collective>,
 }
 
@@ -45,7 +44,7 @@ impl Collectives {
         self.group.as_ref().ok_or(OpsError::NotConnected)
     }
 
-    /// Everything that a capture begins it also ends.
+    /// A capture must end the collectives that it begins.
     pub fn capture_ends(&mut self) -> Result {
         match std::mem::take(&mut self.enqueuing) {
             true => Err(device_error("a capture that ends before its collectives do")),
@@ -117,7 +116,7 @@ impl HostGpu {
     }
 }
 
-/// The ranks' numbers of one kind, in rank order, made one.
+/// Reduces the numbers of the ranks, in rank order, to one.
 fn reduced(parts: &[&[u8]], how: Reduce) -> Vec<u8> {
     fn fold<T: bytemuck::Pod>(parts: &[&[u8]], add: impl Fn(T, T) -> T, finish: impl Fn(T) -> T) -> Vec<u8> {
         let parts: Vec<Vec<T>> = parts.iter().map(|part| bytemuck::pod_collect_to_vec(part)).collect();
