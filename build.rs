@@ -14,7 +14,7 @@
 //!
 //! A kernel that does not compile fails the build, except with `EFFNET_CUDA=skip`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::env::consts::EXE_SUFFIX;
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -197,10 +197,21 @@ impl Targets {
         Ok(Targets { architectures: architectures.into_iter().collect(), ptx: None })
     }
 
+    /// Kernels do not look at the architecture, so those of one generation (8.0 to 8.9) are made of the same
+    /// intermediate code, which is compiled once. The machine code is the same as from intermediate code of their own.
     fn flags(&self) -> Vec<String> {
-        let option = |arch, code| format!("-gencode=arch=compute_{arch},code={code}_{arch}");
-        let machine_code = self.architectures.iter().map(|arch| option(arch, "sm"));
-        machine_code.chain(self.ptx.iter().map(|arch| option(arch, "compute"))).collect()
+        let generation = |arch: u32| arch / 10 * 10;
+        let mut generations: BTreeMap<u32, Vec<String>> = BTreeMap::new();
+        for arch in &self.architectures {
+            generations.entry(generation(*arch)).or_default().push(format!("sm_{arch}"));
+        }
+        if let Some(arch) = self.ptx.map(generation) {
+            generations.entry(arch).or_default().push(format!("compute_{arch}"));
+        }
+        let option = |(arch, codes): (&u32, &Vec<String>)| {
+            format!("-gencode=arch=compute_{arch},code=[{}]", codes.join(","))
+        };
+        generations.iter().map(option).collect()
     }
 }
 
