@@ -9,14 +9,7 @@ use std::borrow::Cow;
 use std::marker::PhantomData;
 
 use super::gpu::Address;
-
-/// One field of an argument struct.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Field {
-    pub name: &'static str,
-    pub offset: usize,
-    pub size: usize,
-}
+pub use super::gpu::Field;
 
 /// A type that an argument struct may contain.
 ///

@@ -5,8 +5,10 @@ use std::ffi::c_void;
 use std::fmt::Write;
 
 use super::arguments::{Arguments, Kernel};
+use super::bucket_times::BucketTimes;
 use super::gpu::{Address, Gpu, Launch, Mark};
 use super::precision::Precision;
+use super::sources::step::StepBlock;
 use crate::ops::optimiser::MOST_SLOTS;
 use crate::ops::plan::ALIGNMENT;
 use crate::ops::profile::Profile;
@@ -20,6 +22,8 @@ pub struct State {
     pub gradients: Address,
     /// Those that the optimiser has; the others are null.
     pub slots: [Address; MOST_SLOTS],
+    /// Null if all parameters decay alike.
+    pub decay_factors: Address,
     pub ema: Address,
     /// [total − trainable]: running statistics after this step's forward passes. The update copies them to the
     /// parameters unless the step is skipped.
@@ -43,12 +47,19 @@ pub struct StoredWeights {
     pub places: HashMap<usize, usize>,
 }
 
+/// The state of a step's exchange between ranks.
+#[derive(Clone, Copy, Debug)]
+pub struct Exchange {
+    /// Gradients before this offset are not yet being summed.
+    pub left: usize,
+}
+
 /// What `--profile` collects: sums, the current pass with its start, and the exchange between ranks.
 #[derive(Default)]
 pub struct Timing {
     pub sums: Profile,
     pass: Option<(&'static str, Mark)>,
-    pub(super) exchange: super::exchange::Times,
+    pub(super) exchange: BucketTimes,
 }
 
 /// Everything a launcher may use.
@@ -71,7 +82,7 @@ pub struct Context<G: Gpu> {
     /// Set while passes are timed.
     pub profile: Option<Timing>,
     /// Present if several ranks share the work.
-    pub(super) exchange: Option<super::exchange::Exchange>,
+    pub(super) exchange: Option<Exchange>,
     /// The name of the kernel being launched; kept so that a launch allocates nothing.
     pub(super) name: String,
 }
@@ -85,16 +96,18 @@ impl<G: Gpu> Context<G> {
             (self.state.gradients, 4 * trainable, "gradients"),
             (self.state.ema, 4 * total, "EMA"),
             (self.state.running, 4 * (total - trainable), "running statistics"),
-            (self.state.block, super::step::BLOCK_BYTES, "step block"),
+            (self.state.block, size_of::<StepBlock>(), "step block"),
             (self.arena, self.arena_bytes, "arena"),
             (self.workspace, self.workspace_bytes, "workspace"),
         ] {
             self.gpu.describe(at, bytes, label);
         }
-        for (number, slot) in
-            self.state.slots.into_iter().enumerate().filter(|(_, slot)| *slot != Address::NULL)
-        {
-            self.gpu.describe(slot, 4 * trainable, &format!("optimiser's slot {number}"));
+        let slots = self.state.slots.into_iter().enumerate();
+        let mut optional: Vec<(Address, String)> =
+            slots.map(|(number, slot)| (slot, format!("optimiser's slot {number}"))).collect();
+        optional.push((self.state.decay_factors, "decay factors".into()));
+        for (at, label) in optional.into_iter().filter(|(at, _)| *at != Address::NULL) {
+            self.gpu.describe(at, 4 * trainable, &label);
         }
     }
 

@@ -10,29 +10,11 @@
 
 use std::sync::Arc;
 
-use super::context::{Context, State};
-use super::gpu::{Gpu, Mark, Piece, Reduce};
+use super::context::{Context, Exchange, State};
+use super::gpu::{Gpu, Piece, Reduce};
 use super::{optimiser, step};
-use crate::ops::{Bucket, BucketTime, OpsError, Result};
+use crate::ops::{Bucket, OpsError, Result};
 use crate::parallel::Group;
-
-/// The state of a step's exchange.
-#[derive(Clone, Copy, Debug)]
-pub struct Exchange {
-    /// Gradients before this offset are not yet being summed.
-    left: usize,
-}
-
-/// Times of the buckets, while passes are timed.
-#[derive(Debug, Default)]
-pub struct Times {
-    steps: u64,
-    began: Option<Mark>,
-    backward_end: Option<Mark>,
-    /// The step's buckets: bytes, and the moments when it was complete and when its sum began and ended.
-    buckets: Vec<(u64, [Mark; 3])>,
-    list: Vec<BucketTime>,
-}
 
 /// Joins the ranks of a group. A group of one is allowed: it exchanges with itself.
 pub fn connect<G: Gpu>(cx: &mut Context<G>, group: &Arc<Group>) -> Result {
@@ -44,10 +26,7 @@ pub fn connect<G: Gpu>(cx: &mut Context<G>, group: &Arc<Group>) -> Result {
 /// Records the start of a step.
 pub fn step_begins<G: Gpu>(cx: &mut Context<G>) -> Result {
     if let (Some(timing), Some(_)) = (&mut cx.profile, cx.exchange) {
-        let mark = cx.gpu.mark()?;
-        if let Some(older) = timing.exchange.began.replace(mark) {
-            cx.gpu.forget(older);
-        }
+        timing.exchange.step_begins(&mut cx.gpu)?;
     }
     Ok(())
 }
@@ -78,11 +57,11 @@ pub fn reduce<G: Gpu>(cx: &mut Context<G>, bucket: &Bucket) -> Result {
     let times = &mut timing.exchange;
     let ready = gpu.mark()?;
     if bucket.last {
-        times.backward_end = Some(gpu.mark()?);
+        times.backward_ends(gpu)?;
     }
     let began = gpu.collective_mark()?;
     gpu.all_reduce(&pieces)?;
-    times.buckets.push((4 * (end - start) as u64, [ready, began, gpu.collective_mark()?]));
+    times.add(4 * (end - start) as u64, [ready, began, gpu.collective_mark()?]);
     Ok(())
 }
 
@@ -101,40 +80,4 @@ pub fn join<G: Gpu>(cx: &mut Context<G>) -> Result {
         timing.exchange.end_step(&mut cx.gpu)?;
     }
     optimiser::look_at_gradients(cx)
-}
-
-impl Times {
-    /// Reads the times of the step's moments.
-    fn end_step<G: Gpu>(&mut self, gpu: &mut G) -> Result {
-        let step = self.steps;
-        let began = self.began.take();
-        let ended = self.backward_end.take();
-        // Timing may have begun in the middle of this step; then it is left out.
-        if let (Some(began), Some(ended)) = (began, ended) {
-            let backward_end = gpu.between(began, ended)?;
-            for (bytes, marks) in &self.buckets {
-                let mut times = [0.0; 3];
-                for (time, mark) in times.iter_mut().zip(marks) {
-                    *time = gpu.between(began, *mark)?;
-                }
-                let [ready, start, end] = times;
-                self.list.push(BucketTime { step, bytes: *bytes, ready, start, end, backward_end });
-            }
-            self.steps += 1;
-        }
-        self.forget(gpu, [began, ended]);
-        Ok(())
-    }
-
-    fn forget<G: Gpu>(&mut self, gpu: &mut G, ends: [Option<Mark>; 2]) {
-        let buckets = self.buckets.drain(..).flat_map(|(_, marks)| marks);
-        ends.into_iter().flatten().chain(buckets).for_each(|mark| gpu.forget(mark));
-    }
-
-    /// The times of all steps.
-    pub fn finish<G: Gpu>(mut self, gpu: &mut G) -> Vec<BucketTime> {
-        let ends = [self.began.take(), self.backward_end.take()];
-        self.forget(gpu, ends);
-        self.list
-    }
 }

@@ -14,7 +14,6 @@
 use std::ffi::c_void;
 use std::sync::Arc;
 
-use super::arguments::Field;
 use crate::ops::Result;
 use crate::parallel::Group;
 pub use crate::parallel::nccl::Reduce;
@@ -44,6 +43,14 @@ pub struct Properties {
     pub shared_per_block: usize,
     /// Total bytes of device memory.
     pub memory: u64,
+}
+
+/// One field of an argument struct.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Field {
+    pub name: &'static str,
+    pub offset: usize,
+    pub size: usize,
 }
 
 /// One launch without the values of its arguments.

@@ -10,6 +10,7 @@
 pub mod arguments;
 pub mod batch_norm;
 pub mod batches;
+mod bucket_times;
 pub mod context;
 pub mod depthwise;
 pub mod driver;
