@@ -226,6 +226,23 @@ fn search_for_not_finite_numbers_runs_all_passes() {
     );
 }
 
+/// A step of a large network on the CPU may take longer than the watchdog's limit.
+#[test]
+fn progress_is_made_with_every_pass() {
+    let (recipe, _) = steps(1, Path::new("none"));
+    let moved = two_engines(
+        &recipe,
+        |_, _| {},
+        |engine, team, batch| {
+            let group = team.group().unwrap();
+            let before = group.moves();
+            engine.step(batch, StepParams::default()).unwrap();
+            group.moves() - before
+        },
+    );
+    assert!(moved.iter().all(|moved| *moved > 100), "{moved:?}");
+}
+
 /// The statistics that passes exchange are not buckets.
 #[test]
 fn profile_of_the_exchange_has_only_gradients() {

@@ -163,7 +163,6 @@ impl Group {
     }
 
     /// How often this rank has made progress.
-    #[cfg(test)]
     pub fn moves(&self) -> u64 {
         self.member.moved()
     }

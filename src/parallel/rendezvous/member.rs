@@ -105,7 +105,6 @@ impl Member {
         self.moves.fetch_add(1, Ordering::SeqCst);
     }
 
-    #[cfg(test)]
     pub fn moved(&self) -> u64 {
         self.moves.load(Ordering::SeqCst)
     }
