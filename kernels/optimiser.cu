@@ -45,12 +45,13 @@ __device__ __forceinline__ int own_elements(size_t first, int elements) {
 }  // namespace
 
 // trainable elements of each buffer and, in parameters, ema and running, `statistics` more after them. `ema` may
-// be null.
+// be null, and so may `decay_factors`: then each is 1.
 #define OPTIMISER_UPDATE_FIELDS(F) \
     F(float*, parameters)          \
     F(const float*, gradients)     \
     F(float*, mean_square)         \
     F(float*, momentum)            \
+    F(const float*, decay_factors) \
     F(float*, ema)                 \
     F(float*, running)             \
     F(const StepBlock*, block)     \
@@ -69,11 +70,12 @@ namespace {
 // epsilon under the root and multiplies the gradient by the learning rate.
 enum class Rule { RmsPropPyTorch, RmsPropTensorFlow, Sgd };
 
-// Updates one parameter.
+// Updates one parameter; `decay` is its weight decay.
 template <Rule RULE>
 __device__ __forceinline__ void move_parameter(
-    const OptimiserUpdateArguments& args, float rate, float gradient, float& p, float& square, float& momentum) {
-    const float g = fmaf(p, args.weight_decay, gradient);
+    const OptimiserUpdateArguments& args, float rate, float decay, float gradient, float& p, float& square,
+    float& momentum) {
+    const float g = fmaf(p, decay, gradient);
     if constexpr (RULE != Rule::Sgd) {
         square = fmaf(g * (1.0f - args.alpha), g, square * args.alpha);
     }
@@ -90,17 +92,20 @@ __device__ __forceinline__ void move_parameter(
 // WIDTH trainable elements from `at` on.
 template <Rule RULE, int WIDTH>
 __device__ __forceinline__ void update_parameters(const OptimiserUpdateArguments& args, size_t at) {
-    float p[WIDTH], g[WIDTH], momentum[WIDTH], square[WIDTH] = {}, ema[WIDTH] = {};
+    float p[WIDTH], g[WIDTH], momentum[WIDTH], square[WIDTH] = {}, ema[WIDTH] = {}, weight_decay[WIDTH];
     load(p, args.parameters + at);
     load(g, args.gradients + at);
     load(momentum, args.momentum + at);
     if constexpr (RULE != Rule::Sgd) load(square, args.mean_square + at);
     if (args.ema != nullptr) load(ema, args.ema + at);
+    const bool by_parameter = args.decay_factors != nullptr;
+    if (by_parameter) load(weight_decay, args.decay_factors + at);
     const float rate = args.block->learning_rate, decay = args.block->ema_decay;
     const float unscale = 1.0f / args.block->loss_scale;
 #pragma unroll
     for (int i = 0; i < WIDTH; i++) {
-        move_parameter<RULE>(args, rate, g[i] * unscale, p[i], square[i], momentum[i]);
+        weight_decay[i] = by_parameter ? weight_decay[i] * args.weight_decay : args.weight_decay;
+        move_parameter<RULE>(args, rate, weight_decay[i], g[i] * unscale, p[i], square[i], momentum[i]);
         ema[i] = fmaf(ema[i], decay, p[i] * (1.0f - decay));
     }
     store(args.parameters + at, p);

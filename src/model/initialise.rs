@@ -20,7 +20,7 @@ pub fn initialise(table: &ParamTable, seed: u64) -> Vec<f32> {
                 }
             }
             Role::Scale | Role::RunningVariance => out.fill(1.0),
-            Role::Bias | Role::RunningMean => out.fill(0.0),
+            Role::Shift | Role::Bias | Role::RunningMean => out.fill(0.0),
         }
     }
     values

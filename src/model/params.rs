@@ -18,7 +18,9 @@ pub enum Role {
     Convolution,
     /// Batch-norm γ: one.
     Scale,
-    /// Batch-norm β and every other bias: zero.
+    /// Batch-norm β: zero.
+    Shift,
+    /// Every other bias: zero.
     Bias,
     /// Classifier: uniform within ±1/√classes.
     Linear,
@@ -137,7 +139,7 @@ impl Lister {
 
     fn batch_norm(&mut self, name: &str, channels: usize) {
         self.trainable(format!("{name}.weight"), vec![channels], Role::Scale);
-        self.bias(name, channels);
+        self.trainable(format!("{name}.bias"), vec![channels], Role::Shift);
         for (suffix, role) in [("running_mean", Role::RunningMean), ("running_var", Role::RunningVariance)] {
             let name = format!("{name}.{suffix}");
             self.running.push(Entry { name, shape: vec![channels], role, offset: 0 });

@@ -43,6 +43,8 @@ pub enum Buffer {
     Gradients,
     /// One of the [optimiser's slots](Rule::slots), by its number.
     Slot(usize),
+    /// What each parameter's [weight decay](super::WeightDecay) is multiplied by.
+    DecayFactors,
     Ema,
 }
 

@@ -19,7 +19,7 @@ pub mod tensor;
 
 pub use buckets::{Bucket, Buckets};
 pub use device::{Buffer, Device, Ops, Workspace};
-pub use optimiser::{RmsPropForm, Rule, Slot, StateSize};
+pub use optimiser::{RmsPropForm, Rule, Slot, StateSize, WeightDecay};
 pub use pass::*;
 pub use plan::Plan;
 pub use profile::{BucketTime, ProfileReport, ProfileRow};

@@ -18,7 +18,7 @@ pub enum RmsPropForm {
     TensorFlow,
 }
 
-/// How the optimiser moves a parameter p with gradient g (weight decay added: g + decay·p).
+/// How the optimiser moves a parameter p with gradient g, to which the weight decay is already added.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Rule {
     /// v = α·v + (1−α)·g², then as the form says. Slots: v, buf.
@@ -79,20 +79,38 @@ impl Rule {
     }
 }
 
+/// Weight decay (L2): a rule gets g + rate·factor·p as the gradient of p.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct WeightDecay {
+    pub rate: f32,
+    /// Each parameter has its own factor, in [`Buffer::DecayFactors`](super::Buffer::DecayFactors): 0 for those that do
+    /// not decay. Otherwise all factors are 1.
+    pub by_parameter: bool,
+}
+
+impl WeightDecay {
+    /// The same decay for every parameter.
+    pub fn uniform(rate: f32) -> WeightDecay {
+        WeightDecay { rate, by_parameter: false }
+    }
+}
+
 /// Elements of the flat state buffers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StateSize {
-    /// Gradients, and each slot of the optimiser.
+    /// Gradients, each slot of the optimiser, and the decay factors.
     pub trainable: usize,
     /// Parameters and their moving average: the trainable ones and the running statistics.
     pub total: usize,
     /// Slots of the optimiser; none for inference.
     pub slots: usize,
+    /// Whether each parameter has a factor of the weight decay.
+    pub decay_factors: bool,
 }
 
 impl StateSize {
-    /// With room for any optimiser.
+    /// With room for any optimiser and decay.
     pub fn new(trainable: usize, total: usize) -> StateSize {
-        StateSize { trainable, total, slots: MOST_SLOTS }
+        StateSize { trainable, total, slots: MOST_SLOTS, decay_factors: true }
     }
 }

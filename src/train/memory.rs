@@ -123,7 +123,9 @@ fn with_available(
 ) -> MemoryPlan {
     let trainable = table.trainable() as u64 * 4;
     let total = table.total() as u64 * 4;
-    let slots = recipe.update().rule.slots().len() as u64;
+    let update = recipe.update();
+    let slots = update.rule.slots().len() as u64;
+    let factors = u64::from(update.weight_decay.by_parameter);
     // A GPU reserves room for the moving average even if the run keeps none. The loader's batches and a checkpoint are
     // in the memory of the host.
     let ema = if recipe.ema > 0.0 || own_memory { total } else { 0 };
@@ -142,7 +144,7 @@ fn with_available(
         workspace: plan.workspace_bytes() as u64,
         weights,
         gradients: trainable,
-        optimizer: slots * trainable,
+        optimizer: (slots + factors) * trainable,
         ema,
         checkpoint,
         images,

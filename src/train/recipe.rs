@@ -10,32 +10,13 @@
 use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
-use strum::{Display, EnumString, VariantNames};
 use toml::Table;
 
+use super::optimizer::{Decayed, Optimizer};
 use crate::data::CropMode;
 use crate::model::{Architecture, BatchNormConfig, ModelError, Padding, Variant};
-use crate::names;
 use crate::network::NetworkConfig;
-use crate::ops::{RmsPropForm, Rule, Statistics, Update, Weights};
-
-/// The optimisers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Display, EnumString, VariantNames)]
-#[serde(rename_all = "kebab-case")]
-#[strum(serialize_all = "kebab-case", parse_err_ty = String, parse_err_fn = Optimizer::unknown)]
-pub enum Optimizer {
-    /// As in PyTorch: epsilon outside the root, rate outside the momentum buffer, mean square starts at 0.
-    Rmsprop,
-    /// As in TensorFlow: epsilon inside the root, rate inside the momentum buffer, mean square starts at 1.
-    RmspropTf,
-    Sgd,
-}
-
-impl Optimizer {
-    fn unknown(name: &str) -> String {
-        names::unknown::<Optimizer>("optimizer", name)
-    }
-}
+use crate::ops::{RmsPropForm, Rule, Statistics, Update, WeightDecay, Weights};
 
 /// See the module's description. The names of the fields are those of the flags.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -62,6 +43,9 @@ pub struct Recipe {
     pub momentum: f64,
     pub rms_eps: f64,
     pub weight_decay: f64,
+    /// Not written if it is all, because checkpoints from before this field lack it.
+    #[serde(default, skip_serializing_if = "Decayed::is_all")]
+    pub weight_decay_of: Decayed,
     pub label_smoothing: f64,
     /// Stochastic depth: the drop rate rises linearly with the block index; this is its value one past the last block.
     pub drop_connect: f64,
@@ -157,6 +141,7 @@ impl Recipe {
             momentum: 0.9,
             rms_eps: 0.01,
             weight_decay: 1e-5,
+            weight_decay_of: Decayed::All,
             label_smoothing: 0.1,
             drop_connect: 0.2,
             dropout: scaling.dropout,
@@ -178,7 +163,8 @@ impl Recipe {
     pub fn with(&self, settings: &Table) -> Result<Recipe, toml::de::Error> {
         let table = |recipe: &Recipe| Table::try_from(recipe).expect("a recipe becomes a table");
         // Has a key for every field that can be set.
-        let keys = table(&Recipe { init_from: None, sync_bn: true, ..self.clone() });
+        let written = Recipe { sync_bn: true, weight_decay_of: Decayed::Weights, ..self.clone() };
+        let keys = table(&Recipe { init_from: None, ..written });
         let mut merged = table(self);
         let fields = settings.iter().filter(|(key, _)| keys.contains_key(*key));
         merged.extend(fields.map(|(key, value)| (key.clone(), value.clone())));
@@ -268,7 +254,11 @@ impl Recipe {
             Optimizer::RmspropTf => rms_prop(RmsPropForm::TensorFlow),
             Optimizer::Sgd => Rule::Sgd { momentum },
         };
-        Update { rule, weight_decay: self.weight_decay as f32, ema: self.ema > 0.0 }
+        let weight_decay = WeightDecay {
+            rate: self.weight_decay as f32,
+            by_parameter: self.weight_decay_of != Decayed::All,
+        };
+        Update { rule, weight_decay, ema: self.ema > 0.0 }
     }
 
     /// Divides the batch among ranks. If the micro-batch does not divide the share of a rank and may be changed, it

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use effnet::model::{Architecture, BatchNormConfig, Padding, ParamTable, Role, Variant};
-use effnet::ops::{RmsPropForm, Rule, Update};
+use effnet::ops::{RmsPropForm, Rule, Update, WeightDecay};
 use serde::Deserialize;
 
 use super::formula::Formula;
@@ -134,7 +134,7 @@ impl Golden {
         };
         let (alpha, momentum, eps) = (o.alpha as f32, o.momentum as f32, o.eps as f32);
         let rule = Rule::RmsProp { form, alpha, momentum, eps };
-        Update { rule, weight_decay: o.weight_decay as f32, ema: false }
+        Update { rule, weight_decay: WeightDecay::uniform(o.weight_decay as f32), ema: false }
     }
 
     /// The batch [N, R, R, 3] of `2u − 1`, whose formula counts in the order [N, 3, R, R].
@@ -166,17 +166,13 @@ impl Golden {
 /// Parameters and running statistics by the formula, in the table's layout.
 pub fn parameters(table: &ParamTable) -> Vec<f32> {
     let mut values = vec![0.0; table.total()];
-    let is_norm = |name: &str| {
-        let layer = name.rsplit_once('.').map_or(name, |(layer, _)| layer);
-        table.get(&format!("{layer}.running_mean")).is_some()
-    };
     for entry in table.entries() {
         let fan: usize = entry.shape[1..].iter().product();
         let bound = (3.0 / fan as f64).sqrt();
         let value: Box<dyn Fn(f64) -> f64> = match entry.role {
             Role::RunningMean => Box::new(|u| (u - 0.5) * 0.2),
             Role::RunningVariance | Role::Scale => Box::new(|u| 0.5 + u),
-            Role::Bias if is_norm(&entry.name) => Box::new(|u| (u - 0.5) * 0.4),
+            Role::Shift => Box::new(|u| (u - 0.5) * 0.4),
             Role::Bias => Box::new(|u| (u - 0.5) * 0.2),
             Role::Convolution | Role::Linear => Box::new(move |u| (2.0 * u - 1.0) * bound),
         };

@@ -68,7 +68,7 @@ impl Trial {
         let buckets = Buckets::new(&passes, table.trainable(), 16 << 10);
         assert!(buckets.iter().len() >= 3, "{buckets:?}");
         let rule = Rule::RmsProp { form: RmsPropForm::PyTorch, alpha: 0.9, momentum: 0.9, eps: 0.01 };
-        let update = Update { rule, weight_decay: 1e-5, ema: true };
+        let update = Update { rule, weight_decay: WeightDecay::uniform(1e-5), ema: true };
         Trial { precision, images, micro_batches, network, table, passes, buckets, update }
     }
 

@@ -54,7 +54,7 @@ impl Trial {
             table,
             pixels: pixels.into_iter().map(|v| v as u8).collect(),
             labels: (0..images).map(|i| (i * 37 % CLASSES) as u32).collect(),
-            update: Update { rule, weight_decay: 1e-5, ema: true },
+            update: Update { rule, weight_decay: WeightDecay::uniform(1e-5), ema: true },
         }
     }
 

@@ -21,6 +21,10 @@ fn rules() -> [Rule; 4] {
     ]
 }
 
+const NO_DECAY: WeightDecay = WeightDecay { rate: 0.0, by_parameter: false };
+const DECAY: WeightDecay = WeightDecay { rate: 1e-2, by_parameter: false };
+const BY_PARAMETER: WeightDecay = WeightDecay { rate: 1e-2, by_parameter: true };
+
 /// Elements of a buffer: gradients, mean-square and momentum have only the trainable ones.
 fn elements(buffer: Buffer, trainable: usize, total: usize) -> usize {
     if matches!(buffer, Buffer::Parameters | Buffer::Ema) { total } else { trainable }
@@ -31,11 +35,18 @@ fn gradient(step: u64, trainable: usize) -> Vec<f32> {
     Formula::of(&format!("gradient {step}")).values(trainable, -0.05, 0.05)
 }
 
+/// 0, 1 and other numbers, in runs that end inside of vectors and chunks.
+fn factors(trainable: usize) -> Vec<f32> {
+    (0..trainable).map(|i| [0.0, 1.0, 0.5, 3.0][i / 13 % 4]).collect()
+}
+
 /// Three steps with the gradients of the loss times `scale`, a power of two.
-fn three_scaled_steps<O: Ops>(ops: &mut O, update: &Update, trainable: usize, total: usize, scale: f32) {
+fn three_steps_by<O: Ops>(ops: &mut O, update: &Update, factors: &[f32], total: usize, scale: f32) {
+    let trainable = factors.len();
     let start = |name: &str, count| Formula::of(name).values(count, -1.0, 1.0);
     ops.write_state(Buffer::Parameters, &start("parameters", total)).unwrap();
     ops.write_state(Buffer::Ema, &start("ema", total)).unwrap();
+    ops.write_state(Buffer::DecayFactors, factors).unwrap();
     for (number, slot) in update.rule.slots().iter().enumerate() {
         let values = match slot.name {
             "momentum" => start("momentum", trainable),
@@ -55,6 +66,10 @@ fn three_scaled_steps<O: Ops>(ops: &mut O, update: &Update, trainable: usize, to
         ops.write_state(Buffer::Gradients, &scaled).unwrap();
         ops.run(&(*update).into()).unwrap();
     }
+}
+
+fn three_scaled_steps<O: Ops>(ops: &mut O, update: &Update, trainable: usize, total: usize, scale: f32) {
+    three_steps_by(ops, update, &factors(trainable), total, scale);
 }
 
 fn three_steps<O: Ops>(ops: &mut O, update: &Update, trainable: usize, total: usize) {
@@ -83,7 +98,9 @@ fn expect_close(what: &str, got: &[Vec<f32>; 5], reference: &mut Reference) {
 fn three_steps_agree_with_the_oracle() {
     for (trainable, total) in [(1, 1), (7, 9), (1000, 1037), (70_001, 70_501)] {
         for rule in rules() {
-            for (weight_decay, ema) in [(0.0, false), (1e-2, false), (1e-2, true)] {
+            for (weight_decay, ema) in
+                [(NO_DECAY, false), (DECAY, false), (DECAY, true), (BY_PARAMETER, true)]
+            {
                 let update = Update { rule, weight_decay, ema };
                 let what = format!("{update:?} over {trainable} of {total}");
                 let mut reference = Reference::new(trainable, total);
@@ -105,6 +122,34 @@ fn three_steps_agree_with_the_oracle() {
     }
 }
 
+/// Factors of 1 are the uniform decay, and factors of 0 none, bit by bit.
+fn expect_uniform_decay<O: Ops>(mut device: impl FnMut(usize, usize) -> O) {
+    for (trainable, total) in LENGTHS {
+        for rule in rules() {
+            for (factor, uniform) in [(1.0, DECAY), (0.0, NO_DECAY)] {
+                let [got, expected] = [BY_PARAMETER, uniform].map(|weight_decay| {
+                    let mut ops = device(trainable, total);
+                    let update = Update { rule, weight_decay, ema: true };
+                    three_steps_by(&mut ops, &update, &vec![factor; trainable], total, 1.0);
+                    state(&mut ops, trainable, total)
+                });
+                let same = got.iter().zip(&expected).all(|(a, b)| equal_bits(a, b));
+                assert!(same, "{rule:?} over {trainable} of {total}, factor {factor}");
+            }
+        }
+    }
+}
+
+#[test]
+fn decay_factors_that_are_equal_are_uniform_decay() {
+    expect_uniform_decay(|trainable, total| CpuOps::new(StateSize::new(trainable, total), &[], 2).unwrap());
+}
+
+fn decay_factors_that_are_equal_are_uniform_decay_in_kernels<G: TestGpu>() {
+    expect_uniform_decay(|trainable, total| cuda::<G>(Precision::Fp32, trainable, total, G::WAYS[0]));
+}
+on_cuda!(decay_factors_that_are_equal_are_uniform_decay_in_kernels);
+
 /// The optimiser must not change the running statistics, nor, without `ema`, the EMA buffer.
 #[test]
 fn running_statistics_and_an_unused_average_keep_their_bits() {
@@ -112,7 +157,7 @@ fn running_statistics_and_an_unused_average_keep_their_bits() {
     for rule in rules() {
         for ema in [false, true] {
             let mut ops = CpuOps::new(StateSize::new(trainable, total), &[], 2).unwrap();
-            three_steps(&mut ops, &Update { rule, weight_decay: 1e-2, ema }, trainable, total);
+            three_steps(&mut ops, &Update { rule, weight_decay: DECAY, ema }, trainable, total);
             let mut values = vec![0.0; total];
             ops.read_state(Buffer::Parameters, &mut values).unwrap();
             let before = Formula::of("parameters").values(total, -1.0, 1.0);
@@ -159,7 +204,9 @@ const LENGTHS: [(usize, usize); 6] = [(1, 1), (7, 9), (8, 300), (1000, 1037), (2
 fn three_steps_on_cuda_agree_with_the_oracle<G: TestGpu>() {
     for (trainable, total) in LENGTHS {
         for rule in rules() {
-            for (weight_decay, ema) in [(0.0, false), (1e-2, false), (1e-2, true)] {
+            for (weight_decay, ema) in
+                [(NO_DECAY, false), (DECAY, false), (DECAY, true), (BY_PARAMETER, true)]
+            {
                 let update = Update { rule, weight_decay, ema };
                 let mut reference = Reference::new(trainable, total);
                 three_steps(&mut reference, &update, trainable, total);
@@ -225,7 +272,7 @@ fn skipped<G: TestGpu>(ops: &mut CudaOps<G>) -> u32 {
 /// it had not happened.
 fn step_that_overflows_changes_nothing<G: TestGpu>() {
     for rule in rules() {
-        let update = Update { rule, weight_decay: 1e-2, ema: true };
+        let update = Update { rule, weight_decay: DECAY, ema: true };
         for precision in Precision::ALL {
             let mut untouched = midway::<G>(precision, &update);
             untouched.run(&update.into()).unwrap();
@@ -276,7 +323,7 @@ fn sum_that_is_not_finite_raises_the_flag<G: TestGpu>() {
                 ops.read_state(Buffer::Gradients, &mut after).unwrap();
                 assert!(equal_bits(&after, gradients), "{trainable} of {total}: gradients were changed");
                 // The update skips the step and lowers the flag.
-                let update = Update { rule: rules()[3], weight_decay: 0.0, ema: false };
+                let update = Update { rule: rules()[3], weight_decay: NO_DECAY, ema: false };
                 ops.run(&update.into()).unwrap();
                 raised
             };
@@ -304,7 +351,7 @@ on_cuda!(sum_that_is_not_finite_raises_the_flag);
 fn running_statistics_are_committed_by_a_step_that_is_not_skipped<G: TestGpu>() {
     for precision in Precision::ALL {
         for ema in [false, true] {
-            let update = Update { rule: Rule::Sgd { momentum: 0.9 }, weight_decay: 0.0, ema };
+            let update = Update { rule: Rule::Sgd { momentum: 0.9 }, weight_decay: NO_DECAY, ema };
             let mut ops = midway::<G>(precision, &update);
             let before = state(&mut ops, TRAINABLE, TOTAL);
             let moved = Formula::of("moved").values(TOTAL - TRAINABLE, -1.0, 1.0);
@@ -331,7 +378,7 @@ on_cuda!(running_statistics_are_committed_by_a_step_that_is_not_skipped);
 
 /// Steps with and without overflow, and the scale after each.
 fn scales<G: TestGpu>(ops: &mut CudaOps<G>, overflows: &[bool]) -> Vec<f32> {
-    let update = Update { rule: Rule::Sgd { momentum: 0.0 }, weight_decay: 0.0, ema: false };
+    let update = Update { rule: Rule::Sgd { momentum: 0.0 }, weight_decay: NO_DECAY, ema: false };
     let step = |overflow: &bool| {
         ops.begin_step().unwrap();
         if *overflow {
@@ -379,7 +426,7 @@ on_cuda!(loss_scale_of_fp32_and_bf16_stays_one);
 
 /// The copy in the storage type is that of the chosen weights, also after an update.
 fn copy_of_the_weights_follows_the_choice<G: TestGpu>() {
-    let update = Update { rule: Rule::Sgd { momentum: 0.9 }, weight_decay: 0.0, ema: true };
+    let update = Update { rule: Rule::Sgd { momentum: 0.9 }, weight_decay: NO_DECAY, ema: true };
     for precision in Precision::ALL {
         let mut ops = midway::<G>(precision, &update);
         for (weights, buffer) in [(Weights::Ema, 4), (Weights::Raw, 0), (Weights::Ema, 4)] {

@@ -116,7 +116,7 @@ fn memory_taken_on_a_gpu_is_what_was_planned() {
         let evaluation = plan(NetworkConfig::inference(images.0));
         let need = evaluation_need(&evaluation, &table, &CudaDevice { precision }, true, images);
         let planned = memory_plan(&recipe, 5, &mut cuda::<HostGpu>(precision), World::ALONE).unwrap().total();
-        let training = StateSize::new(table.trainable(), table.total());
+        let training = StateSize { decay_factors: false, ..StateSize::new(table.trainable(), table.total()) };
         for (what, planned, state, plans) in [
             ("a run", planned, training, vec![&plan(recipe.network_config(1)), &evaluation]),
             ("an evaluation", need, StateSize { slots: 0, ..training }, vec![&evaluation]),

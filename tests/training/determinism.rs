@@ -2,7 +2,7 @@
 
 use crate::train_support::*;
 use effnet::train::events::{End, LogLine};
-use effnet::train::{Optimizer, Recipe, RunOptions, checkpoint};
+use effnet::train::{Decayed, Optimizer, Recipe, RunOptions, checkpoint};
 
 #[test]
 fn threads_change_nothing() {
@@ -48,12 +48,13 @@ fn recipe_counts_in_every_part() {
         checkpoint::read(&out.join("checkpoint.bin")).unwrap().state.parameters
     };
     let plain = weights("plain", |_| {});
-    let changes: [Change; 9] = [
+    let changes: [Change; 10] = [
         ("micro-batch", |r| r.micro_batch = 4),
         ("dropout", |r| r.dropout = 0.0),
         ("drop-connect", |r| r.drop_connect = 0.0),
         ("smoothing", |r| r.label_smoothing = 0.0),
         ("decay", |r| r.weight_decay = 0.01),
+        ("decay of", |r| r.weight_decay_of = Decayed::Weights),
         ("seed", |r| r.seed = 12),
         ("lr", |r| r.lr = 0.004),
         ("optimizer", |r| r.optimizer = Optimizer::RmspropTf),

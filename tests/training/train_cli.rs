@@ -110,6 +110,7 @@ fn settings_out_of_range_are_refused_by_name_and_value() {
         (["--max-steps", "0"], ["--max-steps 0", "at least 1"]),
         (["--model", "b8"], ["b8", "b0"]),
         (["--optimizer", "adam"], ["adam", "rmsprop-tf"]),
+        (["--weight-decay-of", "biases"], ["biases", "no-batch-norm"]),
         (["--padding", "valid"], ["valid", "symmetric or same"]),
         (["--crop", "none"], ["none", "resized"]),
         (["--device", "tpu"], ["tpu", "cuda"]),

@@ -21,7 +21,7 @@ use values::{from_text, number, path, whole};
 use crate::data::CropMode;
 use crate::model::{Padding, Variant};
 use crate::ops::cuda::Precision;
-use crate::train::{DeviceChoice, Optimizer};
+use crate::train::{Decayed, DeviceChoice, Optimizer};
 
 const MODEL: &str = "Model";
 const DATA: &str = "Data";
@@ -109,9 +109,12 @@ pub struct Settings {
     /// Epsilon of RMSprop: outside the root for rmsprop, inside for rmsprop-tf [default: 0.01]
     #[arg(long, value_name = "EPS", value_parser = number, allow_hyphen_values = true, help_heading = RECIPE)]
     pub rms_eps: Option<f64>,
-    /// L2 decay of all parameters, including those of batch norm [default: 1e-5]
+    /// L2 decay of the parameters [default: 1e-5]
     #[arg(long, value_name = "DECAY", value_parser = number, allow_hyphen_values = true, help_heading = RECIPE)]
     pub weight_decay: Option<f64>,
+    /// Which parameters decay: all; no-batch-norm, as in TensorFlow's and NVIDIA's recipes; weights: no batch norm and no biases, as in timm's [default: all]
+    #[arg(long, value_name = "KIND", value_parser = Decayed::from_str, help_heading = RECIPE)]
+    pub weight_decay_of: Option<Decayed>,
     /// Share of the target that is spread over all classes [default: 0.1]
     #[arg(long, value_name = "SHARE", value_parser = number, allow_hyphen_values = true, help_heading = RECIPE)]
     pub label_smoothing: Option<f64>,

@@ -133,8 +133,9 @@ pub struct State {
     pub parameters: Memory,
     pub gradients: Memory,
     pub slots: Vec<Memory>,
+    pub decay_factors: Memory,
     pub ema: Memory,
-    /// Trainable elements: the length of gradients and slots.
+    /// Trainable elements: the length of gradients, slots and decay factors.
     pub trainable: usize,
     /// All elements: the length of parameters and EMA.
     pub total: usize,

@@ -103,6 +103,7 @@ impl CpuOps {
             parameters: Memory::new(total * 4),
             gradients: Memory::new(trainable * 4),
             slots: (0..size.slots).map(|_| Memory::new(trainable * 4)).collect(),
+            decay_factors: Memory::new(if size.decay_factors { trainable * 4 } else { 0 }),
             ema: Memory::new(total * 4),
             trainable,
             total,
@@ -179,6 +180,7 @@ impl CpuOps {
             Buffer::Parameters => (&state.parameters, state.total),
             Buffer::Gradients => (&state.gradients, state.trainable),
             Buffer::Slot(number) => (&state.slots[number], state.trainable),
+            Buffer::DecayFactors => (&state.decay_factors, state.trainable),
             Buffer::Ema => (&state.ema, state.total),
         };
         // SAFETY: `self` is borrowed mutably for as long as the slice lives, so no pass runs.

@@ -27,6 +27,9 @@ impl OnCpu for Update {
         });
         // SAFETY: nobody writes gradients during the update.
         let gradients = unsafe { state.gradients.floats(0, trainable) };
+        let factors = if self.weight_decay.by_parameter { trainable } else { 0 };
+        // SAFETY: as above.
+        let factors = unsafe { state.decay_factors.floats(0, factors) };
         let swept = if self.ema { total } else { trainable };
         cx.parallel(swept.div_ceil(CHUNK), |task, _| {
             let range = task * CHUNK..swept.min((task + 1) * CHUNK);
@@ -45,19 +48,20 @@ impl OnCpu for Update {
             } else {
                 &mut []
             };
-            let factors = Factors {
+            let scalars = Scalars {
                 rule: self.rule,
                 learning_rate: cx.step.learning_rate,
-                weight_decay: self.weight_decay,
+                weight_decay: self.weight_decay.rate,
                 ema_decay: cx.step.ema_decay,
             };
-            sweep(factors, parameters, &gradients[moved], slots, ema);
+            let factors = if factors.is_empty() { factors } else { &factors[moved.clone()] };
+            sweep(scalars, parameters, &gradients[moved], factors, slots, ema);
         });
     }
 }
 
 #[derive(Clone, Copy)]
-struct Factors {
+struct Scalars {
     rule: Rule,
     learning_rate: f32,
     weight_decay: f32,
@@ -65,28 +69,40 @@ struct Factors {
 }
 
 dispatch! {
-    /// Moves the parameters that have a gradient, then the EMA of all; an empty EMA is none.
-    fn sweep(factors: Factors, parameters: &mut [f32], gradients: &[f32], slots: [&mut [f32]; MOST_SLOTS], ema: &mut [f32])
-        => sweep_body;
+    /// Moves the parameters that have a gradient, then the EMA of all. No decay factors mean that all are 1, no EMA that
+    /// there is none.
+    fn sweep(
+        scalars: Scalars,
+        parameters: &mut [f32],
+        gradients: &[f32],
+        factors: &[f32],
+        slots: [&mut [f32]; MOST_SLOTS],
+        ema: &mut [f32],
+    ) => sweep_body;
 }
 
 #[inline(always)]
 fn sweep_body<V: Vector>(
-    factors: Factors,
+    scalars: Scalars,
     parameters: &mut [f32],
     gradients: &[f32],
+    factors: &[f32],
     mut slots: [&mut [f32]; MOST_SLOTS],
     ema: &mut [f32],
 ) {
     let with_ema = !ema.is_empty();
-    let rate = V::splat(factors.learning_rate);
-    let weight_decay = V::splat(factors.weight_decay);
-    let (kept, new) = (V::splat(factors.ema_decay), V::splat(1.0 - factors.ema_decay));
+    let rate = V::splat(scalars.learning_rate);
+    let weight_decay = V::splat(scalars.weight_decay);
+    let (kept, new) = (V::splat(scalars.ema_decay), V::splat(1.0 - scalars.ema_decay));
     let moved = gradients.len();
     each_vector!(V, moved, |at, count| {
         let p = read::<V>(parameters, at, count);
-        let g = p.mul_add(weight_decay, read(gradients, at, count));
-        let step = match factors.rule {
+        let decay = match factors.is_empty() {
+            true => weight_decay,
+            false => read::<V>(factors, at, count).mul(weight_decay),
+        };
+        let g = p.mul_add(decay, read(gradients, at, count));
+        let step = match scalars.rule {
             Rule::RmsProp { form, alpha, momentum, eps } => {
                 let [mean_square, buffer] = &mut slots;
                 let v = read::<V>(mean_square, at, count).mul(V::splat(alpha));

@@ -44,15 +44,18 @@ impl<G: Gpu> CudaOps<G> {
         let most = |bytes: fn(&Plan) -> usize| plans.iter().map(|p| bytes(p)).max().unwrap_or(0);
         let (arena_bytes, workspace_bytes) = (most(|p| p.tensor_bytes), most(|p| p.workspace.shared));
         let floats = |gpu: &mut G, count: usize| gpu.allocate((count * 4).max(16));
-        let StateSize { trainable, total, slots: count } = size;
+        let StateSize { trainable, total, slots: count, decay_factors } = size;
+        let parameters = floats(&mut gpu, total)?;
+        let gradients = floats(&mut gpu, trainable)?;
         let mut slots = [Address::NULL; MOST_SLOTS];
         for slot in &mut slots[..count] {
             *slot = floats(&mut gpu, trainable)?;
         }
         let state = State {
-            parameters: floats(&mut gpu, total)?,
-            gradients: floats(&mut gpu, trainable)?,
+            parameters,
+            gradients,
             slots,
+            decay_factors: if decay_factors { floats(&mut gpu, trainable)? } else { Address::NULL },
             ema: floats(&mut gpu, total)?,
             running: floats(&mut gpu, total - trainable)?,
             block: gpu.allocate(step::BLOCK_BYTES)?,
@@ -142,6 +145,7 @@ impl<G: Gpu> CudaOps<G> {
             Buffer::Parameters => (state.parameters, state.total),
             Buffer::Gradients => (state.gradients, state.trainable),
             Buffer::Slot(number) => (state.slots[number], state.trainable),
+            Buffer::DecayFactors => (state.decay_factors, state.trainable),
             Buffer::Ema => (state.ema, state.total),
         }
     }

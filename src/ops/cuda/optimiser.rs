@@ -44,6 +44,11 @@ impl OnCuda for Update {
             gradients: cx.state.gradients,
             mean_square,
             momentum,
+            decay_factors: if self.weight_decay.by_parameter {
+                cx.state.decay_factors
+            } else {
+                Address::NULL
+            },
             ema: if self.ema { cx.state.ema } else { Address::NULL },
             running: cx.state.running,
             block: cx.state.block,
@@ -53,7 +58,7 @@ impl OnCuda for Update {
             alpha,
             momentum_factor,
             eps,
-            weight_decay: self.weight_decay,
+            weight_decay: self.weight_decay.rate,
         };
         let blocks = chunks + (total - trainable).div_ceil(THREADS);
         cx.launch(&kernel, [blocks, 1, 1], THREADS, 0, arguments)?;

@@ -1,14 +1,14 @@
 //! Update: one step of the optimiser over the flat buffers.
 
 use super::{About, Describe, Direction, Parts};
-use crate::ops::optimiser::Rule;
+use crate::ops::optimiser::{Rule, WeightDecay};
 
 /// One optimiser step over the flat buffers: trainable elements by the rule, then, with `ema`, all elements
 /// (running statistics too) ema = d·ema + (1−d)·p with the step's decay d.
 #[derive(Clone, Copy, Debug)]
 pub struct Update {
     pub rule: Rule,
-    pub weight_decay: f32,
+    pub weight_decay: WeightDecay,
     pub ema: bool,
 }
 
@@ -25,9 +25,10 @@ impl Describe for Update {
 
 impl Update {
     /// Bytes of the flat buffers that an update must move: parameters, the rule's slots and the average both ways,
-    /// gradients one way.
+    /// gradients and decay factors one way.
     pub fn bytes(&self, trainable: usize, total: usize) -> u64 {
-        let moved = (3 + 2 * self.rule.slots().len()) * trainable;
+        let moved =
+            (3 + 2 * self.rule.slots().len() + usize::from(self.weight_decay.by_parameter)) * trainable;
         let average = if self.ema { 2 * total } else { 0 };
         4 * (moved + average) as u64
     }

@@ -48,7 +48,8 @@ impl<O: Ops + Send> Evaluator<O> {
             Some(have) if need > have => return Err(TrainError::EvaluationMemory { batch, need, have }),
             _ => {}
         }
-        let size = StateSize { trainable: table.trainable(), total: table.total(), slots: 0 };
+        let size =
+            StateSize { slots: 0, decay_factors: false, ..StateSize::new(table.trainable(), table.total()) };
         let mut ops = hardware.start(&Needs { state: size, plans: &[&plan], group: None })?;
         ops.bind(&plan)?;
         ops.write_state(Buffer::Parameters, &state.parameters)?;

@@ -4,7 +4,7 @@ use indicatif::{HumanBytes, HumanCount};
 
 use super::curves;
 use super::events::{End, EvaluationRecord, Header, Outcome, StepRecord};
-use crate::train::recipe::Optimizer;
+use crate::train::optimizer::Decayed;
 
 /// A name and a value.
 pub type Row = (&'static str, String);
@@ -81,15 +81,20 @@ fn schedule(header: &Header) -> String {
 
 fn optimizer(header: &Header) -> String {
     let recipe = &header.recipe;
-    let own = match recipe.optimizer {
-        Optimizer::Sgd => String::new(),
-        _ => format!(", alpha {}, epsilon {}", recipe.alpha, small(recipe.rms_eps)),
+    let hyper_parameters = recipe.update().rule.hyper_parameters();
+    // The shortest decimal of an fp32 number is what the recipe says.
+    let decimal = |value: f32| value.to_string().parse().expect("a number's text is a number");
+    let own: String =
+        hyper_parameters.iter().map(|(name, value)| format!(", {name} {}", small(decimal(*value)))).collect();
+    let decayed = match recipe.weight_decay_of {
+        Decayed::All => "",
+        Decayed::NoBatchNorm => " without batch norm",
+        Decayed::Weights => " of weights only",
     };
     format!(
-        "{}, learning rate {}, momentum {}{own}, weight decay {}",
+        "{}, learning rate {}{own}, weight decay {}{decayed}",
         recipe.optimizer,
         small(recipe.lr),
-        recipe.momentum,
         small(recipe.weight_decay)
     )
 }

@@ -71,10 +71,14 @@ impl<O: Ops + Send> Engine<O> {
         let itinerary = training.itinerary(device);
         let update = recipe.update();
         let (trainable, total) = (table.trainable(), table.total());
-        let state = StateSize { trainable, total, slots: update.rule.slots().len() };
+        let (slots, decay_factors) = (update.rule.slots().len(), update.weight_decay.by_parameter);
+        let state = StateSize { trainable, total, slots, decay_factors };
         let buckets = Buckets::new(&itinerary.passes(), trainable, bucket_bytes(trainable));
         let plans = [&training_plan, &evaluation_plan];
-        let ops = hardware.start(&Needs { state, plans: &plans, group: team.group() })?;
+        let mut ops = hardware.start(&Needs { state, plans: &plans, group: team.group() })?;
+        if decay_factors {
+            ops.write_state(Buffer::DecayFactors, &recipe.weight_decay_of.factors(&table))?;
+        }
         Ok(Engine {
             ops,
             table,

@@ -56,6 +56,7 @@ pub struct Reference {
     pub parameters: Vec<f64>,
     pub gradients: Vec<f64>,
     pub slots: [Vec<f64>; 2],
+    pub decay_factors: Vec<f64>,
     pub ema: Vec<f64>,
     ema_weights: bool,
     step: StepParams,
@@ -70,6 +71,7 @@ impl Reference {
             parameters: vec![0.0; total],
             gradients: vec![0.0; trainable],
             slots: [vec![0.0; trainable], vec![0.0; trainable]],
+            decay_factors: vec![0.0; trainable],
             ema: vec![0.0; total],
             ..Reference::default()
         }
@@ -106,6 +108,7 @@ impl Reference {
             Buffer::Parameters => &mut self.parameters,
             Buffer::Gradients => &mut self.gradients,
             Buffer::Slot(number) => &mut self.slots[number],
+            Buffer::DecayFactors => &mut self.decay_factors,
             Buffer::Ema => &mut self.ema,
         }
     }

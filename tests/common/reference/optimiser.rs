@@ -6,10 +6,12 @@ use effnet::ops::*;
 impl Reference {
     pub(super) fn optimise(&mut self, p: &Update) {
         let rate = decimal(self.step.learning_rate);
-        let decay = decimal(p.weight_decay);
         let trainable = self.gradients.len();
-        let gradients: Vec<f64> =
-            self.gradients.iter().zip(&self.parameters).map(|(g, parameter)| g + decay * parameter).collect();
+        let mut gradients = self.gradients.clone();
+        for (i, gradient) in gradients.iter_mut().enumerate() {
+            let factor = if p.weight_decay.by_parameter { self.decay_factors[i] } else { 1.0 };
+            *gradient += decimal(p.weight_decay.rate) * factor * self.parameters[i];
+        }
         let parameters = &mut self.parameters[..trainable];
         match p.rule {
             Rule::Sgd { momentum } => {

@@ -1,0 +1,98 @@
+//! What a recipe says of the optimiser: its kind, and which parameters decay.
+
+use serde::{Deserialize, Serialize};
+use strum::{Display, EnumString, VariantNames};
+
+use crate::model::{ParamTable, Role};
+use crate::names;
+
+/// The optimisers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Display, EnumString, VariantNames)]
+#[serde(rename_all = "kebab-case")]
+#[strum(serialize_all = "kebab-case", parse_err_ty = String, parse_err_fn = Optimizer::unknown)]
+pub enum Optimizer {
+    /// As in PyTorch: epsilon outside the root, rate outside the momentum buffer, mean square starts at 0.
+    Rmsprop,
+    /// As in TensorFlow: epsilon inside the root, rate inside the momentum buffer, mean square starts at 1.
+    RmspropTf,
+    Sgd,
+}
+
+impl Optimizer {
+    fn unknown(name: &str) -> String {
+        names::unknown::<Optimizer>("optimizer", name)
+    }
+}
+
+/// The parameters that decay.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, Display, EnumString, VariantNames,
+)]
+#[serde(rename_all = "kebab-case")]
+#[strum(serialize_all = "kebab-case", parse_err_ty = String, parse_err_fn = Decayed::unknown)]
+pub enum Decayed {
+    /// Every parameter.
+    #[default]
+    All,
+    /// Every parameter except the scale and shift of batch norm, as in TensorFlow's and NVIDIA's recipes.
+    NoBatchNorm,
+    /// The weights of convolutions and of the classifier only, as in timm's recipes.
+    Weights,
+}
+
+impl Decayed {
+    fn unknown(name: &str) -> String {
+        names::unknown::<Decayed>("kind of parameters", name)
+    }
+
+    fn includes(self, role: Role) -> bool {
+        match self {
+            Decayed::All => true,
+            Decayed::NoBatchNorm => !matches!(role, Role::Scale | Role::Shift),
+            Decayed::Weights => matches!(role, Role::Convolution | Role::Linear),
+        }
+    }
+
+    /// The factor of each trainable parameter: 1 if it decays, otherwise 0.
+    pub fn factors(self, table: &ParamTable) -> Vec<f32> {
+        let mut factors = vec![0.0; table.trainable()];
+        for entry in
+            table.entries().iter().filter(|entry| entry.role.trainable() && self.includes(entry.role))
+        {
+            factors[entry.range()].fill(1.0);
+        }
+        factors
+    }
+
+    pub fn is_all(&self) -> bool {
+        *self == Decayed::All
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Architecture, BatchNormConfig, Padding, Variant};
+
+    /// Compares with timm's rules, which look at names and shapes.
+    #[test]
+    fn decayed_parameters_are_those_of_the_rule() {
+        let arch = Architecture::new(Variant::B0, 1000, 224, Padding::Symmetric, BatchNormConfig::default());
+        let table = ParamTable::new(&arch.unwrap());
+        type Rule = fn(name: &str, axes: usize) -> bool;
+        let rules: [(Decayed, Rule); 3] = [
+            (Decayed::All, |_, _| true),
+            (Decayed::NoBatchNorm, |name, _| !name.contains("bn")),
+            (Decayed::Weights, |name, axes| axes > 1 && !name.ends_with(".bias")),
+        ];
+        for (decayed, rule) in rules {
+            let factors = decayed.factors(&table);
+            assert_eq!(factors.len(), table.trainable());
+            for entry in table.entries().iter().filter(|entry| entry.role.trainable()) {
+                let expected = if rule(&entry.name, entry.shape.len()) { 1.0 } else { 0.0 };
+                let right = factors[entry.range()].iter().all(|factor| *factor == expected);
+                assert!(right, "{decayed}: {}", entry.name);
+            }
+        }
+    }
+}
