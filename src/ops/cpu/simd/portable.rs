@@ -2,7 +2,7 @@
 
 use super::Vector;
 
-/// Eight floats without intrinsics, for processors that have neither AVX2 nor AVX-512.
+/// Eight floats, for processors that have neither AVX2 nor AVX-512.
 #[derive(Clone, Copy)]
 pub struct Portable([f32; 8]);
 
@@ -17,7 +17,7 @@ impl Vector for Portable {
     const REGISTERS: usize = 8;
 
     #[inline(always)]
-    fn splat(value: f32) -> Self {
+    unsafe fn splat(value: f32) -> Self {
         Portable([value; 8])
     }
     #[inline(always)]
@@ -80,7 +80,7 @@ impl Vector for Portable {
     }
     #[inline(always)]
     fn round(self) -> Self {
-        // Adding and taking away 1.5·2^23 leaves no room for a fraction.
+        // The sum with 1.5·2^23 has no bits for a fraction.
         Portable(self.0.map(|v| (v + 12_582_912.0) - 12_582_912.0))
     }
     #[inline(always)]

@@ -7,14 +7,14 @@ use super::Vector;
 #[derive(Clone, Copy)]
 pub struct Avx2(__m256);
 
-// SAFETY (every block below): the type is only used inside `dispatch!`, that is where AVX2 and FMA are known
-// to be present; pointers are valid by each method's own contract.
+// SAFETY (every block below): AVX2 and FMA are present, by the contract of the functions that create a vector and, in
+// the other methods, because a vector exists. Pointers are valid by each method's contract.
 impl Vector for Avx2 {
     const LANES: usize = 8;
     const REGISTERS: usize = 16;
 
     #[inline(always)]
-    fn splat(value: f32) -> Self {
+    unsafe fn splat(value: f32) -> Self {
         unsafe { Avx2(_mm256_set1_ps(value)) }
     }
     #[inline(always)]
@@ -114,7 +114,7 @@ impl Vector for Avx512 {
     const REGISTERS: usize = 32;
 
     #[inline(always)]
-    fn splat(value: f32) -> Self {
+    unsafe fn splat(value: f32) -> Self {
         unsafe { Avx512(_mm512_set1_ps(value)) }
     }
     #[inline(always)]
