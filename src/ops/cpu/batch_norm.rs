@@ -23,7 +23,7 @@ pub fn sums_floats(tasks: usize, channels: usize) -> usize {
     tasks * 2 * channels
 }
 
-/// What a pass writes that takes a batch norm's statistics.
+/// The memory that a pass writes when it takes a batch norm's statistics.
 pub struct NormStatistics<'a> {
     bn: &'a BatchNorm,
     coefficients: Shared<'a>,
@@ -186,7 +186,7 @@ impl OnCpu for BatchNormInference {
     }
 }
 
-/// What a pass writes that takes the sums of a batch norm's backward formula.
+/// The memory that a pass writes when it takes the sums of a batch norm's backward formula.
 pub struct NormSums<'a> {
     bn: &'a BatchNorm,
     sums: &'a mut [f32],

@@ -24,9 +24,9 @@ pub trait OnCpu {
 /// The workspace of a pass, in floats.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct WorkspaceFloats {
-    /// Seen by all threads: packed weights, partial sums per task.
+    /// Shared by all threads: packed weights, partial sums per task.
     pub shared: usize,
-    /// Each thread's own: the block of rows that stays in its L2 cache.
+    /// Of each thread: the block of rows that stays in its L2 cache.
     pub per_thread: usize,
 }
 
@@ -80,7 +80,7 @@ impl Context {
         unsafe { self.arena.floats(self.offset(tensor), tensor.elements) }
     }
 
-    /// A tensor to write, for a pass. It takes each of its tensors once.
+    /// A tensor to write, for a pass.
     ///
     /// # Safety
     /// Nothing else uses the tensor while the slice lives. In a pass, this follows from the promise of [`OnCpu::run`]
@@ -100,8 +100,8 @@ impl Context {
     /// A weight of the forward pass: raw or EMA.
     pub fn weight(&self, param: Param) -> &[f32] {
         let buffer = if self.ema_weights { &self.state.ema } else { &self.state.parameters };
-        // SAFETY: the callers of `parameter_mut` promise that nothing reads what they write. Only the update writes other
-        // parameters, and it reads none through here.
+        // SAFETY: the callers of `parameter_mut` promise that nothing reads what they write. Only the update writes
+        // other parameters, and it reads none through here.
         unsafe { buffer.floats(param.offset * 4, param.elements) }
     }
 

@@ -88,8 +88,8 @@ impl Exchange {
             let statistics = state.total - state.trainable;
             *self.figures = Figures { loss: [figures.loss], correct: [figures.correct] };
             let Figures { loss, correct } = &mut *self.figures;
-            // SAFETY: as above. The figures belong to `self`, which reads them after `finish` has waited, and they do not
-            // move.
+            // SAFETY: as above. The figures belong to `self`, which reads them after `finish` has waited, and they do
+            // not move.
             ticket = unsafe {
                 let values = state.parameters.floats_mut(4 * state.trainable, statistics);
                 self.chain.submit(values.as_mut_ptr().cast(), statistics, Sum::MeanF32);

@@ -72,16 +72,15 @@ impl OnCpu for ExpandForward {
                         rows: tile.len(),
                         depth,
                         width: panel.width,
-                        a: &x[tile.start * depth..tile.end * depth],
-                        a_stride: depth,
-                        b: &packed[panel.first * depth..][..panel.width * depth],
-                        b_stride: panel.width,
-                        c: scratch,
-                        c_stride: panel.width,
+                        a: (&x[tile.start * depth..tile.end * depth], depth),
+                        b: (&packed[panel.first * depth..][..panel.width * depth], panel.width),
+                        c: (scratch, panel.width),
                         add: false,
                         ahead: &mut Ahead::none(),
                     });
-                    store(scratch, panel.width, Block::of(&tile, panel, self.outputs), y, statistics);
+                    let block = Block::of(&tile, panel, self.outputs);
+                    // SAFETY: each task has its own rows and panels.
+                    unsafe { store(scratch, panel.width, block, y, statistics) };
                 }
             }
             fence();
@@ -252,16 +251,10 @@ impl BackwardPass<'_> {
             while number < panels.end {
                 let (end, stride) = self.chunk(number, panels.end);
                 let column = self.wide.panel(number).first;
-                let block = Block {
-                    row: tile.start,
-                    rows: tile.len(),
-                    column,
-                    columns: (outputs - column).min(stride),
-                    channels: outputs,
-                };
+                let block = Block::new(&tile, column..outputs.min(column + stride), outputs);
                 batch_norm_backward(self.du, self.y, block, &[], self.coefficients, dy, stride);
                 if data.is_some() {
-                    self.add_data(block, number > panels.start, dy, stride, dx, &mut ahead.0);
+                    self.add_data(block, number > panels.start, (dy, stride), dx, &mut ahead.0);
                 }
                 if let Some(gradient) = &gradient {
                     let add = tile.start > rows.start;
@@ -274,7 +267,8 @@ impl BackwardPass<'_> {
                 row_factors(self.previous.keep, self.p.previous.pixels, &tile, factors);
                 for panel in self.narrow.iter() {
                     let block = Block::of(&tile, panel, inputs);
-                    finish(self, group, block, &dx[panel.first..], factors);
+                    // SAFETY: each group of rows belongs to one task.
+                    unsafe { finish(self, group, block, &dx[panel.first..], factors) };
                 }
             }
         }
@@ -291,15 +285,7 @@ impl BackwardPass<'_> {
     }
 
     /// dx (+)= dy·W for a block of wide channels.
-    fn add_data(
-        &self,
-        block: Block,
-        add: bool,
-        dy: &[f32],
-        stride: usize,
-        dx: &mut [f32],
-        ahead: &mut Ahead,
-    ) {
+    fn add_data(&self, block: Block, add: bool, dy: (&[f32], usize), dx: &mut [f32], ahead: &mut Ahead) {
         for panel in self.narrow.iter() {
             let start = panel.first * self.p.outputs + block.column * panel.width;
             gemm::multiply(Product {
@@ -307,11 +293,8 @@ impl BackwardPass<'_> {
                 depth: block.columns,
                 width: panel.width,
                 a: dy,
-                a_stride: stride,
-                b: &self.packed[start..start + block.columns * panel.width],
-                b_stride: panel.width,
-                c: &mut dx[panel.first..],
-                c_stride: self.narrow.padded(),
+                b: (&self.packed[start..start + block.columns * panel.width], panel.width),
+                c: (&mut dx[panel.first..], self.narrow.padded()),
                 add,
                 ahead,
             });
@@ -335,13 +318,10 @@ impl BackwardPass<'_> {
                 rows: inputs,
                 depth: block.rows,
                 width: panel.width,
-                a: &self.x[block.row * inputs..(block.row + block.rows) * inputs],
-                a_stride: inputs,
-                b: &dy[panel.first - block.column..],
-                b_stride: stride,
+                a: (&self.x[block.row * inputs..(block.row + block.rows) * inputs], inputs),
+                b: (&dy[panel.first - block.column..], stride),
                 // SAFETY: each task has its own panels of its group's gradient.
-                c: unsafe { self.gradients.part(start..start + panel.width * inputs) },
-                c_stride: panel.width,
+                c: (unsafe { self.gradients.part(start..start + panel.width * inputs) }, panel.width),
                 add,
                 ahead,
             });
@@ -364,11 +344,13 @@ pub(super) fn row_factors(keep: Option<&[f32]>, pixels: usize, tile: &Range<usiz
 
 dispatch! {
     /// Adds the shortcut to a block of dx, stores it, and adds Σ f·dx and Σ f·dx·ŷ to the group's sums [2, channels].
-    fn finish(pass: &BackwardPass<'_>, group: usize, block: Block, from: &[f32], factors: &[f32]) => finish_body;
+    /// # Safety
+    /// The block of dx and the group's sums belong to the calling task.
+    unsafe fn finish(pass: &BackwardPass<'_>, group: usize, block: Block, from: &[f32], factors: &[f32]) => finish_body;
 }
 
 /// # Safety
-/// The instruction set of `V` is present.
+/// The instruction set of `V` is present; otherwise as for [`finish`].
 #[inline(always)]
 unsafe fn finish_body<V: Vector>(
     pass: &BackwardPass<'_>,
@@ -389,8 +371,7 @@ unsafe fn finish_body<V: Vector>(
     }
     for first in (0..block.columns).step_by(V::LANES) {
         let count = V::LANES.min(block.columns - first);
-        // SAFETY: the block lies within all tensors by the checks above; its part of dx and of the sums
-        // belongs to this task; the rest is the caller's promise.
+        // SAFETY: the block lies within all tensors by the checks above; the rest is the caller's promise.
         unsafe {
             let channel = block.column + first;
             let mean = V::load_some(previous.coefficients.as_ptr().add(channel), count);

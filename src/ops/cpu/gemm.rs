@@ -3,7 +3,7 @@
 //! The right-hand matrix is cut into *panels* of one to three vectors of columns, zero-padded to whole
 //! vectors; within a panel a row's columns are contiguous. Two orientations of the left-hand matrix serve all
 //! passes: C = A·B ([`multiply`]: outputs and gradients of activations), and
-//! C = Aᵀ·B ([`multiply_transposed`]: gradients of weights, summed over rows). Weights are packed once a pass,
+//! C = Aᵀ·B ([`multiply_transposed`]: gradients of weights, summed over rows). Weights are packed once per pass,
 //! 0.1 to 2 MB that all threads then read; activations are never packed.
 //!
 //! For gradients of weights, the vectors always run over the *wide* side of the weight, which is a multiple of
@@ -211,17 +211,15 @@ pub fn add_weight_gradient(
     cx.parallel(panels.count() * blocks, |task, _| run(task));
 }
 
-/// A product of matrices with `rows` × `depth` and `depth` × `width` elements. Strides are in floats.
+/// A product of matrices with `rows` × `depth` and `depth` × `width` elements. Each matrix is a slice and a stride: the
+/// number of floats from a row to the next.
 pub struct Product<'a> {
     pub rows: usize,
     pub depth: usize,
     pub width: usize,
-    pub a: &'a [f32],
-    pub a_stride: usize,
-    pub b: &'a [f32],
-    pub b_stride: usize,
-    pub c: &'a mut [f32],
-    pub c_stride: usize,
+    pub a: (&'a [f32], usize),
+    pub b: (&'a [f32], usize),
+    pub c: (&'a mut [f32], usize),
     /// Whether the product is added to C or overwrites it.
     pub add: bool,
     pub ahead: &'a mut Ahead,
@@ -270,7 +268,8 @@ unsafe fn multiply_body<V: Vector, const TRANSPOSED: bool>(product: Product) {
 /// The instruction set of `V` is present.
 #[inline(always)]
 unsafe fn multiply_sized<V: Vector, const REGISTERS: usize, const TRANSPOSED: bool>(product: Product) {
-    let Product { rows, depth, width, a, a_stride, b, b_stride, c, c_stride, add, ahead } = product;
+    let Product { rows, depth, width, a: (a, a_stride), b: (b, b_stride), c: (c, c_stride), add, ahead } =
+        product;
     let [a_rows, a_columns] = if TRANSPOSED { [depth, rows] } else { [rows, depth] };
     check(a.len(), a_rows, a_columns, a_stride);
     check(b.len(), depth, width, b_stride);

@@ -175,8 +175,7 @@ fn backward_lengths(p: &HeadBackward) -> [usize; 3] {
     [features_floats(p.dropout, p.images, p.channels), p.images * p.channels, partials]
 }
 
-/// Adds dW = dlogitsᵀ·features and db to `gradients`, and writes dlogits·W to `dpooled`: blocks of both in one round of
-/// tasks.
+/// Adds dW = dlogitsᵀ·features and db, and writes dlogits·W to `dpooled`: blocks of both in one round of tasks.
 fn classifier_backward(
     cx: &Context,
     p: &HeadBackward,

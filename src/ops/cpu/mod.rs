@@ -282,9 +282,9 @@ impl Ops for CpuOps {
 
     fn reduce(&mut self, bucket: &Bucket) -> Result {
         if let Some(exchange) = &mut self.cx.exchange {
-            // SAFETY: the bucket is complete, so the passes that follow add to other gradients. After the last bucket no
-            // pass uses gradients or running statistics before the update, which waits first. The exchange is dropped
-            // before the state.
+            // SAFETY: the bucket is complete, so the passes that follow add to other gradients. After the last bucket
+            // no pass uses gradients or running statistics before the update, which waits first. The exchange is
+            // dropped before the state.
             unsafe { exchange.start(&self.cx.state, bucket, &self.figures) };
         }
         Ok(())
@@ -311,5 +311,44 @@ impl Ops for CpuOps {
             self.add_figures(loss);
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ops(plans: &[&Plan]) -> CpuOps {
+        CpuOps::new(StateSize { trainable: 0, total: 0, slots: 0 }, plans, 2).unwrap()
+    }
+
+    #[test]
+    #[should_panic(expected = "a task cannot start tasks")]
+    fn tasks_cannot_start_tasks() {
+        let ops = ops(&[]);
+        ops.cx.parallel(1, |_, _| ops.cx.parallel(1, |_, _| {}));
+    }
+
+    #[test]
+    #[should_panic(expected = "is not apart in the bound plan")]
+    fn pass_cannot_write_a_tensor_that_it_reads() {
+        let mut tensors = Tensors::default();
+        let mut tensor = |elements, kind| tensors.new_tensor("", elements, kind);
+        let logits = tensor(2, Kind::Float);
+        let (labels, losses) = (tensor(1, Kind::Index), tensor(1, Kind::Float));
+        let loss = Loss {
+            images: 1,
+            classes: 2,
+            logits,
+            labels,
+            smoothing: 0.0,
+            scale: 1.0,
+            losses,
+            dlogits: logits,
+        };
+        let plan = Plan::new(&CpuDevice { threads: 2 }, &[loss.into()], &tensors, &[]);
+        let mut ops = ops(&[&plan]);
+        ops.bind(&plan).unwrap();
+        let _ = ops.run(&loss.into());
     }
 }

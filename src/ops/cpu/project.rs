@@ -66,21 +66,16 @@ impl OnCpu for ProjectForward {
                 let mut ahead = Ahead::new(input.x, next.start * depth..next.end * depth);
                 for first in (0..depth).step_by(CHUNK) {
                     let columns = CHUNK.min(depth - first);
-                    let block =
-                        Block { row: tile.start, rows: tile.len(), column: first, columns, channels: depth };
-                    activate(input, block, a, CHUNK);
+                    activate(input, Block::new(&tile, first..first + columns, depth), a, CHUNK);
                     for panel in panels.iter() {
                         let start = panel.first * depth + first * panel.width;
                         gemm::multiply(Product {
                             rows: tile.len(),
                             depth: columns,
                             width: panel.width,
-                            a,
-                            a_stride: CHUNK,
-                            b: &packed[start..start + columns * panel.width],
-                            b_stride: panel.width,
-                            c: &mut out[panel.first..],
-                            c_stride: stride,
+                            a: (a, CHUNK),
+                            b: (&packed[start..start + columns * panel.width], panel.width),
+                            c: (&mut out[panel.first..], stride),
                             add: first > 0,
                             ahead: &mut ahead,
                         });
@@ -90,7 +85,9 @@ impl OnCpu for ProjectForward {
                 let first = tile.start == own.start;
                 let statistics = norm.is_some().then_some(Statistics { partials: sums, start, first });
                 for panel in panels.iter() {
-                    store(&out[panel.first..], stride, Block::of(&tile, panel, self.outputs), y, statistics);
+                    let block = Block::of(&tile, panel, self.outputs);
+                    // SAFETY: each task has its own rows.
+                    unsafe { store(&out[panel.first..], stride, block, y, statistics) };
                 }
             }
             fence();
@@ -129,7 +126,9 @@ dispatch! {
     fn activate(input: Input<'_>, block: Block, out: &mut [f32], stride: usize) => activate_body;
 
     /// da from `tile.from` to its place, A into `a`, and the five sums.
-    fn backward_tile(input: Input<'_>, tile: &BackwardTile<'_>, a: &mut [f32]) => backward_tile_body;
+    /// # Safety
+    /// The block of da and its columns of the units' sums belong to the calling task.
+    unsafe fn backward_tile(input: Input<'_>, tile: &BackwardTile<'_>, a: &mut [f32]) => backward_tile_body;
 }
 
 /// # Safety
@@ -148,8 +147,8 @@ unsafe fn activate_body<V: Vector>(input: Input<'_>, block: Block, out: &mut [f3
         let start = block.range(row).start;
         for first in (0..block.columns).step_by(V::LANES) {
             let (count, channel) = (V::LANES.min(block.columns - first), block.column + first);
-            // SAFETY: the block lies within the input, its padded rows within `out`, by the checks above; the rest is the
-            // caller's promise.
+            // SAFETY: the block lies within the input, its padded rows within `out`, by the checks above; the rest is
+            // the caller's promise.
             unsafe {
                 let coefficients = input.coefficients.as_ptr().add(channel);
                 let scale = V::load_some(coefficients.add(2 * channels), count);
@@ -336,18 +335,15 @@ impl BackwardPass<'_> {
         let (dy, rest) = rest.split_at_mut(TILE * stride);
         let (da, a) = rest.split_at_mut(TILE * PANEL);
         row_factors(self.keep, self.p.pixels, tile, factors);
-        let narrow =
-            Block { row: tile.start, rows: tile.len(), column: 0, columns: outputs, channels: outputs };
+        let narrow = Block::new(tile, 0..outputs, outputs);
         batch_norm_backward(self.dout, self.y, narrow, factors, self.coefficients, dy, stride);
         let size = outputs * self.wide.padded();
         let sequential = panels.len() == self.wide.count();
-        let mut ahead = if sequential {
-            let last = self.units.rows(own.end - 1).end;
-            let next = after(tile, &(tile.start..last));
-            Ahead::new(self.input.x, next.start * self.p.inputs..next.end * self.p.inputs)
-        } else {
-            Ahead::none()
-        };
+        let mut ahead = Ahead::none();
+        if sequential {
+            let next = after(tile, &(tile.start..self.units.rows(own.end - 1).end));
+            ahead = Ahead::new(self.input.x, next.start * self.p.inputs..next.end * self.p.inputs);
+        }
         for panel in self.wide.range(panels) {
             let part = panel.first * outputs..(panel.first + panel.width) * outputs;
             let block = Block::of(tile, panel, self.p.inputs);
@@ -358,29 +354,26 @@ impl BackwardPass<'_> {
                 rows: tile.len(),
                 depth: outputs,
                 width: panel.width,
-                a: dy,
-                a_stride: stride,
-                b: &self.packed[part.clone()],
-                b_stride: panel.width,
-                c: da,
-                c_stride: panel.width,
+                a: (dy, stride),
+                b: (&self.packed[part.clone()], panel.width),
+                c: (da, panel.width),
                 add: false,
                 ahead: &mut ahead,
             });
             let (units, cut) = (units.clone(), self.units);
             let rows = BackwardTile { block, units, cut, from: da, da: self.da, sums: self.sums };
-            backward_tile(self.input, &rows, a);
+            // SAFETY: each task has its own units and panels.
+            unsafe { backward_tile(self.input, &rows, a) };
+            let part = group * size + part.start..group * size + part.end;
+            // SAFETY: each task has its own panels of its group's gradient.
+            let gradient = unsafe { self.gradients.part(part) };
             gemm::multiply_transposed(Product {
                 rows: outputs,
                 depth: tile.len(),
                 width: panel.width,
-                a: dy,
-                a_stride: stride,
-                b: a,
-                b_stride: panel.width,
-                // SAFETY: each task has its own panels of its group's gradient.
-                c: unsafe { self.gradients.part(group * size + part.start..group * size + part.end) },
-                c_stride: panel.width,
+                a: (dy, stride),
+                b: (a, panel.width),
+                c: (gradient, panel.width),
                 add: tile.start > self.units.rows(own.start).start,
                 ahead: &mut ahead,
             });
@@ -394,7 +387,7 @@ struct BackwardTile<'a> {
     /// The units of these rows.
     units: Range<usize>,
     cut: Units,
-    /// da, whole vectors a row.
+    /// da, rows of whole vectors.
     from: &'a [f32],
     da: Shared<'a>,
     /// [5, units, channels].
@@ -402,7 +395,7 @@ struct BackwardTile<'a> {
 }
 
 /// # Safety
-/// The instruction set of `V` is present.
+/// The instruction set of `V` is present; otherwise as for [`backward_tile`].
 #[inline(always)]
 unsafe fn backward_tile_body<V: Vector>(input: Input<'_>, tile: &BackwardTile<'_>, a: &mut [f32]) {
     let (block, cut, channels) = (tile.block, tile.cut, input.channels);
@@ -413,8 +406,7 @@ unsafe fn backward_tile_body<V: Vector>(input: Input<'_>, tile: &BackwardTile<'_
     let streams = tile.da.len() >= STREAM;
     for first in (0..block.columns).step_by(V::LANES) {
         let (count, channel) = (V::LANES.min(block.columns - first), block.column + first);
-        // SAFETY: the block lies within all tensors by the checks above; its part of da and of the sums
-        // belongs to this task; the rest is the caller's promise.
+        // SAFETY: the block lies within all tensors by the checks above; the rest is the caller's promise.
         unsafe {
             let of = input.coefficients.as_ptr().add(channel);
             let (mean, r) = (V::load_some(of, count), V::load_some(of.add(channels), count));

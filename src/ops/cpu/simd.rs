@@ -115,10 +115,10 @@ pub trait Vector: Copy {
         unsafe { Self::splat(0.0) }
     }
 
-    /// A vector of one value beside this one.
+    /// A vector of one value. `self` only proves that the instruction set is present.
     #[inline(always)]
-    fn with(self, value: f32) -> Self {
-        // SAFETY: `self` is a vector, so the instruction set is present.
+    fn constant(self, value: f32) -> Self {
+        // SAFETY: a vector exists, so the instruction set is present.
         unsafe { Self::splat(value) }
     }
 
@@ -128,14 +128,14 @@ pub trait Vector: Copy {
     /// there (Remez, relative error 1.05e-7): the shortest that stays below two units in the last place.
     #[inline(always)]
     fn exp(self) -> Self {
-        // The order of operands matters for NaN: x86 min/max return the second when either is NaN.
-        let x = self.with(88.0).min(self.with(-87.0).max(self));
-        let n = x.mul(self.with(std::f32::consts::LOG2_E)).round();
-        let r = n.neg_mul_add(self.with(0.693_359_4), x);
-        let r = n.neg_mul_add(self.with(-2.121_944_4e-4), r);
-        let mut p = self.with(8.312_51e-3);
+        // The order of operands matters for NaN: x86 min/max return the second operand if either is NaN.
+        let x = self.constant(88.0).min(self.constant(-87.0).max(self));
+        let n = x.mul(self.constant(std::f32::consts::LOG2_E)).round();
+        let r = n.neg_mul_add(self.constant(0.693_359_4), x);
+        let r = n.neg_mul_add(self.constant(-2.121_944_4e-4), r);
+        let mut p = self.constant(8.312_51e-3);
         for c in [4.189_024_5e-2, 1.666_711_6e-1, 4.999_923e-1, 1.0, 1.0] {
-            p = p.mul_add(r, self.with(c));
+            p = p.mul_add(r, self.constant(c));
         }
         p.scale(n)
     }
@@ -143,13 +143,13 @@ pub trait Vector: Copy {
     /// 1/self, to about one unit in the last place, for normal numbers below 2^126.
     #[inline(always)]
     fn reciprocal(self) -> Self {
-        self.with(1.0).div(self)
+        self.constant(1.0).div(self)
     }
 
     /// 1/(1 + e^−self).
     #[inline(always)]
     fn sigmoid(self) -> Self {
-        self.with(1.0).add(self.with(0.0).sub(self).exp()).reciprocal()
+        self.constant(1.0).add(self.constant(0.0).sub(self).exp()).reciprocal()
     }
 
     /// self·sigmoid(self).
@@ -190,7 +190,8 @@ pub fn prefetch(address: *const f32) {
     let _ = address;
 }
 
-/// As [`prefetch`], into the L2 cache only: for data that is needed a row later. In L1 it would replace the current row.
+/// As [`prefetch`], into the L2 cache only: for data that is needed a row later. In L1 it would replace the current
+/// row.
 #[inline(always)]
 pub fn prefetch_far(address: *const f32) {
     #[cfg(target_arch = "x86_64")]
@@ -250,8 +251,9 @@ fn best_level() -> Level {
 }
 
 /// Defines `fn name(args)`, which runs the generic kernel `body::<V>(args)` compiled for the processor's
-/// instruction set. The kernel must be `#[inline(always)]`, and safe to call if the instruction set is present. It may
-/// have constants: `=> body<3, 2>` runs `body::<V, 3, 2>`.
+/// instruction set. The kernel must be `#[inline(always)]`. If calling it needs a promise beside the instruction set,
+/// `name` must be an `unsafe fn` with this promise. The kernel may have constants: `=> body<3, 2>` runs
+/// `body::<V, 3, 2>`.
 ///
 /// ```ignore
 /// dispatch! {
@@ -260,34 +262,41 @@ fn best_level() -> Level {
 /// }
 /// ```
 macro_rules! dispatch {
-    ($($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $type:ty),* $(,)?) $(-> $ret:ty)?
-        => $body:ident $(<$($constant:literal),*>)?;)*) => {$(
-        $(#[$meta])*
-        $vis fn $name($($arg: $type),*) $(-> $ret)? {
+    () => {};
+    (@ [$($head:tt)*] $name:ident($($arg:ident: $type:ty),* $(,)?) $(-> $ret:ty)?
+        => $body:ident $(<$($constant:literal),*>)?; $($more:tt)*) => {
+        $($head)* fn $name($($arg: $type),*) $(-> $ret)? {
             #[cfg(target_arch = "x86_64")]
             {
                 #[target_feature(enable = "avx2,fma")]
-                fn avx2($($arg: $type),*) $(-> $ret)? {
-                    // SAFETY: the attribute names the features of these vectors.
+                unsafe fn avx2($($arg: $type),*) $(-> $ret)? {
+                    // SAFETY: the attribute names the features of these vectors; the rest is the caller's promise.
                     unsafe { $body::<$crate::ops::cpu::simd::Avx2 $($(, $constant)*)?>($($arg),*) }
                 }
                 #[target_feature(enable = "avx2,fma,avx512f,avx512vl")]
-                fn avx512($($arg: $type),*) $(-> $ret)? {
+                unsafe fn avx512($($arg: $type),*) $(-> $ret)? {
                     // SAFETY: as above.
                     unsafe { $body::<$crate::ops::cpu::simd::Avx512 $($(, $constant)*)?>($($arg),*) }
                 }
                 match $crate::ops::cpu::simd::level() {
-                    // SAFETY: `level` has found these features on this processor.
+                    // SAFETY: `level` has found these features on this processor; the rest is the caller's promise.
                     $crate::ops::cpu::simd::Level::Avx512 => return unsafe { avx512($($arg),*) },
                     // SAFETY: as above.
                     $crate::ops::cpu::simd::Level::Avx2 => return unsafe { avx2($($arg),*) },
                     $crate::ops::cpu::simd::Level::Portable => {}
                 }
             }
-            // SAFETY: portable vectors need no features.
+            // SAFETY: portable vectors need no features; the rest is the caller's promise.
             unsafe { $body::<$crate::ops::cpu::simd::Portable $($(, $constant)*)?>($($arg),*) }
         }
-    )*};
+        $crate::ops::cpu::simd::dispatch! { $($more)* }
+    };
+    ($(#[$meta:meta])* $vis:vis fn $($rest:tt)*) => {
+        $crate::ops::cpu::simd::dispatch! { @ [$(#[$meta])* $vis] $($rest)* }
+    };
+    ($(#[$meta:meta])* $vis:vis unsafe fn $($rest:tt)*) => {
+        $crate::ops::cpu::simd::dispatch! { @ [$(#[$meta])* $vis unsafe] $($rest)* }
+    };
 }
 pub(super) use dispatch;
 

@@ -1,9 +1,9 @@
 //! Squeeze-excite: the gate of each image and channel, and its backward pass.
 //!
-//! Only the pooling of the forward pass reads a wide tensor. The backward pass needs just the five sums that
-//! the projection's backward pass has stored: S0 is the gradient at the gate, and the sums of
-//! the depthwise convolution's batch norm follow from the rest. The dense layers are tiny but have many images, so tasks
-//! take several images (or a block of weights and all images) and load each weight once from memory.
+//! Only the pooling of the forward pass reads a wide tensor. The backward pass needs just the five sums that the
+//! projection's backward pass has stored: S0 is the gradient at the gate, and the sums of the depthwise convolution's
+//! batch norm follow from the rest. The dense layers are tiny but have many images, so tasks take several images (or a
+//! block of weights and all images) and load each weight once from memory.
 
 use super::batch_norm::{NormSums, sums_floats};
 use super::context::{Context, OnCpu, WorkspaceFloats, workspace_floats};

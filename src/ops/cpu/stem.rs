@@ -126,7 +126,8 @@ impl OnCpu for StemForward {
             statistics: norm.is_some().then_some(Shared::new(&mut *statistics)),
         };
         assert_eq!(job.y.len(), shape.rows * self.window.output * self.channels);
-        cx.parallel(shape.tasks(), |number, scratch| forward_task(&job, number, scratch));
+        // SAFETY: `parallel` runs each number once.
+        cx.parallel(shape.tasks(), |number, scratch| unsafe { forward_task(&job, number, scratch) });
         if let Some(norm) = norm {
             norm.finish(cx, statistics, |task| shape.rows_of(task).len() * shape.window.output);
         }
@@ -171,7 +172,8 @@ impl OnCpu for StemBackward {
             partials: Shared::new(&mut *partials),
         };
         assert_eq!([job.y.len(), job.du.len()], [shape.rows * self.window.output * channels; 2]);
-        cx.parallel(shape.tasks(), |number, scratch| backward_task(&job, number, scratch));
+        // SAFETY: `parallel` runs each number once.
+        cx.parallel(shape.tasks(), |number, scratch| unsafe { backward_task(&job, number, scratch) });
         for at in 0..TAPS * channels {
             let total: f64 = partials.chunks_exact(TAPS * channels).map(|part| part[at] as f64).sum();
             gradient[place_in_weight(at / channels, at % channels)] += total as f32;
@@ -180,12 +182,16 @@ impl OnCpu for StemBackward {
 }
 
 dispatch! {
-    fn forward_task(job: &Forward, number: usize, scratch: &mut [f32]) => forward_body;
-    fn backward_task(job: &Backward, number: usize, scratch: &mut [f32]) => backward_body;
+    /// # Safety
+    /// Each number runs once.
+    unsafe fn forward_task(job: &Forward, number: usize, scratch: &mut [f32]) => forward_body;
+    /// # Safety
+    /// Each number runs once.
+    unsafe fn backward_task(job: &Backward, number: usize, scratch: &mut [f32]) => backward_body;
 }
 
 /// # Safety
-/// The instruction set of `V` is present.
+/// The instruction set of `V` is present; otherwise as for [`forward_task`].
 #[inline(always)]
 unsafe fn forward_body<V: Vector>(job: &Forward, number: usize, scratch: &mut [f32]) {
     let shape = &job.shape;
@@ -282,7 +288,7 @@ unsafe fn block<V: Vector, const B: usize>(
 }
 
 /// # Safety
-/// The instruction set of `V` is present.
+/// The instruction set of `V` is present; otherwise as for [`backward_task`].
 #[inline(always)]
 unsafe fn backward_body<V: Vector>(job: &Backward, number: usize, scratch: &mut [f32]) {
     let shape = &job.shape;

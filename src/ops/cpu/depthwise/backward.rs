@@ -2,8 +2,8 @@
 //! of batch norm and silu while loading). Then, for each row of the input, while its elements and their
 //! gradients are in registers, every element of the ring is used for both the input's gradient and the weights'.
 //!
-//! In one dimension, with u = ix + pad, output o meets input u at tap k = u − s·o. At stride 2, a row or column
-//! of the input meets only taps of its parity. The kernel selects the taps of a row at run time and those of a column at
+//! In one dimension, with u = ix + pad, output o meets input u at tap k = u − s·o. At stride 2, a row or column of the
+//! input meets only taps of its parity. The kernel selects the taps of a row at run time and those of a column at
 //! compile time (`P` is the parity of a block's first u), so it computes no products with inserted zeros.
 
 use super::input_sweep::*;
@@ -94,7 +94,8 @@ impl OnCpu for DepthwiseBackward {
             sum_partials: Shared::new(&mut *sum_partials),
         };
         job.check();
-        cx.parallel(shape.tasks(), |number, scratch| task(&job, number, scratch));
+        // SAFETY: `parallel` runs each number once.
+        cx.parallel(shape.tasks(), |number, scratch| unsafe { task(&job, number, scratch) });
         add_weight_gradients(cx, &shape, gradient, weight_partials);
         norm.finish(cx, sum_partials);
     }
@@ -159,27 +160,32 @@ fn add_weight_gradients(cx: &Context, shape: &Shape, gradient: &mut [f32], parti
 }
 
 dispatch! {
-    fn sweep_1(job: &Job, number: usize, scratch: &mut [f32]) => sweep<1, 1>;
-    fn sweep_3(job: &Job, number: usize, scratch: &mut [f32]) => sweep<3, 1>;
-    fn sweep_5(job: &Job, number: usize, scratch: &mut [f32]) => sweep<5, 1>;
-    fn sweep_3_by_2(job: &Job, number: usize, scratch: &mut [f32]) => sweep<3, 2>;
-    fn sweep_5_by_2(job: &Job, number: usize, scratch: &mut [f32]) => sweep<5, 2>;
+    unsafe fn sweep_1(job: &Job, number: usize, scratch: &mut [f32]) => sweep<1, 1>;
+    unsafe fn sweep_3(job: &Job, number: usize, scratch: &mut [f32]) => sweep<3, 1>;
+    unsafe fn sweep_5(job: &Job, number: usize, scratch: &mut [f32]) => sweep<5, 1>;
+    unsafe fn sweep_3_by_2(job: &Job, number: usize, scratch: &mut [f32]) => sweep<3, 2>;
+    unsafe fn sweep_5_by_2(job: &Job, number: usize, scratch: &mut [f32]) => sweep<5, 2>;
 }
 
 /// One copy of the kernels for each window.
-fn task(job: &Job, number: usize, scratch: &mut [f32]) {
-    match (job.shape.kernel, job.shape.stride) {
-        (1, 1) => sweep_1(job, number, scratch),
-        (3, 1) => sweep_3(job, number, scratch),
-        (5, 1) => sweep_5(job, number, scratch),
-        (3, 2) => sweep_3_by_2(job, number, scratch),
-        (5, 2) => sweep_5_by_2(job, number, scratch),
-        (kernel, stride) => unreachable!("a {kernel}×{kernel} window of stride {stride}"),
+/// # Safety
+/// Each number runs once.
+unsafe fn task(job: &Job, number: usize, scratch: &mut [f32]) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match (job.shape.kernel, job.shape.stride) {
+            (1, 1) => sweep_1(job, number, scratch),
+            (3, 1) => sweep_3(job, number, scratch),
+            (5, 1) => sweep_5(job, number, scratch),
+            (3, 2) => sweep_3_by_2(job, number, scratch),
+            (5, 2) => sweep_5_by_2(job, number, scratch),
+            (kernel, stride) => unreachable!("a {kernel}×{kernel} window of stride {stride}"),
+        }
     }
 }
 
 /// # Safety
-/// The instruction set of `V` is present.
+/// The instruction set of `V` is present; otherwise as for [`task`].
 #[inline(always)]
 unsafe fn sweep<V: Vector, const K: usize, const S: usize>(job: &Job, number: usize, floats: &mut [f32]) {
     let shape = &job.shape;

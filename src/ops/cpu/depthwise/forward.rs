@@ -56,7 +56,8 @@ impl OnCpu for DepthwiseForward {
         };
         assert_eq!(job.x.len(), shape.images * shape.input * shape.input * shape.channels);
         assert_eq!(job.y.len(), shape.images * shape.output * shape.output * shape.channels);
-        cx.parallel(shape.tasks(), |number, scratch| task(&job, number, scratch));
+        // SAFETY: `parallel` runs each number once.
+        cx.parallel(shape.tasks(), |number, scratch| unsafe { task(&job, number, scratch) });
         if let Some(norm) = norm {
             let pixels = shape.output * shape.output;
             norm.finish(cx, statistics, |group| shape.images_of(group).len() * pixels);
@@ -65,22 +66,27 @@ impl OnCpu for DepthwiseForward {
 }
 
 dispatch! {
-    fn sweep_1(job: &Job, number: usize, scratch: &mut [f32]) => sweep<1, 1>;
-    fn sweep_3(job: &Job, number: usize, scratch: &mut [f32]) => sweep<3, 1>;
-    fn sweep_5(job: &Job, number: usize, scratch: &mut [f32]) => sweep<5, 1>;
-    fn sweep_3_by_2(job: &Job, number: usize, scratch: &mut [f32]) => sweep<3, 2>;
-    fn sweep_5_by_2(job: &Job, number: usize, scratch: &mut [f32]) => sweep<5, 2>;
+    unsafe fn sweep_1(job: &Job, number: usize, scratch: &mut [f32]) => sweep<1, 1>;
+    unsafe fn sweep_3(job: &Job, number: usize, scratch: &mut [f32]) => sweep<3, 1>;
+    unsafe fn sweep_5(job: &Job, number: usize, scratch: &mut [f32]) => sweep<5, 1>;
+    unsafe fn sweep_3_by_2(job: &Job, number: usize, scratch: &mut [f32]) => sweep<3, 2>;
+    unsafe fn sweep_5_by_2(job: &Job, number: usize, scratch: &mut [f32]) => sweep<5, 2>;
 }
 
 /// One copy of the kernels for each window.
-fn task(job: &Job, number: usize, scratch: &mut [f32]) {
-    match (job.shape.kernel, job.shape.stride) {
-        (1, 1) => sweep_1(job, number, scratch),
-        (3, 1) => sweep_3(job, number, scratch),
-        (5, 1) => sweep_5(job, number, scratch),
-        (3, 2) => sweep_3_by_2(job, number, scratch),
-        (5, 2) => sweep_5_by_2(job, number, scratch),
-        (kernel, stride) => unreachable!("a {kernel}×{kernel} window of stride {stride}"),
+/// # Safety
+/// Each number runs once.
+unsafe fn task(job: &Job, number: usize, scratch: &mut [f32]) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match (job.shape.kernel, job.shape.stride) {
+            (1, 1) => sweep_1(job, number, scratch),
+            (3, 1) => sweep_3(job, number, scratch),
+            (5, 1) => sweep_5(job, number, scratch),
+            (3, 2) => sweep_3_by_2(job, number, scratch),
+            (5, 2) => sweep_5_by_2(job, number, scratch),
+            (kernel, stride) => unreachable!("a {kernel}×{kernel} window of stride {stride}"),
+        }
     }
 }
 
@@ -104,7 +110,7 @@ struct Slice {
 }
 
 /// # Safety
-/// The instruction set of `V` is present.
+/// The instruction set of `V` is present; otherwise as for [`task`].
 #[inline(always)]
 unsafe fn sweep<V: Vector, const K: usize, const S: usize>(job: &Job, number: usize, floats: &mut [f32]) {
     let shape = &job.shape;
@@ -160,7 +166,8 @@ const fn widest<V: Vector>() -> usize {
 
 /// Slides down one image. `first` is true until the first output is stored.
 /// # Safety
-/// The instruction set of `V` is present. `x` and `y` point to the slice's first channel in the image's first pixel; `memory` fits the shape.
+/// The instruction set of `V` is present. `x` and `y` point to the slice's first channel in the image's first pixel;
+/// `memory` fits the shape.
 #[inline(always)]
 unsafe fn image_rows<V: Vector, const K: usize, const S: usize>(
     shape: &Shape,
@@ -262,7 +269,8 @@ unsafe fn activate_columns<V: Vector, const B: usize>(memory: &Slice, x: *const 
 /// `B` output pixels of a row, all channels of the slice. `taps` are the ring's rows under the window with
 /// the window's row; `at` is the first column's place in a row.
 /// # Safety
-/// The instruction set of `V` is present. The ring has the window's columns for all `B` pixels from `at`; `y` has `B` pixels.
+/// The instruction set of `V` is present. The ring has the window's columns for all `B` pixels from `at`; `y` has `B`
+/// pixels.
 #[inline(always)]
 unsafe fn block<V: Vector, const K: usize, const S: usize, const B: usize>(
     memory: &Slice,

@@ -69,7 +69,8 @@ impl Pixel {
     }
 }
 
-/// Columns of a register block: an input and an accumulator each, beside the weights of a row and theirs.
+/// Columns of a register block. Each needs registers for an input and an accumulator, beside the weights of a row and
+/// their gradients.
 const fn widest<V: Vector>() -> usize {
     match V::REGISTERS {
         32.. => 8,
@@ -356,7 +357,8 @@ unsafe fn activate_columns<V: Vector, const B: usize>(
 
 /// du = da·silu'(z), with its sums.
 /// # Safety
-/// The instruction set of `V` is present. `pixel` is the first of `B`, `c` a channel of the slice, `slopes` the slope of both.
+/// The instruction set of `V` is present. `pixel` is the first of `B`, `c` a channel of the slice, `slopes` the slope
+/// of both.
 #[inline(always)]
 unsafe fn store_normalised<V: Vector, const B: usize>(
     memory: &Slice,

@@ -185,7 +185,8 @@ use unroll;
 
 /// A whole vector, or its first `count` lanes.
 /// # Safety
-/// The instruction set of `V` is present, and `from` is valid for reading `count` floats, or a vector if `count` is more.
+/// The instruction set of `V` is present, and `from` is valid for reading `count` floats, or a vector if `count` is
+/// more.
 #[inline(always)]
 unsafe fn get<V: Vector>(from: *const f32, count: usize) -> V {
     // SAFETY: the caller's promise.
@@ -209,9 +210,9 @@ unsafe fn accumulate<V: Vector>(value: V, to: *mut f32) {
     unsafe { V::load(to).add(value).store(to) }
 }
 
-/// Asks for the cache line `floats` further, into L2. The processor's own prefetching stops at every 4 KiB page and does
-/// not predict the next row. In L1, a line would be replaced before its use a row later, and would occupy one of the few
-/// misses that L1 can have in flight (a quarter slower).
+/// Asks for the cache line `floats` further, into L2. The processor's own prefetching stops at every 4 KiB page and
+/// does not predict the next row. In L1, a line would be replaced before its use a row later, and would occupy one of
+/// the few misses that L1 can have in flight (a quarter slower).
 #[inline(always)]
 fn prefetch(from: *const f32, floats: usize) {
     prefetch_far(from.wrapping_add(floats));

@@ -42,8 +42,13 @@ pub struct Block {
 }
 
 impl Block {
+    pub fn new(rows: &Range<usize>, columns: Range<usize>, channels: usize) -> Block {
+        let (row, column) = (rows.start, columns.start);
+        Block { row, rows: rows.len(), column, columns: columns.len(), channels }
+    }
+
     pub fn of(rows: &Range<usize>, panel: Panel, channels: usize) -> Block {
-        Block { row: rows.start, rows: rows.len(), column: panel.first, columns: panel.columns, channels }
+        Block::new(rows, panel.first..panel.first + panel.columns, channels)
     }
 
     /// The block's part of row `row` in the matrix.
@@ -89,13 +94,15 @@ impl Statistics<'_> {
 }
 
 dispatch! {
-    /// Copies a block from `from` (whole vectors a row, `stride` apart) to its place in `to`, and takes its
+    /// Copies a block from `from` (rows of whole vectors, `stride` apart) to its place in `to`, and takes its
     /// statistics.
-    pub fn store(
+    /// # Safety
+    /// The block of `to` and the block's columns of the statistics belong to the calling task.
+    pub unsafe fn store(
         from: &[f32], stride: usize, block: Block, to: Shared<'_>, statistics: Option<Statistics<'_>>
     ) => store_body;
 
-    /// dy = a·f·du + b·(y − μ) + c of a block of du and y into `out` (whole vectors a row, zero beyond the
+    /// dy = a·f·du + b·(y − μ) + c of a block of du and y into `out` (rows of whole vectors, zero beyond the
     /// columns, `stride` apart). `coefficients` are batch norm's backward ones [4, channels]. `factors` has
     /// f of each of the block's rows; empty factors mean one.
     pub fn batch_norm_backward(
@@ -105,7 +112,7 @@ dispatch! {
 }
 
 /// # Safety
-/// The instruction set of `V` is present.
+/// The instruction set of `V` is present; otherwise as for [`store`].
 #[inline(always)]
 unsafe fn store_body<V: Vector>(
     from: &[f32],
@@ -117,7 +124,7 @@ unsafe fn store_body<V: Vector>(
     let vectors = block.columns.div_ceil(V::LANES);
     assert!(block.rows == 0 || (block.rows - 1) * stride + vectors * V::LANES <= from.len());
     block.check(to.len());
-    // SAFETY: the checks above; the caller owns this block of `to`; the rest is the caller's promise.
+    // SAFETY: the checks above; the rest is the caller's promise.
     unsafe {
         match vectors {
             1 => store_vectors::<V, 1>(from, stride, block, to, statistics),
@@ -129,8 +136,8 @@ unsafe fn store_body<V: Vector>(
 }
 
 /// # Safety
-/// The instruction set of `V` is present. The block lies within `to` and belongs to the caller; `from` has whole vectors
-/// for each row.
+/// The instruction set of `V` is present. The block lies within `to` and belongs to the caller; `from` has whole
+/// vectors for each row.
 #[inline(always)]
 unsafe fn store_vectors<V: Vector, const W: usize>(
     from: &[f32],
