@@ -5,7 +5,6 @@ use crate::ops::DepthwiseForward;
 use crate::ops::cpu::batch_norm::{self, NormStatistics};
 use crate::ops::cpu::context::{Context, OnCpu, WorkspaceFloats, workspace_floats};
 use crate::ops::cpu::memory::Shared;
-use crate::ops::cpu::simd::dispatch;
 
 /// What all tasks of the pass share.
 struct Job<'a> {
@@ -65,30 +64,7 @@ impl OnCpu for DepthwiseForward {
     }
 }
 
-dispatch! {
-    unsafe fn sweep_1(job: &Job, number: usize, scratch: &mut [f32]) => sweep<1, 1>;
-    unsafe fn sweep_3(job: &Job, number: usize, scratch: &mut [f32]) => sweep<3, 1>;
-    unsafe fn sweep_5(job: &Job, number: usize, scratch: &mut [f32]) => sweep<5, 1>;
-    unsafe fn sweep_3_by_2(job: &Job, number: usize, scratch: &mut [f32]) => sweep<3, 2>;
-    unsafe fn sweep_5_by_2(job: &Job, number: usize, scratch: &mut [f32]) => sweep<5, 2>;
-}
-
-/// One copy of the kernels for each window.
-/// # Safety
-/// Each number runs once.
-unsafe fn task(job: &Job, number: usize, scratch: &mut [f32]) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        match (job.shape.kernel, job.shape.stride) {
-            (1, 1) => sweep_1(job, number, scratch),
-            (3, 1) => sweep_3(job, number, scratch),
-            (5, 1) => sweep_5(job, number, scratch),
-            (3, 2) => sweep_3_by_2(job, number, scratch),
-            (5, 2) => sweep_5_by_2(job, number, scratch),
-            (kernel, stride) => unreachable!("a {kernel}×{kernel} window of stride {stride}"),
-        }
-    }
-}
+for_each_window!(Job, sweep);
 
 /// A task's memory, as the kernels use it.
 struct Slice {

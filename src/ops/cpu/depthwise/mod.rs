@@ -17,7 +17,7 @@ mod input_sweep;
 use std::ops::Range;
 
 use super::context::part_of;
-use super::simd::{Vector, prefetch_far};
+use super::simd::{Vector, dispatch, prefetch_far};
 use crate::model::Window;
 
 /// Slices are cut at multiples of this: the lanes of the widest vector.
@@ -171,6 +171,36 @@ fn block_of(remaining: usize, widest: usize) -> usize {
         _ => 1,
     }
 }
+
+/// Defines `task`, which runs the kernel compiled for the window of its job.
+macro_rules! for_each_window {
+    ($job:ident, $sweep:ident) => {
+        dispatch! {
+            unsafe fn sweep_1(job: &$job, number: usize, scratch: &mut [f32]) => $sweep<1, 1>;
+            unsafe fn sweep_3(job: &$job, number: usize, scratch: &mut [f32]) => $sweep<3, 1>;
+            unsafe fn sweep_5(job: &$job, number: usize, scratch: &mut [f32]) => $sweep<5, 1>;
+            unsafe fn sweep_3_by_2(job: &$job, number: usize, scratch: &mut [f32]) => $sweep<3, 2>;
+            unsafe fn sweep_5_by_2(job: &$job, number: usize, scratch: &mut [f32]) => $sweep<5, 2>;
+        }
+
+        /// # Safety
+        /// Each number runs once.
+        unsafe fn task(job: &$job, number: usize, scratch: &mut [f32]) {
+            // SAFETY: the caller's promise.
+            unsafe {
+                match (job.shape.kernel, job.shape.stride) {
+                    (1, 1) => sweep_1(job, number, scratch),
+                    (3, 1) => sweep_3(job, number, scratch),
+                    (5, 1) => sweep_5(job, number, scratch),
+                    (3, 2) => sweep_3_by_2(job, number, scratch),
+                    (5, 2) => sweep_5_by_2(job, number, scratch),
+                    (kernel, stride) => unreachable!("a {kernel}×{kernel} window of stride {stride}"),
+                }
+            }
+        }
+    };
+}
+use for_each_window;
 
 /// Runs the block once for each listed value of a constant: an array in registers needs constant indices.
 macro_rules! unroll {

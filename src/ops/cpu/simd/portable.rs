@@ -6,10 +6,17 @@ use super::Vector;
 #[derive(Clone, Copy)]
 pub struct Portable([f32; 8]);
 
+/// Methods that combine two vectors lane by lane.
 macro_rules! lanewise {
-    ($a:expr, $b:expr, $op:expr) => {
-        Portable(std::array::from_fn(|i| $op($a.0[i], $b.0[i])))
-    };
+    ($($name:ident = |$a:ident, $b:ident| $value:expr;)*) => {$(
+        #[inline(always)]
+        fn $name(self, other: Self) -> Self {
+            Portable(std::array::from_fn(|i| {
+                let ($a, $b) = (self.0[i], other.0[i]);
+                $value
+            }))
+        }
+    )*};
 }
 
 impl Vector for Portable {
@@ -42,21 +49,13 @@ impl Vector for Portable {
             unsafe { *to.add(i) = self.0[i] }
         }
     }
-    #[inline(always)]
-    fn add(self, other: Self) -> Self {
-        lanewise!(self, other, |a: f32, b: f32| a + b)
-    }
-    #[inline(always)]
-    fn sub(self, other: Self) -> Self {
-        lanewise!(self, other, |a: f32, b: f32| a - b)
-    }
-    #[inline(always)]
-    fn mul(self, other: Self) -> Self {
-        lanewise!(self, other, |a: f32, b: f32| a * b)
-    }
-    #[inline(always)]
-    fn div(self, other: Self) -> Self {
-        lanewise!(self, other, |a: f32, b: f32| a / b)
+    lanewise! {
+        add = |a, b| a + b;
+        sub = |a, b| a - b;
+        mul = |a, b| a * b;
+        div = |a, b| a / b;
+        min = |a, b| if a < b { a } else { b };
+        max = |a, b| if a > b { a } else { b };
     }
     #[inline(always)]
     fn mul_add(self, factor: Self, addend: Self) -> Self {
@@ -65,14 +64,6 @@ impl Vector for Portable {
     #[inline(always)]
     fn neg_mul_add(self, factor: Self, addend: Self) -> Self {
         addend.sub(self.mul(factor))
-    }
-    #[inline(always)]
-    fn min(self, other: Self) -> Self {
-        lanewise!(self, other, |a: f32, b: f32| if a < b { a } else { b })
-    }
-    #[inline(always)]
-    fn max(self, other: Self) -> Self {
-        lanewise!(self, other, |a: f32, b: f32| if a > b { a } else { b })
     }
     #[inline(always)]
     fn sqrt(self) -> Self {
