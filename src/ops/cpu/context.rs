@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::exchange::Exchange;
 use super::memory::{Memory, State};
-use crate::ops::{Param, Pass, StepParams, Tensor, plan::ALIGNMENT};
+use crate::ops::plan::ALIGNMENT;
+use crate::ops::{NormUse, Param, Part, Pass, StepParams, Tensor};
 
 /// How the CPU runs a pass.
 pub trait OnCpu {
@@ -16,8 +17,7 @@ pub trait OnCpu {
     }
 
     /// # Safety
-    /// No other pass runs at the same time. The bound plan keeps each tensor that this pass writes apart from its
-    /// other tensors, see [`Context::check_apart`].
+    /// No other pass runs at the same time, and [`Context::check_apart`] has accepted this one.
     unsafe fn run(&self, cx: &Context);
 }
 
@@ -57,20 +57,28 @@ impl Context {
     }
 
     /// # Panics
-    /// If a tensor that the pass writes overlaps another one of its tensors: the bound plan was made for other passes.
+    /// If a tensor, gradient or running statistic that the pass writes overlaps another one of the pass. No plan and no
+    /// parameter table has such a pass.
     pub fn check_apart(&self, pass: &Pass) {
+        let overlap = |a: Range<usize>, b: Range<usize>| a.start < b.end && b.start < a.end;
         let place = |tensor: Tensor| self.offset(tensor)..self.offset(tensor) + 4 * tensor.elements;
         pass.tensors(&mut |written, writes| {
-            if !writes {
-                return;
-            }
-            let own = place(written);
             let mut users = 0;
-            pass.tensors(&mut |tensor, _| {
-                let other = place(tensor);
-                users += usize::from(own.start < other.end && other.start < own.end);
-            });
+            if writes {
+                pass.tensors(&mut |other, _| users += usize::from(overlap(place(written), place(other))));
+            }
             assert!(users <= 1, "{}: tensor {} is not apart in the bound plan", pass.name(), written.id);
+        });
+        pass.gradients(&mut |own| {
+            let mut users = 0;
+            pass.gradients(&mut |other| users += usize::from(overlap(own.range(), other.range())));
+            assert!(users <= 1, "{}: the gradient at {} is not apart", pass.name(), own.offset);
+        });
+        pass.parts(&mut |part| {
+            if let Part::Norm { bn, used: NormUse::TakesStatistics { .. } } = part {
+                let apart = !overlap(bn.running_mean.range(), bn.running_var.range());
+                assert!(apart, "{}: the running statistics are not apart", pass.name());
+            }
         });
     }
 

@@ -298,7 +298,7 @@ impl Ops for CpuOps {
         }
         let start = Instant::now();
         self.cx.check_apart(pass);
-        // SAFETY: `self` is borrowed mutably, so no other pass runs; the tensors were checked.
+        // SAFETY: `self` is borrowed mutably, so no other pass runs; its memory was checked.
         unsafe { pass.on_cpu().run(&self.cx) };
         if let Some(exchange) = &self.cx.exchange {
             exchange.check()?;
