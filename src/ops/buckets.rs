@@ -1,24 +1,24 @@
-//! Buckets: the gradients that are summed over the ranks in one piece, and when each is complete.
+//! Buckets: the gradients that are summed over the ranks in one piece, and the pass that completes each.
 //!
-//! Gradients lie in forward order, and the backward pass fills them from the end; so buckets are cut from the end, and
-//! the sum of one can begin while earlier layers are still at work. Which pass completes what is not written by hand:
-//! every pass says whose gradients it adds to ([`Pass::gradients`]), and a bucket is complete after the last pass that
-//! adds to anything in it.
+//! Gradients are stored in forward order, and the backward pass fills them from the end. So buckets are cut from the
+//! end, and the sum of one can start while the backward pass continues with earlier layers. Every pass names the
+//! gradients to which it adds ([`Pass::gradients`]); a bucket is complete after the last pass that adds to one of its
+//! gradients.
 //!
-//! A bucket should be large enough that its bytes count more than its latency, and small enough that there are
-//! several: a quarter of all gradients, from 4 to 25 MiB. What is left for the last one, the first layers, is small: no
-//! more than a sixteenth, since nothing is left to hide it behind.
+//! A bucket should be large enough that its bytes take longer than its latency, and small enough that a network has
+//! several: a quarter of all gradients, from 4 to 25 MiB. The last one, with the first layers, has at most a sixteenth
+//! of that size, since no passes remain to run in parallel with its sum.
 
 use std::ops::Range;
 
 use super::{Param, Pass};
 
-/// See the module.
+/// Gradients that are summed over the ranks in one piece.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Bucket {
-    /// Its place among the gradients.
+    /// The bucket's elements of the gradient buffer.
     pub elements: Range<usize>,
-    /// Whether no more gradients come: the running statistics and the step's figures go along.
+    /// Whether this is the last bucket: the running statistics and the step's figures are exchanged together with it.
     pub last: bool,
 }
 
@@ -31,7 +31,7 @@ pub struct Buckets {
 
 /// Bytes of a bucket for this many gradients of four bytes.
 pub fn bucket_bytes(gradients: usize) -> usize {
-    // A quarter of their bytes is as many bytes as there are gradients.
+    // A quarter of the bytes of gradients of four bytes is their number.
     gradients.clamp(4 << 20, 25 << 20)
 }
 
@@ -39,22 +39,22 @@ impl Buckets {
     /// Cuts the `trainable` gradients that `passes` fill into pieces of `bytes` or more, at the borders of tensors.
     ///
     /// # Panics
-    /// Where a gradient is no pass's: it would be summed before it is there.
+    /// If no pass adds to a gradient: it would be summed before it is complete.
     pub fn new(passes: &[Pass], trainable: usize, bytes: usize) -> Buckets {
         let mut filled: Vec<(Param, usize)> = Vec::new();
         for (number, pass) in passes.iter().enumerate() {
             pass.gradients(&mut |param| filled.push((param, number)));
         }
-        // From the end; a tensor that several passes add to is complete after the last of them.
+        // From the end. If several passes add to a tensor, it is complete after the last of them.
         filled.sort_by_key(|(param, number)| (std::cmp::Reverse(param.offset), *number));
         let small = bytes / 16;
         let mut list: Vec<(usize, Bucket)> = Vec::new();
         let (mut end, mut start, mut ready) = (trainable, trainable, 0);
         for (param, number) in filled {
             if param.offset != start {
-                assert_eq!(param.range().end, start, "the gradients before {start} are no pass's");
+                assert_eq!(param.range().end, start, "no pass adds to the gradients before {start}");
                 let full = 4 * (end - start) >= bytes;
-                // The first layers' gradients come last and are few: they must not wait in a large bucket.
+                // The first layers' gradients are complete last and are few: they must not wait in a large bucket.
                 let tail = start < end && 4 * start <= small;
                 if full || tail && 4 * (end - start) > small {
                     list.push((ready, Bucket { elements: start..end, last: false }));
@@ -64,17 +64,17 @@ impl Buckets {
             }
             ready = ready.max(number);
         }
-        assert_eq!(start, 0, "the first gradients are no pass's");
+        assert_eq!(start, 0, "no pass adds to the first gradients");
         list.push((ready, Bucket { elements: 0..end, last: true }));
         Buckets { list }
     }
 
-    /// Those that are complete after this pass.
+    /// The buckets that this pass completes.
     pub fn after(&self, pass: usize) -> impl Iterator<Item = &Bucket> {
         self.list.iter().filter(move |(ready, _)| *ready == pass).map(|(_, bucket)| bucket)
     }
 
-    /// All, in the order in which they become complete, each with the number of its last pass.
+    /// All buckets, in the order in which they become complete, each with the number of its last pass.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = &(usize, Bucket)> {
         self.list.iter()
     }

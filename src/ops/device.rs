@@ -1,8 +1,8 @@
-//! What a device is: to the planner, some facts ([`Device`]); to the network, what runs passes ([`Ops`]).
+//! The interfaces of a device: facts for the planner ([`Device`]), and the operations that run passes ([`Ops`]).
 
 use super::*;
 
-/// Scratch bytes of a pass: seen by all threads, and each thread's own.
+/// The workspace of a pass in bytes: the part that all threads share, and the part that each thread has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Workspace {
     pub shared: usize,
@@ -10,26 +10,27 @@ pub struct Workspace {
 }
 
 impl Workspace {
-    /// Enough for either.
+    /// Enough for either workspace.
     pub fn max(self, other: Workspace) -> Workspace {
         Workspace { shared: self.shared.max(other.shared), per_thread: self.per_thread.max(other.per_thread) }
     }
 }
 
-/// What the planner has to know of a device.
+/// What the planner needs to know about a device.
 pub trait Device {
     /// Bytes of one element.
     fn element_bytes(&self, kind: Kind) -> usize;
-    /// Scratch that a pass needs beside the tensors it names.
+    /// The memory that a pass needs beside the tensors that it names.
     fn workspace(&self, pass: &Pass) -> Workspace;
-    /// How many threads have scratch of their own.
+    /// Number of threads that have a part of the workspace.
     fn threads(&self) -> usize;
-    /// Whether the expanded tensor [rows, expanded] of a block with this many input channels is stored; a
-    /// device that recomputes it says no.
+    /// Whether the expanded tensor [rows, expanded] of a block with this many input channels is stored. If not, the
+    /// device recomputes it.
     fn stores_expanded(&self, _expanded: usize, _inputs: usize, _rows: usize) -> bool {
         true
     }
-    /// Whether it takes [raw batches](crate::data::raw), which it crops and resizes itself; otherwise squares.
+    /// Whether the device takes [raw batches](crate::data::raw) and crops and resizes them itself. If not, it takes
+    /// squares.
     fn prepares_images(&self) -> bool {
         false
     }
@@ -41,7 +42,7 @@ pub trait Device {
 pub enum Buffer {
     Parameters,
     Gradients,
-    /// One of the [optimiser's slots](Rule::slots), by its number.
+    /// One of the [optimiser's slots](Rule::slots), by number.
     Slot(usize),
     /// What each parameter's [weight decay](super::WeightDecay) is multiplied by.
     DecayFactors,
@@ -50,7 +51,7 @@ pub enum Buffer {
 
 /// A device that runs the passes.
 pub trait Ops {
-    /// Runs a sequence of passes from where launching one costs least: on the CPU, from inside the thread pool.
+    /// Runs a sequence of passes in the place where launching one costs least: on the CPU, inside the thread pool.
     fn submit<R: Send>(&mut self, work: impl FnOnce(&mut Self) -> R + Send) -> R
     where
         Self: Sized,
@@ -58,9 +59,9 @@ pub trait Ops {
         work(self)
     }
 
-    /// Runs a sequence that is the same every time. A device may record it the first time and only replay it later:
-    /// `work` must enqueue the same passes whenever it is called for the same sequence under the same plan, and
-    /// must not read anything back.
+    /// Runs a sequence that is the same every time. A device may record it the first time and replay the recording
+    /// later. So `work` must enqueue the same passes whenever it is called for the same sequence under the same plan,
+    /// and must not read anything back.
     fn replay(&mut self, _sequence: Sequence, work: impl FnOnce(&mut Self) -> Result + Send) -> Result
     where
         Self: Sized,
@@ -68,9 +69,9 @@ pub trait Ops {
         self.submit(work)
     }
 
-    /// Makes the plan's tensors the ones that handles name from now on. Contents are undefined afterwards.
+    /// From now on, handles name the tensors of this plan. Their contents are undefined.
     fn bind(&mut self, plan: &Plan) -> Result;
-    /// Sets the parameter block of the coming step.
+    /// Sets the parameters of the next step.
     fn set_step(&mut self, step: StepParams) -> Result;
     /// Chooses the weights of the forward passes that follow. Backward passes always use the raw ones.
     fn use_weights(&mut self, weights: Weights) -> Result;
@@ -80,16 +81,16 @@ pub trait Ops {
     fn begin_step(&mut self) -> Result {
         self.zero_gradients()
     }
-    /// Ends a step after its update: its figures will come out of [`Ops::take_figures`].
+    /// Ends a step after its update. [`Ops::take_figures`] will return its figures.
     fn end_step(&mut self) -> Result;
-    /// The figures of the oldest step not yet taken. Where a device runs behind, those of the last step are given
-    /// only with `wait`, and then waited for.
+    /// The figures of the oldest step that were not yet taken. A device that runs behind may not have those of the last
+    /// step yet: with `wait` it waits for them, without it returns none.
     fn take_figures(&mut self, wait: bool) -> Result<Option<StepFigures>>;
-    /// Starts a batch's way to the device as `slot` (0 or 1), beside what the device is doing.
+    /// Starts to copy a batch to the device as `slot` (0 or 1), in parallel with the device's work.
     fn send_batch(&mut self, _slot: usize, batch: &BatchInput) -> Result {
         let BatchTarget { image, labels, mean, deviation } = batch.target;
         let BatchPixels::Squares(pixels) = batch.pixels else {
-            return Err(OpsError::Device("a raw batch was sent, this device takes squares".into()));
+            return Err(OpsError::Device("a raw batch was sent, but this device takes squares".into()));
         };
         self.upload_pixels(image, pixels, mean, deviation)?;
         labels.map_or(Ok(()), |labels| self.upload_labels(labels, batch.labels))
@@ -98,21 +99,21 @@ pub trait Ops {
     fn unpack_batch(&mut self, _slot: usize, _target: &BatchTarget) -> Result {
         Ok(())
     }
-    /// The same outside of a sequence: waits for the batch first.
+    /// The same outside a sequence. It first waits for the batch.
     fn receive_batch(&mut self, slot: usize, target: &BatchTarget) -> Result {
         self.unpack_batch(slot, target)
     }
-    /// The state of loss scaling; none where the device needs none.
+    /// The state of loss scaling; none if the device needs no loss scaling.
     fn loss_scale(&mut self) -> Result<Option<LossScale>> {
         Ok(None)
     }
-    /// Goes on from a saved state of loss scaling. Without effect where the device needs none.
+    /// Continues from a saved state of loss scaling. It has no effect if the device needs no loss scaling.
     fn set_loss_scale(&mut self, _state: LossScale) -> Result {
         Ok(())
     }
-    /// Starts timing passes, which costs some time itself.
+    /// Starts to time passes, which itself takes some time.
     fn start_profile(&mut self) -> Result;
-    /// What was timed since; timing ends. Contents of tensors are undefined afterwards.
+    /// Ends timing and returns the times since it started. Contents of tensors are undefined afterwards.
     fn take_profile(&mut self) -> Result<ProfileReport>;
 
     /// Copies a state buffer to the host.
@@ -127,12 +128,13 @@ pub trait Ops {
     /// Copies an activation or float tensor to the host.
     fn download(&mut self, tensor: Tensor, out: &mut [f32]) -> Result;
 
-    /// Runs a pass. A loss is also added to the step's figures, with the right answers; an update waits for the sums of
-    /// all buckets first, and changes nothing where the step's loss or gradients are not finite.
+    /// Runs a pass. A loss pass also adds its losses and correct predictions to the step's figures. An update first
+    /// waits for the sums of all buckets, and changes nothing if the step's loss or gradients are not finite.
     fn run(&mut self, pass: &Pass) -> Result;
 
-    /// Where ranks share the work: the gradients of the bucket are complete, and their sum over the ranks may begin
-    /// beside the passes that follow. Part of a sequence; every rank names the same buckets in the same order.
+    /// Tells a device with several ranks that the gradients of the bucket are complete, so that their sum over the
+    /// ranks may start in parallel with the passes that follow. Part of a sequence; every rank names the same buckets
+    /// in the same order.
     fn reduce(&mut self, _bucket: &Bucket) -> Result {
         Ok(())
     }

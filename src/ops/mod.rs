@@ -1,9 +1,9 @@
-//! The fused operators: each described once, and implemented once a device.
+//! The fused operators: each described once, and implemented once per device.
 //!
-//! The network speaks in *passes* over memory (see [`pass`]), not in layers: expand, depthwise, squeeze, project,
-//! residual, and their backward passes in reverse. A pass is a description that names its tensors by handle. Because
-//! the descriptions say all that a pass touches, nothing that follows from them is written by hand: not the memory
-//! [`plan`], not the [`buckets`] of gradients, not the [`profile`].
+//! The network records *passes* over memory (see [`pass`]), not layers: expand, depthwise, squeeze, project,
+//! residual, and their backward passes in reverse. A pass is a description that names its tensors by handle. The
+//! descriptions name all memory that a pass uses, so the memory [`plan`], the [`buckets`] of gradients and the
+//! [`profile`] are derived from them.
 
 pub mod buckets;
 pub mod cpu;
@@ -30,7 +30,7 @@ use crate::parallel::GroupError;
 use crate::parallel::nccl::NcclError;
 pub use crate::pixels::BatchPixels;
 
-/// What a device reports.
+/// An error of a device.
 #[derive(Debug, thiserror::Error)]
 pub enum OpsError {
     #[error("the device failed: {0}")]
@@ -38,7 +38,7 @@ pub enum OpsError {
     /// No GPU, or one that failed.
     #[error(transparent)]
     Cuda(#[from] cuda::nvidia::DriverError),
-    /// The connection to another rank broke off; that rank's own error says why.
+    /// The connection to another rank broke off; the error of that rank says why.
     #[error("{0}")]
     Rank(String),
     /// Another rank failed, or the ranks cannot be connected.
@@ -46,15 +46,14 @@ pub enum OpsError {
     Group(#[from] GroupError),
     #[error("cannot connect the ranks: {0}")]
     Connect(#[from] std::io::Error),
-    /// What ranks on GPUs exchange with.
+    /// NCCL, with which ranks on GPUs exchange gradients, failed.
     #[error(transparent)]
     Nccl(NcclError),
-    /// Of a device that works alone.
-    #[error("an exchange between ranks, before they were joined")]
+    #[error("an exchange between ranks, before they were connected")]
     NotConnected,
 }
 
-/// Where another rank has gone, its own error says more.
+/// If another rank is gone, the error of that rank says more.
 impl From<NcclError> for OpsError {
     fn from(error: NcclError) -> OpsError {
         if error.elsewhere() { OpsError::Rank(error.to_string()) } else { OpsError::Nccl(error) }

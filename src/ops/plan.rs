@@ -1,31 +1,30 @@
-//! The memory plan: the list of passes says how long each tensor lives.
+//! The memory plan, derived from the lifetimes of the tensors in the list of passes.
 //!
-//! A tensor lives from the first pass that touches it to the last; one that is read before it is written comes from
-//! outside and lives from the start; the outputs that the caller names live to the end. [`Plan::new`] then lays
-//! tensors whose lives overlap beside each other and lets others share memory (largest first, lowest gap that fits).
-//! So gradients in flight reuse the memory of activations that backward has finished with, without a line of code
-//! that says so.
+//! A tensor lives from the first pass that uses it to the last. A tensor that is read before it is written comes from
+//! outside and lives from the start. The outputs that the caller names live to the end. [`Plan::new`] gives tensors
+//! whose lifetimes overlap separate memory and lets others share memory (largest first, lowest gap that fits).
+//! So gradients in flight reuse the memory of activations that backward no longer needs.
 
 use super::*;
 
-/// Where every tensor of one network lies.
+/// The place of every tensor of one network.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// Byte offset in the arena by tensor id; none for a tensor that no pass touches.
+    /// Byte offset in the arena by tensor id; none for a tensor that no pass uses.
     pub offsets: Vec<Option<usize>>,
     /// Bytes of the arena's tensors: activations and gradients in flight.
     pub tensor_bytes: usize,
-    /// What any pass needs beside its tensors, at most.
+    /// The largest workspace of any pass.
     pub workspace: Workspace,
     pub threads: usize,
-    /// Weights of the pointwise products, each once, by offset: a device may keep them in a form of its own.
+    /// Weights of the pointwise products, each once, by offset: a device may keep a second copy in another form.
     pub products: Vec<Param>,
-    /// Bytes that live across the end of the forward pass: what is saved for backward.
+    /// Bytes that are saved for backward: those of tensors that live across the end of the forward pass.
     pub saved_bytes: usize,
 }
 
 impl Plan {
-    /// Lays out the tensors of the passes for a device; `outputs` are those that are read after the last pass.
+    /// Lays out the tensors of the passes for a device. The `outputs` are read after the last pass.
     pub fn new(device: &impl Device, passes: &[Pass], tensors: &Tensors, outputs: &[Tensor]) -> Plan {
         let bytes = |t: Tensor| (t.elements * device.element_bytes(t.kind)).next_multiple_of(ALIGNMENT);
         let mut lives = lives(passes, tensors.len(), outputs);
@@ -39,7 +38,7 @@ impl Plan {
         for life in lives {
             let size = bytes(life.tensor);
             let mut offset = 0;
-            // `placed` is sorted by offset: walk up to the first gap among those alive at the same time.
+            // `placed` is sorted by offset: find the first gap between the tensors that are alive at the same time.
             for &(start, end, other) in &placed {
                 let together = life.first <= other.last && other.first <= life.last;
                 if together && start < offset + size && offset < end {
@@ -64,7 +63,7 @@ impl Plan {
         }
     }
 
-    /// Bytes of scratch in all.
+    /// Bytes of the workspace, of all threads together.
     pub fn workspace_bytes(&self) -> usize {
         self.workspace.shared + self.workspace.per_thread * self.threads
     }
@@ -73,7 +72,7 @@ impl Plan {
 /// Offsets are multiples of this: a cache line on the CPU, a memory transaction's alignment on a GPU.
 pub const ALIGNMENT: usize = 256;
 
-/// From when to when a tensor lives, in numbers of passes.
+/// The lifetime of a tensor: the numbers of its first and last pass.
 #[derive(Clone, Copy)]
 struct Life {
     tensor: Tensor,

@@ -1,4 +1,4 @@
-//! Time and bytes of passes, gathered while a network runs.
+//! Time and bytes of passes, measured while a network runs.
 
 use std::collections::BTreeMap;
 
@@ -11,56 +11,57 @@ use super::{Device, Pass};
 pub struct ProfileRow {
     /// The pass.
     pub pass: &'static str,
-    /// The kernel, where the device has several a pass.
+    /// The kernel, if the device runs several per pass.
     pub kernel: Option<String>,
     pub calls: u64,
     pub microseconds: f64,
-    /// Bytes of the tensors that the pass names, each counted once a call; 0 for a kernel.
+    /// Bytes of the tensors that the pass names, each counted once per call; 0 for a kernel.
     pub bytes: u64,
 }
 
-/// When a bucket of gradients was summed over the ranks; microseconds since its step began.
+/// The times at which a bucket of gradients was summed over the ranks, in microseconds since its step began.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct BucketTime {
     /// Counted from the first step that was timed.
     pub step: u64,
     pub bytes: u64,
-    /// The backward pass has completed it.
+    /// The backward pass has completed the bucket.
     pub ready: f64,
-    /// The exchange has turned to it, and has done with it.
+    /// The exchange has started the sum.
     pub start: f64,
+    /// The exchange has finished the sum.
     pub end: f64,
-    /// The same for all buckets of a step.
+    /// The backward pass has ended: the same for all buckets of a step.
     pub backward_end: f64,
 }
 
-/// What [`Ops::take_profile`] gives.
+/// The result of [`Ops::take_profile`](super::Ops::take_profile).
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct ProfileReport {
     pub rows: Vec<ProfileRow>,
-    /// Buckets in order, where ranks share the work.
+    /// Buckets in order; empty with one rank.
     #[serde(skip)]
     pub exchange: Vec<BucketTime>,
-    /// Bytes read and bytes written a second by a plain copy on this device, just measured.
+    /// Bytes read and written per second by a plain copy on this device, measured for this report.
     pub copy_bytes_per_second: f64,
 }
 
 /// Calls, microseconds and bytes.
 type Sums = (u64, f64, u64);
 
-/// Sums by pass, and by kernel within a pass. Rows come out in the order in which they first ran.
+/// Sums by pass, and by kernel within a pass. Rows are in the order in which they first ran.
 #[derive(Debug, Default)]
 pub struct Profile {
     rows: BTreeMap<(&'static str, Option<String>), (usize, Sums)>,
 }
 
 impl Profile {
-    /// One run of a pass.
+    /// Adds one run of a pass.
     pub fn add(&mut self, pass: &Pass, device: &impl Device, microseconds: f64) {
         self.row(pass.name(), None, microseconds, pass.bytes(device));
     }
 
-    /// One run of a kernel of a pass.
+    /// Adds one run of a kernel of a pass.
     pub fn add_kernel(&mut self, pass: &'static str, kernel: &str, microseconds: f64) {
         self.row(pass, Some(kernel.to_string()), microseconds, 0);
     }

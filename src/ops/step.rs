@@ -1,11 +1,11 @@
-//! A step, as the loop speaks of it to a device: its parameters, its batch, its figures.
+//! A step as the training loop describes it to a device: its parameters, its batch, its figures.
 
 use serde::{Deserialize, Serialize};
 
 use super::tensor::Tensor;
 use crate::pixels::BatchPixels;
 
-/// Everything that differs from step to step and is not data.
+/// Everything that changes from step to step and is not data.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct StepParams {
     pub seed: u64,
@@ -13,16 +13,16 @@ pub struct StepParams {
     /// Position of the batch's first sample in the endless concatenation of epochs: masks are drawn by position.
     pub first_position: u64,
     pub learning_rate: f32,
-    /// d of this step, its warm-up applied.
+    /// The decay d of this step, with warm-up applied.
     pub ema_decay: f32,
 }
 
-/// What a step came to, over all its micro-batches.
+/// The results of a step, over all its micro-batches.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct StepFigures {
     /// Sum of the images' losses.
     pub loss: f64,
-    /// Images whose largest logit is their label's (see [`score::rank`]).
+    /// Correct predictions: images whose largest logit is their label's (see [`score::rank`](super::score::rank)).
     pub correct: u64,
     /// Whether the update changed nothing, because the loss or a gradient was not finite.
     pub skipped: bool,
@@ -35,13 +35,13 @@ pub struct StepFigures {
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct LossScale {
     pub scale: f32,
-    /// Since the scale last changed.
+    /// Steps since the scale last changed.
     pub good_steps: u32,
-    /// Steps skipped, in all.
+    /// All steps that were skipped.
     pub skipped: u32,
 }
 
-/// A sequence of passes that is run again and again, the same but for the step's parameters and the batch.
+/// A sequence of passes that is repeated. Only the step's parameters and the batch change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Sequence {
     /// A micro-batch, sent as `slot`, of a training step: its first, its last, or one between.
@@ -51,7 +51,7 @@ pub enum Sequence {
 }
 
 impl Sequence {
-    /// Which of the two batches under way it works on.
+    /// The slot of the sequence's batch.
     pub fn slot(self) -> usize {
         match self {
             Sequence::Training { slot, .. } | Sequence::Inference { slot } => slot,
@@ -59,17 +59,18 @@ impl Sequence {
     }
 }
 
-/// A batch on its way to the device: bytes and labels on the host, and where they go.
+/// A batch to copy to the device: bytes and labels on the host, and their destination.
 #[derive(Clone, Copy, Debug)]
 pub struct BatchInput<'a> {
-    /// Squares [N, R, R, 3], or a raw batch of as many, where the device [takes those](Device::prepares_images).
+    /// Squares [N, R, R, 3], or a raw batch of N images if the device
+    /// [takes raw batches](super::Device::prepares_images).
     pub pixels: BatchPixels<'a>,
     /// [N]; empty in inference.
     pub labels: &'a [u32],
     pub target: BatchTarget,
 }
 
-/// Where a batch goes: the network's input, and how a byte becomes a number: (byte/255 − mean)/deviation.
+/// The destination of a batch: the network's input. A byte becomes the number (byte/255 − mean)/deviation.
 #[derive(Clone, Copy, Debug)]
 pub struct BatchTarget {
     pub image: Tensor,
@@ -78,7 +79,7 @@ pub struct BatchTarget {
     pub deviation: [f32; 3],
 }
 
-/// Which weights the forward pass uses.
+/// The weights that the forward pass uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Weights {
     Raw,

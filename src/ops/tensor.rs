@@ -1,9 +1,9 @@
-//! Handles: how the network names memory without knowing where it lies or on which device.
+//! Handles: the network's names for memory, independent of the place and of the device.
 
-/// What the elements of a tensor are, from which a device decides how to store them.
+/// The kind of a tensor's elements. A device decides by it how to store them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
-    /// Activations and their gradients, NHWC: fp32 on the CPU, a half type where the device computes in one.
+    /// Activations and their gradients, NHWC: fp32 on the CPU, a half type if the device computes in one.
     Activation,
     /// Statistics, gates, masks, logits, losses: always fp32.
     Float,
@@ -11,7 +11,7 @@ pub enum Kind {
     Index,
 }
 
-/// A tensor of the arena: a number into the [`super::Plan`]'s offsets, and how many elements it has.
+/// A tensor of the arena: an index into the [`super::Plan`]'s offsets, and the number of elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Tensor {
     pub id: u32,
@@ -32,14 +32,14 @@ impl Param {
     }
 }
 
-/// Hands out tensor handles and remembers a label for each, for the memory plan's table.
+/// Creates tensor handles and keeps a label of each for the memory plan's table.
 #[derive(Clone, Debug, Default)]
 pub struct Tensors {
     labels: Vec<String>,
 }
 
 impl Tensors {
-    /// A new tensor. `label` is for people.
+    /// A new tensor. `label` is only for display.
     pub fn new_tensor(&mut self, label: impl Into<String>, elements: usize, kind: Kind) -> Tensor {
         self.labels.push(label.into());
         Tensor { id: self.labels.len() as u32 - 1, elements, kind }

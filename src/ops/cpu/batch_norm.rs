@@ -1,13 +1,13 @@
 //! Batch norm, the part between passes: from partial sums to coefficients.
 //!
-//! No pass exists for batch norm itself. The pass that stores y takes, per task, a shift (any value near the
-//! data: the task's first row) and the sums of y−shift and (y−shift)², which keeps fp32 from cancelling where
-//! the mean is far larger than the deviation. Here they are merged in double, in task order, into mean and
-//! variance, and into the scale and shift that the next pass applies while loading. Backward likewise: the
-//! pass that makes `du` leaves Σdu and Σdu·ŷ per task, here they are added up.
+//! Batch norm in training has no pass. The pass that stores y takes, per task, a shift (any value near the
+//! data: the task's first row) and the sums of y−shift and (y−shift)². The shift prevents cancellation in fp32 when
+//! the mean is far larger than the deviation. This module merges the sums in double, in task order, into mean and
+//! variance, and derives the scale and shift that the next pass applies while loading. Backward, the pass that
+//! computes `du` stores Σdu and Σdu·ŷ per task, and this module adds them up.
 
-use super::OnCpu;
-use super::context::{Context, Shared};
+use super::context::{Context, OnCpu};
+use super::memory::Shared;
 use crate::ops::{BatchNorm, BatchNormInference, Statistics};
 
 /// Channels that are merged at once.
@@ -23,53 +23,107 @@ pub fn sums_floats(tasks: usize, channels: usize) -> usize {
     tasks * 2 * channels
 }
 
-/// Merges the statistics of all tasks, sets the coefficients and moves the running statistics (whose variance
-/// is the unbiased one). `rows(task)` is how many rows the task summed; 0 is allowed.
-pub fn finish_statistics(
-    cx: &Context,
-    bn: &BatchNorm,
-    partials: &[f32],
-    rows: impl Fn(usize) -> usize + Sync,
-) {
-    debug_assert_eq!(bn.statistics, Statistics::Batch);
-    let channels = bn.channels;
-    let finish = Finish::new(cx, bn);
-    let partials = Partials { partials, channels, rows: &rows };
-    let exchange = match &cx.exchange {
-        Some(exchange) if bn.ranks > 1 => exchange,
-        _ => {
-            assert_eq!(bn.ranks, 1, "batch norm over ranks that are not connected");
-            return each_block(cx, channels, partials.partials.len(), |first, width| {
-                let Merged { mean, spread } = partials.merge(bn.rows as f64, first, width);
-                finish.set(first, &mean[..width], &spread[..width]);
-            });
-        }
-    };
-    // Each rank merges its own rows, then every rank merges all ranks' results in the same order.
-    let fill = |own: &mut [f64]| {
-        let own = Shared::new(own);
-        each_block(cx, channels, partials.partials.len(), |first, width| {
-            let Merged { mean, spread } = partials.merge(bn.rows as f64, first, width);
-            // SAFETY: each block writes its own channels.
-            unsafe {
-                own.part(first..first + width).copy_from_slice(&mean[..width]);
-                own.part(channels + first..channels + first + width).copy_from_slice(&spread[..width]);
-            }
-        });
-    };
-    let take = |all: &[f64]| {
-        for channel in 0..channels {
-            let ranks =
-                || all.chunks_exact(2 * channels).map(|rank| (rank[channel], rank[channels + channel]));
-            let mean = ranks().map(|(mean, _)| mean).sum::<f64>() / bn.ranks as f64;
-            let apart = |(own, spread)| spread + bn.rows as f64 * (own - mean) * (own - mean);
-            finish.set(channel, &[mean], &[ranks().map(apart).sum()]);
-        }
-    };
-    exchange.gather(2 * channels, fill, take);
+/// The memory that a pass writes when it takes a batch norm's statistics.
+pub struct NormStatistics<'a> {
+    bn: &'a BatchNorm,
+    coefficients: Shared<'a>,
+    weight: &'a [f32],
+    bias: &'a [f32],
+    running_mean: Shared<'a>,
+    running_var: Shared<'a>,
 }
 
-/// What the tasks of a pass have summed.
+impl<'a> NormStatistics<'a> {
+    /// None if the statistics are not the batch's.
+    ///
+    /// # Safety
+    /// As for [`Context::write`]: the pass takes the coefficients and the running statistics of `bn` once.
+    pub unsafe fn of(cx: &'a Context, bn: &'a BatchNorm) -> Option<NormStatistics<'a>> {
+        if bn.statistics != Statistics::Batch {
+            return None;
+        }
+        // SAFETY: the caller's promise.
+        unsafe {
+            Some(NormStatistics {
+                bn,
+                coefficients: Shared::new(cx.write(bn.coefficients)),
+                weight: cx.weight(bn.weight),
+                bias: cx.weight(bn.bias),
+                running_mean: Shared::new(cx.parameter_mut(bn.running_mean)),
+                running_var: Shared::new(cx.parameter_mut(bn.running_var)),
+            })
+        }
+    }
+
+    /// Merges the statistics of all tasks, sets the coefficients and moves the running statistics (whose variance
+    /// is the unbiased one). `rows(task)` is the number of rows that the task summed; 0 is allowed.
+    pub fn finish(self, cx: &Context, partials: &[f32], rows: impl Fn(usize) -> usize + Sync) {
+        let bn = self.bn;
+        let channels = bn.channels;
+        let partials = Partials { partials, channels, rows: &rows };
+        let exchange = match &cx.exchange {
+            Some(exchange) if bn.ranks > 1 => exchange,
+            _ => {
+                assert_eq!(bn.ranks, 1, "batch norm over ranks that are not connected");
+                return each_block(cx, channels, partials.partials.len(), |first, width| {
+                    let Merged { mean, spread } = partials.merge(bn.rows as f64, first, width);
+                    // SAFETY: each block sets its own channels.
+                    unsafe { self.set(first, &mean[..width], &spread[..width]) };
+                });
+            }
+        };
+        // Each rank merges its own rows, then every rank merges all ranks' results in the same order.
+        let fill = |own: &mut [f64]| {
+            let own = Shared::new(own);
+            each_block(cx, channels, partials.partials.len(), |first, width| {
+                let Merged { mean, spread } = partials.merge(bn.rows as f64, first, width);
+                // SAFETY: each block writes its own channels.
+                unsafe {
+                    own.part(first..first + width).copy_from_slice(&mean[..width]);
+                    own.part(channels + first..channels + first + width).copy_from_slice(&spread[..width]);
+                }
+            });
+        };
+        let take = |all: &[f64]| {
+            for channel in 0..channels {
+                let ranks =
+                    || all.chunks_exact(2 * channels).map(|rank| (rank[channel], rank[channels + channel]));
+                let mean = ranks().map(|(mean, _)| mean).sum::<f64>() / bn.ranks as f64;
+                let apart = |(own, spread)| spread + bn.rows as f64 * (own - mean) * (own - mean);
+                // SAFETY: one thread sets all channels.
+                unsafe { self.set(channel, &[mean], &[ranks().map(apart).sum()]) };
+            }
+        };
+        exchange.gather(2 * channels, fill, take);
+    }
+
+    /// Sets the coefficients of the channels from `first` on, and moves their running statistics.
+    ///
+    /// # Safety
+    /// Threads that call this at the same time set different channels.
+    unsafe fn set(&self, first: usize, mean: &[f64], spread: &[f64]) {
+        let BatchNorm { channels, momentum, eps, .. } = *self.bn;
+        let (momentum, total) = (momentum as f64, (self.bn.rows * self.bn.ranks) as f64);
+        let own = first..first + mean.len();
+        // SAFETY: the caller's promise.
+        let (running_mean, running_var) =
+            unsafe { (self.running_mean.part(own.clone()), self.running_var.part(own)) };
+        for i in 0..mean.len() {
+            let unbiased = spread[i] / (total - 1.0).max(1.0);
+            running_mean[i] = ((1.0 - momentum) * running_mean[i] as f64 + momentum * mean[i]) as f32;
+            running_var[i] = ((1.0 - momentum) * running_var[i] as f64 + momentum * unbiased) as f32;
+            let channel = first + i;
+            let values = derive(mean[i], spread[i] / total, eps, self.weight[channel], self.bias[channel]);
+            for (row, value) in values.into_iter().enumerate() {
+                let at = row * channels + channel;
+                // SAFETY: as above.
+                unsafe { self.coefficients.part(at..at + 1)[0] = value };
+            }
+        }
+    }
+}
+
+/// The sums of a pass's tasks.
 struct Partials<'a, R> {
     /// [tasks, 3, C], see [`statistics_floats`].
     partials: &'a [f32],
@@ -77,7 +131,7 @@ struct Partials<'a, R> {
     rows: &'a R,
 }
 
-/// Of some channels: mean, and Σ(y − mean)².
+/// Mean and Σ(y − mean)² of some channels.
 struct Merged {
     mean: [f64; BLOCK],
     spread: [f64; BLOCK],
@@ -109,52 +163,6 @@ impl<R: Fn(usize) -> usize> Partials<'_, R> {
     }
 }
 
-/// Where merged statistics go.
-struct Finish<'a> {
-    bn: &'a BatchNorm,
-    coefficients: Shared<'a>,
-    weight: &'a [f32],
-    bias: &'a [f32],
-    running_mean: Shared<'a>,
-    running_var: Shared<'a>,
-}
-
-impl<'a> Finish<'a> {
-    fn new(cx: &'a Context, bn: &'a BatchNorm) -> Finish<'a> {
-        Finish {
-            bn,
-            coefficients: Shared::new(cx.write(bn.coefficients)),
-            weight: cx.weight(bn.weight),
-            bias: cx.weight(bn.bias),
-            running_mean: Shared::new(cx.parameter_mut(bn.running_mean)),
-            running_var: Shared::new(cx.parameter_mut(bn.running_var)),
-        }
-    }
-
-    /// Sets the coefficients of the channels from `first` on, and moves their running statistics. Each channel is one
-    /// task's.
-    fn set(&self, first: usize, mean: &[f64], spread: &[f64]) {
-        let BatchNorm { channels, momentum, eps, .. } = *self.bn;
-        let (momentum, total) = (momentum as f64, (self.bn.rows * self.bn.ranks) as f64);
-        let own = first..first + mean.len();
-        // SAFETY: the channels are this task's own.
-        let (running_mean, running_var) =
-            unsafe { (self.running_mean.part(own.clone()), self.running_var.part(own)) };
-        for i in 0..mean.len() {
-            let unbiased = spread[i] / (total - 1.0).max(1.0);
-            running_mean[i] = ((1.0 - momentum) * running_mean[i] as f64 + momentum * mean[i]) as f32;
-            running_var[i] = ((1.0 - momentum) * running_var[i] as f64 + momentum * unbiased) as f32;
-            let channel = first + i;
-            let values = derive(mean[i], spread[i] / total, eps, self.weight[channel], self.bias[channel]);
-            for (row, value) in values.into_iter().enumerate() {
-                let at = row * channels + channel;
-                // SAFETY: as above.
-                unsafe { self.coefficients.part(at..at + 1)[0] = value };
-            }
-        }
-    }
-}
-
 /// The coefficients of one channel: mean, r, scale, shift.
 fn derive(mean: f64, variance: f64, eps: f32, weight: f32, bias: f32) -> [f32; 4] {
     let r = 1.0 / (variance + eps as f64).sqrt();
@@ -163,9 +171,10 @@ fn derive(mean: f64, variance: f64, eps: f32, weight: f32, bias: f32) -> [f32; 4
 }
 
 impl OnCpu for BatchNormInference {
-    fn run(&self, cx: &Context) {
+    unsafe fn run(&self, cx: &Context) {
         let bn = &self.bn;
-        let out = cx.write(bn.coefficients);
+        // SAFETY: the caller's promise, and the pass takes them once.
+        let out = unsafe { cx.write(bn.coefficients) };
         let (weight, bias) = (cx.weight(bn.weight), cx.weight(bn.bias));
         let (mean, variance) = (cx.weight(bn.running_mean), cx.weight(bn.running_var));
         for c in 0..bn.channels {
@@ -177,48 +186,70 @@ impl OnCpu for BatchNormInference {
     }
 }
 
-/// Adds up the tasks' Σdu and Σdu·ŷ ([tasks, 2, C]) into `bn.sums` and the gradients of β and γ. Where ranks take their
-/// statistics together, `bn.sums` are those of all of them; the gradients stay this rank's, as all gradients do.
-pub fn finish_sums(cx: &Context, bn: &BatchNorm, partials: &[f32]) {
-    let channels = bn.channels;
-    let sums = Shared::new(cx.write(bn.sums));
-    let bias = Shared::new(cx.gradient_mut(bn.bias));
-    let weight = Shared::new(cx.gradient_mut(bn.weight));
-    each_block(cx, channels, partials.len(), |first, width| {
-        for (row, gradient) in [(0, bias), (1, weight)] {
-            let mut total = [0.0f64; BLOCK];
-            for part in partials.chunks_exact(2 * channels) {
-                for i in 0..width {
-                    total[i] += part[row * channels + first + i] as f64;
-                }
-            }
-            // SAFETY: each block writes its own channels.
-            let (sums, gradient) = unsafe {
-                let at = row * channels + first;
-                (sums.part(at..at + width), gradient.part(first..first + width))
-            };
-            for i in 0..width {
-                sums[i] = total[i] as f32;
-                gradient[i] += total[i] as f32;
+/// The memory that a pass writes when it takes the sums of a batch norm's backward formula.
+pub struct NormSums<'a> {
+    bn: &'a BatchNorm,
+    sums: &'a mut [f32],
+    bias: Shared<'a>,
+    weight: Shared<'a>,
+}
+
+impl<'a> NormSums<'a> {
+    /// # Safety
+    /// As for [`Context::write`]: the pass takes the sums of `bn` and the gradients of β and γ once.
+    pub unsafe fn of(cx: &'a Context, bn: &'a BatchNorm) -> NormSums<'a> {
+        // SAFETY: the caller's promise.
+        unsafe {
+            NormSums {
+                bn,
+                sums: cx.write(bn.sums),
+                bias: Shared::new(cx.gradient_mut(bn.bias)),
+                weight: Shared::new(cx.gradient_mut(bn.weight)),
             }
         }
-    });
-    let exchange = match &cx.exchange {
-        Some(exchange) if bn.ranks > 1 => exchange,
-        _ => return,
-    };
-    // SAFETY: all blocks are done.
-    let sums = unsafe { sums.part(0..2 * channels) };
-    let own = sums.to_vec();
-    exchange.gather(
-        own.len(),
-        |numbers| numbers.iter_mut().zip(&own).for_each(|(number, own)| *number = f64::from(*own)),
-        |all| {
-            for (at, sum) in sums.iter_mut().enumerate() {
-                *sum = all.chunks_exact(own.len()).map(|rank| rank[at]).sum::<f64>() as f32;
+    }
+
+    /// Adds up the tasks' Σdu and Σdu·ŷ ([tasks, 2, C]) into `bn.sums` and the gradients of β and γ. If the ranks take
+    /// their statistics together, `bn.sums` become the sums of all ranks. The gradients stay this rank's, like all
+    /// gradients.
+    pub fn finish(self, cx: &Context, partials: &[f32]) {
+        let NormSums { bn, sums, bias, weight } = self;
+        let channels = bn.channels;
+        let shared = Shared::new(&mut *sums);
+        each_block(cx, channels, partials.len(), |first, width| {
+            for (row, gradient) in [(0, bias), (1, weight)] {
+                let mut total = [0.0f64; BLOCK];
+                for part in partials.chunks_exact(2 * channels) {
+                    for i in 0..width {
+                        total[i] += part[row * channels + first + i] as f64;
+                    }
+                }
+                // SAFETY: each block writes its own channels.
+                let (sums, gradient) = unsafe {
+                    let at = row * channels + first;
+                    (shared.part(at..at + width), gradient.part(first..first + width))
+                };
+                for i in 0..width {
+                    sums[i] = total[i] as f32;
+                    gradient[i] += total[i] as f32;
+                }
             }
-        },
-    );
+        });
+        let exchange = match &cx.exchange {
+            Some(exchange) if bn.ranks > 1 => exchange,
+            _ => return,
+        };
+        let own = sums.to_vec();
+        exchange.gather(
+            own.len(),
+            |numbers| numbers.iter_mut().zip(&own).for_each(|(number, own)| *number = f64::from(*own)),
+            |all| {
+                for (at, sum) in sums.iter_mut().enumerate() {
+                    *sum = all.chunks_exact(own.len()).map(|rank| rank[at]).sum::<f64>() as f32;
+                }
+            },
+        );
+    }
 }
 
 /// Coefficients [4, C] of dy = a·du + b·(y − μ) + c, that is γ·r·(du − Σdu/M − ŷ·Σ(du·ŷ)/M): rows a, b, c, μ.
@@ -235,7 +266,7 @@ pub fn backward_coefficients(cx: &Context, bn: &BatchNorm, out: &mut [f32]) {
     }
 }
 
-/// Runs `task(first channel, width)` over blocks of channels, on all threads where that pays.
+/// Runs `task(first channel, width)` over blocks of channels, on all threads if there is enough work.
 fn each_block(cx: &Context, channels: usize, work: usize, task: impl Fn(usize, usize) + Sync) {
     let blocks = channels.div_ceil(BLOCK);
     let run = |number: usize| task(number * BLOCK, BLOCK.min(channels - number * BLOCK));

@@ -1,28 +1,30 @@
-//! Sums over the ranks, beside the backward pass.
+//! Sums over the ranks, in parallel with the backward pass.
 //!
-//! Buckets of gradients are handed to the [`Chain`]'s threads as they become complete, and replaced by their sums while
-//! earlier layers are still at work; the update waits for the last. With the last bucket go the running statistics,
-//! averaged, so that all ranks keep the same, and the step's figures: so every rank knows what the whole step came to,
-//! and decides alike.
+//! When a bucket of gradients is complete, the threads of the [`Chain`] replace it by its sum over the ranks, while the
+//! backward pass continues with earlier layers. The update waits for the last bucket. Together with that one, the ranks
+//! average the running statistics, so that all keep the same, and sum the step's figures, so that all take the same
+//! decisions.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use super::context::State;
+use super::memory::State;
 use crate::ops::{Bucket, BucketTime, OpsError, Result, StepFigures};
 use crate::parallel::chain::{ChainError, Sum, Ticket};
 use crate::parallel::{Chain, Group, World};
 
-/// This rank's end of the chain, and the work under way.
+/// This rank's end of the chain, and the sums in progress.
 pub struct Exchange {
-    /// Dropped first: its threads may be using the figures, and the state of whoever owns this.
+    /// Dropped first: its threads may be using the figures, and the state that was given to [`Exchange::start`].
     chain: Chain,
     group: Arc<Group>,
-    /// The step's figures on their way: a place that does not move.
+    /// The step's figures while they are summed. They are boxed because they must not move.
     figures: Box<Figures>,
-    under_way: Option<Ticket>,
-    /// For what a pass exchanges within itself, and how that failed, if it did: passes return nothing.
+    /// The last sum that was started and not yet waited for.
+    in_progress: Option<Ticket>,
+    /// Memory of [`Exchange::gather`].
     numbers: Mutex<Vec<f64>>,
+    /// The first error of [`Exchange::gather`], kept here because passes return nothing.
     failure: Mutex<Option<OpsError>>,
     trace: Option<Trace>,
 }
@@ -33,26 +35,26 @@ struct Figures {
     correct: [u64; 1],
 }
 
-/// When things happened, while passes are timed.
+/// The times of steps and buckets, while passes are timed.
 #[derive(Default)]
 struct Trace {
-    /// Began, and when its backward pass ended.
+    /// When each step began, and when its backward pass ended.
     steps: Vec<(Instant, Option<Instant>)>,
-    /// Buckets, and the last piece of what goes along with each. Passes have pieces of their own in between.
     buckets: Vec<Traced>,
 }
 
 struct Traced {
     step: usize,
     bucket: Ticket,
+    /// The last sum that was started together with the bucket. Passes may start other sums in between.
     last: Ticket,
 }
 
 impl Exchange {
-    /// Joins the chain; all ranks do.
+    /// Joins the chain. All ranks call this.
     ///
     /// # Errors
-    /// Where a neighbour cannot be reached, or any rank has failed.
+    /// If a neighbour cannot be reached, or any rank has failed.
     pub fn new(group: &Arc<Group>) -> Result<Exchange> {
         let gather = |bytes: &[u8]| group.exchange("connecting neighbours", bytes).map_err(OpsError::from);
         let chain = Chain::connect(group.world(), &group.peer_host(), gather)?;
@@ -61,18 +63,19 @@ impl Exchange {
             chain,
             group: group.clone(),
             figures: Box::default(),
-            under_way: None,
+            in_progress: None,
             numbers: Mutex::default(),
             failure: Mutex::default(),
             trace: None,
         })
     }
 
-    /// Starts the sum of a bucket; with the last one, of all else that a step shares.
+    /// Starts the sum of a bucket. With the last bucket, it also starts the sums of the running statistics and the
+    /// figures.
     ///
     /// # Safety
-    /// Until [`Exchange::finish`], nobody touches the bucket's gradients, and after the last bucket none of the running
-    /// statistics; the state outlives this.
+    /// Until [`Exchange::finish`] returns, nothing else uses the bucket's gradients and, after the last bucket, the
+    /// running statistics. The state outlives `self`.
     pub unsafe fn start(&mut self, state: &State, bucket: &Bucket, figures: &StepFigures) {
         let gradients = &bucket.elements;
         // SAFETY: the caller's promise.
@@ -85,7 +88,8 @@ impl Exchange {
             let statistics = state.total - state.trainable;
             *self.figures = Figures { loss: [figures.loss], correct: [figures.correct] };
             let Figures { loss, correct } = &mut *self.figures;
-            // SAFETY: as above; and the figures are this one's own, in a place that does not move.
+            // SAFETY: as above. The figures belong to `self`, which reads them after `finish` has waited, and they do
+            // not move.
             ticket = unsafe {
                 let values = state.parameters.floats_mut(4 * state.trainable, statistics);
                 self.chain.submit(values.as_mut_ptr().cast(), statistics, Sum::MeanF32);
@@ -93,7 +97,7 @@ impl Exchange {
                 self.chain.submit(correct.as_mut_ptr().cast(), 1, Sum::U64)
             };
         }
-        self.under_way = Some(ticket);
+        self.in_progress = Some(ticket);
         if let Some(Trace { steps, buckets }) = &mut self.trace
             && let Some(step) = steps.len().checked_sub(1)
         {
@@ -104,12 +108,12 @@ impl Exchange {
         }
     }
 
-    /// Waits for all that was started, and puts the whole step's figures in the place of this rank's.
+    /// Waits for all sums that were started, and replaces this rank's figures by those of all ranks.
     ///
     /// # Errors
-    /// Where the chain broke off: the gradients are then good for nothing.
+    /// If the chain broke off: the gradients are then undefined.
     pub fn finish(&mut self, figures: &mut StepFigures) -> Result {
-        let Some(ticket) = self.under_way.take() else { return Ok(()) };
+        let Some(ticket) = self.in_progress.take() else { return Ok(()) };
         let done = self.waiting(|chain| chain.wait(ticket));
         if done.is_err() {
             self.chain.settle(ticket);
@@ -119,25 +123,25 @@ impl Exchange {
         Ok(())
     }
 
-    /// Within a pass: every rank's `own` numbers, as `fill` writes them, handed to `take` one rank after another in one
-    /// slice, [ranks, own]. A failure leaves what `fill` wrote alone with zeros, and comes out of [`Exchange::check`].
+    /// Exchanges numbers within a pass: `fill` writes this rank's `own` numbers, `take` reads those of all ranks,
+    /// [ranks, own]. After a failure, `take` sees zeros for the other ranks, and [`Exchange::check`] returns the error.
     pub fn gather(&self, own: usize, fill: impl FnOnce(&mut [f64]), take: impl FnOnce(&[f64])) {
         let World { rank, size, .. } = self.group.world();
         let mut numbers = self.numbers.lock().unwrap_or_else(PoisonError::into_inner);
         numbers.clear();
         numbers.resize(size * own, 0.0);
         fill(&mut numbers[rank * own..(rank + 1) * own]);
-        // Every other rank has zeros there, so that the sum is the number itself.
+        // The other ranks have zeros in this place, so the sum is the number itself.
         if let Err(error) = self.waiting(|chain| chain.sum(&mut numbers, Sum::F64)) {
             self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
         }
         take(&numbers);
     }
 
-    /// After a pass: this rank moves, however long its steps are.
+    /// Called after each pass. It also tells the watchdog that this rank makes progress, however long its steps are.
     ///
     /// # Errors
-    /// Where an exchange within the pass has failed.
+    /// If an exchange within the pass has failed.
     pub fn check(&self) -> Result {
         self.group.progress();
         self.failure.lock().unwrap_or_else(PoisonError::into_inner).take().map_or(Ok(()), Err)
@@ -150,7 +154,7 @@ impl Exchange {
         Ok(done?)
     }
 
-    /// Begins to note when buckets move.
+    /// Begins to record the times of buckets.
     pub fn start_trace(&mut self) {
         self.chain.trace(true);
         self.trace = Some(Trace::default());
@@ -162,7 +166,7 @@ impl Exchange {
         }
     }
 
-    /// What was noted since [`Exchange::start_trace`].
+    /// The times that were recorded since [`Exchange::start_trace`].
     pub fn take_trace(&mut self) -> Vec<BucketTime> {
         let spans = self.chain.trace(false);
         let Some(Trace { steps, buckets }) = self.trace.take() else { return Vec::new() };

@@ -1,31 +1,28 @@
 //! The pointwise convolution that widens, and the head's: y = x·Wᵀ with statistics; backward.
 //!
-//! Forward, a task owns a group of rows (and, where rows are few, a slice of the wide channels) and goes
-//! through it tile by tile: the product of a panel of channels lies in the first-level cache when it is
+//! Forward, a task owns a group of rows (and, with few rows, a slice of the wide channels) and computes
+//! it tile by tile: the product of a panel of channels is in the first-level cache while it is
 //! stored and its statistics are taken.
 //!
-//! Backward, dy exists only as a block of one tile's rows and some hundred wide channels, from which both
-//! products are fed: dx += dy·W and dWᵀ += xᵀ·dy. Where a layer has many rows, groups of rows make dx and each
-//! its own sum of dW. Where rows are few and the weight is large, the partial sums of many groups would cost
-//! more than the products: then one round of tasks over groups of rows makes dx, and a second one over slices
-//! of the wide channels makes dW, with dy formed again.
+//! Backward, dy exists only as a block of one tile's rows and about a hundred wide channels, which both
+//! products read: dx += dy·W and dWᵀ += xᵀ·dy. With many rows, each group of rows computes its dx and
+//! its own sum of dW. With few rows and a large weight, the partial sums of many groups would cost
+//! more than the products: then a first round of tasks over groups of rows computes dx, and a second one over slices
+//! of the wide channels forms dy again and computes dW.
 
-use super::OnCpu;
 use std::ops::Range;
 
-use super::batch_norm::{
-    backward_coefficients, finish_statistics, finish_sums, statistics_floats, sums_floats,
-};
-use super::context::{Context, Shared, Workspace, part_of, workspace_floats};
+use super::batch_norm::{NormStatistics, NormSums, backward_coefficients, statistics_floats, sums_floats};
+use super::context::{Context, OnCpu, WorkspaceFloats, part_of, workspace_floats};
 use super::gemm::rows::{Block, Statistics, TILE, after, batch_norm_backward, store, tiles};
-use super::gemm::{self, Ahead, Panels, padded};
-use super::simd::{Vector, fence};
-use crate::dispatch;
-use crate::ops::{self, ExpandBackward, ExpandForward};
+use super::gemm::{self, Ahead, Panels, Product, padded};
+use super::memory::Shared;
+use super::simd::{Vector, dispatch, fence};
+use crate::ops::{ExpandBackward, ExpandForward};
 
-/// How many tasks are enough for any machine: two for each of sixteen threads.
+/// Enough tasks for any machine: two for each of sixteen threads.
 pub(super) const TASKS: usize = 32;
-/// Most groups of rows: each has partial sums of its own.
+/// Most groups of rows: each has its own partial sums.
 pub(super) const GROUPS: usize = 256;
 /// Floats of the widest panel.
 pub(super) const PANEL: usize = 48;
@@ -45,50 +42,51 @@ impl ForwardTasks {
 }
 
 impl OnCpu for ExpandForward {
-    fn workspace(&self) -> Workspace {
+    fn workspace(&self) -> WorkspaceFloats {
         let tasks = ForwardTasks::new(self.rows, self.outputs);
         let lengths = [self.inputs * padded(self.outputs), statistics_floats(tasks.groups, self.outputs)];
-        Workspace { shared: workspace_floats(&lengths), per_thread: TILE * PANEL }
+        WorkspaceFloats { shared: workspace_floats(&lengths), per_thread: TILE * PANEL }
     }
 
-    fn run(&self, cx: &Context) {
-        let (depth, panels) = (self.inputs, Panels::new(self.outputs));
+    unsafe fn run(&self, cx: &Context) {
+        let depth = self.inputs;
+        let panels = Panels::new(self.outputs);
         let tasks = ForwardTasks::new(self.rows, self.outputs);
-        let [packed, partials] =
-            cx.workspace([depth * panels.padded(), statistics_floats(tasks.groups, self.outputs)]);
+        // SAFETY: the caller's promise, and the pass takes each of them once.
+        let ([packed, partials], y, norm) = unsafe {
+            let lengths = [depth * panels.padded(), statistics_floats(tasks.groups, self.outputs)];
+            (cx.workspace(lengths), Shared::new(cx.write(self.y)), NormStatistics::of(cx, &self.bn))
+        };
         gemm::pack_transposed(cx, cx.weight(self.weight), panels, packed);
         let (x, packed) = (cx.read(self.x), &*packed);
-        let y = Shared::new(cx.write(self.y));
-        let batch = self.bn.statistics == ops::Statistics::Batch;
-        let sums = Shared::new(partials);
+        let sums = Shared::new(&mut *partials);
         cx.parallel(tasks.groups * tasks.slices, |task, scratch| {
             let (group, slice) = (task / tasks.slices, task % tasks.slices);
             let own = part_of(self.rows, tasks.groups, group);
             for tile in tiles(own.clone()) {
                 let start = group * statistics_floats(1, self.outputs);
-                let statistics =
-                    batch.then_some(Statistics { partials: sums, start, first: tile.start == own.start });
+                let first = tile.start == own.start;
+                let statistics = norm.is_some().then_some(Statistics { partials: sums, start, first });
                 for panel in panels.range(part_of(panels.count(), tasks.slices, slice)) {
-                    let b = &packed[panel.first * depth..][..panel.width * depth];
-                    let x = &x[tile.start * depth..tile.end * depth];
-                    gemm::multiply(
-                        x,
+                    gemm::multiply(Product {
+                        rows: tile.len(),
                         depth,
-                        tile.len(),
-                        b,
-                        panel.width,
-                        scratch,
-                        panel.width,
-                        false,
-                        &mut Ahead::none(),
-                    );
-                    store(scratch, panel.width, Block::of(&tile, panel, self.outputs), y, statistics);
+                        width: panel.width,
+                        a: (&x[tile.start * depth..tile.end * depth], depth),
+                        b: (&packed[panel.first * depth..][..panel.width * depth], panel.width),
+                        c: (scratch, panel.width),
+                        add: false,
+                        ahead: &mut Ahead::none(),
+                    });
+                    let block = Block::of(&tile, panel, self.outputs);
+                    // SAFETY: each task has its own rows and panels.
+                    unsafe { store(scratch, panel.width, block, y, statistics) };
                 }
             }
             fence();
         });
-        if batch {
-            finish_statistics(cx, &self.bn, partials, |group| part_of(self.rows, tasks.groups, group).len());
+        if let Some(norm) = norm {
+            norm.finish(cx, partials, |group| part_of(self.rows, tasks.groups, group).len());
         }
     }
 }
@@ -102,7 +100,7 @@ pub(super) struct BackwardTasks {
 
 impl BackwardTasks {
     /// Groups of rows so large that adding up their weight gradients costs little beside the products: eight
-    /// rows for each narrow channel. `units` is the most groups there can be.
+    /// rows for each narrow channel. There are at most `units` groups.
     pub fn new(rows: usize, units: usize, narrow: usize, wide: usize) -> BackwardTasks {
         let groups = (rows / (8 * narrow)).clamp(1, 64).min(units);
         let slices = if groups < 16 { TASKS.div_ceil(groups).min(wide.div_ceil(PANEL)) } else { 1 };
@@ -112,7 +110,7 @@ impl BackwardTasks {
 
 struct Backward {
     weights: BackwardTasks,
-    /// Groups of rows that make dx. Those of the weight gradient where one task does both.
+    /// Groups of rows of dx: those of the weight gradient if one task computes both.
     data: usize,
 }
 
@@ -141,8 +139,19 @@ struct BackwardPass<'a> {
     previous: Previous<'a>,
 }
 
+/// What the epilogue of dx reads.
+#[derive(Clone, Copy)]
+struct Previous<'a> {
+    y: &'a [f32],
+    /// μ, r, .. of the previous batch norm.
+    coefficients: &'a [f32],
+    shortcut: Option<&'a [f32]>,
+    /// The stochastic-depth factor of each image; none means one.
+    keep: Option<&'a [f32]>,
+}
+
 impl OnCpu for ExpandBackward {
-    fn workspace(&self) -> Workspace {
+    fn workspace(&self) -> WorkspaceFloats {
         let tasks = Backward::new(self);
         let lengths = [
             self.outputs * padded(self.inputs),
@@ -151,19 +160,25 @@ impl OnCpu for ExpandBackward {
             sums_floats(tasks.data, self.inputs),
         ];
         let per_thread = workspace_floats(&[TILE * CHUNK, TILE, TILE * padded(self.inputs)]);
-        Workspace { shared: workspace_floats(&lengths), per_thread }
+        WorkspaceFloats { shared: workspace_floats(&lengths), per_thread }
     }
 
-    fn run(&self, cx: &Context) {
+    unsafe fn run(&self, cx: &Context) {
         let tasks = Backward::new(self);
-        let (narrow, wide) = (Panels::narrow(self.inputs), Panels::new(self.outputs));
+        let narrow = Panels::narrow(self.inputs);
+        let wide = Panels::new(self.outputs);
         let gradient_floats = self.inputs * wide.padded();
-        let [packed, coefficients, gradients, sums] = cx.workspace([
+        let lengths = [
             self.outputs * narrow.padded(),
             4 * self.outputs,
             tasks.weights.groups * gradient_floats,
             sums_floats(tasks.data, self.inputs),
-        ]);
+        ];
+        // SAFETY: the caller's promise, and the pass takes each of them once.
+        let ([packed, coefficients, gradients, sums], dx, norm, weight) = unsafe {
+            let norm = NormSums::of(cx, &self.previous.bn);
+            (cx.workspace(lengths), cx.write(self.dx), norm, cx.gradient_mut(self.weight))
+        };
         gemm::pack(cx, cx.weight(self.weight), narrow, packed);
         backward_coefficients(cx, &self.bn, coefficients);
         let pass = BackwardPass {
@@ -175,50 +190,48 @@ impl OnCpu for ExpandBackward {
             du: cx.read(self.du),
             packed,
             coefficients,
-            gradients: Shared::new(gradients),
-            dx: Shared::new(cx.write(self.dx)),
-            sums: Shared::new(sums),
+            gradients: Shared::new(&mut *gradients),
+            dx: Shared::new(dx),
+            sums: Shared::new(&mut *sums),
             previous: Previous {
                 y: cx.read(self.previous.y),
                 coefficients: cx.read(self.previous.bn.coefficients),
                 shortcut: self.shortcut.map(|t| cx.read(t)),
+                keep: self.previous.keep.map(|t| cx.read(t)),
             },
         };
-        let keep = self.previous.keep.map(|t| cx.read(t));
         let BackwardTasks { groups, slices } = tasks.weights;
         let all = 0..wide.count();
         let gradient = |group: usize| group * gradient_floats..(group + 1) * gradient_floats;
         if slices == 1 {
             cx.parallel(groups, |group, scratch| {
                 let rows = part_of(self.rows, groups, group);
-                pass.run(rows, all.clone(), Some(group), keep, Some(gradient(group)), scratch);
+                pass.run(rows, all.clone(), Some(group), Some(gradient(group)), scratch);
             });
         } else {
             cx.parallel(tasks.data, |group, scratch| {
                 let rows = part_of(self.rows, tasks.data, group);
-                pass.run(rows, all.clone(), Some(group), keep, None, scratch);
+                pass.run(rows, all.clone(), Some(group), None, scratch);
             });
             cx.parallel(groups * slices, |task, scratch| {
                 let (group, slice) = (task / slices, task % slices);
                 let panels = part_of(wide.count(), slices, slice);
                 let rows = part_of(self.rows, groups, group);
-                pass.run(rows, panels, None, keep, Some(gradient(group)), scratch);
+                pass.run(rows, panels, None, Some(gradient(group)), scratch);
             });
         }
-        finish_sums(cx, &self.previous.bn, sums);
-        let weight = cx.gradient_mut(self.weight);
+        norm.finish(cx, sums);
         gemm::add_weight_gradient(cx, gradients, self.inputs, self.outputs, true, weight);
     }
 }
 
 impl BackwardPass<'_> {
-    /// The rows of one task: dx and its sums (as group `data` of them), the weight gradient, or both.
+    /// The rows of one task: dx and its sums (those of group `data`), the weight gradient, or both.
     fn run(
         &self,
         rows: Range<usize>,
         panels: Range<usize>,
         data: Option<usize>,
-        keep: Option<&[f32]>,
         gradient: Option<Range<usize>>,
         scratch: &mut [f32],
     ) {
@@ -230,52 +243,33 @@ impl BackwardPass<'_> {
             unsafe { self.sums.part(group * 2 * inputs..(group + 1) * 2 * inputs) }.fill(0.0);
         }
         for tile in tiles(rows.clone()) {
-            let x = &self.x[tile.start * inputs..tile.end * inputs];
-            // Where one task does all, the next tile's du and y come while this tile's products run.
+            // If one task does all, the next tile's du and y are loaded while this tile's products run.
             let next = after(&tile, &rows);
             let next = if data.is_some() { next.start * outputs..next.end * outputs } else { 0..0 };
             let mut ahead = (Ahead::new(self.du, next.clone()), Ahead::new(self.y, next));
             let mut number = panels.start;
             while number < panels.end {
-                let chunk = self.chunk(number, panels.end);
-                let first = self.wide.panel(number);
-                let block = Block {
-                    row: tile.start,
-                    rows: tile.len(),
-                    column: first.first,
-                    columns: (outputs - first.first).min(chunk.1),
-                    channels: outputs,
-                };
-                batch_norm_backward(self.du, self.y, block, &[], self.coefficients, dy, chunk.1);
+                let (end, stride) = self.chunk(number, panels.end);
+                let column = self.wide.panel(number).first;
+                let block = Block::new(&tile, column..outputs.min(column + stride), outputs);
+                batch_norm_backward(self.du, self.y, block, &[], self.coefficients, dy, stride);
                 if data.is_some() {
-                    self.add_data(&tile, block, number > panels.start, dy, chunk.1, dx, &mut ahead.0);
+                    self.add_data(block, number > panels.start, (dy, stride), dx, &mut ahead.0);
                 }
                 if let Some(gradient) = &gradient {
-                    for panel in self.wide.range(number..chunk.0) {
-                        let start = gradient.start + panel.first * inputs;
-                        // SAFETY: each task has its own panels of its group's gradient.
-                        let to = unsafe { self.gradients.part(start..start + panel.width * inputs) };
-                        let (b, width) = (&dy[panel.first - first.first..], panel.width);
-                        let add = tile.start > rows.start;
-                        gemm::multiply_transposed(
-                            x,
-                            inputs,
-                            inputs,
-                            tile.len(),
-                            b,
-                            chunk.1,
-                            width,
-                            to,
-                            width,
-                            add,
-                            &mut ahead.1,
-                        );
-                    }
+                    let add = tile.start > rows.start;
+                    let to = gradient.start;
+                    self.add_gradient(block, number..end, add, (dy, stride), to, &mut ahead.1);
                 }
-                number = chunk.0;
+                number = end;
             }
             if let Some(group) = data {
-                self.finish_data(&tile, group, keep, factors, dx);
+                row_factors(self.previous.keep, self.p.previous.pixels, &tile, factors);
+                for panel in self.narrow.iter() {
+                    let block = Block::of(&tile, panel, inputs);
+                    // SAFETY: each group of rows belongs to one task.
+                    unsafe { finish(self, group, block, &dx[panel.first..], factors) };
+                }
             }
         }
     }
@@ -291,41 +285,46 @@ impl BackwardPass<'_> {
     }
 
     /// dx (+)= dy·W for a block of wide channels.
-    #[allow(clippy::too_many_arguments)]
-    fn add_data(
-        &self,
-        tile: &Range<usize>,
-        block: Block,
-        add: bool,
-        dy: &[f32],
-        stride: usize,
-        dx: &mut [f32],
-        ahead: &mut Ahead,
-    ) {
+    fn add_data(&self, block: Block, add: bool, dy: (&[f32], usize), dx: &mut [f32], ahead: &mut Ahead) {
         for panel in self.narrow.iter() {
             let start = panel.first * self.p.outputs + block.column * panel.width;
-            let b = &self.packed[start..start + block.columns * panel.width];
-            let to = &mut dx[panel.first..];
-            gemm::multiply(dy, stride, tile.len(), b, panel.width, to, self.narrow.padded(), add, ahead);
+            gemm::multiply(Product {
+                rows: block.rows,
+                depth: block.columns,
+                width: panel.width,
+                a: dy,
+                b: (&self.packed[start..start + block.columns * panel.width], panel.width),
+                c: (&mut dx[panel.first..], self.narrow.padded()),
+                add,
+                ahead,
+            });
         }
     }
 
-    /// Adds the shortcut, stores dx and adds to the previous batch norm's sums.
-    fn finish_data(
+    /// dWᵀ (+)= xᵀ·dy for the panels of a block, into the gradient that starts at `start`.
+    fn add_gradient(
         &self,
-        tile: &Range<usize>,
-        group: usize,
-        keep: Option<&[f32]>,
-        factors: &mut [f32],
-        dx: &[f32],
+        block: Block,
+        panels: Range<usize>,
+        add: bool,
+        (dy, stride): (&[f32], usize),
+        start: usize,
+        ahead: &mut Ahead,
     ) {
         let inputs = self.p.inputs;
-        row_factors(keep, self.p.previous.pixels, tile, factors);
-        let stride = self.narrow.padded();
-        for panel in self.narrow.iter() {
-            let block = Block::of(tile, panel, inputs);
-            let sums = (self.sums, group * 2 * inputs);
-            finish(&dx[panel.first..], stride, block, factors, self.previous, self.dx, sums.0, sums.1);
+        for panel in self.wide.range(panels) {
+            let start = start + panel.first * inputs;
+            gemm::multiply_transposed(Product {
+                rows: inputs,
+                depth: block.rows,
+                width: panel.width,
+                a: (&self.x[block.row * inputs..(block.row + block.rows) * inputs], inputs),
+                b: (&dy[panel.first - block.column..], stride),
+                // SAFETY: each task has its own panels of its group's gradient.
+                c: (unsafe { self.gradients.part(start..start + panel.width * inputs) }, panel.width),
+                add,
+                ahead,
+            });
         }
     }
 }
@@ -343,35 +342,26 @@ pub(super) fn row_factors(keep: Option<&[f32]>, pixels: usize, tile: &Range<usiz
     }
 }
 
-/// What the epilogue of dx reads.
-#[derive(Clone, Copy)]
-struct Previous<'a> {
-    y: &'a [f32],
-    /// μ, r, .. of the previous batch norm.
-    coefficients: &'a [f32],
-    shortcut: Option<&'a [f32]>,
-}
-
 dispatch! {
-    /// dx = `from` (+ shortcut) of a block; adds Σ f·dx and Σ f·dx·ŷ to `sums` [2, channels] from `start`.
-    fn finish(
-        from: &[f32], stride: usize, block: Block, factors: &[f32], previous: Previous<'_>,
-        dx: Shared<'_>, sums: Shared<'_>, start: usize
-    ) => finish_body;
+    /// Adds the shortcut to a block of dx, stores it, and adds Σ f·dx and Σ f·dx·ŷ to the group's sums [2, channels].
+    /// # Safety
+    /// The block of dx and the group's sums belong to the calling task.
+    unsafe fn finish(pass: &BackwardPass<'_>, group: usize, block: Block, from: &[f32], factors: &[f32]) => finish_body;
 }
 
+/// # Safety
+/// The instruction set of `V` is present; otherwise as for [`finish`].
 #[inline(always)]
-#[allow(clippy::too_many_arguments)]
-fn finish_body<V: Vector>(
-    from: &[f32],
-    stride: usize,
+unsafe fn finish_body<V: Vector>(
+    pass: &BackwardPass<'_>,
+    group: usize,
     block: Block,
+    from: &[f32],
     factors: &[f32],
-    previous: Previous<'_>,
-    dx: Shared<'_>,
-    sums: Shared<'_>,
-    start: usize,
 ) {
+    let BackwardPass { previous, dx, sums, .. } = *pass;
+    let stride = pass.narrow.padded();
+    let start = group * 2 * block.channels;
     let padded = block.columns.next_multiple_of(V::LANES);
     assert!(block.rows == 0 || (block.rows - 1) * stride + padded <= from.len());
     assert!(factors.len() >= block.rows && previous.coefficients.len() >= 2 * block.channels);
@@ -381,8 +371,7 @@ fn finish_body<V: Vector>(
     }
     for first in (0..block.columns).step_by(V::LANES) {
         let count = V::LANES.min(block.columns - first);
-        // SAFETY: the block lies within all tensors by the checks above; its part of dx and of the sums
-        // belongs to this task.
+        // SAFETY: the block lies within all tensors by the checks above; the rest is the caller's promise.
         unsafe {
             let channel = block.column + first;
             let mean = V::load_some(previous.coefficients.as_ptr().add(channel), count);

@@ -1,18 +1,17 @@
-//! The CPU stores the expanded tensor ([`Device::stores_expanded`](crate::ops::Device::stores_expanded)), so no list of
-//! passes made for it holds these.
+//! The CPU stores the expanded tensor ([`Device::stores_expanded`](crate::ops::Device::stores_expanded)), so lists of
+//! passes for the CPU do not contain these two.
 
-use super::OnCpu;
-use super::context::Context;
+use super::context::{Context, OnCpu};
 use crate::ops::{ExpandDepthwiseBackward, ExpandDepthwiseForward};
 
 impl OnCpu for ExpandDepthwiseForward {
-    fn run(&self, _: &Context) {
+    unsafe fn run(&self, _: &Context) {
         unreachable!("the CPU stores the expanded tensor")
     }
 }
 
 impl OnCpu for ExpandDepthwiseBackward {
-    fn run(&self, _: &Context) {
+    unsafe fn run(&self, _: &Context) {
         unreachable!("the CPU stores the expanded tensor")
     }
 }

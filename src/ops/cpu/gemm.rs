@@ -2,12 +2,12 @@
 //!
 //! The right-hand matrix is cut into *panels* of one to three vectors of columns, zero-padded to whole
 //! vectors; within a panel a row's columns are contiguous. Two orientations of the left-hand matrix serve all
-//! passes: C = A·B with A's rows as they lie ([`multiply`]: outputs and gradients of activations), and
-//! C = Aᵀ·B ([`multiply_transposed`]: gradients of weights, summed over rows). Weights are packed once a pass,
+//! passes: C = A·B ([`multiply`]: outputs and gradients of activations), and
+//! C = Aᵀ·B ([`multiply_transposed`]: gradients of weights, summed over rows). Weights are packed once per pass,
 //! 0.1 to 2 MB that all threads then read; activations are never packed.
 //!
-//! For gradients of weights the vectors always run over the *wide* side of the weight, which is a multiple of
-//! 16 in every network, so that a narrow side of 24 or 40 wastes no lanes.
+//! For gradients of weights, the vectors always run over the *wide* side of the weight, which is a multiple of
+//! 16 in every network. So a narrow side of 24 or 40 wastes no lanes.
 
 mod kernel;
 pub mod rows;
@@ -16,9 +16,9 @@ pub use kernel::Ahead;
 
 use std::ops::Range;
 
-use super::context::{Context, Shared};
-use super::simd::{Level, Vector, level};
-use crate::dispatch;
+use super::context::Context;
+use super::memory::Shared;
+use super::simd::{Level, Vector, dispatch, level};
 
 /// How the columns of a matrix are cut into panels.
 #[derive(Clone, Copy, Debug)]
@@ -28,7 +28,7 @@ pub struct Panels {
     half: usize,
     lanes: usize,
     vectors: usize,
-    /// Whether the first panel has three vectors: where their number is odd and the registers suffice.
+    /// Whether the first panel has three vectors: if their number is odd and the registers suffice.
     three: bool,
 }
 
@@ -50,8 +50,8 @@ impl Panels {
         }
     }
 
-    /// Panels of a product's result whose columns may end in half a vector: with 16 lanes, a first panel of 24
-    /// (or all 8) columns is left to the 8-lane kernel, so that 24 or 40 channels waste nothing.
+    /// Panels of a product's result whose columns may end in half a vector: with 16 lanes, the 8-lane kernel computes
+    /// a first panel of 24 (or all 8) columns, so that 24 or 40 channels waste nothing.
     pub fn narrow(columns: usize) -> Panels {
         match level() {
             Level::Avx512 if columns.div_ceil(8) % 2 == 1 => {
@@ -104,7 +104,7 @@ impl Panels {
     }
 }
 
-/// Columns with padding of any instruction set, to size workspaces.
+/// Columns with the padding of any instruction set, for the size of a workspace.
 pub fn padded(columns: usize) -> usize {
     columns.next_multiple_of(16)
 }
@@ -163,7 +163,7 @@ fn pack_panels(
 }
 
 /// Adds the gradient of a weight, summed by `groups` tasks into [groups][panel over wide][narrow][width], in
-/// the order of the groups. The gradient is [wide, narrow] where `transposed`, else [narrow, wide].
+/// the order of the groups. The gradient is [wide, narrow] if `transposed`, else [narrow, wide].
 pub fn add_weight_gradient(
     cx: &Context,
     partials: &[f32],
@@ -174,7 +174,7 @@ pub fn add_weight_gradient(
 ) {
     let panels = Panels::new(wide);
     let size = panels.padded() * narrow;
-    // Blocks of 16 narrow channels, so that many threads find work where there are few panels.
+    // Blocks of 16 narrow channels, so that many threads have work even with few panels.
     let blocks = narrow.div_ceil(16);
     let gradient = Shared::new(gradient);
     let run = |task: usize| {
@@ -211,133 +211,78 @@ pub fn add_weight_gradient(
     cx.parallel(panels.count() * blocks, |task, _| run(task));
 }
 
+/// A product of matrices with `rows` × `depth` and `depth` × `width` elements. Each matrix is a slice and a stride: the
+/// number of floats from a row to the next.
+pub struct Product<'a> {
+    pub rows: usize,
+    pub depth: usize,
+    pub width: usize,
+    pub a: (&'a [f32], usize),
+    pub b: (&'a [f32], usize),
+    pub c: (&'a mut [f32], usize),
+    /// Whether the product is added to C or overwrites it.
+    pub add: bool,
+    pub ahead: &'a mut Ahead,
+}
+
 dispatch! {
-    fn multiply_vectors(
-        a: &[f32], a_stride: usize, rows: usize, b: &[f32], width: usize,
-        c: &mut [f32], c_stride: usize, add: bool, ahead: &mut Ahead
-    ) => multiply_body;
+    fn multiply_vectors(product: Product<'_>) => multiply_body<false>;
 
-    /// C[count, width] = A[depth, count]ᵀ·B[depth, width], or C += where `add`.
-    pub fn multiply_transposed(
-        a: &[f32], a_stride: usize, count: usize, depth: usize, b: &[f32], b_stride: usize, width: usize,
-        c: &mut [f32], c_stride: usize, add: bool, ahead: &mut Ahead
-    ) => multiply_transposed_body;
+    /// C[rows, width] = A[depth, rows]ᵀ·B[depth, width], or C += if `add`.
+    pub fn multiply_transposed(product: Product<'_>) => multiply_body<true>;
 }
 
-/// C[rows, width] = A[rows, depth]·B[depth, width], or C += where `add`. `b` is (part of) a packed panel: its
-/// length is depth·width.
-#[allow(clippy::too_many_arguments)]
-pub fn multiply(
-    a: &[f32],
-    a_stride: usize,
-    rows: usize,
-    b: &[f32],
-    width: usize,
-    c: &mut [f32],
-    c_stride: usize,
-    add: bool,
-    ahead: &mut Ahead,
-) {
+/// C[rows, width] = A[rows, depth]·B[depth, width], or C += if `add`. B is (part of) a packed panel.
+pub fn multiply(product: Product) {
     #[cfg(target_arch = "x86_64")]
-    if level() == Level::Avx512 && !width.is_multiple_of(16) {
+    if level() == Level::Avx512 && !product.width.is_multiple_of(16) {
         // SAFETY: this level means AVX-512F and VL, AVX2 and FMA.
-        return unsafe { multiply_half(a, a_stride, rows, b, width, c, c_stride, add, ahead) };
+        return unsafe { multiply_half(product) };
     }
-    multiply_vectors(a, a_stride, rows, b, width, c, c_stride, add, ahead);
+    multiply_vectors(product);
 }
 
-/// [`multiply`] with eight lanes, and the 32 registers that they too have with AVX-512.
+/// [`multiply`] with eight lanes. With AVX-512, these vectors have 32 registers too.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,avx512f,avx512vl")]
-#[allow(clippy::too_many_arguments)]
-fn multiply_half(
-    a: &[f32],
-    a_stride: usize,
-    rows: usize,
-    b: &[f32],
-    width: usize,
-    c: &mut [f32],
-    c_stride: usize,
-    add: bool,
-    ahead: &mut Ahead,
-) {
-    multiply_sized::<super::simd::Avx2, 32>(a, a_stride, rows, b, width, c, c_stride, add, ahead);
+fn multiply_half(product: Product) {
+    // SAFETY: the attribute names AVX2 and FMA.
+    unsafe { multiply_sized::<super::simd::Avx2, 32, false>(product) };
 }
 
-/// Panics where a matrix of these dimensions does not lie within `len` floats.
-fn check(len: usize, rows: usize, columns: usize, stride: usize) {
-    assert!(rows == 0 || (columns <= stride && (rows - 1) * stride + columns <= len));
-}
-
+/// # Safety
+/// The instruction set of `V` is present.
 #[inline(always)]
-#[allow(clippy::too_many_arguments)]
-fn multiply_body<V: Vector>(
-    a: &[f32],
-    a_stride: usize,
-    rows: usize,
-    b: &[f32],
-    width: usize,
-    c: &mut [f32],
-    c_stride: usize,
-    add: bool,
-    ahead: &mut Ahead,
-) {
-    match V::REGISTERS {
-        32 => multiply_sized::<V, 32>(a, a_stride, rows, b, width, c, c_stride, add, ahead),
-        16 => multiply_sized::<V, 16>(a, a_stride, rows, b, width, c, c_stride, add, ahead),
-        _ => multiply_sized::<V, 8>(a, a_stride, rows, b, width, c, c_stride, add, ahead),
+unsafe fn multiply_body<V: Vector, const TRANSPOSED: bool>(product: Product) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match V::REGISTERS {
+            32 => multiply_sized::<V, 32, TRANSPOSED>(product),
+            16 => multiply_sized::<V, 16, TRANSPOSED>(product),
+            _ => multiply_sized::<V, 8, TRANSPOSED>(product),
+        }
     }
 }
 
+/// # Safety
+/// The instruction set of `V` is present.
 #[inline(always)]
-#[allow(clippy::too_many_arguments)]
-fn multiply_sized<V: Vector, const REGISTERS: usize>(
-    a: &[f32],
-    a_stride: usize,
-    rows: usize,
-    b: &[f32],
-    width: usize,
-    c: &mut [f32],
-    c_stride: usize,
-    add: bool,
-    ahead: &mut Ahead,
-) {
-    let depth = b.len() / width;
-    check(a.len(), rows, depth, a_stride);
+unsafe fn multiply_sized<V: Vector, const REGISTERS: usize, const TRANSPOSED: bool>(product: Product) {
+    let Product { rows, depth, width, a: (a, a_stride), b: (b, b_stride), c: (c, c_stride), add, ahead } =
+        product;
+    let [a_rows, a_columns] = if TRANSPOSED { [depth, rows] } else { [rows, depth] };
+    check(a.len(), a_rows, a_columns, a_stride);
+    check(b.len(), depth, width, b_stride);
     check(c.len(), rows, width, c_stride);
     let (a, b, c) = (a.as_ptr(), b.as_ptr(), c.as_mut_ptr());
-    let operands =
-        kernel::Operands { a, a_stride, b, b_stride: width, depth, c, c_stride, add, ahead: *ahead };
-    // SAFETY: the operands lie within their slices by the checks above.
-    *ahead = unsafe { by_width::<V, REGISTERS, false>(operands, rows, width) };
+    let operands = kernel::Operands { a, a_stride, b, b_stride, depth, c, c_stride, add, ahead: *ahead };
+    // SAFETY: the operands lie within their slices by the checks above; the rest is the caller's promise.
+    *ahead = unsafe { by_width::<V, REGISTERS, TRANSPOSED>(operands, rows, width) };
 }
 
-#[inline(always)]
-#[allow(clippy::too_many_arguments)]
-fn multiply_transposed_body<V: Vector>(
-    a: &[f32],
-    a_stride: usize,
-    count: usize,
-    depth: usize,
-    b: &[f32],
-    b_stride: usize,
-    width: usize,
-    c: &mut [f32],
-    c_stride: usize,
-    add: bool,
-    ahead: &mut Ahead,
-) {
-    check(a.len(), depth, count, a_stride);
-    check(b.len(), depth, width, b_stride);
-    check(c.len(), count, width, c_stride);
-    let (a, b, c) = (a.as_ptr(), b.as_ptr(), c.as_mut_ptr());
-    let operands = kernel::Operands { a, a_stride, b, b_stride, depth, c, c_stride, add, ahead: *ahead };
-    // SAFETY: the operands lie within their slices by the checks above.
-    *ahead = match V::REGISTERS {
-        32 => unsafe { by_width::<V, 32, true>(operands, count, width) },
-        16 => unsafe { by_width::<V, 16, true>(operands, count, width) },
-        _ => unsafe { by_width::<V, 8, true>(operands, count, width) },
-    };
+/// Panics if a matrix of these dimensions does not lie within `len` floats.
+fn check(len: usize, rows: usize, columns: usize, stride: usize) {
+    assert!(rows == 0 || (columns <= stride && (rows - 1) * stride + columns <= len));
 }
 
 /// # Safety

@@ -1,14 +1,13 @@
 //! The head: pooling, dropout, classifier and loss, then back to the gradient at the last batch norm's output.
 
-use super::OnCpu;
-use super::batch_norm::{finish_sums, sums_floats};
-use super::context::{Context, Shared, Workspace, workspace_floats};
-use super::dense::{Factor, Region, Start, add_column_sums, dots, multiply, weighted_rows};
+use super::batch_norm::{NormSums, sums_floats};
+use super::context::{Context, OnCpu, WorkspaceFloats, workspace_floats};
+use super::dense::{Factor, Region, Start, WeightedRows, add_column_sums, dots, multiply, weighted_rows};
+use super::memory::Shared;
 use super::pool;
-use super::simd::Vector;
+use super::simd::{Vector, dispatch};
 use super::sweep::{each_vector, read, write};
-use crate::dispatch;
-use crate::ops::{HeadBackward, HeadForward, Loss, Tensor};
+use crate::ops::{Dense, HeadBackward, HeadForward, Loss, Tensor};
 
 /// Images and classes of a task of the forward product: both blocks of rows stay in L2.
 const LOGIT_TILE: [usize; 2] = [32, 32];
@@ -16,26 +15,29 @@ const LOGIT_TILE: [usize; 2] = [32, 32];
 const WEIGHT_ROWS: usize = 16;
 /// Images and channels of a task of the input gradient.
 const INPUT_TILE: [usize; 2] = [32, 256];
-/// Images of a task that does little for each.
+/// Images of a task with little work per image.
 const GROUP: usize = 16;
-/// Elements of y that make a task of the last phase of backward.
+/// Elements of y of a task of the last phase of backward.
 const TASK: usize = 1 << 14;
 
 impl OnCpu for HeadForward {
-    fn workspace(&self) -> Workspace {
-        Workspace {
+    fn workspace(&self) -> WorkspaceFloats {
+        WorkspaceFloats {
             shared: workspace_floats(&[features_floats(self.dropout, self.images, self.channels)]),
             per_thread: pool::scratch_floats(self.channels),
         }
     }
 
-    fn run(&self, cx: &Context) {
+    unsafe fn run(&self, cx: &Context) {
         let (images, channels, classes) = (self.images, self.channels, self.classes);
-        pool::means(cx, &self.bn, cx.read(self.y), images, self.pixels, cx.write(self.pooled));
-        let [features] = cx.workspace([features_floats(self.dropout, images, channels)]);
-        let features = dropped(cx, self.pooled, self.dropout, channels, features);
+        // SAFETY: the caller's promise, and the pass takes each of them once.
+        let (pooled, logits, [features]) = unsafe {
+            let lengths = [features_floats(self.dropout, images, channels)];
+            (cx.write(self.pooled), Shared::new(cx.write(self.logits)), cx.workspace(lengths))
+        };
+        pool::means(cx, &self.bn, cx.read(self.y), images, self.pixels, pooled);
+        let features = dropped(cx, pooled, self.dropout, channels, features);
         let (weight, bias) = (cx.weight(self.classifier.weight), cx.weight(self.classifier.bias));
-        let logits = Shared::new(cx.write(self.logits));
         let [rows, columns] = LOGIT_TILE;
         let across = classes.div_ceil(columns);
         cx.parallel(images.div_ceil(rows) * across, |task, _| {
@@ -55,15 +57,14 @@ fn features_floats(dropout: Option<Tensor>, images: usize, channels: usize) -> u
     if dropout.is_some() { images * channels } else { 0 }
 }
 
-/// The classifier's input: the pooled features, multiplied into `product` where there is dropout.
+/// The classifier's input: with dropout, the pooled features multiplied by its factors, in `product`.
 fn dropped<'a>(
     cx: &'a Context,
-    pooled: Tensor,
+    pooled: &'a [f32],
     dropout: Option<Tensor>,
     channels: usize,
     product: &'a mut [f32],
 ) -> &'a [f32] {
-    let pooled = cx.read(pooled);
     let Some(factors) = dropout.map(|dropout| cx.read(dropout)) else { return pooled };
     let piece = GROUP * channels;
     let shared = Shared::new(&mut *product);
@@ -76,13 +77,15 @@ fn dropped<'a>(
 }
 
 impl OnCpu for Loss {
-    /// Loss and gradient in double: the exponentials of a step's logits are few, and a mean over a data set of
-    /// losses near zero should keep its digits.
-    fn run(&self, cx: &Context) {
+    /// Loss and gradient in double: a step has few logits, and the mean over a data set of losses near zero should keep
+    /// its digits.
+    unsafe fn run(&self, cx: &Context) {
         let (images, classes) = (self.images, self.classes);
         let logits = cx.read(self.logits);
         let labels: &[u32] = bytemuck::cast_slice(cx.read(self.labels));
-        let (losses, gradients) = (Shared::new(cx.write(self.losses)), Shared::new(cx.write(self.dlogits)));
+        // SAFETY: the caller's promise, and the pass takes each of them once.
+        let (losses, gradients) =
+            unsafe { (Shared::new(cx.write(self.losses)), Shared::new(cx.write(self.dlogits))) };
         cx.parallel(images.div_ceil(GROUP), |task, _| {
             let own = task * GROUP..images.min((task + 1) * GROUP);
             for (image, &label) in own.clone().zip(&labels[own]) {
@@ -96,7 +99,7 @@ impl OnCpu for Loss {
     }
 }
 
-/// One image's loss −Σ target·ln softmax and its gradient. A label that is no class gives NaN.
+/// One image's loss −Σ target·ln softmax and its gradient. A label outside the classes gives NaN.
 fn cross_entropy(p: &Loss, logits: &[f32], label: usize, gradient: &mut [f32]) -> f32 {
     let most = logits.iter().fold(f32::NEG_INFINITY, |a, &b| a.max(b)) as f64;
     let (mut exponentials, mut sum) = (0.0, 0.0);
@@ -119,22 +122,30 @@ fn cross_entropy(p: &Loss, logits: &[f32], label: usize, gradient: &mut [f32]) -
 }
 
 impl OnCpu for HeadBackward {
-    fn workspace(&self) -> Workspace {
-        Workspace { shared: workspace_floats(&backward_lengths(self)), per_thread: 0 }
+    fn workspace(&self) -> WorkspaceFloats {
+        WorkspaceFloats { shared: workspace_floats(&backward_lengths(self)), per_thread: 0 }
     }
 
-    fn run(&self, cx: &Context) {
+    unsafe fn run(&self, cx: &Context) {
         let (images, channels) = (self.images, self.channels);
-        let [features, dpooled, partials] = cx.workspace(backward_lengths(self));
-        let features = dropped(cx, self.pooled, self.dropout, channels, features);
-        classifier_backward(cx, self, features, dpooled);
+        // SAFETY: the caller's promise, and the pass takes each of them once.
+        let ([features, dpooled, partials], du, norm, classifier) = unsafe {
+            let Dense { weight, bias, .. } = self.classifier;
+            (
+                cx.workspace(backward_lengths(self)),
+                Shared::new(cx.write(self.du)),
+                NormSums::of(cx, &self.bn),
+                [weight, bias].map(|param| Shared::new(cx.gradient_mut(param))),
+            )
+        };
+        let features = dropped(cx, cx.read(self.pooled), self.dropout, channels, features);
+        classifier_backward(cx, self, features, dpooled, classifier);
 
         let size = self.pixels * channels;
         let group = image_group(self);
         let y = cx.read(self.y);
         let coefficients = cx.read(self.bn.coefficients);
         let dropout = self.dropout.map(|dropout| cx.read(dropout));
-        let du = Shared::new(cx.write(self.du));
         let (dpooled, sums) = (Shared::new(dpooled), Shared::new(&mut *partials));
         cx.parallel(images.div_ceil(group), |task, _| {
             // SAFETY: each task has its own images and its own partial sums.
@@ -150,7 +161,7 @@ impl OnCpu for HeadBackward {
                 map_gradient(&y[map], coefficients, dpooled, du, sums);
             }
         });
-        finish_sums(cx, &self.bn, partials);
+        norm.finish(cx, partials);
     }
 }
 
@@ -164,14 +175,17 @@ fn backward_lengths(p: &HeadBackward) -> [usize; 3] {
     [features_floats(p.dropout, p.images, p.channels), p.images * p.channels, partials]
 }
 
-/// Adds dW = dlogitsᵀ·features and db, and writes dlogits·W to `dpooled`: blocks of both in one round of
-/// tasks.
-fn classifier_backward(cx: &Context, p: &HeadBackward, features: &[f32], dpooled: &mut [f32]) {
+/// Adds dW = dlogitsᵀ·features and db, and writes dlogits·W to `dpooled`: blocks of both in one round of tasks.
+fn classifier_backward(
+    cx: &Context,
+    p: &HeadBackward,
+    features: &[f32],
+    dpooled: &mut [f32],
+    [dweight, dbias]: [Shared; 2],
+) {
     let (images, channels, classes) = (p.images, p.channels, p.classes);
     let dlogits = cx.read(p.dlogits);
     let weight = cx.weight(p.classifier.weight);
-    let dweight = Shared::new(cx.gradient_mut(p.classifier.weight));
-    let dbias = Shared::new(cx.gradient_mut(p.classifier.bias));
     let dpooled = Shared::new(dpooled);
     let weight_tasks = classes.div_ceil(WEIGHT_ROWS);
     let [rows, columns] = INPUT_TILE;
@@ -183,9 +197,9 @@ fn classifier_backward(cx: &Context, p: &HeadBackward, features: &[f32], dpooled
             let (dweight, dbias) =
                 unsafe { (dweight.part(own.start * channels..own.end * channels), dbias.part(own.clone())) };
             let dlogits = &dlogits[own.start..];
-            let factor = Factor { data: dlogits, row_stride: 1, depth_stride: classes };
-            let out = &mut Region::whole(dweight, channels);
-            weighted_rows(factor, images, features, channels, Start::Add, out);
+            let a = Factor { data: dlogits, row_stride: 1, depth_stride: classes };
+            let product = WeightedRows { a, depth: images, b: features, stride: channels, start: Start::Add };
+            weighted_rows(product, &mut Region::whole(dweight, channels));
             add_column_sums(dlogits, classes, images, dbias);
         } else {
             let task = task - weight_tasks;
@@ -195,79 +209,96 @@ fn classifier_backward(cx: &Context, p: &HeadBackward, features: &[f32], dpooled
             // SAFETY: each task has its own images and channels.
             let mut out = unsafe { Region::of(dpooled, start, channels, own.len(), slice.len()) };
             let dlogits = &dlogits[own.start * classes..own.end * classes];
-            let factor = Factor { data: dlogits, row_stride: classes, depth_stride: 1 };
-            weighted_rows(factor, classes, &weight[slice.start..], channels, Start::Zero, &mut out);
+            let a = Factor { data: dlogits, row_stride: classes, depth_stride: 1 };
+            let b = &weight[slice.start..];
+            let product = WeightedRows { a, depth: classes, b, stride: channels, start: Start::Zero };
+            weighted_rows(product, &mut out);
         }
     });
 }
 
 dispatch! {
-    /// d = d·dropout/pixels; empty factors are all one.
+    /// d = d·dropout/pixels; empty factors mean one.
     fn share_out(pixels: f32, dropout: &[f32], d: &mut [f32]) => share_out_body;
     /// du = d·silu'(z) of one image, adding Σdu and Σdu·ŷ to the sums [2, C].
     fn map_gradient(y: &[f32], coefficients: &[f32], d: &[f32], du: &mut [f32], sums: &mut [f32]) => map_gradient_body;
 }
 
+/// # Safety
+/// The instruction set of `V` is present.
 #[inline(always)]
-fn share_out_body<V: Vector>(pixels: f32, dropout: &[f32], d: &mut [f32]) {
-    let pixels = V::splat(pixels);
-    each_vector!(V, d.len(), |at, count| {
-        let mut value = read::<V>(d, at, count);
-        if !dropout.is_empty() {
-            value = value.mul(read(dropout, at, count));
-        }
-        write(d, at, count, value.div(pixels));
-    });
-}
-
-#[inline(always)]
-fn map_gradient_body<V: Vector>(
-    y: &[f32],
-    coefficients: &[f32],
-    d: &[f32],
-    du: &mut [f32],
-    sums: &mut [f32],
-) {
-    let channels = d.len();
-    let pixels = du.len() / channels;
-    let mut pixel = 0;
-    while pixel < pixels {
-        let four = pixel + 4 <= pixels;
-        let rows = pixel * channels..(pixel + if four { 4 } else { 1 }) * channels;
-        if four {
-            pixel_gradients::<V, 4>(&y[rows.clone()], coefficients, d, &mut du[rows], sums);
-        } else {
-            pixel_gradients::<V, 1>(&y[rows.clone()], coefficients, d, &mut du[rows], sums);
-        }
-        pixel += if four { 4 } else { 1 };
+unsafe fn share_out_body<V: Vector>(pixels: f32, dropout: &[f32], d: &mut [f32]) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let pixels = V::splat(pixels);
+        each_vector!(V, d.len(), |at, count| {
+            let mut value = read::<V>(d, at, count);
+            if !dropout.is_empty() {
+                value = value.mul(read(dropout, at, count));
+            }
+            write(d, at, count, value.div(pixels));
+        });
     }
 }
 
+/// # Safety
+/// The instruction set of `V` is present.
 #[inline(always)]
-fn pixel_gradients<V: Vector, const R: usize>(
+unsafe fn map_gradient_body<V: Vector>(
     y: &[f32],
     coefficients: &[f32],
     d: &[f32],
     du: &mut [f32],
     sums: &mut [f32],
 ) {
-    let channels = d.len();
-    let (first, second) = sums.split_at_mut(channels);
-    each_vector!(V, channels, |at, count| {
-        let mean = read::<V>(coefficients, at, count);
-        let r = read::<V>(coefficients, channels + at, count);
-        let scale = read::<V>(coefficients, 2 * channels + at, count);
-        let shift = read::<V>(coefficients, 3 * channels + at, count);
-        let d = read::<V>(d, at, count);
-        let (mut sum, mut with_y) = (read::<V>(first, at, count), read::<V>(second, at, count));
-        for row in 0..R {
-            let y = read::<V>(y, row * channels + at, count);
-            let own = d.mul(y.mul_add(scale, shift).silu_with_derivative().1);
-            write(du, row * channels + at, count, own);
-            sum = sum.add(own);
-            with_y = own.mul_add(y.sub(mean).mul(r), with_y);
+    // SAFETY: the caller's promise.
+    unsafe {
+        let channels = d.len();
+        let pixels = du.len() / channels;
+        let mut pixel = 0;
+        while pixel < pixels {
+            let four = pixel + 4 <= pixels;
+            let rows = pixel * channels..(pixel + if four { 4 } else { 1 }) * channels;
+            if four {
+                pixel_gradients::<V, 4>(&y[rows.clone()], coefficients, d, &mut du[rows], sums);
+            } else {
+                pixel_gradients::<V, 1>(&y[rows.clone()], coefficients, d, &mut du[rows], sums);
+            }
+            pixel += if four { 4 } else { 1 };
         }
-        write(first, at, count, sum);
-        write(second, at, count, with_y);
-    });
+    }
+}
+
+/// # Safety
+/// The instruction set of `V` is present.
+#[inline(always)]
+unsafe fn pixel_gradients<V: Vector, const R: usize>(
+    y: &[f32],
+    coefficients: &[f32],
+    d: &[f32],
+    du: &mut [f32],
+    sums: &mut [f32],
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let channels = d.len();
+        let (first, second) = sums.split_at_mut(channels);
+        each_vector!(V, channels, |at, count| {
+            let mean = read::<V>(coefficients, at, count);
+            let r = read::<V>(coefficients, channels + at, count);
+            let scale = read::<V>(coefficients, 2 * channels + at, count);
+            let shift = read::<V>(coefficients, 3 * channels + at, count);
+            let d = read::<V>(d, at, count);
+            let (mut sum, mut with_y) = (read::<V>(first, at, count), read::<V>(second, at, count));
+            for row in 0..R {
+                let y = read::<V>(y, row * channels + at, count);
+                let own = d.mul(y.mul_add(scale, shift).silu_with_derivative().1);
+                write(du, row * channels + at, count, own);
+                sum = sum.add(own);
+                with_y = own.mul_add(y.sub(mean).mul(r), with_y);
+            }
+            write(first, at, count, sum);
+            write(second, at, count, with_y);
+        });
+    }
 }

@@ -1,18 +1,19 @@
 //! Stochastic-depth and dropout factors: pure functions of (seed, position of the sample, step).
 
-use super::OnCpu;
-use super::context::Context;
+use super::context::{Context, OnCpu};
 use crate::ops::{DropPathMask, DropoutMask};
 use crate::random::{Purpose, draw, unit};
 
-/// 0 where a draw falls below the rate, else 1/(1−rate).
+/// 0 if the draw is below the rate, else 1/(1−rate).
 fn factor(bits: u32, rate: f32) -> f32 {
     if unit(bits) < rate { 0.0 } else { 1.0 / (1.0 - rate) }
 }
 
 impl OnCpu for DropPathMask {
-    fn run(&self, cx: &Context) {
-        let (step, out) = (cx.step, cx.write(self.keep));
+    unsafe fn run(&self, cx: &Context) {
+        let step = cx.step;
+        // SAFETY: the caller's promise, and the pass takes it once.
+        let out = unsafe { cx.write(self.keep) };
         for (image, keep) in out.iter_mut().enumerate() {
             let position = step.first_position + image as u64;
             *keep = factor(
@@ -24,8 +25,10 @@ impl OnCpu for DropPathMask {
 }
 
 impl OnCpu for DropoutMask {
-    fn run(&self, cx: &Context) {
-        let (step, out) = (cx.step, cx.write(self.mask));
+    unsafe fn run(&self, cx: &Context) {
+        let step = cx.step;
+        // SAFETY: the caller's promise, and the pass takes it once.
+        let out = unsafe { cx.write(self.mask) };
         for (image, features) in out.chunks_exact_mut(self.channels).enumerate() {
             let position = step.first_position + image as u64;
             for (group, four) in features.chunks_mut(4).enumerate() {

@@ -1,37 +1,40 @@
 //! The passes on the CPU: fp32, NHWC, all cores, vector code chosen at run time.
 //!
-//! A pass is cut into *tasks* by shape alone, never by the number of threads; each task works on a block of
+//! A pass is cut into *tasks* by its shape alone, never by the number of threads. Each task works on a block of
 //! rows (or an image and a slice of channels) that stays in the core's L2 cache, from loading its input to
-//! taking the statistics of its output. Sums that cross tasks are written down per task and added in task
-//! order. So results do not depend on how many threads there are or which of them runs first.
+//! taking the statistics of its output. Each task stores its own part of a sum over tasks, and the parts are added in
+//! task order. So results depend neither on the number of threads nor on their order.
 //!
 //! Each operator's file has, forward then backward, the pass and the workspace it needs. The workspace is
 //! allocated once, for the largest pass of the plan.
 
-pub mod batch_norm;
-pub mod context;
-pub mod dense;
-pub mod depthwise;
-pub mod exchange;
-pub mod expand;
+mod batch_norm;
+mod context;
+mod dense;
+mod depthwise;
+mod exchange;
+mod expand;
 mod expand_depthwise;
-pub mod gemm;
-pub mod head;
-pub mod masks;
-pub mod optimiser;
-pub mod pool;
-pub mod project;
-pub mod residual;
-pub mod simd;
-pub mod squeeze_excite;
-pub mod stem;
-pub mod sweep;
+mod gemm;
+mod head;
+mod masks;
+mod memory;
+mod optimiser;
+mod pool;
+mod project;
+mod residual;
+pub(crate) mod simd;
+mod squeeze_excite;
+mod stem;
+mod sweep;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
-use context::{Context, Memory, State, Workspace};
+use context::{Context, OnCpu, WorkspaceFloats};
 use exchange::Exchange;
+use memory::{Memory, Shared, State};
 
 use super::profile::Profile;
 use super::*;
@@ -41,24 +44,16 @@ use crate::parallel::Group;
 pub struct CpuOps {
     cx: Context,
     profile: Option<Profile>,
-    /// Of the step under way, and of the one that has ended.
+    /// Figures of the current step.
     figures: StepFigures,
+    /// Figures of the last step, until they are taken.
     ended: Option<StepFigures>,
 }
 
-/// What the planner asks of the CPU.
+/// The CPU as the planner sees it.
 #[derive(Clone, Copy, Debug)]
 pub struct CpuDevice {
     pub threads: usize,
-}
-
-/// How the CPU runs a pass.
-trait OnCpu {
-    /// Scratch floats beside the tensors.
-    fn workspace(&self) -> Workspace {
-        Workspace::default()
-    }
-    fn run(&self, cx: &Context);
 }
 
 macro_rules! dispatch_passes {
@@ -79,9 +74,9 @@ impl Device for CpuDevice {
         4
     }
 
-    fn workspace(&self, pass: &Pass) -> device::Workspace {
-        let Workspace { shared, per_thread } = pass.on_cpu().workspace();
-        device::Workspace { shared: shared * 4, per_thread: per_thread * 4 }
+    fn workspace(&self, pass: &Pass) -> Workspace {
+        let WorkspaceFloats { shared, per_thread } = pass.on_cpu().workspace();
+        Workspace { shared: shared * 4, per_thread: per_thread * 4 }
     }
 
     fn threads(&self) -> usize {
@@ -90,7 +85,7 @@ impl Device for CpuDevice {
 }
 
 impl CpuOps {
-    /// State buffers of this size, an arena that holds any one of `plans`, and `threads` threads.
+    /// Allocates state buffers of this size and an arena that holds any one of `plans`, and starts `threads` threads.
     pub fn new(size: StateSize, plans: &[&Plan], threads: usize) -> Result<CpuOps> {
         let StateSize { trainable, total, .. } = size;
         let pool = rayon::ThreadPoolBuilder::new()
@@ -119,14 +114,16 @@ impl CpuOps {
             pool: Arc::new(pool),
             shared: Memory::new(most(|p| p.workspace.shared)),
             scratch: (0..threads).map(|_| Memory::new(scratch)).collect(),
+            scratch_in_use: AtomicBool::new(false),
         };
         Ok(CpuOps { cx, profile: None, figures: StepFigures::default(), ended: None })
     }
 
-    /// Shares the work with the other ranks from now on; all of them do this at the same time.
+    /// Connects this rank to the others, with which it shares each step from now on. All ranks call this at the same
+    /// time.
     ///
     /// # Errors
-    /// Where the ranks cannot be connected.
+    /// If the ranks cannot be connected.
     pub fn connect(&mut self, group: &Arc<Group>) -> Result {
         if group.world().size > 1 {
             self.cx.exchange = Some(Exchange::new(group)?);
@@ -134,19 +131,20 @@ impl CpuOps {
         Ok(())
     }
 
-    /// Copies half of the arena into its other half on all threads, the best of three times.
+    /// Bytes read and written per second when all threads copy half of the arena into its other half: the best of
+    /// three runs.
     fn copy_rate(&mut self) -> f64 {
         const CHUNK: usize = 1 << 16;
         let half = self.cx.arena.bytes() / 8;
         let arena = &self.cx.arena;
-        // SAFETY: no pass runs, and tasks write to chunks of their own in the half that nobody reads.
+        // SAFETY: `self` is borrowed mutably, so no pass runs; the halves do not overlap.
         let (from, to) = unsafe { (arena.floats(0, half), arena.floats_mut(half * 4, half)) };
-        let to = context::Shared::new(to);
+        let to = Shared::new(to);
         let copy = || {
             let start = Instant::now();
             self.cx.parallel(half.div_ceil(CHUNK), |task, _| {
                 let range = task * CHUNK..half.min((task + 1) * CHUNK);
-                // SAFETY: as above.
+                // SAFETY: each task has its own chunk.
                 unsafe { to.part(range.clone()) }.copy_from_slice(&from[range]);
             });
             start.elapsed().as_secs_f64()
@@ -155,7 +153,7 @@ impl CpuOps {
         8.0 * half as f64 / best.max(1e-9)
     }
 
-    /// Adds what a loss came to. Each micro-batch is summed by itself, in sample order.
+    /// Adds a micro-batch's losses and correct predictions. Each micro-batch is summed by itself, in sample order.
     fn add_figures(&mut self, pass: &Loss) {
         let cx = &self.cx;
         self.figures.loss += cx.read(pass.losses).iter().map(|&l| f64::from(l)).sum::<f64>();
@@ -165,7 +163,7 @@ impl CpuOps {
             scored.filter(|(logits, label)| score::rank(logits, **label) == 0).count() as u64;
     }
 
-    /// Waits for the sums over the ranks; whether the step's loss is finite.
+    /// Waits for the sums over the ranks, and returns whether the step's loss is finite.
     fn may_update(&mut self) -> Result<bool> {
         if let Some(exchange) = &mut self.cx.exchange {
             exchange.finish(&mut self.figures)?;
@@ -189,7 +187,7 @@ impl CpuOps {
 }
 
 impl Ops for CpuOps {
-    /// A broadcast costs about 1 µs from inside the pool and 12 µs from outside; a step has hundreds.
+    /// A broadcast costs about 1 µs from inside the pool and 12 µs from outside, and a step has hundreds.
     fn submit<R: Send>(&mut self, work: impl FnOnce(&mut Self) -> R + Send) -> R {
         let pool = self.cx.pool.clone();
         pool.install(|| work(self))
@@ -265,17 +263,17 @@ impl Ops for CpuOps {
     }
 
     fn upload(&mut self, tensor: Tensor, values: &[f32]) -> Result {
-        self.cx.write(tensor).copy_from_slice(values);
+        self.cx.tensor_mut(tensor).copy_from_slice(values);
         Ok(())
     }
 
     fn upload_labels(&mut self, tensor: Tensor, labels: &[u32]) -> Result {
-        bytemuck::cast_slice_mut::<f32, u32>(self.cx.write(tensor)).copy_from_slice(labels);
+        bytemuck::cast_slice_mut::<f32, u32>(self.cx.tensor_mut(tensor)).copy_from_slice(labels);
         Ok(())
     }
 
     fn upload_pixels(&mut self, image: Tensor, pixels: &[u8], mean: [f32; 3], deviation: [f32; 3]) -> Result {
-        stem::prepare(&self.cx, image, pixels, mean, deviation);
+        stem::prepare(&mut self.cx, image, pixels, mean, deviation);
         Ok(())
     }
 
@@ -286,8 +284,9 @@ impl Ops for CpuOps {
 
     fn reduce(&mut self, bucket: &Bucket) -> Result {
         if let Some(exchange) = &mut self.cx.exchange {
-            // SAFETY: the passes that follow add to other gradients, as the bucket is complete, and those after the last
-            // bucket touch none and no running statistics, until the update has waited. The exchange is dropped first.
+            // SAFETY: the bucket is complete, so the passes that follow add to other gradients. After the last bucket
+            // no pass uses gradients or running statistics before the update, which waits first. The exchange is
+            // dropped before the state.
             unsafe { exchange.start(&self.cx.state, bucket, &self.figures) };
         }
         Ok(())
@@ -300,7 +299,9 @@ impl Ops for CpuOps {
             return Ok(());
         }
         let start = Instant::now();
-        pass.on_cpu().run(&self.cx);
+        self.cx.check_apart(pass);
+        // SAFETY: `self` is borrowed mutably, so no other pass runs; its memory was checked.
+        unsafe { pass.on_cpu().run(&self.cx) };
         if let Some(exchange) = &self.cx.exchange {
             exchange.check()?;
         }
@@ -312,5 +313,44 @@ impl Ops for CpuOps {
             self.add_figures(loss);
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ops(plans: &[&Plan]) -> CpuOps {
+        CpuOps::new(StateSize { trainable: 0, total: 0, slots: 0 }, plans, 2).unwrap()
+    }
+
+    #[test]
+    #[should_panic(expected = "a task cannot start tasks")]
+    fn tasks_cannot_start_tasks() {
+        let ops = ops(&[]);
+        ops.cx.parallel(1, |_, _| ops.cx.parallel(1, |_, _| {}));
+    }
+
+    #[test]
+    #[should_panic(expected = "is not apart in the bound plan")]
+    fn pass_cannot_write_a_tensor_that_it_reads() {
+        let mut tensors = Tensors::default();
+        let mut tensor = |elements, kind| tensors.new_tensor("", elements, kind);
+        let logits = tensor(2, Kind::Float);
+        let (labels, losses) = (tensor(1, Kind::Index), tensor(1, Kind::Float));
+        let loss = Loss {
+            images: 1,
+            classes: 2,
+            logits,
+            labels,
+            smoothing: 0.0,
+            scale: 1.0,
+            losses,
+            dlogits: logits,
+        };
+        let plan = Plan::new(&CpuDevice { threads: 2 }, &[loss.into()], &tensors, &[]);
+        let mut ops = ops(&[&plan]);
+        ops.bind(&plan).unwrap();
+        let _ = ops.run(&loss.into());
     }
 }

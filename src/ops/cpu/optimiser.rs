@@ -1,22 +1,21 @@
-//! The optimiser step: one sweep over the flat buffers, the EMA taken along. Bound by memory, so each buffer
+//! The optimiser step: one sweep over the flat buffers, including the EMA. Memory bounds its speed, so each buffer
 //! is read once and written once.
 
-use super::OnCpu;
-use super::context::{Context, Shared};
-use super::simd::Vector;
+use super::context::{Context, OnCpu};
+use super::memory::Shared;
+use super::simd::{Vector, dispatch};
 use super::sweep::{each_vector, read, write};
-use crate::dispatch;
 use crate::ops::optimiser::MOST_SLOTS;
 use crate::ops::{RmsPropForm, Rule, Update};
 
-/// Elements of a task: its five pieces fit in L2 and keep the prefetchers going.
+/// Elements of a task: its five pieces fit in L2 and are long enough for the prefetchers.
 const CHUNK: usize = 1 << 14;
 
 impl OnCpu for Update {
-    fn run(&self, cx: &Context) {
+    unsafe fn run(&self, cx: &Context) {
         let state = &cx.state;
         let (trainable, total) = (state.trainable, state.total);
-        // SAFETY: the update is the only pass that runs, and takes each buffer once.
+        // SAFETY: no other pass runs by the caller's promise, and this one takes each buffer once.
         let (parameters, ema) = unsafe {
             (Shared::new(state.parameters.floats_mut(0, total)), Shared::new(state.ema.floats_mut(0, total)))
         };
@@ -25,7 +24,7 @@ impl OnCpu for Update {
             Some(slot) => Shared::new(unsafe { slot.floats_mut(0, trainable) }),
             None => Shared::new(&mut []),
         });
-        // SAFETY: nobody writes gradients during the update.
+        // SAFETY: nothing writes gradients during the update.
         let gradients = unsafe { state.gradients.floats(0, trainable) };
         let factors = if self.weight_decay.by_parameter { trainable } else { 0 };
         // SAFETY: as above.
@@ -33,7 +32,7 @@ impl OnCpu for Update {
         let swept = if self.ema { total } else { trainable };
         cx.parallel(swept.div_ceil(CHUNK), |task, _| {
             let range = task * CHUNK..swept.min((task + 1) * CHUNK);
-            // Running statistics have no gradient: they only move the EMA.
+            // Running statistics have no gradient; they only enter the EMA.
             let moved = range.start.min(trainable)..range.end.min(trainable);
             // SAFETY: each task has its own chunk of every buffer.
             let parameters = unsafe { parameters.part(range.clone()) };
@@ -81,8 +80,10 @@ dispatch! {
     ) => sweep_body;
 }
 
+/// # Safety
+/// The instruction set of `V` is present.
 #[inline(always)]
-fn sweep_body<V: Vector>(
+unsafe fn sweep_body<V: Vector>(
     scalars: Scalars,
     parameters: &mut [f32],
     gradients: &[f32],
@@ -90,53 +91,56 @@ fn sweep_body<V: Vector>(
     mut slots: [&mut [f32]; MOST_SLOTS],
     ema: &mut [f32],
 ) {
-    let with_ema = !ema.is_empty();
-    let rate = V::splat(scalars.learning_rate);
-    let weight_decay = V::splat(scalars.weight_decay);
-    let (kept, new) = (V::splat(scalars.ema_decay), V::splat(1.0 - scalars.ema_decay));
-    let moved = gradients.len();
-    each_vector!(V, moved, |at, count| {
-        let p = read::<V>(parameters, at, count);
-        let decay = match factors.is_empty() {
-            true => weight_decay,
-            false => read::<V>(factors, at, count).mul(weight_decay),
-        };
-        let g = p.mul_add(decay, read(gradients, at, count));
-        let step = match scalars.rule {
-            Rule::RmsProp { form, alpha, momentum, eps } => {
-                let [mean_square, buffer] = &mut slots;
-                let v = read::<V>(mean_square, at, count).mul(V::splat(alpha));
-                let v = g.mul(V::splat(1.0 - alpha)).mul_add(g, v);
-                write(mean_square, at, count, v);
-                let old = read::<V>(buffer, at, count).mul(V::splat(momentum));
-                let new = match form {
-                    RmsPropForm::PyTorch => old.add(g.div(v.sqrt().add(V::splat(eps)))),
-                    RmsPropForm::TensorFlow => old.add(g.mul(rate).div(v.add(V::splat(eps)).sqrt())),
-                };
-                write(buffer, at, count, new);
-                match form {
-                    RmsPropForm::PyTorch => new.mul(rate),
-                    RmsPropForm::TensorFlow => new,
+    // SAFETY: the caller's promise.
+    unsafe {
+        let with_ema = !ema.is_empty();
+        let rate = V::splat(scalars.learning_rate);
+        let weight_decay = V::splat(scalars.weight_decay);
+        let (kept, new) = (V::splat(scalars.ema_decay), V::splat(1.0 - scalars.ema_decay));
+        let moved = gradients.len();
+        each_vector!(V, moved, |at, count| {
+            let p = read::<V>(parameters, at, count);
+            let decay = match factors.is_empty() {
+                true => weight_decay,
+                false => read::<V>(factors, at, count).mul(weight_decay),
+            };
+            let g = p.mul_add(decay, read(gradients, at, count));
+            let step = match scalars.rule {
+                Rule::RmsProp { form, alpha, momentum, eps } => {
+                    let [mean_square, buffer] = &mut slots;
+                    let v = read::<V>(mean_square, at, count).mul(V::splat(alpha));
+                    let v = g.mul(V::splat(1.0 - alpha)).mul_add(g, v);
+                    write(mean_square, at, count, v);
+                    let old = read::<V>(buffer, at, count).mul(V::splat(momentum));
+                    let new = match form {
+                        RmsPropForm::PyTorch => old.add(g.div(v.sqrt().add(V::splat(eps)))),
+                        RmsPropForm::TensorFlow => old.add(g.mul(rate).div(v.add(V::splat(eps)).sqrt())),
+                    };
+                    write(buffer, at, count, new);
+                    match form {
+                        RmsPropForm::PyTorch => new.mul(rate),
+                        RmsPropForm::TensorFlow => new,
+                    }
                 }
+                Rule::Sgd { momentum } => {
+                    let [buffer, _] = &mut slots;
+                    let new = read::<V>(buffer, at, count).mul_add(V::splat(momentum), g);
+                    write(buffer, at, count, new);
+                    new.mul(rate)
+                }
+            };
+            let p = p.sub(step);
+            write(parameters, at, count, p);
+            if with_ema {
+                write(ema, at, count, read::<V>(ema, at, count).mul_add(kept, p.mul(new)));
             }
-            Rule::Sgd { momentum } => {
-                let [buffer, _] = &mut slots;
-                let new = read::<V>(buffer, at, count).mul_add(V::splat(momentum), g);
-                write(buffer, at, count, new);
-                new.mul(rate)
-            }
-        };
-        let p = p.sub(step);
-        write(parameters, at, count, p);
-        if with_ema {
-            write(ema, at, count, read::<V>(ema, at, count).mul_add(kept, p.mul(new)));
-        }
-    });
-    if with_ema {
-        let (tail, ema) = (&parameters[moved..], &mut ema[moved..]);
-        each_vector!(V, tail.len(), |at, count| {
-            let p = read::<V>(tail, at, count);
-            write(ema, at, count, read::<V>(ema, at, count).mul_add(kept, p.mul(new)));
         });
+        if with_ema {
+            let (tail, ema) = (&parameters[moved..], &mut ema[moved..]);
+            each_vector!(V, tail.len(), |at, count| {
+                let p = read::<V>(tail, at, count);
+                write(ema, at, count, read::<V>(ema, at, count).mul_add(kept, p.mul(new)));
+            });
+        }
     }
 }

@@ -1,22 +1,22 @@
-//! Mean of silu(BN(y)) over the pixels of each image: what squeeze-excite and the head begin with.
+//! Mean of silu(BN(y)) over the pixels of each image: the first step of squeeze-excite and of the head.
 //!
-//! A tile of four pixels runs along the channels, with the sums in memory: that reads y as it lies, and the
-//! sums' loads and stores hide behind the exponentials. Sums are carried over at most [`BLOCK`] pixels before
-//! they are added to the total, so that fp32 stays exact to a few units in the last place on large maps. What
-//! comes out for an image does not depend on how many images there are or how tasks are cut.
+//! A tile of four pixels runs along the channels, with the sums in memory: so y is read in order, and the
+//! sums' loads and stores take no time beside the exponentials. A sum covers at most [`BLOCK`] pixels before
+//! it is added to the total, so that fp32 stays exact to a few units in the last place on large maps. The
+//! result of an image depends neither on the number of images nor on how tasks are cut.
 
-use super::context::{Context, Shared};
-use super::simd::Vector;
+use super::context::Context;
+use super::memory::Shared;
+use super::simd::{Vector, dispatch};
 use super::sweep::{each_vector, prefetch, read, write};
-use crate::dispatch;
 use crate::ops::BatchNorm;
 
-/// Elements that make a task worth its hand-out.
+/// Elements of a task: enough that starting the task costs little.
 const TASK: usize = 1 << 16;
-/// Channels below which a map is not cut: 512 bytes in a row keep the prefetchers going.
+/// Maps with fewer channels are not cut: 512 bytes in a row keep the prefetchers going.
 const NARROWEST: usize = 128;
-/// How far ahead of the tile memory is asked for, in elements. The hardware does not see through four rows in
-/// step: without this a map that is not in the cache takes twice the time.
+/// Distance between the tile and the memory that is prefetched, in elements. The hardware does not detect four parallel
+/// rows: without this, a map that is not in the cache takes twice the time.
 const AHEAD: usize = 2048;
 /// Pixels that are summed before the sum is added to the total.
 const BLOCK: usize = 256;
@@ -56,8 +56,10 @@ dispatch! {
         => mean_body;
 }
 
+/// # Safety
+/// The instruction set of `V` is present.
 #[inline(always)]
-fn mean_body<V: Vector>(
+unsafe fn mean_body<V: Vector>(
     y: &[f32],
     stride: usize,
     pixels: usize,
@@ -66,49 +68,57 @@ fn mean_body<V: Vector>(
     sums: &mut [f32],
     out: &mut [f32],
 ) {
-    out.fill(0.0);
-    let mut pixel = 0;
-    while pixel < pixels {
-        let end = pixels.min(pixel + BLOCK);
-        sums.fill(0.0);
-        while pixel + 4 <= end {
-            add_pixels::<V, 4>(&y[pixel * stride..], stride, scale, shift, sums);
-            pixel += 4;
+    // SAFETY: the caller's promise.
+    unsafe {
+        out.fill(0.0);
+        let mut pixel = 0;
+        while pixel < pixels {
+            let end = pixels.min(pixel + BLOCK);
+            sums.fill(0.0);
+            while pixel + 4 <= end {
+                add_pixels::<V, 4>(&y[pixel * stride..], stride, scale, shift, sums);
+                pixel += 4;
+            }
+            while pixel < end {
+                add_pixels::<V, 1>(&y[pixel * stride..], stride, scale, shift, sums);
+                pixel += 1;
+            }
+            each_vector!(V, out.len(), |at, count| {
+                write(out, at, count, read::<V>(out, at, count).add(read(sums, at, count)));
+            });
         }
-        while pixel < end {
-            add_pixels::<V, 1>(&y[pixel * stride..], stride, scale, shift, sums);
-            pixel += 1;
-        }
+        let pixels = V::splat(pixels as f32);
         each_vector!(V, out.len(), |at, count| {
-            write(out, at, count, read::<V>(out, at, count).add(read(sums, at, count)));
+            write(out, at, count, read::<V>(out, at, count).div(pixels));
         });
     }
-    let pixels = V::splat(pixels as f32);
-    each_vector!(V, out.len(), |at, count| {
-        write(out, at, count, read::<V>(out, at, count).div(pixels));
-    });
 }
 
 /// Adds silu(scale·y + shift) of `R` pixels to the sums.
+/// # Safety
+/// The instruction set of `V` is present.
 #[inline(always)]
-fn add_pixels<V: Vector, const R: usize>(
+unsafe fn add_pixels<V: Vector, const R: usize>(
     y: &[f32],
     stride: usize,
     scale: &[f32],
     shift: &[f32],
     sums: &mut [f32],
 ) {
-    each_vector!(V, sums.len(), |at, count| {
-        let (a, b) = (read::<V>(scale, at, count), read::<V>(shift, at, count));
-        let mut tile = [V::zero(); R];
-        for (row, slot) in tile.iter_mut().enumerate() {
-            prefetch(y, row * stride + at + AHEAD);
-            *slot = read::<V>(y, row * stride + at, count).mul_add(a, b).silu();
-        }
-        let mut sum = tile[0];
-        if R == 4 {
-            sum = tile[0].add(tile[1]).add(tile[2].add(tile[3]));
-        }
-        write(sums, at, count, read::<V>(sums, at, count).add(sum));
-    });
+    // SAFETY: the caller's promise.
+    unsafe {
+        each_vector!(V, sums.len(), |at, count| {
+            let (a, b) = (read::<V>(scale, at, count), read::<V>(shift, at, count));
+            let mut tile = [V::zero(); R];
+            for (row, slot) in tile.iter_mut().enumerate() {
+                prefetch(y, row * stride + at + AHEAD);
+                *slot = read::<V>(y, row * stride + at, count).mul_add(a, b).silu();
+            }
+            let mut sum = tile[0];
+            if R == 4 {
+                sum = tile[0].add(tile[1]).add(tile[2].add(tile[3]));
+            }
+            write(sums, at, count, read::<V>(sums, at, count).add(sum));
+        });
+    }
 }

@@ -1,25 +1,24 @@
 //! The pointwise convolution that narrows: y = (silu(BN(x))·gate)·Wᵀ with statistics; backward.
 //!
-//! Forward, a task owns a group of rows and goes through it tile by tile: A = silu(BN(x))·gate of a few
-//! hundred wide channels is formed in scratch and multiplied at once, the narrow y stays in the cache until
-//! all wide channels have passed, and is stored with its statistics.
+//! Forward, a task owns a group of rows and computes it tile by tile: it forms A = silu(BN(x))·gate of a few
+//! hundred wide channels in scratch memory and multiplies it at once. The narrow y stays in the cache until
+//! it has the products of all wide channels, and is stored with its statistics.
 //!
 //! Backward, the unit of work is a tile's rows times one *panel* of wide channels, all in the first-level
 //! cache: da = dy3·W, then one sweep over da and x that takes the five sums and forms A from one sigmoid,
 //! then dW += dy3ᵀ·A. A task owns a group of images (or of parts of large images) and a slice of the wide
-//! channels: as many groups as their partial weight gradients allow, and slices where that is too few tasks.
+//! channels: as many groups as their partial weight gradients allow, and slices if these are too few tasks.
 
-use super::OnCpu;
 use std::ops::Range;
 
-use super::batch_norm::{backward_coefficients, finish_statistics, statistics_floats};
-use super::context::{Context, Shared, Workspace, part_of, workspace_floats};
+use super::batch_norm::{NormStatistics, backward_coefficients, statistics_floats};
+use super::context::{Context, OnCpu, WorkspaceFloats, part_of, workspace_floats};
 use super::expand::{BackwardTasks, GROUPS, PANEL, TASKS, row_factors};
 use super::gemm::rows::{Block, STREAM, Statistics, TILE, after, batch_norm_backward, store, tiles};
-use super::gemm::{self, Ahead, Panels, padded};
-use super::simd::{Vector, fence, prefetch};
-use crate::dispatch;
-use crate::ops::{self, ProjectBackward, ProjectForward};
+use super::gemm::{self, Ahead, Panels, Product, padded};
+use super::memory::Shared;
+use super::simd::{Vector, dispatch, fence, prefetch};
+use crate::ops::{ProjectBackward, ProjectForward};
 
 /// Most wide channels of a block of A.
 const CHUNK: usize = 256;
@@ -30,18 +29,23 @@ fn forward_groups(rows: usize) -> usize {
 }
 
 impl OnCpu for ProjectForward {
-    fn workspace(&self) -> Workspace {
+    fn workspace(&self) -> WorkspaceFloats {
         let groups = forward_groups(self.images * self.pixels);
         let lengths = [self.inputs * padded(self.outputs), statistics_floats(groups, self.outputs)];
         let per_thread = workspace_floats(&[TILE * CHUNK, TILE * padded(self.outputs)]);
-        Workspace { shared: workspace_floats(&lengths), per_thread }
+        WorkspaceFloats { shared: workspace_floats(&lengths), per_thread }
     }
 
-    fn run(&self, cx: &Context) {
-        let (depth, panels, rows) = (self.inputs, Panels::narrow(self.outputs), self.images * self.pixels);
+    unsafe fn run(&self, cx: &Context) {
+        let depth = self.inputs;
+        let panels = Panels::narrow(self.outputs);
+        let rows = self.images * self.pixels;
         let groups = forward_groups(rows);
-        let [packed, partials] =
-            cx.workspace([depth * panels.padded(), statistics_floats(groups, self.outputs)]);
+        // SAFETY: the caller's promise, and the pass takes each of them once.
+        let ([packed, partials], y, norm) = unsafe {
+            let lengths = [depth * panels.padded(), statistics_floats(groups, self.outputs)];
+            (cx.workspace(lengths), Shared::new(cx.write(self.y)), NormStatistics::of(cx, &self.bn))
+        };
         gemm::pack_transposed(cx, cx.weight(self.weight), panels, packed);
         let packed = &*packed;
         let input = Input {
@@ -51,55 +55,50 @@ impl OnCpu for ProjectForward {
             pixels: self.pixels,
             channels: depth,
         };
-        let y = Shared::new(cx.write(self.y));
-        let batch = self.bn.statistics == ops::Statistics::Batch;
-        let sums = Shared::new(partials);
+        let sums = Shared::new(&mut *partials);
         let stride = panels.padded();
         cx.parallel(groups, |group, scratch| {
             let (a, out) = scratch.split_at_mut(TILE * CHUNK);
             let own = part_of(rows, groups, group);
             for tile in tiles(own.clone()) {
-                // The next tile's x comes while this tile's products run.
+                // The next tile's x is loaded while this tile's products run.
                 let next = after(&tile, &own);
                 let mut ahead = Ahead::new(input.x, next.start * depth..next.end * depth);
                 for first in (0..depth).step_by(CHUNK) {
                     let columns = CHUNK.min(depth - first);
-                    let block =
-                        Block { row: tile.start, rows: tile.len(), column: first, columns, channels: depth };
-                    activate(input, block, a, CHUNK);
+                    activate(input, Block::new(&tile, first..first + columns, depth), a, CHUNK);
                     for panel in panels.iter() {
                         let start = panel.first * depth + first * panel.width;
-                        let b = &packed[start..start + columns * panel.width];
-                        let out = &mut out[panel.first..];
-                        gemm::multiply(
-                            a,
-                            CHUNK,
-                            tile.len(),
-                            b,
-                            panel.width,
-                            out,
-                            stride,
-                            first > 0,
-                            &mut ahead,
-                        );
+                        gemm::multiply(Product {
+                            rows: tile.len(),
+                            depth: columns,
+                            width: panel.width,
+                            a: (a, CHUNK),
+                            b: (&packed[start..start + columns * panel.width], panel.width),
+                            c: (&mut out[panel.first..], stride),
+                            add: first > 0,
+                            ahead: &mut ahead,
+                        });
                     }
                 }
                 let start = group * statistics_floats(1, self.outputs);
-                let statistics =
-                    batch.then_some(Statistics { partials: sums, start, first: tile.start == own.start });
+                let first = tile.start == own.start;
+                let statistics = norm.is_some().then_some(Statistics { partials: sums, start, first });
                 for panel in panels.iter() {
-                    store(&out[panel.first..], stride, Block::of(&tile, panel, self.outputs), y, statistics);
+                    let block = Block::of(&tile, panel, self.outputs);
+                    // SAFETY: each task has its own rows.
+                    unsafe { store(&out[panel.first..], stride, block, y, statistics) };
                 }
             }
             fence();
         });
-        if batch {
-            finish_statistics(cx, &self.bn, partials, |group| part_of(rows, groups, group).len());
+        if let Some(norm) = norm {
+            norm.finish(cx, partials, |group| part_of(rows, groups, group).len());
         }
     }
 }
 
-/// What A is formed from.
+/// The tensors from which A is formed.
 #[derive(Clone, Copy)]
 struct Input<'a> {
     x: &'a [f32],
@@ -112,7 +111,7 @@ struct Input<'a> {
 }
 
 impl Input<'_> {
-    /// Panics where a block has elements that these slices lack.
+    /// Panics if a block has elements outside these slices.
     #[inline(always)]
     fn check(&self, block: Block) {
         block.check(self.x.len());
@@ -127,11 +126,15 @@ dispatch! {
     fn activate(input: Input<'_>, block: Block, out: &mut [f32], stride: usize) => activate_body;
 
     /// da from `tile.from` to its place, A into `a`, and the five sums.
-    fn backward_tile(input: Input<'_>, tile: &BackwardTile<'_>, a: &mut [f32]) => backward_tile_body;
+    /// # Safety
+    /// The block of da and its columns of the units' sums belong to the calling task.
+    unsafe fn backward_tile(input: Input<'_>, tile: &BackwardTile<'_>, a: &mut [f32]) => backward_tile_body;
 }
 
+/// # Safety
+/// The instruction set of `V` is present.
 #[inline(always)]
-fn activate_body<V: Vector>(input: Input<'_>, block: Block, out: &mut [f32], stride: usize) {
+unsafe fn activate_body<V: Vector>(input: Input<'_>, block: Block, out: &mut [f32], stride: usize) {
     input.check(block);
     let padded = block.columns.next_multiple_of(V::LANES);
     assert!(block.rows == 0 || (padded <= stride && (block.rows - 1) * stride + padded <= out.len()));
@@ -144,7 +147,8 @@ fn activate_body<V: Vector>(input: Input<'_>, block: Block, out: &mut [f32], str
         let start = block.range(row).start;
         for first in (0..block.columns).step_by(V::LANES) {
             let (count, channel) = (V::LANES.min(block.columns - first), block.column + first);
-            // SAFETY: the block lies within the input, its padded rows within `out`, by the checks above.
+            // SAFETY: the block lies within the input, its padded rows within `out`, by the checks above; the rest is
+            // the caller's promise.
             unsafe {
                 let coefficients = input.coefficients.as_ptr().add(channel);
                 let scale = V::load_some(coefficients.add(2 * channels), count);
@@ -162,7 +166,7 @@ fn activate_body<V: Vector>(input: Input<'_>, block: Block, out: &mut [f32], str
 struct Units {
     images: usize,
     pixels: usize,
-    /// Parts an image: more than one where images are large and few.
+    /// Parts of an image: more than one if images are large and few.
     parts: usize,
     tasks: BackwardTasks,
 }
@@ -194,7 +198,7 @@ impl Units {
         start + part.start..start + part.end
     }
 
-    /// How many units a tile takes: several small images, or one unit (then perhaps several tiles).
+    /// Units of a tile: several small images, or one unit (which may have several tiles).
     fn per_tile(&self) -> usize {
         if self.parts > 1 { 1 } else { (TILE / self.pixels).max(1) }
     }
@@ -224,20 +228,25 @@ struct BackwardPass<'a> {
 }
 
 impl OnCpu for ProjectBackward {
-    fn workspace(&self) -> Workspace {
+    fn workspace(&self) -> WorkspaceFloats {
         let per_thread = workspace_floats(&[TILE, TILE * padded(self.outputs), 2 * TILE * PANEL]);
-        Workspace { shared: workspace_floats(&backward_lengths(self, &Units::new(self))), per_thread }
+        WorkspaceFloats { shared: workspace_floats(&backward_lengths(self, &Units::new(self))), per_thread }
     }
 
-    fn run(&self, cx: &Context) {
-        let (units, wide) = (Units::new(self), Panels::new(self.inputs));
+    unsafe fn run(&self, cx: &Context) {
+        let units = Units::new(self);
+        let wide = Panels::new(self.inputs);
         let BackwardTasks { groups, slices } = units.tasks;
-        let [packed, coefficients, gradients, parts] = cx.workspace(backward_lengths(self, &units));
+        // SAFETY: the caller's promise, and the pass takes each of them once.
+        let ([packed, coefficients, gradients, parts], da, five_sums, weight) = unsafe {
+            let [da, five_sums] = [self.da, self.five_sums].map(|tensor| cx.write(tensor));
+            (cx.workspace(backward_lengths(self, &units)), da, five_sums, cx.gradient_mut(self.weight))
+        };
         let size = self.outputs * wide.padded();
         let (packed, gradients) = (&mut packed[..size], &mut gradients[..groups * size]);
         gemm::pack(cx, cx.weight(self.weight), wide, packed);
         backward_coefficients(cx, &self.bn, coefficients);
-        let five_sums = cx.write(self.five_sums);
+        let sums = if units.parts > 1 { &mut *parts } else { &mut *five_sums };
         let pass = BackwardPass {
             p: self,
             units,
@@ -254,9 +263,9 @@ impl OnCpu for ProjectBackward {
             keep: self.keep.map(|t| cx.read(t)),
             packed,
             coefficients,
-            gradients: Shared::new(gradients),
-            da: Shared::new(cx.write(self.da)),
-            sums: if units.parts > 1 { Shared::new(parts) } else { Shared::new(five_sums) },
+            gradients: Shared::new(&mut *gradients),
+            da: Shared::new(da),
+            sums: Shared::new(sums),
         };
         cx.parallel(groups * slices, |task, scratch| {
             let (group, slice) = (task / slices, task % slices);
@@ -267,18 +276,11 @@ impl OnCpu for ProjectBackward {
         if units.parts > 1 {
             add_parts(cx, &units, self.inputs, parts, five_sums);
         }
-        gemm::add_weight_gradient(
-            cx,
-            gradients,
-            self.outputs,
-            self.inputs,
-            false,
-            cx.gradient_mut(self.weight),
-        );
+        gemm::add_weight_gradient(cx, gradients, self.outputs, self.inputs, false, weight);
     }
 }
 
-/// Asks for a block of x while a product runs: its rows lie too far apart for the hardware to foresee.
+/// Asks for a block of x while a product runs: its rows are too far apart for the hardware's prefetching.
 fn prefetch_block(x: &[f32], block: Block) {
     for row in 0..block.rows {
         x[block.range(row)].iter().step_by(16).for_each(|line| prefetch(line));
@@ -317,7 +319,7 @@ impl BackwardPass<'_> {
         }
     }
 
-    /// One tile, of these of the task's `own` units.
+    /// One tile: the rows of `units`, which are some of the task's `own`.
     fn tile(
         &self,
         group: usize,
@@ -333,41 +335,48 @@ impl BackwardPass<'_> {
         let (dy, rest) = rest.split_at_mut(TILE * stride);
         let (da, a) = rest.split_at_mut(TILE * PANEL);
         row_factors(self.keep, self.p.pixels, tile, factors);
-        let narrow =
-            Block { row: tile.start, rows: tile.len(), column: 0, columns: outputs, channels: outputs };
+        let narrow = Block::new(tile, 0..outputs, outputs);
         batch_norm_backward(self.dout, self.y, narrow, factors, self.coefficients, dy, stride);
         let size = outputs * self.wide.padded();
         let sequential = panels.len() == self.wide.count();
-        let mut ahead = if sequential {
-            let last = self.units.rows(own.end - 1).end;
-            let next = after(tile, &(tile.start..last));
-            Ahead::new(self.input.x, next.start * self.p.inputs..next.end * self.p.inputs)
-        } else {
-            Ahead::none()
-        };
+        let mut ahead = Ahead::none();
+        if sequential {
+            let next = after(tile, &(tile.start..self.units.rows(own.end - 1).end));
+            ahead = Ahead::new(self.input.x, next.start * self.p.inputs..next.end * self.p.inputs);
+        }
         for panel in self.wide.range(panels) {
-            let (start, width) = (panel.first * outputs, panel.width);
-            let b = &self.packed[start..start + outputs * width];
+            let part = panel.first * outputs..(panel.first + panel.width) * outputs;
             let block = Block::of(tile, panel, self.p.inputs);
             if !sequential {
                 prefetch_block(self.input.x, block);
             }
-            gemm::multiply(dy, stride, tile.len(), b, width, da, width, false, &mut ahead);
-            let rows = BackwardTile {
-                block,
-                units: units.clone(),
-                cut: self.units,
-                from: da,
-                da: self.da,
-                sums: self.sums,
-            };
-            backward_tile(self.input, &rows, a);
-            let start = group * size + start;
-            let add = tile.start > self.units.rows(own.start).start;
+            gemm::multiply(Product {
+                rows: tile.len(),
+                depth: outputs,
+                width: panel.width,
+                a: (dy, stride),
+                b: (&self.packed[part.clone()], panel.width),
+                c: (da, panel.width),
+                add: false,
+                ahead: &mut ahead,
+            });
+            let (units, cut) = (units.clone(), self.units);
+            let rows = BackwardTile { block, units, cut, from: da, da: self.da, sums: self.sums };
+            // SAFETY: each task has its own units and panels.
+            unsafe { backward_tile(self.input, &rows, a) };
+            let part = group * size + part.start..group * size + part.end;
             // SAFETY: each task has its own panels of its group's gradient.
-            let to = unsafe { self.gradients.part(start..start + outputs * width) };
-            let rows = tile.len();
-            gemm::multiply_transposed(dy, stride, outputs, rows, a, width, width, to, width, add, &mut ahead);
+            let gradient = unsafe { self.gradients.part(part) };
+            gemm::multiply_transposed(Product {
+                rows: outputs,
+                depth: tile.len(),
+                width: panel.width,
+                a: (dy, stride),
+                b: (a, panel.width),
+                c: (gradient, panel.width),
+                add: tile.start > self.units.rows(own.start).start,
+                ahead: &mut ahead,
+            });
         }
     }
 }
@@ -375,18 +384,20 @@ impl BackwardPass<'_> {
 /// The rows of a tile and the columns of a panel, after the product.
 struct BackwardTile<'a> {
     block: Block,
-    /// The units that have rows here.
+    /// The units of these rows.
     units: Range<usize>,
     cut: Units,
-    /// da, whole vectors a row.
+    /// da, rows of whole vectors.
     from: &'a [f32],
     da: Shared<'a>,
     /// [5, units, channels].
     sums: Shared<'a>,
 }
 
+/// # Safety
+/// The instruction set of `V` is present; otherwise as for [`backward_tile`].
 #[inline(always)]
-fn backward_tile_body<V: Vector>(input: Input<'_>, tile: &BackwardTile<'_>, a: &mut [f32]) {
+unsafe fn backward_tile_body<V: Vector>(input: Input<'_>, tile: &BackwardTile<'_>, a: &mut [f32]) {
     let (block, cut, channels) = (tile.block, tile.cut, input.channels);
     let width = block.columns.next_multiple_of(V::LANES);
     input.check(block);
@@ -395,8 +406,7 @@ fn backward_tile_body<V: Vector>(input: Input<'_>, tile: &BackwardTile<'_>, a: &
     let streams = tile.da.len() >= STREAM;
     for first in (0..block.columns).step_by(V::LANES) {
         let (count, channel) = (V::LANES.min(block.columns - first), block.column + first);
-        // SAFETY: the block lies within all tensors by the checks above; its part of da and of the sums
-        // belongs to this task.
+        // SAFETY: the block lies within all tensors by the checks above; the rest is the caller's promise.
         unsafe {
             let of = input.coefficients.as_ptr().add(channel);
             let (mean, r) = (V::load_some(of, count), V::load_some(of.add(channels), count));

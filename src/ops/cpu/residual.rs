@@ -1,30 +1,30 @@
-//! Residual: out = BN(y)·keep (+ shortcut), the end of every block. Bound by memory: each tensor is touched
-//! once, in row blocks.
+//! Residual: out = BN(y)·keep (+ shortcut), the end of every block. Memory bounds its speed, so each tensor is read or
+//! written once, in row blocks.
 
-use super::OnCpu;
-use super::context::{Context, Shared};
-use super::simd::Vector;
+use super::context::{Context, OnCpu};
+use super::memory::Shared;
+use super::simd::{Vector, dispatch};
 use super::sweep::{each_vector, read, write};
-use crate::dispatch;
 use crate::ops::ResidualForward;
 
 /// Elements of a task.
 const TASK: usize = 1 << 14;
 
 impl OnCpu for ResidualForward {
-    fn run(&self, cx: &Context) {
+    unsafe fn run(&self, cx: &Context) {
         let (channels, rows) = (self.channels, self.images * self.pixels);
         let y = cx.read(self.y);
         let coefficients = cx.read(self.bn.coefficients);
         let (scale, shift) = (&coefficients[2 * channels..3 * channels], &coefficients[3 * channels..]);
         let keep = self.keep.map(|keep| cx.read(keep));
         let shortcut = self.shortcut.map(|shortcut| cx.read(shortcut));
-        let out = Shared::new(cx.write(self.out));
+        // SAFETY: the caller's promise, and the pass takes it once.
+        let out = Shared::new(unsafe { cx.write(self.out) });
         let block = (TASK / channels).max(1);
         cx.parallel(rows.div_ceil(block), |task, _| {
             let (mut first, end) = (task * block, rows.min((task + 1) * block));
             while first < end {
-                // With factors per image a run of rows ends where the image does.
+                // With one factor per image, a run of rows ends at the end of the image.
                 let (factor, last) = match keep {
                     Some(keep) => {
                         (keep[first / self.pixels], end.min((first / self.pixels + 1) * self.pixels))
@@ -43,13 +43,15 @@ impl OnCpu for ResidualForward {
 }
 
 dispatch! {
-    /// Rows of out = (scale·y + shift)·factor + shortcut; an empty shortcut is none.
+    /// Rows of out = (scale·y + shift)·factor + shortcut; an empty shortcut means none.
     fn normalise(y: &[f32], scale: &[f32], shift: &[f32], factor: f32, shortcut: &[f32], out: &mut [f32])
         => normalise_body;
 }
 
+/// # Safety
+/// The instruction set of `V` is present.
 #[inline(always)]
-fn normalise_body<V: Vector>(
+unsafe fn normalise_body<V: Vector>(
     y: &[f32],
     scale: &[f32],
     shift: &[f32],
@@ -57,21 +59,24 @@ fn normalise_body<V: Vector>(
     shortcut: &[f32],
     out: &mut [f32],
 ) {
-    let channels = scale.len();
-    let factor = V::splat(factor);
-    for (row, out) in out.chunks_exact_mut(channels).enumerate() {
-        let y = &y[row * channels..][..channels];
-        if shortcut.is_empty() {
-            each_vector!(V, channels, |at, count| {
-                let z = read::<V>(y, at, count).mul_add(read(scale, at, count), read(shift, at, count));
-                write(out, at, count, z.mul(factor));
-            });
-        } else {
-            let shortcut = &shortcut[row * channels..][..channels];
-            each_vector!(V, channels, |at, count| {
-                let z = read::<V>(y, at, count).mul_add(read(scale, at, count), read(shift, at, count));
-                write(out, at, count, z.mul_add(factor, read(shortcut, at, count)));
-            });
+    // SAFETY: the caller's promise.
+    unsafe {
+        let channels = scale.len();
+        let factor = V::splat(factor);
+        for (row, out) in out.chunks_exact_mut(channels).enumerate() {
+            let y = &y[row * channels..][..channels];
+            if shortcut.is_empty() {
+                each_vector!(V, channels, |at, count| {
+                    let z = read::<V>(y, at, count).mul_add(read(scale, at, count), read(shift, at, count));
+                    write(out, at, count, z.mul(factor));
+                });
+            } else {
+                let shortcut = &shortcut[row * channels..][..channels];
+                each_vector!(V, channels, |at, count| {
+                    let z = read::<V>(y, at, count).mul_add(read(scale, at, count), read(shift, at, count));
+                    write(out, at, count, z.mul_add(factor, read(shortcut, at, count)));
+                });
+            }
         }
     }
 }

@@ -3,12 +3,16 @@
 //! A kernel is a generic function over [`Vector`] marked `#[inline(always)]`. The macro [`dispatch!`] makes
 //! one copy of it inside a `#[target_feature]` function per instruction set and picks one at run time. The
 //! crate is built for the plain target; nothing relies on compiler flags. No kernel calls `f32::mul_add`: on
-//! a target without FMA that is a library call, sixty times slower than the loop around it. Nor does any put
-//! vectors through a closure in a hot loop: a closure has none of the instruction set's features, and where it
-//! is not inlined each operation becomes a call.
+//! a target without FMA that is a library call, sixty times slower than the loop around it. Kernels also pass no
+//! vectors to closures in hot loops: a closure has none of the instruction set's features, so each operation
+//! becomes a call if the closure is not inlined.
 //!
-//! Sums have the same order in all instruction sets only within one of them: vectors of different widths add
-//! in different orders, so results are equal bit by bit on one kind of processor, not across kinds.
+//! A vector exists only if its instruction set is present. The functions that create one are `unsafe` and require
+//! this, and so is every kernel; `dispatch!` has asked the processor. A vector is then the proof for its own methods,
+//! which are safe.
+//!
+//! Vectors of different widths add in different orders. So results are equal bit by bit on processors with the same
+//! instruction set, but not across instruction sets.
 
 mod portable;
 #[cfg(target_arch = "x86_64")]
@@ -22,25 +26,24 @@ pub use portable::Portable;
 #[cfg(target_arch = "x86_64")]
 pub use x86::{Avx2, Avx512};
 
-/// A vector of `LANES` floats. Every method is a handful of instructions.
-///
-/// # Safety
-/// The methods may only run where the instruction set they stand for is present: inside [`dispatch!`].
+/// A vector of `LANES` floats. Every method is a few instructions.
 pub trait Vector: Copy {
     const LANES: usize;
     /// Vector registers of the instruction set, which bounds the tile of a matrix product.
     const REGISTERS: usize;
 
-    fn splat(value: f32) -> Self;
     /// # Safety
-    /// `from` is valid for reading `LANES` floats.
+    /// The instruction set is present.
+    unsafe fn splat(value: f32) -> Self;
+    /// # Safety
+    /// The instruction set is present, and `from` is valid for reading `LANES` floats.
     unsafe fn load(from: *const f32) -> Self;
     /// # Safety
     /// `to` is valid for writing `LANES` floats.
     unsafe fn store(self, to: *mut f32);
     /// The first `count` floats, zero beyond. `count` may be 0 to `LANES`.
     /// # Safety
-    /// `from` is valid for reading `count` floats.
+    /// The instruction set is present, and `from` is valid for reading `count` floats.
     unsafe fn load_part(from: *const f32, count: usize) -> Self;
     /// The first `count` floats.
     /// # Safety
@@ -64,8 +67,8 @@ pub trait Vector: Copy {
     /// Sum of the lanes, in a fixed order.
     fn sum(self) -> f32;
 
-    /// Stores past the caches where `to` is aligned to the vector, for tensors that no cache holds until they are
-    /// read: a line that is written whole need not be read first. [`fence`] comes before the data is handed on.
+    /// Stores past the caches if `to` is aligned to the vector, for tensors that no cache holds until they are
+    /// read: a line that is written whole need not be read first. A task calls [`fence`] after its last such store.
     /// # Safety
     /// `to` is valid for writing `LANES` floats.
     #[inline(always)]
@@ -74,7 +77,7 @@ pub trait Vector: Copy {
         unsafe { self.store(to) }
     }
 
-    /// [`Vector::load`] where `count` is `LANES`, else [`Vector::load_part`]: the mask costs something.
+    /// [`Vector::load`] if `count` is `LANES`, else [`Vector::load_part`]: a masked load is slower.
     /// # Safety
     /// As for `load_part`.
     #[inline(always)]
@@ -83,7 +86,7 @@ pub trait Vector: Copy {
         unsafe { if count == Self::LANES { Self::load(from) } else { Self::load_part(from, count) } }
     }
 
-    /// Stores the first `count` floats, whole vectors past the caches where `stream`.
+    /// Stores the first `count` floats, whole vectors past the caches if `stream`.
     /// # Safety
     /// As for `store_part`.
     #[inline(always)]
@@ -104,9 +107,19 @@ pub trait Vector: Copy {
         self.mul(exponent.power_of_two())
     }
 
+    /// # Safety
+    /// The instruction set is present.
     #[inline(always)]
-    fn zero() -> Self {
-        Self::splat(0.0)
+    unsafe fn zero() -> Self {
+        // SAFETY: the caller's promise.
+        unsafe { Self::splat(0.0) }
+    }
+
+    /// A vector of one value. `self` only proves that the instruction set is present.
+    #[inline(always)]
+    fn constant(self, value: f32) -> Self {
+        // SAFETY: a vector exists, so the instruction set is present.
+        unsafe { Self::splat(value) }
     }
 
     /// e^self. Relative error below 2e-7 for −87…88, clamped beyond; NaN stays NaN.
@@ -115,14 +128,14 @@ pub trait Vector: Copy {
     /// there (Remez, relative error 1.05e-7): the shortest that stays below two units in the last place.
     #[inline(always)]
     fn exp(self) -> Self {
-        // The order of operands matters for NaN: x86 min/max return the second when either is NaN.
-        let x = Self::splat(88.0).min(Self::splat(-87.0).max(self));
-        let n = x.mul(Self::splat(std::f32::consts::LOG2_E)).round();
-        let r = n.neg_mul_add(Self::splat(0.693_359_4), x);
-        let r = n.neg_mul_add(Self::splat(-2.121_944_4e-4), r);
-        let mut p = Self::splat(8.312_51e-3);
+        // The order of operands matters for NaN: x86 min/max return the second operand if either is NaN.
+        let x = self.constant(88.0).min(self.constant(-87.0).max(self));
+        let n = x.mul(self.constant(std::f32::consts::LOG2_E)).round();
+        let r = n.neg_mul_add(self.constant(0.693_359_4), x);
+        let r = n.neg_mul_add(self.constant(-2.121_944_4e-4), r);
+        let mut p = self.constant(8.312_51e-3);
         for c in [4.189_024_5e-2, 1.666_711_6e-1, 4.999_923e-1, 1.0, 1.0] {
-            p = p.mul_add(r, Self::splat(c));
+            p = p.mul_add(r, self.constant(c));
         }
         p.scale(n)
     }
@@ -130,13 +143,13 @@ pub trait Vector: Copy {
     /// 1/self, to about one unit in the last place, for normal numbers below 2^126.
     #[inline(always)]
     fn reciprocal(self) -> Self {
-        Self::splat(1.0).div(self)
+        self.constant(1.0).div(self)
     }
 
     /// 1/(1 + e^−self).
     #[inline(always)]
     fn sigmoid(self) -> Self {
-        Self::splat(1.0).add(Self::zero().sub(self).exp()).reciprocal()
+        self.constant(1.0).add(self.constant(0.0).sub(self).exp()).reciprocal()
     }
 
     /// self·sigmoid(self).
@@ -155,7 +168,7 @@ pub trait Vector: Copy {
     }
 }
 
-/// Ends a task that has used [`Vector::stream`]: its stores are seen before any later one.
+/// Ends a task that has used [`Vector::stream`]: other threads see its stores before any later one.
 #[inline(always)]
 pub fn fence() {
     #[cfg(target_arch = "x86_64")]
@@ -165,7 +178,7 @@ pub fn fence() {
     }
 }
 
-/// Asks for a cache line that will be needed soon. Any address will do.
+/// Asks for a cache line that will be needed soon. Any address is allowed.
 #[inline(always)]
 pub fn prefetch(address: *const f32) {
     #[cfg(target_arch = "x86_64")]
@@ -177,7 +190,8 @@ pub fn prefetch(address: *const f32) {
     let _ = address;
 }
 
-/// As [`prefetch`], into the L2 cache only: for what is needed a row later and would push the row in work out.
+/// As [`prefetch`], into the L2 cache only: for data that is needed a row later. In L1 it would replace the current
+/// row.
 #[inline(always)]
 pub fn prefetch_far(address: *const f32) {
     #[cfg(target_arch = "x86_64")]
@@ -207,8 +221,8 @@ impl Level {
     }
 }
 
-/// The best level of this processor, or the one that `EFFNET_SIMD` (portable, avx2, avx512) asks for where it
-/// is present. CI runs the operators' tests under each.
+/// The best level of this processor, or the one that `EFFNET_SIMD` (portable, avx2, avx512) asks for if the processor
+/// has it. CI runs the operators' tests at each level.
 pub fn level() -> Level {
     static LEVEL: OnceLock<Level> = OnceLock::new();
     *LEVEL.get_or_init(|| {
@@ -237,7 +251,8 @@ fn best_level() -> Level {
 }
 
 /// Defines `fn name(args)`, which runs the generic kernel `body::<V>(args)` compiled for the processor's
-/// instruction set. The kernel must be `#[inline(always)]`. It may have constants: `=> body<3, 2>` runs
+/// instruction set. The kernel must be `#[inline(always)]`. If calling it needs a promise beside the instruction set,
+/// `name` must be an `unsafe fn` with this promise. The kernel may have constants: `=> body<3, 2>` runs
 /// `body::<V, 3, 2>`.
 ///
 /// ```ignore
@@ -246,47 +261,57 @@ fn best_level() -> Level {
 ///     pub fn add(x: &[f32], y: &mut [f32]) => add_body;
 /// }
 /// ```
-#[macro_export]
 macro_rules! dispatch {
-    ($($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $type:ty),* $(,)?) $(-> $ret:ty)?
-        => $body:ident $(<$($constant:literal),*>)?;)*) => {$(
-        $(#[$meta])*
-        #[allow(clippy::too_many_arguments)]
-        $vis fn $name($($arg: $type),*) $(-> $ret)? {
+    () => {};
+    (@ [$($head:tt)*] $name:ident($($arg:ident: $type:ty),* $(,)?) $(-> $ret:ty)?
+        => $body:ident $(<$($constant:literal),*>)?; $($more:tt)*) => {
+        $($head)* fn $name($($arg: $type),*) $(-> $ret)? {
             #[cfg(target_arch = "x86_64")]
             {
                 #[target_feature(enable = "avx2,fma")]
-                #[allow(clippy::too_many_arguments)]
-                fn avx2($($arg: $type),*) $(-> $ret)? {
-                    $body::<$crate::ops::cpu::simd::Avx2 $($(, $constant)*)?>($($arg),*)
+                unsafe fn avx2($($arg: $type),*) $(-> $ret)? {
+                    // SAFETY: the attribute names the features of these vectors; the rest is the caller's promise.
+                    unsafe { $body::<$crate::ops::cpu::simd::Avx2 $($(, $constant)*)?>($($arg),*) }
                 }
                 #[target_feature(enable = "avx2,fma,avx512f,avx512vl")]
-                #[allow(clippy::too_many_arguments)]
-                fn avx512($($arg: $type),*) $(-> $ret)? {
-                    $body::<$crate::ops::cpu::simd::Avx512 $($(, $constant)*)?>($($arg),*)
+                unsafe fn avx512($($arg: $type),*) $(-> $ret)? {
+                    // SAFETY: as above.
+                    unsafe { $body::<$crate::ops::cpu::simd::Avx512 $($(, $constant)*)?>($($arg),*) }
                 }
                 match $crate::ops::cpu::simd::level() {
-                    // SAFETY: `level` has found these features on this processor.
+                    // SAFETY: `level` has found these features on this processor; the rest is the caller's promise.
                     $crate::ops::cpu::simd::Level::Avx512 => return unsafe { avx512($($arg),*) },
                     // SAFETY: as above.
                     $crate::ops::cpu::simd::Level::Avx2 => return unsafe { avx2($($arg),*) },
                     $crate::ops::cpu::simd::Level::Portable => {}
                 }
             }
-            $body::<$crate::ops::cpu::simd::Portable $($(, $constant)*)?>($($arg),*)
+            // SAFETY: portable vectors need no features; the rest is the caller's promise.
+            unsafe { $body::<$crate::ops::cpu::simd::Portable $($(, $constant)*)?>($($arg),*) }
         }
-    )*};
+        $crate::ops::cpu::simd::dispatch! { $($more)* }
+    };
+    ($(#[$meta:meta])* $vis:vis fn $($rest:tt)*) => {
+        $crate::ops::cpu::simd::dispatch! { @ [$(#[$meta])* $vis] $($rest)* }
+    };
+    ($(#[$meta:meta])* $vis:vis unsafe fn $($rest:tt)*) => {
+        $crate::ops::cpu::simd::dispatch! { @ [$(#[$meta])* $vis unsafe] $($rest)* }
+    };
 }
+pub(super) use dispatch;
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// # Safety
+    /// The instruction set of `V` is present.
     #[inline(always)]
-    fn functions_body<V: Vector>(x: &[f32], out: &mut [[f32; 4]]) {
+    unsafe fn functions_body<V: Vector>(x: &[f32], out: &mut [[f32; 4]]) {
         let mut lanes = [0.0f32; 16];
         for (x, out) in x.iter().zip(out) {
-            let v = V::splat(*x);
+            // SAFETY: the caller's promise.
+            let v = unsafe { V::splat(*x) };
             let (silu, derivative) = v.silu_with_derivative();
             for (slot, v) in out.iter_mut().zip([v.exp(), v.sigmoid(), silu, derivative]) {
                 // SAFETY: `lanes` has room for the widest vector.
@@ -296,9 +321,11 @@ mod tests {
         }
     }
 
+    /// # Safety
+    /// The instruction set of `V` is present, and both slices are longer than any vector.
     #[inline(always)]
-    fn parts_body<V: Vector>(count: usize, from: &[f32], to: &mut [f32]) -> f32 {
-        // SAFETY: the test passes slices longer than any vector.
+    unsafe fn parts_body<V: Vector>(count: usize, from: &[f32], to: &mut [f32]) -> f32 {
+        // SAFETY: the caller's promise.
         unsafe {
             let v = V::load_part(from.as_ptr(), count.min(V::LANES));
             v.store_part(to.as_mut_ptr(), count.min(V::LANES));
@@ -334,7 +361,8 @@ mod tests {
     #[test]
     fn functions_are_as_exact_as_stated() {
         check(functions);
-        check(functions_body::<Portable>);
+        // SAFETY: portable vectors need no features.
+        check(|x, out| unsafe { functions_body::<Portable>(x, out) });
     }
 
     #[test]

@@ -1,18 +1,19 @@
 //! Squeeze-excite: the gate of each image and channel, and its backward pass.
 //!
-//! Only the pooling of the forward pass touches a wide tensor. The backward pass lives on the five sums that
-//! the projection's backward pass has left: S0 is the gradient at the gate, and the rest makes the sums of
-//! the depthwise convolution's batch norm. The dense layers are tiny but have many images, so tasks take
-//! several images (or a block of weights and all images) and use each weight once from memory.
+//! Only the pooling of the forward pass reads a wide tensor. The backward pass needs just the five sums that the
+//! projection's backward pass has stored: S0 is the gradient at the gate, and the sums of the depthwise convolution's
+//! batch norm follow from the rest. The dense layers are tiny but have many images, so tasks take several images (or a
+//! block of weights and all images) and load each weight once from memory.
 
-use super::OnCpu;
-use super::batch_norm::{finish_sums, sums_floats};
-use super::context::{Context, Shared, Workspace, workspace_floats};
-use super::dense::{Factor, Region, Start, add_column_sums, dots, sigmoid_in_place, silu, weighted_rows};
+use super::batch_norm::{NormSums, sums_floats};
+use super::context::{Context, OnCpu, WorkspaceFloats, workspace_floats};
+use super::dense::{
+    Factor, Region, Start, WeightedRows, add_column_sums, dots, sigmoid_in_place, silu, weighted_rows,
+};
+use super::memory::Shared;
 use super::pool;
-use super::simd::Vector;
+use super::simd::{Vector, dispatch};
 use super::sweep::{each_vector, read, write};
-use crate::dispatch;
 use crate::ops::{SqueezeBackward, SqueezeForward};
 
 /// Images of a task.
@@ -23,22 +24,26 @@ const SLICE: usize = 64;
 const HIDDEN_ROWS: usize = 8;
 
 impl OnCpu for SqueezeForward {
-    fn workspace(&self) -> Workspace {
+    fn workspace(&self) -> WorkspaceFloats {
         let width = self.reduce.outputs;
-        Workspace {
+        WorkspaceFloats {
             shared: workspace_floats(&[self.images * width]),
             per_thread: pool::scratch_floats(self.channels).max(SLICE * width),
         }
     }
 
-    fn run(&self, cx: &Context) {
+    unsafe fn run(&self, cx: &Context) {
         let (images, channels, width) = (self.images, self.channels, self.reduce.outputs);
-        pool::means(cx, &self.bn, cx.read(self.y), images, self.pixels, cx.write(self.squeezed));
-        let squeezed = cx.read(self.squeezed);
-        let [active] = cx.workspace([images * width]);
+        // SAFETY: the caller's promise, and the pass takes each of them once.
+        let (squeezed, hidden, gate, [active]) = unsafe {
+            let [hidden, gate] = [self.hidden, self.gate].map(|tensor| Shared::new(cx.write(tensor)));
+            (cx.write(self.squeezed), hidden, gate, cx.workspace([images * width]))
+        };
+        pool::means(cx, &self.bn, cx.read(self.y), images, self.pixels, squeezed);
+        let squeezed = &*squeezed;
         {
             let (weight, bias) = (cx.weight(self.reduce.weight), cx.weight(self.reduce.bias));
-            let (hidden, active) = (Shared::new(cx.write(self.hidden)), Shared::new(active));
+            let active = Shared::new(&mut *active);
             cx.parallel(images.div_ceil(GROUP), |task, _| {
                 let own = task * GROUP..images.min((task + 1) * GROUP);
                 let range = own.start * width..own.end * width;
@@ -50,7 +55,6 @@ impl OnCpu for SqueezeForward {
             });
         }
         let (weight, bias) = (cx.weight(self.expand.weight), cx.weight(self.expand.bias));
-        let gate = Shared::new(cx.write(self.gate));
         let active = Factor { data: active, row_stride: width, depth_stride: 1 };
         cx.parallel(channels.div_ceil(SLICE), |task, scratch| {
             let own = task * SLICE..channels.min((task + 1) * SLICE);
@@ -58,7 +62,9 @@ impl OnCpu for SqueezeForward {
             transpose(&weight[own.start * width..own.end * width], width, packed);
             // SAFETY: each task has its own channels.
             let mut gate = unsafe { Region::of(gate, own.start, channels, images, own.len()) };
-            weighted_rows(active, width, packed, own.len(), Start::Bias(&bias[own.clone()]), &mut gate);
+            let start = Start::Bias(&bias[own.clone()]);
+            let product = WeightedRows { a: active, depth: width, b: packed, stride: own.len(), start };
+            weighted_rows(product, &mut gate);
             sigmoid_in_place(&mut gate);
         });
     }
@@ -75,20 +81,27 @@ fn transpose(from: &[f32], columns: usize, to: &mut [f32]) {
 }
 
 impl OnCpu for SqueezeBackward {
-    fn workspace(&self) -> Workspace {
-        Workspace { shared: workspace_floats(&backward_lengths(self)), per_thread: 0 }
+    fn workspace(&self) -> WorkspaceFloats {
+        WorkspaceFloats { shared: workspace_floats(&backward_lengths(self)), per_thread: 0 }
     }
 
-    fn run(&self, cx: &Context) {
+    unsafe fn run(&self, cx: &Context) {
         let (images, channels, width) = (self.images, self.channels, self.reduce.outputs);
         let tasks = images.div_ceil(GROUP);
-        let lengths = backward_lengths(self);
-        let [partials, dz, active, dhidden] = cx.workspace(lengths);
+        // SAFETY: the caller's promise, and the pass takes each of them once.
+        let ([partials, dz, active, dhidden], squeeze_gradient, norm, layers) = unsafe {
+            let layers = [self.expand.weight, self.expand.bias, self.reduce.weight, self.reduce.bias];
+            (
+                cx.workspace(backward_lengths(self)),
+                Shared::new(cx.write(self.squeeze_gradient)),
+                NormSums::of(cx, &self.bn),
+                layers.map(|param| Shared::new(cx.gradient_mut(param))),
+            )
+        };
         {
             let partials = Shared::new(&mut *partials);
             let (dz, active, dhidden) =
                 (Shared::new(&mut *dz), Shared::new(&mut *active), Shared::new(&mut *dhidden));
-            let squeeze_gradient = Shared::new(cx.write(self.squeeze_gradient));
             cx.parallel(tasks, |task, _| {
                 let own = task * GROUP..images.min((task + 1) * GROUP);
                 let (wide, narrow) =
@@ -106,8 +119,8 @@ impl OnCpu for SqueezeBackward {
                 backward_images(cx, self, own.start, out);
             });
         }
-        weight_gradients(cx, self, dz, active, dhidden);
-        finish_sums(cx, &self.bn, partials);
+        weight_gradients(cx, self, [dz, active, dhidden].map(|values| &*values), layers);
+        norm.finish(cx, partials);
     }
 }
 
@@ -142,27 +155,31 @@ fn backward_images(cx: &Context, p: &SqueezeBackward, first: usize, out: Images)
     let gate = &cx.read(p.gate)[wide.clone()];
     let hidden = &cx.read(p.hidden)[first * width..][..out.active.len()];
     gate_gradient(sum(0), gate, out.dz);
-    let dz = Factor { data: out.dz, row_stride: channels, depth_stride: 1 };
-    let region = &mut Region::whole(out.dhidden, width);
-    weighted_rows(dz, channels, cx.weight(p.expand.weight), width, Start::Zero, region);
+    let a = Factor { data: out.dz, row_stride: channels, depth_stride: 1 };
+    let b = cx.weight(p.expand.weight);
+    let product = WeightedRows { a, depth: channels, b, stride: width, start: Start::Zero };
+    weighted_rows(product, &mut Region::whole(out.dhidden, width));
     hidden_gradient(hidden, out.active, out.dhidden);
-    let dhidden = Factor { data: out.dhidden, row_stride: width, depth_stride: 1 };
-    let region = &mut Region::whole(out.squeeze_gradient, channels);
-    weighted_rows(dhidden, width, cx.weight(p.reduce.weight), channels, Start::Zero, region);
+    let a = Factor { data: out.dhidden, row_stride: width, depth_stride: 1 };
+    let b = cx.weight(p.reduce.weight);
+    let product = WeightedRows { a, depth: width, b, stride: channels, start: Start::Zero };
+    weighted_rows(product, &mut Region::whole(out.squeeze_gradient, channels));
     let sums = [sum(1), sum(2), sum(3), sum(4)];
     batch_norm_sums(p.pixels as f32, gate, out.squeeze_gradient, sums, out.sums);
 }
 
 /// Adds the gradients of both dense layers. A task has a block of rows of one weight and adds the images in
 /// order.
-fn weight_gradients(cx: &Context, p: &SqueezeBackward, dz: &[f32], active: &[f32], dhidden: &[f32]) {
+fn weight_gradients(
+    cx: &Context,
+    p: &SqueezeBackward,
+    [dz, active, dhidden]: [&[f32]; 3],
+    [expand_weight, expand_bias, reduce_weight, reduce_bias]: [Shared; 4],
+) {
     let (images, channels, width) = (p.images, p.channels, p.reduce.outputs);
     let squeezed = cx.read(p.squeezed);
     let expand = channels.div_ceil(SLICE);
     let reduce = width.div_ceil(HIDDEN_ROWS);
-    let [expand_weight, expand_bias, reduce_weight, reduce_bias] =
-        [p.expand.weight, p.expand.bias, p.reduce.weight, p.reduce.bias]
-            .map(|param| Shared::new(cx.gradient_mut(param)));
     cx.parallel(expand + reduce, |task, _| {
         // [rows, columns] += Σ over images of d[image, row]·x[image, column].
         let (weight, bias, d, rows, x, columns, own) = if task < expand {
@@ -176,8 +193,9 @@ fn weight_gradients(cx: &Context, p: &SqueezeBackward, dz: &[f32], active: &[f32
         // SAFETY: each task has its own rows.
         let (weight, bias) =
             unsafe { (weight.part(own.start * columns..own.end * columns), bias.part(own.clone())) };
-        let factor = Factor { data: &d[own.start..], row_stride: 1, depth_stride: rows };
-        weighted_rows(factor, images, x, columns, Start::Add, &mut Region::whole(weight, columns));
+        let a = Factor { data: &d[own.start..], row_stride: 1, depth_stride: rows };
+        let product = WeightedRows { a, depth: images, b: x, stride: columns, start: Start::Add };
+        weighted_rows(product, &mut Region::whole(weight, columns));
         add_column_sums(&d[own.start..], rows, images, bias);
     });
 }
@@ -192,46 +210,61 @@ dispatch! {
         => batch_norm_sums_body;
 }
 
+/// # Safety
+/// The instruction set of `V` is present.
 #[inline(always)]
-fn gate_gradient_body<V: Vector>(s0: &[f32], gate: &[f32], dz: &mut [f32]) {
-    each_vector!(V, dz.len(), |at, count| {
-        let gate = read::<V>(gate, at, count);
-        let slope = gate.mul(V::splat(1.0).sub(gate));
-        write(dz, at, count, read::<V>(s0, at, count).mul(slope));
-    });
+unsafe fn gate_gradient_body<V: Vector>(s0: &[f32], gate: &[f32], dz: &mut [f32]) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        each_vector!(V, dz.len(), |at, count| {
+            let gate = read::<V>(gate, at, count);
+            let slope = gate.mul(V::splat(1.0).sub(gate));
+            write(dz, at, count, read::<V>(s0, at, count).mul(slope));
+        });
+    }
 }
 
+/// # Safety
+/// The instruction set of `V` is present.
 #[inline(always)]
-fn hidden_gradient_body<V: Vector>(hidden: &[f32], active: &mut [f32], gradient: &mut [f32]) {
-    each_vector!(V, hidden.len(), |at, count| {
-        let (value, derivative) = read::<V>(hidden, at, count).silu_with_derivative();
-        write(active, at, count, value);
-        write(gradient, at, count, read::<V>(gradient, at, count).mul(derivative));
-    });
+unsafe fn hidden_gradient_body<V: Vector>(hidden: &[f32], active: &mut [f32], gradient: &mut [f32]) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        each_vector!(V, hidden.len(), |at, count| {
+            let (value, derivative) = read::<V>(hidden, at, count).silu_with_derivative();
+            write(active, at, count, value);
+            write(gradient, at, count, read::<V>(gradient, at, count).mul(derivative));
+        });
+    }
 }
 
+/// # Safety
+/// The instruction set of `V` is present.
 #[inline(always)]
-fn batch_norm_sums_body<V: Vector>(
+unsafe fn batch_norm_sums_body<V: Vector>(
     pixels: f32,
     gate: &[f32],
     d: &mut [f32],
     sums: [&[f32]; 4],
     out: &mut [f32],
 ) {
-    let (first, second) = out.split_at_mut(out.len() / 2);
-    let channels = first.len();
-    let pixels = V::splat(pixels);
-    each_vector!(V, channels, |at, count| {
-        let (mut du, mut du_y) = (V::zero(), V::zero());
-        for image in 0..gate.len() / channels {
-            let at = image * channels + at;
-            let gate = read::<V>(gate, at, count);
-            let own = read::<V>(d, at, count).div(pixels);
-            write(d, at, count, own);
-            du = own.mul_add(read(sums[1], at, count), gate.mul_add(read(sums[0], at, count), du));
-            du_y = own.mul_add(read(sums[3], at, count), gate.mul_add(read(sums[2], at, count), du_y));
-        }
-        write(first, at, count, du);
-        write(second, at, count, du_y);
-    });
+    // SAFETY: the caller's promise.
+    unsafe {
+        let (first, second) = out.split_at_mut(out.len() / 2);
+        let channels = first.len();
+        let pixels = V::splat(pixels);
+        each_vector!(V, channels, |at, count| {
+            let (mut du, mut du_y) = (V::zero(), V::zero());
+            for image in 0..gate.len() / channels {
+                let at = image * channels + at;
+                let gate = read::<V>(gate, at, count);
+                let own = read::<V>(d, at, count).div(pixels);
+                write(d, at, count, own);
+                du = own.mul_add(read(sums[1], at, count), gate.mul_add(read(sums[0], at, count), du));
+                du_y = own.mul_add(read(sums[3], at, count), gate.mul_add(read(sums[2], at, count), du_y));
+            }
+            write(first, at, count, du);
+            write(second, at, count, du_y);
+        });
+    }
 }

@@ -1,19 +1,18 @@
 //! The stem: images from bytes, the 3×3 convolution from three channels, its weight gradient.
 //!
-//! With 27 taps a pixel a direct convolution beats building a matrix of patches: channels are the vector's
-//! lanes, each input value is spread over a vector and multiplied with its tap's row of weights. The rows
-//! under the window are copied to scratch first, with the padding's zeros, so that the loops have no borders.
-//! A task owns a fixed number of output rows, whichever images they belong to.
+//! With 27 taps per pixel, a direct convolution is faster than a matrix of patches: channels are the vector's
+//! lanes, each input value is broadcast to a vector and multiplied by its tap's row of weights. The rows
+//! under the window are first copied to scratch memory with the padding's zeros, so that the loops have no special
+//! cases. A task owns a fixed number of output rows, which may belong to several images.
 
-use super::OnCpu;
 use std::ops::Range;
 
-use super::batch_norm;
-use super::context::{Context, Shared, Workspace, workspace_floats};
-use super::simd::Vector;
-use crate::dispatch;
+use super::batch_norm::{self, NormStatistics};
+use super::context::{Context, OnCpu, WorkspaceFloats, workspace_floats};
+use super::memory::Shared;
+use super::simd::{Vector, dispatch};
 use crate::model::Window;
-use crate::ops::{Statistics, StemBackward, StemForward, Tensor};
+use crate::ops::{StemBackward, StemForward, Tensor};
 
 /// Output rows of a task.
 const TASK_ROWS: usize = 64;
@@ -26,7 +25,7 @@ const UNIT: usize = 32;
 /// Bytes that one task of [`prepare`] converts.
 const CHUNK: usize = 3 << 14;
 
-/// Geometry and partition.
+/// The convolution's geometry and its partition into tasks.
 #[derive(Clone, Copy)]
 struct Shape {
     window: Window,
@@ -53,7 +52,7 @@ impl Shape {
         self.channels.next_multiple_of(UNIT)
     }
 
-    /// Values of a scratch row of the image.
+    /// Values of an image row in scratch memory.
     fn row_values(&self) -> usize {
         let reached = (self.window.output - 1) * self.window.stride + SIDE;
         3 * reached.max(self.window.pad + self.window.input)
@@ -77,7 +76,7 @@ impl Shape {
     }
 }
 
-/// Where tap (ky, kx, ci) of channel c stands in PyTorch's [C, 3, 3, 3].
+/// The index of tap (ky, kx, ci) of channel c in PyTorch's [C, 3, 3, 3].
 fn place_in_weight(tap: usize, channel: usize) -> usize {
     let (ky, kx, ci) = (tap / ROW_TAPS, tap % ROW_TAPS / 3, tap % 3);
     ((channel * 3 + ci) * SIDE + ky) * SIDE + kx
@@ -89,24 +88,28 @@ struct Forward<'a> {
     /// [27, C rounded up].
     weights: &'a [f32],
     y: Shared<'a>,
-    /// [tasks, 3, C], where they are wanted.
+    /// [tasks, 3, C], if the batch's are taken.
     statistics: Option<Shared<'a>>,
 }
 
 impl OnCpu for StemForward {
-    fn workspace(&self) -> Workspace {
+    fn workspace(&self) -> WorkspaceFloats {
         let shape = Shape::new(self.images, self.window, self.channels);
         let statistics = batch_norm::statistics_floats(shape.tasks(), shape.channels);
-        Workspace {
+        WorkspaceFloats {
             shared: workspace_floats(&[TAPS * shape.padded(), statistics]),
             per_thread: SIDE * shape.row_values() + 3 * shape.padded(),
         }
     }
 
-    fn run(&self, cx: &Context) {
+    unsafe fn run(&self, cx: &Context) {
         let shape = Shape::new(self.images, self.window, self.channels);
-        let floats = batch_norm::statistics_floats(shape.tasks(), shape.channels);
-        let [weights, statistics] = cx.workspace([TAPS * shape.padded(), floats]);
+        // SAFETY: the caller's promise, and the pass takes each of them once.
+        let ([weights, statistics], y, norm) = unsafe {
+            let floats = batch_norm::statistics_floats(shape.tasks(), shape.channels);
+            let lengths = [TAPS * shape.padded(), floats];
+            (cx.workspace(lengths), Shared::new(cx.write(self.y)), NormStatistics::of(cx, &self.bn))
+        };
         let weight = cx.weight(self.weight);
         for (tap, row) in weights.chunks_exact_mut(shape.padded()).enumerate() {
             row.fill(0.0);
@@ -115,22 +118,18 @@ impl OnCpu for StemForward {
                 .enumerate()
                 .for_each(|(c, w)| *w = weight[place_in_weight(tap, c)]);
         }
-        let batch = self.bn.statistics == Statistics::Batch;
         let job = Forward {
             shape,
             image: cx.read(self.image),
             weights,
-            y: Shared::new(cx.write(self.y)),
-            statistics: batch.then_some(Shared::new(statistics)),
+            y,
+            statistics: norm.is_some().then_some(Shared::new(&mut *statistics)),
         };
         assert_eq!(job.y.len(), shape.rows * self.window.output * self.channels);
-        cx.parallel(shape.tasks(), |number, scratch| forward_task(&job, number, scratch));
-        if let Some(statistics) = job.statistics {
-            // SAFETY: all tasks are done, and nobody else holds a part.
-            let partials = unsafe { statistics.part(0..statistics.len()) };
-            batch_norm::finish_statistics(cx, &self.bn, partials, |task| {
-                shape.rows_of(task).len() * shape.window.output
-            });
+        // SAFETY: `parallel` runs each number once.
+        cx.parallel(shape.tasks(), |number, scratch| unsafe { forward_task(&job, number, scratch) });
+        if let Some(norm) = norm {
+            norm.finish(cx, statistics, |task| shape.rows_of(task).len() * shape.window.output);
         }
     }
 }
@@ -147,18 +146,22 @@ struct Backward<'a> {
 }
 
 impl OnCpu for StemBackward {
-    fn workspace(&self) -> Workspace {
+    fn workspace(&self) -> WorkspaceFloats {
         let shape = Shape::new(self.images, self.window, self.channels);
-        Workspace {
+        WorkspaceFloats {
             shared: workspace_floats(&[4 * shape.channels, shape.tasks() * TAPS * shape.channels]),
             per_thread: SIDE * shape.row_values() + (self.window.output + TAPS) * shape.padded(),
         }
     }
 
-    fn run(&self, cx: &Context) {
+    unsafe fn run(&self, cx: &Context) {
         let shape = Shape::new(self.images, self.window, self.channels);
         let channels = shape.channels;
-        let [coefficients, partials] = cx.workspace([4 * channels, shape.tasks() * TAPS * channels]);
+        // SAFETY: the caller's promise, and the pass takes each of them once.
+        let ([coefficients, partials], gradient) = unsafe {
+            let lengths = [4 * channels, shape.tasks() * TAPS * channels];
+            (cx.workspace(lengths), cx.gradient_mut(self.weight))
+        };
         batch_norm::backward_coefficients(cx, &self.bn, coefficients);
         let job = Backward {
             shape,
@@ -166,13 +169,11 @@ impl OnCpu for StemBackward {
             y: cx.read(self.y),
             du: cx.read(self.du),
             coefficients,
-            partials: Shared::new(partials),
+            partials: Shared::new(&mut *partials),
         };
         assert_eq!([job.y.len(), job.du.len()], [shape.rows * self.window.output * channels; 2]);
-        cx.parallel(shape.tasks(), |number, scratch| backward_task(&job, number, scratch));
-        // SAFETY: all tasks are done, and nobody else holds a part.
-        let partials = unsafe { job.partials.part(0..job.partials.len()) };
-        let gradient = cx.gradient_mut(self.weight);
+        // SAFETY: `parallel` runs each number once.
+        cx.parallel(shape.tasks(), |number, scratch| unsafe { backward_task(&job, number, scratch) });
         for at in 0..TAPS * channels {
             let total: f64 = partials.chunks_exact(TAPS * channels).map(|part| part[at] as f64).sum();
             gradient[place_in_weight(at / channels, at % channels)] += total as f32;
@@ -181,12 +182,18 @@ impl OnCpu for StemBackward {
 }
 
 dispatch! {
-    fn forward_task(job: &Forward, number: usize, scratch: &mut [f32]) => forward_body;
-    fn backward_task(job: &Backward, number: usize, scratch: &mut [f32]) => backward_body;
+    /// # Safety
+    /// Each number runs once.
+    unsafe fn forward_task(job: &Forward, number: usize, scratch: &mut [f32]) => forward_body;
+    /// # Safety
+    /// Each number runs once.
+    unsafe fn backward_task(job: &Backward, number: usize, scratch: &mut [f32]) => backward_body;
 }
 
+/// # Safety
+/// The instruction set of `V` is present; otherwise as for [`forward_task`].
 #[inline(always)]
-fn forward_body<V: Vector>(job: &Forward, number: usize, scratch: &mut [f32]) {
+unsafe fn forward_body<V: Vector>(job: &Forward, number: usize, scratch: &mut [f32]) {
     let shape = &job.shape;
     let (rows, rest) = scratch.split_at_mut(SIDE * shape.row_values());
     let statistics = &mut rest[..3 * shape.padded()];
@@ -200,7 +207,7 @@ fn forward_body<V: Vector>(job: &Forward, number: usize, scratch: &mut [f32]) {
         let mut column = 0;
         while column < shape.window.output {
             let width = shape.window.output - column;
-            // SAFETY: the block's columns lie within the row.
+            // SAFETY: the block's columns lie within the row; the rest is the caller's promise.
             unsafe {
                 column += match width {
                     6.. => block::<V, 6>(job, rows, column, y, statistics, first),
@@ -223,7 +230,7 @@ fn forward_body<V: Vector>(job: &Forward, number: usize, scratch: &mut [f32]) {
 
 /// `B` pixels of an output row, two vectors of channels at a time. Returns `B`.
 /// # Safety
-/// Columns `column..column + B` exist.
+/// The instruction set of `V` is present, and columns `column..column + B` exist.
 #[inline(always)]
 unsafe fn block<V: Vector, const B: usize>(
     job: &Forward,
@@ -236,9 +243,10 @@ unsafe fn block<V: Vector, const B: usize>(
     let shape = &job.shape;
     let step = 3 * shape.window.stride;
     for c in (0..shape.channels).step_by(2 * V::LANES) {
-        let mut sums = [[V::zero(); 2]; B];
-        // SAFETY: rows and weights are as long as the shape says; padded channels are pairs of vectors.
+        // SAFETY: rows and weights are as long as the shape says; padded channels are pairs of vectors; the rest is the
+        // caller's promise.
         unsafe {
+            let mut sums = [[V::zero(); 2]; B];
             for ky in 0..SIDE {
                 let values = rows.as_ptr().add(ky * shape.row_values() + column * step);
                 let weights = job.weights.as_ptr().add(ky * ROW_TAPS * shape.padded() + c);
@@ -279,8 +287,10 @@ unsafe fn block<V: Vector, const B: usize>(
     B
 }
 
+/// # Safety
+/// The instruction set of `V` is present; otherwise as for [`backward_task`].
 #[inline(always)]
-fn backward_body<V: Vector>(job: &Backward, number: usize, scratch: &mut [f32]) {
+unsafe fn backward_body<V: Vector>(job: &Backward, number: usize, scratch: &mut [f32]) {
     let shape = &job.shape;
     let (rows, rest) = scratch.split_at_mut(SIDE * shape.row_values());
     let (dy, rest) = rest.split_at_mut(shape.window.output * shape.padded());
@@ -288,8 +298,8 @@ fn backward_body<V: Vector>(job: &Backward, number: usize, scratch: &mut [f32]) 
     gradient.fill(0.0);
     for row in shape.rows_of(number) {
         shape.gather(job.image, row, rows);
-        // SAFETY: a row of the tensors; the scratch is as long as the shape says. One accumulator a tap and
-        // vector: the registers hold those of two vectors or one.
+        // SAFETY: a row of the tensors; the scratch is as long as the shape says; the rest is the caller's promise.
+        // Each tap and vector needs an accumulator: the registers have room for two vectors or one.
         unsafe {
             form_gradient::<V>(job, row, dy);
             if V::REGISTERS >= 32 {
@@ -308,7 +318,7 @@ fn backward_body<V: Vector>(job: &Backward, number: usize, scratch: &mut [f32]) 
 
 /// dy of one output row into scratch, zero in the padded channels.
 /// # Safety
-/// `row` is a row of the tensors.
+/// The instruction set of `V` is present, and `row` is a row of the tensors.
 #[inline(always)]
 unsafe fn form_gradient<V: Vector>(job: &Backward, row: usize, dy: &mut [f32]) {
     let shape = &job.shape;
@@ -318,7 +328,8 @@ unsafe fn form_gradient<V: Vector>(job: &Backward, row: usize, dy: &mut [f32]) {
     for c in (0..shape.padded()).step_by(V::LANES) {
         let count = V::LANES.min(channels.saturating_sub(c));
         let at = c.min(channels);
-        // SAFETY: `count` lanes of every row are left; scratch rows are padded to whole vectors.
+        // SAFETY: every row has `count` more lanes; scratch rows are padded to whole vectors; the rest is the caller's
+        // promise.
         unsafe {
             let row = |number: usize| job.coefficients.as_ptr().add(number * channels + at);
             let a = V::load_part(row(0), count);
@@ -337,15 +348,15 @@ unsafe fn form_gradient<V: Vector>(job: &Backward, row: usize, dy: &mut [f32]) {
 
 /// Adds one row's products to the gradient, `N` vectors of channels at a time.
 /// # Safety
-/// The slices are as long as the shape says.
+/// The instruction set of `V` is present, and the slices are as long as the shape says.
 #[inline(always)]
 unsafe fn add_row<V: Vector, const N: usize>(shape: &Shape, rows: &[f32], dy: &[f32], gradient: &mut [f32]) {
     let step = 3 * shape.window.stride;
     for c in (0..shape.padded()).step_by(N * V::LANES) {
         for ky in 0..SIDE {
-            let mut sums = [[V::zero(); N]; ROW_TAPS];
             // SAFETY: the caller's promise.
             unsafe {
+                let mut sums = [[V::zero(); N]; ROW_TAPS];
                 let values = rows.as_ptr().add(ky * shape.row_values());
                 for j in 0..shape.window.output {
                     let mut d = [V::zero(); N];
@@ -373,8 +384,8 @@ unsafe fn add_row<V: Vector, const N: usize>(shape: &Shape, rows: &[f32], dy: &[
 
 /// image = (pixels/255 − mean)/deviation per channel, NHWC.
 ///
-/// There are only 3·256 results, each computed once in double.
-pub fn prepare(cx: &Context, image: Tensor, pixels: &[u8], mean: [f32; 3], deviation: [f32; 3]) {
+/// Only 3·256 results are possible, so a table has them, computed in double.
+pub fn prepare(cx: &mut Context, image: Tensor, pixels: &[u8], mean: [f32; 3], deviation: [f32; 3]) {
     let mut table = [[0.0f32; 256]; 3];
     for (channel, row) in table.iter_mut().enumerate() {
         let (mean, deviation) = (mean[channel] as f64, deviation[channel] as f64);
@@ -382,7 +393,8 @@ pub fn prepare(cx: &Context, image: Tensor, pixels: &[u8], mean: [f32; 3], devia
             .enumerate()
             .for_each(|(byte, value)| *value = ((byte as f64 / 255.0 - mean) / deviation) as f32);
     }
-    let image = Shared::new(cx.write(image));
+    // SAFETY: `cx` is borrowed mutably, so nothing else uses the image.
+    let image = Shared::new(unsafe { cx.write(image) });
     assert_eq!(image.len(), pixels.len(), "one float for each byte");
     cx.parallel(pixels.len().div_ceil(CHUNK), |number, _| {
         let range = number * CHUNK..pixels.len().min((number + 1) * CHUNK);

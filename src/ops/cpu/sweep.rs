@@ -1,16 +1,18 @@
 //! Elementwise sweeps over slices of any length: whole vectors first, then one part of a vector.
 //!
-//! A kernel that is bound by memory or by its exponentials loses nothing to a bounds check per vector, so
-//! these loads and stores are safe functions.
+//! A kernel that is bound by memory or by its exponentials does not get slower by a bounds check per vector, so
+//! these loads and stores check theirs.
 
 use super::simd::{self, Vector};
 
 /// Elements `at..at + count`, zero beyond; `count` is at most the vector's lanes.
+/// # Safety
+/// The instruction set of `V` is present.
 #[inline(always)]
-pub fn read<V: Vector>(from: &[f32], at: usize, count: usize) -> V {
+pub unsafe fn read<V: Vector>(from: &[f32], at: usize, count: usize) -> V {
     let from = &from[at..at + count];
-    // SAFETY: the slice has `count` elements.
-    unsafe { if count == V::LANES { V::load(from.as_ptr()) } else { V::load_part(from.as_ptr(), count) } }
+    // SAFETY: the slice has `count` elements; the rest is the caller's promise.
+    unsafe { V::load_some(from.as_ptr(), count) }
 }
 
 /// Writes elements `at..at + count`.
@@ -18,13 +20,7 @@ pub fn read<V: Vector>(from: &[f32], at: usize, count: usize) -> V {
 pub fn write<V: Vector>(to: &mut [f32], at: usize, count: usize, value: V) {
     let to = &mut to[at..at + count];
     // SAFETY: the slice has `count` elements.
-    unsafe {
-        if count == V::LANES {
-            value.store(to.as_mut_ptr())
-        } else {
-            value.store_part(to.as_mut_ptr(), count)
-        }
-    }
+    unsafe { value.store_some(to.as_mut_ptr(), count, false) }
 }
 
 /// Asks for the cache line of an element, which may lie beyond the slice.
@@ -33,8 +29,8 @@ pub fn prefetch(from: &[f32], at: usize) {
     simd::prefetch(from.as_ptr().wrapping_add(at));
 }
 
-/// Runs a block for each vector of `0..length`, with the vector's first index and its elements. The block is
-/// expanded twice, so that within the loop over whole vectors the count is a constant.
+/// Runs a block for each vector of `0..length`, with the vector's first index and its number of elements. The block is
+/// expanded twice, so that within the loop over whole vectors this number is a constant.
 macro_rules! each_vector {
     ($vector:ty, $length:expr, |$at:ident, $count:ident| $body:block) => {{
         let length: usize = $length;

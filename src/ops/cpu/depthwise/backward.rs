@@ -1,18 +1,17 @@
-//! Backward, one sweep: the gradient at the convolution's output is formed row by row into the ring (backward
-//! of batch norm and silu while loading); then for each row of the input, while its elements and their
-//! gradients are in registers, every element of the ring serves both the input's gradient and the weights'.
+//! Backward, one sweep: the gradient at the convolution's output is formed row by row in the ring (backward
+//! of batch norm and silu while loading). Then, for each row of the input, while its elements and their
+//! gradients are in registers, every element of the ring is used for both the input's gradient and the weights'.
 //!
-//! In one dimension, with u = ix + pad, output o meets input u at tap k = u − s·o. At stride 2 a row or column
-//! of the input meets only taps of its parity: rows choose theirs at run time, columns at compile time (`P`
-//! is the parity of a block's first u), so no product with an inserted zero is ever formed.
+//! In one dimension, with u = ix + pad, output o meets input u at tap k = u − s·o. At stride 2, a row or column of the
+//! input meets only taps of its parity. The kernel selects the taps of a row at run time and those of a column at
+//! compile time (`P` is the parity of a block's first u), so it computes no products with inserted zeros.
 
-use super::super::OnCpu;
 use super::input_sweep::*;
 use super::*;
-use crate::dispatch;
-use crate::ops::cpu::batch_norm;
-use crate::ops::cpu::context::{Context, Shared, Workspace, workspace_floats};
-use crate::ops::{BatchNorm, DepthwiseBackward, DepthwiseInput, Param};
+use crate::ops::cpu::batch_norm::{self, NormSums};
+use crate::ops::cpu::context::{Context, OnCpu, WorkspaceFloats, workspace_floats};
+use crate::ops::cpu::memory::Shared;
+use crate::ops::{BatchNorm, DepthwiseBackward, DepthwiseInput};
 
 /// Channels whose weight gradients are added up at once.
 const BLOCK: usize = 64;
@@ -37,8 +36,7 @@ struct Job<'a> {
     sum_partials: Shared<'a>,
 }
 
-/// What the gradient at the convolution's input becomes, with the coefficients of the batch norm whose sums
-/// are taken.
+/// The convolution's input, with the coefficients of the batch norm whose sums are taken.
 #[derive(Clone, Copy)]
 enum Input<'a> {
     Normalised { bn: &'a [f32] },
@@ -61,17 +59,24 @@ fn scratch(shape: &Shape) -> [usize; 6] {
 }
 
 impl OnCpu for DepthwiseBackward {
-    fn workspace(&self) -> Workspace {
+    fn workspace(&self) -> WorkspaceFloats {
         let shape = Shape::new(self.images, self.channels, &self.window);
-        Workspace { shared: workspace_floats(&shared(&shape)), per_thread: scratch(&shape).iter().sum() }
+        WorkspaceFloats {
+            shared: workspace_floats(&shared(&shape)),
+            per_thread: scratch(&shape).iter().sum(),
+        }
     }
 
-    fn run(&self, cx: &Context) {
+    unsafe fn run(&self, cx: &Context) {
         let shape = Shape::new(self.images, self.channels, &self.window);
-        let [weights, bn_backward, weight_partials, sum_partials] = cx.workspace(shared(&shape));
+        let (input, input_bn) = input_of(cx, &self.input);
+        // SAFETY: the caller's promise, and the pass takes each of them once.
+        let ([weights, bn_backward, weight_partials, sum_partials], dx, norm, gradient) = unsafe {
+            let norm = NormSums::of(cx, input_bn);
+            (cx.workspace(shared(&shape)), cx.write(self.dx), norm, cx.gradient_mut(self.weight))
+        };
         shape.pack_weights(cx.weight(self.weight), weights);
         batch_norm::backward_coefficients(cx, &self.bn, bn_backward);
-        let (input, input_bn) = input_of(cx, &self.input);
         let job = Job {
             shape,
             x: cx.read(self.x),
@@ -82,26 +87,22 @@ impl OnCpu for DepthwiseBackward {
             bn: cx.read(self.bn.coefficients),
             bn_backward,
             weights,
-            dx: Shared::new(cx.write(self.dx)),
+            dx: Shared::new(dx),
             input,
-            weight_partials: Shared::new(weight_partials),
-            sum_partials: Shared::new(sum_partials),
+            weight_partials: Shared::new(&mut *weight_partials),
+            sum_partials: Shared::new(&mut *sum_partials),
         };
         job.check();
-        cx.parallel(shape.tasks(), |number, scratch| task(&job, number, scratch));
-        // SAFETY: all tasks are done, and nobody else holds a part.
-        let (weights, sums) = unsafe {
-            let (weights, sums) = (&job.weight_partials, &job.sum_partials);
-            (weights.part(0..weights.len()), sums.part(0..sums.len()))
-        };
-        add_weight_gradients(cx, &shape, self.weight, weights);
-        batch_norm::finish_sums(cx, &input_bn, sums);
+        // SAFETY: `parallel` runs each number once.
+        cx.parallel(shape.tasks(), |number, scratch| unsafe { task(&job, number, scratch) });
+        add_weight_gradients(cx, &shape, gradient, weight_partials);
+        norm.finish(cx, sum_partials);
     }
 }
 
-fn input_of<'a>(cx: &'a Context, input: &DepthwiseInput) -> (Input<'a>, BatchNorm) {
+fn input_of<'a>(cx: &'a Context, input: &'a DepthwiseInput) -> (Input<'a>, &'a BatchNorm) {
     match input {
-        DepthwiseInput::Normalised(bn) => (Input::Normalised { bn: cx.read(bn.coefficients) }, *bn),
+        DepthwiseInput::Normalised(bn) => (Input::Normalised { bn: cx.read(bn.coefficients) }, bn),
         DepthwiseInput::Identity { shortcut, previous } => {
             let input = Input::Identity {
                 shortcut: shortcut.map(|t| cx.read(t)),
@@ -109,13 +110,13 @@ fn input_of<'a>(cx: &'a Context, input: &DepthwiseInput) -> (Input<'a>, BatchNor
                 bn: cx.read(previous.bn.coefficients),
                 keep: previous.keep.map(|t| cx.read(t)),
             };
-            (input, previous.bn)
+            (input, &previous.bn)
         }
     }
 }
 
 impl Job<'_> {
-    /// The kernels work on pointers: the lengths that they rely on.
+    /// Checks the lengths on which the kernels rely: they work on pointers.
     fn check(&self) {
         let s = &self.shape;
         let (inputs, outputs) = (s.input * s.input * s.channels, s.output * s.output * s.channels);
@@ -131,9 +132,9 @@ impl Job<'_> {
 }
 
 /// Adds the groups' weight gradients in order and in double to the parameter's, [taps, C] to [C, k, k].
-fn add_weight_gradients(cx: &Context, shape: &Shape, weight: Param, partials: &[f32]) {
+fn add_weight_gradients(cx: &Context, shape: &Shape, gradient: &mut [f32], partials: &[f32]) {
     let (taps, channels) = (shape.taps(), shape.channels);
-    let gradient = Shared::new(cx.gradient_mut(weight));
+    let gradient = Shared::new(gradient);
     let whole = shape.whole * shape.whole;
     let block = |number: usize, _: &mut [f32]| {
         let first = number * BLOCK;
@@ -157,28 +158,12 @@ fn add_weight_gradients(cx: &Context, shape: &Shape, weight: Param, partials: &[
     cx.parallel(blocks, block);
 }
 
-dispatch! {
-    fn sweep_1(job: &Job, number: usize, scratch: &mut [f32]) => sweep<1, 1>;
-    fn sweep_3(job: &Job, number: usize, scratch: &mut [f32]) => sweep<3, 1>;
-    fn sweep_5(job: &Job, number: usize, scratch: &mut [f32]) => sweep<5, 1>;
-    fn sweep_3_by_2(job: &Job, number: usize, scratch: &mut [f32]) => sweep<3, 2>;
-    fn sweep_5_by_2(job: &Job, number: usize, scratch: &mut [f32]) => sweep<5, 2>;
-}
+for_each_window!(Job, sweep);
 
-/// One copy of the kernels for each window.
-fn task(job: &Job, number: usize, scratch: &mut [f32]) {
-    match (job.shape.kernel, job.shape.stride) {
-        (1, 1) => sweep_1(job, number, scratch),
-        (3, 1) => sweep_3(job, number, scratch),
-        (5, 1) => sweep_5(job, number, scratch),
-        (3, 2) => sweep_3_by_2(job, number, scratch),
-        (5, 2) => sweep_5_by_2(job, number, scratch),
-        (kernel, stride) => unreachable!("a {kernel}×{kernel} window of stride {stride}"),
-    }
-}
-
+/// # Safety
+/// The instruction set of `V` is present; otherwise as for [`task`].
 #[inline(always)]
-fn sweep<V: Vector, const K: usize, const S: usize>(job: &Job, number: usize, floats: &mut [f32]) {
+unsafe fn sweep<V: Vector, const K: usize, const S: usize>(job: &Job, number: usize, floats: &mut [f32]) {
     let shape = &job.shape;
     let (group, slice) = shape.task(number);
     let [ring, inputs, coefficients, weights, weight_gradient, sums] = carve(floats, scratch(shape));
@@ -207,7 +192,8 @@ fn sweep<V: Vector, const K: usize, const S: usize>(job: &Job, number: usize, fl
             sums: sums.as_mut_ptr(),
         };
         let outputs = image * shape.output * shape.output * shape.channels + slice.start;
-        // SAFETY: the tensors' lengths were checked against the shape; no two tasks share image and slice.
+        // SAFETY: the tensors' lengths were checked against the shape; no two tasks share image and slice; the rest is
+        // the caller's promise.
         unsafe {
             let (y, da) = (job.y.as_ptr().add(outputs), job.da.as_ptr().add(outputs));
             image_rows::<V, K, S>(shape, &memory, first_pixel(job, image, slice.start), y, da);
@@ -249,7 +235,7 @@ fn fill_image_coefficients(job: &Job, slice: &Range<usize>, to: &mut [f32], imag
 
 /// The slice's first channel in an image's first pixel.
 /// # Safety
-/// `image` is one of the batch.
+/// `image` is the number of an image of the batch.
 unsafe fn first_pixel(job: &Job, image: usize, channel: usize) -> Pixel {
     let at = image * job.shape.input * job.shape.input * job.shape.channels + channel;
     let null = std::ptr::null();

@@ -1,22 +1,21 @@
 //! Forward: normalise and activate a row into the ring, convolve, store, take the statistics.
 
-use super::super::OnCpu;
 use super::*;
-use crate::dispatch;
-use crate::ops::cpu::batch_norm;
-use crate::ops::cpu::context::{Context, Shared, Workspace, workspace_floats};
-use crate::ops::{DepthwiseForward, Statistics};
+use crate::ops::DepthwiseForward;
+use crate::ops::cpu::batch_norm::{self, NormStatistics};
+use crate::ops::cpu::context::{Context, OnCpu, WorkspaceFloats, workspace_floats};
+use crate::ops::cpu::memory::Shared;
 
 /// What all tasks of the pass share.
 struct Job<'a> {
     shape: Shape,
     x: &'a [f32],
-    /// [4, C] of the batch norm before the activation; none: the input is taken as it is.
+    /// [4, C] of the batch norm before the activation; with none, the input is convolved as it is.
     input_bn: Option<&'a [f32]>,
     /// [taps, C rounded up].
     weights: &'a [f32],
     y: Shared<'a>,
-    /// [groups, 3, C], where they are wanted.
+    /// [groups, 3, C], if the batch's are taken.
     statistics: Option<Shared<'a>>,
 }
 
@@ -28,62 +27,44 @@ fn scratch(shape: &Shape) -> [usize; 4] {
 }
 
 impl OnCpu for DepthwiseForward {
-    fn workspace(&self) -> Workspace {
+    fn workspace(&self) -> WorkspaceFloats {
         let shape = Shape::new(self.images, self.channels, &self.window);
         let statistics = batch_norm::statistics_floats(shape.groups(), shape.channels);
-        Workspace {
+        WorkspaceFloats {
             shared: workspace_floats(&[shape.packed_weights(), statistics]),
             per_thread: scratch(&shape).iter().sum(),
         }
     }
 
-    fn run(&self, cx: &Context) {
+    unsafe fn run(&self, cx: &Context) {
         let shape = Shape::new(self.images, self.channels, &self.window);
-        let floats = batch_norm::statistics_floats(shape.groups(), shape.channels);
-        let [weights, statistics] = cx.workspace([shape.packed_weights(), floats]);
+        // SAFETY: the caller's promise, and the pass takes each of them once.
+        let ([weights, statistics], y, norm) = unsafe {
+            let floats = batch_norm::statistics_floats(shape.groups(), shape.channels);
+            let lengths = [shape.packed_weights(), floats];
+            (cx.workspace(lengths), Shared::new(cx.write(self.y)), NormStatistics::of(cx, &self.bn))
+        };
         shape.pack_weights(cx.weight(self.weight), weights);
-        let batch = self.bn.statistics == Statistics::Batch;
         let job = Job {
             shape,
             x: cx.read(self.x),
             input_bn: self.input_bn.map(|bn| cx.read(bn.coefficients)),
             weights,
-            y: Shared::new(cx.write(self.y)),
-            statistics: batch.then_some(Shared::new(statistics)),
+            y,
+            statistics: norm.is_some().then_some(Shared::new(&mut *statistics)),
         };
         assert_eq!(job.x.len(), shape.images * shape.input * shape.input * shape.channels);
         assert_eq!(job.y.len(), shape.images * shape.output * shape.output * shape.channels);
-        cx.parallel(shape.tasks(), |number, scratch| task(&job, number, scratch));
-        if let Some(statistics) = job.statistics {
-            // SAFETY: all tasks are done, and nobody else holds a part.
-            let partials = unsafe { statistics.part(0..statistics.len()) };
+        // SAFETY: `parallel` runs each number once.
+        cx.parallel(shape.tasks(), |number, scratch| unsafe { task(&job, number, scratch) });
+        if let Some(norm) = norm {
             let pixels = shape.output * shape.output;
-            batch_norm::finish_statistics(cx, &self.bn, partials, |group| {
-                shape.images_of(group).len() * pixels
-            });
+            norm.finish(cx, statistics, |group| shape.images_of(group).len() * pixels);
         }
     }
 }
 
-dispatch! {
-    fn sweep_1(job: &Job, number: usize, scratch: &mut [f32]) => sweep<1, 1>;
-    fn sweep_3(job: &Job, number: usize, scratch: &mut [f32]) => sweep<3, 1>;
-    fn sweep_5(job: &Job, number: usize, scratch: &mut [f32]) => sweep<5, 1>;
-    fn sweep_3_by_2(job: &Job, number: usize, scratch: &mut [f32]) => sweep<3, 2>;
-    fn sweep_5_by_2(job: &Job, number: usize, scratch: &mut [f32]) => sweep<5, 2>;
-}
-
-/// One copy of the kernels for each window.
-fn task(job: &Job, number: usize, scratch: &mut [f32]) {
-    match (job.shape.kernel, job.shape.stride) {
-        (1, 1) => sweep_1(job, number, scratch),
-        (3, 1) => sweep_3(job, number, scratch),
-        (5, 1) => sweep_5(job, number, scratch),
-        (3, 2) => sweep_3_by_2(job, number, scratch),
-        (5, 2) => sweep_5_by_2(job, number, scratch),
-        (kernel, stride) => unreachable!("a {kernel}×{kernel} window of stride {stride}"),
-    }
-}
+for_each_window!(Job, sweep);
 
 /// A task's memory, as the kernels use it.
 struct Slice {
@@ -97,15 +78,17 @@ struct Slice {
     x_row: usize,
     y_row: usize,
     ring: *mut f32,
-    /// Scale, then shift; null for an input that is taken as it is.
+    /// Scale, then shift; null if the input is convolved as it is.
     input: *const f32,
     weights: *const f32,
-    /// Shift, Σ, Σ²; null where no statistics are wanted.
+    /// Shift, Σ, Σ²; null if no statistics are taken.
     statistics: *mut f32,
 }
 
+/// # Safety
+/// The instruction set of `V` is present; otherwise as for [`task`].
 #[inline(always)]
-fn sweep<V: Vector, const K: usize, const S: usize>(job: &Job, number: usize, floats: &mut [f32]) {
+unsafe fn sweep<V: Vector, const K: usize, const S: usize>(job: &Job, number: usize, floats: &mut [f32]) {
     let shape = &job.shape;
     let (group, slice) = shape.task(number);
     let [ring, input, weights, statistics] = carve(floats, scratch(shape));
@@ -135,7 +118,8 @@ fn sweep<V: Vector, const K: usize, const S: usize>(job: &Job, number: usize, fl
     for image in shape.images_of(group) {
         let x = image * shape.input * shape.input * shape.channels;
         let y = image * shape.output * shape.output * shape.channels + slice.start;
-        // SAFETY: the tensors' lengths were checked against the shape; no two tasks share image and slice.
+        // SAFETY: the tensors' lengths were checked against the shape; no two tasks share image and slice; the rest is
+        // the caller's promise.
         unsafe {
             let x = job.x[x..].as_ptr().add(slice.start);
             let y = job.y.start().add(y);
@@ -156,9 +140,10 @@ const fn widest<V: Vector>() -> usize {
     if V::REGISTERS >= 16 { 8 } else { 4 }
 }
 
-/// Slides down one image. `first` is true until the first output is made.
+/// Slides down one image. `first` is true until the first output is stored.
 /// # Safety
-/// `x` and `y` point to the slice's first channel in the image's first pixel; `memory` fits the shape.
+/// The instruction set of `V` is present. `x` and `y` point to the slice's first channel in the image's first pixel;
+/// `memory` fits the shape.
 #[inline(always)]
 unsafe fn image_rows<V: Vector, const K: usize, const S: usize>(
     shape: &Shape,
@@ -212,7 +197,7 @@ unsafe fn image_rows<V: Vector, const K: usize, const S: usize>(
 
 /// One row of the input, normalised and activated, into the ring.
 /// # Safety
-/// `x` points to a row of pixels, `ring` to as many columns.
+/// The instruction set of `V` is present. `x` points to a row of pixels, `ring` to as many columns.
 #[inline(always)]
 unsafe fn activate<V: Vector>(memory: &Slice, x: *const f32, ring: *mut f32, columns: usize) {
     let mut column = 0;
@@ -235,7 +220,7 @@ unsafe fn activate<V: Vector>(memory: &Slice, x: *const f32, ring: *mut f32, col
 /// As for [`activate`], with `B` columns.
 #[inline(always)]
 unsafe fn activate_columns<V: Vector, const B: usize>(memory: &Slice, x: *const f32, ring: *mut f32) {
-    // SAFETY: the caller's promise, and `count` lanes are left of the slice.
+    // SAFETY: the caller's promise, and the slice has `count` more channels.
     unsafe {
         for c in (0..memory.width).step_by(V::LANES) {
             let count = memory.width - c;
@@ -260,7 +245,8 @@ unsafe fn activate_columns<V: Vector, const B: usize>(memory: &Slice, x: *const 
 /// `B` output pixels of a row, all channels of the slice. `taps` are the ring's rows under the window with
 /// the window's row; `at` is the first column's place in a row.
 /// # Safety
-/// The ring has the window's columns for all `B` pixels from `at`; `y` has `B` pixels.
+/// The instruction set of `V` is present. The ring has the window's columns for all `B` pixels from `at`; `y` has `B`
+/// pixels.
 #[inline(always)]
 unsafe fn block<V: Vector, const K: usize, const S: usize, const B: usize>(
     memory: &Slice,
@@ -271,17 +257,17 @@ unsafe fn block<V: Vector, const K: usize, const S: usize, const B: usize>(
 ) {
     let stride = memory.stride;
     for c in (0..memory.width).step_by(V::LANES) {
-        let mut sums = [V::zero(); B];
-        for &(row, tap) in taps {
-            // SAFETY: within the ring and the weights by the caller's promise.
-            unsafe {
+        // SAFETY: the caller's promise; `B` pixels from `y`, three rows of statistics.
+        unsafe {
+            let mut sums = [V::zero(); B];
+            for &(row, tap) in taps {
                 let ring = memory.ring.add(row + at + c);
                 let weights = memory.weights.add(tap * K * stride + c);
                 let mut w = [V::zero(); K];
                 for (k, w) in w.iter_mut().enumerate() {
                     *w = V::load(weights.add(k * stride));
                 }
-                // Each column is loaded once and goes to all outputs that it belongs to.
+                // Each column is loaded once and added to all outputs that it meets.
                 unroll!(COLUMN in [0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18] {
                     if const { COLUMN < (B - 1) * S + K } {
                         let a = V::load(ring.add(COLUMN * stride));
@@ -294,9 +280,6 @@ unsafe fn block<V: Vector, const K: usize, const S: usize, const B: usize>(
                     }
                 });
             }
-        }
-        // SAFETY: `B` pixels from `y`, three rows of statistics.
-        unsafe {
             for (j, sum) in sums.iter().enumerate() {
                 let to = y.add(j * memory.channels + c);
                 prefetch(to, memory.y_row);
@@ -309,7 +292,7 @@ unsafe fn block<V: Vector, const K: usize, const S: usize, const B: usize>(
     }
 }
 
-/// Adds a block's outputs to the statistics [3, stride]; the first output of all becomes the shift.
+/// Adds a block's outputs to the statistics [3, stride]. The task's first output becomes the shift.
 /// # Safety
 /// `to` is valid for a vector in each of the three rows.
 #[inline(always)]

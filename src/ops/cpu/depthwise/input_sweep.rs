@@ -3,7 +3,7 @@
 use super::*;
 
 /// Rows of a slice's coefficients: of BN2 forward, of its backward dy = a·du + b·(y−μ) + c, of the batch norm
-/// that takes the sums, and the image's gate and squeeze gradient, both times a.
+/// whose sums are taken, and the image's gate and squeeze gradient, both multiplied by a.
 pub(super) const COEFFICIENTS: usize = 10;
 pub(super) const SCALE: usize = 0;
 pub(super) const SHIFT: usize = 1;
@@ -28,7 +28,7 @@ pub(super) struct Slice {
     pub(super) input_row: usize,
     pub(super) output_row: usize,
     pub(super) ring: *mut f32,
-    /// The current row of the activated input; the slopes are `slopes` floats on.
+    /// The current row of the activated input, and `slopes` floats further the slopes of the activation.
     pub(super) inputs: *mut f32,
     pub(super) slopes: usize,
     pub(super) coefficients: *const f32,
@@ -43,16 +43,16 @@ pub(super) struct Slice {
 pub(super) struct Pixel {
     pub(super) x: *const f32,
     pub(super) dx: *mut f32,
-    /// Of the identity only: null otherwise.
+    /// Null unless the input is the identity.
     pub(super) previous_y: *const f32,
-    /// Null where there is none.
+    /// Null without a shortcut.
     pub(super) shortcut: *const f32,
     pub(super) keep: f32,
 }
 
 impl Pixel {
     /// # Safety
-    /// The pixel `floats` on is within the tensors.
+    /// The pixel `floats` further is within the tensors.
     #[inline(always)]
     unsafe fn add(self, floats: usize) -> Pixel {
         let far = |p: *const f32| if p.is_null() { p } else { p.wrapping_add(floats) };
@@ -69,7 +69,8 @@ impl Pixel {
     }
 }
 
-/// Columns of a register block: an input and an accumulator each, beside the weights of a row and theirs.
+/// Columns of a register block. Each needs registers for an input and an accumulator, beside the weights of a row and
+/// their gradients.
 const fn widest<V: Vector>() -> usize {
     match V::REGISTERS {
         32.. => 8,
@@ -80,8 +81,8 @@ const fn widest<V: Vector>() -> usize {
 
 /// Slides down one image.
 /// # Safety
-/// `pixel`, `y` and `da` point to the slice's first channel in the image's first pixel; `memory` fits the
-/// shape.
+/// The instruction set of `V` is present. `pixel`, `y` and `da` point to the slice's first channel in the image's first
+/// pixel; `memory` fits the shape.
 #[inline(always)]
 pub(super) unsafe fn image_rows<V: Vector, const K: usize, const S: usize>(
     shape: &Shape,
@@ -124,7 +125,7 @@ pub(super) unsafe fn image_rows<V: Vector, const K: usize, const S: usize>(
 
 /// One row of the input, in register blocks.
 /// # Safety
-/// `pixel` is the row's first; the ring holds the rows that `taps` name.
+/// The instruction set of `V` is present. `pixel` is the row's first; the ring holds the rows that `taps` name.
 #[inline(always)]
 unsafe fn input_row<V: Vector, const K: usize, const S: usize>(
     shape: &Shape,
@@ -179,7 +180,7 @@ unsafe fn block_of_width<V: Vector, const K: usize, const S: usize, const P: usi
 
 /// One row of the gradient at the convolution's output, into the ring.
 /// # Safety
-/// `y` and `da` point to a row of pixels, `ring` to as many columns.
+/// The instruction set of `V` is present. `y` and `da` point to a row of pixels, `ring` to as many columns.
 #[inline(always)]
 unsafe fn form_gradient<V: Vector>(
     memory: &Slice,
@@ -213,7 +214,7 @@ unsafe fn form_columns<V: Vector, const B: usize>(
     da: *const f32,
     ring: *mut f32,
 ) {
-    // SAFETY: the caller's promise, and `count` lanes are left of the slice.
+    // SAFETY: the caller's promise, and the slice has `count` more channels.
     unsafe {
         for c in (0..memory.width).step_by(V::LANES) {
             let count = memory.width - c;
@@ -238,12 +239,13 @@ unsafe fn form_columns<V: Vector, const B: usize>(
     }
 }
 
-/// `B` input pixels from `column` of a row, all channels of the slice: their gradient and their share of the
-/// weights'.
+/// The gradient of `B` input pixels from `column` of a row, all channels of the slice, and their part of the weights'
+/// gradient.
+///
 /// `taps` are the ring's rows that meet this row, with the window's row; `at` is the place in a ring row of
 /// the first output that may meet the block. `P` is the parity of the block's first column plus pad.
 /// # Safety
-/// The ring has all columns that meet the block; `pixel` is the first of `B`.
+/// The instruction set of `V` is present. The ring has all columns that meet the block; `pixel` is the first of `B`.
 #[inline(always)]
 unsafe fn block<V: Vector, const K: usize, const S: usize, const P: usize, const B: usize>(
     memory: &Slice,
@@ -300,7 +302,7 @@ unsafe fn block<V: Vector, const K: usize, const S: usize, const P: usize, const
 
 /// One row of the convolution's input, activated, and the slopes of the activation.
 /// # Safety
-/// `pixel` is the first of `columns`.
+/// The instruction set of `V` is present. `pixel` is the first of `columns`.
 #[inline(always)]
 unsafe fn activate<V: Vector>(memory: &Slice, pixel: Pixel, columns: usize) {
     let normalised = pixel.previous_y.is_null();
@@ -330,7 +332,7 @@ unsafe fn activate_columns<V: Vector, const B: usize>(
     to: *mut f32,
     normalised: bool,
 ) {
-    // SAFETY: the caller's promise, and `count` lanes are left of the slice.
+    // SAFETY: the caller's promise, and the slice has `count` more channels.
     unsafe {
         for c in (0..memory.width).step_by(V::LANES) {
             let count = memory.width - c;
@@ -355,7 +357,8 @@ unsafe fn activate_columns<V: Vector, const B: usize>(
 
 /// du = da·silu'(z), with its sums.
 /// # Safety
-/// `pixel` is the first of `B`, `c` a channel of the slice, `slopes` the slope of both.
+/// The instruction set of `V` is present. `pixel` is the first of `B`, `c` a channel of the slice, `slopes` the slope
+/// of both.
 #[inline(always)]
 unsafe fn store_normalised<V: Vector, const B: usize>(
     memory: &Slice,
@@ -384,7 +387,7 @@ unsafe fn store_normalised<V: Vector, const B: usize>(
 
 /// dx = da (+ the shortcut's gradient), with the sums of keep·dx for the previous block's batch norm.
 /// # Safety
-/// `pixel` is the first of `B`, and `c` a channel of the slice.
+/// The instruction set of `V` is present. `pixel` is the first of `B`, and `c` a channel of the slice.
 #[inline(always)]
 unsafe fn store_identity<V: Vector, const B: usize>(memory: &Slice, pixel: Pixel, c: usize, da: &[V; B]) {
     let count = memory.width - c;

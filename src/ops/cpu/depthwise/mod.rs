@@ -1,14 +1,14 @@
 //! Depthwise convolution: every channel is convolved with its own k×k window.
 //!
-//! With two or three operations a byte this is a pass over memory, so everything else hides in it. A task
+//! With two or three operations per byte, memory bounds the speed of this operator. A task
 //! owns a *group* of images and a *slice* of channels and slides down each image with a ring of rows in its
 //! scratch memory: forward, rows of the activated input, each element's silu computed once; backward, rows of
 //! the gradient at the convolution's output. Channels are the vector's lanes, and a block of up to eight
 //! columns is kept in registers: an element of the ring is loaded once and used for all its taps.
 //!
-//! The ring has zero columns where the window reaches beyond the map; rows beyond it are skipped. Where the
-//! map is so small that some taps never meet it (a 5×5 window over 2×2 pixels), those taps are cut off the
-//! window beforehand: [`Shape`] works with the rest.
+//! The ring has zero columns for the part of the window beyond the map; rows beyond the map are skipped. If the
+//! map is so small that some taps never meet it (a 5×5 window over 2×2 pixels), [`Shape`] cuts those taps off the
+//! window.
 
 mod backward;
 mod forward;
@@ -17,21 +17,21 @@ mod input_sweep;
 use std::ops::Range;
 
 use super::context::part_of;
-use super::simd::{Vector, prefetch_far};
+use super::simd::{Vector, dispatch, prefetch_far};
 use crate::model::Window;
 
 /// Slices are cut at multiples of this: the lanes of the widest vector.
 const UNIT: usize = 16;
-/// Bytes of a task's ring: well within the L2 cache, so that most maps are read in whole rows of all channels,
-/// one stream of memory.
+/// Bytes of a task's ring: well within the L2 cache, and enough to read most maps in whole rows of all channels, as one
+/// stream of memory.
 const RING_BYTES: usize = 192 << 10;
-/// Channels of a slice: at least so many that rows are read by several cache lines at a time.
+/// Fewest channels of a slice: several cache lines of a row.
 const LEAST_SLICE: usize = 64;
 /// Channels of a slice of small maps, where several images make a task.
 const SMALL_MAP_SLICE: usize = 256;
-/// Input pixels that a task should at least have, in whole images.
+/// Input pixels that a task should have at least, in whole images.
 const TASK_PIXELS: usize = 256;
-/// Images of a task at most, so that there are enough tasks.
+/// Most images of a task, so that there are enough tasks.
 const GROUP: usize = 16;
 
 /// The convolution's geometry with the taps that meet the map, and the partition into tasks: functions of the
@@ -42,7 +42,7 @@ struct Shape {
     channels: usize,
     /// Side of the window after cutting: 1, 3 or 5.
     kernel: usize,
-    /// The cut window starts at this row and column of the weight, whose side is `whole`.
+    /// The row and column of the weight at which the cut window starts. `whole` is the weight's side.
     first_tap: usize,
     whole: usize,
     stride: usize,
@@ -87,7 +87,7 @@ impl Shape {
         shape
     }
 
-    /// Columns of a ring row of inputs: with the zero columns that the window reaches.
+    /// Columns of a ring row of inputs, with the zero columns under the window.
     fn input_columns(&self) -> usize {
         ((self.output - 1) * self.stride + self.kernel).max(self.pad + self.input)
     }
@@ -102,7 +102,7 @@ impl Shape {
         self.gradient_pad() + self.output.max((self.pad + self.input - 1) / self.stride + 1)
     }
 
-    /// Output rows that one input row meets at most.
+    /// Most output rows that one input row meets.
     fn gradient_rows(&self) -> usize {
         (self.kernel - 1) / self.stride + 1
     }
@@ -153,7 +153,7 @@ impl Shape {
         }
     }
 
-    /// Where a tap of the cut window stands in the whole one.
+    /// The index of a tap of the cut window in the whole one.
     fn place_in_weight(&self, tap: usize) -> usize {
         let (row, column) = (tap / self.kernel, tap % self.kernel);
         (row + self.first_tap) * self.whole + column + self.first_tap
@@ -172,7 +172,37 @@ fn block_of(remaining: usize, widest: usize) -> usize {
     }
 }
 
-/// Runs the block once for each listed value of a constant: what loops over an array in registers needs.
+/// Defines `task`, which runs the kernel compiled for the window of its job.
+macro_rules! for_each_window {
+    ($job:ident, $sweep:ident) => {
+        dispatch! {
+            unsafe fn sweep_1(job: &$job, number: usize, scratch: &mut [f32]) => $sweep<1, 1>;
+            unsafe fn sweep_3(job: &$job, number: usize, scratch: &mut [f32]) => $sweep<3, 1>;
+            unsafe fn sweep_5(job: &$job, number: usize, scratch: &mut [f32]) => $sweep<5, 1>;
+            unsafe fn sweep_3_by_2(job: &$job, number: usize, scratch: &mut [f32]) => $sweep<3, 2>;
+            unsafe fn sweep_5_by_2(job: &$job, number: usize, scratch: &mut [f32]) => $sweep<5, 2>;
+        }
+
+        /// # Safety
+        /// Each number runs once.
+        unsafe fn task(job: &$job, number: usize, scratch: &mut [f32]) {
+            // SAFETY: the caller's promise.
+            unsafe {
+                match (job.shape.kernel, job.shape.stride) {
+                    (1, 1) => sweep_1(job, number, scratch),
+                    (3, 1) => sweep_3(job, number, scratch),
+                    (5, 1) => sweep_5(job, number, scratch),
+                    (3, 2) => sweep_3_by_2(job, number, scratch),
+                    (5, 2) => sweep_5_by_2(job, number, scratch),
+                    (kernel, stride) => unreachable!("a {kernel}×{kernel} window of stride {stride}"),
+                }
+            }
+        }
+    };
+}
+use for_each_window;
+
+/// Runs the block once for each listed value of a constant: an array in registers needs constant indices.
 macro_rules! unroll {
     ($i:ident in [$($n:literal)*] $body:block) => {
         $({
@@ -185,7 +215,8 @@ use unroll;
 
 /// A whole vector, or its first `count` lanes.
 /// # Safety
-/// `from` is valid for reading `count` floats, or a vector if `count` is more.
+/// The instruction set of `V` is present, and `from` is valid for reading `count` floats, or a vector if `count` is
+/// more.
 #[inline(always)]
 unsafe fn get<V: Vector>(from: *const f32, count: usize) -> V {
     // SAFETY: the caller's promise.
@@ -209,9 +240,9 @@ unsafe fn accumulate<V: Vector>(value: V, to: *mut f32) {
     unsafe { V::load(to).add(value).store(to) }
 }
 
-/// Asks for the cache line `floats` on. The processor's own prefetching stops at every 4 KiB page and knows
-/// nothing of the next row. Into L2: fetched into L1, a row ahead, lines fall out before they are used and
-/// hold up the few misses that L1 can have under way (a quarter slower).
+/// Asks for the cache line `floats` further, into L2. The processor's own prefetching stops at every 4 KiB page and
+/// does not predict the next row. In L1, a line would be replaced before its use a row later, and would occupy one of
+/// the few misses that L1 can have in flight (a quarter slower).
 #[inline(always)]
 fn prefetch(from: *const f32, floats: usize) {
     prefetch_far(from.wrapping_add(floats));

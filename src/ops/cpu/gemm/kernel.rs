@@ -1,15 +1,15 @@
 //! The register tile: a few rows times one, two or three vectors of columns, summed over the whole depth.
 //!
-//! A tile's accumulators stay in registers; a step of the depth loads one row of B (`W` vectors) and
-//! multiplies it by one element of A a row, broadcast from memory. So A needs no packing, in either
+//! A tile's accumulators stay in registers. A step of the depth loads one row of B (`W` vectors) and
+//! multiplies it by one element of A per row, broadcast from memory. So A needs no packing, in either
 //! orientation. The number of accumulators hides the latency of the multiply-add (4 cycles at one 512-bit or
-//! two 256-bit ones a cycle), the shape keeps loads below one a multiply-add.
+//! two 256-bit ones a cycle), the shape needs less than one load per multiply-add.
 //!
-//! Each element is *one* chain of multiply-adds over the depth, whatever tile it falls into, and going on
-//! from a stored C continues the chain exactly. A row's result therefore depends neither on how many rows
-//! are computed beside it nor on how the depth was cut.
+//! Each element is *one* chain of multiply-adds over the depth, in every tile, and a product that is added to
+//! a stored C continues the chain exactly. So a row's result depends neither on the number of rows
+//! that are computed together nor on how the depth was cut.
 
-// Plain indices into arrays of registers: iterators with closures may end as calls (see `simd`).
+// Plain indices into arrays of registers: iterators with closures may become calls (see `simd`).
 #![allow(clippy::needless_range_loop)]
 
 use std::ops::Range;
@@ -22,7 +22,7 @@ const fn tile_rows(registers: usize, width: usize) -> usize {
     match (registers, width) {
         (32, 3) => 8,
         (32, _) => 12,
-        // Twelve accumulators leave a register over; 4 by 3 leaves none, and the compiler spills.
+        // Twelve accumulators leave one register free; 4 by 3 leaves none, and the compiler spills.
         (16, 2) => 6,
         (16, _) => 12,
         (_, 1) => 4,
@@ -30,7 +30,7 @@ const fn tile_rows(registers: usize, width: usize) -> usize {
     }
 }
 
-/// Where a product's operands lie. Strides are in floats.
+/// The operands of a product, see [`super::Product`].
 #[derive(Clone, Copy)]
 pub struct Operands {
     pub a: *const f32,
@@ -40,14 +40,13 @@ pub struct Operands {
     pub depth: usize,
     pub c: *mut f32,
     pub c_stride: usize,
-    /// Whether C is added to or overwritten.
     pub add: bool,
     pub ahead: Ahead,
 }
 
-/// What to prefetch during a product: a line a step of the depth. The products of one tile take about as long
-/// as the next tile's data take from memory; fetched line by line between multiply-adds they cost nothing,
-/// fetched in one go they would wait for the few misses a core can have under way.
+/// What to prefetch during a product: one cache line per step of the depth. The products of one tile take about as long
+/// as loading the next tile's data from memory. Loads between multiply-adds cost nothing. Loading all lines at once
+/// would wait, since a core can have only a few misses in flight.
 #[derive(Clone, Copy, Debug)]
 pub struct Ahead {
     next: *const f32,
@@ -60,8 +59,8 @@ impl Ahead {
         Ahead { next: std::ptr::null(), left: 0 }
     }
 
-    /// Some of a tensor, where the tensor is so large that it comes from memory: for one that a cache holds
-    /// the prefetches cost more than they bring.
+    /// Part of a tensor, if the tensor is so large that it comes from memory. For a tensor in a cache, prefetches
+    /// cost more than they gain.
     pub fn new(tensor: &[f32], part: Range<usize>) -> Ahead {
         if tensor.len() < MEMORY {
             return Ahead::none();
@@ -83,14 +82,14 @@ const MEMORY: usize = 2 << 20;
 /// Floats of a cache line.
 const LINE: usize = 16;
 
-/// C[rows, W vectors] from A[rows, depth], or from A[depth, rows] where `TRANSPOSED`, and B[depth, W vectors].
+/// C[rows, W vectors] from A[rows, depth], or from A[depth, rows] if `TRANSPOSED`, and B[depth, W vectors].
 ///
-/// `REGISTERS` may be more than `V` has on its own: AVX-512 doubles the registers of 256-bit vectors too.
+/// `REGISTERS` may exceed `V::REGISTERS`: AVX-512 doubles the registers of 256-bit vectors too.
 ///
 /// Returns what is left to prefetch.
 ///
 /// # Safety
-/// The operands are valid for these shapes, and C overlaps neither A nor B.
+/// The instruction set of `V` is present. The operands are valid for these shapes, and C overlaps neither A nor B.
 #[inline(always)]
 pub unsafe fn rows<V: Vector, const REGISTERS: usize, const W: usize, const TRANSPOSED: bool>(
     mut o: Operands,
@@ -159,9 +158,9 @@ unsafe fn tile<V: Vector, const R: usize, const W: usize, const TRANSPOSED: bool
     let (row, step) = if TRANSPOSED { (1, o.a_stride) } else { (o.a_stride, 1) };
     let (mut a, mut b) = (o.a, o.b);
     let mut ahead = o.ahead.next;
-    let mut sums = [[V::zero(); W]; R];
     // SAFETY: the caller's promise.
     unsafe {
+        let mut sums = [[V::zero(); W]; R];
         if o.add {
             for i in 0..R {
                 for j in 0..W {

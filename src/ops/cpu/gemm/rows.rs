@@ -1,15 +1,16 @@
-//! What happens to a block of rows before and after a product, while it is in the cache.
+//! The steps before and after a product, on a block of rows that is in the cache.
 
-// Plain indices into arrays of registers: iterators with closures may end as calls (see `simd`).
+// Plain indices into arrays of registers: iterators with closures may become calls (see `simd`).
 #![allow(clippy::needless_range_loop)]
 
-use super::Panel;
-use crate::dispatch;
-use crate::ops::cpu::context::{Shared, part_of};
-use crate::ops::cpu::simd::Vector;
 use std::ops::Range;
 
-/// Most rows of a tile. With 48 columns it fills half of a first-level cache, with all columns of a wide
+use super::Panel;
+use crate::ops::cpu::context::part_of;
+use crate::ops::cpu::memory::Shared;
+use crate::ops::cpu::simd::{Vector, dispatch};
+
+/// Most rows of a tile. A tile with 48 columns fills half of a first-level cache, one with all columns of a wide
 /// layer the second-level cache.
 pub const TILE: usize = 128;
 
@@ -22,7 +23,7 @@ pub fn tiles(rows: Range<usize>) -> impl Iterator<Item = Range<usize>> {
     })
 }
 
-/// The rows that follow a tile, as many at most, of a task's `rows`.
+/// The rows of a task that follow a tile, at most as many as the tile has.
 pub fn after(tile: &Range<usize>, rows: &Range<usize>) -> Range<usize> {
     tile.end..(tile.end + tile.len()).min(rows.end)
 }
@@ -41,11 +42,16 @@ pub struct Block {
 }
 
 impl Block {
-    pub fn of(rows: &Range<usize>, panel: Panel, channels: usize) -> Block {
-        Block { row: rows.start, rows: rows.len(), column: panel.first, columns: panel.columns, channels }
+    pub fn new(rows: &Range<usize>, columns: Range<usize>, channels: usize) -> Block {
+        let (row, column) = (rows.start, columns.start);
+        Block { row, rows: rows.len(), column, columns: columns.len(), channels }
     }
 
-    /// Where the block's part of row `row` lies in the matrix.
+    pub fn of(rows: &Range<usize>, panel: Panel, channels: usize) -> Block {
+        Block::new(rows, panel.first..panel.first + panel.columns, channels)
+    }
+
+    /// The block's part of row `row` in the matrix.
     #[inline(always)]
     pub fn range(&self, row: usize) -> Range<usize> {
         let start = (self.row + row) * self.channels + self.column;
@@ -60,7 +66,7 @@ impl Block {
     }
 }
 
-/// Where a task leaves its shift, Σ(y−shift) and Σ(y−shift)²: [3, channels] from `start`.
+/// Where a task stores its shift, Σ(y−shift) and Σ(y−shift)²: [3, channels] from `start`.
 #[derive(Clone, Copy)]
 pub struct Statistics<'a> {
     pub partials: Shared<'a>,
@@ -70,7 +76,7 @@ pub struct Statistics<'a> {
 }
 
 impl Statistics<'_> {
-    /// Where the three sums of the block's columns from `column` on lie.
+    /// The places of the three sums of the block's columns from `column` on.
     ///
     /// # Safety
     /// These columns belong to the calling task.
@@ -88,23 +94,27 @@ impl Statistics<'_> {
 }
 
 dispatch! {
-    /// Copies a block from `from` (whole vectors a row, `stride` apart) to its place in `to`, and takes its
+    /// Copies a block from `from` (rows of whole vectors, `stride` apart) to its place in `to`, and takes its
     /// statistics.
-    pub fn store(
+    /// # Safety
+    /// The block of `to` and the block's columns of the statistics belong to the calling task.
+    pub unsafe fn store(
         from: &[f32], stride: usize, block: Block, to: Shared<'_>, statistics: Option<Statistics<'_>>
     ) => store_body;
 
-    /// dy = a·f·du + b·(y − μ) + c of a block of du and y into `out` (whole vectors a row, zero beyond the
-    /// columns, `stride` apart). `coefficients` are batch norm's backward ones [4, channels]; `factors` has
-    /// f of each of the block's rows, or is empty where all are one.
+    /// dy = a·f·du + b·(y − μ) + c of a block of du and y into `out` (rows of whole vectors, zero beyond the
+    /// columns, `stride` apart). `coefficients` are batch norm's backward ones [4, channels]. `factors` has
+    /// f of each of the block's rows; empty factors mean one.
     pub fn batch_norm_backward(
         du: &[f32], y: &[f32], block: Block, factors: &[f32], coefficients: &[f32],
         out: &mut [f32], stride: usize
     ) => batch_norm_backward_body;
 }
 
+/// # Safety
+/// The instruction set of `V` is present; otherwise as for [`store`].
 #[inline(always)]
-fn store_body<V: Vector>(
+unsafe fn store_body<V: Vector>(
     from: &[f32],
     stride: usize,
     block: Block,
@@ -114,7 +124,7 @@ fn store_body<V: Vector>(
     let vectors = block.columns.div_ceil(V::LANES);
     assert!(block.rows == 0 || (block.rows - 1) * stride + vectors * V::LANES <= from.len());
     block.check(to.len());
-    // SAFETY: the checks above; the caller owns this block of `to`.
+    // SAFETY: the checks above; the rest is the caller's promise.
     unsafe {
         match vectors {
             1 => store_vectors::<V, 1>(from, stride, block, to, statistics),
@@ -126,7 +136,8 @@ fn store_body<V: Vector>(
 }
 
 /// # Safety
-/// The block lies within `to` and belongs to the caller; `from` has whole vectors for each row.
+/// The instruction set of `V` is present. The block lies within `to` and belongs to the caller; `from` has whole
+/// vectors for each row.
 #[inline(always)]
 unsafe fn store_vectors<V: Vector, const W: usize>(
     from: &[f32],
@@ -139,10 +150,10 @@ unsafe fn store_vectors<V: Vector, const W: usize>(
     // Lanes of each vector: all but those of the last.
     let mut lanes = [V::LANES; W];
     lanes[W - 1] = block.columns - (W - 1) * V::LANES;
-    let mut shift = [V::zero(); W];
-    let mut sums = [[V::zero(); W]; 2];
     // SAFETY: the caller's promise.
     unsafe {
+        let mut shift = [V::zero(); W];
+        let mut sums = [[V::zero(); W]; 2];
         if let Some(statistics) = statistics {
             for j in 0..W {
                 if statistics.first {
@@ -176,8 +187,10 @@ unsafe fn store_vectors<V: Vector, const W: usize>(
     }
 }
 
+/// # Safety
+/// The instruction set of `V` is present.
 #[inline(always)]
-fn batch_norm_backward_body<V: Vector>(
+unsafe fn batch_norm_backward_body<V: Vector>(
     du: &[f32],
     y: &[f32],
     block: Block,
@@ -192,12 +205,14 @@ fn batch_norm_backward_body<V: Vector>(
     assert!(coefficients.len() >= 4 * block.channels);
     block.check(du.len().min(y.len()));
     for row in 0..block.rows {
-        let factor = V::splat(if factors.is_empty() { 1.0 } else { factors[row] });
+        let factor = if factors.is_empty() { 1.0 } else { factors[row] };
+        // SAFETY: the caller's promise.
+        let factor = unsafe { V::splat(factor) };
         let start = block.range(row).start;
         for first in (0..block.columns).step_by(V::LANES) {
             let count = V::LANES.min(block.columns - first);
             // SAFETY: the block lies within `du` and `y`, its columns within the coefficients and its padded
-            // rows within `out`, by the checks above.
+            // rows within `out`, by the checks above; the rest is the caller's promise.
             unsafe {
                 let of = coefficients.as_ptr().add(block.column + first);
                 let (a, b) = (V::load_some(of, count), V::load_some(of.add(block.channels), count));

@@ -21,7 +21,9 @@ fn close(got: f32, expected: f64, size: f64, what: &str) {
 }
 
 /// C = A·B and C = Aᵀ·B of every panel against double loops; the depth in one piece and in two.
-fn check_products<V: Vector>(m: usize, n: usize, k: usize) {
+/// # Safety
+/// The instruction set of `V` is present.
+unsafe fn check_products<V: Vector>(m: usize, n: usize, k: usize) {
     let (a, b) = (values(m * k, 1), values(k * n, 2));
     let a_columns: Vec<f32> = (0..k * m).map(|i| a[i % m * k + i / m]).collect();
     for panel in (0..panels_of::<V>(n).count()).map(|p| panels_of::<V>(n).panel(p)) {
@@ -31,58 +33,39 @@ fn check_products<V: Vector>(m: usize, n: usize, k: usize) {
             row[..panel.columns].copy_from_slice(&b[from..from + panel.columns]);
         }
         let stride = panel.width + 3;
+        // The product over a part of the depth.
+        let multiply = |c: &mut [f32], part: Range<usize>, add: bool, ahead: &mut Ahead| {
+            let product = Product {
+                rows: m,
+                depth: part.len(),
+                width: panel.width,
+                a: (&a[part.start..], k),
+                b: (&packed[part.start * panel.width..], panel.width),
+                c: (c, stride),
+                add,
+                ahead,
+            };
+            // SAFETY: the caller's promise.
+            unsafe { multiply_body::<V, false>(product) };
+        };
         let mut whole = vec![f32::NAN; m * stride];
-        multiply_body::<V>(
-            &a,
-            k,
-            m,
-            &packed,
-            panel.width,
-            &mut whole,
-            stride,
-            false,
-            &mut Ahead::new(&a, 0..a.len()),
-        );
+        multiply(&mut whole, 0..k, false, &mut Ahead::new(&a, 0..a.len()));
         let mut pieces = vec![f32::NAN; m * stride];
-        let cut = k / 2 * panel.width;
-        multiply_body::<V>(
-            &a,
-            k,
-            m,
-            &packed[..cut],
-            panel.width,
-            &mut pieces,
-            stride,
-            false,
-            &mut Ahead::none(),
-        );
-        let rest = &a[k / 2..];
-        multiply_body::<V>(
-            rest,
-            k,
-            m,
-            &packed[cut..],
-            panel.width,
-            &mut pieces,
-            stride,
-            true,
-            &mut Ahead::none(),
-        );
+        multiply(&mut pieces, 0..k / 2, false, &mut Ahead::none());
+        multiply(&mut pieces, k / 2..k, true, &mut Ahead::none());
         let mut transposed = vec![f32::NAN; m * stride];
-        let width = panel.width;
-        multiply_transposed_body::<V>(
-            &a_columns,
-            m,
-            m,
-            k,
-            &packed,
-            width,
-            width,
-            &mut transposed,
-            stride,
-            false,
-            &mut Ahead::none(),
-        );
+        let product = Product {
+            rows: m,
+            depth: k,
+            width: panel.width,
+            a: (&a_columns, m),
+            b: (&packed, panel.width),
+            c: (&mut transposed, stride),
+            add: false,
+            ahead: &mut Ahead::none(),
+        };
+        // SAFETY: the caller's promise.
+        unsafe { multiply_body::<V, true>(product) };
         for i in 0..m {
             for j in 0..panel.columns {
                 let terms = (0..k).map(|t| a[i * k + t] as f64 * b[t * n + panel.first + j] as f64);
@@ -98,11 +81,14 @@ fn check_products<V: Vector>(m: usize, n: usize, k: usize) {
     }
 }
 
-fn check_all<V: Vector>() {
+/// # Safety
+/// The instruction set of `V` is present.
+unsafe fn check_all<V: Vector>() {
     for m in [1, 2, 3, 5, 7, 11, 12, 13, 23, 25, 40] {
         for n in [1, 7, 8, 16, 17, 24, 40, 48, 70] {
             for k in [1, 2, 9, 50] {
-                check_products::<V>(m, n, k);
+                // SAFETY: the caller's promise.
+                unsafe { check_products::<V>(m, n, k) };
             }
         }
     }
@@ -110,33 +96,46 @@ fn check_all<V: Vector>() {
 
 #[test]
 fn products_are_those_of_the_definition() {
-    check_all::<Portable>();
+    // SAFETY: portable vectors need no features.
+    unsafe { check_all::<Portable>() };
     #[cfg(target_arch = "x86_64")]
     {
         use super::super::simd::{Avx2, Avx512};
         if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-            check_all::<Avx2>();
+            // SAFETY: the processor has the features.
+            unsafe { check_all::<Avx2>() };
         }
         if is_x86_feature_detected!("avx512f") {
-            check_all::<Avx512>();
+            // SAFETY: as above.
+            unsafe { check_all::<Avx512>() };
         }
     }
 }
 
 #[test]
-fn a_row_does_not_depend_on_its_neighbours() {
-    let (n, k) = (panels_of::<Portable>(32), 33);
-    let panel = n.panel(0);
-    let (a, b) = (values(40 * k, 3), values(k * Panels::new(32).panel(0).width, 4));
+fn product_rows_do_not_depend_on_their_neighbours() {
+    let depth = 33;
     let width = Panels::new(32).panel(0).width;
-    let mut all = vec![0.0; 40 * width];
-    multiply(&a, k, 40, &b, width, &mut all, width, false, &mut Ahead::none());
+    let a = values(40 * depth, 3);
+    let b = values(depth * width, 4);
+    let product_of = |rows: usize| {
+        let mut c = vec![0.0; rows * width];
+        multiply(Product {
+            rows,
+            depth,
+            width,
+            a: (&a, depth),
+            b: (&b, width),
+            c: (&mut c, width),
+            add: false,
+            ahead: &mut Ahead::none(),
+        });
+        c
+    };
+    let all = product_of(40);
     for rows in 1..40 {
-        let mut some = vec![0.0; rows * width];
-        multiply(&a, k, rows, &b, width, &mut some, width, false, &mut Ahead::none());
-        assert_eq!(some, all[..rows * width], "{rows} rows");
+        assert_eq!(product_of(rows), all[..rows * width], "{rows} rows");
     }
-    assert_eq!(panel.first, 0);
 }
 
 #[test]

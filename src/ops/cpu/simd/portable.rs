@@ -2,14 +2,21 @@
 
 use super::Vector;
 
-/// Eight floats without intrinsics, for processors that have neither AVX2 nor AVX-512.
+/// Eight floats, for processors that have neither AVX2 nor AVX-512.
 #[derive(Clone, Copy)]
 pub struct Portable([f32; 8]);
 
+/// Methods that combine two vectors lane by lane.
 macro_rules! lanewise {
-    ($a:expr, $b:expr, $op:expr) => {
-        Portable(std::array::from_fn(|i| $op($a.0[i], $b.0[i])))
-    };
+    ($($name:ident = |$a:ident, $b:ident| $value:expr;)*) => {$(
+        #[inline(always)]
+        fn $name(self, other: Self) -> Self {
+            Portable(std::array::from_fn(|i| {
+                let ($a, $b) = (self.0[i], other.0[i]);
+                $value
+            }))
+        }
+    )*};
 }
 
 impl Vector for Portable {
@@ -17,7 +24,7 @@ impl Vector for Portable {
     const REGISTERS: usize = 8;
 
     #[inline(always)]
-    fn splat(value: f32) -> Self {
+    unsafe fn splat(value: f32) -> Self {
         Portable([value; 8])
     }
     #[inline(always)]
@@ -42,21 +49,13 @@ impl Vector for Portable {
             unsafe { *to.add(i) = self.0[i] }
         }
     }
-    #[inline(always)]
-    fn add(self, other: Self) -> Self {
-        lanewise!(self, other, |a: f32, b: f32| a + b)
-    }
-    #[inline(always)]
-    fn sub(self, other: Self) -> Self {
-        lanewise!(self, other, |a: f32, b: f32| a - b)
-    }
-    #[inline(always)]
-    fn mul(self, other: Self) -> Self {
-        lanewise!(self, other, |a: f32, b: f32| a * b)
-    }
-    #[inline(always)]
-    fn div(self, other: Self) -> Self {
-        lanewise!(self, other, |a: f32, b: f32| a / b)
+    lanewise! {
+        add = |a, b| a + b;
+        sub = |a, b| a - b;
+        mul = |a, b| a * b;
+        div = |a, b| a / b;
+        min = |a, b| if a < b { a } else { b };
+        max = |a, b| if a > b { a } else { b };
     }
     #[inline(always)]
     fn mul_add(self, factor: Self, addend: Self) -> Self {
@@ -67,20 +66,12 @@ impl Vector for Portable {
         addend.sub(self.mul(factor))
     }
     #[inline(always)]
-    fn min(self, other: Self) -> Self {
-        lanewise!(self, other, |a: f32, b: f32| if a < b { a } else { b })
-    }
-    #[inline(always)]
-    fn max(self, other: Self) -> Self {
-        lanewise!(self, other, |a: f32, b: f32| if a > b { a } else { b })
-    }
-    #[inline(always)]
     fn sqrt(self) -> Self {
         Portable(self.0.map(f32::sqrt))
     }
     #[inline(always)]
     fn round(self) -> Self {
-        // Adding and taking away 1.5·2^23 leaves no room for a fraction.
+        // The sum with 1.5·2^23 has no bits for a fraction.
         Portable(self.0.map(|v| (v + 12_582_912.0) - 12_582_912.0))
     }
     #[inline(always)]

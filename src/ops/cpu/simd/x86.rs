@@ -4,17 +4,28 @@ use std::arch::x86_64::*;
 
 use super::Vector;
 
+/// The methods that have the same form in both instruction sets, by their intrinsics.
+macro_rules! same_form {
+    ($($name:ident($($operand:ident),*) = $intrinsic:ident;)*) => {$(
+        #[inline(always)]
+        fn $name(self $(, $operand: Self)*) -> Self {
+            // SAFETY: a vector exists, so the instruction set is present.
+            unsafe { Self($intrinsic(self.0 $(, $operand.0)*)) }
+        }
+    )*};
+}
+
 #[derive(Clone, Copy)]
 pub struct Avx2(__m256);
 
-// SAFETY (every block below): the type is only used inside `dispatch!`, that is where AVX2 and FMA are known
-// to be present; pointers are valid by each method's own contract.
+// SAFETY (every block below): AVX2 and FMA are present, by the contract of the functions that create a vector and, in
+// the other methods, because a vector exists. Pointers are valid by each method's contract.
 impl Vector for Avx2 {
     const LANES: usize = 8;
     const REGISTERS: usize = 16;
 
     #[inline(always)]
-    fn splat(value: f32) -> Self {
+    unsafe fn splat(value: f32) -> Self {
         unsafe { Avx2(_mm256_set1_ps(value)) }
     }
     #[inline(always)]
@@ -33,41 +44,16 @@ impl Vector for Avx2 {
     unsafe fn store_part(self, to: *mut f32, count: usize) {
         unsafe { _mm256_maskstore_ps(to, avx2_mask(count), self.0) }
     }
-    #[inline(always)]
-    fn add(self, other: Self) -> Self {
-        unsafe { Avx2(_mm256_add_ps(self.0, other.0)) }
-    }
-    #[inline(always)]
-    fn sub(self, other: Self) -> Self {
-        unsafe { Avx2(_mm256_sub_ps(self.0, other.0)) }
-    }
-    #[inline(always)]
-    fn mul(self, other: Self) -> Self {
-        unsafe { Avx2(_mm256_mul_ps(self.0, other.0)) }
-    }
-    #[inline(always)]
-    fn div(self, other: Self) -> Self {
-        unsafe { Avx2(_mm256_div_ps(self.0, other.0)) }
-    }
-    #[inline(always)]
-    fn mul_add(self, factor: Self, addend: Self) -> Self {
-        unsafe { Avx2(_mm256_fmadd_ps(self.0, factor.0, addend.0)) }
-    }
-    #[inline(always)]
-    fn neg_mul_add(self, factor: Self, addend: Self) -> Self {
-        unsafe { Avx2(_mm256_fnmadd_ps(self.0, factor.0, addend.0)) }
-    }
-    #[inline(always)]
-    fn min(self, other: Self) -> Self {
-        unsafe { Avx2(_mm256_min_ps(self.0, other.0)) }
-    }
-    #[inline(always)]
-    fn max(self, other: Self) -> Self {
-        unsafe { Avx2(_mm256_max_ps(self.0, other.0)) }
-    }
-    #[inline(always)]
-    fn sqrt(self) -> Self {
-        unsafe { Avx2(_mm256_sqrt_ps(self.0)) }
+    same_form! {
+        add(other) = _mm256_add_ps;
+        sub(other) = _mm256_sub_ps;
+        mul(other) = _mm256_mul_ps;
+        div(other) = _mm256_div_ps;
+        mul_add(factor, addend) = _mm256_fmadd_ps;
+        neg_mul_add(factor, addend) = _mm256_fnmadd_ps;
+        min(other) = _mm256_min_ps;
+        max(other) = _mm256_max_ps;
+        sqrt() = _mm256_sqrt_ps;
     }
     #[inline(always)]
     fn round(self) -> Self {
@@ -114,7 +100,7 @@ impl Vector for Avx512 {
     const REGISTERS: usize = 32;
 
     #[inline(always)]
-    fn splat(value: f32) -> Self {
+    unsafe fn splat(value: f32) -> Self {
         unsafe { Avx512(_mm512_set1_ps(value)) }
     }
     #[inline(always)]
@@ -133,41 +119,16 @@ impl Vector for Avx512 {
     unsafe fn store_part(self, to: *mut f32, count: usize) {
         unsafe { _mm512_mask_storeu_ps(to, ((1u32 << count) - 1) as __mmask16, self.0) }
     }
-    #[inline(always)]
-    fn add(self, other: Self) -> Self {
-        unsafe { Avx512(_mm512_add_ps(self.0, other.0)) }
-    }
-    #[inline(always)]
-    fn sub(self, other: Self) -> Self {
-        unsafe { Avx512(_mm512_sub_ps(self.0, other.0)) }
-    }
-    #[inline(always)]
-    fn mul(self, other: Self) -> Self {
-        unsafe { Avx512(_mm512_mul_ps(self.0, other.0)) }
-    }
-    #[inline(always)]
-    fn div(self, other: Self) -> Self {
-        unsafe { Avx512(_mm512_div_ps(self.0, other.0)) }
-    }
-    #[inline(always)]
-    fn mul_add(self, factor: Self, addend: Self) -> Self {
-        unsafe { Avx512(_mm512_fmadd_ps(self.0, factor.0, addend.0)) }
-    }
-    #[inline(always)]
-    fn neg_mul_add(self, factor: Self, addend: Self) -> Self {
-        unsafe { Avx512(_mm512_fnmadd_ps(self.0, factor.0, addend.0)) }
-    }
-    #[inline(always)]
-    fn min(self, other: Self) -> Self {
-        unsafe { Avx512(_mm512_min_ps(self.0, other.0)) }
-    }
-    #[inline(always)]
-    fn max(self, other: Self) -> Self {
-        unsafe { Avx512(_mm512_max_ps(self.0, other.0)) }
-    }
-    #[inline(always)]
-    fn sqrt(self) -> Self {
-        unsafe { Avx512(_mm512_sqrt_ps(self.0)) }
+    same_form! {
+        add(other) = _mm512_add_ps;
+        sub(other) = _mm512_sub_ps;
+        mul(other) = _mm512_mul_ps;
+        div(other) = _mm512_div_ps;
+        mul_add(factor, addend) = _mm512_fmadd_ps;
+        neg_mul_add(factor, addend) = _mm512_fnmadd_ps;
+        min(other) = _mm512_min_ps;
+        max(other) = _mm512_max_ps;
+        sqrt() = _mm512_sqrt_ps;
     }
     #[inline(always)]
     fn round(self) -> Self {
