@@ -168,7 +168,7 @@ fn kernels(steps: &[Recorded]) -> String {
     text
 }
 
-/// What one of several ranks launches besides.
+/// What one of several ranks launches in addition.
 pub fn rank(case: Case, steps: &[Recorded], ranks: usize) -> String {
     let launches = || steps.iter().flat_map(|step| &step.launches);
     let merges: Vec<f64> = launches().filter_map(|(launch, _)| launch.number("channels")).collect();

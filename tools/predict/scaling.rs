@@ -1,6 +1,6 @@
 //! A step on several cards: when its buckets are complete, and how long it takes with their sums.
 //!
-//! A card's own time is the bound of each launch and [what a launch costs](LAUNCH) beside it. So the backward pass is
+//! A card's own time is the bound of each launch and [what a launch costs](LAUNCH) besides. So the backward pass is
 //! shorter here than it will be, and hides less.
 
 use effnet::model::Variant;
@@ -12,14 +12,14 @@ use crate::exchange::{Bus, Ready, Timeline};
 use crate::step::{self, Case, Recorded};
 use crate::work::Work;
 
-/// A card among others of its kind: its number among [`CARDS`](crate::card::CARDS), and what joins them, at worst and at best.
+/// A card among others of its kind: its number among [`CARDS`](crate::card::CARDS), and how they are connected, worst and best case.
 pub struct Machine {
     pub card: usize,
     pub joined: &'static str,
     pub buses: [Bus; 2],
 }
 
-/// Base and hop: of a ring, "Simple" protocol, in NCCL's `src/graph/tuning.cc`; at worst both are twice that. The rates'
+/// Base and hop: of a ring, "Simple" protocol, in NCCL's `src/graph/tuning.cc`; in the worst case both are twice that. The rates'
 /// sources are in docs/scaling.md.
 pub const MACHINES: [Machine; 2] = [
     Machine {
@@ -109,7 +109,7 @@ impl Step {
         let backward_end = ends[ends.len() - 2];
         let before = (micro_batches - 1) as f64 * backward_end;
         let complete = self.buckets.iter().map(|(pass, _)| before + ends[pass + 1]).collect();
-        // Whether the sums are finite is looked at once more, where there are several cards.
+        // Several cards search the sums again for numbers that are not finite.
         let look = time(&Work { bytes: 4.0 * self.trainable as f64, ..Work::default() });
         let update = ends[ends.len() - 1] - backward_end;
         Alone { complete, backward_end: before + backward_end, update, look }
@@ -127,7 +127,7 @@ impl Step {
 }
 
 /// Microseconds of a step on one card: when each bucket is complete, when the backward pass ends, the update, and the
-/// look at the sums that several cards need.
+/// search of the sums that several cards need.
 pub struct Alone {
     pub complete: Vec<f64>,
     pub backward_end: f64,
@@ -141,7 +141,7 @@ impl Alone {
     }
 }
 
-/// Microseconds of a step on several cards; `unhidden` if no sum ran beside the backward pass.
+/// Microseconds of a step on several cards; `unhidden` if no sum overlapped the backward pass.
 pub struct Among {
     pub sums: f64,
     pub exposed: f64,
@@ -167,7 +167,7 @@ mod tests {
     /// Buckets hold every gradient once, and the statistics; each is complete within the backward pass, the last at its
     /// end; and more cards are never faster each.
     #[test]
-    fn a_step_of_several_cards_is_no_shorter_than_one_cards() {
+    fn step_of_several_cards_is_not_shorter_than_that_of_one() {
         let step = Step::record(loads()[1].case).unwrap();
         let bytes: f64 = step.bytes().iter().sum();
         // B0: 5,288,548 parameters; 42,016 running means and variances.

@@ -46,8 +46,8 @@ fn outline(case: Case, ranks: usize) -> Result<(Recipe, ParamTable, Network)> {
     Ok((recipe, table, network))
 }
 
-/// How the gradients are cut among buckets, and all tensors. Bucket numbers count the passes as [`record`] does, but for
-/// the input, which stands before them there.
+/// How the gradients are cut among buckets, and all tensors. Bucket numbers count the passes as [`record`] does, without
+/// the input, which comes first there.
 pub fn buckets(case: Case) -> Result<(Buckets, ParamTable)> {
     let (_, table, network) = outline(case, 1)?;
     let passes = network.itinerary(&CudaDevice { precision: case.precision }).passes();
@@ -55,7 +55,7 @@ pub fn buckets(case: Case) -> Result<(Buckets, ParamTable)> {
     Ok((Buckets::new(&passes, trainable, bucket_bytes(trainable)), table))
 }
 
-/// Runs the launchers of a whole step on a GPU that only writes down: the input, then the network's passes one by one,
+/// Runs the launchers of a whole step on the recording GPU: the input, then the network's passes one by one,
 /// then the update.
 pub fn record(case: Case) -> Result<Vec<Recorded>> {
     record_among(case, 1)
