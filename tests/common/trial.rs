@@ -1,40 +1,46 @@
-//! Steps of a small network on the CUDA engine, on one rank or on several: the first blocks of B0, with several buckets.
-//!
-//! On the harness, ranks are threads. Each has its own device and engine, and its own order of threads and transfers.
+//! Training steps of a network, as the engine makes them, on one device or on several ranks.
 
-use effnet::model::{Architecture, BatchNormConfig, Padding, ParamTable, Variant, initialise};
+use std::ops::Range;
+
+use effnet::model::{Architecture, ParamTable, Variant, initialise};
 use effnet::network::{Network, NetworkConfig};
-use effnet::ops::cuda::{CudaDevice, CudaOps, Gpu, Precision};
+use effnet::ops::cuda::{CudaDevice, CudaOps, Precision};
 use effnet::ops::*;
 
-use crate::common::formula::Formula;
-use crate::common::gpu::{TestGpu, engine};
-use crate::common::host_gpu::HostGpu;
-use crate::common::ranks::ranks;
+use super::buffers;
+use super::formula::Formula;
+use super::gpu::{TestGpu, engine};
+use super::network::{UPDATE, architecture, training};
 
-const CLASSES: usize = 10;
-const SIDE: usize = 32;
+pub const CLASSES: usize = 10;
 pub const IMAGES: usize = 2;
 /// Slots alternate, so the first two steps are recorded and the others are launched from the recordings.
 pub const STEPS: usize = 4;
 
+/// The bytes of some images, and their labels.
+pub type Images = (Vec<u8>, Vec<u32>);
+
 /// A network and a batch of one or more micro-batches.
 pub struct Trial {
-    precision: Precision,
-    images: usize,
+    pub precision: Precision,
     micro_batches: usize,
-    network: Network,
+    pub network: Network,
     pub table: ParamTable,
     passes: Vec<Pass>,
     pub buckets: Buckets,
     pub update: Update,
+    pub learning_rate: f32,
+    /// What every micro-batch contains; otherwise each image is another one.
+    pub fixed: Option<Images>,
 }
 
 /// The state after a step.
-#[derive(Debug, PartialEq)]
+#[derive(Debug)]
 pub struct Step {
     pub figures: StepFigures,
     pub scale: Option<LossScale>,
+    pub logits: Vec<f32>,
+    pub gradients: Vec<f32>,
     /// Only the trainable parameters.
     pub parameters: Vec<f32>,
     pub running: Vec<f32>,
@@ -42,34 +48,42 @@ pub struct Step {
 }
 
 impl Trial {
-    /// With micro-batches of [`IMAGES`], each with its own statistics.
-    pub fn new(precision: Precision, micro_batches: usize) -> Trial {
+    /// The first blocks of B0, with several buckets. Micro-batches of [`IMAGES`] have their own statistics.
+    pub fn small(precision: Precision, micro_batches: usize) -> Trial {
         Trial::with_statistics(precision, micro_batches, IMAGES, 1)
     }
 
     /// With micro-batches of `images`, whose statistics `ranks` ranks compute together.
     pub fn with_statistics(precision: Precision, micro_batches: usize, images: usize, ranks: usize) -> Trial {
-        let norm = BatchNormConfig::default();
-        let mut arch = Architecture::new(Variant::B0, CLASSES, SIDE, Padding::Symmetric, norm).unwrap();
+        let mut arch = architecture(Variant::B0, CLASSES, 32);
         arch.blocks.truncate(4);
         arch.head_channels = 48;
-        let table = ParamTable::new(&arch);
-        let config = NetworkConfig {
-            statistics: Statistics::Batch,
-            statistics_ranks: ranks,
-            drop_path: 0.2,
-            dropout: 0.2,
-            label_smoothing: 0.1,
-            step_images: images * micro_batches,
-            ..NetworkConfig::inference(images)
-        };
-        let network = Network::new(&arch, &table, config);
-        let passes = network.itinerary(&CudaDevice { precision }).passes();
+        let step_images = images * micro_batches;
+        let config = NetworkConfig { statistics_ranks: ranks, step_images, ..training(images) };
+        let trial = Trial::new(precision, &arch, config);
+        assert!(trial.buckets.iter().len() >= 3, "{:?}", trial.buckets);
+        trial
+    }
+
+    pub fn new(precision: Precision, arch: &Architecture, config: NetworkConfig) -> Trial {
+        let table = ParamTable::new(arch);
+        let network = Network::new(arch, &table, config);
+        // The devices here store every tensor, so each runs the list as it was recorded.
+        let passes = network.recorded.passes();
         let buckets = Buckets::new(&passes, table.trainable(), 16 << 10);
-        assert!(buckets.iter().len() >= 3, "{buckets:?}");
-        let rule = Rule::RmsProp { form: RmsPropForm::PyTorch, alpha: 0.9, momentum: 0.9, eps: 0.01 };
-        let update = Update { rule, weight_decay: 1e-5, ema: true };
-        Trial { precision, images, micro_batches, network, table, passes, buckets, update }
+        let micro_batches = config.step_images / config.images;
+        let (update, learning_rate) = (UPDATE, 1e-2);
+        Trial {
+            precision,
+            micro_batches,
+            network,
+            table,
+            passes,
+            buckets,
+            update,
+            learning_rate,
+            fixed: None,
+        }
     }
 
     /// An engine with the initial state of the network.
@@ -77,46 +91,45 @@ impl Trial {
         let plan = self.network.plan(&CudaDevice { precision: self.precision });
         let (trainable, total) = (self.table.trainable(), self.table.total());
         let mut ops = engine::<G>(way, trainable, total, &[&plan], self.precision).unwrap();
-        let values = initialise::initialise(&self.table, 3);
-        ops.bind(&plan).unwrap();
-        ops.write_state(Buffer::Parameters, &values).unwrap();
-        ops.write_state(Buffer::Ema, &values).unwrap();
-        ops.set_growth_interval(2);
+        self.start(&mut ops, &plan);
         ops.set_loss_scale(LossScale { scale, good_steps: 0, skipped: 0 }).unwrap();
         ops
     }
 
+    pub fn start<O: Ops>(&self, ops: &mut O, plan: &Plan) {
+        let values = initialise::initialise(&self.table, 3);
+        ops.bind(plan).unwrap();
+        ops.write_state(Buffer::Parameters, &values).unwrap();
+        ops.write_state(Buffer::Ema, &values).unwrap();
+    }
+
+    pub fn target(&self) -> BatchTarget {
+        let Network { image, labels, .. } = self.network;
+        BatchTarget { image, labels: Some(labels), mean: [0.5; 3], deviation: [0.25; 3] }
+    }
+
+    /// The images of a micro-batch. They do not depend on how the batch is divided.
+    fn images(&self, batch: usize) -> Images {
+        let images = self.network.config.images;
+        let ids = || batch * images..(batch + 1) * images;
+        let pixels = |id: usize| image_bytes(&format!("pixels {id}"), self.network.image.elements / images);
+        (ids().flat_map(pixels).collect(), ids().map(label).collect())
+    }
+
     /// Runs a step in which this rank has the micro-batches of `own`.
-    pub fn step<G: Gpu>(
-        &self,
-        ops: &mut CudaOps<G>,
-        number: usize,
-        own: std::ops::Range<usize>,
-    ) -> Result<Step> {
-        let Trial { network, passes, buckets, images, .. } = self;
-        let target = BatchTarget {
-            image: network.image,
-            labels: Some(network.labels),
-            mean: [0.5; 3],
-            deviation: [0.25; 3],
-        };
+    pub fn step<O: Ops>(&self, ops: &mut O, number: usize, own: Range<usize>) -> Result<Step> {
+        let target = self.target();
         for at in own.clone() {
             let (first, last) = (at == own.start, at + 1 == own.end);
             let slot = (number * own.len() + at - own.start) % 2;
             let batch = number * self.micro_batches + at;
-            // Images do not depend on how the batch is divided.
-            let ids = || batch * images..(batch + 1) * images;
-            let pixels = |id: usize| {
-                let values = Formula::of(&format!("pixels {id}")).values(SIDE * SIDE * 3, 0.0, 256.0);
-                values.into_iter().map(|v| v as u8)
-            };
-            let pixels: Vec<u8> = ids().flat_map(pixels).collect();
-            let labels: Vec<u32> = ids().map(|id| (id * 37 % CLASSES) as u32).collect();
+            let (pixels, labels) = self.fixed.clone().unwrap_or_else(|| self.images(batch));
+            let first_position = if self.fixed.is_some() { 0 } else { batch * self.network.config.images };
             ops.set_step(StepParams {
                 seed: 5,
                 step: number as u64,
-                first_position: (batch * images) as u64,
-                learning_rate: 1e-2,
+                first_position: first_position as u64,
+                learning_rate: self.learning_rate,
                 ema_decay: 0.9,
             })?;
             let pixels = BatchPixels::Squares(&pixels);
@@ -126,9 +139,9 @@ impl Trial {
                     ops.begin_step()?;
                 }
                 ops.unpack_batch(slot, &target)?;
-                for (number, pass) in passes.iter().enumerate() {
+                for (number, pass) in self.passes.iter().enumerate() {
                     ops.run(pass)?;
-                    let complete = buckets.after(number).filter(|_| last);
+                    let complete = self.buckets.after(number).filter(|_| last);
                     complete.into_iter().try_for_each(|bucket| ops.reduce(bucket))?;
                 }
                 if last { ops.run(&self.update.into()) } else { Ok(()) }
@@ -139,51 +152,24 @@ impl Trial {
     }
 
     /// The state after the last step.
-    pub fn outcome<G: Gpu>(&self, ops: &mut CudaOps<G>) -> Result<Step> {
+    pub fn outcome<O: Ops>(&self, ops: &mut O) -> Result<Step> {
         let figures = ops.take_figures(true)?.expect("a step was made");
+        let logits = buffers::values(ops, self.network.logits)?;
         let (trainable, total) = (self.table.trainable(), self.table.total());
-        let mut read = |buffer, elements| -> Result<Vec<f32>> {
-            let mut values = vec![f32::NAN; elements];
-            ops.read_state(buffer, &mut values)?;
-            Ok(values)
-        };
-        let mut parameters = read(Buffer::Parameters, total)?;
+        let gradients = buffers::state(ops, Buffer::Gradients, trainable)?;
+        let mut parameters = buffers::state(ops, Buffer::Parameters, total)?;
         let running = parameters.split_off(trainable);
-        let slots = [read(Buffer::Slot(0), trainable)?, read(Buffer::Slot(1), trainable)?];
-        Ok(Step { figures, scale: ops.loss_scale()?, parameters, running, slots })
-    }
-
-    /// All steps on one rank that accumulates.
-    pub fn accumulated(&self, scale: f32) -> Vec<Step> {
-        let mut ops = self.ops::<HostGpu>(HostGpu::WAYS[0], scale);
-        (0..STEPS).map(|number| self.step(&mut ops, number, 0..self.micro_batches).unwrap()).collect()
-    }
-
-    /// All steps on several ranks, one for each micro-batch.
-    pub fn shared(&self, scale: f32) -> Vec<Vec<Step>> {
-        ranks(self.micro_batches, |rank, group| {
-            let mut ops = self.ops::<HostGpu>(HostGpu::WAYS[rank % HostGpu::WAYS.len()], scale);
-            ops.connect(&group).unwrap();
-            let steps =
-                (0..STEPS).map(|number| self.step(&mut ops, number, rank..rank + 1).unwrap()).collect();
-            group.leave().unwrap();
-            steps
-        })
+        let mut slot = |number| buffers::state(ops, Buffer::Slot(number), trainable);
+        let slots = [slot(0)?, slot(1)?];
+        Ok(Step { figures, scale: ops.loss_scale()?, logits, gradients, parameters, running, slots })
     }
 }
 
-/// Asserts that all but the running statistics are equal, bit by bit.
-pub fn same(got: &Step, expected: &Step, what: &str) {
-    let Step { figures, scale, parameters, slots, .. } = got;
-    assert_eq!(figures.loss.to_bits(), expected.figures.loss.to_bits(), "{what}: the loss");
-    assert_eq!(figures, &expected.figures, "{what}");
-    assert_eq!(scale, &expected.scale, "{what}");
-    for (name, one, other) in [
-        ("parameters", parameters, &expected.parameters),
-        ("mean square", &slots[0], &expected.slots[0]),
-        ("momentum", &slots[1], &expected.slots[1]),
-    ] {
-        let different = one.iter().zip(other).filter(|(a, b)| a.to_bits() != b.to_bits()).count();
-        assert_eq!(different, 0, "{what}: {name} of {}", one.len());
-    }
+/// The bytes of an image with this name.
+pub fn image_bytes(name: &str, count: usize) -> impl Iterator<Item = u8> + use<> {
+    Formula::of(name).values(count, 0.0, 256.0).into_iter().map(|v| v as u8)
+}
+
+pub fn label(id: usize) -> u32 {
+    (id * 37 % CLASSES) as u32
 }
