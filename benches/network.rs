@@ -1,7 +1,7 @@
 //! The whole network on one device: images per second of training steps and of inference, and where a step's time
 //! goes, pass by pass.
 //!
-//! The batch is made up once and lies ready in the host's memory; everything else is what `effnet-train` runs. On a
+//! The batch is made once and stays in the host's memory; everything else is what `effnet-train` runs. On a
 //! GPU steps are enqueued without waiting, and the time is that of all of them together.
 //!
 //! `cargo bench --bench network` measures B0 at 32 and 224 (on a GPU at 224, and B4 at 380);
@@ -46,7 +46,7 @@ struct Flags {
     threads: usize,
     #[arg(long)]
     json: bool,
-    /// What cargo says to every benchmark.
+    /// Cargo passes this to every benchmark.
     #[arg(long, hide = true)]
     bench: bool,
 }

@@ -30,7 +30,7 @@ const RUNS: usize = 15;
 /// Larger than the L2 cache of any card.
 const FLUSH: usize = 128 << 20;
 
-/// Measures the passes that are wanted, on the GPU or, where there is none, on the CPU.
+/// Measures these passes on the GPU or, without one, on the CPU.
 pub fn main(wanted: fn(&Pass) -> bool) {
     let measured = match Driver::open(0) {
         Ok(_) => on_gpu(wanted),
@@ -75,7 +75,7 @@ impl Layers {
         Plan::new(device, &[*pass], &self.network.tensors, &touched(pass))
     }
 
-    /// Readies a device to run a pass.
+    /// Prepares a device to run a pass.
     fn fill<O: Ops>(&self, ops: &mut O, pass: &Pass, plan: &Plan) -> Result {
         let noise = |count| Formula::of("noise").values(count, -1.0, 1.0);
         ops.bind(plan)?;

@@ -177,7 +177,7 @@ fn missing_program_is_named() {
 }
 
 #[test]
-fn failed_rank_gives_others_time_then_sigterm_then_sigsignal() {
+fn failed_rank_gives_others_time_then_sigterm_then_sigkill() {
     let dir = tempfile::tempdir().unwrap();
     // Rank 0 ends on SIGTERM, rank 2 only on SIGKILL. The processes that they start are in their groups.
     let script = format!(

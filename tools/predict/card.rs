@@ -1,4 +1,4 @@
-//! The cards that times are predicted for, and how long work takes on one at least.
+//! The cards that times are predicted for, and the least time of work on each.
 
 use crate::work::Work;
 
@@ -8,7 +8,7 @@ pub struct Card {
     /// 10⁹ cycles a second under load: the vendor's boost clock of the RTX 3080; of the H100 the
     /// PCIe card's, below the 1.98 that an SXM card may reach.
     pub clock: f64,
-    /// 10¹² bytes a second that a plain copy reads and writes.
+    /// 10¹² bytes a second, read and written by a plain copy.
     pub copy: f64,
     /// Multiply-adds of a multiprocessor in a cycle by `mma.sync` in half precision with fp32 sums.
     pub tensor: f64,
@@ -58,7 +58,7 @@ impl Card {
         ]
     }
 
-    /// Microseconds that a launch takes at least.
+    /// The least microseconds of a launch.
     pub fn bound(&self, work: &Work) -> f64 {
         self.times(work).into_iter().fold(0.0, f64::max)
     }

@@ -56,7 +56,7 @@ pub struct Timeline {
 }
 
 impl Timeline {
-    /// Of buckets in the order in which they become complete, the last of them no later than the backward pass ends.
+    /// `buckets` are in the order in which they become complete, the last no later than the end of the backward pass.
     pub fn new(buckets: &[Ready], backward_end: f64, bus: &Bus, cards: usize) -> Timeline {
         let mut free = 0.0f64;
         let sums = buckets.iter().map(|bucket| {

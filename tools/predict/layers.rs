@@ -9,7 +9,7 @@ fn pool(c: &mut Count, values: f64) {
     c.fp32(values, 3.0);
 }
 
-/// The small layers are fp32 products; what a block stages is staged by each of its neighbours too.
+/// The small layers are fp32 products; each neighbouring block stages the same values again.
 pub fn squeeze(c: &mut Count, name: &str) -> Result<(), String> {
     let channels = c.get("channels");
     if name == "squeeze_pool" {

@@ -103,7 +103,7 @@ fn segments(c: &mut Count, images: f64, inputs: f64) {
     }
 }
 
-/// Data, five sums and weights at once, by slices of the wide channels that each make dy.
+/// Data, five sums and weights at once, by slices of the wide channels, each of which computes dy.
 pub fn project_sweep(c: &mut Count, [depth, slice]: [f64; 2]) {
     let [images, pixels, inputs, outputs] = c.sides(["images", "pixels", "inputs", "outputs"]);
     let (rows, slices, parts) = (images * pixels, c.grid(0), c.grid(1));

@@ -60,13 +60,13 @@ pub struct RecordingGpu {
     properties: Properties,
     next: u64,
     pub launched: Vec<Launched>,
-    /// Of what was [described](Gpu::describe).
+    /// By label, what was [described](Gpu::describe).
     pub places: BTreeMap<String, (Address, usize)>,
     staging: Vec<(Vec<u8>, Address)>,
 }
 
 impl RecordingGpu {
-    /// Launchers cut by shapes alone, so the properties matter to none of them.
+    /// Launchers divide the work by shapes alone, so the properties do not matter.
     pub fn new() -> RecordingGpu {
         let properties = Properties {
             name: "none".into(),

@@ -12,7 +12,7 @@ use crate::exchange::{Bus, Ready, Timeline};
 use crate::step::{self, Case, Recorded};
 use crate::work::Work;
 
-/// A card among others of its kind: its number among [`CARDS`](crate::card::CARDS), and how they are connected, worst and best case.
+/// A card among equal ones: its number among [`CARDS`](crate::card::CARDS), and how they are connected, worst and best case.
 pub struct Machine {
     pub card: usize,
     pub joined: &'static str,
@@ -34,7 +34,7 @@ pub const MACHINES: [Machine; 2] = [
     },
 ];
 
-/// What a card does in a step: some micro-batches, all alike.
+/// The work of a card in a step: equal micro-batches.
 pub struct Load {
     pub case: Case,
     pub micro_batches: usize,
@@ -84,7 +84,7 @@ impl Step {
         Ok(Step { case, passes: step::record(case)?, buckets, trainable, along, first })
     }
 
-    /// Bytes of each bucket, with what goes along.
+    /// Bytes of each bucket, with those that go along.
     pub fn bytes(&self) -> Vec<f64> {
         let own = self.buckets.iter().map(|(_, bucket)| (4 * bucket.elements.len()) as f64);
         let last = self.buckets.iter().len() - 1;
@@ -97,7 +97,7 @@ impl Step {
     pub fn alone(&self, card: &Card, micro_batches: usize, slow: f64) -> Alone {
         let time = |work: &Work| slow * card.bound(work) + LAUNCH;
         let mut now = 0.0;
-        // The input stands before the passes, the update behind them.
+        // The input comes before the passes, the update after them.
         let ends: Vec<f64> = self
             .passes
             .iter()
@@ -115,7 +115,7 @@ impl Step {
         Alone { complete, backward_end: before + backward_end, update, look }
     }
 
-    /// The same on several cards.
+    /// A step on several cards.
     pub fn among(&self, alone: &Alone, bus: &Bus, cards: usize) -> Among {
         let buckets = alone.complete.iter().zip(self.bytes());
         let buckets: Vec<Ready> = buckets.map(|(&at, bytes)| Ready { at, bytes }).collect();

@@ -27,7 +27,7 @@ const REFERENCE: (f64, f64) = (400.0, 23.3 * 3600.0);
 /// All tables.
 ///
 /// # Errors
-/// Where a step cannot be recorded.
+/// If a step cannot be recorded.
 pub fn tables() -> Result<String> {
     let loads = loads();
     let mut steps: Vec<Step> = Vec::new();
@@ -52,7 +52,7 @@ pub fn tables() -> Result<String> {
     Ok(text)
 }
 
-/// "a – b", of the worst and the best; one figure where they agree as printed.
+/// "a – b", the worst and the best case; one figure if both print alike.
 fn range(values: [f64; 2], digits: usize) -> String {
     let [worst, best] = values.map(|value| format!("{value:.digits$}"));
     if worst == best { worst } else { format!("{worst} – {best}") }

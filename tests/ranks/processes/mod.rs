@@ -11,7 +11,7 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use crate::common::data;
-use crate::common::programs::{Ran, ended, program as program_named, run};
+use crate::common::programs::{self, Ran, ended, run};
 use crate::common::training::*;
 use effnet::train::events::LogLine;
 
@@ -81,7 +81,7 @@ fn runs_are_equal_byte_for_byte() {
 fn evaluation_by_four_ranks_equals_that_by_one_process() {
     let logged = timeless_log(&place("whole"));
     let Some(LogLine::Evaluation(logged)) = logged.last() else { panic!("the run ends with an evaluation") };
-    let mut command = program_named("effnet-eval");
+    let mut command = programs::program("effnet-eval");
     command.arg(place("whole").join("checkpoint.bin")).args(["--json", "--device", "cpu"]);
     let found = run(command.arg("--data").arg(place("data"))).good().json();
     let figures = |of: &serde_json::Value| ["top1", "top5", "loss"].map(|key| of[key].as_f64());
