@@ -314,7 +314,8 @@ fn layers_reach_the_memory_plan_in_their_order() {
 #[test]
 fn batch_beyond_memory_is_refused_before_training() {
     let dir = packed();
-    let arguments = ["--resolution", "2048", "--batch-size", "65536"];
+    // So many epochs of the few images make a step.
+    let arguments = ["--resolution", "2048", "--batch-size", "65536", "--epochs", "4000"];
     refused(dir.path(), &arguments, 1, &["--micro-batch 65536 needs", "available", "fits"]);
     assert!(!dir.path().join("runs").exists());
 }
