@@ -1,4 +1,4 @@
-//! The head, the loss and the way back.
+//! The head and the loss, forward and backward.
 
 mod kit;
 

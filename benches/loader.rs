@@ -1,12 +1,16 @@
 //! Images per second of the loader, by the number of threads: small grey images that are padded, and photographs that
 //! are decoded from JPEG, then cropped and resized here or by a device. `cargo bench --bench loader`.
 
+#[allow(dead_code)] // tests use the rest
+#[path = "../tests/common/data.rs"]
+mod data;
+
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use effnet::data::pack::{PackOptions, pack};
-use effnet::data::{CropMode, Form, Loader, LoaderConfig, Policy, Share, Source, Split};
+use effnet::data::{CropMode, Form, Loader, LoaderConfig, Source};
 use image::{DynamicImage, GrayImage, ImageFormat, Luma, Rgb, RgbImage};
 use tempfile::TempDir;
 
@@ -27,9 +31,7 @@ fn packed(kind: ImageFormat, make: impl Fn(u32) -> DynamicImage) -> (TempDir, So
     for split in ["train", "val"] {
         for number in 0..if split == "train" { 128 } else { 2 } {
             let class = source.join(split).join(["a", "b"][number as usize % 2]);
-            std::fs::create_dir_all(&class).expect("a folder");
-            let name = class.join(format!("{number}.{}", kind.extensions_str()[0]));
-            make(number).save(name).expect("an image file");
+            data::save(&class.join(format!("{number}.{}", kind.extensions_str()[0])), make(number));
         }
     }
     let out = dir.path().join("packed");
@@ -52,21 +54,8 @@ struct Case<'a> {
 fn batches(case: &Case, threads: usize, rounds: u64) -> Duration {
     let Case { source, resolution, crop, form, .. } = *case;
     let warm_up = 2;
-    let config = LoaderConfig {
-        split: Split::Train,
-        batch: BATCH,
-        share: Share::WHOLE,
-        resolution,
-        crop,
-        form,
-        augment: Some(Policy::Standard),
-        seed: 0,
-        first_step: 0,
-        steps: rounds + warm_up,
-        threads,
-        ahead: threads,
-        processors: Vec::new(),
-    };
+    let (steps, ahead) = (rounds + warm_up, threads);
+    let config = LoaderConfig { batch: BATCH, resolution, crop, form, steps, threads, ahead, ..data::LOADER };
     let mut loader = Loader::start(source.clone(), config).expect("a loader");
     let mut since = Instant::now();
     for step in 0..rounds + warm_up {

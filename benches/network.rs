@@ -1,8 +1,8 @@
 //! The whole network on one device: images per second of training steps and of inference, and where a step's time
 //! goes, pass by pass.
 //!
-//! The batch is made up once and lies ready in the host's memory; everything else is what `effnet-train` runs. On a
-//! GPU steps are handed over without waiting, and the time is that of all of them together.
+//! The batch is made once and stays in the host's memory; everything else is what `effnet-train` runs. On a
+//! GPU steps are enqueued without waiting, and the time is that of all of them together.
 //!
 //! `cargo bench --bench network` measures B0 at 32 and 224 (on a GPU at 224, and B4 at 380);
 //! `cargo bench --bench network -- --model b4 --resolution 380 --batch 2 --steps 4` one case; `--json` prints an
@@ -14,7 +14,7 @@ use std::time::Instant;
 
 use clap::Parser;
 use effnet::data::Normalise;
-use effnet::model::{Architecture, BatchNormConfig, Padding, ParamTable, Variant, initialise};
+use effnet::model::{ParamTable, Variant, initialise};
 use effnet::network::{Inference, Network};
 use effnet::ops::cuda::Precision;
 use effnet::ops::*;
@@ -46,7 +46,7 @@ struct Flags {
     threads: usize,
     #[arg(long)]
     json: bool,
-    /// What cargo says to every benchmark.
+    /// Cargo passes this to every benchmark.
     #[arg(long, hide = true)]
     bench: bool,
 }
@@ -147,9 +147,7 @@ impl With for Measure<'_> {
     fn with<H: Hardware>(self, hardware: H) -> Result<Rates> {
         let Measure(flags, case) = self;
         let recipe = Recipe { resolution: case.resolution, ..Recipe::reference(case.model, case.batch) };
-        let config = BatchNormConfig { momentum: recipe.bn_momentum, eps: recipe.bn_eps };
-        let arch = Architecture::new(case.model, flags.classes, case.resolution, Padding::Symmetric, config)
-            .map_err(|error| OpsError::Device(error.to_string()))?;
+        let arch = recipe.architecture(flags.classes).map_err(|error| OpsError::Device(error.to_string()))?;
         let table = ParamTable::new(&arch);
         let training = Network::new(&arch, &table, recipe.network_config(1));
         let device = hardware.device();

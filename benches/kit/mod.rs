@@ -4,14 +4,22 @@
 //! is measured once. On a GPU the result is a table: microseconds, GB/s, and the share of what a plain copy moves in the
 //! same run, at the end the sums over a network's layers. Where there is no GPU, criterion measures the CPU.
 
+#[path = "../../tests/common/formula.rs"]
+mod formula;
+#[allow(dead_code)] // tests use the rest
+#[path = "../../tests/common/network.rs"]
+mod test_network;
+
 use criterion::{Criterion, Throughput};
-use effnet::model::{Architecture, BatchNormConfig, Padding, ParamTable, Variant};
+use effnet::model::{ParamTable, Variant};
 use effnet::network::{Network, NetworkConfig};
 use effnet::ops::cpu::{CpuDevice, CpuOps};
 use effnet::ops::cuda::driver::Driver;
 use effnet::ops::cuda::{CudaDevice, CudaOps, Gpu, Precision};
 use effnet::ops::*;
 use effnet::train::Recipe;
+use formula::Formula;
+use test_network::architecture;
 
 /// Network, resolution, images of a batch.
 type Case = (Variant, usize, usize);
@@ -22,7 +30,7 @@ const RUNS: usize = 15;
 /// Larger than the L2 cache of any card.
 const FLUSH: usize = 128 << 20;
 
-/// Measures the passes that are wanted, on the GPU or, where there is none, on the CPU.
+/// Measures these passes on the GPU or, without one, on the CPU.
 pub fn main(wanted: fn(&Pass) -> bool) {
     let measured = match Driver::open(0) {
         Ok(_) => on_gpu(wanted),
@@ -37,7 +45,7 @@ pub fn main(wanted: fn(&Pass) -> bool) {
     }
 }
 
-/// The passes of a training step, whose tensors are the network's.
+/// The passes of a training step, on the network's tensors.
 struct Layers {
     network: Network,
     table: ParamTable,
@@ -46,9 +54,8 @@ struct Layers {
 }
 
 impl Layers {
-    fn new((variant, side, images): Case, device: &impl Device, wanted: fn(&Pass) -> bool) -> Result<Layers> {
-        let arch = Architecture::new(variant, 1000, side, Padding::Symmetric, BatchNormConfig::default())
-            .map_err(|error| OpsError::Device(error.to_string()))?;
+    fn new((variant, side, images): Case, device: &impl Device, wanted: fn(&Pass) -> bool) -> Layers {
+        let arch = architecture(variant, 1000, side);
         let table = ParamTable::new(&arch);
         let recipe = Recipe::reference(variant, images);
         let network = Network::new(&arch, &table, NetworkConfig { images, ..recipe.network_config(1) });
@@ -60,32 +67,24 @@ impl Layers {
                 None => passes.push((pass, 1)),
             }
         }
-        Ok(Layers { network, table, passes })
+        Layers { network, table, passes }
     }
 
-    /// The plan for one pass, with all of its tensors beside each other.
+    /// The plan for one pass, in which no two tensors overlap.
     fn plan(&self, pass: &Pass, device: &impl Device) -> Plan {
-        let mut touched = Vec::new();
-        pass.tensors(&mut |tensor, _| touched.push(tensor));
-        Plan::new(device, &[*pass], &self.network.tensors, &touched)
+        Plan::new(device, &[*pass], &self.network.tensors, &touched(pass))
     }
 
-    /// Readies a device to run a pass.
+    /// Prepares a device to run a pass.
     fn fill<O: Ops>(&self, ops: &mut O, pass: &Pass, plan: &Plan) -> Result {
+        let noise = |count| Formula::of("noise").values(count, -1.0, 1.0);
         ops.bind(plan)?;
         ops.set_step(StepParams { learning_rate: 1e-6, ema_decay: 0.999, ..StepParams::default() })?;
         ops.write_state(Buffer::Parameters, &noise(self.table.total()))?;
-        let mut filled = Ok(());
-        pass.tensors(&mut |tensor, _| {
-            let done = match tensor.kind {
-                Kind::Index => ops.upload_labels(tensor, &vec![0; tensor.elements]),
-                _ => ops.upload(tensor, &noise(tensor.elements)),
-            };
-            if filled.is_ok() {
-                filled = done;
-            }
-        });
-        filled
+        touched(pass).into_iter().try_for_each(|tensor| match tensor.kind {
+            Kind::Index => ops.upload_labels(tensor, &vec![0; tensor.elements]),
+            _ => ops.upload(tensor, &noise(tensor.elements)),
+        })
     }
 
     /// Bytes that a pass must move: those of its tensors; of an update those of the flat buffers.
@@ -95,6 +94,12 @@ impl Layers {
             _ => pass.bytes(device),
         }
     }
+}
+
+fn touched(pass: &Pass) -> Vec<Tensor> {
+    let mut touched = Vec::new();
+    pass.tensors(&mut |tensor, _| touched.push(tensor));
+    touched
 }
 
 /// Each rule, with and without the moving average.
@@ -114,7 +119,7 @@ fn on_cpu(wanted: fn(&Pass) -> bool) -> Result {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let device = CpuDevice { threads };
     for case in ON_CPU {
-        let layers = Layers::new(case, &device, wanted)?;
+        let layers = Layers::new(case, &device, wanted);
         let (variant, side, images) = case;
         let mut group = criterion.benchmark_group(format!("{variant} at {side}, batch {images}"));
         // A whole network's layers should not take minutes.
@@ -145,7 +150,7 @@ fn on_gpu(wanted: fn(&Pass) -> bool) -> Result {
 }
 
 fn table(case: Case, device: CudaDevice, wanted: fn(&Pass) -> bool) -> Result {
-    let layers = Layers::new(case, &device, wanted)?;
+    let layers = Layers::new(case, &device, wanted);
     let (variant, side, images) = case;
     println!("\n{variant} at {side}, batch {images}, {}", device.precision);
     println!("  {:<34} {:>9} {:>10} {:>9} {:>9} {:>9}", "pass", "layers", "µs", "MB", "GB/s", "of copy");
@@ -212,14 +217,4 @@ fn measure(pass: &Pass, layers: &Layers, device: CudaDevice) -> Result<Run> {
 fn median(values: &mut [f64]) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
-}
-
-/// Values around zero.
-fn noise(elements: usize) -> Vec<f32> {
-    let mut state = 1u32;
-    let mut next = || {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (state >> 8) as f32 / (1 << 23) as f32 - 1.0
-    };
-    (0..elements).map(|_| next()).collect()
 }

@@ -1,37 +1,24 @@
 //! After warm-up the loader allocates nothing large: batches are recycled and each thread keeps its buffers.
 
-use effnet::data::{Batch, CropMode, Form, Loader, LoaderConfig, Policy, Share, Split};
+use effnet::data::{Batch, CropMode, Form, Loader, LoaderConfig};
 
-use crate::{alone, data_support, large_allocations};
+use crate::common::data::{self, LOADER};
+use crate::{alone, large_allocations};
 
 /// 20,000 samples, so that a permutation alone is larger than the bound; the run crosses the ends of ten epochs.
 #[test]
 fn loader_allocates_nothing_large_after_warm_up() {
     let _alone = alone();
     let dir = tempfile::tempdir().unwrap();
-    data_support::pack_grey(dir.path(), 20_000, 10, 12, 1 << 20);
-    let source = data_support::open(dir.path());
+    data::pack_grey(dir.path(), 20_000, 10, 12, 1 << 20);
+    let source = data::open(dir.path());
     for (crop, form) in [
         (CropMode::Pad, Form::Squares),
         (CropMode::Resized, Form::Squares),
         (CropMode::Pad, Form::Raw { images: 1_000 }),
         (CropMode::Resized, Form::Raw { images: 2_000 }),
     ] {
-        let config = LoaderConfig {
-            split: Split::Train,
-            batch: 2_000,
-            share: Share::WHOLE,
-            resolution: 32,
-            crop,
-            form,
-            augment: Some(Policy::Standard),
-            seed: 0,
-            first_step: 0,
-            steps: 40,
-            threads: 2,
-            ahead: 3,
-            processors: Vec::new(),
-        };
+        let config = LoaderConfig { batch: 2_000, crop, form, steps: 40, threads: 2, ..LOADER };
         let mut loader = Loader::start(source.clone(), config).unwrap();
         // The caller's batch and three ahead: as many as ever exist at a time later.
         let held: Vec<Batch> = (0..4).map(|_| loader.next().unwrap().unwrap()).collect();

@@ -2,12 +2,10 @@
 //!
 //! The allocator counts for the whole process, so these tests have a program of their own and run one at a time.
 
-#[path = "../common/data_support.rs"]
-mod data_support;
+#[path = "../common/mod.rs"]
+mod common;
 mod loader;
 mod step;
-#[path = "../common/train_support.rs"]
-mod train_support;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};

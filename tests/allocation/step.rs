@@ -5,7 +5,8 @@ use std::sync::atomic::AtomicBool;
 use effnet::train::events::{Event, Reporter};
 use effnet::train::{Recipe, RunOptions, train};
 
-use crate::{alone, data_support, large_allocations, take_largest, train_support};
+use crate::common::{data, training};
+use crate::{alone, large_allocations, take_largest};
 
 /// Counts from the end of step 5, when all buffers have been used once, to that of step 11.
 #[derive(Default)]
@@ -42,19 +43,19 @@ impl Reporter for &mut Counts {
 fn step_allocates_nothing_large() {
     let _alone = alone();
     let dir = tempfile::tempdir().unwrap();
-    let data = dir.path().join("data");
-    data_support::pack_grey(&data, 100, 10, 28, 1 << 20);
-    let source = data_support::open(&data);
-    // 32 images are 96 KiB of pixels: a batch that is made anew would be seen. Three steps an epoch.
+    let set = dir.path().join("data");
+    data::pack_grey(&set, 100, 10, 28, 1 << 20);
+    let source = data::open(&set);
+    // 32 images are 96 KiB of pixels: a new batch would be seen. Three steps an epoch.
     let recipe = Recipe {
         batch_size: 32,
         micro_batch: 16,
         epochs: 4.0,
         warmup_epochs: 0.0,
         eval_every: 100.0,
-        ..train_support::recipe()
+        ..training::recipe()
     };
-    let options = RunOptions { loader_threads: 2, ..train_support::options(&dir.path().join("run")) };
+    let options = RunOptions { loader_threads: 2, ..training::options(&dir.path().join("run")) };
     let mut counts = Counts::default();
     train(&recipe, &options, source, &mut &mut counts, &AtomicBool::new(false)).unwrap();
     assert_eq!(counts.steps, (1..=13).collect::<Vec<u64>>());

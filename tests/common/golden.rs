@@ -8,6 +8,7 @@ use effnet::model::{Architecture, BatchNormConfig, Padding, ParamTable, Role, Va
 use effnet::ops::{RmsPropForm, Rule, Update, WeightDecay};
 use serde::Deserialize;
 
+use super::fixture::relative_error;
 use super::formula::Formula;
 
 /// The summary of one tensor.
@@ -118,10 +119,8 @@ impl Golden {
         };
         let variant: Variant = name.strip_prefix("efficientnet_").unwrap_or(name).parse().unwrap();
         // timm's TensorFlow variants keep the running statistics' momentum of 0.1.
-        let (padding, norm) = match tensorflow {
-            true => (Padding::Same, BatchNormConfig { momentum: 0.1, eps: 1e-3 }),
-            false => (Padding::Symmetric, BatchNormConfig { momentum: 0.1, eps: 1e-5 }),
-        };
+        let (padding, eps) = if tensorflow { (Padding::Same, 1e-3) } else { (Padding::Symmetric, 1e-5) };
+        let norm = BatchNormConfig { momentum: 0.1, eps };
         Architecture::new(variant, self.classes, self.resolution, padding, norm).unwrap()
     }
 
@@ -257,9 +256,7 @@ impl Report {
         if got.len() != expected.len() {
             return self.failures.push(format!("{what}: {} values for {}", got.len(), expected.len()));
         }
-        let square = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>();
-        let error = square(&mut got.iter().zip(&expected).map(|(g, e)| g - e));
-        self.judge(what, (error / square(&mut expected.iter().copied())).sqrt(), bound);
+        self.judge(what, relative_error(got, &expected), bound);
     }
 
     /// Tensors by their probes: all together, and each large one by itself.

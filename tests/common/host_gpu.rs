@@ -88,7 +88,7 @@ impl HostGpu {
         }
     }
 
-    /// A card with so many bytes of memory.
+    /// Limits the card's memory.
     pub fn with_memory(self, bytes: u64) -> HostGpu {
         HostGpu { properties: Properties { memory: bytes, ..self.properties }, ..self }
     }
@@ -114,7 +114,7 @@ impl HostGpu {
         self.device.reset_counts();
     }
 
-    /// That the bytes lie in one allocation.
+    /// Checks that the bytes lie in one allocation.
     fn inside(&self, at: Address, bytes: usize) -> Result {
         let fits = |(start, length): (&u64, &usize)| at.0 + bytes as u64 <= start + *length as u64;
         match self.allocations.range(..=at.0).next_back().is_some_and(fits) {
@@ -158,13 +158,13 @@ impl HostGpu {
                     size: *size,
                     options,
                 };
-                // SAFETY: the arguments were copied from what the caller of `Gpu::launch` vouches for.
+                // SAFETY: the arguments were copied from what the caller of `Gpu::launch` guarantees.
                 let ran = unsafe { self.device.launch(&launch, arguments.as_ptr().cast()) };
                 ran.map_err(OpsError::Device)
             }
             Command::Fill(to, value, bytes) => {
                 self.inside(*to, *bytes)?;
-                // SAFETY: the bytes lie in an allocation of this device, which nobody else uses.
+                // SAFETY: the bytes lie in an allocation of this device, which nothing else uses.
                 unsafe { std::ptr::write_bytes(to.0 as *mut u8, *value, *bytes) };
                 Ok(())
             }
@@ -214,7 +214,7 @@ impl Gpu for HostGpu {
     fn write(&mut self, to: Address, bytes: &[u8]) -> Result {
         self.not_recording("a copy from the host")?;
         self.inside(to, bytes.len())?;
-        // SAFETY: the bytes lie in an allocation of this device, which nobody else uses.
+        // SAFETY: the bytes lie in an allocation of this device, which nothing else uses.
         unsafe { std::ptr::copy(bytes.as_ptr(), to.0 as *mut u8, bytes.len()) };
         Ok(())
     }
@@ -241,7 +241,7 @@ impl Gpu for HostGpu {
             return Err(device_error(format!("{kernel}: {shared} bytes of shared memory")));
         }
         let mut words = vec![0u64; size.div_ceil(8)];
-        // SAFETY: the caller vouches for `size` bytes.
+        // SAFETY: the caller guarantees `size` bytes.
         unsafe { std::ptr::copy_nonoverlapping(arguments.cast::<u8>(), words.as_mut_ptr().cast(), size) };
         self.run(Command::Launch {
             kernel: kernel.to_string(),

@@ -4,8 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::LazyLock;
 
-use crate::data_support;
-use crate::data_support::{gzip, idx_images, idx_labels, noise, pack_grey};
+use crate::common::data::{flip, gzip, idx_images, idx_labels, noise, pack_grey};
 use effnet::data::codec::{Pixels, decode_file, decode_jpeg, encode_jpeg};
 use effnet::data::dataset::{MANIFEST, Manifest, verify};
 use effnet::data::idx::{Images, Input, labels};
@@ -107,9 +106,9 @@ fn verify_continues_after_damage() {
     assert_eq!((report.samples, report.damage.len()), (50, 0));
     let last = |name: &str| fs::metadata(dir.path().join(name)).unwrap().len() as usize - 1;
     for name in ["train-00000.shard", "val-00000.shard"] {
-        data_support::flip(&dir.path().join(name), last(name), 1);
+        flip(&dir.path().join(name), last(name), 1);
     }
-    data_support::flip(&dir.path().join("train-00002.shard"), 70, 1);
+    flip(&dir.path().join("train-00002.shard"), 70, 1);
     let report = verify(dir.path()).unwrap();
     assert_eq!(report.damage.len(), 3, "{:?}", report.damage);
     assert!(report.damage[0].contains("train-00000.shard: sample 9"));

@@ -2,26 +2,11 @@
 
 use std::collections::HashSet;
 
-use crate::data_support::{flip, open, pack_grey};
+use crate::common::data::{LOADER, flip, open, pack_grey};
 use effnet::data::loader::evaluation_steps;
 use effnet::data::sampler::{Sampler, permute};
 use effnet::data::{Batch, CropMode, DataError, Form, Loader, LoaderConfig, Policy, Share, Source, Split};
-
-const CONFIG: LoaderConfig = LoaderConfig {
-    split: Split::Train,
-    batch: 16,
-    share: Share::WHOLE,
-    resolution: 32,
-    crop: CropMode::Pad,
-    form: Form::Squares,
-    augment: Some(Policy::Standard),
-    seed: 3,
-    first_step: 0,
-    steps: 12,
-    threads: 1,
-    ahead: 3,
-    processors: Vec::new(),
-};
+use tempfile::TempDir;
 
 fn all(source: &Source, config: LoaderConfig) -> Vec<Batch> {
     let mut loader = Loader::start(source.clone(), config).unwrap();
@@ -32,57 +17,32 @@ fn all(source: &Source, config: LoaderConfig) -> Vec<Batch> {
     batches
 }
 
-#[test]
-fn squares_do_not_depend_on_threads_or_recycling() {
+/// A packed set of 50 grey images to train and `val` to validate, in several shards.
+fn packed(val: u32) -> (TempDir, Source) {
     let dir = tempfile::tempdir().unwrap();
-    pack_grey(dir.path(), 50, 20, 28, 8 << 10);
-    let packed = open(dir.path());
+    pack_grey(dir.path(), 50, val, 28, 8 << 10);
+    let source = open(dir.path());
+    (dir, source)
+}
+
+/// Loads the same batches with other numbers of threads, into recycled buffers, and compares them by `same`.
+fn expect_same(form: Form, same: fn(&Batch, &Batch) -> bool) {
+    let (_dir, packed) = packed(20);
     let made_up = Source::synthetic(3, 50, 20, 40).unwrap();
     for (source, crop) in
         [(&packed, CropMode::Pad), (&packed, CropMode::Resized), (&made_up, CropMode::Resized)]
     {
         for train in [true, false] {
             let augment = train.then_some(Policy::Standard);
-            let config = LoaderConfig { crop, augment, ..CONFIG };
+            let config = LoaderConfig { crop, augment, form, ..LOADER };
             let expected = all(source, config.clone());
             assert_eq!(expected.len(), if train { 12 } else { 4 });
-            for threads in [2, 7] {
-                let mut loader =
-                    Loader::start(source.clone(), LoaderConfig { threads, ..config.clone() }).unwrap();
-                for batch in &expected {
-                    let found = loader.next().unwrap().unwrap();
-                    assert!(found == *batch, "{crop}, {threads} threads, step {}", batch.step);
-                    loader.recycle(found);
-                }
-                assert!(loader.next().unwrap().is_none());
-            }
-        }
-    }
-}
-
-/// The bytes of raw batches that are sent; `image.rs` compares the images themselves.
-#[test]
-fn raw_batches_do_not_depend_on_threads_or_recycling() {
-    let dir = tempfile::tempdir().unwrap();
-    pack_grey(dir.path(), 50, 20, 28, 8 << 10);
-    let (packed, made_up) = (open(dir.path()), Source::synthetic(3, 50, 20, 40).unwrap());
-    for (source, crop) in
-        [(&packed, CropMode::Pad), (&packed, CropMode::Resized), (&made_up, CropMode::Resized)]
-    {
-        for train in [true, false] {
-            let augment = train.then_some(Policy::Standard);
-            let config = LoaderConfig { crop, augment, form: Form::Raw { images: 8 }, ..CONFIG };
-            let expected = all(source, config.clone());
-            assert_eq!(expected.len(), if train { 12 } else { 4 });
-            for threads in [1, 7] {
-                let mut loader =
-                    Loader::start(source.clone(), LoaderConfig { threads, ..config.clone() }).unwrap();
+            for threads in [1, 2, 7] {
+                let config = LoaderConfig { threads, ..config.clone() };
+                let mut loader = Loader::start(source.clone(), config).unwrap();
                 for batch in &expected {
                     let mut found = loader.next().unwrap().unwrap();
-                    assert_eq!((found.images, &found.used), (batch.images, &batch.used));
-                    assert_eq!(found.parts(8).len(), 2);
-                    let same = found.parts(8).eq(batch.parts(8));
-                    assert!(same, "{crop}, {threads} threads, step {}", batch.step);
+                    assert!(same(&found, batch), "{crop}, {threads} threads, step {}", batch.step);
                     found.pixels.fill(99);
                     loader.recycle(found);
                 }
@@ -93,13 +53,26 @@ fn raw_batches_do_not_depend_on_threads_or_recycling() {
 }
 
 #[test]
+fn squares_do_not_depend_on_threads_or_recycling() {
+    expect_same(Form::Squares, |found, expected| found == expected);
+}
+
+/// The bytes of raw batches that are sent; `image.rs` compares the images themselves.
+#[test]
+fn raw_batches_do_not_depend_on_threads_or_recycling() {
+    expect_same(Form::Raw { images: 8 }, |found, expected| {
+        assert_eq!((found.images, &found.used), (expected.images, &expected.used));
+        assert_eq!(found.parts(8).len(), 2);
+        found.parts(8).eq(expected.parts(8))
+    });
+}
+
+#[test]
 fn loader_started_at_a_step_gives_the_rest() {
-    let dir = tempfile::tempdir().unwrap();
-    pack_grey(dir.path(), 50, 20, 28, 8 << 10);
-    let source = open(dir.path());
-    let whole = all(&source, CONFIG);
+    let (_dir, source) = packed(20);
+    let whole = all(&source, LOADER);
     for first_step in [1, 5, 11] {
-        let rest = all(&source, LoaderConfig { first_step, steps: 12 - first_step, threads: 2, ..CONFIG });
+        let rest = all(&source, LoaderConfig { first_step, steps: 12 - first_step, threads: 2, ..LOADER });
         assert!(rest == whole[first_step as usize..], "from step {first_step}");
     }
 }
@@ -160,10 +133,8 @@ fn permutation_is_uniform() {
 
 #[test]
 fn evaluation_covers_the_split_in_order_with_a_partial_last_batch() {
-    let dir = tempfile::tempdir().unwrap();
-    pack_grey(dir.path(), 50, 37, 28, 4 << 10);
-    let source = open(dir.path());
-    let config = LoaderConfig { split: Split::Val, augment: None, steps: u64::MAX, threads: 3, ..CONFIG };
+    let (_dir, source) = packed(37);
+    let config = LoaderConfig { split: Split::Val, augment: None, steps: u64::MAX, threads: 3, ..LOADER };
     let batches = all(&source, config);
     assert_eq!(batches.len() as u64, evaluation_steps(37, 16, Share::WHOLE));
     assert_eq!(batches.iter().map(|batch| batch.images).collect::<Vec<_>>(), [16, 16, 5]);
@@ -193,7 +164,7 @@ fn evaluation_covers_the_split_in_order_with_a_partial_last_batch() {
 #[test]
 fn recycled_partial_batch_is_clean() {
     let source = Source::synthetic(2, 20, 11, 32).unwrap();
-    let config = LoaderConfig { split: Split::Val, augment: None, batch: 4, ahead: 1, ..CONFIG };
+    let config = LoaderConfig { split: Split::Val, augment: None, batch: 4, ahead: 1, ..LOADER };
     let mut loader = Loader::start(source, config).unwrap();
     while let Some(batch) = loader.next().unwrap() {
         assert!(batch.pixels[batch.images * 3072..].iter().all(|&value| value == 0));
@@ -211,7 +182,7 @@ fn damaged_sample_is_named_in_the_turn_of_its_step() {
     flip(&shard, start + sample * 784 + 99, 0x10);
     let source = open(dir.path());
     let mut loader =
-        Loader::start(source, LoaderConfig { batch: 4, augment: None, steps: 10, threads: 2, ..CONFIG })
+        Loader::start(source, LoaderConfig { batch: 4, augment: None, steps: 10, threads: 2, ..LOADER })
             .unwrap();
     for _ in 0..4 {
         loader.next().unwrap().unwrap();
@@ -226,11 +197,11 @@ fn damaged_sample_is_named_in_the_turn_of_its_step() {
 fn loader_refuses_settings_that_make_no_sense() {
     let source = Source::synthetic(2, 8, 2, 32).unwrap();
     for config in [
-        LoaderConfig { batch: 0, ..CONFIG },
-        LoaderConfig { resolution: 0, ..CONFIG },
-        LoaderConfig { crop: CropMode::Auto, ..CONFIG },
-        LoaderConfig { form: Form::Raw { images: 0 }, ..CONFIG },
-        LoaderConfig { form: Form::Raw { images: 3 }, ..CONFIG },
+        LoaderConfig { batch: 0, ..LOADER },
+        LoaderConfig { resolution: 0, ..LOADER },
+        LoaderConfig { crop: CropMode::Auto, ..LOADER },
+        LoaderConfig { form: Form::Raw { images: 0 }, ..LOADER },
+        LoaderConfig { form: Form::Raw { images: 3 }, ..LOADER },
     ] {
         assert!(matches!(Loader::start(source.clone(), config), Err(DataError::Invalid(_))));
     }
@@ -278,11 +249,11 @@ fn share_of_every_process_together_is_the_whole_step() {
     let source = Source::synthetic(5, 50, 37, 32).unwrap();
     let pixels =
         |batch: &Batch| batch.pixels.chunks_exact(32 * 32 * 3).map(<[u8]>::to_vec).collect::<Vec<_>>();
-    let whole = all(&source, CONFIG);
+    let whole = all(&source, LOADER);
     for parts in [2, 4, 16] {
         for part in 0..parts {
             let share = Share { part, parts };
-            let own = all(&source, LoaderConfig { batch: 16 / parts, share, ..CONFIG });
+            let own = all(&source, LoaderConfig { batch: 16 / parts, share, ..LOADER });
             assert_eq!(own.len(), whole.len());
             for (own, whole) in own.iter().zip(&whole) {
                 let range = part * own.labels.len()..(part + 1) * own.labels.len();
@@ -292,7 +263,7 @@ fn share_of_every_process_together_is_the_whole_step() {
             }
         }
     }
-    let evaluation = LoaderConfig { split: Split::Val, augment: None, batch: 4, steps: u64::MAX, ..CONFIG };
+    let evaluation = LoaderConfig { split: Split::Val, augment: None, batch: 4, steps: u64::MAX, ..LOADER };
     let whole = all(&source, evaluation.clone());
     for parts in [2, 3, 7, 12] {
         let mut seen = 0;

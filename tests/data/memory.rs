@@ -5,8 +5,8 @@
 use std::path::PathBuf;
 use std::process::Command;
 
-use crate::data_support;
-use effnet::data::{CropMode, Form, Loader, LoaderConfig, Policy, Share, Split};
+use crate::common::data::{self, LOADER};
+use effnet::data::{CropMode, Loader, LoaderConfig, Split};
 use rustix::process::{Resource, Rlimit, setrlimit};
 
 const LIMIT: usize = 40 << 20;
@@ -28,22 +28,10 @@ fn epoch_under_the_limit() {
     let mut too_much: Vec<u8> = Vec::new();
     assert!(too_much.try_reserve_exact(LIMIT).is_err(), "the limit has no effect");
 
-    let source = data_support::open(&dir);
-    let config = LoaderConfig {
-        split: Split::Train,
-        batch: 8,
-        share: Share::WHOLE,
-        resolution: 64,
-        crop: CropMode::Resized,
-        form: Form::Squares,
-        augment: Some(Policy::Standard),
-        seed: 0,
-        first_step: 0,
-        steps: source.samples(Split::Train) as u64 / 8,
-        threads: 2,
-        ahead: 2,
-        processors: Vec::new(),
-    };
+    let source = data::open(&dir);
+    let steps = source.samples(Split::Train) as u64 / 8;
+    let sizes = LoaderConfig { batch: 8, resolution: 64, crop: CropMode::Resized, ..LOADER };
+    let config = LoaderConfig { steps, threads: 2, ahead: 2, ..sizes };
     let mut loader = Loader::start(source, config).unwrap();
     let mut images = 0;
     while let Some(batch) = loader.next().unwrap() {
@@ -58,7 +46,7 @@ fn epoch_under_the_limit() {
 fn set_larger_than_memory_is_read() {
     let dir = tempfile::tempdir().unwrap();
     // 320 images of 512 × 512: 80 MiB in ten shards, twice the limit.
-    let summary = data_support::pack_grey(dir.path(), 320, 5, 512, 8 << 20);
+    let summary = data::pack_grey(dir.path(), 320, 5, 512, 8 << 20);
     assert!(summary.train.bytes >= 2 * LIMIT as u64 && summary.train.shards >= 10);
     let output = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "memory::epoch_under_the_limit", "--nocapture", "--test-threads=1"])

@@ -1,5 +1,4 @@
 //! The stand-in for the driver, loaded into this process, and its kernels.
-#![allow(dead_code)] // each test program uses a part
 
 use std::ffi::{CString, c_int, c_void};
 use std::sync::{LazyLock, Mutex, MutexGuard};
@@ -11,7 +10,7 @@ use effnet::ops::cuda::gpu::{Address, Gpu, Launch};
 use effnet::ops::cuda::nvidia::DriverError;
 use effnet::ops::cuda::nvidia::device::Library;
 
-use super::stand_in;
+use crate::common::stand_in;
 
 /// A function of a library.
 ///
@@ -38,7 +37,7 @@ static FAKE: LazyLock<Mutex<Fake>> = LazyLock::new(|| Mutex::new(Fake::load()));
 impl Fake {
     fn load() -> Fake {
         let folder = tempfile::tempdir().unwrap();
-        let library = stand_in::build(folder.path());
+        let library = stand_in::build(folder.path(), "libcuda");
         let path = CString::new(library.to_str().unwrap()).unwrap();
         // SAFETY: the library's initialiser only reads a variable. It stays loaded and defines these functions.
         unsafe {

@@ -7,4 +7,3 @@ mod common;
 mod fake;
 mod gpu;
 mod ranks;
-mod stand_in;

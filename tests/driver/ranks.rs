@@ -7,8 +7,8 @@ use std::net::TcpListener;
 use std::sync::{Arc, LazyLock, MutexGuard};
 use std::time::Duration;
 
+use crate::common::stand_in;
 use crate::fake::{Fake, add, floats, function, launch, open};
-use crate::stand_in;
 use effnet::ops::cuda::driver::Driver;
 use effnet::ops::cuda::gpu::{Gpu, Piece, Reduce};
 use effnet::ops::{OpsError, Result};
@@ -23,7 +23,7 @@ struct FakeNccl {
 
 static NCCL: LazyLock<FakeNccl> = LazyLock::new(|| {
     let folder = tempfile::tempdir().unwrap();
-    let library = stand_in::build_nccl(folder.path());
+    let library = stand_in::build(folder.path(), "libnccl");
     // The library stays loaded, so the file may be deleted.
     let path = CString::new(library.to_str().unwrap()).unwrap();
     // SAFETY: as in `Fake::load`. Only tests read the variable, later than this.
@@ -260,7 +260,7 @@ fn joining_is_abandoned_if_the_group_is_stopped() {
     assert!(matches!(error, OpsError::Group(_)) && error.to_string().contains("the disk is full"), "{error}");
     let error = among_one_that_fails(|group| open().unwrap().connect(group).unwrap_err(), false);
     assert!(matches!(error, OpsError::Group(_)) && error.to_string().contains("the disk is full"), "{error}");
-    // The threads that still join end here.
+    // The threads that are still joining end here.
     (NCCL.nccl)(23_203, 5, 0, 0);
     while (NCCL.inside)() > 0 {
         std::thread::sleep(Duration::from_millis(1));

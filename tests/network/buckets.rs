@@ -1,23 +1,16 @@
 //! Buckets of gradients contain each gradient once, and are complete when they claim to be.
 
-use effnet::model::{Architecture, BatchNormConfig, Padding, ParamTable, Variant};
-use effnet::network::{Network, NetworkConfig};
+use crate::common::network::{architecture, training};
+use effnet::model::{ParamTable, Variant};
+use effnet::network::Network;
 use effnet::ops::buckets::bucket_bytes;
 use effnet::ops::cpu::CpuDevice;
-use effnet::ops::{Buckets, Pass, Statistics};
+use effnet::ops::{Buckets, Pass};
 
 fn passes(variant: Variant) -> (ParamTable, Vec<Pass>) {
-    let size = variant.scaling().resolution;
-    let arch = Architecture::new(variant, 1000, size, Padding::Symmetric, BatchNormConfig::default());
-    let arch = arch.unwrap();
-    let images = 2;
+    let arch = architecture(variant, 1000, variant.scaling().resolution);
     let table = ParamTable::new(&arch);
-    let config = NetworkConfig {
-        statistics: Statistics::Batch,
-        step_images: images,
-        ..NetworkConfig::inference(images)
-    };
-    let passes = Network::new(&arch, &table, config).itinerary(&CpuDevice { threads: 1 }).passes();
+    let passes = Network::new(&arch, &table, training(2)).itinerary(&CpuDevice { threads: 1 }).passes();
     (table, passes)
 }
 

@@ -1,22 +1,73 @@
 //! Ranks that share steps on the CUDA engine get, bit by bit, what one rank gets that accumulates as many micro-batches.
+//!
+//! On the harness, ranks are threads. Each has its own device and engine, and its own order of threads and transfers.
 
 use std::sync::Arc;
 
-use crate::common::fixture::{doubles, equal_bits, norm};
+use crate::common::buffers;
+use crate::common::fixture::{equal_bits, relative_error};
 use crate::common::gpu::TestGpu;
 use crate::common::host_gpu::HostGpu;
-use crate::common::rank_support::{IMAGES, STEPS, Step, Trial, same};
 use crate::common::ranks::ranks;
+use crate::common::trial::{IMAGES, STEPS, Step, Trial};
 use effnet::ops::cuda::driver::Driver;
 use effnet::ops::cuda::{Address, CudaOps, Gpu, Precision, exchange};
 use effnet::ops::*;
 use effnet::parallel::Group;
+use effnet_kernel_host::Options;
+
+/// An engine whose loss scale grows every two steps.
+fn engine<G: TestGpu>(trial: &Trial, way: G::Way, scale: f32) -> CudaOps<G> {
+    let mut ops = trial.ops::<G>(way, scale);
+    ops.set_growth_interval(2);
+    ops
+}
+
+/// What `work` gives on the engine of each rank, which runs kernels in its own way. Then the ranks leave.
+fn on_ranks<T: Send>(
+    trial: &Trial,
+    ways: &[Options],
+    scale: f32,
+    work: impl Fn(usize, &mut CudaOps<HostGpu>) -> T + Sync,
+) -> Vec<T> {
+    ranks(ways.len(), |rank, group| {
+        let mut ops = engine::<HostGpu>(trial, ways[rank], scale);
+        ops.connect(&group).unwrap();
+        let done = work(rank, &mut ops);
+        group.leave().unwrap();
+        done
+    })
+}
+
+/// All steps on several ranks, one for each micro-batch.
+fn shared(trial: &Trial, size: usize, scale: f32) -> Vec<Vec<Step>> {
+    on_ranks(trial, &HostGpu::WAYS[..size], scale, |rank, ops| {
+        (0..STEPS).map(|number| trial.step(ops, number, rank..rank + 1).unwrap()).collect()
+    })
+}
+
+/// Asserts that all but the running statistics are equal, bit by bit.
+fn same(got: &Step, expected: &Step, what: &str) {
+    let Step { figures, scale, parameters, slots, .. } = got;
+    assert_eq!(figures.loss.to_bits(), expected.figures.loss.to_bits(), "{what}: the loss");
+    assert_eq!((figures, scale), (&expected.figures, &expected.scale), "{what}");
+    for (name, one, other) in [
+        ("parameters", parameters, &expected.parameters),
+        ("mean square", &slots[0], &expected.slots[0]),
+        ("momentum", &slots[1], &expected.slots[1]),
+    ] {
+        let different = one.iter().zip(other).filter(|(a, b)| a.to_bits() != b.to_bits()).count();
+        assert_eq!(different, 0, "{what}: {name} of {}", one.len());
+    }
+}
 
 /// Returns how many steps were skipped.
 fn ranks_give_what_accumulation_gives(precision: Precision, size: usize, scale: f32) -> u32 {
-    let trial = Trial::new(precision, size);
-    let expected = trial.accumulated(scale);
-    let got = trial.shared(scale);
+    let trial = Trial::small(precision, size);
+    let mut ops = engine::<HostGpu>(&trial, HostGpu::WAYS[0], scale);
+    let expected: Vec<Step> =
+        (0..STEPS).map(|number| trial.step(&mut ops, number, 0..size).unwrap()).collect();
+    let got = shared(&trial, size, scale);
     for (rank, steps) in got.iter().enumerate() {
         for (number, (step, expected)) in steps.iter().zip(&expected).enumerate() {
             let what = format!("{precision}, rank {rank} of {size}, step {number}");
@@ -59,10 +110,10 @@ fn four_ranks_in_fp16_give_what_accumulation_gives() {
 #[test]
 #[cfg_attr(not(target_arch = "x86_64"), ignore = "the host harness runs on x86-64 only")]
 fn running_statistics_are_the_average_of_the_ranks() {
-    let trial = Trial::new(Precision::Fp32, 4);
+    let trial = Trial::small(Precision::Fp32, 4);
     let alone: Vec<Vec<f32>> = (0..4)
         .map(|at| {
-            let mut ops = trial.ops::<HostGpu>(HostGpu::WAYS[0], 1.0);
+            let mut ops = engine::<HostGpu>(&trial, HostGpu::WAYS[0], 1.0);
             trial.step(&mut ops, 0, at..at + 1).unwrap().running
         })
         .collect();
@@ -70,7 +121,7 @@ fn running_statistics_are_the_average_of_the_ranks() {
     let average: Vec<f32> = (0..alone[0].len())
         .map(|i| (((alone[0][i] + alone[1][i]) + alone[2][i]) + alone[3][i]) * 0.25)
         .collect();
-    for steps in trial.shared(1.0) {
+    for steps in shared(&trial, 4, 1.0) {
         assert!(equal_bits(&steps[0].running, &average));
     }
 }
@@ -81,49 +132,32 @@ fn running_statistics_are_the_average_of_the_ranks() {
 #[test]
 #[cfg_attr(not(target_arch = "x86_64"), ignore = "the host harness runs on x86-64 only")]
 fn statistics_taken_together_are_those_of_the_whole_batch() {
-    let of = |trial: &Trial, ops: &mut CudaOps<HostGpu>, own| {
-        let step = trial.step(ops, 0, own).unwrap();
-        let mut gradients = vec![f32::NAN; trial.table.trainable()];
-        ops.read_state(Buffer::Gradients, &mut gradients).unwrap();
-        (step, gradients)
-    };
     let trial = Trial::with_statistics(Precision::Fp32, 1, 2 * IMAGES, 1);
-    let (whole, gradients) = of(&trial, &mut trial.ops::<HostGpu>(HostGpu::WAYS[0], 1.0), 0..1);
-    let error = |got: &[f32], expected: &[f32]| {
-        let (got, expected) = (doubles(got), doubles(expected));
-        let difference: Vec<f64> = got.iter().zip(&expected).map(|(g, e)| g - e).collect();
-        norm(&difference) / norm(&expected)
-    };
+    let whole = trial.step(&mut engine::<HostGpu>(&trial, HostGpu::WAYS[0], 1.0), 0, 0..1).unwrap();
     let pieces = |statistics: usize| {
         let trial = Trial::with_statistics(Precision::Fp32, 2, IMAGES, statistics);
-        ranks(2, |rank, group| {
-            let mut ops = trial.ops::<HostGpu>(HostGpu::WAYS[1 + rank], 1.0);
-            ops.connect(&group).unwrap();
-            let done = of(&trial, &mut ops, rank..rank + 1);
-            group.leave().unwrap();
-            done
-        })
+        on_ranks(&trial, &HostGpu::WAYS[1..3], 1.0, |rank, ops| trial.step(ops, 0, rank..rank + 1).unwrap())
     };
-    for (step, got) in pieces(2) {
+    for step in pieces(2) {
         let errors = [
             (step.figures.loss / whole.figures.loss - 1.0).abs(),
-            error(&step.running, &whole.running),
-            error(&got, &gradients),
+            relative_error(&step.running, &whole.running),
+            relative_error(&step.gradients, &whole.gradients),
         ];
         println!("together: {errors:?}");
         assert!(errors[0] <= 1e-6 && errors[1] <= 1e-6 && errors[2] <= 1e-5, "{errors:?}");
         assert_eq!(step.figures.correct, whole.figures.correct);
     }
-    for (_, got) in pieces(1) {
-        assert!(error(&got, &gradients) > 0.1);
+    for step in pieces(1) {
+        assert!(relative_error(&step.gradients, &whole.gradients) > 0.1);
     }
 }
 
 /// A group of one, on a device that exchanges with itself.
 fn one_rank_gives_what_none_gives<G: TestGpu>() {
-    let trial = Trial::new(Precision::Fp16, 1);
+    let trial = Trial::small(Precision::Fp16, 1);
     let run = |connect: Option<&Arc<Group>>| -> Vec<Step> {
-        let mut ops = trial.ops::<G>(G::WAYS[0], 256.0);
+        let mut ops = engine::<G>(&trial, G::WAYS[0], 256.0);
         if let Some(group) = connect {
             exchange::connect(ops.context(), group).unwrap();
         }
@@ -174,42 +208,35 @@ fn step_of_gradients(trial: &Trial, ops: &mut CudaOps<HostGpu>, gradients: &[f32
 #[test]
 #[cfg_attr(not(target_arch = "x86_64"), ignore = "the host harness runs on x86-64 only")]
 fn sum_that_overflows_skips_the_step() {
-    let trial = Trial::new(Precision::Fp32, 2);
+    let trial = Trial::small(Precision::Fp32, 2);
     let all = trial.table.trainable();
-    ranks(2, |rank, group| {
-        let mut ops = trial.ops::<HostGpu>(HostGpu::WAYS[rank], 1.0);
-        ops.connect(&group).unwrap();
-        let mut before = vec![0.0; trial.table.total()];
-        ops.read_state(Buffer::Parameters, &mut before).unwrap();
+    on_ranks(&trial, &HostGpu::WAYS[..2], 1.0, |_, ops| {
+        let before = buffers::state(ops, Buffer::Parameters, trial.table.total()).unwrap();
         // The last one lies after the last whole vector.
         for at in [0, 1234, all - 1] {
             let mut gradients = vec![1.0; all];
             gradients[at] = f32::MAX;
-            let step = step_of_gradients(&trial, &mut ops, &gradients).unwrap();
+            let step = step_of_gradients(&trial, ops, &gradients).unwrap();
             assert!(step.figures.skipped, "gradient {at}");
             assert!(equal_bits(&step.parameters, &before[..all]));
         }
-        let step = step_of_gradients(&trial, &mut ops, &vec![f32::MAX / 2.0; all]).unwrap();
+        let step = step_of_gradients(&trial, ops, &vec![f32::MAX / 2.0; all]).unwrap();
         assert!(!step.figures.skipped);
-        group.leave().unwrap();
     });
 }
 
 #[test]
 #[cfg_attr(not(target_arch = "x86_64"), ignore = "the host harness runs on x86-64 only")]
 fn profile_lists_every_bucket_of_every_step() {
-    let trial = Trial::new(Precision::Fp32, 2);
-    let reports = ranks(2, |rank, group| {
-        let mut ops = trial.ops::<HostGpu>(HostGpu::WAYS[rank], 1.0);
-        ops.connect(&group).unwrap();
-        trial.step(&mut ops, 0, rank..rank + 1).unwrap();
+    let trial = Trial::small(Precision::Fp32, 2);
+    let reports = on_ranks(&trial, &HostGpu::WAYS[..2], 1.0, |rank, ops| {
+        trial.step(ops, 0, rank..rank + 1).unwrap();
         ops.start_profile().unwrap();
         for number in 1..3 {
-            trial.step(&mut ops, number, rank..rank + 1).unwrap();
+            trial.step(ops, number, rank..rank + 1).unwrap();
         }
         let report = ops.take_profile().unwrap();
-        trial.step(&mut ops, 3, rank..rank + 1).unwrap();
-        group.leave().unwrap();
+        trial.step(ops, 3, rank..rank + 1).unwrap();
         report
     });
     let bytes: Vec<u64> = trial.buckets.iter().map(|(_, bucket)| 4 * bucket.elements.len() as u64).collect();
@@ -237,7 +264,7 @@ fn profile_lists_every_bucket_of_every_step() {
 #[test]
 #[cfg_attr(not(target_arch = "x86_64"), ignore = "the host harness runs on x86-64 only")]
 fn exchange_without_a_group_or_with_gaps_is_refused() {
-    let trial = Trial::new(Precision::Fp32, 1);
+    let trial = Trial::small(Precision::Fp32, 1);
     let mut alone = HostGpu::open(HostGpu::WAYS[0]);
     let refused = [
         alone.collective_begin(),
@@ -248,10 +275,10 @@ fn exchange_without_a_group_or_with_gaps_is_refused() {
     ];
     assert!(refused.iter().all(|answer| matches!(answer, Err(OpsError::NotConnected))), "{refused:?}");
     let together = Trial::with_statistics(Precision::Fp32, 1, IMAGES, 2);
-    let error = together.step(&mut together.ops::<HostGpu>(HostGpu::WAYS[0], 1.0), 0, 0..1).unwrap_err();
+    let error = together.step(&mut engine::<HostGpu>(&together, HostGpu::WAYS[0], 1.0), 0, 0..1).unwrap_err();
     assert!(matches!(error, OpsError::NotConnected), "{error}");
     ranks(1, |_, group| {
-        let mut ops = trial.ops::<HostGpu>(HostGpu::WAYS[0], 1.0);
+        let mut ops = engine::<HostGpu>(&trial, HostGpu::WAYS[0], 1.0);
         exchange::connect(ops.context(), &group).unwrap();
         let all = trial.table.trainable();
         ops.begin_step().unwrap();

@@ -5,6 +5,8 @@
 //! right, and on the CPU's passes, which shows that those are. A third test zeroes one tensor after the other
 //! and expects the comparison to notice.
 
+use crate::common::buffers;
+use crate::common::fixture::{doubles, expect_none};
 use crate::common::golden::{Bounds, Golden, Report, files, parameters};
 use crate::common::gpu::{TestGpu, engine, on_cuda};
 use crate::common::reference::{Reference, ReferenceDevice};
@@ -19,9 +21,16 @@ use effnet::ops::{Buffer, Ops, Pass, Plan, StateSize, Statistics, StepParams, Te
 trait Backend: Ops + Sized {
     fn plan(network: &Network) -> Plan;
     fn new(table: &ParamTable, plans: &[&Plan]) -> Self;
-    fn put_values(&mut self, tensor: Tensor, values: &[f64]);
-    fn values(&mut self, tensor: Tensor) -> Vec<f64>;
-    fn buffer(&mut self, buffer: Buffer, elements: usize) -> Vec<f64>;
+    fn put_values(&mut self, tensor: Tensor, values: &[f64]) {
+        let values: Vec<f32> = values.iter().map(|&v| v as f32).collect();
+        self.upload(tensor, &values).unwrap();
+    }
+    fn values(&mut self, tensor: Tensor) -> Vec<f64> {
+        doubles(&buffers::values(self, tensor).unwrap())
+    }
+    fn buffer(&mut self, buffer: Buffer, elements: usize) -> Vec<f64> {
+        doubles(&buffers::state(self, buffer, elements).unwrap())
+    }
 }
 
 impl Backend for Reference {
@@ -51,20 +60,6 @@ impl Backend for CpuOps {
     fn new(table: &ParamTable, plans: &[&Plan]) -> Self {
         CpuOps::new(StateSize::new(table.trainable(), table.total()), plans, THREADS).unwrap()
     }
-    fn put_values(&mut self, tensor: Tensor, values: &[f64]) {
-        let values: Vec<f32> = values.iter().map(|&v| v as f32).collect();
-        self.upload(tensor, &values).unwrap();
-    }
-    fn values(&mut self, tensor: Tensor) -> Vec<f64> {
-        let mut values = vec![f32::NAN; tensor.elements];
-        self.download(tensor, &mut values).unwrap();
-        values.into_iter().map(f64::from).collect()
-    }
-    fn buffer(&mut self, buffer: Buffer, elements: usize) -> Vec<f64> {
-        let mut values = vec![f32::NAN; elements];
-        self.read_state(buffer, &mut values).unwrap();
-        values.into_iter().map(f64::from).collect()
-    }
 }
 
 /// The CUDA engine in fp32.
@@ -74,20 +69,6 @@ impl<G: TestGpu> Backend for CudaOps<G> {
     }
     fn new(table: &ParamTable, plans: &[&Plan]) -> Self {
         engine(G::WAYS[0], table.trainable(), table.total(), plans, Precision::Fp32).unwrap()
-    }
-    fn put_values(&mut self, tensor: Tensor, values: &[f64]) {
-        let values: Vec<f32> = values.iter().map(|&v| v as f32).collect();
-        self.upload(tensor, &values).unwrap();
-    }
-    fn values(&mut self, tensor: Tensor) -> Vec<f64> {
-        let mut values = vec![f32::NAN; tensor.elements];
-        self.download(tensor, &mut values).unwrap();
-        values.into_iter().map(f64::from).collect()
-    }
-    fn buffer(&mut self, buffer: Buffer, elements: usize) -> Vec<f64> {
-        let mut values = vec![f32::NAN; elements];
-        self.read_state(buffer, &mut values).unwrap();
-        values.into_iter().map(f64::from).collect()
     }
 }
 
@@ -110,15 +91,8 @@ impl Trial {
         let table = ParamTable::new(&arch);
         assert_eq!(table.trainable(), golden.parameters, "{}: parameters", golden.file);
         let images = golden.batch;
-        let plain = NetworkConfig {
-            images,
-            statistics: Statistics::Batch,
-            statistics_ranks: 1,
-            drop_path: 0.0,
-            dropout: 0.0,
-            label_smoothing: golden.label_smoothing,
-            step_images: images,
-        };
+        let (statistics, label_smoothing) = (Statistics::Batch, golden.label_smoothing);
+        let plain = NetworkConfig { statistics, label_smoothing, ..NetworkConfig::inference(images) };
         // The stated rates are rate·i/n; the network takes the rate.
         let blocks = arch.blocks.len();
         let drop_path =
@@ -184,15 +158,8 @@ impl Trial {
         let loss = self.mean_loss(ops);
         report.judge("loss 1", (loss / golden.loss[0] - 1.0).abs(), bounds.losses[0]);
         let buffer = ops.buffer(Buffer::Parameters, self.table.total());
-        let running = &golden.running_after_first_step;
-        report.tensors(
-            "running statistics",
-            running,
-            &self.table,
-            &buffer,
-            bounds.running,
-            bounds.one_tensor,
-        );
+        let (running, bound) = (&golden.running_after_first_step, bounds.running);
+        report.tensors("running statistics", running, &self.table, &buffer, bound, bounds.one_tensor);
     }
 
     /// The first step's gradients.
@@ -272,30 +239,27 @@ fn tell(file: &str, report: Report) -> Vec<String> {
 /// steps: at most 6e-13 (a gradient of B4), compared with 2e-4 in fp32.
 const DOUBLE: f64 = 1e-11;
 
+/// Compares a device with every file.
+fn expect_all<B: Backend>(bounds: fn(&Golden) -> Bounds) {
+    let failures = files().into_iter().flat_map(|path| {
+        let trial = Trial::new(Golden::read(&path));
+        tell(&trial.golden.file, trial.run::<B>(&bounds(&trial.golden)))
+    });
+    expect_none(failures.collect());
+}
+
+fn float32(golden: &Golden) -> Bounds {
+    Bounds::float32(&golden.float32_reference_error)
+}
+
 #[test]
 fn oracle_meets_the_golden_values() {
-    let failures: Vec<String> = files()
-        .iter()
-        .flat_map(|path| {
-            let trial = Trial::new(Golden::read(path));
-            let report = trial.run::<Reference>(&Bounds::all(DOUBLE));
-            tell(&trial.golden.file, report)
-        })
-        .collect();
-    assert!(failures.is_empty(), "{}", failures.join("\n"));
+    expect_all::<Reference>(|_| Bounds::all(DOUBLE));
 }
 
 #[test]
 fn cpu_meets_the_golden_values() {
-    let failures: Vec<String> = files()
-        .iter()
-        .flat_map(|path| {
-            let trial = Trial::new(Golden::read(path));
-            let report = trial.run::<CpuOps>(&Bounds::float32(&trial.golden.float32_reference_error));
-            tell(&trial.golden.file, report)
-        })
-        .collect();
-    assert!(failures.is_empty(), "{}", failures.join("\n"));
+    expect_all::<CpuOps>(float32);
 }
 
 /// The files with images of 64 pixels. Larger images take minutes on the harness.
@@ -304,9 +268,7 @@ const SMALL: [&str; 3] =
 
 fn kernels_meet<G: TestGpu>(golden: Golden) {
     let trial = Trial::new(golden);
-    let bounds = Bounds::float32(&trial.golden.float32_reference_error);
-    let failures = tell(&trial.golden.file, trial.run::<CudaOps<G>>(&bounds));
-    assert!(failures.is_empty(), "{}", failures.join("\n"));
+    expect_none(tell(&trial.golden.file, trial.run::<CudaOps<G>>(&float32(&trial.golden))));
 }
 
 on_cuda!(kernels_meet_the_golden_values, kernels_meet(Golden::own(SMALL[0])));
@@ -332,7 +294,7 @@ fn larger_golden_files_are_met_on_a_gpu() {
 #[test]
 fn comparison_notices_every_zeroed_tensor() {
     let mut trial = Trial::new(Golden::own("efficientnet_b0_64.json"));
-    let bounds = Bounds::float32(&trial.golden.float32_reference_error);
+    let bounds = float32(&trial.golden);
     let (mut ops, plans) = trial.device::<CpuOps>();
     let mut unnoticed = Vec::new();
     let entries = trial.table.entries().to_vec();
@@ -360,5 +322,5 @@ fn comparison_notices_every_zeroed_tensor() {
     trial.first_forward(&mut ops, &plans[0], &bounds, &mut report);
     trial.first_backward(&mut ops, &bounds, &mut report);
     trial.inference(&mut ops, &plans, &bounds, &mut report);
-    assert!(report.failures.is_empty(), "{}", report.failures.join("\n"));
+    expect_none(report.failures);
 }

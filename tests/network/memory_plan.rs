@@ -1,12 +1,13 @@
 //! The memory plan, checked against the passes it was made from: no two tensors that are needed at the same
 //! time share a byte, and what the plan promises of sizes holds.
 
-use effnet::model::{Architecture, BatchNormConfig, Padding, ParamTable, Variant};
+use crate::common::network::{architecture, training};
+use effnet::model::{ParamTable, Variant};
 use effnet::network::{Inference, Network, NetworkConfig};
 use effnet::ops::plan::ALIGNMENT;
-use effnet::ops::{Device, Kind, Pass, Plan, Statistics, Tensor, Weights, Workspace};
+use effnet::ops::{Device, Kind, Pass, Plan, Tensor, Weights, Workspace};
 
-/// A device of the planner's: half-precision activations, no scratch.
+/// A device for the planner: half-precision activations, no scratch.
 struct Half {
     stores_expanded: bool,
 }
@@ -27,24 +28,13 @@ impl Device for Half {
 }
 
 fn network(variant: Variant, side: usize, config: NetworkConfig) -> Network {
-    let arch = Architecture::new(variant, 10, side, Padding::Symmetric, BatchNormConfig::default()).unwrap();
+    let arch = architecture(variant, 10, side);
     Network::new(&arch, &ParamTable::new(&arch), config)
-}
-
-fn training(images: usize) -> NetworkConfig {
-    NetworkConfig {
-        statistics: Statistics::Batch,
-        statistics_ranks: 1,
-        drop_path: 0.2,
-        dropout: 0.2,
-        label_smoothing: 0.1,
-        ..NetworkConfig::inference(images)
-    }
 }
 
 /// Plays the passes on a memory that remembers which tensor wrote each byte last, and complains when a pass
 /// reads a tensor that another has overwritten.
-/// The inputs arrive anew with each batch.
+/// Each batch brings new inputs.
 fn play(network: &Network, batches: &[Vec<Pass>], plan: &Plan, device: &Half) {
     let unit = ALIGNMENT;
     let mut owner = vec![u32::MAX; plan.tensor_bytes / unit];
@@ -72,7 +62,7 @@ fn play(network: &Network, batches: &[Vec<Pass>], plan: &Plan, device: &Half) {
         // Checked after the writes: a pass may not overwrite what it reads either.
         for t in reads.iter().chain(&writes) {
             let label = network.tensors.label(*t);
-            assert!(written[t.id as usize], "{} reads {label}, which nobody has written", pass.name());
+            assert!(written[t.id as usize], "{} reads {label}, which no pass has written", pass.name());
             assert!(owner[cells(*t)].iter().all(|&o| o == t.id), "{}: {label} was overwritten", pass.name());
         }
     }
@@ -101,8 +91,7 @@ fn tensors_are_not_overwritten_while_they_are_needed() {
 fn folded_coefficients_are_kept_from_batch_to_batch() {
     for stores_expanded in [true, false] {
         let device = Half { stores_expanded };
-        let arch =
-            Architecture::new(Variant::B1, 10, 64, Padding::Symmetric, BatchNormConfig::default()).unwrap();
+        let arch = architecture(Variant::B1, 10, 64);
         let sets = [Weights::Raw, Weights::Ema];
         let inference = Inference::new(&arch, &ParamTable::new(&arch), 3, &device, &sets);
         let once: Vec<Pass> = sets.iter().flat_map(|set| inference.coefficients(*set)).copied().collect();

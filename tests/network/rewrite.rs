@@ -1,9 +1,11 @@
 //! Rewrites of the list of passes: what they leave out, and that the numbers stay the same.
 
+use crate::common::buffers;
 use crate::common::formula::Formula;
 use crate::common::gpu::{TestGpu, engine, on_cuda};
+use crate::common::network::{architecture, training};
 use crate::common::reference::{Reference, ReferenceDevice};
-use effnet::model::{Architecture, BatchNormConfig, Padding, ParamTable, Variant, initialise};
+use effnet::model::{Architecture, ParamTable, Variant, initialise};
 use effnet::network::{Inference, Itinerary, Network, NetworkConfig, Phase};
 use effnet::ops::cpu::{CpuDevice, CpuOps};
 use effnet::ops::cuda::{CudaDevice, Precision};
@@ -12,19 +14,9 @@ use effnet::ops::*;
 const IMAGES: usize = 2;
 
 fn b0() -> (Architecture, ParamTable) {
-    let arch =
-        Architecture::new(Variant::B0, 10, 32, Padding::Symmetric, BatchNormConfig::default()).unwrap();
+    let arch = architecture(Variant::B0, 10, 32);
     let table = ParamTable::new(&arch);
     (arch, table)
-}
-
-fn training() -> NetworkConfig {
-    NetworkConfig {
-        statistics: Statistics::Batch,
-        drop_path: 0.2,
-        dropout: 0.2,
-        ..NetworkConfig::inference(IMAGES)
-    }
 }
 
 /// Weights and running statistics that no two sets share.
@@ -51,9 +43,7 @@ fn logits<O: Ops>(
     ops.use_weights(weights).unwrap();
     ops.upload(network.image, &image(network, number)).unwrap();
     forward(ops).unwrap();
-    let mut logits = vec![f32::NAN; network.logits.elements];
-    ops.download(network.logits, &mut logits).unwrap();
-    logits
+    buffers::values(ops, network.logits).unwrap()
 }
 
 /// Two sets of weights take turns over three batches, as in training. The coefficients are computed before the first.
@@ -122,7 +112,7 @@ fn fold_leaves_the_batch_norms_out_of_a_batch() {
     assert_eq!(passes, unfolded.recorded.passes().len());
 }
 
-/// A device of the planner's that stores expanded tensors of up to so many channels.
+/// A device for the planner that stores expanded tensors of up to so many channels.
 struct Recomputing {
     stored: usize,
 }
@@ -146,7 +136,7 @@ impl Device for Recomputing {
 #[test]
 fn recompute_fuses_the_blocks_that_a_device_does_not_store() {
     let (arch, table) = b0();
-    let network = Network::new(&arch, &table, training());
+    let network = Network::new(&arch, &table, training(IMAGES));
     let recorded = network.recorded.passes();
     for stored in [0, 240, usize::MAX] {
         let device = Recomputing { stored };
@@ -182,7 +172,7 @@ fn recompute_fuses_the_blocks_that_a_device_does_not_store() {
 #[test]
 fn recompute_gives_the_gradients_of_the_recorded_list() {
     let (arch, table) = b0();
-    let network = Network::new(&arch, &table, training());
+    let network = Network::new(&arch, &table, training(IMAGES));
     let gradients = |itinerary: &Itinerary| {
         let mut ops = Reference::new(table.trainable(), table.total());
         ops.write_state(Buffer::Parameters, &values(&table, 1)).unwrap();
@@ -201,7 +191,7 @@ fn recompute_gives_the_gradients_of_the_recorded_list() {
 #[test]
 fn tensors_are_stored_as_their_roles_say() {
     let (arch, table) = b0();
-    for config in [training(), NetworkConfig::inference(IMAGES)] {
+    for config in [training(IMAGES), NetworkConfig::inference(IMAGES)] {
         let network = Network::new(&arch, &table, config);
         for pass in network.recorded.passes() {
             pass.parts(&mut |part| {

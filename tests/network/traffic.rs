@@ -13,8 +13,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::common::formula::Formula;
 use crate::common::host_gpu::HostGpu;
-use effnet::model::{Architecture, BatchNormConfig, Padding, ParamTable, Variant, initialise};
-use effnet::network::{Network, NetworkConfig};
+use crate::common::network::{architecture, training};
+use effnet::model::{ParamTable, Variant, initialise};
+use effnet::network::Network;
 use effnet::ops::cuda::{CudaDevice, CudaOps, Gpu, Precision};
 use effnet::ops::*;
 use effnet_kernel_host::{BUILD, Build, Options};
@@ -69,18 +70,9 @@ fn narrow(passes: &[Pass]) -> BTreeSet<u32> {
 /// One training step without the update, pass by pass, on one batch of B0.
 fn count(images: usize, side: usize, precision: Precision) -> Traffic {
     assert_eq!(BUILD, Build::Race, "traffic is counted by the race build: EFFNET_HARNESS=race");
-    let arch =
-        Architecture::new(Variant::B0, 1000, side, Padding::Symmetric, BatchNormConfig::default()).unwrap();
+    let arch = architecture(Variant::B0, 1000, side);
     let table = ParamTable::new(&arch);
-    let config = NetworkConfig {
-        statistics: Statistics::Batch,
-        statistics_ranks: 1,
-        drop_path: 0.2,
-        dropout: 0.2,
-        label_smoothing: 0.1,
-        ..NetworkConfig::inference(images)
-    };
-    let network = Network::new(&arch, &table, config);
+    let network = Network::new(&arch, &table, training(images));
     let device = CudaDevice { precision };
     let plan = network.plan(&device);
     let gpu = HostGpu::new(Options::default());
@@ -97,7 +89,14 @@ fn count(images: usize, side: usize, precision: Precision) -> Traffic {
     let mut traffic = Traffic::default();
     let passes = network.itinerary(&device).passes();
     let narrow = narrow(&passes);
-    for pass in &passes {
+    passes.iter().for_each(|pass| traffic.count(&mut ops, &network, pass, &narrow));
+    traffic
+}
+
+impl Traffic {
+    /// Runs a pass and adds its bytes. `again` are the tensors that are [`narrow`].
+    fn count(&mut self, ops: &mut CudaOps<HostGpu>, network: &Network, pass: &Pass, again: &BTreeSet<u32>) {
+        let device = CudaDevice { precision: ops.context().precision };
         let arena = (ops.context().arena, ops.context().arena_bytes);
         ops.gpu().describe(arena.0, arena.1, "arena");
         let mut row = Bytes::default();
@@ -120,9 +119,9 @@ fn count(images: usize, side: usize, precision: Precision) -> Traffic {
             match named.get(&count.label) {
                 Some((id, Kind::Activation, once)) => {
                     row.activations += bytes;
-                    if narrow.contains(id) {
-                        traffic.narrow.0 += once;
-                        traffic.narrow.1 += bytes;
+                    if again.contains(id) {
+                        self.narrow.0 += once;
+                        self.narrow.1 += bytes;
                     }
                 }
                 Some(_) => row.small += bytes,
@@ -130,9 +129,8 @@ fn count(images: usize, side: usize, precision: Precision) -> Traffic {
                 None => row.state += bytes,
             }
         }
-        *traffic.passes.entry(pass.name()).or_default() += row;
+        *self.passes.entry(pass.name()).or_default() += row;
     }
-    traffic
 }
 
 /// Bytes of an image's step in plan A with the expand backward of wide layers as two kernels (data, weights), each of

@@ -1,6 +1,7 @@
 //! Batch norm in inference: coefficients from the running statistics. In training, batch norm is a part of each
 //! convolution's pass and is tested there. Here are also the tests of how a GPU merges the partial results of its blocks.
 
+use crate::common::buffers;
 use crate::common::fixture::cases::{Case, check_on_cpu, on_every_device};
 use crate::common::fixture::{Fixture, UNIT, equal_bits, tolerance};
 use crate::common::formula::Formula;
@@ -29,7 +30,7 @@ fn inference_cases() -> Vec<Case> {
 }
 on_every_device!(inference_coefficients_agree_with_the_oracle, inference_cases());
 
-/// The mean is ten thousand deviations: in fp32 the difference of E[y²] and E[y]² has no digit left, nor has a merge that
+/// The mean is ten thousand deviations: in fp32 the difference of E[y²] and E[y]² has no digit left; the same holds for a merge that
 /// drops the tasks' own shifts. The weights are the identity, so y is x.
 #[test]
 fn statistics_survive_a_mean_of_ten_thousand_deviations() {
@@ -50,27 +51,13 @@ fn statistics_survive_a_mean_of_ten_thousand_deviations() {
 
 /// A device with one batch norm of `channels` channels and nothing else.
 fn alone<G: TestGpu>(channels: usize, rows: usize, way: G::Way) -> (CudaOps<G>, BatchNorm) {
-    let mut tensors = Tensors::default();
-    let param = |number: usize| Param { offset: number * channels, elements: channels };
-    let bn = BatchNorm {
-        channels,
-        ranks: 1,
-        rows,
-        weight: param(0),
-        bias: param(1),
-        running_mean: param(2),
-        running_var: param(3),
-        momentum: 0.1,
-        eps: 1e-3,
-        statistics: Statistics::Batch,
-        coefficients: tensors.new_tensor("coefficients", 4 * channels, Kind::Float),
-        sums: tensors.new_tensor("sums", 2 * channels, Kind::Float),
-    };
+    let mut f = Fixture::new("alone");
+    let bn = f.norm("bn", channels, rows);
     let device = CudaDevice { precision: Precision::Fp32 };
     // No pass writes both tensors of a batch norm; the plan only has to give each a place.
     let passes = [bn.coefficients, bn.sums]
         .map(|coefficients| BatchNormInference { bn: BatchNorm { coefficients, ..bn } }.into());
-    let plan = Plan::new(&device, &passes, &tensors, &[bn.coefficients, bn.sums]);
+    let plan = Plan::new(&device, &passes, &f.tensors, &[bn.coefficients, bn.sums]);
     let mut ops = engine::<G>(way, 2 * channels, 4 * channels, &[&plan], Precision::Fp32).unwrap();
     ops.bind(&plan).unwrap();
     ops.write_state(Buffer::Parameters, &Formula::of("parameters").values(4 * channels, 0.5, 1.5)).unwrap();
@@ -78,10 +65,11 @@ fn alone<G: TestGpu>(channels: usize, rows: usize, way: G::Way) -> (CudaOps<G>, 
 }
 
 fn on_device<G: TestGpu>(ops: &mut CudaOps<G>, values: &[f32]) -> Address {
-    let gpu = ops.gpu();
-    let at = gpu.allocate(values.len() * 4).unwrap();
-    gpu.write(at, bytemuck::cast_slice(values)).unwrap();
-    at
+    buffers::on_device(ops, bytemuck::cast_slice(values))
+}
+
+fn read<G: TestGpu>(ops: &mut CudaOps<G>, buffer: Buffer, elements: usize) -> Vec<f32> {
+    buffers::state(ops, buffer, elements).unwrap()
 }
 
 /// Partial results as a pass writes them: counts [parts] and moments [parts, 2, C]. Parts without rows hold NaN.
@@ -125,8 +113,7 @@ fn statistics_of_parts_are_those_of_all_rows<G: TestGpu>() {
             let before = read(&mut ops, Buffer::Parameters, 4 * channels);
             let [counts_at, moments_at] = [&counts, &moments].map(|values| on_device(&mut ops, values));
             finish_statistics(ops.context(), &bn, counts_at, moments_at, parts).unwrap();
-            let mut got = vec![f32::NAN; 4 * channels];
-            ops.download(bn.coefficients, &mut got).unwrap();
+            let got = buffers::values(&mut ops, bn.coefficients).unwrap();
             let after = read(&mut ops, Buffer::Parameters, 4 * channels);
             assert!(equal_bits(&after[..2 * channels], &before[..2 * channels]), "{what}: γ or β changed");
             for c in 0..channels {
@@ -208,12 +195,6 @@ fn parts_of_a_rank_become_one<G: TestGpu>() {
 }
 on_cuda!(parts_of_a_rank_become_one);
 
-fn read<G: TestGpu>(ops: &mut CudaOps<G>, buffer: Buffer, elements: usize) -> Vec<f32> {
-    let mut values = vec![f32::NAN; elements];
-    ops.read_state(buffer, &mut values).unwrap();
-    values
-}
-
 /// Σdu and Σdu·ŷ, and with them the gradients of β and γ, to their own rounding although the terms cancel.
 fn sums_of_parts_are_right_to_their_own_rounding<G: TestGpu>() {
     for (parts, channels) in PARTS.into_iter().flat_map(|parts| [(parts, 8), (parts, 40)]) {
@@ -228,8 +209,7 @@ fn sums_of_parts_are_right_to_their_own_rounding<G: TestGpu>() {
         ops.write_state(Buffer::Gradients, &before).unwrap();
         let at = on_device(&mut ops, &partials);
         finish_sums(ops.context(), &bn, at, parts).unwrap();
-        let mut sums = vec![f32::NAN; 2 * channels];
-        ops.download(bn.sums, &mut sums).unwrap();
+        let sums = buffers::values(&mut ops, bn.sums).unwrap();
         let after = read(&mut ops, Buffer::Gradients, 2 * channels);
         for column in 0..2 * channels {
             let terms = || partials[column..].iter().step_by(2 * channels).map(|&v| v as f64);
@@ -265,9 +245,8 @@ fn statistics_and_sums_are_the_same_in_every_run<G: TestGpu>() {
             [&counts, &moments, &partials].map(|values| on_device(&mut ops, values));
         finish_statistics(ops.context(), &bn, counts, moments, parts).unwrap();
         finish_sums(ops.context(), &bn, partials, parts).unwrap();
-        let mut all = vec![f32::NAN; 6 * channels];
-        ops.download(bn.coefficients, &mut all[..4 * channels]).unwrap();
-        ops.download(bn.sums, &mut all[4 * channels..]).unwrap();
+        let mut all = buffers::values(&mut ops, bn.coefficients).unwrap();
+        all.extend(buffers::values(&mut ops, bn.sums).unwrap());
         all.extend(read(&mut ops, Buffer::Parameters, 4 * channels));
         all.extend(read(&mut ops, Buffer::Gradients, 2 * channels));
         all

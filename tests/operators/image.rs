@@ -1,11 +1,14 @@
-//! Images made from bytes on a GPU equal those of the CPU, rounded to the storage type, bit by bit: from squares, and from
-//! raw batches, which the kernel itself crops, resizes, pads and mirrors.
+//! Images made from bytes: the CPU's against the oracle; on a GPU they equal those of the CPU, rounded to the storage type,
+//! bit by bit, from squares, and from raw batches, which the kernel itself crops, resizes, pads and mirrors.
 
+use crate::common::buffers;
+use crate::common::data::{self, LOADER};
+use crate::common::fixture::{doubles, equal_bits, relative_error, tolerance};
 use crate::common::gpu::{TestGpu, on_cuda};
-use crate::data_support;
+use crate::common::reference::Reference;
 use effnet::data::augment::{Geometry, Look, Scratch, View, choose_geometry, preprocess};
 use effnet::data::raw::{RawBatch, RawScratch};
-use effnet::data::{Batch, CropMode, Form, Loader, LoaderConfig, Policy, Share, Source, Split};
+use effnet::data::{Batch, CropMode, Form, Loader, LoaderConfig, Policy, Source, Split};
 use effnet::ops::Workspace;
 use effnet::ops::cpu::CpuOps;
 use effnet::ops::cuda::precision::narrow;
@@ -32,14 +35,26 @@ fn alone(elements: usize, element_bytes: usize) -> (Plan, Tensor) {
 }
 
 /// The image tensor that the CPU makes from squares.
-fn normalised(squares: &[u8]) -> Vec<f32> {
+fn normalised(squares: &[u8], threads: usize) -> Vec<f32> {
     let (plan, image) = alone(squares.len(), 4);
-    let mut ops = CpuOps::new(StateSize::new(0, 0), &[&plan], 1).unwrap();
+    let mut ops = CpuOps::new(StateSize::new(0, 0), &[&plan], threads).unwrap();
     ops.bind(&plan).unwrap();
+    ops.upload(image, &vec![f32::NAN; squares.len()]).unwrap();
     ops.upload_pixels(image, squares, MEAN, DEVIATION).unwrap();
-    let mut values = vec![f32::NAN; squares.len()];
-    ops.download(image, &mut values).unwrap();
-    values
+    buffers::values(&mut ops, image).unwrap()
+}
+
+#[test]
+fn image_of_the_cpu_agrees_with_the_oracle_on_any_number_of_threads() {
+    let squares: Vec<u8> = (0..3 * 37 * 37 * 3).map(|i| (i * 73 % 256) as u8).collect();
+    let (_, image) = alone(squares.len(), 8);
+    let mut reference = Reference::new(0, 0);
+    reference.upload_pixels(image, &squares, MEAN, DEVIATION).unwrap();
+    let one = normalised(&squares, 1);
+    assert!(relative_error(&doubles(&one), &reference.get(image)) <= tolerance(1));
+    for threads in [2, 3] {
+        assert!(equal_bits(&normalised(&squares, threads), &one), "{threads} threads change the image");
+    }
 }
 
 /// Values in the storage type.
@@ -102,7 +117,7 @@ fn squares_become_what_the_cpu_makes_of_them<G: TestGpu>() {
             32 => (0..2 * 32 * 32 * 3).map(|at| (at / 3) as u8).collect(), // each byte in each channel
             _ => noise(images * side * side * 3, side as u64),
         };
-        let values = normalised(&pixels);
+        let values = normalised(&pixels, 1);
         let large = side > 1000;
         for precision in Precision::ALL {
             for way in &ways::<G>()[..if large { 1 } else { ways::<G>().len() }] {
@@ -219,13 +234,11 @@ fn raw_batch(pictures: &[Picture], images: usize, side: usize) -> (Vec<u8>, Vec<
 /// Compares the kernel's images of a raw batch with the squares, in these storage types and ways. The device's buffer
 /// ends where the batch ends.
 fn check<G: TestGpu>(raw: &[u8], squares: &[u8], side: usize, precisions: &[Precision], ways: &[G::Way]) {
-    let values = normalised(squares);
+    let values = normalised(squares, 1);
     for (precision, way) in precisions.iter().flat_map(|p| ways.iter().map(move |w| (*p, *w))) {
         let found = on_gpu::<G>(squares.len(), precision, way, |ops, image| {
-            let cx = ops.context();
-            let at = cx.gpu.allocate(raw.len()).unwrap();
-            cx.gpu.write(at, raw).unwrap();
-            image::prepare(cx, at, image, side, MEAN, DEVIATION).unwrap();
+            let at = buffers::on_device(ops, raw);
+            image::prepare(ops.context(), at, image, side, MEAN, DEVIATION).unwrap();
         });
         let what = format!("side {side} in {precision}, {way:?}");
         expect_same(&found, &stored(&values, precision), precision.bytes(), &what);
@@ -275,22 +288,6 @@ fn large_squares_are_made_too<G: TestGpu>() {
 on_cuda!(large_squares_are_made_too);
 
 // ---- from the loader ----------------------------------------------------------------------------------------
-
-const LOADED: LoaderConfig = LoaderConfig {
-    split: Split::Train,
-    batch: 6,
-    share: Share::WHOLE,
-    resolution: 32,
-    crop: CropMode::Pad,
-    form: Form::Squares,
-    augment: Some(Policy::Standard),
-    seed: 3,
-    first_step: 0,
-    steps: 5,
-    threads: 1,
-    ahead: 2,
-    processors: Vec::new(),
-};
 
 fn batches(source: &Source, config: LoaderConfig, mut visit: impl FnMut(&Batch)) {
     let mut loader = Loader::start(source.clone(), config).unwrap();
@@ -354,8 +351,8 @@ fn resized(source: &Source, config: LoaderConfig, images: usize) -> (usize, usiz
 
 fn raw_batches_of_a_loader_are_its_squares<G: TestGpu>() {
     let dir = tempfile::tempdir().unwrap();
-    data_support::pack_grey(dir.path(), 50, 20, 28, 8 << 10);
-    let grey = data_support::open(dir.path());
+    data::pack_grey(dir.path(), 50, 20, 28, 8 << 10);
+    let grey = data::open(dir.path());
     let larger = Source::synthetic(3, 50, 20, 90).unwrap();
     let mut seen = Vec::new();
     for (source, crop, resolution) in
@@ -364,7 +361,8 @@ fn raw_batches_of_a_loader_are_its_squares<G: TestGpu>() {
         for train in [true, false] {
             let split = if train { Split::Train } else { Split::Val };
             let augment = train.then_some(Policy::Standard);
-            let squares = LoaderConfig { split, crop, resolution, augment, ..LOADED };
+            let of = LoaderConfig { batch: 6, steps: 5, ahead: 2, ..LOADER };
+            let squares = LoaderConfig { split, crop, resolution, augment, ..of };
             for (images, threads) in [(6, 1), (2, 3)] {
                 let raw = LoaderConfig { form: Form::Raw { images }, threads, ..squares.clone() };
                 let expected = unpacked::<G>(source, squares.clone(), images);

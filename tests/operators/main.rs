@@ -5,8 +5,6 @@
 mod batch_norm;
 #[path = "../common/mod.rs"]
 mod common;
-#[path = "../common/data_support.rs"]
-mod data_support;
 mod depthwise;
 mod expand;
 mod harness;

@@ -3,6 +3,7 @@
 //! They are functions of seed, step, position and block or feature, so they are the same on every device and however a
 //! batch is cut.
 
+use crate::common::buffers::values;
 use crate::common::fixture::equal_bits;
 use crate::common::gpu::{TestGpu, on_cuda};
 use crate::common::reference::Reference;
@@ -31,14 +32,12 @@ fn factors<O: Ops>(ops: &mut O, pass: &Pass, mask: Tensor) -> Vec<Vec<f32>> {
         ops.upload(mask, &vec![f32::NAN; mask.elements]).unwrap();
         ops.set_step(step).unwrap();
         ops.run(pass).unwrap();
-        let mut values = vec![0.0; mask.elements];
-        ops.download(mask, &mut values).unwrap();
-        values
+        values(ops, mask).unwrap()
     };
     STEPS.into_iter().map(one).collect()
 }
 
-/// A pass on a mask of its own, and its tensors.
+/// A pass on a new mask, and its tensors.
 fn masked(elements: usize, pass: impl Fn(Tensor) -> Pass) -> (Tensors, Tensor, Pass) {
     let mut tensors = Tensors::default();
     let mask = tensors.new_tensor("mask", elements, Kind::Float);

@@ -1,5 +1,6 @@
 //! The second stage of weight gradients: partial sums of a GPU's blocks, added up in a fixed order.
 
+use crate::common::buffers;
 use crate::common::fixture::{UNIT, doubles, equal_bits};
 use crate::common::formula::Formula;
 use crate::common::gpu::{TestGpu, engine, on_cuda};
@@ -15,14 +16,11 @@ fn add<G: TestGpu>(partials: &[f32], before: &[f32], elements: usize, way: G::Wa
     let total = before.len();
     let mut ops = engine::<G>(way, total, total, &[], Precision::Fp32).unwrap();
     ops.write_state(Buffer::Gradients, before).unwrap();
+    let at = buffers::on_device(&mut ops, bytemuck::cast_slice(partials));
     let cx = ops.context();
-    let at = cx.gpu.allocate(partials.len() * 4).unwrap();
-    cx.gpu.write(at, bytemuck::cast_slice(partials)).unwrap();
     reduction::add_gradient(cx, at, parts, Param { offset: BESIDE, elements }).unwrap();
     let raised = step::read(cx).unwrap().not_finite;
-    let mut after = vec![f32::NAN; total];
-    ops.read_state(Buffer::Gradients, &mut after).unwrap();
-    (after, raised)
+    (buffers::state(&mut ops, Buffer::Gradients, total).unwrap(), raised)
 }
 
 /// Shapes of every kernel: few parts, many, few elements and many.

@@ -5,22 +5,42 @@ use crate::common::fixture::cases::{Case, check_on_cpu, on_cuda_devices};
 use effnet::ops::*;
 
 /// Images, pixels, channels. The last does not fill a vector and is for the CPU only: the kernels need multiples of eight.
-const SHAPES: [(usize, usize, usize); 10] = [
-    (1, 1, 8),
-    (5, 1, 24),
-    (2, 4, 40),
-    (3, 9, 112),
-    (4, 49, 320),
-    (2, 9, 328),
-    (1, 196, 16),
-    (3, 784, 24),
-    (5, 3136, 40),
-    (7, 1, 13),
+const SHAPES: [[usize; 3]; 10] = [
+    [1, 1, 8],
+    [5, 1, 24],
+    [2, 4, 40],
+    [3, 9, 112],
+    [4, 49, 320],
+    [2, 9, 328],
+    [1, 196, 16],
+    [3, 784, 24],
+    [5, 3136, 40],
+    [7, 1, 13],
 ];
 
-fn forward_cases(shapes: &[(usize, usize, usize)]) -> Vec<Case> {
+fn forward(
+    f: &mut Fixture,
+    [images, pixels, channels]: [usize; 3],
+    shortcut: bool,
+    drops: bool,
+) -> ResidualForward {
+    let elements = images * pixels * channels;
+    let y = f.activation("y", images * pixels, channels);
+    ResidualForward {
+        images,
+        pixels,
+        channels,
+        bn: f.norm_of("bn", &y, channels),
+        y: f.input("y", y),
+        keep: f.keep("keep", images, drops),
+        shortcut: shortcut.then(|| f.input_noise("shortcut", elements, -1.0, 1.0)),
+        out: f.output("out", elements),
+    }
+}
+
+fn forward_cases(shapes: &[[usize; 3]]) -> Vec<Case> {
     let mut cases = Vec::new();
-    for &(images, pixels, channels) in shapes {
+    for &[images, pixels, channels] in shapes {
         for (shortcut, drops) in [(false, false), (true, false), (true, true), (false, true)] {
             for weights in [Weights::Raw, Weights::Ema] {
                 let name = format!(
@@ -28,18 +48,7 @@ fn forward_cases(shapes: &[(usize, usize, usize)]) -> Vec<Case> {
                 );
                 let mut f = Fixture::new(name);
                 f.weights = weights;
-                let y = f.activation("y", images * pixels, channels);
-                let pass = ResidualForward {
-                    images,
-                    pixels,
-                    channels,
-                    bn: f.norm_of("bn", &y, channels),
-                    y: f.input("y", y),
-                    keep: f.keep("keep", images, drops),
-                    shortcut: shortcut
-                        .then(|| f.input_noise("shortcut", images * pixels * channels, -1.0, 1.0)),
-                    out: f.output("out", images * pixels * channels),
-                };
+                let pass = forward(&mut f, [images, pixels, channels], shortcut, drops);
                 cases.push(Case::new(f, Pass::ResidualForward(pass), 1));
             }
         }
@@ -63,17 +72,7 @@ on_cuda_devices!(forward_agrees_with_the_oracle, for_kernels());
 fn dropped_image_passes_only_its_shortcut() {
     let f = &mut Fixture::new("dropped image");
     let (images, pixels, channels) = (3, 4, 16);
-    let y = f.activation("y", images * pixels, channels);
-    let pass = ResidualForward {
-        images,
-        pixels,
-        channels,
-        bn: f.norm_of("bn", &y, channels),
-        y: f.input("y", y),
-        keep: f.keep("keep", images, true),
-        shortcut: Some(f.input_noise("shortcut", images * pixels * channels, -1.0, 1.0)),
-        out: f.output("out", images * pixels * channels),
-    };
+    let pass = forward(f, [images, pixels, channels], true, true);
     let outcome = f.output_on_cpu(Pass::ResidualForward(pass), pass.out);
     let image = pixels * channels;
     assert_eq!(outcome[..image], f.value(pass.shortcut.unwrap())[..image]);

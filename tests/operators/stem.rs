@@ -1,10 +1,8 @@
 //! The stem against the oracle.
 
 use crate::common::fixture::cases::{Case, check_on_cpu, on_every_device};
-use crate::common::fixture::{Fixture, doubles, equal_bits, norm, tolerance};
-use crate::common::reference::Reference;
+use crate::common::fixture::{Fixture, doubles};
 use effnet::model::{Padding, Window};
-use effnet::ops::cpu::{CpuDevice, CpuOps};
 use effnet::ops::*;
 
 const PADDINGS: [Padding; 2] = [Padding::Symmetric, Padding::Same];
@@ -115,36 +113,4 @@ on_every_device!(backward_agrees_with_the_oracle, backward_cases(&SHAPES));
 #[test]
 fn odd_channels_agree_with_the_oracle() {
     check_on_cpu(forward_cases(&ODD_SHAPES).into_iter().chain(backward_cases(&ODD_SHAPES)));
-}
-
-#[test]
-fn pixels_become_an_image() {
-    let (images, side) = (3, 37);
-    let mut tensors = Tensors::default();
-    let count = images * side * side * 3;
-    let image = tensors.new_tensor("image", count, Kind::Activation);
-    let pixels: Vec<u8> = (0..count).map(|i| (i * 73 % 256) as u8).collect();
-    let (mean, deviation) = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]);
-    let mut reference = Reference::new(0, 0);
-    reference.upload_pixels(image, &pixels, mean, deviation).unwrap();
-    let expected = reference.get(image);
-    let mut results = Vec::new();
-    for threads in [1, 2, 3] {
-        let device = CpuDevice { threads };
-        let window = Window::new(3, 2, side, Padding::Same);
-        let f = &mut Fixture::new("pixels");
-        let mut pass = forward(f, images, window, 8, image);
-        (pass.y, pass.bn.coefficients) = (tensors.new_tensor("y", pass.y.elements, Kind::Activation), image);
-        let plan = Plan::new(&device, &[pass.into()], &tensors, &[]);
-        let mut ops = CpuOps::new(StateSize::new(0, 0), &[&plan], threads).unwrap();
-        ops.bind(&plan).unwrap();
-        ops.upload(image, &vec![f32::NAN; count]).unwrap();
-        ops.upload_pixels(image, &pixels, mean, deviation).unwrap();
-        let mut got = vec![0.0; count];
-        ops.download(image, &mut got).unwrap();
-        results.push(got);
-    }
-    let difference: Vec<f64> = doubles(&results[0]).iter().zip(expected.iter()).map(|(a, b)| a - b).collect();
-    assert!(norm(&difference) <= tolerance(1) * norm(&expected));
-    assert!(results.iter().all(|other| equal_bits(other, &results[0])), "threads change the image");
 }

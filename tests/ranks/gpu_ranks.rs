@@ -1,27 +1,23 @@
 //! Ranks as processes on NVIDIA GPUs, through NCCL: they train the same network as one process that accumulates.
 //!
-//! Two ranks share one GPU, which NCCL allows from 2.30 on if it is told to. A sum of two numbers does not depend on their
+//! Two ranks share one GPU, which NCCL allows from 2.30 on if this is enabled. A sum of two numbers does not depend on their
 //! order. So with two ranks, and not with more, the result of NCCL equals accumulation bit by bit.
 //!
 //! The program is the one built with this test, or the one that `EFFNET_TRAIN` names.
 #![cfg(target_os = "linux")]
 
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
-use crate::data_support;
-use crate::train_support::*;
+use crate::common::data;
+use crate::common::programs::run;
+use crate::common::training::*;
 use effnet::model::ParamTable;
 use effnet::ops::cuda::Precision;
-use effnet::train::checkpoint;
-use effnet::train::events::LogLine;
 use tempfile::TempDir;
 
-/// Ten steps of eight images, with all masks. Without the average of the weights, which would contain running
-/// statistics.
-const RECIPE: &str = "--model b0 --resolution 32 --batch-size 8 --epochs 2.4 --warmup-epochs 0.4 --lr 0.002 --ema 0 \
-                      --seed 11 --max-steps 10 --eval-every 100 --loader-threads 1 --device cuda --watchdog 120";
+/// Ten steps with all masks. Without the average of the weights, which would contain running statistics.
+const MORE: &str = "--ema 0 --max-steps 10 --eval-every 100 --device cuda --watchdog 120";
 
 struct Trials {
     folder: TempDir,
@@ -30,33 +26,19 @@ struct Trials {
 
 impl Trials {
     fn new(precision: Precision) -> Trials {
-        let folder = tempfile::tempdir().unwrap();
-        data_support::pack_grey(&folder.path().join("data"), 40, 13, 28, 1 << 20);
-        Trials { folder, precision }
+        Trials { folder: data::packed(), precision }
     }
 
     /// Trains on the first GPU, which all ranks share. Returns the run's folder.
     fn run(&self, name: &str, arguments: &str) -> PathBuf {
-        let program = std::env::var_os("EFFNET_TRAIN");
-        let program = program.unwrap_or_else(|| OsString::from(env!("CARGO_BIN_EXE_effnet-train")));
         let visible = std::env::var("CUDA_VISIBLE_DEVICES").unwrap_or_default();
         let first = visible.split(',').next().filter(|gpu| !gpu.is_empty()).unwrap_or("0");
-        let out = self.folder.path().join(name);
-        let output = Command::new(program)
-            .args(RECIPE.split_whitespace().chain(arguments.split_whitespace()))
-            .args(["--precision", &self.precision.to_string()])
-            .arg("--data")
-            .arg(self.folder.path().join("data"))
-            .arg("--out")
-            .arg(&out)
-            .env("CUDA_VISIBLE_DEVICES", first)
-            .env("NCCL_MULTI_RANK_GPU_ENABLE", "1")
-            .stdin(Stdio::null())
-            .output()
-            .unwrap();
-        let [out_text, err_text] =
-            [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes));
-        assert!(output.status.success(), "{arguments}: {out_text}\n{err_text}");
+        let [data, out] = ["data", name].map(|name| self.folder.path().join(name));
+        let own = train_program(&data, &out, MORE);
+        let mut command = Command::new(std::env::var_os("EFFNET_TRAIN").unwrap_or(own.get_program().into()));
+        command.args(own.get_args()).args(arguments.split_whitespace());
+        command.args(["--precision", &self.precision.to_string()]);
+        run(command.env("CUDA_VISIBLE_DEVICES", first).env("NCCL_MULTI_RANK_GPU_ENABLE", "1")).good();
         out
     }
 }
@@ -67,15 +49,6 @@ fn expect_same(one: &Path, other: &Path) {
     assert_eq!(timeless_log(one), timeless_log(other));
 }
 
-/// The number, loss and accuracy of each step.
-fn figures(out: &Path) -> Vec<(u64, f64, f64)> {
-    let of = |line: &LogLine| match line {
-        LogLine::Step(step) => (step.step, step.loss, step.accuracy),
-        LogLine::Evaluation(_) => panic!("no evaluation is due"),
-    };
-    timeless_log(out).iter().map(of).collect()
-}
-
 fn two_ranks_are_two_accumulated_micro_batches(precision: Precision) {
     let trials = Trials::new(precision);
     let one = trials.run("one", "--gpus 1 --micro-batch 4");
@@ -84,7 +57,7 @@ fn two_ranks_are_two_accumulated_micro_batches(precision: Precision) {
     let bits = |out| figures(out).into_iter().map(|(step, a, b)| (step, a.to_bits(), b.to_bits()));
     assert_eq!(bits(&one).count(), 10);
     assert!(bits(&one).eq(bits(&two)), "{:?}\n{:?}", figures(&one), figures(&two));
-    let [one, two] = [one, two].map(|out| checkpoint::read(&out.join("checkpoint.bin")).unwrap());
+    let [one, two] = [one, two].map(|out| saved(&out));
     let trainable = ParamTable::new(&one.architecture).trainable();
     for (name, one, two) in [
         ("parameters", &one.state.parameters[..trainable], &two.state.parameters[..trainable]),

@@ -7,13 +7,14 @@
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use crate::common::programs::{self, Ran, runs, signal, state};
 use effnet::parallel::Address;
 use effnet::parallel::launch::{ECHO, Launch, Program};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 
 const SCRIPT: &str = "EFFNET_TEST_SCRIPT";
 const RANKS: &str = "EFFNET_TEST_RANKS";
@@ -23,7 +24,7 @@ const LONG: Duration = Duration::from_secs(120);
 
 /// Not a test: the process that the tests start.
 #[test]
-fn be_the_launcher() {
+fn launcher_process() {
     let Ok(script) = std::env::var(SCRIPT) else { return };
     let number = |name| std::env::var(name).ok().and_then(|value| value.parse::<u64>().ok());
     let launch = Launch { ranks: number(RANKS).unwrap() as usize, nodes: 1, node_rank: 0, address: None };
@@ -42,40 +43,28 @@ fn be_the_launcher() {
 
 fn launcher(dir: &Path, ranks: usize, patience: u64, script: &str) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", "launch::be_the_launcher", "--nocapture", "--test-threads=1"]).current_dir(dir);
+    command.args(["--exact", "launch::launcher_process", "--nocapture", "--test-threads=1"]).current_dir(dir);
     command.env(SCRIPT, script).env(RANKS, ranks.to_string()).env(PATIENCE, patience.to_string());
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }
 
-/// How a launcher ended.
-struct Ended {
-    status: Option<i32>,
-    out: String,
-    /// Sorted lines.
-    err: Vec<String>,
-}
-
-fn ended(output: Output) -> Ended {
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    let mut err: Vec<String> = text(&output.stderr).lines().map(str::to_owned).collect();
-    err.sort();
-    Ended { status: output.status.code(), out: text(&output.stdout), err }
+/// Waits for the end of a launcher, and sorts the lines of its standard error.
+fn ended(child: Child) -> (Option<i32>, Vec<String>, Ran) {
+    let ran = programs::ended(child);
+    let mut lines: Vec<String> = ran.err.lines().map(str::to_owned).collect();
+    lines.sort();
+    (ran.status, lines, ran)
 }
 
 /// Runs ranks to their end. After a failure the other ranks have one second.
-fn run(ranks: usize, script: &str) -> Ended {
+fn run(ranks: usize, script: &str) -> (Option<i32>, Vec<String>, Ran) {
     let dir = tempfile::tempdir().unwrap();
-    ended(launcher(dir.path(), ranks, 1, script).output().unwrap())
+    ended(launcher(dir.path(), ranks, 1, script).spawn().unwrap())
 }
 
-#[track_caller]
 fn until(what: &str, ready: impl Fn() -> bool) {
-    let since = Instant::now();
-    while !ready() {
-        assert!(since.elapsed() < LONG, "waited too long until {what}");
-        sleep(Duration::from_millis(20));
-    }
+    programs::until(what, LONG, ready);
 }
 
 /// The processes that have written their ids into the directory.
@@ -83,17 +72,6 @@ fn pids(dir: &Path) -> Vec<i32> {
     let files = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
     let files = files.filter(|path| path.extension().is_some_and(|extension| extension == "pid"));
     files.filter_map(|path| fs::read_to_string(path).unwrap().trim().parse().ok()).collect()
-}
-
-/// Whether a process runs. A process that has ended and is not reaped does not.
-fn runs(pid: i32) -> bool {
-    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
-    let state = stat.rsplit_once(") ").map(|(_, rest)| rest.chars().next());
-    !matches!(state, Some(Some('Z' | 'X')))
-}
-
-fn kill(pid: i32, signal: Signal) {
-    kill_process(Pid::from_raw(pid).unwrap(), signal).unwrap();
 }
 
 /// Starts ranks that write their ids, and waits until all have.
@@ -113,32 +91,29 @@ fn pid_of(dir: &Path, rank: usize) -> i32 {
 
 #[test]
 fn output_of_rank_0_is_unchanged_and_that_of_others_numbered() {
-    let ended = run(3, "echo out of $RANK; echo err of $RANK >&2; cat");
-    assert_eq!(ended.status, Some(0));
-    assert!(ended.out.contains("out of 0\n") && !ended.out.contains("out of 1"), "{}", ended.out);
+    let (status, lines, Ran { out, .. }) = run(3, "echo out of $RANK; echo err of $RANK >&2; cat");
+    assert_eq!(status, Some(0));
+    assert!(out.contains("out of 0\n") && !out.contains("out of 1"), "{out}");
     let expected =
         ["err of 0", "rank 1: err of 1", "rank 1: out of 1", "rank 2: err of 2", "rank 2: out of 2"];
-    assert_eq!(ended.err, expected);
+    assert_eq!(lines, expected);
 }
 
 #[test]
 fn output_that_is_not_utf_8_is_printed() {
-    let ended = run(2, r"test $RANK = 0 || printf 'a\377b\nlast'");
-    assert_eq!(
-        (ended.status, ended.err),
-        (Some(0), vec!["rank 1: a\u{fffd}b".into(), "rank 1: last".into()])
-    );
+    let (status, lines, _) = run(2, r"test $RANK = 0 || printf 'a\377b\nlast'");
+    assert_eq!((status, lines), (Some(0), vec!["rank 1: a\u{fffd}b".into(), "rank 1: last".into()]));
 }
 
 #[test]
 fn ranks_get_their_place() {
-    let ended = run(
+    let (status, lines, _) = run(
         2,
         "test $RANK = 0 && exit; echo $RANK $WORLD_SIZE $LOCAL_RANK $LOCAL_WORLD_SIZE $MASTER_ADDR $EFFNET_LAUNCHED; \
          echo ${EFFNET_RENDEZVOUS_FD-no socket}; test $MASTER_PORT -gt 0",
     );
     assert_eq!(
-        (ended.status, ended.err),
+        (status, lines),
         (Some(0), vec!["rank 1: 1 2 1 2 127.0.0.1 1".into(), "rank 1: no socket".into()])
     );
 }
@@ -146,7 +121,7 @@ fn ranks_get_their_place() {
 #[test]
 fn listening_socket_is_inherited_by_rank_0_alone() {
     // The table of listening sockets has the inode of the socket with that port.
-    let ended = run(
+    let (status, lines, _) = run(
         2,
         r"has() { ls -l /proc/$$/fd | grep -q 'socket:\['$inode'\]'; }
           port=$(printf '%04X' $MASTER_PORT)
@@ -158,7 +133,7 @@ fn listening_socket_is_inherited_by_rank_0_alone() {
               ! has || exit 5
           fi",
     );
-    assert_eq!((ended.status, ended.err), (Some(0), vec![]));
+    assert_eq!((status, lines), (Some(0), vec![]));
 }
 
 #[test]
@@ -170,26 +145,26 @@ fn status_is_one_for_all_ranks() {
         ("exit $((2 - RANK))", 2),
         ("test $RANK = 0 && kill -9 $$", 1),
     ] {
-        assert_eq!(run(2, script).status, Some(status), "{script}");
+        assert_eq!(run(2, script).0, Some(status), "{script}");
     }
 }
 
 #[test]
 fn error_of_several_ranks_is_printed_once() {
-    let ended = run(4, "test $RANK = 0 || { echo 'error: no such thing' >&2; exit 2; }");
-    assert_eq!((ended.status, ended.err.len()), (Some(2), 1));
-    assert!(ended.err[0].ends_with(": error: no such thing"), "{:?}", ended.err);
+    let (status, lines, _) = run(4, "test $RANK = 0 || { echo 'error: no such thing' >&2; exit 2; }");
+    assert_eq!((status, lines.len()), (Some(2), 1));
+    assert!(lines[0].ends_with(": error: no such thing"), "{lines:?}");
 }
 
 #[test]
 fn error_is_the_launcher_s_if_a_signal_ends_rank_0() {
-    let ended = run(2, "test $RANK = 0 && kill -9 $$; exit 1");
+    let (status, lines, _) = run(2, "test $RANK = 0 && kill -9 $$; exit 1");
     let line =
         "error: rank 0 was ended by signal 9 (SIGKILL); the last checkpoint is intact: go on with --resume";
-    assert_eq!((ended.status, ended.err), (Some(1), vec![line.into()]));
+    assert_eq!((status, lines), (Some(1), vec![line.into()]));
     // Rank 0 itself reports the end of another rank.
-    let ended = run(2, "test $RANK = 1 && kill -9 $$; exit 1");
-    assert_eq!((ended.status, ended.err), (Some(1), vec![]));
+    let (status, lines, _) = run(2, "test $RANK = 1 && kill -9 $$; exit 1");
+    assert_eq!((status, lines), (Some(1), vec![]));
 }
 
 #[test]
@@ -219,9 +194,9 @@ fn failed_rank_gives_others_time_then_sigterm_then_sigkill() {
     let sleepers: [i32; 2] = [sleeper(0), sleeper(2)];
     let since = Instant::now();
     fs::write(dir.path().join("go"), "").unwrap();
-    let ended = ended(child.wait_with_output().unwrap());
+    let (status, lines, _) = ended(child);
     assert!(since.elapsed() >= Duration::from_secs(2), "the ranks had no time");
-    assert_eq!(ended.status, Some(1), "{:?}", ended.err);
+    assert_eq!(status, Some(1), "{lines:?}");
     assert!(dir.path().join("asked").exists());
     // SIGKILL to the group may take a moment to end the processes that the ranks have started.
     until("no process is left", || ranks.iter().chain(&sleepers).all(|&pid| !runs(pid)));
@@ -232,15 +207,15 @@ fn error_is_the_launcher_s_if_it_stops_rank_0() {
     let dir = tempfile::tempdir().unwrap();
     let script =
         format!("trap '' TERM; test $RANK = 1 && kill -9 $$; {READY} while true; do sleep 0.05; done");
-    let ended = ended(launcher(dir.path(), 2, 1, &script).output().unwrap());
+    let (status, lines, _) = ended(launcher(dir.path(), 2, 1, &script).spawn().unwrap());
     let line = "error: rank 1 was ended by signal 9 (SIGKILL), and rank 0 had to be stopped; the last checkpoint is \
         intact: go on with --resume";
-    assert_eq!((ended.status, ended.err), (Some(1), vec![line.into()]));
+    assert_eq!((status, lines), (Some(1), vec![line.into()]));
 }
 
 #[test]
 fn sigterm_and_sigint_are_passed_on_once() {
-    for signal in [Signal::TERM, Signal::INT] {
+    for which in [Signal::TERM, Signal::INT] {
         let dir = tempfile::tempdir().unwrap();
         // A second signal would be counted too. A rank that saves slowly is not interrupted.
         let script = format!(
@@ -249,10 +224,10 @@ fn sigterm_and_sigint_are_passed_on_once() {
         );
         let (child, ranks) = started(dir.path(), 3, 1, &script);
         // Twice, as `timeout` signals the process and its group.
-        kill(child.id() as i32, signal);
-        kill(child.id() as i32, signal);
-        let ended = ended(child.wait_with_output().unwrap());
-        assert_eq!((ended.status, ended.err), (Some(130), vec![]));
+        signal(child.id() as i32, which);
+        signal(child.id() as i32, which);
+        let (status, lines, _) = ended(child);
+        assert_eq!((status, lines), (Some(130), vec![]));
         for rank in 0..3 {
             assert_eq!(fs::read_to_string(dir.path().join(format!("{rank}.terms"))).unwrap(), "\n", "{rank}");
         }
@@ -265,14 +240,14 @@ fn signal_repeated_later_kills_all_ranks() {
     let dir = tempfile::tempdir().unwrap();
     let script = format!("trap 'echo >> $RANK.terms' TERM; {READY} while true; do sleep 0.05; done");
     let (child, ranks) = started(dir.path(), 2, 1000, &script);
-    kill(child.id() as i32, Signal::INT);
+    signal(child.id() as i32, Signal::INT);
     until("the first signal has arrived", || {
         (0..2).all(|rank| dir.path().join(format!("{rank}.terms")).exists())
     });
     sleep(ECHO + Duration::from_millis(200));
-    kill(child.id() as i32, Signal::INT);
-    let ended = ended(child.wait_with_output().unwrap());
-    assert_eq!((ended.status, ended.err), (Some(130), vec![]));
+    signal(child.id() as i32, Signal::INT);
+    let (status, lines, _) = ended(child);
+    assert_eq!((status, lines), (Some(130), vec![]));
     assert!(ranks.iter().all(|&pid| !runs(pid)));
 }
 
@@ -280,7 +255,7 @@ fn signal_repeated_later_kills_all_ranks() {
 fn killed_launcher_leaves_no_rank() {
     let dir = tempfile::tempdir().unwrap();
     let (mut child, ranks) = started(dir.path(), 3, 1000, &format!("{READY} exec sleep 1000"));
-    kill(child.id() as i32, Signal::KILL);
+    signal(child.id() as i32, Signal::KILL);
     assert_eq!(child.wait().unwrap().signal(), Some(9));
     until("the ranks are gone", || ranks.iter().all(|&pid| !runs(pid)));
 }
@@ -291,27 +266,23 @@ fn killed_rank_ends_the_run() {
     // Ranks learn of it by themselves, here from a file.
     let script = format!("{READY} while ! test -e gone; do sleep 0.05; done; exit 1");
     let (child, ranks) = started(dir.path(), 3, 1000, &script);
-    kill(pid_of(dir.path(), 2), Signal::KILL);
+    signal(pid_of(dir.path(), 2), Signal::KILL);
     fs::write(dir.path().join("gone"), "").unwrap();
-    let ended = ended(child.wait_with_output().unwrap());
-    assert_eq!((ended.status, ended.err), (Some(1), vec![]));
+    let (status, lines, _) = ended(child);
+    assert_eq!((status, lines), (Some(1), vec![]));
     assert!(ranks.iter().all(|&pid| !runs(pid)));
 }
 
 #[test]
 fn ranks_are_suspended_with_the_launcher() {
-    let state = |pid: i32| {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-        stat.rsplit_once(") ").unwrap().1.chars().next().unwrap()
-    };
     let dir = tempfile::tempdir().unwrap();
     let (child, ranks) =
         started(dir.path(), 2, 1000, &format!("{READY} while ! test -e go; do sleep 0.05; done"));
     let launcher = child.id() as i32;
-    kill(launcher, Signal::TSTP);
-    until("all are suspended", || ranks.iter().chain([&launcher]).all(|&pid| state(pid) == 'T'));
-    kill(launcher, Signal::CONT);
-    until("all continue", || ranks.iter().chain([&launcher]).all(|&pid| state(pid) != 'T'));
+    signal(launcher, Signal::TSTP);
+    until("all are suspended", || ranks.iter().chain([&launcher]).all(|&pid| state(pid) == Some('T')));
+    signal(launcher, Signal::CONT);
+    until("all continue", || ranks.iter().chain([&launcher]).all(|&pid| state(pid) != Some('T')));
     fs::write(dir.path().join("go"), "").unwrap();
-    assert_eq!(ended(child.wait_with_output().unwrap()).status, Some(0));
+    assert_eq!(ended(child).0, Some(0));
 }

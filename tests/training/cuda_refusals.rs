@@ -2,14 +2,13 @@
 //! contains the remedy, before any file is made. The programs run with the driver without a GPU, `driver/libcuda.cpp`.
 #![cfg(target_os = "linux")]
 
-use crate::stand_in;
-use crate::train_support;
 use std::path::Path;
 use std::sync::LazyLock;
 use std::sync::atomic::AtomicBool;
 
 use crate::common::host_gpu::HostGpu;
-use assert_cmd::Command;
+use crate::common::programs::{self, Ran, program};
+use crate::common::{stand_in, training};
 use effnet::ops::cuda::Precision;
 use effnet::parallel::World;
 use effnet::train::device::Cuda;
@@ -21,7 +20,7 @@ use tempfile::TempDir;
 
 static DRIVER: LazyLock<TempDir> = LazyLock::new(|| {
     let folder = tempfile::tempdir().unwrap();
-    stand_in::build(folder.path());
+    stand_in::build(folder.path(), "libcuda");
     folder
 });
 
@@ -39,34 +38,22 @@ struct Machine {
 const GOOD: Machine =
     Machine { version: 13_020, devices: 1, capability: (8, 0), stub: false, memory: 1 << 30 };
 
-/// Runs a program on a machine: exit status, standard output, standard error.
-fn run(program: &str, dir: &Path, machine: Machine, arguments: &[&str]) -> (Option<i32>, String, String) {
+/// Runs `effnet-train` on a machine.
+fn run(dir: &Path, machine: Machine, arguments: &[&str]) -> Ran {
     let Machine { version, devices, capability: (major, minor), stub, memory } = machine;
-    let output = Command::cargo_bin(program)
-        .unwrap()
-        .current_dir(dir)
-        .env_remove("EFFNET_DATA")
-        .env("LD_LIBRARY_PATH", DRIVER.path())
-        .env("FAKE_MACHINE", format!("{version} {devices} {major} {minor} {} {memory}", u8::from(stub)))
-        .args(arguments)
-        .output()
-        .unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    (output.status.code(), text(output.stdout), text(output.stderr))
+    let machine = format!("{version} {devices} {major} {minor} {} {memory}", u8::from(stub));
+    let mut command = program("effnet-train");
+    command.current_dir(dir).env("LD_LIBRARY_PATH", DRIVER.path()).env("FAKE_MACHINE", machine);
+    programs::run(command.args(arguments))
 }
 
 /// Expects a refusal in one line, before any file is made.
 #[track_caller]
 fn refused(machine: Machine, arguments: &[&str], status: i32, parts: &[&str]) {
     let dir = tempfile::tempdir().unwrap();
-    let all = [&["--device", "cuda", "--data", "synthetic"], arguments].concat();
-    let (code, out, err) = run("effnet-train", dir.path(), machine, &all);
-    assert_eq!((code, out.as_str(), err.lines().count()), (Some(status), "", 1), "{out}{err}");
-    assert!(err.starts_with("error: "), "{err}");
-    for part in parts {
-        assert!(err.contains(part), "no {part:?} in {err}");
-    }
-    assert_eq!(dir.path().read_dir().unwrap().count(), 0, "something was made: {err}");
+    let ran = run(dir.path(), machine, &[&["--device", "cuda", "--data", "synthetic"], arguments].concat());
+    ran.refused(status, parts);
+    assert_eq!((ran.out.as_str(), dir.path().read_dir().unwrap().count()), ("", 0), "{}", ran.err);
 }
 
 #[test]
@@ -121,9 +108,9 @@ fn driver_older_than_the_compiler_of_the_kernels_is_refused() {
 fn cpu_is_used_without_the_flag_and_the_reason_is_printed() {
     let dir = tempfile::tempdir().unwrap();
     let old = Machine { capability: (6, 1), ..GOOD };
-    let (code, out, err) = run("effnet-train", dir.path(), old, &["--dry-run", "--batch-size", "8"]);
-    assert_eq!((code, err.as_str()), (Some(0), ""));
-    let first = out.lines().next().unwrap();
+    let ran = run(dir.path(), old, &["--dry-run", "--batch-size", "8"]).good();
+    assert_eq!(ran.err, "");
+    let first = ran.out.lines().next().unwrap();
     assert!(first.starts_with("device: cpu, "), "{first}");
     assert!(first.ends_with("(Fake GPU has compute capability 6.1, needs 8.0)"), "{first}");
 }
@@ -137,8 +124,8 @@ fn batch_that_does_not_fit_the_card_is_refused_by_the_program() {
     refused(GOOD, &batch, 1, &parts);
     let dir = tempfile::tempdir().unwrap();
     let arguments = [&batch[..], &["--device", "cuda", "--dry-run"]].concat();
-    let (code, out, err) = run("effnet-train", dir.path(), GOOD, &arguments);
-    assert_eq!((code, err.as_str()), (Some(0), ""));
+    let Ran { out, err, .. } = run(dir.path(), GOOD, &arguments).good();
+    assert_eq!(err, "");
     assert!(out.starts_with("device: cuda, Fake GPU (8.0), fp16 (as asked)\n"), "{out}");
     let largest = out.lines().find_map(|line| line.trim().strip_prefix("largest micro-batch that fits"));
     let largest: usize = largest.unwrap().trim().parse().unwrap();
@@ -165,7 +152,7 @@ impl Reporter for Said {
 }
 
 fn recipe(micro_batch: usize) -> Recipe {
-    Recipe { batch_size: 12, micro_batch, epochs: 2.0, ..train_support::recipe() }
+    Recipe { batch_size: 12, micro_batch, epochs: 2.0, ..training::recipe() }
 }
 
 fn card(memory: u64) -> Cuda<HostGpu> {
@@ -174,9 +161,9 @@ fn card(memory: u64) -> Cuda<HostGpu> {
 
 /// A step of twelve images on a card of this memory; `auto` if the micro-batch was not asked for.
 fn train(out: &Path, memory: u64, auto: bool, said: &mut Said) -> Result<Outcome, TrainError> {
-    let options = RunOptions { auto_micro_batch: auto, max_steps: Some(1), ..train_support::options(out) };
+    let options = RunOptions { auto_micro_batch: auto, max_steps: Some(1), ..training::options(out) };
     let never = AtomicBool::new(false);
-    train_on(&recipe(12), &options, train_support::source(), card(memory), said, &never)
+    train_on(&recipe(12), &options, training::source(), card(memory), said, &never)
 }
 
 /// The exact number of bytes for four of the twelve images.

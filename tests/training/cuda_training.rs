@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 
 use crate::common::gpu::{TestGpu, on_cuda};
 use crate::common::host_gpu::HostGpu;
-use crate::train_support;
+use crate::common::training::{self, change_saved, saved};
 use effnet::data::raw::RawBatch;
 use effnet::data::{CropMode, Source, Split};
 use effnet::model::ParamTable;
@@ -15,7 +15,6 @@ use effnet::ops::cuda::{CudaDevice, CudaOps, Gpu, Precision};
 use effnet::ops::*;
 use effnet::parallel::World;
 use effnet::pixels::raw_batch_bytes;
-use effnet::train::checkpoint::{self, Checkpoint};
 use effnet::train::device::{Cpu, Cuda, Hardware, Needs};
 use effnet::train::evaluator::Evaluator;
 use effnet::train::events::{LogLine, Silent};
@@ -32,7 +31,7 @@ fn recipe() -> Recipe {
         epochs: 1.0,
         lr: 1e-5,
         eval_every: 100.0,
-        ..train_support::recipe()
+        ..training::recipe()
     }
 }
 
@@ -48,7 +47,7 @@ fn run<H: Hardware>(hardware: H, out: &Path, steps: u64) -> Outcome {
 
 fn run_recipe<H: Hardware>(recipe: &Recipe, hardware: H, out: &Path, steps: u64) -> Outcome {
     let resume = out.join("checkpoint.bin").exists();
-    let options = RunOptions { max_steps: Some(steps), resume, ..train_support::options(out) };
+    let options = RunOptions { max_steps: Some(steps), resume, ..training::options(out) };
     let never = AtomicBool::new(false);
     train_on(recipe, &options, source(), hardware, &mut Silent, &never).expect("it trains")
 }
@@ -57,18 +56,9 @@ fn cuda<G: TestGpu>(precision: Precision) -> Cuda<G> {
     Cuda::new(G::open(G::WAYS[0]), precision, "as asked")
 }
 
-fn saved(out: &Path) -> Checkpoint {
-    checkpoint::read(&out.join("checkpoint.bin")).expect("a checkpoint")
-}
-
 /// Replaces the checkpoint's state of loss scaling.
 fn set_scale(out: &Path, scale: LossScale) {
-    let mut checkpoint = saved(out);
-    checkpoint.metadata.loss_scale = Some(scale);
-    let table = ParamTable::new(&checkpoint.architecture);
-    let mut bytes = Vec::new();
-    checkpoint::write(&mut bytes, &checkpoint.metadata, &table, &checkpoint.state).unwrap();
-    std::fs::write(out.join("checkpoint.bin"), bytes).unwrap();
+    change_saved(out, |checkpoint, _| checkpoint.metadata.loss_scale = Some(scale));
 }
 
 fn overflow_skips_the_step_halves_the_scale_and_survives_a_resume<G: TestGpu>() {
@@ -96,7 +86,7 @@ fn overflow_skips_the_step_halves_the_scale_and_survives_a_resume<G: TestGpu>() 
     let grown = saved(out);
     assert_eq!(grown.metadata.loss_scale, Some(LossScale { scale: 4.0, good_steps: 0, skipped: 3 }));
     assert_ne!(grown.state, after.state);
-    let log = train_support::timeless_log(out);
+    let log = training::timeless_log(out);
     let skipped = |line: &LogLine| matches!(line, LogLine::Step(record) if record.skipped);
     assert_eq!(log.iter().map(skipped).collect::<Vec<_>>()[1..], [false, true, false]);
 }
@@ -156,8 +146,8 @@ fn resumed_run_equals_the_undisturbed_one<G: TestGpu>() {
     run(cuda::<G>(Precision::Fp16), &whole, 2);
     run(cuda::<G>(Precision::Fp16), &parts, 1);
     run(cuda::<G>(Precision::Fp16), &parts, 2);
-    train_support::assert_same_file(&whole, &parts, "checkpoint.bin");
-    assert_eq!(train_support::timeless_log(&whole), train_support::timeless_log(&parts));
+    training::assert_same_file(&whole, &parts, "checkpoint.bin");
+    assert_eq!(training::timeless_log(&whole), training::timeless_log(&parts));
 }
 on_cuda!(resumed_run_equals_the_undisturbed_one);
 
@@ -178,19 +168,13 @@ fn checkpoint_moves_between_devices_and_precisions<G: TestGpu>() {
     run_recipe(&recipe, Cpu::new(2, "as asked"), out, 5);
     // The loss scale of fp16 is kept for the next run in fp16.
     assert_eq!(saved(out).metadata.loss_scale, scale);
-    let losses: Vec<f64> = train_support::timeless_log(out)
-        .iter()
-        .filter_map(|line| if let LogLine::Step(record) = line { Some(record.loss) } else { None })
-        .collect();
+    let losses = training::figures(out);
     assert_eq!(losses.len(), 5);
     // Each device continues where the previous one stopped: five steps on the CPU alone give nearly the same losses.
     let alone = dir.path().join("alone");
     run_recipe(&recipe, Cpu::new(2, "as asked"), &alone, 5);
-    let lines = train_support::timeless_log(&alone);
-    let expected =
-        lines.iter().filter_map(|line| if let LogLine::Step(r) = line { Some(r.loss) } else { None });
-    for (step, (loss, expected)) in losses.iter().zip(expected).enumerate() {
-        assert!((loss / expected - 1.0).abs() < 0.05, "step {}: {loss} beside {expected}", step + 1);
+    for ((step, loss, _), (_, expected, _)) in losses.iter().zip(training::figures(&alone)) {
+        assert!((loss / expected - 1.0).abs() < 0.05, "step {step}: {loss} beside {expected}");
     }
 }
 on_cuda!(checkpoint_moves_between_devices_and_precisions);
@@ -234,7 +218,7 @@ impl<G: TestGpu> Hardware for Squares<G> {
 }
 
 /// Two steps and an evaluation at their end, whose last batch is partial, of images that are cropped and resized: the
-/// checkpoint and the log have the same bytes whoever made the squares.
+/// checkpoint and the log have the same bytes either way.
 fn run_on_images_prepared_by_the_gpu_equals_that_on_squares<G: TestGpu>() {
     let dir = tempfile::tempdir().unwrap();
     let (squares, raw) = (dir.path().join("squares"), dir.path().join("raw"));
@@ -242,12 +226,12 @@ fn run_on_images_prepared_by_the_gpu_equals_that_on_squares<G: TestGpu>() {
     let source = Source::synthetic(5, 32, 3, 80).unwrap();
     fn train<H: Hardware>(recipe: &Recipe, source: &Source, hardware: H, out: &Path) -> Outcome {
         let never = AtomicBool::new(false);
-        let options = train_support::options(out);
+        let options = training::options(out);
         train_on(recipe, &options, source.clone(), hardware, &mut Silent, &never).expect("it trains")
     }
     train(&recipe, &source, Squares(cuda::<G>(Precision::Bf16)), &squares);
     let outcome = train(&recipe, &source, cuda::<G>(Precision::Bf16), &raw);
-    train_support::assert_same_run(&squares, &raw);
+    training::assert_same_run(&squares, &raw);
     let logged = outcome.last.expect("an evaluation at the end");
 
     // The checkpoint gives the same figures again. The image of a file, which comes as a square, is classified before and

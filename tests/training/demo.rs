@@ -3,14 +3,10 @@
 use std::fs;
 use std::path::Path;
 
-use assert_cmd::Command;
+use crate::common::programs::{program, run};
 
 fn demo(dir: &Path, arguments: &[&str]) -> String {
-    let mut command = Command::cargo_bin("effnet-train").unwrap();
-    let output = command.current_dir(dir).arg("--demo").args(arguments).output().unwrap();
-    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{out}{err}");
-    out.into_owned()
+    run(program("effnet-train").current_dir(dir).arg("--demo").args(arguments)).good().out
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! One seed gives one result, byte for byte, with any number of threads; and every part of the recipe affects it.
 
-use crate::train_support::*;
+use crate::common::training::*;
 use effnet::train::events::{End, LogLine};
-use effnet::train::{Decayed, Optimizer, Recipe, RunOptions, checkpoint};
+use effnet::train::{Decayed, Optimizer, Recipe, RunOptions};
 
 #[test]
 fn threads_change_nothing() {
@@ -45,7 +45,7 @@ fn recipe_counts_in_every_part() {
         change(&mut recipe);
         let out = dir.path().join(name);
         run(&recipe, &RunOptions { max_steps: Some(3), ..options(&out) }).unwrap();
-        checkpoint::read(&out.join("checkpoint.bin")).unwrap().state.parameters
+        saved(&out).state.parameters
     };
     let plain = weights("plain", |_| {});
     let changes: [Change; 10] = [

@@ -1,6 +1,6 @@
-//! Checkpoints written by an earlier version go on loading.
+//! Checkpoints written by an earlier version still load.
 //!
-//! A checkpoint of B0 has tens of megabytes, so the fixtures are the headers of two such files as they were written
+//! A checkpoint of B0 has tens of megabytes, so the fixtures are the headers of two such files, written
 //! before the first step. The rest of such a file follows from the recipe in the header: initial weights, initial state of
 //! the optimiser. The checksum in the header covers all of it, so reading shows that the file is the one that was written.
 
@@ -8,7 +8,7 @@ use std::fs;
 use std::io::Read;
 use std::path::Path;
 
-use crate::train_support::{assert_same_file, options, recipe, run, source};
+use crate::common::training::{assert_same_file, options, recipe, run, source};
 use effnet::model::ParamTable;
 use effnet::model::initialise::initialise;
 use effnet::train::checkpoint;

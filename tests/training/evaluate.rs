@@ -1,18 +1,16 @@
 //! `effnet-eval`: its result equals training's to the last bit; images, exports and bad files.
 
-use crate::data_support;
-use crate::train_support;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Output;
 use std::sync::LazyLock;
 use std::sync::atomic::AtomicBool;
 
-use crate::train_support::timeless_log;
-use assert_cmd::Command;
+use crate::common::programs::{Ran, program, run};
+use crate::common::training::{saved, timeless_log};
+use crate::common::{data, training};
 use effnet::data::Split;
 use effnet::ops::cuda::driver::Driver;
-use effnet::train::checkpoint::{self, Checkpoint};
+use effnet::train::checkpoint::Checkpoint;
 use effnet::train::device::Cpu;
 use effnet::train::evaluator::Evaluator;
 use effnet::train::events::{EvaluationRecord, LogLine, Silent};
@@ -25,16 +23,15 @@ const VAL: u32 = 13;
 
 /// A finished run on packed data: five classes of noise, 40 images to train, 13 to validate.
 static RUN: LazyLock<TempDir> = LazyLock::new(|| {
-    let dir = tempfile::tempdir().unwrap();
-    let data = dir.path().join("data");
-    data_support::pack_grey(&data, 40, VAL, 28, 1 << 20);
+    let dir = data::packed();
+    let packed = dir.path().join("data");
     let options = RunOptions {
-        data: DataChoice::Dir(data.clone()),
+        data: DataChoice::Dir(packed.clone()),
         keep: 9,
-        ..train_support::options(&dir.path().join("run"))
+        ..training::options(&dir.path().join("run"))
     };
-    let recipe = Recipe { epochs: 2.0, ..train_support::recipe() };
-    train(&recipe, &options, data_support::open(&data), &mut Silent, &AtomicBool::new(false)).unwrap();
+    let recipe = Recipe { epochs: 2.0, ..training::recipe() };
+    train(&recipe, &options, data::open(&packed), &mut Silent, &AtomicBool::new(false)).unwrap();
     dir
 });
 
@@ -42,26 +39,20 @@ fn path(name: &str) -> PathBuf {
     RUN.path().join(name)
 }
 
-fn eval(arguments: &[&str]) -> Output {
-    let mut command = Command::cargo_bin("effnet-eval").unwrap();
-    // The result must not depend on the current directory.
-    command.current_dir("/").env_remove("EFFNET_DATA").args(arguments).output().unwrap()
+/// The result must not depend on the current directory.
+fn eval(arguments: &[&str]) -> Ran {
+    run(program("effnet-eval").current_dir("/").args(arguments))
 }
 
+#[track_caller]
 fn good(arguments: &[&str]) -> String {
-    let output = eval(arguments);
-    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success(), "{arguments:?}: {errors}");
-    String::from_utf8(output.stdout).unwrap()
+    eval(arguments).good().out
 }
 
-/// The one line of a call that fails with status 1.
-fn bad(arguments: &[&str]) -> String {
-    let output = eval(arguments);
-    let errors = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(1), "{arguments:?}: {errors}");
-    assert_eq!(errors.lines().count(), 1, "{errors}");
-    errors
+/// Expects one line with these parts, and status 1.
+#[track_caller]
+fn bad(arguments: &[&str], parts: &[&str]) {
+    eval(arguments).refused(1, parts);
 }
 
 fn text(path: &Path) -> &str {
@@ -80,8 +71,7 @@ fn eval_prints_exactly_what_training_logged() {
     for record in &logged {
         let checkpoint = path("run").join(format!("checkpoint-{:08}.bin", record.step));
         for threads in ["1", "3"] {
-            let line = good(&[text(&checkpoint), "--json", "--threads", threads]);
-            let found: Value = serde_json::from_str(&line).unwrap();
+            let found = eval(&[text(&checkpoint), "--json", "--threads", threads]).good().json();
             let figures = [&found["top1"], &found["top5"], &found["loss"]].map(|v| v.as_f64().unwrap());
             assert_eq!(figures, [record.top1, record.top5, record.loss]);
             assert_eq!(found["images"], VAL);
@@ -96,20 +86,19 @@ fn eval_prints_exactly_what_training_logged() {
     let table = good(&[text(&path("run/best.bin"))]);
     assert!(table.contains("13 images of val") && table.contains("average"), "{table}");
     // A batch size that does not divide the split counts the same images.
-    let line = good(&[text(&path("run/checkpoint.bin")), "--json", "--batch-size", "5"]);
-    let found: Value = serde_json::from_str(&line).unwrap();
+    let found = eval(&[text(&path("run/checkpoint.bin")), "--json", "--batch-size", "5"]).good().json();
     assert_eq!(found["images"], VAL);
     assert!((found["loss"].as_f64().unwrap() - logged[1].loss).abs() < 1e-4);
-    let line = good(&[text(&path("run/checkpoint.bin")), "--json", "--split", "train"]);
-    assert_eq!(serde_json::from_str::<Value>(&line).unwrap()["images"], 40);
+    let found = eval(&[text(&path("run/checkpoint.bin")), "--json", "--split", "train"]).good().json();
+    assert_eq!(found["images"], 40);
 }
 
 /// The moving average is evaluated with its own running statistics. So it gives the same result when it takes the place
 /// of the raw weights.
 #[test]
 fn moving_average_is_evaluated_with_its_own_statistics() {
-    let source = data_support::open(&path("data"));
-    let mut whole = checkpoint::read(&path("run/checkpoint.bin")).unwrap();
+    let source = data::open(&path("data"));
+    let mut whole = saved(&path("run"));
     let figures = |checkpoint: &Checkpoint| {
         let mut evaluator = Evaluator::new(checkpoint, 8, Cpu::new(2, "as asked")).unwrap();
         evaluator.split(&source, Split::Val, 1).unwrap()
@@ -125,7 +114,7 @@ fn moving_average_is_evaluated_with_its_own_statistics() {
 #[test]
 fn images_are_classified_as_in_the_evaluation() {
     let dir = tempfile::tempdir().unwrap();
-    let bytes = data_support::idx_images(VAL, 28, 28, 2);
+    let bytes = data::idx_images(VAL, 28, 28, 2);
     let files: Vec<PathBuf> = (0..VAL as usize)
         .map(|number| {
             let file = dir.path().join(format!("{number}.png"));
@@ -154,11 +143,9 @@ fn images_are_classified_as_in_the_evaluation() {
 
     // A broken file is reported; the others are still classified.
     fs::write(&files[0], b"no image").unwrap();
-    let output = eval(&[text(&checkpoint), text(&files[0]), text(&files[1])]);
-    let errors = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(1));
-    assert!(errors.contains("0.png") && errors.contains("1 of 2"), "{errors}");
-    assert_eq!(String::from_utf8(output.stdout).unwrap().lines().count(), 6);
+    let Ran { status, out, err } = eval(&[text(&checkpoint), text(&files[0]), text(&files[1])]);
+    assert_eq!((status, out.lines().count()), (Some(1), 6), "{out}");
+    assert!(err.contains("0.png") && err.contains("1 of 2"), "{err}");
 }
 
 #[test]
@@ -182,12 +169,10 @@ fn exports_contain_the_plain_weights() {
         let average = whole.tensor(&format!("ema.{name}")).unwrap();
         assert_eq!(ema_file.tensor(name).unwrap().data(), average.data());
     }
-    let line = bad(&[text(&checkpoint), "--export", text(&raw)]);
-    assert!(line.contains("raw.safetensors") && line.contains("--force"), "{line}");
+    bad(&[text(&checkpoint), "--export", text(&raw)], &["raw.safetensors", "--force"]);
     good(&[text(&checkpoint), "--export", text(&raw), "--force"]);
     assert!(fs::read(&raw).unwrap() == raw_bytes);
-    let line = bad(&[text(&raw)]);
-    assert!(line.contains("not an effnet checkpoint"), "{line}");
+    bad(&[text(&raw)], &["not an effnet checkpoint"]);
 }
 
 #[test]
@@ -195,38 +180,32 @@ fn bad_input_is_reported_in_one_line() {
     let dir = tempfile::tempdir().unwrap();
     let whole = fs::read(path("run/checkpoint.bin")).unwrap();
     let file = dir.path().join("c.bin");
-    let line = bad(&[text(&file)]);
-    assert!(line.contains("c.bin"), "{line}");
+    bad(&[text(&file)], &["c.bin"]);
     fs::write(&file, &whole[..whole.len() - 1]).unwrap();
-    assert!(bad(&[text(&file)]).contains("truncated"));
+    bad(&[text(&file)], &["truncated"]);
     let mut damaged = whole.clone();
     damaged[whole.len() - 4] ^= 1;
     fs::write(&file, &damaged).unwrap();
-    assert!(bad(&[text(&file)]).contains("checksum"));
+    bad(&[text(&file)], &["checksum"]);
 
-    // Outside its run the checkpoint has no data of its own; other data must be given explicitly.
+    // Outside its run the checkpoint has no data; other data must be given explicitly.
     fs::write(&file, &whole).unwrap();
-    let line = bad(&[text(&file)]);
-    assert!(line.contains("effnet-pack"), "{line}");
+    bad(&[text(&file)], &["effnet-pack"]);
     let other = dir.path().join("other");
-    data_support::pack_grey(&other, 41, 7, 28, 1 << 20);
-    let output = eval(&[text(&file), "--data", text(&other), "--json"]);
-    assert!(output.status.success());
-    assert!(String::from_utf8(output.stderr).unwrap().contains("not the data"));
-    assert_eq!(serde_json::from_slice::<Value>(&output.stdout).unwrap()["images"], 7);
+    data::pack_grey(&other, 41, 7, 28, 1 << 20);
+    let ran = eval(&[text(&file), "--data", text(&other), "--json"]).good();
+    assert!(ran.err.contains("not the data"), "{}", ran.err);
+    assert_eq!(ran.json()["images"], 7);
     let mut recipe = fs::read_to_string(path("run/recipe.toml")).unwrap();
     recipe = recipe.replace(text(&path("data")), text(&other));
     fs::write(dir.path().join("recipe.toml"), recipe).unwrap();
-    let line = bad(&[text(&file)]);
-    assert!(line.contains("fingerprint") && line.contains("--data"), "{line}");
+    bad(&[text(&file)], &["fingerprint", "--data"]);
     let few = dir.path().join("few");
-    data_support::pack_grey(&few, 4, 4, 28, 1 << 20);
-    let line = bad(&[text(&file), "--data", text(&few)]);
-    assert!(line.contains("classes"), "{line}");
+    data::pack_grey(&few, 4, 4, 28, 1 << 20);
+    bad(&[text(&file), "--data", text(&few)], &["classes"]);
     // What is missing depends on the build and the machine; with a GPU nothing is.
     if Driver::open(0).is_err() {
-        let line = bad(&[text(&file), "--data", text(&other), "--device", "cuda"]);
-        assert!(line.contains("--device cuda: ") && line.contains("--device cpu"), "{line}");
+        bad(&[text(&file), "--data", text(&other), "--device", "cuda"], &["--device cuda: ", "--device cpu"]);
     }
-    assert_eq!(eval(&[text(&file), "--batch-size", "0"]).status.code(), Some(2));
+    assert_eq!(eval(&[text(&file), "--batch-size", "0"]).status, Some(2));
 }

@@ -3,9 +3,9 @@
 #![cfg(target_os = "linux")]
 
 use std::os::unix::process::CommandExt;
-use std::process::Command;
 
-use crate::data_support;
+use crate::common::data;
+use crate::common::programs::{program, run};
 
 /// Private writable memory that the run may use: B0's weights, gradients, optimiser and a copy while saving take
 /// about 200 MB, activations at this size little.
@@ -14,14 +14,14 @@ const LIMIT: u64 = 320 << 20;
 #[test]
 fn run_trains_from_more_than_its_memory() {
     let dir = tempfile::tempdir().unwrap();
-    let data = dir.path().join("data");
+    let set = dir.path().join("data");
     // Images of 512 × 512 in shards of 32 MiB.
-    let summary = data_support::pack_grey(&data, 1400, 5, 512, 32 << 20);
+    let summary = data::pack_grey(&set, 1400, 5, 512, 32 << 20);
     assert!(summary.train.bytes > LIMIT, "{} bytes", summary.train.bytes);
 
-    let mut command = Command::new(env!("CARGO_BIN_EXE_effnet-train"));
+    let mut command = program("effnet-train");
     command.args(["--resolution", "32", "--batch-size", "20", "--epochs", "1", "--warmup-epochs", "0.1"]);
-    command.args(["--threads", "1", "--loader-threads", "1", "--out", "run", "--data"]).arg(&data);
+    command.args(["--threads", "1", "--loader-threads", "1", "--out", "run", "--data"]).arg(&set);
     command.current_dir(dir.path());
     // SAFETY: between fork and exec, only the system call that sets the child's own limit.
     unsafe {
@@ -33,7 +33,6 @@ fn run_trains_from_more_than_its_memory() {
             }
         });
     }
-    let output = command.output().unwrap();
-    let (said, error) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success() && said.contains("finished after step 70 of 70"), "{said}\n{error}");
+    let out = run(command).good().out;
+    assert!(out.contains("finished after step 70 of 70"), "{out}");
 }

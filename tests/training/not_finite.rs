@@ -5,15 +5,15 @@
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
+use crate::common::buffers;
 use crate::common::gpu::{TestGpu, on_cuda};
-use crate::train_support;
+use crate::common::training::{self, change_saved};
 use effnet::data::{Batch, Normalise, Source};
 use effnet::model::{ParamTable, initialise};
 use effnet::network::{Network, Phase};
 use effnet::ops::cpu::{CpuDevice, CpuOps};
 use effnet::ops::cuda::Precision;
 use effnet::ops::{Buffer, LossScale, Ops, StateSize, StepParams};
-use effnet::train::checkpoint;
 use effnet::train::device::{Cpu, Cuda, Hardware};
 use effnet::train::events::Silent;
 use effnet::train::not_finite::Search;
@@ -22,12 +22,12 @@ use effnet::train::{Outcome, Recipe, RunOptions, TrainError};
 
 /// Two micro-batches of two, with masks.
 fn recipe() -> Recipe {
-    Recipe { batch_size: 4, micro_batch: 2, epochs: 1.0, ..train_support::recipe() }
+    Recipe { batch_size: 4, micro_batch: 2, epochs: 1.0, ..training::recipe() }
 }
 
 fn run<H: Hardware>(hardware: H, out: &Path, steps: u64) -> Result<Outcome, TrainError> {
     let resume = out.join("checkpoint.bin").exists();
-    let options = RunOptions { max_steps: Some(steps), resume, ..train_support::options(out) };
+    let options = RunOptions { max_steps: Some(steps), resume, ..training::options(out) };
     let source = Source::synthetic(5, 32, 2, 32).unwrap();
     train_on(&recipe(), &options, source, hardware, &mut Silent, &AtomicBool::new(false))
 }
@@ -35,17 +35,13 @@ fn run<H: Hardware>(hardware: H, out: &Path, steps: u64) -> Result<Outcome, Trai
 /// The tensor that a run names if its weights are changed before its first step. Its loss scale is the smallest.
 fn first<H: Hardware>(hardware: H, change: impl Fn(&str, &mut [f32])) -> String {
     let dir = tempfile::tempdir().unwrap();
-    let file = dir.path().join("checkpoint.bin");
     run(cpu(), dir.path(), 0).unwrap();
-    let mut saved = checkpoint::read(&file).unwrap();
-    saved.metadata.loss_scale = Some(LossScale { scale: 1.0, good_steps: 0, skipped: 0 });
-    let table = ParamTable::new(&saved.architecture);
-    for entry in table.entries() {
-        change(&entry.name, &mut saved.state.parameters[entry.range()]);
-    }
-    let mut bytes = Vec::new();
-    checkpoint::write(&mut bytes, &saved.metadata, &table, &saved.state).unwrap();
-    std::fs::write(&file, bytes).unwrap();
+    change_saved(dir.path(), |saved, table| {
+        saved.metadata.loss_scale = Some(LossScale { scale: 1.0, good_steps: 0, skipped: 0 });
+        for entry in table.entries() {
+            change(&entry.name, &mut saved.state.parameters[entry.range()]);
+        }
+    });
     let error = run(hardware, dir.path(), 3).unwrap_err();
     let TrainError::NotFinite { step: 1, ref tensor, saved: 0, .. } = error else { panic!("{error}") };
     let line = error.to_string();
@@ -138,11 +134,7 @@ fn step_that_is_run_again_is_the_same() {
     let mut ops = CpuOps::new(StateSize::new(table.trainable(), table.total()), &[&plan], 2).unwrap();
     ops.bind(&plan).unwrap();
     ops.write_state(Buffer::Parameters, &initialise::initialise(&table, 3)).unwrap();
-    let gradients = |ops: &mut CpuOps| {
-        let mut values = vec![0.0; table.trainable()];
-        ops.read_state(Buffer::Gradients, &mut values).unwrap();
-        values
-    };
+    let gradients = |ops: &mut CpuOps| buffers::state(ops, Buffer::Gradients, table.trainable()).unwrap();
 
     ops.begin_step().unwrap();
     for part in 0..2 {

@@ -4,23 +4,23 @@
 //! micro-batch, each time from the previous result, while all ranks update them once from the same values and take the
 //! mean. So for those the tests check that they are that mean, bit by bit.
 
-use std::net::TcpListener;
 use std::path::Path;
+use std::sync::Barrier;
 use std::sync::atomic::AtomicBool;
-use std::thread;
 
-use crate::train_support::*;
+use crate::common::ranks::members;
+use crate::common::training::*;
 use effnet::data::{Batch, Form, Share, Source, Split};
 use effnet::model::{ParamTable, initialise};
 use effnet::network::Inference;
 use effnet::ops::cpu::{CpuDevice, CpuOps};
 use effnet::ops::{Ops, StateSize, StepParams, Weights};
-use effnet::parallel::{Identity, Membership};
-use effnet::train::checkpoint::{self, Checkpoint, Snapshot};
+use effnet::parallel::Identity;
+use effnet::train::checkpoint::{Checkpoint, Snapshot};
 use effnet::train::device::Cpu;
 use effnet::train::engine::Engine;
 use effnet::train::evaluate::{Images, evaluate};
-use effnet::train::events::{LogLine, Silent};
+use effnet::train::events::Silent;
 use effnet::train::loading::Loading;
 use effnet::train::team::Team;
 use effnet::train::{EvaluationRecord, Optimizer, Recipe, RunOptions, TrainError, train};
@@ -33,16 +33,8 @@ fn steps(steps: u64, out: &Path) -> (Recipe, RunOptions) {
     (recipe, RunOptions { max_steps: Some(steps), ..options(out) })
 }
 
-fn saved(dir: &Path) -> Checkpoint {
-    checkpoint::read(&dir.join("checkpoint.bin")).unwrap()
-}
-
-fn figures(dir: &Path) -> Vec<(u64, u64, u64)> {
-    let of = |line: &LogLine| match line {
-        LogLine::Step(step) => (step.step, step.loss.to_bits(), step.accuracy.to_bits()),
-        LogLine::Evaluation(_) => panic!("no evaluation is due"),
-    };
-    timeless_log(dir).iter().map(of).collect()
+fn figure_bits(dir: &Path) -> Vec<(u64, u64, u64)> {
+    figures(dir).into_iter().map(|(step, a, b)| (step, a.to_bits(), b.to_bits())).collect()
 }
 
 fn momentum(state: &Snapshot) -> &[f32] {
@@ -65,7 +57,7 @@ fn four_ranks_equal_four_accumulated_micro_batches_bit_by_bit() {
         assert_eq!((outcome.step, outcome.last), (10, None));
     }
     assert_eq!(figures(&one).len(), 10);
-    assert_eq!(figures(&one), figures(&four));
+    assert_eq!(figure_bits(&one), figure_bits(&four));
     let one = saved(&one);
     let four = saved(&four);
     assert_eq!(one.metadata.recipe, four.metadata.recipe);
@@ -148,9 +140,9 @@ fn synchronised_batch_norm_treats_all_ranks_as_one_batch() {
         let options = RunOptions { out: out(name), ..options.clone() };
         run_ranks(RANKS, &recipe, &options, &never).into_iter().for_each(|outcome| drop(outcome.unwrap()));
         let state = saved(&out(name)).state;
-        let loss = |dir: &Path| f64::from_bits(figures(dir)[0].1);
+        let loss = |dir: &Path| figures(dir)[0].1;
         let loss = ((loss(&out("whole")) - loss(&out(name))) / loss(&out("whole"))).abs();
-        // All gradients as one vector: some tensors' are zero but for rounding, where a batch norm undoes a shift.
+        // All gradients as one vector: where a batch norm removes a shift, a gradient is rounding alone.
         let pairs =
             || momentum(&whole.state).iter().zip(momentum(&state)).map(|(a, b)| (*a as f64, *b as f64));
         let gradients = norm(&mut pairs().map(|(a, b)| a - b)) / norm(&mut pairs().map(|(a, _)| a));
@@ -183,10 +175,8 @@ fn two_engines<T: Send>(
     recipe: &Recipe,
     change: impl Fn(&ParamTable, &mut Snapshot) + Sync,
     work: impl Fn(&mut Engine<CpuOps>, &Team, &Batch) -> T + Sync,
-) -> [T; 2] {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let one = |rank: usize| {
-        let membership = Membership::local(rank, 2, &listener).unwrap();
+) -> Vec<T> {
+    let one = |rank, membership| {
         let team = Team::join(Some(&membership), Identity::default, &AtomicBool::new(false)).unwrap();
         let (arch, normalise) = (recipe.architecture(5).unwrap(), source().normalise());
         let table = ParamTable::new(&arch);
@@ -202,10 +192,7 @@ fn two_engines<T: Send>(
         team.conclude(Ok(())).unwrap();
         done
     };
-    thread::scope(|scope| {
-        let one = &one;
-        [0, 1].map(|rank| scope.spawn(move || one(rank))).map(|rank| rank.join().unwrap())
-    })
+    members(0..2, 2, one)
 }
 
 /// With statistics over all ranks, a rank that has found the first number that is not finite must still run the passes
@@ -217,12 +204,12 @@ fn search_for_not_finite_numbers_runs_all_passes() {
     let bad = |table: &ParamTable, state: &mut Snapshot| {
         state.parameters[table.get("classifier.bias").unwrap().range()][1] = f32::NAN;
     };
-    let [first, second] = two_engines(&recipe, bad, |engine, _, batch| {
+    let names = two_engines(&recipe, bad, |engine, _, batch| {
         engine.first_not_finite(batch, StepParams::default()).unwrap().unwrap()
     });
     assert!(
-        first.contains("gradient") && second.contains("of the weights, classifier.bias"),
-        "{first}, {second}"
+        names[0].contains("gradient") && names[1].contains("of the weights, classifier.bias"),
+        "{names:?}"
     );
 }
 
@@ -277,16 +264,15 @@ fn profile_of_the_exchange_has_only_gradients() {
 #[test]
 fn evaluation_ends_with_the_group() {
     let (recipe, _) = steps(1, Path::new("none"));
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let join = |rank| {
-        let membership = Membership::local(rank, 2, &listener).unwrap();
-        Team::join(Some(&membership), Identity::default, &AtomicBool::new(false)).unwrap()
-    };
-    thread::scope(|scope| {
-        let other = scope.spawn(|| join(1));
-        let team = join(0);
-        let failed = other.join().unwrap().conclude::<()>(Err(TrainError::DataEnded { step: 7 }));
-        assert!(failed.is_err());
+    let failed = Barrier::new(2);
+    members(0..2, 2, |rank, membership| {
+        let team = Team::join(Some(&membership), Identity::default, &AtomicBool::new(false)).unwrap();
+        if rank == 1 {
+            assert!(team.conclude::<()>(Err(TrainError::DataEnded { step: 7 })).is_err());
+            failed.wait();
+            return;
+        }
+        failed.wait();
         let (arch, normalise) = (recipe.architecture(5).unwrap(), source().normalise());
         let table = ParamTable::new(&arch);
         let device = CpuDevice { threads: 1 };
@@ -322,9 +308,9 @@ fn evaluation_works_on_ranks_without_images() {
     assert!(last.iter().all(|rank| figures(rank) == figures(&last[0])), "{last:?}");
 }
 
-/// Numbers that are not finite reach all ranks, wherever they begin. The first error names the layer and the rank.
+/// Numbers that are not finite reach all ranks from any of them. The first error names the layer and the rank.
 #[test]
-fn not_finite_number_is_named_with_its_rank() {
+fn number_that_is_not_finite_is_named_with_its_rank() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("run");
     let (recipe, options) = steps(9, &out);

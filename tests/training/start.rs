@@ -5,12 +5,12 @@ use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::train_support::*;
+use crate::common::training::*;
 use effnet::data::Source;
 use effnet::model::ParamTable;
 use effnet::model::formats::{self, TrainedModel};
 use effnet::model::initialise::initialise;
-use effnet::train::checkpoint::{self, CheckpointError};
+use effnet::train::checkpoint::{self, Checkpoint, CheckpointError};
 use effnet::train::events::{End, Event, Reporter};
 use effnet::train::{Optimizer, Recipe, RunOptions, TrainError, saved_recipe, train};
 
@@ -46,10 +46,6 @@ impl Reporter for Stopper<'_> {
     }
 }
 
-fn step_of(dir: &Path) -> u64 {
-    checkpoint::read(&dir.join("checkpoint.bin")).unwrap().metadata.step
-}
-
 #[test]
 fn run_stopped_anywhere_gives_the_same_result() {
     let dir = tempfile::tempdir().unwrap();
@@ -64,7 +60,7 @@ fn run_stopped_anywhere_gives_the_same_result() {
         let mut stopper = Stopper { after_step, in_evaluation, ..Stopper::new(&stop) };
         let options = RunOptions { resume: number > 0, ..options(&parts) };
         let outcome = train(&recipe(), &options, source(), &mut stopper, &stop).unwrap();
-        assert_eq!((outcome.step, step_of(&parts)), (step, step), "stop {number}");
+        assert_eq!((outcome.step, steps_done(&parts)), (step, Some(step)), "stop {number}");
         let finished = number >= 5;
         assert_eq!(outcome.end, if finished { End::Finished } else { End::Interrupted }, "stop {number}");
         assert_eq!(outcome.resume.is_some(), !finished);
@@ -72,68 +68,75 @@ fn run_stopped_anywhere_gives_the_same_result() {
     assert_same_run(&whole, &parts);
 }
 
+/// Two steps, for the weights of other runs.
+fn trained(out: &Path) -> Checkpoint {
+    run(&recipe(), &RunOptions { max_steps: Some(2), ..options(out) }).unwrap();
+    saved(out)
+}
+
+/// A run with weights from a file that stops before its first step: its checkpoint has these weights. Also its notices.
+fn started_from(file: &Path, out: &Path, source: Source) -> Result<(Checkpoint, Vec<String>), TrainError> {
+    let stop = AtomicBool::new(true);
+    let mut stopper = Stopper::new(&stop);
+    let options = RunOptions { init_from: Some(file.to_owned()), ..options(out) };
+    train(&recipe(), &options, source, &mut stopper, &stop)?;
+    Ok((saved(out), stopper.notices))
+}
+
 #[test]
 fn weights_come_from_a_checkpoint_or_an_export() {
     let dir = tempfile::tempdir().unwrap();
     let [first, second, third] = ["first", "second", "third"].map(|name| dir.path().join(name));
-    run(&recipe(), &RunOptions { max_steps: Some(2), ..options(&first) }).unwrap();
-    let trained = checkpoint::read(&first.join("checkpoint.bin")).unwrap();
-    let table = ParamTable::new(&trained.architecture);
+    let trained = trained(&first);
     let export = dir.path().join("w.safetensors");
     let (architecture, values) = (&trained.architecture, &trained.state.parameters);
     formats::export(&export, &TrainedModel { architecture, values, steps: 2 }, false).unwrap();
 
-    // A run that stops before its first step, so that its checkpoint has the weights from the file.
-    let from = |file: &Path, out: &Path| {
-        let stop = AtomicBool::new(true);
-        let mut stopper = Stopper::new(&stop);
-        let options = RunOptions { init_from: Some(file.to_owned()), ..options(out) };
-        train(&recipe(), &options, source(), &mut stopper, &stop).unwrap();
-        (checkpoint::read(&out.join("checkpoint.bin")).unwrap(), stopper.notices)
-    };
-    let (start, notices) = from(&export, &second);
+    let (start, notices) = started_from(&export, &second, source()).unwrap();
     assert_eq!(start.metadata.step, 0);
     assert_eq!(start.state.parameters, trained.state.parameters);
     assert_eq!(start.state.ema, trained.state.parameters);
     assert!(start.state.slots.iter().all(|slot| slot.values.iter().all(|&value| value == 0.0)));
     assert!(notices.iter().any(|line| line.contains("tensors taken")), "{notices:?}");
-    let (own, _) = from(&first.join("checkpoint.bin"), &third);
+    let (own, _) = started_from(&first.join("checkpoint.bin"), &third, source()).unwrap();
     assert_eq!(own.state.parameters, trained.state.parameters);
     assert_ne!(own.metadata.recipe.init_from, start.metadata.recipe.init_from);
 
     // The file may be removed: the weights are in the checkpoint, and the recipe has the file's checksum.
     fs::remove_file(&export).unwrap();
-    let saved = saved_recipe(&second).unwrap();
-    assert!(saved.init_from.is_some());
-    run(&saved, &RunOptions { resume: true, max_steps: Some(1), ..options(&second) }).unwrap();
-    assert_eq!(step_of(&second), 1);
+    let again = saved_recipe(&second).unwrap();
+    assert!(again.init_from.is_some());
+    run(&again, &RunOptions { resume: true, max_steps: Some(1), ..options(&second) }).unwrap();
+    assert_eq!(steps_done(&second), Some(1));
+}
 
-    // Another number of classes: a new classifier; all other weights are kept.
-    let other = dir.path().join("other");
-    let stop = AtomicBool::new(true);
-    let mut stopper = Stopper::new(&stop);
-    let with = RunOptions { init_from: Some(first.join("checkpoint.bin")), ..options(&other) };
+#[test]
+fn weights_of_another_number_of_classes_get_a_new_classifier() {
+    let dir = tempfile::tempdir().unwrap();
+    let [first, other] = ["first", "other"].map(|name| dir.path().join(name));
+    let trained = trained(&first);
     let seven = Source::synthetic(7, 40, 13, 32).unwrap();
-    train(&recipe(), &with, seven, &mut stopper, &stop).unwrap();
-    assert!(stopper.notices.iter().any(|line| line.contains("7 classes")), "{:?}", stopper.notices);
-    let start = checkpoint::read(&other.join("checkpoint.bin")).unwrap();
-    let theirs = ParamTable::new(&start.architecture);
+    let (start, notices) = started_from(&first.join("checkpoint.bin"), &other, seven).unwrap();
+    assert!(notices.iter().any(|line| line.contains("7 classes")), "{notices:?}");
+    let [own, theirs] = [&trained, &start].map(|saved| ParamTable::new(&saved.architecture));
     let head = theirs.get("classifier.weight").unwrap().range();
     assert_eq!(start.state.parameters[head.clone()], initialise(&theirs, 11)[head]);
-    let (a, b) =
-        (theirs.get("conv_head.weight").unwrap().range(), table.get("conv_head.weight").unwrap().range());
+    let [a, b] = [&theirs, &own].map(|table| table.get("conv_head.weight").unwrap().range());
     assert_eq!(start.state.parameters[a], trained.state.parameters[b]);
+}
 
-    // A damaged checkpoint is refused as a source of weights too.
+#[test]
+fn weights_of_a_damaged_checkpoint_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let [first, file, out] = ["first", "damaged.bin", "no"].map(|name| dir.path().join(name));
+    trained(&first);
     let mut damaged = bytes(&first, "checkpoint.bin");
     let place = damaged.len() / 5;
     damaged[place] ^= 1;
-    fs::write(dir.path().join("damaged.bin"), damaged).unwrap();
-    let with =
-        RunOptions { init_from: Some(dir.path().join("damaged.bin")), ..options(&dir.path().join("no")) };
-    let error = run(&recipe(), &with).unwrap_err();
+    fs::write(&file, damaged).unwrap();
+    let error = started_from(&file, &out, source()).map(drop).unwrap_err();
     assert!(matches!(error, TrainError::Checkpoint(CheckpointError::Altered { .. })), "{error}");
-    assert!(!dir.path().join("no").exists(), "nothing is made before everything is checked");
+    assert!(!out.exists(), "nothing is made before everything is checked");
 }
 
 #[test]

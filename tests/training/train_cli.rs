@@ -1,65 +1,33 @@
 //! `effnet-train` as a child process: its output, its messages and its exit status.
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::Output;
+use std::process::Command;
 
-use assert_cmd::Command;
 use clap::CommandFactory;
 use effnet::cli::Flags;
+use rustix::process::Signal;
 
-use crate::data_support;
+use crate::common::data::packed;
+use crate::common::programs::{ended, program, run, signal};
 
-/// The program in `dir`, without the environment variables that it reads.
-fn effnet(dir: &Path) -> Command {
-    let mut command = Command::cargo_bin("effnet-train").unwrap();
-    command.current_dir(dir).env_remove("EFFNET_DATA").env_remove("NO_COLOR");
-    for name in ["RANK", "WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_ID"] {
-        command.env_remove(name);
-    }
+/// The program in `dir`.
+fn effnet(dir: &Path, arguments: &[&str]) -> Command {
+    let mut command = program("effnet-train");
+    command.current_dir(dir).args(arguments);
     command
-}
-
-fn run(dir: &Path, arguments: &[&str]) -> Output {
-    effnet(dir).args(arguments).output().unwrap()
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8(bytes.to_vec()).unwrap()
 }
 
 /// Expects a failure with this status and one line that contains all `parts`.
 #[track_caller]
 fn refused(dir: &Path, arguments: &[&str], status: i32, parts: &[&str]) {
-    refused_among(dir, &[], arguments, status, parts);
-}
-
-/// [`refused`] with these environment variables.
-#[track_caller]
-fn refused_among(dir: &Path, variables: &[(&str, &str)], arguments: &[&str], status: i32, parts: &[&str]) {
-    let output = effnet(dir).envs(variables.iter().copied()).args(arguments).output().unwrap();
-    let (out, err) = (text(&output.stdout), text(&output.stderr));
-    assert_eq!(output.status.code(), Some(status), "{arguments:?}: {err}");
-    assert_eq!(err.lines().count(), 1, "{arguments:?}: {err}");
-    assert!(err.starts_with("error: "), "{err}");
-    for part in parts {
-        assert!(err.contains(part), "{arguments:?}: no {part:?} in {err}");
-    }
-    assert!(!out.contains("panicked") && !err.contains("panicked"), "{err}");
+    run(effnet(dir, arguments)).refused(status, parts);
 }
 
 #[track_caller]
 fn succeeds(dir: &Path, arguments: &[&str]) -> String {
-    let output = run(dir, arguments);
-    assert!(output.status.success(), "{arguments:?}: {}{}", text(&output.stdout), text(&output.stderr));
-    text(&output.stdout)
-}
-
-/// A directory with a set of five classes packed as `data`, so small that its evaluation takes no time.
-fn with_data() -> tempfile::TempDir {
-    let dir = tempfile::tempdir().unwrap();
-    data_support::pack_grey(&dir.path().join("data"), 40, 13, 28, 1 << 20);
-    dir
+    run(effnet(dir, arguments)).good().out
 }
 
 /// Five steps.
@@ -199,17 +167,17 @@ fn variables_of_launchers_that_are_invalid_are_refused() {
         (changed(slurm, "SLURM_STEP_NODELIST=n[1-2"), "", ["SLURM_STEP_NODELIST=n[1-2", "list of hosts"]),
         (slurm.into(), "--ranks 1", ["--ranks 1", "Slurm has started 2 ranks"]),
     ] {
-        let variables: Vec<(&str, &str)> =
-            variables.split_whitespace().map(|pair| pair.split_once('=').unwrap()).collect();
         let arguments: Vec<&str> = arguments.split_whitespace().collect();
-        refused_among(dir.path(), &variables, &arguments, 2, &parts);
+        let mut command = effnet(dir.path(), &arguments);
+        command.envs(variables.split_whitespace().map(|pair| pair.split_once('=').unwrap()));
+        run(command).refused(2, &parts);
     }
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "a refused command left something behind");
 }
 
 #[test]
 fn errors_of_all_ranks_are_reported_once_before_any_starts() {
-    let dir = with_data();
+    let dir = packed();
     refused(dir.path(), &["--ranks", "2", "--data", "nowhere"], 1, &["nowhere", "effnet-pack"]);
     succeeds(dir.path(), &small(&["--max-steps", "1"]));
     refused(dir.path(), &small(&["--ranks", "2"]), 1, &["runs/b0", "--resume", "--force"]);
@@ -242,14 +210,14 @@ fn data_that_is_missing_names_the_command_that_makes_it() {
     refused(dir.path(), &["--batch-size", "4"], 1, &["data", "effnet-pack SOURCE data", "--demo"]);
     fs::create_dir(dir.path().join("empty")).unwrap();
     refused(dir.path(), &small(&["--data", "empty"]), 1, &["empty", "effnet-pack"]);
-    let output = effnet(dir.path()).env("EFFNET_DATA", "elsewhere").output().unwrap();
-    assert!(text(&output.stderr).contains("effnet-pack SOURCE elsewhere"), "{}", text(&output.stderr));
+    let ran = run(effnet(dir.path(), &[]).env("EFFNET_DATA", "elsewhere"));
+    assert!(ran.err.contains("effnet-pack SOURCE elsewhere"), "{}", ran.err);
     assert!(!dir.path().join("runs").exists());
 }
 
 #[test]
 fn data_that_is_damaged_is_named() {
-    let dir = with_data();
+    let dir = packed();
     let data = dir.path().join("data");
     let shard = fs::read_dir(&data).unwrap().map(|e| e.unwrap().path());
     let shard = shard.into_iter().find(|p| p.extension().is_some_and(|e| e == "shard")).unwrap();
@@ -262,7 +230,7 @@ fn data_that_is_damaged_is_named() {
 
 #[test]
 fn resume_needs_a_run_and_a_new_run_overwrites_nothing() {
-    let dir = with_data();
+    let dir = packed();
     refused(dir.path(), &["--resume"], 1, &["runs/b0", "nothing to resume"]);
     succeeds(dir.path(), &small(&["--max-steps", "1"]));
     let checkpoint = dir.path().join("runs/b0/checkpoint.bin");
@@ -282,7 +250,7 @@ fn resume_needs_a_run_and_a_new_run_overwrites_nothing() {
 
 #[test]
 fn run_leaves_its_files_and_its_recipe_repeats_it() {
-    let dir = with_data();
+    let dir = packed();
     let out = succeeds(
         dir.path(),
         &small(&["--out", "one", "--seed", "7", "--keep", "2", "--checkpoint-every", "2"]),
@@ -338,8 +306,7 @@ fn layers_reach_the_memory_plan_in_their_order() {
     assert!(plan.contains("memory plan, 8 images a pass (batch 16)"), "{plan}");
     let plan = succeeds(dir.path(), &["--dry-run", "--config", "c.toml", "--micro-batch", "auto"]);
     assert!(plan.contains("memory plan, 24 images a pass (batch 24)"), "{plan}");
-    let json = succeeds(dir.path(), &["--dry-run", "--config", "c.toml", "--json"]);
-    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let json = run(effnet(dir.path(), &["--dry-run", "--config", "c.toml", "--json"])).good().json();
     assert_eq!((&json["micro_batch"], &json["batch_size"]), (&8.into(), &24.into()));
     assert!(json["total"].as_u64().unwrap() > json["weights"].as_u64().unwrap());
     assert!(!dir.path().join("runs").exists());
@@ -347,8 +314,9 @@ fn layers_reach_the_memory_plan_in_their_order() {
 
 #[test]
 fn batch_beyond_memory_is_refused_before_training() {
-    let dir = with_data();
-    let arguments = ["--resolution", "2048", "--batch-size", "65536"];
+    let dir = packed();
+    // So many epochs of the few images make a step.
+    let arguments = ["--resolution", "2048", "--batch-size", "65536", "--epochs", "4000"];
     refused(dir.path(), &arguments, 1, &["--micro-batch 65536 needs", "available", "fits"]);
     assert!(!dir.path().join("runs").exists());
 }
@@ -371,13 +339,13 @@ fn summary_counts_every_member_as_in_the_paper() {
         assert!(table.contains("blocks.6.0"), "{table}");
     }
     // If there is data, the classes are those of the data.
-    let data = with_data();
+    let data = packed();
     assert!(succeeds(data.path(), &["--summary"]).contains("4,013,953"));
 }
 
 #[test]
 fn json_is_one_object_a_line_and_nothing_else() {
-    let dir = with_data();
+    let dir = packed();
     let out = succeeds(dir.path(), &small(&["--json"]));
     let events: Vec<serde_json::Value> = out.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
     let count = |name: &str| events.iter().filter(|e| e["event"] == name).count();
@@ -402,42 +370,27 @@ fn help_names_every_flag_and_version_is_printed() {
     assert!(succeeds(dir.path(), &["--version"]).starts_with("effnet-train "));
 }
 
-#[cfg(unix)]
 #[test]
 fn closed_pipe_and_signal_lose_nothing() {
-    use std::io::{BufRead, BufReader};
-    use std::process::{Command, Stdio};
-
-    use rustix::process::{Pid, Signal, kill_process};
-
-    let dir = with_data();
-    let start = |arguments: &[&str]| {
-        let program = assert_cmd::cargo::cargo_bin("effnet-train");
-        let mut command = Command::new(program);
-        command.current_dir(dir.path()).args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped());
-        command.spawn().unwrap()
-    };
+    let dir = packed();
+    let start = |arguments: &[&str]| effnet(dir.path(), arguments).spawn().unwrap();
     // The pipe is closed after one line: the run continues to its end.
     let mut child = start(&small(&["--out", "closed"]));
     let mut line = String::new();
     BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    let output = child.wait_with_output().unwrap();
-    assert!(output.status.success(), "{}", text(&output.stderr));
-    assert!(!text(&output.stderr).contains("panicked"));
+    let ran = ended(child).good();
+    assert!(!ran.err.contains("panicked"), "{}", ran.err);
 
     // SIGTERM during the run: it is saved, the command to resume is printed, the status is 130.
     let mut child = start(&["--resolution", "32", "--batch-size", "4", "--epochs", "50", "--out", "stopped"]);
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
     lines.find(|line| line.starts_with("step ")).unwrap();
-    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    signal(child.id() as i32, Signal::TERM);
     let rest: Vec<String> = lines.collect();
     assert_eq!(child.wait().unwrap().code(), Some(130), "{rest:?}");
     assert!(rest.iter().any(|l| l.starts_with("run: interrupted after step")), "{rest:?}");
-    assert!(
-        rest.iter()
-            .any(|l| l.starts_with("to go on: ") && l.ends_with("effnet-train --resume --out stopped")),
-        "{rest:?}"
-    );
+    let next = |l: &String| l.starts_with("to go on: ") && l.ends_with("effnet-train --resume --out stopped");
+    assert!(rest.iter().any(next), "{rest:?}");
     let out = succeeds(dir.path(), &["--resume", "--out", "stopped", "--max-steps", "1"]);
     assert!(out.contains("going on after step"), "{out}");
 }

@@ -1,14 +1,14 @@
-//! The cards that times are predicted for, and how long work takes on one at least.
+//! The cards that times are predicted for, and the least time of work on each.
 
 use crate::work::Work;
 
 pub struct Card {
     pub name: &'static str,
     pub multiprocessors: f64,
-    /// 10⁹ cycles a second that it keeps up under load: the vendor's boost clock of the RTX 3080; of the H100 the
+    /// 10⁹ cycles a second under load: the vendor's boost clock of the RTX 3080; of the H100 the
     /// PCIe card's, below the 1.98 that an SXM card may reach.
     pub clock: f64,
-    /// 10¹² bytes a second that a plain copy reads and writes.
+    /// 10¹² bytes a second, read and written by a plain copy.
     pub copy: f64,
     /// Multiply-adds of a multiprocessor in a cycle by `mma.sync` in half precision with fp32 sums.
     pub tensor: f64,
@@ -18,7 +18,7 @@ pub struct Card {
     pub special: f64,
 }
 
-/// `mma.sync` reaches about 0.6 of what Hopper's own `wgmma` does: 1024 of 2048 is on the safe side.
+/// `mma.sync` reaches about 0.6 of what Hopper's own `wgmma` does: 1024 of 2048 is conservative.
 pub const CARDS: [Card; 2] = [
     Card {
         name: "H100",
@@ -40,10 +40,10 @@ pub const CARDS: [Card; 2] = [
     },
 ];
 
-/// Microseconds that a launch costs beside its work, in a graph: an assumption.
+/// Microseconds that a launch costs besides its work, in a graph: an assumption.
 pub const LAUNCH: f64 = 2.0;
 
-/// What a time is bound by.
+/// What limits a time.
 pub const LIMITS: [&str; 4] = ["memory", "tensor cores", "fp32", "special functions"];
 
 impl Card {
@@ -58,7 +58,7 @@ impl Card {
         ]
     }
 
-    /// Microseconds that a launch takes at least.
+    /// The least microseconds of a launch.
     pub fn bound(&self, work: &Work) -> f64 {
         self.times(work).into_iter().fold(0.0, f64::max)
     }

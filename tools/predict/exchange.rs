@@ -1,4 +1,4 @@
-//! Sums of gradients over cards, beside the backward pass: how long one takes, and which of it costs time.
+//! Sums of gradients over cards, which overlap the backward pass: how long one takes, and how much of it is exposed.
 //!
 //! A ring of N cards passes each piece on 2(N−1) times, so each card sends 2(N−1)/N of a bucket's bytes, and
 //!
@@ -8,7 +8,7 @@
 //!
 //! with `rate` what nccl-tests calls *busbw*. Base and hop are those by which NCCL itself chooses among its algorithms.
 //! Sums run one after another on a stream of their own: one starts as soon as its bucket is complete and the sum before
-//! has ended. What lies behind the end of the backward pass is exposed: the update waits for it.
+//! has ended. What runs after the backward pass is exposed: the update waits for it.
 
 /// How fast cards exchange.
 #[derive(Clone, Copy, Debug)]
@@ -22,7 +22,7 @@ pub struct Bus {
 }
 
 impl Bus {
-    /// Microseconds until the first byte has been all around, twice.
+    /// Microseconds until the first byte has travelled the ring twice.
     pub fn latency(&self, cards: usize) -> f64 {
         self.base + 2.0 * (cards as f64 - 1.0) * self.hop
     }
@@ -56,7 +56,7 @@ pub struct Timeline {
 }
 
 impl Timeline {
-    /// Of buckets in the order in which they become complete, the last of them no later than the backward pass ends.
+    /// `buckets` are in the order in which they become complete, the last no later than the end of the backward pass.
     pub fn new(buckets: &[Ready], backward_end: f64, bus: &Bus, cards: usize) -> Timeline {
         let mut free = 0.0f64;
         let sums = buckets.iter().map(|bucket| {
@@ -72,7 +72,7 @@ impl Timeline {
         self.sums.iter().map(|sum| sum.end - sum.start).sum()
     }
 
-    /// Those of them after the backward pass.
+    /// Of these, the ones after the backward pass.
     pub fn exposed(&self) -> f64 {
         self.sums.last().map_or(0.0, |sum| (sum.end - self.backward_end).max(0.0))
     }
@@ -86,7 +86,7 @@ mod tests {
     const BUS: Bus = Bus { base: 1.0, hop: 0.5, rate: 10.0 };
 
     #[test]
-    fn a_sum_takes_its_latency_and_its_bytes() {
+    fn sum_takes_its_latency_and_its_bytes() {
         assert_eq!(BUS.latency(4), 4.0);
         // 1.5 · 1 MB at 10 GB/s are 150 µs.
         assert_eq!(BUS.sum(1e6, 4), 154.0);
@@ -98,7 +98,7 @@ mod tests {
     /// Two buckets, worked out by hand: 1 MB complete at 100 µs, 0.2 MB at 200 µs, when the backward pass ends too. The
     /// first sum runs from 100 to 254 µs, so the second waits until then, and takes 4 + 30 µs: 88 µs are exposed.
     #[test]
-    fn a_sum_waits_for_its_bucket_and_for_the_sum_before() {
+    fn sum_waits_for_its_bucket_and_for_the_sum_before() {
         let [first, second] = [Ready { at: 100.0, bytes: 1e6 }, Ready { at: 200.0, bytes: 2e5 }];
         let timeline = Timeline::new(&[first, second], 200.0, &BUS, 4);
         assert_eq!(timeline.sums, [Sum { start: 100.0, end: 254.0 }, Sum { start: 254.0, end: 288.0 }]);
@@ -107,10 +107,10 @@ mod tests {
         let early = Timeline::new(&[Ready { at: 40.0, ..first }, second], 200.0, &BUS, 4);
         assert_eq!(early.sums, [Sum { start: 40.0, end: 194.0 }, Sum { start: 200.0, end: 234.0 }]);
         assert_eq!((early.busy(), early.exposed()), (188.0, 34.0));
-        // A backward pass that goes on after the last bucket hides all.
+        // A backward pass that continues after the last bucket hides all.
         let long = Timeline::new(&[first, second], 300.0, &BUS, 4);
         assert_eq!((long.busy(), long.exposed()), (188.0, 0.0));
-        // One card waits for nobody.
+        // One card does not wait.
         let alone = Timeline::new(&[first, second], 200.0, &BUS, 1);
         assert_eq!((alone.busy(), alone.exposed()), (0.0, 0.0));
     }

@@ -1,6 +1,6 @@
-//! Work of the squeeze-excite and of the head.
+//! Work of the squeeze-excite, the end of a block and the head.
 
-use crate::work::{Count, EXACT_SIGMOID, SILU_AND_SLOPE, up};
+use crate::work::{Count, EXACT_SIGMOID, SILU_AND_SLOPE, unknown, up};
 
 /// Sums of silu(BN(y)).
 fn pool(c: &mut Count, values: f64) {
@@ -9,7 +9,7 @@ fn pool(c: &mut Count, values: f64) {
     c.fp32(values, 3.0);
 }
 
-/// The small layers are fp32 products; what a block stages is staged by each of its neighbours too.
+/// The small layers are fp32 products; each neighbouring block stages the same values again.
 pub fn squeeze(c: &mut Count, name: &str) -> Result<(), String> {
     let channels = c.get("channels");
     if name == "squeeze_pool" {
@@ -44,9 +44,17 @@ pub fn squeeze(c: &mut Count, name: &str) -> Result<(), String> {
             c.fp32(wide, units + neighbours);
             c.floats(wide + 2.0 * narrow);
         }
-        _ => return Err(format!("{name}: no formula says what it has to do")),
+        _ => return Err(unknown(name)),
     }
     Ok(())
+}
+
+pub fn residual(c: &mut Count) {
+    let [pixels, channels] = c.sides(["pixels", "channels"]);
+    let values = c.grid(2) * pixels * channels;
+    c.load(values * if c.launch.points("shortcut") { 2.0 } else { 1.0 });
+    c.fp32(values, 2.0);
+    c.store(values);
 }
 
 /// Side of a block's tile of a product.
@@ -90,7 +98,7 @@ pub fn head(c: &mut Count, name: &str) -> Result<(), String> {
             c.floats(splits * images * channels);
             c.sums(parts, channels);
         }
-        _ => return Err(format!("{name}: no formula says what it has to do")),
+        _ => return Err(unknown(name)),
     }
     Ok(())
 }

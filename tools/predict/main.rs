@@ -1,6 +1,6 @@
-//! What a training step must cost on a GPU: *predicted, not measured*.
+//! The least time of a training step on a GPU: *predicted, not measured*.
 //!
-//! The launchers of a whole step run on a [GPU that only writes down](recorder), so launches, grids and shared memory
+//! The launchers of a whole step run on a [GPU that only records](recorder), so launches, grids and shared memory
 //! are facts; the work of each launch follows from its arguments by [formulas](work) that were counted in the kernels'
 //! sources; and a launch takes at least the longest of its times on memory, tensor cores, fp32 units and
 //! special-function units of a [card].
@@ -10,7 +10,7 @@
 //! configurations, from which `tools/check_kernels.py --table --launches FILE` makes a table of occupancy.
 //!
 //! `cargo run --example predict -- scaling` prints how a step scales over cards: when its buckets of gradients are
-//! complete, and what of [their sums](exchange) is left when the backward pass has ended.
+//! complete, and how much of [their sums](exchange) remains when the backward pass has ended.
 
 mod card;
 mod exchange;
@@ -20,6 +20,7 @@ mod recorder;
 mod report;
 mod scaling;
 mod scaling_report;
+mod state;
 mod step;
 #[cfg(test)]
 mod tests;

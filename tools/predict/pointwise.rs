@@ -103,7 +103,7 @@ fn segments(c: &mut Count, images: f64, inputs: f64) {
     }
 }
 
-/// Data, five sums and weights at once, by slices of the wide channels that each make dy.
+/// Data, five sums and weights at once, by slices of the wide channels, each of which computes dy.
 pub fn project_sweep(c: &mut Count, [depth, slice]: [f64; 2]) {
     let [images, pixels, inputs, outputs] = c.sides(["images", "pixels", "inputs", "outputs"]);
     let (rows, slices, parts) = (images * pixels, c.grid(0), c.grid(1));
@@ -126,7 +126,7 @@ pub fn project_data(c: &mut Count) {
     segments(c, images, inputs);
 }
 
-/// A is made anew by every piece of the narrow channels, dy by every piece of the wide ones.
+/// Each piece of the narrow channels computes A again, each piece of the wide ones dy.
 pub fn project_weights(c: &mut Count, [left, right]: [f64; 2]) {
     let [rows, inputs, outputs] = c.sides(["rows", "inputs", "outputs"]);
     let (pieces, parts, across) = (c.grid(0), c.grid(1), (inputs / right).ceil());
@@ -138,4 +138,11 @@ pub fn project_weights(c: &mut Count, [left, right]: [f64; 2]) {
     c.store(values);
     c.product(pieces * left, right, rows);
     c.floats(parts * inputs * outputs);
+}
+
+/// The sums of segments of an image, added up.
+pub fn project_segments(c: &mut Count) {
+    let [segments, elements] = c.sides(["segments", "elements"]);
+    c.fp32(segments * elements, 1.0);
+    c.floats(segments * elements);
 }

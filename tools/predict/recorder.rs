@@ -1,5 +1,5 @@
-//! A [`Gpu`] that runs nothing and writes every launch down. The launchers are the product's own, so kernels, grids,
-//! threads, shared memory and arguments are exactly what a card would be given. What ranks exchange is not written down:
+//! A [`Gpu`] that runs nothing and records every launch. The launchers are the product's own, so kernels, grids,
+//! threads, shared memory and arguments are exactly what a card would get. What ranks exchange is not recorded:
 //! NCCL launches that.
 
 use std::collections::{BTreeMap, HashMap};
@@ -11,7 +11,7 @@ use effnet::ops::cuda::{Address, Gpu};
 use effnet::ops::{OpsError, Result};
 use effnet::parallel::Group;
 
-/// One launch, or a fill or copy of device memory, which the driver does with a kernel of its own.
+/// One launch, or a fill or copy of device memory, which the driver does with its own kernel.
 #[derive(Clone, Debug)]
 pub struct Launched {
     pub kernel: String,
@@ -25,7 +25,7 @@ pub struct Launched {
 #[derive(Clone, Copy, Debug)]
 enum Argument {
     Number(i32),
-    /// An address, or a number as long.
+    /// An address, or a number of 64 bits.
     Long(u64),
 }
 
@@ -60,13 +60,13 @@ pub struct RecordingGpu {
     properties: Properties,
     next: u64,
     pub launched: Vec<Launched>,
-    /// Of what was [described](Gpu::describe).
+    /// By label, what was [described](Gpu::describe).
     pub places: BTreeMap<String, (Address, usize)>,
     staging: Vec<(Vec<u8>, Address)>,
 }
 
 impl RecordingGpu {
-    /// Launchers cut by shapes alone, so the properties matter to none of them.
+    /// Launchers divide the work by shapes alone, so the properties do not matter.
     pub fn new() -> RecordingGpu {
         let properties = Properties {
             name: "none".into(),
@@ -122,7 +122,7 @@ impl Gpu for RecordingGpu {
     }
 
     unsafe fn launch(&mut self, launch: &Launch, arguments: *const c_void) -> Result {
-        // SAFETY: the caller vouches for `size` bytes.
+        // SAFETY: the caller guarantees `size` bytes.
         let bytes = unsafe { std::slice::from_raw_parts(arguments.cast::<u8>(), launch.size) };
         let value = |offset: usize, size: usize| match size {
             4 => Some(Argument::Number(i32::from_le_bytes(bytes[offset..offset + 4].try_into().ok()?))),

@@ -9,13 +9,13 @@ use crate::card::{CARDS, Card, LAUNCH, LIMITS};
 use crate::step::{Case, Recorded};
 use crate::work::Work;
 
-/// Sums over launches. A launch is bound by one thing, a row by what bounds most of its time.
+/// Sums over launches. One resource limits a launch; a row has the one that limits most of its time.
 #[derive(Default)]
 struct Row {
     launches: usize,
     floor: f64,
     work: Work,
-    /// Of each card: microseconds, by what binds each launch.
+    /// Microseconds on each card, by the resource that limits each launch.
     bound: [[f64; 4]; 2],
 }
 
@@ -168,7 +168,7 @@ fn kernels(steps: &[Recorded]) -> String {
     text
 }
 
-/// What one of several ranks launches besides.
+/// What one of several ranks launches in addition.
 pub fn rank(case: Case, steps: &[Recorded], ranks: usize) -> String {
     let launches = || steps.iter().flat_map(|step| &step.launches);
     let merges: Vec<f64> = launches().filter_map(|(launch, _)| launch.number("channels")).collect();

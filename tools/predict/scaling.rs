@@ -1,6 +1,6 @@
 //! A step on several cards: when its buckets are complete, and how long it takes with their sums.
 //!
-//! A card's own time is the bound of each launch and [what a launch costs](LAUNCH) beside it. So the backward pass is
+//! A card's own time is the bound of each launch and [what a launch costs](LAUNCH) besides. So the backward pass is
 //! shorter here than it will be, and hides less.
 
 use effnet::model::Variant;
@@ -12,14 +12,14 @@ use crate::exchange::{Bus, Ready, Timeline};
 use crate::step::{self, Case, Recorded};
 use crate::work::Work;
 
-/// A card among others of its kind: its number among [`CARDS`](crate::card::CARDS), and what joins them, at worst and at best.
+/// A card among equal ones: its number among [`CARDS`](crate::card::CARDS), and how they are connected, worst and best case.
 pub struct Machine {
     pub card: usize,
     pub joined: &'static str,
     pub buses: [Bus; 2],
 }
 
-/// Base and hop: of a ring, "Simple" protocol, in NCCL's `src/graph/tuning.cc`; at worst both are twice that. The rates'
+/// Base and hop: of a ring, "Simple" protocol, in NCCL's `src/graph/tuning.cc`; in the worst case both are twice that. The rates'
 /// sources are in docs/scaling.md.
 pub const MACHINES: [Machine; 2] = [
     Machine {
@@ -34,7 +34,7 @@ pub const MACHINES: [Machine; 2] = [
     },
 ];
 
-/// What a card does in a step: some micro-batches, all alike.
+/// The work of a card in a step: equal micro-batches.
 pub struct Load {
     pub case: Case,
     pub micro_batches: usize,
@@ -84,7 +84,7 @@ impl Step {
         Ok(Step { case, passes: step::record(case)?, buckets, trainable, along, first })
     }
 
-    /// Bytes of each bucket, with what goes along.
+    /// Bytes of each bucket, with those that go along.
     pub fn bytes(&self) -> Vec<f64> {
         let own = self.buckets.iter().map(|(_, bucket)| (4 * bucket.elements.len()) as f64);
         let last = self.buckets.iter().len() - 1;
@@ -97,7 +97,7 @@ impl Step {
     pub fn alone(&self, card: &Card, micro_batches: usize, slow: f64) -> Alone {
         let time = |work: &Work| slow * card.bound(work) + LAUNCH;
         let mut now = 0.0;
-        // The input stands before the passes, the update behind them.
+        // The input comes before the passes, the update after them.
         let ends: Vec<f64> = self
             .passes
             .iter()
@@ -109,13 +109,13 @@ impl Step {
         let backward_end = ends[ends.len() - 2];
         let before = (micro_batches - 1) as f64 * backward_end;
         let complete = self.buckets.iter().map(|(pass, _)| before + ends[pass + 1]).collect();
-        // Whether the sums are finite is looked at once more, where there are several cards.
+        // Several cards search the sums again for numbers that are not finite.
         let look = time(&Work { bytes: 4.0 * self.trainable as f64, ..Work::default() });
         let update = ends[ends.len() - 1] - backward_end;
         Alone { complete, backward_end: before + backward_end, update, look }
     }
 
-    /// The same on several cards.
+    /// A step on several cards.
     pub fn among(&self, alone: &Alone, bus: &Bus, cards: usize) -> Among {
         let buckets = alone.complete.iter().zip(self.bytes());
         let buckets: Vec<Ready> = buckets.map(|(&at, bytes)| Ready { at, bytes }).collect();
@@ -127,7 +127,7 @@ impl Step {
 }
 
 /// Microseconds of a step on one card: when each bucket is complete, when the backward pass ends, the update, and the
-/// look at the sums that several cards need.
+/// search of the sums that several cards need.
 pub struct Alone {
     pub complete: Vec<f64>,
     pub backward_end: f64,
@@ -141,7 +141,7 @@ impl Alone {
     }
 }
 
-/// Microseconds of a step on several cards; `unhidden` if no sum ran beside the backward pass.
+/// Microseconds of a step on several cards; `unhidden` if no sum overlapped the backward pass.
 pub struct Among {
     pub sums: f64,
     pub exposed: f64,
@@ -167,7 +167,7 @@ mod tests {
     /// Buckets hold every gradient once, and the statistics; each is complete within the backward pass, the last at its
     /// end; and more cards are never faster each.
     #[test]
-    fn a_step_of_several_cards_is_no_shorter_than_one_cards() {
+    fn step_of_several_cards_is_not_shorter_than_that_of_one() {
         let step = Step::record(loads()[1].case).unwrap();
         let bytes: f64 = step.bytes().iter().sum();
         // B0: 5,288,548 parameters; 42,016 running means and variances.

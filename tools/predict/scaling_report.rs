@@ -27,7 +27,7 @@ const REFERENCE: (f64, f64) = (400.0, 23.3 * 3600.0);
 /// All tables.
 ///
 /// # Errors
-/// Where a step cannot be recorded.
+/// If a step cannot be recorded.
 pub fn tables() -> Result<String> {
     let loads = loads();
     let mut steps: Vec<Step> = Vec::new();
@@ -52,7 +52,7 @@ pub fn tables() -> Result<String> {
     Ok(text)
 }
 
-/// "a – b", of the worst and the best; one figure where they agree as printed.
+/// "a – b", the worst and the best case; one figure if both print alike.
 fn range(values: [f64; 2], digits: usize) -> String {
     let [worst, best] = values.map(|value| format!("{value:.digits$}"));
     if worst == best { worst } else { format!("{worst} – {best}") }
@@ -162,7 +162,7 @@ fn step_table(step: &Step, load: &Load) -> String {
     text
 }
 
-/// How little the efficiency depends on how near kernels come to their bound.
+/// The efficiency depends little on how near kernels are to their bound.
 fn slow_table(steps: &[Step], loads: &[Load]) -> String {
     let mut text = String::from(
         "\n### Where kernels take longer than their bound: efficiency of 8 cards, %\n\n\
@@ -190,7 +190,7 @@ fn slow_table(steps: &[Step], loads: &[Load]) -> String {
     text
 }
 
-/// Beside the reference recipe's published time; and what images need of the bus that gradients travel on.
+/// Compared with the reference recipe's published time; and what images need of the gradients' bus.
 fn reference(step: &Step) -> String {
     let (epochs, seconds) = REFERENCE;
     let published = epochs * IMAGENET / seconds;
@@ -235,7 +235,7 @@ mod tests {
 
     /// Between its marks, docs/scaling.md has what `predict scaling` prints.
     #[test]
-    fn the_page_has_these_tables() {
+    fn scaling_page_has_the_printed_tables() {
         let page = include_str!("../../docs/scaling.md");
         let printed = page.split("<!-- printed -->\n").nth(1).expect("the page marks what was printed");
         let tables = tables().unwrap();

@@ -36,7 +36,7 @@ pub struct Recorded {
     pub launches: Vec<(Launched, Work)>,
 }
 
-/// A rank of several takes the statistics of its batch norms with the others.
+/// Several ranks compute the statistics of their batch norms together.
 fn outline(case: Case, ranks: usize) -> Result<(Recipe, ParamTable, Network)> {
     let reference = Recipe::reference(case.model, case.images);
     let recipe = Recipe { resolution: case.side, sync_bn: ranks > 1, ..reference };
@@ -46,8 +46,8 @@ fn outline(case: Case, ranks: usize) -> Result<(Recipe, ParamTable, Network)> {
     Ok((recipe, table, network))
 }
 
-/// How the gradients are cut among buckets, and all tensors. Bucket numbers count the passes as [`record`] does, but for
-/// the input, which stands before them there.
+/// How the gradients are cut among buckets, and all tensors. Bucket numbers count the passes as [`record`] does, without
+/// the input, which comes first there.
 pub fn buckets(case: Case) -> Result<(Buckets, ParamTable)> {
     let (_, table, network) = outline(case, 1)?;
     let passes = network.itinerary(&CudaDevice { precision: case.precision }).passes();
@@ -55,7 +55,7 @@ pub fn buckets(case: Case) -> Result<(Buckets, ParamTable)> {
     Ok((Buckets::new(&passes, trainable, bucket_bytes(trainable)), table))
 }
 
-/// Runs the launchers of a whole step on a GPU that only writes down: the input, then the network's passes one by one,
+/// Runs the launchers of a whole step on the recording GPU: the input, then the network's passes one by one,
 /// then the update.
 pub fn record(case: Case) -> Result<Vec<Recorded>> {
     record_among(case, 1)
@@ -104,7 +104,7 @@ fn record_among(case: Case, ranks: usize) -> Result<Vec<Recorded>> {
     Ok(steps)
 }
 
-/// Takes what was launched since, and counts the bytes that its pointers name. A tensor of the pass that no launch
+/// Takes the launches since the last call, and counts the bytes that their pointers name. A tensor of the pass that no launch
 /// points to is an error: then these counts would miss it.
 fn taken(
     ops: &mut CudaOps<RecordingGpu>,
@@ -139,7 +139,7 @@ fn taken(
     }
 }
 
-/// Of a tensor that a kernel reads in part: of the five sums one makes the gate's gradient, four the batch norm's.
+/// The part of a tensor that a kernel reads: of the five sums one makes the gate's gradient, four the batch norm's.
 fn share(kernel: &str, field: &str) -> f64 {
     match (kernel, field) {
         ("squeeze_hidden_gradient", "gate_gradient") => 0.2,
@@ -148,7 +148,7 @@ fn share(kernel: &str, field: &str) -> f64 {
     }
 }
 
-/// Bytes of the parameter at this address, read; or read and written, where it is a gradient or a running statistic.
+/// Bytes of the parameter at this address: read; a gradient or running statistic is read and written.
 fn parameter_bytes(places: &BTreeMap<String, (Address, usize)>, table: &ParamTable, at: Address) -> f64 {
     let buffers = [
         ("parameters", 0, 1),

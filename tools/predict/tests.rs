@@ -9,9 +9,9 @@ fn case(model: Variant, images: usize, precision: Precision) -> Case {
     Case { model, side: model.scaling().resolution, images, precision }
 }
 
-/// What a pass names its kernels point to, and every kernel of the family has a formula; else `record` fails.
+/// Kernels point to all that a pass names, and every kernel of the family has a formula; else `record` fails.
 #[test]
-fn every_tensor_is_touched_and_every_kernel_has_a_formula() {
+fn tensors_are_all_touched_and_kernels_all_have_a_formula() {
     for (model, precision) in
         Variant::ALL.into_iter().flat_map(|model| Precision::ALL.map(|precision| (model, precision)))
     {
@@ -61,7 +61,7 @@ fn fp32_doubles_the_bytes() {
     assert!(full.special > 1.5 * half.special && full.fp32 > half.fp32 + half.tensor * 0.9);
 }
 
-/// Equal work takes a card as long as its figures say, and NaN is no time.
+/// Work takes as long as the card's figures say.
 #[test]
 fn times_are_those_of_the_slowest_unit() {
     let work = Work { bytes: 3e6, tensor: 0.0, fp32: 128.0 * 132.0 * 1755.0, special: 0.0 };
@@ -70,9 +70,9 @@ fn times_are_those_of_the_slowest_unit() {
     assert_eq!([times[1], times[3]], [0.0, 0.0]);
 }
 
-/// Beside its own step's launches a rank has the merge of each of B0's 49 batch norms, and one look at the sums.
+/// Besides the launches of a single rank there is a merge for each of B0's 49 batch norms, and one search of the sums.
 #[test]
-fn a_rank_merges_each_batch_norm_and_looks_at_the_sums() {
+fn rank_merges_each_batch_norm_and_searches_the_sums() {
     let (mut merges, mut looks) = (Vec::new(), Vec::new());
     for (launch, work) in
         record_rank(case(Variant::B0, 64, Precision::Fp16), 8).unwrap().iter().flat_map(|s| &s.launches)

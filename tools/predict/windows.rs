@@ -57,7 +57,7 @@ fn depthwise_backward(c: &mut Count, [kernel, stride]: [f64; 2], identity: bool)
     let positions = loaded * columns / input;
     c.fp32(positions, 2.0 * kernel * kernel / (stride * stride));
     c.load(positions * reached * kernel / stride / COLUMNS);
-    // The position's own value: activated before, its slope after.
+    // The value of the position: activated before, its slope after.
     c.load(2.0 * loaded);
     if identity {
         if c.launch.points("shortcut") {

@@ -4,10 +4,10 @@
 //!
 //! Counting. A fused multiply-add, a multiplication, an addition and a conversion from a half type are one fp32
 //! instruction each; two values are converted to a half type by one. Loads, stores, integers, branches, shuffles,
-//! selections and double precision are not counted, nor what happens once a block. So a time from these is a bound.
+//! selections and double precision are not counted, neither is what happens once a block. So a time from these is a bound.
 
 use crate::recorder::Launched;
-use crate::{layers, pointwise, windows};
+use crate::{layers, pointwise, state, windows};
 
 /// Of one launch.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -123,7 +123,12 @@ impl Count<'_> {
     }
 }
 
-/// What the launch has to do, but for the bytes of tensors and parameters, which its pointers tell.
+/// The error of a kernel without a formula.
+pub fn unknown(name: &str) -> String {
+    format!("{name}: no formula says what it has to do")
+}
+
+/// What the launch has to do, without the bytes of tensors and parameters, which follow from its pointers.
 pub fn of(launch: &Launched) -> Result<Work, String> {
     let (name, element) = split(&launch.kernel);
     // The two numbers of a tile in a name: `expand_forward_64x144`.
@@ -139,88 +144,23 @@ pub fn of(launch: &Launched) -> Result<Work, String> {
         ("project_backward_weights", Some(tile)) => pointwise::project_weights(&mut c, tile),
         _ if name.starts_with("expand_backward_data_") => pointwise::expand_data(&mut c),
         _ if name.starts_with("project_backward_data_") => pointwise::project_data(&mut c),
-        ("project_backward_segments", _) => {
-            let [segments, elements] = c.sides(["segments", "elements"]);
-            c.fp32(segments * elements, 1.0);
-            c.floats(segments * elements);
-        }
+        ("project_backward_segments", _) => pointwise::project_segments(&mut c),
+        ("residual_forward", _) => layers::residual(&mut c),
+        ("stem_forward", _) => windows::stem_forward(&mut c),
+        ("stem_backward", _) => windows::stem_backward(&mut c),
         _ if name.starts_with("depthwise_") => windows::depthwise(&mut c, name)?,
         _ if name.starts_with("squeeze_") => layers::squeeze(&mut c, name)?,
         _ if name.starts_with("head_") => layers::head(&mut c, name)?,
-        ("stem_forward", _) => windows::stem_forward(&mut c),
-        ("stem_backward", _) => windows::stem_backward(&mut c),
-        ("residual_forward", _) => {
-            let [pixels, channels] = c.sides(["pixels", "channels"]);
-            let values = c.grid(2) * pixels * channels;
-            c.load(values * if launch.points("shortcut") { 2.0 } else { 1.0 });
-            c.fp32(values, 2.0);
-            c.store(values);
-        }
-        ("batch_norm_statistics", _) => {
-            let [parts, channels] = c.sides(["parts", "channels"]);
-            c.statistics(parts, channels);
-            c.fp32(parts * channels, 5.0);
-        }
-        ("batch_norm_merge", _) => {
-            // The same parts, and one part of its own instead of coefficients.
-            let [parts, channels] = c.sides(["parts", "channels"]);
-            c.statistics(parts, channels);
-            c.floats(2.0 * channels);
-            c.fp32(parts * channels, 5.0);
-        }
-        ("batch_norm_sums", _) => {
-            let [parts, channels] = c.sides(["parts", "channels"]);
-            c.sums(parts, channels);
-            c.fp32(parts * 2.0 * channels, COMPENSATED);
-        }
-        ("batch_norm_inference", _) => {}
-        ("add_gradient_g1" | "add_gradient_g8" | "add_gradient_g32", _) => {
-            let [parts, elements] = c.sides(["parts", "elements"]);
-            c.floats(parts * elements);
-            c.fp32(parts * elements, COMPENSATED);
-        }
-        ("image_normalise", _) => {
-            let values = c.get("count");
-            c.work.bytes += values;
-            c.store(values);
-        }
-        ("image_prepare", _) => {
-            // ImageNet at 224: a training crop covers twice the square, so that 1.4 rows and columns have 3.8 taps
-            // each; tables of two axes take some 20 bytes a position. Integer operations count as fp32 ones.
-            let (side, images) = (c.get("side"), c.grid(1));
-            let (square, taps) = (3.0 * side * side, 3.8);
-            c.work.bytes += images * (2.0 * square + 40.0 * side);
-            c.fp32(images * square, 1.4 * 3.0 * taps + 2.0 * taps);
-            c.store(images * square);
-        }
-        ("optimiser_rmsprop_pytorch" | "optimiser_rmsprop_tensorflow" | "optimiser_sgd", _) => {
-            let [trainable, statistics] = c.sides(["trainable", "statistics"]);
-            let ema = if launch.points("ema") { 2.0 } else { 0.0 };
-            // Read: parameter, gradient, momentum, mean square; written: all but the gradient.
-            let (buffers, each, special) =
-                if name == "optimiser_sgd" { (5.0, 5.0, 0.0) } else { (7.0, 22.0, 2.0) };
-            c.floats(trainable * (buffers + ema) + statistics * (2.0 + ema));
-            c.fp32(trainable, each + ema);
-            c.work.special += special * trainable;
-        }
-        ("optimiser_finite", _) => {
-            let trainable = c.get("trainable");
-            c.floats(trainable);
-            c.fp32(trainable, 1.0);
-        }
-        ("optimiser_store", _) => {
-            // Whole chunks, the last of each tensor too.
-            let values = c.grid(0) * 2048.0;
-            c.floats(values);
-            c.weights(values);
-            c.store(values);
-        }
+        _ if name.starts_with("batch_norm_") => state::batch_norm(&mut c, name)?,
+        _ if name.starts_with("add_gradient_g") => state::add_gradient(&mut c),
+        _ if name.starts_with("image_") => state::image(&mut c, name)?,
+        _ if name.starts_with("optimiser_") => state::optimiser(&mut c, name)?,
         ("(fill)" | "(copy)", _) => {
             let ways = if name == "(copy)" { 2.0 } else { 1.0 };
             c.work.bytes += ways * 1024.0 * c.get("kibibytes");
         }
-        ("optimiser_scale" | "step_begin" | "step_scale" | "masks_drop_path" | "masks_dropout", _) => {}
-        _ => return Err(format!("{}: no formula says what it has to do", launch.kernel)),
+        ("step_begin" | "step_scale" | "masks_drop_path" | "masks_dropout", _) => {}
+        _ => return Err(unknown(name)),
     }
     match c.missing {
         Some(missing) => Err(missing),

@@ -74,7 +74,7 @@ impl Reference {
         for (at, du) in du.iter_mut().enumerate() {
             *du *= keep[at / p.outputs / p.pixels];
         }
-        // Declared as read; taken afresh from their definition inside `through_norm`.
+        // Declared as read; computed again from their definition inside `through_norm`.
         self.get(p.bn.sums);
         let dy = self.through_norm(&p.bn, &self.get(p.y), &du);
 
@@ -102,7 +102,7 @@ impl Reference {
     }
 
     /// The gate's gradient is S0; from there two dense layers, textbook fashion. What follows for BN2 can only
-    /// be told from the sums, as the definition of this pass says; finite differences vouch for it.
+    /// be told from the sums, as the definition of this pass says; finite differences confirm it.
     pub(super) fn squeeze_gradient(&mut self, p: &SqueezeBackward) {
         let sums = self.get(p.five_sums);
         let row = |number: usize| &sums[number * p.images * p.channels..][..p.images * p.channels];

@@ -2,7 +2,7 @@
 //!
 //! It shares nothing with the fast passes: no partial sums, no fusion, no shared helper. Tensors are vectors
 //! by handle, so nothing overlaps and a tensor that is read before it is written is a panic. Where a pass is
-//! handed sums that another pass took (`bn.sums`), the oracle takes them afresh from their definition. It
+//! given sums that another pass took (`bn.sums`), the oracle computes them again from their definition. It
 //! also notes which tensors a pass touched, so that the declaration the planner relies on can be checked.
 //!
 //! Constants arrive as fp32. One that stands for a decimal (0.1, 1e-5) is read as that decimal, so that the
@@ -27,7 +27,7 @@ pub fn decimal(value: f32) -> f64 {
     value.to_string().parse().expect("a float's text is a float")
 }
 
-/// What the planner asks of the oracle: eight bytes an element, no scratch.
+/// The oracle for the planner: eight bytes an element, no scratch.
 pub struct ReferenceDevice;
 
 impl Device for ReferenceDevice {
@@ -61,7 +61,7 @@ pub struct Reference {
     ema_weights: bool,
     step: StepParams,
     touched: RefCell<Touched>,
-    /// Sums that a pass was handed, as they were taken afresh.
+    /// Sums that a pass was given, computed again.
     sums: RefCell<HashMap<u32, Vec<f64>>>,
 }
 
@@ -98,7 +98,7 @@ impl Reference {
         self.touched.take()
     }
 
-    /// By tensor, the sums that passes were handed and that the oracle took afresh.
+    /// By tensor, the sums that passes were given and that the oracle computed again.
     pub fn derived_sums(&self) -> HashMap<u32, Vec<f64>> {
         self.sums.take()
     }

@@ -6,25 +6,14 @@ use std::process::{Child, Command};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use effnet::parallel::launch::ECHO;
-use effnet::train::checkpoint;
-use rustix::process::{Pid, Signal, kill_process};
-
 use super::*;
-use crate::train_support::*;
-
-fn alive(pid: i32) -> bool {
-    // A zombie has ended, and only waits to be reaped.
-    let state = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    state.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
-}
+use crate::common::programs::{Moments, runs, try_signal, until, wait_for};
+use crate::common::stand_in::compile;
+use effnet::parallel::launch::ECHO;
+use rustix::process::Signal;
 
 fn wait_until_gone(ranks: &[(usize, i32)]) {
-    let since = Instant::now();
-    while ranks.iter().any(|(_, pid)| alive(*pid)) {
-        assert!(since.elapsed() < SOON, "orphans: {ranks:?}");
-        sleep(Duration::from_millis(5));
-    }
+    until(&format!("no process of {ranks:?} is left"), SOON, || ranks.iter().all(|(_, pid)| !runs(*pid)));
 }
 
 /// The processes that a launcher has started, by rank.
@@ -42,56 +31,20 @@ fn ranks_of(launcher: u32) -> Vec<(usize, i32)> {
 
 /// All ranks of a launcher, once they have started. None if it ends before.
 fn wait_for_ranks(child: &mut Child) -> Option<Vec<(usize, i32)>> {
-    let since = Instant::now();
-    loop {
-        let ranks = ranks_of(child.id());
-        if ranks.len() == RANKS {
-            return Some(ranks);
-        }
-        if child.try_wait().unwrap().is_some() {
-            return None;
-        }
-        assert!(since.elapsed() < SOON, "ranks do not start");
-        sleep(Duration::from_millis(1));
-    }
-}
-
-/// Waits until `ready` is true. False if the process ends before.
-fn wait_for(child: &mut Child, ready: impl Fn() -> bool) -> bool {
-    let since = Instant::now();
-    while !ready() {
-        if child.try_wait().unwrap().is_some() {
-            return false;
-        }
-        assert!(since.elapsed() < SOON, "waited too long");
-        sleep(Duration::from_millis(1));
-    }
-    true
-}
-
-/// Signals a process, which may have ended.
-fn signal(pid: i32, signal: Signal) {
-    let _ = kill_process(Pid::from_raw(pid).unwrap(), signal);
+    let launcher = child.id();
+    wait_for(child, SOON, || ranks_of(launcher).len() == RANKS).then(|| ranks_of(launcher))
 }
 
 /// Starts a launcher, and waits until its run has made two steps. Returns it with its ranks.
 fn running(mut command: Command, out: &Path) -> (Child, Vec<(usize, i32)>) {
     let mut child = command.spawn().unwrap();
     let ranks = wait_for_ranks(&mut child).unwrap();
-    assert!(wait_for(&mut child, || log_lines(out) >= 2), "the run ended by itself");
+    assert!(wait_for(&mut child, SOON, || log_lines(out) >= 2), "the run ended by itself");
     (child, ranks)
 }
 
 fn pid_of(ranks: &[(usize, i32)], wanted: usize) -> i32 {
     ranks.iter().find(|(rank, _)| *rank == wanted).unwrap().1
-}
-
-fn log_lines(out: &Path) -> usize {
-    fs::read_to_string(out.join("log.jsonl")).map_or(0, |text| text.lines().count())
-}
-
-fn steps_done(out: &Path) -> Option<u64> {
-    checkpoint::read(&out.join("checkpoint.bin")).ok().map(|c| c.metadata.step)
 }
 
 fn resumed(out: &Path) -> Command {
@@ -100,16 +53,6 @@ fn resumed(out: &Path) -> Command {
         command.arg("--resume");
     }
     command
-}
-
-/// Random numbers from a fixed seed: which rank to kill, and when.
-struct Moments(u64);
-
-impl Moments {
-    fn next(&mut self) -> f64 {
-        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        (self.0 >> 40) as f64 / (1u64 << 24) as f64
-    }
 }
 
 /// Whichever rank is killed, and whenever: all ranks end, the error names the rank, and the resumed run has the same
@@ -128,34 +71,30 @@ fn killed_ranks_do_not_change_the_run() {
         assert!(number <= 60, "only {hits} of 60 kills met a running rank");
         let mut child = resumed(&out).spawn().unwrap();
         let Some(ranks) = wait_for_ranks(&mut child) else {
-            let output = child.wait_with_output().unwrap();
-            panic!("kill {number}: the run ended by itself: {}", printed(&output));
+            let ran = ended(child);
+            panic!("kill {number}: the run ended by itself: {}", ran.printed());
         };
-        sleep(WHOLE.1.mul_f64(0.7 * moments.next()));
+        sleep(WHOLE.time.mul_f64(0.7 * moments.next()));
         let (rank, pid) = ranks[(moments.next() * RANKS as f64) as usize % RANKS];
-        let hit = alive(pid) && child.try_wait().unwrap().is_none();
-        signal(pid, Signal::KILL);
+        let hit = runs(pid) && child.try_wait().unwrap().is_none();
+        try_signal(pid, Signal::KILL);
         let since = Instant::now();
-        let output = child.wait_with_output().unwrap();
+        let ran = ended(child);
         wait_until_gone(&ranks);
         assert!(
             since.elapsed() < Duration::from_secs(20),
             "kill {number} of rank {rank}: {:?}",
             since.elapsed()
         );
-        if hit && !output.status.success() {
+        if hit && ran.status != Some(0) {
             hits += 1;
             hits_by_rank[rank] += 1;
-            let lines = errors(&output);
+            let lines = ran.errors();
             named += usize::from(lines.iter().any(|line| line.contains(&format!("rank {rank} "))));
-            assert_eq!(lines.len(), 1, "kill {number} of rank {rank}: {}", printed(&output));
+            assert_eq!(lines.len(), 1, "kill {number} of rank {rank}: {}", ran.printed());
         }
-        for name in ["checkpoint.bin", "best.bin"] {
-            if out.join(name).exists() {
-                checkpoint::read(&out.join(name)).unwrap_or_else(|e| panic!("after kill {number}: {e}"));
-            }
-        }
-        if steps_done(&out) == Some(12) && output.status.success() {
+        assert_sound(&out, &format!("after kill {number}"));
+        if steps_done(&out) == Some(12) && ran.status == Some(0) {
             assert_same_run(&place("whole"), &out);
             fs::remove_dir_all(&out).unwrap();
         }
@@ -183,13 +122,13 @@ fn signal_to_the_launcher_or_a_rank_stops_all_and_saves() {
     for to_launcher in [true, false] {
         let out = place(&format!("signal-{to_launcher}"));
         let (child, ranks) = running(launched(&place("data"), &out), &out);
-        signal(if to_launcher { child.id() as i32 } else { pid_of(&ranks, 2) }, Signal::TERM);
-        let output = child.wait_with_output().unwrap();
-        assert_eq!(output.status.code(), Some(130), "{}", printed(&output));
+        try_signal(if to_launcher { child.id() as i32 } else { pid_of(&ranks, 2) }, Signal::TERM);
+        let ran = ended(child);
+        assert_eq!(ran.status, Some(130), "{}", ran.printed());
         assert!(
-            printed(&output).contains("--resume") && printed(&output).contains("--ranks 4"),
+            ran.printed().contains("--resume") && ran.printed().contains("--ranks 4"),
             "{}",
-            printed(&output)
+            ran.printed()
         );
         let step = steps_done(&out).unwrap();
         assert!((2..12).contains(&step), "stopped after step {step}");
@@ -205,11 +144,11 @@ fn signal_to_the_launcher_or_a_rank_stops_all_and_saves() {
 fn signal_repeated_counts_once() {
     let out = place("twice");
     let (child, ranks) = running(launched(&place("data"), &out), &out);
-    ranks.iter().for_each(|(_, pid)| signal(*pid, Signal::TERM));
-    signal(child.id() as i32, Signal::TERM);
-    let output = child.wait_with_output().unwrap();
-    assert_eq!(output.status.code(), Some(130), "{}", printed(&output));
-    assert!(printed(&output).contains("interrupted after step"), "{}", printed(&output));
+    ranks.iter().for_each(|(_, pid)| try_signal(*pid, Signal::TERM));
+    try_signal(child.id() as i32, Signal::TERM);
+    let ran = ended(child);
+    assert_eq!(ran.status, Some(130), "{}", ran.printed());
+    assert!(ran.printed().contains("interrupted after step"), "{}", ran.printed());
     assert!(steps_done(&out).unwrap() >= 2);
     wait_until_gone(&ranks);
 }
@@ -220,15 +159,15 @@ fn signal_repeated_later_ends_a_rank_at_once() {
     let (mut child, ranks) = running(launched(&place("data"), &out), &out);
     let [first, third] = [0, 2].map(|rank| pid_of(&ranks, rank));
     // So that rank 0 cannot finish its step.
-    signal(third, Signal::STOP);
-    signal(first, Signal::TERM);
+    try_signal(third, Signal::STOP);
+    try_signal(first, Signal::TERM);
     sleep(ECHO + Duration::from_millis(500));
-    assert!(alive(first), "it has not waited for the others");
-    signal(first, Signal::TERM);
-    assert!(wait_for(&mut child, || !alive(first)));
-    signal(third, Signal::KILL);
-    let output = child.wait_with_output().unwrap();
-    assert_eq!(output.status.code(), Some(1), "{}", printed(&output));
+    assert!(runs(first), "it has not waited for the others");
+    try_signal(first, Signal::TERM);
+    assert!(wait_for(&mut child, SOON, || !runs(first)));
+    try_signal(third, Signal::KILL);
+    let ran = ended(child);
+    assert_eq!(ran.status, Some(1), "{}", ran.printed());
     wait_until_gone(&ranks);
 }
 
@@ -242,18 +181,18 @@ fn signal_ends_all_ranks_that_wait_for_others() {
         for &rank in there {
             let mut child = given(&place("data"), &out, rank, 4, port).spawn().unwrap();
             let pid = child.id() as i32;
-            assert!(wait_for(&mut child, || handles_sigterm(pid)), "rank {rank} ended by itself");
+            assert!(wait_for(&mut child, SOON, || handles_sigterm(pid)), "rank {rank} ended by itself");
             ranks.push((rank, child));
         }
         // Time to connect.
         sleep(Duration::from_millis(500));
         let since = Instant::now();
         let pid = ranks.iter().find(|(rank, _)| *rank == asked).unwrap().1.id();
-        signal(pid as i32, Signal::TERM);
+        try_signal(pid as i32, Signal::TERM);
         for (rank, child) in ranks {
-            let output = child.wait_with_output().unwrap();
-            let text = printed(&output);
-            assert_eq!(output.status.code(), Some(130), "{there:?}, rank {rank}: {text}");
+            let ran = ended(child);
+            let text = ran.printed();
+            assert_eq!(ran.status, Some(130), "{there:?}, rank {rank}: {text}");
             assert_eq!(text.contains("interrupted"), rank == 0, "{there:?}, rank {rank}: {text}");
         }
         assert!(since.elapsed() < Duration::from_secs(30), "{there:?}: {:?}", since.elapsed());
@@ -268,30 +207,27 @@ fn suspended_rank_is_named_and_ends_all() {
     command.args(["--watchdog", "3"]);
     let (child, ranks) = running(command, &out);
     let since = Instant::now();
-    signal(pid_of(&ranks, 2), Signal::STOP);
-    let output = child.wait_with_output().unwrap();
+    try_signal(pid_of(&ranks, 2), Signal::STOP);
+    let ran = ended(child);
     wait_until_gone(&ranks);
     assert!(since.elapsed() < SOON, "{:?}", since.elapsed());
-    let lines = errors(&output);
+    let lines = ran.errors();
     let named = lines.len() == 1 && lines[0].contains("rank 2 ") && lines[0].contains("3 s");
-    assert!(named && lines[0].contains("step"), "{}", printed(&output));
+    assert!(named && lines[0].contains("step"), "{}", ran.printed());
     succeed(resumed(&out));
     assert_same_run(&place("whole"), &out);
 }
 
 /// A library whose destructor hangs, as a destructor of a GPU's driver may.
 fn hanging_library() -> PathBuf {
-    let source = place("hang.cpp");
+    let [source, library] = ["hang.cpp", "hang.so"].map(place);
     let text = r#"
         #include <cstdio>
         #include <unistd.h>
         static void __attribute__((destructor)) hang() { fputs("hanging\n", stderr); sleep(600); }
     "#;
     fs::write(&source, text).unwrap();
-    let library = place("hang.so");
-    let compiler = std::env::var("CXX").unwrap_or_else(|_| "g++".into());
-    let built = Command::new(compiler).args(["-shared", "-fPIC", "-o"]).arg(&library).arg(&source).status();
-    assert!(built.unwrap().success());
+    compile(&source, &library);
     library
 }
 
@@ -307,13 +243,13 @@ fn error_is_printed_once_by_a_rank_that_hangs_at_exit() {
         }
         command.spawn().unwrap()
     });
-    assert!(wait_for(&mut first, || log_lines(&out) >= 2), "the run ended by itself");
+    assert!(wait_for(&mut first, SOON, || log_lines(&out) >= 2), "the run ended by itself");
     second.kill().unwrap();
     second.wait().unwrap();
-    let output = first.wait_with_output().unwrap();
-    assert!(printed(&output).contains("hanging"), "{}", printed(&output));
-    let lines = errors(&output);
-    assert!(lines.len() == 1 && lines[0].contains("rank 1 "), "{}", printed(&output));
+    let ran = ended(first);
+    assert!(ran.printed().contains("hanging"), "{}", ran.printed());
+    let lines = ran.errors();
+    assert!(lines.len() == 1 && lines[0].contains("rank 1 "), "{}", ran.printed());
 }
 
 /// Whether a process has a handler for SIGTERM.

@@ -1,10 +1,9 @@
 //! How ranks form a group: started by hand, by other launchers, on several machines. And how they fail to.
 
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Command;
 
 use super::*;
-use crate::train_support::*;
 
 #[test]
 fn two_machines_with_two_ranks_each_are_four_ranks() {
@@ -17,8 +16,7 @@ fn two_machines_with_two_ranks_each_are_four_ranks() {
         command.arg("--rendezvous").arg(format!("localhost:{port}")).spawn().unwrap()
     });
     for machine in machines {
-        let output = machine.wait_with_output().unwrap();
-        assert!(output.status.success(), "{}", printed(&output));
+        ended(machine).good();
     }
     assert_same_run(&place("whole"), &out);
 }
@@ -31,8 +29,7 @@ fn started_by(variables: impl Fn(usize, u16) -> Vec<(&'static str, String)>, out
         command.envs(variables(rank, port)).spawn().unwrap()
     });
     for rank in ranks {
-        let output = rank.wait_with_output().unwrap();
-        assert!(output.status.success(), "{}", printed(&output));
+        ended(rank).good();
     }
     let two = place("two");
     if !two.exists() {
@@ -73,8 +70,8 @@ fn ranks_of_torchrun_open_mpi_and_slurm_find_each_other() {
     started_by(slurm, &place("slurm"));
 }
 
-/// Runs two ranks, each with changes of its own.
-fn two(data: [&Path; 2], change: impl Fn(usize, &mut Command)) -> [Output; 2] {
+/// Runs two ranks; `change` sets what differs.
+fn two(data: [&Path; 2], change: impl Fn(usize, &mut Command)) -> [Ran; 2] {
     let port = free_port();
     let dir = tempfile::tempdir().unwrap();
     let children = [0, 1].map(|rank| {
@@ -82,39 +79,39 @@ fn two(data: [&Path; 2], change: impl Fn(usize, &mut Command)) -> [Output; 2] {
         change(rank, command.args(["--rendezvous-timeout", "10"]));
         command.spawn().unwrap()
     });
-    children.map(|child| child.wait_with_output().unwrap())
+    children.map(ended)
 }
 
 #[test]
 fn rank_that_differs_is_refused_by_name() {
-    let data = place("data");
+    let whole = place("data");
     let other = place("other-data");
-    data_support::pack_grey(&other, 41, 13, 28, 1 << 20);
+    data::pack_grey(&other, 41, 13, 28, 1 << 20);
     // Only rank 0 prints the reason.
-    let rank_0_says = |outputs: &[Output; 2], parts: &[&str]| {
-        let [lines, others] = [0, 1].map(|rank| errors(&outputs[rank]));
+    let rank_0_says = |outputs: &[Ran; 2], parts: &[&str]| {
+        let [lines, others] = [0, 1].map(|rank| outputs[rank].errors());
         let one = lines.len() == 1 && parts.iter().all(|part| lines[0].contains(part));
         assert!(one && others.is_empty(), "{parts:?}: {lines:?} {others:?}");
     };
-    let outputs = two([&data, &data], |rank, command| {
+    let outputs = two([&whole, &whole], |rank, command| {
         command.args(["--dropout", if rank == 0 { "0.1" } else { "0.3" }]);
     });
     rank_0_says(&outputs, &["rank 1", "dropout", "0.3", "0.1"]);
-    let outputs = two([&data, &data], |rank, command| {
+    let outputs = two([&whole, &whole], |rank, command| {
         command.args(["--max-steps", if rank == 0 { "3" } else { "4" }]);
     });
     rank_0_says(&outputs, &["rank 1", "max-steps 4", "3"]);
-    let outputs = two([&data, &other], |_, _| ());
+    let outputs = two([&whole, &other], |_, _| ());
     rank_0_says(&outputs, &["rank 1", "data set"]);
-    let outputs = two([&data, &data], |rank, command| {
+    let outputs = two([&whole, &whole], |rank, command| {
         if rank == 1 {
             command.env("RANK", "0");
         }
     });
     // Both are rank 0 now, and one of them finds the port in use.
-    let lines = outputs.iter().map(errors).collect::<Vec<_>>().concat();
+    let lines = outputs.iter().flat_map(Ran::errors).collect::<Vec<_>>();
     assert!(lines.iter().any(|line| line.contains("in use") && line.contains("MASTER_PORT")), "{lines:?}");
-    let outputs = two([&data, &data], |rank, command| {
+    let outputs = two([&whole, &whole], |rank, command| {
         command.env("WORLD_SIZE", "4").env("LOCAL_WORLD_SIZE", "4");
         command.env("RANK", (2 * rank).to_string());
     });
@@ -124,10 +121,10 @@ fn rank_that_differs_is_refused_by_name() {
 #[test]
 fn error_of_all_ranks_is_printed_once_before_they_start() {
     let error = |out: &str, flags: &[&str]| {
-        let output = launched(&place("data"), &place(out)).args(flags).output().unwrap();
-        let lines = errors(&output);
-        assert_eq!(lines.len(), 1, "{}", printed(&output));
-        (output.status.code().unwrap(), lines[0].clone())
+        let ran = run(launched(&place("data"), &place(out)).args(flags));
+        let lines = ran.errors();
+        assert_eq!(lines.len(), 1, "{}", ran.printed());
+        (ran.status.unwrap(), lines[0].to_string())
     };
     let (status, line) = error("never", &["--init-from", "no-such-file"]);
     assert!(status == 1 && line.starts_with("error: no-such-file: "), "{line}");
@@ -145,10 +142,10 @@ fn address_without_rank_0_is_named() {
     let error = |change: &dyn Fn(&mut Command)| {
         let mut command = given(&place("data"), &place("nowhere"), 1, 2, 1);
         change(&mut command);
-        let output = command.output().unwrap();
-        let lines = errors(&output);
-        assert_eq!(lines.len(), 1, "{}", printed(&output));
-        lines[0].clone()
+        let ran = run(command);
+        let lines = ran.errors();
+        assert_eq!(lines.len(), 1, "{}", ran.printed());
+        lines[0].to_string()
     };
     let line = error(&|command| {
         command.env("MASTER_ADDR", "no-such-host.invalid");

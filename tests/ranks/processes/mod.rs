@@ -6,42 +6,28 @@ mod meeting;
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::Command;
 use std::sync::LazyLock;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use crate::data_support;
-use crate::train_support::*;
+use crate::common::data;
+use crate::common::programs::{self, Ran, ended, run};
+use crate::common::training::*;
 use effnet::train::events::LogLine;
-use tempfile::TempDir;
 
 const RANKS: usize = 4;
 /// A limit for everything; a run takes a few seconds.
 const SOON: Duration = Duration::from_secs(60);
 
-/// A folder with packed data and an undisturbed run of four ranks: 12 steps with evaluations after 5, 10 and 12, two
-/// images per rank. And the time that the run took.
-static WHOLE: LazyLock<(TempDir, Duration)> = LazyLock::new(|| {
-    let dir = tempfile::tempdir().unwrap();
-    data_support::pack_grey(&dir.path().join("data"), 40, 13, 28, 1 << 20);
-    let since = Instant::now();
-    succeed(launched(&dir.path().join("data"), &dir.path().join("whole")));
-    (dir, since.elapsed())
-});
+/// A run of four ranks: 12 steps with evaluations after 5, 10 and 12, two images per rank.
+static WHOLE: LazyLock<Whole> = LazyLock::new(|| Whole::new(launched));
 
-/// A path in that folder.
 fn place(name: &str) -> PathBuf {
-    WHOLE.0.path().join(name)
+    WHOLE.place(name)
 }
 
-const RECIPE: &str = "--model b0 --resolution 32 --batch-size 8 --epochs 2.4 --warmup-epochs 0.4 --lr 0.002 --ema 0.9 \
-                      --seed 11 --checkpoint-every 2 --loader-threads 1 --threads 1 --device cpu";
-
 fn program(data: &Path, out: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_effnet-train"));
-    command.args(RECIPE.split_whitespace()).arg("--data").arg(data).arg("--out").arg(out);
-    command.env_remove("EFFNET_DATA").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    command
+    train_program(data, out, "--ema 0.9 --checkpoint-every 2 --threads 1 --device cpu")
 }
 
 /// One of several ranks on this machine, with the variables that torchrun sets.
@@ -74,28 +60,8 @@ fn launched(data: &Path, out: &Path) -> Command {
     command
 }
 
-/// Everything that a process has printed.
-fn printed(output: &Output) -> String {
-    let [out, errors] =
-        [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes).into_owned());
-    out + &errors
-}
-
-fn succeed(mut command: impl std::borrow::BorrowMut<Command>) -> String {
-    let output = command.borrow_mut().output().unwrap();
-    assert!(output.status.success(), "{}", printed(&output));
-    printed(&output)
-}
-
-/// The error lines of a run that fails.
-fn errors(output: &Output) -> Vec<String> {
-    assert!(matches!(output.status.code(), Some(1 | 2)), "{:?}: {}", output.status, printed(output));
-    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
-    errors.lines().filter(|line| line.contains("error: ")).map(String::from).collect()
-}
-
-fn begun(out: &Path) -> bool {
-    out.join("recipe.toml").exists() || out.join("checkpoint.bin").exists()
+fn succeed(command: impl std::borrow::BorrowMut<Command>) -> String {
+    run(command).good().printed()
 }
 
 #[test]
@@ -115,10 +81,9 @@ fn runs_are_equal_byte_for_byte() {
 fn evaluation_by_four_ranks_equals_that_by_one_process() {
     let logged = timeless_log(&place("whole"));
     let Some(LogLine::Evaluation(logged)) = logged.last() else { panic!("the run ends with an evaluation") };
-    let mut command = Command::new(env!("CARGO_BIN_EXE_effnet-eval"));
+    let mut command = programs::program("effnet-eval");
     command.arg(place("whole").join("checkpoint.bin")).args(["--json", "--device", "cpu"]);
-    let line = succeed(command.env_remove("EFFNET_DATA").arg("--data").arg(place("data")));
-    let found: serde_json::Value = serde_json::from_str(&line).unwrap();
+    let found = run(command.arg("--data").arg(place("data"))).good().json();
     let figures = |of: &serde_json::Value| ["top1", "top5", "loss"].map(|key| of[key].as_f64());
     assert_eq!(figures(&found), [Some(logged.top1), Some(logged.top5), Some(logged.loss)]);
     assert_eq!(figures(&found["ema"]), [logged.ema_top1, logged.ema_top5, logged.ema_loss]);

@@ -6,11 +6,10 @@ mod running;
 mod stopping;
 mod strangers;
 
-use std::net::TcpListener;
 use std::sync::Arc;
-use std::thread;
 use std::time::Duration;
 
+use crate::common::ranks::members;
 use effnet::parallel::{Group, GroupError, Identity, Membership};
 
 /// What is different at a rank.
@@ -22,17 +21,10 @@ fn some_ranks<T: Send>(
     change: Change,
     rank: impl Fn(usize, Result<Arc<Group>, GroupError>) -> T + Sync,
 ) -> Vec<T> {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let one = |number| {
-        let mut membership = Membership::local(number, size, &listener).unwrap();
+    members(numbers.iter().copied(), size, |number, mut membership| {
         let mut identity = identity();
         change(number, &mut membership, &mut identity);
         rank(number, Group::join(&membership, identity))
-    };
-    thread::scope(|scope| {
-        let one = &one;
-        let threads: Vec<_> = numbers.iter().map(|number| scope.spawn(move || one(*number))).collect();
-        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
     })
 }
 

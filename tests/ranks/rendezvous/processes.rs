@@ -1,20 +1,21 @@
 //! Ranks that are processes: killed, suspended, hanging. Such a process is this test program again, which runs
-//! [`a_rank`].
+//! [`rank_process`].
 
 use std::env;
 use std::fs;
 use std::net::TcpListener;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::common::programs::{self, Ran, ended};
 use effnet::parallel::launch::inherited_listener;
 use effnet::parallel::{Group, Membership, World, print_error};
 use rustix::io::{FdFlags, fcntl_setfd};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 
 use super::{barrier, identity, name, ranks, seconds, stopped};
 
@@ -23,7 +24,7 @@ const VARIABLE: &str = "EFFNET_TEST_RANK";
 
 #[test]
 #[ignore = "the process that other tests start"]
-fn a_rank() {
+fn rank_process() {
     let Ok(text) = env::var(VARIABLE) else { panic!("{VARIABLE} is not set") };
     let words: Vec<&str> = text.split(' ').collect();
     let [task, rank, size, address, descriptor] = words[..] else { panic!("{text}") };
@@ -65,7 +66,7 @@ impl Rank {
         let address = listener.local_addr().unwrap();
         let descriptor = listener.as_raw_fd();
         let mut command = Command::new(env::current_exe().unwrap());
-        command.args(["--exact", "rendezvous::processes::a_rank", "--ignored", "--nocapture"]);
+        command.args(["--exact", "rendezvous::processes::rank_process", "--ignored", "--nocapture"]);
         command.env(VARIABLE, format!("{task} {rank} {size} {address} {descriptor}"));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         // SAFETY: one system call, on a descriptor that the child has inherited.
@@ -82,18 +83,18 @@ impl Rank {
     }
 
     fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(self.0.as_ref().unwrap()), signal).unwrap();
+        programs::signal(self.pid() as i32, signal);
     }
 
-    fn end(mut self) -> Output {
-        self.0.take().unwrap().wait_with_output().unwrap()
+    fn end(mut self) -> Ran {
+        ended(self.0.take().unwrap())
     }
 
     /// Waits until the process is ended by its group, and returns what it has printed.
     fn ended_by_group(self) -> String {
-        let output = self.end();
-        assert_eq!(output.status.code(), Some(1));
-        String::from_utf8(output.stderr).unwrap()
+        let ran = self.end();
+        assert_eq!(ran.status, Some(1));
+        ran.err
     }
 }
 
@@ -211,8 +212,7 @@ fn error_is_printed_by_the_others_if_rank_0_is_lost() {
 #[test]
 fn groups_leave_no_thread_behind() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let output = Rank::start("many", 0, 1, &listener).end();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Rank::start("many", 0, 1, &listener).end().good();
 }
 
 /// Forms groups that end in every way, then looks at the threads of this process.
@@ -234,9 +234,5 @@ fn many_groups() {
         let names = names.filter_map(|path| fs::read_to_string(path).ok());
         names.filter(|name| ["rendezvous", "heartbeat", "grace"].contains(&name.trim())).count()
     };
-    let start = Instant::now();
-    while threads() > 0 {
-        assert!(start.elapsed() < seconds(10), "{} threads are left", threads());
-        thread::sleep(Duration::from_millis(10));
-    }
+    programs::until("no thread is left", seconds(10), || threads() == 0);
 }

@@ -1,14 +1,31 @@
-//! Small sets for the tests of the data path.
-#![allow(dead_code)] // each test uses a part
+//! Small sets of images, packed and not, and the loader's settings for them.
 
 use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 
 use effnet::data::pack::{IdxSet, PackOptions, PackSummary, pack_idx_bytes};
-use effnet::data::{Dataset, Source};
+use effnet::data::{CropMode, Dataset, Form, LoaderConfig, Policy, Share, Source, Split};
 use flate2::Compression;
 use flate2::write::GzEncoder;
+use tempfile::TempDir;
+
+/// Squares of 32 pixels for training, from one thread; a test changes what it is about.
+pub const LOADER: LoaderConfig = LoaderConfig {
+    split: Split::Train,
+    batch: 16,
+    share: Share::WHOLE,
+    resolution: 32,
+    crop: CropMode::Pad,
+    form: Form::Squares,
+    augment: Some(Policy::Standard),
+    seed: 3,
+    first_step: 0,
+    steps: 12,
+    threads: 1,
+    ahead: 3,
+    processors: Vec::new(),
+};
 
 /// Bytes that do not repeat: a multiplicative hash of their position.
 pub fn noise(place: u64) -> u8 {
@@ -34,6 +51,22 @@ pub fn idx_labels(count: u32, classes: u32) -> Vec<u8> {
     bytes
 }
 
+/// Writes the four IDX files of a set of `train` and `val` images of [rows, columns], in ten classes.
+pub fn idx_folder(dir: &Path, train: u32, val: u32, [rows, columns]: [u32; 2]) {
+    std::fs::create_dir_all(dir).unwrap();
+    for (name, count, salt) in [("train", train, 1), ("t10k", val, 2)] {
+        let images = idx_images(count, rows, columns, salt);
+        std::fs::write(dir.join(format!("{name}-images-idx3-ubyte")), images).unwrap();
+        std::fs::write(dir.join(format!("{name}-labels-idx1-ubyte")), idx_labels(count, 10)).unwrap();
+    }
+}
+
+/// Saves an image; the folder need not exist.
+pub fn save(path: &Path, image: impl Into<image::DynamicImage>) {
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    image.into().save(path).unwrap();
+}
+
 pub fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
     encoder.write_all(bytes).unwrap();
@@ -50,6 +83,13 @@ pub fn pack_grey(out: &Path, train: u32, val: u32, side: u32, shard_bytes: u64) 
     };
     let options = PackOptions { shard_bytes, threads: 2, ..PackOptions::default() };
     pack_idx_bytes(&set, None, out, &options, &mut |_| ()).unwrap()
+}
+
+/// A directory in which `data` is a set of five classes: 40 grey images to train, 13 to validate.
+pub fn packed() -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    pack_grey(&dir.path().join("data"), 40, 13, 28, 1 << 20);
+    dir
 }
 
 pub fn open(dir: &Path) -> Source {
