@@ -2,7 +2,7 @@
 
 use effnet::model::{Architecture, BatchNormConfig, Padding, Variant};
 use effnet::network::NetworkConfig;
-use effnet::ops::{RmsPropForm, Rule, Statistics, Update};
+use effnet::ops::{RmsPropForm, Rule, Statistics, Update, WeightDecay};
 
 /// A member of the family with PyTorch's padding and constants.
 pub fn architecture(variant: Variant, classes: usize, side: usize) -> Architecture {

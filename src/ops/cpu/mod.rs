@@ -321,7 +321,7 @@ mod tests {
     use super::*;
 
     fn ops(plans: &[&Plan]) -> CpuOps {
-        CpuOps::new(StateSize { trainable: 0, total: 0, slots: 0 }, plans, 2).unwrap()
+        CpuOps::new(StateSize::new(0, 0), plans, 2).unwrap()
     }
 
     #[test]
