@@ -4,8 +4,9 @@
 use crate::common::network::{architecture, training};
 use effnet::model::{ParamTable, Variant};
 use effnet::network::{Inference, Network, NetworkConfig};
+use effnet::ops::cpu::{CpuDevice, CpuOps};
 use effnet::ops::plan::ALIGNMENT;
-use effnet::ops::{Device, Kind, Pass, Plan, Tensor, Weights, Workspace};
+use effnet::ops::*;
 
 /// A device for the planner: half-precision activations, no scratch.
 struct Half {
@@ -123,4 +124,19 @@ fn b0_saves_what_the_design_says() {
     assert!(megabytes(recomputed.saved_bytes) < 8.4, "{}", megabytes(recomputed.saved_bytes));
     let inference = self::network(Variant::B0, 224, NetworkConfig::inference(images));
     assert!(inference.plan(&Half { stores_expanded: true }).tensor_bytes < plan.tensor_bytes / 2);
+}
+
+#[test]
+#[should_panic(expected = "is not apart in the bound plan")]
+fn pass_cannot_write_a_tensor_that_it_reads() {
+    let mut tensors = Tensors::default();
+    let mut tensor = |elements, kind| tensors.new_tensor("", elements, kind);
+    let logits = tensor(2, Kind::Float);
+    let (labels, losses) = (tensor(1, Kind::Index), tensor(1, Kind::Float));
+    let loss =
+        Loss { images: 1, classes: 2, logits, labels, smoothing: 0.0, scale: 1.0, losses, dlogits: logits };
+    let plan = Plan::new(&CpuDevice { threads: 2 }, &[loss.into()], &tensors, &[]);
+    let mut ops = CpuOps::new(StateSize::new(0, 0), &[&plan], 2).unwrap();
+    ops.bind(&plan).unwrap();
+    let _ = ops.run(&loss.into());
 }
