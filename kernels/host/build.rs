@@ -18,6 +18,7 @@ const COMMON: &[&str] = &[
     "-fPIC",
     "-ftls-model=initial-exec",
     "-fno-strict-aliasing",
+    "-fstack-clash-protection", // a stack that overflows hits its guard page, however large the frame
     "-mf16c",
     "-mfma",
     "-mavx2",

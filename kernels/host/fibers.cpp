@@ -199,6 +199,7 @@ EFFNET_UNSANITISED void Machine::leave() {
         complain("copies from global to shared memory are still under way at the end of " + whereabouts());
         fiber->copies.clear();
     }
+    fiber->group = 0;
     set_waiting(*this, fiber, Waiting::Exited);
     exited++;
     if (exited == threads) {

@@ -105,21 +105,21 @@ struct Copy {
 enum class Waiting : uint8_t { No, Barrier, Warp, Exited };
 
 struct Fiber {
-    void* stack_pointer;
-    unsigned index;
-    Waiting waiting;
-    const char* file;  // of the barrier
-    int line;
+    void* stack_pointer = nullptr;
+    unsigned index = 0;
+    Waiting waiting = Waiting::No;
+    const char* file = nullptr;  // of the barrier
+    int line = 0;
     std::vector<Copy> copies;
-    uint32_t group;  // of copies, that is being filled
+    uint32_t group = 0;  // of copies, that is being filled
 };
 
 struct Warp {
-    uint32_t ready;    // by position in the order
-    uint32_t arrived;  // by lane
-    const Exchange* lanes[LANES_OF_WARP];
-    uint32_t epoch;  // warp barriers so far
-    uint8_t lane_at[LANES_OF_WARP], position_of[LANES_OF_WARP];
+    uint32_t ready = 0;    // by position in the order
+    uint32_t arrived = 0;  // by lane
+    const Exchange* lanes[LANES_OF_WARP] = {};
+    uint32_t epoch = 0;  // warp barriers so far
+    uint8_t lane_at[LANES_OF_WARP] = {}, position_of[LANES_OF_WARP] = {};
 };
 
 struct Piece {
@@ -146,7 +146,7 @@ struct Machine {
     Fiber fibers[MOST_THREADS];
     Warp warps[MOST_THREADS / LANES_OF_WARP];
     uint32_t ready_warps = 0;  // by position
-    uint8_t warp_at[LANES_OF_WARP], warp_position[LANES_OF_WARP];
+    uint8_t warp_at[LANES_OF_WARP] = {}, warp_position[LANES_OF_WARP] = {};
     Fiber* current = nullptr;
     unsigned arrived = 0, exited = 0;
     const Fiber* barrier = nullptr;  // the first thread at the barrier that the block waits at

@@ -251,6 +251,20 @@ fn planted_kernels_are_all_tested() {
     }
 }
 
+/// A new thread's machine may get memory that was used before.
+#[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "the host harness runs on x86-64 only")]
+fn copies_are_waited_for_whatever_the_memory_held_before() {
+    let run = || {
+        // The allocator returns the first large block to the system, and keeps later ones.
+        for _ in 0..3 {
+            drop(std::hint::black_box(vec![0xffu8; 1 << 20]));
+        }
+        Case::new("planted_sum").run(&[1.0; 256], Options { late_copies: true, ..Options::default() })
+    };
+    std::thread::spawn(run).join().unwrap().unwrap();
+}
+
 #[test]
 #[cfg_attr(not(target_arch = "x86_64"), ignore = "the host harness runs on x86-64 only")]
 fn messages_say_what_is_wrong() {

@@ -58,11 +58,18 @@ pub struct CpuDevice {
 
 macro_rules! dispatch_passes {
     ($($pass:ident),* $(,)?) => {
-        impl Pass {
-            fn on_cpu(&self) -> &dyn OnCpu {
-                match self {
-                    $(Pass::$pass(pass) => pass),*
-                }
+        fn workspace(pass: &Pass) -> WorkspaceFloats {
+            match pass {
+                $(Pass::$pass(pass) => pass.workspace()),*
+            }
+        }
+
+        /// # Safety
+        /// As for [`OnCpu::run`].
+        unsafe fn run(pass: &Pass, cx: &Context) {
+            match pass {
+                // SAFETY: the caller's promise.
+                $(Pass::$pass(pass) => unsafe { pass.run(cx) }),*
             }
         }
     };
@@ -75,7 +82,7 @@ impl Device for CpuDevice {
     }
 
     fn workspace(&self, pass: &Pass) -> Workspace {
-        let WorkspaceFloats { shared, per_thread } = pass.on_cpu().workspace();
+        let WorkspaceFloats { shared, per_thread } = workspace(pass);
         Workspace { shared: shared * 4, per_thread: per_thread * 4 }
     }
 
@@ -301,7 +308,7 @@ impl Ops for CpuOps {
         let start = Instant::now();
         self.cx.check_apart(pass);
         // SAFETY: `self` is borrowed mutably, so no other pass runs; its memory was checked.
-        unsafe { pass.on_cpu().run(&self.cx) };
+        unsafe { run(pass, &self.cx) };
         if let Some(exchange) = &self.cx.exchange {
             exchange.check()?;
         }
