@@ -5,12 +5,12 @@
 //! for each block.
 
 use crate::network::itinerary::{Entry, Itinerary};
-use crate::ops::{Device, ExpandDepthwiseBackward, ExpandDepthwiseForward, ExpandForward, Pass};
+use crate::ops::{Device, ExpandDepthwiseBackward, ExpandDepthwiseForward, Pass};
 
 /// The itinerary in which neighbouring expand and depthwise passes of a block are one wherever the device recomputes
 /// the tensor between them.
 pub fn recompute(recorded: &Itinerary, device: &impl Device) -> Itinerary {
-    let mut entries: Vec<Entry> = Vec::new();
+    let mut entries: Vec<Entry> = Vec::with_capacity(recorded.entries().len());
     for entry in recorded.entries() {
         match entries.last_mut().and_then(|last| Some((fused(&last.pass, &entry.pass, device)?, last))) {
             Some((pass, last)) => last.pass = pass,
@@ -22,16 +22,17 @@ pub fn recompute(recorded: &Itinerary, device: &impl Device) -> Itinerary {
 
 /// The one pass that two neighbours become.
 fn fused(first: &Pass, second: &Pass, device: &impl Device) -> Option<Pass> {
-    let stored = |outputs, inputs, rows| device.stores_expanded(outputs, inputs, rows);
-    match (*first, *second) {
+    // The passes are large, so they are only looked at.
+    match (first, second) {
         (Pass::ExpandForward(expand), Pass::DepthwiseForward(depthwise)) => {
-            let ExpandForward { outputs, inputs, rows, .. } = expand;
-            let between = expand.y == depthwise.x && !stored(outputs, inputs, rows);
-            between.then(|| ExpandDepthwiseForward { expand, depthwise }.into())
+            let recomputed = expand.y == depthwise.x
+                && !device.stores_expanded(expand.outputs, expand.inputs, expand.rows);
+            recomputed.then(|| ExpandDepthwiseForward { expand: *expand, depthwise: *depthwise }.into())
         }
         (Pass::DepthwiseBackward(depthwise), Pass::ExpandBackward(expand)) => {
-            let between = depthwise.dx == expand.du && !stored(expand.outputs, expand.inputs, expand.rows);
-            between.then(|| ExpandDepthwiseBackward { expand, depthwise }.into())
+            let recomputed = depthwise.dx == expand.du
+                && !device.stores_expanded(expand.outputs, expand.inputs, expand.rows);
+            recomputed.then(|| ExpandDepthwiseBackward { expand: *expand, depthwise: *depthwise }.into())
         }
         _ => None,
     }
