@@ -1,6 +1,6 @@
 //! Initial values, drawn from the parameter table and a seed.
 
-use super::params::{Entry, ParamTable, Role};
+use super::params::{Entry, ParamRole, ParamTable};
 use crate::random::{Purpose, draw, unit};
 
 /// Fills a buffer of [`ParamTable::total`] elements with the values that training starts from.
@@ -11,16 +11,16 @@ pub fn initialise(table: &ParamTable, seed: u64) -> Vec<f32> {
     for (number, entry) in table.entries().iter().enumerate() {
         let out = &mut values[entry.range()];
         match entry.role {
-            Role::Convolution => normal(out, deviation(entry), seed, number as u32),
-            Role::Linear => {
+            ParamRole::Convolution => normal(out, deviation(entry), seed, number as u32),
+            ParamRole::Linear => {
                 let bound = 1.0 / (entry.shape[0] as f32).sqrt();
                 for (i, value) in out.iter_mut().enumerate() {
                     let bits = draw(seed, i as u64, 0, Purpose::Initialise, number as u32)[0];
                     *value = (2.0 * unit(bits) - 1.0) * bound;
                 }
             }
-            Role::Scale | Role::RunningVariance => out.fill(1.0),
-            Role::Shift | Role::Bias | Role::RunningMean => out.fill(0.0),
+            ParamRole::Scale | ParamRole::RunningVariance => out.fill(1.0),
+            ParamRole::Shift | ParamRole::Bias | ParamRole::RunningMean => out.fill(0.0),
         }
     }
     values

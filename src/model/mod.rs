@@ -10,4 +10,4 @@ pub mod summary;
 
 pub use architecture::{Architecture, BatchNormConfig, Block, ModelError, Padding, Window};
 pub use family::Variant;
-pub use params::{Entry, ParamTable, Role};
+pub use params::{Entry, ParamRole, ParamTable};

@@ -13,7 +13,7 @@ use super::architecture::Architecture;
 
 /// What a tensor is. Its initial value and its treatment by the optimiser follow from this.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
+pub enum ParamRole {
     /// Convolution kernel: normal, standard deviation √(2/fan_out), fan_out divided by the groups.
     Convolution,
     /// Batch-norm γ: one.
@@ -30,9 +30,9 @@ pub enum Role {
     RunningVariance,
 }
 
-impl Role {
+impl ParamRole {
     pub fn trainable(self) -> bool {
-        !matches!(self, Role::RunningMean | Role::RunningVariance)
+        !matches!(self, ParamRole::RunningMean | ParamRole::RunningVariance)
     }
 }
 
@@ -42,7 +42,7 @@ pub struct Entry {
     /// timm's name.
     pub name: String,
     pub shape: Vec<usize>,
-    pub role: Role,
+    pub role: ParamRole,
     /// First element in the flat buffers.
     pub offset: usize,
 }
@@ -89,7 +89,7 @@ impl ParamTable {
         }
         list.convolution("conv_head", [net.head_channels, net.final_channels(), 1, 1]);
         list.batch_norm("bn2", net.head_channels);
-        list.trainable("classifier.weight".into(), vec![net.classes, net.head_channels], Role::Linear);
+        list.trainable("classifier.weight".into(), vec![net.classes, net.head_channels], ParamRole::Linear);
         list.bias("classifier", net.classes);
         list.finish()
     }
@@ -125,22 +125,24 @@ struct Lister {
 }
 
 impl Lister {
-    fn trainable(&mut self, name: String, shape: Vec<usize>, role: Role) {
+    fn trainable(&mut self, name: String, shape: Vec<usize>, role: ParamRole) {
         self.trainable.push(Entry { name, shape, role, offset: 0 });
     }
 
     fn convolution(&mut self, name: &str, shape: [usize; 4]) {
-        self.trainable(format!("{name}.weight"), shape.to_vec(), Role::Convolution);
+        self.trainable(format!("{name}.weight"), shape.to_vec(), ParamRole::Convolution);
     }
 
     fn bias(&mut self, name: &str, channels: usize) {
-        self.trainable(format!("{name}.bias"), vec![channels], Role::Bias);
+        self.trainable(format!("{name}.bias"), vec![channels], ParamRole::Bias);
     }
 
     fn batch_norm(&mut self, name: &str, channels: usize) {
-        self.trainable(format!("{name}.weight"), vec![channels], Role::Scale);
-        self.trainable(format!("{name}.bias"), vec![channels], Role::Shift);
-        for (suffix, role) in [("running_mean", Role::RunningMean), ("running_var", Role::RunningVariance)] {
+        self.trainable(format!("{name}.weight"), vec![channels], ParamRole::Scale);
+        self.trainable(format!("{name}.bias"), vec![channels], ParamRole::Shift);
+        for (suffix, role) in
+            [("running_mean", ParamRole::RunningMean), ("running_var", ParamRole::RunningVariance)]
+        {
             let name = format!("{name}.{suffix}");
             self.running.push(Entry { name, shape: vec![channels], role, offset: 0 });
         }

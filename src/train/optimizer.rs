@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use strum::{Display, EnumString, VariantNames};
 
-use crate::model::{ParamTable, Role};
+use crate::model::{ParamRole, ParamTable};
 use crate::names;
 
 /// The optimisers.
@@ -45,11 +45,11 @@ impl Decayed {
         names::unknown::<Decayed>("kind of parameters", name)
     }
 
-    fn includes(self, role: Role) -> bool {
+    fn includes(self, role: ParamRole) -> bool {
         match self {
             Decayed::All => true,
-            Decayed::NoBatchNorm => !matches!(role, Role::Scale | Role::Shift),
-            Decayed::Weights => matches!(role, Role::Convolution | Role::Linear),
+            Decayed::NoBatchNorm => !matches!(role, ParamRole::Scale | ParamRole::Shift),
+            Decayed::Weights => matches!(role, ParamRole::Convolution | ParamRole::Linear),
         }
     }
 

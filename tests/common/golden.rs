@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use effnet::model::{Architecture, BatchNormConfig, Padding, ParamTable, Role, Variant};
+use effnet::model::{Architecture, BatchNormConfig, Padding, ParamRole, ParamTable, Variant};
 use effnet::ops::{RmsPropForm, Rule, Update, WeightDecay};
 use serde::Deserialize;
 
@@ -169,11 +169,11 @@ pub fn parameters(table: &ParamTable) -> Vec<f32> {
         let fan: usize = entry.shape[1..].iter().product();
         let bound = (3.0 / fan as f64).sqrt();
         let value: Box<dyn Fn(f64) -> f64> = match entry.role {
-            Role::RunningMean => Box::new(|u| (u - 0.5) * 0.2),
-            Role::RunningVariance | Role::Scale => Box::new(|u| 0.5 + u),
-            Role::Shift => Box::new(|u| (u - 0.5) * 0.4),
-            Role::Bias => Box::new(|u| (u - 0.5) * 0.2),
-            Role::Convolution | Role::Linear => Box::new(move |u| (2.0 * u - 1.0) * bound),
+            ParamRole::RunningMean => Box::new(|u| (u - 0.5) * 0.2),
+            ParamRole::RunningVariance | ParamRole::Scale => Box::new(|u| 0.5 + u),
+            ParamRole::Shift => Box::new(|u| (u - 0.5) * 0.4),
+            ParamRole::Bias => Box::new(|u| (u - 0.5) * 0.2),
+            ParamRole::Convolution | ParamRole::Linear => Box::new(move |u| (2.0 * u - 1.0) * bound),
         };
         let formula = Formula::of(&entry.name);
         for (i, out) in values[entry.range()].iter_mut().enumerate() {

@@ -14,7 +14,7 @@ use std::ops::Range;
 
 use super::batch_norm::{NormStatistics, NormSums, backward_coefficients, statistics_floats, sums_floats};
 use super::context::{Context, OnCpu, WorkspaceFloats, part_of, workspace_floats};
-use super::gemm::rows::{Block, Statistics, TILE, after, batch_norm_backward, store, tiles};
+use super::gemm::rows::{RowBlock, RowStatistics, TILE, after, batch_norm_backward, store, tiles};
 use super::gemm::{self, Ahead, Panels, Product, padded};
 use super::memory::Shared;
 use super::simd::{Vector, dispatch, fence};
@@ -66,7 +66,7 @@ impl OnCpu for ExpandForward {
             for tile in tiles(own.clone()) {
                 let start = group * statistics_floats(1, self.outputs);
                 let first = tile.start == own.start;
-                let statistics = norm.is_some().then_some(Statistics { partials: sums, start, first });
+                let statistics = norm.is_some().then_some(RowStatistics { partials: sums, start, first });
                 for panel in panels.range(part_of(panels.count(), tasks.slices, slice)) {
                     gemm::multiply(Product {
                         rows: tile.len(),
@@ -78,7 +78,7 @@ impl OnCpu for ExpandForward {
                         add: false,
                         ahead: &mut Ahead::none(),
                     });
-                    let block = Block::of(&tile, panel, self.outputs);
+                    let block = RowBlock::of(&tile, panel, self.outputs);
                     // SAFETY: each task has its own rows and panels.
                     unsafe { store(scratch, panel.width, block, y, statistics) };
                 }
@@ -251,7 +251,7 @@ impl BackwardPass<'_> {
             while number < panels.end {
                 let (end, stride) = self.chunk(number, panels.end);
                 let column = self.wide.panel(number).first;
-                let block = Block::new(&tile, column..outputs.min(column + stride), outputs);
+                let block = RowBlock::new(&tile, column..outputs.min(column + stride), outputs);
                 batch_norm_backward(self.du, self.y, block, &[], self.coefficients, dy, stride);
                 if data.is_some() {
                     self.add_data(block, number > panels.start, (dy, stride), dx, &mut ahead.0);
@@ -266,7 +266,7 @@ impl BackwardPass<'_> {
             if let Some(group) = data {
                 row_factors(self.previous.keep, self.p.previous.pixels, &tile, factors);
                 for panel in self.narrow.iter() {
-                    let block = Block::of(&tile, panel, inputs);
+                    let block = RowBlock::of(&tile, panel, inputs);
                     // SAFETY: each group of rows belongs to one task.
                     unsafe { finish(self, group, block, &dx[panel.first..], factors) };
                 }
@@ -285,7 +285,7 @@ impl BackwardPass<'_> {
     }
 
     /// dx (+)= dy·W for a block of wide channels.
-    fn add_data(&self, block: Block, add: bool, dy: (&[f32], usize), dx: &mut [f32], ahead: &mut Ahead) {
+    fn add_data(&self, block: RowBlock, add: bool, dy: (&[f32], usize), dx: &mut [f32], ahead: &mut Ahead) {
         for panel in self.narrow.iter() {
             let start = panel.first * self.p.outputs + block.column * panel.width;
             gemm::multiply(Product {
@@ -304,7 +304,7 @@ impl BackwardPass<'_> {
     /// dWᵀ (+)= xᵀ·dy for the panels of a block, into the gradient that starts at `start`.
     fn add_gradient(
         &self,
-        block: Block,
+        block: RowBlock,
         panels: Range<usize>,
         add: bool,
         (dy, stride): (&[f32], usize),
@@ -346,7 +346,7 @@ dispatch! {
     /// Adds the shortcut to a block of dx, stores it, and adds Σ f·dx and Σ f·dx·ŷ to the group's sums [2, channels].
     /// # Safety
     /// The block of dx and the group's sums belong to the calling task.
-    unsafe fn finish(pass: &BackwardPass<'_>, group: usize, block: Block, from: &[f32], factors: &[f32]) => finish_body;
+    unsafe fn finish(pass: &BackwardPass<'_>, group: usize, block: RowBlock, from: &[f32], factors: &[f32]) => finish_body;
 }
 
 /// # Safety
@@ -355,7 +355,7 @@ dispatch! {
 unsafe fn finish_body<V: Vector>(
     pass: &BackwardPass<'_>,
     group: usize,
-    block: Block,
+    block: RowBlock,
     from: &[f32],
     factors: &[f32],
 ) {

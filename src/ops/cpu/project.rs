@@ -14,7 +14,7 @@ use std::ops::Range;
 use super::batch_norm::{NormStatistics, backward_coefficients, statistics_floats};
 use super::context::{Context, OnCpu, WorkspaceFloats, part_of, workspace_floats};
 use super::expand::{BackwardTasks, GROUPS, PANEL, TASKS, row_factors};
-use super::gemm::rows::{Block, STREAM, Statistics, TILE, after, batch_norm_backward, store, tiles};
+use super::gemm::rows::{RowBlock, RowStatistics, STREAM, TILE, after, batch_norm_backward, store, tiles};
 use super::gemm::{self, Ahead, Panels, Product, padded};
 use super::memory::Shared;
 use super::simd::{Vector, dispatch, fence, prefetch};
@@ -66,7 +66,7 @@ impl OnCpu for ProjectForward {
                 let mut ahead = Ahead::new(input.x, next.start * depth..next.end * depth);
                 for first in (0..depth).step_by(CHUNK) {
                     let columns = CHUNK.min(depth - first);
-                    activate(input, Block::new(&tile, first..first + columns, depth), a, CHUNK);
+                    activate(input, RowBlock::new(&tile, first..first + columns, depth), a, CHUNK);
                     for panel in panels.iter() {
                         let start = panel.first * depth + first * panel.width;
                         gemm::multiply(Product {
@@ -83,9 +83,9 @@ impl OnCpu for ProjectForward {
                 }
                 let start = group * statistics_floats(1, self.outputs);
                 let first = tile.start == own.start;
-                let statistics = norm.is_some().then_some(Statistics { partials: sums, start, first });
+                let statistics = norm.is_some().then_some(RowStatistics { partials: sums, start, first });
                 for panel in panels.iter() {
-                    let block = Block::of(&tile, panel, self.outputs);
+                    let block = RowBlock::of(&tile, panel, self.outputs);
                     // SAFETY: each task has its own rows.
                     unsafe { store(&out[panel.first..], stride, block, y, statistics) };
                 }
@@ -113,7 +113,7 @@ struct Input<'a> {
 impl Input<'_> {
     /// Panics if a block has elements outside these slices.
     #[inline(always)]
-    fn check(&self, block: Block) {
+    fn check(&self, block: RowBlock) {
         block.check(self.x.len());
         assert!(block.channels == self.channels && self.coefficients.len() >= 4 * self.channels);
         let images = (block.row + block.rows).div_ceil(self.pixels);
@@ -123,7 +123,7 @@ impl Input<'_> {
 
 dispatch! {
     /// A = silu(scale·x + shift)·gate of a block into `out`, rows `stride` apart.
-    fn activate(input: Input<'_>, block: Block, out: &mut [f32], stride: usize) => activate_body;
+    fn activate(input: Input<'_>, block: RowBlock, out: &mut [f32], stride: usize) => activate_body;
 
     /// da from `tile.from` to its place, A into `a`, and the five sums.
     /// # Safety
@@ -134,7 +134,7 @@ dispatch! {
 /// # Safety
 /// The instruction set of `V` is present.
 #[inline(always)]
-unsafe fn activate_body<V: Vector>(input: Input<'_>, block: Block, out: &mut [f32], stride: usize) {
+unsafe fn activate_body<V: Vector>(input: Input<'_>, block: RowBlock, out: &mut [f32], stride: usize) {
     input.check(block);
     let padded = block.columns.next_multiple_of(V::LANES);
     assert!(block.rows == 0 || (padded <= stride && (block.rows - 1) * stride + padded <= out.len()));
@@ -281,7 +281,7 @@ impl OnCpu for ProjectBackward {
 }
 
 /// Asks for a block of x while a product runs: its rows are too far apart for the hardware's prefetching.
-fn prefetch_block(x: &[f32], block: Block) {
+fn prefetch_block(x: &[f32], block: RowBlock) {
     for row in 0..block.rows {
         x[block.range(row)].iter().step_by(16).for_each(|line| prefetch(line));
     }
@@ -335,7 +335,7 @@ impl BackwardPass<'_> {
         let (dy, rest) = rest.split_at_mut(TILE * stride);
         let (da, a) = rest.split_at_mut(TILE * PANEL);
         row_factors(self.keep, self.p.pixels, tile, factors);
-        let narrow = Block::new(tile, 0..outputs, outputs);
+        let narrow = RowBlock::new(tile, 0..outputs, outputs);
         batch_norm_backward(self.dout, self.y, narrow, factors, self.coefficients, dy, stride);
         let size = outputs * self.wide.padded();
         let sequential = panels.len() == self.wide.count();
@@ -346,7 +346,7 @@ impl BackwardPass<'_> {
         }
         for panel in self.wide.range(panels) {
             let part = panel.first * outputs..(panel.first + panel.width) * outputs;
-            let block = Block::of(tile, panel, self.p.inputs);
+            let block = RowBlock::of(tile, panel, self.p.inputs);
             if !sequential {
                 prefetch_block(self.input.x, block);
             }
@@ -383,7 +383,7 @@ impl BackwardPass<'_> {
 
 /// The rows of a tile and the columns of a panel, after the product.
 struct BackwardTile<'a> {
-    block: Block,
+    block: RowBlock,
     /// The units of these rows.
     units: Range<usize>,
     cut: Units,

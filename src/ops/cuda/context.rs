@@ -28,7 +28,7 @@ pub struct State {
     /// [total − trainable]: running statistics after this step's forward passes. The update copies them to the
     /// parameters unless the step is skipped.
     pub running: Address,
-    /// One [`super::step::Block`].
+    /// One [`StepBlock`].
     pub block: Address,
     pub trainable: usize,
     pub total: usize,

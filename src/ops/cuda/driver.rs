@@ -12,7 +12,7 @@ use std::sync::Arc;
 use super::embedded::{EMBEDDED, Embedded};
 use super::gpu::*;
 use super::nvidia::collectives::Collectives;
-use super::nvidia::device::{Context, Library, fits, properties, supported};
+use super::nvidia::device::{DriverContext, Library, fits, properties, supported};
 use super::nvidia::handles::{Event, Launchable, Memory, Pinned, Stream, memory_info};
 use super::nvidia::kernels::Kernels;
 use super::nvidia::{self, DriverError};
@@ -33,7 +33,7 @@ pub struct Driver {
     compute: Stream,
     transfer: Stream,
     properties: Properties,
-    context: Arc<Context>,
+    context: Arc<DriverContext>,
 }
 
 /// Events of recorded moments. Freed ones are used again.
@@ -86,7 +86,7 @@ impl Driver {
         let device = library.device(index)?;
         let properties = properties(device)?;
         fits(&properties, library.version, embedded)?;
-        let context = Arc::new(Context::of(device)?);
+        let context = Arc::new(DriverContext::of(device)?);
         context.enter()?;
         Ok(Driver {
             kernels: Kernels::new(embedded, library.version, properties.shared_per_block),

@@ -201,7 +201,7 @@ impl<G: Gpu> Ops for CudaOps<G> {
         if *taken == *ended || (!wait && *ended - *taken < 2) {
             return Ok(None);
         }
-        let block = step::Block::parse(self.cx.gpu.staging_host(staging[*taken % 2])?);
+        let block = step::StepValues::parse(self.cx.gpu.staging_host(staging[*taken % 2])?);
         *taken += 1;
         let before = std::mem::replace(skipped, block.scale.skipped);
         let (loss, correct) = (block.loss, block.correct.into());

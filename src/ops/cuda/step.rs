@@ -53,10 +53,10 @@ pub fn clear_figures<G: Gpu>(cx: &mut Context<G>) -> Result {
 }
 
 /// Waits for everything enqueued and reads the block.
-pub fn read<G: Gpu>(cx: &mut Context<G>) -> Result<Block> {
+pub fn read<G: Gpu>(cx: &mut Context<G>) -> Result<StepValues> {
     let mut bytes = [0; BLOCK_BYTES];
     cx.gpu.read(cx.state.block, &mut bytes)?;
-    Ok(Block::parse(&bytes))
+    Ok(StepValues::parse(&bytes))
 }
 
 /// Where the figures begin in the block: `correct`, then `loss`.
@@ -75,7 +75,7 @@ pub fn shared(block: Address) -> [Piece; 3] {
 
 /// The device's own part of the block.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Block {
+pub struct StepValues {
     pub scale: LossScale,
     /// Whether a gradient of this step is not finite. The update counts this in `scale` and clears it.
     pub not_finite: bool,
@@ -83,12 +83,12 @@ pub struct Block {
     pub loss: f64,
 }
 
-impl Block {
+impl StepValues {
     /// From the block's bytes.
-    pub fn parse(bytes: &[u8]) -> Block {
+    pub fn parse(bytes: &[u8]) -> StepValues {
         let StepBlock { loss_scale, good_steps, skipped, not_finite, correct, loss, .. } =
             bytemuck::pod_read_unaligned(&bytes[..BLOCK_BYTES]);
         let scale = LossScale { scale: loss_scale, good_steps, skipped };
-        Block { scale, not_finite: not_finite != 0, correct, loss }
+        StepValues { scale, not_finite: not_finite != 0, correct, loss }
     }
 }

@@ -61,7 +61,7 @@ impl Reporter for Curves {
 /// # Errors
 /// If the log cannot be read or the picture cannot be written. Lines of the log that are not records are skipped.
 pub fn write(run: &Path, title: &str) -> io::Result<PathBuf> {
-    let mut log = Log::default();
+    let mut log = CurveLog::default();
     for line in super::log::read(&run.join("log.jsonl"))? {
         match line {
             LogLine::Step(record) => log.steps.push(record),
@@ -75,7 +75,7 @@ pub fn write(run: &Path, title: &str) -> io::Result<PathBuf> {
 
 /// The records of a run.
 #[derive(Default)]
-pub struct Log {
+pub struct CurveLog {
     pub steps: Vec<StepRecord>,
     pub evaluations: Vec<EvaluationRecord>,
 }
@@ -103,7 +103,7 @@ struct Panel {
     shares: bool,
 }
 
-impl Log {
+impl CurveLog {
     /// The picture as SVG text.
     pub fn draw(&self, title: &str) -> String {
         let half = WIDTH / 2.0;
@@ -346,14 +346,15 @@ mod tests {
     #[test]
     fn picture_has_a_curve_and_a_legend_for_each_kind_of_record() {
         let steps = (1..=100).map(|n| step(n, 3.0 / n as f64)).collect();
-        let plain = Log { steps, evaluations: vec![evaluation(50, None), evaluation(100, None)] };
+        let plain = CurveLog { steps, evaluations: vec![evaluation(50, None), evaluation(100, None)] };
         let svg = plain.draw("b0 <32>");
         // Raw and smoothed training values and validation, in both panels.
         assert_eq!(count(&svg, "<polyline"), 6);
         assert_eq!(count(&svg, "<circle"), 4);
         assert!(svg.contains("b0 &lt;32&gt;") && svg.contains("validation top-1 75.0 %"));
         assert!(!svg.contains("moving average"));
-        let with = Log { evaluations: vec![evaluation(50, Some(0.5)), evaluation(100, Some(0.25))], ..plain };
+        let with =
+            CurveLog { evaluations: vec![evaluation(50, Some(0.5)), evaluation(100, Some(0.25))], ..plain };
         let svg = with.draw("t");
         assert_eq!(count(&svg, "<polyline"), 8);
         assert!(svg.contains("moving average top-1 25.0 %"));
@@ -362,14 +363,14 @@ mod tests {
     #[test]
     fn picture_is_valid_for_empty_short_and_extreme_logs() {
         let odd = [
-            Log::default(),
-            Log { steps: vec![step(1, 2.0)], evaluations: vec![] },
-            Log {
+            CurveLog::default(),
+            CurveLog { steps: vec![step(1, 2.0)], evaluations: vec![] },
+            CurveLog {
                 steps: vec![step(1, f64::NAN), step(2, f64::INFINITY)],
                 evaluations: vec![evaluation(0, None)],
             },
-            Log { steps: vec![step(1, 0.0), step(2, 0.0)], evaluations: vec![] },
-            Log {
+            CurveLog { steps: vec![step(1, 0.0), step(2, 0.0)], evaluations: vec![] },
+            CurveLog {
                 steps: vec![step(1, 1e30), step(2, 1.0)],
                 evaluations: vec![evaluation(2, Some(f64::NAN))],
             },
@@ -383,7 +384,7 @@ mod tests {
     #[test]
     fn picture_of_a_long_log_is_small() {
         let steps = (1..=200_000).map(|n| step(n, 1.0)).collect();
-        let svg = Log { steps, evaluations: (1..5000).map(|n| evaluation(n, None)).collect() }.draw("t");
+        let svg = CurveLog { steps, evaluations: (1..5000).map(|n| evaluation(n, None)).collect() }.draw("t");
         assert!(svg.len() < 60_000, "{}", svg.len());
     }
 

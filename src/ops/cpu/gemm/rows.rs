@@ -33,7 +33,7 @@ pub const STREAM: usize = 4 << 20;
 
 /// A block of a row-major matrix [.., channels].
 #[derive(Clone, Copy)]
-pub struct Block {
+pub struct RowBlock {
     pub row: usize,
     pub rows: usize,
     pub column: usize,
@@ -41,14 +41,14 @@ pub struct Block {
     pub channels: usize,
 }
 
-impl Block {
-    pub fn new(rows: &Range<usize>, columns: Range<usize>, channels: usize) -> Block {
+impl RowBlock {
+    pub fn new(rows: &Range<usize>, columns: Range<usize>, channels: usize) -> RowBlock {
         let (row, column) = (rows.start, columns.start);
-        Block { row, rows: rows.len(), column, columns: columns.len(), channels }
+        RowBlock { row, rows: rows.len(), column, columns: columns.len(), channels }
     }
 
-    pub fn of(rows: &Range<usize>, panel: Panel, channels: usize) -> Block {
-        Block::new(rows, panel.first..panel.first + panel.columns, channels)
+    pub fn of(rows: &Range<usize>, panel: Panel, channels: usize) -> RowBlock {
+        RowBlock::new(rows, panel.first..panel.first + panel.columns, channels)
     }
 
     /// The block's part of row `row` in the matrix.
@@ -68,20 +68,20 @@ impl Block {
 
 /// Where a task stores its shift, Σ(y−shift) and Σ(y−shift)²: [3, channels] from `start`.
 #[derive(Clone, Copy)]
-pub struct Statistics<'a> {
+pub struct RowStatistics<'a> {
     pub partials: Shared<'a>,
     pub start: usize,
     /// Whether this is the task's first tile, whose first row is the shift.
     pub first: bool,
 }
 
-impl Statistics<'_> {
+impl RowStatistics<'_> {
     /// The places of the three sums of the block's columns from `column` on.
     ///
     /// # Safety
     /// These columns belong to the calling task.
     #[inline(always)]
-    unsafe fn parts(&self, block: Block, column: usize, count: usize) -> [*mut f32; 3] {
+    unsafe fn parts(&self, block: RowBlock, column: usize, count: usize) -> [*mut f32; 3] {
         let start = self.start + block.column + column;
         let mut parts = [std::ptr::null_mut(); 3];
         for (row, part) in parts.iter_mut().enumerate() {
@@ -99,14 +99,14 @@ dispatch! {
     /// # Safety
     /// The block of `to` and the block's columns of the statistics belong to the calling task.
     pub unsafe fn store(
-        from: &[f32], stride: usize, block: Block, to: Shared<'_>, statistics: Option<Statistics<'_>>
+        from: &[f32], stride: usize, block: RowBlock, to: Shared<'_>, statistics: Option<RowStatistics<'_>>
     ) => store_body;
 
     /// dy = a·f·du + b·(y − μ) + c of a block of du and y into `out` (rows of whole vectors, zero beyond the
     /// columns, `stride` apart). `coefficients` are batch norm's backward ones [4, channels]. `factors` has
     /// f of each of the block's rows; empty factors mean one.
     pub fn batch_norm_backward(
-        du: &[f32], y: &[f32], block: Block, factors: &[f32], coefficients: &[f32],
+        du: &[f32], y: &[f32], block: RowBlock, factors: &[f32], coefficients: &[f32],
         out: &mut [f32], stride: usize
     ) => batch_norm_backward_body;
 }
@@ -117,9 +117,9 @@ dispatch! {
 unsafe fn store_body<V: Vector>(
     from: &[f32],
     stride: usize,
-    block: Block,
+    block: RowBlock,
     to: Shared<'_>,
-    statistics: Option<Statistics<'_>>,
+    statistics: Option<RowStatistics<'_>>,
 ) {
     let vectors = block.columns.div_ceil(V::LANES);
     assert!(block.rows == 0 || (block.rows - 1) * stride + vectors * V::LANES <= from.len());
@@ -142,9 +142,9 @@ unsafe fn store_body<V: Vector>(
 unsafe fn store_vectors<V: Vector, const W: usize>(
     from: &[f32],
     stride: usize,
-    block: Block,
+    block: RowBlock,
     to: Shared<'_>,
-    statistics: Option<Statistics<'_>>,
+    statistics: Option<RowStatistics<'_>>,
 ) {
     let streams = to.len() >= STREAM;
     // Lanes of each vector: all but those of the last.
@@ -193,7 +193,7 @@ unsafe fn store_vectors<V: Vector, const W: usize>(
 unsafe fn batch_norm_backward_body<V: Vector>(
     du: &[f32],
     y: &[f32],
-    block: Block,
+    block: RowBlock,
     factors: &[f32],
     coefficients: &[f32],
     out: &mut [f32],

@@ -10,7 +10,7 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
 use super::Result as DriverResult;
-use super::device::Context;
+use super::device::DriverContext;
 use super::handles::{Event, Memory, Stream};
 use crate::ops::cuda::gpu::{Address, Piece, Reduce};
 use crate::ops::{OpsError, Result};
@@ -43,7 +43,7 @@ impl Collectives {
     ///
     /// # Errors
     /// [`NcclError`]; the reason if the group was stopped meanwhile.
-    pub fn join(context: &Arc<Context>, name: &str, group: &Arc<Group>) -> Result<Collectives> {
+    pub fn join(context: &Arc<DriverContext>, name: &str, group: &Arc<Group>) -> Result<Collectives> {
         let library = Nccl::load()?;
         meet(library, &format!("{name}, {}", context.place()?), group)?;
         let own = if group.world().leads() { Some(library.unique_id()?.0) } else { None };
@@ -215,7 +215,7 @@ fn compatible(all: &[String], shared: bool) -> std::result::Result<(), NcclError
 }
 
 /// Joins in a separate thread: NCCL waits for the other ranks without limit, even if they are gone.
-fn join(library: Nccl, id: UniqueId, context: &Arc<Context>, group: &Arc<Group>) -> Result<Comm> {
+fn join(library: Nccl, id: UniqueId, context: &Arc<DriverContext>, group: &Arc<Group>) -> Result<Comm> {
     let world = group.world();
     let context = context.clone();
     let (tell, told) = channel();

@@ -135,22 +135,22 @@ pub fn fits(card: &Properties, driver: Version, kernels: &Embedded) -> Result {
 
 /// A card's primary context, shared with other libraries in the process.
 #[derive(Debug)]
-pub struct Context {
+pub struct DriverContext {
     device: CUdevice,
     raw: CUcontext,
 }
 
 // SAFETY: the driver's contexts may be used from any thread.
-unsafe impl Send for Context {}
+unsafe impl Send for DriverContext {}
 // SAFETY: as above, also at the same time.
-unsafe impl Sync for Context {}
+unsafe impl Sync for DriverContext {}
 
-impl Context {
-    pub fn of(device: CUdevice) -> Result<Context> {
+impl DriverContext {
+    pub fn of(device: CUdevice) -> Result<DriverContext> {
         let mut raw = std::ptr::null_mut();
         // SAFETY: writes one pointer.
         unsafe { call!(cuDevicePrimaryCtxRetain(&mut raw, device)) }?;
-        Ok(Context { device, raw })
+        Ok(DriverContext { device, raw })
     }
 
     /// The card's number.
@@ -175,7 +175,7 @@ impl Context {
     }
 }
 
-impl Drop for Context {
+impl Drop for DriverContext {
     fn drop(&mut self) {
         // SAFETY: retained by `of`. After a failure nothing can be done.
         let _ = unsafe { call!(cuDevicePrimaryCtxRelease_v2(self.device)) };
