@@ -20,7 +20,7 @@ use effnet::train::evaluator::Evaluator;
 use effnet::train::events::{LogLine, Silent};
 use effnet::train::memory::{evaluation_need, memory_plan};
 use effnet::train::run::train_on;
-use effnet::train::{Outcome, Recipe, RunOptions};
+use effnet::train::{Decayed, Outcome, Recipe, RunOptions};
 
 fn recipe() -> Recipe {
     // With a low rate, runs that differ only in rounding stay close.
@@ -97,8 +97,10 @@ on_cuda!(overflow_skips_the_step_halves_the_scale_and_survives_a_resume);
 #[test]
 #[cfg_attr(not(target_arch = "x86_64"), ignore = "the host harness runs on x86-64 only")]
 fn memory_taken_on_a_gpu_is_what_was_planned() {
-    for (precision, ema) in [(Precision::Fp16, 0.999), (Precision::Fp32, 0.0)] {
-        let recipe = Recipe { ema, ..recipe() };
+    for (precision, ema, weight_decay_of) in
+        [(Precision::Fp16, 0.999, Decayed::Weights), (Precision::Fp32, 0.0, Decayed::All)]
+    {
+        let recipe = Recipe { ema, weight_decay_of, ..recipe() };
         let images = (recipe.micro_batch, recipe.resolution);
         let arch = recipe.architecture(5).unwrap();
         let table = ParamTable::new(&arch);
@@ -106,10 +108,13 @@ fn memory_taken_on_a_gpu_is_what_was_planned() {
         let evaluation = plan(NetworkConfig::inference(images.0));
         let need = evaluation_need(&evaluation, &table, &CudaDevice { precision }, true, images);
         let planned = memory_plan(&recipe, 5, &mut cuda::<HostGpu>(precision), World::ALONE).unwrap().total();
-        let training = StateSize { decay_factors: false, ..StateSize::new(table.trainable(), table.total()) };
+        let evaluating =
+            StateSize { slots: 0, decay_factors: false, ..StateSize::new(table.trainable(), table.total()) };
+        let (slots, decay_factors) = (2, weight_decay_of != Decayed::All);
+        let training = StateSize { slots, decay_factors, ..evaluating };
         for (what, planned, state, plans) in [
             ("a run", planned, training, vec![&plan(recipe.network_config(1)), &evaluation]),
-            ("an evaluation", need, StateSize { slots: 0, ..training }, vec![&evaluation]),
+            ("an evaluation", need, evaluating, vec![&evaluation]),
         ] {
             let used = taken(cuda::<HostGpu>(precision), state, &plans, images);
             let line = format!("{what} in {precision}: {used} bytes, planned {planned}");

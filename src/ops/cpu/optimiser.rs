@@ -100,9 +100,10 @@ unsafe fn sweep_body<V: Vector>(
         let moved = gradients.len();
         each_vector!(V, moved, |at, count| {
             let p = read::<V>(parameters, at, count);
-            let decay = match factors.is_empty() {
-                true => weight_decay,
-                false => read::<V>(factors, at, count).mul(weight_decay),
+            let decay = if factors.is_empty() {
+                weight_decay
+            } else {
+                read::<V>(factors, at, count).mul(weight_decay)
             };
             let g = p.mul_add(decay, read(gradients, at, count));
             let step = match scalars.rule {

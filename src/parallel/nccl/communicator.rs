@@ -21,7 +21,7 @@ pub struct Comm {
 
 #[derive(Debug)]
 struct Shared {
-    library: Nccl,
+    nccl: Nccl,
     state: Mutex<CommState>,
     ended: Condvar,
     stopped: AtomicBool,
@@ -48,22 +48,18 @@ impl Comm {
     ///
     /// # Errors
     /// Among others if two ranks have the same GPU.
-    pub fn join(library: Nccl, id: UniqueId, size: usize, rank: usize) -> Result<Comm, NcclError> {
+    pub fn join(nccl: Nccl, id: UniqueId, size: usize, rank: usize) -> Result<Comm, NcclError> {
         let mut handle = std::ptr::null_mut();
         // SAFETY: writes one pointer.
-        let answer = unsafe { (library.functions.comm_init_rank)(&mut handle, size as i32, id, rank as i32) };
-        library.check("ncclCommInitRank", answer)?;
+        let answer = unsafe { (nccl.functions.comm_init_rank)(&mut handle, size as i32, id, rank as i32) };
+        nccl.check("ncclCommInitRank", answer)?;
         let state = CommState { handle: Some(handle), failed: false, ended: false };
-        let shared = Shared {
-            library,
-            state: Mutex::new(state),
-            ended: Condvar::new(),
-            stopped: AtomicBool::new(false),
-        };
+        let shared =
+            Shared { nccl, state: Mutex::new(state), ended: Condvar::new(), stopped: AtomicBool::new(false) };
         let comm = Comm { shared: Arc::new(shared) };
         let mut own = -1;
         // SAFETY: the communicator exists; writes one number.
-        comm.call("ncclCommUserRank", |comm| unsafe { (library.functions.comm_user_rank)(comm, &mut own) })?;
+        comm.call("ncclCommUserRank", |comm| unsafe { (nccl.functions.comm_user_rank)(comm, &mut own) })?;
         if own != rank as i32 {
             return Err(NcclError::Misplaced {
                 rank,
@@ -77,7 +73,7 @@ impl Comm {
     /// The number of its GPU within this process.
     pub fn device(&self) -> Result<usize, NcclError> {
         let mut device = -1;
-        let functions = self.shared.library.functions;
+        let functions = self.shared.nccl.functions;
         // SAFETY: the communicator exists; writes one number.
         self.call("ncclCommCuDevice", |comm| unsafe { (functions.comm_cu_device)(comm, &mut device) })?;
         Ok(device.max(0) as usize)
@@ -101,7 +97,7 @@ impl Comm {
     ) -> Result<(), NcclError> {
         let (kind, operation) = how.numbers();
         let at = at as *mut c_void;
-        let all_reduce = self.shared.library.functions.all_reduce;
+        let all_reduce = self.shared.nccl.functions.all_reduce;
         // SAFETY: guaranteed by the caller.
         let call = |comm| unsafe { all_reduce(at, at, elements, kind, operation, comm, stream) };
         self.call("ncclAllReduce", call)
@@ -122,7 +118,7 @@ impl Comm {
         stream: *mut c_void,
     ) -> Result<(), NcclError> {
         const UINT8: i32 = 1;
-        let all_gather = self.shared.library.functions.all_gather;
+        let all_gather = self.shared.nccl.functions.all_gather;
         // SAFETY: guaranteed by the caller.
         let call = |comm| unsafe {
             all_gather(from as *const c_void, to as *mut c_void, bytes, UINT8, comm, stream)
@@ -135,13 +131,13 @@ impl Comm {
     /// # Errors
     /// Those of `work`, or of the call.
     pub fn together(&self, work: impl FnOnce() -> Result<(), NcclError>) -> Result<(), NcclError> {
-        let functions = self.shared.library.functions;
+        let functions = self.shared.nccl.functions;
         // SAFETY: groups may be nested, and this one is closed below.
         self.call("ncclGroupStart", |_| unsafe { (functions.group_start)() })?;
         let worked = work();
         // A group belongs to the thread, so it must be closed even if the communicator has been aborted meanwhile.
         // SAFETY: closes the group that was opened above.
-        let closed = self.shared.library.check("ncclGroupEnd", unsafe { (functions.group_end)() });
+        let closed = self.shared.nccl.check("ncclGroupEnd", unsafe { (functions.group_end)() });
         if closed.is_err() {
             self.shared.lock().failed = true;
         }
@@ -154,11 +150,11 @@ impl Comm {
     /// [`NcclError::Stopped`]; a failure between the ranks, which the GPU's streams do not report.
     pub fn check(&self) -> Result<(), NcclError> {
         let mut code = SUCCESS;
-        let functions = self.shared.library.functions;
+        let functions = self.shared.nccl.functions;
         // SAFETY: the communicator exists; writes one number.
         let ask = |comm| unsafe { (functions.comm_get_async_error)(comm, &mut code) };
         self.call("ncclCommGetAsyncError", ask)?;
-        let answer = self.shared.library.check("an exchange between ranks", code);
+        let answer = self.shared.nccl.check("an exchange between ranks", code);
         self.note(answer)
     }
 
@@ -175,7 +171,7 @@ impl Comm {
         let handle = state.handle.ok_or(NcclError::Stopped)?;
         let answer = call(handle);
         drop(state);
-        self.note(self.shared.library.check(name, answer))
+        self.note(self.shared.nccl.check(name, answer))
     }
 
     fn note(&self, answer: Result<(), NcclError>) -> Result<(), NcclError> {
@@ -210,7 +206,7 @@ impl Shared {
             // Taken on this thread, since a call under way may hold the lock for long.
             let handle = ending.lock().handle.take();
             let Some(handle) = handle else { return };
-            let functions = ending.library.functions;
+            let functions = ending.nccl.functions;
             let end = if abort { functions.comm_abort } else { functions.comm_destroy };
             // SAFETY: the communicator exists and is used nowhere else any more. It is gone whatever the result is.
             unsafe { end(handle) };
