@@ -19,6 +19,11 @@ pub const LOADER_AHEAD: usize = 3;
 /// Device memory reserved for NCCL, whose buffers grow with the ranks of a machine. A generous guess, not measured.
 const NCCL: u64 = 512 << 20;
 
+/// Memory of a GPU that is left to the driver for code and graphs, and because it gives memory out in pieces: a share of
+/// what is available, and at least so much.
+const LEAST_RESERVE: u64 = 256 << 20;
+const RESERVE_PERCENT: u64 = 3;
+
 /// Bytes of a training run, by purpose.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct MemoryPlan {
@@ -38,6 +43,8 @@ pub struct MemoryPlan {
     pub checkpoint: u64,
     /// Images prepared ahead.
     pub images: u64,
+    /// Left to a GPU's driver, see [`reserve`].
+    pub reserve: u64,
     /// What the system can give; none if unknown.
     pub available: Option<u64>,
     /// The largest micro-batch whose plan fits; none if unknown, 0 if nothing fits.
@@ -48,26 +55,36 @@ pub struct MemoryPlan {
 /// A batch that does not fit.
 #[derive(Debug, thiserror::Error, PartialEq)]
 #[error("--micro-batch {micro_batch} needs {} of memory, {} are available; {}", HumanBytes(*need),
-    HumanBytes(*have), advice(*fits))]
+    HumanBytes(*have), advice(*fits, *on_gpu))]
 pub struct MemoryError {
     pub micro_batch: usize,
     pub need: u64,
     pub have: u64,
     /// The largest divisor of the batch that fits.
     pub fits: Option<usize>,
+    pub on_gpu: bool,
 }
 
-fn advice(fits: Option<usize>) -> String {
+fn advice(fits: Option<usize>, on_gpu: bool) -> String {
     match fits {
         Some(images) => format!("--micro-batch {images} fits"),
+        None if on_gpu => {
+            "nothing fits: close what else uses the card (nvidia-smi lists it), or take a smaller --resolution or --model"
+                .into()
+        }
         None => "nothing fits: take a smaller --resolution or --model".into(),
     }
+}
+
+/// Bytes that are left to the driver of a GPU with so many available.
+pub fn reserve(available: u64) -> u64 {
+    LEAST_RESERVE.max(available / 100 * RESERVE_PERCENT)
 }
 
 impl MemoryPlan {
     pub fn total(&self) -> u64 {
         let state = self.weights + self.gradients + self.optimizer + self.ema;
-        self.arena + self.workspace + state + self.checkpoint + self.images
+        self.arena + self.workspace + state + self.checkpoint + self.images + self.reserve
     }
 
     /// # Errors
@@ -78,7 +95,7 @@ impl MemoryPlan {
             Some(have) if need > have => {
                 let largest = self.largest.unwrap_or(0).min(self.batch_size);
                 let fits = (1..=largest).rev().find(|images| self.batch_size.is_multiple_of(*images));
-                Err(MemoryError { micro_batch: self.micro_batch, need, have, fits })
+                Err(MemoryError { micro_batch: self.micro_batch, need, have, fits, on_gpu: self.reserve > 0 })
             }
             _ => Ok(()),
         }
@@ -148,6 +165,7 @@ fn with_available(
         ema,
         checkpoint,
         images,
+        reserve: if own_memory { reserve(available.unwrap_or(0)) } else { 0 },
         available,
         largest: None,
     };
@@ -177,7 +195,7 @@ fn gpu_batches(device: &impl Device, images: usize, resolution: usize) -> u64 {
 }
 
 /// Bytes that an evaluation by `plan` needs in passes of `images`. On a device with its own memory this includes the
-/// state; on the host the state is already in memory.
+/// state, but not the [`reserve`]; on the host the state is already in memory.
 pub fn evaluation_need(
     plan: &Plan,
     table: &ParamTable,
@@ -237,6 +255,7 @@ impl fmt::Display for MemoryPlan {
             ("moving average", self.ema),
             ("copy while saving", self.checkpoint),
             ("images prepared ahead", self.images),
+            ("left to the driver", self.reserve),
             ("total", self.total()),
         ];
         let line = |f: &mut fmt::Formatter, what: &str, value: &str| writeln!(f, "  {what:<40} {value:>12}");
@@ -291,7 +310,7 @@ mod tests {
         let line = error.to_string();
         assert!(line.contains("MiB") && line.contains(&format!("--micro-batch {fits} fits")), "{line}");
         assert!(plan(1, 1000).check().unwrap_err().to_string().contains("smaller --resolution"));
-        assert!(tight.to_string().lines().count() == 13, "{tight}");
+        assert!(tight.to_string().lines().count() == 14, "{tight}");
     }
 
     /// The published reference trains with 512 images on a GPU of 10 GB.

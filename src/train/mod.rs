@@ -36,6 +36,6 @@ pub use options::{DataChoice, DeviceChoice, RunOptions};
 pub use recipe::{Recipe, RecipeError};
 pub use report::events::{EvaluationRecord, Header, Outcome, Reporter, StepRecord};
 pub use report::{curves, events, log, profile};
-pub use trainer::run::train;
+pub use trainer::run::{train, train_selected};
 pub use trainer::session::{check, saved_recipe};
 pub use trainer::{engine, not_finite, run, schedule};

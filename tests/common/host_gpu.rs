@@ -4,7 +4,7 @@
 
 mod collectives;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::c_void;
 use std::sync::Arc;
 use std::time::Instant;
@@ -51,7 +51,9 @@ pub struct HostGpu {
     allocations: BTreeMap<u64, usize>,
     places: BTreeMap<String, (Address, usize)>,
     recording: Option<Vec<Command>>,
-    graphs: Vec<Vec<Command>>,
+    graphs: Vec<Option<Vec<Command>>>,
+    /// Kernels that were launched outside of a capture.
+    loaded: BTreeSet<String>,
     staging: Vec<StagingPair>,
     marks: Vec<Instant>,
     collectives: Collectives,
@@ -81,6 +83,7 @@ impl HostGpu {
             places: BTreeMap::new(),
             recording: None,
             graphs: Vec::new(),
+            loaded: BTreeSet::new(),
             staging: Vec::new(),
             marks: Vec::new(),
             collectives: Collectives::default(),
@@ -240,6 +243,16 @@ impl Gpu for HostGpu {
         if shared > self.properties.shared_per_block {
             return Err(device_error(format!("{kernel}: {shared} bytes of shared memory")));
         }
+        // A GPU loads a kernel's code at its first launch, which older drivers refuse in a capture.
+        if self.recording.is_none() {
+            if !self.loaded.contains(kernel) {
+                self.loaded.insert(kernel.to_string());
+            }
+        } else if !self.loaded.contains(kernel) {
+            return Err(device_error(format!(
+                "{kernel} is first launched in a capture, where it cannot be loaded"
+            )));
+        }
         let mut words = vec![0u64; size.div_ceil(8)];
         // SAFETY: the caller guarantees `size` bytes.
         unsafe { std::ptr::copy_nonoverlapping(arguments.cast::<u8>(), words.as_mut_ptr().cast(), size) };
@@ -267,16 +280,20 @@ impl Gpu for HostGpu {
     fn end_capture(&mut self) -> Result<Graph> {
         let recording = self.recording.take().ok_or_else(|| device_error("no capture was begun"))?;
         self.collectives.capture_ends()?;
-        self.graphs.push(recording);
+        self.graphs.push(Some(recording));
         Ok(Graph(self.graphs.len() - 1))
     }
 
     fn launch_graph(&mut self, graph: Graph) -> Result {
         self.not_recording("a graph")?;
-        let commands = std::mem::take(&mut self.graphs[graph.0]);
+        let commands = self.graphs[graph.0].take().ok_or_else(|| device_error("a graph that was freed"))?;
         let ran = commands.iter().try_for_each(|command| self.execute(command));
-        self.graphs[graph.0] = commands;
+        self.graphs[graph.0] = Some(commands);
         ran
+    }
+
+    fn free_graph(&mut self, graph: Graph) {
+        self.graphs[graph.0] = None;
     }
 
     fn staging(&mut self, bytes: usize) -> Result<Staging> {
@@ -284,6 +301,14 @@ impl Gpu for HostGpu {
         self.device.label(device.0, bytes, &format!("staging {}", self.staging.len()));
         self.staging.push(StagingPair { host: vec![0; bytes], device, sending: None });
         Ok(Staging(self.staging.len() - 1))
+    }
+
+    /// The memory stays, filled with values that tests notice if something still uses it.
+    fn free_staging(&mut self, staging: Staging) -> Result {
+        self.finish_sending(staging);
+        let StagingPair { device, host, .. } = &mut self.staging[staging.0];
+        let (at, bytes) = (*device, std::mem::take(host).len());
+        self.fill(at, 0xa5, bytes)
     }
 
     fn staging_address(&self, staging: Staging) -> Address {
@@ -328,6 +353,10 @@ impl Gpu for HostGpu {
     fn mark(&mut self) -> Result<Mark> {
         self.marks.push(Instant::now());
         Ok(Mark(self.marks.len() - 1))
+    }
+
+    fn reach(&mut self, _: Mark) -> Result {
+        Ok(())
     }
 
     fn between(&mut self, from: Mark, to: Mark) -> Result<f64> {

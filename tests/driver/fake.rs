@@ -24,13 +24,38 @@ pub unsafe fn function<F: Copy>(library: *mut c_void, name: &str) -> F {
     unsafe { std::mem::transmute_copy(&symbol) }
 }
 
+/// What happened since the machine was set up.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// Calls that failed.
+    pub failures: c_int,
+    /// Waits of the host.
+    pub waits: c_int,
+    /// Contexts that were made.
+    pub contexts: c_int,
+    /// Graphs of several streams that do not keep their priorities.
+    pub lost_priorities: c_int,
+}
+
 /// The functions of the stand-in for tests. It is loaded under the name that the crate looks for. One test at a time.
 pub struct Fake {
     pub machine: extern "C" fn(c_int, c_int, c_int, c_int, c_int, usize),
     pub eager_transfers: extern "C" fn(c_int),
-    pub fault: extern "C" fn(),
+    /// From here on every call answers so.
+    pub fault: extern "C" fn(c_int),
+    /// Another process takes so many bytes of the device.
+    pub taken: extern "C" fn(usize),
+    /// Whether memory of the host can be pinned.
+    pub pinnable: extern "C" fn(c_int),
+    pub report: extern "C" fn() -> Report,
+    /// Graphs that were made and not freed.
+    pub graphs: extern "C" fn() -> c_int,
     pub live: extern "C" fn() -> c_int,
 }
+
+/// Bytes of the device's memory.
+pub const MEMORY: usize = 256 << 20;
 
 static FAKE: LazyLock<Mutex<Fake>> = LazyLock::new(|| Mutex::new(Fake::load()));
 
@@ -47,6 +72,10 @@ impl Fake {
                 machine: function(handle, "fake_machine"),
                 eager_transfers: function(handle, "fake_eager_transfers"),
                 fault: function(handle, "fake_fault"),
+                taken: function(handle, "fake_taken"),
+                pinnable: function(handle, "fake_pinnable"),
+                report: function(handle, "fake_report"),
+                graphs: function(handle, "fake_graphs"),
                 live: function(handle, "fake_live"),
             }
         }
@@ -55,7 +84,7 @@ impl Fake {
     /// A machine with one GPU.
     pub fn card(version: i32, capability: (i32, i32)) -> MutexGuard<'static, Fake> {
         let fake = FAKE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        (fake.machine)(version, 1, capability.0, capability.1, 0, 1 << 20);
+        (fake.machine)(version, 1, capability.0, capability.1, 0, MEMORY);
         (fake.eager_transfers)(0);
         fake
     }
@@ -79,10 +108,13 @@ pub const KERNELS: Embedded = Embedded {
     architectures: &[80, 90],
     ptx: Some(90),
     files: &[
-        ("add", b"add_f32 64 16 0\nadd_wide_f32 64 24 0\nadd_two 64 16 0\0"),
+        ("add", b"add_f32 64 16 0\nadd_wide_f32 64 24 0\nfault_f32 64 16 0\0"),
         ("other", b"stray_f32 64 16 1024\0"),
     ],
 };
+
+/// Kernels of every name, which do nothing.
+pub const IDLE: Embedded = Embedded { files: &[("all", b"*\0")], ..KERNELS };
 
 pub fn open() -> Result<Driver, DriverError> {
     Driver::with_kernels(Library::load()?, 0, &KERNELS)

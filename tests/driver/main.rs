@@ -4,6 +4,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod engine;
 mod fake;
 mod gpu;
 mod ranks;

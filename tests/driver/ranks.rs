@@ -136,6 +136,8 @@ fn connected(size: usize, eager: c_int, work: impl FnOnce(&mut Driver)) -> [c_in
         let mut gpu = open().unwrap();
         gpu.connect(group).unwrap();
         work(&mut gpu);
+        // Sums go before computation, also in graphs.
+        assert_eq!((fake.report)().lost_priorities, 0);
         drop(gpu);
         assert_eq!((fake.live)(), 0);
     });
@@ -160,6 +162,7 @@ fn sum_is_recorded_with_the_step_and_launched_several_times() {
     for eager in [0, 1] {
         let ends = connected(2, eager, |gpu| {
             let at = [gpu.allocate(16).unwrap(), gpu.allocate(16).unwrap()];
+            add(gpu, &launch("add_f32"), at[0], 0.0).unwrap();
             gpu.begin_capture().unwrap();
             step(gpu, at).unwrap();
             let graph = gpu.end_capture().unwrap();
@@ -197,7 +200,6 @@ fn gather_of_bytes_and_time_between_collectives() {
         gpu.all_gather(from, to, 4).unwrap();
         let ended = gpu.collective_mark().unwrap();
         gpu.collective_end().unwrap();
-        assert_eq!(gpu.between(began, ended).unwrap(), 1500.0);
         assert_eq!(gpu.elapsed(began, ended).unwrap(), 1500.0);
         assert_eq!(floats(gpu, to), [1.5, 1.5, 1.5, 0.0]);
     });

@@ -60,7 +60,7 @@ fn refused(machine: Machine, arguments: &[&str], status: i32, parts: &[&str]) {
 fn machine_without_a_usable_gpu_says_why_and_what_to_do() {
     let other = "or leave the flag out, or use --device cpu";
     for (machine, parts) in [
-        (Machine { stub: true, ..GOOD }, ["no NVIDIA driver on this machine", "install one"]),
+        (Machine { stub: true, ..GOOD }, ["the NVIDIA driver that was loaded is a stub", "LD_LIBRARY_PATH"]),
         (Machine { devices: 0, ..GOOD }, ["the NVIDIA driver finds no GPU", "CUDA_VISIBLE_DEVICES"]),
         (
             Machine { version: 11_080, ..GOOD },
@@ -185,7 +185,7 @@ fn batch_that_does_not_fit_the_card_is_refused_before_anything_is_made() {
     assert!(!out.exists());
     // If not even one image fits, there is no remedy of this kind.
     let line = train(&out, 1 << 20, true, &mut Said::default()).expect_err("no memory").to_string();
-    assert!(line.ends_with("nothing fits: take a smaller --resolution or --model"), "{line}");
+    assert!(line.ends_with("(nvidia-smi lists it), or take a smaller --resolution or --model"), "{line}");
     assert!(!out.exists());
 }
 

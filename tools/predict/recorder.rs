@@ -151,11 +151,15 @@ impl Gpu for RecordingGpu {
     fn launch_graph(&mut self, _: Graph) -> Result {
         no("a graph")
     }
+    fn free_graph(&mut self, _: Graph) {}
 
     fn staging(&mut self, bytes: usize) -> Result<Staging> {
         let device = self.allocate(bytes)?;
         self.staging.push((vec![0; bytes], device));
         Ok(Staging(self.staging.len() - 1))
+    }
+    fn free_staging(&mut self, _: Staging) -> Result {
+        Ok(())
     }
     fn staging_address(&self, staging: Staging) -> Address {
         self.staging[staging.0].1
@@ -176,6 +180,9 @@ impl Gpu for RecordingGpu {
         Ok(())
     }
     fn mark(&mut self) -> Result<Mark> {
+        no("a time")
+    }
+    fn reach(&mut self, _: Mark) -> Result {
         no("a time")
     }
     fn between(&mut self, _: Mark, _: Mark) -> Result<f64> {

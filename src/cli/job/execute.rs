@@ -23,7 +23,7 @@ use crate::train::device::{self, Hardware};
 use crate::train::events::{All, End, Reporter};
 use crate::train::report::for_stdout;
 use crate::train::{
-    DataChoice, DeviceChoice, MemoryPlan, Recipe, RecipeError, TrainError, check, memory_plan, train,
+    DataChoice, MemoryPlan, Recipe, RecipeError, TrainError, check, memory_plan, train_selected,
 };
 
 /// Classes of a network without data: as many as ImageNet has.
@@ -131,9 +131,7 @@ impl Job {
 
     fn train(&self, stop: &AtomicBool) -> Result<End> {
         // A missing device is reported before missing data.
-        if self.options.device == DeviceChoice::Cuda {
-            device::select_for(&self.options).map_err(TrainError::from)?;
-        }
+        let selected = device::select_for(&self.options).map_err(TrainError::from)?;
         // Only rank 0 reports.
         let leads = self.options.ranks.world().leads();
         let mut report = All(Vec::new());
@@ -141,7 +139,7 @@ impl Job {
             report.0 = vec![Box::new(Curves::default()), for_stdout(self.json)];
         }
         let source = self.source(&mut report)?;
-        let outcome = match train(&self.recipe, &self.options, source, &mut report, stop) {
+        let outcome = match train_selected(&self.recipe, &self.options, source, selected, &mut report, stop) {
             Err(TrainError::Group(error @ GroupError::Interrupted)) => {
                 report.notice(&error.to_string());
                 return Ok(End::Interrupted);
@@ -156,7 +154,7 @@ impl Job {
 
     /// Starts the ranks, after a check for errors that all of them would meet.
     fn launch(&self, launch: &Launch) -> Result<Done> {
-        drop(device::select_for(&self.options).map_err(TrainError::from)?);
+        device::check_for(&self.options).map_err(TrainError::from)?;
         // This also packs the demo's images before several ranks open them.
         check(&self.recipe, &self.options, &self.source(&mut All(vec![for_stdout(self.json)]))?)?;
         let mut arguments: Vec<OsString> = env::args_os().skip(1).collect();

@@ -66,6 +66,10 @@ impl Batches {
         Ok(Batches { staging: [gpu.staging(room)?, gpu.staging(room)?], room, sent: [None; 2] })
     }
 
+    pub fn free<G: Gpu>(self, gpu: &mut G) -> Result {
+        self.staging.into_iter().try_for_each(|staging| gpu.free_staging(staging))
+    }
+
     pub fn room(&self) -> usize {
         self.room
     }

@@ -5,13 +5,12 @@ use std::ffi::c_void;
 use std::fmt::Write;
 
 use super::arguments::{Arguments, Kernel};
-use super::bucket_times::BucketTimes;
-use super::gpu::{Address, Gpu, Launch, Mark};
+use super::gpu::{Address, Gpu, Launch};
 use super::precision::Precision;
 use super::sources::step::StepBlock;
+use super::timing::Timing;
 use crate::ops::optimiser::MOST_SLOTS;
 use crate::ops::plan::ALIGNMENT;
-use crate::ops::profile::Profile;
 use crate::ops::{OpsError, Param, Pass, Result, Tensor};
 
 /// The flat state buffers on the device.
@@ -54,14 +53,6 @@ pub struct Exchange {
     pub left: usize,
 }
 
-/// What `--profile` collects: sums, the current pass with its start, and the exchange between ranks.
-#[derive(Default)]
-pub struct Timing {
-    pub sums: Profile,
-    pass: Option<(&'static str, Mark)>,
-    pub(super) exchange: BucketTimes,
-}
-
 /// Everything a launcher may use.
 pub struct Context<G: Gpu> {
     pub gpu: G,
@@ -80,7 +71,7 @@ pub struct Context<G: Gpu> {
     /// A buffer for uploaded images and its length; the first upload allocates it.
     pub pixels: Option<(Address, usize)>,
     /// Set while passes are timed.
-    pub profile: Option<Timing>,
+    pub(super) profile: Option<Timing>,
     /// Present if several ranks share the work.
     pub(super) exchange: Option<Exchange>,
     /// The name of the kernel being launched; kept so that a launch allocates nothing.
@@ -196,32 +187,27 @@ impl<G: Gpu> Context<G> {
         // SAFETY: `arguments` is a value of the type that `fields` describes. Launchers take its addresses from the
         // methods above, within the bounds that the pass declares.
         unsafe { self.gpu.launch(&launch, (&raw const arguments).cast::<c_void>()) }?;
-        if let (Some(began), Some(Timing { sums, pass, .. })) = (began, &mut self.profile) {
-            let ended = self.gpu.mark()?;
-            let pass = pass.map_or("other", |(name, _)| name);
-            sums.add_kernel(pass, &self.name, self.gpu.elapsed(began, ended)?);
+        match (began, &mut self.profile) {
+            (Some(began), Some(timing)) => timing.end_kernel(&mut self.gpu, &self.name, began),
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     /// Begins a pass, for the profile.
     pub fn begin_pass(&mut self, name: &'static str) -> Result {
-        if let Some(timing) = &mut self.profile {
-            timing.pass = Some((name, self.gpu.mark()?));
+        match &mut self.profile {
+            Some(timing) => timing.begin_pass(&mut self.gpu, name),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// Ends a pass, for the profile.
     pub fn end_pass(&mut self, pass: &Pass) -> Result {
-        if let Some(timing) = &mut self.profile
-            && let Some((_, began)) = timing.pass.take()
-        {
-            let ended = self.gpu.mark()?;
-            let microseconds = self.gpu.elapsed(began, ended)?;
-            timing.sums.add(pass, &super::CudaDevice { precision: self.precision }, microseconds);
+        let device = super::CudaDevice { precision: self.precision };
+        match &mut self.profile {
+            Some(timing) => timing.end_pass(&mut self.gpu, &device, pass),
+            None => Ok(()),
         }
-        Ok(())
     }
 }
 

@@ -15,6 +15,7 @@ use super::nvidia::collectives::Collectives;
 use super::nvidia::device::{DriverContext, Library, fits, properties, supported};
 use super::nvidia::handles::{Event, Launchable, Memory, Pinned, Stream, memory_info};
 use super::nvidia::kernels::Kernels;
+use super::nvidia::wait::wait;
 use super::nvidia::{self, DriverError};
 use crate::ops::{OpsError, Result};
 use crate::parallel::Group;
@@ -23,16 +24,18 @@ use crate::parallel::Group;
 #[derive(Debug)]
 pub struct Driver {
     // Fields are dropped in this order: first what streams may still use, last the context.
-    graphs: Vec<Launchable>,
+    graphs: Vec<Option<Launchable>>,
     // Dropped after the graphs that contain its collectives.
     collectives: Option<Collectives>,
     kernels: Kernels,
     marks: Marks,
-    stagings: Vec<Buffers>,
+    stagings: Vec<Option<Buffers>>,
     memory: Vec<Memory>,
     compute: Stream,
     transfer: Stream,
     properties: Properties,
+    /// Every launch is waited for, see [`Driver::wait_after_each_launch`].
+    synchronous: bool,
     context: Arc<DriverContext>,
 }
 
@@ -57,6 +60,9 @@ struct Buffers {
     returned: Event,
 }
 
+/// The variable that makes a kernel's failure carry its name: 1, or 0 like unset.
+const SYNCHRONOUS: &str = "EFFNET_CUDA_SYNC";
+
 /// Number of GPUs of this machine.
 ///
 /// # Errors
@@ -71,11 +77,10 @@ impl Driver {
     /// # Errors
     /// [`DriverError`], in one line with the remedy.
     pub fn open(index: usize) -> Result<Driver> {
-        let library = Library::load()?;
-        // Check the card before this build: for a card that no build supports, that is the more useful error.
-        supported(&properties(library.device(index)?)?)?;
-        let embedded = EMBEDDED.as_ref().map_err(|reason| DriverError::NoKernels(reason))?;
-        Ok(Driver::with_kernels(library, index, embedded)?)
+        let (library, embedded) = usable(index)?;
+        let mut driver = Driver::with_kernels(library, index, embedded)?;
+        driver.synchronous = synchronous()?;
+        Ok(driver)
     }
 
     /// The same with other kernels.
@@ -98,10 +103,48 @@ impl Driver {
             compute: Stream::new()?,
             transfer: Stream::new()?,
             properties,
+            synchronous: false,
             context,
         })
     }
+
+    /// From here on every launch is waited for, and nothing is captured. So a fault has the name of its kernel.
+    pub fn wait_after_each_launch(&mut self) {
+        self.synchronous = true;
+    }
 }
+
+/// What [`Driver::open`] refuses, without the time that a context takes.
+///
+/// # Errors
+/// As for [`Driver::open`].
+pub fn check(index: usize) -> Result {
+    usable(index)?;
+    synchronous()?;
+    Ok(())
+}
+
+fn usable(index: usize) -> nvidia::Result<(Library, &'static Embedded)> {
+    let library = Library::load()?;
+    let properties = properties(library.device(index)?)?;
+    // Check the card before this build: for a card that no build supports, that is the more useful error.
+    supported(&properties)?;
+    let embedded = EMBEDDED.as_ref().map_err(|reason| DriverError::NoKernels(reason))?;
+    fits(&properties, library.version, embedded)?;
+    Ok((library, embedded))
+}
+
+fn synchronous() -> nvidia::Result<bool> {
+    match std::env::var(SYNCHRONOUS).as_deref() {
+        Err(std::env::VarError::NotPresent) | Ok("" | "0") => Ok(false),
+        Ok("1") => Ok(true),
+        Ok(other) => Err(DriverError::Synchronous(other.into())),
+        Err(other) => Err(DriverError::Synchronous(other.to_string())),
+    }
+}
+
+/// The engine frees a staging when it takes another in its place.
+const FREED: &str = "a staging that was not freed";
 
 /// Waits for everything enqueued on a stream.
 fn drained(collectives: &Option<Collectives>, stream: &Stream) -> Result {
@@ -115,7 +158,7 @@ fn drained(collectives: &Option<Collectives>, stream: &Stream) -> Result {
 fn reached(collectives: &Option<Collectives>, event: &Event) -> Result {
     match collectives {
         Some(collectives) => collectives.wait_until(event),
-        None => Ok(event.synchronise()?),
+        None => Ok(wait(|| event.reached())?),
     }
 }
 
@@ -132,6 +175,10 @@ impl Driver {
             Some(collectives) => collectives.wait_for(&self.compute),
             None => Ok(()),
         }
+    }
+
+    fn buffers(&self, staging: Staging) -> &Buffers {
+        self.stagings[staging.0].as_ref().expect(FREED)
     }
 
     /// Records a moment of a stream.
@@ -208,13 +255,26 @@ impl Gpu for Driver {
     unsafe fn launch(&mut self, launch: &Launch, arguments: *const c_void) -> Result {
         self.context.enter()?;
         // SAFETY: as the caller promises.
-        Ok(unsafe { self.kernels.launch(&self.compute, launch, arguments) }?)
+        unsafe { self.kernels.launch(&self.compute, launch, arguments) }?;
+        if !self.synchronous {
+            return Ok(());
+        }
+        drained(&self.collectives, &self.compute).map_err(|error| match error {
+            OpsError::Cuda(DriverError::Call(failure)) => {
+                DriverError::Launch { kernel: launch.kernel.into(), failure }.into()
+            }
+            other => other,
+        })
     }
 
     fn synchronise(&mut self) -> Result {
         self.context.enter()?;
         let computed = drained(&self.collectives, &self.compute);
         drained(&self.collectives, &self.transfer).and(computed)
+    }
+
+    fn captures(&self) -> bool {
+        !self.synchronous
     }
 
     fn begin_capture(&mut self) -> Result {
@@ -224,14 +284,22 @@ impl Gpu for Driver {
 
     fn end_capture(&mut self) -> Result<Graph> {
         self.context.enter()?;
-        self.graphs.push(self.compute.end_capture()?);
+        self.graphs.push(Some(self.compute.end_capture()?));
         Ok(Graph(self.graphs.len() - 1))
     }
 
     fn launch_graph(&mut self, graph: Graph) -> Result {
         self.context.enter()?;
-        // SAFETY: nothing is freed before this GPU is dropped.
-        Ok(unsafe { self.compute.launch(&self.graphs[graph.0]) }?)
+        let graph = self.graphs[graph.0].as_ref().expect("a graph that was not freed");
+        // SAFETY: whoever frees memory that a graph uses frees the graph first.
+        Ok(unsafe { self.compute.launch(graph) }?)
+    }
+
+    /// The driver frees a graph that runs when it has ended.
+    fn free_graph(&mut self, graph: Graph) {
+        if self.context.enter().is_ok() {
+            self.graphs[graph.0] = None;
+        }
     }
 
     fn staging(&mut self, bytes: usize) -> Result<Staging> {
@@ -248,26 +316,33 @@ impl Gpu for Driver {
         };
         // The first batch waits for the zeros.
         staging.released.record(&self.compute)?;
-        self.stagings.push(staging);
+        self.stagings.push(Some(staging));
         Ok(Staging(self.stagings.len() - 1))
     }
 
+    fn free_staging(&mut self, staging: Staging) -> Result {
+        self.synchronise()?;
+        self.stagings[staging.0] = None;
+        Ok(())
+    }
+
     fn staging_address(&self, staging: Staging) -> Address {
-        self.stagings[staging.0].device.address()
+        self.buffers(staging).device.address()
     }
 
     fn staging_host(&mut self, staging: Staging) -> Result<&mut [u8]> {
         self.context.enter()?;
-        let staging = &mut self.stagings[staging.0];
-        reached(&self.collectives, &staging.arrived)?;
-        reached(&self.collectives, &staging.returned)?;
+        let buffers = self.buffers(staging);
+        reached(&self.collectives, &buffers.arrived)?;
+        reached(&self.collectives, &buffers.returned)?;
+        let buffers = self.stagings[staging.0].as_mut().expect(FREED);
         // SAFETY: both transfers were waited for, and while the bytes are borrowed no other can be enqueued.
-        Ok(unsafe { staging.host.bytes() })
+        Ok(unsafe { buffers.host.bytes() })
     }
 
     fn staging_send(&mut self, staging: Staging, bytes: usize) -> Result {
         self.context.enter()?;
-        let staging = &self.stagings[staging.0];
+        let staging = self.buffers(staging);
         self.transfer.wait(&staging.released)?;
         assert!(bytes <= staging.bytes, "more than the buffer holds");
         // SAFETY: the bytes are accessed only through `staging_host`, which waits for `arrived`.
@@ -277,17 +352,17 @@ impl Gpu for Driver {
 
     fn staging_acquire(&mut self, staging: Staging) -> Result {
         self.context.enter()?;
-        Ok(self.compute.wait(&self.stagings[staging.0].arrived)?)
+        Ok(self.compute.wait(&self.buffers(staging).arrived)?)
     }
 
     fn staging_release(&mut self, staging: Staging) -> Result {
         self.context.enter()?;
-        Ok(self.stagings[staging.0].released.record(&self.compute)?)
+        Ok(self.buffers(staging).released.record(&self.compute)?)
     }
 
     fn staging_receive(&mut self, staging: Staging) -> Result {
         self.context.enter()?;
-        let staging = &self.stagings[staging.0];
+        let staging = self.buffers(staging);
         // SAFETY: the bytes are accessed only through `staging_host`, which waits for `returned`.
         unsafe { self.compute.receive(staging.device.address(), staging.host.start(), staging.bytes) }?;
         Ok(staging.returned.record(&self.compute)?)
@@ -328,13 +403,14 @@ impl Gpu for Driver {
         Driver::mark_on(&mut self.marks, &self.compute)
     }
 
+    fn reach(&mut self, mark: Mark) -> Result {
+        self.context.enter()?;
+        reached(&self.collectives, &self.marks.events[mark.0])
+    }
+
     fn between(&mut self, from: Mark, to: Mark) -> Result<f64> {
         self.context.enter()?;
-        let one = &self.marks.events[from.0];
-        let other = &self.marks.events[to.0];
-        reached(&self.collectives, one)?;
-        reached(&self.collectives, other)?;
-        Ok(one.until(other)?)
+        Ok(self.marks.events[from.0].until(&self.marks.events[to.0])?)
     }
 
     fn forget(&mut self, mark: Mark) {

@@ -19,11 +19,13 @@ pub struct CudaOps<G: Gpu> {
     /// Plans that were bound; a graph belongs to one.
     plans: Vec<Vec<Option<usize>>>,
     bound: usize,
-    /// By plan, sequence, whether the weights are EMA, and what the batch was sent as.
-    graphs: HashMap<(usize, Sequence, bool, Option<Sent>), Graph>,
+    graphs: HashMap<Key, Option<Graph>>,
     batches: Option<Batches>,
     figures: Figures,
 }
+
+/// What is captured as one graph: by plan, sequence, whether the weights are EMA, and what the batch was sent as.
+type Key = (usize, Sequence, bool, Option<Sent>);
 
 /// The figures of steps on their way back: the step's block, as it was when the step had ended.
 struct Figures {
@@ -98,7 +100,7 @@ impl<G: Gpu> CudaOps<G> {
             return Ok(());
         }
         // Graphs of before exchange nothing.
-        self.graphs.clear();
+        self.free_graphs();
         exchange::connect(&mut self.cx, group)
     }
 
@@ -114,6 +116,11 @@ impl<G: Gpu> CudaOps<G> {
             best = best.min(gpu.elapsed(began, ended)?);
         }
         Ok(2e6 * half as f64 / best.max(1e-9))
+    }
+
+    fn free_graphs(&mut self) {
+        let gpu = &mut self.cx.gpu;
+        self.graphs.drain().filter_map(|(_, graph)| graph).for_each(|graph| gpu.free_graph(graph));
     }
 
     fn capture(&mut self, work: impl FnOnce(&mut Self) -> Result) -> Result<Graph> {
@@ -152,28 +159,28 @@ impl<G: Gpu> CudaOps<G> {
 }
 
 impl<G: Gpu> Ops for CudaOps<G> {
-    /// Captured as a graph the first time, one for each plan, sequence, set of weights and form of the batch; launched
-    /// from then on.
-    /// While passes are timed they run one by one.
+    /// Enqueued pass by pass the first time, captured as a graph the second time, and launched from then on. In the
+    /// first run the driver loads code and sets attributes, which older drivers refuse in a capture, and NCCL connects
+    /// the ranks. While passes are timed they are never captured.
     fn replay(&mut self, sequence: Sequence, work: impl FnOnce(&mut Self) -> Result + Send) -> Result {
         let slot = sequence.slot();
         if let Some(batches) = &self.batches {
             batches.acquire(&mut self.cx.gpu, slot)?;
         }
-        if self.cx.profile.is_some() {
-            work(self)?;
-        } else {
-            let sent = self.batches.as_ref().and_then(|batches| batches.sent(slot));
-            let key = (self.bound, sequence, self.cx.ema_weights, sent);
-            let graph = match self.graphs.get(&key) {
-                Some(graph) => *graph,
-                None => {
-                    let graph = self.capture(work)?;
-                    self.graphs.insert(key, graph);
-                    graph
-                }
-            };
-            self.cx.gpu.launch_graph(graph)?;
+        let sent = self.batches.as_ref().and_then(|batches| batches.sent(slot));
+        let key = (self.bound, sequence, self.cx.ema_weights, sent);
+        let captures = self.cx.profile.is_none() && self.cx.gpu.captures();
+        match self.graphs.get(&key) {
+            Some(Some(graph)) if captures => self.cx.gpu.launch_graph(*graph)?,
+            Some(None) if captures => {
+                let graph = self.capture(work)?;
+                self.graphs.insert(key, Some(graph));
+                self.cx.gpu.launch_graph(graph)?;
+            }
+            _ => {
+                work(self)?;
+                self.graphs.entry(key).or_insert(None);
+            }
         }
         match &self.batches {
             Some(batches) => batches.release(&mut self.cx.gpu, slot),
@@ -193,7 +200,12 @@ impl<G: Gpu> Ops for CudaOps<G> {
         let to = self.cx.gpu.staging_address(staging);
         self.cx.gpu.copy(self.cx.state.block, to, step::BLOCK_BYTES)?;
         self.figures.ended += 1;
-        self.cx.gpu.staging_receive(staging)
+        self.cx.gpu.staging_receive(staging)?;
+        let device = super::CudaDevice { precision: self.cx.precision };
+        match &mut self.cx.profile {
+            Some(timing) => timing.end_step(&mut self.cx.gpu, &device),
+            None => Ok(()),
+        }
     }
 
     fn take_figures(&mut self, wait: bool) -> Result<Option<StepFigures>> {
@@ -209,14 +221,16 @@ impl<G: Gpu> Ops for CudaOps<G> {
     }
 
     fn send_batch(&mut self, slot: usize, batch: &BatchInput) -> Result {
-        let (gpu, bytes) = (&mut self.cx.gpu, Batches::bytes(batch));
+        let bytes = Batches::bytes(batch);
+        if self.batches.as_ref().is_some_and(|batches| batches.room() < bytes) {
+            // Graphs hold the addresses of the staging that they were captured with.
+            self.free_graphs();
+            self.batches.take().map_or(Ok(()), |batches| batches.free(&mut self.cx.gpu))?;
+        }
+        let gpu = &mut self.cx.gpu;
         let batches = match &mut self.batches {
-            Some(batches) if batches.room() >= bytes => batches,
-            batches => {
-                // Graphs hold the addresses of the staging that they were captured with.
-                self.graphs.clear();
-                batches.insert(Batches::new(gpu, bytes)?)
-            }
+            Some(batches) => batches,
+            none => none.insert(Batches::new(gpu, bytes)?),
         };
         batches.send(gpu, slot, batch)
     }
@@ -261,8 +275,9 @@ impl<G: Gpu> Ops for CudaOps<G> {
 
     fn take_profile(&mut self) -> Result<ProfileReport> {
         let timing = self.cx.profile.take().unwrap_or_default();
-        let (rows, exchange) = (timing.sums.rows(), timing.exchange.finish(&mut self.cx.gpu));
-        Ok(ProfileReport { rows, exchange, copy_bytes_per_second: self.copy_rate()? })
+        let device = super::CudaDevice { precision: self.cx.precision };
+        let report = timing.finish(&mut self.cx.gpu, &device)?;
+        Ok(ProfileReport { copy_bytes_per_second: self.copy_rate()?, ..report })
     }
 
     fn bind(&mut self, plan: &Plan) -> Result {

@@ -77,7 +77,7 @@ pub fn join<G: Gpu>(cx: &mut Context<G>) -> Result {
     }
     cx.gpu.collective_end()?;
     if let Some(timing) = &mut cx.profile {
-        timing.exchange.end_step(&mut cx.gpu)?;
+        timing.end_exchange(&mut cx.gpu);
     }
     optimiser::look_at_gradients(cx)
 }

@@ -124,15 +124,24 @@ pub trait Gpu: Send {
     /// Waits for everything enqueued.
     fn synchronise(&mut self) -> Result;
 
-    /// From here on launches, fills and device copies are recorded instead of run.
+    /// Whether sequences are captured as graphs. Where not, they are enqueued anew each time.
+    fn captures(&self) -> bool {
+        true
+    }
+    /// From here on launches, fills and device copies are recorded instead of run. All kernels were launched before:
+    /// code cannot be loaded in a capture.
     fn begin_capture(&mut self) -> Result;
     /// Ends recording.
     fn end_capture(&mut self) -> Result<Graph>;
     /// Enqueues a recorded graph.
     fn launch_graph(&mut self, graph: Graph) -> Result;
+    /// Frees a graph, which may still run.
+    fn free_graph(&mut self, graph: Graph);
 
     /// Allocates a pair of buffers of this size.
     fn staging(&mut self, bytes: usize) -> Result<Staging>;
+    /// Frees such a pair, after everything enqueued. Graphs that use it must be freed before.
+    fn free_staging(&mut self, staging: Staging) -> Result;
     /// The device's buffer.
     fn staging_address(&self, staging: Staging) -> Address;
     /// The host's buffer. Waits for the last transfer from or into it.
@@ -168,12 +177,16 @@ pub trait Gpu: Send {
 
     /// Records a moment of the compute stream.
     fn mark(&mut self) -> Result<Mark>;
-    /// Waits for two moments and returns the microseconds between them, negative if `to` is the earlier.
+    /// Waits for a moment.
+    fn reach(&mut self, mark: Mark) -> Result;
+    /// The microseconds between two moments, negative if `to` is the earlier. Both were reached.
     fn between(&mut self, from: Mark, to: Mark) -> Result<f64>;
     /// Frees a moment.
     fn forget(&mut self, mark: Mark);
     /// Waits for two moments, returns the microseconds between them, and frees both.
     fn elapsed(&mut self, from: Mark, to: Mark) -> Result<f64> {
+        self.reach(from)?;
+        self.reach(to)?;
         let microseconds = self.between(from, to)?;
         self.forget(from);
         self.forget(to);

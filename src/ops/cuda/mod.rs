@@ -36,6 +36,7 @@ pub mod squeeze_excite;
 pub mod stem;
 pub mod step;
 pub mod sweep;
+mod timing;
 
 pub use engine::CudaOps;
 pub use gpu::{Address, Gpu};

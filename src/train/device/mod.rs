@@ -5,7 +5,7 @@ mod select;
 
 use std::sync::Arc;
 
-pub use select::{DeviceError, Selected, With, gpus, select, select_for};
+pub use select::{DeviceError, Selected, With, check_for, gpus, select, select_for};
 
 use crate::data::Form;
 use crate::ops::cpu::{CpuDevice, CpuOps, simd};
@@ -125,7 +125,11 @@ impl<G: Gpu> Hardware for Cuda<G> {
     fn line(&self) -> String {
         let properties = self.gpu.properties();
         let (major, minor) = properties.capability;
-        format!("device: cuda, {} ({major}.{minor}), {} ({})", properties.name, self.precision, self.why)
+        let waits = if self.gpu.captures() { "" } else { ", waiting after each kernel" };
+        format!(
+            "device: cuda, {} ({major}.{minor}), {}{waits} ({})",
+            properties.name, self.precision, self.why
+        )
     }
     fn available(&mut self) -> Option<u64> {
         self.gpu.available().ok()

@@ -58,17 +58,47 @@ pub fn select_for(options: &RunOptions) -> Result<Selected, DeviceError> {
         0 => share_of_cores(world),
         threads => threads,
     };
+    select_at(options.device, gpu_for(options)?, threads, options.precision)
+}
+
+/// What [`select_for`] refuses, for a process that does not compute itself.
+///
+/// # Errors
+/// As [`select_for`].
+pub fn check_for(options: &RunOptions) -> Result<(), DeviceError> {
+    let usable = match options.device {
+        DeviceChoice::Cpu => None,
+        _ => Some(driver::check(gpu_for(options)?)),
+    };
+    match usable {
+        Some(Ok(())) => Ok(()),
+        Some(Err(error)) if options.device == DeviceChoice::Cuda => {
+            Err(DeviceError::NoCuda(error.to_string()))
+        }
+        _ => cpu_computes_in(options.precision),
+    }
+}
+
+/// The number of this rank's GPU, if there is one.
+fn gpu_for(options: &RunOptions) -> Result<usize, DeviceError> {
+    let world = options.ranks.world();
     let several = matches!(options.ranks, Ranks::Given(_)) && world.local_size > 1;
-    let mut index = 0;
     // Without a usable GPU, opening the first one reports the reason.
     if several
         && options.device != DeviceChoice::Cpu
         && let Ok(gpus) = gpus()
     {
         let pinned = env::var_os("CUDA_VISIBLE_DEVICES").is_some_and(|value| !value.is_empty());
-        index = gpu_of(world, gpus, pinned, ranks_may_share_gpus())?;
+        return gpu_of(world, gpus, pinned, ranks_may_share_gpus());
     }
-    select_at(options.device, index, threads, options.precision)
+    Ok(0)
+}
+
+fn cpu_computes_in(precision: Option<Precision>) -> Result<(), DeviceError> {
+    match precision {
+        Some(precision) if precision != Precision::Fp32 => Err(DeviceError::Precision(precision)),
+        _ => Ok(()),
+    }
 }
 
 /// Cores for each rank of a machine, at least one.
@@ -107,10 +137,7 @@ fn select_at(
     threads: usize,
     precision: Option<Precision>,
 ) -> Result<Selected, DeviceError> {
-    let cpu = |why: String| match precision {
-        Some(precision) if precision != Precision::Fp32 => Err(DeviceError::Precision(precision)),
-        _ => Ok(Selected::Cpu(Cpu::new(threads, why))),
-    };
+    let cpu = |why: String| cpu_computes_in(precision).map(|()| Selected::Cpu(Cpu::new(threads, why)));
     let cuda = |gpu, why: &str| {
         Ok(Selected::Cuda(Box::new(Cuda::new(gpu, precision.unwrap_or(Precision::Fp16), why))))
     };

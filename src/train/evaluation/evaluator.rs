@@ -15,7 +15,7 @@ use crate::train::checkpoint::Checkpoint;
 use crate::train::device::{self, Hardware, Needs};
 use crate::train::error::TrainError;
 use crate::train::loading::Loading;
-use crate::train::memory::evaluation_need;
+use crate::train::memory::{evaluation_need, reserve};
 use crate::train::recipe::Recipe;
 use crate::train::team::Team;
 
@@ -43,9 +43,14 @@ impl<O: Ops + Send> Evaluator<O> {
         let inference = Inference::new(architecture, &table, batch, &planner, metadata.recipe.weights());
         let (plan, form) = (inference.plan(&planner), device::form(&planner, batch));
         let images = (batch, metadata.recipe.resolution);
+        let available = hardware.available();
         let need = evaluation_need(&plan, &table, &planner, hardware.has_own_memory(), images);
-        match hardware.available() {
-            Some(have) if need > have => return Err(TrainError::EvaluationMemory { batch, need, have }),
+        let reserve = |have| if hardware.has_own_memory() { reserve(have) } else { 0 };
+        match available {
+            Some(have) if need + reserve(have) > have => {
+                let need = need + reserve(have);
+                return Err(TrainError::EvaluationMemory { batch, need, have });
+            }
             _ => {}
         }
         let size =

@@ -17,7 +17,7 @@ use crate::data::{Loader, Source, Split};
 use crate::model::ParamTable;
 use crate::ops::Ops;
 use crate::train::checkpoint::Metadata;
-use crate::train::device::{self, Hardware};
+use crate::train::device::{self, Hardware, Selected};
 use crate::train::error::TrainError;
 use crate::train::options::RunOptions;
 use crate::train::program::{command, quoted};
@@ -40,6 +40,22 @@ pub fn train(
     reporter: &mut dyn Reporter,
     stop: &AtomicBool,
 ) -> Result<Outcome, TrainError> {
+    train_selected(recipe, options, source, device::select_for(options)?, reporter, stop)
+}
+
+/// [`train`] on a device that was [selected](device::select_for) before. Selecting a GPU makes its context, which takes
+/// a large part of a second.
+///
+/// # Errors
+/// As [`train`].
+pub fn train_selected(
+    recipe: &Recipe,
+    options: &RunOptions,
+    source: Source,
+    selected: Selected,
+    reporter: &mut dyn Reporter,
+    stop: &AtomicBool,
+) -> Result<Outcome, TrainError> {
     struct Train<'a>(&'a Recipe, &'a RunOptions, Source, &'a mut dyn Reporter, &'a AtomicBool);
     impl device::With for Train<'_> {
         type Output = Result<Outcome, TrainError>;
@@ -48,7 +64,6 @@ pub fn train(
             train_on(recipe, options, source, hardware, reporter, stop)
         }
     }
-    let selected = device::select_for(options)?;
     selected.with(Train(recipe, options, source, reporter, stop))
 }
 

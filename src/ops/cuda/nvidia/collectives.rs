@@ -12,13 +12,12 @@ use std::time::Duration;
 use super::Result as DriverResult;
 use super::device::DriverContext;
 use super::handles::{Event, Memory, Stream};
+use super::wait::PATIENCE;
 use crate::ops::cuda::gpu::{Address, Piece, Reduce};
 use crate::ops::{OpsError, Result};
 use crate::parallel::nccl::{Comm, Nccl, NcclError, SHARING, UniqueId, Version, ranks_may_share_gpus};
 use crate::parallel::{Group, GroupError};
 
-/// Time between two checks whether something has ended.
-const PATIENCE: Duration = Duration::from_micros(50);
 /// Time between two checks whether the group was stopped, while the ranks join.
 const JOINING: Duration = Duration::from_millis(20);
 

@@ -4,7 +4,7 @@ use std::ffi::{CStr, c_char};
 
 use cudarc::driver::sys::{self, CUcontext, CUdevice, CUdevice_attribute as Attribute, CUresult};
 
-use super::{DriverError, Result, Version, call};
+use super::{DriverError, Failure, Result, Version, call};
 use crate::ops::cuda::embedded::Embedded;
 use crate::ops::cuda::gpu::Properties;
 
@@ -30,7 +30,7 @@ impl Library {
         }
         let mut number = 0;
         // SAFETY: writes one number; may be called first.
-        unsafe { call!(cuDriverGetVersion(&mut number)) }?;
+        unsafe { call!(cuDriverGetVersion(&mut number)) }.map_err(stub)?;
         let version = Version::from_number(number);
         if version < OLDEST_DRIVER {
             return Err(DriverError::TooOld { has: version, needs: OLDEST_DRIVER });
@@ -40,11 +40,7 @@ impl Library {
             Err(failure) if failure.code == CUresult::CUDA_ERROR_NO_DEVICE as u32 => {
                 return Err(DriverError::NoDevice);
             }
-            // A stub library: toolkits contain one to link against on machines without a driver.
-            Err(failure) if failure.code == CUresult::CUDA_ERROR_STUB_LIBRARY as u32 => {
-                return Err(DriverError::NoDriver);
-            }
-            answer => answer?,
+            answer => answer.map_err(stub)?,
         }
         let mut count = 0;
         // SAFETY: writes one number.
@@ -64,6 +60,14 @@ impl Library {
         // SAFETY: writes one number.
         unsafe { call!(cuDeviceGet(&mut device, index as i32)) }?;
         Ok(device)
+    }
+}
+
+/// Toolkits contain a library to link against on machines without a driver. Each of its functions fails in this way.
+fn stub(failure: Failure) -> DriverError {
+    match failure.code == CUresult::CUDA_ERROR_STUB_LIBRARY as u32 {
+        true => DriverError::Stub,
+        false => failure.into(),
     }
 }
 

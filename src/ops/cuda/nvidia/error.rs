@@ -44,10 +44,10 @@ pub struct Failure {
 /// Advice on failures with known causes.
 fn hint(code: u32) -> &'static str {
     match code {
+        2 => "; the card's memory is full: close what else uses it, or train with a smaller --micro-batch",
+        46 => "; another process uses this card alone: see nvidia-smi, compute mode",
         // Faults inside kernels. The next call reports them, whichever it is.
-        700..=720 => {
-            "; an earlier kernel may have caused it: CUDA_LAUNCH_BLOCKING=1 makes the right call report it"
-        }
+        700..=720 => "; an earlier kernel may have caused it: EFFNET_CUDA_SYNC=1 makes the next run name it",
         214 => "; the card's memory is failing: see nvidia-smi -q -d ECC",
         802 => "; is the fabric manager of this machine running?",
         803 | 804 => {
@@ -65,6 +65,10 @@ pub enum DriverError {
         "no NVIDIA driver on this machine: libcuda was not found; install one, or in a container start it with its GPUs"
     )]
     NoDriver,
+    #[error(
+        "the NVIDIA driver that was loaded is a stub, for linking only; take the folder stubs out of LD_LIBRARY_PATH"
+    )]
+    Stub,
     #[error("the NVIDIA driver finds no GPU; see nvidia-smi, and CUDA_VISIBLE_DEVICES if it is set")]
     NoDevice,
     #[error("there is no GPU {index}, only {count}; they are counted from 0")]
@@ -89,8 +93,10 @@ pub enum DriverError {
         mebibytes(*wanted), mebibytes(*free)
     )]
     OutOfMemory { wanted: u64, free: u64 },
-    #[error("cannot pin {} of the host's memory; raise ulimit -l, or free some", mebibytes(*wanted))]
-    OutOfPinnedMemory { wanted: u64 },
+    #[error("out of the host's memory: {} wanted for a batch; take a smaller --micro-batch", mebibytes(*wanted))]
+    OutOfHostMemory { wanted: u64 },
+    #[error("EFFNET_CUDA_SYNC={0} has no meaning; use 1 or 0")]
+    Synchronous(String),
     #[error(transparent)]
     Call(#[from] Failure),
     #[error("{kernel}: {failure}")]
@@ -99,8 +105,6 @@ pub enum DriverError {
     UnknownKernel(String),
     #[error("{kernel} takes {takes} bytes of arguments, {given} were given")]
     ArgumentSize { kernel: String, takes: usize, given: usize },
-    #[error("{kernel} takes more than one argument")]
-    Arguments { kernel: String },
     #[error("{kernel} is compiled for blocks of at most {most} threads, not {given}")]
     Threads { kernel: String, most: u32, given: u32 },
     #[error("{kernel} wants {wanted} bytes of shared memory a block, this card has {has}")]
@@ -150,8 +154,13 @@ mod tests {
             DriverError::NoKernels("it was built with EFFNET_CUDA=skip"),
             DriverError::OtherCard { name, capability: (8, 6), compiled: "9.0".into() },
             DriverError::OutOfMemory { wanted: 3 << 30, free: 1 },
-            DriverError::OutOfPinnedMemory { wanted: 1 << 20 },
+            DriverError::OutOfHostMemory { wanted: 1 << 20 },
+            DriverError::Stub,
+            DriverError::Call(failure(2)),
+            DriverError::Call(failure(46)),
             DriverError::Call(failure(700)),
+            DriverError::Call(failure(999)),
+            DriverError::Synchronous("yes please".into()),
         ];
         for error in with_remedy {
             let text = error.to_string();

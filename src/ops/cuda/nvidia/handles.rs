@@ -5,11 +5,17 @@ use std::ptr::{NonNull, null_mut};
 
 use cudarc::driver::sys::{self, CUevent, CUgraph, CUgraphExec, CUresult, CUstream, CUstreamCaptureMode};
 
-use super::{DriverError, Failure, Result, call};
+use super::wait::{notice, wait};
+use super::{DriverError, Failure, Result, call, check};
 use crate::ops::cuda::gpu::Address;
 
 /// Graphs are captured in this mode: calls of other threads, such as those of another GPU, do not disturb a capture.
 const CAPTURE: CUstreamCaptureMode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+
+/// Nodes keep the priority of the stream that they were captured from. Without this flag the exchange between ranks
+/// would wait behind computation that is not urgent.
+const INSTANTIATE: u64 =
+    sys::CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_USE_NODE_PRIORITY.0 as u64;
 
 /// A queue of work in order.
 #[derive(Debug)]
@@ -23,11 +29,13 @@ pub struct Event(CUevent);
 #[derive(Debug)]
 pub struct Memory(Address);
 
-/// Host memory that the GPU accesses directly.
+/// Host memory that the GPU accesses directly. Where no more can be pinned (WSL2 allows little), it is ordinary memory,
+/// from which the driver copies more slowly.
 #[derive(Debug)]
 pub struct Pinned {
     at: NonNull<u8>,
     bytes: usize,
+    pageable: bool,
 }
 
 /// A graph ready to launch.
@@ -48,13 +56,13 @@ fn out_of_memory(failure: &Failure) -> bool {
     failure.code == CUresult::CUDA_ERROR_OUT_OF_MEMORY as u32
 }
 
-/// The result of asking whether something has ended.
-fn ready(answer: std::result::Result<(), Failure>) -> Result<bool> {
-    match answer {
-        Ok(()) => Ok(true),
-        Err(failure) if failure.code == CUresult::CUDA_ERROR_NOT_READY as u32 => Ok(false),
-        Err(failure) => Err(failure.into()),
+/// The result of asking whether something has ended. "Not yet" is no failure, and is asked for too often to be made one.
+fn ready(call: &'static str, answer: CUresult) -> Result<bool> {
+    if answer == CUresult::CUDA_ERROR_NOT_READY {
+        return Ok(false);
     }
+    check(call, answer)?;
+    Ok(true)
 }
 
 /// Free and total bytes of device memory.
@@ -92,13 +100,12 @@ impl Stream {
     /// Whether everything enqueued has ended.
     pub fn idle(&self) -> Result<bool> {
         // SAFETY: the stream exists.
-        ready(unsafe { call!(cuStreamQuery(self.0)) })
+        ready("cuStreamQuery", unsafe { sys::cuStreamQuery(self.0) })
     }
 
+    /// Waits for everything enqueued.
     pub fn synchronise(&self) -> Result {
-        // SAFETY: the stream exists.
-        unsafe { call!(cuStreamSynchronize(self.0)) }?;
-        Ok(())
+        wait(|| self.idle())
     }
 
     /// Work enqueued from here on waits for the event's last record.
@@ -150,7 +157,7 @@ impl Stream {
         let mut raw = null_mut();
         // SAFETY: writes one pointer; the graph exists, and is no longer needed once it is instantiated.
         let made = unsafe {
-            let made = call!(cuGraphInstantiateWithFlags(&mut raw, graph, 0));
+            let made = call!(cuGraphInstantiateWithFlags(&mut raw, graph, INSTANTIATE));
             made.and(call!(cuGraphDestroy(graph)))
         };
         made?;
@@ -177,10 +184,9 @@ impl Drop for Stream {
 }
 
 impl Event {
-    /// An event to wait for. The waiting thread sleeps, so that the loader's threads can use its core.
+    /// An event to wait for.
     pub fn new() -> Result<Event> {
-        use sys::CUevent_flags::{CU_EVENT_BLOCKING_SYNC, CU_EVENT_DISABLE_TIMING};
-        Event::with_flags(CU_EVENT_BLOCKING_SYNC as u32 | CU_EVENT_DISABLE_TIMING as u32)
+        Event::with_flags(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING as u32)
     }
 
     /// An event that records the time.
@@ -204,14 +210,7 @@ impl Event {
     /// Whether the stream has reached the last record. True if there was none.
     pub fn reached(&self) -> Result<bool> {
         // SAFETY: the event exists.
-        ready(unsafe { call!(cuEventQuery(self.0)) })
-    }
-
-    /// Waits until the stream has reached the last record. Returns at once if there was none.
-    pub fn synchronise(&self) -> Result {
-        // SAFETY: the event exists.
-        unsafe { call!(cuEventSynchronize(self.0)) }?;
-        Ok(())
+        ready("cuEventQuery", unsafe { sys::cuEventQuery(self.0) })
     }
 
     /// Microseconds from this moment to a later one that has been reached.
@@ -264,17 +263,27 @@ impl Pinned {
         // SAFETY: writes one pointer. At least one byte, so that the pointer is not null.
         match unsafe { call!(cuMemHostAlloc(&mut at, bytes.max(1), sys::CU_MEMHOSTALLOC_PORTABLE)) } {
             Ok(()) => {}
-            Err(failure) if out_of_memory(&failure) => {
-                return Err(DriverError::OutOfPinnedMemory { wanted: bytes as u64 });
-            }
+            Err(failure) if out_of_memory(&failure) => return Pinned::pageable(bytes),
             Err(failure) => return Err(failure.into()),
         }
-        let Some(at) = NonNull::new(at.cast::<u8>()) else {
-            return Err(DriverError::OutOfPinnedMemory { wanted: bytes as u64 });
-        };
+        let Some(at) = NonNull::new(at.cast::<u8>()) else { return Pinned::pageable(bytes) };
         // SAFETY: that many bytes were allocated.
         unsafe { at.write_bytes(0, bytes) };
-        Ok(Pinned { at, bytes })
+        Ok(Pinned { at, bytes, pageable: false })
+    }
+
+    fn pageable(bytes: usize) -> Result<Pinned> {
+        let mut memory = Vec::new();
+        let wanted = bytes as u64;
+        memory.try_reserve_exact(bytes).map_err(|_| DriverError::OutOfHostMemory { wanted })?;
+        memory.resize(bytes, 0);
+        notice(&format!(
+            "{} MiB of the host's memory cannot be pinned, so batches travel more slowly; raise ulimit -l (under WSL2: \
+             memory in .wslconfig)",
+            wanted.div_ceil(1 << 20)
+        ));
+        let at = NonNull::from(Box::leak(memory.into_boxed_slice())).cast();
+        Ok(Pinned { at, bytes, pageable: true })
     }
 
     pub fn start(&self) -> *mut u8 {
@@ -291,6 +300,12 @@ impl Pinned {
 
 impl Drop for Pinned {
     fn drop(&mut self) {
+        if self.pageable {
+            let memory = NonNull::slice_from_raw_parts(self.at, self.bytes);
+            // SAFETY: leaked by `pageable`, and freed here only.
+            drop(unsafe { Box::from_raw(memory.as_ptr()) });
+            return;
+        }
         // SAFETY: allocated by `new`. Its owner has waited for transfers.
         let _ = unsafe { call!(cuMemFreeHost(self.at.as_ptr().cast::<c_void>())) };
     }
@@ -300,25 +315,5 @@ impl Drop for Launchable {
     fn drop(&mut self) {
         // SAFETY: made by `end_capture`. The driver finishes running launches.
         let _ = unsafe { call!(cuGraphExecDestroy(self.0)) };
-    }
-}
-
-/// Allows this thread, until dropped, what a capture forbids, such as loading code.
-#[derive(Debug)]
-pub struct Relaxed(CUstreamCaptureMode);
-
-impl Relaxed {
-    pub fn new() -> Result<Relaxed> {
-        let mut mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
-        // SAFETY: exchanges one number, the thread's own.
-        unsafe { call!(cuThreadExchangeStreamCaptureMode(&mut mode)) }?;
-        Ok(Relaxed(mode))
-    }
-}
-
-impl Drop for Relaxed {
-    fn drop(&mut self) {
-        // SAFETY: as in `new`.
-        let _ = unsafe { call!(cuThreadExchangeStreamCaptureMode(&mut self.0)) };
     }
 }

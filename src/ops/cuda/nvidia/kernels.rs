@@ -10,7 +10,7 @@ use std::ptr::null_mut;
 
 use cudarc::driver::sys::{CUfunction, CUfunction_attribute as Attribute, CUmodule, CUresult};
 
-use super::handles::{Relaxed, Stream};
+use super::handles::Stream;
 use super::{DriverError, Result, Version, call};
 use crate::ops::cuda::embedded::Embedded;
 use crate::ops::cuda::gpu::Launch;
@@ -129,8 +129,6 @@ impl Kernels {
         order.sort_by_key(|file| {
             (Reverse(common(kernel, self.files[*file].0)), self.modules[*file].is_none())
         });
-        // A kernel may be launched for the first time while a graph is captured.
-        let _relaxed = Relaxed::new()?;
         for file in order {
             let module = match &mut self.modules[file] {
                 Some(module) => module,
@@ -172,18 +170,13 @@ impl Function {
     }
 }
 
-/// Bytes of the one argument that a kernel takes. The driver must know [`KNOWS_ARGUMENTS`].
+/// Bytes of the one argument that a kernel takes, as the macro `KERNEL` declares it. The driver must know [`KNOWS_ARGUMENTS`].
 fn size_of_argument(raw: CUfunction, kernel: &str) -> Result<usize> {
     let (mut offset, mut size) = (0, 0);
     // SAFETY: writes two numbers; the function is loaded.
     unsafe { call!(cuFuncGetParamInfo(raw, 0, &mut offset, &mut size)) }
         .map_err(|failure| DriverError::Launch { kernel: kernel.into(), failure })?;
-    let (mut second, mut ignored) = (0, 0);
-    // SAFETY: as above. A failure is the expected result: there is no second argument.
-    match unsafe { call!(cuFuncGetParamInfo(raw, 1, &mut second, &mut ignored)) } {
-        Ok(()) => Err(DriverError::Arguments { kernel: kernel.into() }),
-        Err(_) => Ok(size),
-    }
+    Ok(size)
 }
 
 impl Module {

@@ -11,6 +11,7 @@ pub mod device;
 pub mod error;
 pub mod handles;
 pub mod kernels;
+pub mod wait;
 
 use std::ffi::CStr;
 
