@@ -95,6 +95,11 @@ pub trait Ops {
         self.upload_pixels(image, pixels, mean, deviation)?;
         labels.map_or(Ok(()), |labels| self.upload_labels(labels, batch.labels))
     }
+    /// Whether a batch that was sent stays where it is until another is sent as the same slot, so that it can be unpacked
+    /// again, and the next one can be sent before.
+    fn keeps_batches(&self) -> bool {
+        false
+    }
     /// Makes the batch sent as `slot` the network's input. Part of a sequence.
     fn unpack_batch(&mut self, _slot: usize, _target: &BatchTarget) -> Result {
         Ok(())

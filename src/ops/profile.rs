@@ -42,6 +42,8 @@ pub struct ProfileReport {
     /// Buckets in order; empty with one rank.
     #[serde(skip)]
     pub exchange: Vec<BucketTime>,
+    /// Microseconds that the host has spent on handing batches over to the device.
+    pub handover: f64,
     /// Bytes read and written per second by a plain copy on this device, measured for this report.
     pub copy_bytes_per_second: f64,
 }

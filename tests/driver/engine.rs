@@ -6,14 +6,20 @@ use std::sync::atomic::AtomicBool;
 use crate::common::training;
 use crate::common::trial::{IMAGES, Trial};
 use crate::fake::{Fake, IDLE, MEMORY, Report};
+use effnet::data::{Share, Split};
+use effnet::model::ParamTable;
+use effnet::network::Inference;
 use effnet::ops::cuda::driver::Driver;
 use effnet::ops::cuda::nvidia::device::Library;
 use effnet::ops::cuda::{CudaDevice, CudaOps, Gpu, Precision};
-use effnet::ops::{BatchInput, Ops, StateSize};
+use effnet::ops::{BatchInput, Ops, StateSize, Weights};
 use effnet::pixels::BatchPixels;
-use effnet::train::device::Cuda;
+use effnet::train::device::{Cuda, form};
+use effnet::train::evaluate::{Images, evaluate};
 use effnet::train::events::{Event, Reporter};
+use effnet::train::loading::Loading;
 use effnet::train::run::train_on;
+use effnet::train::team::Team;
 use effnet::train::{Recipe, RunOptions};
 
 const PRECISION: Precision = Precision::Fp16;
@@ -107,6 +113,39 @@ fn larger_batch_frees_the_smaller_one_s_buffers_and_graphs() {
     assert_eq!((fake.graphs)() - graphs, 0);
     // Two buffers of 3 MiB, in pieces of 2 MiB, and the code that was loaded.
     assert_eq!(bare - ops.gpu().available().unwrap(), 2 * (4 << 20));
+    drop(ops);
+    assert_eq!((fake.live)(), 0);
+}
+
+/// Raw weights and their moving average look at the same batch on the device, and the next one travels meanwhile.
+#[test]
+fn evaluation_sends_each_batch_once_for_all_sets_of_weights() {
+    let fake = Fake::card(12_000, (8, 6));
+    let recipe = training::recipe();
+    let source = training::source();
+    let arch = recipe.architecture(source.classes()).unwrap();
+    let table = ParamTable::new(&arch);
+    let device = CudaDevice { precision: PRECISION };
+    let sets = [Weights::Raw, Weights::Ema];
+    let inference = Inference::new(&arch, &table, recipe.micro_batch, &device, &sets);
+    let plan = inference.plan(&device);
+    let size = StateSize::new(table.trainable(), table.total());
+    let mut ops = CudaOps::new(driver(), size, &[&plan], PRECISION).unwrap();
+    ops.bind(&plan).unwrap();
+    let form = form(&device, recipe.micro_batch);
+    let (recipe, share) = (&recipe, Share::WHOLE);
+    let loading = Loading { source: &source, recipe, form, share, threads: 1, processors: &[] };
+    let before = (fake.report)().sends;
+    let images = Images {
+        loader: &mut loading.evaluation(Split::Val).unwrap(),
+        normalise: source.normalise(),
+        expected: source.samples(Split::Val) as u64,
+    };
+    let never = AtomicBool::new(false);
+    let figures = evaluate(&mut ops, &inference, images, &never, &Team::default()).unwrap().unwrap();
+    assert_eq!((figures.len(), figures[0].images), (2, 13));
+    // Thirteen images are two batches.
+    assert_eq!((recipe.micro_batch, (fake.report)().sends - before), (8, 2));
     drop(ops);
     assert_eq!((fake.live)(), 0);
 }

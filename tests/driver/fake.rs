@@ -36,6 +36,8 @@ pub struct Report {
     pub contexts: c_int,
     /// Graphs of several streams that do not keep their priorities.
     pub lost_priorities: c_int,
+    /// Copies from the host to the device.
+    pub sends: c_int,
 }
 
 /// The functions of the stand-in for tests. It is loaded under the name that the crate looks for. One test at a time.

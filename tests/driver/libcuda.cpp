@@ -7,7 +7,7 @@
 // a number to floats, but one whose name begins with "fault" faults. The image "*" has a kernel of every name, which does nothing. A capture forbids what a real one
 // forbids, and loading code with it, as drivers before CUDA 12.3 do. After a fault every call fails. Memory is given out
 // in pieces of 2 MiB, also for code and graphs. The test configures the machine, counts the objects that are left, and
-// asks what happened: calls that failed, waits of the host, contexts made, graphs without their streams' priorities.
+// asks what happened: calls that failed, waits of the host, contexts made, graphs without their streams' priorities, copies to the device.
 // A program that the test starts gets its machine from FAKE_MACHINE: the driver's version, the number of devices, the
 // GPU's capability, whether this is a stub, bytes of memory. It writes what happened to the file FAKE_REPORT.
 #include <cstddef>
@@ -39,7 +39,7 @@ struct Machine {
 
 // What happened since the machine was set up.
 struct Report {
-    int failures, waits, contexts, lost_priorities;
+    int failures, waits, contexts, lost_priorities, sends;
 } report;
 
 // The answer of a call. "Not ready" is no failure.
@@ -399,6 +399,7 @@ Counted cuEventElapsedTime(float* milliseconds, Event* from, Event* to) {
 Counted cuMemcpyHtoDAsync_v2(uint64_t to, const void* from, size_t bytes, Stream* stream) {
     IN_CONTEXT;
     if (!within(to, bytes)) return INVALID_VALUE;
+    report.sends++;
     return enqueue(stream, [=] { return std::memcpy(reinterpret_cast<void*>(to), from, bytes), true; });
 }
 Counted cuMemcpyDtoHAsync_v2(void* to, uint64_t from, size_t bytes, Stream* stream) {

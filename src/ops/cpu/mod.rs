@@ -256,7 +256,7 @@ impl Ops for CpuOps {
     fn take_profile(&mut self) -> Result<ProfileReport> {
         let rows = self.profile.take().unwrap_or_default().rows();
         let exchange = self.cx.exchange.as_mut().map(Exchange::take_trace).unwrap_or_default();
-        Ok(ProfileReport { rows, exchange, copy_bytes_per_second: self.copy_rate() })
+        Ok(ProfileReport { rows, exchange, copy_bytes_per_second: self.copy_rate(), handover: 0.0 })
     }
 
     fn read_state(&mut self, buffer: Buffer, out: &mut [f32]) -> Result {

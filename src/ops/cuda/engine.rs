@@ -235,6 +235,10 @@ impl<G: Gpu> Ops for CudaOps<G> {
         batches.send(gpu, slot, batch)
     }
 
+    fn keeps_batches(&self) -> bool {
+        true
+    }
+
     fn unpack_batch(&mut self, slot: usize, target: &BatchTarget) -> Result {
         match &self.batches {
             Some(batches) => batches.unpack(&mut self.cx, slot, target),

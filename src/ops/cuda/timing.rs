@@ -96,6 +96,6 @@ impl Timing {
         self.settle(gpu, device)?;
         self.settle(gpu, device)?;
         let exchange = self.exchange.finish(gpu);
-        Ok(ProfileReport { rows: self.sums.rows(), exchange, copy_bytes_per_second: 0.0 })
+        Ok(ProfileReport { rows: self.sums.rows(), exchange, ..Default::default() })
     }
 }

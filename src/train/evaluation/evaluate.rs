@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use crate::data::{BatchPixels, Loader, Normalise};
+use crate::data::{Batch, BatchPixels, Loader, Normalise};
 use crate::network::Inference;
 use crate::ops::score::rank;
 use crate::ops::{BatchInput, BatchTarget, Ops, Result as OpsResult, Sequence, Weights};
@@ -127,24 +127,40 @@ pub fn evaluate<O: Ops + Send>(
     let classes = network.logits.elements / network.config.images;
     let mut logits = vec![0.0; network.logits.elements];
     let weights = inference.weights();
+    let count = weights.len();
     let mut sums = vec![Sums::default(); weights.len()];
     let Images { loader, normalise, expected } = images;
     let mut stopped = false;
     inference.fold(ops)?;
-    while let Some(batch) = loader.next()? {
+    let passes = Passes { inference, normalise };
+    let ahead = ops.keeps_batches();
+    let (mut slot, mut next) = (0, loader.next()?);
+    if let (true, Some(batch)) = (ahead, &next) {
+        passes.send(ops, slot, batch)?;
+    }
+    while let Some(batch) = next.take() {
         stopped = stop.load(Ordering::Relaxed);
         if stopped {
             break;
         }
-        for (&weights, sums) in weights.iter().zip(&mut sums) {
-            // A batch fits into one pass.
-            for (pixels, _) in batch.parts(network.config.images) {
-                infer(ops, inference, pixels, normalise, weights, &mut logits)?;
+        for (number, (&weights, sums)) in weights.iter().zip(&mut sums).enumerate() {
+            if !ahead {
+                passes.send(ops, slot, &batch)?;
             }
+            passes.start(ops, slot, weights)?;
+            if number + 1 == count {
+                // While the passes run, the next batch is awaited, and travels if the device keeps this one.
+                next = loader.next()?;
+                if let (true, Some(batch)) = (ahead, &next) {
+                    passes.send(ops, slot ^ 1, batch)?;
+                }
+            }
+            passes.finish(ops, &mut logits)?;
             let scored = logits.chunks_exact(classes).zip(&batch.labels).take(batch.images);
             scored.for_each(|(logits, &label)| sums.add(logits, label));
         }
         loader.recycle(batch);
+        slot ^= usize::from(ahead);
         team.progress()?;
     }
     if team.any("stopping an evaluation", stopped)? {
@@ -170,6 +186,51 @@ fn over_ranks(own: &[Sums], team: &Team) -> Result<Vec<Sums>, GroupError> {
     Ok(all)
 }
 
+/// How batches pass through the network.
+struct Passes<'a> {
+    inference: &'a Inference,
+    normalise: Normalise,
+}
+
+impl Passes<'_> {
+    fn target(&self) -> BatchTarget {
+        let Normalise { mean, deviation } = self.normalise;
+        BatchTarget { image: self.inference.network.image, labels: None, mean, deviation }
+    }
+
+    fn send<O: Ops + Send>(&self, ops: &mut O, slot: usize, batch: &Batch) -> OpsResult {
+        // A batch fits into one pass.
+        let mut parts = batch.parts(self.inference.network.config.images);
+        parts.try_for_each(|(pixels, _)| self.send_pixels(ops, slot, pixels))
+    }
+
+    fn send_pixels<O: Ops + Send>(&self, ops: &mut O, slot: usize, pixels: BatchPixels) -> OpsResult {
+        let target = self.target();
+        ops.submit(|ops| ops.send_batch(slot, &BatchInput { pixels, labels: &[], target }))
+    }
+
+    /// Submits the passes of the batch that was sent as `slot`, with weights that [`Inference::fold`] has seen.
+    fn start<O: Ops + Send>(&self, ops: &mut O, slot: usize, weights: Weights) -> OpsResult {
+        let target = self.target();
+        ops.submit(|ops| {
+            ops.use_weights(weights)?;
+            ops.replay(Sequence::Inference { slot }, |ops| {
+                ops.unpack_batch(slot, &target)?;
+                self.inference.forward(ops, weights)
+            })
+        })
+    }
+
+    /// Waits for the logits [N, classes].
+    fn finish<O: Ops + Send>(&self, ops: &mut O, logits: &mut [f32]) -> OpsResult {
+        ops.submit(|ops| {
+            let downloaded = ops.download(self.inference.network.logits, logits);
+            ops.use_weights(Weights::Raw)?;
+            downloaded
+        })
+    }
+}
+
 /// N images to logits [N, classes], by weights that [`Inference::fold`] has seen.
 pub fn infer<O: Ops + Send>(
     ops: &mut O,
@@ -179,23 +240,10 @@ pub fn infer<O: Ops + Send>(
     weights: Weights,
     logits: &mut [f32],
 ) -> OpsResult {
-    let Normalise { mean, deviation } = normalise;
-    let network = &inference.network;
-    let target = BatchTarget { image: network.image, labels: None, mean, deviation };
-    ops.submit(|ops| {
-        ops.use_weights(weights)?;
-        let done = ops
-            .send_batch(0, &BatchInput { pixels, labels: &[], target })
-            .and_then(|()| {
-                ops.replay(Sequence::Inference { slot: 0 }, |ops| {
-                    ops.unpack_batch(0, &target)?;
-                    inference.forward(ops, weights)
-                })
-            })
-            .and_then(|()| ops.download(network.logits, logits));
-        ops.use_weights(Weights::Raw)?;
-        done
-    })
+    let passes = Passes { inference, normalise };
+    passes.send_pixels(ops, 0, pixels)?;
+    passes.start(ops, 0, weights)?;
+    passes.finish(ops, logits)
 }
 
 /// Images per second since `since`.

@@ -4,6 +4,8 @@
 //! counted once, the rate at which they moved, and the *floor*: the time of a plain copy of as many bytes, as a share
 //! of the pass's time. If a device runs several kernels in a pass, they are listed below it, with their times only.
 //!
+//! One line says how long the host takes to hand the images of a step over to the device: to a GPU it copies them.
+//!
 //! With several ranks, a table of the gradient buckets follows: when each bucket was complete, and when its sum over the
 //! ranks began and ended. A sum that ends before the backward pass costs no extra time: it is *hidden*.
 
@@ -51,6 +53,7 @@ pub fn lines(report: &ProfileReport, steps: u64) -> Vec<String> {
         bytes: passes().map(|row| row.bytes).sum(),
     };
     lines.push(line("all", &whole, steps, all, copy));
+    lines.push(format!("the host hands a step's images over in {:.2} ms", report.handover / steps / 1e3));
     lines.extend(exchange_lines(&report.exchange));
     lines
 }
@@ -133,10 +136,11 @@ mod tests {
             row("expand forward", None, 300.0, 6_000_000),
             row("expand forward", Some("expand_forward_f16"), 250.0, 0),
         ];
-        let report = ProfileReport { rows, exchange: Vec::new(), copy_bytes_per_second: 40e9 };
+        let report =
+            ProfileReport { rows, handover: 3000.0, copy_bytes_per_second: 40e9, ..Default::default() };
         let lines = lines(&report, 2);
         let words: Vec<Vec<&str>> = lines.iter().map(|line| line.split_whitespace().collect()).collect();
-        assert_eq!(words.len(), 6, "{lines:#?}");
+        assert_eq!(words.len(), 7, "{lines:#?}");
         // 6 MB in 300 µs are 20 GB/s, half the rate of a copy; 300 of 400 µs are three quarters.
         assert_eq!(
             words[2],
@@ -145,6 +149,7 @@ mod tests {
         assert_eq!(words[3], ["expand_forward_f16", "2.0", "125.0", "µs", "62.5", "%"]);
         assert_eq!(words[4][..2], ["squeeze", "forward"]);
         assert_eq!(words[5][..4], ["all", "4.0", "200.0", "µs"]);
+        assert!(lines[6].ends_with("in 1.50 ms"), "{}", lines[6]);
     }
 
     #[test]

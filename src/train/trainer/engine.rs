@@ -8,6 +8,7 @@
 //! first step.
 
 use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
 
 use super::not_finite::Search;
 use crate::data::{Batch, Form, Loader, Normalise};
@@ -50,6 +51,8 @@ pub struct Engine<O: Ops> {
     update: Pass,
     /// Which of the two batch slots on the device is used next.
     slot: usize,
+    /// Time spent on handing batches over to the device.
+    handover: Duration,
     team: Team,
 }
 
@@ -93,6 +96,7 @@ impl<O: Ops + Send> Engine<O> {
             normalise,
             update: update.into(),
             slot: 0,
+            handover: Duration::ZERO,
             team: team.clone(),
         })
     }
@@ -117,6 +121,7 @@ impl<O: Ops + Send> Engine<O> {
             normalise: Normalise { mean, deviation },
             update,
             slot,
+            handover,
             ..
         } = self;
         let images = training.config.images;
@@ -134,7 +139,9 @@ impl<O: Ops + Send> Engine<O> {
             let sequence = Sequence::Training { slot: *slot, first, last };
             ops.submit(|ops| {
                 ops.set_step(StepParams { first_position, ..params })?;
+                let since = Instant::now();
                 ops.send_batch(*slot, &BatchInput { pixels, labels, target })?;
+                *handover += since.elapsed();
                 ops.replay(sequence, |ops| {
                     if first {
                         ops.begin_step()?;
@@ -166,11 +173,13 @@ impl<O: Ops + Send> Engine<O> {
     }
 
     pub fn start_profile(&mut self) -> Result {
+        self.handover = Duration::ZERO;
         self.ops.start_profile()
     }
 
     pub fn take_profile(&mut self) -> Result<ProfileReport> {
-        self.ops.take_profile()
+        let report = self.ops.take_profile()?;
+        Ok(ProfileReport { handover: self.handover.as_secs_f64() * 1e6, ..report })
     }
 
     /// Evaluates the raw weights and, if there is one, their moving average, over the `expected` images of all ranks.

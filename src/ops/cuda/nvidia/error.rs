@@ -95,7 +95,7 @@ pub enum DriverError {
     OutOfMemory { wanted: u64, free: u64 },
     #[error("out of the host's memory: {} wanted for a batch; take a smaller --micro-batch", mebibytes(*wanted))]
     OutOfHostMemory { wanted: u64 },
-    #[error("EFFNET_CUDA_SYNC={0} has no meaning; use 1 or 0")]
+    #[error("EFFNET_CUDA_SYNC={0} has no meaning; use 1, or 0 like unset")]
     Synchronous(String),
     #[error(transparent)]
     Call(#[from] Failure),
