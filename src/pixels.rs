@@ -6,13 +6,16 @@
 
 use bytemuck::{Pod, Zeroable};
 
+use crate::host_bytes::HostBytes;
+
 /// The pixels of a batch as they go to a device.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum BatchPixels<'a> {
     /// [N, R, R, 3] bytes.
     Squares(&'a [u8]),
-    /// A raw batch, of which the device makes squares of this side.
-    Raw { bytes: &'a [u8], side: usize },
+    /// A raw batch, of which the device makes squares of this side. `held` is the memory that the bytes are a part of, if
+    /// the device can read it by itself.
+    Raw { bytes: &'a [u8], side: usize, held: Option<&'a HostBytes> },
 }
 
 /// Where one image lies in a raw batch and how it is resampled; the same struct is in `kernels/image.cu`. Offsets are

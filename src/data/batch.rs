@@ -9,6 +9,7 @@ use super::raw::{RawBatch, RawScratch};
 use super::request::{Form, LoaderConfig};
 use super::sampler::Place;
 use super::{DataError, Source};
+use crate::host_bytes::HostBytes;
 use crate::pixels::{BatchPixels, raw_batch_bytes};
 
 /// One step's images.
@@ -24,6 +25,8 @@ pub struct Batch {
     pub resolution: usize,
     /// Squares, or raw batches at distances of [`raw_batch_bytes`]; the bytes between those have no meaning.
     pub pixels: Vec<u8>,
+    /// The same raw batches in memory that the device reads by itself, if the loader was given such.
+    pub held: Option<HostBytes>,
     /// Bytes of each raw batch; empty for squares.
     pub used: Vec<usize>,
     /// [batch].
@@ -44,11 +47,30 @@ impl Batch {
                 raw_batch_bytes(images, side)
             }
         };
-        let parts = self.pixels.chunks_exact(bytes).zip(self.labels.chunks_exact(images));
+        let held = self.held.as_ref();
+        let pixels = held.map_or(&self.pixels[..], HostBytes::bytes);
+        let parts = pixels.chunks_exact(bytes).zip(self.labels.chunks_exact(images));
         parts.enumerate().map(move |(number, (pixels, labels))| match self.form {
             Form::Squares => (BatchPixels::Squares(pixels), labels),
-            Form::Raw { .. } => (BatchPixels::Raw { bytes: &pixels[..self.used[number]], side }, labels),
+            Form::Raw { .. } => {
+                (BatchPixels::Raw { bytes: &pixels[..self.used[number]], side, held }, labels)
+            }
         })
+    }
+}
+
+impl Batch {
+    /// Copies the raw batches to memory that the device reads by itself. Returns false, and copies nothing, if somebody
+    /// else holds it or if it has another size.
+    pub(super) fn hold_in(&mut self, mut memory: HostBytes) -> bool {
+        let Some(to) = memory.bytes_mut().filter(|to| to.len() == self.pixels.len()) else { return false };
+        let stride = self.pixels.len() / self.used.len().max(1);
+        for (number, used) in self.used.iter().enumerate() {
+            let part = number * stride..number * stride + used;
+            to[part.clone()].copy_from_slice(&self.pixels[part]);
+        }
+        self.held = Some(memory);
+        true
     }
 }
 

@@ -5,7 +5,8 @@
 //! nothing but the speed.
 //!
 //! Memory: the set stays in its mapped files. At most `max(ahead, threads)` batches are being made or waiting, besides
-//! those that the caller holds. A batch given back with [`Loader::recycle`] is filled again, so that after the first
+//! those that the caller holds; if the device reads the host's memory by itself, the next two are copied to [`HELD`]
+//! pieces of such memory by the threads that made them. A batch given back with [`Loader::recycle`] is filled again, so that after the first
 //! few steps nothing large is allocated (inside decoders: see [`decode_jpeg`] and [`Scratch`]). Raw batches have a
 //! fixed size, [`raw_batch_bytes`], whatever the images' sizes.
 //!
@@ -23,9 +24,10 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::batch::{Batch, Maker};
-use super::request::LoaderConfig;
+use super::request::{Form, LoaderConfig};
 use super::sampler::{Place, Sampler, Share};
 use super::{DataError, Source};
+use crate::host_bytes::{HostAllocator, HostBytes};
 use crate::processors::stay_on;
 
 /// Steps of an evaluation over `samples` images, of which this process takes its share.
@@ -62,8 +64,22 @@ struct State {
     /// Results of the steps from `out` on.
     ready: VecDeque<Option<Result<Batch, DataError>>>,
     free: Vec<Batch>,
+    held: Held,
     stop: bool,
 }
+
+/// Memory that the device reads by itself.
+struct Held {
+    allocator: Option<HostAllocator>,
+    free: Vec<HostBytes>,
+    /// Pieces that were taken.
+    taken: usize,
+}
+
+/// Batches that may wait in memory that the device reads by itself: the next ones to be handed out.
+const HELD_AHEAD: u64 = 2;
+/// Pieces of such memory: for those, and for two steps that the caller has under way.
+pub const HELD: usize = HELD_AHEAD as usize + 2;
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -106,7 +122,9 @@ impl Loader {
             })
         };
         let makers = (0..threads).map(maker).collect();
-        Loader::with_makers(sampler, first_step, end, window, makers)
+        let raw = matches!(config.form, Form::Raw { .. });
+        let allocator = config.memory.filter(|_| raw);
+        Loader::with_makers(sampler, first_step, end, window, makers, allocator)
     }
 
     fn with_makers(
@@ -115,6 +133,7 @@ impl Loader {
         end: u64,
         window: u64,
         makers: Vec<Make>,
+        allocator: Option<HostAllocator>,
     ) -> Result<Loader, DataError> {
         let ready = VecDeque::with_capacity(window as usize);
         let state = State {
@@ -125,6 +144,7 @@ impl Loader {
             window,
             ready,
             free: vec![],
+            held: Held { allocator, free: vec![], taken: 0 },
             stop: false,
         };
         let shared =
@@ -171,8 +191,12 @@ impl Loader {
     }
 
     /// Gives a batch back to be filled again.
-    pub fn recycle(&mut self, batch: Batch) {
+    pub fn recycle(&mut self, mut batch: Batch) {
         let mut state = self.shared.lock();
+        if let Some(memory) = batch.held.take() {
+            state.held.free.push(memory);
+            self.shared.work.notify_all();
+        }
         if state.free.len() < state.window as usize + 1 {
             state.free.push(batch);
         }
@@ -216,7 +240,7 @@ fn work(shared: &Shared, mut make: Make) {
         };
         let result = catch_unwind(AssertUnwindSafe(|| make(&places, &mut batch)));
         let result = match result {
-            Ok(made) => made.map(|()| batch),
+            Ok(made) => made.map(|()| held(shared, step, batch)),
             Err(_) => Err(DataError::Loader(format!("a thread panicked while making step {step}"))),
         };
         let mut state = shared.lock();
@@ -229,6 +253,37 @@ fn work(shared: &Shared, mut make: Make) {
             shared.ready.notify_all();
         }
     }
+}
+
+/// The batch in memory that the device reads by itself, if the loader was given such. So the caller copies nothing.
+fn held(shared: &Shared, step: u64, mut batch: Batch) -> Batch {
+    if let Some(memory) = memory_for(shared, step, batch.pixels.len())
+        && !batch.hold_in(memory)
+    {
+        // The piece is given up: somebody else still holds it.
+        shared.lock().held.taken -= 1;
+    }
+    batch
+}
+
+/// A piece of memory for a step's batch, as soon as its turn is near and one is free.
+fn memory_for(shared: &Shared, step: u64, bytes: usize) -> Option<HostBytes> {
+    let mut state = shared.lock();
+    let allocator = state.held.allocator.clone()?;
+    while !state.stop {
+        if step - state.out < HELD_AHEAD {
+            if let Some(memory) = state.held.free.pop() {
+                return Some(memory);
+            }
+            if state.held.taken < HELD {
+                state.held.taken += 1;
+                drop(state);
+                return allocator.take(bytes);
+            }
+        }
+        state = shared.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+    }
+    None
 }
 
 #[cfg(test)]

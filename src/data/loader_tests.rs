@@ -3,7 +3,7 @@
 use super::*;
 
 fn loader(steps: u64, window: u64, makers: Vec<Make>) -> Loader {
-    Loader::with_makers(Sampler::fixed(steps as usize, 1), 0, steps, window, makers).unwrap()
+    Loader::with_makers(Sampler::fixed(steps as usize, 1), 0, steps, window, makers, None).unwrap()
 }
 
 /// A maker that writes its place as the label, and panics at one place.

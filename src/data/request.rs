@@ -4,6 +4,7 @@ use super::DataError;
 use super::augment::{CropMode, Policy};
 use super::sampler::Share;
 use super::split::Split;
+use crate::host_bytes::HostAllocator;
 
 /// What to load.
 #[derive(Clone, Debug)]
@@ -26,6 +27,9 @@ pub struct LoaderConfig {
     pub threads: usize,
     /// Batches to have in preparation or waiting; raised to `threads`.
     pub ahead: usize,
+    /// Where the device takes raw batches from, if it reads the host's memory by itself: the threads then put finished
+    /// batches there.
+    pub memory: Option<HostAllocator>,
     /// The processors that the threads may run on; empty means all. It is advice: a refusal is no error.
     pub processors: Vec<usize>,
 }

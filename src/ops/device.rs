@@ -1,6 +1,7 @@
 //! The interfaces of a device: facts for the planner ([`Device`]), and the operations that run passes ([`Ops`]).
 
 use super::*;
+use crate::host_bytes::HostAllocator;
 
 /// The workspace of a pass in bytes: the part that all threads share, and the part that each thread has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -94,6 +95,11 @@ pub trait Ops {
         };
         self.upload_pixels(image, pixels, mean, deviation)?;
         labels.map_or(Ok(()), |labels| self.upload_labels(labels, batch.labels))
+    }
+    /// Memory of the host that the device reads by itself: a batch that lies there is not copied by the host. None if the
+    /// device copies every batch when it is sent.
+    fn host_memory(&self) -> Option<HostAllocator> {
+        None
     }
     /// Whether a batch that was sent stays where it is until another is sent as the same slot, so that it can be unpacked
     /// again, and the next one can be sent before.

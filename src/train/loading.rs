@@ -5,6 +5,7 @@ use super::memory::LOADER_AHEAD;
 use super::recipe::Recipe;
 use crate::data::loader::evaluation_steps;
 use crate::data::{Form, Loader, LoaderConfig, Policy, Share, Source, Split};
+use crate::host_bytes::HostAllocator;
 
 /// What both kinds of loading share: the images, their form, the threads that prepare them.
 pub struct Loading<'a> {
@@ -14,6 +15,8 @@ pub struct Loading<'a> {
     /// This process's share of every batch, and of the batches of an evaluation.
     pub share: Share,
     pub threads: usize,
+    /// Memory that the device reads by itself, see [`LoaderConfig::memory`].
+    pub memory: Option<HostAllocator>,
     /// The processors near the device; empty means all.
     pub processors: &'a [usize],
 }
@@ -54,6 +57,7 @@ impl Loading<'_> {
             steps,
             threads: self.threads,
             ahead: LOADER_AHEAD,
+            memory: self.memory.clone(),
             processors: self.processors.to_vec(),
         }
     }

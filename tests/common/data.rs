@@ -24,6 +24,7 @@ pub const LOADER: LoaderConfig = LoaderConfig {
     steps: 12,
     threads: 1,
     ahead: 3,
+    memory: None,
     processors: Vec::new(),
 };
 

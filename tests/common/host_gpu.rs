@@ -10,8 +10,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use collectives::{Collective, Collectives};
+use effnet::host_bytes::{HostAllocator, HostBytes};
 use effnet::ops::cuda::arguments::Field;
-use effnet::ops::cuda::gpu::{Graph, Launch, Mark, Piece, Properties, Staging};
+use effnet::ops::cuda::gpu::{Graph, Held, Launch, Mark, Piece, Properties, Staging};
 use effnet::ops::cuda::{Address, Gpu};
 use effnet::ops::{OpsError, Result};
 use effnet::parallel::Group;
@@ -38,8 +39,11 @@ enum Command {
 struct StagingPair {
     host: Vec<u8>,
     device: Address,
-    /// Bytes of a transfer to the device that was started and has not happened.
-    sending: Option<usize>,
+    bytes: usize,
+    /// A transfer to the device that was started and has not happened: bytes of `host`, and what is held elsewhere.
+    sending: Option<(usize, Option<Held>)>,
+    /// Memory that the last transfer has read.
+    sent: Option<HostBytes>,
 }
 
 pub struct HostGpu {
@@ -185,15 +189,19 @@ impl HostGpu {
     /// Completes a transfer to the device that was started.
     fn finish_sending(&mut self, staging: Staging) {
         let pair = &mut self.staging[staging.0];
-        if let Some(bytes) = pair.sending.take() {
-            let (from, to) = (&pair.host, pair.device.0 as *mut u8);
-            // SAFETY: the device's buffer was allocated with the host's length, of which `bytes` are a part. The
-            // bytes that are not sent are undefined: they get values that tests notice.
-            unsafe {
-                std::ptr::copy(from.as_ptr(), to, bytes);
-                std::ptr::write_bytes(to.add(bytes), 0xa5, from.len() - bytes);
+        let Some((bytes, held)) = pair.sending.take() else { return };
+        let to = pair.device.0 as *mut u8;
+        // SAFETY: the device's buffer has this length, and what is copied to it lies within, as `staging_send` has
+        // checked. The bytes that are not sent are undefined: they get values that tests notice.
+        unsafe {
+            std::ptr::write_bytes(to, 0xa5, pair.bytes);
+            std::ptr::copy(pair.host.as_ptr(), to, bytes);
+            if let Some(held) = &held {
+                let from = &held.memory.bytes()[held.bytes.clone()];
+                std::ptr::copy(from.as_ptr(), to.add(held.to), from.len());
             }
         }
+        pair.sent = held.map(|held| held.memory);
     }
 }
 
@@ -296,18 +304,23 @@ impl Gpu for HostGpu {
         self.graphs[graph.0] = None;
     }
 
-    fn staging(&mut self, bytes: usize) -> Result<Staging> {
+    fn host_memory(&self) -> Option<HostAllocator> {
+        Some(HostAllocator::new(|bytes| Some(HostBytes::new(vec![0; bytes]))))
+    }
+
+    fn staging(&mut self, bytes: usize, host: usize) -> Result<Staging> {
         let device = self.allocate(bytes)?;
         self.device.label(device.0, bytes, &format!("staging {}", self.staging.len()));
-        self.staging.push(StagingPair { host: vec![0; bytes], device, sending: None });
+        let host = vec![0; host];
+        self.staging.push(StagingPair { host, device, bytes, sending: None, sent: None });
         Ok(Staging(self.staging.len() - 1))
     }
 
     /// The memory stays, filled with values that tests notice if something still uses it.
     fn free_staging(&mut self, staging: Staging) -> Result {
         self.finish_sending(staging);
-        let StagingPair { device, host, .. } = &mut self.staging[staging.0];
-        let (at, bytes) = (*device, std::mem::take(host).len());
+        let StagingPair { device, bytes, .. } = &mut self.staging[staging.0];
+        let (at, bytes) = (*device, std::mem::take(bytes));
         self.fill(at, 0xa5, bytes)
     }
 
@@ -317,18 +330,26 @@ impl Gpu for HostGpu {
 
     fn staging_host(&mut self, staging: Staging) -> Result<&mut [u8]> {
         self.finish_sending(staging);
-        Ok(&mut self.staging[staging.0].host)
+        let pair = &mut self.staging[staging.0];
+        pair.sent = None;
+        Ok(&mut pair.host)
     }
 
-    fn staging_send(&mut self, staging: Staging, bytes: usize) -> Result {
+    fn staging_send(&mut self, staging: Staging, bytes: usize, held: Option<Held>) -> Result {
         let pair = &mut self.staging[staging.0];
-        if bytes > pair.host.len() {
+        let end = held.as_ref().map_or(0, |held| held.to + held.bytes.len());
+        if bytes > pair.host.len() || bytes.max(end) > pair.bytes {
             return Err(device_error("a transfer of more than the buffer holds"));
         }
-        pair.sending = Some(bytes);
+        pair.sending = Some((bytes, held));
         if !self.late_transfers {
             self.finish_sending(staging);
         }
+        Ok(())
+    }
+
+    fn staging_let_go(&mut self, staging: Staging) -> Result {
+        self.staging[staging.0].sent = None;
         Ok(())
     }
 

@@ -134,10 +134,12 @@ fn evaluation_sends_each_batch_once_for_all_sets_of_weights() {
     ops.bind(&plan).unwrap();
     let form = form(&device, recipe.micro_batch);
     let (recipe, share) = (&recipe, Share::WHOLE);
-    let loading = Loading { source: &source, recipe, form, share, threads: 1, processors: &[] };
+    let memory = ops.host_memory();
+    let loading = Loading { source: &source, recipe, form, share, threads: 1, memory, processors: &[] };
     let before = (fake.report)().sends;
+    let mut loader = loading.evaluation(Split::Val).unwrap();
     let images = Images {
-        loader: &mut loading.evaluation(Split::Val).unwrap(),
+        loader: &mut loader,
         normalise: source.normalise(),
         expected: source.samples(Split::Val) as u64,
     };
@@ -146,7 +148,7 @@ fn evaluation_sends_each_batch_once_for_all_sets_of_weights() {
     assert_eq!((figures.len(), figures[0].images), (2, 13));
     // Thirteen images are two batches.
     assert_eq!((recipe.micro_batch, (fake.report)().sends - before), (8, 2));
-    drop(ops);
+    drop((loader, loading, ops));
     assert_eq!((fake.live)(), 0);
 }
 
@@ -174,6 +176,20 @@ fn train(out: &Path, reporter: &mut dyn Reporter) -> Result<(), String> {
     train_on(&recipe, &options, training::source(), card, reporter, &never)
         .map(drop)
         .map_err(|error| error.to_string())
+}
+
+/// The loader's threads put batches where the device reads them. Of a batch of 8 images the loop itself copies 8 labels.
+#[test]
+fn batches_travel_from_the_loader_s_own_memory() {
+    let fake = Fake::card(12_000, (8, 6));
+    (fake.machine)(12_000, 1, 8, 6, 0, 64 * MEMORY);
+    let dir = tempfile::tempdir().unwrap();
+    train(&dir.path().join("run"), &mut Failing(&fake, usize::MAX, 0)).unwrap();
+    let report = (fake.report)();
+    assert_eq!(report.failures, 0);
+    // Twenty steps, and four evaluations of two batches.
+    assert_eq!(report.large, 28, "{report:?}");
+    assert_eq!((fake.live)(), 0);
 }
 
 /// A card that disappears (999), memory that fails (214), a kernel that faults (700): one line, and the last checkpoint

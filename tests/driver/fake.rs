@@ -38,6 +38,8 @@ pub struct Report {
     pub lost_priorities: c_int,
     /// Copies from the host to the device.
     pub sends: c_int,
+    /// Those of 4 KiB or more from the start of pinned memory.
+    pub large: c_int,
 }
 
 /// The functions of the stand-in for tests. It is loaded under the name that the crate looks for. One test at a time.

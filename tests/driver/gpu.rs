@@ -134,13 +134,13 @@ fn batch_arrives_before_its_use_and_after_the_last_use_of_its_buffer() {
     for eager in [0, 1] {
         (fake.eager_transfers)(eager);
         let mut gpu = open().unwrap();
-        let slots = [gpu.staging(16).unwrap(), gpu.staging(16).unwrap()];
-        let figures = gpu.staging(16).unwrap();
+        let slots = [gpu.staging(16, 16).unwrap(), gpu.staging(16, 16).unwrap()];
+        let figures = gpu.staging(16, 16).unwrap();
         let history = gpu.allocate(16 * 20).unwrap();
         let send = |gpu: &mut Driver, k: usize| {
             let host = gpu.staging_host(slots[k % 2]).unwrap();
             host.copy_from_slice(bytemuck::bytes_of(&[k as f32; 4]));
-            gpu.staging_send(slots[k % 2], 16).unwrap();
+            gpu.staging_send(slots[k % 2], 16, None).unwrap();
         };
         send(&mut gpu, 1);
         for k in 1..20 {
@@ -222,9 +222,9 @@ fn batch_travels_without_pinned_memory_too() {
     let fake = Fake::card(12_040, (9, 0));
     (fake.pinnable)(0);
     let mut gpu = open().unwrap();
-    let staging = gpu.staging(16).unwrap();
+    let staging = gpu.staging(16, 16).unwrap();
     gpu.staging_host(staging).unwrap().copy_from_slice(bytemuck::bytes_of(&[2.5_f32; 4]));
-    gpu.staging_send(staging, 16).unwrap();
+    gpu.staging_send(staging, 16, None).unwrap();
     gpu.staging_acquire(staging).unwrap();
     let at = gpu.staging_address(staging);
     assert_eq!(floats(&mut gpu, at), [2.5; 4]);

@@ -7,7 +7,8 @@
 // a number to floats, but one whose name begins with "fault" faults. The image "*" has a kernel of every name, which does nothing. A capture forbids what a real one
 // forbids, and loading code with it, as drivers before CUDA 12.3 do. After a fault every call fails. Memory is given out
 // in pieces of 2 MiB, also for code and graphs. The test configures the machine, counts the objects that are left, and
-// asks what happened: calls that failed, waits of the host, contexts made, graphs without their streams' priorities, copies to the device.
+// asks what happened: calls that failed, waits of the host, contexts made, graphs without their streams' priorities,
+// copies to the device, and how many of them are large and from the start of pinned memory.
 // A program that the test starts gets its machine from FAKE_MACHINE: the driver's version, the number of devices, the
 // GPU's capability, whether this is a stub, bytes of memory. It writes what happened to the file FAKE_REPORT.
 #include <cstddef>
@@ -19,6 +20,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <set>
 #include <sstream>
 #include <string>
@@ -39,7 +41,7 @@ struct Machine {
 
 // What happened since the machine was set up.
 struct Report {
-    int failures, waits, contexts, lost_priorities, sends;
+    int failures, waits, contexts, lost_priorities, sends, large;
 } report;
 
 // The answer of a call. "Not ready" is no failure.
@@ -110,7 +112,7 @@ std::set<void*> pinned, events, graphs, modules;
 std::vector<Stream*> streams, lanes;
 // Bytes in use: of allocations, and of code and graphs.
 size_t used = 0;
-constexpr size_t PIECE = 2 << 20, GRAPH_NODE = 1 << 10;
+constexpr size_t LARGE = 4 << 10, PIECE = 2 << 20, GRAPH_NODE = 1 << 10;
 constexpr int LEAST_URGENT = 0, MOST_URGENT = -5;
 
 __attribute__((destructor)) void to_file() {
@@ -131,7 +133,12 @@ __attribute__((constructor)) void from_environment() {
 }
 
 #define FAULTS if (fault) return fault
-#define IN_CONTEXT if (!current) return INVALID_CONTEXT; FAULTS
+// Calls may come from several threads.
+std::recursive_mutex calls;
+#define IN_CONTEXT                                       \
+    std::lock_guard<std::recursive_mutex> locked(calls); \
+    if (!current) return INVALID_CONTEXT;                \
+    FAULTS
 
 size_t pieces(size_t bytes) { return (bytes + PIECE - 1) / PIECE * PIECE; }
 
@@ -265,10 +272,14 @@ Counted cuGetErrorString(int error, const char** text) {
 }
 
 Counted cuDevicePrimaryCtxRetain(void** context, int) {
+    std::lock_guard<std::recursive_mutex> locked(calls);
     if (contexts++ == 0) report.contexts++;
     return *context = &machine, SUCCESS;
 }
-Counted cuDevicePrimaryCtxRelease_v2(int) { return contexts--, SUCCESS; }
+Counted cuDevicePrimaryCtxRelease_v2(int) {
+    std::lock_guard<std::recursive_mutex> locked(calls);
+    return contexts--, SUCCESS;
+}
 Counted cuCtxSetCurrent(void* context) { return current = context, SUCCESS; }
 
 Counted cuMemGetInfo_v2(size_t* free, size_t* total) {
@@ -400,6 +411,7 @@ Counted cuMemcpyHtoDAsync_v2(uint64_t to, const void* from, size_t bytes, Stream
     IN_CONTEXT;
     if (!within(to, bytes)) return INVALID_VALUE;
     report.sends++;
+    report.large += bytes >= LARGE && pinned.count(const_cast<void*>(from));
     return enqueue(stream, [=] { return std::memcpy(reinterpret_cast<void*>(to), from, bytes), true; });
 }
 Counted cuMemcpyDtoHAsync_v2(void* to, uint64_t from, size_t bytes, Stream* stream) {

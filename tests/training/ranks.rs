@@ -75,7 +75,7 @@ fn four_ranks_equal_four_accumulated_micro_batches_bit_by_bit() {
 fn first_batch(recipe: &Recipe, share: Share) -> Batch {
     let source = &source();
     let form = Form::Squares;
-    let loading = Loading { source, recipe, form, share, threads: 1, processors: &[] };
+    let loading = Loading { source, recipe, form, share, threads: 1, memory: None, processors: &[] };
     loading.training(0, 1).unwrap().next().unwrap().unwrap()
 }
 
@@ -282,7 +282,7 @@ fn evaluation_ends_with_the_group() {
         ops.bind(&plan).unwrap();
         let (form, share) = (Form::Squares, Share::WHOLE);
         let (source, recipe) = (&source(), &recipe);
-        let loading = Loading { source, recipe, form, share, threads: 1, processors: &[] };
+        let loading = Loading { source, recipe, form, share, threads: 1, memory: None, processors: &[] };
         let mut loader = loading.evaluation(Split::Val).unwrap();
         let images = Images { loader: &mut loader, normalise, expected: 13 };
         let never = AtomicBool::new(false);

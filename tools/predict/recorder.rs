@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::ffi::c_void;
 use std::sync::Arc;
 
-use effnet::ops::cuda::gpu::{Graph, Launch, Mark, Piece, Properties, Staging};
+use effnet::ops::cuda::gpu::{Graph, Held, Launch, Mark, Piece, Properties, Staging};
 use effnet::ops::cuda::{Address, Gpu};
 use effnet::ops::{OpsError, Result};
 use effnet::parallel::Group;
@@ -153,9 +153,9 @@ impl Gpu for RecordingGpu {
     }
     fn free_graph(&mut self, _: Graph) {}
 
-    fn staging(&mut self, bytes: usize) -> Result<Staging> {
+    fn staging(&mut self, bytes: usize, host: usize) -> Result<Staging> {
         let device = self.allocate(bytes)?;
-        self.staging.push((vec![0; bytes], device));
+        self.staging.push((vec![0; host], device));
         Ok(Staging(self.staging.len() - 1))
     }
     fn free_staging(&mut self, _: Staging) -> Result {
@@ -167,7 +167,10 @@ impl Gpu for RecordingGpu {
     fn staging_host(&mut self, staging: Staging) -> Result<&mut [u8]> {
         Ok(&mut self.staging[staging.0].0)
     }
-    fn staging_send(&mut self, _: Staging, _: usize) -> Result {
+    fn staging_send(&mut self, _: Staging, _: usize, _: Option<Held>) -> Result {
+        Ok(())
+    }
+    fn staging_let_go(&mut self, _: Staging) -> Result {
         Ok(())
     }
     fn staging_acquire(&mut self, _: Staging) -> Result {

@@ -2,10 +2,12 @@
 //!
 //! A buffer holds the labels, then the images: squares, or a [raw batch](crate::data::raw). Its size depends only on
 //! the shapes, so it is allocated once and captured graphs can contain its address. Of a raw batch only the used
-//! bytes are sent.
+//! bytes are sent. They come from the loader's memory if the device can read it, so that the host copies labels alone.
+
+use std::ops::Range;
 
 use super::context::Context;
-use super::gpu::{Gpu, Staging};
+use super::gpu::{Gpu, Held, Staging};
 use super::image;
 use crate::ops::{BatchInput, BatchTarget, OpsError, Result, Tensor};
 use crate::pixels::{BatchPixels, raw_batch_bytes};
@@ -42,36 +44,67 @@ fn images(image: Tensor, side: usize) -> usize {
     image.elements / (side * side * 3)
 }
 
+/// Bytes of a buffer on the device, and of the one on the host from which it is filled: where the device reads the
+/// loader's memory, only labels pass through the latter.
+#[derive(Clone, Copy, Debug)]
+pub struct Size {
+    device: usize,
+    host: usize,
+}
+
+/// Where a part of some bytes begins and ends.
+///
+/// # Panics
+/// If it is no part of them.
+fn range_of(part: &[u8], of: &[u8]) -> Range<usize> {
+    let start = (part.as_ptr() as usize).wrapping_sub(of.as_ptr() as usize);
+    assert!(
+        of.get(start..start + part.len()).is_some_and(|own| std::ptr::eq(own, part)),
+        "not a part of them"
+    );
+    start..start + part.len()
+}
+
 /// The two buffers, see the module.
 pub struct Batches {
     staging: [Staging; 2],
-    room: usize,
+    room: Size,
     sent: [Option<Sent>; 2],
 }
 
 impl Batches {
-    /// Bytes of a buffer for batches of this kind.
-    pub fn bytes(batch: &BatchInput) -> usize {
-        let room = match batch.pixels {
-            BatchPixels::Squares(bytes) => bytes.len(),
-            BatchPixels::Raw { bytes, side } => {
-                bytes.len().max(raw_batch_bytes(images(batch.target.image, side), side))
+    /// The size of buffers for batches of this kind.
+    pub fn size(batch: &BatchInput) -> Size {
+        let (room, held) = match batch.pixels {
+            BatchPixels::Squares(bytes) => (bytes.len(), false),
+            BatchPixels::Raw { bytes, side, held } => {
+                let most = raw_batch_bytes(images(batch.target.image, side), side);
+                (bytes.len().max(most), held.is_some())
             }
         };
-        Sent::of(&batch.pixels).images_at(&batch.target) + room
+        let labels = Sent::of(&batch.pixels).images_at(&batch.target);
+        let device = labels + room;
+        Size { device, host: if held { labels } else { device } }
     }
 
-    /// Buffers of `room` bytes.
-    pub fn new<G: Gpu>(gpu: &mut G, room: usize) -> Result<Batches> {
-        Ok(Batches { staging: [gpu.staging(room)?, gpu.staging(room)?], room, sent: [None; 2] })
+    /// Buffers of this size.
+    pub fn new<G: Gpu>(gpu: &mut G, room: Size) -> Result<Batches> {
+        let mut staging = || gpu.staging(room.device, room.host);
+        Ok(Batches { staging: [staging()?, staging()?], room, sent: [None; 2] })
     }
 
     pub fn free<G: Gpu>(self, gpu: &mut G) -> Result {
         self.staging.into_iter().try_for_each(|staging| gpu.free_staging(staging))
     }
 
-    pub fn room(&self) -> usize {
-        self.room
+    /// Whether batches of this size fit.
+    pub fn has_room(&self, size: Size) -> bool {
+        size.device <= self.room.device && size.host <= self.room.host
+    }
+
+    /// Lets go of the loader's memory whose bytes have arrived on the device.
+    pub fn let_go<G: Gpu>(&self, gpu: &mut G) -> Result {
+        self.staging.iter().try_for_each(|staging| gpu.staging_let_go(*staging))
     }
 
     /// The form of the batch last sent as `slot`.
@@ -86,9 +119,13 @@ impl Batches {
         let start = sent.images_at(&batch.target);
         let host = gpu.staging_host(self.staging[slot])?;
         host[..4 * batch.labels.len()].copy_from_slice(bytemuck::cast_slice(batch.labels));
-        host[start..start + pixels.len()].copy_from_slice(pixels);
         self.sent[slot] = Some(sent);
-        gpu.staging_send(self.staging[slot], start + pixels.len())
+        if let BatchPixels::Raw { bytes, held: Some(memory), .. } = batch.pixels {
+            let from = Held { memory: memory.clone(), bytes: range_of(bytes, memory.bytes()), to: start };
+            return gpu.staging_send(self.staging[slot], 4 * batch.labels.len(), Some(from));
+        }
+        host[start..start + pixels.len()].copy_from_slice(pixels);
+        gpu.staging_send(self.staging[slot], start + pixels.len(), None)
     }
 
     /// Makes the batch that was sent as `slot` the network's input.

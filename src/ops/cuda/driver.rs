@@ -7,16 +7,18 @@
 //! checks the other ranks.
 
 use std::ffi::c_void;
+use std::mem::ManuallyDrop;
 use std::sync::Arc;
 
 use super::embedded::{EMBEDDED, Embedded};
 use super::gpu::*;
 use super::nvidia::collectives::Collectives;
 use super::nvidia::device::{DriverContext, Library, fits, properties, supported};
-use super::nvidia::handles::{Event, Launchable, Memory, Pinned, Stream, memory_info};
+use super::nvidia::handles::{Event, Launchable, Memory, Pinned, PinnedBytes, Stream, memory_info};
 use super::nvidia::kernels::Kernels;
 use super::nvidia::wait::wait;
 use super::nvidia::{self, DriverError};
+use crate::host_bytes::{HostAllocator, HostBytes};
 use crate::ops::{OpsError, Result};
 use crate::parallel::Group;
 
@@ -52,6 +54,8 @@ struct Buffers {
     host: Pinned,
     device: Memory,
     bytes: usize,
+    /// What the last batch is copied from, beside `host`.
+    held: Option<HostBytes>,
     /// The last batch has arrived on the device.
     arrived: Event,
     /// The computation no longer needs the device's buffer.
@@ -302,14 +306,26 @@ impl Gpu for Driver {
         }
     }
 
-    fn staging(&mut self, bytes: usize) -> Result<Staging> {
+    fn host_memory(&self) -> Option<HostAllocator> {
+        let context = self.context.clone();
+        Some(HostAllocator::new(move |bytes| {
+            context.enter().ok()?;
+            // Where no more can be pinned, the driver would copy from there on the calling thread.
+            Pinned::new(bytes).ok().filter(Pinned::is_direct).map(|memory| {
+                HostBytes::new(PinnedBytes { memory: ManuallyDrop::new(memory), context: context.clone() })
+            })
+        }))
+    }
+
+    fn staging(&mut self, bytes: usize, host: usize) -> Result<Staging> {
         self.context.enter()?;
         let device = Memory::new(bytes.max(1))?;
         self.compute.fill(device.address(), 0, bytes)?;
         let staging = Buffers {
-            host: Pinned::new(bytes)?,
+            host: Pinned::new(host)?,
             device,
             bytes,
+            held: None,
             arrived: Event::new()?,
             released: Event::new()?,
             returned: Event::new()?,
@@ -336,18 +352,38 @@ impl Gpu for Driver {
         reached(&self.collectives, &buffers.arrived)?;
         reached(&self.collectives, &buffers.returned)?;
         let buffers = self.stagings[staging.0].as_mut().expect(FREED);
+        buffers.held = None;
         // SAFETY: both transfers were waited for, and while the bytes are borrowed no other can be enqueued.
         Ok(unsafe { buffers.host.bytes() })
     }
 
-    fn staging_send(&mut self, staging: Staging, bytes: usize) -> Result {
+    fn staging_send(&mut self, staging: Staging, bytes: usize, held: Option<Held>) -> Result {
         self.context.enter()?;
-        let staging = self.buffers(staging);
-        self.transfer.wait(&staging.released)?;
-        assert!(bytes <= staging.bytes, "more than the buffer holds");
-        // SAFETY: the bytes are accessed only through `staging_host`, which waits for `arrived`.
-        unsafe { self.transfer.send(staging.host.start(), staging.device.address(), bytes) }?;
-        Ok(staging.arrived.record(&self.transfer)?)
+        let buffers = self.stagings[staging.0].as_mut().expect(FREED);
+        self.transfer.wait(&buffers.released)?;
+        assert!(bytes <= buffers.host.len() && bytes <= buffers.bytes, "more than the buffers hold");
+        let to = buffers.device.address();
+        if bytes > 0 {
+            // SAFETY: the bytes are accessed only through `staging_host`, which waits for `arrived`.
+            unsafe { self.transfer.send(buffers.host.start(), to, bytes) }?;
+        }
+        if let Some(Held { memory, bytes, to: at }) = held {
+            let from = &memory.bytes()[bytes];
+            assert!(at + from.len() <= buffers.bytes, "more than the device's buffer holds");
+            // SAFETY: nobody changes the bytes or frees them while this holder exists: until they have arrived.
+            unsafe { self.transfer.send(from.as_ptr(), to.offset(at), from.len()) }?;
+            buffers.held = Some(memory);
+        }
+        Ok(buffers.arrived.record(&self.transfer)?)
+    }
+
+    fn staging_let_go(&mut self, staging: Staging) -> Result {
+        self.context.enter()?;
+        let buffers = self.stagings[staging.0].as_mut().expect(FREED);
+        if buffers.held.is_some() && buffers.arrived.reached()? {
+            buffers.held = None;
+        }
+        Ok(())
     }
 
     fn staging_acquire(&mut self, staging: Staging) -> Result {
@@ -364,7 +400,7 @@ impl Gpu for Driver {
         self.context.enter()?;
         let staging = self.buffers(staging);
         // SAFETY: the bytes are accessed only through `staging_host`, which waits for `returned`.
-        unsafe { self.compute.receive(staging.device.address(), staging.host.start(), staging.bytes) }?;
+        unsafe { self.compute.receive(staging.device.address(), staging.host.start(), staging.host.len()) }?;
         Ok(staging.returned.record(&self.compute)?)
     }
 

@@ -9,6 +9,7 @@ use super::context::{Context, State};
 use super::gpu::{Address, Gpu, Graph, Staging};
 use super::precision::{self, Precision};
 use super::{exchange, image, optimiser, step};
+use crate::host_bytes::HostAllocator;
 use crate::ops::optimiser::MOST_SLOTS;
 use crate::ops::*;
 use crate::parallel::Group;
@@ -84,7 +85,8 @@ impl<G: Gpu> CudaOps<G> {
         };
         cx.describe();
         step::initialise(&mut cx)?;
-        let staging = [cx.gpu.staging(step::BLOCK_BYTES)?, cx.gpu.staging(step::BLOCK_BYTES)?];
+        let mut staging = || cx.gpu.staging(step::BLOCK_BYTES, step::BLOCK_BYTES);
+        let staging = [staging()?, staging()?];
         let figures = Figures { staging, ended: 0, taken: 0, skipped: 0 };
         let (plans, graphs) = (Vec::new(), HashMap::new());
         Ok(CudaOps { cx, plans, bound: 0, graphs, batches: None, figures })
@@ -129,6 +131,11 @@ impl<G: Gpu> CudaOps<G> {
         // The capture is ended whatever happened, or the stream would stay unusable.
         let graph = self.cx.gpu.end_capture();
         worked.and(graph)
+    }
+
+    /// The loader may fill the memory again from which batches have arrived.
+    fn let_go(&mut self) -> Result {
+        self.batches.as_ref().map_or(Ok(()), |batches| batches.let_go(&mut self.cx.gpu))
     }
 
     /// The GPU itself.
@@ -217,12 +224,15 @@ impl<G: Gpu> Ops for CudaOps<G> {
         *taken += 1;
         let before = std::mem::replace(skipped, block.scale.skipped);
         let (loss, correct) = (block.loss, block.correct.into());
-        Ok(Some(StepFigures { loss, correct, skipped: block.scale.skipped != before }))
+        let skipped = block.scale.skipped != before;
+        // The step's batches have arrived long ago.
+        self.let_go()?;
+        Ok(Some(StepFigures { loss, correct, skipped }))
     }
 
     fn send_batch(&mut self, slot: usize, batch: &BatchInput) -> Result {
-        let bytes = Batches::bytes(batch);
-        if self.batches.as_ref().is_some_and(|batches| batches.room() < bytes) {
+        let size = Batches::size(batch);
+        if self.batches.as_ref().is_some_and(|batches| !batches.has_room(size)) {
             // Graphs hold the addresses of the staging that they were captured with.
             self.free_graphs();
             self.batches.take().map_or(Ok(()), |batches| batches.free(&mut self.cx.gpu))?;
@@ -230,9 +240,13 @@ impl<G: Gpu> Ops for CudaOps<G> {
         let gpu = &mut self.cx.gpu;
         let batches = match &mut self.batches {
             Some(batches) => batches,
-            none => none.insert(Batches::new(gpu, bytes)?),
+            none => none.insert(Batches::new(gpu, size)?),
         };
         batches.send(gpu, slot, batch)
+    }
+
+    fn host_memory(&self) -> Option<HostAllocator> {
+        self.cx.gpu.host_memory()
     }
 
     fn keeps_batches(&self) -> bool {
@@ -367,9 +381,10 @@ impl<G: Gpu> Ops for CudaOps<G> {
             let mut narrow = vec![0; out.len() * 2];
             self.cx.gpu.read(from, &mut narrow)?;
             precision::widen(&narrow, self.cx.precision, out);
-            return Ok(());
+        } else {
+            self.cx.gpu.read(from, bytemuck::cast_slice_mut(out))?;
         }
-        self.cx.gpu.read(from, bytemuck::cast_slice_mut(out))
+        self.let_go()
     }
 
     fn reduce(&mut self, bucket: &Bucket) -> Result {

@@ -12,8 +12,10 @@
 //! Addresses passed to a GPU come from its own allocations.
 
 use std::ffi::c_void;
+use std::ops::Range;
 use std::sync::Arc;
 
+use crate::host_bytes::{HostAllocator, HostBytes};
 use crate::ops::Result;
 use crate::parallel::Group;
 pub use crate::parallel::nccl::Reduce;
@@ -72,7 +74,15 @@ pub struct Launch<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Graph(pub usize);
 
-/// A pinned buffer on the host with a buffer of the same size on the device.
+/// Bytes in memory from [`Gpu::host_memory`], and where they go in the device's buffer.
+#[derive(Clone, Debug)]
+pub struct Held {
+    pub memory: HostBytes,
+    pub bytes: Range<usize>,
+    pub to: usize,
+}
+
+/// A pinned buffer on the host with a buffer on the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Staging(pub usize);
 
@@ -138,17 +148,24 @@ pub trait Gpu: Send {
     /// Frees a graph, which may still run.
     fn free_graph(&mut self, graph: Graph);
 
-    /// Allocates a pair of buffers of this size.
-    fn staging(&mut self, bytes: usize) -> Result<Staging>;
+    /// Allocates a pair of buffers of these sizes.
+    fn staging(&mut self, device: usize, host: usize) -> Result<Staging>;
+    /// Memory of the host for [`Held`]; none if transfers from other memory than stagings are not faster.
+    fn host_memory(&self) -> Option<HostAllocator> {
+        None
+    }
     /// Frees such a pair, after everything enqueued. Graphs that use it must be freed before.
     fn free_staging(&mut self, staging: Staging) -> Result;
     /// The device's buffer.
     fn staging_address(&self, staging: Staging) -> Address;
     /// The host's buffer. Waits for the last transfer from or into it.
     fn staging_host(&mut self, staging: Staging) -> Result<&mut [u8]>;
-    /// Starts to copy the first `bytes` to the device, in parallel with the compute stream, after that stream has
-    /// [released](Gpu::staging_release) the device's buffer. The rest of the device's buffer is then undefined.
-    fn staging_send(&mut self, staging: Staging, bytes: usize) -> Result;
+    /// Starts to copy the first `bytes`, and those that are held elsewhere, to the device, in parallel with the compute
+    /// stream, after that stream has [released](Gpu::staging_release) the device's buffer. The rest of the device's
+    /// buffer is then undefined.
+    fn staging_send(&mut self, staging: Staging, bytes: usize, held: Option<Held>) -> Result;
+    /// Gives up the memory that the last [`Gpu::staging_send`] holds, if its bytes have arrived.
+    fn staging_let_go(&mut self, staging: Staging) -> Result;
     /// Work enqueued from here on waits until the last [`Gpu::staging_send`] has arrived.
     fn staging_acquire(&mut self, staging: Staging) -> Result;
     /// The device's buffer may be overwritten once the work enqueued so far is done.

@@ -80,7 +80,9 @@ impl<O: Ops + Send> Evaluator<O> {
         loader_threads: usize,
     ) -> Result<Vec<Evaluation>, TrainError> {
         let (recipe, form, share) = (&self.recipe, self.form, Share::WHOLE);
-        let loading = Loading { source, recipe, form, share, threads: loader_threads, processors: &[] };
+        let memory = self.ops.host_memory();
+        let loading =
+            Loading { source, recipe, form, share, threads: loader_threads, memory, processors: &[] };
         let mut loader = loading.evaluation(split)?;
         let never = AtomicBool::new(false);
         let expected = source.samples(split) as u64;

@@ -3,15 +3,16 @@
 use std::time::Instant;
 
 use super::{StepInFlight, Trainer};
-use crate::data::Split;
+use crate::data::{Loader, Split};
 use crate::ops::{Ops, StepFigures};
 use crate::train::error::TrainError;
 use crate::train::evaluation::evaluate::{Evaluation, rate};
 use crate::train::report::events::{Best, EvaluationRecord, Event, StepRecord};
 
 impl<O: Ops + Send> Trainer<'_, O> {
-    /// Reports the steps whose results have arrived; with `all`, waits for the results of every submitted step.
-    pub(super) fn report_steps(&mut self, all: bool) -> Result<(), TrainError> {
+    /// Reports the steps whose results have arrived, and gives their batches back; with `all`, waits for the results of
+    /// every submitted step.
+    pub(super) fn report_steps(&mut self, all: bool, loader: &mut Loader) -> Result<(), TrainError> {
         while let Some(figures) = self.engine.take_figures(all)? {
             let Some(step) = self.in_flight.pop_front() else { break };
             if figures.skipped && !self.may_skip()? {
@@ -33,6 +34,7 @@ impl<O: Ops + Send> Trainer<'_, O> {
                 skipped: figures.skipped,
             };
             self.emit(Event::Step(&record))?;
+            loader.recycle(step.batch);
         }
         Ok(())
     }

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use super::not_finite::Search;
 use crate::data::{Batch, Form, Loader, Normalise};
+use crate::host_bytes::HostAllocator;
 use crate::model::{Architecture, ParamTable};
 use crate::network::{Inference, Itinerary, Network};
 use crate::ops::buckets::bucket_bytes;
@@ -170,6 +171,11 @@ impl<O: Ops + Send> Engine<O> {
     /// See [`Ops::loss_scale`].
     pub fn loss_scale(&mut self) -> Result<Option<LossScale>> {
         self.ops.loss_scale()
+    }
+
+    /// See [`Ops::host_memory`].
+    pub fn host_memory(&self) -> Option<HostAllocator> {
+        self.ops.host_memory()
     }
 
     pub fn start_profile(&mut self) -> Result {

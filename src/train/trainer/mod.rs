@@ -77,9 +77,11 @@ struct StepInFlight {
     epoch: f64,
     lr: f64,
     data_wait: f64,
+    /// The device may still read it.
+    batch: Batch,
 }
 
-impl<O: Ops> Trainer<'_, O> {
+impl<O: Ops + Send> Trainer<'_, O> {
     /// Writes an event to the log and to the reporter.
     fn emit(&mut self, event: Event) -> Result<(), TrainError> {
         if let Some(log) = &mut self.log {
@@ -109,6 +111,7 @@ impl<O: Ops> Trainer<'_, O> {
             form: self.engine.form,
             share: self.team.share(),
             threads: self.options.loader_threads,
+            memory: self.engine.host_memory(),
             processors: &self.processors,
         }
     }

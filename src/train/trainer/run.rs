@@ -180,7 +180,7 @@ impl<O: Ops + Send> Trainer<'_, O> {
         self.timer = Instant::now();
         while self.metadata.step < self.last_step && !self.stopping {
             if profiled.as_ref().is_some_and(|steps| steps.start == self.metadata.step) {
-                self.report_steps(true)?;
+                self.report_steps(true, &mut loader)?;
                 self.engine.start_profile()?;
             }
             self.team.ask("stop requests", self.stop.load(Ordering::Relaxed))?;
@@ -188,13 +188,13 @@ impl<O: Ops + Send> Trainer<'_, O> {
             self.step(&mut loader)?;
             self.receive_stop()?;
             if let Some(steps) = profiled.as_ref().filter(|steps| steps.end == self.metadata.step) {
-                self.report_steps(true)?;
+                self.report_steps(true, &mut loader)?;
                 let report = self.engine.take_profile()?;
                 self.emit(Event::Profile { report: &report, steps: steps.end - steps.start })?;
                 self.timer = Instant::now();
             }
             if self.evaluation_is_due() || self.checkpoint_is_due() {
-                self.report_steps(true)?;
+                self.report_steps(true, &mut loader)?;
                 let evaluated = self.evaluation_is_due() && self.evaluate()?;
                 self.save(evaluated && self.is_best())?;
                 self.timer = Instant::now();
@@ -220,12 +220,11 @@ impl<O: Ops + Send> Trainer<'_, O> {
         let lr = self.schedule.lr(index);
         self.team.doing(index + 1, "training");
         self.engine.step(&batch, self.step_params(index, &batch, lr))?;
-        loader.recycle(batch);
         self.metadata.step = index + 1;
         self.metadata.epoch = self.schedule.epoch(index + 1);
         let Metadata { step, epoch, .. } = self.metadata;
-        self.in_flight.push_back(StepInFlight { step, epoch, lr, data_wait });
-        self.report_steps(false)
+        self.in_flight.push_back(StepInFlight { step, epoch, lr, data_wait, batch });
+        self.report_steps(false, loader)
     }
 
     fn outcome(&self) -> Outcome {

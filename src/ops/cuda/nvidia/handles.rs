@@ -1,12 +1,16 @@
 //! Streams, events, memory, graphs: each frees its object when dropped.
 
 use std::ffi::c_void;
+use std::mem::ManuallyDrop;
 use std::ptr::{NonNull, null_mut};
+use std::sync::Arc;
 
 use cudarc::driver::sys::{self, CUevent, CUgraph, CUgraphExec, CUresult, CUstream, CUstreamCaptureMode};
 
+use super::device::DriverContext;
 use super::wait::{notice, wait};
 use super::{DriverError, Failure, Result, call, check};
+use crate::host_bytes::HostMemory;
 use crate::ops::cuda::gpu::Address;
 
 /// Graphs are captured in this mode: calls of other threads, such as those of another GPU, do not disturb a capture.
@@ -286,6 +290,15 @@ impl Pinned {
         Ok(Pinned { at, bytes, pageable: true })
     }
 
+    /// Whether the GPU reads it without the host's help.
+    pub fn is_direct(&self) -> bool {
+        !self.pageable
+    }
+
+    pub fn len(&self) -> usize {
+        self.bytes
+    }
+
     pub fn start(&self) -> *mut u8 {
         self.at.as_ptr()
     }
@@ -308,6 +321,38 @@ impl Drop for Pinned {
         }
         // SAFETY: allocated by `new`. Its owner has waited for transfers.
         let _ = unsafe { call!(cuMemFreeHost(self.at.as_ptr().cast::<c_void>())) };
+    }
+}
+
+/// Pinned memory that may outlive its driver and be freed on any thread.
+#[derive(Debug)]
+pub struct PinnedBytes {
+    pub memory: ManuallyDrop<Pinned>,
+    pub context: Arc<DriverContext>,
+}
+
+// SAFETY: shared, it is only read.
+unsafe impl Sync for PinnedBytes {}
+
+impl HostMemory for PinnedBytes {
+    fn bytes(&self) -> &[u8] {
+        // SAFETY: allocated and zeroed by `Pinned::new`. Transfers only read it, and they hold it.
+        unsafe { std::slice::from_raw_parts(self.memory.at.as_ptr(), self.memory.bytes) }
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as above, and nobody else holds it, a transfer least of all.
+        unsafe { self.memory.bytes() }
+    }
+}
+
+impl Drop for PinnedBytes {
+    fn drop(&mut self) {
+        // Without its context it cannot be freed, and the process is about to end.
+        if self.context.enter().is_ok() {
+            // SAFETY: dropped here only.
+            unsafe { ManuallyDrop::drop(&mut self.memory) };
+        }
     }
 }
 
