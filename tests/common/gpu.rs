@@ -1,4 +1,5 @@
-//! The GPUs that tests use: the host harness, and a real GPU through NVIDIA's driver.
+//! The GPUs that tests use: the host harness, and a real GPU through NVIDIA's driver, for which tests of the tests have a
+//! stand-in that runs the harness's kernels.
 //!
 //! A test of the CUDA engine is written once, for any [`TestGpu`], and [`on_cuda`] makes two tests of it: `on_the_harness`,
 //! which runs everywhere, and `on_a_gpu`, which is listed as *ignored* if the build found no GPU or has no kernels
@@ -8,11 +9,13 @@ use std::fmt::Debug;
 use std::sync::{Mutex, OnceLock};
 
 use effnet::ops::cuda::driver::Driver;
+use effnet::ops::cuda::nvidia::device::Library;
 use effnet::ops::cuda::{Address, CudaOps, Gpu, Precision};
 use effnet::ops::{Plan, Result, StateSize};
 use effnet_kernel_host::{BUILD, Build, Count, Options};
 
 use super::host_gpu::HostGpu;
+use super::stand_in::KERNELS;
 
 pub trait TestGpu: Gpu + Sized + 'static {
     /// A way of running kernels. All must give the same bits.
@@ -87,7 +90,13 @@ const FORBIDDEN: u8 = 0xff;
 static KEPT: OnceLock<Mutex<Driver>> = OnceLock::new();
 
 fn driver() -> Driver {
-    Driver::open(0).unwrap_or_else(|error| panic!("this test needs an NVIDIA GPU: {error}"))
+    let opened = match &*KERNELS {
+        Some(kernels) => Library::load().and_then(|library| Driver::with_kernels(library, 0, kernels)),
+        None => {
+            return Driver::open(0).unwrap_or_else(|error| panic!("this test needs an NVIDIA GPU: {error}"));
+        }
+    };
+    opened.unwrap_or_else(|error| panic!("the stand-in for the driver: {error}"))
 }
 
 impl TestGpu for Driver {

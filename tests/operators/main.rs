@@ -3,6 +3,7 @@
 //! An operator's tests are in the file with its name: `cargo test --test operators depthwise`.
 
 mod batch_norm;
+mod check_gpu;
 #[path = "../common/mod.rs"]
 mod common;
 mod depthwise;

@@ -5,10 +5,12 @@ use std::path::PathBuf;
 
 use effnet::parallel::nccl::{Comm, Nccl, NcclError, OLDEST};
 
+/// `tools/check_gpu.sh` reads the version, or the reason why there is none.
 #[test]
 #[cfg_attr(not(effnet_nccl), ignore = "needs NCCL, named by NCCL_LIBRARY")]
 fn nccl_is_found_and_creates_identifiers() {
-    let library = Nccl::load().unwrap();
+    let library = Nccl::load().unwrap_or_else(|error| panic!("{error}"));
+    println!("\nNCCL {}", library.version());
     assert!(library.version() >= OLDEST, "{library:?}");
     let [one, other] = [(); 2].map(|()| library.unique_id().unwrap());
     assert!(one.0 != other.0 && one.0 != [0; 128]);
