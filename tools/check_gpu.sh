@@ -103,8 +103,8 @@ out=${out:-gpu-check-$(date +%Y-%m-%d-%H%M%S)}
 mkdir -p "$out/logs" || refuse "$out: cannot be made"
 out=$(cd "$out" && pwd)
 logs=$out/logs results=$out/results.tsv facts=$out/facts.tsv speeds=$out/speeds.tsv kernels=$out/kernels.tsv
-rm -f "$logs"/* "$results" "$facts" "$speeds" "$kernels"
-touch "$results" "$facts" "$speeds" "$kernels"
+rm -f "$logs"/* "$results" "$facts" "$speeds" "$kernels" "$out/tests.tsv"
+touch "$results" "$facts" "$speeds" "$kernels" "$out/tests.tsv"
 exec 3>&1 # for rows, from wherever they come
 
 # What runs is ended with this script.
@@ -114,6 +114,9 @@ stop() {
     exit 143
 }
 trap stop INT TERM
+
+# shellcheck source=tools/gpu_figures.sh
+source "$root/tools/gpu_figures.sh"
 
 # ---- one command, one row -----------------------------------------------------------------------------------
 
@@ -193,12 +196,13 @@ test_alone() {
     fi
 }
 
-# The tests of a program on a GPU that the filters let through.
+# tests_of PROGRAM: those on a GPU that the filters let through.
 tests_of() {
     local listed filter
     listed=$("${program[$1]}" on_a_gpu --include-ignored --list 2>&1 </dev/null) ||
         { row tests "$1" FAILED 0 "does not list its tests: $(head -1 <<<"$listed")" && return; }
     listed=$(sed -n 's/: test$//p' <<<"$listed")
+    [[ -n $listed ]] || { row tests "$1" FAILED 0 "has no test for a GPU" && return; }
     for filter in "${filters[@]}"; do grep -F -- "$filter" <<<"$listed"; done | sort -u
     ((${#filters[@]})) || echo "$listed"
 }
@@ -217,12 +221,12 @@ machine() {
         row machine nvidia-smi ok "$spent" "$(head -1 "$log")"
     fi
     fact nvcc "$(nvcc --version 2>/dev/null | sed -n 's/.*release \([0-9.]*\).*/\1/p' | grep . || echo none)"
-    found=$(timeout "${limit[machine]}" "${PYTHON:-python3}" -c 'import torch; print(torch.__version__)' 2>/dev/null)
+    found=$("${PYTHON:-python3}" -c 'from importlib.metadata import version; print(version("torch"))' 2>/dev/null)
     fact PyTorch "${found:-none}"
     fact NCCL "${nccl:-none}"
     fact effnet "$(cat "$root/VERSION" 2>/dev/null || git -C "$root" describe --always --dirty 2>/dev/null)"
     fact date "$(date +%Y-%m-%d)"
-    row machine versions ok 0 "$(awk -F'\t' '{ printf "%s%s %s", NR > 1 ? ", " : "", $1, $2 }' "$facts")"
+    row machine versions ok 0 "$(awk -F'\t' 'NR > 1 { printf "%s %s; ", $1, $2 }' "$facts")"
 }
 
 # The version of the NCCL that effnet-train would load, or why there is none.
@@ -230,7 +234,7 @@ find_nccl() {
     local log=$logs/nccl.log
     nccl='' no_nccl="the program ranks is not among those given"
     [[ -n ${program[ranks]:-} ]] || return
-    bounded "$(left "${limit[machine]}")" "$log" "${program[ranks]}" --exact --include-ignored --nocapture \
+    bounded "${limit[machine]}" "$log" "${program[ranks]}" --exact --include-ignored --nocapture \
         nccl::nccl_is_found_and_creates_identifiers
     nccl=$(sed -n 's/^NCCL \([0-9.]*\)$/\1/p' "$log")
     no_nccl=$(complaint "$log")
@@ -260,17 +264,17 @@ together() {
     wait
 }
 
-# all_tests: program and test, a line each.
-all_tests() {
+# list_tests: program and test, a line each.
+list_tests() {
     local owner
     for owner in operators network training ranks; do
-        [[ -z ${program[$owner]:-} ]] || tests_of $owner | sed "s/^/$owner\t/"
+        named tests "$owner" && tests_of "$owner" | sed "s/^/$owner\t/" >>"$out/tests.tsv"
     done
 }
 
 of_nccl=$'\t(cuda_ranks|gpu_ranks)::'
-step() { together step < <(all_tests | grep $'\tcuda_step::'); }
-tests() { together tests < <(all_tests | grep -v $'\tcuda_step::' | grep -vE "$of_nccl"); }
+step() { together step < <(grep $'\tcuda_step::' "$out/tests.tsv"); }
+tests() { together tests < <(grep -v $'\tcuda_step::' "$out/tests.tsv" | grep -vE "$of_nccl"); }
 
 # Ranks share the card, so one test at a time.
 nccl() {
@@ -284,7 +288,7 @@ nccl() {
         else
             test_alone nccl "${program[$owner]}" "$name" "${limit[rank]}"
         fi
-    done < <(all_tests | grep -E "$of_nccl")
+    done < <(grep -E "$of_nccl" "$out/tests.tsv")
 }
 
 sanitizer() {
@@ -325,7 +329,7 @@ bench() {
 pytorch() {
     local python=${PYTHON:-python3} missing log=$logs/pytorch.log
     command -v "$python" >/dev/null || { skip pytorch pytorch "no $python here" && return; }
-    missing=$("$python" -c 'import torch, timm; assert torch.cuda.is_available(), "torch finds no GPU"' 2>&1) ||
+    missing=$(timeout 60 "$python" -c 'import torch, timm; assert torch.cuda.is_available(), "torch finds no GPU"' 2>&1) ||
         { skip pytorch pytorch "$(tail -1 <<<"$missing")" && return; }
     named pytorch bench-network || return
     attempt pytorch pytorch "${limit[pytorch]}" "$python" "$root/tools/compare_pytorch.py" --device cuda --no-compile \
@@ -384,74 +388,8 @@ ncu() {
     row ncu ncu ok "$spent" "longest: $(head -1 "$kernels" | cut -f1)"
 }
 
-# longest LOG: kernel, launches, µs of all, mean percentages of the memory's rate and of instruction issue.
-longest() {
-    awk -F'","' '
-        !/^"/ { next }
-        /"Metric Name"/ { for (i = 1; i <= NF; i++) { gsub(/"/, "", $i); column[$i] = i } next }
-        {
-            value = $column["Metric Value"]
-            gsub(/[",]/, "", value)
-            kernel = $column["Kernel Name"]
-            sub(/\(.*/, "", kernel)
-            metric = $column["Metric Name"]
-            if (metric ~ /^gpu__time/) { time[kernel] += value / 1000; calls[kernel]++ }
-            else if (metric ~ /^dram/) dram[kernel] += value
-            else issue[kernel] += value
-        }
-        END { for (k in time) printf "%s\t%d\t%.0f\t%.0f\t%.0f\n", k, calls[k], time[k], dram[k] / calls[k], issue[k] / calls[k] }
-    ' "$1" | sort -t$'\t' -k3,3nr | head -5
-}
-
-# ---- the report ---------------------------------------------------------------------------------------------
-
-# One line for each module of tests and each other row, and one for each test that did not pass.
-summary() {
-    awk -F'\t' '
-        {
-            tests = $2 ~ /::/
-            key = $2
-            if (tests) sub(/::.*/, "", key)
-            if (!(key in all)) order[++keys] = key
-            all[key]++
-            count[key, $3]++
-            seconds[key] += $4
-            note[key] = tests ? "" : $5
-            if (tests && $3 != "ok") failures[key] = failures[key] sprintf("  %s\t%s\t%s\t%s\n", $2, $3, $4, $5)
-        }
-        END {
-            for (i = 1; i <= keys; i++) {
-                key = order[i]
-                outcome = count[key, "FAILED"] ? "FAILED" : count[key, "ok"] ? "ok" : "skipped"
-                if (!note[key]) note[key] = sprintf("%d of %d passed", count[key, "ok"], all[key])
-                printf "%s\t%s\t%s\t%s\n%s", key, outcome, seconds[key], note[key], failures[key]
-            }
-        }' "$results"
-}
-
-# The rows of a table of Markdown.
-cells() { sed 's/|/\\|/g; s/^/| /; s/\t/ | /g; s/$/ |/'; }
-
-figures() {
-    echo "# $(sed -n 's/^GPU\t//p' "$facts" | grep . || echo "A GPU"): figures of tools/check_gpu.sh"
-    printf '\n| | |\n|---|---|\n'
-    cells <"$facts"
-    printf '\n| what | outcome | s | |\n|---|---|---:|---|\n'
-    summary | cells
-    if [[ -s $speeds ]]; then
-        printf '\n| model | side | batch | training, images/s | inference, images/s | GiB |\n|---|---:|---:|---:|---:|---:|\n'
-        cells <"$speeds"
-    fi
-    if grep -q $'^pytorch\tpytorch\tok' "$results"; then
-        printf '\n```text\n' && cat "$logs/pytorch.log" && printf '```\n'
-    fi
-    if [[ -s $out/kernels.tsv ]]; then
-        printf '\n| kernel, B0 at 224, batch 128 | launches | µs | of memory, %% | of issue, %% |\n|---|---:|---:|---:|---:|\n'
-        cells <"$kernels"
-    fi
-}
-
 find_nccl
+[[ "${wanted[step]}${wanted[tests]}${wanted[nccl]}" != *yes* ]] || list_tests
 for part in "${parts[@]}"; do
     [[ ${wanted[$part]} == no ]] || "${part//-/_}"
 done

@@ -66,7 +66,7 @@ for path in "${given[@]}"; do
     fi
     strip -o "$to/bin/$name" "$path"
 done
-cp "$root"/tools/{check_gpu.sh,compare_pytorch.py} "$to/tools"
+cp "$root"/tools/{check_gpu.sh,gpu_figures.sh,compare_pytorch.py} "$to/tools"
 cp -r "$root"/tests/{golden,fixtures} "$to/tests"
 git -C "$root" describe --always --dirty >"$to/VERSION" 2>/dev/null || echo unknown >"$to/VERSION"
 

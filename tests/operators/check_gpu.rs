@@ -90,6 +90,11 @@ impl Checked {
         (outcome, note)
     }
 
+    /// The rows of tests.
+    fn tests(&self) -> Vec<&[String; 3]> {
+        self.rows.iter().filter(|[name, ..]| name.contains("::")).collect()
+    }
+
     fn log(&self, name: &str) -> String {
         fs::read_to_string(self.out.join(format!("logs/{name}.log"))).unwrap_or_default()
     }
@@ -107,8 +112,9 @@ fn tests_with(fault: Option<(&str, &str)>, arguments: &[&str]) {
     let arguments = [&["--only", "tests"], &MODULES[..], arguments].concat();
     let checked = Machine::new().check(&faults, &arguments, &[&own]);
     let printed = checked.ran.printed();
-    assert_eq!((checked.ran.status, checked.rows.len()), (Some(i32::from(fault.is_some())), 5), "{printed}");
-    for [name, outcome, note] in &checked.rows {
+    let rows = checked.tests();
+    assert_eq!((checked.ran.status, rows.len()), (Some(i32::from(fault.is_some())), 5), "{printed}");
+    for [name, outcome, note] in rows {
         let log = checked.log(&name.replace(':', "_"));
         assert!(log.contains("running 1 test"), "{name}: {log}");
         match fault.filter(|_| name == ITS_TEST) {
@@ -140,7 +146,7 @@ fn kernel_that_hangs_costs_its_own_row() {
 /// A fault ends the context of the process. The other tests do not see it.
 #[test]
 fn kernel_that_faults_costs_its_own_row() {
-    tests_with(Some(("fault", "CUDA_ERROR_ILLEGAL_ADDRESS (an illegal memory access was encountered)")), &[]);
+    tests_with(Some(("fault", "CUDA_ERROR_ILLEGAL_ADDRESS")), &[]);
 }
 
 #[test]
@@ -303,5 +309,5 @@ fn pack_runs_where_it_is_unpacked() {
         assert!(there.join(file).is_file(), "{file}");
     }
     let checked = Machine::new().check_with(&there, "", &[&["--only", "tests"], &MODULES[..]].concat(), &[]);
-    assert_eq!((checked.ran.status, checked.rows.len()), (Some(0), 5), "{}", checked.ran.printed());
+    assert_eq!((checked.ran.status, checked.tests().len()), (Some(0), 5), "{}", checked.ran.printed());
 }
