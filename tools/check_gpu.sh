@@ -138,12 +138,13 @@ left() {
     echo $((rest < $1 ? rest : $1))
 }
 
-# bounded SECONDS LOG COMMAND...: ends the command and what it started when the time is over.
+# bounded SECONDS LOG COMMAND...: ends the command and what it started when the time is over. A process that waits for a
+# broken card may not end at all, and the inner timeout would wait for it.
 bounded() {
     local seconds=$1 log=$2
     shift 2
-    timeout --kill-after=5 "$seconds" "$@" >"$log" 2>&1 </dev/null &
-    wait $!
+    timeout --kill-after=5 $((seconds + 15)) timeout --kill-after=5 "$seconds" "$@" >"$log" 2>&1 </dev/null &
+    wait $! 2>/dev/null # the shell would say how it ended
 }
 
 # The first line in which a log says what went wrong.
@@ -397,5 +398,5 @@ done
 figures >"$out/figures.md"
 printf '\n'
 summary | while IFS=$'\t' read -r name outcome seconds note; do show "$name" "$outcome" "$seconds" "$note"; done
-echo "logs: $logs; for docs/: $out/figures.md"
+echo "tests: $(counts); $SECONDS s in all; logs: $logs; for docs/: $out/figures.md"
 ! grep -q $'^[^\t]*\t[^\t]*\tFAILED\t' "$results"

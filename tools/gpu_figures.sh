@@ -47,10 +47,15 @@ summary() {
 # The rows of a table of Markdown.
 cells() { sed 's/|/\\|/g; s/^/| /; s/\t/ | /g; s/$/ |/'; }
 
+# How many tests ended how.
+counts() {
+    awk -F'\t' '$2 ~ /::/ { n[$3]++ } END { printf "%d passed, %d failed, %d skipped", n["ok"], n["FAILED"], n["skipped"] }' "$results"
+}
+
 figures() {
     echo "# $(sed -n 's/^GPU\t//p' "$facts" | grep . || echo "A GPU"): figures of tools/check_gpu.sh"
     printf '\n| | |\n|---|---|\n'
-    cells <"$facts"
+    { cat "$facts" && printf 'tests\t%s\n' "$(counts)"; } | cells
     printf '\n| what | outcome | s | |\n|---|---|---:|---|\n'
     summary | cells
     if [[ -s $speeds ]]; then

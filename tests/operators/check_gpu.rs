@@ -221,6 +221,7 @@ esac"#,
         "| b0 | 32 | 8 | 12345 | 6789 | 2.10 |\n",
         "| stem_forward_f16 | 1 | 1500 | 71 | 30 |\n",
         "| gpu_ranks | skipped | 0 | 0 of 1 passed |\n",
+        "| tests | 1 passed, 0 failed, 1 skipped |\n",
     ] {
         assert!(checked.figures().contains(line), "no {line} in {}", checked.figures());
     }
@@ -237,7 +238,11 @@ esac"#;
         .with("ranks-1", failing)
         .with(
             "operators-1",
-            "case \"$*\" in *--list*) echo 'stem::on_a_gpu: test' ;; *) kill -ABRT $$ ;; esac",
+            r#"case "$*" in
+*--list*) printf 'stem::on_a_gpu: test\nhead::on_a_gpu: test\n' ;;
+*stem*) kill -ABRT $$ ;;
+*) trap '' TERM && sleep 60 ;;
+esac"#,
         )
         .with(
             "training-1",
@@ -246,11 +251,12 @@ esac"#;
         .with("effnet-train", "echo 'error: no kernels; build with nvcc' >&2; exit 2");
     let programs = ["ranks-1", "operators-1", "training-1", "effnet-train"].map(|name| machine.path(name));
     let programs = programs.each_ref().map(|path| path.as_path());
-    let checked = machine.check("", &["--skip", "ncu,train"], &programs);
+    let checked = machine.check("", &["--skip", "ncu,train", "--limit", "test=5"], &programs);
     assert_eq!(checked.ran.status, Some(1), "{}", checked.ran.printed());
     for (name, outcome, note) in [
         ("dry_run", "FAILED", "error: no kernels; build with nvcc (status 2)"),
         ("stem::on_a_gpu", "FAILED", "(status 134)"),
+        ("head::on_a_gpu", "FAILED", "did not end in 5 s, nor when told to"),
         ("resume::on_a_gpu", "FAILED", "no test was run"),
         ("gpu_ranks::two_on_a_gpu", "skipped", "no NCCL: no NCCL here; install one"),
         ("memcheck", "skipped", "no compute-sanitizer here"),

@@ -1,6 +1,7 @@
 //! The operators: each against the f64 oracle, on the CPU, on the kernels that the host harness runs, and on a GPU.
 //!
-//! An operator's tests are in the file with its name: `cargo test --test operators depthwise`.
+//! An operator's tests are in the file with its name: `cargo test --test operators depthwise`. `check_gpu` runs this program
+//! once more, as the script for a machine with a GPU does.
 
 mod batch_norm;
 mod check_gpu;
