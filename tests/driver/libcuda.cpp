@@ -1,24 +1,20 @@
 // A stand-in for the driver without a GPU: the functions of libcuda that the crate calls, on the host's memory.
 //
-// Streams are queues. Work runs as late as possible, when the host waits for it, so a transfer that is never waited for
-// does not happen. "Eager" streams run as soon as the events that they wait for allow, so a transfer that should have
-// waited happens too early. The same holds for the streams of a graph, which has as many as were captured. A module's
-// image is text, one line per kernel: name, threads, bytes of arguments, bytes of static shared memory. Every kernel adds
-// a number to floats, but one whose name begins with "fault" faults, unless the test brings its own (`kernels.h`). The
-// image "*" has a kernel of every name, which does nothing. A capture forbids what a real one forbids, and loading code
-// with it, as drivers before CUDA 12.3 do. After a fault every call fails. Memory is given out in pieces of 2 MiB, also
-// for code and graphs. The test configures the machine, counts the objects that are left, and asks what happened: calls
-// that failed, waits of the host, contexts made, graphs without their streams' priorities, copies to the device, and how
-// many of them are large and from the start of pinned memory. A program that the test starts gets its machine from
-// FAKE_MACHINE: the driver's version, the number of devices, the GPU's capability, whether this is a stub, bytes of
-// memory. It writes what happened to the file FAKE_REPORT.
+// Work runs as late or as early as it may (`streams.h`). A module's image is text, one line per kernel: name, threads,
+// bytes of arguments, bytes of static shared memory. Every kernel adds a number to floats, but one whose name begins
+// with "fault" faults, unless the test brings its own (`kernels.h`). The image "*" has a kernel of every name, which
+// does nothing. A capture forbids what a real one forbids, and loading code with it, as drivers before CUDA 12.3 do.
+// After a fault every call fails. Memory is given out in pieces of 2 MiB, also for code and graphs. The test configures
+// the machine, counts the objects that are left, and asks what happened: calls that failed, waits of the host, contexts
+// made, graphs without their streams' priorities, copies to the device, and how many of them are large and from the
+// start of pinned memory. A program that the test starts gets its machine from FAKE_MACHINE: the driver's version, the
+// number of devices, the GPU's capability, whether this is a stub, bytes of memory. It writes what happened to the file
+// FAKE_REPORT.
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <deque>
-#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -27,15 +23,9 @@
 #include <string>
 #include <vector>
 
-#include "kernels.h"
+#include "streams.h"
 
 namespace {
-
-enum Answer {
-    SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, STUB = 34, NO_DEVICE = 100, INVALID_CONTEXT = 201, NOT_FOUND = 500, UNREADY_TIME = 601,
-    NOT_READY = 600, ILLEGAL_ADDRESS = 700, CAPTURE_UNSUPPORTED = 900, CAPTURE_UNJOINED = 904, CAPTURE_ISOLATION = 905,
-    UNKNOWN = 999
-};
 
 struct Machine {
     int version, devices, major, minor, stub;
@@ -55,41 +45,6 @@ struct Counted {
     }
 };
 
-struct EventState {
-    uint64_t recorded = 0, reached = 0;
-};
-// Returns false if it must wait for an event that is not reached.
-using Work = std::function<bool()>;
-struct Stream;
-struct Capture;
-struct Event {
-    std::shared_ptr<EventState> state = std::make_shared<EventState>();
-    Stream* stream = nullptr;
-    // The last record within a capture: its number, its stream, and how much work of that stream precedes it.
-    std::weak_ptr<Capture> capture;
-    size_t number = 0, lane = 0, work = 0;
-};
-struct Node {
-    enum Kind { RUN, RECORD, WAIT } kind;
-    size_t lane, number;
-    Work work;
-};
-struct Graph {
-    std::vector<Node> nodes;
-    size_t events = 0, lanes = 1;
-};
-struct Capture {
-    Graph graph;
-    std::vector<Stream*> streams;
-    // The amount of work of each stream, and how much of it the first stream has waited for.
-    std::vector<size_t> work, joined;
-};
-struct Stream {
-    std::deque<Work> queue;
-    bool eager = false;
-    std::shared_ptr<Capture> capture;
-    size_t lane = 0;
-};
 struct Function {
     std::string name;
     int threads, arguments, shared, dynamic;
@@ -103,21 +58,15 @@ struct Module {
 
 constexpr int DEFAULT_SHARED = 48 << 10, MOST_SHARED = 227 << 10;
 constexpr int THREAD_LOCAL = 1, USE_NODE_PRIORITY = 8;
-bool eager_transfers = false;
-// What every call answers after a fault.
-int fault = SUCCESS;
 bool pinnable = true;
 int contexts = 0;
 thread_local void* current = nullptr;
 std::map<uint64_t, std::unique_ptr<char[]>> memory;
 std::map<uint64_t, size_t> sizes;
 std::set<void*> pinned, events, graphs, modules;
-std::vector<Stream*> streams, lanes;
 // Bytes in use: of allocations, and of code and graphs.
 size_t used = 0;
 constexpr size_t LARGE = 4 << 10, PIECE = 2 << 20, GRAPH_NODE = 1 << 10;
-// After so many questions of the host, a minute of them, without progress the streams never end.
-constexpr long MOST_UNMOVED = 1000000;
 constexpr int LEAST_URGENT = 0, MOST_URGENT = -5;
 
 __attribute__((destructor)) void to_file() {
@@ -137,7 +86,6 @@ __attribute__((constructor)) void from_environment() {
     machine = m;
 }
 
-#define FAULTS if (fault) return fault
 // Calls may come from several threads.
 std::recursive_mutex calls;
 #define IN_CONTEXT                                       \
@@ -153,49 +101,6 @@ bool take(size_t bytes) {
     return used += pieces(bytes), true;
 }
 void give(size_t bytes) { used -= pieces(bytes); }
-
-bool step(Stream* stream) {
-    if (stream->queue.empty()) return false;
-    if (!stream->queue.front()()) return false;
-    stream->queue.pop_front();
-    return true;
-}
-
-// Runs one piece of work of a stream. If the stream must wait, runs other streams instead.
-void progress(Stream* stream) {
-    static long unmoved = 0;
-    bool moved = step(stream);
-    if (!moved)
-        for (auto* list : {&streams, &lanes})
-            for (Stream* other : *list) moved |= other != stream && step(other);
-    unmoved = moved ? 0 : unmoved + 1;
-    if (unmoved > MOST_UNMOVED && !kernels::hung) std::fprintf(stderr, "streams wait for each other\n"), std::abort();
-}
-
-void run_eager() {
-    for (auto* list : {&streams, &lanes})
-        for (Stream* stream : *list)
-            while (stream->eager && step(stream)) {}
-}
-
-int enqueue(Stream* stream, Work work) {
-    FAULTS;
-    if (Capture* capture = stream->capture.get()) {
-        capture->graph.nodes.push_back({Node::RUN, stream->lane, 0, work});
-        capture->work[stream->lane]++;
-        return SUCCESS;
-    }
-    stream->queue.push_back(work);
-    run_eager();
-    return SUCCESS;
-}
-
-bool capturing() {
-    for (Stream* stream : streams)
-        if (stream->capture) return true;
-    return false;
-}
-#define NOT_WHILE_CAPTURING if (capturing()) return CAPTURE_UNSUPPORTED
 
 bool within(uint64_t at, size_t bytes) {
     auto after = sizes.upper_bound(at);
@@ -522,7 +427,8 @@ Counted cuLaunchKernel(Function* f, unsigned x, unsigned y, unsigned z, unsigned
         return INVALID_VALUE;
     if (f->idle) return enqueue(stream, [] { return true; });
     if (kernels::run)
-        return enqueue(stream, kernels::launch({f->name, {x, y, z}, threads, shared}, parameters[0], f->arguments, fault));
+        return enqueue(
+            stream, kernels::launch({f->name, {x, y, z}, threads, shared}, parameters[0], f->arguments, fault));
     if (f->name.find("fault") == 0) return enqueue(stream, [] { return fault = ILLEGAL_ADDRESS, true; });
     struct Arguments {
         float* to;

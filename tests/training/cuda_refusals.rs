@@ -3,6 +3,7 @@
 #![cfg(target_os = "linux")]
 
 use std::path::Path;
+use std::process::Command;
 use std::sync::LazyLock;
 use std::sync::atomic::AtomicBool;
 
@@ -40,11 +41,15 @@ const GOOD: Machine =
 
 /// Runs `effnet-train` on a machine.
 fn run(dir: &Path, machine: Machine, arguments: &[&str]) -> Ran {
+    programs::run(on_machine(dir, machine).args(arguments))
+}
+
+fn on_machine(dir: &Path, machine: Machine) -> Command {
     let Machine { version, devices, capability: (major, minor), stub, memory } = machine;
     let machine = format!("{version} {devices} {major} {minor} {} {memory}", u8::from(stub));
     let mut command = program("effnet-train");
     command.current_dir(dir).env("LD_LIBRARY_PATH", DRIVER.path()).env("FAKE_MACHINE", machine);
-    programs::run(command.args(arguments))
+    command
 }
 
 /// Expects a refusal in one line, before any file is made.
@@ -101,6 +106,26 @@ fn driver_older_than_the_compiler_of_the_kernels_is_refused() {
         2,
         &["--device cuda: ", "too old", &needs, "update it to 580"],
     );
+}
+
+/// A context takes a large part of a second. The stand-in cannot read the machine code, so the run ends at its first kernel.
+#[test]
+#[cfg_attr(not(effnet_kernels), ignore = "needs a build with kernels")]
+fn start_makes_one_context() {
+    let dir = tempfile::tempdir().unwrap();
+    let report = dir.path().join("report");
+    let mut command = on_machine(dir.path(), Machine { memory: 16 << 30, ..GOOD });
+    command.env("FAKE_REPORT", &report).args([
+        "--device",
+        "cuda",
+        "--data",
+        "synthetic",
+        "--batch-size",
+        "8",
+    ]);
+    programs::run(&mut command).refused(1, &["there is no kernel step_scale in this program"]);
+    let said = std::fs::read_to_string(report).unwrap();
+    assert!(said.ends_with(" contexts 1\n"), "{said}");
 }
 
 /// Without the flag the run uses the CPU, and its first line says why.
