@@ -115,6 +115,7 @@ pub const KERNELS: Embedded = Embedded {
         ("add", b"add_f32 64 16 0\nadd_wide_f32 64 24 0\nfault_f32 64 16 0\0"),
         ("other", b"stray_f32 64 16 1024\0"),
     ],
+    kernels: &[("add_f32", 0), ("add_two", 0), ("add_wide_f32", 0), ("stray_f32", 1)],
 };
 
 /// Kernels of every name, which do nothing.

@@ -97,7 +97,7 @@ fn driver_older_than_the_compiler_of_the_kernels_is_refused() {
     let (older, needs) = (12_000, format!("it knows CUDA 12.0, needs {}.", compiler.0));
     if compiler.0 == 12 {
         // Machine code of 12 runs under 12.0; a card for which there is only PTX does not.
-        let card = Machine { version: older, capability: (12, 0), ..GOOD };
+        let card = Machine { version: older, capability: (13, 0), ..GOOD };
         return refused(card, &[], 2, &["--device cuda: ", "too old", &needs, "update it"]);
     }
     refused(
@@ -151,7 +151,8 @@ fn batch_that_does_not_fit_the_card_is_refused_by_the_program() {
     let arguments = [&batch[..], &["--device", "cuda", "--dry-run"]].concat();
     let Ran { out, err, .. } = run(dir.path(), GOOD, &arguments).good();
     assert_eq!(err, "");
-    assert!(out.starts_with("device: cuda, Fake GPU (8.0), fp16 (as asked)\n"), "{out}");
+    let line = "device: cuda, Fake GPU (8.0, machine code sm_80), fp16 (as asked)\n";
+    assert!(out.starts_with(line), "{out}");
     let largest = out.lines().find_map(|line| line.trim().strip_prefix("largest micro-batch that fits"));
     let largest: usize = largest.unwrap().trim().parse().unwrap();
     assert!((1..512).contains(&largest), "{out}");

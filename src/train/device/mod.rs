@@ -5,10 +5,12 @@ mod select;
 
 use std::sync::Arc;
 
+pub use host_memory::available as host_memory;
 pub use select::{DeviceError, Selected, With, check_for, gpus, select, select_for};
 
 use crate::data::Form;
 use crate::ops::cpu::{CpuDevice, CpuOps, simd};
+use crate::ops::cuda::embedded::Image;
 use crate::ops::cuda::{CudaDevice, CudaOps, Gpu, Precision};
 use crate::ops::{Device, Ops, Plan, Result as OpsResult, StateSize};
 use crate::parallel::Group;
@@ -88,7 +90,7 @@ impl Hardware for Cpu {
         self.device.threads
     }
     fn available(&mut self) -> Option<u64> {
-        host_memory::available()
+        host_memory()
     }
     fn has_own_memory(&self) -> bool {
         false
@@ -107,11 +109,18 @@ pub struct Cuda<G: Gpu> {
     gpu: G,
     precision: Precision,
     why: String,
+    /// What of the embedded kernels runs; none if the kernels are others.
+    image: Option<Image>,
 }
 
 impl<G: Gpu> Cuda<G> {
     pub fn new(gpu: G, precision: Precision, why: impl Into<String>) -> Cuda<G> {
-        Cuda { gpu, precision, why: why.into() }
+        Cuda { gpu, precision, why: why.into(), image: None }
+    }
+
+    /// The same with the image of the embedded kernels that the GPU runs, for the report.
+    pub fn with_image(self, image: Option<Image>) -> Cuda<G> {
+        Cuda { image, ..self }
     }
 }
 
@@ -125,11 +134,10 @@ impl<G: Gpu> Hardware for Cuda<G> {
     fn line(&self) -> String {
         let properties = self.gpu.properties();
         let (major, minor) = properties.capability;
+        let image = self.image.map(|image| format!(", {image}")).unwrap_or_default();
+        let card = format!("{} ({major}.{minor}{image})", properties.name);
         let waits = if self.gpu.captures() { "" } else { ", waiting after each kernel" };
-        format!(
-            "device: cuda, {} ({major}.{minor}), {}{waits} ({})",
-            properties.name, self.precision, self.why
-        )
+        format!("device: cuda, {card}, {}{waits} ({})", self.precision, self.why)
     }
     fn available(&mut self) -> Option<u64> {
         self.gpu.available().ok()

@@ -4,8 +4,9 @@ use std::env;
 
 use super::{Cpu, Cuda, Hardware};
 use crate::ops::OpsError;
-use crate::ops::cuda::Precision;
 use crate::ops::cuda::driver::{self, Driver};
+use crate::ops::cuda::embedded::EMBEDDED;
+use crate::ops::cuda::{Gpu, Precision};
 use crate::parallel::nccl::ranks_may_share_gpus;
 use crate::parallel::{Ranks, World};
 use crate::train::options::{DeviceChoice, RunOptions};
@@ -138,8 +139,11 @@ fn select_at(
     precision: Option<Precision>,
 ) -> Result<Selected, DeviceError> {
     let cpu = |why: String| cpu_computes_in(precision).map(|()| Selected::Cpu(Cpu::new(threads, why)));
-    let cuda = |gpu, why: &str| {
-        Ok(Selected::Cuda(Box::new(Cuda::new(gpu, precision.unwrap_or(Precision::Fp16), why))))
+    let cuda = |gpu: Driver, why: &str| {
+        let (major, minor) = gpu.properties().capability;
+        let image = EMBEDDED.as_ref().ok().and_then(|kernels| kernels.image_for(major * 10 + minor));
+        let cuda = Cuda::new(gpu, precision.unwrap_or(Precision::Fp16), why).with_image(image);
+        Ok(Selected::Cuda(Box::new(cuda)))
     };
     if choice == DeviceChoice::Cpu {
         return cpu("as asked".into());

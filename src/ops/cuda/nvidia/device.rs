@@ -202,7 +202,13 @@ mod tests {
 
     #[test]
     fn fits_compares_card_and_driver_with_the_build() {
-        let all = Embedded { compiler: (13, 1), architectures: &[80, 86, 90], ptx: Some(90), files: &[] };
+        let all = Embedded {
+            compiler: (13, 1),
+            architectures: &[80, 86, 90],
+            ptx: Some(90),
+            files: &[],
+            kernels: &[],
+        };
         let (old, new) = (Version(13, 0), Version(13, 1));
         assert_eq!(fits(&card((8, 0)), old, &all), Ok(()));
         assert_eq!(fits(&card((8, 9)), old, &all), Ok(()));
@@ -214,7 +220,7 @@ mod tests {
         assert_eq!(fits(&card((12, 0)), new, &all), Ok(()));
         let error = fits(&card((12, 0)), old, &all).unwrap_err();
         assert_eq!(error, DriverError::TooOld { has: old, needs: new });
-        let one = Embedded { compiler: (13, 0), architectures: &[90], ptx: None, files: &[] };
+        let one = Embedded { compiler: (13, 0), architectures: &[90], ptx: None, files: &[], kernels: &[] };
         let error = fits(&card((8, 6)), new, &one).unwrap_err();
         assert!(matches!(&error, DriverError::OtherCard { compiled, .. } if compiled == "9.0"), "{error}");
     }
