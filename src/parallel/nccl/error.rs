@@ -54,8 +54,8 @@ fn hint(code: i32) -> &'static str {
 }
 
 /// How to get the library.
-const REMEDY: &str = "pip install nvidia-nccl-cu13 (nvidia-nccl-cu12 with a driver before 580) into the active Python \
-                      environment, or let NCCL_LIBRARY name libnccl.so.2";
+const REMEDY: &str = "pip install nvidia-nccl-cu13 (nvidia-nccl-cu12 with a driver before 580), or let NCCL_LIBRARY \
+                      name libnccl.so.2";
 
 /// Why ranks cannot exchange gradients between GPUs.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -72,7 +72,9 @@ pub enum NcclError {
         "NCCL {has} on rank {rank}, {needs} on rank 0; every machine must have the same, NCCL_LIBRARY says which is loaded"
     )]
     OtherVersion { rank: usize, has: Version, needs: Version },
-    #[error("ranks {ranks} were given the same GPU, {gpu}; start one rank a GPU, see CUDA_VISIBLE_DEVICES")]
+    #[error(
+        "ranks {ranks} were given the same GPU, {gpu}; start one rank a GPU, see CUDA_VISIBLE_DEVICES (to NCCL, the MIG instances of a card are one GPU)"
+    )]
     SharedGpu { ranks: String, gpu: String },
     #[error(
         "NCCL {has} does not allow several ranks on one GPU; start one rank a GPU, or take NCCL {needs} or later"

@@ -4,7 +4,7 @@ use std::env;
 use std::ffi::{CStr, OsString, c_char, c_int, c_void};
 use std::path::{Path, PathBuf};
 
-use super::{Failure, NcclError, Version};
+use super::{Failure, NcclError, Version, packages};
 
 /// The oldest version that is accepted. Collectives in CUDA graphs came with 2.9, averages with 2.10, the text of the
 /// last error with 2.13. 2.16 is the first version built for CUDA 12, whose drivers this program needs, and so the first
@@ -79,18 +79,17 @@ pub struct Nccl {
 }
 
 impl Nccl {
-    /// Loads the library that `NCCL_LIBRARY` names; without that variable the loader's, or else that of the active
-    /// Python environment.
+    /// Loads the library that `NCCL_LIBRARY` names; without that variable the loader's, or else the one that pip has
+    /// installed, see [`packages`](super::packages).
     ///
     /// # Errors
     /// [`NcclError`] if none is found or it cannot be used.
     pub fn load() -> Result<Nccl, NcclError> {
         let named = env::var_os("NCCL_LIBRARY").filter(|name| !name.is_empty());
-        let environments = ["VIRTUAL_ENV", "CONDA_PREFIX"].map(env::var_os);
-        Nccl::find(named, environments.into_iter().flatten().map(PathBuf::from).collect())
+        Nccl::find(named, || packages::folders(&|name| env::var_os(name), Path::new("/")))
     }
 
-    fn find(named: Option<OsString>, environments: Vec<PathBuf>) -> Result<Nccl, NcclError> {
+    fn find(named: Option<OsString>, folders: impl FnOnce() -> Vec<PathBuf>) -> Result<Nccl, NcclError> {
         if let Some(path) = named {
             return Nccl::open(Path::new(&path));
         }
@@ -100,18 +99,17 @@ impl Nccl {
         if let Some((name, library)) = loaders {
             return Nccl::of(library, name.into());
         }
-        let folders: Vec<PathBuf> = environments.iter().flat_map(|root| packages(root)).collect();
+        let folders = folders();
         let files = folders.iter().flat_map(|folder| NAMES.map(|name| folder.join(name)));
         match files.into_iter().find(|file| file.exists()) {
             Some(file) => Nccl::open(&file),
             None => {
                 let mut looked = NAMES.join(", ");
-                let places = if folders.is_empty() { &environments } else { &folders };
-                for place in places {
-                    looked += &format!(", {}", place.display());
+                for folder in &folders {
+                    looked += &format!(", {}", folder.display());
                 }
-                if environments.is_empty() {
-                    looked += ", a Python environment (none is active)";
+                if folders.is_empty() {
+                    looked += ", Python's packages (there are none of NVIDIA)";
                 }
                 Err(NcclError::NotFound { looked })
             }
@@ -205,19 +203,6 @@ unsafe fn text_of(text: *const c_char) -> Option<String> {
     (!text.is_empty()).then_some(text)
 }
 
-/// The folders of NVIDIA's package in a Python environment: `lib/python3.12/site-packages/nvidia/nccl/lib`.
-fn packages(root: &Path) -> Vec<PathBuf> {
-    let pythons = |lib: &str| std::fs::read_dir(root.join(lib)).into_iter().flatten().flatten();
-    let mut folders: Vec<PathBuf> = ["lib", "lib64"]
-        .iter()
-        .flat_map(|lib| pythons(lib))
-        .filter(|entry| entry.file_name().to_string_lossy().starts_with("python"))
-        .map(|entry| entry.path().join("site-packages/nvidia/nccl/lib"))
-        .collect();
-    folders.sort();
-    folders
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -225,7 +210,7 @@ mod tests {
     #[test]
     fn unusable_file_is_named_in_the_error() {
         let folder = tempfile::tempdir().unwrap();
-        let error = Nccl::find(Some(folder.path().join("none.so").into()), Vec::new()).unwrap_err();
+        let error = Nccl::find(Some(folder.path().join("none.so").into()), Vec::new).unwrap_err();
         assert!(matches!(&error, NcclError::Unloadable { why } if why.contains("none.so")), "{error}");
         // A file that is no library; then another library.
         let file = folder.path().join("libnccl.so.2");
@@ -238,25 +223,21 @@ mod tests {
 
     /// If the machine itself has NCCL, that is found first.
     #[test]
-    fn python_environment_is_searched() {
-        let root = tempfile::tempdir().unwrap();
-        let site = root.path().join("lib/python3.12/site-packages/nvidia/nccl/lib");
-        std::fs::create_dir_all(root.path().join("lib/pkgconfig")).unwrap();
-        std::fs::create_dir_all(&site).unwrap();
-        assert_eq!(packages(root.path()), std::slice::from_ref(&site));
-        match Nccl::find(None, vec![root.path().to_owned()]) {
+    fn folders_of_packages_are_searched_and_named() {
+        let site = tempfile::tempdir().unwrap();
+        let find = || Nccl::find(None, || vec![site.path().to_owned()]);
+        match find() {
             Ok(library) => assert!(library.version() >= OLDEST),
             Err(error) => {
-                assert!(
-                    matches!(&error, NcclError::NotFound { looked } if looked.contains("python3.12")),
-                    "{error}"
-                );
+                let name = site.path().to_str().unwrap();
+                assert!(matches!(&error, NcclError::NotFound { looked } if looked.contains(name)), "{error}");
             }
         }
-        if Nccl::find(None, Vec::new()).is_err() {
-            std::fs::write(site.join("libnccl.so.2"), "no library").unwrap();
-            let error = Nccl::find(None, vec![root.path().to_owned()]).unwrap_err();
-            assert!(matches!(&error, NcclError::Unloadable { why } if why.contains("python3.12")), "{error}");
+        if let Err(error) = Nccl::find(None, Vec::new) {
+            assert!(error.to_string().contains("there are none of NVIDIA"), "{error}");
+            std::fs::write(site.path().join("libnccl.so.2"), "no library").unwrap();
+            let error = find().unwrap_err();
+            assert!(matches!(&error, NcclError::Unloadable { why } if why.contains("libnccl")), "{error}");
         }
     }
 }

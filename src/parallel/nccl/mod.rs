@@ -11,6 +11,7 @@
 mod communicator;
 mod error;
 mod library;
+mod packages;
 
 pub use communicator::{Comm, Stopper};
 pub use error::{Failure, NcclError, Version};
