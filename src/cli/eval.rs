@@ -17,8 +17,9 @@ use crate::train::checkpoint::{self, Checkpoint};
 use crate::train::device::{self, Hardware, Selected, With};
 use crate::train::evaluate::{Evaluation, rate};
 use crate::train::evaluator::Evaluator;
+use crate::train::memory::prepared_bytes;
 use crate::train::recipe_file::RecipeFile;
-use crate::train::{DataChoice, DeviceChoice, TrainError};
+use crate::train::{DataChoice, DeviceChoice, TrainError, loading};
 
 /// The most threads: more would only exhaust memory.
 const MOST: u64 = 1024;
@@ -54,9 +55,9 @@ pub struct EvalFlags {
     /// Compute threads [default: all cores]
     #[arg(long, value_name = "COUNT", value_parser = value_parser!(u64).range(1..=MOST))]
     pub threads: Option<u64>,
-    /// Threads that prepare images
-    #[arg(long, value_name = "COUNT", default_value = "2", value_parser = value_parser!(u64).range(1..=MOST))]
-    pub loader_threads: u64,
+    /// Threads that prepare images [default: 2 on the CPU; on a GPU all cores but one]
+    #[arg(long, value_name = "COUNT", value_parser = value_parser!(u64).range(1..=MOST))]
+    pub loader_threads: Option<u64>,
     /// Weights for images and --export: raw, or ema, their moving average
     #[arg(long, value_name = "KIND", default_value = "raw")]
     pub weights: Kind,
@@ -147,7 +148,7 @@ impl EvalFlags {
             batch,
             source: &source,
             split: self.split,
-            threads: self.loader_threads as usize,
+            threads: self.loader_threads.unwrap_or(0) as usize,
         })?;
         let rate = rate((source.samples(self.split) * figures.len()) as u64, since);
         if self.json {
@@ -245,6 +246,7 @@ struct EvaluateSplit<'a> {
     batch: usize,
     source: &'a Source,
     split: Split,
+    /// Threads that prepare images; 0 for the default.
     threads: usize,
 }
 
@@ -252,8 +254,10 @@ impl With for EvaluateSplit<'_> {
     type Output = Result<Vec<Evaluation>, EvalError>;
 
     fn with<H: Hardware>(self, hardware: H) -> Self::Output {
+        let bytes = self.batch as u64 * prepared_bytes(&hardware.device(), self.read.metadata.resolution);
+        let threads = loading::threads(self.threads, &hardware, 1, bytes);
         let mut evaluator = Evaluator::new(self.read, self.batch, hardware)?;
-        Ok(evaluator.split(self.source, self.split, self.threads)?)
+        Ok(evaluator.split(self.source, self.split, threads)?)
     }
 }
 

@@ -6,15 +6,13 @@ use indicatif::HumanBytes;
 use serde::Serialize;
 
 use super::device::Hardware;
+use super::loading;
 use super::recipe::{Recipe, RecipeError};
 use crate::model::{Architecture, ParamTable};
 use crate::network::{Network, NetworkConfig};
 use crate::ops::{Device, Kind, Plan};
 use crate::parallel::World;
 use crate::pixels::raw_batch_bytes;
-
-/// Batches that exist beside the one in use; see [`crate::data::loader`].
-pub const LOADER_AHEAD: usize = 3;
 
 /// Device memory reserved for NCCL, whose buffers grow with the ranks of a machine. A generous guess, not measured.
 const NCCL: u64 = 512 << 20;
@@ -41,10 +39,14 @@ pub struct MemoryPlan {
     pub ema: u64,
     /// A copy of the whole state, made to write a checkpoint.
     pub checkpoint: u64,
-    /// Images prepared ahead.
+    /// Batches in this memory: those prepared ahead, or the two that are copied to a GPU.
     pub images: u64,
     /// Left to a GPU's driver, see [`reserve`].
     pub reserve: u64,
+    /// Threads that prepare images, and the bytes of their batches in the host's memory beside a GPU. The total does
+    /// not contain them.
+    pub loader_threads: usize,
+    pub host_images: u64,
     /// What the system can give; none if unknown.
     pub available: Option<u64>,
     /// The largest micro-batch whose plan fits; none if unknown, 0 if nothing fits.
@@ -103,7 +105,7 @@ impl MemoryPlan {
 }
 
 /// Plans a run of this recipe over data of this many classes, for one of the ranks of `world`. Ranks of one machine
-/// share its memory.
+/// share its memory. `loader_threads` is 0 for the default.
 ///
 /// # Errors
 /// An invalid recipe.
@@ -112,6 +114,7 @@ pub fn memory_plan<H: Hardware>(
     classes: usize,
     hardware: &mut H,
     world: World,
+    loader_threads: usize,
 ) -> Result<MemoryPlan, RecipeError> {
     recipe.validate()?;
     let arch = recipe.architecture(classes)?;
@@ -127,7 +130,9 @@ pub fn memory_plan<H: Hardware>(
         }
     });
     let recipe = &Recipe { batch_size: recipe.batch_size / world.size, ..recipe.clone() };
-    Ok(with_available(recipe, &arch, &table, &hardware.device(), own_memory, available))
+    let batch_bytes = recipe.batch_size as u64 * prepared_bytes(&hardware.device(), recipe.resolution);
+    let threads = loading::threads(loader_threads, hardware, world.local_size, batch_bytes);
+    Ok(with_available(recipe, &arch, &table, &hardware.device(), own_memory, available, threads))
 }
 
 fn with_available(
@@ -137,6 +142,7 @@ fn with_available(
     device: &impl Device,
     own_memory: bool,
     available: Option<u64>,
+    loader_threads: usize,
 ) -> MemoryPlan {
     let trainable = table.trainable() as u64 * 4;
     let total = table.total() as u64 * 4;
@@ -146,12 +152,14 @@ fn with_available(
     // A GPU reserves room for the moving average even if the run keeps none. The loader's batches and a checkpoint are
     // in the memory of the host.
     let ema = if recipe.ema > 0.0 || own_memory { total } else { 0 };
-    let area = (recipe.resolution * recipe.resolution * 3) as u64;
+    let image = prepared_bytes(device, recipe.resolution);
+    let prepared = (loading::batches(loader_threads) * recipe.batch_size) as u64 * image;
     let plan = training_plan(recipe, arch, table, device, recipe.micro_batch);
-    let (weights, checkpoint, images) = if own_memory {
-        (gpu_weights(&plan, table, device), 0, gpu_batches(device, recipe.micro_batch, recipe.resolution))
+    let (weights, checkpoint, images, host_images) = if own_memory {
+        let batches = gpu_batches(device, recipe.micro_batch, recipe.resolution);
+        (gpu_weights(&plan, table, device), 0, batches, prepared)
     } else {
-        (total, total + ema + slots * trainable, (1 + LOADER_AHEAD) as u64 * recipe.batch_size as u64 * area)
+        (total, total + ema + slots * trainable, prepared, 0)
     };
     let mut plan = MemoryPlan {
         micro_batch: recipe.micro_batch,
@@ -166,6 +174,8 @@ fn with_available(
         checkpoint,
         images,
         reserve: if own_memory { reserve(available.unwrap_or(0)) } else { 0 },
+        loader_threads,
+        host_images,
         available,
         largest: None,
     };
@@ -187,11 +197,15 @@ fn gpu_weights(plan: &Plan, table: &ParamTable, device: &impl Device) -> u64 {
     (4 * (2 * table.total() - table.trainable()) + stored * device.element_bytes(Kind::Activation)) as u64
 }
 
-/// Bytes of two batches that are copied to a GPU, with their labels. Raw images count with their largest size.
+/// Bytes of two batches that are copied to a GPU, with their labels.
 fn gpu_batches(device: &impl Device, images: usize, resolution: usize) -> u64 {
-    let image =
-        if device.prepares_images() { raw_batch_bytes(1, resolution) } else { resolution * resolution * 3 };
-    (2 * images * (image + 4)) as u64
+    2 * images as u64 * (prepared_bytes(device, resolution) + 4)
+}
+
+/// Bytes of an image as the loader prepares it. Raw images count with their largest size.
+pub fn prepared_bytes(device: &impl Device, resolution: usize) -> u64 {
+    let raw = device.prepares_images();
+    (if raw { raw_batch_bytes(1, resolution) } else { resolution * resolution * 3 }) as u64
 }
 
 /// Bytes that an evaluation by `plan` needs in passes of `images`. On a device with its own memory this includes the
@@ -254,7 +268,7 @@ impl fmt::Display for MemoryPlan {
             ("optimiser", self.optimizer),
             ("moving average", self.ema),
             ("copy while saving", self.checkpoint),
-            ("images prepared ahead", self.images),
+            (if self.host_images > 0 { "images being copied" } else { "images prepared ahead" }, self.images),
             ("left to the driver", self.reserve),
             ("total", self.total()),
         ];
@@ -264,6 +278,10 @@ impl fmt::Display for MemoryPlan {
             line(f, what, &HumanBytes(count).to_string())?;
         }
         let known = |value: Option<String>| value.unwrap_or("unknown".into());
+        if self.host_images > 0 {
+            let bytes = HumanBytes(self.host_images).to_string();
+            line(f, "images prepared ahead, on the host", &bytes)?;
+        }
         line(f, "available", &known(self.available.map(|bytes| HumanBytes(bytes).to_string())))?;
         let largest = known(self.largest.map(|images| images.to_string()));
         write!(f, "  {:<40} {largest:>12}", "largest micro-batch that fits")
@@ -276,12 +294,13 @@ mod tests {
     use crate::model::Variant;
     use crate::ops::cpu::CpuDevice;
     use crate::ops::cuda::{CudaDevice, Precision};
+    use crate::train::device::Cpu;
 
     fn plan(micro_batch: usize, available: u64) -> MemoryPlan {
         let recipe = Recipe { resolution: 32, micro_batch, ..Recipe::reference(Variant::B0, 96) };
         let arch = recipe.architecture(10).unwrap();
         let table = ParamTable::new(&arch);
-        with_available(&recipe, &arch, &table, &CpuDevice { threads: 2 }, false, Some(available))
+        with_available(&recipe, &arch, &table, &CpuDevice { threads: 2 }, false, Some(available), 2)
     }
 
     #[test]
@@ -321,9 +340,27 @@ mod tests {
         let arch = recipe.architecture(1000).unwrap();
         let table = ParamTable::new(&arch);
         let device = CudaDevice { precision: Precision::Fp16 };
-        let plan = with_available(&recipe, &arch, &table, &device, true, Some(9_500_000_000));
+        let plan = with_available(&recipe, &arch, &table, &device, true, Some(9_500_000_000), 15);
         println!("{plan}");
         assert!(plan.total() < 9_500_000_000, "{plan}");
         assert_eq!(plan.check(), Ok(()));
+        // Each of the fifteen threads makes a batch while another one is in use.
+        assert_eq!(plan.host_images, 16 * 512 * raw_batch_bytes(1, 224) as u64);
+        let text = plan.to_string();
+        let row = text.lines().find(|line| line.contains("images prepared ahead, on the host"));
+        assert!(row.is_some_and(|row| row.ends_with(&HumanBytes(plan.host_images).to_string())), "{text}");
+        assert!(text.contains("images being copied"), "{text}");
+    }
+
+    /// Beside a CPU, more threads than batches ahead need more of the one memory.
+    #[test]
+    fn plan_counts_the_batches_of_all_loader_threads() {
+        let recipe = Recipe { resolution: 32, ..Recipe::reference(Variant::B0, 96) };
+        let mut cpu = Cpu::new(1, "");
+        let mut plan = |threads| memory_plan(&recipe, 10, &mut cpu, World::ALONE, threads).unwrap();
+        let batch = 96 * 32 * 32 * 3;
+        let found =
+            [0, 1, 8].map(|threads| plan(threads)).map(|p| (p.loader_threads, p.images, p.host_images));
+        assert_eq!(found, [(2, 4 * batch, 0), (1, 4 * batch, 0), (8, 9 * batch, 0)]);
     }
 }

@@ -114,6 +114,7 @@ pub struct RunOptions {
     pub precision: Option<Precision>,
     /// Compute threads; 0 means one for each core.
     pub threads: usize,
+    /// Threads that prepare images; 0 means as many as suit the device and the machine.
     pub loader_threads: usize,
     /// Steps between checkpoints; 0 means only after evaluations and at the end.
     pub checkpoint_every: u64,
@@ -153,7 +154,7 @@ impl RunOptions {
             device: DeviceChoice::Auto,
             precision: None,
             threads: 0,
-            loader_threads: 2,
+            loader_threads: 0,
             checkpoint_every: 0,
             keep: 0,
             max_steps: None,

@@ -194,7 +194,7 @@ fn train(out: &Path, memory: u64, auto: bool, said: &mut Said) -> Result<Outcome
 
 /// The exact number of bytes for four of the twelve images.
 fn room_for_four() -> u64 {
-    memory_plan(&recipe(4), 5, &mut card(1 << 30), World::ALONE).unwrap().total()
+    memory_plan(&recipe(4), 5, &mut card(1 << 30), World::ALONE, 1).unwrap().total()
 }
 
 #[test]

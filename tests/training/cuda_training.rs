@@ -107,7 +107,7 @@ fn memory_taken_on_a_gpu_is_what_was_planned() {
         let plan = |config| Network::new(&arch, &table, config).plan(&CudaDevice { precision });
         let evaluation = plan(NetworkConfig::inference(images.0));
         let need = evaluation_need(&evaluation, &table, &CudaDevice { precision }, true, images);
-        let planned = memory_plan(&recipe, 5, &mut cuda::<HostGpu>(precision), World::ALONE).unwrap();
+        let planned = memory_plan(&recipe, 5, &mut cuda::<HostGpu>(precision), World::ALONE, 1).unwrap();
         let planned = planned.total() - planned.reserve;
         let evaluating =
             StateSize { slots: 0, decay_factors: false, ..StateSize::new(table.trainable(), table.total()) };

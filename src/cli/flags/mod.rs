@@ -78,7 +78,7 @@ pub struct Settings {
     /// How images become square: resized (random crops, resized), pad, or auto: pad if all images are small enough [default: auto]
     #[arg(long, value_name = "MODE", value_parser = CropMode::from_str, help_heading = DATA)]
     pub crop: Option<CropMode>,
-    /// Threads that prepare images [default: 2]
+    /// Threads that prepare images, in each rank; the result does not depend on them [default: 2 on the CPU; on a GPU all cores but one, divided among the machine's ranks]
     #[arg(long, value_name = "N", value_parser = whole, allow_negative_numbers = true, help_heading = DATA)]
     pub loader_threads: Option<u64>,
 

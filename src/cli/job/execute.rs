@@ -105,11 +105,11 @@ impl Job {
     }
 
     fn print_memory_plan(&self) -> Result<()> {
-        struct Plan<'a>(&'a Recipe, usize, World);
+        struct Plan<'a>(&'a Recipe, usize, World, usize);
         impl device::With for Plan<'_> {
             type Output = Result<(String, MemoryPlan), RecipeError>;
             fn with<H: Hardware>(self, mut hardware: H) -> Self::Output {
-                Ok((hardware.line(), memory_plan(self.0, self.1, &mut hardware, self.2)?))
+                Ok((hardware.line(), memory_plan(self.0, self.1, &mut hardware, self.2, self.3)?))
             }
         }
         let options = &self.options;
@@ -118,7 +118,7 @@ impl Job {
         let mut recipe = self.recipe.clone();
         // The recipe of a resumed run is not divided yet.
         recipe.divide(world.size, options.auto_micro_batch || options.resume)?;
-        let (line, plan) = selected.with(Plan(&recipe, self.classes()?, world))?;
+        let (line, plan) = selected.with(Plan(&recipe, self.classes()?, world, options.loader_threads))?;
         if self.json {
             let mut object = json!(plan);
             object["total"] = plan.total().into();

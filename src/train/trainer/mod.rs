@@ -41,6 +41,7 @@ struct Trainer<'a, O: Ops> {
     options: &'a RunOptions,
     source: Source,
     team: &'a Team,
+    loader_threads: usize,
     /// Processors near the device, for the loader's threads.
     processors: Vec<usize>,
     reporter: &'a mut dyn Reporter,
@@ -110,7 +111,7 @@ impl<O: Ops + Send> Trainer<'_, O> {
             recipe: &self.recipe,
             form: self.engine.form,
             share: self.team.share(),
-            threads: self.options.loader_threads,
+            threads: self.loader_threads,
             memory: self.engine.host_memory(),
             processors: &self.processors,
         }

@@ -102,7 +102,7 @@ fn train_as<H: Hardware>(
     team.doing(0, "getting ready");
     let session = prepare(inspection, options, &source, hardware, team, reporter)?;
     let header = header(&session, options, &source, team);
-    let Session { recipe, arch, schedule, hardware, directory, metadata, state, resumed, .. } = session;
+    let Session { recipe, arch, schedule, hardware, directory, metadata, state, resumed, memory } = session;
     let processors = hardware.processors();
     let mut engine = Engine::new(&recipe, &arch, source.normalise(), hardware, team)?;
     engine.load(&state, metadata.loss_scale)?;
@@ -113,6 +113,7 @@ fn train_as<H: Hardware>(
         options,
         source,
         team,
+        loader_threads: memory.loader_threads,
         processors,
         reporter,
         log: None,
@@ -158,7 +159,7 @@ fn header<H: Hardware>(session: &Session<H>, options: &RunOptions, source: &Sour
         device: hardware.line(),
         ranks: team.world().size,
         threads: hardware.threads(),
-        loader_threads: options.loader_threads,
+        loader_threads: memory.loader_threads,
         steps: schedule.steps(),
         warmup_steps: schedule.warmup(),
         first_step: metadata.step,

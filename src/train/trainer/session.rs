@@ -120,13 +120,15 @@ impl Inspection {
         let fields = self.recipe.fields().into_iter();
         let mut facts: Vec<(String, String)> =
             fields.map(|(name, value)| (name, value.to_string())).collect();
-        // Not part of the recipe, but ranks that end at different steps would wait for each other.
-        let max_steps = options.max_steps.map_or("none".into(), |steps| steps.to_string());
+        // Not part of the recipe, but ranks that end or measure at different steps would wait for each other.
+        let steps = |steps: Option<u64>| steps.map_or("none".into(), |steps| steps.to_string());
+        let (max_steps, profile) = (steps(options.max_steps), steps(options.profile));
         let checkpoint = self.saved.as_ref().map_or("none".into(), |Checkpoint { metadata, .. }| {
             format!("{} of step {}", metadata.checksum, metadata.step)
         });
         facts.extend([
             ("max-steps".into(), max_steps),
+            ("profile".into(), profile),
             ("data set".into(), source.fingerprint()),
             ("classes".into(), source.classes().to_string()),
             ("checkpoint".into(), checkpoint),
@@ -184,7 +186,8 @@ pub(super) fn prepare<H: Hardware>(
     let schedule = Schedule::new(&recipe, source.samples(Split::Train))?;
     let classes = source.classes();
     let may_change = options.auto_micro_batch && hardware.has_own_memory() && !resumed;
-    let memory = fit(&mut recipe, classes, &mut hardware, team, may_change, reporter)?;
+    let memory =
+        fit(&mut recipe, classes, &mut hardware, team, (may_change, options.loader_threads), reporter)?;
     let arch = recipe.architecture(classes)?;
     let (metadata, state) = match saved {
         Some(saved) => (Metadata { recipe: recipe.clone(), ..saved.metadata }, saved.state),
@@ -214,11 +217,11 @@ fn fit<H: Hardware>(
     classes: usize,
     hardware: &mut H,
     team: &Team,
-    may_change: bool,
+    (may_change, loader_threads): (bool, usize),
     reporter: &mut dyn Reporter,
 ) -> Result<MemoryPlan, TrainError> {
     let world = team.world();
-    let mut memory = memory_plan(recipe, classes, hardware, world)?;
+    let mut memory = memory_plan(recipe, classes, hardware, world, loader_threads)?;
     let mut fits = recipe.micro_batch;
     if may_change {
         fits = memory.check().err().and_then(|error| error.fits).unwrap_or(fits);
@@ -227,7 +230,7 @@ fn fit<H: Hardware>(
     let fits = team.least("micro-batch", fits)?;
     if fits < recipe.micro_batch {
         recipe.micro_batch = fits;
-        memory = memory_plan(recipe, classes, hardware, world)?;
+        memory = memory_plan(recipe, classes, hardware, world, loader_threads)?;
         reporter.notice(&format!(
             "micro-batch: {fits} images, the most that fits; {} passes make a step",
             recipe.batch_size / world.size / fits

@@ -101,6 +101,12 @@ fn rank_that_differs_is_refused_by_name() {
         command.args(["--max-steps", if rank == 0 { "3" } else { "4" }]);
     });
     rank_0_says(&outputs, &["rank 1", "max-steps 4", "3"]);
+    let outputs = two([&whole, &whole], |rank, command| {
+        if rank == 1 {
+            command.args(["--profile", "2"]);
+        }
+    });
+    rank_0_says(&outputs, &["rank 1", "profile 2", "none"]);
     let outputs = two([&whole, &other], |_, _| ());
     rank_0_says(&outputs, &["rank 1", "data set"]);
     let outputs = two([&whole, &whole], |rank, command| {
