@@ -2,7 +2,7 @@
 //! goes, pass by pass.
 //!
 //! The batch is made once and stays in the host's memory; everything else is what `effnet-train` runs. On a
-//! GPU steps are enqueued without waiting, and the time is that of all of them together.
+//! GPU steps are enqueued without waiting, and the time is that of all of them together, after a second of warm-up.
 //!
 //! `cargo bench --bench network` measures B0 at 32 and 224 (on a GPU at 224, and B4 at 380);
 //! `cargo bench --bench network -- --model b4 --resolution 380 --batch 2 --steps 4` one case; `--json` prints an
@@ -36,6 +36,12 @@ struct Flags {
     steps: u64,
     #[arg(long, default_value_t = 3)]
     rounds: usize,
+    /// The least steps before the first round.
+    #[arg(long, default_value_t = 2)]
+    warmup: u64,
+    /// The least seconds before the first round: a GPU that has rested raises its clocks meanwhile. [default: 1 on a GPU]
+    #[arg(long)]
+    warm_seconds: Option<f64>,
     #[arg(long, default_value_t = 1000)]
     classes: usize,
     #[arg(long, default_value = "auto", value_parser = DeviceChoice::from_str)]
@@ -66,8 +72,8 @@ fn cases(flags: &Flags, on_gpu: bool) -> Vec<Case> {
         (Some(model), _) => vec![case(model, flags.resolution, flags.batch, flags.steps)],
         (None, false) => vec![case(Variant::B0, 32, 128, 12), case(Variant::B0, 224, 16, 4)],
         (None, true) => {
-            let b0 = [32, 128, 256].map(|batch| case(Variant::B0, 224, batch, 20));
-            let b4 = [16, 32, 64].map(|batch| case(Variant::B4, 380, batch, 10));
+            let b0 = [128, 512].map(|batch| case(Variant::B0, 224, batch, 100));
+            let b4 = [32].map(|batch| case(Variant::B4, 380, batch, 100));
             b0.into_iter().chain(b4).collect()
         }
     }
@@ -130,6 +136,17 @@ fn infer<O: Ops>(ops: &mut O, inference: &Inference, fixed: &Fixed, step: u64) -
     })
 }
 
+/// Runs pairs of steps, at least so many steps and seconds.
+fn warm_up(steps: u64, seconds: f64, mut pair: impl FnMut() -> Result) -> Result {
+    let start = Instant::now();
+    let mut done = 0;
+    while done < steps || start.elapsed().as_secs_f64() < seconds {
+        pair()?;
+        done += 2;
+    }
+    Ok(())
+}
+
 /// Images per second of each round.
 struct Rates {
     training: Vec<f64>,
@@ -151,6 +168,7 @@ impl With for Measure<'_> {
         let table = ParamTable::new(&arch);
         let training = Network::new(&arch, &table, recipe.network_config(1));
         let device = hardware.device();
+        let warm_seconds = flags.warm_seconds.unwrap_or(if hardware.has_own_memory() { 1.0 } else { 0.0 });
         let inference = Inference::new(&arch, &table, case.batch, &device, &[Weights::Raw]);
         let plans = [training.plan(&device), inference.plan(&device)];
         let (trainable, total) = (table.trainable(), table.total());
@@ -174,7 +192,7 @@ impl With for Measure<'_> {
             ops.take_figures(true).map(|_| ())
         };
         let rates = |ops: &mut H::Ops, run: &mut dyn FnMut(&mut H::Ops, u64) -> Result| -> Result<Vec<f64>> {
-            run(ops, 2)?;
+            warm_up(flags.warmup, warm_seconds, || run(ops, 2))?;
             let round = |_| {
                 let start = Instant::now();
                 run(ops, case.steps)?;

@@ -5,6 +5,8 @@ Training and inference of an EfficientNet, images per second: PyTorch eager (cha
 gradient scaling), on a GPU also torch.compile with max-autotune and CUDA graphs, and effnet's benchmark `network`.
 All get a batch that lies ready, with RMSprop in training. They take turns, so that a machine whose speed drifts
 slows all; ratios are taken round by round against the best PyTorch configuration, and the median is printed.
+On a GPU all run at least a second before they are timed, so that its clocks have risen, and then at least 100 steps.
+By default that takes about ten minutes on an H100, most of it for torch.compile; --no-compile leaves that out.
 
     pip install torch timm
     python tools/compare_pytorch.py                     # on a GPU where there is one, else on the CPU
@@ -25,7 +27,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU_SIZES = "b0:32:128:20,b0:224:16:6"
-GPU_SIZES = "b0:224:64:30,b0:224:128:30,b0:224:256:20,b4:380:16:20,b4:380:32:15,b4:380:64:10"
+GPU_SIZES = "b0:224:128:100,b0:224:512:100,b4:380:32:100"
+GPU_ROUNDS, CPU_ROUNDS = 1, 3
+GPU_WARM_SECONDS = 1.0
 
 
 class TorchModel:
@@ -80,9 +84,13 @@ class TorchModel:
             self.torch.cuda.synchronize()
 
     def rate(self, work):
-        for _ in range(self.args.warmup):
+        """Images per second, after at least so many steps and seconds of warm-up."""
+        begin = time.perf_counter()
+        done = 0
+        while done < self.args.warmup or time.perf_counter() - begin < self.args.warm_seconds:
             work()
-        self.wait()
+            self.wait()
+            done += 1
         start = time.perf_counter()
         for _ in range(self.args.steps):
             work()
@@ -115,6 +123,7 @@ def run_torch(args, case, compiled):
     command = [sys.executable, __file__, "--worker", "--device", args.device, "--precision", args.precision]
     command += ["--model", model, "--resolution", str(side), "--batch", str(batch), "--steps", str(steps)]
     command += ["--threads", str(args.threads), "--classes", str(args.classes)]
+    command += ["--warm-seconds", str(args.warm_seconds)]
     command += ["--warmup", str(10 if compiled else args.warmup)] + (["--compile"] if compiled else [])
     threads = str(args.threads)
     return last_object(command, dict(os.environ, OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads))
@@ -124,6 +133,7 @@ def run_effnet(args, case):
     model, side, batch, steps = case
     command = [args.effnet_bench, "--json", "--device", args.device, "--model", model, "--resolution", str(side)]
     command += ["--batch", str(batch), "--steps", str(steps), "--rounds", "1", "--classes", str(args.classes)]
+    command += ["--warmup", str(args.warmup), "--warm-seconds", str(args.warm_seconds)]
     if args.device == "cuda":
         command += ["--precision", args.precision]
     else:
@@ -195,8 +205,9 @@ def main():
     parser.add_argument("--sizes", help="model:resolution:batch:steps, comma-separated")
     parser.add_argument("--effnet-bench", help="effnet's compiled benchmark `network`; built where this is missing")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of the CPU")
-    parser.add_argument("--rounds", type=int, default=3, help="turns for each size")
-    parser.add_argument("--warmup", type=int, default=3, help="steps before timing starts")
+    parser.add_argument("--rounds", type=int, help=f"turns for each size: {GPU_ROUNDS} on a GPU, {CPU_ROUNDS} on the CPU")
+    parser.add_argument("--warmup", type=int, default=3, help="least steps before timing starts")
+    parser.add_argument("--warm-seconds", type=float, help=f"least time before: {GPU_WARM_SECONDS:g} on a GPU")
     parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out: it takes minutes a size")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
@@ -212,12 +223,15 @@ def main():
 
     if args.device == "auto":
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
-    args.precision = args.precision or ("fp16" if args.device == "cuda" else "fp32")
+    cuda = args.device == "cuda"
+    args.precision = args.precision or ("fp16" if cuda else "fp32")
+    args.rounds = args.rounds or (GPU_ROUNDS if cuda else CPU_ROUNDS)
+    args.warm_seconds = (GPU_WARM_SECONDS if cuda else 0.0) if args.warm_seconds is None else args.warm_seconds
     args.effnet_bench = args.effnet_bench or build_bench()
     machine = torch.cuda.get_device_name() if args.device == "cuda" else f"{platform.processor() or platform.machine()}, {args.threads} threads"
     print(f"{machine}, {args.precision}, PyTorch {torch.__version__}; images/s, least and most of {args.rounds} rounds")
     print(f"{'':>4} {'side':>4} {'batch':>5} {'':>10} {'':>18} {'images/s':>17} {'peak GiB':>9} {'ratio to the best PyTorch':>26}")
-    for size in (args.sizes or (GPU_SIZES if args.device == "cuda" else CPU_SIZES)).split(","):
+    for size in (args.sizes or (GPU_SIZES if cuda else CPU_SIZES)).split(","):
         model, *numbers = size.split(":")
         case = (model, *map(int, numbers))
         table(case, measure(args, case))
