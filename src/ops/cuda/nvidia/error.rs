@@ -111,13 +111,14 @@ pub enum DriverError {
     SharedMemory { kernel: String, wanted: usize, has: usize },
 }
 
+/// A version without a minor one is that of machine code, which a branch of drivers runs; others are of PTX.
 fn update(needs: Version) -> String {
-    match needs.branch() {
-        Some(branch) => {
-            format!("; update it to {branch} or later, or build with an older CUDA (12 at least)")
-        }
-        None => "; update it, or build with an older CUDA (12 at least)".into(),
-    }
+    let update = match needs.branch().filter(|_| needs.1 == 0) {
+        Some(branch) => format!("; update it to {branch} or later"),
+        None => "; update it".into(),
+    };
+    let older = if needs.0 > 12 { ", or build with CUDA 12: tools/install_nvcc.sh --cuda 12" } else { "" };
+    update + older
 }
 
 fn mebibytes(bytes: u64) -> String {
@@ -171,5 +172,13 @@ mod tests {
         assert!(launch.starts_with("stem_forward_f16: cuStreamSynchronize: CUDA_ERROR_"), "{launch}");
         let old = DriverError::TooOld { has: Version(11, 8), needs: Version(13, 0) }.to_string();
         assert!(old.contains("11.8") && old.contains("13.0") && old.contains("580"), "{old}");
+        assert!(old.ends_with("or build with CUDA 12: tools/install_nvcc.sh --cuda 12"), "{old}");
+        let remedy = |needs| DriverError::TooOld { has: Version(11, 8), needs }.to_string();
+        assert!(
+            remedy(Version(12, 0)).ends_with("; update it to 525 or later"),
+            "{}",
+            remedy(Version(12, 0))
+        );
+        assert!(remedy(Version(12, 9)).ends_with("needs 12.9; update it"), "{}", remedy(Version(12, 9)));
     }
 }
