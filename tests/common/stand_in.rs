@@ -49,7 +49,9 @@ pub static KERNELS: LazyLock<Option<Embedded>> = LazyLock::new(|| {
     // SAFETY: only the stand-in has a function of this name, and `kernels.h` declares it so.
     let register: extern "C" fn(Run) = unsafe { std::mem::transmute(register) };
     register(run);
-    Some(Embedded { compiler: (12, 0), architectures: &[80, 90], ptx: Some(90), files: images() })
+    let files = images();
+    let kernels = kernels(files);
+    Some(Embedded { compiler: (12, 0), architectures: &[80, 90], ptx: Some(90), files, kernels })
 });
 
 type Run = extern "C" fn(*const c_char, *const [u32; 3], u32, usize, *const c_void) -> bool;
@@ -63,6 +65,18 @@ fn images() -> &'static [(&'static str, &'static [u8])] {
     }
     let image = |(stem, text): (_, String)| (stem, &*Vec::leak((text + "\0").into_bytes()));
     Vec::leak(images.into_iter().map(image).collect())
+}
+
+/// Each kernel and the number of its source in `files`, by name.
+fn kernels(files: &[(&'static str, &'static [u8])]) -> &'static [(&'static str, usize)] {
+    let mut kernels = Vec::new();
+    for Kernel { name, file, .. } in effnet_kernel_host::kernels() {
+        let stem = Path::new(file).file_stem().and_then(|stem| stem.to_str());
+        let number = files.iter().position(|(own, _)| Some(*own) == stem).expect("the image of its source");
+        kernels.push((name, number));
+    }
+    kernels.sort_unstable();
+    Vec::leak(kernels)
 }
 
 /// Runs a kernel to its end on the harness. False after a mistake, which is printed.

@@ -115,11 +115,15 @@ pub const KERNELS: Embedded = Embedded {
         ("add", b"add_f32 64 16 0\nadd_wide_f32 64 24 0\nfault_f32 64 16 0\0"),
         ("other", b"stray_f32 64 16 1024\0"),
     ],
-    kernels: &[("add_f32", 0), ("add_two", 0), ("add_wide_f32", 0), ("stray_f32", 1)],
+    kernels: &[("add_f32", 0), ("add_wide_f32", 0), ("fault_f32", 0), ("stray_f32", 1)],
 };
 
-/// Kernels of every name, which do nothing.
-pub const IDLE: Embedded = Embedded { files: &[("all", b"*\0")], ..KERNELS };
+/// The engine's kernels, which do nothing here.
+pub static IDLE: LazyLock<Embedded> = LazyLock::new(|| {
+    let mut kernels: Vec<_> = effnet_kernel_host::kernels().iter().map(|kernel| (kernel.name, 0)).collect();
+    kernels.sort_unstable();
+    Embedded { files: &[("all", b"*\0")], kernels: Vec::leak(kernels), ..KERNELS }
+});
 
 pub fn open() -> Result<Driver, DriverError> {
     Driver::with_kernels(Library::load()?, 0, &KERNELS)

@@ -1,14 +1,13 @@
 //! The embedded kernels on a card: found by name, loaded at first use, checked before the first launch.
 //!
-//! Most kernels have the name of their file in front: `depthwise_forward_k3s1_f16` is looked up in `depthwise` first.
-//! So files are loaded only when needed, which saves time on cards for which the driver has to compile.
+//! The build lists which file has which kernel. So files are loaded only when needed, which saves time on cards for
+//! which the driver has to compile, and no lookup fails, which tools that watch the driver's calls would report.
 
-use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
 use std::ptr::null_mut;
 
-use cudarc::driver::sys::{CUfunction, CUfunction_attribute as Attribute, CUmodule, CUresult};
+use cudarc::driver::sys::{CUfunction, CUfunction_attribute as Attribute, CUmodule};
 
 use super::handles::Stream;
 use super::{DriverError, Result, Version, call};
@@ -20,7 +19,7 @@ const KNOWS_ARGUMENTS: Version = Version(12, 4);
 
 #[derive(Debug)]
 pub struct Kernels {
-    files: &'static [(&'static str, &'static [u8])],
+    embedded: Embedded,
     modules: Vec<Option<Module>>,
     functions: HashMap<String, Function>,
     driver: Version,
@@ -52,7 +51,7 @@ unsafe impl Send for Function {}
 impl Kernels {
     pub fn new(embedded: &Embedded, driver: Version, shared_per_block: usize) -> Kernels {
         let modules = embedded.files.iter().map(|_| None).collect();
-        Kernels { files: embedded.files, modules, functions: HashMap::new(), driver, shared_per_block }
+        Kernels { embedded: *embedded, modules, functions: HashMap::new(), driver, shared_per_block }
     }
 
     /// Enqueues a kernel.
@@ -121,34 +120,21 @@ impl Kernels {
         Ok(function.raw)
     }
 
-    /// Looks a kernel up in the files, the most likely file first.
+    /// Looks a kernel up in its file.
     fn find(&mut self, kernel: &str) -> Result<Function> {
         let unknown = || DriverError::UnknownKernel(kernel.into());
+        let file = self.embedded.file_of(kernel).ok_or_else(unknown)?;
         let name = CString::new(kernel).map_err(|_| unknown())?;
-        let mut order: Vec<usize> = (0..self.files.len()).collect();
-        order.sort_by_key(|file| {
-            (Reverse(common(kernel, self.files[*file].0)), self.modules[*file].is_none())
-        });
-        for file in order {
-            let module = match &mut self.modules[file] {
-                Some(module) => module,
-                none => none.insert(Module::load(self.files[file].1)?),
-            };
-            let mut raw = null_mut();
-            // SAFETY: writes one pointer; the module is loaded, and the name ends with a zero byte.
-            match unsafe { call!(cuModuleGetFunction(&mut raw, module.0, name.as_ptr())) } {
-                Ok(()) => return Function::describe(raw, kernel, self.driver),
-                Err(failure) if failure.code == CUresult::CUDA_ERROR_NOT_FOUND as u32 => {}
-                Err(failure) => return Err(DriverError::Launch { kernel: kernel.into(), failure }),
-            }
-        }
-        Err(unknown())
+        let module = match &mut self.modules[file] {
+            Some(module) => module,
+            none => none.insert(Module::load(self.embedded.files[file].1)?),
+        };
+        let mut raw = null_mut();
+        // SAFETY: writes one pointer; the module is loaded, and the name ends with a zero byte.
+        unsafe { call!(cuModuleGetFunction(&mut raw, module.0, name.as_ptr())) }
+            .map_err(|failure| DriverError::Launch { kernel: kernel.into(), failure })?;
+        Function::describe(raw, kernel, self.driver)
     }
-}
-
-/// Number of first letters that two names share.
-fn common(a: &str, b: &str) -> usize {
-    a.bytes().zip(b.bytes()).take_while(|(a, b)| a == b).count()
 }
 
 impl Function {
