@@ -228,7 +228,7 @@ mod tests {
                 .collect::<Vec<_>>()
         };
         let (home_at, path_at) = (at("home"), at("path/bin"));
-        assert_eq!(found(&[]), [own.clone()]);
+        assert_eq!(found(&[]), std::slice::from_ref(&own));
         assert_eq!(found(&[("PATH", path_at.clone())]), [path.clone(), own.clone()]);
         assert_eq!(found(&[("PATH", path_at), ("CUDA_PATH", home_at)]), [home, path, own]);
     }

@@ -357,10 +357,9 @@ mod tests {
     fn plan_counts_the_batches_of_all_loader_threads() {
         let recipe = Recipe { resolution: 32, ..Recipe::reference(Variant::B0, 96) };
         let mut cpu = Cpu::new(1, "");
-        let mut plan = |threads| memory_plan(&recipe, 10, &mut cpu, World::ALONE, threads).unwrap();
+        let plan = |threads| memory_plan(&recipe, 10, &mut cpu, World::ALONE, threads).unwrap();
         let batch = 96 * 32 * 32 * 3;
-        let found =
-            [0, 1, 8].map(|threads| plan(threads)).map(|p| (p.loader_threads, p.images, p.host_images));
+        let found = [0, 1, 8].map(plan).map(|p| (p.loader_threads, p.images, p.host_images));
         assert_eq!(found, [(2, 4 * batch, 0), (1, 4 * batch, 0), (8, 9 * batch, 0)]);
     }
 }

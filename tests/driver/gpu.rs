@@ -3,10 +3,11 @@
 
 use crate::common::gpu::TestGpu;
 use crate::fake::{Fake, KERNELS, MEMORY, add, floats, launch, open};
-use effnet::ops::cuda::driver::{self, Driver};
+use effnet::ops::cuda::driver::Driver;
 use effnet::ops::cuda::gpu::{Gpu, Launch};
 use effnet::ops::cuda::nvidia::device::Library;
 use effnet::ops::cuda::nvidia::{DriverError, Version};
+use effnet::ops::cuda::usable;
 
 #[test]
 fn memory_is_zeroed_copied_both_ways_and_freed() {
@@ -240,7 +241,7 @@ fn machine_that_cannot_run_the_kernels_is_refused_with_the_reason() {
     let old = Version(11, 8);
     let needs = Version(12, 0);
     assert_eq!(open().unwrap_err(), DriverError::TooOld { has: old, needs });
-    assert_eq!(Driver::open(0).unwrap_err().to_string(), driver::count().unwrap_err().to_string());
+    assert_eq!(Driver::open(0).unwrap_err().to_string(), usable::count().unwrap_err().to_string());
     let error = |version, devices, (major, minor), stub| {
         (fake.machine)(version, devices, major, minor, stub, MEMORY);
         open().unwrap_err()
@@ -255,7 +256,7 @@ fn machine_that_cannot_run_the_kernels_is_refused_with_the_reason() {
     assert_eq!(error(12_080, 1, (12, 0), 0), DriverError::TooOld { has, needs });
     (fake.machine)(12_090, 2, 12, 0, 0, MEMORY);
     assert!(open().is_ok());
-    assert_eq!(driver::count().unwrap(), 2);
+    assert_eq!(usable::count().unwrap(), 2);
     let far = Driver::with_kernels(Library::load().unwrap(), 2, &KERNELS).unwrap_err();
     assert_eq!(far, DriverError::NoSuchDevice { index: 2, count: 2 });
     assert_eq!((fake.live)(), 0);

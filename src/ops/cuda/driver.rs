@@ -10,14 +10,15 @@ use std::ffi::c_void;
 use std::mem::ManuallyDrop;
 use std::sync::Arc;
 
-use super::embedded::{EMBEDDED, Embedded};
+use super::embedded::Embedded;
 use super::gpu::*;
 use super::nvidia::collectives::Collectives;
-use super::nvidia::device::{DriverContext, Library, fits, properties, supported};
+use super::nvidia::device::{DriverContext, Library, fits, properties};
 use super::nvidia::handles::{Event, Launchable, Memory, Pinned, PinnedBytes, Stream, memory_info};
 use super::nvidia::kernels::Kernels;
 use super::nvidia::wait::wait;
 use super::nvidia::{self, DriverError};
+use super::usable::{synchronous, usable};
 use crate::host_bytes::{HostAllocator, HostBytes};
 use crate::ops::{OpsError, Result};
 use crate::parallel::Group;
@@ -64,17 +65,6 @@ struct Buffers {
     returned: Event,
 }
 
-/// The variable that makes a kernel's failure carry its name: 1, or 0 like unset.
-const SYNCHRONOUS: &str = "EFFNET_CUDA_SYNC";
-
-/// Number of GPUs of this machine.
-///
-/// # Errors
-/// No driver, an unusable driver, or no GPU.
-pub fn count() -> Result<usize> {
-    Ok(Library::load()?.devices)
-}
-
 impl Driver {
     /// A GPU that can run this program's kernels, counted from 0.
     ///
@@ -115,35 +105,6 @@ impl Driver {
     /// From here on every launch is waited for, and nothing is captured. So a fault has the name of its kernel.
     pub fn wait_after_each_launch(&mut self) {
         self.synchronous = true;
-    }
-}
-
-/// What [`Driver::open`] refuses, without the time that a context takes.
-///
-/// # Errors
-/// As for [`Driver::open`].
-pub fn check(index: usize) -> Result {
-    usable(index)?;
-    synchronous()?;
-    Ok(())
-}
-
-fn usable(index: usize) -> nvidia::Result<(Library, &'static Embedded)> {
-    let library = Library::load()?;
-    let properties = properties(library.device(index)?)?;
-    // Check the card before this build: for a card that no build supports, that is the more useful error.
-    supported(&properties)?;
-    let embedded = EMBEDDED.as_ref().map_err(|reason| DriverError::NoKernels(reason))?;
-    fits(&properties, library.version, embedded)?;
-    Ok((library, embedded))
-}
-
-fn synchronous() -> nvidia::Result<bool> {
-    match std::env::var(SYNCHRONOUS).as_deref() {
-        Err(std::env::VarError::NotPresent) | Ok("" | "0") => Ok(false),
-        Ok("1") => Ok(true),
-        Ok(other) => Err(DriverError::Synchronous(other.into())),
-        Err(other) => Err(DriverError::Synchronous(other.to_string())),
     }
 }
 
@@ -361,7 +322,7 @@ impl Gpu for Driver {
         self.context.enter()?;
         let buffers = self.stagings[staging.0].as_mut().expect(FREED);
         self.transfer.wait(&buffers.released)?;
-        assert!(bytes <= buffers.host.len() && bytes <= buffers.bytes, "more than the buffers hold");
+        assert!(bytes <= buffers.host.size() && bytes <= buffers.bytes, "more than the buffers hold");
         let to = buffers.device.address();
         if bytes > 0 {
             // SAFETY: the bytes are accessed only through `staging_host`, which waits for `arrived`.
@@ -400,7 +361,7 @@ impl Gpu for Driver {
         self.context.enter()?;
         let staging = self.buffers(staging);
         // SAFETY: the bytes are accessed only through `staging_host`, which waits for `returned`.
-        unsafe { self.compute.receive(staging.device.address(), staging.host.start(), staging.host.len()) }?;
+        unsafe { self.compute.receive(staging.device.address(), staging.host.start(), staging.host.size()) }?;
         Ok(staging.returned.record(&self.compute)?)
     }
 
@@ -464,7 +425,7 @@ mod tests {
         let Err(error) = Driver::open(0) else { return };
         let text = error.to_string();
         assert!(text.contains("; ") && !text.contains('\n'), "{text}");
-        match count() {
+        match crate::ops::cuda::usable::count() {
             Ok(devices) => assert!(devices > 0),
             Err(error) => assert_eq!(error.to_string(), text),
         }

@@ -37,6 +37,7 @@ pub mod stem;
 pub mod step;
 pub mod sweep;
 mod timing;
+pub mod usable;
 
 pub use engine::CudaOps;
 pub use gpu::{Address, Gpu};

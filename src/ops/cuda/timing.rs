@@ -36,7 +36,7 @@ struct Span {
 }
 
 enum What {
-    Pass(Pass),
+    Pass(Box<Pass>),
     Kernel { pass: &'static str, name: String },
 }
 
@@ -48,7 +48,7 @@ impl Timing {
 
     pub fn end_pass<G: Gpu>(&mut self, gpu: &mut G, device: &impl Device, pass: &Pass) -> Result {
         let Some((_, from)) = self.pass.take() else { return Ok(()) };
-        self.current.spans.push(Span { what: What::Pass(*pass), from, to: gpu.mark()? });
+        self.current.spans.push(Span { what: What::Pass(Box::new(*pass)), from, to: gpu.mark()? });
         if self.current.spans.len() < MOST_UNREAD {
             return Ok(());
         }

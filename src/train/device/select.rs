@@ -4,8 +4,9 @@ use std::env;
 
 use super::{Cpu, Cuda, Hardware};
 use crate::ops::OpsError;
-use crate::ops::cuda::driver::{self, Driver};
+use crate::ops::cuda::driver::Driver;
 use crate::ops::cuda::embedded::EMBEDDED;
+use crate::ops::cuda::usable;
 use crate::ops::cuda::{Gpu, Precision};
 use crate::parallel::nccl::ranks_may_share_gpus;
 use crate::parallel::{Ranks, World};
@@ -67,11 +68,11 @@ pub fn select_for(options: &RunOptions) -> Result<Selected, DeviceError> {
 /// # Errors
 /// As [`select_for`].
 pub fn check_for(options: &RunOptions) -> Result<(), DeviceError> {
-    let usable = match options.device {
+    let gpu = match options.device {
         DeviceChoice::Cpu => None,
-        _ => Some(driver::check(gpu_for(options)?)),
+        _ => Some(usable::check(gpu_for(options)?)),
     };
-    match usable {
+    match gpu {
         Some(Ok(())) => Ok(()),
         Some(Err(error)) if options.device == DeviceChoice::Cuda => {
             Err(DeviceError::NoCuda(error.to_string()))
@@ -164,7 +165,7 @@ fn brief(error: &OpsError) -> String {
 
 /// GPUs of this machine, for messages.
 pub fn gpus() -> Result<usize, OpsError> {
-    driver::count()
+    usable::count()
 }
 
 #[cfg(test)]

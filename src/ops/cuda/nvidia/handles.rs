@@ -295,7 +295,7 @@ impl Pinned {
         !self.pageable
     }
 
-    pub fn len(&self) -> usize {
+    pub fn size(&self) -> usize {
         self.bytes
     }
 
