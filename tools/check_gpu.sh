@@ -255,7 +255,7 @@ dry_run() {
     row dry-run dry_run ok "$spent" "$(head -1 "$log"); largest micro-batch $(awk '/largest micro-batch/{ print $NF }' "$log")"
 }
 
-# together PART TEST...: tests, several at a time, from the `names` of each program.
+# together PART: runs tests, several at a time; their programs and names are on the input.
 together() {
     local part=$1 name owner
     while IFS=$'\t' read -r owner name; do
