@@ -123,7 +123,7 @@ fn start_makes_one_context() {
         "--batch-size",
         "8",
     ]);
-    programs::run(&mut command).refused(1, &["there is no kernel step_scale in this program"]);
+    programs::run(&mut command).refused(1, &["step_scale: cuModuleGetFunction: error 500"]);
     let said = std::fs::read_to_string(report).unwrap();
     assert!(said.ends_with(" contexts 1\n"), "{said}");
 }
