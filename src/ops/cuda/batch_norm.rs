@@ -16,7 +16,7 @@ use super::sources::batch_norm::{
     BatchNormInferenceArguments, BatchNormMergeArguments, BatchNormStatisticsArguments,
     BatchNormSumsArguments, LANES, THREADS,
 };
-use crate::ops::{BatchNorm, BatchNormInference, Result, Statistics};
+use crate::ops::{BatchNorm, BatchNormInference, OpsError, Result, Statistics};
 
 const STATISTICS: Kernel<BatchNormStatisticsArguments> = Kernel::plain("batch_norm_statistics");
 const MERGE: Kernel<BatchNormMergeArguments> = Kernel::plain("batch_norm_merge");
@@ -87,6 +87,10 @@ pub fn finish_statistics<G: Gpu>(
         1 => (counts, moments, parts),
         _ => gather(cx, bn, counts, moments, parts)?,
     };
+    let rows = i32::try_from(bn.rows * bn.ranks).map_err(|_| {
+        let values = bn.rows * bn.ranks;
+        OpsError::Device(format!("batch norm over {values} values, 2³¹ at most; use a smaller --batch-size"))
+    })?;
     let arguments = BatchNormStatisticsArguments {
         counts,
         moments,
@@ -97,7 +101,7 @@ pub fn finish_statistics<G: Gpu>(
         coefficients: cx.tensor(bn.coefficients),
         parts: parts as i32,
         channels: bn.channels as i32,
-        rows: (bn.rows * bn.ranks) as i32,
+        rows,
         momentum: bn.momentum,
         eps: bn.eps,
     };

@@ -14,7 +14,7 @@ use super::sources::depthwise::{
     DepthwiseForwardArguments, LANES, THREADS_3X3, THREADS_5X5, WARP,
 };
 use crate::model::Window;
-use crate::ops::{DepthwiseBackward, DepthwiseForward, DepthwiseInput, Result};
+use crate::ops::{DepthwiseBackward, DepthwiseForward, DepthwiseInput, OpsError, Result};
 
 /// Maximum of a block's shared memory: two blocks fit the smallest multiprocessor, that of compute capability 8.6.
 const SHARED: usize = 48 << 10;
@@ -42,6 +42,8 @@ struct Cut {
     strip_rows: usize,
     parts: usize,
     shared: usize,
+    /// Threads that a row takes.
+    row_threads: usize,
 }
 
 /// Bytes of shared memory that a block needs for these vectors, rows and images per iteration.
@@ -82,7 +84,35 @@ impl Cut {
         let strips = height.div_ceil(strip_rows);
         let shared = need(vectors, rows, together);
         let parts = image_parts * strips;
-        Cut { vectors, slices, rows, together, images_per_block, strips, strip_rows, parts, shared }
+        let row_threads = a_row;
+        Cut {
+            vectors,
+            slices,
+            rows,
+            together,
+            images_per_block,
+            strips,
+            strip_rows,
+            parts,
+            shared,
+            row_threads,
+        }
+    }
+
+    /// Of the forward pass, in which a thread has columns of one row. In the backward pass it may have any number.
+    ///
+    /// # Errors
+    /// A row of the map has more columns than a block has threads for: the last ones would not be computed.
+    fn check(&self, window: Window) -> Result {
+        let has = threads(window.kernel);
+        if self.row_threads <= has {
+            return Ok(());
+        }
+        let (columns, needs) = (window.input, self.row_threads);
+        Err(OpsError::Device(format!(
+            "depthwise {}: a row of {columns} columns needs {needs} threads, a block has {has}; use a smaller --resolution",
+            variant(window)
+        )))
     }
 
     fn forward(images: usize, window: Window, channels: usize, element: usize) -> Cut {
@@ -149,6 +179,7 @@ impl OnCuda for DepthwiseForward {
 
     fn launch<G: Gpu>(&self, cx: &mut Context<G>) -> Result {
         let cut = Cut::forward(self.images, self.window, self.channels, cx.precision.bytes());
+        cut.check(self.window)?;
         let parts = Parts::of(cx, &self.bn, cut.parts);
         let arguments = DepthwiseForwardArguments {
             x: cx.tensor(self.x),
@@ -239,6 +270,14 @@ mod tests {
     use super::*;
     use crate::model::Padding;
 
+    #[test]
+    fn row_that_is_too_long_for_a_block_is_refused() {
+        let window = |input| Window::new(5, 1, input, Padding::Symmetric);
+        assert!(Cut::forward(1, window(512), 8, 2).check(window(512)).is_ok());
+        let error = Cut::forward(1, window(513), 8, 2).check(window(513)).unwrap_err().to_string();
+        assert!(error.contains("a row of 513 columns needs 129 threads, a block has 128; "), "{error}");
+    }
+
     /// All sizes of the family, and odd ones.
     #[test]
     fn cuts_fit_shared_memory_and_cover_the_maps() {
@@ -251,6 +290,7 @@ mod tests {
                     for (images, element) in [(1, 4), (5, 2), (512, 2)] {
                         let forward = Cut::forward(images, window, channels, element);
                         let backward = Cut::backward(images, window, channels, element);
+                        forward.check(window).unwrap();
                         for (cut, height) in [(forward, window.output), (backward, window.input)] {
                             assert!(cut.shared <= 99 << 10, "{cut:?} of {window:?}");
                             assert!(cut.slices * cut.vectors * LANES >= channels);
