@@ -178,6 +178,23 @@ fn train(out: &Path, reporter: &mut dyn Reporter) -> Result<(), String> {
         .map_err(|error| error.to_string())
 }
 
+#[test]
+fn card_whose_memory_another_process_has_taken_is_refused_with_the_remedy() {
+    let fake = Fake::card(12_000, (8, 6));
+    (fake.taken)(MEMORY - (8 << 20));
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("run");
+    let error = train(&out, &mut Failing(&fake, usize::MAX, 0)).unwrap_err();
+    let starts = "--micro-batch 8 needs ";
+    assert!(
+        error.starts_with(starts) && error.contains(", 8.00 MiB are available; nothing fits: close"),
+        "{error}"
+    );
+    assert!(error.contains("nvidia-smi lists it") && !error.contains('\n') && !out.exists(), "{error}");
+    (fake.taken)((MEMORY - (8 << 20)).wrapping_neg());
+    assert_eq!((fake.live)(), 0);
+}
+
 /// The loader's threads put batches where the device reads them. Of a batch of 8 images the loop itself copies 8 labels.
 #[test]
 fn batches_travel_from_the_loader_s_own_memory() {

@@ -128,6 +128,17 @@ fn start_makes_one_context() {
     assert!(said.ends_with(" contexts 1\n"), "{said}");
 }
 
+/// There is no machine code for such a card. A program that is silent for minutes seems to hang.
+#[test]
+#[cfg_attr(not(effnet_kernels), ignore = "needs a build with kernels")]
+fn kernels_that_the_driver_compiles_are_announced_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let later = Machine { memory: 16 << 30, version: 99_000, capability: (13, 0), ..GOOD };
+    let mut command = on_machine(dir.path(), later);
+    let ran = programs::run(command.args(["--device", "cuda", "--data", "synthetic", "--batch-size", "8"]));
+    assert_eq!(ran.err.matches("the driver compiles the kernels for this card").count(), 1, "{}", ran.err);
+}
+
 /// Without the flag the run uses the CPU, and its first line says why.
 #[test]
 fn cpu_is_used_without_the_flag_and_the_reason_is_printed() {

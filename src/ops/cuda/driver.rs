@@ -88,7 +88,7 @@ impl Driver {
         let context = Arc::new(DriverContext::of(device)?);
         context.enter()?;
         Ok(Driver {
-            kernels: Kernels::new(embedded, library.version, properties.shared_per_block),
+            kernels: Kernels::new(embedded, library.version, &properties),
             graphs: Vec::new(),
             collectives: None,
             marks: Marks::default(),

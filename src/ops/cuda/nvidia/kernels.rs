@@ -10,9 +10,10 @@ use std::ptr::null_mut;
 use cudarc::driver::sys::{CUfunction, CUfunction_attribute as Attribute, CUmodule};
 
 use super::handles::Stream;
+use super::wait::notice;
 use super::{DriverError, Result, Version, call};
-use crate::ops::cuda::embedded::Embedded;
-use crate::ops::cuda::gpu::Launch;
+use crate::ops::cuda::embedded::{Embedded, Image};
+use crate::ops::cuda::gpu::{Launch, Properties};
 
 /// The oldest driver that can tell the size of a kernel's arguments.
 const KNOWS_ARGUMENTS: Version = Version(12, 4);
@@ -25,6 +26,8 @@ pub struct Kernels {
     driver: Version,
     /// Maximum bytes of shared memory of a block on this card.
     shared_per_block: usize,
+    /// The driver compiles the kernels, and nobody was told so yet.
+    untold: bool,
 }
 
 /// Loaded code.
@@ -49,9 +52,16 @@ unsafe impl Send for Module {}
 unsafe impl Send for Function {}
 
 impl Kernels {
-    pub fn new(embedded: &Embedded, driver: Version, shared_per_block: usize) -> Kernels {
-        let modules = embedded.files.iter().map(|_| None).collect();
-        Kernels { embedded: *embedded, modules, functions: HashMap::new(), driver, shared_per_block }
+    pub fn new(embedded: &Embedded, driver: Version, card: &Properties) -> Kernels {
+        let (major, minor) = card.capability;
+        Kernels {
+            embedded: *embedded,
+            modules: embedded.files.iter().map(|_| None).collect(),
+            functions: HashMap::new(),
+            driver,
+            shared_per_block: card.shared_per_block,
+            untold: matches!(embedded.image_for(10 * major + minor), Some(Image::Ptx(_))),
+        }
     }
 
     /// Enqueues a kernel.
@@ -125,6 +135,9 @@ impl Kernels {
         let unknown = || DriverError::UnknownKernel(kernel.into());
         let file = self.embedded.file_of(kernel).ok_or_else(unknown)?;
         let name = CString::new(kernel).map_err(|_| unknown())?;
+        if std::mem::take(&mut self.untold) {
+            notice("the driver compiles the kernels for this card, which takes minutes the first time");
+        }
         let module = match &mut self.modules[file] {
             Some(module) => module,
             none => none.insert(Module::load(self.embedded.files[file].1)?),
