@@ -11,6 +11,7 @@
 #include <deque>
 #include <functional>
 #include <memory>
+#include <thread>
 #include <vector>
 
 #include "kernels.h"
@@ -47,6 +48,8 @@ struct Graph {
     size_t events = 0, lanes = 1;
 };
 struct Capture {
+    // The thread that has begun it: calls of other threads are not disturbed.
+    std::thread::id thread = std::this_thread::get_id();
     Graph graph;
     std::vector<Stream*> streams;
     // The amount of work of each stream, and how much of it the first stream has waited for.
@@ -106,7 +109,7 @@ int enqueue(Stream* stream, Work work) {
 
 bool capturing() {
     for (Stream* stream : streams)
-        if (stream->capture) return true;
+        if (stream->capture && stream->capture->thread == std::this_thread::get_id()) return true;
     return false;
 }
 #define NOT_WHILE_CAPTURING if (capturing()) return CAPTURE_UNSUPPORTED
