@@ -43,15 +43,15 @@ def fail(message):
 class Nvrtc:
     def __init__(self):
         try:
-            self.library = ctypes.CDLL(str(PACKAGES / "cuda_nvrtc/lib/libnvrtc.so.12"))
+            self.nvrtc = ctypes.CDLL(str(PACKAGES / "cuda_nvrtc/lib/libnvrtc.so.12"))
         except OSError as error:
             fail(f"{error}; run tools/install_nvcc.sh --cuda 12")
 
     def call(self, name, *arguments):
-        answer = getattr(self.library, name)(*arguments)
+        answer = getattr(self.nvrtc, name)(*arguments)
         if answer:
-            self.library.nvrtcGetErrorString.restype = ctypes.c_char_p
-            fail(f"{name}: {self.library.nvrtcGetErrorString(answer).decode()}")
+            self.nvrtc.nvrtcGetErrorString.restype = ctypes.c_char_p
+            fail(f"{name}: {self.nvrtc.nvrtcGetErrorString(answer).decode()}")
 
     def version(self):
         major, minor = ctypes.c_int(), ctypes.c_int()
@@ -79,7 +79,7 @@ class Nvrtc:
         program = ctypes.c_void_p()
         text, headers = Path(source).read_bytes(), (array(HEADERS.values()), array(HEADERS))
         self.call("nvrtcCreateProgram", ctypes.byref(program), text, source.encode(), len(HEADERS), *headers)
-        failed = self.library.nvrtcCompileProgram(program, len(options), array(options))
+        failed = self.nvrtc.nvrtcCompileProgram(program, len(options), array(options))
         if log := self.text("ProgramLog", program).decode().strip():
             print(log, file=sys.stderr)
         if failed:

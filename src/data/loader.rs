@@ -6,9 +6,9 @@
 //!
 //! Memory: the set stays in its mapped files. At most `max(ahead, threads)` batches are being made or waiting, besides
 //! those that the caller holds; if the device reads the host's memory by itself, the next two are copied to [`HELD`]
-//! pieces of such memory by the threads that made them. A batch given back with [`Loader::recycle`] is filled again, so that after the first
-//! few steps nothing large is allocated (inside decoders: see [`decode_jpeg`] and [`Scratch`]). Raw batches have a
-//! fixed size, [`raw_batch_bytes`], whatever the images' sizes.
+//! pieces of such memory by the threads that made them. A batch given back with [`Loader::recycle`] is filled again, so
+//! that after the first few steps nothing large is allocated (inside decoders: see [`decode_jpeg`] and [`Scratch`]). Raw
+//! batches have a fixed size, [`raw_batch_bytes`], whatever the images' sizes.
 //!
 //! If a thread fails, by an error or a panic, [`Loader::next`] returns the error in that step's turn; nothing hangs.
 //! Dropping the loader stops and joins its threads.
@@ -269,8 +269,8 @@ fn held(shared: &Shared, step: u64, mut batch: Batch) -> Batch {
 /// A piece of memory for a step's batch, as soon as its turn is near and one is free.
 fn memory_for(shared: &Shared, step: u64, bytes: usize) -> Option<HostBytes> {
     let mut state = shared.lock();
-    let allocator = state.held.allocator.clone()?;
     while !state.stop {
+        let allocator = state.held.allocator.clone()?;
         if step - state.out < HELD_AHEAD {
             if let Some(memory) = state.held.free.pop() {
                 return Some(memory);
@@ -278,7 +278,13 @@ fn memory_for(shared: &Shared, step: u64, bytes: usize) -> Option<HostBytes> {
             if state.held.taken < HELD {
                 state.held.taken += 1;
                 drop(state);
-                return allocator.take(bytes);
+                let memory = allocator.take(bytes);
+                if memory.is_none() {
+                    // There is no more of it. Batches stay where they are made; nobody may wait for a piece.
+                    shared.lock().held.allocator = None;
+                    shared.work.notify_all();
+                }
+                return memory;
             }
         }
         state = shared.work.wait(state).unwrap_or_else(PoisonError::into_inner);

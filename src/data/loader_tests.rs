@@ -3,7 +3,11 @@
 use super::*;
 
 fn loader(steps: u64, window: u64, makers: Vec<Make>) -> Loader {
-    Loader::with_makers(Sampler::fixed(steps as usize, 1), 0, steps, window, makers, None).unwrap()
+    loader_with(steps, window, makers, None)
+}
+
+fn loader_with(steps: u64, window: u64, makers: Vec<Make>, memory: Option<HostAllocator>) -> Loader {
+    Loader::with_makers(Sampler::fixed(steps as usize, 1), 0, steps, window, makers, memory).unwrap()
 }
 
 /// A maker that writes its place as the label, and panics at one place.
@@ -66,4 +70,54 @@ fn batches_are_made_ahead_up_to_the_window() {
         loader.next().unwrap().unwrap();
         assert!(made.load(Ordering::SeqCst) <= out + 3);
     }
+}
+
+/// Batches of one byte, with the memory that `take` gives: how many of the first 100 lie in it.
+fn held_of_a_hundred(take: impl Fn(usize) -> Option<HostBytes> + Send + Sync + 'static) -> usize {
+    let maker = |_| -> Make {
+        Box::new(|places, batch| {
+            batch.pixels = vec![places[0].index as u8];
+            batch.used = vec![1];
+            Ok(())
+        })
+    };
+    let makers = (0..3).map(maker).collect();
+    let mut loader = loader_with(100, 3, makers, Some(HostAllocator::new(take)));
+    let (mut held, mut in_flight) = (0, VecDeque::new());
+    for step in 0..100 {
+        let batch = loader.next().unwrap().unwrap();
+        let bytes = batch.held.as_ref().map_or(&batch.pixels[..], HostBytes::bytes);
+        assert_eq!((batch.step, bytes), (step, &[step as u8][..]));
+        held += usize::from(batch.held.is_some());
+        in_flight.push_back(batch);
+        if in_flight.len() == 2 {
+            loader.recycle(in_flight.pop_front().unwrap());
+        }
+    }
+    held
+}
+
+#[test]
+fn batches_lie_in_a_few_pieces_of_the_device_s_memory() {
+    let taken = Arc::new(Mutex::new(0));
+    let count = taken.clone();
+    let held = held_of_a_hundred(move |bytes| {
+        *count.lock().unwrap() += 1;
+        Some(HostBytes::new(vec![0; bytes]))
+    });
+    assert_eq!(held, 100);
+    assert!(*taken.lock().unwrap() <= HELD);
+}
+
+/// Where memory cannot be pinned, or no more of it, no thread may wait for a piece that never comes.
+#[test]
+fn batches_stay_where_they_are_made_if_there_is_no_such_memory() {
+    assert_eq!(held_of_a_hundred(|_| None), 0);
+    let left = Mutex::new(2);
+    let few = held_of_a_hundred(move |bytes| {
+        let mut left = left.lock().unwrap();
+        *left -= i32::from(*left > 0);
+        (*left > 0).then(|| HostBytes::new(vec![0; bytes]))
+    });
+    assert!(few < 100);
 }

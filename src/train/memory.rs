@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::device::Hardware;
 use super::loading;
 use super::recipe::{Recipe, RecipeError};
+use crate::data::loader::HELD;
 use crate::model::{Architecture, ParamTable};
 use crate::network::{Network, NetworkConfig};
 use crate::ops::{Device, Kind, Plan};
@@ -153,7 +154,9 @@ fn with_available(
     // in the memory of the host.
     let ema = if recipe.ema > 0.0 || own_memory { total } else { 0 };
     let image = prepared_bytes(device, recipe.resolution);
-    let prepared = (loading::batches(loader_threads) * recipe.batch_size) as u64 * image;
+    // A step is under way on a GPU while the next one is handed over, and batches wait in memory that it reads.
+    let beside = if own_memory { 1 + HELD } else { 0 };
+    let prepared = ((loading::batches(loader_threads) + beside) * recipe.batch_size) as u64 * image;
     let plan = training_plan(recipe, arch, table, device, recipe.micro_batch);
     let (weights, checkpoint, images, host_images) = if own_memory {
         let batches = gpu_batches(device, recipe.micro_batch, recipe.resolution);
@@ -344,8 +347,8 @@ mod tests {
         println!("{plan}");
         assert!(plan.total() < 9_500_000_000, "{plan}");
         assert_eq!(plan.check(), Ok(()));
-        // Each of the fifteen threads makes a batch while another one is in use.
-        assert_eq!(plan.host_images, 16 * 512 * raw_batch_bytes(1, 224) as u64);
+        // Each of the fifteen threads makes a batch while two are in use, and four pieces are pinned.
+        assert_eq!(plan.host_images, (15 + 2 + 4) * 512 * raw_batch_bytes(1, 224) as u64);
         let text = plan.to_string();
         let row = text.lines().find(|line| line.contains("images prepared ahead, on the host"));
         assert!(row.is_some_and(|row| row.ends_with(&HumanBytes(plan.host_images).to_string())), "{text}");

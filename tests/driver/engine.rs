@@ -178,6 +178,19 @@ fn train(out: &Path, reporter: &mut dyn Reporter) -> Result<(), String> {
         .map_err(|error| error.to_string())
 }
 
+/// Under WSL2 little memory can be pinned. The run goes on, and copies its batches.
+#[test]
+fn run_without_pinned_memory_goes_on() {
+    let fake = Fake::card(12_000, (8, 6));
+    (fake.machine)(12_000, 1, 8, 6, 0, 64 * MEMORY);
+    (fake.pinnable)(0);
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("run");
+    train(&out, &mut Failing(&fake, usize::MAX, 0)).unwrap();
+    assert_eq!((training::steps_done(&out), (fake.report)().large), (Some(20), 0));
+    assert_eq!((fake.live)(), 0);
+}
+
 #[test]
 fn card_whose_memory_another_process_has_taken_is_refused_with_the_remedy() {
     let fake = Fake::card(12_000, (8, 6));

@@ -87,8 +87,8 @@ pub fn finish_statistics<G: Gpu>(
         1 => (counts, moments, parts),
         _ => gather(cx, bn, counts, moments, parts)?,
     };
-    let rows = i32::try_from(bn.rows * bn.ranks).map_err(|_| {
-        let values = bn.rows * bn.ranks;
+    let values = bn.rows * bn.ranks;
+    let rows = i32::try_from(values).map_err(|_| {
         OpsError::Device(format!("batch norm over {values} values, 2³¹ at most; use a smaller --batch-size"))
     })?;
     let arguments = BatchNormStatisticsArguments {

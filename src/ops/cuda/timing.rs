@@ -1,7 +1,7 @@
 //! What `--profile` collects on a GPU.
 //!
 //! While a step is enqueued, only moments are recorded. Their times are read when the step after it has been enqueued.
-//! So a profiled step makes the host wait once and not after every kernel, and the card never runs out of work.
+//! So a profiled step makes the host wait once and not after every kernel.
 
 use super::bucket_times::{BucketTimes, StepMarks};
 use super::gpu::{Gpu, Mark};
