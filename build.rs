@@ -32,8 +32,9 @@ const NEWER: [u32; 2] = [100, 120];
 /// instruction for special functions in place of a shift. compute_100 takes up to 44 registers more.
 const INTERMEDIATE: u32 = 80;
 /// No fast-math: fp32 kernels are exact. Line numbers cost nothing at run time and let profilers show sources.
-/// Spilled registers are slow, so they give a warning. `-v` tells the names of the kernels. Compression makes files five times smaller; the driver
-/// decompresses them. Host compilers newer than nvcc knows are accepted, because no host code is compiled.
+/// Spilled registers are slow, so they give a warning. `-v` tells the names of the kernels. Compression makes files
+/// five times smaller; the driver decompresses them. Host compilers newer than nvcc knows are accepted, because no host
+/// code is compiled.
 const FLAGS: [&str; 7] = [
     "-fatbin",
     "-std=c++17",

@@ -169,7 +169,8 @@ impl Function {
     }
 }
 
-/// Bytes of the one argument that a kernel takes, as the macro `KERNEL` declares it. The driver must know [`KNOWS_ARGUMENTS`].
+/// Bytes of the one argument that a kernel takes, as the macro `KERNEL` declares it. The driver must know
+/// [`KNOWS_ARGUMENTS`].
 fn size_of_argument(raw: CUfunction, kernel: &str) -> Result<usize> {
     let (mut offset, mut size) = (0, 0);
     // SAFETY: writes two numbers; the function is loaded.
