@@ -299,7 +299,7 @@ sanitizer() {
     for tool in memcheck racecheck; do
         [[ -x $found ]] || { skip sanitizer $tool "no compute-sanitizer here" && continue; }
         named sanitizer network || return
-        # The engine asks the driver questions whose answer is an error; these are no faults.
+        # While the engine waits, the driver answers "not ready", which counts as an error there.
         attempt sanitizer $tool "${limit[sanitizer]}" "$found" --tool $tool --report-api-errors no --error-exitcode 3 \
             "${program[network]}" --exact $step --include-ignored || continue
         if grep -q '^test result: ok\. 1 passed' "$logs/$tool.log"; then
