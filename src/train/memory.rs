@@ -5,7 +5,7 @@ use std::fmt;
 use indicatif::HumanBytes;
 use serde::Serialize;
 
-use super::device::Hardware;
+use super::device::{Hardware, host_memory};
 use super::loading;
 use super::recipe::{Recipe, RecipeError};
 use crate::data::loader::HELD;
@@ -48,6 +48,8 @@ pub struct MemoryPlan {
     /// not contain them.
     pub loader_threads: usize,
     pub host_images: u64,
+    /// What the host can give to these batches; none if unknown, or if they are in the device's memory.
+    pub host_available: Option<u64>,
     /// What the system can give; none if unknown.
     pub available: Option<u64>,
     /// The largest micro-batch whose plan fits; none if unknown, 0 if nothing fits.
@@ -55,17 +57,32 @@ pub struct MemoryPlan {
     pub largest: Option<usize>,
 }
 
-/// A batch that does not fit.
+/// What does not fit.
 #[derive(Debug, thiserror::Error, PartialEq)]
-#[error("--micro-batch {micro_batch} needs {} of memory, {} are available; {}", HumanBytes(*need),
-    HumanBytes(*have), advice(*fits, *on_gpu))]
-pub struct MemoryError {
-    pub micro_batch: usize,
-    pub need: u64,
-    pub have: u64,
-    /// The largest divisor of the batch that fits.
-    pub fits: Option<usize>,
-    pub on_gpu: bool,
+pub enum MemoryError {
+    #[error("--micro-batch {micro_batch} needs {} of memory, {} are available; {}", HumanBytes(*need),
+        HumanBytes(*have), advice(*fits, *on_gpu))]
+    Batch {
+        micro_batch: usize,
+        need: u64,
+        have: u64,
+        /// The largest divisor of the batch that fits.
+        fits: Option<usize>,
+        on_gpu: bool,
+    },
+    #[error("{threads} loader threads prepare {} of images beside the GPU, {} of this machine's memory are free; take \
+        fewer --loader-threads or a smaller --batch-size", HumanBytes(*need), HumanBytes(*have))]
+    Loader { threads: usize, need: u64, have: u64 },
+}
+
+impl MemoryError {
+    /// The largest micro-batch that fits, if a smaller one does.
+    pub fn fits(&self) -> Option<usize> {
+        match self {
+            MemoryError::Batch { fits, .. } => *fits,
+            MemoryError::Loader { .. } => None,
+        }
+    }
 }
 
 fn advice(fits: Option<usize>, on_gpu: bool) -> String {
@@ -98,7 +115,14 @@ impl MemoryPlan {
             Some(have) if need > have => {
                 let largest = self.largest.unwrap_or(0).min(self.batch_size);
                 let fits = (1..=largest).rev().find(|images| self.batch_size.is_multiple_of(*images));
-                Err(MemoryError { micro_batch: self.micro_batch, need, have, fits, on_gpu: self.reserve > 0 })
+                let (micro_batch, on_gpu) = (self.micro_batch, self.reserve > 0);
+                return Err(MemoryError::Batch { micro_batch, need, have, fits, on_gpu });
+            }
+            _ => {}
+        }
+        match self.host_available {
+            Some(have) if self.host_images > have => {
+                Err(MemoryError::Loader { threads: self.loader_threads, need: self.host_images, have })
             }
             _ => Ok(()),
         }
@@ -133,7 +157,9 @@ pub fn memory_plan<H: Hardware>(
     let recipe = &Recipe { batch_size: recipe.batch_size / world.size, ..recipe.clone() };
     let batch_bytes = recipe.batch_size as u64 * prepared_bytes(&hardware.device(), recipe.resolution);
     let threads = loading::threads(loader_threads, hardware, world.local_size, batch_bytes);
-    Ok(with_available(recipe, &arch, &table, &hardware.device(), own_memory, available, threads))
+    let plan = with_available(recipe, &arch, &table, &hardware.device(), own_memory, available, threads);
+    let host_available = host_memory().filter(|_| own_memory).map(|bytes| bytes / world.local_size as u64);
+    Ok(MemoryPlan { host_available, ..plan })
 }
 
 fn with_available(
@@ -179,6 +205,7 @@ fn with_available(
         reserve: if own_memory { reserve(available.unwrap_or(0)) } else { 0 },
         loader_threads,
         host_images,
+        host_available: None,
         available,
         largest: None,
     };
@@ -322,8 +349,11 @@ mod tests {
         let room = whole.total() - whole.arena / 4;
         let tight = plan(96, room);
         let error = tight.check().unwrap_err();
-        assert_eq!((error.need, error.have), (whole.total(), room));
-        let fits = error.fits.unwrap();
+        assert!(
+            matches!(error, MemoryError::Batch { need, have, .. } if (need, have) == (whole.total(), room)),
+            "{error:?}"
+        );
+        let fits = error.fits().unwrap();
         assert!(96 % fits == 0 && (32..96).contains(&fits), "{fits}");
         assert_eq!(plan(fits, room).check(), Ok(()));
         let largest = tight.largest.unwrap();
@@ -353,6 +383,13 @@ mod tests {
         let row = text.lines().find(|line| line.contains("images prepared ahead, on the host"));
         assert!(row.is_some_and(|row| row.ends_with(&HumanBytes(plan.host_images).to_string())), "{text}");
         assert!(text.contains("images being copied"), "{text}");
+
+        let need = plan.host_images;
+        let beside = |host| MemoryPlan { host_available: Some(host), ..plan.clone() }.check();
+        assert_eq!(beside(need), Ok(()));
+        let error = beside(need - 1).unwrap_err();
+        assert_eq!(error, MemoryError::Loader { threads: 15, need, have: need - 1 });
+        assert!(error.to_string().contains("fewer --loader-threads"), "{error}");
     }
 
     /// Beside a CPU, more threads than batches ahead need more of the one memory.

@@ -14,6 +14,7 @@ use effnet::ops::cuda::Precision;
 use effnet::parallel::World;
 use effnet::train::device::Cuda;
 use effnet::train::events::{Event, Reporter};
+use effnet::train::memory::MemoryError;
 use effnet::train::run::train_on;
 use effnet::train::{Outcome, Recipe, RunOptions, TrainError, memory_plan};
 use effnet_kernel_host::Options;
@@ -214,9 +215,11 @@ fn batch_that_does_not_fit_the_card_is_refused_before_anything_is_made() {
     let out = dir.path().join("run");
     let memory = room_for_four();
     let error = train(&out, memory, false, &mut Said::default()).expect_err("too little memory");
-    let TrainError::Memory(plan) = &error else { panic!("{error}") };
-    assert_eq!((plan.micro_batch, plan.have, plan.fits), (12, memory, Some(4)));
-    assert!(plan.need > memory);
+    let TrainError::Memory(MemoryError::Batch { micro_batch, need, have, fits, .. }) = error else {
+        panic!("{error}")
+    };
+    assert_eq!((micro_batch, have, fits), (12, memory, Some(4)));
+    assert!(need > memory);
     let line = error.to_string();
     assert!(line.starts_with("--micro-batch 12 needs ") && line.ends_with("--micro-batch 4 fits"), "{line}");
     assert!(!out.exists());

@@ -224,7 +224,7 @@ fn fit<H: Hardware>(
     let mut memory = memory_plan(recipe, classes, hardware, world, loader_threads)?;
     let mut fits = recipe.micro_batch;
     if may_change {
-        fits = memory.check().err().and_then(|error| error.fits).unwrap_or(fits);
+        fits = memory.check().err().and_then(|error| error.fits()).unwrap_or(fits);
     }
     // This exchange also ensures that all ranks have looked at the free memory before any rank allocates.
     let fits = team.least("micro-batch", fits)?;
