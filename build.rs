@@ -47,6 +47,8 @@ const FLAGS: [&str; 7] = [
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
+#[path = "src/ops/cuda/nvidia/branches.rs"]
+mod branches;
 #[path = "build/compiler.rs"]
 mod compiler;
 #[path = "build/sources.rs"]

@@ -9,12 +9,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use super::branches::branch_for;
+
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
 /// The oldest supported compiler.
 const OLDEST_MAJOR: u32 = 12;
-/// The first branch of drivers that runs all machine code of a compiler's major version.
-const BRANCHES: [(u32, u32); 2] = [(12, 525), (13, 580)];
 /// The compiler's own folder, which `tools/install_nvcc.sh` fills.
 const OWN_FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/target/cuda");
 
@@ -182,7 +182,7 @@ fn driver_version(told: &str) -> Option<String> {
 
 fn old_driver(driver: &str, (major, minor): (u32, u32)) -> Option<String> {
     let branch: u32 = driver.split('.').next()?.parse().ok()?;
-    let needs = BRANCHES.iter().find(|(of, _)| *of == major)?.1;
+    let needs = branch_for(major)?;
     let older = if major > OLDEST_MAJOR { ", or compile with tools/install_nvcc.sh --cuda 12" } else { "" };
     (branch < needs).then(|| {
         format!(

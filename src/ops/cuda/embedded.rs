@@ -71,6 +71,8 @@ impl Embedded {
 }
 
 #[cfg(test)]
+use super::nvidia::branches;
+#[cfg(test)]
 #[allow(dead_code, reason = "only the build runs all of it")]
 #[path = "../../../build/compiler.rs"]
 mod compiler;

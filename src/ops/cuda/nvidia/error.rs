@@ -5,6 +5,8 @@
 
 use std::fmt;
 
+use super::branches::branch_for;
+
 /// A version of CUDA.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Version(pub u32, pub u32);
@@ -14,11 +16,6 @@ impl Version {
     pub fn from_number(number: i32) -> Version {
         let number = number.max(0) as u32;
         Version(number / 1000, number % 1000 / 10)
-    }
-
-    /// The first driver branch that runs all code compiled by this major version.
-    fn branch(self) -> Option<u32> {
-        [(12, 525), (13, 580)].into_iter().find_map(|(major, branch)| (major == self.0).then_some(branch))
     }
 }
 
@@ -113,7 +110,7 @@ pub enum DriverError {
 
 /// A version without a minor one is that of machine code, which a branch of drivers runs; others are of PTX.
 fn update(needs: Version) -> String {
-    let update = match needs.branch().filter(|_| needs.1 == 0) {
+    let update = match branch_for(needs.0).filter(|_| needs.1 == 0) {
         Some(branch) => format!("; update it to {branch} or later"),
         None => "; update it".into(),
     };

@@ -6,6 +6,7 @@
 //!
 //! Handles call the driver when dropped, in the thread's current context: their owner makes the context current first.
 
+pub(super) mod branches;
 pub mod collectives;
 pub mod device;
 pub mod error;
