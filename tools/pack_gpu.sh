@@ -7,7 +7,7 @@
 #   tools/pack_gpu.sh              for all that build.rs compiles for
 #   tools/pack_gpu.sh PROGRAM...   packs programs that are already built
 #
-#   --out FILE     what to make; .tar.zst or .tar.gz [effnet-gpu.tar.zst, or .tar.gz without zstd]
+#   --out FILE     what to make; .tar.zst, .tar.xz or .tar.gz [effnet-gpu.tar with the first of these that is installed]
 #   --folder DIR   makes a folder and no pack
 #
 # Building needs nvcc (tools/install_nvcc.sh). Exit status: 0, 1 if something does not build, 2 if it cannot run.
@@ -35,8 +35,17 @@ while (($#)); do
     esac
     shift 2
 done
-[[ -n $out ]] || out=$PWD/effnet-gpu.tar.$(command -v zstd >/dev/null && echo zst || echo gz)
-[[ $out == *.tar.zst || $out == *.tar.gz ]] || refuse "--out $out: use a name that ends in .tar.zst or .tar.gz"
+# The programs share most of their bytes, too far apart for gzip.
+if [[ -z $out ]]; then
+    if command -v zstd >/dev/null; then
+        out=$PWD/effnet-gpu.tar.zst
+    elif command -v xz >/dev/null; then
+        out=$PWD/effnet-gpu.tar.xz
+    else
+        out=$PWD/effnet-gpu.tar.gz
+    fi
+fi
+[[ $out =~ \.tar\.(zst|xz|gz)$ ]] || refuse "--out $out: use a name that ends in .tar.zst, .tar.xz or .tar.gz"
 command -v strip >/dev/null || refuse "no strip; install binutils"
 
 if ((${#given[@]} == 0)); then
@@ -80,6 +89,7 @@ echo "needs $(needs GLIBC), $(needs GLIBCXX) and a driver"
 [[ -z $folder ]] || exit 0
 case $out in
 *.zst) tar -C "$scratch" --use-compress-program='zstd -q -19 -T0 --long=27' -cf "$out" effnet-gpu ;;
+*.xz) tar -C "$scratch" --use-compress-program='xz --lzma2=preset=9,dict=128MiB' -cf "$out" effnet-gpu ;;
 *) tar -C "$scratch" --use-compress-program='gzip -9' -cf "$out" effnet-gpu ;;
 esac
 bytes=$(stat -c %s "$out")
