@@ -238,6 +238,12 @@ void copy_async_wait(int groups, const char* file, int line) {
     fiber.copies.erase(fiber.copies.begin(), fiber.copies.begin() + ptrdiff_t(done));
 }
 
+float tanh_approximate(float x) {
+    const float y = tanhf(x), error = active->device->tanh_errors[x >= 0];
+    if (error != 0) return y + y * error;
+    return __uint_as_float((__float_as_uint(y) + 0x1000) & ~0x1fffu);
+}
+
 void atomic_or(unsigned* word, unsigned bits) {
     note_atomic(word, sizeof(*word));
     __atomic_fetch_or(word, bits, __ATOMIC_RELAXED);

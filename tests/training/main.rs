@@ -14,4 +14,5 @@ mod not_finite;
 mod ranks;
 mod resume;
 mod start;
+mod tanh;
 mod train_cli;
