@@ -5,6 +5,7 @@
 //! (see [`raw`](super::raw)), to the same bytes.
 
 pub mod crop;
+pub mod edit;
 pub mod geometry;
 pub mod policy;
 pub mod view;
