@@ -13,7 +13,7 @@ pub enum Purpose {
     Order = 0,
     /// Position and size of a training crop, offset of a padded image.
     Crop = 1,
-    /// Horizontal mirror image.
+    /// Mirror images: the first draw is that from left to right, the second upside down.
     Flip = 2,
     /// Dropout before the classifier; the layer field counts groups of four features.
     Dropout = 3,
@@ -25,6 +25,11 @@ pub enum Purpose {
     Synthetic = 6,
     /// The division of an image folder into training and validation.
     Split = 7,
+    /// The edits of an automatic augmentation; the layer field tells operations apart.
+    Edit = 8,
+    ColorJitter = 9,
+    /// Random erasing; the layer field is the number of the try.
+    Erase = 10,
 }
 
 /// One block of four 32-bit draws.

@@ -2,9 +2,10 @@
 //!
 //! Images leave in the form that the device takes: as squares, cropped, resized and mirrored here, or as
 //! [raw batches](super::raw), of which the device makes the same squares. For a raw batch a thread only decodes and
-//! copies the pixels that the crop covers; an image that finds no room is resized here all the same.
+//! copies the pixels that the crop covers; an image that finds no room, or is changed in other ways too, becomes a square
+//! here all the same.
 
-use super::augment::{Geometry, Look, Scratch, View, choose_geometry, render};
+use super::augment::{Geometry, Look, Scratch, View, choose_geometry, edit_square, render};
 use super::raw::{RawBatch, RawScratch};
 use super::request::{Form, LoaderConfig};
 use super::sampler::Place;
@@ -74,6 +75,22 @@ impl Batch {
     }
 }
 
+/// Brings an image into its square and does what training does to squares.
+fn make_square(
+    image: View,
+    geometry: &Geometry,
+    look: Option<Look>,
+    resolution: usize,
+    scratch: &mut Scratch,
+    square: &mut [u8],
+) -> Result<(), String> {
+    render(image, geometry, resolution, scratch, square)?;
+    if let Some(look) = look {
+        edit_square(look, resolution, scratch, square);
+    }
+    Ok(())
+}
+
 /// Fills batches; one for each thread, with its own buffers.
 pub(super) struct Maker {
     source: Source,
@@ -86,7 +103,7 @@ pub(super) struct Maker {
 struct Tools {
     scratch: Scratch,
     raw: RawScratch,
-    /// An image that is resized here although the device would have resized it.
+    /// An image that becomes a square here although the device takes others.
     square: Vec<u8>,
 }
 
@@ -120,8 +137,8 @@ impl Maker {
         batch.pixels.resize(size * length, 0);
         let slots = batch.pixels.chunks_exact_mut(length).zip(&mut batch.labels);
         for (place, (pixels, label)) in places.iter().zip(slots) {
-            *label = self.with_image(place, |image, geometry, tools| {
-                render(image, geometry, resolution, &mut tools.scratch, pixels)
+            *label = self.with_image(place, |image, geometry, look, tools| {
+                make_square(image, geometry, look, resolution, &mut tools.scratch, pixels)
             })?;
         }
         batch.pixels[places.len() * length..].fill(0);
@@ -130,6 +147,7 @@ impl Maker {
 
     fn raw_batches(&mut self, places: &[Place], images: usize, batch: &mut Batch) -> Result<(), DataError> {
         let LoaderConfig { batch: size, resolution, .. } = self.config;
+        let only_geometry = self.config.augment.is_none_or(|policy| policy.only_geometry());
         let bytes = raw_batch_bytes(images, resolution);
         let length = size / images * bytes;
         if batch.pixels.len() != length {
@@ -141,11 +159,11 @@ impl Maker {
             let places = places.get(part * images..).unwrap_or_default();
             let mut raw = RawBatch::new(buffer, images, resolution);
             for (place, label) in places.iter().zip(labels) {
-                *label = self.with_image(place, |image, geometry, tools| {
+                *label = self.with_image(place, |image, geometry, look, tools| {
                     let Tools { scratch, raw: tables, square } = tools;
-                    if !raw.push(image, geometry, tables) {
+                    if !only_geometry || !raw.push(image, geometry, tables) {
                         square.resize(resolution * resolution * 3, 0);
-                        render(image, geometry, resolution, scratch, square)?;
+                        make_square(image, geometry, look, resolution, scratch, square)?;
                         raw.push_resized(square, tables);
                     }
                     Ok(())
@@ -156,11 +174,11 @@ impl Maker {
         Ok(())
     }
 
-    /// Gives the image at a place to `work`, with its geometry, and returns its label.
+    /// Gives the image at a place to `work`, with its geometry and the look that chose it, and returns its label.
     fn with_image(
         &mut self,
         place: &Place,
-        work: impl FnOnce(View, &Geometry, &mut Tools) -> Result<(), String>,
+        work: impl FnOnce(View, &Geometry, Option<Look>, &mut Tools) -> Result<(), String>,
     ) -> Result<u32, DataError> {
         let Maker { source, config, decoded, tools } = self;
         let LoaderConfig { split, resolution, crop, augment, seed, .. } = *config;
@@ -169,7 +187,7 @@ impl Maker {
         let look = augment.map(|policy| Look { policy, seed, epoch: place.epoch, id: image.id });
         let worked = image.view.whole().and_then(|view| {
             let geometry = choose_geometry(view.size(), resolution, crop, look)?;
-            work(view, &geometry, tools)
+            work(view, &geometry, look, tools)
         });
         worked.map_err(|problem| match &*source {
             Source::Packed(dataset) => dataset.damaged_sample(split, index, problem),

@@ -18,7 +18,7 @@ pub const LOADER: LoaderConfig = LoaderConfig {
     resolution: 32,
     crop: CropMode::Pad,
     form: Form::Squares,
-    augment: Some(Policy::Standard),
+    augment: Some(Policy::STANDARD),
     seed: 3,
     first_step: 0,
     steps: 12,

@@ -33,7 +33,7 @@ fn expect_same(form: Form, same: fn(&Batch, &Batch) -> bool) {
         [(&packed, CropMode::Pad), (&packed, CropMode::Resized), (&made_up, CropMode::Resized)]
     {
         for train in [true, false] {
-            let augment = train.then_some(Policy::Standard);
+            let augment = train.then_some(Policy::STANDARD);
             let config = LoaderConfig { crop, augment, form, ..LOADER };
             let expected = all(source, config.clone());
             assert_eq!(expected.len(), if train { 12 } else { 4 });

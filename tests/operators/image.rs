@@ -147,7 +147,7 @@ impl Picture {
         let bytes = noise(width as usize * height as usize * channels as usize, id);
         // Evaluation, and looks of training: mirrored and not.
         let look =
-            (!id.is_multiple_of(3)).then_some(Look { policy: Policy::Standard, seed: 5, epoch: 2, id });
+            (!id.is_multiple_of(3)).then_some(Look { policy: Policy::STANDARD, seed: 5, epoch: 2, id });
         Picture { width, height, channels, mode, look, bytes }
     }
 
@@ -360,7 +360,7 @@ fn raw_batches_of_a_loader_are_its_squares<G: TestGpu>() {
     {
         for train in [true, false] {
             let split = if train { Split::Train } else { Split::Val };
-            let augment = train.then_some(Policy::Standard);
+            let augment = train.then_some(Policy::STANDARD);
             let of = LoaderConfig { batch: 6, steps: 5, ahead: 2, ..LOADER };
             let squares = LoaderConfig { split, crop, resolution, augment, ..of };
             for (images, threads) in [(6, 1), (2, 3)] {

@@ -79,7 +79,9 @@ impl Edit {
             Edit::Solarize { threshold } => {
                 by_value(square, |v| if u16::from(v) < threshold { v } else { 255 - v });
             }
-            Edit::SolarizeAdd { add } => by_value(square, |v| if v < 128 { v.saturating_add(add) } else { v }),
+            Edit::SolarizeAdd { add } => {
+                by_value(square, |v| if v < 128 { v.saturating_add(add) } else { v })
+            }
             Edit::Color { factor } => {
                 for pixel in square.as_chunks_mut::<3>().0 {
                     let grey = luma(*pixel);
@@ -214,9 +216,8 @@ fn sharpness(square: &mut [u8], side: usize, factor: i32, scratch: &mut Vec<u8>)
     let row = 3 * side;
     for y in 1..side - 1 {
         for at in y * row + 3..(y + 1) * row - 3 {
-            let three = |at: usize| {
-                u32::from(scratch[at - 3]) + u32::from(scratch[at]) + u32::from(scratch[at + 3])
-            };
+            let three =
+                |at: usize| u32::from(scratch[at - 3]) + u32::from(scratch[at]) + u32::from(scratch[at + 3]);
             let sum = three(at - row) + three(at) + three(at + row) + 4 * u32::from(scratch[at]);
             let smooth = ((2 * sum + 13) / 26) as u8;
             square[at] = blend(smooth, scratch[at], factor);

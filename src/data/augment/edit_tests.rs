@@ -51,8 +51,7 @@ impl Case {
 
 #[test]
 fn edits_are_pillow_s_to_one_grey_level() {
-    let golden: Golden =
-        serde_json::from_slice(&std::fs::read(format!("{GOLDEN}.json")).unwrap()).unwrap();
+    let golden: Golden = serde_json::from_slice(&std::fs::read(format!("{GOLDEN}.json")).unwrap()).unwrap();
     let picture = decode_file(&std::fs::read(format!("{GOLDEN}.png")).unwrap()).unwrap().pixels;
     let side = golden.side as usize;
     let mut squares = picture.bytes.chunks_exact(side * side * 3);

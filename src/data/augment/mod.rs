@@ -2,7 +2,7 @@
 //!
 //! [`crop`] says how images are brought to the resolution and what evaluation sees; a [`policy`] says what training
 //! changes at random. Both choose a [`Geometry`], which the CPU follows in [`view`] and a GPU in `kernels/image.cu`
-//! (see [`raw`](super::raw)), to the same bytes.
+//! (see [`raw`](super::raw)), to the same bytes. A policy may also choose [`Edit`]s of the finished square.
 
 pub mod crop;
 pub mod edit;
@@ -17,9 +17,10 @@ use super::DataError;
 use super::codec::{Pixels, decode_file};
 
 pub use crop::CropMode;
+pub use edit::Edit;
 pub use geometry::{Geometry, Rectangle};
-pub use policy::{Look, Policy};
-pub use view::{Scratch, View, render};
+pub use policy::{Auto, Look, Policy, RandAugment};
+pub use view::{Scratch, View, edit_square, render};
 
 /// How an image of this size comes into the square. `look` is training's; evaluation has none.
 ///
@@ -57,7 +58,11 @@ pub fn preprocess(
 ) -> Result<(), String> {
     let image = image.whole()?;
     let geometry = choose_geometry(image.size(), resolution, mode, look)?;
-    render(image, &geometry, resolution, scratch, out)
+    render(image, &geometry, resolution, scratch, out)?;
+    if let Some(look) = look {
+        edit_square(look, resolution, scratch, out);
+    }
+    Ok(())
 }
 
 /// Reads any JPEG or PNG file and prepares it as evaluation does: R×R×3 bytes.

@@ -4,7 +4,7 @@ use super::*;
 use crate::random::{Purpose, draw};
 
 fn look(seed: u64, epoch: u32, id: u64) -> Look {
-    Look { policy: Policy::Standard, seed, epoch, id }
+    Look { policy: Policy::STANDARD, seed, epoch, id }
 }
 
 /// A coarse pattern with sharp edges and some noise, different in every channel.

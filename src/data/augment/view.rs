@@ -4,7 +4,9 @@
 
 use fast_image_resize::Resizer;
 
+use super::edit::Edit;
 use super::geometry::{Geometry, Rectangle};
+use super::policy::Look;
 use crate::data::codec::resize;
 
 /// A decoded image as the loader holds it: rows of 1 or 3 bytes a pixel.
@@ -42,6 +44,9 @@ pub struct Scratch {
     part: Vec<u8>,
     /// An image that was scaled down to be padded.
     small: Vec<u8>,
+    /// What is done to the finished square, and a copy of it.
+    edits: Vec<Edit>,
+    copy: Vec<u8>,
 }
 
 /// Brings an image to `out`, R×R×3 bytes.
@@ -56,7 +61,7 @@ pub fn render(
     out: &mut [u8],
 ) -> Result<(), String> {
     let Geometry { cut, region, size, mirrored, .. } = *geometry;
-    let Scratch { resizer, part, small } = scratch;
+    let Scratch { resizer, part, small, .. } = scratch;
     if geometry.fills(resolution as u32) {
         resize(resizer, cut_rgb(image, cut, part), cut.size(), region, out, size)?;
         if mirrored {
@@ -72,6 +77,13 @@ pub fn render(
     resize(resizer, cut_rgb(image, cut, part), cut.size(), region, small, size)?;
     pad(View { width: size.0, height: size.1, channels: 3, bytes: small }, geometry, resolution, out);
     Ok(())
+}
+
+/// Does to a finished square of R×R×3 bytes what the look says.
+pub fn edit_square(look: Look, resolution: usize, scratch: &mut Scratch, square: &mut [u8]) {
+    let Scratch { edits, copy, .. } = scratch;
+    look.edits(resolution as u32, edits);
+    edits.iter().for_each(|edit| edit.apply(square, resolution, copy));
 }
 
 /// A rectangle of an image as RGB, copied unless it is the whole image. It is cut out *before* resizing, so that pixels

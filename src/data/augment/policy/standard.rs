@@ -1,23 +1,19 @@
 //! The standard policy: random crops, or shifts within the padding, and mirror images.
 //!
-//! *Resized*: a rectangle of 8–100 % of the image's area and of a ratio between 3/4 and 4/3 (uniform in its
-//! logarithm), ten tries, then the largest central rectangle within those ratios. These are the rules of torchvision's
-//! `RandomResizedCrop`.
+//! *Resized*: a rectangle of a share of the image's area and of a ratio within the policy's ranges (the ratio uniform in
+//! its logarithm), ten tries, then the largest central rectangle within those ratios. These are the rules of
+//! torchvision's `RandomResizedCrop`.
 //! *Padded*: shifted from the middle by up to R/8 in both directions. The shift keeps the image inside the square:
 //! letting it leave cost 1.8 points of accuracy in three epochs on 28-pixel images at R = 32. An image as long as the
 //! square has no room: it is shifted by up to R/8 all the same and cut off.
-//! Both are mirrored half of the time.
+//! Both are mirrored as often as the policy says.
 
-use super::Look;
+use super::{Look, Policy};
 use crate::data::augment::crop::padded_size;
 use crate::data::augment::geometry::{Geometry, Rectangle};
 use crate::data::codec::whole;
 use crate::random::{Purpose, below, unit};
 
-const MIN_AREA: f64 = 0.08;
-const MAX_AREA: f64 = 1.0;
-const MIN_RATIO: f64 = 3.0 / 4.0;
-const MAX_RATIO: f64 = 4.0 / 3.0;
 const TRIES: u32 = 10;
 
 pub fn geometry(look: Look, image: (u32, u32), side: u32, padded: bool) -> Geometry {
@@ -33,7 +29,7 @@ pub fn geometry(look: Look, image: (u32, u32), side: u32, padded: bool) -> Geome
 }
 
 pub(super) fn mirrored(look: Look) -> bool {
-    look.draw(Purpose::Flip, 0)[0] >> 31 == 1
+    look.happens(look.policy.flip, look.draw(Purpose::Flip, 0)[0])
 }
 
 /// How far an image of `length` pixels may be shifted within `side`.
@@ -53,12 +49,12 @@ pub(super) fn shift(look: Look, across: u32, down: u32) -> (i64, i64) {
 
 /// The rectangle to be resized; the layer field of a draw is the number of the try.
 pub(super) fn rectangle(look: Look, (width, height): (u32, u32)) -> Rectangle {
-    let least = MIN_RATIO.ln();
-    let most = MAX_RATIO.ln();
+    let Policy { crop_area: [smallest, largest], crop_ratio, .. } = look.policy;
+    let [least, most] = crop_ratio.map(f64::ln);
     let whole = f64::from(width) * f64::from(height);
     for attempt in 0..TRIES {
         let bits = look.draw(Purpose::Crop, attempt);
-        let area = whole * (MIN_AREA + (MAX_AREA - MIN_AREA) * f64::from(unit(bits[0])));
+        let area = whole * (smallest + (largest - smallest) * f64::from(unit(bits[0])));
         let ratio = (least + (most - least) * f64::from(unit(bits[1]))).exp();
         let wide = (area * ratio).sqrt().round() as u32;
         let high = (area / ratio).sqrt().round() as u32;
@@ -68,17 +64,17 @@ pub(super) fn rectangle(look: Look, (width, height): (u32, u32)) -> Rectangle {
             return Rectangle { left, top, width: wide, height: high };
         }
     }
-    central((width, height))
+    central((width, height), crop_ratio)
 }
 
 /// The largest central rectangle whose ratio is within bounds.
-pub(super) fn central((width, height): (u32, u32)) -> Rectangle {
+pub(super) fn central((width, height): (u32, u32), [least, most]: [f64; 2]) -> Rectangle {
     let w = f64::from(width);
     let h = f64::from(height);
-    let (wide, high) = if w / h < MIN_RATIO {
-        (width, ((w / MIN_RATIO).round() as u32).clamp(1, height))
-    } else if w / h > MAX_RATIO {
-        (((h * MAX_RATIO).round() as u32).clamp(1, width), height)
+    let (wide, high) = if w / h < least {
+        (width, ((w / least).round() as u32).clamp(1, height))
+    } else if w / h > most {
+        (((h * most).round() as u32).clamp(1, width), height)
     } else {
         (width, height)
     };

@@ -6,8 +6,11 @@ use super::standard::{central, mirrored, rectangle, shift};
 use super::*;
 use crate::data::augment::geometry::Rectangle;
 
+/// Of the default policy.
+const RATIO: [f64; 2] = [3.0 / 4.0, 4.0 / 3.0];
+
 fn look(seed: u64, epoch: u32, id: u64) -> Look {
-    Look { policy: Policy::Standard, seed, epoch, id }
+    Look { policy: Policy::STANDARD, seed, epoch, id }
 }
 
 #[test]
@@ -41,8 +44,8 @@ fn rectangle_has_the_stated_area_ratio_and_place() {
 fn rectangle_falls_back_to_the_centre() {
     let part = rectangle(look(0, 0, 0), (1000, 10));
     assert_eq!(part, Rectangle { left: 493, top: 0, width: 13, height: 10 });
-    assert_eq!(central((3, 400)), Rectangle { left: 0, top: 198, width: 3, height: 4 });
-    assert_eq!(central((9, 8)), Rectangle { left: 0, top: 0, width: 9, height: 8 });
+    assert_eq!(central((3, 400), RATIO), Rectangle { left: 0, top: 198, width: 3, height: 4 });
+    assert_eq!(central((9, 8), RATIO), Rectangle { left: 0, top: 0, width: 9, height: 8 });
 }
 
 #[test]
