@@ -6,7 +6,7 @@ use super::device::{Hardware, host_memory};
 use super::error::TrainError;
 use super::recipe::Recipe;
 use crate::data::loader::evaluation_steps;
-use crate::data::{Form, Loader, LoaderConfig, Policy, Share, Source, Split};
+use crate::data::{Form, Loader, LoaderConfig, Share, Source, Split};
 use crate::host_bytes::HostAllocator;
 
 /// Batches that exist beside the one in use, if no more threads than this prepare them; see [`crate::data::loader`].
@@ -69,7 +69,7 @@ impl Loading<'_> {
     pub fn training(&self, first_step: u64, end: u64) -> Result<Loader, TrainError> {
         let steps = end - first_step;
         let batch = self.recipe.batch_size / self.share.parts;
-        let augment = Some(Policy::default());
+        let augment = Some(self.recipe.policy(self.source.normalise().mean));
         self.start(LoaderConfig { augment, first_step, ..self.config(Split::Train, batch, steps) })
     }
 

@@ -14,6 +14,7 @@ use toml::Table;
 
 use super::optimizer::{Decayed, Optimizer};
 use crate::data::CropMode;
+use crate::data::augment::{Auto, Policy};
 use crate::model::{Architecture, BatchNormConfig, ModelError, Padding, Variant};
 use crate::network::NetworkConfig;
 use crate::ops::{RmsPropForm, Rule, Statistics, Update, WeightDecay, Weights};
@@ -28,6 +29,22 @@ pub struct Recipe {
     pub padding: Padding,
     /// Resolved: resized or pad.
     pub crop: CropMode,
+    /// The automatic augmentation. This and the next six are written only where they are not the standard policy's, because
+    /// checkpoints from before them lack them; none is [`Policy::STANDARD`]'s value.
+    #[serde(default, skip_serializing_if = "Auto::is_none")]
+    pub augment: Auto,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub crop_area: Option<[f64; 2]>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub crop_ratio: Option<[f64; 2]>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flip: Option<f64>,
+    #[serde(default, skip_serializing_if = "is_0")]
+    pub vertical_flip: f64,
+    #[serde(default, skip_serializing_if = "is_0")]
+    pub color_jitter: f64,
+    #[serde(default, skip_serializing_if = "is_0")]
+    pub random_erasing: f64,
     /// Length of the schedule; may be a fraction.
     pub epochs: f64,
     /// Images of an optimiser step.
@@ -114,7 +131,11 @@ type Range = (fn(f64) -> bool, &'static str);
 const ABOVE_0: Range = (|v| v > 0.0 && v.is_finite(), "must be above 0");
 const FROM_0: Range = (|v| v >= 0.0 && v.is_finite(), "must be at least 0");
 const SHARE: Range = (|v| (0.0..1.0).contains(&v), "must be at least 0 and below 1");
+const PROBABILITY: Range = (|v| (0.0..=1.0).contains(&v), "must be from 0 to 1");
 const PART: Range = (|v| v > 0.0 && v <= 1.0, "must be above 0 and at most 1");
+
+const AREAS: &str = "must be two shares of the image above 0 and at most 1, the smaller one first";
+const RATIOS: &str = "must be two ratios above 0, the smaller one first";
 
 /// Sizes that no machine can hold: above them the arithmetic of the memory plan would overflow.
 const MOST_PIXELS: usize = 4096;
@@ -130,6 +151,13 @@ impl Recipe {
             resolution: scaling.resolution,
             padding: Padding::Symmetric,
             crop: CropMode::Resized,
+            augment: Auto::None,
+            crop_area: None,
+            crop_ratio: None,
+            flip: None,
+            vertical_flip: 0.0,
+            color_jitter: 0.0,
+            random_erasing: 0.0,
             epochs: 400.0,
             batch_size,
             micro_batch: batch_size,
@@ -163,7 +191,18 @@ impl Recipe {
     pub fn with(&self, settings: &Table) -> Result<Recipe, toml::de::Error> {
         let table = |recipe: &Recipe| Table::try_from(recipe).expect("a recipe becomes a table");
         // Has a key for every field that can be set.
-        let written = Recipe { sync_bn: true, weight_decay_of: Decayed::Weights, ..self.clone() };
+        let written = Recipe {
+            sync_bn: true,
+            weight_decay_of: Decayed::Weights,
+            augment: Auto::AutoAugment,
+            crop_area: Some([0.0; 2]),
+            crop_ratio: Some([0.0; 2]),
+            flip: Some(0.0),
+            vertical_flip: 1.0,
+            color_jitter: 1.0,
+            random_erasing: 1.0,
+            ..self.clone()
+        };
         let keys = table(&Recipe { init_from: None, ..written });
         let mut merged = table(self);
         let fields = settings.iter().filter(|(key, _)| keys.contains_key(*key));
@@ -200,10 +239,21 @@ impl Recipe {
             ("bn-eps", self.bn_eps, ABOVE_0),
             ("ema", self.ema, SHARE),
             ("eval-every", self.eval_every, ABOVE_0),
+            ("flip", self.flip.unwrap_or(0.0), PROBABILITY),
+            ("vertical-flip", self.vertical_flip, PROBABILITY),
+            ("color-jitter", self.color_jitter, PROBABILITY),
+            ("random-erasing", self.random_erasing, PROBABILITY),
         ];
         for (flag, value, (holds, problem)) in numbers {
             require(flag, value, holds(value), problem)?;
         }
+        let standard = Policy::STANDARD;
+        let [least, most] = self.crop_area.unwrap_or(standard.crop_area);
+        let text = format!("{least},{most}");
+        require("crop-area", text, 0.0 < least && least <= most && most <= 1.0, AREAS)?;
+        let [least, most] = self.crop_ratio.unwrap_or(standard.crop_ratio);
+        let text = format!("{least},{most}");
+        require("crop-ratio", text, 0.0 < least && least <= most && most.is_finite(), RATIOS)?;
         let shorter = self.warmup_epochs < self.epochs;
         require("warmup-epochs", self.warmup_epochs, shorter, "must be less than --epochs")?;
         // TOML's integers are signed.
@@ -217,6 +267,21 @@ impl Recipe {
         match self.architecture(2) {
             Ok(_) => Ok(()),
             Err(error) => require("resolution", self.resolution, false, &error.to_string()),
+        }
+    }
+
+    /// What training changes at random about the images of a set with these means.
+    pub fn policy(&self, mean: [f32; 3]) -> Policy {
+        let standard = Policy::STANDARD;
+        Policy {
+            crop_area: self.crop_area.unwrap_or(standard.crop_area),
+            crop_ratio: self.crop_ratio.unwrap_or(standard.crop_ratio),
+            flip: self.flip.unwrap_or(standard.flip),
+            vertical_flip: self.vertical_flip,
+            auto: self.augment,
+            color_jitter: self.color_jitter,
+            random_erasing: self.random_erasing,
+            fill: mean.map(|mean| (mean * 255.0).round() as u8),
         }
     }
 
@@ -309,6 +374,10 @@ impl Recipe {
             })
             .collect()
     }
+}
+
+fn is_0(value: &f64) -> bool {
+    *value == 0.0
 }
 
 fn require(flag: &'static str, value: impl ToString, good: bool, problem: &str) -> Result<(), RecipeError> {

@@ -6,7 +6,7 @@ use crate::common::data::{self, LOADER};
 use crate::common::fixture::{doubles, equal_bits, relative_error, tolerance};
 use crate::common::gpu::{TestGpu, on_cuda};
 use crate::common::reference::Reference;
-use effnet::data::augment::{Geometry, Look, Scratch, View, choose_geometry, preprocess};
+use effnet::data::augment::{Auto, Geometry, Look, Scratch, View, choose_geometry, preprocess};
 use effnet::data::raw::{RawBatch, RawScratch};
 use effnet::data::{Batch, CropMode, Form, Loader, LoaderConfig, Policy, Source, Split};
 use effnet::ops::Workspace;
@@ -355,12 +355,13 @@ fn raw_batches_of_a_loader_are_its_squares<G: TestGpu>() {
     let grey = data::open(dir.path());
     let larger = Source::synthetic(3, 50, 20, 90).unwrap();
     let mut seen = Vec::new();
+    let edited = Policy { auto: Auto::AutoAugment, color_jitter: 0.3, fill: [9, 8, 7], ..Policy::STANDARD };
     for (source, crop, resolution) in
         [(&grey, CropMode::Pad, 32), (&grey, CropMode::Resized, 33), (&larger, CropMode::Resized, 24)]
     {
-        for train in [true, false] {
+        for augment in [Some(Policy::STANDARD), Some(edited), None] {
+            let train = augment.is_some();
             let split = if train { Split::Train } else { Split::Val };
-            let augment = train.then_some(Policy::STANDARD);
             let of = LoaderConfig { batch: 6, steps: 5, ahead: 2, ..LOADER };
             let squares = LoaderConfig { split, crop, resolution, augment, ..of };
             for (images, threads) in [(6, 1), (2, 3)] {
@@ -369,17 +370,19 @@ fn raw_batches_of_a_loader_are_its_squares<G: TestGpu>() {
                 let found = unpacked::<G>(source, raw.clone(), images);
                 assert_eq!(found.len(), (if train { 5 } else { 4 }) * 6 / images);
                 for (number, (found, expected)) in found.iter().zip(&expected).enumerate() {
-                    let what = format!("pass {number} of {images}, {crop} to {resolution}, training {train}");
+                    let what = format!("pass {number} of {images}, {crop} to {resolution}, {augment:?}");
                     expect_same(found, expected, 2, &what);
                 }
-                seen.push((resolution, train, resized(source, raw, images)));
+                seen.push((resolution, augment, resized(source, raw, images)));
             }
         }
     }
-    for (resolution, train, (count, resized)) in seen {
-        println!("to {resolution}, training {train}: {resized} of {count} resized by the loader");
+    for (resolution, augment, (count, resized)) in seen {
+        println!("to {resolution}, {augment:?}: {resized} of {count} resized by the loader");
+        let train = augment.is_some();
         assert_eq!(count, if train { 30 } else { 20 });
         match (resolution, train) {
+            _ if augment == Some(edited) => assert_eq!(resized, count, "edited squares come from the loader"),
             (24, true) => assert!(resized > 5 && count - resized > 5, "both ways are gone"),
             (24, false) => assert!(resized > 5),
             _ => assert_eq!(resized, 0, "of small images each has room"),

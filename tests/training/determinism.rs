@@ -1,6 +1,8 @@
 //! One seed gives one result, byte for byte, with any number of threads; and every part of the recipe affects it.
 
 use crate::common::training::*;
+use effnet::data::CropMode;
+use effnet::data::augment::Auto;
 use effnet::train::events::{End, LogLine};
 use effnet::train::{Decayed, Optimizer, Recipe, RunOptions};
 
@@ -8,9 +10,10 @@ use effnet::train::{Decayed, Optimizer, Recipe, RunOptions};
 fn threads_change_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let [a, b] = ["a", "b"].map(|name| dir.path().join(name));
-    let outcome = run(&recipe(), &options(&a)).unwrap();
+    let recipe = Recipe { augment: Auto::AutoAugment, color_jitter: 0.3, random_erasing: 0.5, ..recipe() };
+    let outcome = run(&recipe, &options(&a)).unwrap();
     assert_eq!((outcome.end, outcome.step, outcome.steps), (End::Finished, 12, 12));
-    run(&recipe(), &RunOptions { threads: 1, loader_threads: 3, ..options(&b) }).unwrap();
+    run(&recipe, &RunOptions { threads: 1, loader_threads: 3, ..options(&b) }).unwrap();
     assert_same_run(&a, &b);
 
     // The log: every step once, in order, with the evaluations where the schedule has them.
@@ -48,7 +51,13 @@ fn recipe_counts_in_every_part() {
         saved(&out).state.parameters
     };
     let plain = weights("plain", |_| {});
-    let changes: [Change; 10] = [
+    let changes: [Change; 16] = [
+        ("augment", |r| r.augment = Auto::Trivial),
+        ("flip", |r| r.flip = Some(0.0)),
+        ("vertical flip", |r| r.vertical_flip = 0.5),
+        ("jitter", |r| r.color_jitter = 0.4),
+        ("erasing", |r| r.random_erasing = 0.9),
+        ("crops", |r| (r.crop, r.crop_area) = (CropMode::Resized, Some([0.5, 0.6]))),
         ("micro-batch", |r| r.micro_batch = 4),
         ("dropout", |r| r.dropout = 0.0),
         ("drop-connect", |r| r.drop_connect = 0.0),

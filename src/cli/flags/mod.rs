@@ -16,9 +16,10 @@ use std::str::FromStr;
 use clap::{Args, Parser};
 use serde::{Deserialize, Serialize};
 pub use values::MicroBatch;
-use values::{from_text, number, path, whole};
+use values::{from_text, number, pair, path, whole};
 
 use crate::data::CropMode;
+use crate::data::augment::Auto;
 use crate::model::{Padding, Variant};
 use crate::ops::cuda::Precision;
 use crate::train::{Decayed, DeviceChoice, Optimizer};
@@ -78,6 +79,27 @@ pub struct Settings {
     /// How images become square: resized (random crops, resized), pad, or auto: pad if all images are small enough [default: auto]
     #[arg(long, value_name = "MODE", value_parser = CropMode::from_str, help_heading = DATA)]
     pub crop: Option<CropMode>,
+    /// none, autoaugment (ImageNet's policy), rand-m9-n2 (RandAugment as in timm, also -mstd0.5 and -inc1) or trivial (TrivialAugmentWide) [default: none]
+    #[arg(long, value_name = "NAME", value_parser = Auto::from_str, help_heading = DATA)]
+    pub augment: Option<Auto>,
+    /// Least and largest share of an image's area that a random crop has [default: 0.08,1]
+    #[arg(long, value_name = "LEAST,MOST", value_parser = pair, help_heading = DATA)]
+    pub crop_area: Option<[f64; 2]>,
+    /// Least and largest ratio of width to height of a random crop [default: 0.75,1.3333]
+    #[arg(long, value_name = "LEAST,MOST", value_parser = pair, help_heading = DATA)]
+    pub crop_ratio: Option<[f64; 2]>,
+    /// Share of training images that are mirrored [default: 0.5]
+    #[arg(long, value_name = "SHARE", value_parser = number, allow_hyphen_values = true, help_heading = DATA)]
+    pub flip: Option<f64>,
+    /// Share of training images that are turned upside down [default: 0]
+    #[arg(long, value_name = "SHARE", value_parser = number, allow_hyphen_values = true, help_heading = DATA)]
+    pub vertical_flip: Option<f64>,
+    /// Largest change of brightness, contrast and saturation, such as 0.4 [default: 0]
+    #[arg(long, value_name = "SHARE", value_parser = number, allow_hyphen_values = true, help_heading = DATA)]
+    pub color_jitter: Option<f64>,
+    /// Share of training images of which a rectangle is erased [default: 0]
+    #[arg(long, value_name = "SHARE", value_parser = number, allow_hyphen_values = true, help_heading = DATA)]
+    pub random_erasing: Option<f64>,
     /// Threads that prepare images, in each rank; the result does not depend on them [default: 2 on the CPU; on a GPU all cores but one, divided among the machine's ranks]
     #[arg(long, value_name = "N", value_parser = whole, allow_negative_numbers = true, help_heading = DATA)]
     pub loader_threads: Option<u64>,

@@ -43,6 +43,12 @@ pub fn number(text: &str) -> Result<f64, &'static str> {
     text.parse().map_err(|_| "must be a number")
 }
 
+/// Two numbers, "0.08,1".
+pub fn pair(text: &str) -> Result<[f64; 2], &'static str> {
+    let numbers: Option<Vec<f64>> = text.split(',').map(|number| number.trim().parse().ok()).collect();
+    numbers.and_then(|numbers| numbers.try_into().ok()).ok_or("must be two numbers, such as 0.08,1")
+}
+
 /// A path. It must be text, because a configuration file can hold only text.
 pub fn path(text: &str) -> Result<PathBuf, Infallible> {
     Ok(text.into())

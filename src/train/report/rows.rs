@@ -4,7 +4,9 @@ use indicatif::{HumanBytes, HumanCount};
 
 use super::curves;
 use super::events::{End, EvaluationRecord, Header, Outcome, StepRecord};
+use crate::data::CropMode;
 use crate::train::optimizer::Decayed;
+use crate::train::recipe::Recipe;
 
 /// A name and a value.
 pub type Row = (&'static str, String);
@@ -26,6 +28,7 @@ pub fn header_rows(header: &Header) -> Vec<Row> {
             "images",
             format!("{} training, {} validation", count(header.train_images), count(header.val_images)),
         ),
+        ("augmentation", augmentation(recipe)),
         ("batch", batch(header)),
         ("schedule", schedule(header)),
         ("optimizer", optimizer(header)),
@@ -52,6 +55,33 @@ pub fn header_rows(header: &Header) -> Vec<Row> {
         ("memory", format!("{} planned{each}", HumanBytes(header.memory))),
         ("run directory", header.out.display().to_string()),
     ]
+}
+
+fn augmentation(recipe: &Recipe) -> String {
+    let policy = recipe.policy([0.0; 3]);
+    let whole = |share: f64| format!("{} %", rounded(share * 100.0));
+    let mut parts = vec![match recipe.crop {
+        CropMode::Pad => "random shifts".to_string(),
+        _ => format!("random crops of {} to {}", whole(policy.crop_area[0]), whole(policy.crop_area[1])),
+    }];
+    if !policy.auto.is_none() {
+        parts.push(policy.auto.to_string());
+    }
+    let shares = [
+        (policy.flip, "mirrored"),
+        (policy.vertical_flip, "upside down"),
+        (policy.random_erasing, "with a part erased"),
+    ];
+    parts.extend(
+        shares
+            .iter()
+            .filter(|(share, _)| *share > 0.0)
+            .map(|(share, what)| format!("{} {what}", whole(*share))),
+    );
+    if policy.color_jitter > 0.0 {
+        parts.push(format!("colour jitter {}", policy.color_jitter));
+    }
+    parts.join(", ")
 }
 
 fn batch(header: &Header) -> String {

@@ -19,6 +19,12 @@ pub enum Auto {
     Trivial,
 }
 
+impl Auto {
+    pub fn is_none(&self) -> bool {
+        *self == Auto::None
+    }
+}
+
 impl fmt::Display for Auto {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self {
