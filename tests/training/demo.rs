@@ -47,3 +47,16 @@ fn demo_ends_with_a_result_and_three_commands() {
     }
     assert!(dir.path().join("my demo/best.bin").exists());
 }
+
+#[test]
+fn demo_can_be_looked_at_before_it_runs() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = demo(dir.path(), &["--augment", "rand-m9-n2", "--preview", "look.html"]);
+    assert!(out.contains("training images: look.html"), "{out}");
+    let page = fs::read_to_string(dir.path().join("look.html")).unwrap();
+    assert_eq!(page.matches("<figure>").count(), 16);
+    assert!(page.contains("rand-m9-n2") && page.contains("alt=\"T-shirt/top, in epoch 2\""));
+    assert!(!page.contains("http"), "the page asks the network for something");
+    // A run still begins there.
+    assert!(demo(dir.path(), &["--max-steps", "1"]).contains("run directory: runs/demo\n"));
+}

@@ -216,6 +216,9 @@ pub struct Actions {
     /// Measure the time of each pass over this many steps, after a few steps of warm-up, and print a table
     #[arg(long, value_name = "STEPS", value_parser = whole, allow_negative_numbers = true, help_heading = OUTPUT)]
     pub profile: Option<u64>,
+    /// Write a page that shows sixteen training images as the network sees them, and exit
+    #[arg(long, value_name = "FILE.html", help_heading = OUTPUT, conflicts_with_all = ["summary", "dry_run"])]
+    pub preview: Option<PathBuf>,
     /// Print the memory plan and exit
     #[arg(long, help_heading = OUTPUT, conflicts_with = "summary")]
     pub dry_run: bool,

@@ -13,7 +13,8 @@ use serde_json::json;
 
 use super::{Action, Job, demo};
 use crate::cli::UsageError;
-use crate::data::{self, DataError, Source};
+use crate::data::{self, DataError, Source, Split};
+use crate::files;
 use crate::model::{ParamTable, summary};
 use crate::parallel::launch::{Launch, Program};
 use crate::parallel::{GroupError, Ranks, World};
@@ -21,7 +22,7 @@ use crate::train::checkpoint::{DirectoryError, Found, RunDirectory};
 use crate::train::curves::Curves;
 use crate::train::device::{self, Hardware};
 use crate::train::events::{All, End, Reporter};
-use crate::train::report::for_stdout;
+use crate::train::report::{for_stdout, preview};
 use crate::train::{
     DataChoice, MemoryPlan, Recipe, RecipeError, TrainError, check, memory_plan, train_selected,
 };
@@ -74,12 +75,13 @@ impl Job {
     /// # Errors
     /// One line when printed as `{:#}`.
     pub fn execute(&self, stop: &AtomicBool) -> Result<Done> {
-        match self.action {
+        match &self.action {
             Action::Summary => {
                 let arch = self.recipe.architecture(self.classes()?)?;
                 write!(io::stdout(), "{}", summary::summary(&arch, &ParamTable::new(&arch)))?;
             }
             Action::DryRun => self.print_memory_plan()?,
+            Action::Preview(file) => self.write_preview(file)?,
             Action::Train => {
                 if let Some(launch) = self.launches() {
                     return self.launch(launch);
@@ -102,6 +104,15 @@ impl Job {
             Err(DataError::NoDataset { .. }) => Ok(CLASSES),
             Err(other) => Err(other.into()),
         }
+    }
+
+    fn write_preview(&self, file: &Path) -> Result<()> {
+        let source = self.source(&mut All(vec![for_stdout(self.json)]))?;
+        let crop = self.recipe.crop.resolve(source.largest(Split::Train), self.recipe.resolution);
+        let page = preview::page(&Recipe { crop, ..self.recipe.clone() }, &source)?;
+        files::replace(file, page.as_bytes())?;
+        writeln!(io::stdout(), "training images: {}", file.display())?;
+        Ok(())
     }
 
     fn print_memory_plan(&self) -> Result<()> {

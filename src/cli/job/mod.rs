@@ -20,9 +20,11 @@ use crate::train::{DataChoice, Recipe, RunOptions, saved_recipe};
 const BATCH: u64 = 4096;
 
 /// What to do with the recipe.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
     Train,
+    /// Write a page of training images to this file.
+    Preview(PathBuf),
     /// Print the memory plan.
     DryRun,
     /// Print the layer table.
@@ -76,6 +78,8 @@ impl Flags {
             Action::Summary
         } else if actions.dry_run {
             Action::DryRun
+        } else if let Some(file) = actions.preview {
+            Action::Preview(file)
         } else {
             Action::Train
         };

@@ -15,6 +15,7 @@ pub mod events;
 pub mod json;
 pub mod log;
 pub mod plain;
+pub mod preview;
 pub mod profile;
 pub mod rows;
 pub mod terminal;

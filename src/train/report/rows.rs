@@ -57,7 +57,7 @@ pub fn header_rows(header: &Header) -> Vec<Row> {
     ]
 }
 
-fn augmentation(recipe: &Recipe) -> String {
+pub(super) fn augmentation(recipe: &Recipe) -> String {
     let policy = recipe.policy([0.0; 3]);
     let whole = |share: f64| format!("{} %", rounded(share * 100.0));
     let mut parts = vec![match recipe.crop {
