@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use toml::Table;
 
 use super::optimizer::{Decayed, Optimizer};
+use super::schedule_kind::ScheduleKind;
 use crate::data::CropMode;
 use crate::model::{Architecture, BatchNormConfig, ModelError, Padding, Variant};
 use crate::network::NetworkConfig;
@@ -37,6 +38,24 @@ pub struct Recipe {
     /// The highest learning rate, reached at the end of the warm-up.
     pub lr: f64,
     pub warmup_epochs: f64,
+    /// The rate of the first step, if the warm-up begins there: then it reaches `lr` one step after its end. As all
+    /// fields of the schedule, not written where it has its default, because checkpoints from before lack it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warmup_lr: Option<f64>,
+    #[serde(default, skip_serializing_if = "ScheduleKind::is_cosine")]
+    pub schedule: ScheduleKind,
+    /// Where a cosine or a line ends; other schedules fall no lower.
+    #[serde(default, skip_serializing_if = "is_0")]
+    pub min_lr: f64,
+    /// What an exponential schedule or one of steps multiplies the rate by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decay_rate: Option<f64>,
+    /// How often an exponential schedule does so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decay_epochs: Option<f64>,
+    /// The epochs at which a schedule of steps does so.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub milestones: Vec<f64>,
     pub optimizer: Optimizer,
     /// Decay of RMSprop's mean square.
     pub alpha: f64,
@@ -109,12 +128,12 @@ fn batches_that_divide(batch_size: usize, ranks: usize) -> String {
 }
 
 /// A range of numbers, and its description.
-type Range = (fn(f64) -> bool, &'static str);
+pub(super) type Range = (fn(f64) -> bool, &'static str);
 
-const ABOVE_0: Range = (|v| v > 0.0 && v.is_finite(), "must be above 0");
-const FROM_0: Range = (|v| v >= 0.0 && v.is_finite(), "must be at least 0");
+pub(super) const ABOVE_0: Range = (|v| v > 0.0 && v.is_finite(), "must be above 0");
+pub(super) const FROM_0: Range = (|v| v >= 0.0 && v.is_finite(), "must be at least 0");
 const SHARE: Range = (|v| (0.0..1.0).contains(&v), "must be at least 0 and below 1");
-const PART: Range = (|v| v > 0.0 && v <= 1.0, "must be above 0 and at most 1");
+pub(super) const PART: Range = (|v| v > 0.0 && v <= 1.0, "must be above 0 and at most 1");
 
 /// Sizes that no machine can hold: above them the arithmetic of the memory plan would overflow.
 const MOST_PIXELS: usize = 4096;
@@ -136,6 +155,12 @@ impl Recipe {
             // 0.08 for 4096 images a step, in proportion.
             lr: 0.08 * batch_size as f64 / 4096.0,
             warmup_epochs: 16.0,
+            warmup_lr: None,
+            schedule: ScheduleKind::Cosine,
+            min_lr: 0.0,
+            decay_rate: None,
+            decay_epochs: None,
+            milestones: Vec::new(),
             optimizer: Optimizer::Rmsprop,
             alpha: 0.9,
             momentum: 0.9,
@@ -163,12 +188,27 @@ impl Recipe {
     pub fn with(&self, settings: &Table) -> Result<Recipe, toml::de::Error> {
         let table = |recipe: &Recipe| Table::try_from(recipe).expect("a recipe becomes a table");
         // Has a key for every field that can be set.
-        let written = Recipe { sync_bn: true, weight_decay_of: Decayed::Weights, ..self.clone() };
-        let keys = table(&Recipe { init_from: None, ..written });
+        let keys = table(&self.with_every_key());
         let mut merged = table(self);
         let fields = settings.iter().filter(|(key, _)| keys.contains_key(*key));
         merged.extend(fields.map(|(key, value)| (key.clone(), value.clone())));
         merged.try_into()
+    }
+
+    /// Has a key for every field that can be set, in place of the defaults that are not written.
+    fn with_every_key(&self) -> Recipe {
+        Recipe {
+            warmup_lr: Some(0.0),
+            schedule: ScheduleKind::Linear,
+            min_lr: 1.0,
+            decay_rate: Some(1.0),
+            decay_epochs: Some(1.0),
+            milestones: vec![1.0],
+            weight_decay_of: Decayed::Weights,
+            sync_bn: true,
+            init_from: None,
+            ..self.clone()
+        }
     }
 
     /// Checks every field.
@@ -206,6 +246,7 @@ impl Recipe {
         }
         let shorter = self.warmup_epochs < self.epochs;
         require("warmup-epochs", self.warmup_epochs, shorter, "must be less than --epochs")?;
+        self.validate_schedule()?;
         // TOML's integers are signed.
         require("seed", self.seed, i64::try_from(self.seed).is_ok(), "must be below 2^63")?;
         if !self.batch_size.is_multiple_of(self.micro_batch) {
@@ -311,7 +352,17 @@ impl Recipe {
     }
 }
 
-fn require(flag: &'static str, value: impl ToString, good: bool, problem: &str) -> Result<(), RecipeError> {
+/// For fields that are not written where they have their default.
+fn is_0(value: &f64) -> bool {
+    *value == 0.0
+}
+
+pub(super) fn require(
+    flag: &'static str,
+    value: impl ToString,
+    good: bool,
+    problem: &str,
+) -> Result<(), RecipeError> {
     if good {
         return Ok(());
     }
@@ -334,7 +385,9 @@ mod tests {
         }
         let recipe = Recipe::reference(Variant::B0, 64);
         let json = serde_json::to_string(&recipe).unwrap();
-        assert!(!json.contains("sync-bn"), "an old checkpoint would not be equal: {json}");
+        let earlier = 22;
+        assert_eq!(recipe.fields().len(), earlier, "an old checkpoint would not be equal: {json}");
+        assert!(recipe.with_every_key().fields().len() > earlier);
         let synced = Recipe { sync_bn: true, ..recipe };
         let text = serde_json::to_string(&synced).unwrap();
         assert!(text.contains("\"sync-bn\":true"), "{text}");

@@ -13,6 +13,7 @@ mod memory;
 mod not_finite;
 mod ranks;
 mod resume;
+mod schedule;
 mod start;
 mod tanh;
 mod train_cli;

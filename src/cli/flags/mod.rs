@@ -21,7 +21,7 @@ use values::{from_text, number, path, whole};
 use crate::data::CropMode;
 use crate::model::{Padding, Variant};
 use crate::ops::cuda::Precision;
-use crate::train::{Decayed, DeviceChoice, Optimizer};
+use crate::train::{Decayed, DeviceChoice, Optimizer, ScheduleKind};
 
 const MODEL: &str = "Model";
 const DATA: &str = "Data";
@@ -91,12 +91,31 @@ pub struct Settings {
     /// Images of a forward pass, over which batch norm takes its statistics; divides the batch. auto: the batch, or on a GPU the most that fits [default: auto]
     #[arg(long, value_name = "IMAGES|auto", value_parser = MicroBatch::from_str, allow_negative_numbers = true, help_heading = RECIPE)]
     pub micro_batch: Option<MicroBatch>,
-    /// Highest learning rate, reached at the end of the warm-up; then it falls as a cosine [default: 0.08 x batch / 4096]
+    /// Highest learning rate, reached at the end of the warm-up; then it falls as --schedule says [default: 0.08 x batch / 4096]
     #[arg(long, value_name = "RATE", value_parser = number, allow_hyphen_values = true, help_heading = RECIPE)]
     pub lr: Option<f64>,
     /// Epochs in which the learning rate rises from 0; less than --epochs [default: 16, or a tenth of --epochs if that is less]
     #[arg(long, value_name = "EPOCHS", value_parser = number, allow_hyphen_values = true, help_heading = RECIPE)]
     pub warmup_epochs: Option<f64>,
+    /// Rate of the first step; the warm-up rises from there. Without it, from a first step above 0 that is as high as every later one [default: none]
+    #[arg(long, value_name = "RATE", value_parser = number, allow_hyphen_values = true, help_heading = RECIPE)]
+    pub warmup_lr: Option<f64>,
+    /// How the rate falls after the warm-up: cosine or linear, down to --min-lr; exponential: times --decay-rate every --decay-epochs; steps: times --decay-rate at --milestones; constant [default: cosine]
+    #[arg(long, value_name = "KIND", value_parser = ScheduleKind::from_str, help_heading = RECIPE)]
+    #[serde(default, deserialize_with = "from_text")]
+    pub schedule: Option<ScheduleKind>,
+    /// Lowest learning rate after the warm-up [default: 0]
+    #[arg(long, value_name = "RATE", value_parser = number, allow_hyphen_values = true, help_heading = RECIPE)]
+    pub min_lr: Option<f64>,
+    /// What --schedule exponential or steps multiplies the learning rate by, such as 0.97
+    #[arg(long, value_name = "FACTOR", value_parser = number, allow_hyphen_values = true, help_heading = RECIPE)]
+    pub decay_rate: Option<f64>,
+    /// How often --schedule exponential does so; counted from the start of the run, with the warm-up
+    #[arg(long, value_name = "EPOCHS", value_parser = number, allow_hyphen_values = true, help_heading = RECIPE)]
+    pub decay_epochs: Option<f64>,
+    /// The epochs at which --schedule steps does so, such as 30,60,80
+    #[arg(long, value_name = "EPOCHS", value_parser = number, value_delimiter = ',', allow_hyphen_values = true, help_heading = RECIPE)]
+    pub milestones: Option<Vec<f64>>,
     /// rmsprop: as in PyTorch; rmsprop-tf: as in TensorFlow; sgd: with momentum [default: rmsprop]
     #[arg(long, value_name = "NAME", value_parser = Optimizer::from_str, help_heading = RECIPE)]
     pub optimizer: Option<Optimizer>,

@@ -70,6 +70,9 @@ fn schedule(header: &Header) -> String {
         HumanCount(header.steps),
         HumanCount(header.warmup_steps)
     );
+    if let Some(words) = header.recipe.schedule_words() {
+        text += &format!(", {words}");
+    }
     if header.first_step > 0 {
         text += &format!(", going on after step {}", HumanCount(header.first_step));
     }

@@ -1,16 +1,29 @@
 //! The learning rate, the decay of the moving average and the evaluations, as pure functions of the step.
 //!
 //! With N images, batches of B, E epochs and W epochs of warm-up, there are T = round(E·N/B) steps, of which
-//! round(W·N/B) are warm-up. The rate of step s (from 0) is base·(s+1)/W during warm-up, then
-//! base·½(1 + cos π(s−W)/(T−W)). The schedule has no state, so a resumed run has the same rates as an uninterrupted
-//! one.
+//! round(W·N/B) are warm-up. The rate of step s (from 0) is base·(s+1)/W during warm-up, or, if the recipe says where
+//! the warm-up begins, start + (base − start)·s/W. After it, with done = (s−W)/(T−W) and never below min:
+//!
+//! | schedule | rate |
+//! |---|---|
+//! | cosine | min + (base − min)·½(1 + cos π·done) |
+//! | linear | min + (base − min)·(1 − done) |
+//! | exponential | base·r^⌊s/d⌋, d = steps of `decay-epochs` |
+//! | steps | base·r^k, k = milestones whose round(epochs·N/B) steps are done |
+//! | constant | base |
+//!
+//! The schedule has no state, so a resumed run has the same rates as an uninterrupted one.
 
 use crate::train::recipe::Recipe;
+use crate::train::schedule_kind::ScheduleKind;
 
 /// The schedule of a recipe over a number of images.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Schedule {
     base: f64,
+    warmup_start: Option<f64>,
+    falls: Falls,
+    min: f64,
     steps: u64,
     warmup: u64,
     ema: f64,
@@ -18,6 +31,38 @@ pub struct Schedule {
     steps_per_epoch: f64,
     evaluate_every: f64,
 }
+
+/// How the rate falls after the warm-up; lengths are in steps.
+#[derive(Clone, Debug, PartialEq)]
+enum Falls {
+    Cosine,
+    Linear,
+    Exponential { rate: f64, every: f64 },
+    Steps { rate: f64, milestones: Vec<u64> },
+    Not,
+}
+
+impl Falls {
+    fn new(recipe: &Recipe, steps_per_epoch: f64) -> Falls {
+        let rate = recipe.decay_rate.unwrap_or(1.0);
+        match recipe.schedule {
+            ScheduleKind::Cosine => Falls::Cosine,
+            ScheduleKind::Linear => Falls::Linear,
+            ScheduleKind::Exponential => {
+                let every = recipe.decay_epochs.unwrap_or(f64::INFINITY) * steps_per_epoch;
+                Falls::Exponential { rate, every }
+            }
+            ScheduleKind::Steps => {
+                let steps = |epochs: &f64| (epochs * steps_per_epoch).round() as u64;
+                Falls::Steps { rate, milestones: recipe.milestones.iter().map(steps).collect() }
+            }
+            ScheduleKind::Constant => Falls::Not,
+        }
+    }
+}
+
+/// A quotient so little below a whole number is that number, and was rounded.
+const ROUNDED: f64 = 1e-9;
 
 /// Too few images or epochs for one step.
 #[derive(Debug, thiserror::Error, PartialEq)]
@@ -41,6 +86,9 @@ impl Schedule {
         }
         Ok(Schedule {
             base: recipe.lr,
+            warmup_start: recipe.warmup_lr,
+            falls: Falls::new(recipe, steps_per_epoch),
+            min: recipe.min_lr,
             steps,
             warmup: ((recipe.warmup_epochs * steps_per_epoch).round() as u64).min(steps),
             ema: recipe.ema,
@@ -61,11 +109,26 @@ impl Schedule {
 
     /// The learning rate of the step that follows `step` steps.
     pub fn lr(&self, step: u64) -> f64 {
-        if step < self.warmup {
-            return self.base * ((step + 1) as f64 / self.warmup as f64);
+        let Schedule { base, min, warmup, .. } = *self;
+        if step < warmup {
+            return match self.warmup_start {
+                Some(start) => start + (base - start) * (step as f64 / warmup as f64),
+                None => base * ((step + 1) as f64 / warmup as f64),
+            };
         }
-        let done = (step - self.warmup) as f64 / (self.steps - self.warmup).max(1) as f64;
-        self.base * 0.5 * (1.0 + (std::f64::consts::PI * done).cos())
+        let done = (step - warmup) as f64 / (self.steps - warmup).max(1) as f64;
+        match &self.falls {
+            Falls::Cosine => min + (base - min) * 0.5 * (1.0 + (std::f64::consts::PI * done).cos()),
+            Falls::Linear => min + (base - min) * (1.0 - done),
+            Falls::Exponential { rate, every } => {
+                (base * rate.powf((step as f64 / every + ROUNDED).floor())).max(min)
+            }
+            Falls::Steps { rate, milestones } => {
+                let passed = milestones.iter().filter(|&&milestone| milestone <= step).count();
+                (base * rate.powi(passed as i32)).max(min)
+            }
+            Falls::Not => base,
+        }
     }
 
     /// The decay of the moving average in that step: min(decay, (1+s)/(10+s)), so that the initial values do not
