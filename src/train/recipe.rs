@@ -17,7 +17,7 @@ use super::schedule_kind::ScheduleKind;
 use crate::data::CropMode;
 use crate::model::{Architecture, BatchNormConfig, ModelError, Padding, Variant};
 use crate::network::NetworkConfig;
-use crate::ops::{RmsPropForm, Rule, Statistics, Update, WeightDecay, Weights};
+use crate::ops::{Statistics, Update, WeightDecay, Weights};
 
 /// See the module's description. The names of the fields are those of the flags.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -61,6 +61,16 @@ pub struct Recipe {
     pub alpha: f64,
     pub momentum: f64,
     pub rms_eps: f64,
+    /// Nesterov's form of SGD's momentum.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub nesterov: bool,
+    /// Of AdamW, 0.9, 0.999 and 1e-8 unless set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub beta1: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub beta2: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adam_eps: Option<f64>,
     pub weight_decay: f64,
     /// Not written if it is all, because checkpoints from before this field lack it.
     #[serde(default, skip_serializing_if = "Decayed::is_all")]
@@ -132,7 +142,7 @@ pub(super) type Range = (fn(f64) -> bool, &'static str);
 
 pub(super) const ABOVE_0: Range = (|v| v > 0.0 && v.is_finite(), "must be above 0");
 pub(super) const FROM_0: Range = (|v| v >= 0.0 && v.is_finite(), "must be at least 0");
-const SHARE: Range = (|v| (0.0..1.0).contains(&v), "must be at least 0 and below 1");
+pub(super) const SHARE: Range = (|v| (0.0..1.0).contains(&v), "must be at least 0 and below 1");
 pub(super) const PART: Range = (|v| v > 0.0 && v <= 1.0, "must be above 0 and at most 1");
 
 /// Sizes that no machine can hold: above them the arithmetic of the memory plan would overflow.
@@ -165,6 +175,10 @@ impl Recipe {
             alpha: 0.9,
             momentum: 0.9,
             rms_eps: 0.01,
+            nesterov: false,
+            beta1: None,
+            beta2: None,
+            adam_eps: None,
             weight_decay: 1e-5,
             weight_decay_of: Decayed::All,
             label_smoothing: 0.1,
@@ -204,6 +218,10 @@ impl Recipe {
             decay_rate: Some(1.0),
             decay_epochs: Some(1.0),
             milestones: vec![1.0],
+            nesterov: true,
+            beta1: Some(0.0),
+            beta2: Some(0.0),
+            adam_eps: Some(1.0),
             weight_decay_of: Decayed::Weights,
             sync_bn: true,
             init_from: None,
@@ -247,6 +265,7 @@ impl Recipe {
         let shorter = self.warmup_epochs < self.epochs;
         require("warmup-epochs", self.warmup_epochs, shorter, "must be less than --epochs")?;
         self.validate_schedule()?;
+        self.validate_optimizer()?;
         // TOML's integers are signed.
         require("seed", self.seed, i64::try_from(self.seed).is_ok(), "must be below 2^63")?;
         if !self.batch_size.is_multiple_of(self.micro_batch) {
@@ -287,19 +306,11 @@ impl Recipe {
 
     /// The optimiser's step.
     pub fn update(&self) -> Update {
-        let momentum = self.momentum as f32;
-        let rms_prop =
-            |form| Rule::RmsProp { form, alpha: self.alpha as f32, momentum, eps: self.rms_eps as f32 };
-        let rule = match self.optimizer {
-            Optimizer::Rmsprop => rms_prop(RmsPropForm::PyTorch),
-            Optimizer::RmspropTf => rms_prop(RmsPropForm::TensorFlow),
-            Optimizer::Sgd => Rule::Sgd { momentum },
-        };
         let weight_decay = WeightDecay {
             rate: self.weight_decay as f32,
             by_parameter: self.weight_decay_of != Decayed::All,
         };
-        Update { rule, weight_decay, ema: self.ema > 0.0 }
+        Update { rule: self.rule(), weight_decay, ema: self.ema > 0.0 }
     }
 
     /// Divides the batch among ranks. If the micro-batch does not divide the share of a rank and may be changed, it

@@ -11,13 +11,16 @@ use effnet::ops::*;
 const BUFFERS: [Buffer; 5] =
     [Buffer::Parameters, Buffer::Gradients, Buffer::Slot(0), Buffer::Slot(1), Buffer::Ema];
 
-fn rules() -> [Rule; 4] {
+fn rules() -> [Rule; 7] {
     let rms = |form, eps| Rule::RmsProp { form, alpha: 0.9, momentum: 0.9, eps };
     [
         rms(RmsPropForm::PyTorch, 0.01),
         rms(RmsPropForm::TensorFlow, 0.001),
-        Rule::Sgd { momentum: 0.9 },
-        Rule::Sgd { momentum: 0.0 },
+        Rule::Sgd { momentum: 0.9, nesterov: false },
+        Rule::Sgd { momentum: 0.0, nesterov: false },
+        Rule::Sgd { momentum: 0.9, nesterov: true },
+        Rule::AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8 },
+        Rule::AdamW { beta1: 0.5, beta2: 0.95, eps: 1e-2 },
     ]
 }
 
@@ -41,6 +44,10 @@ fn factors(trainable: usize) -> Vec<f32> {
 }
 
 /// Three steps with the gradients of the loss times `scale`, a power of two.
+fn params(step: u64) -> StepParams {
+    StepParams { step, learning_rate: 0.02, ema_decay: 0.7 + 0.1 * step as f32, ..StepParams::default() }
+}
+
 fn three_steps_by<O: Ops>(ops: &mut O, update: &Update, factors: &[f32], total: usize, scale: f32) {
     let trainable = factors.len();
     let start = |name: &str, count| Formula::of(name).values(count, -1.0, 1.0);
@@ -55,13 +62,7 @@ fn three_steps_by<O: Ops>(ops: &mut O, update: &Update, factors: &[f32], total: 
         ops.write_state(Buffer::Slot(number), &values).unwrap();
     }
     for step in 0..3 {
-        let params = StepParams {
-            step,
-            learning_rate: 0.02,
-            ema_decay: 0.7 + 0.1 * step as f32,
-            ..StepParams::default()
-        };
-        ops.set_step(params).unwrap();
+        ops.set_step(params(step)).unwrap();
         let scaled: Vec<f32> = gradient(step, trainable).iter().map(|g| g * scale).collect();
         ops.write_state(Buffer::Gradients, &scaled).unwrap();
         ops.run(&(*update).into()).unwrap();
@@ -149,6 +150,68 @@ fn decay_factors_that_are_equal_are_uniform_decay_in_kernels<G: TestGpu>() {
     expect_uniform_decay(|trainable, total| cuda::<G>(Precision::Fp32, trainable, total, G::WAYS[0]));
 }
 on_cuda!(decay_factors_that_are_equal_are_uniform_decay_in_kernels);
+
+/// AdamW counts the steps that were made: step 5 after two skipped ones moves the weights as step 3 does, on every
+/// device, however the number of skipped steps came there.
+fn expect_skipped_steps_do_not_count<O: Ops>(mut device: impl FnMut(usize, usize) -> O, reads: &[Buffer]) {
+    let (trainable, total) = (1000, 1037);
+    let update =
+        Update { rule: Rule::AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8 }, weight_decay: DECAY, ema: false };
+    let mut moved = |step, skipped| {
+        let mut ops = device(trainable, total);
+        three_steps(&mut ops, &update, trainable, total);
+        ops.set_loss_scale(LossScale { scale: 1.0, good_steps: 0, skipped }).unwrap();
+        ops.set_step(StepParams { step, ..params(2) }).unwrap();
+        ops.run(&update.into()).unwrap();
+        reads
+            .iter()
+            .map(|buffer| {
+                let mut values = vec![0.0; elements(*buffer, trainable, total)];
+                ops.read_state(*buffer, &mut values).unwrap();
+                values
+            })
+            .collect::<Vec<_>>()
+    };
+    let expected = moved(3, 0);
+    assert!(moved(5, 2).iter().zip(&expected).all(|(a, b)| equal_bits(a, b)));
+    assert!(!equal_bits(&moved(5, 0)[0], &expected[0]), "the number of the step does not count");
+}
+
+const MOVED: [Buffer; 3] = [Buffer::Parameters, Buffer::Slot(0), Buffer::Slot(1)];
+
+#[test]
+fn skipped_steps_do_not_count_for_adamw() {
+    expect_skipped_steps_do_not_count(
+        |trainable, total| CpuOps::new(StateSize::new(trainable, total), &[], 2).unwrap(),
+        &MOVED,
+    );
+}
+
+fn skipped_steps_do_not_count_for_adamw_in_kernels<G: TestGpu>() {
+    for precision in Precision::ALL {
+        let device = |trainable, total| cuda::<G>(precision, trainable, total, G::WAYS[0]);
+        expect_skipped_steps_do_not_count(device, &MOVED);
+    }
+}
+on_cuda!(skipped_steps_do_not_count_for_adamw_in_kernels);
+
+/// Hand-computed: PyTorch's documentation, first step, so that the oracle has no mistake in common with the devices.
+#[test]
+fn first_steps_are_those_of_the_formula_by_hand() {
+    let first = |rule, rate: f32| {
+        let mut reference = Reference::new(1, 1);
+        (reference.parameters[0], reference.gradients[0]) = (1.0, 0.5);
+        reference.set_step(StepParams { learning_rate: 0.1, ..StepParams::default() }).unwrap();
+        let update = Update { rule, weight_decay: WeightDecay::uniform(rate), ema: false };
+        reference.run(&update.into()).unwrap();
+        reference.parameters[0]
+    };
+    // g = 0.5 + 0.2; Nesterov: 0.7 + 0.9·0.7.
+    assert!((first(Rule::Sgd { momentum: 0.9, nesterov: true }, 0.2) - (1.0 - 0.133)).abs() < 1e-12);
+    // 1·(1 − 0.1·0.2) − 0.1·0.5/(0.5 + 0.5): both moments are corrected to g and g².
+    let adamw = Rule::AdamW { beta1: 0.9, beta2: 0.999, eps: 0.5 };
+    assert!((first(adamw, 0.2) - (0.98 - 0.05)).abs() < 1e-12);
+}
 
 /// The optimiser must not change the running statistics, nor, without `ema`, the EMA buffer.
 #[test]
@@ -274,7 +337,9 @@ fn step_that_overflows_changes_nothing<G: TestGpu>() {
     for rule in rules() {
         let update = Update { rule, weight_decay: DECAY, ema: true };
         for precision in Precision::ALL {
+            let next = |step| StepParams { step, ..params(2) };
             let mut untouched = midway::<G>(precision, &update);
+            untouched.set_step(next(3)).unwrap();
             untouched.run(&update.into()).unwrap();
             let after = state(&mut untouched, TRAINABLE, TOTAL);
             for term in [f32::INFINITY, f32::NEG_INFINITY, f32::NAN] {
@@ -283,6 +348,7 @@ fn step_that_overflows_changes_nothing<G: TestGpu>() {
                 let before = state(&mut ops, TRAINABLE, TOTAL);
                 move_statistics(&mut ops, &vec![7.0; TOTAL - TRAINABLE]);
                 complete_gradient(&mut ops, TRAINABLE / 2, term);
+                ops.set_step(next(3)).unwrap();
                 ops.run(&update.into()).unwrap();
                 let mut got = state(&mut ops, TRAINABLE, TOTAL);
                 assert!(!got[1][TRAINABLE / 2].is_finite(), "{what}: the gradient is finite");
@@ -296,6 +362,7 @@ fn step_that_overflows_changes_nothing<G: TestGpu>() {
                 let halved = if precision == Precision::Fp16 { 0.5 } else { 1.0 };
                 let scaled: Vec<f32> = before[1].iter().map(|g| g * halved).collect();
                 ops.write_state(Buffer::Gradients, &scaled).unwrap();
+                ops.set_step(next(4)).unwrap();
                 ops.run(&update.into()).unwrap();
                 let mut got = state(&mut ops, TRAINABLE, TOTAL);
                 got[1] = after[1].clone();
@@ -351,7 +418,8 @@ on_cuda!(sum_that_is_not_finite_raises_the_flag);
 fn running_statistics_are_committed_by_a_step_that_is_not_skipped<G: TestGpu>() {
     for precision in Precision::ALL {
         for ema in [false, true] {
-            let update = Update { rule: Rule::Sgd { momentum: 0.9 }, weight_decay: NO_DECAY, ema };
+            let update =
+                Update { rule: Rule::Sgd { momentum: 0.9, nesterov: false }, weight_decay: NO_DECAY, ema };
             let mut ops = midway::<G>(precision, &update);
             let before = state(&mut ops, TRAINABLE, TOTAL);
             let moved = Formula::of("moved").values(TOTAL - TRAINABLE, -1.0, 1.0);
@@ -378,7 +446,8 @@ on_cuda!(running_statistics_are_committed_by_a_step_that_is_not_skipped);
 
 /// Steps with and without overflow, and the scale after each.
 fn scales<G: TestGpu>(ops: &mut CudaOps<G>, overflows: &[bool]) -> Vec<f32> {
-    let update = Update { rule: Rule::Sgd { momentum: 0.0 }, weight_decay: NO_DECAY, ema: false };
+    let update =
+        Update { rule: Rule::Sgd { momentum: 0.0, nesterov: false }, weight_decay: NO_DECAY, ema: false };
     let step = |overflow: &bool| {
         ops.begin_step().unwrap();
         if *overflow {
@@ -426,7 +495,8 @@ on_cuda!(loss_scale_of_fp32_and_bf16_stays_one);
 
 /// The copy in the storage type is that of the chosen weights, also after an update.
 fn copy_of_the_weights_follows_the_choice<G: TestGpu>() {
-    let update = Update { rule: Rule::Sgd { momentum: 0.9 }, weight_decay: NO_DECAY, ema: true };
+    let update =
+        Update { rule: Rule::Sgd { momentum: 0.9, nesterov: false }, weight_decay: NO_DECAY, ema: true };
     for precision in Precision::ALL {
         let mut ops = midway::<G>(precision, &update);
         for (weights, buffer) in [(Weights::Ema, 4), (Weights::Raw, 0), (Weights::Ema, 4)] {

@@ -88,6 +88,8 @@ fn settings_out_of_range_are_refused_by_name_and_value() {
         (["--max-steps", "0"], ["--max-steps 0", "at least 1"]),
         (["--model", "b8"], ["b8", "b0"]),
         (["--optimizer", "adam"], ["adam", "rmsprop-tf"]),
+        (["--nesterov", "--momentum=0.8"], ["--nesterov true", "--optimizer sgd"]),
+        (["--beta1", "0.8"], ["--beta1 0.8", "--optimizer rmsprop has none"]),
         (["--weight-decay-of", "biases"], ["biases", "no-batch-norm"]),
         (["--padding", "valid"], ["valid", "symmetric or same"]),
         (["--crop", "none"], ["none", "resized"]),
@@ -97,6 +99,9 @@ fn settings_out_of_range_are_refused_by_name_and_value() {
         refused(dir.path(), &arguments, 2, &parts);
     }
     for (arguments, parts) in [
+        ("--optimizer sgd --momentum 0 --nesterov", ["--nesterov true", "--momentum above 0"]),
+        ("--optimizer adamw --beta2 1", ["--beta2 1", "below 1"]),
+        ("--optimizer adamw --adam-eps 0", ["--adam-eps 0", "above 0"]),
         ("--schedule constant --min-lr 1e-3", ["--min-lr 0.001", "--schedule constant has none"]),
         ("--schedule exponential --decay-rate 0.9", ["--schedule exponential", "needs --decay-epochs"]),
         ("--schedule exponential --decay-rate 1.1 --decay-epochs 2", ["--decay-rate 1.1", "at most 1"]),

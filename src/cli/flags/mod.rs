@@ -116,7 +116,7 @@ pub struct Settings {
     /// The epochs at which --schedule steps does so, such as 30,60,80
     #[arg(long, value_name = "EPOCHS", value_parser = number, value_delimiter = ',', allow_hyphen_values = true, help_heading = RECIPE)]
     pub milestones: Option<Vec<f64>>,
-    /// rmsprop: as in PyTorch; rmsprop-tf: as in TensorFlow; sgd: with momentum [default: rmsprop]
+    /// rmsprop: as in PyTorch; rmsprop-tf: as in TensorFlow; sgd: with momentum; adamw: as in PyTorch [default: rmsprop]
     #[arg(long, value_name = "NAME", value_parser = Optimizer::from_str, help_heading = RECIPE)]
     pub optimizer: Option<Optimizer>,
     /// Decay of RMSprop's mean square [default: 0.9]
@@ -128,7 +128,19 @@ pub struct Settings {
     /// Epsilon of RMSprop: outside the root for rmsprop, inside for rmsprop-tf [default: 0.01]
     #[arg(long, value_name = "EPS", value_parser = number, allow_hyphen_values = true, help_heading = RECIPE)]
     pub rms_eps: Option<f64>,
-    /// L2 decay of the parameters [default: 1e-5]
+    /// Nesterov's form of the momentum, for --optimizer sgd
+    #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, help_heading = RECIPE)]
+    pub nesterov: Option<bool>,
+    /// Decay of AdamW's mean [default: 0.9]
+    #[arg(long, value_name = "DECAY", value_parser = number, allow_hyphen_values = true, help_heading = RECIPE)]
+    pub beta1: Option<f64>,
+    /// Decay of AdamW's mean square [default: 0.999]
+    #[arg(long, value_name = "DECAY", value_parser = number, allow_hyphen_values = true, help_heading = RECIPE)]
+    pub beta2: Option<f64>,
+    /// Epsilon of AdamW, outside the root [default: 1e-8]
+    #[arg(long, value_name = "EPS", value_parser = number, allow_hyphen_values = true, help_heading = RECIPE)]
+    pub adam_eps: Option<f64>,
+    /// Decay of the parameters: L2, for adamw decoupled from the gradient [default: 1e-5]
     #[arg(long, value_name = "DECAY", value_parser = number, allow_hyphen_values = true, help_heading = RECIPE)]
     pub weight_decay: Option<f64>,
     /// Which parameters decay: all; no-batch-norm, as in TensorFlow's and NVIDIA's recipes; weights: no batch norm and no biases, as in timm's [default: all]

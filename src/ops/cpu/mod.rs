@@ -118,6 +118,7 @@ impl CpuOps {
             state,
             ema_weights: false,
             step: StepParams::default(),
+            skipped: 0,
             pool: Arc::new(pool),
             shared: Memory::new(most(|p| p.workspace.shared)),
             scratch: (0..threads).map(|_| Memory::new(scratch)).collect(),
@@ -243,6 +244,11 @@ impl Ops for CpuOps {
 
     fn take_figures(&mut self, _: bool) -> Result<Option<StepFigures>> {
         Ok(self.ended.take())
+    }
+
+    fn set_loss_scale(&mut self, state: LossScale) -> Result {
+        self.cx.skipped = state.skipped;
+        Ok(())
     }
 
     fn start_profile(&mut self) -> Result {

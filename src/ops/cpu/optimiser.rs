@@ -50,6 +50,7 @@ impl OnCpu for Update {
             let scalars = Scalars {
                 rule: self.rule,
                 learning_rate: cx.step.learning_rate,
+                corrections: Corrections::new(self.rule, cx.step.step.saturating_sub(cx.skipped.into()) + 1),
                 weight_decay: self.weight_decay.rate,
                 ema_decay: cx.step.ema_decay,
             };
@@ -63,8 +64,25 @@ impl OnCpu for Update {
 struct Scalars {
     rule: Rule,
     learning_rate: f32,
+    corrections: Corrections,
     weight_decay: f32,
     ema_decay: f32,
+}
+
+/// What AdamW multiplies m and √v by, because both begin at 0: 1/(1−β₁ᵗ) and 1/√(1−β₂ᵗ).
+#[derive(Clone, Copy)]
+struct Corrections {
+    mean: f32,
+    root: f32,
+}
+
+impl Corrections {
+    /// For the `made`-th step that is not skipped, from 1.
+    fn new(rule: Rule, made: u64) -> Corrections {
+        let Rule::AdamW { beta1, beta2, .. } = rule else { return Corrections { mean: 1.0, root: 1.0 } };
+        let left = |beta: f64| -(made as f64 * beta.ln()).exp_m1();
+        Corrections { mean: (1.0 / left(beta1)) as f32, root: (1.0 / left(beta2).sqrt()) as f32 }
+    }
 }
 
 dispatch! {
@@ -105,7 +123,10 @@ unsafe fn sweep_body<V: Vector>(
             } else {
                 read::<V>(factors, at, count).mul(weight_decay)
             };
-            let g = p.mul_add(decay, read(gradients, at, count));
+            let (p, g) = match scalars.rule {
+                Rule::AdamW { .. } => (p.neg_mul_add(decay.mul(rate), p), read::<V>(gradients, at, count)),
+                _ => (p, p.mul_add(decay, read(gradients, at, count))),
+            };
             let step = match scalars.rule {
                 Rule::RmsProp { form, alpha, momentum, eps } => {
                     let [mean_square, buffer] = &mut slots;
@@ -123,11 +144,24 @@ unsafe fn sweep_body<V: Vector>(
                         RmsPropForm::TensorFlow => new,
                     }
                 }
-                Rule::Sgd { momentum } => {
+                Rule::Sgd { momentum, nesterov } => {
                     let [buffer, _] = &mut slots;
                     let new = read::<V>(buffer, at, count).mul_add(V::splat(momentum), g);
                     write(buffer, at, count, new);
+                    let new = if nesterov { new.mul_add(V::splat(momentum), g) } else { new };
                     new.mul(rate)
+                }
+                Rule::AdamW { beta1, beta2, eps } => {
+                    let [mean_square, mean] = &mut slots;
+                    let v = read::<V>(mean_square, at, count);
+                    let v = V::splat((1.0 - beta2) as f32).mul_add(g.mul(g).sub(v), v);
+                    write(mean_square, at, count, v);
+                    let m = read::<V>(mean, at, count);
+                    let m = V::splat((1.0 - beta1) as f32).mul_add(g.sub(m), m);
+                    write(mean, at, count, m);
+                    let Corrections { mean, root } = scalars.corrections;
+                    let divisor = v.sqrt().mul_add(V::splat(root), V::splat(eps));
+                    m.mul(V::splat(mean)).div(divisor).mul(rate)
                 }
             };
             let p = p.sub(step);

@@ -279,11 +279,10 @@ impl<G: Gpu> Ops for CudaOps<G> {
     }
 
     fn set_loss_scale(&mut self, state: LossScale) -> Result {
-        if self.cx.precision != Precision::Fp16 {
-            return Ok(());
-        }
         self.figures.skipped = state.skipped;
-        step::set_scale(&mut self.cx, state)
+        let scaled = self.cx.precision == Precision::Fp16;
+        let unscaled = LossScale { scale: 1.0, good_steps: 0, skipped: state.skipped };
+        step::set_scale(&mut self.cx, if scaled { state } else { unscaled })
     }
 
     fn start_profile(&mut self) -> Result {

@@ -18,6 +18,8 @@ pub const GROWTH_INTERVAL: u32 = 2000;
 
 const RMSPROP_PYTORCH: Kernel<OptimiserUpdateArguments> = Kernel::plain("optimiser_rmsprop_pytorch");
 const RMSPROP_TENSORFLOW: Kernel<OptimiserUpdateArguments> = Kernel::plain("optimiser_rmsprop_tensorflow");
+const ADAMW: Kernel<OptimiserUpdateArguments> = Kernel::plain("optimiser_adamw");
+const NESTEROV: Kernel<OptimiserUpdateArguments> = Kernel::plain("optimiser_sgd_nesterov");
 const SGD: Kernel<OptimiserUpdateArguments> = Kernel::plain("optimiser_sgd");
 const SCALE: Kernel<OptimiserScaleArguments> = Kernel::plain("optimiser_scale");
 const FINITE: Kernel<OptimiserFiniteArguments> = Kernel::plain("optimiser_finite");
@@ -32,12 +34,19 @@ impl OnCuda for Update {
         let kernel = match self.rule {
             Rule::RmsProp { form: RmsPropForm::PyTorch, .. } => RMSPROP_PYTORCH,
             Rule::RmsProp { form: RmsPropForm::TensorFlow, .. } => RMSPROP_TENSORFLOW,
-            Rule::Sgd { .. } => SGD,
+            Rule::Sgd { nesterov: false, .. } => SGD,
+            Rule::Sgd { nesterov: true, .. } => NESTEROV,
+            Rule::AdamW { .. } => ADAMW,
         };
         let [first, second] = cx.state.slots;
         let (alpha, momentum_factor, eps, [mean_square, momentum]) = match self.rule {
             Rule::RmsProp { alpha, momentum, eps, .. } => (alpha, momentum, eps, [first, second]),
-            Rule::Sgd { momentum } => (0.0, momentum, 0.0, [Address::NULL, first]),
+            Rule::Sgd { momentum, .. } => (0.0, momentum, 0.0, [Address::NULL, first]),
+            Rule::AdamW { eps, .. } => (0.0, 0.0, eps, [first, second]),
+        };
+        let [beta1, beta2] = match self.rule {
+            Rule::AdamW { beta1, beta2, .. } => [beta1, beta2],
+            _ => [0.5; 2],
         };
         let arguments = OptimiserUpdateArguments {
             parameters: cx.state.parameters,
@@ -58,6 +67,10 @@ impl OnCuda for Update {
             alpha,
             momentum_factor,
             eps,
+            mean_share: (1.0 - beta1) as f32,
+            square_share: (1.0 - beta2) as f32,
+            mean_log: beta1.ln() as f32,
+            square_log: beta2.ln() as f32,
             weight_decay: self.weight_decay.rate,
         };
         let blocks = chunks + (total - trainable).div_ceil(THREADS);
