@@ -32,6 +32,8 @@ ARGUMENTS(StepScaleArguments, STEP_SCALE_FIELDS)
 KERNEL(step_scale, 32, StepScaleArguments) {
     if (threadIdx.x == 0) {
         args.block->loss_scale = args.scale;
+        args.block->clip_factor = 1.0f;
+        args.block->gradient_norm = -1.0f;
         args.block->not_finite = 0;
         args.block->good_steps = args.good_steps;
         args.block->skipped = args.skipped;

@@ -72,6 +72,9 @@ pub struct Recipe {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adam_eps: Option<f64>,
     pub weight_decay: f64,
+    /// The most that the L2 norm of all gradients may be; larger ones are scaled down.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clip_norm: Option<f64>,
     /// Not written if it is all, because checkpoints from before this field lack it.
     #[serde(default, skip_serializing_if = "Decayed::is_all")]
     pub weight_decay_of: Decayed,
@@ -180,6 +183,7 @@ impl Recipe {
             beta2: None,
             adam_eps: None,
             weight_decay: 1e-5,
+            clip_norm: None,
             weight_decay_of: Decayed::All,
             label_smoothing: 0.1,
             drop_connect: 0.2,
@@ -218,6 +222,7 @@ impl Recipe {
             decay_rate: Some(1.0),
             decay_epochs: Some(1.0),
             milestones: vec![1.0],
+            clip_norm: Some(1.0),
             nesterov: true,
             beta1: Some(0.0),
             beta2: Some(0.0),
@@ -251,6 +256,7 @@ impl Recipe {
             ("momentum", self.momentum, SHARE),
             ("rms-eps", self.rms_eps, ABOVE_0),
             ("weight-decay", self.weight_decay, FROM_0),
+            ("clip-norm", self.clip_norm.unwrap_or(1.0), ABOVE_0),
             ("label-smoothing", self.label_smoothing, SHARE),
             ("drop-connect", self.drop_connect, SHARE),
             ("dropout", self.dropout, SHARE),
@@ -310,7 +316,12 @@ impl Recipe {
             rate: self.weight_decay as f32,
             by_parameter: self.weight_decay_of != Decayed::All,
         };
-        Update { rule: self.rule(), weight_decay, ema: self.ema > 0.0 }
+        Update {
+            rule: self.rule(),
+            weight_decay,
+            clip_norm: self.clip_norm.map(|norm| norm as f32),
+            ema: self.ema > 0.0,
+        }
     }
 
     /// Divides the batch among ranks. If the micro-batch does not divide the share of a rank and may be changed, it

@@ -102,7 +102,7 @@ fn three_steps_agree_with_the_oracle() {
             for (weight_decay, ema) in
                 [(NO_DECAY, false), (DECAY, false), (DECAY, true), (BY_PARAMETER, true)]
             {
-                let update = Update { rule, weight_decay, ema };
+                let update = Update { rule, weight_decay, clip_norm: None, ema };
                 let what = format!("{update:?} over {trainable} of {total}");
                 let mut reference = Reference::new(trainable, total);
                 three_steps(&mut reference, &update, trainable, total);
@@ -130,7 +130,7 @@ fn expect_uniform_decay<O: Ops>(mut device: impl FnMut(usize, usize) -> O) {
             for (factor, uniform) in [(1.0, DECAY), (0.0, NO_DECAY)] {
                 let [got, expected] = [BY_PARAMETER, uniform].map(|weight_decay| {
                     let mut ops = device(trainable, total);
-                    let update = Update { rule, weight_decay, ema: true };
+                    let update = Update { rule, weight_decay, clip_norm: None, ema: true };
                     three_steps_by(&mut ops, &update, &vec![factor; trainable], total, 1.0);
                     state(&mut ops, trainable, total)
                 });
@@ -155,8 +155,12 @@ on_cuda!(decay_factors_that_are_equal_are_uniform_decay_in_kernels);
 /// device, however the number of skipped steps came there.
 fn expect_skipped_steps_do_not_count<O: Ops>(mut device: impl FnMut(usize, usize) -> O, reads: &[Buffer]) {
     let (trainable, total) = (1000, 1037);
-    let update =
-        Update { rule: Rule::AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8 }, weight_decay: DECAY, ema: false };
+    let update = Update {
+        rule: Rule::AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8 },
+        weight_decay: DECAY,
+        clip_norm: None,
+        ema: false,
+    };
     let mut moved = |step, skipped| {
         let mut ops = device(trainable, total);
         three_steps(&mut ops, &update, trainable, total);
@@ -202,7 +206,7 @@ fn first_steps_are_those_of_the_formula_by_hand() {
         let mut reference = Reference::new(1, 1);
         (reference.parameters[0], reference.gradients[0]) = (1.0, 0.5);
         reference.set_step(StepParams { learning_rate: 0.1, ..StepParams::default() }).unwrap();
-        let update = Update { rule, weight_decay: WeightDecay::uniform(rate), ema: false };
+        let update = Update { rule, weight_decay: WeightDecay::uniform(rate), clip_norm: None, ema: false };
         reference.run(&update.into()).unwrap();
         reference.parameters[0]
     };
@@ -213,6 +217,116 @@ fn first_steps_are_those_of_the_formula_by_hand() {
     assert!((first(adamw, 0.2) - (0.98 - 0.05)).abs() < 1e-12);
 }
 
+/// Clips to half of the norm, or not at all: then the bits are those of an update that does not clip. The norm is that of
+/// the gradients without the loss scale.
+fn expect_clipping<O: Ops>(mut device: impl FnMut(usize, usize) -> O, scale: f32) {
+    for (trainable, total) in LENGTHS.into_iter().chain([(70_001, 70_501)]) {
+        let gradients = doubles(&gradient(2, trainable));
+        let full = norm(&gradients);
+        for rule in rules() {
+            for (what, most) in [("half", 0.5 * full as f32), ("ample", 1e3), ("none", f32::NAN)] {
+                let clip_norm = (what != "none").then_some(most);
+                let update = Update { rule, weight_decay: BY_PARAMETER, clip_norm, ema: false };
+                let mut ops = device(trainable, total);
+                three_scaled_steps(&mut ops, &update, trainable, total, scale);
+                let got = state(&mut ops, trainable, total);
+                let what = format!("{update:?} over {trainable} of {total}, {what}");
+                let mut reference = Reference::new(trainable, total);
+                three_steps(&mut reference, &update, trainable, total);
+                expect_close(&what, &got, &mut reference);
+                ops.end_step().unwrap();
+                let figures = ops.take_figures(true).unwrap().expect("a step has ended");
+                match figures.gradient_norm {
+                    Some(found) => {
+                        let error = (f64::from(found) / full - 1.0).abs();
+                        assert!(
+                            clip_norm.is_some() && error <= 2.0 * UNIT,
+                            "{what}: norm {found}, not {full}"
+                        );
+                    }
+                    None => assert_eq!(clip_norm, None, "{what}: no norm"),
+                }
+                if clip_norm == Some(1e3) {
+                    let mut ops = device(trainable, total);
+                    let plain = Update { clip_norm: None, ..update };
+                    three_scaled_steps(&mut ops, &plain, trainable, total, scale);
+                    let same =
+                        state(&mut ops, trainable, total).iter().zip(&got).all(|(a, b)| equal_bits(a, b));
+                    assert!(same, "{what}: gradients below the limit were changed");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn gradients_are_clipped_by_their_norm() {
+    expect_clipping(|trainable, total| CpuOps::new(StateSize::new(trainable, total), &[], 2).unwrap(), 1.0);
+}
+
+fn gradients_are_clipped_by_their_norm_in_kernels<G: TestGpu>() {
+    for (precision, scale) in [(Precision::Fp32, 1.0), (Precision::Fp16, step::INITIAL_SCALE)] {
+        expect_clipping(|trainable, total| cuda::<G>(precision, trainable, total, G::WAYS[0]), scale);
+    }
+}
+on_cuda!(gradients_are_clipped_by_their_norm_in_kernels);
+
+/// Any number of threads, any order of blocks, and every repetition gives the same bits.
+#[test]
+fn clipping_has_the_same_bits_for_any_number_of_threads() {
+    let (trainable, total) = (70_001, 70_501);
+    let update = Update { rule: rules()[0], weight_decay: DECAY, clip_norm: Some(0.7), ema: true };
+    let run = |threads| {
+        let mut ops = CpuOps::new(StateSize::new(trainable, total), &[], threads).unwrap();
+        three_steps(&mut ops, &update, trainable, total);
+        ops.end_step().unwrap();
+        let norm = ops.take_figures(true).unwrap().unwrap().gradient_norm.unwrap();
+        (norm.to_bits(), state(&mut ops, trainable, total))
+    };
+    let one = run(1);
+    for threads in [2, 3, 5] {
+        let (norm, state) = run(threads);
+        assert!(norm == one.0 && state.iter().zip(&one.1).all(|(a, b)| equal_bits(a, b)), "{threads}");
+    }
+}
+
+fn clipping_has_the_same_bits_in_any_order_of_blocks<G: TestGpu>() {
+    let (trainable, total) = (600 * 2048 + 5, 600 * 2048 + 9);
+    let update = Update { rule: rules()[2], weight_decay: NO_DECAY, clip_norm: Some(0.7), ema: false };
+    let runs = G::WAYS.iter().map(|way| {
+        let mut ops = cuda::<G>(Precision::Fp32, trainable, total, *way);
+        three_steps(&mut ops, &update, trainable, total);
+        state(&mut ops, trainable, total)
+    });
+    let states: Vec<_> = runs.collect();
+    let mut reference = Reference::new(trainable, total);
+    three_steps(&mut reference, &update, trainable, total);
+    expect_close("600 chunks", &states[0], &mut reference);
+    for state in &states {
+        assert!(state.iter().zip(&states[0]).all(|(a, b)| equal_bits(a, b)));
+    }
+}
+on_cuda!(clipping_has_the_same_bits_in_any_order_of_blocks);
+
+/// An infinite gradient of a finite loss is found by the norm, and the step changes nothing.
+#[test]
+fn norm_that_is_not_finite_skips_the_step() {
+    let mut ops = CpuOps::new(StateSize::new(10, 12), &[], 2).unwrap();
+    let update = Update { rule: rules()[0], weight_decay: DECAY, clip_norm: Some(1.0), ema: true };
+    three_steps(&mut ops, &update, 10, 12);
+    let before = state(&mut ops, 10, 12);
+    let mut gradients = vec![0.1; 10];
+    gradients[3] = f32::INFINITY;
+    ops.begin_step().unwrap();
+    ops.write_state(Buffer::Gradients, &gradients).unwrap();
+    ops.run(&update.into()).unwrap();
+    ops.end_step().unwrap();
+    let figures = ops.take_figures(true).unwrap().unwrap();
+    assert!(figures.skipped && figures.gradient_norm.is_none());
+    let after = state(&mut ops, 10, 12);
+    assert!([0, 2, 3, 4].iter().all(|&buffer| equal_bits(&before[buffer], &after[buffer])));
+}
+
 /// The optimiser must not change the running statistics, nor, without `ema`, the EMA buffer.
 #[test]
 fn running_statistics_and_an_unused_average_keep_their_bits() {
@@ -220,7 +334,12 @@ fn running_statistics_and_an_unused_average_keep_their_bits() {
     for rule in rules() {
         for ema in [false, true] {
             let mut ops = CpuOps::new(StateSize::new(trainable, total), &[], 2).unwrap();
-            three_steps(&mut ops, &Update { rule, weight_decay: DECAY, ema }, trainable, total);
+            three_steps(
+                &mut ops,
+                &Update { rule, weight_decay: DECAY, clip_norm: None, ema },
+                trainable,
+                total,
+            );
             let mut values = vec![0.0; total];
             ops.read_state(Buffer::Parameters, &mut values).unwrap();
             let before = Formula::of("parameters").values(total, -1.0, 1.0);
@@ -270,7 +389,7 @@ fn three_steps_on_cuda_agree_with_the_oracle<G: TestGpu>() {
             for (weight_decay, ema) in
                 [(NO_DECAY, false), (DECAY, false), (DECAY, true), (BY_PARAMETER, true)]
             {
-                let update = Update { rule, weight_decay, ema };
+                let update = Update { rule, weight_decay, clip_norm: None, ema };
                 let mut reference = Reference::new(trainable, total);
                 three_steps(&mut reference, &update, trainable, total);
                 for precision in Precision::ALL {
@@ -334,8 +453,8 @@ fn skipped<G: TestGpu>(ops: &mut CudaOps<G>) -> u32 {
 /// A step whose gradient overflows changes nothing and restores the running statistics. The next step continues as if
 /// it had not happened.
 fn step_that_overflows_changes_nothing<G: TestGpu>() {
-    for rule in rules() {
-        let update = Update { rule, weight_decay: DECAY, ema: true };
+    for (rule, clip_norm) in rules().into_iter().flat_map(|rule| [(rule, None), (rule, Some(1.0))]) {
+        let update = Update { rule, weight_decay: DECAY, clip_norm, ema: true };
         for precision in Precision::ALL {
             let next = |step| StepParams { step, ..params(2) };
             let mut untouched = midway::<G>(precision, &update);
@@ -390,7 +509,7 @@ fn sum_that_is_not_finite_raises_the_flag<G: TestGpu>() {
                 ops.read_state(Buffer::Gradients, &mut after).unwrap();
                 assert!(equal_bits(&after, gradients), "{trainable} of {total}: gradients were changed");
                 // The update skips the step and lowers the flag.
-                let update = Update { rule: rules()[3], weight_decay: NO_DECAY, ema: false };
+                let update = Update { rule: rules()[3], weight_decay: NO_DECAY, clip_norm: None, ema: false };
                 ops.run(&update.into()).unwrap();
                 raised
             };
@@ -418,8 +537,12 @@ on_cuda!(sum_that_is_not_finite_raises_the_flag);
 fn running_statistics_are_committed_by_a_step_that_is_not_skipped<G: TestGpu>() {
     for precision in Precision::ALL {
         for ema in [false, true] {
-            let update =
-                Update { rule: Rule::Sgd { momentum: 0.9, nesterov: false }, weight_decay: NO_DECAY, ema };
+            let update = Update {
+                rule: Rule::Sgd { momentum: 0.9, nesterov: false },
+                weight_decay: NO_DECAY,
+                clip_norm: None,
+                ema,
+            };
             let mut ops = midway::<G>(precision, &update);
             let before = state(&mut ops, TRAINABLE, TOTAL);
             let moved = Formula::of("moved").values(TOTAL - TRAINABLE, -1.0, 1.0);
@@ -446,8 +569,12 @@ on_cuda!(running_statistics_are_committed_by_a_step_that_is_not_skipped);
 
 /// Steps with and without overflow, and the scale after each.
 fn scales<G: TestGpu>(ops: &mut CudaOps<G>, overflows: &[bool]) -> Vec<f32> {
-    let update =
-        Update { rule: Rule::Sgd { momentum: 0.0, nesterov: false }, weight_decay: NO_DECAY, ema: false };
+    let update = Update {
+        rule: Rule::Sgd { momentum: 0.0, nesterov: false },
+        weight_decay: NO_DECAY,
+        clip_norm: None,
+        ema: false,
+    };
     let step = |overflow: &bool| {
         ops.begin_step().unwrap();
         if *overflow {
@@ -495,8 +622,12 @@ on_cuda!(loss_scale_of_fp32_and_bf16_stays_one);
 
 /// The copy in the storage type is that of the chosen weights, also after an update.
 fn copy_of_the_weights_follows_the_choice<G: TestGpu>() {
-    let update =
-        Update { rule: Rule::Sgd { momentum: 0.9, nesterov: false }, weight_decay: NO_DECAY, ema: true };
+    let update = Update {
+        rule: Rule::Sgd { momentum: 0.9, nesterov: false },
+        weight_decay: NO_DECAY,
+        clip_norm: None,
+        ema: true,
+    };
     for precision in Precision::ALL {
         let mut ops = midway::<G>(precision, &update);
         for (weights, buffer) in [(Weights::Ema, 4), (Weights::Raw, 0), (Weights::Ema, 4)] {

@@ -85,6 +85,12 @@ pub fn optimiser(c: &mut Count, name: &str) -> Result<(), String> {
             c.weights(values);
             c.store(values);
         }
+        "optimiser_squares" => {
+            let trainable = c.get("trainable");
+            c.floats(trainable);
+            c.fp32(trainable, 2.0);
+        }
+        "optimiser_clip" => c.work.bytes += 8.0 * c.get("chunks"),
         "optimiser_scale" => {}
         _ => return Err(unknown(name)),
     }

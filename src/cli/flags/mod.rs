@@ -146,6 +146,9 @@ pub struct Settings {
     /// Which parameters decay: all; no-batch-norm, as in TensorFlow's and NVIDIA's recipes; weights: no batch norm and no biases, as in timm's [default: all]
     #[arg(long, value_name = "KIND", value_parser = Decayed::from_str, help_heading = RECIPE)]
     pub weight_decay_of: Option<Decayed>,
+    /// Scale the gradients of a step down if their L2 norm is above this; the norm is then in the log [default: none]
+    #[arg(long, value_name = "NORM", value_parser = number, allow_hyphen_values = true, help_heading = RECIPE)]
+    pub clip_norm: Option<f64>,
     /// Share of the target that is spread over all classes [default: 0.1]
     #[arg(long, value_name = "SHARE", value_parser = number, allow_hyphen_values = true, help_heading = RECIPE)]
     pub label_smoothing: Option<f64>,

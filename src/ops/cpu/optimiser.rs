@@ -1,6 +1,8 @@
 //! The optimiser step: one sweep over the flat buffers, including the EMA. Memory bounds its speed, so each buffer
 //! is read once and written once.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use super::context::{Context, OnCpu};
 use super::memory::Shared;
 use super::simd::{Vector, dispatch};
@@ -10,6 +12,41 @@ use crate::ops::{RmsPropForm, Rule, Update};
 
 /// Elements of a task: its five pieces fit in L2 and are long enough for the prefetchers.
 const CHUNK: usize = 1 << 14;
+
+/// The L2 norm of all gradients: squares in f64, summed by chunk, then chunk by chunk. No number of fp32 overflows this,
+/// so it is finite exactly if all gradients are.
+///
+/// # Safety
+/// Nothing writes gradients meanwhile.
+pub unsafe fn gradient_norm(cx: &Context) -> f64 {
+    // SAFETY: the caller's promise.
+    let gradients = unsafe { cx.state.gradients.floats(0, cx.state.trainable) };
+    let sums: Vec<AtomicU64> = gradients.chunks(CHUNK).map(|_| AtomicU64::new(0)).collect();
+    cx.parallel(sums.len(), |task, _| {
+        let range = task * CHUNK..gradients.len().min((task + 1) * CHUNK);
+        sums[task].store(sum_of_squares(&gradients[range]).to_bits(), Ordering::Relaxed);
+    });
+    sums.into_iter().map(|sum| f64::from_bits(sum.into_inner())).sum::<f64>().sqrt()
+}
+
+/// In a fixed order that is the same on every processor; the compiler makes vectors of the lanes.
+fn sum_of_squares(values: &[f32]) -> f64 {
+    const LANES: usize = 16;
+    let mut lanes = [0.0; LANES];
+    let mut groups = values.chunks_exact(LANES);
+    for group in &mut groups {
+        for (lane, &value) in lanes.iter_mut().zip(group) {
+            *lane += f64::from(value) * f64::from(value);
+        }
+    }
+    let rest = groups.remainder().iter().map(|&value| f64::from(value) * f64::from(value));
+    lanes.iter().sum::<f64>() + rest.sum::<f64>()
+}
+
+/// What gradients of this norm are multiplied by, so that their norm is at most `most`; as in PyTorch.
+pub fn clip(norm: f64, most: f32) -> f32 {
+    (f64::from(most) / (norm + 1e-6)).min(1.0) as f32
+}
 
 impl OnCpu for Update {
     unsafe fn run(&self, cx: &Context) {
@@ -51,6 +88,7 @@ impl OnCpu for Update {
                 rule: self.rule,
                 learning_rate: cx.step.learning_rate,
                 corrections: Corrections::new(self.rule, cx.step.step.saturating_sub(cx.skipped.into()) + 1),
+                clip: cx.clip,
                 weight_decay: self.weight_decay.rate,
                 ema_decay: cx.step.ema_decay,
             };
@@ -65,6 +103,8 @@ struct Scalars {
     rule: Rule,
     learning_rate: f32,
     corrections: Corrections,
+    /// The factor of the gradients.
+    clip: f32,
     weight_decay: f32,
     ema_decay: f32,
 }
@@ -113,7 +153,7 @@ unsafe fn sweep_body<V: Vector>(
     unsafe {
         let with_ema = !ema.is_empty();
         let rate = V::splat(scalars.learning_rate);
-        let weight_decay = V::splat(scalars.weight_decay);
+        let (clip, weight_decay) = (V::splat(scalars.clip), V::splat(scalars.weight_decay));
         let (kept, new) = (V::splat(scalars.ema_decay), V::splat(1.0 - scalars.ema_decay));
         let moved = gradients.len();
         each_vector!(V, moved, |at, count| {
@@ -123,9 +163,10 @@ unsafe fn sweep_body<V: Vector>(
             } else {
                 read::<V>(factors, at, count).mul(weight_decay)
             };
+            let g = read::<V>(gradients, at, count).mul(clip);
             let (p, g) = match scalars.rule {
-                Rule::AdamW { .. } => (p.neg_mul_add(decay.mul(rate), p), read::<V>(gradients, at, count)),
-                _ => (p, p.mul_add(decay, read(gradients, at, count))),
+                Rule::AdamW { .. } => (p.neg_mul_add(decay.mul(rate), p), g),
+                _ => (p, p.mul_add(decay, g)),
             };
             let step = match scalars.rule {
                 Rule::RmsProp { form, alpha, momentum, eps } => {

@@ -3,8 +3,8 @@
 use super::OnCuda;
 use super::arguments::Kernel;
 use super::sources::optimiser::{
-    CHUNK, LANES, OptimiserFiniteArguments, OptimiserScaleArguments, OptimiserStoreArguments,
-    OptimiserUpdateArguments, THREADS,
+    CHUNK, LANES, OptimiserClipArguments, OptimiserFiniteArguments, OptimiserScaleArguments,
+    OptimiserSquaresArguments, OptimiserStoreArguments, OptimiserUpdateArguments, THREADS,
 };
 use std::collections::{BTreeMap, HashMap};
 
@@ -22,6 +22,8 @@ const ADAMW: Kernel<OptimiserUpdateArguments> = Kernel::plain("optimiser_adamw")
 const NESTEROV: Kernel<OptimiserUpdateArguments> = Kernel::plain("optimiser_sgd_nesterov");
 const SGD: Kernel<OptimiserUpdateArguments> = Kernel::plain("optimiser_sgd");
 const SCALE: Kernel<OptimiserScaleArguments> = Kernel::plain("optimiser_scale");
+const SQUARES: Kernel<OptimiserSquaresArguments> = Kernel::plain("optimiser_squares");
+const CLIP: Kernel<OptimiserClipArguments> = Kernel::plain("optimiser_clip");
 const FINITE: Kernel<OptimiserFiniteArguments> = Kernel::plain("optimiser_finite");
 const STORE: Kernel<OptimiserStoreArguments> = Kernel::stored("optimiser_store");
 
@@ -29,6 +31,9 @@ impl OnCuda for Update {
     /// Updates parameters, EMA and running statistics, or none of them if a gradient was not finite. Then counts the step
     /// in the step's block and clears its flag.
     fn launch<G: Gpu>(&self, cx: &mut Context<G>) -> Result {
+        if let Some(most) = self.clip_norm {
+            clip(cx, most)?;
+        }
         let State { trainable, total, .. } = cx.state;
         let chunks = trainable.div_ceil(CHUNK);
         let kernel = match self.rule {
@@ -83,6 +88,21 @@ impl OnCuda for Update {
         cx.launch(&SCALE, [1, 1, 1], 32, 0, arguments)?;
         store_weights(cx)
     }
+}
+
+/// Bytes of the sums of squares of so many gradients.
+pub fn squares_bytes(trainable: usize) -> usize {
+    (trainable.div_ceil(CHUNK) * size_of::<f64>()).max(16)
+}
+
+/// Takes the norm of all gradients, and from it the factor that the update multiplies them by.
+fn clip<G: Gpu>(cx: &mut Context<G>, most: f32) -> Result {
+    let State { trainable, gradients, squares, block, .. } = cx.state;
+    let chunks = trainable.div_ceil(CHUNK);
+    let arguments = OptimiserSquaresArguments { gradients, squares, trainable: trainable as i32 };
+    cx.launch(&SQUARES, [chunks, 1, 1], THREADS, THREADS * size_of::<f64>(), arguments)?;
+    let arguments = OptimiserClipArguments { squares, block, chunks: chunks as i32, most };
+    cx.launch(&CLIP, [1, 1, 1], THREADS, THREADS * size_of::<f64>(), arguments)
 }
 
 /// Raises the step's flag if a gradient is not finite.

@@ -94,8 +94,9 @@ fn optimizer(header: &Header) -> String {
         Decayed::NoBatchNorm => " without batch norm",
         Decayed::Weights => " of weights only",
     };
+    let clipped = recipe.clip_norm.map_or(String::new(), |norm| format!(", gradient norm at most {norm}"));
     format!(
-        "{}, learning rate {}{own}, weight decay {}{decayed}",
+        "{}, learning rate {}{own}, weight decay {}{decayed}{clipped}",
         recipe.optimizer,
         small(recipe.lr),
         small(recipe.weight_decay)
@@ -175,6 +176,9 @@ pub struct StepMeans {
     images: f64,
     seconds: f64,
     wait: f64,
+    /// Of the gradients, and the weight of the steps that have one.
+    norm: f64,
+    norms: f64,
 }
 
 impl StepMeans {
@@ -189,12 +193,18 @@ impl StepMeans {
         add(&mut self.images, batch as f64);
         add(&mut self.seconds, seconds);
         add(&mut self.wait, record.data_wait);
+        add(&mut self.norm, record.gradient_norm.unwrap_or_default());
+        add(&mut self.norms, f64::from(u8::from(record.gradient_norm.is_some())));
     }
 
     pub fn line(&self) -> String {
         let seconds = self.seconds.max(1e-9);
+        let norm = match self.norms {
+            0.0 => String::new(),
+            norms => format!(", gradient norm {:.3}", self.norm / norms),
+        };
         format!(
-            "loss {:.4}, accuracy {}, {:.0} images/s, data wait {}",
+            "loss {:.4}, accuracy {}{norm}, {:.0} images/s, data wait {}",
             self.loss / self.steps,
             percent(self.accuracy / self.steps),
             self.images / seconds,

@@ -8,6 +8,11 @@ impl Reference {
         let rate = decimal(self.step.learning_rate);
         let trainable = self.gradients.len();
         let mut gradients = self.gradients.clone();
+        if let Some(most) = p.clip_norm {
+            let norm = gradients.iter().map(|gradient| gradient * gradient).sum::<f64>().sqrt();
+            let factor = (decimal(most) / (norm + 1e-6)).min(1.0);
+            gradients.iter_mut().for_each(|gradient| *gradient *= factor);
+        }
         for (i, gradient) in gradients.iter_mut().enumerate() {
             // AdamW takes its decay from the parameter.
             if matches!(p.rule, Rule::AdamW { .. }) {
