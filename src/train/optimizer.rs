@@ -49,6 +49,16 @@ impl Recipe {
         }
     }
 
+    /// The factor of each trainable parameter's weight decay; see [`Recipe::update`](Recipe::update).
+    pub fn decay_factors(&self, table: &ParamTable) -> Vec<f32> {
+        let mut factors = self.weight_decay_of.factors(table);
+        let Some(rate) = self.weight_decay_bn else { return factors };
+        factors.iter_mut().for_each(|factor| *factor *= self.weight_decay as f32);
+        let norms = table.entries().iter().filter(|e| matches!(e.role, ParamRole::Scale | ParamRole::Shift));
+        norms.for_each(|entry| factors[entry.range()].fill(rate as f32));
+        factors
+    }
+
     /// Checks the fields that only one optimiser has.
     ///
     /// # Errors
@@ -120,6 +130,32 @@ impl Decayed {
 mod tests {
     use super::*;
     use crate::model::{Architecture, BatchNormConfig, Padding, Variant};
+
+    #[test]
+    fn batch_norm_decays_at_its_own_rate() {
+        let recipe = Recipe {
+            weight_decay: 1e-4,
+            weight_decay_bn: Some(3e-6),
+            weight_decay_of: Decayed::Weights,
+            ..Recipe::reference(Variant::B0, 64)
+        };
+        let table = ParamTable::new(&recipe.architecture(10).unwrap());
+        let update = recipe.update().weight_decay;
+        assert!(update.by_parameter);
+        let factors = recipe.decay_factors(&table);
+        let mut seen = [0; 3];
+        for entry in table.entries().iter().filter(|entry| entry.role.trainable()) {
+            let (kind, rate) = match &entry.name {
+                name if name.contains("bn") => (0, 3e-6),
+                name if name.ends_with(".bias") => (1, 0.0),
+                _ => (2, 1e-4),
+            };
+            seen[kind] += 1;
+            let right = factors[entry.range()].iter().all(|factor| factor * update.rate == rate);
+            assert!(right, "{}: not {rate}", entry.name);
+        }
+        assert!(seen.iter().all(|&entries| entries > 10), "{seen:?}");
+    }
 
     /// Compares with timm's rules, which look at names and shapes.
     #[test]

@@ -78,6 +78,9 @@ pub struct Recipe {
     /// Not written if it is all, because checkpoints from before this field lack it.
     #[serde(default, skip_serializing_if = "Decayed::is_all")]
     pub weight_decay_of: Decayed,
+    /// The decay of the scale and shift of batch norm, if it is another one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight_decay_bn: Option<f64>,
     pub label_smoothing: f64,
     /// Stochastic depth: the drop rate rises linearly with the block index; this is its value one past the last block.
     pub drop_connect: f64,
@@ -185,6 +188,7 @@ impl Recipe {
             weight_decay: 1e-5,
             clip_norm: None,
             weight_decay_of: Decayed::All,
+            weight_decay_bn: None,
             label_smoothing: 0.1,
             drop_connect: 0.2,
             dropout: scaling.dropout,
@@ -228,6 +232,7 @@ impl Recipe {
             beta2: Some(0.0),
             adam_eps: Some(1.0),
             weight_decay_of: Decayed::Weights,
+            weight_decay_bn: Some(0.0),
             sync_bn: true,
             init_from: None,
             ..self.clone()
@@ -256,6 +261,7 @@ impl Recipe {
             ("momentum", self.momentum, SHARE),
             ("rms-eps", self.rms_eps, ABOVE_0),
             ("weight-decay", self.weight_decay, FROM_0),
+            ("weight-decay-bn", self.weight_decay_bn.unwrap_or(0.0), FROM_0),
             ("clip-norm", self.clip_norm.unwrap_or(1.0), ABOVE_0),
             ("label-smoothing", self.label_smoothing, SHARE),
             ("drop-connect", self.drop_connect, SHARE),
@@ -312,9 +318,13 @@ impl Recipe {
 
     /// The optimiser's step.
     pub fn update(&self) -> Update {
-        let weight_decay = WeightDecay {
-            rate: self.weight_decay as f32,
-            by_parameter: self.weight_decay_of != Decayed::All,
+        let weight_decay = match self.weight_decay_bn {
+            // The factors are the rates themselves: one of the two may be 0.
+            Some(_) => WeightDecay { rate: 1.0, by_parameter: true },
+            None => WeightDecay {
+                rate: self.weight_decay as f32,
+                by_parameter: self.weight_decay_of != Decayed::All,
+            },
         };
         Update {
             rule: self.rule(),

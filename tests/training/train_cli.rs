@@ -71,6 +71,7 @@ fn settings_out_of_range_are_refused_by_name_and_value() {
         (["--bn-momentum", "0"], ["--bn-momentum 0", "above 0"]),
         (["--bn-eps", "nan"], ["--bn-eps NaN", "above 0"]),
         (["--ema", "1"], ["--ema 1", "below 1"]),
+        (["--weight-decay-bn", "-1"], ["--weight-decay-bn -1", "at least 0"]),
         (["--clip-norm", "0"], ["--clip-norm 0", "above 0"]),
         (["--schedule", "poly"], ["poly", "cosine, linear, exponential, steps or constant"]),
         (["--schedule", "steps"], ["--schedule steps", "needs --decay-rate"]),

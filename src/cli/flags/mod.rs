@@ -146,6 +146,9 @@ pub struct Settings {
     /// Which parameters decay: all; no-batch-norm, as in TensorFlow's and NVIDIA's recipes; weights: no batch norm and no biases, as in timm's [default: all]
     #[arg(long, value_name = "KIND", value_parser = Decayed::from_str, help_heading = RECIPE)]
     pub weight_decay_of: Option<Decayed>,
+    /// Decay of the scale and shift of batch norm, whatever --weight-decay-of says [default: as the others]
+    #[arg(long, value_name = "DECAY", value_parser = number, allow_hyphen_values = true, help_heading = RECIPE)]
+    pub weight_decay_bn: Option<f64>,
     /// Scale the gradients of a step down if their L2 norm is above this; the norm is then in the log [default: none]
     #[arg(long, value_name = "NORM", value_parser = number, allow_hyphen_values = true, help_heading = RECIPE)]
     pub clip_norm: Option<f64>,

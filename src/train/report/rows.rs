@@ -94,9 +94,11 @@ fn optimizer(header: &Header) -> String {
         Decayed::NoBatchNorm => " without batch norm",
         Decayed::Weights => " of weights only",
     };
+    let batch_norm =
+        recipe.weight_decay_bn.map_or(String::new(), |rate| format!(", {} of batch norm", small(rate)));
     let clipped = recipe.clip_norm.map_or(String::new(), |norm| format!(", gradient norm at most {norm}"));
     format!(
-        "{}, learning rate {}{own}, weight decay {}{decayed}{clipped}",
+        "{}, learning rate {}{own}, weight decay {}{decayed}{batch_norm}{clipped}",
         recipe.optimizer,
         small(recipe.lr),
         small(recipe.weight_decay)
