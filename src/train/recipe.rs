@@ -93,6 +93,9 @@ pub struct Recipe {
     pub seed: u64,
     /// Epochs between evaluations; there is always one at the end.
     pub eval_every: f64,
+    /// The run ends when so many evaluations in a row were not better than the best.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub patience: Option<u64>,
     /// A checksum of the file that the weights came from: its path may change.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub init_from: Option<String>,
@@ -197,6 +200,7 @@ impl Recipe {
             ema: 0.0,
             seed: 0,
             eval_every: 1.0,
+            patience: None,
             init_from: None,
             sync_bn: false,
         }
@@ -234,6 +238,7 @@ impl Recipe {
             weight_decay_of: Decayed::Weights,
             weight_decay_bn: Some(0.0),
             sync_bn: true,
+            patience: Some(1),
             init_from: None,
             ..self.clone()
         }
@@ -276,6 +281,8 @@ impl Recipe {
         }
         let shorter = self.warmup_epochs < self.epochs;
         require("warmup-epochs", self.warmup_epochs, shorter, "must be less than --epochs")?;
+        let patience = self.patience.unwrap_or(1);
+        require("patience", patience, patience > 0, "must be at least 1")?;
         self.validate_schedule()?;
         self.validate_optimizer()?;
         // TOML's integers are signed.

@@ -12,6 +12,7 @@ mod evaluate;
 mod memory;
 mod not_finite;
 mod ranks;
+mod recipes;
 mod resume;
 mod schedule;
 mod start;

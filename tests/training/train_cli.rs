@@ -73,6 +73,7 @@ fn settings_out_of_range_are_refused_by_name_and_value() {
         (["--ema", "1"], ["--ema 1", "below 1"]),
         (["--weight-decay-bn", "-1"], ["--weight-decay-bn -1", "at least 0"]),
         (["--clip-norm", "0"], ["--clip-norm 0", "above 0"]),
+        (["--patience", "0"], ["--patience 0", "at least 1"]),
         (["--schedule", "poly"], ["poly", "cosine, linear, exponential, steps or constant"]),
         (["--schedule", "steps"], ["--schedule steps", "needs --decay-rate"]),
         (["--milestones", "3,6"], ["--milestones 3,6", "--schedule cosine has none"]),

@@ -167,6 +167,9 @@ pub struct Settings {
     /// Epochs between evaluations; may be a fraction; there is always one at the end [default: 1]
     #[arg(long, value_name = "EPOCHS", value_parser = number, allow_hyphen_values = true, help_heading = RECIPE)]
     pub eval_every: Option<f64>,
+    /// End the run after so many evaluations in a row that were not better than the best [default: none]
+    #[arg(long, value_name = "EVALUATIONS", value_parser = whole, allow_negative_numbers = true, help_heading = RECIPE)]
+    pub patience: Option<u64>,
 
     /// auto, cpu or cuda; the report says what auto chose, and why [default: auto]
     #[arg(long, value_name = "DEVICE", value_parser = DeviceChoice::from_str, help_heading = RUN)]

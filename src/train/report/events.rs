@@ -201,6 +201,8 @@ pub struct Best {
 pub enum End {
     /// The schedule is complete.
     Finished,
+    /// As many evaluations as `--patience` says were not better than the best.
+    Patience,
     /// `--max-steps` was reached.
     MaxSteps,
     /// Ctrl-C or SIGTERM: the step was finished and saved.

@@ -109,6 +109,7 @@ fn optimizer(header: &Header) -> String {
 pub fn outcome_rows(outcome: &Outcome) -> Vec<Row> {
     let end = match outcome.end {
         End::Finished => "finished",
+        End::Patience => "ended by --patience",
         End::MaxSteps => "stopped by --max-steps",
         End::Interrupted => "interrupted",
     };

@@ -142,6 +142,11 @@ impl Schedule {
         done as f64 / self.steps_per_epoch
     }
 
+    /// Evaluations up to the one that follows `done` steps.
+    pub fn evaluations(&self, done: u64) -> u64 {
+        (1..=done).filter(|&step| self.evaluates(step)).count() as u64
+    }
+
     /// Whether an evaluation follows `done` steps: the k-th follows step round(k·eval-every·N/B), and one follows the
     /// last step.
     pub fn evaluates(&self, done: u64) -> bool {
@@ -205,6 +210,9 @@ mod tests {
             let s = schedule(|r| (r.epochs, r.warmup_epochs, r.eval_every) = (3.0, 0.0, epochs), 100);
             (0..=30).filter(|&done| s.evaluates(done)).collect::<Vec<u64>>()
         };
+        let counted = schedule(|r| (r.epochs, r.warmup_epochs, r.eval_every) = (3.0, 0.0, 1.25), 100);
+        let counts = [0, 12, 13, 24, 25, 29, 30].map(|done| counted.evaluations(done));
+        assert_eq!(counts, [0, 0, 1, 1, 2, 2, 3]);
         assert_eq!(every(1.0), [10, 20, 30]);
         assert_eq!(every(2.0), [20, 30]);
         assert_eq!(every(1.25), [13, 25, 30]);
