@@ -222,7 +222,7 @@ impl Recipe {
     }
 
     /// Has a key for every field that can be set, in place of the defaults that are not written.
-    fn with_every_key(&self) -> Recipe {
+    pub(crate) fn with_every_key(&self) -> Recipe {
         Recipe {
             warmup_lr: Some(0.0),
             schedule: ScheduleKind::Linear,

@@ -11,6 +11,7 @@ mod earlier;
 mod evaluate;
 mod memory;
 mod not_finite;
+mod presets;
 mod ranks;
 mod recipes;
 mod resume;

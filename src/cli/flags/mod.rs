@@ -225,6 +225,9 @@ pub struct Actions {
     /// Take settings from a file; the recipe.toml of a run repeats the run byte for byte
     #[arg(long, value_name = "FILE.toml", help_heading = RECIPE)]
     pub config: Option<PathBuf>,
+    /// Begin with a recipe by name: composer (as without a preset), nvidia, tpu, finetune or small; `list` describes them, `show NAME` prints one. Other settings override it. Its learning rates change in proportion to another --batch-size
+    #[arg(long, value_name = "NAME", num_args = 1..=2, help_heading = RECIPE)]
+    pub preset: Vec<String>,
     /// Continue the run in --out with the recipe in its checkpoint
     #[arg(long, help_heading = RUN, conflicts_with = "force")]
     pub resume: bool,
