@@ -110,7 +110,9 @@ impl<O: Ops + Send> Trainer<'_, O> {
     fn patience_is_over(&self) -> bool {
         let Metadata { evaluated, best, .. } = self.metadata;
         let (Some(patience), Some(best)) = (self.recipe.patience, best) else { return false };
-        self.schedule.evaluations(evaluated) - self.schedule.evaluations(best.step) >= patience
+        let since_best =
+            self.schedule.evaluations(evaluated).saturating_sub(self.schedule.evaluations(best.step));
+        since_best >= patience
     }
 
     fn loading(&self) -> Loading<'_> {

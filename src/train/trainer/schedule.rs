@@ -198,6 +198,44 @@ mod tests {
     }
 
     #[test]
+    fn rate_falls_no_lower_than_the_least() {
+        let change = |kind, milestones: &[f64]| {
+            let milestones = milestones.to_vec();
+            move |r: &mut Recipe| {
+                (r.epochs, r.warmup_epochs, r.lr, r.schedule) = (3.0, 0.0, 0.4, kind);
+                (r.decay_rate, r.min_lr, r.milestones) = (Some(0.5), 0.15, milestones.clone());
+                r.decay_epochs = Some(1.0);
+            }
+        };
+        for kind in [ScheduleKind::Exponential, ScheduleKind::Steps] {
+            let s = schedule(change(kind, &[1.0, 2.0]), 100);
+            let rates = [0, 9, 10, 19, 20, 29].map(|step| s.lr(step));
+            assert_eq!(rates, [0.4, 0.4, 0.2, 0.2, 0.15, 0.15], "{kind}");
+        }
+        for kind in [ScheduleKind::Cosine, ScheduleKind::Linear] {
+            let s = schedule(change(kind, &[]), 100);
+            assert!((0..30).all(|step| s.lr(step) > 0.15 && s.lr(step) <= 0.4), "{kind}");
+            assert!((s.lr(30) - 0.15).abs() < 1e-15, "{kind}");
+        }
+    }
+
+    /// 1.6 epochs of 3 steps are 4.8 steps, in binary a little more, so that 24 steps seem to be a little less than five times
+    /// that.
+    #[test]
+    fn drop_at_a_whole_step_is_not_missed_by_rounding() {
+        let every = |epochs: f64, images| {
+            let change = move |r: &mut Recipe| {
+                (r.epochs, r.warmup_epochs, r.lr, r.schedule) = (30.0, 0.0, 1.0, ScheduleKind::Exponential);
+                (r.decay_rate, r.decay_epochs) = (Some(0.5), Some(epochs));
+            };
+            let s = schedule(change, images);
+            (1..s.steps()).filter(|&step| s.lr(step) < s.lr(step - 1)).collect::<Vec<u64>>()
+        };
+        assert_eq!(every(1.6, 30)[..5], [5, 10, 15, 20, 24]);
+        assert_eq!(every(2.4, 100), (1..=12).map(|k| 24 * k).collect::<Vec<u64>>());
+    }
+
+    #[test]
     fn rate_is_full_in_the_first_step_without_warmup() {
         let s = schedule(|r| (r.epochs, r.warmup_epochs, r.lr) = (1.0, 0.0, 0.4), 100);
         assert_eq!(s.lr(0), 0.4);
