@@ -16,7 +16,9 @@ fn reference_is_valid_and_survives_json_and_toml() {
     let json = serde_json::to_string(&recipe).unwrap();
     let earlier = 22;
     assert_eq!(recipe.fields().len(), earlier, "an old checkpoint would not be equal: {json}");
-    assert!(recipe.with_every_key().fields().len() > earlier);
+    let every = recipe.with_every_key();
+    assert!(every.fields().len() > earlier);
+    assert_eq!(toml::from_str::<Recipe>(&toml::to_string(&every).unwrap()).unwrap(), every);
     let synced = Recipe { sync_bn: true, ..recipe };
     let text = serde_json::to_string(&synced).unwrap();
     assert!(text.contains("\"sync-bn\":true"), "{text}");

@@ -23,9 +23,14 @@ fn flags_and_files_override_a_preset() {
     assert_eq!(given.decay_rate, Some(0.97));
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("own.toml");
-    std::fs::write(&file, "ema = 0.5\nmomentum = 0.8").unwrap();
+    std::fs::write(
+        &file,
+        "ema = 0.5\nmomentum = 0.8\nschedule = \"steps\"\ndecay-rate = 0.1\nmilestones = [30, 60.5]",
+    )
+    .unwrap();
     let layered = recipe(&format!("--preset tpu --config {} --momentum 0.7", file.display())).unwrap();
     assert_eq!((layered.ema, layered.momentum, layered.rms_eps), (0.5, 0.7, 0.001));
+    assert_eq!((layered.decay_epochs, layered.milestones), (None, vec![30.0, 60.5]));
     // What no layer sets is the reference's; the preset of the default is the default.
     assert_eq!(recipe("--preset composer"), recipe(""));
     assert_eq!(recipe("--preset composer --model b3 --batch-size 96"), recipe("--model b3 --batch-size 96"));
