@@ -97,7 +97,7 @@ pub struct Settings {
     /// Epochs in which the learning rate rises from 0; less than --epochs [default: 16, or a tenth of --epochs if that is less]
     #[arg(long, value_name = "EPOCHS", value_parser = number, allow_hyphen_values = true, help_heading = RECIPE)]
     pub warmup_epochs: Option<f64>,
-    /// Rate of the first step; the warm-up rises from there. Without it, from a first step above 0 that is as high as every later one [default: none]
+    /// Learning rate of the first step, from which the warm-up rises, as in timm and TensorFlow [default: the rise of one step]
     #[arg(long, value_name = "RATE", value_parser = number, allow_hyphen_values = true, help_heading = RECIPE)]
     pub warmup_lr: Option<f64>,
     /// How the rate falls after the warm-up: cosine or linear, down to --min-lr; exponential: times --decay-rate every --decay-epochs; steps: times --decay-rate at --milestones; constant [default: cosine]
