@@ -12,6 +12,8 @@
     F(uint32_t, step)                                                                             \
     F(float, learning_rate)                                                                       \
     F(float, ema_decay)                                                                           \
+    F(float, clip_factor)   /* of the gradients, 1 if the update does not clip */                 \
+    F(float, gradient_norm) /* before clipping; below 0 if the update does not clip */            \
     F(float, loss_scale)                                                                          \
     F(uint32_t, not_finite)                                                                       \
     F(uint32_t, good_steps) /* since the scale last changed */                                    \

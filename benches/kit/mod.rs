@@ -105,7 +105,12 @@ fn touched(pass: &Pass) -> Vec<Tensor> {
 /// Each rule, with and without the moving average.
 fn updates(recipe: Update) -> impl Iterator<Item = Pass> {
     let rms = |form| Rule::RmsProp { form, alpha: 0.9, momentum: 0.9, eps: 1e-3 };
-    let rules = [rms(RmsPropForm::PyTorch), rms(RmsPropForm::TensorFlow), Rule::Sgd { momentum: 0.9 }];
+    let rules = [
+        rms(RmsPropForm::PyTorch),
+        rms(RmsPropForm::TensorFlow),
+        Rule::Sgd { momentum: 0.9, nesterov: false },
+        Rule::AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8 },
+    ];
     let both = rules.into_iter().flat_map(|rule| [false, true].map(|ema| (rule, ema)));
     both.map(move |(rule, ema)| Update { rule, ema, ..recipe }.into())
 }

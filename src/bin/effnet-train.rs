@@ -39,6 +39,10 @@ fn run() -> Result<Done> {
             return Ok(Done::Finished);
         }
     };
+    if let Some(text) = flags.answer()? {
+        write!(io::stdout(), "{text}")?;
+        return Ok(Done::Finished);
+    }
     let job = flags.job()?;
     let stop = Arc::new(AtomicBool::new(false));
     // A launcher handles signals itself and passes them on to its ranks.

@@ -1,12 +1,13 @@
 //! The command lines of the programs.
 //!
-//! `effnet-train` has three layers of settings: the command line, a file (`--config`) and the preset of the demo. An
-//! upper layer replaces the values of a lower one. What no layer sets comes from the reference recipe or, after
+//! `effnet-train` has three layers of settings: the command line, a file (`--config`) and a preset (`--preset`, or that of
+//! the demo). An upper layer replaces the values of a lower one. What no layer sets comes from the reference recipe or, after
 //! `--resume`, from the checkpoint. The result is a [`Job`]: complete, checked and independent of flags.
 //!
 //! | module | |
 //! |---|---|
 //! | [`flags`] | the flags of `effnet-train`, how layers are merged, and which values are allowed |
+//! | [`preset`] | published recipes by name |
 //! | [`job`] | from flags to a job, and its execution |
 //! | [`eval`] | `effnet-eval` |
 //! | [`signals`] | Ctrl-C and SIGTERM |
@@ -14,6 +15,7 @@
 pub mod eval;
 pub mod flags;
 pub mod job;
+pub mod preset;
 pub mod signals;
 
 use clap::Parser;

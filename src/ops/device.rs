@@ -118,10 +118,8 @@ pub trait Ops {
     fn loss_scale(&mut self) -> Result<Option<LossScale>> {
         Ok(None)
     }
-    /// Continues from a saved state of loss scaling. It has no effect if the device needs no loss scaling.
-    fn set_loss_scale(&mut self, _state: LossScale) -> Result {
-        Ok(())
-    }
+    /// Continues from a saved state of loss scaling. A device that needs none only takes the number of skipped steps.
+    fn set_loss_scale(&mut self, state: LossScale) -> Result;
     /// Starts to time passes, which itself takes some time.
     fn start_profile(&mut self) -> Result;
     /// Ends timing and returns the times since it started. Contents of tensors are undefined afterwards.

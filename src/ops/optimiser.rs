@@ -18,13 +18,16 @@ pub enum RmsPropForm {
     TensorFlow,
 }
 
-/// How the optimiser moves a parameter p with gradient g, to which the weight decay is already added.
+/// How the optimiser moves a parameter p with gradient g, to which the weight decay is already added, except AdamW's.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Rule {
     /// v = α·v + (1−α)·g², then as the form says. Slots: v, buf.
     RmsProp { form: RmsPropForm, alpha: f32, momentum: f32, eps: f32 },
-    /// buf = m·buf + g; p −= lr·buf. Slot: buf.
-    Sgd { momentum: f32 },
+    /// buf = m·buf + g; p −= lr·buf, or with Nesterov's momentum p −= lr·(g + m·buf). Slot: buf.
+    Sgd { momentum: f32, nesterov: bool },
+    /// v += (1−β₂)·(g² − v), m += (1−β₁)·(g − m). In the t-th step that is not skipped, from 1:
+    /// p −= lr·decay·p + lr·m/(1−β₁ᵗ) / (√(v/(1−β₂ᵗ)) + eps). Slots: v, m. The betas are f64, because 1 − β must be exact.
+    AdamW { beta1: f64, beta2: f64, eps: f32 },
 }
 
 /// One number that a rule keeps of each trainable parameter.
@@ -56,6 +59,7 @@ impl Rule {
                 const { &[Slot::new("mean_square", 1.0), Slot::new("momentum", 0.0)] }
             }
             Rule::Sgd { .. } => const { &[Slot::new("momentum", 0.0)] },
+            Rule::AdamW { .. } => const { &[Slot::new("mean_square", 0.0), Slot::new("mean", 0.0)] },
         }
     }
 
@@ -64,7 +68,9 @@ impl Rule {
         match self {
             Rule::RmsProp { form: RmsPropForm::PyTorch, .. } => "RMSprop (PyTorch)",
             Rule::RmsProp { form: RmsPropForm::TensorFlow, .. } => "RMSprop (TensorFlow)",
-            Rule::Sgd { .. } => "SGD",
+            Rule::Sgd { nesterov: false, .. } => "SGD",
+            Rule::Sgd { nesterov: true, .. } => "SGD (Nesterov)",
+            Rule::AdamW { .. } => "AdamW",
         }
     }
 
@@ -74,12 +80,15 @@ impl Rule {
             Rule::RmsProp { alpha, momentum, eps, .. } => {
                 vec![("momentum", momentum), ("alpha", alpha), ("epsilon", eps)]
             }
-            Rule::Sgd { momentum } => vec![("momentum", momentum)],
+            Rule::Sgd { momentum, .. } => vec![("momentum", momentum)],
+            Rule::AdamW { beta1, beta2, eps } => {
+                vec![("beta1", beta1 as f32), ("beta2", beta2 as f32), ("epsilon", eps)]
+            }
         }
     }
 }
 
-/// Weight decay (L2): a rule gets g + rate·factor·p as the gradient of p.
+/// Weight decay: a rule gets g + rate·factor·p as the gradient of p (L2). AdamW instead takes lr·rate·factor·p from p.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct WeightDecay {
     pub rate: f32,

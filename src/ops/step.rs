@@ -26,6 +26,8 @@ pub struct StepFigures {
     pub correct: u64,
     /// Whether the update changed nothing, because the loss or a gradient was not finite.
     pub skipped: bool,
+    /// The L2 norm of all gradients before they were clipped, if the update clips.
+    pub gradient_norm: Option<f32>,
 }
 
 /// Dynamic loss scaling: the loss is multiplied by `scale` before the backward pass and the gradients divided by

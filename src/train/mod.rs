@@ -5,7 +5,7 @@
 //!
 //! | module | |
 //! |---|---|
-//! | [`recipe`], [`options`], [`recipe_file`] | what to train, how, and both as a file |
+//! | [`recipe`] ([`optimizer`], [`schedule_kind`]), [`options`], [`recipe_file`] | what to train, how, and both as a file |
 //! | `trainer` | the loop: [`run`], [`engine`], [`schedule`] |
 //! | `evaluation` | accuracy and loss: [`evaluate`], [`evaluator`] |
 //! | [`checkpoint`] | the state of a run as a file, and the run directory |
@@ -13,6 +13,7 @@
 //! | [`device`], [`memory`] | the hardware, and what fits into its memory |
 //! | [`team`] | the ranks of a run |
 
+mod augmentation;
 pub mod checkpoint;
 pub mod device;
 pub mod error;
@@ -25,6 +26,7 @@ pub mod program;
 pub mod recipe;
 pub mod recipe_file;
 pub mod report;
+pub mod schedule_kind;
 pub mod team;
 mod trainer;
 
@@ -36,6 +38,7 @@ pub use options::{DataChoice, DeviceChoice, RunOptions};
 pub use recipe::{Recipe, RecipeError};
 pub use report::events::{EvaluationRecord, Header, Outcome, Reporter, StepRecord};
 pub use report::{curves, events, log, profile};
+pub use schedule_kind::ScheduleKind;
 pub use trainer::run::{train, train_selected};
 pub use trainer::session::{check, saved_recipe};
 pub use trainer::{engine, not_finite, run, schedule};

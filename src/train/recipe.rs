@@ -13,11 +13,12 @@ use serde::{Deserialize, Serialize};
 use toml::Table;
 
 use super::optimizer::{Decayed, Optimizer};
+use super::schedule_kind::ScheduleKind;
 use crate::data::CropMode;
-use crate::data::augment::{Auto, Policy};
+use crate::data::augment::Auto;
 use crate::model::{Architecture, BatchNormConfig, ModelError, Padding, Variant};
 use crate::network::NetworkConfig;
-use crate::ops::{RmsPropForm, Rule, Statistics, Update, WeightDecay, Weights};
+use crate::ops::{Statistics, Update, WeightDecay, Weights};
 
 /// See the module's description. The names of the fields are those of the flags.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -54,15 +55,49 @@ pub struct Recipe {
     /// The highest learning rate, reached at the end of the warm-up.
     pub lr: f64,
     pub warmup_epochs: f64,
+    /// The rate of the first step, if the warm-up begins there: then it reaches `lr` one step after its end. As all
+    /// fields of the schedule, not written where it has its default, because checkpoints from before lack it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warmup_lr: Option<f64>,
+    #[serde(default, skip_serializing_if = "ScheduleKind::is_cosine")]
+    pub schedule: ScheduleKind,
+    /// Where a cosine or a line ends; other schedules fall no lower.
+    #[serde(default, skip_serializing_if = "is_0")]
+    pub min_lr: f64,
+    /// What an exponential schedule or one of steps multiplies the rate by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decay_rate: Option<f64>,
+    /// How often an exponential schedule does so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decay_epochs: Option<f64>,
+    /// The epochs at which a schedule of steps does so.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub milestones: Vec<f64>,
     pub optimizer: Optimizer,
     /// Decay of RMSprop's mean square.
     pub alpha: f64,
     pub momentum: f64,
     pub rms_eps: f64,
+    /// Nesterov's form of SGD's momentum.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub nesterov: bool,
+    /// Of AdamW, 0.9, 0.999 and 1e-8 unless set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub beta1: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub beta2: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adam_eps: Option<f64>,
     pub weight_decay: f64,
+    /// The most that the L2 norm of all gradients may be; larger ones are scaled down.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clip_norm: Option<f64>,
     /// Not written if it is all, because checkpoints from before this field lack it.
     #[serde(default, skip_serializing_if = "Decayed::is_all")]
     pub weight_decay_of: Decayed,
+    /// The decay of the scale and shift of batch norm, if it is another one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight_decay_bn: Option<f64>,
     pub label_smoothing: f64,
     /// Stochastic depth: the drop rate rises linearly with the block index; this is its value one past the last block.
     pub drop_connect: f64,
@@ -75,6 +110,9 @@ pub struct Recipe {
     pub seed: u64,
     /// Epochs between evaluations; there is always one at the end.
     pub eval_every: f64,
+    /// The run ends when so many evaluations in a row were not better than the best.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub patience: Option<u64>,
     /// A checksum of the file that the weights came from: its path may change.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub init_from: Option<String>,
@@ -126,16 +164,12 @@ fn batches_that_divide(batch_size: usize, ranks: usize) -> String {
 }
 
 /// A range of numbers, and its description.
-type Range = (fn(f64) -> bool, &'static str);
+pub(super) type Range = (fn(f64) -> bool, &'static str);
 
-const ABOVE_0: Range = (|v| v > 0.0 && v.is_finite(), "must be above 0");
-const FROM_0: Range = (|v| v >= 0.0 && v.is_finite(), "must be at least 0");
-const SHARE: Range = (|v| (0.0..1.0).contains(&v), "must be at least 0 and below 1");
-const PROBABILITY: Range = (|v| (0.0..=1.0).contains(&v), "must be from 0 to 1");
-const PART: Range = (|v| v > 0.0 && v <= 1.0, "must be above 0 and at most 1");
-
-const AREAS: &str = "must be two shares of the image above 0 and at most 1, the smaller one first";
-const RATIOS: &str = "must be two ratios above 0, the smaller one first";
+pub(super) const ABOVE_0: Range = (|v| v > 0.0 && v.is_finite(), "must be above 0");
+pub(super) const FROM_0: Range = (|v| v >= 0.0 && v.is_finite(), "must be at least 0");
+pub(super) const SHARE: Range = (|v| (0.0..1.0).contains(&v), "must be at least 0 and below 1");
+pub(super) const PART: Range = (|v| v > 0.0 && v <= 1.0, "must be above 0 and at most 1");
 
 /// Sizes that no machine can hold: above them the arithmetic of the memory plan would overflow.
 const MOST_PIXELS: usize = 4096;
@@ -164,12 +198,24 @@ impl Recipe {
             // 0.08 for 4096 images a step, in proportion.
             lr: 0.08 * batch_size as f64 / 4096.0,
             warmup_epochs: 16.0,
+            warmup_lr: None,
+            schedule: ScheduleKind::Cosine,
+            min_lr: 0.0,
+            decay_rate: None,
+            decay_epochs: None,
+            milestones: Vec::new(),
             optimizer: Optimizer::Rmsprop,
             alpha: 0.9,
             momentum: 0.9,
             rms_eps: 0.01,
+            nesterov: false,
+            beta1: None,
+            beta2: None,
+            adam_eps: None,
             weight_decay: 1e-5,
+            clip_norm: None,
             weight_decay_of: Decayed::All,
+            weight_decay_bn: None,
             label_smoothing: 0.1,
             drop_connect: 0.2,
             dropout: scaling.dropout,
@@ -178,6 +224,7 @@ impl Recipe {
             ema: 0.0,
             seed: 0,
             eval_every: 1.0,
+            patience: None,
             init_from: None,
             sync_bn: false,
         }
@@ -191,9 +238,32 @@ impl Recipe {
     pub fn with(&self, settings: &Table) -> Result<Recipe, toml::de::Error> {
         let table = |recipe: &Recipe| Table::try_from(recipe).expect("a recipe becomes a table");
         // Has a key for every field that can be set.
-        let written = Recipe {
-            sync_bn: true,
+        let keys = table(&self.with_every_key());
+        let mut merged = table(self);
+        let fields = settings.iter().filter(|(key, _)| keys.contains_key(*key));
+        merged.extend(fields.map(|(key, value)| (key.clone(), value.clone())));
+        merged.try_into()
+    }
+
+    /// Has a key for every field that can be set, in place of the defaults that are not written.
+    pub(crate) fn with_every_key(&self) -> Recipe {
+        Recipe {
+            warmup_lr: Some(0.0),
+            schedule: ScheduleKind::Linear,
+            min_lr: 1.0,
+            decay_rate: Some(1.0),
+            decay_epochs: Some(1.0),
+            milestones: vec![1.0],
+            clip_norm: Some(1.0),
+            nesterov: true,
+            beta1: Some(0.0),
+            beta2: Some(0.0),
+            adam_eps: Some(1.0),
             weight_decay_of: Decayed::Weights,
+            weight_decay_bn: Some(0.0),
+            sync_bn: true,
+            patience: Some(1),
+            init_from: None,
             augment: Auto::AutoAugment,
             crop_area: Some([0.0; 2]),
             crop_ratio: Some([0.0; 2]),
@@ -202,12 +272,7 @@ impl Recipe {
             color_jitter: 1.0,
             random_erasing: 1.0,
             ..self.clone()
-        };
-        let keys = table(&Recipe { init_from: None, ..written });
-        let mut merged = table(self);
-        let fields = settings.iter().filter(|(key, _)| keys.contains_key(*key));
-        merged.extend(fields.map(|(key, value)| (key.clone(), value.clone())));
-        merged.try_into()
+        }
     }
 
     /// Checks every field.
@@ -232,6 +297,8 @@ impl Recipe {
             ("momentum", self.momentum, SHARE),
             ("rms-eps", self.rms_eps, ABOVE_0),
             ("weight-decay", self.weight_decay, FROM_0),
+            ("weight-decay-bn", self.weight_decay_bn.unwrap_or(0.0), FROM_0),
+            ("clip-norm", self.clip_norm.unwrap_or(1.0), ABOVE_0),
             ("label-smoothing", self.label_smoothing, SHARE),
             ("drop-connect", self.drop_connect, SHARE),
             ("dropout", self.dropout, SHARE),
@@ -239,23 +306,17 @@ impl Recipe {
             ("bn-eps", self.bn_eps, ABOVE_0),
             ("ema", self.ema, SHARE),
             ("eval-every", self.eval_every, ABOVE_0),
-            ("flip", self.flip.unwrap_or(0.0), PROBABILITY),
-            ("vertical-flip", self.vertical_flip, PROBABILITY),
-            ("color-jitter", self.color_jitter, PROBABILITY),
-            ("random-erasing", self.random_erasing, PROBABILITY),
         ];
         for (flag, value, (holds, problem)) in numbers {
             require(flag, value, holds(value), problem)?;
         }
-        let standard = Policy::STANDARD;
-        let [least, most] = self.crop_area.unwrap_or(standard.crop_area);
-        let text = format!("{least},{most}");
-        require("crop-area", text, 0.0 < least && least <= most && most <= 1.0, AREAS)?;
-        let [least, most] = self.crop_ratio.unwrap_or(standard.crop_ratio);
-        let text = format!("{least},{most}");
-        require("crop-ratio", text, 0.0 < least && least <= most && most.is_finite(), RATIOS)?;
+        self.validate_augmentation()?;
         let shorter = self.warmup_epochs < self.epochs;
         require("warmup-epochs", self.warmup_epochs, shorter, "must be less than --epochs")?;
+        let patience = self.patience.unwrap_or(1);
+        require("patience", patience, patience > 0, "must be at least 1")?;
+        self.validate_schedule()?;
+        self.validate_optimizer()?;
         // TOML's integers are signed.
         require("seed", self.seed, i64::try_from(self.seed).is_ok(), "must be below 2^63")?;
         if !self.batch_size.is_multiple_of(self.micro_batch) {
@@ -267,21 +328,6 @@ impl Recipe {
         match self.architecture(2) {
             Ok(_) => Ok(()),
             Err(error) => require("resolution", self.resolution, false, &error.to_string()),
-        }
-    }
-
-    /// What training changes at random about the images of a set with these means.
-    pub fn policy(&self, mean: [f32; 3]) -> Policy {
-        let standard = Policy::STANDARD;
-        Policy {
-            crop_area: self.crop_area.unwrap_or(standard.crop_area),
-            crop_ratio: self.crop_ratio.unwrap_or(standard.crop_ratio),
-            flip: self.flip.unwrap_or(standard.flip),
-            vertical_flip: self.vertical_flip,
-            auto: self.augment,
-            color_jitter: self.color_jitter,
-            random_erasing: self.random_erasing,
-            fill: mean.map(|mean| (mean * 255.0).round() as u8),
         }
     }
 
@@ -311,19 +357,20 @@ impl Recipe {
 
     /// The optimiser's step.
     pub fn update(&self) -> Update {
-        let momentum = self.momentum as f32;
-        let rms_prop =
-            |form| Rule::RmsProp { form, alpha: self.alpha as f32, momentum, eps: self.rms_eps as f32 };
-        let rule = match self.optimizer {
-            Optimizer::Rmsprop => rms_prop(RmsPropForm::PyTorch),
-            Optimizer::RmspropTf => rms_prop(RmsPropForm::TensorFlow),
-            Optimizer::Sgd => Rule::Sgd { momentum },
+        let weight_decay = match self.weight_decay_bn {
+            // The factors are the rates themselves: one of the two may be 0.
+            Some(_) => WeightDecay { rate: 1.0, by_parameter: true },
+            None => WeightDecay {
+                rate: self.weight_decay as f32,
+                by_parameter: self.weight_decay_of != Decayed::All,
+            },
         };
-        let weight_decay = WeightDecay {
-            rate: self.weight_decay as f32,
-            by_parameter: self.weight_decay_of != Decayed::All,
-        };
-        Update { rule, weight_decay, ema: self.ema > 0.0 }
+        Update {
+            rule: self.rule(),
+            weight_decay,
+            clip_norm: self.clip_norm.map(|norm| norm as f32),
+            ema: self.ema > 0.0,
+        }
     }
 
     /// Divides the batch among ranks. If the micro-batch does not divide the share of a rank and may be changed, it
@@ -376,11 +423,17 @@ impl Recipe {
     }
 }
 
+/// For fields that are not written where they have their default.
 fn is_0(value: &f64) -> bool {
     *value == 0.0
 }
 
-fn require(flag: &'static str, value: impl ToString, good: bool, problem: &str) -> Result<(), RecipeError> {
+pub(super) fn require(
+    flag: &'static str,
+    value: impl ToString,
+    good: bool,
+    problem: &str,
+) -> Result<(), RecipeError> {
     if good {
         return Ok(());
     }
@@ -388,63 +441,5 @@ fn require(flag: &'static str, value: impl ToString, good: bool, problem: &str) 
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn reference_is_valid_and_survives_json_and_toml() {
-        for model in Variant::ALL {
-            let recipe = Recipe { seed: i64::MAX as u64, lr: 0.1 + 0.2, ..Recipe::reference(model, 96) };
-            assert_eq!(recipe.validate(), Ok(()));
-            let json = serde_json::to_string(&recipe).unwrap();
-            assert_eq!(serde_json::from_str::<Recipe>(&json).unwrap(), recipe);
-            let text = toml::to_string(&recipe).unwrap();
-            assert_eq!(toml::from_str::<Recipe>(&text).unwrap(), recipe);
-        }
-        let recipe = Recipe::reference(Variant::B0, 64);
-        let json = serde_json::to_string(&recipe).unwrap();
-        assert!(!json.contains("sync-bn"), "an old checkpoint would not be equal: {json}");
-        let synced = Recipe { sync_bn: true, ..recipe };
-        let text = serde_json::to_string(&synced).unwrap();
-        assert!(text.contains("\"sync-bn\":true"), "{text}");
-        assert_eq!(serde_json::from_str::<Recipe>(&text).unwrap(), synced);
-        assert!(serde_json::from_str::<Recipe>(&json.replace("\"lr\"", "\"learning\"")).is_err());
-    }
-
-    #[test]
-    fn with_sets_the_recipe_s_fields_and_no_others() {
-        let recipe = Recipe { init_from: Some("crc".into()), ..Recipe::reference(Variant::B0, 64) };
-        let settings = "lr = 0.5\nsync-bn = true\nmodel = \"b1\"\nthreads = 3\ninit-from = \"w.safetensors\"";
-        let set = recipe.with(&settings.parse().unwrap()).unwrap();
-        assert_eq!(set, Recipe { lr: 0.5, sync_bn: true, model: Variant::B1, ..recipe.clone() });
-        assert!(recipe.with(&"lr = \"fast\"".parse().unwrap()).is_err());
-    }
-
-    #[test]
-    fn divide_gives_equal_shares_or_says_what_works() {
-        let recipe = || Recipe::reference(Variant::B0, 96);
-        let mut four = recipe();
-        let line = four.divide(4, true).unwrap().unwrap();
-        assert!(line.contains("24 images instead of 96"), "{line}");
-        assert_eq!((four.batch_size, four.micro_batch), (96, 24));
-        // A micro-batch that divides the share stays.
-        let mut eight = Recipe { micro_batch: 8, ..recipe() };
-        assert_eq!(eight.divide(3, false), Ok(None));
-        assert_eq!(eight.micro_batch, 8);
-        let line = Recipe { micro_batch: 16, ..recipe() }.divide(4, false).unwrap_err().to_string();
-        assert!(line.contains("--micro-batch 16") && line.contains("24 images"), "{line}");
-        let line = recipe().divide(7, true).unwrap_err().to_string();
-        assert!(line.contains("7 ranks") && line.contains("6 or 8") && line.contains("91 or 98"), "{line}");
-    }
-
-    #[test]
-    fn differences_name_every_field() {
-        let saved = Recipe::reference(Variant::B0, 64);
-        assert!(saved.differences(&saved).is_empty());
-        let here = Recipe { epochs: 3.0, init_from: Some("0badcafe".into()), ..saved.clone() };
-        let found = here.differences(&saved);
-        let expected =
-            ["epochs is 3.0, the checkpoint's 400.0", "init-from is \"0badcafe\", the checkpoint's not set"];
-        assert_eq!(found, expected);
-    }
-}
+#[path = "recipe_tests.rs"]
+mod tests;

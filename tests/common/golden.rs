@@ -133,7 +133,12 @@ impl Golden {
         };
         let (alpha, momentum, eps) = (o.alpha as f32, o.momentum as f32, o.eps as f32);
         let rule = Rule::RmsProp { form, alpha, momentum, eps };
-        Update { rule, weight_decay: WeightDecay::uniform(o.weight_decay as f32), ema: false }
+        Update {
+            rule,
+            weight_decay: WeightDecay::uniform(o.weight_decay as f32),
+            clip_norm: None,
+            ema: false,
+        }
     }
 
     /// The batch [N, R, R, 3] of `2u − 1`, whose formula counts in the order [N, 3, R, R].

@@ -24,5 +24,6 @@ pub fn training(images: usize) -> NetworkConfig {
 pub const UPDATE: Update = Update {
     rule: Rule::RmsProp { form: RmsPropForm::PyTorch, alpha: 0.9, momentum: 0.9, eps: 0.01 },
     weight_decay: WeightDecay { rate: 1e-5, by_parameter: false },
+    clip_norm: None,
     ema: true,
 };

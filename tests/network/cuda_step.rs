@@ -202,7 +202,7 @@ const RATE: f32 = 3e-3;
 fn batch_is_memorised_by_twenty_steps_in_fp16<G: TestGpu>() {
     let config = NetworkConfig { drop_path: 0.0, dropout: 0.0, ..training(4) };
     let mut trial = trial_of(Precision::Fp16, 4, 32, config);
-    (trial.update.rule, trial.learning_rate) = (Rule::Sgd { momentum: 0.5 }, RATE);
+    (trial.update.rule, trial.learning_rate) = (Rule::Sgd { momentum: 0.5, nesterov: false }, RATE);
     let mut ops = trial.ops::<G>(G::WAYS[0], 64.0);
     let loss = |number| trial.step(&mut ops, number, 0..1).unwrap().figures.loss / 4.0;
     let losses: Vec<f64> = (0..20).map(loss).collect();

@@ -1,5 +1,8 @@
 //! The optimiser against the oracle: three steps of each rule over buffers of awkward lengths.
 
+mod clipping;
+mod loss_scale;
+
 use crate::common::fixture::{UNIT, doubles, equal_bits, norm, tolerance};
 use crate::common::formula::Formula;
 use crate::common::gpu::{TestGpu, engine, on_cuda};
@@ -11,13 +14,16 @@ use effnet::ops::*;
 const BUFFERS: [Buffer; 5] =
     [Buffer::Parameters, Buffer::Gradients, Buffer::Slot(0), Buffer::Slot(1), Buffer::Ema];
 
-fn rules() -> [Rule; 4] {
+fn rules() -> [Rule; 7] {
     let rms = |form, eps| Rule::RmsProp { form, alpha: 0.9, momentum: 0.9, eps };
     [
         rms(RmsPropForm::PyTorch, 0.01),
         rms(RmsPropForm::TensorFlow, 0.001),
-        Rule::Sgd { momentum: 0.9 },
-        Rule::Sgd { momentum: 0.0 },
+        Rule::Sgd { momentum: 0.9, nesterov: false },
+        Rule::Sgd { momentum: 0.0, nesterov: false },
+        Rule::Sgd { momentum: 0.9, nesterov: true },
+        Rule::AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8 },
+        Rule::AdamW { beta1: 0.5, beta2: 0.95, eps: 1e-2 },
     ]
 }
 
@@ -40,6 +46,10 @@ fn factors(trainable: usize) -> Vec<f32> {
     (0..trainable).map(|i| [0.0, 1.0, 0.5, 3.0][i / 13 % 4]).collect()
 }
 
+fn params(step: u64) -> StepParams {
+    StepParams { step, learning_rate: 0.02, ema_decay: 0.7 + 0.1 * step as f32, ..StepParams::default() }
+}
+
 /// Three steps with the gradients of the loss times `scale`, a power of two.
 fn three_steps_by<O: Ops>(ops: &mut O, update: &Update, factors: &[f32], total: usize, scale: f32) {
     let trainable = factors.len();
@@ -55,13 +65,7 @@ fn three_steps_by<O: Ops>(ops: &mut O, update: &Update, factors: &[f32], total: 
         ops.write_state(Buffer::Slot(number), &values).unwrap();
     }
     for step in 0..3 {
-        let params = StepParams {
-            step,
-            learning_rate: 0.02,
-            ema_decay: 0.7 + 0.1 * step as f32,
-            ..StepParams::default()
-        };
-        ops.set_step(params).unwrap();
+        ops.set_step(params(step)).unwrap();
         let scaled: Vec<f32> = gradient(step, trainable).iter().map(|g| g * scale).collect();
         ops.write_state(Buffer::Gradients, &scaled).unwrap();
         ops.run(&(*update).into()).unwrap();
@@ -101,7 +105,7 @@ fn three_steps_agree_with_the_oracle() {
             for (weight_decay, ema) in
                 [(NO_DECAY, false), (DECAY, false), (DECAY, true), (BY_PARAMETER, true)]
             {
-                let update = Update { rule, weight_decay, ema };
+                let update = Update { rule, weight_decay, clip_norm: None, ema };
                 let what = format!("{update:?} over {trainable} of {total}");
                 let mut reference = Reference::new(trainable, total);
                 three_steps(&mut reference, &update, trainable, total);
@@ -129,7 +133,7 @@ fn expect_uniform_decay<O: Ops>(mut device: impl FnMut(usize, usize) -> O) {
             for (factor, uniform) in [(1.0, DECAY), (0.0, NO_DECAY)] {
                 let [got, expected] = [BY_PARAMETER, uniform].map(|weight_decay| {
                     let mut ops = device(trainable, total);
-                    let update = Update { rule, weight_decay, ema: true };
+                    let update = Update { rule, weight_decay, clip_norm: None, ema: true };
                     three_steps_by(&mut ops, &update, &vec![factor; trainable], total, 1.0);
                     state(&mut ops, trainable, total)
                 });
@@ -150,6 +154,72 @@ fn decay_factors_that_are_equal_are_uniform_decay_in_kernels<G: TestGpu>() {
 }
 on_cuda!(decay_factors_that_are_equal_are_uniform_decay_in_kernels);
 
+/// AdamW counts the steps that were made: step 5 after two skipped ones moves the weights as step 3 does, on every
+/// device, however the number of skipped steps came there.
+fn expect_skipped_steps_do_not_count<O: Ops>(mut device: impl FnMut(usize, usize) -> O, reads: &[Buffer]) {
+    let (trainable, total) = (1000, 1037);
+    let update = Update {
+        rule: Rule::AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8 },
+        weight_decay: DECAY,
+        clip_norm: None,
+        ema: false,
+    };
+    let mut moved = |step, skipped| {
+        let mut ops = device(trainable, total);
+        three_steps(&mut ops, &update, trainable, total);
+        ops.set_loss_scale(LossScale { scale: 1.0, good_steps: 0, skipped }).unwrap();
+        ops.set_step(StepParams { step, ..params(2) }).unwrap();
+        ops.run(&update.into()).unwrap();
+        reads
+            .iter()
+            .map(|buffer| {
+                let mut values = vec![0.0; elements(*buffer, trainable, total)];
+                ops.read_state(*buffer, &mut values).unwrap();
+                values
+            })
+            .collect::<Vec<_>>()
+    };
+    let expected = moved(3, 0);
+    assert!(moved(5, 2).iter().zip(&expected).all(|(a, b)| equal_bits(a, b)));
+    assert!(!equal_bits(&moved(5, 0)[0], &expected[0]), "the number of the step does not count");
+}
+
+const MOVED: [Buffer; 3] = [Buffer::Parameters, Buffer::Slot(0), Buffer::Slot(1)];
+
+#[test]
+fn skipped_steps_do_not_count_for_adamw() {
+    expect_skipped_steps_do_not_count(
+        |trainable, total| CpuOps::new(StateSize::new(trainable, total), &[], 2).unwrap(),
+        &MOVED,
+    );
+}
+
+fn skipped_steps_do_not_count_for_adamw_in_kernels<G: TestGpu>() {
+    for precision in Precision::ALL {
+        let device = |trainable, total| cuda::<G>(precision, trainable, total, G::WAYS[0]);
+        expect_skipped_steps_do_not_count(device, &MOVED);
+    }
+}
+on_cuda!(skipped_steps_do_not_count_for_adamw_in_kernels);
+
+/// Hand-computed: PyTorch's documentation, first step, so that the oracle has no mistake in common with the devices.
+#[test]
+fn first_steps_are_those_of_the_formula_by_hand() {
+    let first = |rule, rate: f32| {
+        let mut reference = Reference::new(1, 1);
+        (reference.parameters[0], reference.gradients[0]) = (1.0, 0.5);
+        reference.set_step(StepParams { learning_rate: 0.1, ..StepParams::default() }).unwrap();
+        let update = Update { rule, weight_decay: WeightDecay::uniform(rate), clip_norm: None, ema: false };
+        reference.run(&update.into()).unwrap();
+        reference.parameters[0]
+    };
+    // g = 0.5 + 0.2; Nesterov: 0.7 + 0.9·0.7.
+    assert!((first(Rule::Sgd { momentum: 0.9, nesterov: true }, 0.2) - (1.0 - 0.133)).abs() < 1e-12);
+    // 1·(1 − 0.1·0.2) − 0.1·0.5/(0.5 + 0.5): both moments are corrected to g and g².
+    let adamw = Rule::AdamW { beta1: 0.9, beta2: 0.999, eps: 0.5 };
+    assert!((first(adamw, 0.2) - (0.98 - 0.05)).abs() < 1e-12);
+}
+
 /// The optimiser must not change the running statistics, nor, without `ema`, the EMA buffer.
 #[test]
 fn running_statistics_and_an_unused_average_keep_their_bits() {
@@ -157,7 +227,12 @@ fn running_statistics_and_an_unused_average_keep_their_bits() {
     for rule in rules() {
         for ema in [false, true] {
             let mut ops = CpuOps::new(StateSize::new(trainable, total), &[], 2).unwrap();
-            three_steps(&mut ops, &Update { rule, weight_decay: DECAY, ema }, trainable, total);
+            three_steps(
+                &mut ops,
+                &Update { rule, weight_decay: DECAY, clip_norm: None, ema },
+                trainable,
+                total,
+            );
             let mut values = vec![0.0; total];
             ops.read_state(Buffer::Parameters, &mut values).unwrap();
             let before = Formula::of("parameters").values(total, -1.0, 1.0);
@@ -207,7 +282,7 @@ fn three_steps_on_cuda_agree_with_the_oracle<G: TestGpu>() {
             for (weight_decay, ema) in
                 [(NO_DECAY, false), (DECAY, false), (DECAY, true), (BY_PARAMETER, true)]
             {
-                let update = Update { rule, weight_decay, ema };
+                let update = Update { rule, weight_decay, clip_norm: None, ema };
                 let mut reference = Reference::new(trainable, total);
                 three_steps(&mut reference, &update, trainable, total);
                 for precision in Precision::ALL {
@@ -238,205 +313,3 @@ fn three_steps_on_cuda_agree_with_the_oracle<G: TestGpu>() {
     }
 }
 on_cuda!(three_steps_on_cuda_agree_with_the_oracle);
-
-/// Sets the running statistics as a forward pass would update them.
-fn move_statistics<G: TestGpu>(ops: &mut CudaOps<G>, values: &[f32]) {
-    let cx = ops.context();
-    cx.gpu.write(cx.state.running, bytemuck::cast_slice(values)).unwrap();
-}
-
-/// Adds one more term to a gradient, as the second stage of a pass does.
-fn complete_gradient<G: TestGpu>(ops: &mut CudaOps<G>, at: usize, term: f32) {
-    let cx = ops.context();
-    let partial = cx.gpu.allocate(4).unwrap();
-    cx.gpu.write(partial, &term.to_ne_bytes()).unwrap();
-    reduction::add_gradient(cx, partial, 1, Param { offset: at, elements: 1 }).unwrap();
-}
-
-const TRAINABLE: usize = 2100;
-const TOTAL: usize = 2400;
-
-/// A device in the middle of training, before an update.
-fn midway<G: TestGpu>(precision: Precision, update: &Update) -> CudaOps<G> {
-    let mut ops = cuda::<G>(precision, TRAINABLE, TOTAL, G::WAYS[0]);
-    let scale = if precision == Precision::Fp16 { step::INITIAL_SCALE } else { 1.0 };
-    three_scaled_steps(&mut ops, update, TRAINABLE, TOTAL, scale);
-    ops
-}
-
-fn skipped<G: TestGpu>(ops: &mut CudaOps<G>) -> u32 {
-    step::read(ops.context()).unwrap().scale.skipped
-}
-
-/// A step whose gradient overflows changes nothing and restores the running statistics. The next step continues as if
-/// it had not happened.
-fn step_that_overflows_changes_nothing<G: TestGpu>() {
-    for rule in rules() {
-        let update = Update { rule, weight_decay: DECAY, ema: true };
-        for precision in Precision::ALL {
-            let mut untouched = midway::<G>(precision, &update);
-            untouched.run(&update.into()).unwrap();
-            let after = state(&mut untouched, TRAINABLE, TOTAL);
-            for term in [f32::INFINITY, f32::NEG_INFINITY, f32::NAN] {
-                let what = format!("{update:?} in {precision}, {term}");
-                let mut ops = midway::<G>(precision, &update);
-                let before = state(&mut ops, TRAINABLE, TOTAL);
-                move_statistics(&mut ops, &vec![7.0; TOTAL - TRAINABLE]);
-                complete_gradient(&mut ops, TRAINABLE / 2, term);
-                ops.run(&update.into()).unwrap();
-                let mut got = state(&mut ops, TRAINABLE, TOTAL);
-                assert!(!got[1][TRAINABLE / 2].is_finite(), "{what}: the gradient is finite");
-                got[1] = before[1].clone();
-                let same = got.iter().zip(&before).all(|(a, b)| equal_bits(a, b));
-                assert!(same, "{what}: the step was not skipped");
-                expect_copy(&what, &mut ops, &before[0]);
-                assert_eq!(skipped(&mut ops), 1, "{what}");
-
-                // The same gradients: with the scale halved, they are those of twice the loss.
-                let halved = if precision == Precision::Fp16 { 0.5 } else { 1.0 };
-                let scaled: Vec<f32> = before[1].iter().map(|g| g * halved).collect();
-                ops.write_state(Buffer::Gradients, &scaled).unwrap();
-                ops.run(&update.into()).unwrap();
-                let mut got = state(&mut ops, TRAINABLE, TOTAL);
-                got[1] = after[1].clone();
-                let same = got.iter().zip(&after).all(|(a, b)| equal_bits(a, b));
-                assert!(same, "{what}: the next step is not as usual");
-                assert_eq!(skipped(&mut ops), 1, "{what}: the flag stays up");
-            }
-        }
-    }
-}
-on_cuda!(step_that_overflows_changes_nothing);
-
-/// With several ranks the summed gradients are searched: one that is not finite, at any place, raises the flag; finite
-/// ones do not. The gradients do not change.
-fn sum_that_is_not_finite_raises_the_flag<G: TestGpu>() {
-    for (trainable, total) in LENGTHS {
-        for way in G::WAYS {
-            let mut ops = cuda::<G>(Precision::Fp32, trainable, total, *way);
-            let mut look = |gradients: &[f32]| {
-                ops.write_state(Buffer::Gradients, gradients).unwrap();
-                let cx = ops.context();
-                optimiser::look_at_gradients(cx).unwrap();
-                let raised = step::read(cx).unwrap().not_finite;
-                let mut after = vec![0.0; trainable];
-                ops.read_state(Buffer::Gradients, &mut after).unwrap();
-                assert!(equal_bits(&after, gradients), "{trainable} of {total}: gradients were changed");
-                // The update skips the step and lowers the flag.
-                let update = Update { rule: rules()[3], weight_decay: NO_DECAY, ema: false };
-                ops.run(&update.into()).unwrap();
-                raised
-            };
-            let finite: Vec<f32> = [f32::MAX, f32::MIN, 0.0, -0.0, f32::from_bits(1)]
-                .into_iter()
-                .cycle()
-                .take(trainable)
-                .collect();
-            assert!(!look(&finite), "{trainable} of {total}, {way:?}: raised by finite numbers");
-            for at in [0, 1, 6, 7, 8, 2047, 2048, trainable / 2, trainable - 1] {
-                for value in [f32::INFINITY, f32::NEG_INFINITY, f32::NAN, -f32::NAN] {
-                    let mut gradients = finite.clone();
-                    let Some(gradient) = gradients.get_mut(at) else { continue };
-                    *gradient = value;
-                    assert!(look(&gradients), "{trainable} of {total}, {way:?}: {value} at {at} was missed");
-                }
-            }
-            assert!(!look(&finite), "{trainable} of {total}, {way:?}: the flag stays up");
-        }
-    }
-}
-on_cuda!(sum_that_is_not_finite_raises_the_flag);
-
-/// The update stores the new running statistics with the parameters, and their moving average follows.
-fn running_statistics_are_committed_by_a_step_that_is_not_skipped<G: TestGpu>() {
-    for precision in Precision::ALL {
-        for ema in [false, true] {
-            let update = Update { rule: Rule::Sgd { momentum: 0.9 }, weight_decay: NO_DECAY, ema };
-            let mut ops = midway::<G>(precision, &update);
-            let before = state(&mut ops, TRAINABLE, TOTAL);
-            let moved = Formula::of("moved").values(TOTAL - TRAINABLE, -1.0, 1.0);
-            move_statistics(&mut ops, &moved);
-            ops.run(&update.into()).unwrap();
-            let mut committed = vec![0.0; TOTAL - TRAINABLE];
-            let cx = ops.context();
-            let at = cx.state.parameters.offset(4 * TRAINABLE);
-            cx.gpu.read(at, bytemuck::cast_slice_mut(&mut committed)).unwrap();
-            assert_eq!(committed, moved, "{precision}, EMA {ema}");
-            let after = state(&mut ops, TRAINABLE, TOTAL);
-            for (at, moved) in moved.iter().enumerate() {
-                let (before, after) = (before[4][TRAINABLE + at], after[4][TRAINABLE + at]);
-                let decay = 0.7 + 0.1 * 2.0f32;
-                let expected =
-                    if ema { decay as f64 * before as f64 + 0.1 * *moved as f64 } else { before as f64 };
-                // Two products and a sum of numbers up to one.
-                assert!((after as f64 - expected).abs() <= 4.0 * UNIT, "{precision}, EMA {ema}: {after}");
-            }
-        }
-    }
-}
-on_cuda!(running_statistics_are_committed_by_a_step_that_is_not_skipped);
-
-/// Steps with and without overflow, and the scale after each.
-fn scales<G: TestGpu>(ops: &mut CudaOps<G>, overflows: &[bool]) -> Vec<f32> {
-    let update = Update { rule: Rule::Sgd { momentum: 0.0 }, weight_decay: NO_DECAY, ema: false };
-    let step = |overflow: &bool| {
-        ops.begin_step().unwrap();
-        if *overflow {
-            complete_gradient(ops, 0, f32::INFINITY);
-        }
-        ops.run(&update.into()).unwrap();
-        ops.end_step().unwrap();
-        let figures = ops.take_figures(true).unwrap().expect("a step has ended");
-        assert_eq!(figures.skipped, *overflow);
-        step::read(ops.context()).unwrap().scale.scale
-    };
-    overflows.iter().map(step).collect()
-}
-
-fn loss_scale_of_fp16_halves_on_overflow_and_grows_again<G: TestGpu>() {
-    let mut ops = cuda::<G>(Precision::Fp16, 10, 12, G::WAYS[0]);
-    ops.set_growth_interval(3);
-    let (t, f) = (true, false);
-    assert_eq!(
-        scales(&mut ops, &[f, f, t, t, f, f, f, f, f, t, f, f, f]),
-        [
-            65536., 65536., 32768., 16384., 16384., 16384., 32768., 32768., 32768., 16384., 16384., 16384.,
-            32768.
-        ]
-    );
-    assert_eq!(ops.loss_scale().unwrap(), Some(LossScale { scale: 32768., good_steps: 0, skipped: 3 }));
-    // Between 1 and 2^24.
-    ops.set_loss_scale(LossScale { scale: 2.0, good_steps: 2, skipped: 40 }).unwrap();
-    assert_eq!(scales(&mut ops, &[t, t, f, f, f, t]), [1., 1., 1., 1., 2., 1.]);
-    ops.set_loss_scale(LossScale { scale: 8388608., good_steps: 2, skipped: 40 }).unwrap();
-    assert_eq!(scales(&mut ops, &[f, f, f, f]), [16777216.; 4]);
-    assert_eq!(ops.loss_scale().unwrap(), Some(LossScale { scale: 16777216., good_steps: 0, skipped: 40 }));
-}
-on_cuda!(loss_scale_of_fp16_halves_on_overflow_and_grows_again);
-
-fn loss_scale_of_fp32_and_bf16_stays_one<G: TestGpu>() {
-    for precision in [Precision::Fp32, Precision::Bf16] {
-        let mut ops = cuda::<G>(precision, 10, 12, G::WAYS[0]);
-        ops.set_growth_interval(1);
-        assert_eq!(scales(&mut ops, &[false, true, true, false]), [1.; 4], "{precision}");
-        assert_eq!(skipped(&mut ops), 2, "{precision}");
-    }
-}
-on_cuda!(loss_scale_of_fp32_and_bf16_stays_one);
-
-/// The copy in the storage type is that of the chosen weights, also after an update.
-fn copy_of_the_weights_follows_the_choice<G: TestGpu>() {
-    let update = Update { rule: Rule::Sgd { momentum: 0.9 }, weight_decay: NO_DECAY, ema: true };
-    for precision in Precision::ALL {
-        let mut ops = midway::<G>(precision, &update);
-        for (weights, buffer) in [(Weights::Ema, 4), (Weights::Raw, 0), (Weights::Ema, 4)] {
-            ops.use_weights(weights).unwrap();
-            for _ in 0..2 {
-                let state = state(&mut ops, TRAINABLE, TOTAL);
-                expect_copy(&format!("{precision}, {weights:?}"), &mut ops, &state[buffer]);
-                ops.run(&update.into()).unwrap();
-            }
-        }
-    }
-}
-on_cuda!(copy_of_the_weights_follows_the_choice);

@@ -29,7 +29,8 @@ const RANKS: usize = 4;
 
 /// Without evaluations between steps, and without the average of the weights, which would contain running statistics.
 fn steps(steps: u64, out: &Path) -> (Recipe, RunOptions) {
-    let recipe = Recipe { micro_batch: 8 / RANKS, ema: 0.0, eval_every: 100.0, ..recipe() };
+    let recipe =
+        Recipe { micro_batch: 8 / RANKS, ema: 0.0, eval_every: 100.0, clip_norm: Some(1.0), ..recipe() };
     (recipe, RunOptions { max_steps: Some(steps), ..options(out) })
 }
 

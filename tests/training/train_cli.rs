@@ -71,6 +71,19 @@ fn settings_out_of_range_are_refused_by_name_and_value() {
         (["--bn-momentum", "0"], ["--bn-momentum 0", "above 0"]),
         (["--bn-eps", "nan"], ["--bn-eps NaN", "above 0"]),
         (["--ema", "1"], ["--ema 1", "below 1"]),
+        (["--weight-decay-bn", "-1"], ["--weight-decay-bn -1", "at least 0"]),
+        (["--clip-norm", "0"], ["--clip-norm 0", "above 0"]),
+        (["--patience", "0"], ["--patience 0", "at least 1"]),
+        (["--schedule", "poly"], ["poly", "cosine, linear, exponential, steps or constant"]),
+        (["--schedule", "steps"], ["--schedule steps", "needs --decay-rate"]),
+        (["--milestones", "3,6"], ["--milestones 3,6", "--schedule cosine has none"]),
+        (["--milestones", "3,x"], ["--milestones", "'x'"]),
+        (["--decay-rate", "0.5"], ["--decay-rate 0.5", "--schedule cosine has none"]),
+        (["--decay-epochs", "2"], ["--decay-epochs 2", "--schedule cosine has none"]),
+        (["--min-lr", "1"], ["--min-lr 1", "at most --lr 0.08"]),
+        (["--min-lr", "-1"], ["--min-lr -1", "at least 0"]),
+        (["--warmup-lr", "1"], ["--warmup-lr 1", "at most --lr 0.08"]),
+        (["--warmup-lr", "nan"], ["--warmup-lr NaN", "at least 0"]),
         (["--eval-every", "0"], ["--eval-every 0", "above 0"]),
         (["--seed", "-1"], ["--seed", "'-1'"]),
         (["--threads", "0"], ["--threads 0", "at least 1"]),
@@ -78,12 +91,28 @@ fn settings_out_of_range_are_refused_by_name_and_value() {
         (["--max-steps", "0"], ["--max-steps 0", "at least 1"]),
         (["--model", "b8"], ["b8", "b0"]),
         (["--optimizer", "adam"], ["adam", "rmsprop-tf"]),
+        (["--nesterov", "--momentum=0.8"], ["--nesterov true", "--optimizer sgd"]),
+        (["--beta1", "0.8"], ["--beta1 0.8", "--optimizer rmsprop has none"]),
         (["--weight-decay-of", "biases"], ["biases", "no-batch-norm"]),
         (["--padding", "valid"], ["valid", "symmetric or same"]),
         (["--crop", "none"], ["none", "resized"]),
         (["--device", "tpu"], ["tpu", "cuda"]),
         (["--config", "missing.toml"], ["--config missing.toml", "No such file"]),
     ] {
+        refused(dir.path(), &arguments, 2, &parts);
+    }
+    for (arguments, parts) in [
+        ("--optimizer sgd --momentum 0 --nesterov", ["--nesterov true", "--momentum above 0"]),
+        ("--optimizer adamw --beta2 1", ["--beta2 1", "below 1"]),
+        ("--optimizer adamw --adam-eps 0", ["--adam-eps 0", "above 0"]),
+        ("--schedule constant --min-lr 1e-3", ["--min-lr 0.001", "--schedule constant has none"]),
+        ("--schedule exponential --decay-rate 0.9", ["--schedule exponential", "needs --decay-epochs"]),
+        ("--schedule exponential --decay-rate 1.1 --decay-epochs 2", ["--decay-rate 1.1", "at most 1"]),
+        ("--schedule exponential --decay-rate 0.9 --decay-epochs 0", ["--decay-epochs 0", "above 0"]),
+        ("--schedule steps --decay-rate 0.1", ["--schedule steps", "needs --milestones"]),
+        ("--schedule steps --decay-rate 0.1 --milestones 6,3", ["--milestones 3", "each after"]),
+    ] {
+        let arguments: Vec<&str> = arguments.split(' ').collect();
         refused(dir.path(), &arguments, 2, &parts);
     }
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "a refused command left something behind");

@@ -56,12 +56,19 @@ pub fn image(c: &mut Count, name: &str) -> Result<(), String> {
 
 pub fn optimiser(c: &mut Count, name: &str) -> Result<(), String> {
     match name {
-        "optimiser_rmsprop_pytorch" | "optimiser_rmsprop_tensorflow" | "optimiser_sgd" => {
+        "optimiser_rmsprop_pytorch"
+        | "optimiser_rmsprop_tensorflow"
+        | "optimiser_sgd"
+        | "optimiser_sgd_nesterov"
+        | "optimiser_adamw" => {
             let [trainable, statistics] = c.sides(["trainable", "statistics"]);
             let ema = if c.launch.points("ema") { 2.0 } else { 0.0 };
             // Read: parameter, gradient, momentum, mean square; written: all but the gradient.
-            let (buffers, each, special) =
-                if name == "optimiser_sgd" { (5.0, 5.0, 0.0) } else { (7.0, 22.0, 2.0) };
+            let (buffers, each, special) = match name {
+                "optimiser_sgd" => (5.0, 5.0, 0.0),
+                "optimiser_sgd_nesterov" => (5.0, 6.0, 0.0),
+                _ => (7.0, 22.0, 2.0),
+            };
             c.floats(trainable * (buffers + ema) + statistics * (2.0 + ema));
             c.fp32(trainable, each + ema);
             c.work.special += special * trainable;
@@ -78,6 +85,12 @@ pub fn optimiser(c: &mut Count, name: &str) -> Result<(), String> {
             c.weights(values);
             c.store(values);
         }
+        "optimiser_squares" => {
+            let trainable = c.get("trainable");
+            c.floats(trainable);
+            c.fp32(trainable, 2.0);
+        }
+        "optimiser_clip" => c.work.bytes += 8.0 * c.get("chunks"),
         "optimiser_scale" => {}
         _ => return Err(unknown(name)),
     }

@@ -22,7 +22,7 @@ use crate::data::CropMode;
 use crate::data::augment::Auto;
 use crate::model::{Padding, Variant};
 use crate::ops::cuda::Precision;
-use crate::train::{Decayed, DeviceChoice, Optimizer};
+use crate::train::{Decayed, DeviceChoice, Optimizer, ScheduleKind};
 
 const MODEL: &str = "Model";
 const DATA: &str = "Data";
@@ -113,13 +113,32 @@ pub struct Settings {
     /// Images of a forward pass, over which batch norm takes its statistics; divides the batch. auto: the batch, or on a GPU the most that fits [default: auto]
     #[arg(long, value_name = "IMAGES|auto", value_parser = MicroBatch::from_str, allow_negative_numbers = true, help_heading = RECIPE)]
     pub micro_batch: Option<MicroBatch>,
-    /// Highest learning rate, reached at the end of the warm-up; then it falls as a cosine [default: 0.08 x batch / 4096]
+    /// Highest learning rate, reached at the end of the warm-up; then it falls as --schedule says [default: 0.08 x batch / 4096]
     #[arg(long, value_name = "RATE", value_parser = number, allow_hyphen_values = true, help_heading = RECIPE)]
     pub lr: Option<f64>,
     /// Epochs in which the learning rate rises from 0; less than --epochs [default: 16, or a tenth of --epochs if that is less]
     #[arg(long, value_name = "EPOCHS", value_parser = number, allow_hyphen_values = true, help_heading = RECIPE)]
     pub warmup_epochs: Option<f64>,
-    /// rmsprop: as in PyTorch; rmsprop-tf: as in TensorFlow; sgd: with momentum [default: rmsprop]
+    /// Learning rate of the first step, from which the warm-up rises, as in timm and TensorFlow [default: the rise of one step]
+    #[arg(long, value_name = "RATE", value_parser = number, allow_hyphen_values = true, help_heading = RECIPE)]
+    pub warmup_lr: Option<f64>,
+    /// How the rate falls after the warm-up: cosine or linear, down to --min-lr; exponential: times --decay-rate every --decay-epochs; steps: times --decay-rate at --milestones; constant [default: cosine]
+    #[arg(long, value_name = "KIND", value_parser = ScheduleKind::from_str, help_heading = RECIPE)]
+    #[serde(default, deserialize_with = "from_text")]
+    pub schedule: Option<ScheduleKind>,
+    /// Lowest learning rate after the warm-up [default: 0]
+    #[arg(long, value_name = "RATE", value_parser = number, allow_hyphen_values = true, help_heading = RECIPE)]
+    pub min_lr: Option<f64>,
+    /// What --schedule exponential or steps multiplies the learning rate by, such as 0.97
+    #[arg(long, value_name = "FACTOR", value_parser = number, allow_hyphen_values = true, help_heading = RECIPE)]
+    pub decay_rate: Option<f64>,
+    /// How often --schedule exponential does so; counted from the start of the run, with the warm-up
+    #[arg(long, value_name = "EPOCHS", value_parser = number, allow_hyphen_values = true, help_heading = RECIPE)]
+    pub decay_epochs: Option<f64>,
+    /// The epochs at which --schedule steps does so, such as 30,60,80
+    #[arg(long, value_name = "EPOCHS", value_parser = number, value_delimiter = ',', allow_hyphen_values = true, help_heading = RECIPE)]
+    pub milestones: Option<Vec<f64>>,
+    /// rmsprop: as in PyTorch; rmsprop-tf: as in TensorFlow; sgd: with momentum; adamw: as in PyTorch [default: rmsprop]
     #[arg(long, value_name = "NAME", value_parser = Optimizer::from_str, help_heading = RECIPE)]
     pub optimizer: Option<Optimizer>,
     /// Decay of RMSprop's mean square [default: 0.9]
@@ -131,12 +150,30 @@ pub struct Settings {
     /// Epsilon of RMSprop: outside the root for rmsprop, inside for rmsprop-tf [default: 0.01]
     #[arg(long, value_name = "EPS", value_parser = number, allow_hyphen_values = true, help_heading = RECIPE)]
     pub rms_eps: Option<f64>,
-    /// L2 decay of the parameters [default: 1e-5]
+    /// Nesterov's form of the momentum, for --optimizer sgd
+    #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, help_heading = RECIPE)]
+    pub nesterov: Option<bool>,
+    /// Decay of AdamW's mean [default: 0.9]
+    #[arg(long, value_name = "DECAY", value_parser = number, allow_hyphen_values = true, help_heading = RECIPE)]
+    pub beta1: Option<f64>,
+    /// Decay of AdamW's mean square [default: 0.999]
+    #[arg(long, value_name = "DECAY", value_parser = number, allow_hyphen_values = true, help_heading = RECIPE)]
+    pub beta2: Option<f64>,
+    /// Epsilon of AdamW, outside the root [default: 1e-8]
+    #[arg(long, value_name = "EPS", value_parser = number, allow_hyphen_values = true, help_heading = RECIPE)]
+    pub adam_eps: Option<f64>,
+    /// Decay of the parameters: L2, for adamw decoupled from the gradient [default: 1e-5]
     #[arg(long, value_name = "DECAY", value_parser = number, allow_hyphen_values = true, help_heading = RECIPE)]
     pub weight_decay: Option<f64>,
     /// Which parameters decay: all; no-batch-norm, as in TensorFlow's and NVIDIA's recipes; weights: no batch norm and no biases, as in timm's [default: all]
     #[arg(long, value_name = "KIND", value_parser = Decayed::from_str, help_heading = RECIPE)]
     pub weight_decay_of: Option<Decayed>,
+    /// Decay of the scale and shift of batch norm, whatever --weight-decay-of says [default: as the others]
+    #[arg(long, value_name = "DECAY", value_parser = number, allow_hyphen_values = true, help_heading = RECIPE)]
+    pub weight_decay_bn: Option<f64>,
+    /// Scale the gradients of a step down if their L2 norm is above this; the norm is then in the log [default: none]
+    #[arg(long, value_name = "NORM", value_parser = number, allow_hyphen_values = true, help_heading = RECIPE)]
+    pub clip_norm: Option<f64>,
     /// Share of the target that is spread over all classes [default: 0.1]
     #[arg(long, value_name = "SHARE", value_parser = number, allow_hyphen_values = true, help_heading = RECIPE)]
     pub label_smoothing: Option<f64>,
@@ -152,6 +189,9 @@ pub struct Settings {
     /// Epochs between evaluations; may be a fraction; there is always one at the end [default: 1]
     #[arg(long, value_name = "EPOCHS", value_parser = number, allow_hyphen_values = true, help_heading = RECIPE)]
     pub eval_every: Option<f64>,
+    /// End the run after so many evaluations in a row that were not better than the best [default: none]
+    #[arg(long, value_name = "EVALUATIONS", value_parser = whole, allow_negative_numbers = true, help_heading = RECIPE)]
+    pub patience: Option<u64>,
 
     /// auto, cpu or cuda; the report says what auto chose, and why [default: auto]
     #[arg(long, value_name = "DEVICE", value_parser = DeviceChoice::from_str, help_heading = RUN)]
@@ -207,6 +247,9 @@ pub struct Actions {
     /// Take settings from a file; the recipe.toml of a run repeats the run byte for byte
     #[arg(long, value_name = "FILE.toml", help_heading = RECIPE)]
     pub config: Option<PathBuf>,
+    /// Begin with a recipe by name: composer (as without a preset), nvidia, tpu, finetune or small; `list` describes them, `show NAME` prints one. Other settings override it. Its learning rates change in proportion to another --batch-size
+    #[arg(long, value_name = "NAME", num_args = 1..=2, help_heading = RECIPE)]
+    pub preset: Vec<String>,
     /// Continue the run in --out with the recipe in its checkpoint
     #[arg(long, help_heading = RUN, conflicts_with = "force")]
     pub resume: bool,

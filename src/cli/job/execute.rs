@@ -149,6 +149,9 @@ impl Job {
         if leads {
             report.0 = vec![Box::new(Curves::default()), for_stdout(self.json)];
         }
+        if let Some(line) = &self.notice {
+            report.notice(line);
+        }
         let source = self.source(&mut report)?;
         let outcome = match train_selected(&self.recipe, &self.options, source, selected, &mut report, stop) {
             Err(TrainError::Group(error @ GroupError::Interrupted)) => {

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 
 use super::flags::{Actions, Flags, MicroBatch, Settings, file};
+use super::{UsageError, preset};
 use crate::data::CropMode;
 use crate::model::Variant;
 use crate::train::checkpoint::{Found, RunDirectory};
@@ -43,10 +44,23 @@ pub struct Job {
     pub named: bool,
     /// Whether a demo takes another directory because earlier demos have taken the first.
     pub free_name: bool,
+    /// A line for the user before the run.
+    pub notice: Option<String>,
     pub json: bool,
 }
 
 impl Flags {
+    /// The answer to a question such as `--preset list`, which needs no job.
+    ///
+    /// # Errors
+    /// A name that is no preset.
+    pub fn answer(&self) -> Result<Option<String>, UsageError> {
+        Ok(match preset::asked(&self.actions.preset)? {
+            Some(preset::Asked::Print(name)) => Some(preset::text(name)),
+            _ => None,
+        })
+    }
+
     /// Merges the layers and checks the result.
     ///
     /// # Errors
@@ -58,6 +72,8 @@ impl Flags {
             settings = settings.over(&file::read(path)?);
         }
         settings.check(&actions)?;
+        let preset = preset::layer(&settings, &actions)?;
+        let notice = preset::notice(&settings, &actions);
         settings.device = ranks::device(&settings);
         let out = out(&settings, &actions);
         let named = settings.out.is_some();
@@ -66,7 +82,7 @@ impl Flags {
             settings = settings.over(&kept(&out));
         }
         let options = options(&settings, &actions, out)?;
-        let recipe = recipe(&settings, &actions, &options.out)?;
+        let recipe = recipe(&settings, &preset, &actions, &options.out)?;
         recipe.validate()?;
         let mut divided = recipe.clone();
         // The layer table is the same for any number of ranks.
@@ -83,7 +99,8 @@ impl Flags {
         } else {
             Action::Train
         };
-        Ok(Job { action, recipe, options, demo: actions.demo, named, free_name, json: actions.json })
+        let Actions { demo, json, .. } = actions;
+        Ok(Job { action, recipe, options, demo, named, free_name, notice, json })
     }
 }
 
@@ -125,13 +142,12 @@ fn options(settings: &Settings, actions: &Actions, out: PathBuf) -> Result<RunOp
     })
 }
 
-/// The recipe of a resumed run or the reference recipe, with the settings that are given.
-fn recipe(settings: &Settings, actions: &Actions, out: &Path) -> Result<Recipe> {
+/// The recipe of a resumed run or the reference recipe, with the settings that are given over those of the preset.
+fn recipe(settings: &Settings, preset: &Settings, actions: &Actions, out: &Path) -> Result<Recipe> {
     if actions.resume {
         return Ok(saved_recipe(out)?.with(&without_auto(settings))?);
     }
-    let preset = if actions.demo { demo::preset() } else { Settings::default() };
-    let all = settings.over(&preset);
+    let all = settings.over(preset);
     let reference = Recipe {
         crop: CropMode::Auto,
         ..Recipe::reference(all.model.unwrap_or(Variant::B0), all.batch_size.unwrap_or(BATCH) as usize)

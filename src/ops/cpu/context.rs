@@ -41,6 +41,10 @@ pub struct Context {
     /// True while forward passes take their weights from the EMA buffer.
     pub ema_weights: bool,
     pub step: StepParams,
+    /// Steps that the run has skipped, on a GPU with loss scaling. A step that is skipped here ends the run.
+    pub skipped: u32,
+    /// What the update multiplies gradients by.
+    pub clip: f32,
     pub pool: Arc<rayon::ThreadPool>,
     pub shared: Memory,
     pub scratch: Vec<Memory>,

@@ -118,6 +118,8 @@ impl CpuOps {
             state,
             ema_weights: false,
             step: StepParams::default(),
+            skipped: 0,
+            clip: 1.0,
             pool: Arc::new(pool),
             shared: Memory::new(most(|p| p.workspace.shared)),
             scratch: (0..threads).map(|_| Memory::new(scratch)).collect(),
@@ -170,12 +172,21 @@ impl CpuOps {
             scored.filter(|(logits, label)| score::rank(logits, **label) == 0).count() as u64;
     }
 
-    /// Waits for the sums over the ranks, and returns whether the step's loss is finite.
-    fn may_update(&mut self) -> Result<bool> {
+    /// Waits for the sums over the ranks and, if the update clips them, takes the gradients' norm. Returns whether the
+    /// step's loss and this norm are finite.
+    fn may_update(&mut self, update: &Update) -> Result<bool> {
         if let Some(exchange) = &mut self.cx.exchange {
             exchange.finish(&mut self.figures)?;
         }
-        self.figures.skipped = !self.figures.loss.is_finite();
+        self.cx.clip = 1.0;
+        if let Some(most) = update.clip_norm {
+            // SAFETY: `self` is borrowed mutably, so no pass runs.
+            let norm = unsafe { optimiser::gradient_norm(&self.cx) };
+            self.cx.clip = optimiser::clip(norm, most);
+            self.figures.gradient_norm = norm.is_finite().then_some(norm as f32);
+        }
+        let bad_norm = update.clip_norm.is_some() && self.figures.gradient_norm.is_none();
+        self.figures.skipped = bad_norm || !self.figures.loss.is_finite();
         Ok(!self.figures.skipped)
     }
 
@@ -245,6 +256,11 @@ impl Ops for CpuOps {
         Ok(self.ended.take())
     }
 
+    fn set_loss_scale(&mut self, state: LossScale) -> Result {
+        self.cx.skipped = state.skipped;
+        Ok(())
+    }
+
     fn start_profile(&mut self) -> Result {
         self.profile = Some(Profile::default());
         if let Some(exchange) = &mut self.cx.exchange {
@@ -300,8 +316,8 @@ impl Ops for CpuOps {
     }
 
     fn run(&mut self, pass: &Pass) -> Result {
-        if let Pass::Update(_) = pass
-            && !self.may_update()?
+        if let Pass::Update(update) = pass
+            && !self.may_update(update)?
         {
             return Ok(());
         }

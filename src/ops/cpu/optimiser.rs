@@ -1,6 +1,8 @@
 //! The optimiser step: one sweep over the flat buffers, including the EMA. Memory bounds its speed, so each buffer
 //! is read once and written once.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use super::context::{Context, OnCpu};
 use super::memory::Shared;
 use super::simd::{Vector, dispatch};
@@ -10,6 +12,41 @@ use crate::ops::{RmsPropForm, Rule, Update};
 
 /// Elements of a task: its five pieces fit in L2 and are long enough for the prefetchers.
 const CHUNK: usize = 1 << 14;
+
+/// The L2 norm of all gradients: squares in f64, summed by chunk, then chunk by chunk. No number of fp32 overflows this,
+/// so it is finite exactly if all gradients are.
+///
+/// # Safety
+/// Nothing writes gradients meanwhile.
+pub unsafe fn gradient_norm(cx: &Context) -> f64 {
+    // SAFETY: the caller's promise.
+    let gradients = unsafe { cx.state.gradients.floats(0, cx.state.trainable) };
+    let sums: Vec<AtomicU64> = gradients.chunks(CHUNK).map(|_| AtomicU64::new(0)).collect();
+    cx.parallel(sums.len(), |task, _| {
+        let range = task * CHUNK..gradients.len().min((task + 1) * CHUNK);
+        sums[task].store(sum_of_squares(&gradients[range]).to_bits(), Ordering::Relaxed);
+    });
+    sums.into_iter().map(|sum| f64::from_bits(sum.into_inner())).sum::<f64>().sqrt()
+}
+
+/// In a fixed order that is the same on every processor; the compiler makes vectors of the lanes.
+fn sum_of_squares(values: &[f32]) -> f64 {
+    const LANES: usize = 16;
+    let mut lanes = [0.0; LANES];
+    let mut groups = values.chunks_exact(LANES);
+    for group in &mut groups {
+        for (lane, &value) in lanes.iter_mut().zip(group) {
+            *lane += f64::from(value) * f64::from(value);
+        }
+    }
+    let rest = groups.remainder().iter().map(|&value| f64::from(value) * f64::from(value));
+    lanes.iter().sum::<f64>() + rest.sum::<f64>()
+}
+
+/// What gradients of this norm are multiplied by, so that their norm is at most `most`; as in PyTorch.
+pub fn clip(norm: f64, most: f32) -> f32 {
+    (f64::from(most) / (norm + 1e-6)).min(1.0) as f32
+}
 
 impl OnCpu for Update {
     unsafe fn run(&self, cx: &Context) {
@@ -50,6 +87,8 @@ impl OnCpu for Update {
             let scalars = Scalars {
                 rule: self.rule,
                 learning_rate: cx.step.learning_rate,
+                corrections: Corrections::new(self.rule, cx.step.step.saturating_sub(cx.skipped.into()) + 1),
+                clip: cx.clip,
                 weight_decay: self.weight_decay.rate,
                 ema_decay: cx.step.ema_decay,
             };
@@ -63,8 +102,27 @@ impl OnCpu for Update {
 struct Scalars {
     rule: Rule,
     learning_rate: f32,
+    corrections: Corrections,
+    /// The factor of the gradients.
+    clip: f32,
     weight_decay: f32,
     ema_decay: f32,
+}
+
+/// What AdamW multiplies m and √v by, because both begin at 0: 1/(1−β₁ᵗ) and 1/√(1−β₂ᵗ).
+#[derive(Clone, Copy)]
+struct Corrections {
+    mean: f32,
+    root: f32,
+}
+
+impl Corrections {
+    /// For the `made`-th step that is not skipped, from 1.
+    fn new(rule: Rule, made: u64) -> Corrections {
+        let Rule::AdamW { beta1, beta2, .. } = rule else { return Corrections { mean: 1.0, root: 1.0 } };
+        let left = |beta: f64| -(made as f64 * beta.ln()).exp_m1();
+        Corrections { mean: (1.0 / left(beta1)) as f32, root: (1.0 / left(beta2).sqrt()) as f32 }
+    }
 }
 
 dispatch! {
@@ -95,7 +153,7 @@ unsafe fn sweep_body<V: Vector>(
     unsafe {
         let with_ema = !ema.is_empty();
         let rate = V::splat(scalars.learning_rate);
-        let weight_decay = V::splat(scalars.weight_decay);
+        let (clip, weight_decay) = (V::splat(scalars.clip), V::splat(scalars.weight_decay));
         let (kept, new) = (V::splat(scalars.ema_decay), V::splat(1.0 - scalars.ema_decay));
         let moved = gradients.len();
         each_vector!(V, moved, |at, count| {
@@ -105,7 +163,11 @@ unsafe fn sweep_body<V: Vector>(
             } else {
                 read::<V>(factors, at, count).mul(weight_decay)
             };
-            let g = p.mul_add(decay, read(gradients, at, count));
+            let g = read::<V>(gradients, at, count).mul(clip);
+            let (p, g) = match scalars.rule {
+                Rule::AdamW { .. } => (p.neg_mul_add(decay.mul(rate), p), g),
+                _ => (p, p.mul_add(decay, g)),
+            };
             let step = match scalars.rule {
                 Rule::RmsProp { form, alpha, momentum, eps } => {
                     let [mean_square, buffer] = &mut slots;
@@ -123,11 +185,24 @@ unsafe fn sweep_body<V: Vector>(
                         RmsPropForm::TensorFlow => new,
                     }
                 }
-                Rule::Sgd { momentum } => {
+                Rule::Sgd { momentum, nesterov } => {
                     let [buffer, _] = &mut slots;
                     let new = read::<V>(buffer, at, count).mul_add(V::splat(momentum), g);
                     write(buffer, at, count, new);
+                    let new = if nesterov { new.mul_add(V::splat(momentum), g) } else { new };
                     new.mul(rate)
+                }
+                Rule::AdamW { beta1, beta2, eps } => {
+                    let [mean_square, mean] = &mut slots;
+                    let v = read::<V>(mean_square, at, count);
+                    let v = V::splat((1.0 - beta2) as f32).mul_add(g.mul(g).sub(v), v);
+                    write(mean_square, at, count, v);
+                    let m = read::<V>(mean, at, count);
+                    let m = V::splat((1.0 - beta1) as f32).mul_add(g.sub(m), m);
+                    write(mean, at, count, m);
+                    let Corrections { mean, root } = scalars.corrections;
+                    let divisor = v.sqrt().mul_add(V::splat(root), V::splat(eps));
+                    m.mul(V::splat(mean)).div(divisor).mul(rate)
                 }
             };
             let p = p.sub(step);

@@ -27,6 +27,8 @@ pub struct State {
     /// [total − trainable]: running statistics after this step's forward passes. The update copies them to the
     /// parameters unless the step is skipped.
     pub running: Address,
+    /// Sums of squares of the gradients by chunk, in f64: see [`optimiser`](super::optimiser).
+    pub squares: Address,
     /// One [`StepBlock`].
     pub block: Address,
     pub trainable: usize,

@@ -61,6 +61,7 @@ impl<G: Gpu> CudaOps<G> {
             decay_factors: if decay_factors { floats(&mut gpu, trainable)? } else { Address::NULL },
             ema: floats(&mut gpu, total)?,
             running: floats(&mut gpu, total - trainable)?,
+            squares: gpu.allocate(optimiser::squares_bytes(trainable))?,
             block: gpu.allocate(step::BLOCK_BYTES)?,
             trainable,
             total,
@@ -227,7 +228,7 @@ impl<G: Gpu> Ops for CudaOps<G> {
         let skipped = block.scale.skipped != before;
         // The step's batches have arrived long ago.
         self.let_go()?;
-        Ok(Some(StepFigures { loss, correct, skipped }))
+        Ok(Some(StepFigures { loss, correct, skipped, gradient_norm: block.gradient_norm }))
     }
 
     fn send_batch(&mut self, slot: usize, batch: &BatchInput) -> Result {
@@ -279,11 +280,10 @@ impl<G: Gpu> Ops for CudaOps<G> {
     }
 
     fn set_loss_scale(&mut self, state: LossScale) -> Result {
-        if self.cx.precision != Precision::Fp16 {
-            return Ok(());
-        }
         self.figures.skipped = state.skipped;
-        step::set_scale(&mut self.cx, state)
+        let scaled = self.cx.precision == Precision::Fp16;
+        let unscaled = LossScale { scale: 1.0, good_steps: 0, skipped: state.skipped };
+        step::set_scale(&mut self.cx, if scaled { state } else { unscaled })
     }
 
     fn start_profile(&mut self) -> Result {

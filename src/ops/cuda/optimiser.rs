@@ -3,8 +3,8 @@
 use super::OnCuda;
 use super::arguments::Kernel;
 use super::sources::optimiser::{
-    CHUNK, LANES, OptimiserFiniteArguments, OptimiserScaleArguments, OptimiserStoreArguments,
-    OptimiserUpdateArguments, THREADS,
+    CHUNK, LANES, OptimiserClipArguments, OptimiserFiniteArguments, OptimiserScaleArguments,
+    OptimiserSquaresArguments, OptimiserStoreArguments, OptimiserUpdateArguments, THREADS,
 };
 use std::collections::{BTreeMap, HashMap};
 
@@ -18,8 +18,12 @@ pub const GROWTH_INTERVAL: u32 = 2000;
 
 const RMSPROP_PYTORCH: Kernel<OptimiserUpdateArguments> = Kernel::plain("optimiser_rmsprop_pytorch");
 const RMSPROP_TENSORFLOW: Kernel<OptimiserUpdateArguments> = Kernel::plain("optimiser_rmsprop_tensorflow");
+const ADAMW: Kernel<OptimiserUpdateArguments> = Kernel::plain("optimiser_adamw");
+const NESTEROV: Kernel<OptimiserUpdateArguments> = Kernel::plain("optimiser_sgd_nesterov");
 const SGD: Kernel<OptimiserUpdateArguments> = Kernel::plain("optimiser_sgd");
 const SCALE: Kernel<OptimiserScaleArguments> = Kernel::plain("optimiser_scale");
+const SQUARES: Kernel<OptimiserSquaresArguments> = Kernel::plain("optimiser_squares");
+const CLIP: Kernel<OptimiserClipArguments> = Kernel::plain("optimiser_clip");
 const FINITE: Kernel<OptimiserFiniteArguments> = Kernel::plain("optimiser_finite");
 const STORE: Kernel<OptimiserStoreArguments> = Kernel::stored("optimiser_store");
 
@@ -27,17 +31,27 @@ impl OnCuda for Update {
     /// Updates parameters, EMA and running statistics, or none of them if a gradient was not finite. Then counts the step
     /// in the step's block and clears its flag.
     fn launch<G: Gpu>(&self, cx: &mut Context<G>) -> Result {
+        if let Some(most) = self.clip_norm {
+            clip(cx, most)?;
+        }
         let State { trainable, total, .. } = cx.state;
         let chunks = trainable.div_ceil(CHUNK);
         let kernel = match self.rule {
             Rule::RmsProp { form: RmsPropForm::PyTorch, .. } => RMSPROP_PYTORCH,
             Rule::RmsProp { form: RmsPropForm::TensorFlow, .. } => RMSPROP_TENSORFLOW,
-            Rule::Sgd { .. } => SGD,
+            Rule::Sgd { nesterov: false, .. } => SGD,
+            Rule::Sgd { nesterov: true, .. } => NESTEROV,
+            Rule::AdamW { .. } => ADAMW,
         };
         let [first, second] = cx.state.slots;
         let (alpha, momentum_factor, eps, [mean_square, momentum]) = match self.rule {
             Rule::RmsProp { alpha, momentum, eps, .. } => (alpha, momentum, eps, [first, second]),
-            Rule::Sgd { momentum } => (0.0, momentum, 0.0, [Address::NULL, first]),
+            Rule::Sgd { momentum, .. } => (0.0, momentum, 0.0, [Address::NULL, first]),
+            Rule::AdamW { eps, .. } => (0.0, 0.0, eps, [first, second]),
+        };
+        let [beta1, beta2] = match self.rule {
+            Rule::AdamW { beta1, beta2, .. } => [beta1, beta2],
+            _ => [0.5; 2],
         };
         let arguments = OptimiserUpdateArguments {
             parameters: cx.state.parameters,
@@ -58,6 +72,10 @@ impl OnCuda for Update {
             alpha,
             momentum_factor,
             eps,
+            mean_share: (1.0 - beta1) as f32,
+            square_share: (1.0 - beta2) as f32,
+            mean_log: beta1.ln() as f32,
+            square_log: beta2.ln() as f32,
             weight_decay: self.weight_decay.rate,
         };
         let blocks = chunks + (total - trainable).div_ceil(THREADS);
@@ -70,6 +88,21 @@ impl OnCuda for Update {
         cx.launch(&SCALE, [1, 1, 1], 32, 0, arguments)?;
         store_weights(cx)
     }
+}
+
+/// Bytes of the sums of squares of so many gradients.
+pub fn squares_bytes(trainable: usize) -> usize {
+    (trainable.div_ceil(CHUNK) * size_of::<f64>()).max(16)
+}
+
+/// Takes the norm of all gradients, and from it the factor that the update multiplies them by.
+fn clip<G: Gpu>(cx: &mut Context<G>, most: f32) -> Result {
+    let State { trainable, gradients, squares, block, .. } = cx.state;
+    let chunks = trainable.div_ceil(CHUNK);
+    let arguments = OptimiserSquaresArguments { gradients, squares, trainable: trainable as i32 };
+    cx.launch(&SQUARES, [chunks, 1, 1], THREADS, THREADS * size_of::<f64>(), arguments)?;
+    let arguments = OptimiserClipArguments { squares, block, chunks: chunks as i32, most };
+    cx.launch(&CLIP, [1, 1, 1], THREADS, THREADS * size_of::<f64>(), arguments)
 }
 
 /// Raises the step's flag if a gradient is not finite.

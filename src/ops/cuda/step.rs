@@ -81,14 +81,18 @@ pub struct StepValues {
     pub not_finite: bool,
     pub correct: u32,
     pub loss: f64,
+    /// As in [`StepFigures`](crate::ops::StepFigures).
+    pub gradient_norm: Option<f32>,
 }
 
 impl StepValues {
     /// From the block's bytes.
     pub fn parse(bytes: &[u8]) -> StepValues {
-        let StepBlock { loss_scale, good_steps, skipped, not_finite, correct, loss, .. } =
+        let StepBlock { loss_scale, good_steps, skipped, not_finite, gradient_norm, correct, loss, .. } =
             bytemuck::pod_read_unaligned(&bytes[..BLOCK_BYTES]);
         let scale = LossScale { scale: loss_scale, good_steps, skipped };
-        StepValues { scale, not_finite: not_finite != 0, correct, loss }
+        // Below 0 or NaN: there is none.
+        let gradient_norm = (gradient_norm >= 0.0).then_some(gradient_norm);
+        StepValues { scale, not_finite: not_finite != 0, correct, loss, gradient_norm }
     }
 }

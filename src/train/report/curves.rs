@@ -319,6 +319,7 @@ mod tests {
             accuracy: 0.5,
             lr: 0.1,
             images_per_second: 1.0,
+            gradient_norm: None,
             data_wait: 0.0,
             skipped: false,
         }

@@ -126,6 +126,9 @@ pub struct StepRecord {
     pub accuracy: f64,
     pub lr: f64,
     pub images_per_second: f64,
+    /// L2 norm of the step's gradients before they were clipped, if --clip-norm is given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gradient_norm: Option<f64>,
     /// Seconds that the step waited for its images.
     pub data_wait: f64,
     /// Whether the weights stayed unchanged because a gradient overflowed fp16; the loss scale was then halved.
@@ -198,6 +201,8 @@ pub struct Best {
 pub enum End {
     /// The schedule is complete.
     Finished,
+    /// As many evaluations as `--patience` says were not better than the best.
+    Patience,
     /// `--max-steps` was reached.
     MaxSteps,
     /// Ctrl-C or SIGTERM: the step was finished and saved.

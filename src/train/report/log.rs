@@ -96,6 +96,7 @@ mod tests {
             accuracy: 0.1,
             lr: 1e-3,
             images_per_second: 9.0,
+            gradient_norm: None,
             data_wait: 0.0,
             skipped: false,
         })

@@ -100,6 +100,9 @@ fn schedule(header: &Header) -> String {
         HumanCount(header.steps),
         HumanCount(header.warmup_steps)
     );
+    if let Some(words) = header.recipe.schedule_words() {
+        text += &format!(", {words}");
+    }
     if header.first_step > 0 {
         text += &format!(", going on after step {}", HumanCount(header.first_step));
     }
@@ -121,8 +124,11 @@ fn optimizer(header: &Header) -> String {
         Decayed::NoBatchNorm => " without batch norm",
         Decayed::Weights => " of weights only",
     };
+    let batch_norm =
+        recipe.weight_decay_bn.map_or(String::new(), |rate| format!(", {} of batch norm", small(rate)));
+    let clipped = recipe.clip_norm.map_or(String::new(), |norm| format!(", gradient norm at most {norm}"));
     format!(
-        "{}, learning rate {}{own}, weight decay {}{decayed}",
+        "{}, learning rate {}{own}, weight decay {}{decayed}{batch_norm}{clipped}",
         recipe.optimizer,
         small(recipe.lr),
         small(recipe.weight_decay)
@@ -133,6 +139,7 @@ fn optimizer(header: &Header) -> String {
 pub fn outcome_rows(outcome: &Outcome) -> Vec<Row> {
     let end = match outcome.end {
         End::Finished => "finished",
+        End::Patience => "ended by --patience",
         End::MaxSteps => "stopped by --max-steps",
         End::Interrupted => "interrupted",
     };
@@ -202,6 +209,9 @@ pub struct StepMeans {
     images: f64,
     seconds: f64,
     wait: f64,
+    /// Of the gradients, and the weight of the steps that have one.
+    norm: f64,
+    norms: f64,
 }
 
 impl StepMeans {
@@ -216,12 +226,18 @@ impl StepMeans {
         add(&mut self.images, batch as f64);
         add(&mut self.seconds, seconds);
         add(&mut self.wait, record.data_wait);
+        add(&mut self.norm, record.gradient_norm.unwrap_or_default());
+        add(&mut self.norms, f64::from(u8::from(record.gradient_norm.is_some())));
     }
 
     pub fn line(&self) -> String {
         let seconds = self.seconds.max(1e-9);
+        let norm = match self.norms {
+            0.0 => String::new(),
+            norms => format!(", gradient norm {:.3}", self.norm / norms),
+        };
         format!(
-            "loss {:.4}, accuracy {}, {:.0} images/s, data wait {}",
+            "loss {:.4}, accuracy {}{norm}, {:.0} images/s, data wait {}",
             self.loss / self.steps,
             percent(self.accuracy / self.steps),
             self.images / seconds,

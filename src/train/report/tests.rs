@@ -41,6 +41,7 @@ fn step(step: u64) -> StepRecord {
         accuracy: 0.25,
         lr: 0.001,
         images_per_second: 640.0,
+        gradient_norm: None,
         data_wait: 0.001,
         skipped: false,
     }

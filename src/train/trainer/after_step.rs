@@ -30,6 +30,7 @@ impl<O: Ops + Send> Trainer<'_, O> {
                 accuracy: figures.correct as f64 / images,
                 lr: step.lr,
                 images_per_second: images / seconds.max(1e-9),
+                gradient_norm: figures.gradient_norm.map(f64::from),
                 data_wait: step.data_wait,
                 skipped: figures.skipped,
             };

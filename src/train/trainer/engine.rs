@@ -81,7 +81,7 @@ impl<O: Ops + Send> Engine<O> {
         let plans = [&training_plan, &evaluation_plan];
         let mut ops = hardware.start(&Needs { state, plans: &plans, group: team.group() })?;
         if decay_factors {
-            ops.write_state(Buffer::DecayFactors, &recipe.weight_decay_of.factors(&table))?;
+            ops.write_state(Buffer::DecayFactors, &recipe.decay_factors(&table))?;
         }
         Ok(Engine {
             ops,

@@ -179,7 +179,8 @@ impl<O: Ops + Send> Trainer<'_, O> {
         let first_profiled = self.metadata.step + PROFILE_WARM_UP;
         let profiled = self.options.profile.map(|steps| first_profiled..first_profiled + steps);
         self.timer = Instant::now();
-        while self.metadata.step < self.last_step && !self.stopping {
+        let mut over = self.patience_is_over();
+        while self.metadata.step < self.last_step && !self.stopping && !over {
             if profiled.as_ref().is_some_and(|steps| steps.start == self.metadata.step) {
                 self.report_steps(true, &mut loader)?;
                 self.engine.start_profile()?;
@@ -198,6 +199,7 @@ impl<O: Ops + Send> Trainer<'_, O> {
                 self.report_steps(true, &mut loader)?;
                 let evaluated = self.evaluation_is_due() && self.evaluate()?;
                 self.save(evaluated && self.is_best())?;
+                over = evaluated && self.patience_is_over();
                 self.timer = Instant::now();
             }
         }
@@ -233,6 +235,8 @@ impl<O: Ops + Send> Trainer<'_, O> {
         let steps = self.schedule.steps();
         let end = if step == steps && !self.evaluation_is_due() {
             End::Finished
+        } else if self.patience_is_over() && !self.evaluation_is_due() {
+            End::Patience
         } else if self.stopping {
             End::Interrupted
         } else {
@@ -252,7 +256,7 @@ impl<O: Ops + Send> Trainer<'_, O> {
             data_wait: self.wait_seconds / seconds,
             out: self.options.out.clone(),
             checkpoint: self.directory.checkpoint(),
-            resume: (end != End::Finished).then(|| self.resume_command()),
+            resume: (!matches!(end, End::Finished | End::Patience)).then(|| self.resume_command()),
         }
     }
 

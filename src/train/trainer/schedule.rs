@@ -1,16 +1,29 @@
 //! The learning rate, the decay of the moving average and the evaluations, as pure functions of the step.
 //!
 //! With N images, batches of B, E epochs and W epochs of warm-up, there are T = round(E·N/B) steps, of which
-//! round(W·N/B) are warm-up. The rate of step s (from 0) is base·(s+1)/W during warm-up, then
-//! base·½(1 + cos π(s−W)/(T−W)). The schedule has no state, so a resumed run has the same rates as an uninterrupted
-//! one.
+//! round(W·N/B) are warm-up. The rate of step s (from 0) is base·(s+1)/W during warm-up, or, if the recipe says where
+//! the warm-up begins, start + (base − start)·s/W. After it, with done = (s−W)/(T−W) and never below min:
+//!
+//! | schedule | rate |
+//! |---|---|
+//! | cosine | min + (base − min)·½(1 + cos π·done) |
+//! | linear | min + (base − min)·(1 − done) |
+//! | exponential | base·r^⌊s/d⌋, d = steps of `decay-epochs` |
+//! | steps | base·r^k, k = milestones whose round(epochs·N/B) steps are done |
+//! | constant | base |
+//!
+//! The schedule has no state, so a resumed run has the same rates as an uninterrupted one.
 
 use crate::train::recipe::Recipe;
+use crate::train::schedule_kind::ScheduleKind;
 
 /// The schedule of a recipe over a number of images.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Schedule {
     base: f64,
+    warmup_start: Option<f64>,
+    falls: Falls,
+    min: f64,
     steps: u64,
     warmup: u64,
     ema: f64,
@@ -18,6 +31,38 @@ pub struct Schedule {
     steps_per_epoch: f64,
     evaluate_every: f64,
 }
+
+/// How the rate falls after the warm-up; lengths are in steps.
+#[derive(Clone, Debug, PartialEq)]
+enum Falls {
+    Cosine,
+    Linear,
+    Exponential { rate: f64, every: f64 },
+    Steps { rate: f64, milestones: Vec<u64> },
+    Not,
+}
+
+impl Falls {
+    fn new(recipe: &Recipe, steps_per_epoch: f64) -> Falls {
+        let rate = recipe.decay_rate.unwrap_or(1.0);
+        match recipe.schedule {
+            ScheduleKind::Cosine => Falls::Cosine,
+            ScheduleKind::Linear => Falls::Linear,
+            ScheduleKind::Exponential => {
+                let every = recipe.decay_epochs.unwrap_or(f64::INFINITY) * steps_per_epoch;
+                Falls::Exponential { rate, every }
+            }
+            ScheduleKind::Steps => {
+                let steps = |epochs: &f64| (epochs * steps_per_epoch).round() as u64;
+                Falls::Steps { rate, milestones: recipe.milestones.iter().map(steps).collect() }
+            }
+            ScheduleKind::Constant => Falls::Not,
+        }
+    }
+}
+
+/// A quotient so little below a whole number is that number, and was rounded.
+const ROUNDED: f64 = 1e-9;
 
 /// Too few images or epochs for one step.
 #[derive(Debug, thiserror::Error, PartialEq)]
@@ -41,6 +86,9 @@ impl Schedule {
         }
         Ok(Schedule {
             base: recipe.lr,
+            warmup_start: recipe.warmup_lr,
+            falls: Falls::new(recipe, steps_per_epoch),
+            min: recipe.min_lr,
             steps,
             warmup: ((recipe.warmup_epochs * steps_per_epoch).round() as u64).min(steps),
             ema: recipe.ema,
@@ -61,11 +109,26 @@ impl Schedule {
 
     /// The learning rate of the step that follows `step` steps.
     pub fn lr(&self, step: u64) -> f64 {
-        if step < self.warmup {
-            return self.base * ((step + 1) as f64 / self.warmup as f64);
+        let Schedule { base, min, warmup, .. } = *self;
+        if step < warmup {
+            return match self.warmup_start {
+                Some(start) => start + (base - start) * (step as f64 / warmup as f64),
+                None => base * ((step + 1) as f64 / warmup as f64),
+            };
         }
-        let done = (step - self.warmup) as f64 / (self.steps - self.warmup).max(1) as f64;
-        self.base * 0.5 * (1.0 + (std::f64::consts::PI * done).cos())
+        let done = (step - warmup) as f64 / (self.steps - warmup).max(1) as f64;
+        match &self.falls {
+            Falls::Cosine => min + (base - min) * 0.5 * (1.0 + (std::f64::consts::PI * done).cos()),
+            Falls::Linear => min + (base - min) * (1.0 - done),
+            Falls::Exponential { rate, every } => {
+                (base * rate.powf((step as f64 / every + ROUNDED).floor())).max(min)
+            }
+            Falls::Steps { rate, milestones } => {
+                let passed = milestones.iter().filter(|&&milestone| milestone <= step).count();
+                (base * rate.powi(passed as i32)).max(min)
+            }
+            Falls::Not => base,
+        }
     }
 
     /// The decay of the moving average in that step: min(decay, (1+s)/(10+s)), so that the initial values do not
@@ -77,6 +140,11 @@ impl Schedule {
     /// The epochs of `done` steps.
     pub fn epoch(&self, done: u64) -> f64 {
         done as f64 / self.steps_per_epoch
+    }
+
+    /// Evaluations up to the one that follows `done` steps.
+    pub fn evaluations(&self, done: u64) -> u64 {
+        (1..=done).filter(|&step| self.evaluates(step)).count() as u64
     }
 
     /// Whether an evaluation follows `done` steps: the k-th follows step round(k·eval-every·N/B), and one follows the
@@ -130,6 +198,44 @@ mod tests {
     }
 
     #[test]
+    fn rate_falls_no_lower_than_the_least() {
+        let change = |kind, milestones: &[f64]| {
+            let milestones = milestones.to_vec();
+            move |r: &mut Recipe| {
+                (r.epochs, r.warmup_epochs, r.lr, r.schedule) = (3.0, 0.0, 0.4, kind);
+                (r.decay_rate, r.min_lr, r.milestones) = (Some(0.5), 0.15, milestones.clone());
+                r.decay_epochs = Some(1.0);
+            }
+        };
+        for kind in [ScheduleKind::Exponential, ScheduleKind::Steps] {
+            let s = schedule(change(kind, &[1.0, 2.0]), 100);
+            let rates = [0, 9, 10, 19, 20, 29].map(|step| s.lr(step));
+            assert_eq!(rates, [0.4, 0.4, 0.2, 0.2, 0.15, 0.15], "{kind}");
+        }
+        for kind in [ScheduleKind::Cosine, ScheduleKind::Linear] {
+            let s = schedule(change(kind, &[]), 100);
+            assert!((0..30).all(|step| s.lr(step) > 0.15 && s.lr(step) <= 0.4), "{kind}");
+            assert!((s.lr(30) - 0.15).abs() < 1e-15, "{kind}");
+        }
+    }
+
+    /// 1.6 epochs of 3 steps are 4.8 steps, in binary a little more, so that 24 steps seem to be a little less than five times
+    /// that.
+    #[test]
+    fn drop_at_a_whole_step_is_not_missed_by_rounding() {
+        let every = |epochs: f64, images| {
+            let change = move |r: &mut Recipe| {
+                (r.epochs, r.warmup_epochs, r.lr, r.schedule) = (30.0, 0.0, 1.0, ScheduleKind::Exponential);
+                (r.decay_rate, r.decay_epochs) = (Some(0.5), Some(epochs));
+            };
+            let s = schedule(change, images);
+            (1..s.steps()).filter(|&step| s.lr(step) < s.lr(step - 1)).collect::<Vec<u64>>()
+        };
+        assert_eq!(every(1.6, 30)[..5], [5, 10, 15, 20, 24]);
+        assert_eq!(every(2.4, 100), (1..=12).map(|k| 24 * k).collect::<Vec<u64>>());
+    }
+
+    #[test]
     fn rate_is_full_in_the_first_step_without_warmup() {
         let s = schedule(|r| (r.epochs, r.warmup_epochs, r.lr) = (1.0, 0.0, 0.4), 100);
         assert_eq!(s.lr(0), 0.4);
@@ -142,6 +248,9 @@ mod tests {
             let s = schedule(|r| (r.epochs, r.warmup_epochs, r.eval_every) = (3.0, 0.0, epochs), 100);
             (0..=30).filter(|&done| s.evaluates(done)).collect::<Vec<u64>>()
         };
+        let counted = schedule(|r| (r.epochs, r.warmup_epochs, r.eval_every) = (3.0, 0.0, 1.25), 100);
+        let counts = [0, 12, 13, 24, 25, 29, 30].map(|done| counted.evaluations(done));
+        assert_eq!(counts, [0, 0, 1, 1, 2, 2, 3]);
         assert_eq!(every(1.0), [10, 20, 30]);
         assert_eq!(every(2.0), [20, 30]);
         assert_eq!(every(1.25), [13, 25, 30]);

@@ -60,6 +60,8 @@ pub struct Reference {
     pub ema: Vec<f64>,
     ema_weights: bool,
     step: StepParams,
+    /// Steps that were skipped.
+    skipped: u32,
     touched: RefCell<Touched>,
     /// Sums that a pass was given, computed again.
     sums: RefCell<HashMap<u32, Vec<f64>>>,
@@ -219,6 +221,11 @@ impl Ops for Reference {
     }
 
     fn end_step(&mut self) -> Result {
+        Ok(())
+    }
+
+    fn set_loss_scale(&mut self, state: LossScale) -> Result {
+        self.skipped = state.skipped;
         Ok(())
     }
 

@@ -8,18 +8,42 @@ impl Reference {
         let rate = decimal(self.step.learning_rate);
         let trainable = self.gradients.len();
         let mut gradients = self.gradients.clone();
+        if let Some(most) = p.clip_norm {
+            let norm = gradients.iter().map(|gradient| gradient * gradient).sum::<f64>().sqrt();
+            let factor = (decimal(most) / (norm + 1e-6)).min(1.0);
+            gradients.iter_mut().for_each(|gradient| *gradient *= factor);
+        }
         for (i, gradient) in gradients.iter_mut().enumerate() {
+            // AdamW takes its decay from the parameter.
+            if matches!(p.rule, Rule::AdamW { .. }) {
+                break;
+            }
             let factor = if p.weight_decay.by_parameter { self.decay_factors[i] } else { 1.0 };
             *gradient += decimal(p.weight_decay.rate) * factor * self.parameters[i];
         }
         let parameters = &mut self.parameters[..trainable];
         match p.rule {
-            Rule::Sgd { momentum } => {
+            Rule::Sgd { momentum, nesterov } => {
                 let momentum = decimal(momentum);
                 let [buffer, _] = &mut self.slots;
                 for (i, gradient) in gradients.into_iter().enumerate() {
                     buffer[i] = momentum * buffer[i] + gradient;
-                    parameters[i] -= rate * buffer[i];
+                    let push = if nesterov { gradient + momentum * buffer[i] } else { buffer[i] };
+                    parameters[i] -= rate * push;
+                }
+            }
+            Rule::AdamW { beta1, beta2, eps } => {
+                let made = self.step.step as i32 - self.skipped as i32 + 1;
+                let decay = rate * decimal(p.weight_decay.rate);
+                let [mean_square, mean] = &mut self.slots;
+                for (i, gradient) in gradients.into_iter().enumerate() {
+                    let factor = if p.weight_decay.by_parameter { self.decay_factors[i] } else { 1.0 };
+                    parameters[i] *= 1.0 - decay * factor;
+                    mean[i] = beta1 * mean[i] + (1.0 - beta1) * gradient;
+                    mean_square[i] = beta2 * mean_square[i] + (1.0 - beta2) * gradient * gradient;
+                    let corrected = mean_square[i] / (1.0 - beta2.powi(made));
+                    let push = mean[i] / (1.0 - beta1.powi(made)) / (corrected.sqrt() + decimal(eps));
+                    parameters[i] -= rate * push;
                 }
             }
             Rule::RmsProp { form, alpha, momentum, eps } => {

@@ -1,0 +1,69 @@
+//! What a recipe says of augmentation: the policy, and which values it may have.
+
+use super::recipe::{Range, Recipe, RecipeError, require};
+use crate::data::augment::Policy;
+
+const PROBABILITY: Range = (|v| (0.0..=1.0).contains(&v), "must be from 0 to 1");
+const AREAS: &str = "must be two shares of the image above 0 and at most 1, the smaller one first";
+const RATIOS: &str = "must be two ratios above 0, the smaller one first";
+
+impl Recipe {
+    /// What training changes at random about the images of a set with these means.
+    pub fn policy(&self, mean: [f32; 3]) -> Policy {
+        let standard = Policy::STANDARD;
+        Policy {
+            crop_area: self.crop_area.unwrap_or(standard.crop_area),
+            crop_ratio: self.crop_ratio.unwrap_or(standard.crop_ratio),
+            flip: self.flip.unwrap_or(standard.flip),
+            vertical_flip: self.vertical_flip,
+            auto: self.augment,
+            color_jitter: self.color_jitter,
+            random_erasing: self.random_erasing,
+            fill: mean.map(|mean| (mean * 255.0).round() as u8),
+        }
+    }
+
+    pub(super) fn validate_augmentation(&self) -> Result<(), RecipeError> {
+        let Policy { crop_area, crop_ratio, flip, .. } = self.policy([0.0; 3]);
+        let probabilities = [
+            ("flip", flip),
+            ("vertical-flip", self.vertical_flip),
+            ("color-jitter", self.color_jitter),
+            ("random-erasing", self.random_erasing),
+        ];
+        for (flag, value) in probabilities {
+            require(flag, value, PROBABILITY.0(value), PROBABILITY.1)?;
+        }
+        let [least, most] = crop_area;
+        let sound = 0.0 < least && least <= most && most <= 1.0;
+        require("crop-area", format!("{least},{most}"), sound, AREAS)?;
+        let [least, most] = crop_ratio;
+        let sound = 0.0 < least && least <= most && most.is_finite();
+        require("crop-ratio", format!("{least},{most}"), sound, RATIOS)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Variant;
+
+    #[test]
+    fn values_out_of_range_are_named() {
+        let changes: [(&str, fn(&mut Recipe)); 7] = [
+            ("crop-area", |r| r.crop_area = Some([0.5, 0.4])),
+            ("crop-area", |r| r.crop_area = Some([0.5, 1.1])),
+            ("crop-ratio", |r| r.crop_ratio = Some([0.0, 1.0])),
+            ("crop-ratio", |r| r.crop_ratio = Some([f64::NAN, 1.0])),
+            ("flip", |r| r.flip = Some(1.5)),
+            ("color-jitter", |r| r.color_jitter = -0.1),
+            ("random-erasing", |r| r.random_erasing = f64::NAN),
+        ];
+        for (flag, change) in changes {
+            let mut recipe = Recipe::reference(Variant::B0, 8);
+            change(&mut recipe);
+            let line = recipe.validate().unwrap_err().to_string();
+            assert!(line.starts_with(&format!("--{flag} ")), "{line}");
+        }
+    }
+}

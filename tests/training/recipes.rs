@@ -1,0 +1,85 @@
+//! Settings of the recipe that a run shows as a whole: optimisers, clipping, early stopping.
+
+use std::path::Path;
+
+use effnet::train::events::{End, LogLine};
+use effnet::train::{Optimizer, Outcome, Recipe, RunOptions, ScheduleKind, TrainError, log};
+
+use crate::common::training::{assert_same_file, options, recipe, run, saved};
+
+fn train(recipe: &Recipe, out: &Path, max_steps: Option<u64>, resume: bool) -> Result<Outcome, TrainError> {
+    run(recipe, &RunOptions { max_steps, resume, ..options(out) })
+}
+
+/// AdamW with everything new: the state is in the checkpoint, and a resumed run ends with the same bytes.
+#[test]
+fn adamw_run_is_resumed_to_the_same_bytes() {
+    let recipe = Recipe {
+        optimizer: Optimizer::Adamw,
+        beta2: Some(0.99),
+        weight_decay: 0.05,
+        weight_decay_bn: Some(0.0),
+        clip_norm: Some(1.0),
+        schedule: ScheduleKind::Exponential,
+        decay_rate: Some(0.9),
+        decay_epochs: Some(0.5),
+        warmup_lr: Some(1e-4),
+        ..recipe()
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let [whole, parts] = ["whole", "parts"].map(|name| dir.path().join(name));
+    train(&recipe, &whole, Some(8), false).unwrap();
+    train(&recipe, &parts, Some(3), false).unwrap();
+    train(&recipe, &parts, Some(8), true).unwrap();
+    assert_same_file(&whole, &parts, "checkpoint.bin");
+    let names: Vec<&str> = saved(&whole).state.slots.iter().map(|slot| slot.name).collect();
+    assert_eq!(names, ["mean_square", "mean"]);
+    let norms: Vec<Option<f64>> = log::read(&whole.join("log.jsonl"))
+        .unwrap()
+        .into_iter()
+        .filter_map(|line| match line {
+            LogLine::Step(record) => Some(record.gradient_norm),
+            LogLine::Evaluation(_) => None,
+        })
+        .collect();
+    assert_eq!(norms.len(), 8);
+    assert!(norms.iter().all(|norm| norm.is_some_and(|norm| norm > 0.0)), "{norms:?}");
+}
+
+/// A limit that no gradient reaches changes no bit of the weights, whatever the micro-batch; another one does.
+#[test]
+fn clipping_takes_the_norm_of_the_whole_batch() {
+    let dir = tempfile::tempdir().unwrap();
+    let weights = |name: &str, clip_norm| {
+        let out = dir.path().join(name);
+        train(&Recipe { clip_norm, micro_batch: 4, ..recipe() }, &out, Some(3), false).unwrap();
+        saved(&out).state.parameters
+    };
+    let plain = weights("plain", None);
+    assert!(plain == weights("ample", Some(1e9)));
+    assert!(plain != weights("tight", Some(1e-3)));
+}
+
+/// A run whose accuracy does not rise ends early, keeps its best, and ends at the same step when it is interrupted.
+#[test]
+fn patience_ends_a_run_and_survives_a_resume() {
+    // Evaluations after every second step; the weights do not move.
+    let recipe = Recipe { lr: 1e-12, ema: 0.0, bn_momentum: 1e-9, eval_every: 0.4, ..recipe() };
+    let patient = Recipe { patience: Some(2), ..recipe.clone() };
+    let dir = tempfile::tempdir().unwrap();
+    let [whole, parts, long] = ["whole", "parts", "long"].map(|name| dir.path().join(name));
+    let outcome = train(&patient, &whole, None, false).unwrap();
+    assert_eq!((outcome.end, outcome.step, outcome.resume), (End::Patience, 6, None));
+    let best = outcome.best.unwrap();
+    assert_eq!((best.step, saved(&whole).metadata.best), (2, Some(best)));
+    assert!(whole.join("best.bin").exists());
+    // Interrupted between evaluations, and resumed when it was already over.
+    train(&patient, &parts, Some(5), false).unwrap();
+    assert_eq!(train(&patient, &parts, None, true).unwrap().step, 6);
+    assert_eq!(train(&patient, &parts, None, true).unwrap().end, End::Patience);
+    for file in ["checkpoint.bin", "best.bin"] {
+        assert_same_file(&whole, &parts, file);
+    }
+    let outcome = train(&recipe, &long, None, false).unwrap();
+    assert_eq!((outcome.end, outcome.step), (End::Finished, 12));
+}
