@@ -62,7 +62,8 @@ fn one_line(message: &str) -> String {
     let parts = message.lines().map(str::trim).filter(|line| !line.is_empty());
     let parts = parts.filter(|line| !line.starts_with("Usage:") && !line.starts_with("For more information"));
     let line = parts.collect::<Vec<_>>().join("; ");
-    line.trim_start_matches("error: ").to_string()
+    // What follows a colon is the list that it announces.
+    line.trim_start_matches("error: ").replace(":; ", ": ")
 }
 
 #[cfg(test)]
@@ -77,6 +78,18 @@ mod tests {
     fn commands_are_well_formed() {
         Flags::command().debug_assert();
         eval::EvalFlags::command().debug_assert();
+    }
+
+    #[test]
+    fn parse_makes_one_line_of_an_error() {
+        let line = |arguments: &[&str]| {
+            let all = ["effnet-eval"].iter().chain(arguments).map(|argument| argument.into());
+            parse::<eval::EvalFlags>(all).map(drop).unwrap_err().0
+        };
+        let missing = line(&[]);
+        assert_eq!(missing, "the following required arguments were not provided: <CHECKPOINT>");
+        let unknown = line(&["c.bin", "--batchsize", "4"]);
+        assert!(unknown.contains("--batch-size") && !unknown.contains(":;"), "{unknown}");
     }
 
     #[test]

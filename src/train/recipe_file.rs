@@ -13,7 +13,8 @@ use super::recipe::Recipe;
 use crate::data::Source;
 
 /// The options in the file.
-const KEPT: [&str; 6] = ["data", "device", "precision", "checkpoint-every", "keep", "init-from"];
+const KEPT: [&str; 7] =
+    ["data", "device", "precision", "checkpoint-every", "keep", "init-from", "init-partial"];
 
 /// The content of `recipe.toml`.
 #[derive(Clone, Debug)]

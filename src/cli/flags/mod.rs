@@ -71,6 +71,9 @@ pub struct Settings {
     /// Start from these weights (timm's names); if the number of classes differs, the classifier is initialised anew
     #[arg(long, value_name = "FILE.safetensors", value_parser = path, help_heading = MODEL)]
     pub init_from: Option<PathBuf>,
+    /// Go on where --init-from lacks some of the model's tensors: they keep their initial values
+    #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, help_heading = MODEL)]
+    pub init_partial: Option<bool>,
 
     /// Directory made by effnet-pack, or `synthetic` for generated images [default: $EFFNET_DATA, otherwise `data`]
     #[arg(long, value_name = "DIR|synthetic", help_heading = DATA)]

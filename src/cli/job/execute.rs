@@ -11,6 +11,7 @@ use std::sync::atomic::AtomicBool;
 use anyhow::{Context, Result};
 use serde_json::json;
 
+use super::fitted::{is_gpu, ranks_on_gpus};
 use super::{Action, Job, demo};
 use crate::cli::UsageError;
 use crate::data::{self, DataError, Source};
@@ -20,10 +21,10 @@ use crate::parallel::{GroupError, Ranks, World};
 use crate::train::checkpoint::{DirectoryError, Found, RunDirectory};
 use crate::train::curves::Curves;
 use crate::train::device::{self, Hardware};
-use crate::train::events::{All, End, Reporter};
+use crate::train::events::{All, End, Reporter, Silent};
 use crate::train::report::for_stdout;
 use crate::train::{
-    DataChoice, MemoryPlan, Recipe, RecipeError, TrainError, check, memory_plan, train_selected,
+    DataChoice, MemoryPlan, Outcome, Recipe, RecipeError, TrainError, check, memory_plan, train_selected,
 };
 
 /// Classes of a network without data: as many as ImageNet has.
@@ -77,16 +78,19 @@ impl Job {
         match self.action {
             Action::Summary => {
                 let arch = self.recipe.architecture(self.classes()?)?;
-                write!(io::stdout(), "{}", summary::summary(&arch, &ParamTable::new(&arch)))?;
+                let table = ParamTable::new(&arch);
+                if self.json {
+                    writeln!(io::stdout(), "{}", summary::json(&arch, &table))?;
+                } else {
+                    write!(io::stdout(), "{}", summary::summary(&arch, &table))?;
+                }
             }
             Action::DryRun => self.print_memory_plan()?,
             Action::Train => {
                 if let Some(launch) = self.launches() {
                     return self.launch(launch);
                 }
-                if self.train(stop)? == End::Interrupted {
-                    return Ok(Done::Interrupted);
-                }
+                return self.train(stop);
             }
         }
         Ok(Done::Finished)
@@ -115,7 +119,12 @@ impl Job {
         let options = &self.options;
         let selected = device::select_for(options).map_err(TrainError::from)?;
         let world = options.ranks.world();
-        let mut recipe = self.recipe.clone();
+        let mut report = All(if self.json { Vec::new() } else { vec![for_stdout(false)] });
+        let mut recipe = match options.data.open(self.recipe.resolution) {
+            Ok(source) => self.fitted(&source, is_gpu(&selected), &mut report)?,
+            // No images, or the demo's.
+            Err(_) => self.recipe.clone(),
+        };
         // The recipe of a resumed run is not divided yet.
         recipe.divide(world.size, options.auto_micro_batch || options.resume)?;
         let (line, plan) = selected.with(Plan(&recipe, self.classes()?, world, options.loader_threads))?;
@@ -129,7 +138,7 @@ impl Job {
         Ok(())
     }
 
-    fn train(&self, stop: &AtomicBool) -> Result<End> {
+    fn train(&self, stop: &AtomicBool) -> Result<Done> {
         // A missing device is reported before missing data.
         let selected = device::select_for(&self.options).map_err(TrainError::from)?;
         // Only rank 0 reports.
@@ -138,25 +147,40 @@ impl Job {
         if leads {
             report.0 = vec![Box::new(Curves::default()), for_stdout(self.json)];
         }
+        self.notes.iter().for_each(|note| report.notice(note));
         let source = self.source(&mut report)?;
-        let outcome = match train_selected(&self.recipe, &self.options, source, selected, &mut report, stop) {
+        let recipe = self.fitted(&source, is_gpu(&selected), &mut report)?;
+        self.warn(&recipe, &source, &mut report);
+        let outcome = match train_selected(&recipe, &self.options, source, selected, &mut report, stop) {
             Err(TrainError::Group(error @ GroupError::Interrupted)) => {
                 report.notice(&error.to_string());
-                return Ok(End::Interrupted);
+                return Ok(Done::Interrupted);
             }
             outcome => outcome?,
         };
+        match outcome {
+            Outcome { end: End::Interrupted, .. } => return Ok(Done::Interrupted),
+            // Every rank ends with this status; the first one reports it.
+            Outcome { diverged: true, .. } if !leads => return Ok(Done::Ranks(1)),
+            Outcome { diverged: true, last: Some(last), best, .. } => {
+                return Err(TrainError::Diverged { loss: last.loss, best: best.map(|best| best.step) }.into());
+            }
+            _ => {}
+        }
         if self.demo && outcome.end == End::Finished && !self.json && leads {
             print_next(&outcome.out)?;
         }
-        Ok(outcome.end)
+        Ok(Done::Finished)
     }
 
     /// Starts the ranks, after a check for errors that all of them would meet.
     fn launch(&self, launch: &Launch) -> Result<Done> {
         device::check_for(&self.options).map_err(TrainError::from)?;
         // This also packs the demo's images before several ranks open them.
-        check(&self.recipe, &self.options, &self.source(&mut All(vec![for_stdout(self.json)]))?)?;
+        let source = self.source(&mut All(vec![for_stdout(self.json)]))?;
+        // Rank 0 says what is chosen.
+        let recipe = self.fitted(&source, ranks_on_gpus(self.options.device), &mut Silent)?;
+        check(&recipe, &self.options, &source)?;
         let mut arguments: Vec<OsString> = env::args_os().skip(1).collect();
         if self.demo && !self.named {
             // As soon as rank 0 has begun, other ranks would find another free name.
@@ -177,7 +201,12 @@ impl Job {
     fn source(&self, report: &mut dyn Reporter) -> Result<Source> {
         let options = &self.options;
         if options.data != DataChoice::Demo {
-            return Ok(options.data.open(self.recipe.resolution)?);
+            return match options.data.open(self.recipe.resolution) {
+                Err(DataError::NoDataset { dir, problem }) if options.resume => {
+                    Err(TrainError::DataMoved { dir, problem }.into())
+                }
+                other => Ok(other?),
+            };
         }
         if let Ranks::Given(_) = options.ranks {
             // The launcher has packed them and reported it.

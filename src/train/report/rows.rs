@@ -109,6 +109,15 @@ pub fn outcome_rows(outcome: &Outcome) -> Vec<Row> {
     let place = format!("step {} of {}", HumanCount(outcome.step), HumanCount(outcome.steps));
     let mut rows = vec![("run", format!("{end} after {place}, epoch {:.2}", outcome.epoch))];
     if let Some(last) = &outcome.last {
+        let figures = |top1, top5, loss| {
+            let text = figures(top1, top5, loss, outcome.classes);
+            // A run that was stopped is not evaluated once more.
+            if last.step == outcome.step {
+                text
+            } else {
+                format!("{text}, at step {}", HumanCount(last.step))
+            }
+        };
         rows.push(("test accuracy", figures(last.top1, last.top5, last.loss)));
         if let (Some(top1), Some(top5), Some(loss)) = (last.ema_top1, last.ema_top5, last.ema_loss) {
             rows.push(("moving average", figures(top1, top5, loss)));
@@ -147,13 +156,18 @@ pub fn outcome_rows(outcome: &Outcome) -> Vec<Row> {
     rows
 }
 
-fn figures(top1: f64, top5: f64, loss: f64) -> String {
-    format!("top-1 {}, top-5 {}, loss {loss:.4}", percent(top1), percent(top5))
+/// Five classes or fewer are always among the five most probable.
+pub const FEW_CLASSES: usize = 5;
+
+fn figures(top1: f64, top5: f64, loss: f64, classes: usize) -> String {
+    let top5 = if classes > FEW_CLASSES { format!("top-5 {}, ", percent(top5)) } else { String::new() };
+    format!("top-1 {}, {top5}loss {loss:.4}", percent(top1))
 }
 
 /// The line of an evaluation during a run.
-pub fn evaluation_line(record: &EvaluationRecord, best: bool) -> String {
-    let mut line = format!("epoch {:.2}: {}", record.epoch, figures(record.top1, record.top5, record.loss));
+pub fn evaluation_line(record: &EvaluationRecord, best: bool, classes: usize) -> String {
+    let figures = figures(record.top1, record.top5, record.loss, classes);
+    let mut line = format!("epoch {:.2}: {figures}", record.epoch);
     if let Some(top1) = record.ema_top1 {
         line += &format!(", moving average top-1 {}", percent(top1));
     }
@@ -186,6 +200,10 @@ impl StepMeans {
         add(&mut self.images, batch as f64);
         add(&mut self.seconds, seconds);
         add(&mut self.wait, record.data_wait);
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.steps == 0.0
     }
 
     pub fn line(&self) -> String {

@@ -67,6 +67,8 @@ fn outcome() -> Outcome {
         step: 40,
         steps: 2188,
         epoch: 0.26,
+        classes: 10,
+        diverged: false,
         last: Some(evaluation()),
         best: Some(Best { top1: 0.85, step: 40, ema: true }),
         train_seconds: 75.0,
