@@ -16,6 +16,8 @@ pub mod flags;
 pub mod job;
 pub mod signals;
 
+use std::ffi::OsString;
+
 use clap::Parser;
 use clap::error::ErrorKind;
 
@@ -45,13 +47,17 @@ pub enum Parsed<T> {
 ///
 /// # Errors
 /// Clap's message as one line.
-pub fn parse<T: Parser>(
-    arguments: impl IntoIterator<Item = std::ffi::OsString>,
-) -> Result<Parsed<T>, UsageError> {
-    match T::try_parse_from(arguments) {
+pub fn parse<T: Parser>(arguments: impl IntoIterator<Item = OsString>) -> Result<Parsed<T>, UsageError> {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    match T::try_parse_from(&arguments) {
         Ok(flags) => Ok(Parsed::Flags(Box::new(flags))),
         Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
             Ok(Parsed::Text(error.to_string()))
+        }
+        Err(error) if error.kind() == ErrorKind::InvalidUtf8 => {
+            let which =
+                arguments.iter().find(|argument| argument.to_str().is_none()).cloned().unwrap_or_default();
+            usage(format!("{}: this name is no UTF-8 text; rename the file or folder", which.display()))
         }
         Err(error) => usage(one_line(&error.to_string())),
     }

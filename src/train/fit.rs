@@ -32,9 +32,11 @@ pub const FEW_STEPS: u64 = 1_000;
 pub const LEAST_EPOCHS: f64 = 10.0;
 /// The most epochs, for sets of a few images only.
 const MOST_EPOCHS: f64 = 1_000.0;
+/// The batch of the reference recipe.
+pub const REFERENCE_BATCH: usize = 4096;
 /// Batches below it give batch norm poor statistics.
 const LEAST_BATCH: usize = 16;
-/// The demo's rate of 5e-4 for a batch of 64. The reference's is unstable over so few steps.
+/// The demo's rate of 5e-4 for a batch of 64, by RMSprop. The reference's is unstable over so few steps.
 pub const RATE: f64 = 5e-4 / 64.0;
 /// Evaluations of a run: each one also writes a checkpoint.
 pub const EVALUATIONS: f64 = 40.0;
@@ -62,9 +64,9 @@ impl Circumstances {
         Circumstances { images, largest: width.max(height), shorter, on_gpu, ranks }
     }
 
-    /// Whether the set is as large as the reference recipe's.
-    fn are_the_reference_s(&self, reference: &Recipe) -> bool {
-        self.images / STEPS_OF_EPOCH >= reference.batch_size
+    /// Whether the set is as large as those that the reference recipe is made for.
+    fn are_the_reference_s(&self) -> bool {
+        self.images / STEPS_OF_EPOCH >= REFERENCE_BATCH
     }
 
     /// The side of the input, where the member's own is `own`.
@@ -78,8 +80,8 @@ impl Circumstances {
     }
 
     /// Images of a step; a multiple of `part`, which the ranks' micro-batches must divide.
-    fn batch(&self, part: usize, most: usize) -> usize {
-        batch_for(self.images).min(most).next_multiple_of(part)
+    fn batch(&self, part: usize) -> usize {
+        batch_for(self.images).next_multiple_of(part)
     }
 
     fn epochs(&self, batch: usize, reference: f64) -> f64 {
@@ -90,10 +92,10 @@ impl Circumstances {
     }
 }
 
-/// The batch that suits so many training images, without a limit.
+/// The batch that suits so many training images.
 pub fn batch_for(images: usize) -> usize {
     let power = |below: usize| 1 << below.max(1).ilog2();
-    power(images / STEPS_OF_EPOCH).max(LEAST_BATCH).min(power(images))
+    power(images / STEPS_OF_EPOCH).clamp(LEAST_BATCH, REFERENCE_BATCH).min(power(images))
 }
 
 /// The recipe with the settings that nobody `gave` (by the names of their flags) as the circumstances have them, and
@@ -104,7 +106,7 @@ pub fn fit(
     circumstances: &Circumstances,
 ) -> (Recipe, Vec<String>) {
     let mut recipe = reference.clone();
-    let large = circumstances.are_the_reference_s(reference);
+    let large = circumstances.are_the_reference_s();
     let mut chosen = Vec::new();
     let mut choose = |flag: &str, phrase: String| chosen.push((format!("--{flag}"), phrase));
     if !given("resolution") {
@@ -113,7 +115,7 @@ pub fn fit(
     }
     if !given("batch-size") && !large {
         let images = if given("micro-batch") { reference.micro_batch } else { 1 };
-        recipe.batch_size = circumstances.batch(circumstances.ranks * images, reference.batch_size);
+        recipe.batch_size = circumstances.batch(circumstances.ranks * images);
         choose("batch-size", format!("batch {}", recipe.batch_size));
     }
     if !given("micro-batch") {
@@ -126,8 +128,8 @@ pub fn fit(
     }
     if !given("lr") && !large {
         let like_reference = reference.lr / reference.batch_size as f64;
-        let small = recipe.optimizer != Optimizer::Sgd;
-        recipe.lr = recipe.batch_size as f64 * if small { RATE } else { like_reference };
+        let known = matches!(recipe.optimizer, Optimizer::Rmsprop | Optimizer::RmspropTf);
+        recipe.lr = recipe.batch_size as f64 * if known { RATE } else { like_reference };
         choose("lr", format!("learning rate {}", recipe.lr));
     }
     if !given("warmup-epochs") {
@@ -235,6 +237,13 @@ mod tests {
         // What follows from a given value follows from this one.
         let some = fitted(PHOTOS, &["batch-size"], Recipe { micro_batch: 8, ..recipe });
         assert_eq!((some.batch_size, some.epochs, some.lr), (8, 12.0, 6.25e-5));
+        // The rate of other optimisers is not known to be too high.
+        let sgd = fitted(PHOTOS, &["optimizer"], Recipe { optimizer: Optimizer::Sgd, ..reference() });
+        assert_eq!((sgd.batch_size, sgd.lr), (16, 0.08 * 16.0 / 4096.0));
+        let large = Circumstances { images: 100_000, ..PHOTOS };
+        let some =
+            fitted(large, &["batch-size"], Recipe { batch_size: 512, micro_batch: 512, ..reference() });
+        assert_eq!((some.epochs, some.lr), (16.0, 4e-3));
     }
 
     #[test]

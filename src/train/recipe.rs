@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use toml::Table;
 
 use super::optimizer::{Decayed, Optimizer};
-use crate::data::CropMode;
+use crate::data::{CropMode, NormaliseBy};
 use crate::model::{Architecture, BatchNormConfig, ModelError, Padding, Variant};
 use crate::network::NetworkConfig;
 use crate::ops::{RmsPropForm, Rule, Statistics, Update, WeightDecay, Weights};
@@ -65,6 +65,10 @@ pub struct Recipe {
     /// from before this field lack it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub sync_bn: bool,
+    /// The channel means and deviations. Not written if they are the data set's, because checkpoints from before this
+    /// field lack it.
+    #[serde(default, skip_serializing_if = "NormaliseBy::is_dataset")]
+    pub normalise: NormaliseBy,
 }
 
 /// A recipe that cannot be carried out. The message names the flag.
@@ -152,6 +156,7 @@ impl Recipe {
             eval_every: 1.0,
             init_from: None,
             sync_bn: false,
+            normalise: NormaliseBy::Dataset,
         }
     }
 
@@ -163,7 +168,8 @@ impl Recipe {
     pub fn with(&self, settings: &Table) -> Result<Recipe, toml::de::Error> {
         let table = |recipe: &Recipe| Table::try_from(recipe).expect("a recipe becomes a table");
         // Has a key for every field that can be set.
-        let written = Recipe { sync_bn: true, weight_decay_of: Decayed::Weights, ..self.clone() };
+        let normalise = NormaliseBy::Imagenet;
+        let written = Recipe { sync_bn: true, weight_decay_of: Decayed::Weights, normalise, ..self.clone() };
         let keys = table(&Recipe { init_from: None, ..written });
         let mut merged = table(self);
         let fields = settings.iter().filter(|(key, _)| keys.contains_key(*key));

@@ -1,9 +1,12 @@
 //! The settings that the command line leaves open, once the images and the device are known.
 
+use std::path::Path;
+
 use indicatif::HumanCount;
 
 use super::Job;
-use crate::data::{Source, Split};
+use crate::data::{Normalise, NormaliseBy, Source, Split};
+use crate::train::checkpoint::{self, CheckpointError};
 use crate::train::device::Selected;
 use crate::train::events::Reporter;
 use crate::train::fit::{self, Circumstances, FEW_STEPS, fit};
@@ -28,7 +31,15 @@ impl Job {
         let ranks = self.options.ranks.world().size;
         let circumstances = Circumstances::of(source, on_gpu, ranks);
         let (recipe, lines) = fit(&self.recipe, |flag| given.contains(flag), &circumstances);
+        let mut recipe = recipe;
         recipe.validate()?;
+        if let Some(path) = &self.options.init_from
+            && !given.contains("normalise")
+            && let Some((by, line)) = normalise_of(path, source.normalise())
+        {
+            recipe.normalise = by;
+            report.notice(&line);
+        }
         lines.iter().for_each(|line| report.notice(line));
         self.divided(&recipe)
     }
@@ -49,6 +60,22 @@ impl Job {
         }
         Ok(recipe)
     }
+}
+
+/// The normalisation that weights were trained with, if it is not the set's own, and a line about it: of a checkpoint what
+/// it says; plain weights are taken for ImageNet's.
+fn normalise_of(path: &Path, dataset: Normalise) -> Option<(NormaliseBy, String)> {
+    let (by, whose) = match checkpoint::verify(path) {
+        Ok(metadata) if metadata.normalise == dataset => return None,
+        Ok(metadata) => (NormaliseBy::Given(metadata.normalise), "the checkpoint's"),
+        // What cannot be read is reported when it is read.
+        Err(CheckpointError::Foreign { .. }) => {
+            (NormaliseBy::Imagenet, "ImageNet's, as nearly all published weights need")
+        }
+        Err(_) => return None,
+    };
+    let line = format!("normalisation: {whose}; --normalise dataset takes that of these images");
+    Some((by, line))
 }
 
 /// Whether the device is a GPU.
@@ -80,7 +107,7 @@ fn warnings(recipe: &Recipe, images: usize) -> Vec<String> {
         let (steps, wanted) = (schedule.steps(), (FEW_STEPS * batch_size as u64).div_ceil(images as u64));
         let batch = if smaller < batch_size { format!(", or --batch-size {smaller}") } else { String::new() };
         lines.push(format!(
-            "warning: {epochs} epochs are {steps} step{}, too few to learn much; --epochs {wanted} makes {FEW_STEPS}{batch}",
+            "warning: --epochs {epochs} makes {steps} step{}, too few to learn much; --epochs {wanted} makes {FEW_STEPS}{batch}",
             if steps == 1 { "" } else { "s" }
         ));
     }
@@ -106,7 +133,7 @@ mod tests {
         assert_eq!(warnings(&recipe(16, 20.0), 1000), [""; 0]);
         let lines = warnings(&recipe(1024, 46.0), 22);
         assert!(lines[0].contains("46.5 times; --batch-size 16 suits them"), "{lines:?}");
-        assert!(lines[1].contains("46 epochs are 1 step, "), "{lines:?}");
+        assert!(lines[1].contains("--epochs 46 makes 1 step, "), "{lines:?}");
         assert!(lines[1].ends_with("--epochs 46546 makes 1000, or --batch-size 16"), "{lines:?}");
         let lines = warnings(&recipe(16, 5.0), 1000);
         assert!(lines.len() == 1 && lines[0].ends_with("--epochs 16 makes 1000"), "{lines:?}");

@@ -15,11 +15,9 @@ use super::flags::{Actions, Flags, MicroBatch, Settings, file};
 use crate::data::CropMode;
 use crate::model::Variant;
 use crate::train::checkpoint::{self, Found, RunDirectory};
+use crate::train::fit::REFERENCE_BATCH;
 use crate::train::recipe_file::RecipeFile;
 use crate::train::{DataChoice, Recipe, RunOptions, TrainError, saved_recipe};
-
-/// The batch of the reference recipe.
-const BATCH: u64 = 4096;
 
 /// What to do with the recipe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -173,7 +171,10 @@ fn recipe(settings: &Settings, actions: &Actions, out: &Path) -> Result<Recipe> 
     let all = settings.over(&preset);
     let reference = Recipe {
         crop: CropMode::Auto,
-        ..Recipe::reference(all.model.unwrap_or(Variant::B0), all.batch_size.unwrap_or(BATCH) as usize)
+        ..Recipe::reference(
+            all.model.unwrap_or(Variant::B0),
+            all.batch_size.map_or(REFERENCE_BATCH, |images| images as usize),
+        )
     };
     let mut recipe = reference.with(&without_auto(&all))?;
     // A short run gets a short warm-up, unless the warm-up is given.

@@ -4,6 +4,7 @@ use indicatif::{HumanBytes, HumanCount};
 
 use super::curves;
 use super::events::{End, EvaluationRecord, Header, Outcome, StepRecord};
+use crate::data::NormaliseBy;
 use crate::train::optimizer::Decayed;
 
 /// A name and a value.
@@ -17,10 +18,14 @@ pub fn header_rows(header: &Header) -> Vec<Row> {
         0.0 => "off".to_string(),
         decay => format!("of the weights, decay {decay}"),
     };
+    let normalised = match recipe.normalise {
+        NormaliseBy::Dataset => String::new(),
+        other => format!(", normalised by {other}"),
+    };
     let each = if header.ranks > 1 { ", in each rank" } else { "" };
     vec![
         ("model", format!("{}, {} parameters", header.model_name(), count(header.parameters))),
-        ("input", format!("{side}×{side}, crop {}, padding {}", recipe.crop, recipe.padding)),
+        ("input", format!("{side}×{side}, crop {}, padding {}{normalised}", recipe.crop, recipe.padding)),
         ("data", format!("{} ({} classes, fingerprint {})", header.data, header.classes, header.fingerprint)),
         (
             "images",

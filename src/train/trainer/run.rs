@@ -104,7 +104,7 @@ fn train_as<H: Hardware>(
     let header = header(&session, options, &source, team);
     let Session { recipe, arch, schedule, hardware, directory, metadata, state, resumed, memory } = session;
     let processors = hardware.processors();
-    let mut engine = Engine::new(&recipe, &arch, source.normalise(), hardware, team)?;
+    let mut engine = Engine::new(&recipe, &arch, metadata.normalise, hardware, team)?;
     engine.load(&state, metadata.loss_scale)?;
     reporter.report(Event::Started(&header));
     let mut trainer = Trainer {

@@ -275,7 +275,7 @@ fn initial(
     let metadata = Metadata::new(
         recipe,
         source.class_names(),
-        source.normalise(),
+        recipe.normalise.values(source.normalise()),
         source.fingerprint(),
         schedule.steps(),
     );
