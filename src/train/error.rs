@@ -11,6 +11,7 @@ use super::program::quoted;
 use super::recipe::RecipeError;
 use super::recipe_file::RecipeFileError;
 use super::report::log::LogError;
+use super::report::rows::decimals;
 use super::trainer::schedule::NoSteps;
 use crate::data::DataError;
 use crate::model::ModelError;
@@ -68,8 +69,8 @@ pub enum TrainError {
         checkpoint.display()
     )]
     NotFinite { step: u64, what: String, tensor: String, saved: u64, checkpoint: PathBuf },
-    #[error("the run has diverged: its last validation loss is {loss}; start again with a lower --lr or a longer \
-        --warmup-epochs{}", best.map_or(String::new(), |step| format!("; best.bin has the weights of step {step}")))]
+    #[error("the run has diverged: its last validation loss is {}; start again with a lower --lr or a longer \
+        --warmup-epochs{}", decimals(*loss), best.map_or(String::new(), |step| format!("; best.bin has the weights of step {step}")))]
     Diverged {
         loss: f64,
         /// The step of the best checkpoint.

@@ -7,10 +7,11 @@
 //! | setting | rule |
 //! |---|---|
 //! | resolution | the member's own, but not above what half of the images have on their shorter side, in steps of 32; for icons the side of the largest |
-//! | batch | the largest power of two that leaves [`STEPS_OF_EPOCH`] steps to an epoch, from 16 (or all images) to the reference's 4096 |
+//! | batch | the largest power of two that leaves [`STEPS_OF_EPOCH`] steps to an epoch, from 32 (or all images) to the reference's 4096 |
 //! | epochs | so many that the run has [`STEPS_ON_CPU`] or [`STEPS_ON_GPU`] steps, from [`LEAST_EPOCHS`] to 400; more where they are fewer than [`FEW_STEPS`] steps |
 //! | learning rate | [`RATE`] for each image of the batch |
-//! | warm-up | a tenth of the epochs, at most the reference's 16 |
+//! | warm-up | a tenth of the epochs: over fewer steps, the loss of a tiny set rises first |
+//! | dropout, stochastic depth | none in a run of fewer than [`STEPS_ON_GPU`] steps: they slow learning down, which is too short for overfitting |
 //! | evaluations | at most [`EVALUATIONS`] |
 //!
 //! A set that is large enough for the reference's batch has the reference's batch, rate and epochs. The micro-batch is
@@ -35,7 +36,7 @@ const MOST_EPOCHS: f64 = 1_000.0;
 /// The batch of the reference recipe.
 pub const REFERENCE_BATCH: usize = 4096;
 /// Batches below it give batch norm poor statistics.
-const LEAST_BATCH: usize = 16;
+const LEAST_BATCH: usize = 32;
 /// The demo's rate of 5e-4 for a batch of 64, by RMSprop. The reference's is unstable over so few steps.
 pub const RATE: f64 = 5e-4 / 64.0;
 /// Evaluations of a run: each one also writes a checkpoint.
@@ -106,66 +107,100 @@ pub fn fit(
     circumstances: &Circumstances,
 ) -> (Recipe, Vec<String>) {
     let mut recipe = reference.clone();
-    let large = circumstances.are_the_reference_s();
-    let mut chosen = Vec::new();
-    let mut choose = |flag: &str, phrase: String| chosen.push((format!("--{flag}"), phrase));
+    let mut chosen = Chosen::default();
     if !given("resolution") {
         recipe.resolution = circumstances.resolution(reference.resolution);
-        choose("resolution", format!("input {0}×{0}", recipe.resolution));
+        chosen.add("resolution", format!("input {0}×{0}", recipe.resolution));
     }
-    if !given("batch-size") && !large {
+    if !circumstances.are_the_reference_s() {
+        fit_schedule(&mut recipe, given, circumstances, &mut chosen);
+    }
+    let lines = chosen.lines(&recipe, circumstances);
+    (recipe, lines)
+}
+
+/// What a set needs that is smaller than the reference's.
+fn fit_schedule(
+    recipe: &mut Recipe,
+    given: impl Fn(&str) -> bool,
+    circumstances: &Circumstances,
+    chosen: &mut Chosen,
+) {
+    let reference = recipe.clone();
+    if !given("batch-size") {
         let images = if given("micro-batch") { reference.micro_batch } else { 1 };
         recipe.batch_size = circumstances.batch(circumstances.ranks * images);
-        choose("batch-size", format!("batch {}", recipe.batch_size));
+        chosen.add("batch-size", format!("batch {}", recipe.batch_size));
     }
     if !given("micro-batch") {
         recipe.micro_batch = recipe.batch_size;
     }
-    if !given("epochs") && !large {
+    if !given("epochs") {
         recipe.epochs = circumstances.epochs(recipe.batch_size, reference.epochs);
-        let steps = recipe.epochs * circumstances.images as f64 / recipe.batch_size as f64;
-        choose("epochs", format!("{} epochs ({} steps)", recipe.epochs, HumanCount(steps.round() as u64)));
     }
-    if !given("lr") && !large {
+    let steps = (recipe.epochs * circumstances.images as f64 / recipe.batch_size as f64).round() as u64;
+    if !given("epochs") {
+        chosen.add("epochs", format!("{} epochs ({} steps)", recipe.epochs, HumanCount(steps)));
+    }
+    if !given("lr") {
         let like_reference = reference.lr / reference.batch_size as f64;
         let known = matches!(recipe.optimizer, Optimizer::Rmsprop | Optimizer::RmspropTf);
         recipe.lr = recipe.batch_size as f64 * if known { RATE } else { like_reference };
-        choose("lr", format!("learning rate {}", recipe.lr));
+        chosen.add("lr", format!("learning rate {}", recipe.lr));
     }
     if !given("warmup-epochs") {
-        recipe.warmup_epochs = reference.warmup_epochs.min(recipe.epochs / 10.0);
+        recipe.warmup_epochs = recipe.epochs / 10.0;
+    }
+    let short = steps < STEPS_ON_GPU;
+    if short && !given("dropout") {
+        recipe.dropout = 0.0;
+        chosen.add("dropout", "no dropout".into());
+    }
+    if short && !given("drop-connect") {
+        recipe.drop_connect = 0.0;
+        chosen.add("drop-connect", "no stochastic depth".into());
     }
     let rarely = (recipe.epochs / EVALUATIONS).ceil();
-    if !given("eval-every") && !large && rarely > reference.eval_every {
+    if !given("eval-every") && rarely > reference.eval_every {
         recipe.eval_every = rarely;
-        choose("eval-every", format!("validation every {rarely} epochs"));
+        chosen.add("eval-every", format!("validation every {rarely} epochs"));
     }
-    let lines = lines(&chosen, &recipe, circumstances);
-    (recipe, lines)
 }
 
-/// Two lines: what was chosen, and why.
-fn lines(chosen: &[(String, String)], recipe: &Recipe, circumstances: &Circumstances) -> Vec<String> {
-    if chosen.is_empty() {
-        return Vec::new();
+/// The flags that were not given, and what was chosen.
+#[derive(Default)]
+struct Chosen {
+    flags: Vec<String>,
+    phrases: Vec<String>,
+}
+
+impl Chosen {
+    fn add(&mut self, flag: &str, phrase: String) {
+        self.flags.push(format!("--{flag}"));
+        self.phrases.push(phrase);
     }
-    let phrases: Vec<&str> = chosen.iter().map(|(_, phrase)| phrase.as_str()).collect();
-    let flags: Vec<&str> = chosen.iter().map(|(flag, _)| flag.as_str()).collect();
-    let Circumstances { largest, shorter, .. } = *circumstances;
-    let how = match recipe.crop.resolve((largest, largest), recipe.resolution) {
-        CropMode::Pad => format!("none larger than {largest} pixels: padded"),
-        _ => format!("half of them at least {shorter} pixels wide and high: resized"),
-    };
-    vec![
-        format!("recipe: {}", phrases.join(", ")),
-        format!(
-            "chosen for {} training images, {how}, on {}; {} {} otherwise",
-            HumanCount(circumstances.images as u64),
-            if circumstances.on_gpu { "a GPU" } else { "the CPU" },
-            flags.join(" "),
-            if flags.len() == 1 { "says" } else { "say" },
-        ),
-    ]
+
+    /// Two lines: what was chosen, and why.
+    fn lines(&self, recipe: &Recipe, circumstances: &Circumstances) -> Vec<String> {
+        if self.flags.is_empty() {
+            return Vec::new();
+        }
+        let Circumstances { images, largest, shorter, on_gpu, .. } = *circumstances;
+        let how = match recipe.crop.resolve((largest, largest), recipe.resolution) {
+            CropMode::Pad => format!("none larger than {largest} pixels: padded"),
+            _ => format!("half of them at least {shorter} pixels wide and high: resized"),
+        };
+        vec![
+            format!("recipe: {}", self.phrases.join(", ")),
+            format!(
+                "chosen for {} training images, {how}, on {}; {} {} otherwise",
+                HumanCount(images as u64),
+                if on_gpu { "a GPU" } else { "the CPU" },
+                self.flags.join(" "),
+                if self.flags.len() == 1 { "says" } else { "say" },
+            ),
+        ]
+    }
 }
 
 #[cfg(test)]
@@ -192,8 +227,8 @@ mod tests {
             // images, batch, epochs on the CPU, epochs on a GPU
             (2, 2, 1000.0, 1000.0),
             (22, 16, 728.0, 728.0),
-            (100, 16, 400.0, 400.0),
-            (2_000, 16, 24.0, 80.0),
+            (100, 32, 400.0, 400.0),
+            (2_000, 32, 48.0, 160.0),
             (10_000, 64, 20.0, 64.0),
             (100_000, 512, 16.0, 52.0),
             (524_287, 2048, 12.0, 40.0),
@@ -203,8 +238,10 @@ mod tests {
                 let recipe = fitted(Circumstances { images, on_gpu: device, ..PHOTOS }, &[], reference());
                 assert_eq!((recipe.batch_size, recipe.epochs), (batch, epochs), "{images} images");
                 assert_eq!(recipe.lr, 5e-4 * batch as f64 / 64.0);
-                assert_eq!(recipe.warmup_epochs, (epochs / 10.0).min(16.0));
+                assert_eq!(recipe.warmup_epochs, epochs / 10.0);
                 assert!(recipe.epochs / recipe.eval_every <= EVALUATIONS);
+                let short = recipe.epochs * (images as f64) < 10_000.0 * batch as f64;
+                assert_eq!((recipe.dropout == 0.0, recipe.drop_connect == 0.0), (short, short));
             }
         }
     }
@@ -231,15 +268,15 @@ mod tests {
             eval_every: 0.5,
             ..reference()
         };
-        let all = ["resolution", "batch-size", "micro-batch", "epochs", "lr", "warmup-epochs", "eval-every"];
-        let (same, lines) = fit(&recipe, |flag| all.contains(&flag), &PHOTOS);
+        let all = "resolution batch-size micro-batch epochs lr warmup-epochs dropout drop-connect eval-every";
+        let (same, lines) = fit(&recipe, |flag| all.split(' ').any(|given| given == flag), &PHOTOS);
         assert_eq!((same, lines.len()), (recipe.clone(), 0));
         // What follows from a given value follows from this one.
         let some = fitted(PHOTOS, &["batch-size"], Recipe { micro_batch: 8, ..recipe });
         assert_eq!((some.batch_size, some.epochs, some.lr), (8, 12.0, 6.25e-5));
         // The rate of other optimisers is not known to be too high.
         let sgd = fitted(PHOTOS, &["optimizer"], Recipe { optimizer: Optimizer::Sgd, ..reference() });
-        assert_eq!((sgd.batch_size, sgd.lr), (16, 0.08 * 16.0 / 4096.0));
+        assert_eq!((sgd.batch_size, sgd.lr), (32, 0.08 * 32.0 / 4096.0));
         let large = Circumstances { images: 100_000, ..PHOTOS };
         let some =
             fitted(large, &["batch-size"], Recipe { batch_size: 512, micro_batch: 512, ..reference() });
@@ -263,7 +300,7 @@ mod tests {
     #[test]
     fn fit_takes_a_batch_that_ranks_and_micro_batches_divide() {
         let recipe = fitted(Circumstances { ranks: 3, ..PHOTOS }, &[], reference());
-        assert_eq!(recipe.batch_size, 18);
+        assert_eq!(recipe.batch_size, 33);
         let two = Recipe { micro_batch: 32, ..reference() };
         let recipe = fitted(Circumstances { ranks: 2, ..PHOTOS }, &["micro-batch"], two);
         assert_eq!((recipe.batch_size, recipe.micro_batch), (64, 32));
@@ -272,9 +309,13 @@ mod tests {
     #[test]
     fn fit_says_what_it_chose_and_why() {
         let (_, lines) = fit(&reference(), |flag| flag == "lr", &PHOTOS);
-        assert_eq!(lines[0], "recipe: input 224×224, batch 16, 24 epochs (3,000 steps)");
+        assert_eq!(
+            lines[0],
+            "recipe: input 224×224, batch 32, 48 epochs (3,000 steps), no dropout, no stochastic depth, validation every 2 epochs"
+        );
         assert!(lines[1].contains("2,000 training images") && lines[1].contains("480 pixels"), "{lines:?}");
-        assert!(lines[1].ends_with("--resolution --batch-size --epochs say otherwise"), "{lines:?}");
+        assert!(lines[1].contains("on the CPU; --resolution --batch-size --epochs --dropout"), "{lines:?}");
+        assert!(lines[1].ends_with("--eval-every say otherwise"), "{lines:?}");
         let icons = Circumstances { largest: 28, shorter: 28, ..PHOTOS };
         let (_, lines) = fit(&reference(), |_| false, &icons);
         assert!(lines[1].contains("none larger than 28 pixels: padded"), "{lines:?}");

@@ -140,3 +140,19 @@ fn first_run_that_cannot_learn_is_warned_of() {
     assert!(out.contains("batch norm sees one value of each channel"), "{out}");
     assert!(!start("--batch-size 8").contains("warning"), "a sound recipe is warned of");
 }
+
+#[test]
+fn run_that_diverges_says_so_and_keeps_no_best_checkpoint() {
+    let dir = crate::common::data::packed();
+    for (rate, loss) in [("3", "e"), ("1000", "NaN")] {
+        let mut command = program("effnet-train");
+        command.current_dir(dir.path()).args(["--resolution", "32", "--batch-size", "8", "--epochs", "1"]);
+        let ran = run(command.args(["--lr", rate, "--warmup-epochs", "0", "--out", rate]));
+        ran.refused(1, &["the run has diverged: its last validation loss is ", loss, "a lower --lr"]);
+        assert!(ran.out.contains("means that the weights have diverged; a lower --lr"), "{}", ran.out);
+        assert!(ran.out.contains("run: finished after step 5 of 5"), "{}", ran.out);
+        assert!(!ran.out.contains("best"), "{}", ran.out);
+        assert!(dir.path().join(rate).join("checkpoint.bin").exists());
+        assert!(!dir.path().join(rate).join("best.bin").exists());
+    }
+}

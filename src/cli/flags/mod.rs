@@ -32,7 +32,7 @@ const OUTPUT: &str = "Output";
 /// Train EfficientNet B0-B7 on images that effnet-pack has packed.
 ///
 /// Try `effnet-train --demo`: it trains B0 on a small real dataset that is part of the program. Without --config, the
-/// resolution, batch, epochs, learning rate and evaluations that are not given are chosen for the number of images, their
+/// resolution, batch, epochs, learning rate, dropout and evaluations that are not given are chosen for the number of images, their
 /// sizes and the device; the run says what it chose. All else, and what a file (--config) leaves out, has the value of the
 /// reference recipe. The command line overrides the file.
 #[derive(Parser, Debug)]
@@ -58,10 +58,10 @@ pub struct Settings {
     /// symmetric: as in PyTorch; same: as in TensorFlow, for weights from there [default: symmetric]
     #[arg(long, value_name = "KIND", value_parser = Padding::from_str, help_heading = MODEL)]
     pub padding: Option<Padding>,
-    /// Share of dropped features before the classifier, 0 (off) to below 1 [default: the member's own: 0.2 for b0, 0.5 for b7]
+    /// Share of dropped features before the classifier, 0 (off) to below 1 [default: the member's own, 0.2 for b0 and 0.5 for b7; 0 for fewer than 10,000 steps]
     #[arg(long, value_name = "SHARE", value_parser = number, allow_hyphen_values = true, help_heading = MODEL)]
     pub dropout: Option<f64>,
-    /// Stochastic depth: share of images that skip a block; it rises with the depth up to this value; 0 is off [default: 0.2]
+    /// Stochastic depth: share of images that skip a block; it rises with the depth up to this value; 0 is off [default: 0.2; 0 for fewer than 10,000 steps]
     #[arg(long, value_name = "SHARE", value_parser = number, allow_hyphen_values = true, help_heading = MODEL)]
     pub drop_connect: Option<f64>,
     /// Batch norm: share of the new batch in the running statistics. PyTorch's convention; 0.1 here is 0.9 in TensorFlow [default: 0.1]
@@ -94,7 +94,7 @@ pub struct Settings {
     /// Length of the schedule in epochs; may be a fraction [default: enough for 3,000 steps on the CPU, 10,000 on a GPU; 400 for half a million images]
     #[arg(long, value_name = "EPOCHS", value_parser = number, allow_hyphen_values = true, help_heading = RECIPE)]
     pub epochs: Option<f64>,
-    /// Images of an optimiser step [default: about a 128th of the training images, from 16 to 4096]
+    /// Images of an optimiser step [default: about a 128th of the training images, from 32 to 4096]
     #[arg(long, value_name = "IMAGES", value_parser = whole, allow_negative_numbers = true, help_heading = RECIPE)]
     pub batch_size: Option<u64>,
     /// Images of a forward pass, over which batch norm takes its statistics; divides the batch. auto: the batch, or the most that fits [default: auto]

@@ -33,15 +33,15 @@ pub enum WeightsError {
     },
     #[error("{}: {tensor} is of type {dtype}; F64, F32, F16 and BF16 are read: convert the file", path.display())]
     Type { path: PathBuf, tensor: String, dtype: String },
-    #[error("{}: only {taken} of this model's {tensors} tensors are in it ({what}); {}--init-partial takes those",
+    #[error("{}: {taken} of this model's {tensors} tensors are in it ({what}); {}--init-partial takes those",
         path.display(), member.map_or(String::new(), |member| format!("it is of {0}: --model {0}; ", member.name())))]
     Partial {
         path: PathBuf,
         taken: usize,
         tensors: usize,
-        /// How many are missing or of another shape, with an example of each.
+        /// How many are missing, of another shape or not this model's, with an example of each.
         what: String,
-        /// The member whose tensors all are in the file.
+        /// The member that the file is of, if it has all tensors of one.
         member: Option<Variant>,
     },
     #[error("{}: {tensor} holds a value that is not finite", path.display())]
@@ -90,7 +90,7 @@ pub fn import(path: &Path, table: &ParamTable, values: &mut [f32]) -> Result<Imp
     safetensors::import(path, table, values)
 }
 
-/// The member of the family whose tensors, apart from the classifier, are all in the file.
+/// The largest member of the family whose tensors, apart from the classifier, are all in the file.
 pub fn member(path: &Path) -> Option<Variant> {
     safetensors::member(path)
 }
@@ -123,14 +123,21 @@ fn shortened(names: &[String]) -> String {
 }
 
 impl Import {
-    /// Checks that the model is in the file, apart from a classifier. With half of a model, a run would start, and learn
-    /// worse than from none.
+    /// Checks that the file has this model, apart from a classifier, and is not of another member: the tensors of b0 are
+    /// also in b1. With half of a model, a run would start, and learn worse than from none.
     ///
     /// # Errors
     /// [`WeightsError::Partial`].
-    pub fn require_whole(&self, path: &Path, table: &ParamTable) -> Result<(), WeightsError> {
+    pub fn require_whole(&self, path: &Path, table: &ParamTable, model: Variant) -> Result<(), WeightsError> {
         let missing = self.missing.iter().filter(|name| !safetensors::CLASSIFIER.contains(&name.as_str()));
-        let kinds = [("missing", missing.collect()), ("of another shape", Vec::from_iter(&self.reshaped))];
+        let alike = self.missing.is_empty() && self.reshaped.is_empty() && self.unexpected.is_empty();
+        let other = if alike { None } else { member(path).filter(|member| *member != model) };
+        let unexpected = if other.is_some() { Vec::from_iter(&self.unexpected) } else { Vec::new() };
+        let kinds = [
+            ("missing", missing.collect()),
+            ("of another shape", Vec::from_iter(&self.reshaped)),
+            ("not this model's", unexpected),
+        ];
         let what: Vec<String> = (kinds.iter())
             .filter_map(|(kind, names)| Some((kind, names.first()?, names.len())))
             .map(|(kind, first, count)| format!("{count} {kind}, such as {first}"))
@@ -143,7 +150,7 @@ impl Import {
             taken: self.matched,
             tensors: table.entries().len(),
             what: what.join("; "),
-            member: member(path),
+            member: other,
         })
     }
 

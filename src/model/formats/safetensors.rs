@@ -176,7 +176,7 @@ pub fn member(path: &Path) -> Option<Variant> {
         let net = Architecture::new(*variant, 2, side, Padding::Symmetric, BatchNormConfig::default());
         net.is_ok_and(|net| ParamTable::new(&net).entries().iter().all(has))
     };
-    Variant::ALL.into_iter().find(whole)
+    Variant::ALL.into_iter().rev().find(whole)
 }
 
 /// A classifier for other classes is expected; any other shape is worth a line.

@@ -166,7 +166,12 @@ pub const FEW_CLASSES: usize = 5;
 
 fn figures(top1: f64, top5: f64, loss: f64, classes: usize) -> String {
     let top5 = if classes > FEW_CLASSES { format!("top-5 {}, ", percent(top5)) } else { String::new() };
-    format!("top-1 {}, {top5}loss {loss:.4}", percent(top1))
+    format!("top-1 {}, {top5}loss {}", percent(top1), decimals(loss))
+}
+
+/// A loss with four decimals, or with an exponent if it is that of weights that have diverged.
+pub fn decimals(loss: f64) -> String {
+    if loss.abs() < 1e6 { format!("{loss:.4}") } else { format!("{loss:.1e}") }
 }
 
 /// The line of an evaluation during a run.
@@ -214,8 +219,8 @@ impl StepMeans {
     pub fn line(&self) -> String {
         let seconds = self.seconds.max(1e-9);
         format!(
-            "loss {:.4}, accuracy {}, {:.0} images/s, data wait {}",
-            self.loss / self.steps,
+            "loss {}, accuracy {}, {:.0} images/s, data wait {}",
+            decimals(self.loss / self.steps),
             percent(self.accuracy / self.steps),
             self.images / seconds,
             percent(self.wait / seconds)
@@ -262,5 +267,6 @@ mod tests {
         assert_eq!(span(7300.0), "2 h 1 min");
         assert_eq!(small(1e-5), "1e-5");
         assert_eq!(small(0.08), "0.08");
+        assert_eq!([2.0, 3.8e37, f64::NAN].map(decimals), ["2.0000", "3.8e37", "NaN"]);
     }
 }

@@ -8,6 +8,7 @@ use crate::ops::{Ops, StepFigures};
 use crate::train::error::TrainError;
 use crate::train::evaluation::evaluate::{Evaluation, rate};
 use crate::train::report::events::{EvaluationRecord, Event, StepRecord};
+use crate::train::report::rows::decimals;
 
 impl<O: Ops + Send> Trainer<'_, O> {
     /// Reports the steps whose results have arrived, and gives their batches back; with `all`, waits for the results of
@@ -107,7 +108,7 @@ impl<O: Ops + Send> Trainer<'_, O> {
             self.reporter.notice(&format!(
                 "warning: a validation loss of {} means that the weights have diverged; a lower --lr or a longer \
                  --warmup-epochs may prevent it",
-                record.loss
+                decimals(record.loss)
             ));
         }
     }

@@ -265,7 +265,7 @@ fn initial(
         reject_damaged(path)?;
         let import = formats::import(path, &table, &mut state.parameters)?;
         if !options.init_partial {
-            import.require_whole(path, &table)?;
+            import.require_whole(path, &table, recipe.model)?;
         }
         import.lines().iter().for_each(|line| reporter.notice(line));
     }
