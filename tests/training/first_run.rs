@@ -17,17 +17,18 @@ use effnet::train::{Recipe, RunOptions, log, memory_plan};
 use image::{Rgb, RgbImage};
 use rustix::process::Signal;
 
-/// Ten icons of each of two classes: a bright upper half, and a bright lower half.
+/// Four icons of each of eight colours.
 fn icons(folder: &Path) {
-    for number in 0..10u8 {
-        let icon = |upper: bool| {
-            RgbImage::from_fn(24, 24, |_, y| {
-                let bright = (y < 12) == upper;
-                Rgb([if bright { 200 + number } else { number }, 90, 5 * number])
-            })
-        };
-        save(&folder.join(format!("up/{number}.png")), icon(true));
-        save(&folder.join(format!("down/{number}.png")), icon(false));
+    for class in 0..8u8 {
+        let bright = |bit: u8| if class & bit == 0 { 20 } else { 230 };
+        for number in 0..4u8 {
+            let colour = [bright(1), bright(2), bright(4)].map(|value| value + 3 * number);
+            // A line at another place in each.
+            let line = colour.map(|value| value / 2);
+            let icon =
+                RgbImage::from_fn(32, 32, |_, y| Rgb(if y == 5 * u32::from(number) { line } else { colour }));
+            save(&folder.join(format!("{class}/{number}.png")), icon);
+        }
     }
 }
 
@@ -46,7 +47,7 @@ fn mean_loss(steps: &[f64]) -> f64 {
 
 #[test]
 fn first_run_with_the_printed_command_learns() {
-    const STEPS: usize = 60;
+    const STEPS: usize = 90;
     let dir = tempfile::tempdir().unwrap();
     icons(&dir.path().join("photos"));
     let packed = run(program("effnet-pack").current_dir(dir.path()).args(["photos", "data"])).good().out;
@@ -72,10 +73,10 @@ fn first_run_with_the_printed_command_learns() {
     assert!(last < 0.8 * first, "{losses:?}");
 
     // What was chosen is said with its reason, and kept.
-    assert!(chosen[0].starts_with("recipe: input 32×32, batch 16, 889 epochs (1,000 steps)"), "{chosen:?}");
-    assert!(chosen[1].contains("18 training images, none larger than 24 pixels: padded"), "{chosen:?}");
+    assert!(chosen[0].starts_with("recipe: input 32×32, batch 16, 667 epochs (1,001 steps)"), "{chosen:?}");
+    assert!(chosen[1].contains("24 training images, none larger than 32 pixels: padded"), "{chosen:?}");
     let recipe = std::fs::read_to_string(dir.path().join("runs/b0/recipe.toml")).unwrap();
-    for setting in ["batch-size = 16", "epochs = 889.0", "lr = 0.000125", "resolution = 32"] {
+    for setting in ["batch-size = 16", "epochs = 667.0", "lr = 0.000125", "resolution = 32"] {
         assert!(recipe.contains(setting), "no {setting} in\n{recipe}");
     }
 }
