@@ -136,7 +136,10 @@ fn fit_schedule(
         recipe.micro_batch = recipe.batch_size;
     }
     if !given("epochs") {
-        recipe.epochs = circumstances.epochs(recipe.batch_size, reference.epochs);
+        let epochs = circumstances.epochs(recipe.batch_size, reference.epochs);
+        // A warm-up that was asked for is at most half of the run.
+        let warmup = if given("warmup-epochs") { reference.warmup_epochs } else { 0.0 };
+        recipe.epochs = epochs.max((2.0 * warmup).ceil());
     }
     let steps = (recipe.epochs * circumstances.images as f64 / recipe.batch_size as f64).round() as u64;
     if !given("epochs") {
@@ -274,6 +277,8 @@ mod tests {
         // What follows from a given value follows from this one.
         let some = fitted(PHOTOS, &["batch-size"], Recipe { micro_batch: 8, ..recipe });
         assert_eq!((some.batch_size, some.epochs, some.lr), (8, 12.0, 6.25e-5));
+        let warm = fitted(PHOTOS, &["warmup-epochs"], Recipe { warmup_epochs: 70.5, ..reference() });
+        assert_eq!((warm.epochs, warm.warmup_epochs), (141.0, 70.5));
         // The rate of other optimisers is not known to be too high.
         let sgd = fitted(PHOTOS, &["optimizer"], Recipe { optimizer: Optimizer::Sgd, ..reference() });
         assert_eq!((sgd.batch_size, sgd.lr), (32, 0.08 * 32.0 / 4096.0));
