@@ -8,7 +8,7 @@ use std::time::Instant;
 use clap::{Parser, ValueEnum, value_parser};
 use serde_json::{Value, json};
 
-use crate::data::{Source, Split};
+use crate::data::{DataError, Source, Split};
 use crate::model::ParamTable;
 use crate::model::formats::{self, TrainedModel, safetensors};
 use crate::ops::cuda::Precision;
@@ -19,6 +19,7 @@ use crate::train::evaluate::{Evaluation, rate};
 use crate::train::evaluator::Evaluator;
 use crate::train::memory::prepared_bytes;
 use crate::train::recipe_file::RecipeFile;
+use crate::train::report::rows::FEW_CLASSES;
 use crate::train::{DataChoice, DeviceChoice, TrainError, loading};
 
 /// The most threads: more would only exhaust memory.
@@ -30,10 +31,10 @@ const TOP: usize = 5;
 ///
 /// `effnet-eval runs/b0/checkpoint.bin` evaluates the validation images of the run's own data and prints the same
 /// result as training. With images after the checkpoint, it prints the five most probable classes of each.
-#[derive(Parser, Debug)]
+#[derive(Parser, Clone, Debug)]
 #[command(name = "effnet-eval", version, max_term_width = 110)]
 pub struct EvalFlags {
-    /// checkpoint.bin, best.bin or a numbered checkpoint
+    /// checkpoint.bin, best.bin or a numbered checkpoint; or a run's folder, whose best.bin is taken
     pub checkpoint: PathBuf,
     /// JPEG or PNG files to classify
     pub images: Vec<PathBuf>,
@@ -92,6 +93,10 @@ pub enum EvalError {
     #[error("{data} is not the data that {} was trained on (its fingerprint differs); --data {data} evaluates on \
         it nevertheless", checkpoint.display())]
     OtherData { checkpoint: PathBuf, data: String },
+    #[error("{} is a checkpoint, which an export would replace; give --export another name", .0.display())]
+    OntoCheckpoint(PathBuf),
+    #[error("{} is a folder; --export needs the name of a file", .0.display())]
+    ExportFolder(PathBuf),
     #[error("{failed} of {images} images could not be read")]
     Images { failed: usize, images: usize },
     #[error("standard output: {0}")]
@@ -104,6 +109,14 @@ impl EvalFlags {
     /// # Errors
     /// [`EvalError`].
     pub fn run(&self, out: &mut dyn Write, err: &mut dyn Write) -> Result<(), EvalError> {
+        let checkpoint = checkpoint::of(&self.checkpoint).map_err(TrainError::from)?;
+        if let (true, Some(name)) = (checkpoint != self.checkpoint, checkpoint.file_name()) {
+            writeln!(err, "{}: a folder; its {} is taken", self.checkpoint.display(), name.display())?;
+        }
+        EvalFlags { checkpoint, ..self.clone() }.run_on_file(out, err)
+    }
+
+    fn run_on_file(&self, out: &mut dyn Write, err: &mut dyn Write) -> Result<(), EvalError> {
         let read = checkpoint::read(&self.checkpoint).map_err(TrainError::from)?;
         if self.weights == Kind::Ema && read.state.ema.is_empty() {
             return Err(EvalError::NoAverage(self.checkpoint.clone()));
@@ -116,6 +129,13 @@ impl EvalFlags {
     }
 
     fn export(&self, read: &Checkpoint, file: &Path, out: &mut dyn Write) -> Result<(), EvalError> {
+        if file.is_dir() {
+            return Err(EvalError::ExportFolder(file.to_owned()));
+        }
+        // Under any of its names: through a link too, the optimiser's state would be lost.
+        if checkpoint::is_checkpoint(file) {
+            return Err(EvalError::OntoCheckpoint(file.to_owned()));
+        }
         let values = match self.weights {
             Kind::Raw => &read.state.parameters,
             Kind::Ema => &read.state.ema,
@@ -165,8 +185,11 @@ impl EvalFlags {
         )?;
         for (name, e) in ["weights", "average"].iter().zip(&figures) {
             let top1 = 100.0 * e.top1;
-            let top5 = 100.0 * e.top5;
-            writeln!(out, "  {name:<8} top-1 {top1:6.2} %   top-5 {top5:6.2} %   loss {:.4}", e.loss)?;
+            let top5 = match source.classes() {
+                ..=FEW_CLASSES => String::new(),
+                _ => format!("top-5 {:6.2} %   ", 100.0 * e.top5),
+            };
+            writeln!(out, "  {name:<8} top-1 {top1:6.2} %   {top5}loss {:.4}", e.loss)?;
         }
         Ok(())
     }
@@ -179,7 +202,12 @@ impl EvalFlags {
             None if beside.exists() => RecipeFile::read(&beside).map_err(TrainError::from)?.options.data,
             None => DataChoice::from_environment(),
         };
-        let source = choice.open(read.metadata.resolution).map_err(TrainError::from)?;
+        let source = choice.open(read.metadata.resolution).map_err(|error| match error {
+            DataError::NoDataset { dir, problem } if self.data.is_none() && beside.exists() => {
+                TrainError::DataMoved { dir, problem }
+            }
+            other => other.into(),
+        })?;
         let theirs = &read.metadata.classes;
         if *theirs != source.class_names() {
             return Err(EvalError::Classes {
@@ -217,6 +245,10 @@ impl EvalFlags {
                 Ok(ranked) => ranked,
                 Err(error) => {
                     failed += 1;
+                    if image.is_dir() {
+                        writeln!(err, "error: {}: a folder; give image files", image.display())?;
+                        continue;
+                    }
                     writeln!(err, "error: {error}")?;
                     continue;
                 }

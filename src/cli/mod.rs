@@ -18,6 +18,8 @@ pub mod job;
 pub mod preset;
 pub mod signals;
 
+use std::ffi::OsString;
+
 use clap::Parser;
 use clap::error::ErrorKind;
 
@@ -47,13 +49,17 @@ pub enum Parsed<T> {
 ///
 /// # Errors
 /// Clap's message as one line.
-pub fn parse<T: Parser>(
-    arguments: impl IntoIterator<Item = std::ffi::OsString>,
-) -> Result<Parsed<T>, UsageError> {
-    match T::try_parse_from(arguments) {
+pub fn parse<T: Parser>(arguments: impl IntoIterator<Item = OsString>) -> Result<Parsed<T>, UsageError> {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    match T::try_parse_from(&arguments) {
         Ok(flags) => Ok(Parsed::Flags(Box::new(flags))),
         Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
             Ok(Parsed::Text(error.to_string()))
+        }
+        Err(error) if error.kind() == ErrorKind::InvalidUtf8 => {
+            let which =
+                arguments.iter().find(|argument| argument.to_str().is_none()).cloned().unwrap_or_default();
+            usage(format!("{}: this name is no UTF-8 text; rename the file or folder", which.display()))
         }
         Err(error) => usage(one_line(&error.to_string())),
     }
@@ -64,7 +70,8 @@ fn one_line(message: &str) -> String {
     let parts = message.lines().map(str::trim).filter(|line| !line.is_empty());
     let parts = parts.filter(|line| !line.starts_with("Usage:") && !line.starts_with("For more information"));
     let line = parts.collect::<Vec<_>>().join("; ");
-    line.trim_start_matches("error: ").to_string()
+    // What follows a colon is the list that it announces.
+    line.trim_start_matches("error: ").replace(":; ", ": ")
 }
 
 #[cfg(test)]
@@ -79,6 +86,18 @@ mod tests {
     fn commands_are_well_formed() {
         Flags::command().debug_assert();
         eval::EvalFlags::command().debug_assert();
+    }
+
+    #[test]
+    fn parse_makes_one_line_of_an_error() {
+        let line = |arguments: &[&str]| {
+            let all = ["effnet-eval"].iter().chain(arguments).map(|argument| argument.into());
+            parse::<eval::EvalFlags>(all).map(drop).unwrap_err().0
+        };
+        let missing = line(&[]);
+        assert_eq!(missing, "the following required arguments were not provided: <CHECKPOINT>");
+        let unknown = line(&["c.bin", "--batchsize", "4"]);
+        assert!(unknown.contains("--batch-size") && !unknown.contains(":;"), "{unknown}");
     }
 
     #[test]

@@ -1,6 +1,8 @@
-//! Signals: Ctrl-C and SIGTERM end a run, and a file-size limit is an error of the write that exceeds it.
+//! Signals: Ctrl-C, SIGTERM and a closed terminal end a run, and a file-size limit is an error of the write that exceeds
+//! it.
 
-use std::io;
+use std::env;
+use std::io::{self, IsTerminal, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -8,29 +10,45 @@ use std::time::Instant;
 
 #[cfg(unix)]
 use signal_hook::consts::SIGXFSZ;
-use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 use signal_hook::iterator::Signals;
 use signal_hook::low_level;
 
-use crate::parallel::launch::ECHO;
+use crate::parallel::environment::LAUNCHED;
+use crate::parallel::launch::{ECHO, end_signals};
 
 /// The exit status of a program that was ended by a signal.
 const INTERRUPTED: i32 = 130;
 
-/// From now on the first signal sets `stop`. A signal later than [`ECHO`] after it ends the program; an earlier one is
-/// the same request, sent twice.
+/// The answer to the first signal.
+const STOPPING: &str =
+    "stopping: this step is finished and saved first; press Ctrl-C again to end at once, unsaved";
+
+/// Prints a line on standard error, in one piece. On a terminal it replaces the progress bar, which is drawn again.
+fn say(line: &str) {
+    let clear = if io::stderr().is_terminal() { "\r\x1b[K" } else { "" };
+    // Nobody may be there to read it.
+    let _ = io::stderr().write_all(format!("{clear}{line}\n").as_bytes());
+}
+
+/// From now on the first signal sets `stop`, and a line says so at once: a step may take long. A signal later than
+/// [`ECHO`] after it ends the program; an earlier one is the same request, sent twice.
 ///
 /// # Errors
 /// If the system refuses the handlers or a thread.
 pub fn watch(stop: &Arc<AtomicBool>) -> io::Result<()> {
-    let mut signals = Signals::new([SIGINT, SIGTERM])?;
+    let mut signals = Signals::new(end_signals())?;
     let stop = stop.clone();
+    // One line for all ranks: their launcher prints it.
+    let alone = env::var_os(LAUNCHED).is_none();
     let wait = move || {
         let mut first = None;
         for _ in signals.forever() {
-            let first = *first.get_or_insert_with(Instant::now);
             stop.store(true, Ordering::Relaxed);
+            if alone && first.is_none() {
+                say(STOPPING);
+            }
+            let first = *first.get_or_insert_with(Instant::now);
             if first.elapsed() > ECHO {
                 low_level::exit(INTERRUPTED);
             }

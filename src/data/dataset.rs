@@ -288,6 +288,14 @@ impl Dataset {
         self.splits[split as usize].largest
     }
 
+    /// The shorter side of the image that is in the middle of a split's images by this side.
+    pub fn median_shorter_side(&self, split: Split) -> u32 {
+        let records = self.splits[split as usize].shards.iter().flat_map(Shard::records);
+        let mut sides: Vec<u32> = records.map(|record| record.width.min(record.height)).collect();
+        let middle = sides.len() / 2;
+        *sides.select_nth_unstable(middle).1
+    }
+
     pub fn normalise(&self) -> Normalise {
         Normalise { mean: self.manifest.mean, deviation: self.manifest.deviation }
     }

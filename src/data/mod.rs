@@ -34,7 +34,7 @@ pub use batch::Batch;
 pub use dataset::Dataset;
 pub use error::DataError;
 pub use loader::Loader;
-pub use normalise::Normalise;
+pub use normalise::{Normalise, NormaliseBy};
 pub use request::{Form, LoaderConfig};
 pub use sampler::Share;
 pub use source::Source;

@@ -81,6 +81,14 @@ impl Source {
         }
     }
 
+    /// The shorter side of the image that is in the middle by this side.
+    pub fn median_shorter_side(&self, split: Split) -> u32 {
+        match self {
+            Source::Packed(dataset) => dataset.median_shorter_side(split),
+            Source::Synthetic(set) => set.side as u32,
+        }
+    }
+
     pub fn normalise(&self) -> Normalise {
         match self {
             Source::Packed(dataset) => dataset.normalise(),

@@ -1,4 +1,4 @@
-//! The layer table that `--summary` prints: each layer's shapes, costs and memory.
+//! The layer table that `--summary` prints, as text or JSON: each layer's shapes, costs and memory.
 //!
 //! Parameters come from the parameter table by name, so the sum of the rows shows that rows and table list the same
 //! tensors. A multiply-add is one weight applied to one value; batch norms, activations, pooling and the gate's product
@@ -8,6 +8,7 @@
 use std::fmt::Write;
 
 use indicatif::HumanCount;
+use serde_json::{Value, json};
 
 use super::{Architecture, Block, ParamTable};
 
@@ -64,6 +65,25 @@ pub fn summary(net: &Architecture, params: &ParamTable) -> String {
     // Writing to a string does not fail.
     let _ = writeln!(text, "\nand {} running statistics, which are not trained", thousands(running));
     text
+}
+
+/// The same as one JSON object: the layers and the totals, with numbers in place of rounded text.
+pub fn json(net: &Architecture, params: &ParamTable) -> Value {
+    let rows = rows(net, params);
+    let total = |of: fn(&Row) -> usize| rows.iter().map(of).sum::<usize>();
+    let layers: Vec<Value> = (rows.iter())
+        .map(|row| {
+            json!({
+                "layer": row.name, "kernel": row.kernel, "input": row.input, "output": row.output,
+                "parameters": row.parameters, "multiply_adds": row.multiply_adds, "activation_bytes": row.kept * 4,
+            })
+        })
+        .collect();
+    json!({
+        "model": net.variant.name(), "resolution": net.resolution, "classes": net.classes, "layers": layers,
+        "parameters": total(|row| row.parameters), "multiply_adds": total(|row| row.multiply_adds),
+        "activation_bytes": total(|row| row.kept) * 4, "running_statistics": params.total() - params.trainable(),
+    })
 }
 
 fn rows(net: &Architecture, params: &ParamTable) -> Vec<Row> {

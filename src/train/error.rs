@@ -7,9 +7,11 @@ use indicatif::HumanBytes;
 use super::checkpoint::{CheckpointError, DirectoryError};
 use super::device::DeviceError;
 use super::memory::MemoryError;
+use super::program::quoted;
 use super::recipe::RecipeError;
 use super::recipe_file::RecipeFileError;
 use super::report::log::LogError;
+use super::report::rows::decimals;
 use super::trainer::schedule::NoSteps;
 use crate::data::DataError;
 use crate::model::ModelError;
@@ -44,11 +46,16 @@ pub enum TrainError {
     #[error(transparent)]
     Log(#[from] LogError),
     #[error(
-        "cannot resume {}: {}; give the checkpoint's values, or leave these flags out",
+        "cannot resume {}: {}; leave these flags out to go on, or start another run from its weights with them: \
+        --init-from {} --out ANOTHER instead of --resume",
         checkpoint.display(),
-        differences.join("; ")
+        differences.join("; "),
+        quoted(checkpoint)
     )]
     OtherRecipe { checkpoint: PathBuf, differences: Vec<String> },
+    #[error("{}: {problem}; the run was trained on the images there: if they have been moved, --data DIR says where \
+        they are", dir.display())]
+    DataMoved { dir: PathBuf, problem: String },
     #[error(
         "cannot resume {}: it was trained on other data (fingerprint {theirs}, this data's is {ours}); give the \
         run's own --data",
@@ -62,6 +69,13 @@ pub enum TrainError {
         checkpoint.display()
     )]
     NotFinite { step: u64, what: String, tensor: String, saved: u64, checkpoint: PathBuf },
+    #[error("the run has diverged: its last validation loss is {}; start again with a lower --lr or a longer \
+        --warmup-epochs{}", decimals(*loss), best.map_or(String::new(), |step| format!("; best.bin has the weights of step {step}")))]
+    Diverged {
+        loss: f64,
+        /// The step of the best checkpoint.
+        best: Option<u64>,
+    },
     #[error("--batch-size {batch} needs {} of memory, {} are available; take a smaller one", HumanBytes(*need),
         HumanBytes(*have))]
     EvaluationMemory { batch: usize, need: u64, have: u64 },

@@ -70,6 +70,10 @@ pub enum MemoryError {
         fits: Option<usize>,
         on_gpu: bool,
     },
+    /// No division of the batch fits.
+    #[error("a batch of {batch_size} images of {resolution}×{resolution} needs {} of memory even in passes of one \
+        image, {} are available; {}", HumanBytes(*need), HumanBytes(*have), nothing_fits(*on_gpu))]
+    Nothing { batch_size: usize, resolution: usize, need: u64, have: u64, on_gpu: bool },
     #[error("{threads} loader threads prepare {} of images beside the GPU, {} of this machine's memory are free; take \
         fewer --loader-threads or a smaller --batch-size", HumanBytes(*need), HumanBytes(*have))]
     Loader { threads: usize, need: u64, have: u64 },
@@ -80,7 +84,7 @@ impl MemoryError {
     pub fn fits(&self) -> Option<usize> {
         match self {
             MemoryError::Batch { fits, .. } => *fits,
-            MemoryError::Loader { .. } => None,
+            MemoryError::Nothing { .. } | MemoryError::Loader { .. } => None,
         }
     }
 }
@@ -88,11 +92,16 @@ impl MemoryError {
 fn advice(fits: Option<usize>, on_gpu: bool) -> String {
     match fits {
         Some(images) => format!("--micro-batch {images} fits"),
-        None if on_gpu => {
-            "nothing fits: close what else uses the card (nvidia-smi lists it), or take a smaller --resolution or --model"
-                .into()
-        }
-        None => "nothing fits: take a smaller --resolution or --model".into(),
+        None => nothing_fits(on_gpu).into(),
+    }
+}
+
+fn nothing_fits(on_gpu: bool) -> &'static str {
+    if on_gpu {
+        "nothing fits: close what else uses the card (nvidia-smi lists it), or take a smaller --resolution or --model"
+    } else {
+        // The images that are prepared ahead are in the same memory.
+        "nothing fits: close other programs, or take a smaller --batch-size, --resolution or --model"
     }
 }
 

@@ -6,6 +6,7 @@
 //! | module | |
 //! |---|---|
 //! | [`recipe`] ([`optimizer`], [`schedule_kind`]), [`options`], [`recipe_file`] | what to train, how, and both as a file |
+//! | [`fit`] | the recipe of a set of images, where nobody said otherwise |
 //! | `trainer` | the loop: [`run`], [`engine`], [`schedule`] |
 //! | `evaluation` | accuracy and loss: [`evaluate`], [`evaluator`] |
 //! | [`checkpoint`] | the state of a run as a file, and the run directory |
@@ -18,6 +19,7 @@ pub mod checkpoint;
 pub mod device;
 pub mod error;
 mod evaluation;
+pub mod fit;
 pub mod loading;
 pub mod memory;
 pub mod optimizer;

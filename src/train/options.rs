@@ -124,6 +124,9 @@ pub struct RunOptions {
     pub max_steps: Option<u64>,
     /// Weights to start from. [`Recipe::init_from`](super::recipe::Recipe::init_from) identifies their content.
     pub init_from: Option<PathBuf>,
+    /// Takes them also if some of the model's tensors are missing in the file.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub init_partial: bool,
     /// The run directory.
     #[serde(skip)]
     pub out: PathBuf,
@@ -159,6 +162,7 @@ impl RunOptions {
             keep: 0,
             max_steps: None,
             init_from: None,
+            init_partial: false,
             auto_micro_batch: false,
             profile: None,
             resume: false,

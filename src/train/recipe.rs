@@ -14,8 +14,8 @@ use toml::Table;
 
 use super::optimizer::{Decayed, Optimizer};
 use super::schedule_kind::ScheduleKind;
-use crate::data::CropMode;
 use crate::data::augment::Auto;
+use crate::data::{CropMode, NormaliseBy};
 use crate::model::{Architecture, BatchNormConfig, ModelError, Padding, Variant};
 use crate::network::NetworkConfig;
 use crate::ops::{Statistics, Update, WeightDecay, Weights};
@@ -120,6 +120,10 @@ pub struct Recipe {
     /// from before this field lack it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub sync_bn: bool,
+    /// The channel means and deviations. Not written if they are the data set's, because checkpoints from before this
+    /// field lack it.
+    #[serde(default, skip_serializing_if = "NormaliseBy::is_dataset")]
+    pub normalise: NormaliseBy,
 }
 
 /// A recipe that cannot be carried out. The message names the flag.
@@ -227,6 +231,7 @@ impl Recipe {
             patience: None,
             init_from: None,
             sync_bn: false,
+            normalise: NormaliseBy::Dataset,
         }
     }
 
@@ -262,6 +267,7 @@ impl Recipe {
             weight_decay_of: Decayed::Weights,
             weight_decay_bn: Some(0.0),
             sync_bn: true,
+            normalise: NormaliseBy::Imagenet,
             patience: Some(1),
             init_from: None,
             augment: Auto::AutoAugment,

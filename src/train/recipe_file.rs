@@ -13,7 +13,8 @@ use super::recipe::Recipe;
 use crate::data::Source;
 
 /// The options in the file.
-const KEPT: [&str; 6] = ["data", "device", "precision", "checkpoint-every", "keep", "init-from"];
+const KEPT: [&str; 7] =
+    ["data", "device", "precision", "checkpoint-every", "keep", "init-from", "init-partial"];
 
 /// The content of `recipe.toml`.
 #[derive(Clone, Debug)]
@@ -33,9 +34,13 @@ pub struct RecipeFileError {
 }
 
 impl RecipeFile {
-    /// Paths become absolute, so that the file means the same in any directory.
+    /// Paths become absolute, so that the file means the same in any directory. Below a directory whose name is no text
+    /// they stay as they were given: the file can hold only text.
     pub fn new(recipe: &Recipe, options: &RunOptions, source: &Source) -> RecipeFile {
-        let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        let absolute = |path: &Path| {
+            let absolute = std::path::absolute(path).ok().filter(|path| path.to_str().is_some());
+            absolute.unwrap_or_else(|| path.to_owned())
+        };
         let data = match source {
             Source::Packed(dataset) => DataChoice::Dir(absolute(dataset.dir())),
             Source::Synthetic(_) => DataChoice::Synthetic,

@@ -9,6 +9,8 @@ mod demo;
 mod determinism;
 mod earlier;
 mod evaluate;
+mod first_run;
+mod inputs;
 mod memory;
 mod not_finite;
 mod presets;

@@ -127,7 +127,7 @@ fn recipe_file_repeats_the_run() {
 
 #[test]
 fn signal_saves_the_run_and_prints_how_to_resume() {
-    for which in [Signal::TERM, Signal::INT] {
+    for which in [Signal::TERM, Signal::INT, Signal::HUP] {
         let out = place(&format!("signal-{}", which.as_raw()));
         let mut child = command(&place("data"), &out).spawn().unwrap();
         assert!(wait_for(&mut child, LONG, || log_lines(&out) >= 3), "it ended before the signal");
@@ -137,6 +137,7 @@ fn signal_saves_the_run_and_prints_how_to_resume() {
         let ran = ended(child);
         let said = ran.printed();
         assert_eq!(ran.status, Some(130), "{said}");
+        assert_eq!(ran.err.matches("stopping: this step is finished and saved first").count(), 1, "{said}");
         assert!(said.contains("--resume") && said.contains(out.to_str().unwrap()), "{said}");
         let step = steps_done(&out).unwrap();
         assert!((3..12).contains(&step), "stopped after step {step}");
@@ -147,6 +148,20 @@ fn signal_saves_the_run_and_prints_how_to_resume() {
         succeed(plain(&["--resume", "--out", out.to_str().unwrap()]));
         assert_same_run(&place("whole"), &out);
     }
+}
+
+/// `nohup` has a program ignore the loss of its terminal.
+#[test]
+fn signal_that_is_ignored_from_the_start_does_not_end_the_run() {
+    let out = place("ignored");
+    let train = command(&place("data"), &out);
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "trap '' HUP; exec \"$0\" \"$@\""]).arg(train.get_program()).args(train.get_args());
+    let mut child = shell.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    assert!(wait_for(&mut child, LONG, || log_lines(&out) >= 3), "it ended before the signal");
+    signal(child.id() as i32, Signal::HUP);
+    let ran = ended(child).good();
+    assert!(ran.out.contains("finished after step 12 of 12"), "{}", ran.printed());
 }
 
 #[test]

@@ -346,7 +346,10 @@ fn batch_beyond_memory_is_refused_before_training() {
     let dir = packed();
     // So many epochs of the few images make a step.
     let arguments = ["--resolution", "2048", "--batch-size", "65536", "--epochs", "4000"];
-    refused(dir.path(), &arguments, 1, &["--micro-batch 65536 needs", "available", "fits"]);
+    let parts = ["a batch of 65536 images of 2048×2048 needs", "available", "a smaller --batch-size"];
+    refused(dir.path(), &arguments, 1, &parts);
+    let asked = [&arguments[..], &["--micro-batch", "65536"]].concat();
+    refused(dir.path(), &asked, 1, &["--micro-batch 65536 needs", "available", "fits"]);
     assert!(!dir.path().join("runs").exists());
 }
 

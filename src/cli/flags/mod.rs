@@ -18,8 +18,8 @@ use serde::{Deserialize, Serialize};
 pub use values::MicroBatch;
 use values::{from_text, number, pair, path, whole};
 
-use crate::data::CropMode;
 use crate::data::augment::Auto;
+use crate::data::{CropMode, NormaliseBy};
 use crate::model::{Padding, Variant};
 use crate::ops::cuda::Precision;
 use crate::train::{Decayed, DeviceChoice, Optimizer, ScheduleKind};
@@ -32,8 +32,10 @@ const OUTPUT: &str = "Output";
 
 /// Train EfficientNet B0-B7 on images that effnet-pack has packed.
 ///
-/// Try `effnet-train --demo`: it trains B0 on a small real dataset that is part of the program. A setting that is given
-/// neither here nor in a file (--config) has the value of the reference recipe. The command line overrides the file.
+/// Try `effnet-train --demo`: it trains B0 on a small real dataset that is part of the program. Without --config, the
+/// resolution, batch, epochs, learning rate, dropout and evaluations that are not given are chosen for the number of images, their
+/// sizes and the device; the run says what it chose. All else, and what a file (--config) leaves out, has the value of the
+/// reference recipe. The command line overrides the file.
 #[derive(Parser, Debug)]
 #[command(name = "effnet-train", version, max_term_width = 110)]
 pub struct Flags {
@@ -51,16 +53,16 @@ pub struct Settings {
     #[arg(long, value_name = "NAME", value_parser = Variant::from_str, help_heading = MODEL)]
     #[serde(default, deserialize_with = "from_text")]
     pub model: Option<Variant>,
-    /// Side of the network's input in pixels, 32 or more [default: the member's own: 224 for b0, 600 for b7]
+    /// Side of the network's input in pixels, 32 or more [default: the member's own, 224 for b0 and 600 for b7, but no more than the images have]
     #[arg(long, value_name = "PIXELS", value_parser = whole, allow_negative_numbers = true, help_heading = MODEL)]
     pub resolution: Option<u64>,
     /// symmetric: as in PyTorch; same: as in TensorFlow, for weights from there [default: symmetric]
     #[arg(long, value_name = "KIND", value_parser = Padding::from_str, help_heading = MODEL)]
     pub padding: Option<Padding>,
-    /// Share of dropped features before the classifier, 0 (off) to below 1 [default: the member's own: 0.2 for b0, 0.5 for b7]
+    /// Share of dropped features before the classifier, 0 (off) to below 1 [default: the member's own, 0.2 for b0 and 0.5 for b7; 0 for fewer than 10,000 steps]
     #[arg(long, value_name = "SHARE", value_parser = number, allow_hyphen_values = true, help_heading = MODEL)]
     pub dropout: Option<f64>,
-    /// Stochastic depth: share of images that skip a block; it rises with the depth up to this value; 0 is off [default: 0.2]
+    /// Stochastic depth: share of images that skip a block; it rises with the depth up to this value; 0 is off [default: 0.2; 0 for fewer than 10,000 steps]
     #[arg(long, value_name = "SHARE", value_parser = number, allow_hyphen_values = true, help_heading = MODEL)]
     pub drop_connect: Option<f64>,
     /// Batch norm: share of the new batch in the running statistics. PyTorch's convention; 0.1 here is 0.9 in TensorFlow [default: 0.1]
@@ -72,11 +74,14 @@ pub struct Settings {
     /// Start from these weights (timm's names); if the number of classes differs, the classifier is initialised anew
     #[arg(long, value_name = "FILE.safetensors", value_parser = path, help_heading = MODEL)]
     pub init_from: Option<PathBuf>,
+    /// Go on where --init-from lacks some of the model's tensors: they keep their initial values
+    #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, help_heading = MODEL)]
+    pub init_partial: Option<bool>,
 
     /// Directory made by effnet-pack, or `synthetic` for generated images [default: $EFFNET_DATA, otherwise `data`]
     #[arg(long, value_name = "DIR|synthetic", help_heading = DATA)]
     pub data: Option<String>,
-    /// How images become square: resized (random crops, resized), pad, or auto: pad if all images are small enough [default: auto]
+    /// How images become square: resized (random crops, resized), pad, or auto: pad if all images are icons of 64 pixels at most and fit [default: auto]
     #[arg(long, value_name = "MODE", value_parser = CropMode::from_str, help_heading = DATA)]
     pub crop: Option<CropMode>,
     /// none, autoaugment (ImageNet's policy), rand-m9-n2 (RandAugment as in timm, also -mstd0.5 and -inc1) or trivial (TrivialAugmentWide) [default: none]
@@ -100,20 +105,24 @@ pub struct Settings {
     /// Share of training images of which a rectangle is erased [default: 0]
     #[arg(long, value_name = "SHARE", value_parser = number, allow_hyphen_values = true, help_heading = DATA)]
     pub random_erasing: Option<f64>,
+    /// Channel means and deviations: dataset, imagenet, or M,D or M,M,M,D,D,D as fractions of full intensity [default: those of the weights of --init-from; otherwise dataset]
+    #[arg(long, value_name = "WHICH", value_parser = NormaliseBy::from_str, allow_hyphen_values = true, help_heading = DATA)]
+    #[serde(default, deserialize_with = "from_text")]
+    pub normalise: Option<NormaliseBy>,
     /// Threads that prepare images, in each rank; the result does not depend on them [default: 2 on the CPU; on a GPU all cores but one, divided among the machine's ranks]
     #[arg(long, value_name = "N", value_parser = whole, allow_negative_numbers = true, help_heading = DATA)]
     pub loader_threads: Option<u64>,
 
-    /// Length of the schedule in epochs; may be a fraction [default: 400]
+    /// Length of the schedule in epochs; may be a fraction [default: enough for 3,000 steps on the CPU, 10,000 on a GPU; 400 for half a million images]
     #[arg(long, value_name = "EPOCHS", value_parser = number, allow_hyphen_values = true, help_heading = RECIPE)]
     pub epochs: Option<f64>,
-    /// Images of an optimiser step [default: 4096]
+    /// Images of an optimiser step [default: about a 128th of the training images, from 32 to 4096]
     #[arg(long, value_name = "IMAGES", value_parser = whole, allow_negative_numbers = true, help_heading = RECIPE)]
     pub batch_size: Option<u64>,
-    /// Images of a forward pass, over which batch norm takes its statistics; divides the batch. auto: the batch, or on a GPU the most that fits [default: auto]
+    /// Images of a forward pass, over which batch norm takes its statistics; divides the batch. auto: the batch, or the most that fits [default: auto]
     #[arg(long, value_name = "IMAGES|auto", value_parser = MicroBatch::from_str, allow_negative_numbers = true, help_heading = RECIPE)]
     pub micro_batch: Option<MicroBatch>,
-    /// Highest learning rate, reached at the end of the warm-up; then it falls as --schedule says [default: 0.08 x batch / 4096]
+    /// Highest learning rate, reached at the end of the warm-up; then it falls as --schedule says [default: 5e-4 x batch / 64; 0.08 x batch / 4096 for half a million images]
     #[arg(long, value_name = "RATE", value_parser = number, allow_hyphen_values = true, help_heading = RECIPE)]
     pub lr: Option<f64>,
     /// Epochs in which the learning rate rises from 0; less than --epochs [default: 16, or a tenth of --epochs if that is less]
@@ -186,7 +195,7 @@ pub struct Settings {
     /// Batch norm takes its statistics over the images of all ranks; otherwise each rank over its own images
     #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, help_heading = RECIPE)]
     pub sync_bn: Option<bool>,
-    /// Epochs between evaluations; may be a fraction; there is always one at the end [default: 1]
+    /// Epochs between evaluations; may be a fraction; there is always one at the end [default: 1, or more for at most 40]
     #[arg(long, value_name = "EPOCHS", value_parser = number, allow_hyphen_values = true, help_heading = RECIPE)]
     pub eval_every: Option<f64>,
     /// End the run after so many evaluations in a row that were not better than the best [default: none]

@@ -47,12 +47,6 @@ pub fn next_commands(out: &Path) -> [(&'static str, String); 3] {
             "pack images of your own, a folder for each class",
             format!("{} my-images my-data", command("effnet-pack")),
         ),
-        (
-            "train on them",
-            format!(
-                "{} --data my-data --resolution 64 --batch-size 64 --epochs 20 --lr 5e-4 --dropout 0",
-                command("effnet-train")
-            ),
-        ),
+        ("train on them", format!("{} --data my-data", command("effnet-train"))),
     ]
 }

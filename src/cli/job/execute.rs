@@ -11,6 +11,7 @@ use std::sync::atomic::AtomicBool;
 use anyhow::{Context, Result};
 use serde_json::json;
 
+use super::fitted::{is_gpu, ranks_on_gpus};
 use super::{Action, Job, demo};
 use crate::cli::UsageError;
 use crate::data::{self, DataError, Source, Split};
@@ -21,10 +22,10 @@ use crate::parallel::{GroupError, Ranks, World};
 use crate::train::checkpoint::{DirectoryError, Found, RunDirectory};
 use crate::train::curves::Curves;
 use crate::train::device::{self, Hardware};
-use crate::train::events::{All, End, Reporter};
+use crate::train::events::{All, End, Reporter, Silent};
 use crate::train::report::{for_stdout, preview};
 use crate::train::{
-    DataChoice, MemoryPlan, Recipe, RecipeError, TrainError, check, memory_plan, train_selected,
+    DataChoice, MemoryPlan, Outcome, Recipe, RecipeError, TrainError, check, memory_plan, train_selected,
 };
 
 /// Classes of a network without data: as many as ImageNet has.
@@ -78,7 +79,12 @@ impl Job {
         match &self.action {
             Action::Summary => {
                 let arch = self.recipe.architecture(self.classes()?)?;
-                write!(io::stdout(), "{}", summary::summary(&arch, &ParamTable::new(&arch)))?;
+                let table = ParamTable::new(&arch);
+                if self.json {
+                    writeln!(io::stdout(), "{}", summary::json(&arch, &table))?;
+                } else {
+                    write!(io::stdout(), "{}", summary::summary(&arch, &table))?;
+                }
             }
             Action::DryRun => self.print_memory_plan()?,
             Action::Preview(file) => self.write_preview(file)?,
@@ -86,9 +92,7 @@ impl Job {
                 if let Some(launch) = self.launches() {
                     return self.launch(launch);
                 }
-                if self.train(stop)? == End::Interrupted {
-                    return Ok(Done::Interrupted);
-                }
+                return self.train(stop);
             }
         }
         Ok(Done::Finished)
@@ -107,9 +111,12 @@ impl Job {
     }
 
     fn write_preview(&self, file: &Path) -> Result<()> {
-        let source = self.source(&mut All(vec![for_stdout(self.json)]))?;
-        let crop = self.recipe.crop.resolve(source.largest(Split::Train), self.recipe.resolution);
-        let page = preview::page(&Recipe { crop, ..self.recipe.clone() }, &source)?;
+        let mut report = All(vec![for_stdout(self.json)]);
+        let source = self.source(&mut report)?;
+        let selected = device::select_for(&self.options).map_err(TrainError::from)?;
+        let recipe = self.fitted(&source, is_gpu(&selected), &mut report)?;
+        let crop = recipe.crop.resolve(source.largest(Split::Train), recipe.resolution);
+        let page = preview::page(&Recipe { crop, ..recipe }, &source)?;
         files::replace(file, page.as_bytes())?;
         writeln!(io::stdout(), "training images: {}", file.display())?;
         Ok(())
@@ -126,7 +133,12 @@ impl Job {
         let options = &self.options;
         let selected = device::select_for(options).map_err(TrainError::from)?;
         let world = options.ranks.world();
-        let mut recipe = self.recipe.clone();
+        let mut report = All(if self.json { Vec::new() } else { vec![for_stdout(false)] });
+        let mut recipe = match options.data.open(self.recipe.resolution) {
+            Ok(source) => self.fitted(&source, is_gpu(&selected), &mut report)?,
+            // No images, or the demo's.
+            Err(_) => self.recipe.clone(),
+        };
         // The recipe of a resumed run is not divided yet.
         recipe.divide(world.size, options.auto_micro_batch || options.resume)?;
         let (line, plan) = selected.with(Plan(&recipe, self.classes()?, world, options.loader_threads))?;
@@ -140,7 +152,7 @@ impl Job {
         Ok(())
     }
 
-    fn train(&self, stop: &AtomicBool) -> Result<End> {
+    fn train(&self, stop: &AtomicBool) -> Result<Done> {
         // A missing device is reported before missing data.
         let selected = device::select_for(&self.options).map_err(TrainError::from)?;
         // Only rank 0 reports.
@@ -149,28 +161,40 @@ impl Job {
         if leads {
             report.0 = vec![Box::new(Curves::default()), for_stdout(self.json)];
         }
-        if let Some(line) = &self.notice {
-            report.notice(line);
-        }
+        self.notes.iter().for_each(|note| report.notice(note));
         let source = self.source(&mut report)?;
-        let outcome = match train_selected(&self.recipe, &self.options, source, selected, &mut report, stop) {
+        let recipe = self.fitted(&source, is_gpu(&selected), &mut report)?;
+        self.warn(&recipe, &source, &mut report);
+        let outcome = match train_selected(&recipe, &self.options, source, selected, &mut report, stop) {
             Err(TrainError::Group(error @ GroupError::Interrupted)) => {
                 report.notice(&error.to_string());
-                return Ok(End::Interrupted);
+                return Ok(Done::Interrupted);
             }
             outcome => outcome?,
         };
+        match outcome {
+            Outcome { end: End::Interrupted, .. } => return Ok(Done::Interrupted),
+            // Every rank ends with this status; the first one reports it.
+            Outcome { diverged: true, .. } if !leads => return Ok(Done::Ranks(1)),
+            Outcome { diverged: true, last: Some(last), best, .. } => {
+                return Err(TrainError::Diverged { loss: last.loss, best: best.map(|best| best.step) }.into());
+            }
+            _ => {}
+        }
         if self.demo && outcome.end == End::Finished && !self.json && leads {
             print_next(&outcome.out)?;
         }
-        Ok(outcome.end)
+        Ok(Done::Finished)
     }
 
     /// Starts the ranks, after a check for errors that all of them would meet.
     fn launch(&self, launch: &Launch) -> Result<Done> {
         device::check_for(&self.options).map_err(TrainError::from)?;
         // This also packs the demo's images before several ranks open them.
-        check(&self.recipe, &self.options, &self.source(&mut All(vec![for_stdout(self.json)]))?)?;
+        let source = self.source(&mut All(vec![for_stdout(self.json)]))?;
+        // Rank 0 says what is chosen.
+        let recipe = self.fitted(&source, ranks_on_gpus(self.options.device), &mut Silent)?;
+        check(&recipe, &self.options, &source)?;
         let mut arguments: Vec<OsString> = env::args_os().skip(1).collect();
         if self.demo && !self.named {
             // As soon as rank 0 has begun, other ranks would find another free name.
@@ -191,7 +215,12 @@ impl Job {
     fn source(&self, report: &mut dyn Reporter) -> Result<Source> {
         let options = &self.options;
         if options.data != DataChoice::Demo {
-            return Ok(options.data.open(self.recipe.resolution)?);
+            return match options.data.open(self.recipe.resolution) {
+                Err(DataError::NoDataset { dir, problem }) if options.resume => {
+                    Err(TrainError::DataMoved { dir, problem }.into())
+                }
+                other => Ok(other?),
+            };
         }
         if let Ranks::Given(_) = options.ranks {
             // The launcher has packed them and reported it.

@@ -2,8 +2,10 @@
 
 pub mod demo;
 pub mod execute;
+mod fitted;
 mod ranks;
 
+use std::collections::BTreeSet;
 use std::env;
 use std::path::{Path, PathBuf};
 
@@ -13,12 +15,10 @@ use super::flags::{Actions, Flags, MicroBatch, Settings, file};
 use super::{UsageError, preset};
 use crate::data::CropMode;
 use crate::model::Variant;
-use crate::train::checkpoint::{Found, RunDirectory};
+use crate::train::checkpoint::{self, Found, RunDirectory};
+use crate::train::fit::REFERENCE_BATCH;
 use crate::train::recipe_file::RecipeFile;
-use crate::train::{DataChoice, Recipe, RunOptions, saved_recipe};
-
-/// The batch of the reference recipe.
-const BATCH: u64 = 4096;
+use crate::train::{DataChoice, Recipe, RunOptions, TrainError, saved_recipe};
 
 /// What to do with the recipe.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,17 +36,21 @@ pub enum Action {
 #[derive(Clone, Debug)]
 pub struct Job {
     pub action: Action,
-    /// The crop is still auto if no layer sets it: it depends on the data.
+    /// The crop is still auto if no layer sets it: it depends on the data. So do the settings that the command line does
+    /// not name, see `given`.
     pub recipe: Recipe,
+    /// The settings on the command line, if all others follow from the images and the device. With a file, in a demo and
+    /// in a resumed run they do not.
+    pub given: Option<BTreeSet<String>>,
     pub options: RunOptions,
     pub demo: bool,
     /// Whether the run directory was given.
     pub named: bool,
     /// Whether a demo takes another directory because earlier demos have taken the first.
     pub free_name: bool,
-    /// A line for the user before the run.
-    pub notice: Option<String>,
     pub json: bool,
+    /// Lines for the user about the command line.
+    pub notes: Vec<String>,
 }
 
 impl Flags {
@@ -68,8 +72,12 @@ impl Flags {
     /// carried out; the error of a run that cannot be resumed.
     pub fn job(self) -> Result<Job> {
         let Flags { mut settings, actions } = self;
+        let mut notes = Vec::new();
         if let Some(path) = &actions.config {
-            settings = settings.over(&file::read(path)?);
+            settings = settings.over(&file::read(&config_file(path, &mut notes))?);
+        }
+        if let Some(path) = settings.init_from.take() {
+            settings.init_from = Some(weights_file(path, &mut notes)?);
         }
         settings.check(&actions)?;
         let preset = preset::layer(&settings, &actions)?;
@@ -84,11 +92,17 @@ impl Flags {
         let options = options(&settings, &actions, out)?;
         let recipe = recipe(&settings, &preset, &actions, &options.out)?;
         recipe.validate()?;
-        let mut divided = recipe.clone();
-        // The layer table is the same for any number of ranks.
-        let ranks = if actions.summary { 1 } else { options.ranks.world().size };
-        divided.divide(ranks, options.auto_micro_batch || actions.resume)?;
-        // The recipe of a resumed run is first compared with the checkpoint's, and then divided.
+        let given = given(&settings, &actions);
+        // The recipe of a resumed run is first compared with the checkpoint's, and then divided; a batch that nobody gave
+        // is chosen so that the ranks divide it. The layer table is the same for any number of ranks.
+        let divided = if given.is_some() && settings.batch_size.is_none() {
+            recipe.clone()
+        } else {
+            let ranks = if actions.summary { 1 } else { options.ranks.world().size };
+            let mut divided = recipe.clone();
+            divided.divide(ranks, options.auto_micro_batch || actions.resume)?;
+            divided
+        };
         let recipe = if actions.resume { recipe } else { divided };
         let action = if actions.summary {
             Action::Summary
@@ -100,8 +114,33 @@ impl Flags {
             Action::Train
         };
         let Actions { demo, json, .. } = actions;
-        Ok(Job { action, recipe, options, demo, named, free_name, notice, json })
+        notes.extend(notice);
+        Ok(Job { action, recipe, given, options, demo, named, free_name, json, notes })
     }
+}
+
+/// The configuration file: in a run's folder its recipe.
+fn config_file(path: &Path, notes: &mut Vec<String>) -> PathBuf {
+    if !path.is_dir() {
+        return path.to_owned();
+    }
+    notes.push(format!("--config {}: a folder; its recipe.toml is taken", path.display()));
+    RunDirectory::at(path).recipe()
+}
+
+/// The file of weights: in a run's folder its best checkpoint.
+fn weights_file(path: PathBuf, notes: &mut Vec<String>) -> Result<PathBuf, TrainError> {
+    let file = checkpoint::of(&path)?;
+    if let (true, Some(name)) = (file != path, file.file_name()) {
+        notes.push(format!("--init-from {}: a folder; its {} is taken", path.display(), name.display()));
+    }
+    Ok(file)
+}
+
+/// See [`Job::given`].
+fn given(settings: &Settings, actions: &Actions) -> Option<BTreeSet<String>> {
+    let alone = actions.config.is_none() && actions.preset.is_empty() && !actions.demo && !actions.resume;
+    alone.then(|| without_auto(settings).into_iter().map(|(name, _)| name).collect())
 }
 
 /// The run directory.
@@ -145,17 +184,33 @@ fn options(settings: &Settings, actions: &Actions, out: PathBuf) -> Result<RunOp
 /// The recipe of a resumed run or the reference recipe, with the settings that are given over those of the preset.
 fn recipe(settings: &Settings, preset: &Settings, actions: &Actions, out: &Path) -> Result<Recipe> {
     if actions.resume {
-        return Ok(saved_recipe(out)?.with(&without_auto(settings))?);
+        return resumed_recipe(settings, out);
     }
     let all = settings.over(preset);
     let reference = Recipe {
         crop: CropMode::Auto,
-        ..Recipe::reference(all.model.unwrap_or(Variant::B0), all.batch_size.unwrap_or(BATCH) as usize)
+        ..Recipe::reference(
+            all.model.unwrap_or(Variant::B0),
+            all.batch_size.map_or(REFERENCE_BATCH, |images| images as usize),
+        )
     };
     let mut recipe = reference.with(&without_auto(&all))?;
     // A short run gets a short warm-up, unless the warm-up is given.
     if let (Some(epochs), None) = (settings.epochs, settings.warmup_epochs) {
         recipe.warmup_epochs = recipe.warmup_epochs.min(epochs / 10.0);
+    }
+    Ok(recipe)
+}
+
+/// The recipe of a run to be resumed. Flags that contradict its checkpoint are refused before they are compared with each
+/// other; a run that was stopped before its first checkpoint may still change.
+fn resumed_recipe(settings: &Settings, out: &Path) -> Result<Recipe> {
+    let saved = saved_recipe(out)?;
+    let recipe = saved.with(&without_auto(settings))?;
+    let directory = RunDirectory::at(out);
+    let differences = recipe.differences(&saved);
+    if directory.found() == Found::Checkpoint && !differences.is_empty() {
+        return Err(TrainError::OtherRecipe { checkpoint: directory.checkpoint(), differences }.into());
     }
     Ok(recipe)
 }

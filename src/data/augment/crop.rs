@@ -18,18 +18,29 @@ use crate::names;
 #[serde(rename_all = "lowercase")]
 #[strum(serialize_all = "lowercase", parse_err_ty = String, parse_err_fn = CropMode::unknown)]
 pub enum CropMode {
-    /// Pad where no training image is larger than the resolution, else Resized. Resolved once, when a run starts.
+    /// Pad where no training image is larger than the resolution and all are icons, else Resized. Resolved once, when a
+    /// run starts.
     #[default]
     Auto,
     Resized,
     Pad,
 }
 
+/// The longest side of an icon. Icons and digits lie in the middle of their images and are drawn for their pixels;
+/// photographs of any size are resized.
+const ICON: u32 = 64;
+
 impl CropMode {
+    /// Whether images of this largest width and height are icons.
+    pub fn icons((width, height): (u32, u32)) -> bool {
+        width.max(height) <= ICON
+    }
+
     /// The mode that `Auto` stands for, by the largest width and height of the training images; the other modes stay.
-    pub fn resolve(self, (width, height): (u32, u32), resolution: usize) -> CropMode {
+    pub fn resolve(self, largest: (u32, u32), resolution: usize) -> CropMode {
+        let fits = largest.0.max(largest.1) as usize <= resolution;
         match self {
-            CropMode::Auto if width.max(height) as usize <= resolution => CropMode::Pad,
+            CropMode::Auto if fits && CropMode::icons(largest) => CropMode::Pad,
             CropMode::Auto => CropMode::Resized,
             other => other,
         }

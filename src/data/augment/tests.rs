@@ -241,4 +241,7 @@ fn crop_mode_auto_pads_only_what_fits() {
         assert_eq!(CropMode::Pad.resolve(largest, 32), CropMode::Pad);
         assert_eq!(CropMode::Resized.resolve(largest, 32), CropMode::Resized);
     }
+    // Photographs are resized even where they would fit.
+    assert_eq!(CropMode::Auto.resolve((64, 64), 224), CropMode::Pad);
+    assert_eq!(CropMode::Auto.resolve((160, 120), 224), CropMode::Resized);
 }

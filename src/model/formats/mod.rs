@@ -9,6 +9,7 @@ pub mod safetensors;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::Variant;
 use super::architecture::Architecture;
 use super::params::ParamTable;
 use crate::files::{self, FileError};
@@ -20,13 +21,37 @@ pub enum WeightsError {
     Io { path: PathBuf, error: io::Error },
     #[error("{}: not a safetensors file, or a damaged one: {problem}", path.display())]
     Format { path: PathBuf, problem: String },
-    #[error("{}: none of its {tensors} tensors is this model's; timm's names are expected (conv_stem.weight, …)",
-        path.display())]
-    NothingMatched { path: PathBuf, tensors: usize },
+    #[error("{}: none of its {tensors} tensors ({first}, …) is this model's; timm's names are expected \
+        (conv_stem.weight, …){}", path.display(), without_prefix(prefix.as_deref()))]
+    NothingMatched {
+        path: PathBuf,
+        tensors: usize,
+        /// The first name in the file.
+        first: String,
+        /// What precedes timm's names in the file.
+        prefix: Option<String>,
+    },
+    #[error("{}: {tensor} is of type {dtype}; F64, F32, F16 and BF16 are read: convert the file", path.display())]
+    Type { path: PathBuf, tensor: String, dtype: String },
+    #[error("{}: {taken} of this model's {tensors} tensors are in it ({what}); {}--init-partial takes those",
+        path.display(), member.map_or(String::new(), |member| format!("it is of {0}: --model {0}; ", member.name())))]
+    Partial {
+        path: PathBuf,
+        taken: usize,
+        tensors: usize,
+        /// How many are missing, of another shape or not this model's, with an example of each.
+        what: String,
+        /// The member that the file is of, if it has all tensors of one.
+        member: Option<Variant>,
+    },
     #[error("{}: {tensor} holds a value that is not finite", path.display())]
     NotFinite { path: PathBuf, tensor: String },
     #[error("{} exists; --force replaces it", path.display())]
     Exists { path: PathBuf },
+}
+
+fn without_prefix(prefix: Option<&str>) -> String {
+    prefix.map_or(String::new(), |prefix| format!("; remove `{prefix}` from the start of its names"))
 }
 
 impl From<FileError> for WeightsError {
@@ -60,9 +85,14 @@ pub fn export(path: &Path, model: &TrainedModel, force: bool) -> Result<(), Weig
 /// values.
 ///
 /// # Errors
-/// A file that cannot be read, has another format, holds a NaN, or has no tensor of this model.
+/// A file that cannot be read, has another format, holds a NaN or another type, or has no tensor of this model.
 pub fn import(path: &Path, table: &ParamTable, values: &mut [f32]) -> Result<Import, WeightsError> {
     safetensors::import(path, table, values)
+}
+
+/// The largest member of the family whose tensors, apart from the classifier, are all in the file.
+pub fn member(path: &Path) -> Option<Variant> {
+    safetensors::member(path)
 }
 
 /// What an import has taken and left out.
@@ -80,7 +110,50 @@ pub struct Import {
     pub reshaped: Vec<String>,
 }
 
+/// Names in a line; more are counted.
+const NAMED: usize = 3;
+
+/// The first names, and how many others there are.
+fn shortened(names: &[String]) -> String {
+    let shown = names.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
+    match names.len().saturating_sub(NAMED) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
+    }
+}
+
 impl Import {
+    /// Checks that the file has this model, apart from a classifier, and is not of another member: the tensors of b0 are
+    /// also in b1. With half of a model, a run would start, and learn worse than from none.
+    ///
+    /// # Errors
+    /// [`WeightsError::Partial`].
+    pub fn require_whole(&self, path: &Path, table: &ParamTable, model: Variant) -> Result<(), WeightsError> {
+        let missing = self.missing.iter().filter(|name| !safetensors::CLASSIFIER.contains(&name.as_str()));
+        let alike = self.missing.is_empty() && self.reshaped.is_empty() && self.unexpected.is_empty();
+        let other = if alike { None } else { member(path).filter(|member| *member != model) };
+        let unexpected = if other.is_some() { Vec::from_iter(&self.unexpected) } else { Vec::new() };
+        let kinds = [
+            ("missing", missing.collect()),
+            ("of another shape", Vec::from_iter(&self.reshaped)),
+            ("not this model's", unexpected),
+        ];
+        let what: Vec<String> = (kinds.iter())
+            .filter_map(|(kind, names)| Some((kind, names.first()?, names.len())))
+            .map(|(kind, first, count)| format!("{count} {kind}, such as {first}"))
+            .collect();
+        if what.is_empty() {
+            return Ok(());
+        }
+        Err(WeightsError::Partial {
+            path: path.to_owned(),
+            taken: self.matched,
+            tensors: table.entries().len(),
+            what: what.join("; "),
+            member: other,
+        })
+    }
+
     /// One line that counts, and one for each kind of mismatch.
     pub fn lines(&self) -> Vec<String> {
         let mut lines = vec![format!("weights: {} tensors taken", self.matched)];
@@ -94,7 +167,7 @@ impl Import {
         ];
         for (what, names) in lists {
             if !names.is_empty() {
-                lines.push(format!("weights: {} {what}: {}", names.len(), names.join(", ")));
+                lines.push(format!("weights: {} {what}: {}", names.len(), shortened(names)));
             }
         }
         lines

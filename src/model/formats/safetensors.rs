@@ -19,13 +19,14 @@ use half::{bf16, f16};
 
 use super::{Import, TrainedModel, WeightsError};
 use crate::model::params::{Entry, ParamTable};
+use crate::model::{Architecture, BatchNormConfig, Padding, Variant};
 
 // The flat buffers are written as they lie in memory.
 const _: () = assert!(cfg!(target_endian = "little"));
 
 /// Suffix of the I64 counter that every batch norm has in PyTorch.
 const TRACKED: &str = "num_batches_tracked";
-const CLASSIFIER: [&str; 2] = ["classifier.weight", "classifier.bias"];
+pub const CLASSIFIER: [&str; 2] = ["classifier.weight", "classifier.bias"];
 
 /// Type of a written tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,7 +105,7 @@ pub fn write(out: &mut impl Write, model: &TrainedModel) -> io::Result<()> {
     out.write_all(bytemuck::cast_slice(model.values))
 }
 
-/// See [`super::import`]. F16 and BF16 tensors are converted. A checkpoint of this program is such a file too: its raw
+/// See [`super::import`]. F64, F16 and BF16 tensors are converted. A checkpoint of this program is such a file too: its raw
 /// weights are taken.
 pub fn import(path: &Path, table: &ParamTable, values: &mut [f32]) -> Result<Import, WeightsError> {
     let bytes = fs::read(path).map_err(|error| WeightsError::Io { path: path.to_owned(), error })?;
@@ -121,15 +122,16 @@ pub fn import(path: &Path, table: &ParamTable, values: &mut [f32]) -> Result<Imp
         left.remove(entry.name.as_str());
         let out = &mut values[entry.range()];
         let dtype = tensor.dtype();
-        if !matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
-            import.reshaped.push(format!("{}: {dtype:?}, here F32", entry.name));
-            continue;
+        if !matches!(dtype, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16) {
+            let (path, tensor, dtype) = (path.to_owned(), entry.name.clone(), format!("{dtype:?}"));
+            return Err(WeightsError::Type { path, tensor, dtype });
         }
         if tensor.shape() != entry.shape {
             note_shape(&mut import, entry, tensor.shape());
             continue;
         }
         match dtype {
+            Dtype::F64 => convert(tensor.data(), out, |bytes| f64::from_le_bytes(bytes) as f32),
             Dtype::F16 => convert(tensor.data(), out, |bytes| f16::from_le_bytes(bytes).to_f32()),
             Dtype::BF16 => convert(tensor.data(), out, |bytes| bf16::from_le_bytes(bytes).to_f32()),
             _ => convert(tensor.data(), out, f32::from_le_bytes),
@@ -145,9 +147,36 @@ pub fn import(path: &Path, table: &ParamTable, values: &mut [f32]) -> Result<Imp
     };
     import.unexpected = left.into_iter().filter(|name| !expected(name)).map(str::to_string).collect();
     if import.matched == 0 {
-        return Err(WeightsError::NothingMatched { path: path.to_owned(), tensors });
+        return Err(nothing_matched(path, &file, table, tensors));
     }
     Ok(import)
+}
+
+fn nothing_matched(path: &Path, file: &SafeTensors, table: &ParamTable, tensors: usize) -> WeightsError {
+    let names = BTreeSet::from_iter(file.names());
+    let prefix = table.entries().first().and_then(|entry| {
+        let found = names.iter().find_map(|name| name.strip_suffix(entry.name.as_str()))?;
+        found.ends_with('.').then(|| found.to_string())
+    });
+    let first = names.first().unwrap_or(&"").to_string();
+    WeightsError::NothingMatched { path: path.to_owned(), tensors, first, prefix }
+}
+
+/// See [`super::member`].
+pub fn member(path: &Path) -> Option<Variant> {
+    let bytes = fs::read(path).ok()?;
+    let file = SafeTensors::deserialize(&bytes).ok()?;
+    let has = |entry: &Entry| {
+        let same = |shape: &[usize]| shape == entry.shape;
+        CLASSIFIER.contains(&entry.name.as_str()) || file.tensor(&entry.name).is_ok_and(|t| same(t.shape()))
+    };
+    // The shapes depend on the member alone.
+    let whole = |variant: &Variant| {
+        let side = variant.scaling().resolution;
+        let net = Architecture::new(*variant, 2, side, Padding::Symmetric, BatchNormConfig::default());
+        net.is_ok_and(|net| ParamTable::new(&net).entries().iter().all(has))
+    };
+    Variant::ALL.into_iter().rev().find(whole)
 }
 
 /// A classifier for other classes is expected; any other shape is worth a line.

@@ -48,6 +48,7 @@ fn export_opens_with_the_crate_and_comes_back_unchanged() {
     let import = import(&path, &table, &mut back).unwrap();
     assert_eq!(back, values);
     assert_eq!(import, Import { matched: table.entries().len(), ..Import::default() });
+    assert!(import.require_whole(&path, &table, Variant::B0).is_ok());
 
     let refused = export(&path, &model, false).unwrap_err();
     assert!(matches!(refused, WeightsError::Exists { .. }));
@@ -90,11 +91,52 @@ fn import_lists_what_does_not_match() {
     );
     let mut values = initialise(&table, 0);
     let import = import(&path, &table, &mut values).unwrap();
-    assert_eq!(import.matched, 1);
+    assert_eq!(import.matched, 2);
     assert_eq!(import.unexpected, ["mystery"]);
-    assert_eq!(import.reshaped, ["bn1.weight: [16], here [32]", "bn2.bias: F64, here F32"]);
+    assert_eq!(import.reshaped, ["bn1.weight: [16], here [32]"]);
     assert_eq!(import.missing.len(), table.entries().len() - 3);
-    assert_eq!(values, initialise(&table, 0), "the bias was 0 before; nothing else may change");
+    assert_eq!(values, initialise(&table, 0), "the biases were 0 before; nothing else may change");
+    let lines = import.lines();
+    assert!(lines.iter().all(|line| line.len() < 200), "{lines:?}");
+    let missing = format!("and {} more", import.missing.len() - 3);
+    assert!(lines.iter().any(|line| line.ends_with(&missing)), "{lines:?}");
+    let line = import.require_whole(&path, &table, Variant::B0).unwrap_err().to_string();
+    assert!(line.contains("2 of this model's") && line.contains("bn1.weight: [16], here [32]"), "{line}");
+    assert!(line.contains("missing, such as ") && line.ends_with("--init-partial takes those"), "{line}");
+}
+
+#[test]
+fn import_of_another_member_is_told_from_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let net =
+        |variant| Architecture::new(variant, 10, 32, Padding::Symmetric, BatchNormConfig::default()).unwrap();
+    let (larger, ours) = (net(Variant::B1), table(10));
+    let path = dir.path().join("b1.safetensors");
+    let values = initialise(&ParamTable::new(&larger), 3);
+    export(&path, &TrainedModel { architecture: &larger, values: &values, steps: 0 }, false).unwrap();
+    let mut values = initialise(&ours, 0);
+    let import = import(&path, &ours, &mut values).unwrap();
+    let line = import.require_whole(&path, &ours, Variant::B0).unwrap_err().to_string();
+    assert!(line.contains("it is of b1: --model b1; --init-partial"), "{line}");
+    assert!(line.contains("not this model's, such as blocks.0.1."), "{line}");
+    assert!(line.len() < 300, "{line}");
+}
+
+#[test]
+fn import_refuses_types_by_tensor_and_takes_double_precision() {
+    let dir = tempfile::tempdir().unwrap();
+    let table = table(10);
+    let mut values = initialise(&table, 0);
+    let doubles: Vec<u8> = [0.1f64, -2.5].iter().flat_map(|value| value.to_le_bytes()).collect();
+    let path = write(&dir, &[("bn1.bias", Dtype::F64, vec![32], doubles.repeat(16))]);
+    assert_eq!(import(&path, &table, &mut values).unwrap().matched, 1);
+    assert_eq!(values[table.get("bn1.bias").unwrap().range()][..2], [0.1f32, -2.5]);
+    let huge = 1e300f64.to_le_bytes().repeat(32);
+    let path = write(&dir, &[("bn1.bias", Dtype::F64, vec![32], huge)]);
+    assert!(matches!(import(&path, &table, &mut values), Err(WeightsError::NotFinite { .. })));
+    let path = write(&dir, &[("bn1.bias", Dtype::I8, vec![32], vec![0; 32])]);
+    let line = import(&path, &table, &mut values).unwrap_err().to_string();
+    assert!(line.contains("bn1.bias is of type I8; F64, F32, F16 and BF16 are read"), "{line}");
 }
 
 #[test]
@@ -126,6 +168,10 @@ fn import_refuses_foreign_files() {
     let path = write(&dir, &[("mystery", Dtype::F32, vec![1], vec![0; 4])]);
     let error = import(&path, &table, &mut values).unwrap_err();
     assert!(matches!(error, WeightsError::NothingMatched { tensors: 1, .. }), "{error}");
+    assert!(error.to_string().contains("(mystery, …)"), "{error}");
+    let path = write(&dir, &[("module.conv_stem.weight", Dtype::F32, vec![1], vec![0; 4])]);
+    let error = import(&path, &table, &mut values).unwrap_err();
+    assert!(error.to_string().ends_with("remove `module.` from the start of its names"), "{error}");
     let nan = f32::NAN.to_le_bytes().repeat(32);
     let path = write(&dir, &[("bn1.bias", Dtype::F32, vec![32], nan)]);
     let error = import(&path, &table, &mut values).unwrap_err();

@@ -30,7 +30,7 @@ use std::time::{Duration, Instant};
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::net::sockopt::socket_acceptconn;
 use rustix::process::Signal;
-use signal_hook::consts::{SIGINT, SIGSTOP, SIGTERM, SIGTSTP};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGSTOP, SIGTERM, SIGTSTP};
 use signal_hook::iterator::{Handle, Signals};
 
 use super::environment::{AGENT_STORE, LAUNCHED};
@@ -216,8 +216,25 @@ impl Launch {
     }
 }
 
+/// The signals that end a run: Ctrl-C, SIGTERM, and the loss of the terminal, unless `nohup` has this process ignore it.
+pub fn end_signals() -> Vec<i32> {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mut signals = vec![SIGINT, SIGTERM];
+    if !ignores(&status, SIGHUP) {
+        signals.push(SIGHUP);
+    }
+    signals
+}
+
+/// Whether the process of this `/proc/self/status` ignores a signal.
+fn ignores(status: &str, signal: i32) -> bool {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.is_some_and(|mask| mask & (1 << (signal - 1)) != 0)
+}
+
 fn pass_on_signals(events: Sender<Event>) -> Result<Handle, LaunchError> {
-    let mut signals = Signals::new([SIGINT, SIGTERM, SIGTSTP]).map_err(LaunchError::Signals)?;
+    let mut signals = Signals::new([end_signals(), vec![SIGTSTP]].concat()).map_err(LaunchError::Signals)?;
     let handle = signals.handle();
     spawn("signals", move || {
         for signal in signals.forever() {
@@ -319,6 +336,13 @@ mod tests {
     use std::os::fd::IntoRawFd;
 
     use super::*;
+
+    #[test]
+    fn ignores_reads_the_mask() {
+        assert!(ignores("Name:\tx\nSigIgn:\t0000000000001001\n", SIGHUP));
+        assert!(!ignores("SigIgn:\t0000000000001000\n", SIGHUP));
+        assert!(!ignores("", SIGHUP));
+    }
 
     #[test]
     fn ranks_are_numbered_machine_by_machine() {

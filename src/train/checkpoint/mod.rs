@@ -200,6 +200,8 @@ pub struct Checkpoint {
 pub enum CheckpointError {
     #[error("{}: {error}", path.display())]
     Read { path: PathBuf, error: io::Error },
+    #[error("{}: a folder without best.bin or checkpoint.bin; give a run's folder or a checkpoint", path.display())]
+    Folder { path: PathBuf },
     #[error("{}: truncated: {problem}; go on from another checkpoint of the run", path.display())]
     Truncated { path: PathBuf, problem: String },
     #[error("{}: damaged: {problem}; go on from another checkpoint of the run", path.display())]
@@ -285,6 +287,26 @@ pub fn read(path: &Path) -> Result<Checkpoint, CheckpointError> {
 pub fn verify(path: &Path) -> Result<Metadata, CheckpointError> {
     let (mut file, length) = open(path)?;
     verify_from(&mut file, length, path)
+}
+
+/// Whether a file begins like a checkpoint, sound or not.
+pub fn is_checkpoint(path: &Path) -> bool {
+    let mut start = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(64).read_to_end(&mut start));
+    read.is_ok() && start.get(8..).is_some_and(|json| json.starts_with(b"{\"__metadata__\":{\"effnet\":"))
+}
+
+/// The checkpoint that a path means: in a run's folder its best one, otherwise its latest one.
+///
+/// # Errors
+/// A folder without either.
+pub fn of(path: &Path) -> Result<PathBuf, CheckpointError> {
+    if !path.is_dir() {
+        return Ok(path.to_owned());
+    }
+    let run = RunDirectory::at(path);
+    let found = [run.best(), run.checkpoint()].into_iter().find(|file| file.exists());
+    found.ok_or(CheckpointError::Folder { path: path.to_owned() })
 }
 
 fn open(path: &Path) -> Result<(File, u64), CheckpointError> {

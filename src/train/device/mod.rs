@@ -63,6 +63,8 @@ pub trait Hardware {
 pub struct Cpu {
     pub device: CpuDevice,
     why: String,
+    /// Bytes that a plan may take at most.
+    memory: Option<u64>,
 }
 
 impl Cpu {
@@ -70,7 +72,12 @@ impl Cpu {
     pub fn new(threads: usize, why: impl Into<String>) -> Cpu {
         let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
         let threads = if threads == 0 { cores } else { threads };
-        Cpu { device: CpuDevice { threads }, why: why.into() }
+        Cpu { device: CpuDevice { threads }, why: why.into(), memory: None }
+    }
+
+    /// The same on a machine with so much memory at most.
+    pub fn with_memory(self, bytes: u64) -> Cpu {
+        Cpu { memory: Some(bytes), ..self }
     }
 }
 
@@ -90,7 +97,7 @@ impl Hardware for Cpu {
         self.device.threads
     }
     fn available(&mut self) -> Option<u64> {
-        host_memory()
+        host_memory().into_iter().chain(self.memory).min()
     }
     fn has_own_memory(&self) -> bool {
         false

@@ -161,10 +161,33 @@ pub struct EvaluationRecord {
     pub images_per_second: f64,
 }
 
+/// A validation loss so many times that of guessing is that of weights that have diverged, whatever their accuracy.
+const ABSURD: f64 = 1000.0;
+
+/// Whether a validation loss says that the weights have diverged: it is not finite, or absurd.
+fn diverged(loss: f64, classes: usize) -> bool {
+    // The negation counts NaN too.
+    #[allow(clippy::neg_cmp_op_on_partial_ord)]
+    let absurd = !(loss <= ABSURD * (classes.max(2) as f64).ln());
+    absurd
+}
+
 impl EvaluationRecord {
-    /// The better top-1 of the raw weights and the moving average. It decides which checkpoint becomes `best.bin`.
-    pub fn best_top1(&self) -> f64 {
-        self.ema_top1.map_or(self.top1, |ema| ema.max(self.top1))
+    /// The better top-1 of the raw weights and the moving average. It decides which checkpoint becomes `best.bin`: none of
+    /// weights that have diverged.
+    pub fn best(&self, classes: usize) -> Option<Best> {
+        let raw = (self.top1, self.loss, false);
+        let average = self.ema_top1.zip(self.ema_loss).map(|(top1, loss)| (top1, loss, true));
+        let sound =
+            [Some(raw), average].into_iter().flatten().filter(|(_, loss, _)| !diverged(*loss, classes));
+        // With equal accuracies it is the raw weights'.
+        let better = |a: (f64, f64, bool), b: (f64, f64, bool)| if b.0 > a.0 { b } else { a };
+        sound.reduce(better).map(|(top1, _, ema)| Best { top1, step: self.step, ema })
+    }
+
+    /// Whether the trained weights have diverged.
+    pub fn diverged(&self, classes: usize) -> bool {
+        diverged(self.loss, classes)
     }
 }
 
@@ -217,8 +240,11 @@ pub struct Outcome {
     pub step: u64,
     pub steps: u64,
     pub epoch: f64,
+    pub classes: usize,
     /// The last evaluation of this call.
     pub last: Option<EvaluationRecord>,
+    /// Whether the weights had diverged by then.
+    pub diverged: bool,
     pub best: Option<Best>,
     /// Seconds of this call's steps, without evaluations and saving, and images per such second.
     pub train_seconds: f64,

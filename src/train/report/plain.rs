@@ -11,6 +11,7 @@ pub struct Plain<W> {
     out: W,
     means: StepMeans,
     batch: usize,
+    classes: usize,
     /// The step at which the run stops.
     steps: u64,
     /// Steps of a twentieth of an epoch.
@@ -22,7 +23,8 @@ pub struct Plain<W> {
 impl<W: Write> Plain<W> {
     pub fn new(out: W) -> Self {
         let last_line = Instant::now();
-        Plain { out, means: StepMeans::default(), batch: 1, steps: 0, every: 1, last_line, last_step: 0 }
+        let means = StepMeans::default();
+        Plain { out, means, batch: 1, classes: 0, steps: 0, every: 1, last_line, last_step: 0 }
     }
 
     fn line(&mut self, line: &str) {
@@ -36,6 +38,7 @@ impl<W: Write> Plain<W> {
     fn start(&mut self, header: &Header) {
         self.rows(&header_rows(header));
         self.batch = header.recipe.batch_size;
+        self.classes = header.classes;
         self.steps = header.last_step;
         self.every = (header.train_images as u64 / self.batch.max(1) as u64 / 20).max(1);
         self.last_line = Instant::now();
@@ -65,7 +68,7 @@ impl<W: Write> Reporter for Plain<W> {
             Event::Started(header) => self.start(header),
             Event::Step(record) => self.step(record),
             Event::Evaluation { record, best } => {
-                self.line(&format!("validation, {}", evaluation_line(record, best)));
+                self.line(&format!("validation, {}", evaluation_line(record, best, self.classes)));
                 self.last_line = Instant::now();
             }
             Event::Profile { report, steps } => {

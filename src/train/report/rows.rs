@@ -4,7 +4,7 @@ use indicatif::{HumanBytes, HumanCount};
 
 use super::curves;
 use super::events::{End, EvaluationRecord, Header, Outcome, StepRecord};
-use crate::data::CropMode;
+use crate::data::{CropMode, NormaliseBy};
 use crate::train::optimizer::Decayed;
 use crate::train::recipe::Recipe;
 
@@ -19,10 +19,14 @@ pub fn header_rows(header: &Header) -> Vec<Row> {
         0.0 => "off".to_string(),
         decay => format!("of the weights, decay {decay}"),
     };
+    let normalised = match recipe.normalise {
+        NormaliseBy::Dataset => String::new(),
+        other => format!(", normalised by {other}"),
+    };
     let each = if header.ranks > 1 { ", in each rank" } else { "" };
     vec![
         ("model", format!("{}, {} parameters", header.model_name(), count(header.parameters))),
-        ("input", format!("{side}×{side}, crop {}, padding {}", recipe.crop, recipe.padding)),
+        ("input", format!("{side}×{side}, crop {}, padding {}{normalised}", recipe.crop, recipe.padding)),
         ("data", format!("{} ({} classes, fingerprint {})", header.data, header.classes, header.fingerprint)),
         (
             "images",
@@ -146,6 +150,15 @@ pub fn outcome_rows(outcome: &Outcome) -> Vec<Row> {
     let place = format!("step {} of {}", HumanCount(outcome.step), HumanCount(outcome.steps));
     let mut rows = vec![("run", format!("{end} after {place}, epoch {:.2}", outcome.epoch))];
     if let Some(last) = &outcome.last {
+        let figures = |top1, top5, loss| {
+            let text = figures(top1, top5, loss, outcome.classes);
+            // A run that was stopped is not evaluated once more.
+            if last.step == outcome.step {
+                text
+            } else {
+                format!("{text}, at step {}", HumanCount(last.step))
+            }
+        };
         rows.push(("test accuracy", figures(last.top1, last.top5, last.loss)));
         if let (Some(top1), Some(top5), Some(loss)) = (last.ema_top1, last.ema_top5, last.ema_loss) {
             rows.push(("moving average", figures(top1, top5, loss)));
@@ -184,13 +197,23 @@ pub fn outcome_rows(outcome: &Outcome) -> Vec<Row> {
     rows
 }
 
-fn figures(top1: f64, top5: f64, loss: f64) -> String {
-    format!("top-1 {}, top-5 {}, loss {loss:.4}", percent(top1), percent(top5))
+/// Five classes or fewer are always among the five most probable.
+pub const FEW_CLASSES: usize = 5;
+
+fn figures(top1: f64, top5: f64, loss: f64, classes: usize) -> String {
+    let top5 = if classes > FEW_CLASSES { format!("top-5 {}, ", percent(top5)) } else { String::new() };
+    format!("top-1 {}, {top5}loss {}", percent(top1), decimals(loss))
+}
+
+/// A loss with four decimals, or with an exponent if it is that of weights that have diverged.
+pub fn decimals(loss: f64) -> String {
+    if loss.abs() < 1e6 { format!("{loss:.4}") } else { format!("{loss:.1e}") }
 }
 
 /// The line of an evaluation during a run.
-pub fn evaluation_line(record: &EvaluationRecord, best: bool) -> String {
-    let mut line = format!("epoch {:.2}: {}", record.epoch, figures(record.top1, record.top5, record.loss));
+pub fn evaluation_line(record: &EvaluationRecord, best: bool, classes: usize) -> String {
+    let figures = figures(record.top1, record.top5, record.loss, classes);
+    let mut line = format!("epoch {:.2}: {figures}", record.epoch);
     if let Some(top1) = record.ema_top1 {
         line += &format!(", moving average top-1 {}", percent(top1));
     }
@@ -230,6 +253,10 @@ impl StepMeans {
         add(&mut self.norms, f64::from(u8::from(record.gradient_norm.is_some())));
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.steps == 0.0
+    }
+
     pub fn line(&self) -> String {
         let seconds = self.seconds.max(1e-9);
         let norm = match self.norms {
@@ -237,8 +264,8 @@ impl StepMeans {
             norms => format!(", gradient norm {:.3}", self.norm / norms),
         };
         format!(
-            "loss {:.4}, accuracy {}{norm}, {:.0} images/s, data wait {}",
-            self.loss / self.steps,
+            "loss {}, accuracy {}{norm}, {:.0} images/s, data wait {}",
+            decimals(self.loss / self.steps),
             percent(self.accuracy / self.steps),
             self.images / seconds,
             percent(self.wait / seconds)
@@ -285,5 +312,6 @@ mod tests {
         assert_eq!(span(7300.0), "2 h 1 min");
         assert_eq!(small(1e-5), "1e-5");
         assert_eq!(small(0.08), "0.08");
+        assert_eq!([2.0, 3.8e37, f64::NAN].map(decimals), ["2.0000", "3.8e37", "NaN"]);
     }
 }

@@ -13,6 +13,7 @@ pub struct Terminal {
     bar: ProgressBar,
     means: StepMeans,
     batch: usize,
+    classes: usize,
     colour: bool,
 }
 
@@ -25,7 +26,7 @@ impl Terminal {
 
     pub fn on(target: ProgressDrawTarget, colour: bool) -> Terminal {
         let bar = ProgressBar::with_draw_target(Some(0), target);
-        Terminal { bar, means: StepMeans::default(), batch: 1, colour }
+        Terminal { bar, means: StepMeans::default(), batch: 1, classes: 0, colour }
     }
 
     fn line(&self, line: &str) {
@@ -42,21 +43,27 @@ impl Terminal {
 
     fn start(&mut self, header: &Header) {
         self.batch = header.recipe.batch_size;
+        self.classes = header.classes;
         self.table(&header_rows(header));
-        self.bar.set_style(self.style());
+        self.bar.set_style(self.style(""));
+        self.bar.set_message("the first step is under way");
         self.bar.set_length(header.last_step);
         self.bar.set_position(header.first_step);
         self.bar.reset_eta();
     }
 
-    fn style(&self) -> ProgressStyle {
+    /// How the bar ends: the time that is left is unknown before the first step.
+    fn style(&self, end: &str) -> ProgressStyle {
         let bar = if self.colour { "{bar:24.green/dim}" } else { "{bar:24}" };
-        let template = format!("{bar} {{pos}}/{{len}}  {{msg}}  {{eta}} left");
+        let template = format!("{bar} {{pos}}/{{len}}  {{msg}}{end}");
         let style = ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar());
         style.progress_chars("━━─")
     }
 
     fn step(&mut self, record: &StepRecord) {
+        if self.means.is_empty() {
+            self.bar.set_style(self.style("  {eta} left"));
+        }
         self.means.add(record, self.batch, KEEP);
         self.bar.set_message(format!("epoch {:.2}, {}", record.epoch, self.means.line()));
         self.bar.set_position(record.step);
@@ -77,7 +84,9 @@ impl Reporter for Terminal {
             Event::Evaluating { images } => {
                 self.bar.set_message(format!("evaluating {} images", HumanCount(images)));
             }
-            Event::Evaluation { record, best } => self.line(&evaluation_line(record, best)),
+            Event::Evaluation { record, best } => {
+                self.line(&evaluation_line(record, best, self.classes));
+            }
             Event::Profile { report, steps } => {
                 profile::lines(report, steps).iter().for_each(|line| self.line(line));
             }

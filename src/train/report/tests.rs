@@ -68,6 +68,8 @@ fn outcome() -> Outcome {
         step: 40,
         steps: 2188,
         epoch: 0.26,
+        classes: 10,
+        diverged: false,
         last: Some(evaluation()),
         best: Some(Best { top1: 0.85, step: 40, ema: true }),
         train_seconds: 75.0,
@@ -116,6 +118,63 @@ fn plain_writes_the_run_as_lines_without_control_characters() {
     assert!(!text.chars().any(|c| c.is_control() && c != '\n'));
     // Forty steps within a second make only a few lines.
     assert!(text.lines().filter(|l| l.starts_with("step ")).count() <= 3, "{text}");
+}
+
+#[test]
+fn plain_says_of_which_step_the_last_figures_are() {
+    let text = |outcome: &Outcome| {
+        let mut out = Vec::new();
+        Plain::new(&mut out).report(Event::Finished(outcome));
+        String::from_utf8(out).unwrap()
+    };
+    let at_once = text(&outcome());
+    assert!(at_once.contains("test accuracy: top-1 84.21 %, top-5 99.00 %, loss 0.5000\n"), "{at_once}");
+    let later = text(&Outcome { step: 47, ..outcome() });
+    assert!(
+        later.contains("test accuracy: top-1 84.21 %, top-5 99.00 %, loss 0.5000, at step 40\n"),
+        "{later}"
+    );
+    assert!(
+        later.contains("moving average: top-1 85.00 %, top-5 99.10 %, loss 0.4000, at step 40"),
+        "{later}"
+    );
+    // All of so few classes are among the five most probable.
+    let few = text(&Outcome { classes: 5, ..outcome() });
+    assert!(few.contains("test accuracy: top-1 84.21 %, loss 0.5000\n"), "{few}");
+}
+
+#[test]
+fn terminal_names_no_time_that_is_left_before_the_first_step() {
+    let screen = InMemoryTerm::new(60, 160);
+    let mut terminal = Terminal::on(ProgressDrawTarget::term_like(Box::new(screen.clone())), false);
+    terminal.report(Event::Started(&header()));
+    terminal.notice("a notice");
+    let shown = screen.contents();
+    assert!(shown.contains("0/40  the first step is under way") && !shown.contains("left"), "{shown}");
+    terminal.report(Event::Step(&step(1)));
+    terminal.notice("a notice");
+    assert!(screen.contents().contains(" left"), "{}", screen.contents());
+}
+
+#[test]
+fn evaluation_of_weights_that_have_diverged_is_never_the_best() {
+    let of = |top1, loss, ema: Option<(f64, f64)>| {
+        let (ema_top1, ema_loss) = (ema.map(|ema| ema.0), ema.map(|ema| ema.1));
+        EvaluationRecord { top1, loss, ema_top1, ema_loss, ..evaluation() }
+    };
+    let best = |record: EvaluationRecord| record.best(10).map(|best| (best.top1, best.ema));
+    assert_eq!(best(of(0.5, 1.0, None)), Some((0.5, false)));
+    assert_eq!(best(of(0.5, 1.0, Some((0.5, 1.0)))), Some((0.5, false)));
+    assert_eq!(best(of(0.5, 1.0, Some((0.6, 1.0)))), Some((0.6, true)));
+    for absurd in [f64::NAN, f64::INFINITY, 3.8e13] {
+        let record = of(0.5, absurd, None);
+        assert!(record.diverged(10), "{absurd}");
+        assert_eq!(best(record), None);
+        assert_eq!(best(of(0.5, absurd, Some((0.2, 2.0)))), Some((0.2, true)));
+        assert_eq!(best(of(0.5, 1.0, Some((0.9, absurd)))), Some((0.5, false)));
+    }
+    // Early statistics of batch norm give large losses.
+    assert!(!of(0.1, 200.0, None).diverged(10));
 }
 
 #[test]

@@ -7,7 +7,8 @@ use crate::data::{Loader, Split};
 use crate::ops::{Ops, StepFigures};
 use crate::train::error::TrainError;
 use crate::train::evaluation::evaluate::{Evaluation, rate};
-use crate::train::report::events::{Best, EvaluationRecord, Event, StepRecord};
+use crate::train::report::events::{EvaluationRecord, Event, StepRecord};
+use crate::train::report::rows::decimals;
 
 impl<O: Ops + Send> Trainer<'_, O> {
     /// Reports the steps whose results have arrived, and gives their batches back; with `all`, waits for the results of
@@ -90,15 +91,27 @@ impl<O: Ops + Send> Trainer<'_, O> {
             return Ok(false);
         };
         let record = self.evaluation_record(&figures, rate(images, since));
-        let top1 = record.best_top1();
         self.metadata.evaluated = record.step;
-        let best = self.metadata.best.is_none_or(|best| top1 > best.top1);
-        if best {
-            self.metadata.best = Some(Best { top1, step: record.step, ema: top1 > record.top1 });
-        }
-        self.last_evaluation = Some(record);
-        self.emit(Event::Evaluation { record: &record, best })?;
+        let found = record.best(self.source.classes());
+        let before = self.metadata.best;
+        let best = found.filter(|found| before.is_none_or(|before| found.top1 > before.top1));
+        self.metadata.best = best.or(before);
+        let earlier = self.last_evaluation.replace(record);
+        self.emit(Event::Evaluation { record: &record, best: best.is_some() })?;
+        self.warn_of_divergence(&record, earlier);
         Ok(true)
+    }
+
+    /// Says once that the weights have diverged.
+    fn warn_of_divergence(&mut self, record: &EvaluationRecord, earlier: Option<EvaluationRecord>) {
+        let diverged = |record: &EvaluationRecord| record.diverged(self.source.classes());
+        if diverged(record) && !earlier.as_ref().is_some_and(diverged) {
+            self.reporter.notice(&format!(
+                "warning: a validation loss of {} means that the weights have diverged; a lower --lr or a longer \
+                 --warmup-epochs may prevent it",
+                decimals(record.loss)
+            ));
+        }
     }
 
     fn evaluation_record(&self, figures: &[Evaluation], images_per_second: f64) -> EvaluationRecord {

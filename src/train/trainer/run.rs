@@ -104,7 +104,7 @@ fn train_as<H: Hardware>(
     let header = header(&session, options, &source, team);
     let Session { recipe, arch, schedule, hardware, directory, metadata, state, resumed, memory } = session;
     let processors = hardware.processors();
-    let mut engine = Engine::new(&recipe, &arch, source.normalise(), hardware, team)?;
+    let mut engine = Engine::new(&recipe, &arch, metadata.normalise, hardware, team)?;
     engine.load(&state, metadata.loss_scale)?;
     reporter.report(Event::Started(&header));
     let mut trainer = Trainer {
@@ -249,7 +249,9 @@ impl<O: Ops + Send> Trainer<'_, O> {
             step,
             steps,
             epoch,
+            classes: self.source.classes(),
             last: self.last_evaluation,
+            diverged: self.last_evaluation.is_some_and(|last| last.diverged(self.source.classes())),
             best,
             train_seconds: self.train_seconds,
             images_per_second: images / seconds,

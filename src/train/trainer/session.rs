@@ -4,8 +4,7 @@
 //! memory, the weights to start from, the checkpoint to continue from. [`inspect`] does what needs no other rank,
 //! [`prepare`] the rest.
 
-use std::fs::{self, File};
-use std::io::Read;
+use std::fs;
 use std::path::Path;
 
 use super::schedule::Schedule;
@@ -18,7 +17,7 @@ use crate::train::checkpoint::{
 };
 use crate::train::device::Hardware;
 use crate::train::error::TrainError;
-use crate::train::memory::{MemoryPlan, memory_plan};
+use crate::train::memory::{MemoryError, MemoryPlan, memory_plan};
 use crate::train::options::RunOptions;
 use crate::train::recipe::Recipe;
 use crate::train::recipe_file::RecipeFile;
@@ -97,6 +96,8 @@ fn resolve(
     let saved = saved.map(|saved| &saved.metadata.recipe);
     let crop = match (recipe.crop, saved) {
         (CropMode::Auto, Some(saved)) => saved.crop,
+        // Made at the network's size.
+        (CropMode::Auto, None) if matches!(source, Source::Synthetic(_)) => CropMode::Pad,
         (crop, _) => crop.resolve(source.largest(Split::Train), recipe.resolution),
     };
     let init_from = match (&options.init_from, saved) {
@@ -185,7 +186,7 @@ pub(super) fn prepare<H: Hardware>(
     }
     let schedule = Schedule::new(&recipe, source.samples(Split::Train))?;
     let classes = source.classes();
-    let may_change = options.auto_micro_batch && hardware.has_own_memory() && !resumed;
+    let may_change = options.auto_micro_batch && !resumed;
     let memory =
         fit(&mut recipe, classes, &mut hardware, team, (may_change, options.loader_threads), reporter)?;
     let arch = recipe.architecture(classes)?;
@@ -236,8 +237,16 @@ fn fit<H: Hardware>(
             recipe.batch_size / world.size / fits
         ));
     }
-    memory.check()?;
-    Ok(memory)
+    match memory.check() {
+        // Nobody asked for this micro-batch, and no other fits.
+        Err(MemoryError::Batch { have, on_gpu, .. }) if may_change => {
+            let one = Recipe { micro_batch: 1, ..recipe.clone() };
+            let need = memory_plan(&one, classes, hardware, world, loader_threads)?.total();
+            let Recipe { batch_size, resolution, .. } = *recipe;
+            Err(MemoryError::Nothing { batch_size, resolution, need, have, on_gpu }.into())
+        }
+        other => Ok(other.map(|()| memory)?),
+    }
 }
 
 /// The state before the first step.
@@ -255,6 +264,9 @@ fn initial(
     if let Some(path) = &options.init_from {
         reject_damaged(path)?;
         let import = formats::import(path, &table, &mut state.parameters)?;
+        if !options.init_partial {
+            import.require_whole(path, &table, recipe.model)?;
+        }
         import.lines().iter().for_each(|line| reporter.notice(line));
     }
     if recipe.ema > 0.0 {
@@ -263,7 +275,7 @@ fn initial(
     let metadata = Metadata::new(
         recipe,
         source.class_names(),
-        source.normalise(),
+        recipe.normalise.values(source.normalise()),
         source.fingerprint(),
         schedule.steps(),
     );
@@ -275,13 +287,7 @@ fn initial(
 fn reject_damaged(path: &Path) -> Result<(), TrainError> {
     match checkpoint::verify(path) {
         Ok(_) | Err(CheckpointError::Foreign { .. }) => Ok(()),
-        Err(error) if looks_like_checkpoint(path) => Err(error.into()),
+        Err(error) if checkpoint::is_checkpoint(path) => Err(error.into()),
         Err(_) => Ok(()),
     }
-}
-
-fn looks_like_checkpoint(path: &Path) -> bool {
-    let mut start = Vec::new();
-    let read = File::open(path).and_then(|file| file.take(64).read_to_end(&mut start));
-    read.is_ok() && start.get(8..).is_some_and(|json| json.starts_with(b"{\"__metadata__\":{\"effnet\":"))
 }
