@@ -79,8 +79,8 @@ pub fn list<'a>(source: &Path, set: &Set) -> Result<Listing<'a>, DataError> {
     for (number, (name, part)) in (0_u64..).zip(&set.files) {
         let path = source.join(name);
         let problem = |problem: String| DataError::Source { path: path.clone(), problem };
-        let stamp = Stamp::of(&path, PathBuf::from(name));
-        if stamp.bytes == 0 || stamp.bytes % set.record() != 0 {
+        let stamp = Stamp::at(source, PathBuf::from(name));
+        if stamp.bytes == 0 || !stamp.bytes.is_multiple_of(set.record()) {
             let (bytes, record, set) = (stamp.bytes, set.record(), set.name);
             return Err(problem(format!(
                 "{bytes} bytes are no whole number of {set} images of {record}: cut short?"

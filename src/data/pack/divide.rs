@@ -187,66 +187,70 @@ fn drop_classes(
     skipped: &mut Vec<Skipped>,
     notices: &mut Vec<String>,
 ) -> Result<Vec<String>, String> {
-    let mut counts = vec![0_u64; classes.len()];
-    images.splits[0].iter().for_each(|placed| counts[placed.image.label as usize] += 1);
-    let with_images = counts.iter().filter(|&&count| count > 0).count();
-    if with_images < 2 {
-        return Err(match counts.iter().position(|&count| count > 0) {
-            Some(one) => format!("`{}` is the only class with training images; two are needed", classes[one]),
-            None if classes.is_empty() => "no class folders and no images with a class in it".into(),
-            None => match skipped.iter().find(|one| one.kind != SkippedKind::Junk) {
-                Some(Skipped { file, reason, .. }) => {
-                    format!(
-                        "no training images in its classes; {} left out, such as {file}: {reason}",
-                        skipped.len()
-                    )
-                }
-                None => "no training images in its classes".into(),
-            },
-        });
+    let mut trained = vec![false; classes.len()];
+    images.splits[Split::Train as usize]
+        .iter()
+        .for_each(|placed| trained[placed.image.label as usize] = true);
+    let with = |wanted: bool| {
+        classes.iter().zip(&trained).filter(move |(_, is)| **is == wanted).map(|(name, _)| name)
+    };
+    match with(true).collect::<Vec<_>>()[..] {
+        [] => return Err(nothing(classes.is_empty(), skipped)),
+        [one] => return Err(format!("`{one}` is the only class with training images; two are needed")),
+        _ => {}
     }
-    let empty: Vec<&str> =
-        classes.iter().zip(&counts).filter(|(_, c)| **c == 0).map(|(name, _)| name.as_str()).collect();
-    if let Some(first) = empty.first() {
-        let (count, what) = (empty.len(), if declared { "it stays a class" } else { "left out" });
-        notices.push(match count {
-            1 => format!("class `{first}` has no training image: {what}"),
-            _ => format!(
-                "{count} classes have no training image, such as `{first}`: {}",
-                what.replace("it stays a class", "they stay classes")
-            ),
-        });
+    let what = if declared { "still classes" } else { "left out" };
+    let untrained: Vec<String> = with(false).cloned().collect();
+    match untrained.as_slice() {
+        [] => return Ok(classes),
+        [one] => notices.push(format!("class `{one}` has no training image: {what}")),
+        [first, .., _] => {
+            let count = untrained.len();
+            notices.push(format!("{count} classes have no training image, such as `{first}`: {what}"));
+        }
     }
-    if declared || empty.is_empty() {
+    if declared {
         return Ok(classes);
     }
-    let mut next = 0;
-    let labels: Vec<Option<u32>> = counts
+    leave_out(&classes, &trained, images, skipped);
+    Ok(classes.into_iter().zip(trained).filter(|(_, trained)| *trained).map(|(class, _)| class).collect())
+}
+
+/// The error for a source without a training image.
+fn nothing(no_classes: bool, skipped: &[Skipped]) -> String {
+    match skipped.iter().find(|one| one.kind != SkippedKind::Junk) {
+        _ if no_classes && skipped.is_empty() => "no class folders and no images with a class in it".into(),
+        Some(Skipped { file, reason, .. }) => {
+            let count = skipped.len();
+            format!("no training images in its classes; {count} left out, such as {file}: {reason}")
+        }
+        None => "no training images in its classes".into(),
+    }
+}
+
+/// Leaves out the images of the other classes, and numbers these from 0.
+fn leave_out(classes: &[String], kept: &[bool], images: &mut Images, skipped: &mut Vec<Skipped>) {
+    let numbers: Vec<u32> = kept
         .iter()
-        .map(|&count| {
-            (count > 0).then(|| {
-                next += 1;
-                next - 1
-            })
+        .scan(0, |next, &kept| {
+            let number = *next;
+            *next += u32::from(kept);
+            Some(number)
         })
         .collect();
     let Images { items, splits } = images;
     for placed in splits.iter_mut() {
-        placed.retain_mut(|placed| match labels[placed.image.label as usize] {
-            Some(label) => {
-                placed.image.label = label;
-                true
-            }
-            None => {
-                let reason =
-                    format!("class `{}` has no training image", classes[placed.image.label as usize]);
+        placed.retain_mut(|placed| {
+            let label = placed.image.label as usize;
+            placed.image.label = numbers[label];
+            if !kept[label] {
+                let reason = format!("class `{}` has no training image", classes[label]);
                 let name = items[placed.source].name(placed.image.place);
                 skipped.push(Skipped::new(name, SkippedKind::Class, reason));
-                false
             }
+            kept[label]
         });
     }
-    Ok(classes.into_iter().zip(labels).filter(|(_, label)| label.is_some()).map(|(class, _)| class).collect())
 }
 
 /// Hashes everything that decides the bytes of the set: options, classes, and what the sources say of their images.

@@ -86,9 +86,13 @@ impl Places {
     }
 
     fn find(&self, root: &Path, name: &str) -> Option<Stamp> {
-        let found = self.forms.iter().map(|form| path(root, form, name)).find(|path| path.is_file())?;
-        let named = found.strip_prefix(root).unwrap_or(&found).to_owned();
-        Some(Stamp::of(&found, named))
+        let metadata = |path: &PathBuf| path.metadata().ok().filter(|metadata| metadata.is_file());
+        let find = |form| {
+            let path = path(root, form, name);
+            metadata(&path).map(|metadata| (path, metadata))
+        };
+        let (found, metadata) = self.forms.iter().find_map(find)?;
+        Some(Stamp::of(Some(&metadata), found.strip_prefix(root).unwrap_or(&found).to_owned()))
     }
 }
 

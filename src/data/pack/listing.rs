@@ -2,7 +2,7 @@
 //! [`divide`](super::divide) makes the plan of it.
 
 use std::collections::BTreeSet;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{ErrorKind, Read};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -156,12 +156,16 @@ pub struct Stamp {
 
 impl Stamp {
     /// A link to nothing has no metadata: zeros, and an error when it is read.
-    pub fn of(path: &Path, named: PathBuf) -> Stamp {
-        let (bytes, modified) = std::fs::metadata(path).map_or((0, 0), |metadata| {
-            let modified = metadata.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
-            (metadata.len(), modified.map_or(0, |since| since.as_nanos()))
-        });
-        Stamp { path: named, bytes, modified }
+    pub fn of(metadata: Option<&Metadata>, path: PathBuf) -> Stamp {
+        let time = metadata.and_then(|metadata| metadata.modified().ok());
+        let modified = time.and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+        let bytes = metadata.map_or(0, Metadata::len);
+        Stamp { path, bytes, modified: modified.map_or(0, |since| since.as_nanos()) }
+    }
+
+    /// Of a file below `root`.
+    pub fn at(root: &Path, path: PathBuf) -> Stamp {
+        Stamp::of(root.join(&path).metadata().ok().as_ref(), path)
     }
 
     pub fn hash(&self, fnv: Fnv) -> Fnv {

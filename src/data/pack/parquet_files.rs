@@ -197,7 +197,7 @@ pub fn list<'a>(root: &Path, names: &[PathBuf], options: &PackOptions) -> Result
         1 => "a Parquet file".into(),
         count => format!("{count} Parquet files"),
     };
-    let files = names.iter().map(|name| Stamp::of(&root.join(name), name.clone())).collect();
+    let files = names.iter().map(|name| Stamp::at(root, name.clone())).collect();
     let items = Box::new(ParquetItems { root: root.to_owned(), files, open: None });
     Ok(Listing { kind, classes, declared, images, skipped, notices: Vec::new(), items })
 }

@@ -257,13 +257,9 @@ fn finish(
             split.shards.push(done.entry);
         }
     }
-    if let Some(split) = Split::BOTH.into_iter().find(|&split| splits[split as usize].samples == 0) {
-        remove_shards(out)?;
-        fs::remove_file(out.join(PARTIAL)).map_err(DataError::io(out))?;
-        let first =
-            broken.first().map_or(String::new(), |b| format!(", the first {}: {}", b.file, b.problem));
-        let problem = format!("nothing remains of the {split} images: {} are broken{first}", broken.len());
-        return Err(DataError::Output { path: out.to_owned(), problem });
+    let empty = |&split: &Split| splits[split as usize].samples == 0;
+    if let Some(split) = Split::BOTH.into_iter().find(empty) {
+        return Err(nothing_remains(out, split, &broken)?);
     }
     let summaries = splits.each_ref().map(|split| SplitSummary {
         images: split.samples,
@@ -299,6 +295,17 @@ fn finish(
         empty_classes,
         fingerprint: manifest.fingerprint(),
     })
+}
+
+/// Removes what was written, and gives the error for a split of which every image is broken.
+fn nothing_remains(out: &Path, split: Split, broken: &[Broken]) -> Result<DataError, DataError> {
+    remove_shards(out)?;
+    fs::remove_file(out.join(PARTIAL)).map_err(DataError::io(out))?;
+    let first = broken.first().map_or(String::new(), |b| format!(", the first {}: {}", b.file, b.problem));
+    let count = broken.len();
+    let are = if count == 1 { "1 is broken".into() } else { format!("{count} are broken") };
+    let problem = format!("nothing remains of the {split} images: {are}{first}");
+    Ok(DataError::Output { path: out.to_owned(), problem })
 }
 
 /// Classes without a training sample.

@@ -81,6 +81,9 @@ impl Found {
     /// A file is known by its first bytes.
     fn file(path: &Path) -> Result<Found, DataError> {
         let problem = |problem: String| Err(DataError::Source { path: path.to_owned(), problem });
+        if !path.is_file() {
+            return problem("neither a file nor a folder".into());
+        }
         let mut start = Vec::new();
         let file = File::open(path).map_err(DataError::io(path))?;
         file.take(1024).read_to_end(&mut start).map_err(DataError::io(path))?;

@@ -78,6 +78,7 @@ pub fn read(path: &Path) -> Result<Vec<Row>, DataError> {
 }
 
 fn parse(text: &str) -> Result<Vec<Row>, String> {
+    let text = &text.replace("\r\n", "\n"); // the reader would count lines one too low
     let first = text.lines().find(|line| !line.trim().is_empty()).ok_or("an empty list")?;
     let Some(separator) = ['\t', ',', ';'].into_iter().find(|&separator| first.contains(separator)) else {
         return by_spaces(text);
@@ -216,7 +217,8 @@ mod tests {
         }
         let parts = parse("file,label,split\na,0,Train\nb,1,validation\nc,0,other\n").unwrap();
         assert_eq!(parts.map_parts(), [Some(Part::Train), Some(Part::Val), None]);
-        assert_eq!(parts[1].line, 3);
+        let crlf = parse("file,label\r\na,0\r\nb,1\r\n").unwrap();
+        assert_eq!([parts[1].line, crlf[1].line], [3, 3]);
         for (text, word) in [("", "empty"), ("a\nb\n", "one column"), ("a,b,c\n", "3 columns")] {
             assert!(parse(text).unwrap_err().contains(word), "{text}");
         }

@@ -77,7 +77,7 @@ pub fn list<'a>(root: &Path, names: &[PathBuf], options: &PackOptions) -> Result
     }
     let classes = classes_of(labels.iter().map(|(_, label)| label.as_str()));
     let index: HashMap<&str, u32> = classes.iter().map(String::as_str).zip(0..).collect();
-    let files: Vec<Stamp> = names.iter().map(|name| Stamp::of(&root.join(name), name.clone())).collect();
+    let files: Vec<Stamp> = names.iter().map(|name| Stamp::at(root, name.clone())).collect();
     let mut images: Vec<Listed> = (0..)
         .zip(labels.iter().zip(&members))
         .map(|(place, ((part, label), (_, member)))| Listed {

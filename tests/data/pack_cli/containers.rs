@@ -218,6 +218,12 @@ fn parts_are_known_by_the_names_of_files() {
         pack_ok(&[text(&one), text(&out), "--val", text(&two), "--force"]);
         assert_eq!(counts(&out), [[5, 5], [2, 2]], "{folder}");
     }
+}
+
+#[test]
+fn parts_are_known_by_folders_and_columns() {
+    let dir = TempDir::new().unwrap();
+    let at = |name: &str| dir.path().join(name);
     // A tar file of a tree with both parts; and lists, of which one has its parts in a column.
     let (photos, out) = (photos(4, 8, 8), at("out"));
     let parts = ["train", "val"].into_iter().flat_map(|part| {
@@ -238,8 +244,13 @@ fn parts_are_known_by_the_names_of_files() {
     fs::write(at("lists/set.tsv"), table).unwrap();
     pack_ok(&[text(&at("lists/set.tsv")), text(&out), "--force"]);
     assert_eq!(counts(&out), [[3, 3], [1, 1]]);
-    // Kaggle's layout: flat folders, ids without endings, test images without labels.
-    let flat = at("kaggle");
+}
+
+/// Flat folders, ids without endings, test images without labels.
+#[test]
+fn list_of_ids_beside_a_flat_folder_is_packed() {
+    let dir = TempDir::new().unwrap();
+    let (photos, out, flat) = (photos(4, 8, 8), dir.path().join("out"), dir.path().join("kaggle"));
     for (number, photo) in photos.iter().enumerate() {
         fs::create_dir_all(flat.join("train")).unwrap();
         fs::write(flat.join(format!("train/id{number}.jpg")), &photo.bytes).unwrap();
@@ -249,7 +260,7 @@ fn parts_are_known_by_the_names_of_files() {
     };
     fs::write(flat.join("train.csv"), format!("id,breed\n{}", ids(&photos))).unwrap();
     fs::write(flat.join("test.csv"), "id\nid9\n").unwrap();
-    let said = pack_ok(&[text(&flat), text(&out), "--force"]);
+    let said = pack_ok(&[text(&flat), text(&out)]);
     assert_eq!(counts(&out), [[3, 3], [1, 1]]);
     assert!(said.contains("notice: left out: ") && said.contains("test.csv"), "{said}");
 }

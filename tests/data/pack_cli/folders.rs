@@ -140,6 +140,20 @@ fn class_without_images_is_a_notice() {
     assert_eq!(counts(&out), [[3, 3], [0, 1]]);
 }
 
+/// To open a pipe would wait for its other end.
+#[cfg(unix)]
+#[test]
+fn pipes_are_not_read() {
+    let dir = TempDir::new().unwrap();
+    let (source, out) = (dir.path().join("images"), dir.path().join("out"));
+    class_folder(&source, 4);
+    let pipe = source.join("cat/pipe.png");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let said = pack_ok(&[text(&source), text(&out)]);
+    assert!(said.contains("such as cat/pipe.png: a pipe, a socket or a device"), "{said}");
+    pack_fails(&[text(&pipe), text(&out)], &["neither a file nor a folder"]);
+}
+
 #[cfg(unix)]
 #[test]
 fn links_are_followed_and_lead_nowhere_twice() {

@@ -3,7 +3,7 @@
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
-use std::fs::{self, DirEntry};
+use std::fs::{self, DirEntry, Metadata};
 use std::path::{Path, PathBuf};
 
 use super::super::listing::Stamp;
@@ -177,7 +177,8 @@ impl Walk {
         let mut links = Vec::new();
         for entry in entries(absolute)? {
             let (path, inside) = (entry.path(), folder.join(entry.file_name()));
-            if path.is_dir() {
+            let metadata = fs::metadata(&path).ok();
+            if metadata.as_ref().is_some_and(Metadata::is_dir) {
                 match self.refused(&path) {
                     Some((kind, reason)) => self.skip(&inside, kind, reason),
                     // Links come last: a folder is read under its own name rather than through a link.
@@ -188,8 +189,10 @@ impl Walk {
                 }
             } else if is_junk(&entry.file_name()) {
                 self.skip(&inside, SkippedKind::Junk, "a file of a system or program");
+            } else if metadata.as_ref().is_some_and(|metadata| !metadata.is_file()) {
+                self.skip(&inside, SkippedKind::NotAnImage, "a pipe, a socket or a device");
             } else if is_image_name(&inside) {
-                found.push(Stamp::of(&path, inside));
+                found.push(Stamp::of(metadata.as_ref(), inside));
             } else {
                 self.skip(&inside, SkippedKind::NotAnImage, "no image by its name");
             }
