@@ -1,10 +1,10 @@
 //! Packing: a source of images to a directory of shards.
 //!
-//! The kind of the source is recognised ([`source`]) and its images are listed by the
-//! module of that kind. Then the
-//! list is divided ([`divide`](mod@divide)): every image gets its place in a shard before the first one is decoded, in
-//! the order of sorted names, so that two packs of one source are equal byte for byte. Then [`run`] streams: it decodes a few images at a time on all threads and writes them in order. `dataset.json` is written last.
-//! An interrupted pack continues where it stopped if source and options are still the same, as its notes say
+//! The kind of the source is recognised ([`source`]), and the module of that kind lists its images. Then the list is
+//! divided ([`divide`](mod@divide)): every image gets its place in a shard before the first one is decoded, in the
+//! order of the source, so that two packs of one source are equal byte for byte. Then [`run`] streams: it decodes a few
+//! images at a time on all threads and writes them in order. `dataset.json` is written last. An interrupted pack
+//! continues where it stopped if source and options are still the same, as its notes say
 //! ([`PARTIAL`](super::dataset::PARTIAL)).
 
 mod cifar;

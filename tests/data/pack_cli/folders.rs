@@ -54,7 +54,7 @@ fn third_part_is_left_out_with_the_command_that_packs_it() {
     class_folder(&source.join("notes"), 1);
     let said = pack_ok(&[text(&source), text(&out)]);
     let command = format!("effnet-pack '{0}/train' OUT --val '{0}/test'", text(&source));
-    assert!(said.contains(&format!("notice: test/ is left out")) && said.contains(&command), "{said}");
+    assert!(said.contains("notice: test/ is left out") && said.contains(&command), "{said}");
     assert!(said.contains("notes/ is left out"), "{said}");
     assert_eq!(
         (counts(&out), skipped_as(&out, "part")),

@@ -170,6 +170,9 @@ fn source_that_cannot_be_packed_is_named() {
     class_folder(&at("twice/train"), 2);
     class_folder(&at("twice/Training"), 2);
     pack_fails(&[text(&at("twice")), text(&out)], &["Training/ and train/ mean the same part"]);
+    save(&at("flat/Train/1.png"), picture(4, 4, 0));
+    save(&at("flat/test/1.png"), picture(4, 4, 0));
+    pack_fails(&[text(&at("flat")), text(&out)], &["Train/ and test/ have no class folders", "CSV"]);
     class_folder(&at("untrained/val"), 2);
     pack_fails(&[text(&at("untrained")), text(&out)], &["val/ has no train/ beside it"]);
     let usage = pack(&["--threads", "many", "a", "b"]);

@@ -49,6 +49,11 @@ impl Layout {
                 Some((Some(name), _)) if others.is_empty() => {
                     problem(format!("{name}/ has no train/ beside it; add one, or give {name}/ itself"))
                 }
+                // Flat folders of images that all mean parts are no classes.
+                None if others.is_empty() && top.len() > 1 => problem(format!(
+                    "{} have no class folders in them; give a list with a file and its class in each line (CSV)",
+                    top.iter().map(|name| format!("{name}/")).collect::<Vec<_>>().join(" and ")
+                )),
                 _ => Ok(Layout::Classes),
             };
         };
