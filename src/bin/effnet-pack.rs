@@ -9,20 +9,23 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use effnet::cli::{Parsed, parse, survive_file_size_limits};
 use effnet::data::dataset::verify;
-use effnet::data::pack::{PackEncoding, PackOptions, PackSummary, Progress, pack};
+use effnet::data::pack::{PackEncoding, PackOptions, PackSummary, Progress, pack, skipped};
 use effnet::data::{Dataset, Split};
+use effnet::names::{quoted, shown, shown_path};
+use effnet::train::program::command;
 use indicatif::{ProgressBar, ProgressStyle};
 
 /// Pack images into the shards that effnet-train and effnet-eval read.
 ///
-/// SOURCE is a folder with train/ and val/ that hold a folder for each class; or a folder of class folders, of each
-/// of which --val-fraction becomes validation; or a folder with the four IDX files of an MNIST-layout set, plain
-/// or gzipped. Images are JPEG or PNG. Broken ones are left out and listed. An interrupted pack continues when the
-/// same command is run again.
+/// SOURCE is recognised by its content. It may be: a folder of class folders; train/ and val/ with class folders; tar
+/// files of class folders or in WebDataset's form; a CSV or TSV list of files and labels; Parquet files as Hugging Face
+/// has them; a folder with CIFAR's binary files or with the four IDX files of an MNIST-layout set. Where there are no
+/// validation images, --val-fraction of each class is taken. What is left out is counted, and listed in
+/// OUT/skipped.jsonl. An interrupted pack continues when the same command is run again.
 #[derive(Parser)]
 #[command(name = "effnet-pack", version)]
 struct Arguments {
-    /// Folder of images or IDX files
+    /// Folder or file with images
     #[arg(required_unless_present_any = ["verify", "info"])]
     source: Option<PathBuf>,
     /// Directory to make
@@ -43,6 +46,15 @@ struct Arguments {
     /// Scale larger images down until no side is longer
     #[arg(long, value_name = "PIXELS", value_parser = clap::value_parser!(u32).range(1..))]
     max_side: Option<u32>,
+    /// Scale larger images down until the shorter side is as long
+    #[arg(long, value_name = "PIXELS", value_parser = clap::value_parser!(u32).range(1..))]
+    resize_shorter: Option<u32>,
+    /// Validation images: a source of its own, of any kind; classes are matched by name
+    #[arg(long, value_name = "SOURCE")]
+    val: Option<PathBuf>,
+    /// Classes of the images of a val/ without class folders: `file,class` in each line, by name or number from 0
+    #[arg(long, value_name = "FILE", conflicts_with = "val")]
+    val_list: Option<PathBuf>,
     /// Size of a shard in MiB
     #[arg(long, value_name = "MIB", default_value_t = 256, value_parser = clap::value_parser!(u64).range(1..1 << 20))]
     shard_size: u64,
@@ -116,6 +128,9 @@ fn run_pack(source: &Path, dir: &Path, arguments: &Arguments, out: &mut dyn Writ
         encoding: arguments.encoding,
         quality: arguments.quality,
         max_side: arguments.max_side,
+        resize_shorter: arguments.resize_shorter,
+        val: arguments.val.clone(),
+        val_list: arguments.val_list.clone(),
         shard_bytes: arguments.shard_size << 20,
         force: arguments.force,
         threads: arguments.threads.map_or(defaults.threads, usize::from),
@@ -137,14 +152,31 @@ fn run_pack(source: &Path, dir: &Path, arguments: &Arguments, out: &mut dyn Writ
     Ok(ExitCode::SUCCESS)
 }
 
+/// Broken images that are named one by one; the list of all lies beside the set.
+const NAMED: usize = 10;
+
 fn print_summary(summary: &PackSummary, out: &mut dyn Write) -> io::Result<()> {
-    for broken in &summary.broken {
-        writeln!(out, "left out {}: {}", broken.file, broken.problem)?;
+    for broken in summary.broken.iter().take(NAMED) {
+        writeln!(out, "left out {}: {}", shown(&broken.file), shown(&broken.problem))?;
+    }
+    for notice in &summary.notices {
+        writeln!(out, "notice: {}", shown(notice))?;
     }
     for class in &summary.empty_classes {
-        writeln!(out, "warning: no training image of class `{class}` could be read")?;
+        writeln!(out, "warning: no training image of class `{}` could be read", shown(class))?;
+    }
+    if let Some([train, val]) = &summary.duplicates.example {
+        let (images, train, val) = (summary.duplicates.images, shown(train), shown(val));
+        let what = if images == 1 { "validation image is a" } else { "validation images are" };
+        writeln!(
+            out,
+            "warning: {images} {what} training image{} too, such as {val}: {train}",
+            plural(images)
+        )?;
     }
     let converted = &summary.converted;
+    let resumed = summary.resumed_shards as u64;
+    let kept = format!("shard{} kept from the interrupted pack", plural(resumed));
     let counts = [
         (converted.cmyk, "CMYK converted to RGB"),
         (converted.sixteen_bit, "16-bit reduced to 8"),
@@ -152,20 +184,32 @@ fn print_summary(summary: &PackSummary, out: &mut dyn Write) -> io::Result<()> {
         (converted.alpha, "alpha channels dropped"),
         (converted.rotated, "turned upright as EXIF says"),
         (converted.scaled_down, "scaled down"),
-        (summary.ignored, "files ignored, being no JPEG or PNG by name"),
-        (summary.broken.len() as u64, "broken images left out"),
-        (summary.resumed_shards as u64, "shards kept from the interrupted pack"),
+        (resumed, kept.as_str()),
     ];
     for (count, what) in counts.into_iter().filter(|(count, _)| *count > 0) {
         writeln!(out, "{count:>9}  {what}")?;
     }
+    for (count, what, example) in skipped::counts(&summary.skipped) {
+        let (file, reason) = (shown(&example.file), shown(&example.reason));
+        writeln!(out, "{count:>9}  {what}, such as {file}: {reason}")?;
+    }
     writeln!(out, "{:>9}  classes", summary.classes)?;
     for (split, what) in [(&summary.train, "training"), (&summary.val, "validation")] {
         let mib = split.bytes as f64 / (1 << 20) as f64;
-        writeln!(out, "{:>9}  {what} images, {mib:.1} MiB in {} shard(s)", split.images, split.shards)?;
+        let (images, shards) = (split.images, split.shards as u64);
+        let (many, more) = (plural(images), plural(shards));
+        writeln!(out, "{images:>9}  {what} image{many}, {mib:.1} MiB in {shards} shard{more}")?;
     }
-    writeln!(out, "packed to {}, fingerprint {}", summary.out.display(), summary.fingerprint)?;
-    writeln!(out, "train on it: effnet-train --data {}", summary.out.display())
+    if !summary.skipped.is_empty() {
+        writeln!(out, "what was left out is listed in {}", shown_path(&summary.out.join(skipped::SKIPPED)))?;
+    }
+    let (dir, fingerprint) = (shown_path(&summary.out), &summary.fingerprint);
+    writeln!(out, "packed {} to {dir}, fingerprint {fingerprint}", shown(&summary.source))?;
+    writeln!(out, "train on it: {} --data {}", command("effnet-train"), quoted(&summary.out))
+}
+
+fn plural(count: u64) -> &'static str {
+    if count == 1 { "" } else { "s" }
 }
 
 fn run_verify(dir: &Path, json: bool, out: &mut dyn Write) -> Result<ExitCode> {
@@ -174,12 +218,12 @@ fn run_verify(dir: &Path, json: bool, out: &mut dyn Write) -> Result<ExitCode> {
         writeln!(out, "{}", serde_json::to_string(&report).context("report as JSON")?)?;
     } else {
         for line in &report.damage {
-            writeln!(out, "{line}")?;
+            writeln!(out, "{}", shown(line))?;
         }
         let (samples, shards, damaged) = (report.samples, report.shards, report.damage.len());
         let verdict =
             if damaged == 0 { "all sound".into() } else { format!("{damaged} damaged: pack again") };
-        writeln!(out, "{}: {samples} samples in {shards} shards, {verdict}", dir.display())?;
+        writeln!(out, "{}: {samples} samples in {shards} shards, {verdict}", shown_path(dir))?;
     }
     Ok(if report.damage.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -201,7 +245,7 @@ fn run_info(dir: &Path, json: bool, out: &mut dyn Write) -> Result<ExitCode> {
     writeln!(
         out,
         "{}: fingerprint {}, encoding {}",
-        dir.display(),
+        shown_path(dir),
         dataset.fingerprint(),
         manifest.encoding
     )?;
@@ -213,12 +257,13 @@ fn run_info(dir: &Path, json: bool, out: &mut dyn Write) -> Result<ExitCode> {
         let (images, shards) = (entry.samples, entry.shards.len());
         writeln!(
             out,
-            "{split} {images} images, {mib:.1} MiB in {shards} shard(s), sides up to {width}x{height}"
+            "{split} {images} images, {mib:.1} MiB in {shards} shard{}, sides up to {width}x{height}",
+            plural(shards as u64)
         )?;
     }
     writeln!(out, "{:>9} {:>9}  class", "train", "val")?;
     for (label, class) in dataset.classes().iter().enumerate() {
-        writeln!(out, "{:>9} {:>9}  {class}", counts[0][label], counts[1][label])?;
+        writeln!(out, "{:>9} {:>9}  {}", counts[0][label], counts[1][label], shown(class))?;
     }
     Ok(ExitCode::SUCCESS)
 }

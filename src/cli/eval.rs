@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use crate::data::{DataError, Source, Split};
 use crate::model::ParamTable;
 use crate::model::formats::{self, TrainedModel, safetensors};
+use crate::names::shown;
 use crate::ops::cuda::Precision;
 use crate::ops::{Ops, Weights};
 use crate::train::checkpoint::{self, Checkpoint};
@@ -260,9 +261,9 @@ impl EvalFlags {
                 writeln!(out, "{}", json!({ "image": name, "classes": classes }))?;
                 continue;
             }
-            writeln!(out, "{name}")?;
+            writeln!(out, "{}", shown(&name))?;
             for (class, p) in ranked {
-                writeln!(out, "  {:6.2} %  {class}", 100.0 * p)?;
+                writeln!(out, "  {:6.2} %  {}", 100.0 * p, shown(&class))?;
             }
         }
         match failed {

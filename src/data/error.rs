@@ -1,36 +1,38 @@
-//! What can go wrong between an image file and a batch. Each message is one line that names the thing.
+//! What can go wrong between an image file and a batch. Each message is one line that names the thing; names in it
+//! are escaped.
 
 use std::io;
 use std::path::PathBuf;
 
 use crate::files::FileError;
+use crate::names::{quoted, shown, shown_path};
 
 #[derive(Debug, thiserror::Error)]
 pub enum DataError {
     /// An error of the operating system, such as a full disk.
-    #[error("{}: {error}", path.display())]
+    #[error("{}: {error}", shown_path(path))]
     Io { path: PathBuf, error: io::Error },
     /// No dataset where one was expected.
     #[error(
         "{}: {problem}; make one with `effnet-pack SOURCE {}`, or try `--data synthetic` or `effnet-train --demo`",
-        dir.display(),
-        dir.display()
+        shown_path(dir),
+        quoted(dir)
     )]
     NoDataset { dir: PathBuf, problem: String },
     /// `dataset.json`, or a shard's header or index, is damaged or belongs to something else.
-    #[error("{}: {problem}", file.display())]
+    #[error("{}: {}", shown_path(file), shown(problem))]
     Damaged { file: PathBuf, problem: String },
     /// One sample is damaged.
-    #[error("{}: sample {sample}: {problem}", file.display())]
+    #[error("{}: sample {sample}: {problem}", shown_path(file))]
     DamagedSample { file: PathBuf, sample: u64, problem: String },
     /// A source that cannot be packed because of its layout, not because of one broken image.
-    #[error("{}: {problem}", path.display())]
+    #[error("{}: {}", shown_path(path), shown(problem))]
     Source { path: PathBuf, problem: String },
     /// An image file given by the user that cannot be read.
-    #[error("{}: {problem}", path.display())]
+    #[error("{}: {}", shown_path(path), shown(problem))]
     Image { path: PathBuf, problem: String },
     /// The output directory of a pack is in use.
-    #[error("{}: {problem}", path.display())]
+    #[error("{}: {}", shown_path(path), shown(problem))]
     Output { path: PathBuf, problem: String },
     /// A setting that makes no sense.
     #[error("{0}")]

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+pub use crate::names::quoted;
+
 /// A command that starts one of the three programs in the way the running program was started: by name if the shell
 /// found it by name, through cargo if cargo runs it, otherwise by its path beside the running program.
 pub fn command(name: &str) -> String {
@@ -22,17 +24,6 @@ fn command_beside(started: &Path, cargo: bool, name: &str) -> String {
     if beside.exists() { quoted(&beside) } else { name.into() }
 }
 
-/// A path, quoted for a shell.
-pub fn quoted(path: &Path) -> String {
-    let text = path.display().to_string();
-    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+=:,@%".contains(c);
-    if !text.is_empty() && text.chars().all(plain) {
-        text
-    } else {
-        format!("'{}'", text.replace('\'', r"'\''"))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -48,11 +39,5 @@ mod tests {
         std::fs::write(dir.path().join("effnet-eval"), "").unwrap();
         let beside = dir.path().join("effnet-train");
         assert_eq!(named(beside.to_str().unwrap(), false), quoted(&dir.path().join("effnet-eval")));
-    }
-
-    #[test]
-    fn quoted_protects_paths_that_a_shell_would_split() {
-        assert_eq!(quoted(Path::new("runs/b0")), "runs/b0");
-        assert_eq!(quoted(Path::new("my runs/it's")), r"'my runs/it'\''s'");
     }
 }

@@ -1,8 +1,8 @@
-//! Plans the four IDX files of an MNIST-layout set.
+//! Lists the four IDX files of an MNIST-layout set.
 
 use std::path::{Path, PathBuf};
 
-use super::{Content, Item, Items, PackOptions, Plan, SplitPlan};
+use super::listing::{Content, Items, Listed, Listing, Part};
 use crate::data::fingerprint::Fnv;
 use crate::data::idx::{Images, Input, Survey, labels};
 use crate::data::{DataError, Split};
@@ -46,28 +46,32 @@ pub fn find(source: &Path) -> Result<Option<Files>, DataError> {
 }
 
 /// Reads all four files to their ends and checks that they fit together.
-pub fn plan<'a>(
-    inputs: &[Input<'a>; 4],
-    class_names: Option<&[&str]>,
-    options: &PackOptions,
-) -> Result<Plan<'a>, DataError> {
+pub fn list<'a>(inputs: &[Input<'a>; 4], class_names: Option<&[&str]>) -> Result<Listing<'a>, DataError> {
     let [train_images, train_labels, val_images, val_labels] = *inputs;
     let train = half(train_images, train_labels)?;
     let val = half(val_images, val_labels)?;
     let classes = class_list(inputs, &train.labels, &val.labels, class_names)?;
-    let mut fnv = options.hash(Fnv::new().field(b"idx"));
-    for class in &classes {
-        fnv = fnv.field(class.as_bytes());
+    let halves = [train, val];
+    let mut images = Vec::new();
+    for split in Split::BOTH {
+        let half = &halves[split as usize];
+        let part = Some(Part::from(split));
+        images.extend((0..half.survey.count).zip(&half.labels).map(|(number, &label)| Listed {
+            part,
+            label: label.into(),
+            place: (split as u64) << 32 | number,
+            length: half.area(),
+        }));
     }
-    for part in [&train, &val] {
-        let Survey { count, rows, columns, crc } = part.survey;
-        fnv = fnv.number(count).number(rows.into()).number(columns.into()).number(crc.into());
-        fnv = fnv.field(&part.labels);
-    }
-    let splits = [&train, &val]
-        .map(|part| SplitPlan::cut((0..part.survey.count).map(|_| part.area()), options.shard_bytes));
-    let items = Box::new(IdxItems { halves: [train, val] });
-    Ok(Plan { classes, splits, hash: fnv.hex(), ignored: 0, items })
+    Ok(Listing {
+        kind: "IDX files".into(),
+        classes,
+        declared: true,
+        images,
+        skipped: Vec::new(),
+        notices: Vec::new(),
+        items: Box::new(IdxItems { halves }),
+    })
 }
 
 /// One split's images and labels.
@@ -131,22 +135,38 @@ struct IdxItems<'a> {
     halves: [Half<'a>; 2],
 }
 
+impl<'a> IdxItems<'a> {
+    fn half(&self, place: u64) -> &Half<'a> {
+        &self.halves[(place >> 32) as usize]
+    }
+}
+
 impl Items for IdxItems<'_> {
-    fn item(&mut self, split: Split, number: u64) -> Result<Item, DataError> {
-        let half = &mut self.halves[split as usize];
+    fn content(&mut self, place: u64) -> Result<Content, DataError> {
+        let half = &mut self.halves[(place >> 32) as usize];
         let reader = match &mut half.reader {
             Some(reader) => reader,
             None => half.reader.insert(Images::open(half.input)?),
         };
+        let number = place & u64::from(u32::MAX);
+        if number < reader.position() {
+            *reader = Images::open(half.input)?; // its images are in both splits: read from the start again
+        }
         reader.skip(number - reader.position())?;
         let bytes = reader.read()?;
-        let (width, height) = (reader.columns, reader.rows);
-        let name = format!("{}: image {number}", half.input.name().display());
-        let label = half.labels[number as usize].into();
-        Ok(Item { name, label, content: Content::Grey { width, height, bytes } })
+        Ok(Content::Pixels { width: reader.columns, height: reader.rows, channels: 1, bytes })
     }
 
-    fn length(&self, split: Split, _number: u64) -> u64 {
-        self.halves[split as usize].area()
+    fn name(&self, place: u64) -> String {
+        format!("{}: image {}", self.half(place).input.name().display(), place & u64::from(u32::MAX))
+    }
+
+    fn identify(&self, mut fnv: Fnv, _: &mut dyn Iterator<Item = Listed>) -> Fnv {
+        for part in &self.halves {
+            let Survey { count, rows, columns, crc } = part.survey;
+            fnv = fnv.number(count).number(rows.into()).number(columns.into()).number(crc.into());
+            fnv = fnv.field(&part.labels);
+        }
+        fnv
     }
 }

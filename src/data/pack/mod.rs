@@ -1,19 +1,31 @@
 //! Packing: a source of images to a directory of shards.
 //!
-//! The source is planned first ([`folder`], [`idx_files`]): every image gets its place in a shard before the first one
-//! is decoded, in the order of sorted names, so that two packs of one source are equal byte for byte. Then [`run`]
-//! streams: it decodes a few images at a time on all threads and writes them in order. `dataset.json` is written last.
-//! An interrupted pack continues where it stopped if source and options are still the same, as its notes say
+//! The kind of the source is recognised ([`source`]), and the module of that kind lists its images. Then the list is
+//! divided ([`divide`](mod@divide)): every image gets its place in a shard before the first one is decoded, in the
+//! order of the source, so that two packs of one source are equal byte for byte. Then [`run`] streams: it decodes a few
+//! images at a time on all threads and writes them in order. `dataset.json` is written last. An interrupted pack
+//! continues where it stopped if source and options are still the same, as its notes say
 //! ([`PARTIAL`](super::dataset::PARTIAL)).
 
+mod cifar;
+mod divide;
+mod duplicates;
 mod folder;
 mod idx_files;
+mod list;
+mod listing;
+mod parquet_files;
 mod prepare;
 mod run;
+mod size;
+pub mod skipped;
+mod source;
+mod table;
+mod tar_files;
 
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use strum::{Display, EnumString, VariantNames};
 
 use super::codec::Conversions;
@@ -22,6 +34,11 @@ use super::idx::Input;
 use super::normalise::Normalise;
 use super::{DataError, Split};
 use crate::names;
+use divide::{Images, divide};
+use skipped::Skipped;
+use source::Found;
+
+pub use duplicates::Duplicates;
 
 /// How images are stored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Display, EnumString, VariantNames)]
@@ -54,6 +71,12 @@ pub struct PackOptions {
     pub quality: u8,
     /// Larger images are scaled down until no side is longer.
     pub max_side: Option<u32>,
+    /// Larger images are scaled down until the shorter side has this length.
+    pub resize_shorter: Option<u32>,
+    /// A source of its own for the validation images.
+    pub val: Option<PathBuf>,
+    /// The classes of validation images that lie in one folder.
+    pub val_list: Option<PathBuf>,
     /// A new shard begins when the current one would grow beyond this.
     pub shard_bytes: u64,
     /// Replace what the output directory holds.
@@ -69,6 +92,9 @@ impl Default for PackOptions {
             encoding: PackEncoding::Auto,
             quality: 95,
             max_side: None,
+            resize_shorter: None,
+            val: None,
+            val_list: None,
             shard_bytes: 256 << 20,
             force: false,
             threads: std::thread::available_parallelism().map_or(1, usize::from),
@@ -88,6 +114,9 @@ impl PackOptions {
         if self.max_side == Some(0) {
             return invalid("the longest side must not be 0");
         }
+        if self.resize_shorter == Some(0) {
+            return invalid("the shorter side must not be 0");
+        }
         if self.shard_bytes == 0 {
             return invalid("the shard size must not be 0");
         }
@@ -96,12 +125,17 @@ impl PackOptions {
 
     /// Hashes the options that decide the output's bytes.
     fn hash(&self, fnv: Fnv) -> Fnv {
-        fnv.number(self.val_fraction.to_bits())
+        let fnv = fnv
+            .number(self.val_fraction.to_bits())
             .number(self.seed)
             .number(self.encoding as u64)
             .number(self.quality.into())
             .number(self.max_side.map_or(0, u64::from))
-            .number(self.shard_bytes)
+            .number(self.shard_bytes);
+        match self.resize_shorter {
+            Some(shorter) => fnv.field(b"resize-shorter").number(shorter.into()),
+            None => fnv, // as before there was this option
+        }
     }
 }
 
@@ -132,6 +166,7 @@ pub struct SplitSummary {
 /// What packing did.
 #[derive(Clone, Debug, Serialize)]
 pub struct PackSummary {
+    #[serde(serialize_with = "as_text")]
     pub out: PathBuf,
     pub classes: usize,
     pub train: SplitSummary,
@@ -139,8 +174,16 @@ pub struct PackSummary {
     #[serde(flatten)]
     pub normalise: Normalise,
     pub converted: Conversions,
-    /// Files whose names are not those of images.
+    /// What the source was recognised as.
+    pub source: String,
+    /// What the user should know of it.
+    pub notices: Vec<String>,
+    /// How many files and folders were left out without being decoded.
     pub ignored: u64,
+    /// Everything that was left out, with the reason.
+    pub skipped: Vec<Skipped>,
+    /// Validation images that are training images too.
+    pub duplicates: Duplicates,
     /// Shards kept from an interrupted pack.
     pub resumed_shards: usize,
     pub broken: Vec<Broken>,
@@ -149,14 +192,22 @@ pub struct PackSummary {
     pub fingerprint: String,
 }
 
+/// A path may hold what JSON cannot.
+fn as_text<S: Serializer>(path: &Path, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_str(&path.to_string_lossy())
+}
+
 /// A source in which every image has a place.
 struct Plan<'a> {
+    /// What the source was recognised as.
+    kind: String,
     classes: Vec<String>,
     splits: [SplitPlan; 2],
     /// A name for source and options; a pack continues only under the same one.
     hash: String,
-    ignored: u64,
-    items: Box<dyn Items + 'a>,
+    skipped: Vec<Skipped>,
+    notices: Vec<String>,
+    images: Images<'a>,
 }
 
 /// The number of a split's images, and where its shards end.
@@ -186,31 +237,11 @@ impl SplitPlan {
     }
 }
 
-/// One image before it is decoded.
-struct Item {
-    /// For messages.
-    name: String,
-    label: u32,
-    content: Content,
-}
-
-enum Content {
-    File(PathBuf),
-    Grey { width: u32, height: u32, bytes: Vec<u8> },
-}
-
-/// The images of a source, read in rising order.
-trait Items {
-    fn item(&mut self, split: Split, number: u64) -> Result<Item, DataError>;
-    /// Estimated length as stored.
-    fn length(&self, split: Split, number: u64) -> u64;
-}
-
-/// Packs a folder or a directory of IDX files to `out`.
+/// Packs any source of images to `out`; [`source`] says which there are.
 ///
 /// # Errors
 /// A source or an output directory that cannot be used, a full disk. Single broken images are no error unless nothing
-/// else is left; [`PackSummary::broken`] lists them.
+/// else is left; [`PackSummary::skipped`] lists what was left out.
 pub fn pack(
     source: &Path,
     out: &Path,
@@ -218,11 +249,19 @@ pub fn pack(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<PackSummary, DataError> {
     options.check()?;
-    let files = idx_files::find(source)?;
-    let plan = match &files {
-        Some(files) => idx_files::plan(&files.inputs(), None, options)?,
-        None => folder::plan(source, options)?,
+    source::check_output(source, out)?;
+    let found = Found::at(source)?;
+    let found_val = options.val.as_ref().map(|val| Found::at(val)).transpose()?;
+    let listing = found.list(source, out, options)?;
+    let val = match (&options.val, &found_val) {
+        (Some(path), Some(found)) => {
+            let options = PackOptions { val: None, val_list: None, ..options.clone() };
+            Some(found.list(path, out, &options)?)
+        }
+        _ => None,
     };
+    let problem = |problem| DataError::Source { path: source.to_owned(), problem };
+    let plan = divide(found.tag(), listing, val, options).map_err(problem)?;
     run::run(plan, out, options, progress)
 }
 
@@ -253,5 +292,24 @@ pub fn pack_idx_bytes(
         Input::Bytes("validation images", set.val_images),
         Input::Bytes("validation labels", set.val_labels),
     ];
-    run::run(idx_files::plan(&inputs, class_names, options)?, out, options, progress)
+    let listing = idx_files::list(&inputs, class_names)?;
+    let problem = |problem| DataError::Source { path: inputs[0].name(), problem };
+    let plan = divide("idx", listing, None, options).map_err(problem)?;
+    run::run(plan, out, options, progress)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A pack that an earlier version began is continued: options that it did not know leave the hash as it was.
+    #[test]
+    fn hash_of_options_is_that_of_earlier_versions() {
+        let options = PackOptions { seed: 3, max_side: Some(9), threads: 7, ..PackOptions::default() };
+        let earlier = [0.1_f64.to_bits(), 3, 0, 95, 9, 256 << 20];
+        let expected = earlier.iter().fold(Fnv::new(), |fnv, &number| fnv.number(number)).hex();
+        assert_eq!(options.hash(Fnv::new()).hex(), expected);
+        let shorter = PackOptions { resize_shorter: Some(9), ..options };
+        assert_ne!(shorter.hash(Fnv::new()).hex(), expected);
+    }
 }

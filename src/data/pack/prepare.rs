@@ -1,18 +1,13 @@
 //! One image, from its file to the bytes that are stored. This part of packing runs on all threads.
 
-use std::fs;
-use std::io::Read;
-
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use serde::{Deserialize, Serialize};
 
-use super::{Broken, Content, Item, PackEncoding, PackOptions};
+use super::listing::{Content, Item};
+use super::{Broken, PackEncoding, PackOptions};
 use crate::data::codec::{Conversions, Decoded, Pixels, decode_file, encode_jpeg, scale_down};
 use crate::data::shard::Encoding;
 use crate::data::{DataError, Normalise};
-
-/// Longer files are not read.
-const MAX_FILE: u64 = 1 << 30;
 
 /// An image as it will be stored.
 pub struct Prepared {
@@ -91,24 +86,15 @@ pub fn pool(threads: usize) -> Result<ThreadPool, DataError> {
 pub fn prepare(item: Item, options: &PackOptions) -> Result<Prepared, Broken> {
     let Item { name, label, content } = item;
     let prepared = match content {
-        Content::File(path) => {
-            let mut bytes = Vec::new();
-            fs::File::open(&path)
-                .and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut bytes))
-                .map_err(|e| e.to_string())
-                .and_then(|_| {
-                    if bytes.len() as u64 > MAX_FILE {
-                        return Err("larger than 1 GiB".into());
-                    }
-                    let decoded = decode_file(&bytes)?;
-                    store(label, decoded, Some(bytes), options)
-                })
-        }
-        Content::Grey { width, height, bytes } => {
-            let pixels = Pixels { width, height, channels: 1, bytes };
+        Content::Pixels { width, height, channels, bytes } => {
+            let pixels = Pixels { width, height, channels, bytes };
             let decoded = Decoded { pixels, conversions: Conversions::default(), plain_jpeg: false };
             store(label, decoded, None, options)
         }
+        file => file.read().and_then(|bytes| {
+            let decoded = decode_file(&bytes)?;
+            store(label, decoded, Some(bytes), options)
+        }),
     };
     prepared.map_err(|problem| Broken { file: name, problem })
 }
@@ -120,14 +106,14 @@ fn store(
     options: &PackOptions,
 ) -> Result<Prepared, String> {
     let Decoded { mut pixels, mut conversions, plain_jpeg } = decoded;
-    let too_large = options.max_side.is_some_and(|longest| pixels.width.max(pixels.height) > longest);
-    if let (true, Some(longest)) = (too_large, options.max_side) {
+    let reduced = options.reduced(pixels.width, pixels.height);
+    if let Some(longest) = reduced {
         pixels = scale_down(&pixels, longest)?;
         conversions.scaled_down = 1;
     }
     let sums = Sums::of(&pixels);
     let Pixels { width, height, channels, .. } = pixels;
-    let keep = plain_jpeg && !too_large && options.encoding != PackEncoding::Raw;
+    let keep = plain_jpeg && reduced.is_none() && options.encoding != PackEncoding::Raw;
     // A JPEG that was turned or scaled stays a JPEG: its pixels would take many times as many bytes.
     let was_jpeg = file.as_ref().is_some_and(|bytes| bytes.starts_with(&[0xff, 0xd8]));
     let (encoding, bytes) = match (file, options.encoding) {

@@ -11,7 +11,8 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::prepare::{Sums, pool, prepare};
-use super::{Broken, PackOptions, PackSummary, Plan, Progress, SplitSummary};
+use super::skipped::{Skipped, SkippedKind};
+use super::{Broken, PackOptions, PackSummary, Plan, Progress, SplitSummary, duplicates, skipped};
 use crate::data::codec::Conversions;
 use crate::data::dataset::{MANIFEST, Manifest, PARTIAL, ShardEntry, SplitEntry};
 use crate::data::shard::{Sample, Shard, ShardWriter, file_name};
@@ -122,7 +123,8 @@ fn holds_anything(out: &Path) -> Result<bool, DataError> {
     Ok(false)
 }
 
-/// Removes `dataset.json`, then the shards, finished or not. Files with other names stay.
+/// Removes `dataset.json`, then the shards, finished or not, and the list of what was left out. Files with other names
+/// stay.
 fn remove_shards(out: &Path) -> Result<(), DataError> {
     match fs::remove_file(out.join(MANIFEST)) {
         Err(error) if error.kind() != ErrorKind::NotFound => {
@@ -133,7 +135,8 @@ fn remove_shards(out: &Path) -> Result<(), DataError> {
     for entry in fs::read_dir(out).map_err(DataError::io(out))? {
         let path = entry.map_err(DataError::io(out))?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        if is_shard_name(name.strip_suffix(".tmp").unwrap_or(&name)) {
+        let stem = name.strip_suffix(".tmp").unwrap_or(&name);
+        if is_shard_name(stem) || stem == skipped::SKIPPED {
             fs::remove_file(&path).map_err(DataError::io(&path))?;
         }
     }
@@ -191,8 +194,8 @@ impl Work<'_> {
             let (mut items, mut bytes) = (Vec::new(), 0);
             while next < range.end && next - first < GROUP_IMAGES && (items.is_empty() || bytes < GROUP_BYTES)
             {
-                bytes += plan.items.length(split, next);
-                items.push(plan.items.item(split, next)?);
+                bytes += plan.images.length(split, next);
+                items.push(plan.images.item(split, next)?);
                 next += 1;
             }
             let prepared: Vec<_> =
@@ -254,19 +257,20 @@ fn finish(
             split.shards.push(done.entry);
         }
     }
-    if let Some(split) = Split::BOTH.into_iter().find(|&split| splits[split as usize].samples == 0) {
-        remove_shards(out)?;
-        fs::remove_file(out.join(PARTIAL)).map_err(DataError::io(out))?;
-        let first =
-            broken.first().map_or(String::new(), |b| format!(", the first {}: {}", b.file, b.problem));
-        let problem = format!("nothing remains of the {split} images: {} are broken{first}", broken.len());
-        return Err(DataError::Output { path: out.to_owned(), problem });
+    let empty = |&split: &Split| splits[split as usize].samples == 0;
+    if let Some(split) = Split::BOTH.into_iter().find(empty) {
+        return Err(nothing_remains(out, split, &broken)?);
     }
     let summaries = splits.each_ref().map(|split| SplitSummary {
         images: split.samples,
         bytes: split.bytes,
         shards: split.shards.len(),
     });
+    let duplicates = duplicates::find(&plan.images, out, &splits)?;
+    let mut skipped = plan.skipped;
+    let ignored = skipped.len() as u64;
+    skipped.extend(broken.iter().map(|one| Skipped::new(&one.file, SkippedKind::Broken, &one.problem)));
+    skipped::write(out, &skipped)?;
     let empty_classes = empty_classes(out, &plan.classes, &splits[Split::Train as usize])?;
     let normalise = sums.normalise();
     let manifest = Manifest::new(plan.classes, options.encoding.to_string(), normalise, splits);
@@ -281,12 +285,27 @@ fn finish(
         val,
         normalise,
         converted,
-        ignored: plan.ignored,
+        source: plan.kind,
+        notices: plan.notices,
+        ignored,
+        skipped,
+        duplicates,
         resumed_shards,
         broken,
         empty_classes,
         fingerprint: manifest.fingerprint(),
     })
+}
+
+/// Removes what was written, and gives the error for a split of which every image is broken.
+fn nothing_remains(out: &Path, split: Split, broken: &[Broken]) -> Result<DataError, DataError> {
+    remove_shards(out)?;
+    fs::remove_file(out.join(PARTIAL)).map_err(DataError::io(out))?;
+    let first = broken.first().map_or(String::new(), |b| format!(", the first {}: {}", b.file, b.problem));
+    let count = broken.len();
+    let are = if count == 1 { "1 is broken".into() } else { format!("{count} are broken") };
+    let problem = format!("nothing remains of the {split} images: {are}{first}");
+    Ok(DataError::Output { path: out.to_owned(), problem })
 }
 
 /// Classes without a training sample.

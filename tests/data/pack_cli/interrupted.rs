@@ -3,10 +3,12 @@
 
 use std::os::unix::process::CommandExt;
 
+use super::containers::{as_parquet, as_tar, photos};
 use super::*;
 use crate::common::programs::ended;
 use effnet::data::dataset::PARTIAL;
 use effnet::data::pack::{PackOptions, pack as pack_library};
+use parquet::basic::Compression;
 
 /// A pack that is killed and started again, each time a little later, ends with the bytes of an undisturbed pack. The
 /// moments of the kills are left to chance; the test checks what must hold at any moment.
@@ -15,9 +17,37 @@ fn killed_pack_continues_and_ends_the_same() {
     let dir = TempDir::new().unwrap();
     let source = dir.path().join("idx");
     idx_folder(&source, 400, 40, [160, 160]);
-    let (whole, killed) = (dir.path().join("whole"), dir.path().join("killed"));
-    let arguments =
-        |out: &Path| [text(&source), text(out), "--shard-size", "1", "--threads", "1"].map(String::from);
+    killed_and_continued(dir.path(), &source);
+}
+
+#[test]
+fn killed_pack_of_tar_files_continues_and_ends_the_same() {
+    let dir = TempDir::new().unwrap();
+    let source = dir.path().join("tars");
+    let photos = photos(70, 150, 100);
+    for (number, part) in photos.chunks(50).enumerate() {
+        as_tar(&source.join(format!("{number}.tar")), part);
+    }
+    killed_and_continued(dir.path(), &source);
+}
+
+#[test]
+fn killed_pack_of_parquet_files_continues_and_ends_the_same() {
+    let dir = TempDir::new().unwrap();
+    let source = dir.path().join("parquets");
+    let photos = photos(70, 150, 100);
+    for (number, part) in photos.chunks(50).enumerate() {
+        as_parquet(&source.join(format!("{number}.parquet")), part, None, Compression::SNAPPY);
+    }
+    killed_and_continued(dir.path(), &source);
+}
+
+fn killed_and_continued(dir: &Path, source: &Path) {
+    let (whole, killed) = (dir.join("whole"), dir.join("killed"));
+    let arguments = |out: &Path| {
+        [text(source), text(out), "--shard-size", "1", "--threads", "1", "--encoding", "raw"]
+            .map(String::from)
+    };
     pack_ok(&arguments(&whole).each_ref().map(String::as_str));
 
     let (mut kills, mut resumed) = (0, 0);

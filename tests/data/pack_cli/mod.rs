@@ -1,8 +1,12 @@
 //! The program `effnet-pack`, as a user runs it.
 
+mod containers;
+mod folders;
 mod images;
 mod interrupted;
 mod sources;
+mod streaming;
+mod validation;
 
 use std::fs;
 use std::io::Cursor;
@@ -152,6 +156,8 @@ fn usage_errors_have_status_2() {
         &["source", "out", "--quality", "0"],
         &["source", "out", "--quality", "101"],
         &["source", "out", "--max-side", "0"],
+        &["source", "out", "--resize-shorter", "0"],
+        &["source", "out", "--val", "a", "--val-list", "b"],
         &["source", "out", "--shard-size", "0"],
         &["source", "out", "--threads", "0"],
         &["--verify", "a", "--info", "b"],

@@ -20,7 +20,7 @@ fn split_folders_are_packed_as_they_are() {
     fs::write(source.join("train/cat/.hidden.png"), "no image").unwrap();
     let said = pack_ok(&[text(&source), text(&out)]);
     assert!(said.contains("11  training images") && said.contains("4  validation images"), "{said}");
-    assert!(said.contains("1  files ignored"), "{said}");
+    assert!(said.contains("1  file ignored, being no image by name (1 .txt)"), "{said}");
     assert!(said.contains("effnet-train --data"), "{said}");
 
     let dataset = Dataset::open(&out).unwrap();
@@ -155,27 +155,28 @@ fn source_that_cannot_be_packed_is_named() {
     let at = |name: &str| dir.path().join(name);
     pack_fails(&[text(&at("nowhere")), text(&out)], &["nowhere", "no such file"]);
     fs::write(at("file"), "x").unwrap();
-    pack_fails(&[text(&at("file")), text(&out)], &["file: not a directory"]);
+    pack_fails(&[text(&at("file")), text(&out)], &["file: ", "not known", "takes a folder of class folders"]);
     fs::create_dir(at("empty")).unwrap();
-    pack_fails(&[text(&at("empty")), text(&out)], &["neither class folders nor the four IDX files"]);
+    pack_fails(&[text(&at("empty")), text(&out)], &["empty: no images in it", "class folders", "MNIST"]);
     save(&at("single/cat/a.png"), picture(4, 4, 0));
-    pack_fails(&[text(&at("single")), text(&out)], &["`cat` is the only class folder"]);
-    class_folder(&at("hollow"), 2);
-    fs::create_dir(at("hollow/cow")).unwrap();
-    pack_fails(&[text(&at("hollow")), text(&out)], &["hollow/cow", "without a JPEG or PNG file"]);
-    class_folder(&at("half/train"), 2);
-    pack_fails(&[text(&at("half")), text(&out)], &["train/ has no val/"]);
-    // Folder names of other conventions are not taken for classes.
+    pack_fails(&[text(&at("single")), text(&out)], &["`cat` is the only class", "two are needed"]);
+    class_folder(&at("other/train"), 2);
+    class_folder(&at("other/check"), 2);
+    pack_fails(&[text(&at("other")), text(&out)], &["rename check/ to val/"]);
     for name in ["train/cat", "train/dog", "valid/cat", "valid/dog", "test/cat", "test/dog"] {
         fs::create_dir_all(at("threefold").join(name)).unwrap();
     }
-    pack_fails(&[text(&at("threefold")), text(&out)], &["rename valid/ to val/"]);
+    pack_fails(&[text(&at("threefold")), text(&out)], &["no training images in its classes"]);
+    class_folder(&at("twice/train"), 2);
+    class_folder(&at("twice/Training"), 2);
+    pack_fails(&[text(&at("twice")), text(&out)], &["Training/ and train/ mean the same part"]);
+    save(&at("flat/Train/1.png"), picture(4, 4, 0));
+    save(&at("flat/test/1.png"), picture(4, 4, 0));
+    pack_fails(&[text(&at("flat")), text(&out)], &["Train/ and test/ have no class folders", "CSV"]);
+    class_folder(&at("untrained/val"), 2);
+    pack_fails(&[text(&at("untrained")), text(&out)], &["val/ has no train/ beside it"]);
     let usage = pack(&["--threads", "many", "a", "b"]);
     assert_eq!((usage.status, usage.err.lines().count()), (Some(2), 1), "{}", usage.err);
-    class_folder(&at("uneven/train"), 2);
-    class_folder(&at("uneven/val"), 2);
-    save(&at("uneven/val/cow/a.png"), picture(4, 4, 0));
-    pack_fails(&[text(&at("uneven")), text(&out)], &["class `cow` has no folder in train/"]);
     class_folder(&at("alone"), 1);
     pack_fails(&[text(&at("alone")), text(&out)], &["one image only"]);
     assert!(!out.exists(), "a bad source leaves no trace");
