@@ -17,8 +17,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 ///
 /// SOURCE is a folder with train/ and val/ that hold a folder for each class; or a folder of class folders, of each
 /// of which --val-fraction becomes validation; or a folder with the four IDX files of an MNIST-layout set, plain
-/// or gzipped. Images are JPEG or PNG. Broken ones are left out and listed. An interrupted pack continues when the
-/// same command is run again.
+/// or gzipped. Images are JPEG, PNG, WebP, GIF, BMP or TIFF, of several pictures in a file the first. Broken ones are
+/// left out and listed. An interrupted pack continues when the same command is run again.
 #[derive(Parser)]
 #[command(name = "effnet-pack", version)]
 struct Arguments {
@@ -34,7 +34,8 @@ struct Arguments {
     /// Chooses which images become validation
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// auto: JPEG files as they are, all else as pixels; raw: pixels; jpeg: all else as JPEG
+    /// auto: JPEG files as they are, all else as pixels; raw: pixels; jpeg: all else as JPEG. JPEG files that EXIF
+    /// turns, CMYK and rare ones are encoded anew, with --quality, unless raw
     #[arg(long, default_value = "auto", value_parser = PackEncoding::from_str)]
     encoding: PackEncoding,
     /// Quality of JPEG files that are written here
@@ -132,12 +133,12 @@ fn run_pack(source: &Path, dir: &Path, arguments: &Arguments, out: &mut dyn Writ
     if arguments.json {
         writeln!(out, "{}", serde_json::to_string(&summary).context("summary as JSON")?)?;
     } else {
-        print_summary(&summary, out)?;
+        print_summary(&summary, options.quality, out)?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn print_summary(summary: &PackSummary, out: &mut dyn Write) -> io::Result<()> {
+fn print_summary(summary: &PackSummary, quality: u8, out: &mut dyn Write) -> io::Result<()> {
     for broken in &summary.broken {
         writeln!(out, "left out {}: {}", broken.file, broken.problem)?;
     }
@@ -145,6 +146,8 @@ fn print_summary(summary: &PackSummary, out: &mut dyn Write) -> io::Result<()> {
         writeln!(out, "warning: no training image of class `{class}` could be read")?;
     }
     let converted = &summary.converted;
+    let anew =
+        format!("JPEG files encoded anew at quality {quality} (turned, CMYK, scaled down or of a rare kind)");
     let counts = [
         (converted.cmyk, "CMYK converted to RGB"),
         (converted.sixteen_bit, "16-bit reduced to 8"),
@@ -152,6 +155,7 @@ fn print_summary(summary: &PackSummary, out: &mut dyn Write) -> io::Result<()> {
         (converted.alpha, "alpha channels dropped"),
         (converted.rotated, "turned upright as EXIF says"),
         (converted.scaled_down, "scaled down"),
+        (converted.encoded_anew, anew.as_str()),
         (summary.ignored, "files ignored, being no JPEG or PNG by name"),
         (summary.broken.len() as u64, "broken images left out"),
         (summary.resumed_shards as u64, "shards kept from the interrupted pack"),

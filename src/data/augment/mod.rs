@@ -59,7 +59,7 @@ pub fn preprocess(
     render(image, &geometry, resolution, scratch, out)
 }
 
-/// Reads any JPEG or PNG file and prepares it as evaluation does: R×R×3 bytes.
+/// Reads any image file and prepares it as evaluation does: R×R×3 bytes.
 ///
 /// # Errors
 /// [`DataError::Io`] or [`DataError::Image`], naming the file.

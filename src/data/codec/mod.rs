@@ -4,9 +4,13 @@
 //! what packing stored, and decodes into a buffer that is used again and again. Both are strict: a JPEG that ends early
 //! or whose entropy-coded data makes no sense is an error, although a viewer would show it half grey.
 
+mod bits;
+mod entropy;
 mod jpeg;
-mod png;
+mod kind;
+mod other;
 mod resize;
+mod segments;
 
 use std::io::Cursor;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -17,7 +21,8 @@ use serde::{Deserialize, Serialize};
 
 use jpeg::decode_jpeg_file;
 pub use jpeg::{decode_jpeg, encode_jpeg};
-use png::decode_png_file;
+pub use kind::{IMAGE_ENDINGS, Kind, is_image_name, kind};
+use other::decode_other;
 pub use resize::{Region, scale_down};
 pub(crate) use resize::{fit, resize, whole};
 
@@ -37,6 +42,7 @@ pub struct Pixels {
 
 /// What had to be done to make a file's image plain 8-bit grey or RGB.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)] // notes of an interrupted pack may be of an earlier version
 pub struct Conversions {
     pub cmyk: u64,
     pub sixteen_bit: u64,
@@ -48,6 +54,8 @@ pub struct Conversions {
     /// Scaled down to the longest side that the user allows.
     #[serde(rename = "reduced")]
     pub scaled_down: u64,
+    /// JPEG files that were turned, CMYK, scaled down or of a rare kind, and therefore encoded to JPEG once more.
+    pub encoded_anew: u64,
 }
 
 impl Conversions {
@@ -58,6 +66,7 @@ impl Conversions {
         self.alpha += other.alpha;
         self.rotated += other.rotated;
         self.scaled_down += other.scaled_down;
+        self.encoded_anew += other.encoded_anew;
     }
 }
 
@@ -69,18 +78,17 @@ pub struct Decoded {
     pub plain_jpeg: bool,
 }
 
-/// Decodes a JPEG or PNG file to an upright 8-bit image. The content tells which it is. Never panics.
+/// Decodes an image file to an upright 8-bit image. The content tells of which kind it is. Never panics.
 pub fn decode_file(bytes: &[u8]) -> Result<Decoded, String> {
-    no_panic(|| {
-        if bytes.starts_with(&[0xff, 0xd8, 0xff]) {
-            decode_jpeg_file(bytes)
-        } else if bytes.starts_with(b"\x89PNG\r\n\x1a\n") {
-            decode_png_file(bytes)
-        } else if bytes.is_empty() {
-            Err("empty file".into())
-        } else {
-            Err("neither JPEG nor PNG".into())
-        }
+    decode_file_to_reduce(bytes, None)
+}
+
+/// The same for an image that will be reduced to sides of at most `longest`: a JPEG of more than [`MAX_PIXELS`] is
+/// decoded at a half, a quarter or an eighth of its size, but not below `longest`.
+pub fn decode_file_to_reduce(bytes: &[u8], longest: Option<u32>) -> Result<Decoded, String> {
+    no_panic(|| match kind(bytes)? {
+        Kind::Jpeg => decode_jpeg_file(bytes, longest),
+        other => decode_other(other, bytes),
     })
 }
 
@@ -89,19 +97,24 @@ fn no_panic<T>(action: impl FnOnce() -> Result<T, String>) -> Result<T, String> 
     catch_unwind(AssertUnwindSafe(action)).unwrap_or_else(|_| Err("the decoder failed on it".into()))
 }
 
-/// Width and height from the header of a JPEG or PNG file's first bytes, unturned.
+/// Width and height from the header of an image file's first bytes, unturned.
 pub fn dimensions(bytes: &[u8]) -> Option<(u32, u32)> {
     let format = image::guess_format(bytes).ok()?;
     image::ImageReader::with_format(Cursor::new(bytes), format).into_dimensions().ok()
 }
 
+/// Refuses images that cannot be stored, and those that would fill the memory.
 fn check_size(width: u32, height: u32) -> Result<(), String> {
-    let sides = 1..=MAX_SIDE;
-    if !sides.contains(&width)
-        || !sides.contains(&height)
-        || u64::from(width) * u64::from(height) > MAX_PIXELS
-    {
-        return Err(format!("{width}x{height} is no size that can be stored"));
+    if width == 0 || height == 0 {
+        return Err(format!("an image of {width}x{height} pixels"));
+    }
+    if width.max(height) > MAX_SIDE {
+        return Err(format!("{width}x{height} pixels, and a side may have {MAX_SIDE}; scale it down"));
+    }
+    if u64::from(width) * u64::from(height) > MAX_PIXELS {
+        return Err(format!(
+            "{width}x{height} are more than {MAX_PIXELS} pixels, the most for an image; scale it down"
+        ));
     }
     Ok(())
 }

@@ -7,7 +7,7 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 use serde::{Deserialize, Serialize};
 
 use super::{Broken, Content, Item, PackEncoding, PackOptions};
-use crate::data::codec::{Conversions, Decoded, Pixels, decode_file, encode_jpeg, scale_down};
+use crate::data::codec::{Conversions, Decoded, Pixels, decode_file_to_reduce, encode_jpeg, scale_down};
 use crate::data::shard::Encoding;
 use crate::data::{DataError, Normalise};
 
@@ -100,7 +100,7 @@ pub fn prepare(item: Item, options: &PackOptions) -> Result<Prepared, Broken> {
                     if bytes.len() as u64 > MAX_FILE {
                         return Err("larger than 1 GiB".into());
                     }
-                    let decoded = decode_file(&bytes)?;
+                    let decoded = decode_file_to_reduce(&bytes, options.max_side)?;
                     store(label, decoded, Some(bytes), options)
                 })
         }
@@ -134,7 +134,10 @@ fn store(
         (Some(file), _) if keep => (Encoding::Jpeg, file),
         (_, PackEncoding::Raw) => (Encoding::Raw, pixels.bytes),
         (_, PackEncoding::Auto) if !was_jpeg => (Encoding::Raw, pixels.bytes),
-        _ => (Encoding::Jpeg, encode_jpeg(&pixels, options.quality)?),
+        _ => {
+            conversions.encoded_anew = was_jpeg.into();
+            (Encoding::Jpeg, encode_jpeg(&pixels, options.quality)?)
+        }
     };
     Ok(Prepared { label, width, height, channels, encoding, bytes, conversions, sums })
 }
