@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Compares how effnet-pack decodes JPEGs with how libjpeg does: every kind of sampling, scans and restart markers.
 
-    python tools/sweep_jpeg.py [--pack target/release/effnet-pack] [--cjpeg cjpeg] [--keep FOLDER]
+    python tools/sweep_jpeg.py [--pack target/release/effnet-pack] [--cjpeg cjpeg] [--sizes 640x480,31x7]
 
 It makes some 1,900 small JPEGs, packs them with `--encoding raw`, reads the shards and compares the pixels with Pillow's.
 A file passes if it differs by at most 8 levels, because decoders interpolate the planes of colour differently, or if it
@@ -80,9 +80,9 @@ def colour_cases():
     yield "ycck", cmyk.replace(adobe(0)[4:], adobe(2)[4:])
 
 
-def cases(cjpeg):
+def cases(cjpeg, sizes):
     for (width, height), sampling, (scans, script), (restart, flags) in itertools.product(
-        SIZES, SAMPLINGS, SCANS.items(), RESTARTS.items()
+        sizes, SAMPLINGS, SCANS.items(), RESTARTS.items()
     ):
         ppm = io.BytesIO()
         picture(width, height).save(ppm, "PPM")
@@ -114,6 +114,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pack", default="target/release/effnet-pack")
     parser.add_argument("--cjpeg", default="cjpeg")
+    parser.add_argument("--sizes", help="other sizes of the pictures, such as 640x480,31x7")
     parser.add_argument("--keep", help="keep the files in this folder")
     arguments = parser.parse_args()
     root = arguments.keep or tempfile.mkdtemp()
@@ -121,7 +122,10 @@ def main():
     for folder in ("train/a", "train/b", "val/a", "val/b"):
         os.makedirs(os.path.join(source, folder), exist_ok=True)
     expected = {}
-    for name, jpeg in cases(arguments.cjpeg):
+    sizes = SIZES
+    if arguments.sizes:
+        sizes = [tuple(map(int, size.split("x"))) for size in arguments.sizes.split(",")]
+    for name, jpeg in cases(arguments.cjpeg, sizes):
         with open(os.path.join(source, "train/a", name + ".jpg"), "wb") as file:
             file.write(jpeg)
         expected[name] = np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB")).astype(int)

@@ -1,8 +1,9 @@
 //! Image files to pixels and back.
 //!
 //! Packing uses [`decode_file`], which takes any file of a folder. The loader uses [`decode_jpeg`], which takes only
-//! what packing stored, and decodes into a buffer that is used again and again. Both are strict: a JPEG that ends early
-//! or whose entropy-coded data makes no sense is an error, although a viewer would show it half grey.
+//! what packing stored, and decodes into a buffer that is used again and again. [`decode_file`] is strict: a JPEG that
+//! ends early or whose entropy-coded data makes no sense is an error, although a viewer would show it half grey. The
+//! loader relies on the checksums of what packing has stored.
 
 mod bits;
 mod entropy;
