@@ -99,7 +99,6 @@ def others():
     save("wide.tif", Image.fromarray(wide), "TIFF")
     save("fax.tif", image.convert("1"), "TIFF", compression="group4")
     save("bits.tif", image.convert("1"), "TIFF")
-    save("palette.tif", palette, "TIFF")
     save("alpha-palette.png", palette, "PNG", transparency=bytes(range(0, 256, 16)))
     save("bits.png", image.convert("1"), "PNG")
     save("wide.png", Image.fromarray(wide), "PNG")

@@ -1,5 +1,7 @@
 //! The bits of a JPEG's entropy-coded data, and the Huffman codes in them.
 
+use std::fmt;
+
 use super::segments::next_segment;
 
 /// Why a scan is not whole.
@@ -12,6 +14,17 @@ pub(super) enum Fault {
     Restart(u8),
     /// Data after the last code.
     Excess,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Fault::Short => write!(f, "its data end"),
+            Fault::Senseless => write!(f, "its data make no sense"),
+            Fault::Restart(number) => write!(f, "restart marker {number} is missing"),
+            Fault::Excess => write!(f, "data are left over"),
+        }
+    }
 }
 
 /// A Huffman table.

@@ -39,6 +39,13 @@ struct Band {
     low: u8,
 }
 
+impl Band {
+    /// The coefficients of which the scan has the last bit.
+    fn completed(&self) -> u64 {
+        if self.low > 0 { 0 } else { (u64::MAX >> (63 - self.last)) & (u64::MAX << self.first) }
+    }
+}
+
 /// A component in a scan.
 struct Part<'a> {
     /// Blocks of an MCU.
@@ -92,12 +99,12 @@ fn first(bits: &mut Bits, codes: &Codes, band: &Band, history: &mut u64, run: &m
     while at <= band.last {
         let symbol = bits.symbol(codes)?;
         let (zeros, length) = (symbol >> 4, symbol & 15);
-        if length == 0 && zeros < 15 {
+        if length == 0 && (zeros == 0 || zeros < 15 && band.first > 0) {
             *run = (1 << zeros) - 1 + bits.take(zeros.into())?;
             return Ok(());
         }
         at += zeros;
-        if at > band.last {
+        if at > band.last || length > 10 || length == 0 && zeros < 15 {
             return Err(Fault::Senseless);
         }
         if length > 0 {
@@ -167,8 +174,8 @@ struct State {
     /// MCUs between restart markers, or 0.
     restart: usize,
     scans: usize,
-    /// By component.
-    coded: [bool; 4],
+    /// By component, of which coefficients the last bit was coded.
+    whole: [u64; 4],
     history: [Vec<u64>; 4],
 }
 
@@ -218,14 +225,16 @@ impl State {
         // Frames of films have no tables; their decoder has standard ones.
         if let Some(mut parts) = self.parts(frame, &header, &mut history) {
             let (wide, high) = header.mcus;
-            read_scan(&mut bits, &mut parts, &header, self.restart)
-                .map_err(|(fault, mcu)| fault.at(mcu, wide * high, self.scans))?;
+            read_scan(&mut bits, &mut parts, &header, self.restart).map_err(|(fault, mcu)| {
+                let state = if next_segment(bytes, bits.at).is_some() { "damaged" } else { "truncated" };
+                format!("{state} JPEG: {fault} after {mcu} of {} MCUs of scan {}", wide * high, self.scans)
+            })?;
             for (part, chosen) in parts.into_iter().zip(&header.chosen) {
                 history[chosen.index] = part.history;
             }
         }
         for chosen in &header.chosen {
-            self.coded[chosen.index] |= header.band.first == 0;
+            self.whole[chosen.index] |= header.band.completed();
         }
         self.history = history;
         Ok(bits.at)
@@ -247,20 +256,20 @@ impl State {
             }
             let alone = scan.chosen.len() == 1;
             let (across, down) = if alone { (1, 1) } else { (component.across, component.down) };
-            // A picture's DC coefficients are within ±1024 and half a quantiser. Here four times as much is allowed.
+            // A picture's DC coefficients are within ±1024 and half a quantiser; some encoders are not exact.
             let quantiser = self.quantisers.get(usize::from(component.table)).map_or(1, |&q| q.max(1));
             let (across, down, stride) = (across.into(), down.into(), chosen.stride);
-            Some(Part { across, down, stride, dc, ac, level: 0, highest: 4096 / quantiser + 1, history })
+            Some(Part { across, down, stride, dc, ac, level: 0, highest: 1280 / quantiser + 1, history })
         };
         scan.chosen.iter().map(part).collect()
     }
 
     fn end(&self) -> Result<(), String> {
         let frame = self.frame.as_ref().ok_or("damaged JPEG: no frame header")?;
-        if self.coded[..frame.components.len()].iter().all(|&coded| coded) {
+        if self.whole[..frame.components.len()].iter().all(|&whole| whole == u64::MAX) {
             Ok(())
         } else {
-            Err("damaged JPEG: not all of its colours have data".into())
+            Err("damaged JPEG: some of its scans are missing".into())
         }
     }
 }
@@ -323,9 +332,10 @@ fn read_scan(bits: &mut Bits, parts: &mut [Part], scan: &Scan, restart: usize) -
     let mut run = 0;
     for mcu in 0..wide * high {
         if restart > 0 && mcu > 0 && mcu % restart == 0 {
-            bits.restart(((mcu / restart - 1) % 8) as u8).map_err(|fault| (fault, mcu))?;
+            let passed =
+                if run > 0 { Err(Fault::Senseless) } else { bits.restart((mcu / restart - 1) as u8 % 8) };
+            passed.map_err(|fault| (fault, mcu))?;
             parts.iter_mut().for_each(|part| part.level = 0);
-            run = 0;
         }
         let (row, column) = (mcu / wide, mcu % wide);
         for part in &mut *parts {
@@ -337,17 +347,6 @@ fn read_scan(bits: &mut Bits, parts: &mut [Part], scan: &Scan, restart: usize) -
             }
         }
     }
-    bits.finish().map_err(|fault| (fault, wide * high))
-}
-
-impl Fault {
-    fn at(self, mcu: usize, mcus: usize, scan: usize) -> String {
-        let place = format!("after {mcu} of {mcus} MCUs of scan {scan}");
-        match self {
-            Fault::Short => format!("damaged JPEG: the data end {place}"),
-            Fault::Senseless => format!("damaged JPEG: the data make no sense {place}"),
-            Fault::Restart(number) => format!("damaged JPEG: restart marker {number} is missing {place}"),
-            Fault::Excess => format!("damaged JPEG: more data than the header says, {place}"),
-        }
-    }
+    let finished = if run > 0 { Err(Fault::Senseless) } else { bits.finish() };
+    finished.map_err(|fault| (fault, wide * high))
 }

@@ -43,6 +43,10 @@ fn limits() -> Limits {
 fn finish(kind: Kind, decoder: ImageResult<impl ImageDecoder>, palette: bool) -> Result<Decoded, String> {
     let broken = |e: image::ImageError| match e {
         image::ImageError::Unsupported(e) => format!("{kind} of a rare kind ({e}); convert it"),
+        // The library's message names the chunk by the fields of a structure.
+        e if e.to_string().contains("CRC error") => {
+            format!("damaged {kind}: a checksum does not fit its data")
+        }
         e => format!("damaged {kind}: {e}"),
     };
     let mut decoder = decoder.map_err(broken)?;
