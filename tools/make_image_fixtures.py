@@ -79,6 +79,11 @@ def others():
     save("alpha.webp", alpha, "WEBP", lossless=True, exact=True)
     save("animated.webp", image, "WEBP", lossless=True, save_all=True, append_images=[other])
     save("turned.webp", image, "WEBP", lossless=True, exif=TURNED)
+    turned = (FOLDER / "turned.webp").read_bytes()
+    at = turned.index(b"EXIF")
+    chunk = b"Exif\0\0" + turned[at + 8 : at + 8 + int.from_bytes(turned[at + 4 : at + 8], "little")]
+    turned = turned[:at] + b"EXIF" + len(chunk).to_bytes(4, "little") + chunk + b"\0" * (len(chunk) % 2)
+    put("turned-prefix.webp", turned[:4] + (len(turned) - 8).to_bytes(4, "little") + turned[8:])
     save("palette.gif", palette, "GIF")
     save("animated.gif", palette, "GIF", save_all=True, append_images=[other.quantize(16)])
     save("grey.gif", grey, "GIF", interlace=False)

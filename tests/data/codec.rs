@@ -94,6 +94,7 @@ fn conversions_of_other_kinds_are_counted() {
     assert_eq!(counted("alpha-palette.png"), [0, 0, 1, 1, 0]);
     assert_eq!(counted("alpha.webp"), [0, 0, 0, 1, 0]);
     assert_eq!(counted("turned.webp"), [0, 0, 0, 0, 1]);
+    assert_eq!(counted("turned-prefix.webp"), [0, 0, 0, 0, 1]);
     assert_eq!(counted("turned.tif"), [0, 0, 0, 0, 1]);
     assert_eq!(counted("rgb.tif"), [0; 5]);
 }

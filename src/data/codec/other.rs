@@ -57,7 +57,12 @@ fn finish(kind: Kind, decoder: ImageResult<impl ImageDecoder>, palette: bool) ->
     if matches!(colour, ColorType::Rgb32F | ColorType::Rgba32F) {
         return Err(format!("{kind} of floating-point numbers, whose range nobody knows; convert it"));
     }
-    let orientation = decoder.orientation().map_err(broken)?;
+    let mut orientation = decoder.orientation().map_err(broken)?;
+    // Some programs put the head of JPEG's segment into WebP's chunk, which the library does not expect.
+    let exif = if kind == Kind::WebP { decoder.exif_metadata().map_err(broken)? } else { None };
+    if let Some(exif) = exif.as_deref().and_then(|exif| exif.strip_prefix(b"Exif\0\0")) {
+        orientation = Orientation::from_exif_chunk(exif).unwrap_or(Orientation::NoTransforms);
+    }
     let image = DynamicImage::from_decoder(decoder).map_err(broken)?;
     let grey = matches!(colour, ColorType::L8 | ColorType::L16 | ColorType::La8 | ColorType::La16);
     let wide = matches!(colour, ColorType::L16 | ColorType::La16 | ColorType::Rgb16 | ColorType::Rgba16);
