@@ -78,6 +78,11 @@ fn kinds_that_are_not_read_are_named() {
     let palette = [&tiff[..at], &[3], &tiff[at + 1..]].concat();
     let problem = decode_file(&palette).err().unwrap();
     assert!(problem.contains("TIFF of a rare kind") && problem.contains("convert it"), "{problem}");
+    // The entry of the planes' order (284) becomes one of the bits' order (266).
+    let at = tiff.windows(8).position(|w| w[..8] == [0x1c, 1, 3, 0, 1, 0, 0, 0]).unwrap();
+    let reversed = [&tiff[..at], &[10, 1, 3, 0, 1, 0, 0, 0, 2], &tiff[at + 9..]].concat();
+    let problem = decode_file(&reversed).err().unwrap();
+    assert!(problem.contains("reverse order") && problem.contains("convert it"), "{problem}");
     let problem = decode_file(b"\x1f\x8b\x08\0\0\0").err().unwrap();
     assert!(problem.contains("gzip"), "{problem}");
 }

@@ -28,8 +28,39 @@ pub(super) fn decode_other(kind: Kind, bytes: &[u8]) -> Result<Decoded, String> 
             let palette = decoder.as_ref().is_ok_and(|decoder| decoder.get_palette().is_some());
             finish(kind, decoder, palette)
         }
-        Kind::Tiff => finish(kind, TiffDecoder::new(input), false),
+        Kind::Tiff => match unread_tiff(bytes) {
+            Some(what) => Err(format!("{kind} of a rare kind ({what}); convert it")),
+            None => finish(kind, TiffDecoder::new(input), false),
+        },
     }
+}
+
+/// Kinds of TIFF that the library reads wrongly without a word, or fails on.
+fn unread_tiff(bytes: &[u8]) -> Option<&'static str> {
+    const FILL_ORDER: u16 = 266;
+    const PLANAR: u16 = 284;
+    const TILE_WIDTH: u16 = 322;
+    if tiff_number(bytes, FILL_ORDER) == Some(2) {
+        return Some("the bits of its bytes are in reverse order");
+    }
+    let planes = tiff_number(bytes, PLANAR) == Some(2);
+    (planes && tiff_number(bytes, TILE_WIDTH).is_some()).then_some("tiles of single colours")
+}
+
+/// A 16-bit number in the first directory of a TIFF file.
+fn tiff_number(bytes: &[u8], tag: u16) -> Option<u16> {
+    let little = bytes.starts_with(b"II");
+    let short = |at: usize| {
+        let bytes = *bytes.get(at..)?.first_chunk()?;
+        Some(if little { u16::from_le_bytes(bytes) } else { u16::from_be_bytes(bytes) })
+    };
+    let start = *bytes.get(4..)?.first_chunk()?;
+    let directory = if little { u32::from_le_bytes(start) } else { u32::from_be_bytes(start) } as usize;
+    let entries = (0..usize::from(short(directory)?)).map(|entry| directory + 2 + 12 * entry);
+    entries
+        .take_while(|&at| short(at).is_some())
+        .find(|&at| short(at) == Some(tag))
+        .and_then(|at| short(at + 8))
 }
 
 fn limits() -> Limits {
