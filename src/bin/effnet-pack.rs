@@ -19,9 +19,10 @@ use indicatif::{ProgressBar, ProgressStyle};
 ///
 /// SOURCE is recognised by its content. It may be: a folder of class folders; train/ and val/ with class folders; tar
 /// files of class folders or in WebDataset's form; a CSV or TSV list of files and labels; Parquet files as Hugging Face
-/// has them; a folder with CIFAR's binary files or with the four IDX files of an MNIST-layout set. Where there are no
-/// validation images, --val-fraction of each class is taken. What is left out is counted, and listed in
-/// OUT/skipped.jsonl. An interrupted pack continues when the same command is run again.
+/// has them; a folder with CIFAR's binary files or with the four IDX files of an MNIST-layout set. Images are JPEG, PNG,
+/// WebP, GIF, BMP or TIFF, of several pictures in a file the first. Where there are no validation images, --val-fraction
+/// of each class is taken. What is left out is counted, and listed in OUT/skipped.jsonl. An interrupted pack continues
+/// when the same command is run again.
 #[derive(Parser)]
 #[command(name = "effnet-pack", version)]
 struct Arguments {
@@ -37,7 +38,8 @@ struct Arguments {
     /// Chooses which images become validation
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// auto: JPEG files as they are, all else as pixels; raw: pixels; jpeg: all else as JPEG
+    /// auto: JPEG files as they are, all else as pixels; raw: pixels; jpeg: all else as JPEG. JPEG files that EXIF
+    /// turns, CMYK and rare ones are encoded anew, with --quality, unless raw
     #[arg(long, default_value = "auto", value_parser = PackEncoding::from_str)]
     encoding: PackEncoding,
     /// Quality of JPEG files that are written here
@@ -147,7 +149,7 @@ fn run_pack(source: &Path, dir: &Path, arguments: &Arguments, out: &mut dyn Writ
     if arguments.json {
         writeln!(out, "{}", serde_json::to_string(&summary).context("summary as JSON")?)?;
     } else {
-        print_summary(&summary, out)?;
+        print_summary(&summary, options.quality, out)?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -155,7 +157,7 @@ fn run_pack(source: &Path, dir: &Path, arguments: &Arguments, out: &mut dyn Writ
 /// Broken images that are named one by one; the list of all lies beside the set.
 const NAMED: usize = 10;
 
-fn print_summary(summary: &PackSummary, out: &mut dyn Write) -> io::Result<()> {
+fn print_summary(summary: &PackSummary, quality: u8, out: &mut dyn Write) -> io::Result<()> {
     for broken in summary.broken.iter().take(NAMED) {
         writeln!(out, "left out {}: {}", shown(&broken.file), shown(&broken.problem))?;
     }
@@ -177,6 +179,8 @@ fn print_summary(summary: &PackSummary, out: &mut dyn Write) -> io::Result<()> {
     let converted = &summary.converted;
     let resumed = summary.resumed_shards as u64;
     let kept = format!("shard{} kept from the interrupted pack", plural(resumed));
+    let anew =
+        format!("JPEG files encoded anew at quality {quality} (turned, CMYK, scaled down or of a rare kind)");
     let counts = [
         (converted.cmyk, "CMYK converted to RGB"),
         (converted.sixteen_bit, "16-bit reduced to 8"),
@@ -184,6 +188,7 @@ fn print_summary(summary: &PackSummary, out: &mut dyn Write) -> io::Result<()> {
         (converted.alpha, "alpha channels dropped"),
         (converted.rotated, "turned upright as EXIF says"),
         (converted.scaled_down, "scaled down"),
+        (converted.encoded_anew, anew.as_str()),
         (resumed, kept.as_str()),
     ];
     for (count, what) in counts.into_iter().filter(|(count, _)| *count > 0) {

@@ -37,7 +37,7 @@ const TOP: usize = 5;
 pub struct EvalFlags {
     /// checkpoint.bin, best.bin or a numbered checkpoint; or a run's folder, whose best.bin is taken
     pub checkpoint: PathBuf,
-    /// JPEG or PNG files to classify
+    /// Image files to classify: JPEG, PNG, WebP, GIF, BMP or TIFF
     pub images: Vec<PathBuf>,
     /// Directory made by effnet-pack, or `synthetic` [default: the run's own, from recipe.toml beside the checkpoint; otherwise $EFFNET_DATA; otherwise `data`]
     #[arg(long, value_name = "DIR|synthetic", conflicts_with = "images")]

@@ -65,7 +65,7 @@ pub fn preprocess(
     Ok(())
 }
 
-/// Reads any JPEG or PNG file and prepares it as evaluation does: R×R×3 bytes.
+/// Reads any image file and prepares it as evaluation does: R×R×3 bytes.
 ///
 /// # Errors
 /// [`DataError::Io`] or [`DataError::Image`], naming the file.

@@ -44,7 +44,7 @@ pub use duplicates::Duplicates;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Display, EnumString, VariantNames)]
 #[strum(serialize_all = "lowercase", parse_err_ty = String, parse_err_fn = PackEncoding::unknown)]
 pub enum PackEncoding {
-    /// Without loss: JPEG files as they are, all other images raw.
+    /// JPEG files as they are, or encoded anew where they are turned, CMYK or of a rare kind; all other images raw.
     #[default]
     Auto,
     /// Decoded pixels: no decoding while training, for several times the space.

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::listing::{Content, Item};
 use super::{Broken, PackEncoding, PackOptions};
-use crate::data::codec::{Conversions, Decoded, Pixels, decode_file, encode_jpeg, scale_down};
+use crate::data::codec::{Conversions, Decoded, Pixels, decode_file_to_reduce, encode_jpeg, scale_down};
 use crate::data::shard::Encoding;
 use crate::data::{DataError, Normalise};
 
@@ -92,7 +92,7 @@ pub fn prepare(item: Item, options: &PackOptions) -> Result<Prepared, Broken> {
             store(label, decoded, None, options)
         }
         file => file.read().and_then(|bytes| {
-            let decoded = decode_file(&bytes)?;
+            let decoded = decode_file_to_reduce(&bytes, options.max_side)?;
             store(label, decoded, Some(bytes), options)
         }),
     };
@@ -120,7 +120,10 @@ fn store(
         (Some(file), _) if keep => (Encoding::Jpeg, file),
         (_, PackEncoding::Raw) => (Encoding::Raw, pixels.bytes),
         (_, PackEncoding::Auto) if !was_jpeg => (Encoding::Raw, pixels.bytes),
-        _ => (Encoding::Jpeg, encode_jpeg(&pixels, options.quality)?),
+        _ => {
+            conversions.encoded_anew = was_jpeg.into();
+            (Encoding::Jpeg, encode_jpeg(&pixels, options.quality)?)
+        }
     };
     Ok(Prepared { label, width, height, channels, encoding, bytes, conversions, sums })
 }

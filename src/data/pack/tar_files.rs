@@ -17,6 +17,7 @@ use super::listing::{Content, Items, Listed, Listing, Part, Stamp, classes_of, i
 use super::skipped::{Skipped, SkippedKind};
 use super::{PackOptions, folder};
 use crate::data::DataError;
+use crate::data::codec::is_image_name;
 use crate::data::fingerprint::Fnv;
 
 /// Files with labels are not larger.
@@ -139,7 +140,7 @@ impl Archive {
                 archive.skipped.push(leave_out(SkippedKind::Link, "a link or a device in a tar file"));
             } else if Path::new(&name).iter().any(folder::is_junk) {
                 archive.skipped.push(leave_out(SkippedKind::Junk, "a file of a system or program"));
-            } else if folder::is_image_name(Path::new(&name)) {
+            } else if is_image_name(Path::new(&name)) {
                 archive.images.push(Member { name, offset, length: bytes });
             } else if ending == "cls" {
                 let label = text(&mut entry).unwrap_or_default().trim().to_string();

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use super::*;
+use effnet::data::shard::Encoding;
 use effnet::data::{CropMode, Dataset, Split, evaluate_image};
 use image::{Luma, RgbaImage};
 
@@ -75,7 +76,13 @@ fn unusual_images_are_made_plain_and_counted() {
 fn turned_image_is_stored_and_evaluated_upright() {
     let (dir, source, upright) = unusual_images();
     let out = dir.path().join("kept");
-    pack_ok(&[text(&source), text(&out)]);
+    let said = pack_ok(&[text(&source), text(&out), "--quality", "94"]);
+    assert!(said.contains("2  JPEG files encoded anew at quality 94 (turned, CMYK"), "{said}");
+    for (encoding, anew) in [("raw", 0), ("jpeg", 2)] {
+        let other = dir.path().join(encoding);
+        let summary = pack(&[text(&source), text(&other), "--encoding", encoding, "--json"]).good().json();
+        assert_eq!(summary["converted"]["encoded_anew"], anew, "--encoding {encoding}");
+    }
     let dataset = Dataset::open(&out).unwrap();
     let turned = dataset.sample(Split::Train, 8).unwrap();
     assert_eq!((turned.width, turned.height), (24, 40));
@@ -86,6 +93,38 @@ fn turned_image_is_stored_and_evaluated_upright() {
     let a = evaluate_image(&odd.join("e-turned.jpg"), 32, CropMode::Resized).unwrap();
     let b = evaluate_image(&odd.join("f-plain.jpg"), 32, CropMode::Resized).unwrap();
     assert_eq!((a.len(), a == b), (32 * 32 * 3, false));
+}
+
+/// Their content tells what files are: also WebP under a JPEG's name. What is no JPEG is stored as pixels.
+#[test]
+fn images_of_other_kinds_and_jpegs_in_several_scans_are_packed() {
+    let fixture = |name: &str| {
+        fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/images").join(name)).unwrap()
+    };
+    let dir = TempDir::new().unwrap();
+    let (source, out) = (dir.path().join("images"), dir.path().join("out"));
+    class_folder(&source.join("train"), 1);
+    class_folder(&source.join("val"), 1);
+    for (name, kind) in [("1.jpg", "lossy.webp"), ("2.jpeg", "rgb.tif"), ("3.jpg", "scans-each-420.jpg")] {
+        fs::write(source.join("train/dog").join(name), fixture(kind)).unwrap();
+    }
+    fs::write(source.join("train/dog/4.jpg"), b"\0\0\0\x18ftypheic\0\0\0\0mif1heic").unwrap();
+    let said = pack_ok(&[text(&source), text(&out)]);
+    assert!(said.contains("left out train/dog/4.jpg: HEIC, which is not read; convert it"), "{said}");
+    assert!(said.contains("1  JPEG files encoded anew at quality 95"), "{said}");
+    let dataset = Dataset::open(&out).unwrap();
+    for (index, name, allowed) in [(2, "lossy.webp", 1), (3, "rgb.tif", 0), (4, "scans-each-420.jpg", 24)] {
+        let expected =
+            image::load_from_memory(&fixture(&format!("{name}.expected.png"))).unwrap().into_rgb8();
+        let sample = dataset.sample(Split::Train, index).unwrap();
+        assert_eq!(sample.encoding == Encoding::Jpeg, index == 4, "{name}");
+        let pixels = match sample.encoding {
+            Encoding::Raw => sample.bytes.to_vec(),
+            Encoding::Jpeg => image::load_from_memory(sample.bytes).unwrap().into_rgb8().into_raw(),
+        };
+        let difference = expected.iter().zip(&pixels).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
+        assert!(difference <= allowed && pixels.len() == expected.len(), "{name}: {difference}");
+    }
 }
 
 #[test]
@@ -113,8 +152,8 @@ fn broken_images_are_left_out_listed_and_counted() {
     for line in [
         "left out train/cat/cut.jpg: truncated JPEG",
         "left out train/cat/empty.jpg: empty file",
-        "left out train/cat/letter.jpg: neither JPEG nor PNG",
-        "left out train/cat/changed.png: damaged PNG",
+        "left out train/cat/letter.jpg: text, no image",
+        "left out train/cat/changed.png: damaged PNG: a checksum does not fit its data",
     ] {
         assert!(said.contains(line), "`{line}` is not in: {said}");
     }

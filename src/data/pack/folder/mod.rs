@@ -13,7 +13,7 @@ use crate::data::DataError;
 use crate::names::quoted;
 use layout::Layout;
 use walk::{Walk, images_here};
-pub use walk::{holds_images, is_image_name, is_jpeg_name, is_junk, subfolders};
+pub use walk::{holds_images, is_jpeg_name, is_junk, subfolders};
 
 /// Lists a folder. A folder that is `out`, or a packed set, is no class.
 pub fn list<'a>(source: &Path, out: &Path, options: &PackOptions) -> Result<Listing<'a>, DataError> {

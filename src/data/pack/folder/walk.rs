@@ -9,10 +9,8 @@ use std::path::{Path, PathBuf};
 use super::super::listing::Stamp;
 use super::super::skipped::{Skipped, SkippedKind};
 use crate::data::DataError;
+use crate::data::codec::is_image_name;
 use crate::data::dataset::{MANIFEST, PARTIAL};
-
-/// The names that an image file may have.
-const IMAGES: [&str; 10] = ["jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff"];
 
 /// Folders and files of systems and programs, in lower case. So are all that start with a dot.
 const JUNK: [&str; 12] = [
@@ -35,12 +33,8 @@ pub fn is_junk(name: &OsStr) -> bool {
     name.starts_with('.') || JUNK.contains(&name.to_lowercase().as_str())
 }
 
-pub fn is_image_name(path: &Path) -> bool {
-    has_ending(path, &IMAGES)
-}
-
 pub fn is_jpeg_name(path: &Path) -> bool {
-    has_ending(path, &IMAGES[..4])
+    has_ending(path, &["jpg", "jpeg", "jpe", "jfif"])
 }
 
 fn has_ending(path: &Path, endings: &[&str]) -> bool {
