@@ -89,7 +89,7 @@ impl Circumstances {
         let steps_of_epoch = self.images as f64 / batch as f64;
         let epochs = |steps: u64| (steps as f64 / steps_of_epoch).ceil();
         let wanted = epochs(if self.on_gpu { STEPS_ON_GPU } else { STEPS_ON_CPU });
-        wanted.clamp(LEAST_EPOCHS, reference).max(epochs(FEW_STEPS).min(MOST_EPOCHS))
+        wanted.clamp(LEAST_EPOCHS, reference.max(LEAST_EPOCHS)).max(epochs(FEW_STEPS).min(MOST_EPOCHS))
     }
 }
 
@@ -273,9 +273,9 @@ mod tests {
         };
         let all = "resolution batch-size micro-batch epochs lr warmup-epochs dropout drop-connect eval-every";
         let (same, lines) = fit(&recipe, |flag| all.split(' ').any(|given| given == flag), &PHOTOS);
-        assert_eq!((same, lines.len()), (recipe.clone(), 0));
+        assert_eq!((same, lines.len()), (recipe, 0));
         // What follows from a given value follows from this one.
-        let some = fitted(PHOTOS, &["batch-size"], Recipe { micro_batch: 8, ..recipe });
+        let some = fitted(PHOTOS, &["batch-size"], Recipe { batch_size: 8, micro_batch: 8, ..reference() });
         assert_eq!((some.batch_size, some.epochs, some.lr), (8, 12.0, 6.25e-5));
         let warm = fitted(PHOTOS, &["warmup-epochs"], Recipe { warmup_epochs: 70.5, ..reference() });
         assert_eq!((warm.epochs, warm.warmup_epochs), (141.0, 70.5));

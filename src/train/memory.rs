@@ -370,7 +370,13 @@ mod tests {
         assert!(plan(largest + 1, room).check().is_err());
         let line = error.to_string();
         assert!(line.contains("MiB") && line.contains(&format!("--micro-batch {fits} fits")), "{line}");
-        assert!(plan(1, 1000).check().unwrap_err().to_string().contains("smaller --resolution"));
+        assert!(
+            plan(1, 1000)
+                .check()
+                .unwrap_err()
+                .to_string()
+                .ends_with("smaller --batch-size, --resolution or --model")
+        );
         assert!(tight.to_string().lines().count() == 14, "{tight}");
     }
 
