@@ -84,6 +84,11 @@ fn escaped(bytes: &[u8]) -> String {
     text
 }
 
+/// The ending of a noun of which there are so many.
+pub fn plural(count: u64) -> &'static str {
+    if count == 1 { "" } else { "s" }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,19 +1,19 @@
 //! `effnet-pack SOURCE OUT` packs images into shards; `--verify OUT` and `--info OUT` examine the result.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::str::FromStr;
 
 use anyhow::{Context, Result};
 use clap::Parser;
+use effnet::cli::pack_bar::PackBar;
 use effnet::cli::{Parsed, parse, survive_file_size_limits};
 use effnet::data::dataset::verify;
-use effnet::data::pack::{PackEncoding, PackOptions, PackSummary, Progress, pack, skipped};
+use effnet::data::pack::{PackEncoding, PackOptions, PackSummary, pack, skipped};
 use effnet::data::{Dataset, Split};
-use effnet::names::{quoted, shown, shown_path};
+use effnet::names::{plural, quoted, shown, shown_path};
 use effnet::train::program::command;
-use indicatif::{ProgressBar, ProgressStyle};
 
 /// Pack images into the shards that effnet-train and effnet-eval read.
 ///
@@ -137,15 +137,9 @@ fn run_pack(source: &Path, dir: &Path, arguments: &Arguments, out: &mut dyn Writ
         force: arguments.force,
         threads: arguments.threads.map_or(defaults.threads, usize::from),
     };
-    let bar = if io::stderr().is_terminal() { ProgressBar::new(0) } else { ProgressBar::hidden() };
-    bar.set_style(ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len} images, {eta} left")?);
-    let summary = pack(source, dir, &options, &mut |progress: Progress| {
-        bar.set_message(progress.split.to_string());
-        bar.set_length(progress.total);
-        bar.set_position(progress.done);
-    });
-    bar.finish_and_clear();
-    let summary = summary?;
+    let bar = PackBar::new();
+    let summary = pack(source, dir, &options, &mut |progress| bar.show(progress))?;
+    drop(bar);
     if arguments.json {
         writeln!(out, "{}", serde_json::to_string(&summary).context("summary as JSON")?)?;
     } else {
@@ -211,10 +205,6 @@ fn print_summary(summary: &PackSummary, quality: u8, out: &mut dyn Write) -> io:
     let (dir, fingerprint) = (shown_path(&summary.out), &summary.fingerprint);
     writeln!(out, "packed {} to {dir}, fingerprint {fingerprint}", shown(&summary.source))?;
     writeln!(out, "train on it: {} --data {}", command("effnet-train"), quoted(&summary.out))
-}
-
-fn plural(count: u64) -> &'static str {
-    if count == 1 { "" } else { "s" }
 }
 
 fn run_verify(dir: &Path, json: bool, out: &mut dyn Write) -> Result<ExitCode> {

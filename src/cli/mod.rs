@@ -9,12 +9,14 @@
 //! | [`flags`] | the flags of `effnet-train`, how layers are merged, and which values are allowed |
 //! | [`preset`] | published recipes by name |
 //! | [`job`] | from flags to a job, and its execution |
+//! | [`pack_bar`] | the progress of a pack |
 //! | [`eval`] | `effnet-eval` |
 //! | [`signals`] | Ctrl-C and SIGTERM |
 
 pub mod eval;
 pub mod flags;
 pub mod job;
+pub mod pack_bar;
 pub mod preset;
 pub mod signals;
 

@@ -48,9 +48,11 @@ mod tests {
     use super::*;
     use crate::model::Variant;
 
+    type Change = (&'static str, fn(&mut Recipe));
+
     #[test]
     fn values_out_of_range_are_named() {
-        let changes: [(&str, fn(&mut Recipe)); 7] = [
+        let changes: [Change; 7] = [
             ("crop-area", |r| r.crop_area = Some([0.5, 0.4])),
             ("crop-area", |r| r.crop_area = Some([0.5, 1.1])),
             ("crop-ratio", |r| r.crop_ratio = Some([0.0, 1.0])),

@@ -127,6 +127,9 @@ pub struct RunOptions {
     /// Takes them also if some of the model's tensors are missing in the file.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub init_partial: bool,
+    /// Where images that come unpacked are packed; none means beside the run directory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pack_dir: Option<PathBuf>,
     /// The run directory.
     #[serde(skip)]
     pub out: PathBuf,
@@ -163,6 +166,7 @@ impl RunOptions {
             max_steps: None,
             init_from: None,
             init_partial: false,
+            pack_dir: None,
             auto_micro_batch: false,
             profile: None,
             resume: false,

@@ -1,6 +1,7 @@
 //! The first run of a person with images of their own: what `effnet-pack` prints is run as it is printed, and learns.
 #![cfg(unix)]
 
+use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::Command;
@@ -156,4 +157,56 @@ fn run_that_diverges_says_so_and_keeps_no_best_checkpoint() {
         assert!(dir.path().join(rate).join("checkpoint.bin").exists());
         assert!(!dir.path().join(rate).join("best.bin").exists());
     }
+}
+
+/// Images that are not packed are packed once; the same images are found again, and changed ones are packed anew.
+#[test]
+fn images_that_are_not_packed_are_packed_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let photo = |class: &str, name: usize, shade: u8| {
+        let folder = dir.path().join("my photos").join(class);
+        fs::create_dir_all(&folder).unwrap();
+        let image = image::RgbImage::from_pixel(40, 36, image::Rgb([shade, 255 - shade, name as u8]));
+        image.save(folder.join(format!("{name}.png"))).unwrap();
+    };
+    for name in 0..8 {
+        photo("cat", name, 40);
+        photo("dog", name, 200);
+    }
+    let train = |out: &str| {
+        let mut command = program("effnet-train");
+        command.current_dir(dir.path()).args([
+            "--data",
+            "my photos",
+            "--device",
+            "cpu",
+            "--resolution",
+            "32",
+        ]);
+        command.args(["--batch-size", "4", "--max-steps", "1", "--out", out]);
+        run(&mut command).good().out
+    };
+    let packed = |line: &str| {
+        let start = line.find("runs/packed/my-photos-").unwrap_or_else(|| panic!("{line}"));
+        line[start..].split([':', ' ', '\n']).next().unwrap().to_string()
+    };
+    let first = train("runs/a");
+    assert!(first.contains("is packed to runs/packed/") && first.contains("16 images"), "{first}");
+    let place = packed(&first);
+    let again = train("runs/b");
+    assert!(again.contains("is packed already: ") && packed(&again) == place, "{again}");
+    // The run knows the packed set, so an evaluation and a resumed run need no flag.
+    let mut evaluation = program("effnet-eval");
+    assert!(run(evaluation.current_dir(dir.path()).arg("runs/a/checkpoint.bin")).good().out.contains(&place));
+    photo("dog", 9, 90);
+    let changed = train("runs/c");
+    assert!(changed.contains("17 images") && packed(&changed) != place, "{changed}");
+
+    // A rank that somebody else started does not pack: all would at once.
+    let mut rank = program("effnet-train");
+    rank.current_dir(dir.path()).args(["--data", "my photos", "--pack-dir", "elsewhere", "--out", "runs/d"]);
+    rank.args(["--device", "cpu", "--resolution", "32", "--batch-size", "4", "--max-steps", "1"]);
+    rank.envs([("RANK", "0"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "2")]);
+    rank.envs([("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "29999")]);
+    run(&mut rank).refused(1, &["not packed yet", "effnet-pack 'my photos'"]);
 }

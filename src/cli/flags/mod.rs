@@ -78,9 +78,12 @@ pub struct Settings {
     #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, help_heading = MODEL)]
     pub init_partial: Option<bool>,
 
-    /// Directory made by effnet-pack, or `synthetic` for generated images [default: $EFFNET_DATA, otherwise `data`]
-    #[arg(long, value_name = "DIR|synthetic", help_heading = DATA)]
+    /// Directory made by effnet-pack; or images as effnet-pack takes them (folders, tar, CSV, Parquet …), which are packed once; or `synthetic` for generated images [default: $EFFNET_DATA, otherwise `data`]
+    #[arg(long, value_name = "SOURCE|synthetic", help_heading = DATA)]
     pub data: Option<String>,
+    /// Where images that are not packed yet are packed, and found again [default: `packed` beside the run directory]
+    #[arg(long, value_name = "DIR", value_parser = path, help_heading = DATA)]
+    pub pack_dir: Option<PathBuf>,
     /// How images become square: resized (random crops, resized), pad, or auto: pad if all images are icons of 64 pixels at most and fit [default: auto]
     #[arg(long, value_name = "MODE", value_parser = CropMode::from_str, help_heading = DATA)]
     pub crop: Option<CropMode>,

@@ -12,6 +12,7 @@ use anyhow::{Context, Result};
 use serde_json::json;
 
 use super::fitted::{is_gpu, ranks_on_gpus};
+use super::unpacked::is_source;
 use super::{Action, Job, demo};
 use crate::cli::UsageError;
 use crate::data::{self, DataError, Source, Split};
@@ -25,7 +26,8 @@ use crate::train::device::{self, Hardware};
 use crate::train::events::{All, End, Reporter, Silent};
 use crate::train::report::{for_stdout, preview};
 use crate::train::{
-    DataChoice, MemoryPlan, Outcome, Recipe, RecipeError, TrainError, check, memory_plan, train_selected,
+    DataChoice, MemoryPlan, Outcome, Recipe, RecipeError, RunOptions, TrainError, check, memory_plan,
+    train_selected,
 };
 
 /// Classes of a network without data: as many as ImageNet has.
@@ -112,7 +114,7 @@ impl Job {
 
     fn write_preview(&self, file: &Path) -> Result<()> {
         let mut report = All(vec![for_stdout(self.json)]);
-        let source = self.source(&mut report)?;
+        let (source, _) = self.source(&mut report)?;
         let selected = device::select_for(&self.options).map_err(TrainError::from)?;
         let recipe = self.fitted(&source, is_gpu(&selected), &mut report)?;
         let crop = recipe.crop.resolve(source.largest(Split::Train), recipe.resolution);
@@ -162,10 +164,11 @@ impl Job {
             report.0 = vec![Box::new(Curves::default()), for_stdout(self.json)];
         }
         self.notes.iter().for_each(|note| report.notice(note));
-        let source = self.source(&mut report)?;
+        let (source, data) = self.source(&mut report)?;
         let recipe = self.fitted(&source, is_gpu(&selected), &mut report)?;
         self.warn(&recipe, &source, &mut report);
-        let outcome = match train_selected(&recipe, &self.options, source, selected, &mut report, stop) {
+        let options = RunOptions { data, ..self.options.clone() };
+        let outcome = match train_selected(&recipe, &options, source, selected, &mut report, stop) {
             Err(TrainError::Group(error @ GroupError::Interrupted)) => {
                 report.notice(&error.to_string());
                 return Ok(Done::Interrupted);
@@ -190,8 +193,8 @@ impl Job {
     /// Starts the ranks, after a check for errors that all of them would meet.
     fn launch(&self, launch: &Launch) -> Result<Done> {
         device::check_for(&self.options).map_err(TrainError::from)?;
-        // This also packs the demo's images before several ranks open them.
-        let source = self.source(&mut All(vec![for_stdout(self.json)]))?;
+        // This also packs images before several ranks open them.
+        let (source, _) = self.source(&mut All(vec![for_stdout(self.json)]))?;
         // Rank 0 says what is chosen.
         let recipe = self.fitted(&source, ranks_on_gpus(self.options.device), &mut Silent)?;
         check(&recipe, &self.options, &source)?;
@@ -212,19 +215,25 @@ impl Job {
         Ok(())
     }
 
-    fn source(&self, report: &mut dyn Reporter) -> Result<Source> {
+    /// The images, and where they lie: packed, also if --data names images that are not.
+    fn source(&self, report: &mut dyn Reporter) -> Result<(Source, DataChoice)> {
         let options = &self.options;
         if options.data != DataChoice::Demo {
             return match options.data.open(self.recipe.resolution) {
+                Err(DataError::NoDataset { dir, .. }) if is_source(&dir) => {
+                    let choice = DataChoice::Dir(self.packed(&dir, report)?);
+                    Ok((choice.open(self.recipe.resolution)?, choice))
+                }
                 Err(DataError::NoDataset { dir, problem }) if options.resume => {
                     Err(TrainError::DataMoved { dir, problem }.into())
                 }
-                other => Ok(other?),
+                other => Ok((other?, options.data.clone())),
             };
         }
         if let Ranks::Given(_) = options.ranks {
             // The launcher has packed them and reported it.
-            return Ok(Source::Packed(Arc::new(data::demo::open(&options.out.join("data"))?)));
+            let set = data::demo::open(&options.out.join("data"))?;
+            return Ok((Source::Packed(Arc::new(set)), DataChoice::Demo));
         }
         // Images must not be packed into a directory that the run would then refuse.
         self.refuse_taken()?;
@@ -236,7 +245,8 @@ impl Job {
             ));
         }
         fs::create_dir_all(&options.out).with_context(|| format!("{}", options.out.display()))?;
-        Ok(Source::Packed(Arc::new(data::demo::open(&options.out.join("data"))?)))
+        let set = data::demo::open(&options.out.join("data"))?;
+        Ok((Source::Packed(Arc::new(set)), DataChoice::Demo))
     }
 }
 

@@ -4,6 +4,7 @@ pub mod demo;
 pub mod execute;
 mod fitted;
 mod ranks;
+mod unpacked;
 
 use std::collections::BTreeSet;
 use std::env;

@@ -29,6 +29,7 @@ use serde::{Deserialize, Serialize, Serializer};
 use strum::{Display, EnumString, VariantNames};
 
 use super::codec::Conversions;
+use super::dataset::MANIFEST;
 use super::fingerprint::Fnv;
 use super::idx::Input;
 use super::normalise::Normalise;
@@ -248,6 +249,61 @@ pub fn pack(
     options: &PackOptions,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<PackSummary, DataError> {
+    with_plan(source, out, options, |plan| run::run(plan, out, options, progress))
+}
+
+/// Packs a source into a directory of `store`, unless it lies there already, and returns the directory; with it the
+/// summary if it was packed now. The directory's name has a checksum of the source's files (names, lengths, times) and of
+/// the options: the same source is found again, and one that has changed is packed anew.
+///
+/// # Errors
+/// As [`pack`].
+pub fn pack_once(
+    source: &Path,
+    store: &Path,
+    options: &PackOptions,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<(PathBuf, Option<PackSummary>), DataError> {
+    with_plan(source, store, options, |plan| {
+        let out = place_of(source, &plan, store);
+        if out.join(MANIFEST).exists() {
+            return Ok((out, None));
+        }
+        let summary = run::run(plan, &out, options, progress)?;
+        Ok((out, Some(summary)))
+    })
+}
+
+/// The directory that [`pack_once`] has made of a source; none if it has not.
+///
+/// # Errors
+/// A source that cannot be used.
+pub fn find_packed(source: &Path, store: &Path, options: &PackOptions) -> Result<Option<PathBuf>, DataError> {
+    with_plan(source, store, options, |plan| {
+        Ok(Some(place_of(source, &plan, store)).filter(|out| out.join(MANIFEST).exists()))
+    })
+}
+
+fn place_of(source: &Path, plan: &Plan, store: &Path) -> PathBuf {
+    store.join(format!("{}-{}", short_name(source), &plan.hash[..8]))
+}
+
+/// A source's own name, as far as it suits a directory.
+fn short_name(source: &Path) -> String {
+    let full = source.canonicalize().unwrap_or_else(|_| source.to_owned());
+    let name = full.file_stem().unwrap_or_default().to_string_lossy();
+    let plain = |c: char| if c.is_alphanumeric() || "-_.".contains(c) { c } else { '-' };
+    let name: String = name.chars().take(40).map(plain).collect();
+    if name.is_empty() { "images".into() } else { name }
+}
+
+/// Recognises and lists a source, and gives its plan to `then`. `out` is no part of the source.
+fn with_plan<T>(
+    source: &Path,
+    out: &Path,
+    options: &PackOptions,
+    then: impl FnOnce(Plan) -> Result<T, DataError>,
+) -> Result<T, DataError> {
     options.check()?;
     source::check_output(source, out)?;
     let found = Found::at(source)?;
@@ -261,8 +317,7 @@ pub fn pack(
         _ => None,
     };
     let problem = |problem| DataError::Source { path: source.to_owned(), problem };
-    let plan = divide(found.tag(), listing, val, options).map_err(problem)?;
-    run::run(plan, out, options, progress)
+    then(divide(found.tag(), listing, val, options).map_err(problem)?)
 }
 
 /// The four files of an MNIST-layout set, in memory, plain or gzipped.
