@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Makes tests/golden/edits.png and edits.json: what Pillow makes of one image by each operation that augmentation has.
+"""Makes edits.png and edits.json of tests/golden/augmentation: what Pillow makes of one image by each operation.
 
-    tools/make_edit_golden.py          needs Pillow; writes into tests/golden
+    tools/make_edit_golden.py          needs Pillow; writes into tests/golden/augmentation
 
 The picture is a column of squares: the input, then one for each line of the list, which names the operation and its
 argument. The operations are called as timm's auto_augment.py and torchvision's autoaugment.py call them.
@@ -67,7 +67,7 @@ def cases():
 
 
 def main():
-    folder = pathlib.Path(__file__).parent.parent / "tests" / "golden"
+    folder = pathlib.Path(__file__).parent.parent / "tests" / "golden" / "augmentation"
     image = picture()
     made = [(name, value, operation(image, value)) for name, value, operation in cases()]
     column = Image.new("RGB", (SIDE, SIDE * (len(made) + 1)))

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Makes tests/golden/policies.json: the tables of AutoAugment, RandAugment and TrivialAugmentWide.
+"""Makes tests/golden/augmentation/policies.json: the tables of AutoAugment, RandAugment and TrivialAugmentWide.
 
     pip install --no-deps timm && pip install pillow numpy
     tools/make_policy_golden.py [PATH OF timm/data/auto_augment.py]
@@ -68,7 +68,7 @@ def main():
         "arguments": {name: arguments(module, name) for name in names},
         "trivial": trivial(),
     }
-    path = pathlib.Path(__file__).parent.parent / "tests" / "golden" / "policies.json"
+    path = pathlib.Path(__file__).parent.parent / "tests" / "golden" / "augmentation" / "policies.json"
     path.write_text("{\n" + ",\n".join(f'"{key}": {json.dumps(value)}' for key, value in golden.items()) + "\n}\n")
 
 

@@ -5,7 +5,7 @@ use serde::Deserialize;
 use super::*;
 use crate::data::codec::decode_file;
 
-const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/edits");
+const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/augmentation/edits");
 
 #[derive(Deserialize)]
 struct Golden {

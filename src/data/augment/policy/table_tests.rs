@@ -23,7 +23,7 @@ struct Golden {
 }
 
 fn golden() -> Golden {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/policies.json");
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/augmentation/policies.json");
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
 
