@@ -30,8 +30,8 @@ pub struct Recipe {
     pub padding: Padding,
     /// Resolved: resized or pad.
     pub crop: CropMode,
-    /// The automatic augmentation. This and the next six are written only where they are not the standard policy's, because
-    /// checkpoints from before them lack them; none is [`Policy::STANDARD`]'s value.
+    /// The automatic augmentation. This and the next six are not written where they are as in
+    /// [`STANDARD`](crate::data::augment::Policy::STANDARD), which none means, because earlier checkpoints lack them.
     #[serde(default, skip_serializing_if = "Auto::is_none")]
     pub augment: Auto,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -242,7 +242,6 @@ impl Recipe {
     /// A value of another type.
     pub fn with(&self, settings: &Table) -> Result<Recipe, toml::de::Error> {
         let table = |recipe: &Recipe| Table::try_from(recipe).expect("a recipe becomes a table");
-        // Has a key for every field that can be set.
         let keys = table(&self.with_every_key());
         let mut merged = table(self);
         let fields = settings.iter().filter(|(key, _)| keys.contains_key(*key));
