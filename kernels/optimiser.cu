@@ -36,6 +36,12 @@ __device__ __forceinline__ void store(T* to, const float (&values)[WIDTH]) {
     }
 }
 
+// The first `count` of a thread's elements.
+__device__ __forceinline__ void load_own(float (&out)[LANES], const float* from, int count) {
+    if (count == LANES) return load(out, from);
+    for (int i = 0; i < count; i++) out[i] = from[i];
+}
+
 // Number of a thread's elements, if `elements` are divided into chunks.
 __device__ __forceinline__ int own_elements(size_t first, int elements) {
     const size_t all = elements, left = all > first ? all - first : 0;
@@ -211,11 +217,7 @@ KERNEL(optimiser_squares, THREADS, OptimiserSquaresArguments) {
     const size_t first = static_cast<size_t>(blockIdx.x) * CHUNK + threadIdx.x * LANES;
     const int count = own_elements(first, args.trainable);
     float g[LANES] = {};
-    if (count == LANES) {
-        load(g, args.gradients + first);
-    } else {
-        for (int i = 0; i < count; i++) g[i] = args.gradients[first + i];
-    }
+    load_own(g, args.gradients + first, count);
     double own = 0.0;
 #pragma unroll
     for (int i = 0; i < LANES; i++) own += static_cast<double>(g[i]) * g[i];
@@ -259,11 +261,7 @@ KERNEL(optimiser_finite, THREADS, OptimiserFiniteArguments) {
     const size_t first = static_cast<size_t>(blockIdx.x) * CHUNK + threadIdx.x * LANES;
     const int count = own_elements(first, args.trainable);
     float g[LANES] = {};
-    if (count == LANES) {
-        load(g, args.gradients + first);
-    } else {
-        for (int i = 0; i < count; i++) g[i] = args.gradients[first + i];
-    }
+    load_own(g, args.gradients + first, count);
     bool finite = true;
 #pragma unroll
     for (int i = 0; i < LANES; i++) finite = finite && is_finite(g[i]);

@@ -1,6 +1,7 @@
 //! What a recipe says of augmentation: the policy, and which values it may have.
 
 use super::recipe::{Range, Recipe, RecipeError, require};
+use crate::data::Normalise;
 use crate::data::augment::Policy;
 
 const PROBABILITY: Range = (|v| (0.0..=1.0).contains(&v), "must be from 0 to 1");
@@ -8,8 +9,10 @@ const AREAS: &str = "must be two shares of the image above 0 and at most 1, the 
 const RATIOS: &str = "must be two ratios above 0, the smaller one first";
 
 impl Recipe {
-    /// What training changes at random about the images of a set with these means.
-    pub fn policy(&self, mean: [f32; 3]) -> Policy {
+    /// What training changes at random about the images of a set with these means. What is erased becomes 0 in the network's
+    /// input, which depends on how the run normalises.
+    pub fn policy(&self, dataset: Normalise) -> Policy {
+        let Normalise { mean, .. } = self.normalise.values(dataset);
         let standard = Policy::STANDARD;
         Policy {
             crop_area: self.crop_area.unwrap_or(standard.crop_area),
@@ -24,7 +27,7 @@ impl Recipe {
     }
 
     pub(super) fn validate_augmentation(&self) -> Result<(), RecipeError> {
-        let Policy { crop_area, crop_ratio, flip, .. } = self.policy([0.0; 3]);
+        let Policy { crop_area, crop_ratio, flip, .. } = self.policy(Normalise::IMAGENET);
         let probabilities = [
             ("flip", flip),
             ("vertical-flip", self.vertical_flip),
@@ -46,7 +49,17 @@ impl Recipe {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::NormaliseBy;
     use crate::model::Variant;
+
+    #[test]
+    fn fill_is_the_mean_that_the_run_subtracts() {
+        let dataset = Normalise { mean: [0.0, 0.5, 1.0], deviation: [0.25; 3] };
+        let recipe = Recipe::reference(Variant::B0, 8);
+        assert_eq!(recipe.policy(dataset).fill, [0, 128, 255]);
+        let imagenet = Recipe { normalise: NormaliseBy::Imagenet, ..recipe };
+        assert_eq!(imagenet.policy(dataset).fill, [124, 116, 104]);
+    }
 
     type Change = (&'static str, fn(&mut Recipe));
 

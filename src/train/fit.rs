@@ -21,6 +21,7 @@ use indicatif::HumanCount;
 
 use super::optimizer::Optimizer;
 use super::recipe::Recipe;
+use super::schedule::Schedule;
 use crate::data::{CropMode, Source, Split};
 
 /// Steps of an epoch: enough to see the loss fall within the first one.
@@ -141,7 +142,7 @@ fn fit_schedule(
         let warmup = if given("warmup-epochs") { reference.warmup_epochs } else { 0.0 };
         recipe.epochs = epochs.max((2.0 * warmup).ceil());
     }
-    let steps = (recipe.epochs * circumstances.images as f64 / recipe.batch_size as f64).round() as u64;
+    let steps = Schedule::new(recipe, circumstances.images).map_or(0, |schedule| schedule.steps());
     if !given("epochs") {
         chosen.add("epochs", format!("{} epochs ({} steps)", recipe.epochs, HumanCount(steps)));
     }

@@ -69,7 +69,7 @@ impl Loading<'_> {
     pub fn training(&self, first_step: u64, end: u64) -> Result<Loader, TrainError> {
         let steps = end - first_step;
         let batch = self.recipe.batch_size / self.share.parts;
-        let augment = Some(self.recipe.policy(self.source.normalise().mean));
+        let augment = Some(self.recipe.policy(self.source.normalise()));
         self.start(LoaderConfig { augment, first_step, ..self.config(Split::Train, batch, steps) })
     }
 

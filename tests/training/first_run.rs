@@ -208,5 +208,6 @@ fn images_that_are_not_packed_are_packed_once() {
     rank.args(["--device", "cpu", "--resolution", "32", "--batch-size", "4", "--max-steps", "1"]);
     rank.envs([("RANK", "0"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "2")]);
     rank.envs([("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "29999")]);
-    run(&mut rank).refused(1, &["not packed yet", "effnet-pack 'my photos'"]);
+    run(&mut rank)
+        .refused(1, &["not packed yet", "effnet-pack 'my photos' elsewhere/data", "--data elsewhere/data"]);
 }

@@ -126,6 +126,7 @@ fn recipe_file_repeats_the_run() {
 }
 
 /// Whether this process ignores the loss of its terminal, as under `nohup`: then so do the programs that it starts.
+/// Read here and not asked of the program, which could be wrong about it.
 fn hangup_is_ignored() -> bool {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap_or("0");

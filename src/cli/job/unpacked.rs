@@ -27,7 +27,8 @@ impl Job {
             return find_packed(source, &store, &options)?.ok_or_else(|| {
                 let (from, to) = (quoted(source), quoted(&store.join("data")));
                 DataError::Invalid(format!(
-                    "{}: not packed yet, and every rank would pack it; first run: effnet-pack {from} {to}",
+                    "{}: not packed yet, and every rank would pack it; first run: effnet-pack {from} {to}, then train with \
+                     --data {to}",
                     shown_path(source)
                 ))
             });

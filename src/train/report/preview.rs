@@ -39,7 +39,7 @@ img { image-rendering: pixelated; flex: none; border-radius: 3px }
 pub fn page(recipe: &Recipe, source: &Source) -> Result<String, DataError> {
     let side = recipe.resolution;
     let width = side * LEAST_WIDTH.div_ceil(side).max(1);
-    let policy = recipe.policy(source.normalise().mean);
+    let policy = recipe.policy(source.normalise());
     let classes = source.class_names();
     let mut sampler = Sampler::shuffled(recipe.seed, source.samples(Split::Train), IMAGES);
     let mut places = Vec::new();

@@ -4,7 +4,7 @@ use indicatif::{HumanBytes, HumanCount};
 
 use super::curves;
 use super::events::{End, EvaluationRecord, Header, Outcome, StepRecord};
-use crate::data::{CropMode, NormaliseBy};
+use crate::data::{CropMode, Normalise, NormaliseBy};
 use crate::train::optimizer::Decayed;
 use crate::train::recipe::Recipe;
 
@@ -62,7 +62,7 @@ pub fn header_rows(header: &Header) -> Vec<Row> {
 }
 
 pub(super) fn augmentation(recipe: &Recipe) -> String {
-    let policy = recipe.policy([0.0; 3]);
+    let policy = recipe.policy(Normalise::IMAGENET);
     let whole = |share: f64| format!("{} %", rounded(share * 100.0));
     let mut parts = vec![match recipe.crop {
         CropMode::Pad => "random shifts".to_string(),

@@ -41,7 +41,7 @@ pub struct Policy {
     pub color_jitter: f64,
     /// Share of images of which a rectangle is erased.
     pub random_erasing: f64,
-    /// The colour of erased rectangles and of what comes from outside the image: the mean of the set.
+    /// The colour of erased rectangles and of what comes from outside the image: the mean that the run subtracts.
     pub fill: [u8; 3],
 }
 
