@@ -15,6 +15,7 @@ pub mod network;
 pub mod programs;
 pub mod ranks;
 pub mod reference;
+pub mod shared_folder;
 pub mod stand_in;
 pub mod training;
 pub mod trial;

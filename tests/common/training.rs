@@ -15,6 +15,7 @@ use effnet::train::{DataChoice, Outcome, Recipe, RunOptions, TrainError, log, tr
 use tempfile::TempDir;
 
 use super::programs::{program, run as run_program};
+use super::shared_folder::until_exit;
 use super::{data, ranks};
 
 /// B0 at 32×32 with batches of 8. Over [`source`] it takes 12 steps with evaluations after 5, 10 and 12. It uses
@@ -54,7 +55,7 @@ pub struct Whole {
 impl Whole {
     /// `command` starts the run, from the data and the run's directory.
     pub fn new(command: impl FnOnce(&Path, &Path) -> Command) -> Whole {
-        let folder = data::packed();
+        let folder = until_exit(data::packed());
         let since = Instant::now();
         run_program(command(&folder.path().join("data"), &folder.path().join("whole"))).good();
         Whole { folder, time: since.elapsed() }

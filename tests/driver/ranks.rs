@@ -7,6 +7,7 @@ use std::net::TcpListener;
 use std::sync::{Arc, LazyLock, MutexGuard};
 use std::time::Duration;
 
+use crate::common::shared_folder::until_exit;
 use crate::common::stand_in;
 use crate::fake::{Fake, add, floats, function, launch, open};
 use effnet::ops::cuda::driver::Driver;
@@ -22,9 +23,9 @@ struct FakeNccl {
 }
 
 static NCCL: LazyLock<FakeNccl> = LazyLock::new(|| {
-    let folder = tempfile::tempdir().unwrap();
+    // Programs that a test starts may load it too, so the file stays.
+    let folder = until_exit(tempfile::tempdir().unwrap());
     let library = stand_in::build(folder.path(), "libnccl");
-    // The library stays loaded, so the file may be deleted.
     let path = CString::new(library.to_str().unwrap()).unwrap();
     // SAFETY: as in `Fake::load`. Only tests read the variable, later than this.
     unsafe {

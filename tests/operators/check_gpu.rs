@@ -10,6 +10,7 @@ use std::process::Command;
 use std::sync::LazyLock;
 
 use crate::common::programs::{Ran, run};
+use crate::common::shared_folder::until_exit;
 use crate::common::stand_in;
 use tempfile::TempDir;
 
@@ -25,7 +26,7 @@ const NVIDIA_SMI: &str =
 static DRIVER: LazyLock<TempDir> = LazyLock::new(|| {
     let folder = tempfile::tempdir().unwrap();
     stand_in::build(folder.path(), "libcuda");
-    folder
+    until_exit(folder)
 });
 
 /// A machine with the stand-in as its driver.

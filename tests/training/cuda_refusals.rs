@@ -9,6 +9,7 @@ use std::sync::atomic::AtomicBool;
 
 use crate::common::host_gpu::HostGpu;
 use crate::common::programs::{self, Ran, program};
+use crate::common::shared_folder::until_exit;
 use crate::common::{stand_in, training};
 use effnet::ops::cuda::Precision;
 use effnet::parallel::World;
@@ -23,7 +24,7 @@ use tempfile::TempDir;
 static DRIVER: LazyLock<TempDir> = LazyLock::new(|| {
     let folder = tempfile::tempdir().unwrap();
     stand_in::build(folder.path(), "libcuda");
-    folder
+    until_exit(folder)
 });
 
 /// A machine by the driver's version, its devices, the card's capability, and whether the driver is a stub that toolkits

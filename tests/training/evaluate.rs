@@ -6,6 +6,7 @@ use std::sync::LazyLock;
 use std::sync::atomic::AtomicBool;
 
 use crate::common::programs::{Ran, program, run};
+use crate::common::shared_folder::until_exit;
 use crate::common::training::{saved, timeless_log};
 use crate::common::{data, training};
 use effnet::data::Split;
@@ -32,7 +33,7 @@ static RUN: LazyLock<TempDir> = LazyLock::new(|| {
     };
     let recipe = Recipe { epochs: 2.0, ..training::recipe() };
     train(&recipe, &options, data::open(&packed), &mut Silent, &AtomicBool::new(false)).unwrap();
-    dir
+    until_exit(dir)
 });
 
 fn path(name: &str) -> PathBuf {

@@ -11,6 +11,7 @@ use std::sync::LazyLock;
 
 use crate::common::data;
 use crate::common::programs::{Ran, program, run};
+use crate::common::shared_folder::until_exit;
 use effnet::data::Normalise;
 use effnet::model::formats::{self, TrainedModel};
 use effnet::model::initialise::initialise;
@@ -26,7 +27,7 @@ static RUN: LazyLock<TempDir> = LazyLock::new(|| {
     let dir = data::packed();
     let flags = "--resolution 32 --batch-size 8 --epochs 1 --lr 0.002 --eval-every 0.5 --out run";
     train(dir.path(), flags).good();
-    dir
+    until_exit(dir)
 });
 
 fn train(dir: &Path, flags: &str) -> Ran {
