@@ -236,14 +236,24 @@ __device__ __forceinline__ void mma_tiles(float (&c)[M][N][4], const uint32_t (&
 
 // ---- functions --------------------------------------------------------------------------------------------
 
-// tanh by the special-function unit, with a relative error of about 2^-11: for kernels that store a half type.
-__device__ __forceinline__ float tanh_approximate(float x) {
+// 2^x and 1/x by the special-function unit, two and one units of the last place off at most: for kernels that store a
+// half type. Results below 2^-126 are 0.
+__device__ __forceinline__ float exp2_approximate(float x) {
 #if defined(__CUDACC__)
     float y;
-    asm("tanh.approx.f32 %0, %1;\n" : "=f"(y) : "f"(x));
+    asm("ex2.approx.ftz.f32 %0, %1;\n" : "=f"(y) : "f"(x));
     return y;
 #else
-    return host::tanh_approximate(x);
+    return host::exp2_approximate(x);
+#endif
+}
+__device__ __forceinline__ float reciprocal_approximate(float x) {
+#if defined(__CUDACC__)
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;\n" : "=f"(y) : "f"(x));
+    return y;
+#else
+    return host::reciprocal_approximate(x);
 #endif
 }
 

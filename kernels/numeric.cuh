@@ -99,13 +99,15 @@ __device__ __forceinline__ void store_lanes(T* to, const float (&values)[LANES])
 
 // ---- silu -------------------------------------------------------------------------------------------------
 
-// 1/(1+e^-z). For fp32 storage it is exact to fp32 rounding. For half storage it is ½·tanh(z/2)+½ with the
-// special-function unit. Its error of 2⁻¹¹ is smaller than the rounding of the storage type, but not in the negative
-// tail, where the sum cancels: silu(−6) may be wrong by 1.5e-3 and silu(−8) by 2e-3, as much as the value itself.
-// tests/training/tanh.rs trains with the largest error to each side; its runs are not all made yet.
+// 1/(1+e^-z). For fp32 storage it is exact to fp32 rounding. For half storage it is made by the special-function unit,
+// some units of fp32's last place off, relative to the value, however small that is. ½·tanh(½z)+½ with `tanh.approx` would
+// be one special-function operation instead of two, but in the negative tail the sum cancels and the unit's error of 2⁻¹¹
+// is as large as the value itself. Such a network trained with tanh wrong to one side did worse on exact hardware than any
+// seed of the exact one: docs/checks.md.
 template <typename T>
 __device__ __forceinline__ float sigmoid(float z) {
-    return fmaf(0.5f, tanh_approximate(0.5f * z), 0.5f);
+    constexpr float MINUS_LOG2_E = -1.44269504f;
+    return reciprocal_approximate(1.0f + exp2_approximate(MINUS_LOG2_E * z));
 }
 template <>
 __device__ __forceinline__ float sigmoid<float>(float z) {

@@ -10,7 +10,7 @@
 // partial sums of the batch norm. `squeeze_weights` computes the weights' gradients, each in one block over all
 // images, so they need no partial sums in memory.
 //
-// B0's sixteen blocks, batch 1, fp16: the pool reads 4.6 MB (2.3 million values, one tanh and six fp32 instructions
+// B0's sixteen blocks, batch 1, fp16: the pool reads 4.6 MB (2.3 million values, two special-function operations and six fp32 instructions
 // each): floor 1.5 µs an image at 3.0 TB/s, 6.6 µs at 0.70 TB/s. The layers have 0.63 million weights and as many
 // multiply-adds; the backward pass has twice as many again. With the five sums, gates and intermediate tensors they
 // move 0.14 MB forward and 0.44 MB backward: floor 0.2 µs, in 64 launches a step that are bound by latency unless the

@@ -280,11 +280,6 @@ void effnet_host_label(host::Device* device, void* begin, size_t bytes, const ch
     device->regions = std::move(kept);
 }
 
-void effnet_host_tanh_errors(host::Device* device, float below, float above) {
-    device->tanh_errors[0] = below;
-    device->tanh_errors[1] = above;
-}
-
 void effnet_host_describe(host::Device* device, const void* address, Text to, void* sink) {
     give(to, sink, device->describe(address));
 }

@@ -66,7 +66,6 @@ struct Device {
     Region elsewhere{0, 0, "elsewhere", 0, 0};
     unsigned char* shadow = nullptr;  // of the race checker
     uint32_t interval = 1;            // barriers so far
-    float tanh_errors[2] = {0, 0};    // relative, for arguments below 0 and for the others
 
     Device();
     ~Device();

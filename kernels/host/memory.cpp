@@ -238,11 +238,18 @@ void copy_async_wait(int groups, const char* file, int line) {
     fiber.copies.erase(fiber.copies.begin(), fiber.copies.begin() + ptrdiff_t(done));
 }
 
-float tanh_approximate(float x) {
-    const float y = tanhf(x), error = active->device->tanh_errors[x >= 0];
-    if (error != 0) return y + y * error;
-    return __uint_as_float((__float_as_uint(y) + 0x1000) & ~0x1fffu);
+namespace {
+// y without its last bits, rounded: off by at most half a unit of the last bit that is kept. What would be denormal is 0.
+float rounded_off(float y, unsigned bits) {
+    if (fabsf(y) < std::numeric_limits<float>::min()) return 0.0f * y;
+    if (!std::isfinite(y)) return y;
+    return __uint_as_float((__float_as_uint(y) + (1u << (bits - 1))) & ~((1u << bits) - 1));
 }
+}  // namespace
+
+float exp2_approximate(float x) { return rounded_off(exp2f(x), 2); }
+
+float reciprocal_approximate(float x) { return rounded_off(1.0f / x, 1); }
 
 void atomic_or(unsigned* word, unsigned bits) {
     note_atomic(word, sizeof(*word));

@@ -93,9 +93,10 @@ void mma_tiles(float* c, const uint32_t* a, const uint32_t* b, int m, int n) {
 
 // ---- functions --------------------------------------------------------------------------------------------
 
-// Exact to 11 bits, like the special-function unit, so tests detect code that needs more; or off by what the device was
-// given (`Device::tanh_is_off_by` in src/device.rs).
-float tanh_approximate(float x);
+// As far off as the special-function unit may be, by two and one units of the last place, so that tests detect code
+// that needs more.
+float exp2_approximate(float x);
+float reciprocal_approximate(float x);
 
 void atomic_or(unsigned* word, unsigned bits);
 

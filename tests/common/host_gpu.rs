@@ -100,12 +100,6 @@ impl HostGpu {
         HostGpu { properties: Properties { memory: bytes, ..self.properties }, ..self }
     }
 
-    /// Makes `tanh.approx` wrong by these relative errors, below 0 and above.
-    pub fn with_tanh_errors(mut self, errors: [f32; 2]) -> HostGpu {
-        self.device.tanh_is_off_by(errors);
-        self
-    }
-
     /// Where what was [described](Gpu::describe) lies, and its bytes.
     pub fn place(&self, label: &str) -> (Address, usize) {
         self.places[label]

@@ -54,6 +54,31 @@ fn forward_cases(shapes: &[(usize, usize, usize, usize)]) -> Vec<Case> {
 }
 on_every_device!(forward_agrees_with_the_oracle, forward_cases(&SHAPES));
 
+/// Where z is −8 or so: silu(z) is small there, but what it is must be right to the storage type's precision. A sigmoid by
+/// way of tanh loses all of it, because ½·tanh(½z) + ½ cancels.
+fn tail_cases() -> Vec<Case> {
+    [(4, 9, 40, 7), (2, 49, 1280, 10)]
+        .map(|(images, pixels, channels, classes)| {
+            let mut f = Fixture::new(format!("negative tail, {images}×{pixels}×{channels}"));
+            let y = f.activation("y", images * pixels, channels);
+            let pass = HeadForward {
+                images,
+                pixels,
+                channels,
+                classes,
+                bn: f.norm_of_around("bn", &y, channels, -8.0),
+                y: f.input("y", y),
+                pooled: f.output("pooled", images * channels),
+                dropout: None,
+                classifier: f.dense("classifier", channels, classes),
+                logits: f.output("logits", images * classes),
+            };
+            Case::new(f, Pass::HeadForward(pass), pixels)
+        })
+        .into()
+}
+on_every_device!(silu_is_right_in_its_negative_tail, tail_cases());
+
 fn loss(f: &mut Fixture, images: usize, classes: usize, width: f64, smoothing: f32) -> Loss {
     Loss {
         images,

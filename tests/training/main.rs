@@ -19,5 +19,4 @@ mod recipes;
 mod resume;
 mod schedule;
 mod start;
-mod tanh;
 mod train_cli;

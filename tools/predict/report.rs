@@ -80,8 +80,7 @@ pub fn preface() -> String {
         - **tensor G**: 10⁹ multiply-adds on the tensor cores, with channels padded to whole tiles.\n\
         - **fp32 G**: 10⁹ fp32 instructions of a thread: multiply-adds, additions, conversions from a half type; two\n  \
         conversions to a half type count as one. Loads, integers, branches and shuffles do not count.\n\
-        - **special M**: 10⁶ special-function operations. A sigmoid is one in a half type (`tanh.approx`), two in fp32\n  \
-        (e^x, reciprocal).\n\
+        - **special M**: 10⁶ special-function operations. A sigmoid is two: e^x, reciprocal.\n\
         - **µs** of a launch: the longest of its four times,\n  \
         `max(bytes/copy, tensor/(SM·clock·t), fp32/(SM·clock·f), special/(SM·clock·s))`, and of a row the sum over its\n  \
         launches, with the resource that limits most of that time.\n\

@@ -51,14 +51,16 @@ fn b0_moves_what_was_planned() {
     assert!((3.0 * 335.0..3.0 * 335.0 * 1.2).contains(&products), "{products} M");
 }
 
-/// In fp32 nothing runs on tensor cores, bytes double, and sigmoids take two operations.
+/// In fp32 nothing runs on tensor cores and bytes double; a sigmoid takes more instructions, but as many special functions.
 #[test]
 fn fp32_doubles_the_bytes() {
     let [(half_floor, half), (floor, full)] =
         [Precision::Fp16, Precision::Fp32].map(|precision| all(case(Variant::B0, 64, precision)));
     assert_eq!(full.tensor, 0.0);
     assert!((1.9..2.0).contains(&(floor / half_floor)), "{floor} {half_floor}");
-    assert!(full.special > 1.5 * half.special && full.fp32 > half.fp32 + half.tensor * 0.9);
+    assert!(
+        (0.99..1.01).contains(&(full.special / half.special)) && full.fp32 > half.fp32 + half.tensor * 0.9
+    );
 }
 
 /// Work takes as long as the card's figures say.

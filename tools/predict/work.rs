@@ -18,7 +18,7 @@ pub struct Work {
     pub tensor: f64,
     /// fp32 instructions of a thread, multiply-adds among them.
     pub fp32: f64,
-    /// Special-function operations: tanh, e^x, reciprocal, root.
+    /// Special-function operations: e^x, reciprocal, root.
     pub special: f64,
 }
 
@@ -31,8 +31,8 @@ impl std::ops::AddAssign for Work {
     }
 }
 
-/// Instructions of `1/(1+e^-z)` in fp32, without the two special-function operations (as compiled), and of
-/// ½·tanh(½z)+½.
+/// fp32 instructions of `1/(1+e^-z)` besides the two special-function operations: as compiled for fp32, and where the
+/// special-function unit is exact enough.
 pub const EXACT_SIGMOID: f64 = 10.0;
 pub const HALF_SIGMOID: f64 = 2.0;
 /// Of an addition that carries its error.
@@ -91,9 +91,8 @@ impl Count<'_> {
         self.work.fp32 += values * each;
     }
     pub fn sigmoid(&mut self, values: f64) {
-        let (each, special) = if self.half { (HALF_SIGMOID, 1.0) } else { (EXACT_SIGMOID, 2.0) };
-        self.fp32(values, each);
-        self.work.special += values * special;
+        self.fp32(values, if self.half { HALF_SIGMOID } else { EXACT_SIGMOID });
+        self.work.special += 2.0 * values;
     }
     /// In a kernel of fp32 alone.
     pub fn exact_sigmoid(&mut self, values: f64) {

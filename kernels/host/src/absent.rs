@@ -39,10 +39,6 @@ impl Device {
         match *self {}
     }
 
-    pub fn tanh_is_off_by(&mut self, _: [f32; 2]) {
-        match *self {}
-    }
-
     pub fn describe(&self, _: u64) -> String {
         match *self {}
     }

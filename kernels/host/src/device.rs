@@ -73,7 +73,6 @@ unsafe extern "C" {
         label: *const u8,
         label_bytes: usize,
     );
-    fn effnet_host_tanh_errors(device: *mut RawDevice, below: f32, above: f32);
     fn effnet_host_describe(device: *mut RawDevice, address: *const c_void, to: Text, sink: *mut c_void);
     fn effnet_host_reset_counts(device: *mut RawDevice);
     fn effnet_host_counts(
@@ -176,13 +175,6 @@ impl Device {
         unsafe {
             effnet_host_label(self.raw.as_ptr(), at as *mut c_void, bytes, label.as_ptr(), label.len());
         }
-    }
-
-    /// From now on `tanh.approx` is wrong by these relative errors, for arguments below 0 and for all others. It is
-    /// exact to 11 bits at first, and again with errors of 0.
-    pub fn tanh_is_off_by(&mut self, [below, above]: [f32; 2]) {
-        // SAFETY: only sets two values.
-        unsafe { effnet_host_tanh_errors(self.raw.as_ptr(), below, above) }
     }
 
     /// Describes an address in words.

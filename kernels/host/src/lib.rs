@@ -22,7 +22,7 @@
 //!
 //! # What it cannot find
 //! - Whether the PTX of `device.cuh` does the same as its replacement here.
-//! - The device's rounding: `tanh.approx`, contraction to fma, the order in which tensor cores add. Results agree
+//! - The device's rounding: `ex2.approx` and `rcp.approx`, contraction to fma, the order in which tensor cores add. Results agree
 //!   with a GPU's within a tolerance, not bit by bit.
 //! - Memory ordering between blocks that run at the same time, except that two of them access the same bytes and one
 //!   writes (`race` build).
