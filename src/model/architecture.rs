@@ -131,6 +131,15 @@ pub struct Architecture {
 }
 
 impl Architecture {
+    /// The same network for images of another size: with the same parameters.
+    ///
+    /// # Errors
+    /// If the resolution is too small.
+    pub fn at(&self, resolution: usize) -> Result<Architecture, ModelError> {
+        let Architecture { variant, classes, padding, batch_norm, .. } = *self;
+        Architecture::new(variant, classes, resolution, padding, batch_norm)
+    }
+
     pub fn new(
         variant: Variant,
         classes: usize,

@@ -8,10 +8,12 @@
 use super::*;
 
 /// The place of every tensor of one network.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
     /// Byte offset in the arena by tensor id; none for a tensor that no pass uses.
     pub offsets: Vec<Option<usize>>,
+    /// Elements by tensor id; 0 for a tensor that no pass uses. Networks of two resolutions may have equal offsets.
+    pub elements: Vec<usize>,
     /// Bytes of the arena's tensors: activations and gradients in flight.
     pub tensor_bytes: usize,
     /// The largest workspace of any pass.
@@ -33,6 +35,7 @@ impl Plan {
         lives.sort_by_key(|l| (std::cmp::Reverse(bytes(l.tensor)), l.tensor.id));
 
         let mut offsets = vec![None; tensors.len()];
+        let mut elements = vec![0; tensors.len()];
         let mut placed: Vec<(usize, usize, Life)> = Vec::new();
         let mut tensor_bytes = 0;
         for life in lives {
@@ -46,12 +49,14 @@ impl Plan {
                 }
             }
             offsets[life.tensor.id as usize] = Some(offset);
+            elements[life.tensor.id as usize] = life.tensor.elements;
             tensor_bytes = tensor_bytes.max(offset + size);
             let at = placed.partition_point(|p| p.0 < offset);
             placed.insert(at, (offset, offset + size, life));
         }
         Plan {
             offsets,
+            elements,
             tensor_bytes,
             workspace: passes
                 .iter()

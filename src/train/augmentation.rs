@@ -1,6 +1,7 @@
 //! What a recipe says of augmentation: the policy, and which values it may have.
 
-use super::recipe::{Range, Recipe, RecipeError, require};
+use super::recipe::Recipe;
+use super::recipe_limits::{Range, RecipeError, require};
 use crate::data::Normalise;
 use crate::data::augment::Policy;
 

@@ -4,6 +4,7 @@ use std::thread::available_parallelism;
 
 use super::device::{Hardware, host_memory};
 use super::error::TrainError;
+use super::progressive::Stage;
 use super::recipe::Recipe;
 use crate::data::loader::evaluation_steps;
 use crate::data::{Form, Loader, LoaderConfig, Share, Source, Split};
@@ -62,15 +63,16 @@ pub struct Loading<'a> {
 }
 
 impl Loading<'_> {
-    /// The batches of the steps from `first_step` to before `end`.
+    /// The batches of the steps from `first_step` to before `end`, all of one stage.
     ///
     /// # Errors
     /// If threads cannot be started.
-    pub fn training(&self, first_step: u64, end: u64) -> Result<Loader, TrainError> {
+    pub fn training(&self, stage: Stage, first_step: u64, end: u64) -> Result<Loader, TrainError> {
         let steps = end - first_step;
         let batch = self.recipe.batch_size / self.share.parts;
-        let augment = Some(self.recipe.policy(self.source.normalise()));
-        self.start(LoaderConfig { augment, first_step, ..self.config(Split::Train, batch, steps) })
+        let augment = Some(stage.weaken(self.recipe.policy(self.source.normalise())));
+        let config = self.config(Split::Train, batch, steps);
+        self.start(LoaderConfig { augment, first_step, resolution: stage.resolution, ..config })
     }
 
     /// A split in the batches of an evaluation of this recipe: its micro-batches.

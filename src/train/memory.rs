@@ -7,7 +7,8 @@ use serde::Serialize;
 
 use super::device::{Hardware, host_memory};
 use super::loading;
-use super::recipe::{Recipe, RecipeError};
+use super::recipe::Recipe;
+use super::recipe_limits::RecipeError;
 use crate::data::loader::HELD;
 use crate::model::{Architecture, ParamTable};
 use crate::network::{Network, NetworkConfig};
@@ -193,6 +194,7 @@ fn with_available(
     let beside = if own_memory { 1 + HELD } else { 0 };
     let prepared = ((loading::batches(loader_threads) + beside) * recipe.batch_size) as u64 * image;
     let plan = training_plan(recipe, arch, table, device, recipe.micro_batch);
+    let (arena, workspace) = passes(recipe, arch, table, device, recipe.micro_batch);
     let (weights, checkpoint, images, host_images) = if own_memory {
         let batches = gpu_batches(device, recipe.micro_batch, recipe.resolution);
         (gpu_weights(&plan, table, device), 0, batches, prepared)
@@ -202,9 +204,9 @@ fn with_available(
     let mut plan = MemoryPlan {
         micro_batch: recipe.micro_batch,
         batch_size: recipe.batch_size,
-        arena: plan.tensor_bytes as u64,
+        arena,
         saved: plan.saved_bytes as u64,
-        workspace: plan.workspace_bytes() as u64,
+        workspace,
         weights,
         gradients: trainable,
         optimizer: (slots + factors) * trainable,
@@ -222,8 +224,8 @@ fn with_available(
         let by_image = if own_memory { plan.images / plan.micro_batch as u64 } else { 0 };
         let fixed = plan.total() - plan.arena - plan.workspace - by_image * plan.micro_batch as u64;
         plan.largest = Some(largest(available.saturating_sub(fixed), |images| {
-            let plan = training_plan(recipe, arch, table, device, images);
-            (plan.tensor_bytes + plan.workspace_bytes()) as u64 + by_image * images as u64
+            let (arena, workspace) = passes(recipe, arch, table, device, images);
+            arena + workspace + by_image * images as u64
         }));
     }
     plan
@@ -263,6 +265,22 @@ pub fn evaluation_need(
     // The device reserves room for the moving average and the gradients even without training.
     let state = (4 * (table.total() + table.trainable())) as u64;
     passes + state + gpu_weights(plan, table, device) + gpu_batches(device, images, resolution)
+}
+
+/// Bytes of the arena and the workspace for training in passes of `images`, whatever the stage.
+fn passes(
+    recipe: &Recipe,
+    arch: &Architecture,
+    table: &ParamTable,
+    device: &impl Device,
+    images: usize,
+) -> (u64, u64) {
+    let stages = recipe.stages();
+    let archs = stages.iter().filter_map(|stage| arch.at(stage.resolution).ok());
+    let plans = archs.map(|arch| training_plan(recipe, &arch, table, device, images));
+    plans.fold((0, 0), |(arena, workspace), plan| {
+        (arena.max(plan.tensor_bytes as u64), workspace.max(plan.workspace_bytes() as u64))
+    })
 }
 
 fn training_plan(

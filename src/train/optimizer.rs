@@ -3,7 +3,8 @@
 use serde::{Deserialize, Serialize};
 use strum::{Display, EnumString, VariantNames};
 
-use super::recipe::{ABOVE_0, Recipe, RecipeError, SHARE, require};
+use super::recipe::Recipe;
+use super::recipe_limits::{ABOVE_0, RecipeError, SHARE, require};
 use crate::model::{ParamRole, ParamTable};
 use crate::names;
 use crate::ops::{RmsPropForm, Rule};

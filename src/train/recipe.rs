@@ -5,7 +5,7 @@
 //! the flags. Everything else (where, how fast, how often saved) is in
 //! [`RunOptions`](super::options::RunOptions).
 //!
-//! A setting of the recipe is a field with its reference value, a row of [`Recipe::validate`], and a flag.
+//! A setting of the recipe is a field with its reference value, a row of [`Recipe::validate`] in the module beside this one, and a flag.
 
 use std::collections::BTreeSet;
 
@@ -27,6 +27,13 @@ pub struct Recipe {
     pub model: Variant,
     /// Side of the network's input in pixels.
     pub resolution: usize,
+    /// The resolutions of earlier stages, if the run begins with smaller images; see [`Stage`](super::Stage). As the next
+    /// field, not written without stages.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub progressive: Vec<usize>,
+    /// What the strength of the augmentation is multiplied by in the first stage; it rises to 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progressive_augment: Option<f64>,
     pub padding: Padding,
     /// Resolved: resized or pad.
     pub crop: CropMode,
@@ -126,59 +133,6 @@ pub struct Recipe {
     pub normalise: NormaliseBy,
 }
 
-/// A recipe that cannot be carried out. The message names the flag.
-#[derive(Debug, thiserror::Error, PartialEq)]
-pub enum RecipeError {
-    #[error("--{flag} {value}: {problem}")]
-    Flag { flag: &'static str, value: String, problem: String },
-    #[error("--micro-batch {micro_batch} does not divide --batch-size {batch_size}")]
-    MicroBatch { micro_batch: usize, batch_size: usize },
-    #[error(
-        "--batch-size {batch_size} cannot be divided evenly among {ranks} ranks: take {}, or --batch-size {}",
-        ranks_that_divide(*batch_size, *ranks),
-        batches_that_divide(*batch_size, *ranks)
-    )]
-    Ranks { batch_size: usize, ranks: usize },
-    #[error(
-        "--micro-batch {micro_batch} does not divide the {share} images that each of {ranks} ranks has of --batch-size \
-         {batch_size}"
-    )]
-    MicroBatchOfRanks { micro_batch: usize, share: usize, batch_size: usize, ranks: usize },
-    #[error(transparent)]
-    Model(#[from] ModelError),
-}
-
-/// The next smaller and the next larger number of ranks that divide the batch: "6 or 8 ranks".
-fn ranks_that_divide(batch_size: usize, ranks: usize) -> String {
-    let smaller = (1..ranks).rev().find(|ranks| batch_size.is_multiple_of(*ranks)).unwrap_or(1);
-    let larger = (ranks + 1..=batch_size).find(|ranks| batch_size.is_multiple_of(*ranks));
-    match larger {
-        Some(larger) => format!("{smaller} or {larger} ranks"),
-        None => format!("{smaller} rank{}", if smaller == 1 { "" } else { "s" }),
-    }
-}
-
-/// The next smaller and the next larger batch that the ranks divide: "91 or 98".
-fn batches_that_divide(batch_size: usize, ranks: usize) -> String {
-    let larger = batch_size.next_multiple_of(ranks);
-    match larger.saturating_sub(ranks) {
-        0 => larger.to_string(),
-        smaller => format!("{smaller} or {larger}"),
-    }
-}
-
-/// A range of numbers, and its description.
-pub(super) type Range = (fn(f64) -> bool, &'static str);
-
-pub(super) const ABOVE_0: Range = (|v| v > 0.0 && v.is_finite(), "must be above 0");
-pub(super) const FROM_0: Range = (|v| v >= 0.0 && v.is_finite(), "must be at least 0");
-pub(super) const SHARE: Range = (|v| (0.0..1.0).contains(&v), "must be at least 0 and below 1");
-pub(super) const PART: Range = (|v| v > 0.0 && v <= 1.0, "must be above 0 and at most 1");
-
-/// Sizes that no machine can hold: above them the arithmetic of the memory plan would overflow.
-const MOST_PIXELS: usize = 4096;
-const MOST_IMAGES: usize = 1 << 20;
-
 impl Recipe {
     /// The reference recipe (Composer's EfficientNet-B0, after NVIDIA's) for a member of the family, with crops
     /// resized.
@@ -187,6 +141,8 @@ impl Recipe {
         Recipe {
             model,
             resolution: scaling.resolution,
+            progressive: Vec::new(),
+            progressive_augment: None,
             padding: Padding::Symmetric,
             crop: CropMode::Resized,
             augment: Auto::None,
@@ -270,6 +226,8 @@ impl Recipe {
             patience: Some(1),
             init_from: None,
             augment: Auto::AutoAugment,
+            progressive: vec![0],
+            progressive_augment: Some(1.0),
             crop_area: Some([0.0; 2]),
             crop_ratio: Some([0.0; 2]),
             flip: Some(0.0),
@@ -277,62 +235,6 @@ impl Recipe {
             color_jitter: 1.0,
             random_erasing: 1.0,
             ..self.clone()
-        }
-    }
-
-    /// Checks every field.
-    ///
-    /// # Errors
-    /// The first field that makes no sense, under the name of its flag.
-    pub fn validate(&self) -> Result<(), RecipeError> {
-        let sizes = [
-            ("resolution", self.resolution, 0, MOST_PIXELS),
-            ("batch-size", self.batch_size, 1, MOST_IMAGES),
-            ("micro-batch", self.micro_batch, 1, MOST_IMAGES),
-        ];
-        for (flag, value, least, most) in sizes {
-            require(flag, value, value >= least, &format!("must be at least {least}"))?;
-            require(flag, value, value <= most, &format!("must be at most {most}"))?;
-        }
-        let numbers = [
-            ("epochs", self.epochs, ABOVE_0),
-            ("lr", self.lr, ABOVE_0),
-            ("warmup-epochs", self.warmup_epochs, FROM_0),
-            ("alpha", self.alpha, SHARE),
-            ("momentum", self.momentum, SHARE),
-            ("rms-eps", self.rms_eps, ABOVE_0),
-            ("weight-decay", self.weight_decay, FROM_0),
-            ("weight-decay-bn", self.weight_decay_bn.unwrap_or(0.0), FROM_0),
-            ("clip-norm", self.clip_norm.unwrap_or(1.0), ABOVE_0),
-            ("label-smoothing", self.label_smoothing, SHARE),
-            ("drop-connect", self.drop_connect, SHARE),
-            ("dropout", self.dropout, SHARE),
-            ("bn-momentum", self.bn_momentum, PART),
-            ("bn-eps", self.bn_eps, ABOVE_0),
-            ("ema", self.ema, SHARE),
-            ("eval-every", self.eval_every, ABOVE_0),
-        ];
-        for (flag, value, (holds, problem)) in numbers {
-            require(flag, value, holds(value), problem)?;
-        }
-        self.validate_augmentation()?;
-        let shorter = self.warmup_epochs < self.epochs;
-        require("warmup-epochs", self.warmup_epochs, shorter, "must be less than --epochs")?;
-        let patience = self.patience.unwrap_or(1);
-        require("patience", patience, patience > 0, "must be at least 1")?;
-        self.validate_schedule()?;
-        self.validate_optimizer()?;
-        // TOML's integers are signed.
-        require("seed", self.seed, i64::try_from(self.seed).is_ok(), "must be below 2^63")?;
-        if !self.batch_size.is_multiple_of(self.micro_batch) {
-            return Err(RecipeError::MicroBatch {
-                micro_batch: self.micro_batch,
-                batch_size: self.batch_size,
-            });
-        }
-        match self.architecture(2) {
-            Ok(_) => Ok(()),
-            Err(error) => require("resolution", self.resolution, false, &error.to_string()),
         }
     }
 
@@ -378,32 +280,6 @@ impl Recipe {
         }
     }
 
-    /// Divides the batch among ranks. If the micro-batch does not divide the share of a rank and may be changed, it
-    /// becomes the largest that does; then a line that says so is returned.
-    ///
-    /// # Errors
-    /// A batch that the ranks do not divide, or a fixed micro-batch that does not divide the share of a rank.
-    pub fn divide(&mut self, ranks: usize, may_change: bool) -> Result<Option<String>, RecipeError> {
-        let Recipe { batch_size, micro_batch, .. } = *self;
-        if !batch_size.is_multiple_of(ranks) {
-            return Err(RecipeError::Ranks { batch_size, ranks });
-        }
-        let share = batch_size / ranks;
-        if share.is_multiple_of(micro_batch) {
-            return Ok(None);
-        }
-        if !may_change {
-            return Err(RecipeError::MicroBatchOfRanks { micro_batch, share, batch_size, ranks });
-        }
-        let largest = (1..=share.min(micro_batch)).rev().find(|images| share.is_multiple_of(*images));
-        self.micro_batch = largest.unwrap_or(1);
-        Ok(Some(format!(
-            "micro-batch: {} images instead of {micro_batch}, because each of {ranks} ranks has {share} of a step's \
-             {batch_size}: batch norm sees fewer from here on",
-            self.micro_batch
-        )))
-    }
-
     /// The fields and their values as JSON, sorted by name.
     pub fn fields(&self) -> serde_json::Map<String, serde_json::Value> {
         match serde_json::to_value(self) {
@@ -431,18 +307,6 @@ impl Recipe {
 /// For fields that are not written where they have their default.
 fn is_0(value: &f64) -> bool {
     *value == 0.0
-}
-
-pub(super) fn require(
-    flag: &'static str,
-    value: impl ToString,
-    good: bool,
-    problem: &str,
-) -> Result<(), RecipeError> {
-    if good {
-        return Ok(());
-    }
-    Err(RecipeError::Flag { flag, value: value.to_string(), problem: problem.to_string() })
 }
 
 #[cfg(test)]

@@ -5,7 +5,8 @@
 use serde::{Deserialize, Serialize};
 use strum::{Display, EnumString, VariantNames};
 
-use super::recipe::{ABOVE_0, FROM_0, PART, Recipe, RecipeError, require};
+use super::recipe::Recipe;
+use super::recipe_limits::{ABOVE_0, FROM_0, PART, RecipeError, require};
 use crate::names;
 
 /// How the learning rate falls.

@@ -25,6 +25,7 @@ fn alone(elements: usize, element_bytes: usize) -> (Plan, Tensor) {
     let image = Tensors::default().new_tensor("image", elements, Kind::Activation);
     let plan = Plan {
         offsets: vec![Some(0)],
+        elements: vec![elements],
         tensor_bytes: elements * element_bytes,
         workspace: Workspace::default(),
         threads: 1,

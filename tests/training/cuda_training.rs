@@ -157,6 +157,20 @@ fn resumed_run_equals_the_undisturbed_one<G: TestGpu>() {
 }
 on_cuda!(resumed_run_equals_the_undisturbed_one);
 
+/// Each stage has its own plan and graphs: the second step of a stage is captured, and the third launches what was captured.
+fn progressive_run_is_resumed_to_the_same_bytes<G: TestGpu>() {
+    let recipe = Recipe { progressive: vec![48], ..recipe() };
+    let dir = tempfile::tempdir().unwrap();
+    let (whole, parts) = (dir.path().join("whole"), dir.path().join("parts"));
+    run_recipe(&recipe, cuda::<G>(Precision::Fp16), &whole, 7);
+    for steps in [3, 4, 5, 7] {
+        run_recipe(&recipe, cuda::<G>(Precision::Fp16), &parts, steps);
+    }
+    training::assert_same_file(&whole, &parts, "checkpoint.bin");
+    assert_eq!(training::timeless_log(&whole), training::timeless_log(&parts));
+}
+on_cuda!(progressive_run_is_resumed_to_the_same_bytes);
+
 fn checkpoint_moves_between_devices_and_precisions<G: TestGpu>() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path();

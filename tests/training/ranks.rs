@@ -77,7 +77,7 @@ fn first_batch(recipe: &Recipe, share: Share) -> Batch {
     let source = &source();
     let form = Form::Squares;
     let loading = Loading { source, recipe, form, share, threads: 1, memory: None, processors: &[] };
-    loading.training(0, 1).unwrap().next().unwrap().unwrap()
+    loading.training(recipe.stages()[0], 0, 1).unwrap().next().unwrap().unwrap()
 }
 
 /// The state after one step over only a rank's share of the first batch.

@@ -1,11 +1,12 @@
-//! Settings of the recipe that a run shows as a whole: optimisers, clipping, early stopping.
+//! Settings of the recipe that a run shows as a whole: optimisers, clipping, early stopping, stages.
 
 use std::path::Path;
 
+use effnet::data::CropMode;
 use effnet::train::events::{End, LogLine};
 use effnet::train::{Optimizer, Outcome, Recipe, RunOptions, ScheduleKind, TrainError, log};
 
-use crate::common::training::{assert_same_file, options, recipe, run, saved};
+use crate::common::training::{assert_same_file, change_saved, options, recipe, run, saved, timeless_log};
 
 fn train(recipe: &Recipe, out: &Path, max_steps: Option<u64>, resume: bool) -> Result<Outcome, TrainError> {
     run(recipe, &RunOptions { max_steps, resume, ..options(out) })
@@ -44,6 +45,49 @@ fn adamw_run_is_resumed_to_the_same_bytes() {
         .collect();
     assert_eq!(norms.len(), 8);
     assert!(norms.iter().all(|norm| norm.is_some_and(|norm| norm > 0.0)), "{norms:?}");
+}
+
+/// Each stage does what a run of its resolution alone would do from there, and a run that is interrupted inside a stage or
+/// between two ends with the same bytes.
+#[test]
+fn progressive_run_is_plain_runs_in_turn_and_resumes_anywhere() {
+    let plain = |resolution, augment: &str| Recipe {
+        resolution,
+        augment: augment.parse().unwrap(),
+        crop: CropMode::Resized,
+        eval_every: 100.0,
+        ..recipe()
+    };
+    let recipe =
+        Recipe { progressive: vec![32, 48], progressive_augment: Some(0.5), ..plain(64, "rand-m8-n2") };
+    let dir = tempfile::tempdir().unwrap();
+    let [whole, parts] = ["whole", "parts"].map(|name| dir.path().join(name));
+    let outcome = train(&recipe, &whole, None, false).unwrap();
+    assert_eq!((outcome.step, outcome.end), (12, End::Finished));
+    for (steps, resume) in [(2, false), (4, true), (5, true), (12, true)] {
+        train(&recipe, &parts, Some(steps), resume).unwrap();
+    }
+    for file in ["checkpoint.bin", "best.bin"] {
+        assert_same_file(&whole, &parts, file);
+    }
+    assert_eq!(timeless_log(&whole), timeless_log(&parts));
+
+    let stages =
+        [(0, 3, plain(32, "rand-m4-n2")), (4, 6, plain(48, "rand-m6-n2")), (8, 12, plain(64, "rand-m8-n2"))];
+    for (from, to, stage) in stages {
+        let [ours, theirs] = ["ours", "theirs"].map(|name| dir.path().join(format!("{name} to {to}")));
+        train(&recipe, &ours, Some(to), false).unwrap();
+        if from > 0 {
+            train(&recipe, &theirs, Some(from), false).unwrap();
+            change_saved(&theirs, |saved, _| {
+                saved.metadata.resolution = stage.resolution;
+                saved.metadata.recipe = stage.clone();
+            });
+        }
+        train(&stage, &theirs, Some(to), from > 0).unwrap();
+        let [ours, theirs] = [ours, theirs].map(|out| saved(&out).state);
+        assert!(ours.parameters == theirs.parameters && ours.slots == theirs.slots, "after {to} steps");
+    }
 }
 
 /// A limit that no gradient reaches changes no bit of the weights, whatever the micro-batch; another one does.

@@ -56,6 +56,12 @@ pub struct Settings {
     /// Side of the network's input in pixels, 32 or more [default: the member's own, 224 for b0 and 600 for b7, but no more than the images have]
     #[arg(long, value_name = "PIXELS", value_parser = whole, allow_negative_numbers = true, help_heading = MODEL)]
     pub resolution: Option<u64>,
+    /// Begin with smaller images: the resolutions of earlier stages, such as 128,160. All stages have as many steps, and the last one has --resolution
+    #[arg(long, value_name = "PIXELS", value_parser = whole, value_delimiter = ',', allow_negative_numbers = true, help_heading = MODEL)]
+    pub progressive: Option<Vec<u64>>,
+    /// Strength of the augmentation in the first of these stages; it rises to 1 with them [default: 1]
+    #[arg(long, value_name = "SHARE", value_parser = number, allow_hyphen_values = true, help_heading = MODEL)]
+    pub progressive_augment: Option<f64>,
     /// symmetric: as in PyTorch; same: as in TensorFlow, for weights from there [default: symmetric]
     #[arg(long, value_name = "KIND", value_parser = Padding::from_str, help_heading = MODEL)]
     pub padding: Option<Padding>,

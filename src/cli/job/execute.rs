@@ -117,7 +117,7 @@ impl Job {
         let (source, _) = self.source(&mut report)?;
         let selected = device::select_for(&self.options).map_err(TrainError::from)?;
         let recipe = self.fitted(&source, is_gpu(&selected), &mut report)?;
-        let crop = recipe.crop.resolve(source.largest(Split::Train), recipe.resolution);
+        let crop = recipe.crop.resolve(source.largest(Split::Train), recipe.least_resolution());
         let page = preview::page(&Recipe { crop, ..recipe }, &source)?;
         files::replace(file, page.as_bytes())?;
         writeln!(io::stdout(), "training images: {}", file.display())?;

@@ -18,7 +18,7 @@ use crate::parallel::Group;
 pub struct CudaOps<G: Gpu> {
     cx: Context<G>,
     /// Plans that were bound; a graph belongs to one.
-    plans: Vec<Vec<Option<usize>>>,
+    plans: Vec<Plan>,
     bound: usize,
     graphs: HashMap<Key, Option<Graph>>,
     batches: Option<Batches>,
@@ -304,9 +304,9 @@ impl<G: Gpu> Ops for CudaOps<G> {
             return Err(OpsError::Device("the plan is larger than the memory set up for it".into()));
         }
         cx.offsets.clone_from(&plan.offsets);
-        let known = self.plans.iter().position(|offsets| *offsets == plan.offsets);
+        let known = self.plans.iter().position(|known| known == plan);
         self.bound = known.unwrap_or_else(|| {
-            self.plans.push(plan.offsets.clone());
+            self.plans.push(plan.clone());
             self.plans.len() - 1
         });
         Ok(())

@@ -173,16 +173,15 @@ fn diverged(loss: f64, classes: usize) -> bool {
 }
 
 impl EvaluationRecord {
-    /// The better top-1 of the raw weights and the moving average. It decides which checkpoint becomes `best.bin`: none of
-    /// weights that have diverged.
+    /// The top-1 that decides which checkpoint becomes `best.bin`: the moving average's where there is one, otherwise the raw
+    /// weights'. Of two sets of weights the better one of each evaluation would be a choice by luck; the average is what a
+    /// recipe with one is for. Weights that have diverged do not count.
     pub fn best(&self, classes: usize) -> Option<Best> {
-        let raw = (self.top1, self.loss, false);
-        let average = self.ema_top1.zip(self.ema_loss).map(|(top1, loss)| (top1, loss, true));
-        let sound =
-            [Some(raw), average].into_iter().flatten().filter(|(_, loss, _)| !diverged(*loss, classes));
-        // With equal accuracies it is the raw weights'.
-        let better = |a: (f64, f64, bool), b: (f64, f64, bool)| if b.0 > a.0 { b } else { a };
-        sound.reduce(better).map(|(top1, _, ema)| Best { top1, step: self.step, ema })
+        let of = |top1: f64, loss: f64, ema: bool| {
+            (!diverged(loss, classes)).then_some(Best { top1, step: self.step, ema })
+        };
+        let average = self.ema_top1.zip(self.ema_loss);
+        average.and_then(|(top1, loss)| of(top1, loss, true)).or_else(|| of(self.top1, self.loss, false))
     }
 
     /// Whether the trained weights have diverged.

@@ -130,7 +130,7 @@ mod tests {
             memory: None,
             processors: &[],
         };
-        let mut loader = loading.training(0, 1).unwrap();
+        let mut loader = loading.training(recipe.stages()[0], 0, 1).unwrap();
         let batch = loader.next().unwrap().unwrap();
         for (number, square) in batch.pixels.chunks_exact(32 * 32 * 3).enumerate() {
             assert!(pictures[number * (1 + LOOKS as usize) + 1] == square, "image {number}");

@@ -23,10 +23,20 @@ pub fn header_rows(header: &Header) -> Vec<Row> {
         NormaliseBy::Dataset => String::new(),
         other => format!(", normalised by {other}"),
     };
+    let earlier = match recipe.progressive.as_slice() {
+        [] => String::new(),
+        sides => {
+            let sides: Vec<String> = sides.iter().map(|side| format!("{side}×{side}")).collect();
+            format!(" after {}", sides.join(", "))
+        }
+    };
     let each = if header.ranks > 1 { ", in each rank" } else { "" };
     vec![
         ("model", format!("{}, {} parameters", header.model_name(), count(header.parameters))),
-        ("input", format!("{side}×{side}, crop {}, padding {}{normalised}", recipe.crop, recipe.padding)),
+        (
+            "input",
+            format!("{side}×{side}{earlier}, crop {}, padding {}{normalised}", recipe.crop, recipe.padding),
+        ),
         ("data", format!("{} ({} classes, fingerprint {})", header.data, header.classes, header.fingerprint)),
         (
             "images",
@@ -84,6 +94,9 @@ pub(super) fn augmentation(recipe: &Recipe) -> String {
     );
     if policy.color_jitter > 0.0 {
         parts.push(format!("colour jitter {}", policy.color_jitter));
+    }
+    if let Some(first) = recipe.progressive_augment {
+        parts.push(format!("at first at {first} of its strength"));
     }
     parts.join(", ")
 }

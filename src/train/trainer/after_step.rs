@@ -64,7 +64,9 @@ impl<O: Ops + Send> Trainer<'_, O> {
     /// Loads the step's batch again and runs the step pass by pass.
     fn first_not_finite(&mut self, step: &StepInFlight) -> Result<Option<String>, TrainError> {
         let index = step.step - 1;
-        let mut loader = self.loading().training(index, step.step)?;
+        // The step's own: it may have been the last of its stage.
+        let stage = self.stages[self.schedule.stage(index, self.stages.len())];
+        let mut loader = self.loading().training(stage, index, step.step)?;
         let batch = loader.next()?.ok_or(TrainError::DataEnded { step: step.step })?;
         let params = self.step_params(index, &batch, step.lr);
         let own = self.engine.first_not_finite(&batch, params)?;

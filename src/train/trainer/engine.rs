@@ -1,6 +1,6 @@
-//! A device with a training network and an evaluation network on it.
+//! A device with a training network for each stage and an evaluation network on it.
 //!
-//! Both networks use the same arena; binding a plan assigns the arena to one of them. One step runs all micro-batches
+//! All networks use the same arena; binding a plan assigns the arena to one of them. One step runs all micro-batches
 //! and adds up their gradients; batch norm takes its statistics over one micro-batch at a time. The device may run
 //! asynchronously: a step is submitted, and its results are fetched later, so that the next batch can be copied in the
 //! meantime. With several ranks, the gradients of a step's last micro-batch are summed over the ranks bucket by bucket,
@@ -17,15 +17,36 @@ use crate::model::{Architecture, ParamTable};
 use crate::network::{Inference, Itinerary, Network};
 use crate::ops::buckets::bucket_bytes;
 use crate::ops::{
-    BatchInput, BatchTarget, Buckets, Buffer, LossScale, Ops, Pass, Plan, ProfileReport, Result, Sequence,
-    StateSize, StepFigures, StepParams,
+    BatchInput, BatchTarget, Buckets, Buffer, Device, LossScale, Ops, OpsError, Pass, Plan, ProfileReport,
+    Result, Sequence, StateSize, StepFigures, StepParams,
 };
 use crate::train::checkpoint::Snapshot;
 use crate::train::device::{self, Hardware, Needs};
 use crate::train::error::TrainError;
 use crate::train::evaluation::evaluate::{Evaluation, Images, evaluate};
+use crate::train::progressive::Stage;
 use crate::train::recipe::Recipe;
 use crate::train::team::Team;
+
+/// The training network of a stage.
+struct Training {
+    network: Network,
+    plan: Plan,
+    /// The passes of one micro-batch.
+    itinerary: Itinerary,
+    buckets: Buckets,
+}
+
+impl Training {
+    fn new(recipe: &Recipe, arch: &Architecture, device: &impl Device, ranks: usize) -> Training {
+        let table = ParamTable::new(arch);
+        let network = Network::new(arch, &table, recipe.network_config(ranks));
+        let (plan, itinerary) = (network.plan(device), network.itinerary(device));
+        let trainable = table.trainable();
+        let buckets = Buckets::new(&itinerary.passes(), trainable, bucket_bytes(trainable));
+        Training { network, plan, itinerary, buckets }
+    }
+}
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Bound {
@@ -40,11 +61,10 @@ pub struct Engine<O: Ops> {
     pub table: ParamTable,
     /// The form of image that the device takes, in training and in evaluation.
     pub form: Form,
-    training: Network,
-    training_plan: Plan,
-    /// The passes of one micro-batch.
-    itinerary: Itinerary,
-    buckets: Buckets,
+    /// By number of the stage.
+    stages: Vec<Training>,
+    /// The number of the current stage.
+    stage: usize,
     evaluation: Inference,
     evaluation_plan: Plan,
     bound: Bound,
@@ -58,7 +78,7 @@ pub struct Engine<O: Ops> {
 }
 
 impl<O: Ops + Send> Engine<O> {
-    /// Plans both networks and prepares the hardware for them. An evaluation pass takes as many images as a micro-batch
+    /// Plans all networks and prepares the hardware for them; the first stage is the current one. An evaluation pass takes as many images as a micro-batch
     /// of the recipe.
     pub fn new<H: Hardware<Ops = O>>(
         recipe: &Recipe,
@@ -69,16 +89,18 @@ impl<O: Ops + Send> Engine<O> {
     ) -> Result<Engine<O>> {
         let device = &hardware.device();
         let table = ParamTable::new(arch);
-        let training = Network::new(arch, &table, recipe.network_config(team.world().size));
+        let stage = |stage: Stage| {
+            let arch = arch.at(stage.resolution).map_err(|error| OpsError::Device(error.to_string()))?;
+            Ok(Training::new(recipe, &arch, device, team.world().size))
+        };
+        let stages = recipe.stages().into_iter().map(stage).collect::<Result<Vec<_>>>()?;
         let evaluation = Inference::new(arch, &table, recipe.micro_batch, device, recipe.weights());
-        let (training_plan, evaluation_plan) = (training.plan(device), evaluation.plan(device));
-        let itinerary = training.itinerary(device);
+        let evaluation_plan = evaluation.plan(device);
         let update = recipe.update();
         let (trainable, total) = (table.trainable(), table.total());
         let (slots, decay_factors) = (update.rule.slots().len(), update.weight_decay.by_parameter);
         let state = StateSize { trainable, total, slots, decay_factors };
-        let buckets = Buckets::new(&itinerary.passes(), trainable, bucket_bytes(trainable));
-        let plans = [&training_plan, &evaluation_plan];
+        let plans: Vec<&Plan> = stages.iter().map(|stage| &stage.plan).chain([&evaluation_plan]).collect();
         let mut ops = hardware.start(&Needs { state, plans: &plans, group: team.group() })?;
         if decay_factors {
             ops.write_state(Buffer::DecayFactors, &recipe.decay_factors(&table))?;
@@ -87,10 +109,8 @@ impl<O: Ops + Send> Engine<O> {
             ops,
             table,
             form: device::form(device, recipe.micro_batch),
-            training,
-            training_plan,
-            itinerary,
-            buckets,
+            stages,
+            stage: 0,
             evaluation,
             evaluation_plan,
             bound: Bound::Nothing,
@@ -102,9 +122,16 @@ impl<O: Ops + Send> Engine<O> {
         })
     }
 
+    /// Goes on with the network of a stage. The steps before must be complete.
+    pub fn enter(&mut self, stage: usize) {
+        self.stage = stage;
+        self.bound = Bound::Nothing;
+    }
+
     fn bind(&mut self, wanted: Bound) -> Result {
         if self.bound != wanted {
-            let plan = if wanted == Bound::Training { &self.training_plan } else { &self.evaluation_plan };
+            let training = wanted == Bound::Training;
+            let plan = if training { &self.stages[self.stage].plan } else { &self.evaluation_plan };
             self.ops.bind(plan)?;
             self.bound = wanted;
         }
@@ -116,19 +143,19 @@ impl<O: Ops + Send> Engine<O> {
         self.bind(Bound::Training)?;
         let Engine {
             ops,
-            training,
-            itinerary,
-            buckets,
+            stages,
+            stage,
             normalise: Normalise { mean, deviation },
             update,
             slot,
             handover,
             ..
         } = self;
-        let images = training.config.images;
+        let Training { network, itinerary, buckets, .. } = &stages[*stage];
+        let images = network.config.images;
         let target = BatchTarget {
-            image: training.image,
-            labels: Some(training.labels),
+            image: network.image,
+            labels: Some(network.labels),
             mean: *mean,
             deviation: *deviation,
         };
@@ -228,8 +255,9 @@ impl<O: Ops + Send> Engine<O> {
     /// Returns none if all values are finite this time. After this call only the state may be read.
     pub fn first_not_finite(&mut self, batch: &Batch, params: StepParams) -> Result<Option<String>> {
         self.bind(Bound::Training)?;
-        let Engine { ops, table, training, itinerary, normalise, .. } = self;
-        let search = Search { network: training, itinerary, table, normalise: *normalise, params };
+        let Engine { ops, table, stages, stage, normalise, .. } = self;
+        let Training { network, itinerary, .. } = &stages[*stage];
+        let search = Search { network, itinerary, table, normalise: *normalise, params };
         search.run(ops, batch)
     }
 }

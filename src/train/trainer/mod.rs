@@ -27,6 +27,7 @@ use super::checkpoint::{Metadata, RunDirectory, Snapshot};
 use super::error::TrainError;
 use super::loading::Loading;
 use super::options::RunOptions;
+use super::progressive::Stage;
 use super::recipe::Recipe;
 use super::report::events::{EvaluationRecord, Event, Reporter};
 use super::report::log::Log;
@@ -48,6 +49,7 @@ struct Trainer<'a, O: Ops> {
     /// At rank 0.
     log: Option<Log>,
     schedule: Schedule,
+    stages: Vec<Stage>,
     directory: RunDirectory,
     metadata: Metadata,
     state: Snapshot,
@@ -113,6 +115,17 @@ impl<O: Ops + Send> Trainer<'_, O> {
         let since_best =
             self.schedule.evaluations(evaluated).saturating_sub(self.schedule.evaluations(best.step));
         since_best >= patience
+    }
+
+    /// The stage of the next step.
+    fn stage(&self) -> Stage {
+        let number = self.schedule.stage(self.metadata.step, self.stages.len());
+        self.stages[number]
+    }
+
+    /// The steps of this call that end with the stage of the next step.
+    fn stage_ends(&self) -> u64 {
+        self.schedule.stage_begins(self.stage().number + 1, self.stages.len()).min(self.last_step)
     }
 
     fn loading(&self) -> Loading<'_> {

@@ -21,6 +21,7 @@ use crate::train::device::{self, Hardware, Selected};
 use crate::train::error::TrainError;
 use crate::train::options::RunOptions;
 use crate::train::program::{command, quoted};
+use crate::train::progressive::Stage;
 use crate::train::recipe::Recipe;
 use crate::train::report::events::{End, Event, Header, Outcome, Reporter, Silent};
 use crate::train::report::log::Log;
@@ -109,7 +110,6 @@ fn train_as<H: Hardware>(
     reporter.report(Event::Started(&header));
     let mut trainer = Trainer {
         engine,
-        recipe,
         options,
         source,
         team,
@@ -117,6 +117,8 @@ fn train_as<H: Hardware>(
         processors,
         reporter,
         log: None,
+        stages: recipe.stages(),
+        recipe,
         schedule,
         directory,
         stop,
@@ -175,15 +177,21 @@ impl<O: Ops + Send> Trainer<'_, O> {
         if self.evaluation_is_due() && self.evaluate()? {
             self.save(self.is_best())?;
         }
-        let mut loader = self.loading().training(self.metadata.step, self.last_step)?;
+        let mut loader = self.begin_stage()?;
         let first_profiled = self.metadata.step + PROFILE_WARM_UP;
         let profiled = self.options.profile.map(|steps| first_profiled..first_profiled + steps);
+        let mut stage_ends = self.stage_ends();
         self.timer = Instant::now();
         let mut over = self.patience_is_over();
         while self.metadata.step < self.last_step && !self.stopping && !over {
             if profiled.as_ref().is_some_and(|steps| steps.start == self.metadata.step) {
                 self.report_steps(true, &mut loader)?;
                 self.engine.start_profile()?;
+            }
+            if self.metadata.step == stage_ends {
+                self.report_steps(true, &mut loader)?;
+                loader = self.begin_stage()?;
+                stage_ends = self.stage_ends();
             }
             self.team.ask("stop requests", self.stop.load(Ordering::Relaxed))?;
             self.asked = true;
@@ -204,6 +212,24 @@ impl<O: Ops + Send> Trainer<'_, O> {
             }
         }
         Ok(())
+    }
+
+    /// The stage of the next step, with its images.
+    fn begin_stage(&mut self) -> Result<Loader, TrainError> {
+        let stage = self.stage();
+        let Stage { number, resolution, strength } = stage;
+        self.engine.enter(number);
+        if self.stages.len() > 1 {
+            let of = self.stages.len();
+            let weaker =
+                if strength < 1.0 { format!(", augmentation at {strength:.2}") } else { String::new() };
+            let ends = self.schedule.stage_begins(number + 1, of);
+            self.reporter.notice(&format!(
+                "stage {} of {of}: {resolution}×{resolution}{weaker}, up to step {ends}",
+                number + 1
+            ));
+        }
+        self.loading().training(stage, self.metadata.step, self.stage_ends())
     }
 
     fn checkpoint_is_due(&self) -> bool {

@@ -102,6 +102,16 @@ impl Schedule {
         self.steps
     }
 
+    /// The stage of the step that follows `step` steps, of so many: they divide the run evenly.
+    pub fn stage(&self, step: u64, stages: usize) -> usize {
+        (1..stages).take_while(|&number| self.stage_begins(number, stages) <= step).count()
+    }
+
+    /// The steps before a stage: round(number·T/stages).
+    pub fn stage_begins(&self, number: usize, stages: usize) -> u64 {
+        (self.steps as f64 * number as f64 / stages as f64).round() as u64
+    }
+
     /// Steps of the warm-up.
     pub fn warmup(&self) -> u64 {
         self.warmup
@@ -184,6 +194,19 @@ mod tests {
         for (step, rate) in expected {
             assert!((s.lr(step) - rate).abs() < 1e-13, "step {step}: {}", s.lr(step));
         }
+    }
+
+    #[test]
+    fn stages_divide_the_steps_evenly() {
+        // 10 steps in 4 stages: they begin at 0, 2.5, 5 and 7.5, rounded.
+        let s = schedule(|r| (r.epochs, r.warmup_epochs) = (1.0, 0.0), 100);
+        let stages: Vec<usize> = (0..10).map(|step| s.stage(step, 4)).collect();
+        assert_eq!(stages, [0, 0, 0, 1, 1, 2, 2, 2, 3, 3]);
+        assert_eq!([0, 1, 2, 3, 4].map(|number| s.stage_begins(number, 4)), [0, 3, 5, 8, 10]);
+        assert!((0..10).all(|step| s.stage(step, 1) == 0));
+        // More stages than steps: some are empty.
+        let one = schedule(|r| (r.epochs, r.warmup_epochs) = (0.1, 0.0), 100);
+        assert_eq!((one.steps(), one.stage(0, 3)), (1, 1));
     }
 
     #[test]
