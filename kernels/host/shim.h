@@ -98,6 +98,7 @@ void mma_tiles(float* c, const uint32_t* a, const uint32_t* b, int m, int n) {
 float tanh_approximate(float x);
 
 void atomic_or(unsigned* word, unsigned bits);
+void atomic_add(unsigned* word, unsigned by);
 
 }  // namespace host
 

@@ -13,13 +13,14 @@ fn raw_batch_refuses_images_without_room_but_takes_resized_ones() {
     let image = View { width: 400, height: 300, channels: 3, bytes: &bytes };
     let geometry = choose_geometry((400, 300), resolution, CropMode::Resized, None).unwrap();
     let mut batch = RawBatch::new(&mut buffer, images, resolution);
+    let edits = [Edit::Invert; MOST_EDITS];
     let resized = &bytes[..resolution * resolution * 3];
-    batch.push_resized(resized, &mut scratch);
+    batch.push_resized(resized, &edits, &mut scratch);
     let used = batch.used();
-    assert!(!batch.push(image, &geometry, &mut scratch));
+    assert!(!batch.push(image, &geometry, &[], &mut scratch));
     assert_eq!(batch.used(), used);
-    batch.push_resized(resized, &mut scratch);
-    batch.push_resized(resized, &mut scratch);
+    batch.push_resized(resized, &edits, &mut scratch);
+    batch.push_resized(resized, &edits, &mut scratch);
     assert_eq!(batch.used(), buffer.len());
 }
 
@@ -30,5 +31,5 @@ fn raw_batch_refuses_a_window_too_wide() {
     let image = View { width: 65_535, height: 1, channels: 3, bytes: &bytes };
     let geometry = choose_geometry((65_535, 1), 8, CropMode::Pad, None).unwrap();
     let mut buffer = vec![0; 1 << 20];
-    assert!(!RawBatch::new(&mut buffer, 1, 8).push(image, &geometry, &mut RawScratch::default()));
+    assert!(!RawBatch::new(&mut buffer, 1, 8).push(image, &geometry, &[], &mut RawScratch::default()));
 }

@@ -13,7 +13,7 @@ use crate::model::{Architecture, ParamTable};
 use crate::network::{Network, NetworkConfig};
 use crate::ops::{Device, Kind, Plan};
 use crate::parallel::World;
-use crate::pixels::raw_batch_bytes;
+use crate::pixels::{edited_squares_bytes, raw_batch_bytes};
 
 /// Device memory reserved for NCCL, whose buffers grow with the ranks of a machine. A generous guess, not measured.
 const NCCL: u64 = 512 << 20;
@@ -195,7 +195,8 @@ fn with_available(
     let plan = training_plan(recipe, arch, table, device, recipe.micro_batch);
     let (weights, checkpoint, images, host_images) = if own_memory {
         let batches = gpu_batches(device, recipe.micro_batch, recipe.resolution);
-        (gpu_weights(&plan, table, device), 0, batches, prepared)
+        let edited = edited_bytes(recipe, device);
+        (gpu_weights(&plan, table, device), 0, batches + edited, prepared)
     } else {
         (total, total + ema + slots * trainable, prepared, 0)
     };
@@ -239,6 +240,12 @@ fn gpu_weights(plan: &Plan, table: &ParamTable, device: &impl Device) -> u64 {
 /// Bytes of two batches that are copied to a GPU, with their labels.
 fn gpu_batches(device: &impl Device, images: usize, resolution: usize) -> u64 {
     2 * images as u64 * (prepared_bytes(device, resolution) + 4)
+}
+
+/// Bytes in which a device edits the squares of a micro-batch, if the recipe's policy edits any.
+fn edited_bytes(recipe: &Recipe, device: &impl Device) -> u64 {
+    let edits = device.prepares_images() && recipe.edits_images();
+    (if edits { edited_squares_bytes(recipe.micro_batch, recipe.resolution) } else { 0 }) as u64
 }
 
 /// Bytes of an image as the loader prepares it. Raw images count with their largest size.

@@ -140,7 +140,7 @@ fn taken(
     let target = BatchTarget { image, labels: Some(labels), mean: [0.5; 3], deviation: [0.25; 3] };
     let mut bytes = vec![0; raw_batch_bytes(images, side)];
     RawBatch::new(&mut bytes, images, side);
-    let pixels = BatchPixels::Raw { bytes: &bytes, side, held: None };
+    let pixels = BatchPixels::Raw { bytes: &bytes, side, edited: false, held: None };
     ops.send_batch(0, &BatchInput { pixels, labels: &vec![0; images], target }).unwrap();
     before - ops.gpu().available().unwrap()
 }

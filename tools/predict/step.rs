@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use effnet::model::{ParamTable, Variant};
 use effnet::network::Network;
 use effnet::ops::buckets::bucket_bytes;
-use effnet::ops::cuda::{Address, CudaDevice, CudaOps, Precision, image, optimiser};
+use effnet::ops::cuda::image::{self, RawOnDevice};
+use effnet::ops::cuda::{Address, CudaDevice, CudaOps, Precision, optimiser};
 use effnet::ops::{Buckets, Device, Ops, OpsError, Pass, Result, StateSize, StepParams, Tensor};
 use effnet::train::Recipe;
 
@@ -89,7 +90,8 @@ fn record_among(case: Case, ranks: usize) -> Result<Vec<Recorded>> {
     ops.set_step(StepParams::default())?;
     ops.begin_step()?;
     let pixels = Address(1);
-    image::prepare(ops.context(), pixels, network.image, case.side, [0.5; 3], [0.25; 3])?;
+    let raw = RawOnDevice { bytes: pixels, side: case.side, squares: Address::NULL };
+    image::prepare(ops.context(), raw, network.image, [0.5; 3], [0.25; 3])?;
     let mut steps = vec![taken(&mut ops, &table, "begin, input", &[network.image], 0)?];
     let update = Pass::Update(recipe.update());
     for pass in network.itinerary(&device).passes().iter().chain([&update]) {

@@ -1,20 +1,36 @@
-//! Images from bytes: squares are normalised; a raw batch of images of any size is also resized.
+//! Images from bytes: squares are normalised; a raw batch of images of any size is also resized, and edited.
 
 use super::arguments::Kernel;
 use super::context::Context;
 use super::gpu::{Address, Gpu};
 use super::sources::ImageTable;
 use super::sources::image::{
-    IMAGE_THREADS, ImageNormaliseArguments, ImagePrepareArguments, PREPARE_BYTES, PREPARE_ROWS,
+    EDIT_COPIES, EDIT_THREADS, EDIT_WARPS, IMAGE_THREADS, ImageEditArguments, ImageNormaliseArguments,
+    ImagePrepareArguments, PREPARE_BYTES, PREPARE_ROWS,
 };
 use crate::ops::{Result, Tensor};
 
 /// Maximum number of blocks that normalise: eight for each multiprocessor of a large GPU.
 const MOST_BLOCKS: usize = 1056;
 const TABLE_BYTES: usize = size_of::<ImageTable>();
+/// Shared memory of a block that edits: two tables of values, two of bytes, histograms, the sums of its warps.
+const EDIT_BYTES: usize = 2 * TABLE_BYTES + 2 * 768 + 4 * 768 * EDIT_COPIES + 4 * EDIT_WARPS;
 
 const NORMALISE: Kernel<ImageNormaliseArguments> = Kernel::stored("image_normalise");
 const PREPARE: Kernel<ImagePrepareArguments> = Kernel::stored("image_prepare");
+const EDIT: Kernel<ImageEditArguments> = Kernel::stored("image_edit");
+
+/// A [raw batch](crate::data::raw) on the device.
+#[derive(Clone, Copy, Debug)]
+pub struct RawOnDevice {
+    /// Aligned to 16.
+    pub bytes: Address,
+    /// Of the squares.
+    pub side: usize,
+    /// Where squares are edited, [`edited_squares_bytes`](crate::pixels::edited_squares_bytes); null if the batch has no
+    /// edits.
+    pub squares: Address,
+}
 
 /// (byte/255 − mean)/deviation for each byte, [3, 256], computed in double like on the CPU.
 fn table(mean: [f32; 3], deviation: [f32; 3]) -> ImageTable {
@@ -72,24 +88,25 @@ pub fn normalise<G: Gpu>(
     cx.launch(&NORMALISE, [blocks, 1, 1], IMAGE_THREADS, TABLE_BYTES, arguments)
 }
 
-/// Fills `image` [N, R, R, 3] from a [raw batch](crate::data::raw) on the device, aligned to 16. The values are those
-/// of the squares that [`preprocess`](crate::data::augment::preprocess) makes.
+/// Fills `image` [N, R, R, 3] from a raw batch. The values are those of the squares that
+/// [`preprocess`](crate::data::augment::preprocess) makes.
 pub fn prepare<G: Gpu>(
     cx: &mut Context<G>,
-    batch: Address,
+    raw: RawOnDevice,
     image: Tensor,
-    side: usize,
     mean: [f32; 3],
     deviation: [f32; 3],
 ) -> Result {
+    let RawOnDevice { bytes: batch, side, squares } = raw;
     let images = image.elements / (side * side * 3);
     assert_eq!(image.elements, images * side * side * 3, "the image tensor is [N, R, R, 3]");
-    let arguments = ImagePrepareArguments {
-        batch,
-        image: cx.tensor(image),
-        side: side as i32,
-        table: table(mean, deviation),
-    };
+    let (to, side_argument, table) = (cx.tensor(image), side as i32, table(mean, deviation));
+    let arguments = ImagePrepareArguments { batch, image: to, squares, side: side_argument, table };
     let shared = TABLE_BYTES + (PREPARE_ROWS * 4 * side).next_multiple_of(16) + PREPARE_BYTES;
-    cx.launch(&PREPARE, [side.div_ceil(PREPARE_ROWS), images, 1], IMAGE_THREADS, shared, arguments)
+    cx.launch(&PREPARE, [side.div_ceil(PREPARE_ROWS), images, 1], IMAGE_THREADS, shared, arguments)?;
+    if squares == Address::NULL {
+        return Ok(());
+    }
+    let arguments = ImageEditArguments { batch, image: to, squares, side: side_argument, table };
+    cx.launch(&EDIT, [images, 1, 1], EDIT_THREADS, EDIT_BYTES, arguments)
 }
