@@ -13,7 +13,7 @@
 // B0 at a batch of 1: normalising reads 0.15 MB and writes 0.30 MB in fp16, floor 0.15 µs at 3.0 TB/s. Preparing reads
 // the crop's bytes, 0.27 MB of a 500×375 image on average, and writes 0.30 MB: 0.19 µs, beside some 5 M instructions,
 // 0.2 µs on an H100. Last measured share: not yet measured.
-#include "image_edit.cuh"
+#include "image_mix.cuh"
 
 constexpr int IMAGE_THREADS = 256;
 
@@ -103,6 +103,7 @@ constexpr int PREPARE_BYTES = 32 << 10;
     F(void*, image)             \
     F(uint32_t*, squares)       \
     F(int, side)                \
+    F(int, mixed)               \
     F(ImageTable, table)
 ARGUMENTS(ImagePrepareArguments, IMAGE_PREPARE_FIELDS)
 
@@ -178,8 +179,8 @@ __device__ __forceinline__ void resample_row(
     }
 }
 
-// image [N, R, R, 3] from a raw batch. Of an image that is to be edited only the square, for `image_edit`; in a batch
-// without such images `squares` may be null. Grid: rows/8, images.
+// image [N, R, R, 3] from a raw batch. Of an image that is to be edited only the square, for `image_edit`; if images are
+// mixed, the squares of all. In a batch without either `squares` may be null. Grid: rows/8, images.
 template <typename T>
 __device__ __forceinline__ void image_prepare(const ImagePrepareArguments& args) {
     SharedArena arena;
@@ -203,7 +204,7 @@ __device__ __forceinline__ void image_prepare(const ImagePrepareArguments& args)
         }
     }
     barrier();
-    if (sample.edits != 0) {
+    if (sample.edits != 0 || args.mixed != 0) {
         uint32_t* to = edited_square<T>(args.image, args.squares, blockIdx.y, args.side, sample.moves % 2 != 0);
         for (int i = static_cast<int>(threadIdx.x); i < rows * args.side; i += IMAGE_THREADS) {
             to[first * args.side + i] = square[i];

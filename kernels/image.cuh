@@ -27,8 +27,10 @@ struct ImageSample {
     int32_t left, top;
     uint32_t mirrored;
     uint16_t edits, moves;
+    uint32_t share, unused;
+    uint16_t part[4];
 };
-static_assert(sizeof(ImageSample) == 80, "see src/pixels.rs");
+static_assert(sizeof(ImageSample) == 96, "see src/pixels.rs");
 
 // The value of channel at%3 of pixel at/3.
 __device__ __forceinline__ float value_of(const uint32_t* pixels, int at, const float* table) {

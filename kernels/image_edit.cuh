@@ -47,6 +47,7 @@ static_assert(sizeof(ImageEdit) == 32, "see src/pixels.rs");
     F(void*, image)          \
     F(uint32_t*, squares)    \
     F(int, side)             \
+    F(int, mixed)            \
     F(ImageTable, table)
 ARGUMENTS(ImageEditArguments, IMAGE_EDIT_FIELDS)
 
@@ -69,8 +70,9 @@ __device__ __forceinline__ uint32_t pixel_of(uint32_t red, uint32_t green, uint3
 
 // v beside what it is blended with; a factor of 0 gives `other`, 2¹⁶ gives `v`.
 __device__ __forceinline__ uint32_t blend(uint32_t other, uint32_t v, int factor) {
-    const int64_t away = static_cast<int>(v) - static_cast<int>(other);
-    const int64_t value = (static_cast<int64_t>(other << 16) + factor * away) >> 16;
+    const int away = static_cast<int>(v) - static_cast<int>(other);
+    // Less than 2²⁴ after the shift.
+    const int value = static_cast<int>((static_cast<int64_t>(other << 16) + static_cast<int64_t>(factor) * away) >> 16);
     return static_cast<uint32_t>(value < 0 ? 0 : value > 255 ? 255 : value);
 }
 
@@ -114,6 +116,11 @@ struct Editor {
         keep_bytes();
     }
 
+    // The square's bytes become what they stand for.
+    __device__ __forceinline__ void finish() {
+        if (!plain) each_pixel([](uint32_t pixel) { return pixel; });
+    }
+
     // Every byte becomes what `change` makes of it.
     template <typename Change>
     __device__ __forceinline__ void each_value(Change change) {
@@ -148,7 +155,7 @@ struct Editor {
     }
 
     __device__ __forceinline__ void sharpness(int factor) {
-        if (!plain) each_pixel([](uint32_t pixel) { return pixel; });
+        finish();
         move([&](int x, int y) {
             const uint32_t* middle = from + y * side + x;
             const uint32_t own = *middle;
@@ -172,7 +179,7 @@ struct Editor {
     }
 
     __device__ __forceinline__ void erase(const int32_t (&v)[7]) {
-        if (!plain) each_pixel([](uint32_t pixel) { return pixel; });
+        finish();
         const int warp = static_cast<int>(threadIdx.x) / WARP, lane = static_cast<int>(threadIdx.x) % WARP;
         for (int y = v[1] + warp; y < v[1] + v[3]; y += EDIT_WARPS) {
             for (int x = v[0] + lane; x < v[0] + v[2]; x += WARP) from[y * side + x] = static_cast<uint32_t>(v[4]);
@@ -263,8 +270,8 @@ struct Editor {
         const uint32_t first = static_cast<uint32_t>(v[0]);
         switch (edit.operation) {
             case EDIT_AFFINE: return affine(v);
-            case EDIT_AUTO_CONTRAST: return by_histogram(false);
-            case EDIT_EQUALIZE: return by_histogram(true);
+            case EDIT_AUTO_CONTRAST:
+            case EDIT_EQUALIZE: return by_histogram(edit.operation == EDIT_EQUALIZE);
             case EDIT_INVERT: return each_value([](int, uint32_t v) { return 255 - v; });
             case EDIT_POSTERIZE: return each_value([=](int, uint32_t v) { return v & first; });
             case EDIT_SOLARIZE: return each_value([=](int, uint32_t v) { return v < first ? v : 255 - v; });
@@ -284,9 +291,31 @@ struct Editor {
     }
 };
 
+// Eight pixels at a time become values, in vectors: eights first, first + step, …. The image begins at a whole vector.
+template <typename T, typename Pixel>
+__device__ __forceinline__ void store_eights(
+    T* image, int pixels, int first, int step, const float* table, Pixel pixel) {
+    for (int at = 8 * first; at < pixels; at += 8 * step) {
+        uint32_t eight[8];
+#pragma unroll
+        for (int i = 0; i < 8; i++) eight[i] = pixel(at + i);
+#pragma unroll
+        for (int part = 0; part < 8 * RGB; part += Pack<T>::N) {
+            Pack<T> pack;
+#pragma unroll
+            for (int i = 0; i < Pack<T>::N; i++) {
+                const int channel = (part + i) % RGB;
+                pack.v[i] = from_float<T>(table[channel * 256 + byte_of(eight[(part + i) / RGB], channel)]);
+            }
+            store_pack(image + RGB * at + part, pack);
+        }
+    }
+}
+
 }  // namespace
 
-// Of the images with edits: image [N, R, R, 3] from the squares that `image_prepare` has left. Grid: images.
+// Of the images with edits: image [N, R, R, 3] from the squares that `image_prepare` has left; if images are mixed, only
+// the finished squares in the workspace. Grid: images.
 template <typename T>
 __device__ __forceinline__ void image_edit(const ImageEditArguments& args) {
     SharedArena arena;
@@ -309,12 +338,23 @@ __device__ __forceinline__ void image_edit(const ImageEditArguments& args) {
             const ImageEdit edit = program[i];
             editor.apply(edit);
         }
+        if (args.mixed != 0) {
+            editor.finish();
+            return;
+        }
         for (int i = static_cast<int>(threadIdx.x); i < RGB * 256; i += EDIT_THREADS) {
             values[i] = table[i / 256 * 256 + editor.value[i]];
         }
         barrier();
+        T* image = static_cast<T*>(args.image);
         const size_t start = static_cast<size_t>(blockIdx.x) * args.side * args.side * RGB;
-        store_pixels<EDIT_THREADS>(static_cast<T*>(args.image), start, editor.pixels() * RGB, editor.from, values);
+        if (args.side % 4 == 0) {
+            const uint32_t* square = editor.from;
+            const int thread = static_cast<int>(threadIdx.x);
+            store_eights(image + start, editor.pixels(), thread, EDIT_THREADS, values, [=](int at) { return square[at]; });
+        } else {
+            store_pixels<EDIT_THREADS>(image, start, editor.pixels() * RGB, editor.from, values);
+        }
     }
 }
 

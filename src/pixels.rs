@@ -15,8 +15,7 @@ pub enum BatchPixels<'a> {
     Squares(&'a [u8]),
     /// A raw batch, of which the device makes squares of this side. `held` is the memory that the bytes are a part of, if
     /// the device can read it by itself.
-    /// Raw batches that may contain edits are `edited`, which takes another kernel and a workspace.
-    Raw { bytes: &'a [u8], side: usize, edited: bool, held: Option<&'a HostBytes> },
+    Raw { bytes: &'a [u8], side: usize, editing: Editing, held: Option<&'a HostBytes> },
 }
 
 /// Where one image lies in a raw batch, how it is resampled and what happens to its square; the same struct is in `kernels/image.cu`. Offsets are
@@ -52,6 +51,23 @@ pub struct ImageSample {
     /// Number of edits, and of those among them that [move](Operation::moves) pixels.
     pub edits: u16,
     pub moves: u16,
+    /// What is mixed in from the neighbour: its share of every pixel, in steps of 2⁻¹⁶, and the rectangle (left, top,
+    /// width, height) that is all its own.
+    pub share: u32,
+    pub unused: u32,
+    pub part: [u16; 4],
+}
+
+/// What happens to the squares of a raw batch beyond their making.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Editing {
+    /// Nothing: no image has edits.
+    #[default]
+    None,
+    /// Images may have edits, which takes another kernel and a workspace.
+    Edits,
+    /// Images may have edits, and then a part of their neighbour: image p of p^1.
+    Mixing,
 }
 
 /// One operation on a square; the same struct is in `kernels/image_edit.cuh`. The numbers are the operation's, see

@@ -11,7 +11,7 @@ use super::request::{Form, LoaderConfig};
 use super::sampler::Place;
 use super::{DataError, Source};
 use crate::host_bytes::HostBytes;
-use crate::pixels::{BatchPixels, raw_batch_bytes};
+use crate::pixels::{BatchPixels, Editing, raw_batch_bytes};
 
 /// One step's images.
 #[derive(Debug, Default, PartialEq)]
@@ -24,8 +24,8 @@ pub struct Batch {
     pub form: Form,
     /// Side R of the squares.
     pub resolution: usize,
-    /// Whether raw batches may contain edits.
-    pub edited: bool,
+    /// What the device does to the squares of raw batches.
+    pub editing: Editing,
     /// Squares, or raw batches at distances of [`raw_batch_bytes`]; the bytes between those have no meaning.
     pub pixels: Vec<u8>,
     /// The same raw batches in memory that the device reads by itself, if the loader was given such.
@@ -57,7 +57,7 @@ impl Batch {
             Form::Squares => (BatchPixels::Squares(pixels), labels),
             Form::Raw { .. } => {
                 let bytes = &pixels[..self.used[number]];
-                (BatchPixels::Raw { bytes, side, edited: self.edited, held }, labels)
+                (BatchPixels::Raw { bytes, side, editing: self.editing, held }, labels)
             }
         })
     }
@@ -106,7 +106,10 @@ impl Maker {
         batch.images = places.len();
         batch.form = form;
         batch.resolution = resolution;
-        batch.edited = form != Form::Squares && augment.is_some_and(|policy| !policy.only_geometry());
+        batch.editing = match form {
+            Form::Raw { .. } if augment.is_some_and(|policy| !policy.only_geometry()) => Editing::Edits,
+            _ => Editing::None,
+        };
         batch.labels.resize(size, 0);
         for place in places {
             self.source.will_need(split, place.index as usize);
@@ -140,6 +143,7 @@ impl Maker {
 
     fn raw_batches(&mut self, places: &[Place], images: usize, batch: &mut Batch) -> Result<(), DataError> {
         let LoaderConfig { batch: size, resolution, .. } = self.config;
+        let editing = batch.editing;
         let bytes = raw_batch_bytes(images, resolution);
         let length = size / images * bytes;
         if batch.pixels.len() != length {
@@ -157,6 +161,7 @@ impl Maker {
                     if let Some(look) = look {
                         look.edits(resolution as u32, edits);
                     }
+                    assert!(edits.is_empty() || editing != Editing::None, "the device expects edits");
                     if !raw.push(image, geometry, edits, tables) {
                         square.resize(resolution * resolution * 3, 0);
                         render(image, geometry, resolution, scratch, square)?;

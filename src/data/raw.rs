@@ -7,7 +7,7 @@
 //! bytes, then columns), so that a device gives the same bytes as the CPU. The bytes of a batch follow from its images
 //! alone: the buffer's former content is never sent.
 
-use super::augment::{Edit, Geometry, View};
+use super::augment::{Edit, Geometry, Rectangle, View};
 use crate::pixels::{
     ImageEdit, ImageSample, MAX_WINDOW_BYTES, MOST_EDITS, RAW_ALIGNMENT, least_raw_batch_bytes,
     program_bytes, raw_samples_bytes, raw_square_bytes,
@@ -204,6 +204,7 @@ impl<'a> RawBatch<'a> {
                 mirrored: u32::from(mirrored),
                 edits: edits.len() as u16,
                 moves,
+                ..ImageSample::default()
             },
             need,
         );
@@ -216,6 +217,22 @@ impl<'a> RawBatch<'a> {
         let image = View { width: side, height: side, channels: 3, bytes: pixels };
         let added = self.push(image, &Geometry::square(side), edits, scratch);
         assert!(added, "there is room for every image that is still to come");
+    }
+
+    /// Image `number` gets a part of its neighbour, image `number ^ 1`: `share` of 65,536 of every pixel, and all of the
+    /// rectangle. Both are in the batch already.
+    ///
+    /// # Panics
+    /// If they are not, or if the share or the rectangle is too large.
+    pub fn mix(&mut self, number: usize, share: u32, part: Rectangle) {
+        assert!(number.max(number ^ 1) < self.pushed, "image {number} and its neighbour");
+        let (right, bottom) = (part.left + part.width, part.top + part.height);
+        assert!(share <= 1 << 16 && right.max(bottom) as usize <= self.resolution, "{share} and {part:?}");
+        let range = number * size_of::<ImageSample>()..(number + 1) * size_of::<ImageSample>();
+        let mut sample: ImageSample = bytemuck::pod_read_unaligned(&self.buffer[range.clone()]);
+        sample.share = share;
+        sample.part = [part.left, part.top, part.width, part.height].map(|length| length as u16);
+        self.buffer[range].copy_from_slice(bytemuck::bytes_of(&sample));
     }
 
     /// Writes the edits, and returns how many of them move pixels.

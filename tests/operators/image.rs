@@ -15,10 +15,11 @@ use effnet::ops::cuda::image::{self, RawOnDevice};
 use effnet::ops::cuda::precision::narrow;
 use effnet::ops::cuda::{Address, CudaOps, Precision};
 use effnet::ops::*;
-use effnet::pixels::{ImageSample, least_raw_batch_bytes, raw_batch_bytes};
+use effnet::pixels::{Editing, ImageSample, least_raw_batch_bytes, raw_batch_bytes};
 use effnet::random::{Purpose, below, draw};
 
 mod edits;
+mod mixing;
 
 const MEAN: [f32; 3] = [0.485, 0.456, 0.406];
 const DEVIATION: [f32; 3] = [0.229, 0.224, 0.225];
@@ -241,7 +242,7 @@ fn check<G: TestGpu>(raw: &[u8], squares: &[u8], side: usize, precisions: &[Prec
     for (precision, way) in precisions.iter().flat_map(|p| ways.iter().map(move |w| (*p, *w))) {
         let found = on_gpu::<G>(squares.len(), precision, way, |ops, image| {
             let at = buffers::on_device(ops, raw);
-            let raw = RawOnDevice { bytes: at, side, squares: Address::NULL };
+            let raw = RawOnDevice { bytes: at, side, editing: Editing::None, squares: Address::NULL };
             image::prepare(ops.context(), raw, image, MEAN, DEVIATION).unwrap();
         });
         let what = format!("side {side} in {precision}, {way:?}");

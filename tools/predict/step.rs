@@ -8,6 +8,7 @@ use effnet::ops::buckets::bucket_bytes;
 use effnet::ops::cuda::image::{self, RawOnDevice};
 use effnet::ops::cuda::{Address, CudaDevice, CudaOps, Precision, optimiser};
 use effnet::ops::{Buckets, Device, Ops, OpsError, Pass, Result, StateSize, StepParams, Tensor};
+use effnet::pixels::Editing;
 use effnet::train::Recipe;
 
 use crate::recorder::{Launched, RecordingGpu};
@@ -90,7 +91,7 @@ fn record_among(case: Case, ranks: usize) -> Result<Vec<Recorded>> {
     ops.set_step(StepParams::default())?;
     ops.begin_step()?;
     let pixels = Address(1);
-    let raw = RawOnDevice { bytes: pixels, side: case.side, squares: Address::NULL };
+    let raw = RawOnDevice { bytes: pixels, side: case.side, editing: Editing::None, squares: Address::NULL };
     image::prepare(ops.context(), raw, network.image, [0.5; 3], [0.25; 3])?;
     let mut steps = vec![taken(&mut ops, &table, "begin, input", &[network.image], 0)?];
     let update = Pass::Update(recipe.update());

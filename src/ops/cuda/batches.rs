@@ -10,16 +10,16 @@ use super::context::Context;
 use super::gpu::{Address, Gpu, Held, Staging};
 use super::image::{self, RawOnDevice};
 use crate::ops::{BatchInput, BatchTarget, OpsError, Result, Tensor};
-use crate::pixels::{BatchPixels, edited_squares_bytes, raw_batch_bytes};
+use crate::pixels::{BatchPixels, Editing, edited_squares_bytes, raw_batch_bytes};
 
 /// The form of a batch. A captured graph unpacks one form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Sent {
     Squares,
-    /// A raw batch of squares of this side, and whether it may contain edits.
+    /// A raw batch of squares of this side, and what happens to them.
     Raw {
         side: usize,
-        edited: bool,
+        editing: Editing,
     },
 }
 
@@ -27,7 +27,7 @@ impl Sent {
     fn of(pixels: &BatchPixels) -> Sent {
         match *pixels {
             BatchPixels::Squares(_) => Sent::Squares,
-            BatchPixels::Raw { side, edited, .. } => Sent::Raw { side, edited },
+            BatchPixels::Raw { side, editing, .. } => Sent::Raw { side, editing },
         }
     }
 
@@ -88,9 +88,9 @@ impl Batches {
     pub fn size(batch: &BatchInput) -> Size {
         let (room, held, squares) = match batch.pixels {
             BatchPixels::Squares(bytes) => (bytes.len(), false, 0),
-            BatchPixels::Raw { bytes, side, edited, held } => {
+            BatchPixels::Raw { bytes, side, editing, held } => {
                 let images = images(batch.target.image, side);
-                let squares = if edited { edited_squares_bytes(images, side) } else { 0 };
+                let squares = if editing == Editing::None { 0 } else { edited_squares_bytes(images, side) };
                 (bytes.len().max(raw_batch_bytes(images, side)), held.is_some(), squares)
             }
         };
@@ -154,10 +154,14 @@ impl Batches {
         let BatchTarget { image, labels, mean, deviation } = *target;
         match sent {
             Sent::Squares => image::normalise(cx, from, image, mean, deviation)?,
-            Sent::Raw { side, edited } => {
+            Sent::Raw { side, editing } => {
                 let first = cx.gpu.staging_address(self.staging[0]);
-                let squares = if edited { first.offset(self.room.squares_at()) } else { Address::NULL };
-                image::prepare(cx, RawOnDevice { bytes: from, side, squares }, image, mean, deviation)?;
+                let squares = match editing {
+                    Editing::None => Address::NULL,
+                    _ => first.offset(self.room.squares_at()),
+                };
+                let raw = RawOnDevice { bytes: from, side, editing, squares };
+                image::prepare(cx, raw, image, mean, deviation)?;
             }
         }
         let Some(labels) = labels else { return Ok(()) };

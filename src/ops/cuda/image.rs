@@ -1,14 +1,15 @@
-//! Images from bytes: squares are normalised; a raw batch of images of any size is also resized, and edited.
+//! Images from bytes: squares are normalised; a raw batch of images of any size is also resized, edited and mixed.
 
 use super::arguments::Kernel;
 use super::context::Context;
 use super::gpu::{Address, Gpu};
 use super::sources::ImageTable;
 use super::sources::image::{
-    EDIT_COPIES, EDIT_THREADS, EDIT_WARPS, IMAGE_THREADS, ImageEditArguments, ImageNormaliseArguments,
-    ImagePrepareArguments, PREPARE_BYTES, PREPARE_ROWS,
+    EDIT_COPIES, EDIT_THREADS, EDIT_WARPS, IMAGE_THREADS, ImageEditArguments, ImageMixArguments,
+    ImageNormaliseArguments, ImagePrepareArguments, MIX_PIXELS, MIX_THREADS, PREPARE_BYTES, PREPARE_ROWS,
 };
 use crate::ops::{Result, Tensor};
+use crate::pixels::Editing;
 
 /// Maximum number of blocks that normalise: eight for each multiprocessor of a large GPU.
 const MOST_BLOCKS: usize = 1056;
@@ -19,6 +20,7 @@ const EDIT_BYTES: usize = 2 * TABLE_BYTES + 2 * 768 + 4 * 768 * EDIT_COPIES + 4 
 const NORMALISE: Kernel<ImageNormaliseArguments> = Kernel::stored("image_normalise");
 const PREPARE: Kernel<ImagePrepareArguments> = Kernel::stored("image_prepare");
 const EDIT: Kernel<ImageEditArguments> = Kernel::stored("image_edit");
+const MIX: Kernel<ImageMixArguments> = Kernel::stored("image_mix");
 
 /// A [raw batch](crate::data::raw) on the device.
 #[derive(Clone, Copy, Debug)]
@@ -27,8 +29,8 @@ pub struct RawOnDevice {
     pub bytes: Address,
     /// Of the squares.
     pub side: usize,
-    /// Where squares are edited, [`edited_squares_bytes`](crate::pixels::edited_squares_bytes); null if the batch has no
-    /// edits.
+    pub editing: Editing,
+    /// Where squares are edited, [`edited_squares_bytes`](crate::pixels::edited_squares_bytes); null without editing.
     pub squares: Address,
 }
 
@@ -97,16 +99,24 @@ pub fn prepare<G: Gpu>(
     mean: [f32; 3],
     deviation: [f32; 3],
 ) -> Result {
-    let RawOnDevice { bytes: batch, side, squares } = raw;
+    let RawOnDevice { bytes: batch, side, editing, squares } = raw;
     let images = image.elements / (side * side * 3);
     assert_eq!(image.elements, images * side * side * 3, "the image tensor is [N, R, R, 3]");
-    let (to, side_argument, table) = (cx.tensor(image), side as i32, table(mean, deviation));
-    let arguments = ImagePrepareArguments { batch, image: to, squares, side: side_argument, table };
-    let shared = TABLE_BYTES + (PREPARE_ROWS * 4 * side).next_multiple_of(16) + PREPARE_BYTES;
-    cx.launch(&PREPARE, [side.div_ceil(PREPARE_ROWS), images, 1], IMAGE_THREADS, shared, arguments)?;
-    if squares == Address::NULL {
+    let (image, rows, table) = (cx.tensor(image), side.div_ceil(PREPARE_ROWS), table(mean, deviation));
+    let pixels = side * side;
+    let (side, mixed) = (side as i32, i32::from(editing == Editing::Mixing));
+    let arguments = ImagePrepareArguments { batch, image, squares, side, mixed, table };
+    let shared = TABLE_BYTES + (PREPARE_ROWS * 4 * side as usize).next_multiple_of(16) + PREPARE_BYTES;
+    cx.launch(&PREPARE, [rows, images, 1], IMAGE_THREADS, shared, arguments)?;
+    if editing == Editing::None {
         return Ok(());
     }
-    let arguments = ImageEditArguments { batch, image: to, squares, side: side_argument, table };
-    cx.launch(&EDIT, [images, 1, 1], EDIT_THREADS, EDIT_BYTES, arguments)
+    let arguments = ImageEditArguments { batch, image, squares, side, mixed, table };
+    cx.launch(&EDIT, [images, 1, 1], EDIT_THREADS, EDIT_BYTES, arguments)?;
+    if editing == Editing::Edits {
+        return Ok(());
+    }
+    let blocks = pixels.div_ceil(MIX_PIXELS);
+    let arguments = ImageMixArguments { batch, image, squares, side, blocks: blocks as i32, table };
+    cx.launch(&MIX, [blocks, images, 1], MIX_THREADS, TABLE_BYTES, arguments)
 }

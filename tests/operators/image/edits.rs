@@ -10,7 +10,7 @@ use effnet::pixels::{MOST_EDITS, edited_squares_bytes};
 const FILL: [u8; 3] = [124, 16, 204];
 
 /// Squares that edits treat differently: noise, ramps, one colour, two values, dark.
-fn contents(side: usize, number: usize) -> Vec<u8> {
+pub(super) fn contents(side: usize, number: usize) -> Vec<u8> {
     let bytes = side * side * 3;
     match number % 5 {
         0 => noise(bytes, number as u64),
@@ -64,7 +64,7 @@ fn single(side: u32) -> Vec<Edit> {
 }
 
 /// Each edit alone, and as many chains of up to as many as a raw batch takes.
-fn chains(side: u32) -> Vec<Vec<Edit>> {
+pub(super) fn chains(side: u32) -> Vec<Vec<Edit>> {
     let single = single(side);
     let count = single.len() as u32;
     let chain = |number: u64| {
@@ -96,20 +96,26 @@ fn edited_batch(chains: &[Vec<Edit>], side: usize) -> (Vec<u8>, Vec<u8>) {
 
 /// The bytes of the image tensor that the kernels make of a raw batch with edits. Behind the workspace nothing is
 /// written.
-fn edited<G: TestGpu>(raw: &[u8], images: usize, side: usize, precision: Precision, way: G::Way) -> Vec<u8> {
+pub(super) fn edited<G: TestGpu>(
+    raw: &[u8],
+    (images, side, editing): (usize, usize, Editing),
+    precision: Precision,
+    way: G::Way,
+) -> Vec<u8> {
     on_gpu::<G>(images * side * side * 3, precision, way, |ops, image| {
         let bytes = buffers::on_device(ops, raw);
         let room = edited_squares_bytes(images, side);
         let squares = ops.gpu().allocate(room + 256).unwrap();
         ops.gpu().guard(squares.offset(room), 256).unwrap();
-        image::prepare(ops.context(), RawOnDevice { bytes, side, squares }, image, MEAN, DEVIATION).unwrap();
+        image::prepare(ops.context(), RawOnDevice { bytes, side, editing, squares }, image, MEAN, DEVIATION)
+            .unwrap();
         assert!(ops.gpu().kept(squares.offset(room), 256).unwrap(), "the workspace is large enough");
     })
 }
 
 fn compare<G: TestGpu>(chains: &[Vec<Edit>], side: usize, precision: Precision, way: G::Way) {
     let (raw, squares) = edited_batch(chains, side);
-    let found = edited::<G>(&raw, chains.len(), side, precision, way);
+    let found = edited::<G>(&raw, (chains.len(), side, Editing::Edits), precision, way);
     let expected = stored(&normalised(&squares, 1), precision);
     let bytes = side * side * 3 * precision.bytes();
     for (chain, (found, expected)) in chains.iter().zip(found.chunks(bytes).zip(expected.chunks(bytes))) {
@@ -194,7 +200,7 @@ fn edits_of_the_kernel_are_pillow_s_to_one_grey_level<G: TestGpu>() {
         let (edit, _) = golden_edit(case, golden.side, golden.fill);
         batch.push_resized(squares[0], &[edit], &mut RawScratch::default());
     }
-    let values = edited::<G>(&buffer, images, side, Precision::Fp32, ways::<G>()[0]);
+    let values = edited::<G>(&buffer, (images, side, Editing::Edits), Precision::Fp32, ways::<G>()[0]);
     let values: Vec<f32> = bytemuck::pod_collect_to_vec(&values);
     for ((case, expected), values) in golden.edits.iter().zip(&squares[1..]).zip(values.chunks(length)) {
         let (_, exact) = golden_edit(case, golden.side, golden.fill);
