@@ -35,8 +35,10 @@ struct Mix {
         const uint32_t a = own[at];
         if (share == 0 && left == right) return a;
         const uint32_t b = other[at];
-        const int y = at / side, x = at - y * side;
-        if (x >= left && x < right && y >= top && y < bottom) return b;
+        if (left < right) {
+            const int y = at / side, x = at - y * side;
+            if (x >= left && x < right && y >= top && y < bottom) return b;
+        }
         uint32_t mixed = 0;
 #pragma unroll
         for (int c = 0; c < RGB; c++) {

@@ -107,6 +107,23 @@ fn record_among(case: Case, ranks: usize) -> Result<Vec<Recorded>> {
     Ok(steps)
 }
 
+/// The launches for a batch of edited and mixed images that a batch of others lacks. What they have to do depends on the
+/// edits, see [`edits`](crate::edits).
+pub fn record_editing(case: Case) -> Result<Vec<Launched>> {
+    let (_, table, network) = outline(case, 1)?;
+    let plan = network.plan(&CudaDevice { precision: case.precision });
+    let size = StateSize::new(table.trainable(), table.total());
+    let mut ops = CudaOps::new(RecordingGpu::new(), size, &[&plan], case.precision)?;
+    ops.bind(&plan)?;
+    ops.gpu().launched.clear();
+    let raw =
+        RawOnDevice { bytes: Address(1), side: case.side, editing: Editing::Mixing, squares: Address(1) };
+    image::prepare(ops.context(), raw, network.image, [0.5; 3], [0.25; 3])?;
+    let mut launched = std::mem::take(&mut ops.gpu().launched);
+    launched.retain(|launch| !launch.kernel.starts_with("image_prepare"));
+    Ok(launched)
+}
+
 /// Takes the launches since the last call, and counts the bytes that their pointers name. A tensor of the pass that no launch
 /// points to is an error: then these counts would miss it.
 fn taken(
