@@ -85,10 +85,11 @@ __device__ __forceinline__ uint32_t luma(uint32_t pixel) {
 struct Editor {
     uint32_t *from, *to;
     int side;
-    // What a byte of the square stands for: [3, 256]; `plain` says that it is the byte itself.
-    uint8_t* value;
+    // What a byte of the square stands for: [3, 256]; `plain` says that it is the byte itself. Two bytes each, because the
+    // race checker sees pairs of bytes.
+    uint16_t* value;
     bool plain;
-    uint8_t* replaced;     // [3, 256]
+    uint16_t* replaced;    // [3, 256]
     unsigned* histograms;  // [3, 256, EDIT_COPIES]
     unsigned* sums;        // [EDIT_WARPS]
 
@@ -101,7 +102,7 @@ struct Editor {
 
     __device__ __forceinline__ void keep_bytes() {
         if (plain) return;
-        for (int i = static_cast<int>(threadIdx.x); i < RGB * 256; i += EDIT_THREADS) value[i] = static_cast<uint8_t>(i);
+        for (int i = static_cast<int>(threadIdx.x); i < RGB * 256; i += EDIT_THREADS) value[i] = static_cast<uint16_t>(i % 256);
         plain = true;
         barrier();
     }
@@ -125,7 +126,7 @@ struct Editor {
     template <typename Change>
     __device__ __forceinline__ void each_value(Change change) {
         for (int i = static_cast<int>(threadIdx.x); i < RGB * 256; i += EDIT_THREADS) {
-            value[i] = static_cast<uint8_t>(change(i / 256, value[i]));
+            value[i] = static_cast<uint16_t>(change(i / 256, value[i]));
         }
         plain = false;
         barrier();
@@ -221,7 +222,7 @@ struct Editor {
     }
 
     // A warp makes a channel's table of its histogram; a lane has eight values.
-    __device__ __forceinline__ static void replace(const unsigned* histogram, uint8_t* table, bool equalized) {
+    __device__ __forceinline__ static void replace(const unsigned* histogram, uint16_t* table, bool equalized) {
         constexpr int EACH = 256 / WARP;
         const int lane = static_cast<int>(threadIdx.x) % WARP;
         unsigned counts[EACH], sum = 0;
@@ -260,7 +261,7 @@ struct Editor {
                 value = static_cast<unsigned>((v < least ? 0 : v > most ? most - least : v - least) * 255 / (most - least));
             }
             if (equalized && step > 0) value = below / step < 255 ? below / step : 255;
-            table[v] = static_cast<uint8_t>(value);
+            table[v] = static_cast<uint16_t>(value);
             below += counts[i];
         }
     }
@@ -324,8 +325,8 @@ __device__ __forceinline__ void image_edit(const ImageEditArguments& args) {
     const ImageSample sample = reinterpret_cast<const ImageSample*>(args.batch)[blockIdx.x];
     Editor editor;
     editor.side = args.side;
-    editor.value = arena.take<uint8_t>(RGB * 256);
-    editor.replaced = arena.take<uint8_t>(RGB * 256);
+    editor.value = arena.take<uint16_t>(RGB * 256);
+    editor.replaced = arena.take<uint16_t>(RGB * 256);
     editor.histograms = arena.take<unsigned>(RGB * 256 * EDIT_COPIES);
     editor.sums = arena.take<unsigned>(EDIT_WARPS);
     editor.from = edited_square<T>(args.image, args.squares, blockIdx.x, args.side, sample.moves % 2 != 0);

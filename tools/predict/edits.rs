@@ -23,14 +23,14 @@ struct Sweep {
     bytes: f64,
 }
 
-const AFFINE: Sweep = Sweep { instructions: 42.0, bytes: 2.0 * PIXEL };
-const HISTOGRAM: Sweep = Sweep { instructions: 25.0, bytes: PIXEL };
-const GREYS: Sweep = Sweep { instructions: 22.0, bytes: PIXEL };
-const COLOR: Sweep = Sweep { instructions: 54.0, bytes: 2.0 * PIXEL };
-const SHARPNESS: Sweep = Sweep { instructions: 128.0, bytes: 2.0 * PIXEL };
-const ERASE: Sweep = Sweep { instructions: 7.0, bytes: PIXEL };
+const AFFINE: Sweep = Sweep { instructions: 44.0, bytes: 2.0 * PIXEL };
+const HISTOGRAM: Sweep = Sweep { instructions: 27.0, bytes: PIXEL };
+const GREYS: Sweep = Sweep { instructions: 25.0, bytes: PIXEL };
+const COLOR: Sweep = Sweep { instructions: 56.0, bytes: 2.0 * PIXEL };
+const SHARPNESS: Sweep = Sweep { instructions: 129.0, bytes: 2.0 * PIXEL };
+const ERASE: Sweep = Sweep { instructions: 8.0, bytes: PIXEL };
 /// The table of values is applied to the square.
-const APPLY: Sweep = Sweep { instructions: 13.0, bytes: 2.0 * PIXEL };
+const APPLY: Sweep = Sweep { instructions: 15.0, bytes: 2.0 * PIXEL };
 /// `image_prepare` writes the square and no values.
 const LEAVE: Sweep = Sweep { instructions: 8.0, bytes: PIXEL };
 /// The square becomes values, whose bytes are counted with the step's.

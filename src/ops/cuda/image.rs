@@ -14,8 +14,9 @@ use crate::pixels::Editing;
 /// Maximum number of blocks that normalise: eight for each multiprocessor of a large GPU.
 const MOST_BLOCKS: usize = 1056;
 const TABLE_BYTES: usize = size_of::<ImageTable>();
-/// Shared memory of a block that edits: two tables of values, two of bytes, histograms, the sums of its warps.
-const EDIT_BYTES: usize = 2 * TABLE_BYTES + 2 * 768 + 4 * 768 * EDIT_COPIES + 4 * EDIT_WARPS;
+/// Shared memory of a block that edits: two tables of values, two of bytes as words of 16 bits, histograms, the sums of its
+/// warps.
+const EDIT_BYTES: usize = 2 * TABLE_BYTES + 2 * (2 * 768) + 4 * 768 * EDIT_COPIES + 4 * EDIT_WARPS;
 
 const NORMALISE: Kernel<ImageNormaliseArguments> = Kernel::stored("image_normalise");
 const PREPARE: Kernel<ImagePrepareArguments> = Kernel::stored("image_prepare");
