@@ -80,8 +80,8 @@ __device__ __forceinline__ uint32_t luma(uint32_t pixel) {
     return (byte_of(pixel, 0) * 19595 + byte_of(pixel, 1) * 38470 + byte_of(pixel, 2) * 7471 + 0x8000) >> 16;
 }
 
-// The square between two edits, and what the block shares. Every member function is called by all threads, and ends with
-// a barrier if it has changed what other threads read.
+// The square between two edits, and what the block shares. All threads call the member functions; those that change
+// what other threads read end with a barrier.
 struct Editor {
     uint32_t *from, *to;
     int side;
@@ -100,11 +100,12 @@ struct Editor {
         return pixel_of(value[byte_of(pixel, 0)], value[256 + byte_of(pixel, 1)], value[512 + byte_of(pixel, 2)]);
     }
 
+    // No barrier follows: a thread writes the entries that are its own in `each_value` too, and nobody looks up bytes
+    // that are kept.
     __device__ __forceinline__ void keep_bytes() {
         if (plain) return;
         for (int i = static_cast<int>(threadIdx.x); i < RGB * 256; i += EDIT_THREADS) value[i] = static_cast<uint16_t>(i % 256);
         plain = true;
-        barrier();
     }
 
     // Every pixel becomes what `change` makes of it.

@@ -5,11 +5,13 @@ use super::context::Context;
 use super::gpu::{Address, Gpu};
 use super::sources::ImageTable;
 use super::sources::image::{
-    EDIT_COPIES, EDIT_THREADS, EDIT_WARPS, IMAGE_THREADS, ImageEditArguments, ImageMixArguments,
-    ImageNormaliseArguments, ImagePrepareArguments, MIX_PIXELS, MIX_THREADS, PREPARE_BYTES, PREPARE_ROWS,
+    EDIT_AFFINE, EDIT_AUTO_CONTRAST, EDIT_BRIGHTNESS, EDIT_COLOR, EDIT_CONTRAST, EDIT_COPIES, EDIT_EQUALIZE,
+    EDIT_ERASE, EDIT_INVERT, EDIT_POSTERIZE, EDIT_SHARPNESS, EDIT_SOLARIZE, EDIT_SOLARIZE_ADD, EDIT_THREADS,
+    EDIT_WARPS, IMAGE_THREADS, ImageEditArguments, ImageMixArguments, ImageNormaliseArguments,
+    ImagePrepareArguments, MIX_PIXELS, MIX_THREADS, PREPARE_BYTES, PREPARE_ROWS,
 };
 use crate::ops::{Result, Tensor};
-use crate::pixels::Editing;
+use crate::pixels::{Editing, Operation};
 
 /// Maximum number of blocks that normalise: eight for each multiprocessor of a large GPU.
 const MOST_BLOCKS: usize = 1056;
@@ -22,6 +24,22 @@ const NORMALISE: Kernel<ImageNormaliseArguments> = Kernel::stored("image_normali
 const PREPARE: Kernel<ImagePrepareArguments> = Kernel::stored("image_prepare");
 const EDIT: Kernel<ImageEditArguments> = Kernel::stored("image_edit");
 const MIX: Kernel<ImageMixArguments> = Kernel::stored("image_mix");
+
+/// The kernel has these numbers too.
+const _: () = assert!(
+    Operation::Affine as usize == EDIT_AFFINE
+        && Operation::AutoContrast as usize == EDIT_AUTO_CONTRAST
+        && Operation::Equalize as usize == EDIT_EQUALIZE
+        && Operation::Invert as usize == EDIT_INVERT
+        && Operation::Posterize as usize == EDIT_POSTERIZE
+        && Operation::Solarize as usize == EDIT_SOLARIZE
+        && Operation::SolarizeAdd as usize == EDIT_SOLARIZE_ADD
+        && Operation::Color as usize == EDIT_COLOR
+        && Operation::Contrast as usize == EDIT_CONTRAST
+        && Operation::Brightness as usize == EDIT_BRIGHTNESS
+        && Operation::Sharpness as usize == EDIT_SHARPNESS
+        && Operation::Erase as usize == EDIT_ERASE
+);
 
 /// A [raw batch](crate::data::raw) on the device.
 #[derive(Clone, Copy, Debug)]
