@@ -69,7 +69,7 @@ pub(super) fn chains(side: u32) -> Vec<Vec<Edit>> {
     let count = single.len() as u32;
     let chain = |number: u64| {
         let bits = draw(7, number, side, Purpose::Synthetic, 3);
-        let length = if number % 9 == 0 { MOST_EDITS as u32 } else { 2 + below(bits[0], 5) };
+        let length = if number.is_multiple_of(9) { MOST_EDITS as u32 } else { 2 + below(bits[0], 5) };
         let edit = |at| single[below(draw(8, number, at, Purpose::Synthetic, 4)[0], count) as usize];
         (0..length).map(edit).collect()
     };
