@@ -337,6 +337,7 @@ impl fmt::Display for MemoryPlan {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::augment::Auto;
     use crate::model::Variant;
     use crate::ops::cpu::CpuDevice;
     use crate::ops::cuda::{CudaDevice, Precision};
@@ -423,5 +424,20 @@ mod tests {
         let batch = 96 * 32 * 32 * 3;
         let found = [0, 1, 8].map(plan).map(|p| (p.loader_threads, p.images, p.host_images));
         assert_eq!(found, [(2, 4 * batch, 0), (1, 4 * batch, 0), (8, 9 * batch, 0)]);
+    }
+
+    /// Squares are edited in a workspace on the GPU, which grows with the micro-batch.
+    #[test]
+    fn plan_counts_the_squares_that_are_edited() {
+        let device = CudaDevice { precision: Precision::Fp16 };
+        let plan = |augment| {
+            let recipe = Recipe { augment, micro_batch: 512, ..Recipe::reference(Variant::B0, 512) };
+            let arch = recipe.architecture(1000).unwrap();
+            let table = ParamTable::new(&arch);
+            with_available(&recipe, &arch, &table, &device, true, Some(9_500_000_000), 2)
+        };
+        let (plain, edited) = (plan(Auto::None), plan(Auto::AutoAugment));
+        assert_eq!(edited.images - plain.images, edited_squares_bytes(512, 224) as u64);
+        assert!(edited.largest < plain.largest && edited.check() == Ok(()), "{edited}");
     }
 }
