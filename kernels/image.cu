@@ -1,5 +1,5 @@
-// Images from bytes: (byte/255 − mean)/deviation of each channel. The bytes are squares from the host, or images of
-// any size, which are cropped, resized, padded and mirrored here.
+// Images from bytes: (byte/255 − mean)/deviation of each channel. The bytes are squares from the host, or images of any
+// size, which are cropped, resized, padded and mirrored here, then edited (image_edit.cuh) and mixed (image_mix.cuh).
 //
 // There are only 3·256 results. The host computes them in double, like the CPU path, and passes them as an argument,
 // so values are equal bit for bit.

@@ -27,8 +27,8 @@ const AFFINE: Sweep = Sweep { instructions: 44.0, bytes: 2.0 * PIXEL };
 const HISTOGRAM: Sweep = Sweep { instructions: 27.0, bytes: PIXEL };
 const GREYS: Sweep = Sweep { instructions: 25.0, bytes: PIXEL };
 const COLOR: Sweep = Sweep { instructions: 56.0, bytes: 2.0 * PIXEL };
-const SHARPNESS: Sweep = Sweep { instructions: 129.0, bytes: 2.0 * PIXEL };
-const ERASE: Sweep = Sweep { instructions: 8.0, bytes: PIXEL };
+const SHARPNESS: Sweep = Sweep { instructions: 128.0, bytes: 2.0 * PIXEL };
+const ERASE: Sweep = Sweep { instructions: 7.0, bytes: PIXEL };
 /// The table of values is applied to the square.
 const APPLY: Sweep = Sweep { instructions: 15.0, bytes: 2.0 * PIXEL };
 /// `image_prepare` writes the square and no values.
