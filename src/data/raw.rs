@@ -184,7 +184,6 @@ impl<'a> RawBatch<'a> {
             to[..row].copy_from_slice(&image.bytes[start(y)..][..row]);
             to[row..].fill(0);
         }
-        let moves = self.write_program(edits, program_at);
         self.add(
             ImageSample {
                 pixels: pixels_at as u64,
@@ -202,10 +201,9 @@ impl<'a> RawBatch<'a> {
                 left: place.0 as i32,
                 top: place.1 as i32,
                 mirrored: u32::from(mirrored),
-                edits: edits.len() as u16,
-                moves,
                 ..ImageSample::default()
             },
+            edits,
             need,
         );
         true
@@ -247,7 +245,9 @@ impl<'a> RawBatch<'a> {
         moves
     }
 
-    fn add(&mut self, sample: ImageSample, bytes: usize) {
+    fn add(&mut self, mut sample: ImageSample, edits: &[Edit], bytes: usize) {
+        sample.edits = edits.len() as u16;
+        sample.moves = self.write_program(edits, sample.program as usize);
         let at = self.pushed * size_of::<ImageSample>();
         self.buffer[at..][..size_of::<ImageSample>()].copy_from_slice(bytemuck::bytes_of(&sample));
         self.pushed += 1;
