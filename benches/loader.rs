@@ -1,5 +1,5 @@
 //! Images per second of the loader, by the number of threads: small grey images that are padded, and photographs that
-//! are decoded from JPEG, then cropped and resized here or by a device. `cargo bench --bench loader`.
+//! are decoded from JPEG, then cropped, resized and edited here or by a device. `cargo bench --bench loader`.
 
 #[allow(dead_code)] // tests use the rest
 #[path = "../tests/common/data.rs"]
@@ -9,8 +9,9 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use effnet::data::augment::Auto;
 use effnet::data::pack::{PackOptions, pack};
-use effnet::data::{CropMode, Form, Loader, LoaderConfig, Source};
+use effnet::data::{CropMode, Form, Loader, LoaderConfig, Policy, Source};
 use image::{DynamicImage, GrayImage, ImageFormat, Luma, Rgb, RgbImage};
 use tempfile::TempDir;
 
@@ -48,14 +49,17 @@ struct Case<'a> {
     resolution: usize,
     crop: CropMode,
     form: Form,
+    policy: Policy,
 }
 
 /// Time for `rounds` batches, without the loader's start.
 fn batches(case: &Case, threads: usize, rounds: u64) -> Duration {
-    let Case { source, resolution, crop, form, .. } = *case;
+    let Case { source, resolution, crop, form, policy, .. } = *case;
     let warm_up = 2;
     let (steps, ahead) = (rounds + warm_up, threads);
-    let config = LoaderConfig { batch: BATCH, resolution, crop, form, steps, threads, ahead, ..data::LOADER };
+    let augment = Some(policy);
+    let config =
+        LoaderConfig { batch: BATCH, resolution, crop, form, augment, steps, threads, ahead, ..data::LOADER };
     let mut loader = Loader::start(source.clone(), config).expect("a loader");
     let mut since = Instant::now();
     for step in 0..rounds + warm_up {
@@ -75,11 +79,27 @@ fn loader(criterion: &mut Criterion) {
     let photographs = packed(ImageFormat::Jpeg, |salt| photograph(500, 375, salt).into());
     let synthetic = Source::synthetic(10, 128, 10, 224).expect("a made-up set");
     let (squares, raw) = (Form::Squares, Form::Raw { images: BATCH });
-    let case = |name, source, resolution, crop, form| Case { name, source, resolution, crop, form };
+    let case = |name, source, resolution, crop, form| Case {
+        name,
+        source,
+        resolution,
+        crop,
+        form,
+        policy: Policy::STANDARD,
+    };
+    let edited = |case| Case { policy: Policy { auto: Auto::AutoAugment, ..Policy::STANDARD }, ..case };
     let cases = [
         case("grey 28 to 32", &grey.1, 32, CropMode::Pad, squares),
         case("jpeg 500x375 to 224", &photographs.1, 224, CropMode::Resized, squares),
         case("jpeg 500x375 for a device to 224", &photographs.1, 224, CropMode::Resized, raw),
+        edited(case("jpeg 500x375 with autoaugment to 224", &photographs.1, 224, CropMode::Resized, squares)),
+        edited(case(
+            "jpeg 500x375 with autoaugment for a device",
+            &photographs.1,
+            224,
+            CropMode::Resized,
+            raw,
+        )),
         case("synthetic 224", &synthetic, 224, CropMode::Pad, squares),
     ];
     for case in &cases {

@@ -265,3 +265,12 @@ __device__ __forceinline__ void raise_flag(unsigned* flag, unsigned bits) {
     host::atomic_or(flag, bits);
 #endif
 }
+
+// Adds to a count in shared memory. The order does not matter, so results stay deterministic.
+__device__ __forceinline__ void add_shared(unsigned* count, unsigned by) {
+#if defined(__CUDACC__)
+    atomicAdd(count, by);
+#else
+    host::atomic_add(count, by);
+#endif
+}

@@ -1,5 +1,5 @@
-// Images from bytes: (byte/255 − mean)/deviation of each channel. The bytes are squares from the host, or images of
-// any size, which are cropped, resized, padded and mirrored here.
+// Images from bytes: (byte/255 − mean)/deviation of each channel. The bytes are squares from the host, or images of any
+// size, which are cropped, resized, padded and mirrored here, then edited (image_edit.cuh) and mixed (image_mix.cuh).
 //
 // There are only 3·256 results. The host computes them in double, like the CPU path, and passes them as an argument,
 // so values are equal bit for bit.
@@ -13,21 +13,9 @@
 // B0 at a batch of 1: normalising reads 0.15 MB and writes 0.30 MB in fp16, floor 0.15 µs at 3.0 TB/s. Preparing reads
 // the crop's bytes, 0.27 MB of a 500×375 image on average, and writes 0.30 MB: 0.19 µs, beside some 5 M instructions,
 // 0.2 µs on an H100. Last measured share: not yet measured.
-#include "numeric.cuh"
+#include "image_mix.cuh"
 
 constexpr int IMAGE_THREADS = 256;
-constexpr int RGB = 3;
-
-// Value of a byte by channel: [3, 256].
-struct ImageTable {
-    float v[RGB * 256];
-};
-
-__device__ __forceinline__ float* load_table(SharedArena& arena, const ImageTable& table) {
-    float* shared = arena.take<float>(RGB * 256);
-    for (int i = static_cast<int>(threadIdx.x); i < RGB * 256; i += IMAGE_THREADS) shared[i] = table.v[i];
-    return shared;
-}
 
 struct alignas(16) Bytes {
     uint8_t v[16];
@@ -62,7 +50,7 @@ ARGUMENTS(ImageNormaliseArguments, IMAGE_NORMALISE_FIELDS)
 template <typename T>
 __device__ __forceinline__ void image_normalise(const ImageNormaliseArguments& args) {
     SharedArena arena;
-    const float* table = load_table(arena, args.table);
+    const float* table = load_table<IMAGE_THREADS>(arena, args.table);
     barrier();
     T* image = static_cast<T*>(args.image);
     const uint64_t vectors = args.count / 16;
@@ -81,18 +69,6 @@ __device__ __forceinline__ void image_normalise(const ImageNormaliseArguments& a
 STORED_KERNELS(image_normalise, IMAGE_THREADS, ImageNormaliseArguments)
 
 // ---- images of any size -----------------------------------------------------------------------------------
-
-// `ImageSample` of src/pixels.rs.
-struct ImageSample {
-    uint64_t pixels, columns, rows;
-    uint32_t pitch, channels;
-    uint32_t width, height;
-    uint32_t column_window, row_window;
-    uint32_t column_precision, row_precision;
-    int32_t left, top;
-    uint32_t mirrored, unused;
-};
-static_assert(sizeof(ImageSample) == 72, "see src/pixels.rs");
 
 // The input positions of an output position of an axis.
 struct ImageSpan {
@@ -125,7 +101,9 @@ constexpr int PREPARE_BYTES = 32 << 10;
 #define IMAGE_PREPARE_FIELDS(F) \
     F(const uint8_t*, batch)    \
     F(void*, image)             \
+    F(uint32_t*, squares)       \
     F(int, side)                \
+    F(int, mixed)               \
     F(ImageTable, table)
 ARGUMENTS(ImagePrepareArguments, IMAGE_PREPARE_FIELDS)
 
@@ -201,39 +179,12 @@ __device__ __forceinline__ void resample_row(
     }
 }
 
-// The value of channel at%3 of pixel at/3.
-__device__ __forceinline__ float value_of(const uint32_t* pixels, int at, const float* table) {
-    const int pixel = at / RGB, channel = at % RGB;
-    return table[channel * 256 + (pixels[pixel] >> 8 * channel & 255)];
-}
-
-// Writes the first `count` values of pixels to image[start..], in vectors except at the ends.
-template <typename T>
-__device__ __forceinline__ void store_pixels(
-    T* image, size_t start, int count, const uint32_t* pixels, const float* table) {
-    constexpr int N = Pack<T>::N;
-    const int head = static_cast<int>((N - start % N) % N);
-    const int vectors = count > head ? (count - head) / N : 0;
-    for (int vector = static_cast<int>(threadIdx.x); vector < vectors; vector += IMAGE_THREADS) {
-        const int at = head + vector * N;
-        Pack<T> pack;
-#pragma unroll
-        for (int i = 0; i < N; i++) pack.v[i] = from_float<T>(value_of(pixels, at + i, table));
-        store_pack(image + start + at, pack);
-    }
-    // At both ends less than a vector.
-    const int thread = static_cast<int>(threadIdx.x);
-    const int at = thread < head ? thread : thread + vectors * N;
-    if (thread < count - vectors * N) {
-        image[start + at] = from_float<T>(value_of(pixels, at, table));
-    }
-}
-
-// image [N, R, R, 3] from a raw batch. Grid: rows/8, images.
+// image [N, R, R, 3] from a raw batch. Of an image that is to be edited only the square, for `image_edit`; if images are
+// mixed, the squares of all. In a batch without either `squares` may be null. Grid: rows/8, images.
 template <typename T>
 __device__ __forceinline__ void image_prepare(const ImagePrepareArguments& args) {
     SharedArena arena;
-    const float* table = load_table(arena, args.table);
+    const float* table = load_table<IMAGE_THREADS>(arena, args.table);
     uint32_t* square = arena.take<uint32_t>(PREPARE_ROWS * args.side);
     uint8_t* scratch = arena.take<uint8_t>(PREPARE_BYTES);
     const ImageSample sample = reinterpret_cast<const ImageSample*>(args.batch)[blockIdx.y];
@@ -253,8 +204,15 @@ __device__ __forceinline__ void image_prepare(const ImagePrepareArguments& args)
         }
     }
     barrier();
+    if (sample.edits != 0 || args.mixed != 0) {
+        uint32_t* to = edited_square<T>(args.image, args.squares, blockIdx.y, args.side, sample.moves % 2 != 0);
+        for (int i = static_cast<int>(threadIdx.x); i < rows * args.side; i += IMAGE_THREADS) {
+            to[first * args.side + i] = square[i];
+        }
+        return;
+    }
     const size_t start = (static_cast<size_t>(blockIdx.y) * args.side + first) * args.side * RGB;
-    store_pixels(static_cast<T*>(args.image), start, rows * args.side * RGB, square, table);
+    store_pixels<IMAGE_THREADS>(static_cast<T*>(args.image), start, rows * args.side * RGB, square, table);
 }
 
 STORED_KERNELS(image_prepare, IMAGE_THREADS, ImagePrepareArguments)

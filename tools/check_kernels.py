@@ -151,8 +151,9 @@ def table(kernels, launches, architectures):
 OCCUPANCY = """
 ## Registers, shared memory, occupancy
 
-For the kernels of the first network's step and of its ranks, as compiled and as launched: the number of blocks that fit
-a multiprocessor at once, the share of its warps that these are, and the resource that is too small for one more block.
+For the kernels of the first network's step, of its ranks and of edited images, as compiled and as launched: the number of
+blocks that fit a multiprocessor at once, the share of its warps that these are, and the resource that is too small for one
+more block.
 Ranges are over the launches of different layers. Pointwise and depthwise kernels run with few warps, each with much work
 under way, by design.
 """

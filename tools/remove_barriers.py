@@ -112,7 +112,7 @@ def gist(said):
         (r"stuck", "a stuck block"),
         (r"order: (\w+)\W.* gives? (?:different|other) bits", "other bits in {} order"),
         (r"[1-9]\d* NaN|\bNaN, not", "NaN"),
-        (r"error \d|values differ|of \d+ factors|was changed", "wrong values"),
+        (r"error \d|values differ|grey levels off|of \d+ factors|was changed", "wrong values"),
     ]
     for pattern, kind in kinds:
         if found := re.search(pattern, said):

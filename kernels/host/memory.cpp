@@ -256,4 +256,11 @@ void atomic_or(unsigned* word, unsigned bits) {
     __atomic_fetch_or(word, bits, __ATOMIC_RELAXED);
 }
 
+// Of a count in shared memory. It is noted like a read: counts do not race with each other, but what is written otherwise
+// must be ordered before or after.
+void atomic_add(unsigned* word, unsigned by) {
+    note_load(word, sizeof(*word), __builtin_return_address(0));
+    __atomic_fetch_add(word, by, __ATOMIC_RELAXED);
+}
+
 }  // namespace host

@@ -99,6 +99,7 @@ float exp2_approximate(float x);
 float reciprocal_approximate(float x);
 
 void atomic_or(unsigned* word, unsigned bits);
+void atomic_add(unsigned* word, unsigned by);
 
 }  // namespace host
 

@@ -1,17 +1,17 @@
 //! One step's images, and how a thread of the loader makes them.
 //!
-//! Images leave in the form that the device takes: as squares, cropped, resized and mirrored here, or as
-//! [raw batches](super::raw), of which the device makes the same squares. For a raw batch a thread only decodes and
-//! copies the pixels that the crop covers; an image that finds no room, or is changed in other ways too, becomes a square
-//! here all the same.
+//! Images leave in the form that the device takes: as squares, cropped, resized, mirrored and edited here, or as
+//! [raw batches](super::raw), of which the device makes the same squares. For a raw batch a thread only decodes, copies
+//! the pixels that the crop covers and draws the edits; an image that finds no room becomes a square here, which the
+//! device edits all the same.
 
-use super::augment::{Geometry, Look, Scratch, View, choose_geometry, edit_square, render};
+use super::augment::{Edit, Geometry, Look, Scratch, View, choose_geometry, edit_square, render};
 use super::raw::{RawBatch, RawScratch};
 use super::request::{Form, LoaderConfig};
 use super::sampler::Place;
 use super::{DataError, Source};
 use crate::host_bytes::HostBytes;
-use crate::pixels::{BatchPixels, raw_batch_bytes};
+use crate::pixels::{BatchPixels, Editing, raw_batch_bytes};
 
 /// One step's images.
 #[derive(Debug, Default, PartialEq)]
@@ -24,6 +24,8 @@ pub struct Batch {
     pub form: Form,
     /// Side R of the squares.
     pub resolution: usize,
+    /// What the device does to the squares of raw batches.
+    pub editing: Editing,
     /// Squares, or raw batches at distances of [`raw_batch_bytes`]; the bytes between those have no meaning.
     pub pixels: Vec<u8>,
     /// The same raw batches in memory that the device reads by itself, if the loader was given such.
@@ -54,7 +56,8 @@ impl Batch {
         parts.enumerate().map(move |(number, (pixels, labels))| match self.form {
             Form::Squares => (BatchPixels::Squares(pixels), labels),
             Form::Raw { .. } => {
-                (BatchPixels::Raw { bytes: &pixels[..self.used[number]], side, held }, labels)
+                let bytes = &pixels[..self.used[number]];
+                (BatchPixels::Raw { bytes, side, editing: self.editing, held }, labels)
             }
         })
     }
@@ -75,22 +78,6 @@ impl Batch {
     }
 }
 
-/// Brings an image into its square and does what training does to squares.
-fn make_square(
-    image: View,
-    geometry: &Geometry,
-    look: Option<Look>,
-    resolution: usize,
-    scratch: &mut Scratch,
-    square: &mut [u8],
-) -> Result<(), String> {
-    render(image, geometry, resolution, scratch, square)?;
-    if let Some(look) = look {
-        edit_square(look, resolution, scratch, square);
-    }
-    Ok(())
-}
-
 /// Fills batches; one for each thread, with its own buffers.
 pub(super) struct Maker {
     source: Source,
@@ -103,6 +90,7 @@ pub(super) struct Maker {
 struct Tools {
     scratch: Scratch,
     raw: RawScratch,
+    edits: Vec<Edit>,
     /// An image that becomes a square here although the device takes others.
     square: Vec<u8>,
 }
@@ -114,10 +102,14 @@ impl Maker {
 
     /// Fills a batch with the images at `places`.
     pub fn fill(&mut self, places: &[Place], batch: &mut Batch) -> Result<(), DataError> {
-        let LoaderConfig { split, batch: size, resolution, form, .. } = self.config;
+        let LoaderConfig { split, batch: size, resolution, form, augment, .. } = self.config;
         batch.images = places.len();
         batch.form = form;
         batch.resolution = resolution;
+        batch.editing = match form {
+            Form::Raw { .. } if augment.is_some_and(|policy| !policy.only_geometry()) => Editing::Edits,
+            _ => Editing::None,
+        };
         batch.labels.resize(size, 0);
         for place in places {
             self.source.will_need(split, place.index as usize);
@@ -138,7 +130,11 @@ impl Maker {
         let slots = batch.pixels.chunks_exact_mut(length).zip(&mut batch.labels);
         for (place, (pixels, label)) in places.iter().zip(slots) {
             *label = self.with_image(place, |image, geometry, look, tools| {
-                make_square(image, geometry, look, resolution, &mut tools.scratch, pixels)
+                render(image, geometry, resolution, &mut tools.scratch, pixels)?;
+                if let Some(look) = look {
+                    edit_square(look, resolution, &mut tools.scratch, pixels);
+                }
+                Ok(())
             })?;
         }
         batch.pixels[places.len() * length..].fill(0);
@@ -147,7 +143,7 @@ impl Maker {
 
     fn raw_batches(&mut self, places: &[Place], images: usize, batch: &mut Batch) -> Result<(), DataError> {
         let LoaderConfig { batch: size, resolution, .. } = self.config;
-        let only_geometry = self.config.augment.is_none_or(|policy| policy.only_geometry());
+        let editing = batch.editing;
         let bytes = raw_batch_bytes(images, resolution);
         let length = size / images * bytes;
         if batch.pixels.len() != length {
@@ -160,11 +156,16 @@ impl Maker {
             let mut raw = RawBatch::new(buffer, images, resolution);
             for (place, label) in places.iter().zip(labels) {
                 *label = self.with_image(place, |image, geometry, look, tools| {
-                    let Tools { scratch, raw: tables, square } = tools;
-                    if !only_geometry || !raw.push(image, geometry, tables) {
+                    let Tools { scratch, raw: tables, edits, square } = tools;
+                    edits.clear();
+                    if let Some(look) = look {
+                        look.edits(resolution as u32, edits);
+                    }
+                    assert!(edits.is_empty() || editing != Editing::None, "the device expects edits");
+                    if !raw.push(image, geometry, edits, tables) {
                         square.resize(resolution * resolution * 3, 0);
-                        make_square(image, geometry, look, resolution, scratch, square)?;
-                        raw.push_resized(square, tables);
+                        render(image, geometry, resolution, scratch, square)?;
+                        raw.push_resized(square, edits, tables);
                     }
                     Ok(())
                 })?;

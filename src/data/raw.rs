@@ -1,14 +1,16 @@
-//! Batches of images in their own sizes, for a device that crops, resizes and normalises by itself.
+//! Batches of images in their own sizes, for a device that crops, resizes, edits and normalises by itself.
 //!
 //! A [`RawBatch`] fills one buffer that is sent as it is: an [`ImageSample`] for each image, then the pixels that the
-//! image's [`Geometry`] needs and, for both axes, a table of the integer weights by which they are resampled. Weights
+//! image's [`Geometry`] needs, for both axes a table of the integer weights by which they are resampled, and the edits of
+//! the square. Weights
 //! and order are those of the resizer that [`render`](super::augment::render) uses (rows are combined first, rounded to
 //! bytes, then columns), so that a device gives the same bytes as the CPU. The bytes of a batch follow from its images
 //! alone: the buffer's former content is never sent.
 
-use super::augment::{Geometry, View};
+use super::augment::{Edit, Geometry, Rectangle, View};
 use crate::pixels::{
-    ImageSample, MAX_WINDOW_BYTES, RAW_ALIGNMENT, least_raw_batch_bytes, raw_samples_bytes, raw_square_bytes,
+    ImageEdit, ImageSample, MAX_WINDOW_BYTES, MOST_EDITS, RAW_ALIGNMENT, least_raw_batch_bytes,
+    program_bytes, raw_samples_bytes, raw_square_bytes,
 };
 
 /// Weights have 16 bits, one of which is the sign. Their precision leaves room for a byte in sums of 32 bits.
@@ -143,7 +145,16 @@ impl<'a> RawBatch<'a> {
 
     /// Adds an image. Returns false and adds nothing if the images still to come would find no room beside it, or if a
     /// device could not hold its rows: then resize it and call [`RawBatch::push_resized`].
-    pub fn push(&mut self, image: View, geometry: &Geometry, scratch: &mut RawScratch) -> bool {
+    ///
+    /// # Panics
+    /// For more than [`MOST_EDITS`] edits, or if one is not of a square of this side.
+    pub fn push(
+        &mut self,
+        image: View,
+        geometry: &Geometry,
+        edits: &[Edit],
+        scratch: &mut RawScratch,
+    ) -> bool {
         let Geometry { cut, region, size, place, mirrored } = *geometry;
         let RawScratch { columns, rows } = scratch;
         columns.resample(cut.width, region.0, region.2, size.0);
@@ -153,8 +164,10 @@ impl<'a> RawBatch<'a> {
         let channels = image.channels as usize;
         let row = across.len() * channels;
         let pitch = row.next_multiple_of(RAW_ALIGNMENT);
-        let need = columns.bytes() + rows.bytes() + pitch * down.len();
-        let to_come = (self.images - self.pushed - 1) * raw_square_bytes(self.resolution);
+        assert!(edits.len() <= MOST_EDITS, "{} edits", edits.len());
+        let need = columns.bytes() + rows.bytes() + pitch * down.len() + program_bytes(edits.len());
+        let least = raw_square_bytes(self.resolution) + program_bytes(MOST_EDITS);
+        let to_come = (self.images - self.pushed - 1) * least;
         if self.used + need + to_come > self.buffer.len() || columns.window * channels > MAX_WINDOW_BYTES {
             return false;
         }
@@ -166,6 +179,7 @@ impl<'a> RawBatch<'a> {
         let start = |y: usize| {
             ((cut.top as usize + y) * image.width as usize + cut.left as usize + across.start) * channels
         };
+        let program_at = pixels_at + pitch * down.len();
         for (to, y) in self.buffer[pixels_at..].chunks_exact_mut(pitch).zip(down) {
             to[..row].copy_from_slice(&image.bytes[start(y)..][..row]);
             to[row..].fill(0);
@@ -175,6 +189,7 @@ impl<'a> RawBatch<'a> {
                 pixels: pixels_at as u64,
                 columns: columns_at as u64,
                 rows: rows_at as u64,
+                program: program_at as u64,
                 pitch: pitch as u32,
                 channels: channels as u32,
                 width: size.0,
@@ -186,22 +201,53 @@ impl<'a> RawBatch<'a> {
                 left: place.0 as i32,
                 top: place.1 as i32,
                 mirrored: u32::from(mirrored),
-                unused: 0,
+                ..ImageSample::default()
             },
+            edits,
             need,
         );
         true
     }
 
     /// Adds an image that is R×R×3 bytes already.
-    pub fn push_resized(&mut self, pixels: &[u8], scratch: &mut RawScratch) {
+    pub fn push_resized(&mut self, pixels: &[u8], edits: &[Edit], scratch: &mut RawScratch) {
         let side = self.resolution as u32;
         let image = View { width: side, height: side, channels: 3, bytes: pixels };
-        let added = self.push(image, &Geometry::square(side), scratch);
+        let added = self.push(image, &Geometry::square(side), edits, scratch);
         assert!(added, "there is room for every image that is still to come");
     }
 
-    fn add(&mut self, sample: ImageSample, bytes: usize) {
+    /// Image `number` gets a part of its neighbour, image `number ^ 1`: `share` of 65,536 of every pixel, and all of the
+    /// rectangle. Both are in the batch already.
+    ///
+    /// # Panics
+    /// If they are not, or if the share or the rectangle is too large.
+    pub fn mix(&mut self, number: usize, share: u32, part: Rectangle) {
+        assert!(number.max(number ^ 1) < self.pushed, "image {number} and its neighbour");
+        let (right, bottom) = (part.left + part.width, part.top + part.height);
+        assert!(share <= 1 << 16 && right.max(bottom) as usize <= self.resolution, "{share} and {part:?}");
+        let range = number * size_of::<ImageSample>()..(number + 1) * size_of::<ImageSample>();
+        let mut sample: ImageSample = bytemuck::pod_read_unaligned(&self.buffer[range.clone()]);
+        sample.share = share;
+        sample.part = [part.left, part.top, part.width, part.height].map(|length| length as u16);
+        self.buffer[range].copy_from_slice(bytemuck::bytes_of(&sample));
+    }
+
+    /// Writes the edits, and returns how many of them move pixels.
+    fn write_program(&mut self, edits: &[Edit], at: usize) -> u16 {
+        let to = &mut self.buffer[at..][..program_bytes(edits.len())];
+        let mut moves = 0;
+        for (edit, to) in edits.iter().zip(to.chunks_exact_mut(size_of::<ImageEdit>())) {
+            let (operation, numbers) = edit.program(self.resolution as u32);
+            moves += u16::from(operation.moves());
+            to.copy_from_slice(bytemuck::bytes_of(&ImageEdit { operation: operation as u32, numbers }));
+        }
+        moves
+    }
+
+    fn add(&mut self, mut sample: ImageSample, edits: &[Edit], bytes: usize) {
+        sample.edits = edits.len() as u16;
+        sample.moves = self.write_program(edits, sample.program as usize);
         let at = self.pushed * size_of::<ImageSample>();
         self.buffer[at..][..size_of::<ImageSample>()].copy_from_slice(bytemuck::bytes_of(&sample));
         self.pushed += 1;

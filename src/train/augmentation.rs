@@ -27,6 +27,11 @@ impl Recipe {
         }
     }
 
+    /// Whether training changes images otherwise than by cropping and mirroring them.
+    pub fn edits_images(&self) -> bool {
+        !self.policy(Normalise::IMAGENET).only_geometry()
+    }
+
     pub(super) fn validate_augmentation(&self) -> Result<(), RecipeError> {
         let Policy { crop_area, crop_ratio, flip, .. } = self.policy(Normalise::IMAGENET);
         let probabilities = [

@@ -14,7 +14,7 @@ use crate::model::{Architecture, ParamTable};
 use crate::network::{Network, NetworkConfig};
 use crate::ops::{Device, Kind, Plan};
 use crate::parallel::World;
-use crate::pixels::raw_batch_bytes;
+use crate::pixels::{edited_squares_bytes, raw_batch_bytes};
 
 /// Device memory reserved for NCCL, whose buffers grow with the ranks of a machine. A generous guess, not measured.
 const NCCL: u64 = 512 << 20;
@@ -197,7 +197,8 @@ fn with_available(
     let (arena, workspace) = passes(recipe, arch, table, device, recipe.micro_batch);
     let (weights, checkpoint, images, host_images) = if own_memory {
         let batches = gpu_batches(device, recipe.micro_batch, recipe.resolution);
-        (gpu_weights(&plan, table, device), 0, batches, prepared)
+        let edited = edited_bytes(recipe, device);
+        (gpu_weights(&plan, table, device), 0, batches + edited, prepared)
     } else {
         (total, total + ema + slots * trainable, prepared, 0)
     };
@@ -241,6 +242,12 @@ fn gpu_weights(plan: &Plan, table: &ParamTable, device: &impl Device) -> u64 {
 /// Bytes of two batches that are copied to a GPU, with their labels.
 fn gpu_batches(device: &impl Device, images: usize, resolution: usize) -> u64 {
     2 * images as u64 * (prepared_bytes(device, resolution) + 4)
+}
+
+/// Bytes in which a device edits the squares of a micro-batch, if the recipe's policy edits any.
+fn edited_bytes(recipe: &Recipe, device: &impl Device) -> u64 {
+    let edits = device.prepares_images() && recipe.edits_images();
+    (if edits { edited_squares_bytes(recipe.micro_batch, recipe.resolution) } else { 0 }) as u64
 }
 
 /// Bytes of an image as the loader prepares it. Raw images count with their largest size.
@@ -348,6 +355,7 @@ impl fmt::Display for MemoryPlan {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::augment::Auto;
     use crate::model::Variant;
     use crate::ops::cpu::CpuDevice;
     use crate::ops::cuda::{CudaDevice, Precision};
@@ -434,5 +442,20 @@ mod tests {
         let batch = 96 * 32 * 32 * 3;
         let found = [0, 1, 8].map(plan).map(|p| (p.loader_threads, p.images, p.host_images));
         assert_eq!(found, [(2, 4 * batch, 0), (1, 4 * batch, 0), (8, 9 * batch, 0)]);
+    }
+
+    /// Squares are edited in a workspace on the GPU, which grows with the micro-batch.
+    #[test]
+    fn plan_counts_the_squares_that_are_edited() {
+        let device = CudaDevice { precision: Precision::Fp16 };
+        let plan = |augment| {
+            let recipe = Recipe { augment, micro_batch: 512, ..Recipe::reference(Variant::B0, 512) };
+            let arch = recipe.architecture(1000).unwrap();
+            let table = ParamTable::new(&arch);
+            with_available(&recipe, &arch, &table, &device, true, Some(9_500_000_000), 2)
+        };
+        let (plain, edited) = (plan(Auto::None), plan(Auto::AutoAugment));
+        assert_eq!(edited.images - plain.images, edited_squares_bytes(512, 224) as u64);
+        assert!(edited.largest < plain.largest && edited.check() == Ok(()), "{edited}");
     }
 }

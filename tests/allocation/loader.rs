@@ -1,6 +1,6 @@
 //! After warm-up the loader allocates nothing large: batches are recycled and each thread keeps its buffers.
 
-use effnet::data::{Batch, CropMode, Form, Loader, LoaderConfig};
+use effnet::data::{Batch, CropMode, Form, Loader, LoaderConfig, Policy};
 
 use crate::common::data::{self, LOADER};
 use crate::{alone, large_allocations};
@@ -12,13 +12,15 @@ fn loader_allocates_nothing_large_after_warm_up() {
     let dir = tempfile::tempdir().unwrap();
     data::pack_grey(dir.path(), 20_000, 10, 12, 1 << 20);
     let source = data::open(dir.path());
-    for (crop, form) in [
-        (CropMode::Pad, Form::Squares),
-        (CropMode::Resized, Form::Squares),
-        (CropMode::Pad, Form::Raw { images: 1_000 }),
-        (CropMode::Resized, Form::Raw { images: 2_000 }),
+    let edited = Policy { color_jitter: 0.3, random_erasing: 0.5, ..Policy::STANDARD };
+    for (crop, form, policy) in [
+        (CropMode::Pad, Form::Squares, Policy::STANDARD),
+        (CropMode::Resized, Form::Squares, edited),
+        (CropMode::Pad, Form::Raw { images: 1_000 }, edited),
+        (CropMode::Resized, Form::Raw { images: 2_000 }, Policy::STANDARD),
     ] {
-        let config = LoaderConfig { batch: 2_000, crop, form, steps: 40, threads: 2, ..LOADER };
+        let augment = Some(policy);
+        let config = LoaderConfig { batch: 2_000, crop, form, augment, steps: 40, threads: 2, ..LOADER };
         let mut loader = Loader::start(source.clone(), config).unwrap();
         // The caller's batch and three ahead: as many as ever exist at a time later.
         let held: Vec<Batch> = (0..4).map(|_| loader.next().unwrap().unwrap()).collect();

@@ -32,11 +32,11 @@ fn expect_same(form: Form, same: fn(&Batch, &Batch) -> bool) {
     for (source, crop) in
         [(&packed, CropMode::Pad), (&packed, CropMode::Resized), (&made_up, CropMode::Resized)]
     {
-        for train in [true, false] {
-            let augment = train.then_some(Policy::STANDARD);
+        let edited = Policy { color_jitter: 0.3, random_erasing: 0.5, ..Policy::STANDARD };
+        for augment in [Some(Policy::STANDARD), Some(edited), None] {
             let config = LoaderConfig { crop, augment, form, ..LOADER };
             let expected = all(source, config.clone());
-            assert_eq!(expected.len(), if train { 12 } else { 4 });
+            assert_eq!(expected.len(), if augment.is_some() { 12 } else { 4 });
             for threads in [1, 2, 7] {
                 let config = LoaderConfig { threads, ..config.clone() };
                 let mut loader = Loader::start(source.clone(), config).unwrap();

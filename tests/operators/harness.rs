@@ -123,6 +123,8 @@ fn correct_kernels_pass_in_every_order() {
         let (values, _) = Case::new("planted_warp").run(&input, options).unwrap();
         let expected: Vec<f32> = (0..64).map(|t| input[t ^ 1] + 1.0 + 1.0 + 1.0).collect();
         assert_eq!(values, expected);
+        let (values, _) = Case::new("planted_count").run(&input, options).unwrap();
+        assert_eq!(values, [2.0; 64]);
     }
 }
 
@@ -193,7 +195,7 @@ fn halves_round_to_nearest_even() {
 }
 
 /// Kernel, blocks, and the builds that must detect the mistake.
-const MISTAKES: [(&str, u32, &[Build]); 23] = {
+const MISTAKES: [(&str, u32, &[Build]); 25] = {
     use Build::{Address, Plain, Race};
     const ALL: &[Build] = &[Plain, Address, Race];
     [
@@ -208,6 +210,8 @@ const MISTAKES: [(&str, u32, &[Build]); 23] = {
         ("planted_barrier", 1, ALL),
         ("planted_second_barrier", 1, ALL),
         ("planted_warp_barrier", 1, ALL),
+        ("planted_count_emptied", 1, ALL),
+        ("planted_count_read", 1, ALL),
         ("planted_divergent", 1, ALL),
         ("planted_half_barrier", 1, ALL),
         ("planted_shuffle", 1, ALL),
@@ -241,8 +245,14 @@ fn mistakes_are_noticed() {
 #[test]
 #[cfg_attr(not(target_arch = "x86_64"), ignore = "the host harness runs on x86-64 only")]
 fn planted_kernels_are_all_tested() {
-    let right =
-        ["planted_copy", "planted_sum", "planted_warp", "planted_product_f16", "planted_product_bf16"];
+    let right = [
+        "planted_copy",
+        "planted_sum",
+        "planted_warp",
+        "planted_count",
+        "planted_product_f16",
+        "planted_product_bf16",
+    ];
     let round = ["planted_round_f16", "planted_round_bf16"];
     let planted = kernels().into_iter().map(|k| k.name).filter(|name| name.starts_with("planted_"));
     for name in planted {

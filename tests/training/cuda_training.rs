@@ -1,12 +1,13 @@
 //! Training runs on the CUDA engine, whose kernels run on the host harness or on a GPU: loss scaling, checkpoints, memory,
 //! and images that the GPU prepares.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use crate::common::gpu::{TestGpu, on_cuda};
 use crate::common::host_gpu::HostGpu;
 use crate::common::training::{self, change_saved, saved};
+use effnet::data::augment::{Auto, RandAugment};
 use effnet::data::raw::RawBatch;
 use effnet::data::{CropMode, Source, Split};
 use effnet::model::ParamTable;
@@ -14,7 +15,7 @@ use effnet::network::{Network, NetworkConfig};
 use effnet::ops::cuda::{CudaDevice, CudaOps, Gpu, Precision};
 use effnet::ops::*;
 use effnet::parallel::World;
-use effnet::pixels::raw_batch_bytes;
+use effnet::pixels::{Editing, raw_batch_bytes};
 use effnet::train::device::{Cpu, Cuda, Hardware, Needs};
 use effnet::train::evaluator::Evaluator;
 use effnet::train::events::{LogLine, Silent};
@@ -97,10 +98,12 @@ on_cuda!(overflow_skips_the_step_halves_the_scale_and_survives_a_resume);
 #[test]
 #[cfg_attr(not(target_arch = "x86_64"), ignore = "the host harness runs on x86-64 only")]
 fn memory_taken_on_a_gpu_is_what_was_planned() {
-    for (precision, ema, weight_decay_of) in
-        [(Precision::Fp16, 0.999, Decayed::Weights), (Precision::Fp32, 0.0, Decayed::All)]
-    {
-        let recipe = Recipe { ema, weight_decay_of, ..recipe() };
+    for (precision, ema, weight_decay_of, augment) in [
+        (Precision::Fp16, 0.999, Decayed::Weights, Auto::AutoAugment),
+        (Precision::Fp32, 0.0, Decayed::All, Auto::None),
+    ] {
+        let recipe = Recipe { ema, weight_decay_of, augment, ..recipe() };
+        let editing = if recipe.edits_images() { Editing::Edits } else { Editing::None };
         let images = (recipe.micro_batch, recipe.resolution);
         let arch = recipe.architecture(5).unwrap();
         let table = ParamTable::new(&arch);
@@ -113,11 +116,11 @@ fn memory_taken_on_a_gpu_is_what_was_planned() {
             StateSize { slots: 0, decay_factors: false, ..StateSize::new(table.trainable(), table.total()) };
         let (slots, decay_factors) = (2, weight_decay_of != Decayed::All);
         let training = StateSize { slots, decay_factors, ..evaluating };
-        for (what, planned, state, plans) in [
-            ("a run", planned, training, vec![&plan(recipe.network_config(1)), &evaluation]),
-            ("an evaluation", need, evaluating, vec![&evaluation]),
+        for (what, planned, state, plans, editing) in [
+            ("a run", planned, training, vec![&plan(recipe.network_config(1)), &evaluation], editing),
+            ("an evaluation", need, evaluating, vec![&evaluation], Editing::None),
         ] {
-            let used = taken(cuda::<HostGpu>(precision), state, &plans, images);
+            let used = taken(cuda::<HostGpu>(precision), state, &plans, images, editing);
             let line = format!("{what} in {precision}: {used} bytes, planned {planned}");
             assert!(used.abs_diff(planned) < planned / 1000, "{line}");
         }
@@ -130,6 +133,7 @@ fn taken(
     state: StateSize,
     plans: &[&Plan],
     (images, side): (usize, usize),
+    editing: Editing,
 ) -> u64 {
     let before = hardware.available().expect("it knows");
     let needs = Needs { state, plans, group: None };
@@ -140,7 +144,7 @@ fn taken(
     let target = BatchTarget { image, labels: Some(labels), mean: [0.5; 3], deviation: [0.25; 3] };
     let mut bytes = vec![0; raw_batch_bytes(images, side)];
     RawBatch::new(&mut bytes, images, side);
-    let pixels = BatchPixels::Raw { bytes: &bytes, side, held: None };
+    let pixels = BatchPixels::Raw { bytes: &bytes, side, editing, held: None };
     ops.send_batch(0, &BatchInput { pixels, labels: &vec![0; images], target }).unwrap();
     before - ops.gpu().available().unwrap()
 }
@@ -238,20 +242,25 @@ impl<G: TestGpu> Hardware for Squares<G> {
 }
 
 /// Two steps and an evaluation at their end, whose last batch is partial, of images that are cropped and resized: the
-/// checkpoint and the log have the same bytes either way.
-fn run_on_images_prepared_by_the_gpu_equals_that_on_squares<G: TestGpu>() {
-    let dir = tempfile::tempdir().unwrap();
-    let (squares, raw) = (dir.path().join("squares"), dir.path().join("raw"));
-    let recipe = Recipe { crop: CropMode::Resized, epochs: 0.25, warmup_epochs: 0.0, ..recipe() };
-    let source = Source::synthetic(5, 32, 3, 80).unwrap();
+/// checkpoint and the log have the same bytes either way. Returns the run on images that the GPU prepared.
+fn train_both_ways<G: TestGpu>(recipe: &Recipe, source: &Source, dir: &Path) -> (PathBuf, Outcome) {
     fn train<H: Hardware>(recipe: &Recipe, source: &Source, hardware: H, out: &Path) -> Outcome {
         let never = AtomicBool::new(false);
         let options = training::options(out);
         train_on(recipe, &options, source.clone(), hardware, &mut Silent, &never).expect("it trains")
     }
-    train(&recipe, &source, Squares(cuda::<G>(Precision::Bf16)), &squares);
-    let outcome = train(&recipe, &source, cuda::<G>(Precision::Bf16), &raw);
+    let (squares, raw) = (dir.join("squares"), dir.join("raw"));
+    let recipe = Recipe { crop: CropMode::Resized, epochs: 0.25, warmup_epochs: 0.0, ..recipe.clone() };
+    train(&recipe, source, Squares(cuda::<G>(Precision::Bf16)), &squares);
+    let outcome = train(&recipe, source, cuda::<G>(Precision::Bf16), &raw);
     training::assert_same_run(&squares, &raw);
+    (raw, outcome)
+}
+
+fn run_on_images_prepared_by_the_gpu_equals_that_on_squares<G: TestGpu>() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = Source::synthetic(5, 32, 3, 80).unwrap();
+    let (raw, outcome) = train_both_ways::<G>(&recipe(), &source, dir.path());
     let logged = outcome.last.expect("an evaluation at the end");
 
     // The checkpoint gives the same figures again. The image of a file, which comes as a square, is classified before and
@@ -267,3 +276,13 @@ fn run_on_images_prepared_by_the_gpu_equals_that_on_squares<G: TestGpu>() {
     assert_eq!(evaluator.classify(&file, Weights::Raw, 5).unwrap(), before);
 }
 on_cuda!(run_on_images_prepared_by_the_gpu_equals_that_on_squares);
+
+/// Nearly every image of this policy has edits, some have many.
+fn run_on_images_edited_by_the_gpu_equals_that_on_squares<G: TestGpu>() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = Source::synthetic(5, 32, 3, 80).unwrap();
+    let augment = Auto::Rand(RandAugment { operations: 3, level: 8.0, deviation: 0.5, increasing: true });
+    let recipe = Recipe { augment, color_jitter: 0.4, random_erasing: 0.7, vertical_flip: 0.5, ..recipe() };
+    train_both_ways::<G>(&recipe, &source, dir.path());
+}
+on_cuda!(run_on_images_edited_by_the_gpu_equals_that_on_squares);

@@ -9,10 +9,13 @@
 //! `-- --model b2 --resolution 260 --batch 128 --precision bf16` one case; `--launches FILE` writes the launch
 //! configurations, from which `tools/check_kernels.py --table --launches FILE` makes a table of occupancy.
 //!
+//! What editing an image costs besides is [counted](edits) in its own table.
+//!
 //! `cargo run --example predict -- scaling` prints how a step scales over cards: when its buckets of gradients are
 //! complete, and how much of [their sums](exchange) remains when the backward pass has ended.
 
 mod card;
+mod edits;
 mod exchange;
 mod layers;
 mod pointwise;
@@ -53,7 +56,7 @@ struct Flags {
     batch: usize,
     #[arg(long, default_value = "fp16", value_parser = Precision::from_str)]
     precision: Precision,
-    /// Writes how each kernel is launched, as JSON, the first case's and its ranks'.
+    /// Writes how each kernel is launched, as JSON, the first case's, its ranks', and those of edited images.
     #[arg(long)]
     launches: Option<PathBuf>,
 }
@@ -91,12 +94,15 @@ fn run(flags: &Flags) -> Result<(), String> {
     let (first, steps) = &all[0];
     let rank = step::record_rank(*first, RANKS).map_err(|error| error.to_string())?;
     if let Some(path) = &flags.launches {
-        let text = report::launches(steps.iter().chain(&rank)).to_string();
+        let edited = step::record_editing(*first).map_err(|error| error.to_string())?;
+        let launches = steps.iter().chain(&rank).flat_map(|step| &step.launches).map(|(launch, _)| launch);
+        let text = report::launches(launches.chain(&edited)).to_string();
         std::fs::write(path, text).map_err(|error| format!("{}: {error}", path.display()))?;
     }
     print!("{}", report::preface());
     all.iter().for_each(|(case, steps)| print!("{}", report::network(*case, steps)));
     print!("{}", report::rank(*first, &rank, RANKS));
+    print!("{}", edits::table(*first, steps));
     Ok(())
 }
 

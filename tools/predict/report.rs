@@ -6,6 +6,7 @@ use std::fmt::Write;
 use serde_json::{Value, json};
 
 use crate::card::{CARDS, Card, LAUNCH, LIMITS};
+use crate::recorder::Launched;
 use crate::step::{Case, Recorded};
 use crate::work::Work;
 
@@ -205,9 +206,9 @@ fn columns(row: &Row) -> String {
 }
 
 /// How each kernel is launched: threads, blocks and bytes of dynamic shared memory, from least to most.
-pub fn launches<'a>(steps: impl Iterator<Item = &'a Recorded>) -> Value {
+pub fn launches<'a>(launches: impl Iterator<Item = &'a Launched>) -> Value {
     let mut kernels: BTreeMap<&str, Value> = BTreeMap::new();
-    for (launch, _) in steps.flat_map(|step| &step.launches).filter(|(l, _)| l.threads > 0) {
+    for launch in launches.filter(|launch| launch.threads > 0) {
         let entry = kernels.entry(&launch.kernel).or_insert_with(
             || json!({ "threads": launch.threads, "launches": 0, "blocks": [u64::MAX, 0], "shared": [] }),
         );

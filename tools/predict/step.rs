@@ -5,8 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use effnet::model::{ParamTable, Variant};
 use effnet::network::Network;
 use effnet::ops::buckets::bucket_bytes;
-use effnet::ops::cuda::{Address, CudaDevice, CudaOps, Precision, image, optimiser};
+use effnet::ops::cuda::image::{self, RawOnDevice};
+use effnet::ops::cuda::{Address, CudaDevice, CudaOps, Precision, optimiser};
 use effnet::ops::{Buckets, Device, Ops, OpsError, Pass, Result, StateSize, StepParams, Tensor};
+use effnet::pixels::Editing;
 use effnet::train::Recipe;
 
 use crate::recorder::{Launched, RecordingGpu};
@@ -89,7 +91,8 @@ fn record_among(case: Case, ranks: usize) -> Result<Vec<Recorded>> {
     ops.set_step(StepParams::default())?;
     ops.begin_step()?;
     let pixels = Address(1);
-    image::prepare(ops.context(), pixels, network.image, case.side, [0.5; 3], [0.25; 3])?;
+    let raw = RawOnDevice { bytes: pixels, side: case.side, editing: Editing::None, squares: Address::NULL };
+    image::prepare(ops.context(), raw, network.image, [0.5; 3], [0.25; 3])?;
     let mut steps = vec![taken(&mut ops, &table, "begin, input", &[network.image], 0)?];
     let update = Pass::Update(recipe.update());
     for pass in network.itinerary(&device).passes().iter().chain([&update]) {
@@ -102,6 +105,23 @@ fn record_among(case: Case, ranks: usize) -> Result<Vec<Recorded>> {
         steps.push(taken(&mut ops, &table, pass.name(), &tensors, pass.bytes(&device))?);
     }
     Ok(steps)
+}
+
+/// The launches for a batch of edited and mixed images that a batch of others lacks. What they have to do depends on the
+/// edits, see [`edits`](crate::edits).
+pub fn record_editing(case: Case) -> Result<Vec<Launched>> {
+    let (_, table, network) = outline(case, 1)?;
+    let plan = network.plan(&CudaDevice { precision: case.precision });
+    let size = StateSize::new(table.trainable(), table.total());
+    let mut ops = CudaOps::new(RecordingGpu::new(), size, &[&plan], case.precision)?;
+    ops.bind(&plan)?;
+    ops.gpu().launched.clear();
+    let raw =
+        RawOnDevice { bytes: Address(1), side: case.side, editing: Editing::Mixing, squares: Address(1) };
+    image::prepare(ops.context(), raw, network.image, [0.5; 3], [0.25; 3])?;
+    let mut launched = std::mem::take(&mut ops.gpu().launched);
+    launched.retain(|launch| !launch.kernel.starts_with("image_prepare"));
+    Ok(launched)
 }
 
 /// Takes the launches since the last call, and counts the bytes that their pointers name. A tensor of the pass that no launch

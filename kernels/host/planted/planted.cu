@@ -50,6 +50,18 @@ KERNEL(planted_warp, 64, PlantedArguments) {
     args.out[threadIdx.x] = own;
 }
 
+// out[i] = 2: every thread counts in two bins of others.
+KERNEL(planted_count, 64, PlantedArguments) {
+    SharedArena arena;
+    unsigned* counts = arena.take<unsigned>(PLANTED_THREADS);
+    counts[threadIdx.x] = 0;
+    barrier();
+    add_shared(counts + (threadIdx.x + 1) % PLANTED_THREADS, 1);
+    add_shared(counts + (threadIdx.x + 40) % PLANTED_THREADS, 1);
+    barrier();
+    args.out[threadIdx.x] = static_cast<float>(counts[threadIdx.x]);
+}
+
 // out [16·M, 8·N] of two matrices in [16·M, 16] and [8·N, 16] rounded to T, by one warp with tensor-core tiles.
 template <typename T, int M, int N>
 __device__ __forceinline__ void planted_product(const PlantedArguments& args) {
@@ -183,6 +195,26 @@ KERNEL(planted_second_barrier, 64, PlantedArguments) {
         own = values[threadIdx.x < PLANTED_THREADS - 1 ? threadIdx.x + 1 : threadIdx.x] + 1.0f;
     }
     args.out[threadIdx.x] = own;
+}
+
+// Bins are emptied while others count in them.
+KERNEL(planted_count_emptied, 64, PlantedArguments) {
+    SharedArena arena;
+    unsigned* counts = arena.take<unsigned>(PLANTED_THREADS);
+    counts[threadIdx.x] = 0;
+    add_shared(counts + (threadIdx.x + 1) % PLANTED_THREADS, 1);
+    barrier();
+    args.out[threadIdx.x] = static_cast<float>(counts[threadIdx.x]);
+}
+
+// Bins are read while others count in them.
+KERNEL(planted_count_read, 64, PlantedArguments) {
+    SharedArena arena;
+    unsigned* counts = arena.take<unsigned>(PLANTED_THREADS);
+    counts[threadIdx.x] = 0;
+    barrier();
+    add_shared(counts + (threadIdx.x + 1) % PLANTED_THREADS, 1);
+    args.out[threadIdx.x] = static_cast<float>(counts[threadIdx.x]);
 }
 
 KERNEL(planted_warp_barrier, 64, PlantedArguments) {

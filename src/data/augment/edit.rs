@@ -6,6 +6,8 @@
 //!
 //! A square is R×R×3 bytes, RGB.
 
+use crate::pixels::Operation;
+
 /// Steps of a factor or of a pixel's coordinates in one unit.
 pub const ONE: i32 = 1 << 16;
 
@@ -100,6 +102,44 @@ impl Edit {
                     let part = &mut row[3 * left as usize..][..3 * width as usize];
                     part.as_chunks_mut::<3>().0.fill(fill);
                 }
+            }
+        }
+    }
+
+    /// The edit of a square of this side as a device knows it: an operation and its numbers.
+    ///
+    /// # Panics
+    /// If a rectangle is not inside the square.
+    pub fn program(self, side: u32) -> (Operation, [i32; 7]) {
+        let colour = |[red, green, blue]: [u8; 3]| i32::from_le_bytes([red, green, blue, 0]);
+        let one = |number| [number, 0, 0, 0, 0, 0, 0];
+        match self {
+            Edit::Affine { matrix: [a, b, c, d, e, f], fill } => {
+                (Operation::Affine, [a, b, c, d, e, f, colour(fill)])
+            }
+            Edit::FlipVertically => {
+                let last = (side as i32 - 1) * ONE;
+                (Operation::Affine, [ONE, 0, 0, 0, -ONE, last, 0])
+            }
+            Edit::AutoContrast => (Operation::AutoContrast, one(0)),
+            Edit::Equalize => (Operation::Equalize, one(0)),
+            Edit::Invert => (Operation::Invert, one(0)),
+            Edit::Posterize { bits } => (Operation::Posterize, one(i32::from(posterize_mask(bits)))),
+            Edit::Solarize { threshold } => (Operation::Solarize, one(i32::from(threshold))),
+            Edit::SolarizeAdd { add } => (Operation::SolarizeAdd, one(i32::from(add))),
+            Edit::Color { factor } => (Operation::Color, one(factor)),
+            Edit::Contrast { factor } => (Operation::Contrast, one(factor)),
+            Edit::Brightness { factor } => (Operation::Brightness, one(factor)),
+            Edit::Sharpness { factor } => (Operation::Sharpness, one(factor)),
+            Edit::Erase { left, top, width, height, fill } => {
+                let inside =
+                    |first: u32, length: u32| u64::from(first) + u64::from(length) <= u64::from(side);
+                assert!(
+                    inside(left, width) && inside(top, height),
+                    "a rectangle inside {side}×{side}: {self:?}"
+                );
+                let [left, top, width, height] = [left, top, width, height].map(|length| length as i32);
+                (Operation::Erase, [left, top, width, height, colour(fill), 0, 0])
             }
         }
     }

@@ -2,7 +2,8 @@
 //!
 //! [`crop`] says how images are brought to the resolution and what evaluation sees; a [`policy`] says what training
 //! changes at random. Both choose a [`Geometry`], which the CPU follows in [`view`] and a GPU in `kernels/image.cu`
-//! (see [`raw`](super::raw)), to the same bytes. A policy may also choose [`Edit`]s of the finished square.
+//! (see [`raw`](super::raw)), to the same bytes. A policy may also choose [`Edit`]s of the finished square, which the CPU
+//! makes in [`edit`] and a GPU in `kernels/image_edit.cuh`.
 
 pub mod crop;
 pub mod edit;

@@ -7,24 +7,27 @@
 use std::ops::Range;
 
 use super::context::Context;
-use super::gpu::{Gpu, Held, Staging};
-use super::image;
+use super::gpu::{Address, Gpu, Held, Staging};
+use super::image::{self, RawOnDevice};
 use crate::ops::{BatchInput, BatchTarget, OpsError, Result, Tensor};
-use crate::pixels::{BatchPixels, raw_batch_bytes};
+use crate::pixels::{BatchPixels, Editing, edited_squares_bytes, raw_batch_bytes};
 
 /// The form of a batch. A captured graph unpacks one form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Sent {
     Squares,
-    /// A raw batch of squares of this side.
-    Raw(usize),
+    /// A raw batch of squares of this side, and what happens to them.
+    Raw {
+        side: usize,
+        editing: Editing,
+    },
 }
 
 impl Sent {
     fn of(pixels: &BatchPixels) -> Sent {
         match *pixels {
             BatchPixels::Squares(_) => Sent::Squares,
-            BatchPixels::Raw { side, .. } => Sent::Raw(side),
+            BatchPixels::Raw { side, editing, .. } => Sent::Raw { side, editing },
         }
     }
 
@@ -33,7 +36,7 @@ impl Sent {
     fn images_at(self, target: &BatchTarget) -> usize {
         let labels = match self {
             Sent::Squares => target.labels.map_or(0, |labels| labels.elements),
-            Sent::Raw(side) => images(target.image, side),
+            Sent::Raw { side, .. } => images(target.image, side),
         };
         (4 * labels).next_multiple_of(256)
     }
@@ -50,6 +53,14 @@ fn images(image: Tensor, side: usize) -> usize {
 pub struct Size {
     device: usize,
     host: usize,
+    /// Of the workspace in which squares are edited. It lies behind the first buffer, and serves both.
+    squares: usize,
+}
+
+impl Size {
+    fn squares_at(&self) -> usize {
+        self.device.next_multiple_of(256)
+    }
 }
 
 /// Where a part of some bytes begins and ends.
@@ -75,22 +86,24 @@ pub struct Batches {
 impl Batches {
     /// The size of buffers for batches of this kind.
     pub fn size(batch: &BatchInput) -> Size {
-        let (room, held) = match batch.pixels {
-            BatchPixels::Squares(bytes) => (bytes.len(), false),
-            BatchPixels::Raw { bytes, side, held } => {
-                let most = raw_batch_bytes(images(batch.target.image, side), side);
-                (bytes.len().max(most), held.is_some())
+        let (room, held, squares) = match batch.pixels {
+            BatchPixels::Squares(bytes) => (bytes.len(), false, 0),
+            BatchPixels::Raw { bytes, side, editing, held } => {
+                let images = images(batch.target.image, side);
+                let squares = if editing == Editing::None { 0 } else { edited_squares_bytes(images, side) };
+                (bytes.len().max(raw_batch_bytes(images, side)), held.is_some(), squares)
             }
         };
         let labels = Sent::of(&batch.pixels).images_at(&batch.target);
         let device = labels + room;
-        Size { device, host: if held { labels } else { device } }
+        Size { device, host: if held { labels } else { device }, squares }
     }
 
     /// Buffers of this size.
     pub fn new<G: Gpu>(gpu: &mut G, room: Size) -> Result<Batches> {
-        let mut staging = || gpu.staging(room.device, room.host);
-        Ok(Batches { staging: [staging()?, staging()?], room, sent: [None; 2] })
+        let mut staging = |bytes| gpu.staging(bytes, room.host);
+        let staging = [staging(room.squares_at() + room.squares)?, staging(room.device)?];
+        Ok(Batches { staging, room, sent: [None; 2] })
     }
 
     pub fn free<G: Gpu>(self, gpu: &mut G) -> Result {
@@ -99,7 +112,7 @@ impl Batches {
 
     /// Whether batches of this size fit.
     pub fn has_room(&self, size: Size) -> bool {
-        size.device <= self.room.device && size.host <= self.room.host
+        size.device <= self.room.device && size.host <= self.room.host && size.squares <= self.room.squares
     }
 
     /// Lets go of the loader's memory whose bytes have arrived on the device.
@@ -141,7 +154,15 @@ impl Batches {
         let BatchTarget { image, labels, mean, deviation } = *target;
         match sent {
             Sent::Squares => image::normalise(cx, from, image, mean, deviation)?,
-            Sent::Raw(side) => image::prepare(cx, from, image, side, mean, deviation)?,
+            Sent::Raw { side, editing } => {
+                let first = cx.gpu.staging_address(self.staging[0]);
+                let squares = match editing {
+                    Editing::None => Address::NULL,
+                    _ => first.offset(self.room.squares_at()),
+                };
+                let raw = RawOnDevice { bytes: from, side, editing, squares };
+                image::prepare(cx, raw, image, mean, deviation)?;
+            }
         }
         let Some(labels) = labels else { return Ok(()) };
         let to = cx.tensor(labels);
