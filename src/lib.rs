@@ -16,6 +16,7 @@ pub mod cli;
 pub mod data;
 pub mod files;
 pub mod host_bytes;
+pub mod labels;
 pub mod model;
 pub mod names;
 pub mod network;

@@ -3,14 +3,15 @@
 //! Images leave in the form that the device takes: as squares, cropped, resized and mirrored here, or as
 //! [raw batches](super::raw), of which the device makes the same squares. For a raw batch a thread only decodes and
 //! copies the pixels that the crop covers; an image that finds no room, or is changed in other ways too, becomes a square
-//! here all the same.
+//! here all the same. So do the two images of a pair that is mixed: what is mixed are the finished squares.
 
-use super::augment::{Geometry, Look, Scratch, View, choose_geometry, edit_square, render};
+use super::augment::{Geometry, Look, Mix, Scratch, View, choose_geometry, edit_square, render};
 use super::raw::{RawBatch, RawScratch};
 use super::request::{Form, LoaderConfig};
 use super::sampler::Place;
 use super::{DataError, Source};
 use crate::host_bytes::HostBytes;
+use crate::labels::{Labels, Mixed};
 use crate::pixels::{BatchPixels, raw_batch_bytes};
 
 /// One step's images.
@@ -32,6 +33,9 @@ pub struct Batch {
     pub used: Vec<usize>,
     /// [batch].
     pub labels: Vec<u32>,
+    /// [batch]; empty where images are not mixed. See [`Mixed`].
+    pub second: Vec<u32>,
+    pub shares: Vec<f32>,
 }
 
 impl Batch {
@@ -39,7 +43,7 @@ impl Batch {
     ///
     /// # Panics
     /// If raw batches are of another size.
-    pub fn parts(&self, images: usize) -> impl ExactSizeIterator<Item = (BatchPixels<'_>, &[u32])> {
+    pub fn parts(&self, images: usize) -> impl ExactSizeIterator<Item = (BatchPixels<'_>, Labels<'_>)> {
         let side = self.resolution;
         let bytes = match self.form {
             Form::Squares => images * side * side * 3,
@@ -51,11 +55,15 @@ impl Batch {
         let held = self.held.as_ref();
         let pixels = held.map_or(&self.pixels[..], HostBytes::bytes);
         let parts = pixels.chunks_exact(bytes).zip(self.labels.chunks_exact(images));
-        parts.enumerate().map(move |(number, (pixels, labels))| match self.form {
-            Form::Squares => (BatchPixels::Squares(pixels), labels),
-            Form::Raw { .. } => {
-                (BatchPixels::Raw { bytes: &pixels[..self.used[number]], side, held }, labels)
-            }
+        parts.enumerate().map(move |(number, (pixels, first))| {
+            let own = number * images..(number + 1) * images;
+            let mixed = self.second.get(own.clone()).zip(self.shares.get(own));
+            let mixed = mixed.map(|(second, shares)| Mixed { second, shares });
+            let pixels = match self.form {
+                Form::Squares => BatchPixels::Squares(pixels),
+                Form::Raw { .. } => BatchPixels::Raw { bytes: &pixels[..self.used[number]], side, held },
+            };
+            (pixels, Labels { first, mixed, class_weights: None })
         })
     }
 }
@@ -96,6 +104,8 @@ pub(super) struct Maker {
     source: Source,
     config: LoaderConfig,
     decoded: Vec<u8>,
+    /// How the pairs of the batch are mixed; empty if none is.
+    mixes: Vec<Option<Mix>>,
     tools: Tools,
 }
 
@@ -103,13 +113,13 @@ pub(super) struct Maker {
 struct Tools {
     scratch: Scratch,
     raw: RawScratch,
-    /// An image that becomes a square here although the device takes others.
-    square: Vec<u8>,
+    /// Images that become squares here although the device takes others: one, or the two of a mixed pair.
+    squares: [Vec<u8>; 2],
 }
 
 impl Maker {
     pub fn new(source: Source, config: LoaderConfig) -> Maker {
-        Maker { source, config, decoded: Vec::new(), tools: Tools::default() }
+        Maker { source, config, decoded: Vec::new(), mixes: Vec::new(), tools: Tools::default() }
     }
 
     /// Fills a batch with the images at `places`.
@@ -123,12 +133,45 @@ impl Maker {
             self.source.will_need(split, place.index as usize);
         }
         batch.used.clear();
+        self.choose_mixes(places);
         match form {
             Form::Squares => self.squares(places, batch)?,
             Form::Raw { images } => self.raw_batches(places, images, batch)?,
         }
         batch.labels[places.len()..].fill(0);
+        self.mix_labels(batch);
         Ok(())
+    }
+
+    fn choose_mixes(&mut self, places: &[Place]) {
+        let LoaderConfig { split, resolution, augment, seed, .. } = self.config;
+        self.mixes.clear();
+        let Some(policy) = augment.filter(|_| self.config.mixes()) else { return };
+        self.mixes.extend(places.chunks_exact(2).map(|pair| {
+            let Place { index, epoch } = pair[0];
+            let id = self.source.id(split, index as usize);
+            Look { policy, seed, epoch, id }.mix(resolution as u32)
+        }));
+    }
+
+    /// Gives the images of mixed pairs two labels. The batch has each image's own.
+    fn mix_labels(&self, batch: &mut Batch) {
+        let Batch { labels, second, shares, resolution, .. } = batch;
+        second.clear();
+        shares.clear();
+        if self.mixes.is_empty() {
+            return;
+        }
+        second.extend_from_slice(labels);
+        shares.resize(labels.len(), 1.0);
+        for (number, mix) in self.mixes.iter().enumerate() {
+            let Some(mix) = mix else { continue };
+            let (one, two) = (2 * number, 2 * number + 1);
+            let own = [labels[one], labels[two]];
+            for (at, own, other) in [(one, own[0], own[1]), (two, own[1], own[0])] {
+                (labels[at], second[at], shares[at]) = mix.labels(own, other, *resolution as u32);
+            }
+        }
     }
 
     fn squares(&mut self, places: &[Place], batch: &mut Batch) -> Result<(), DataError> {
@@ -140,6 +183,12 @@ impl Maker {
             *label = self.with_image(place, |image, geometry, look, tools| {
                 make_square(image, geometry, look, resolution, &mut tools.scratch, pixels)
             })?;
+        }
+        for (pair, mix) in batch.pixels.chunks_exact_mut(2 * length).zip(&self.mixes) {
+            if let Some(mix) = mix {
+                let (one, two) = pair.split_at_mut(length);
+                mix.apply(one, two, resolution);
+            }
         }
         batch.pixels[places.len() * length..].fill(0);
         Ok(())
@@ -158,16 +207,26 @@ impl Maker {
         for (part, (buffer, labels)) in slots.enumerate() {
             let places = places.get(part * images..).unwrap_or_default();
             let mut raw = RawBatch::new(buffer, images, resolution);
-            for (place, label) in places.iter().zip(labels) {
+            for (number, (place, label)) in places.iter().zip(labels).enumerate() {
+                let mix = self.mixes.get((part * images + number) / 2).copied().flatten();
                 *label = self.with_image(place, |image, geometry, look, tools| {
-                    let Tools { scratch, raw: tables, square } = tools;
-                    if !only_geometry || !raw.push(image, geometry, tables) {
-                        square.resize(resolution * resolution * 3, 0);
-                        make_square(image, geometry, look, resolution, scratch, square)?;
+                    let Tools { scratch, raw: tables, squares } = tools;
+                    if only_geometry && mix.is_none() && raw.push(image, geometry, tables) {
+                        return Ok(());
+                    }
+                    let square = &mut squares[number % 2];
+                    square.resize(resolution * resolution * 3, 0);
+                    make_square(image, geometry, look, resolution, scratch, square)?;
+                    if mix.is_none() {
                         raw.push_resized(square, tables);
                     }
                     Ok(())
                 })?;
+                if let Some(mix) = mix.filter(|_| number % 2 == 1) {
+                    let Tools { raw: tables, squares: [one, two], .. } = &mut self.tools;
+                    mix.apply(one, two, resolution);
+                    [one, two].into_iter().for_each(|square| raw.push_resized(square, tables));
+                }
             }
             batch.used.push(raw.used());
         }
@@ -180,7 +239,7 @@ impl Maker {
         place: &Place,
         work: impl FnOnce(View, &Geometry, Option<Look>, &mut Tools) -> Result<(), String>,
     ) -> Result<u32, DataError> {
-        let Maker { source, config, decoded, tools } = self;
+        let Maker { source, config, decoded, tools, .. } = self;
         let LoaderConfig { split, resolution, crop, augment, seed, .. } = *config;
         let index = place.index as usize;
         let image = source.image(split, index, decoded)?;

@@ -114,6 +114,14 @@ impl Source {
         }
     }
 
+    /// The id of the image at `index`, without looking at the image.
+    pub fn id(&self, split: Split, index: usize) -> u64 {
+        match self {
+            Source::Packed(dataset) => dataset.id(split, index),
+            Source::Synthetic(_) => Synthetic::id(split, index),
+        }
+    }
+
     /// The image at `index`. `buffer` holds the pixels, unless they lie ready in the map.
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::tensor::Tensor;
+use crate::labels::Labels;
 use crate::pixels::BatchPixels;
 
 /// Everything that changes from step to step and is not data.
@@ -67,8 +68,8 @@ pub struct BatchInput<'a> {
     /// Squares [N, R, R, 3], or a raw batch of N images if the device
     /// [takes raw batches](super::Device::prepares_images).
     pub pixels: BatchPixels<'a>,
-    /// [N]; empty in inference.
-    pub labels: &'a [u32],
+    /// Of N images; empty in inference.
+    pub labels: Labels<'a>,
     pub target: BatchTarget,
 }
 

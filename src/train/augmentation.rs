@@ -2,7 +2,7 @@
 
 use super::recipe::{Range, Recipe, RecipeError, require};
 use crate::data::Normalise;
-use crate::data::augment::Policy;
+use crate::data::augment::{Mixing, Policy};
 
 const PROBABILITY: Range = (|v| (0.0..=1.0).contains(&v), "must be from 0 to 1");
 const AREAS: &str = "must be two shares of the image above 0 and at most 1, the smaller one first";
@@ -22,6 +22,7 @@ impl Recipe {
             auto: self.augment,
             color_jitter: self.color_jitter,
             random_erasing: self.random_erasing,
+            mixing: Mixing::NONE,
             fill: mean.map(|mean| (mean * 255.0).round() as u8),
         }
     }

@@ -18,7 +18,7 @@ use crate::data::augment::Auto;
 use crate::data::{CropMode, NormaliseBy};
 use crate::model::{Architecture, BatchNormConfig, ModelError, Padding, Variant};
 use crate::network::NetworkConfig;
-use crate::ops::{Statistics, Update, WeightDecay, Weights};
+use crate::ops::{LabelForm, Statistics, Update, WeightDecay, Weights};
 
 /// See the module's description. The names of the fields are those of the flags.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -351,6 +351,7 @@ impl Recipe {
             drop_path: self.drop_connect,
             dropout: self.dropout,
             label_smoothing: self.label_smoothing,
+            labels: LabelForm::PLAIN,
             step_images: self.batch_size,
         }
     }

@@ -141,7 +141,7 @@ fn taken(
     let mut bytes = vec![0; raw_batch_bytes(images, side)];
     RawBatch::new(&mut bytes, images, side);
     let pixels = BatchPixels::Raw { bytes: &bytes, side, held: None };
-    ops.send_batch(0, &BatchInput { pixels, labels: &vec![0; images], target }).unwrap();
+    ops.send_batch(0, &BatchInput { pixels, labels: (&vec![0; images]).into(), target }).unwrap();
     before - ops.gpu().available().unwrap()
 }
 

@@ -142,7 +142,7 @@ fn step_that_is_run_again_is_the_same() {
         ops.set_step(StepParams { first_position, ..params }).unwrap();
         let own = &batch.pixels[part * pixels..][..pixels];
         ops.upload_pixels(network.image, own, normalise.mean, normalise.deviation).unwrap();
-        ops.upload_labels(network.labels, &batch.labels[part * images..][..images]).unwrap();
+        ops.upload_labels(network.labels, &batch.labels[part * images..][..images].into()).unwrap();
         itinerary.passes().iter().for_each(|pass| ops.run(pass).unwrap());
     }
     let made = gradients(&mut ops);

@@ -125,11 +125,18 @@ impl OnCuda for Loss {
     /// images are added to the step's figures.
     fn launch<G: Gpu>(&self, cx: &mut Context<G>) -> Result {
         let [right] = cx.workspace([self.images * 4]);
+        let (labels, mixed) = (cx.tensor(self.labels), self.form.mixed);
+        let piece = |number: usize, present: bool| {
+            if present { labels.offset(number * self.images * 4) } else { Address::NULL }
+        };
         let losses = cx.tensor(self.losses);
         let arguments = HeadLossArguments {
             block: cx.state.block,
             logits: cx.tensor(self.logits),
-            labels: cx.tensor(self.labels),
+            labels,
+            second: piece(1, mixed),
+            shares: piece(2, mixed),
+            class_weights: piece(if mixed { 3 } else { 1 }, self.form.weighted),
             losses,
             dlogits: cx.tensor(self.dlogits),
             right,
@@ -137,7 +144,7 @@ impl OnCuda for Loss {
             smoothing: self.smoothing,
             scale: self.scale,
         };
-        cx.launch(&LOSS, [self.images, 1, 1], LOSS_THREADS, LOSS_WARPS * (3 * 8 + 4), arguments)?;
+        cx.launch(&LOSS, [self.images, 1, 1], LOSS_THREADS, LOSS_WARPS * (4 * 8 + 4), arguments)?;
         let tally = HeadTallyArguments { block: cx.state.block, losses, right, images: self.images as i32 };
         cx.launch(&TALLY, [1, 1, 1], LOSS_THREADS, LOSS_WARPS * 2 * 8, tally)
     }
