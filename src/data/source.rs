@@ -89,6 +89,18 @@ impl Source {
         }
     }
 
+    /// Number of images of each class.
+    pub fn class_counts(&self, split: Split) -> Vec<u64> {
+        match self {
+            Source::Packed(dataset) => dataset.class_counts(split),
+            Source::Synthetic(set) => {
+                let mut counts = vec![0; set.classes];
+                (0..set.samples(split)).for_each(|index| counts[set.label(index) as usize] += 1);
+                counts
+            }
+        }
+    }
+
     pub fn normalise(&self) -> Normalise {
         match self {
             Source::Packed(dataset) => dataset.normalise(),

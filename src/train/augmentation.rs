@@ -1,10 +1,9 @@
 //! What a recipe says of augmentation: the policy, and which values it may have.
 
-use super::recipe::{Range, Recipe, RecipeError, require};
+use super::recipe::{PROBABILITY, Recipe, RecipeError, require};
 use crate::data::Normalise;
-use crate::data::augment::{Mixing, Policy};
+use crate::data::augment::Policy;
 
-const PROBABILITY: Range = (|v| (0.0..=1.0).contains(&v), "must be from 0 to 1");
 const AREAS: &str = "must be two shares of the image above 0 and at most 1, the smaller one first";
 const RATIOS: &str = "must be two ratios above 0, the smaller one first";
 
@@ -22,7 +21,7 @@ impl Recipe {
             auto: self.augment,
             color_jitter: self.color_jitter,
             random_erasing: self.random_erasing,
-            mixing: Mixing::NONE,
+            mixing: self.mixing(),
             fill: mean.map(|mean| (mean * 255.0).round() as u8),
         }
     }

@@ -6,6 +6,7 @@ use indicatif::HumanBytes;
 use serde::Serialize;
 
 use super::device::{Hardware, host_memory};
+use super::division::largest_divisor;
 use super::loading;
 use super::recipe::{Recipe, RecipeError};
 use crate::data::loader::HELD;
@@ -52,6 +53,9 @@ pub struct MemoryPlan {
     pub host_available: Option<u64>,
     /// What the system can give; none if unknown.
     pub available: Option<u64>,
+    /// What a micro-batch is a multiple of.
+    #[serde(skip)]
+    pub least_micro_batch: usize,
     /// The largest micro-batch whose plan fits; none if unknown, 0 if nothing fits.
     #[serde(rename = "largest_micro_batch")]
     pub largest: Option<usize>,
@@ -71,9 +75,10 @@ pub enum MemoryError {
         on_gpu: bool,
     },
     /// No division of the batch fits.
-    #[error("a batch of {batch_size} images of {resolution}×{resolution} needs {} of memory even in passes of one \
-        image, {} are available; {}", HumanBytes(*need), HumanBytes(*have), nothing_fits(*on_gpu))]
-    Nothing { batch_size: usize, resolution: usize, need: u64, have: u64, on_gpu: bool },
+    #[error("a batch of {batch_size} images of {resolution}×{resolution} needs {} of memory even in passes of {}, {} are \
+        available; {}", HumanBytes(*need), if *least == 1 { "one image" } else { "two images" }, HumanBytes(*have),
+        nothing_fits(*on_gpu))]
+    Nothing { batch_size: usize, least: usize, resolution: usize, need: u64, have: u64, on_gpu: bool },
     #[error("{threads} loader threads prepare {} of images beside the GPU, {} of this machine's memory are free; take \
         fewer --loader-threads or a smaller --batch-size", HumanBytes(*need), HumanBytes(*have))]
     Loader { threads: usize, need: u64, have: u64 },
@@ -123,7 +128,7 @@ impl MemoryPlan {
         match self.available {
             Some(have) if need > have => {
                 let largest = self.largest.unwrap_or(0).min(self.batch_size);
-                let fits = (1..=largest).rev().find(|images| self.batch_size.is_multiple_of(*images));
+                let fits = largest_divisor(self.batch_size, largest, self.least_micro_batch);
                 let (micro_batch, on_gpu) = (self.micro_batch, self.reserve > 0);
                 return Err(MemoryError::Batch { micro_batch, need, have, fits, on_gpu });
             }
@@ -216,6 +221,7 @@ fn with_available(
         host_images,
         host_available: None,
         available,
+        least_micro_batch: recipe.least_micro_batch(),
         largest: None,
     };
     if let Some(available) = available {

@@ -12,6 +12,8 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 use toml::Table;
 
+use super::class_weights::ClassWeights;
+use super::division::{batches_that_divide, ranks_that_divide};
 use super::optimizer::{Decayed, Optimizer};
 use super::schedule_kind::ScheduleKind;
 use crate::data::augment::Auto;
@@ -46,6 +48,20 @@ pub struct Recipe {
     pub color_jitter: f64,
     #[serde(default, skip_serializing_if = "is_0")]
     pub random_erasing: f64,
+    /// α of mixup and of cutmix; 0 is none. These and the next three are not written where they have their default,
+    /// because earlier checkpoints lack them.
+    #[serde(default, skip_serializing_if = "is_0")]
+    pub mixup: f64,
+    #[serde(default, skip_serializing_if = "is_0")]
+    pub cutmix: f64,
+    /// Share of pairs that are mixed, 1 unless set; and of those that cutmix mixes, a half unless set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mixup_prob: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mixup_switch_prob: Option<f64>,
+    /// From this epoch on nothing is mixed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mixup_off_epoch: Option<u64>,
     /// Length of the schedule; may be a fraction.
     pub epochs: f64,
     /// Images of an optimiser step.
@@ -99,6 +115,9 @@ pub struct Recipe {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weight_decay_bn: Option<f64>,
     pub label_smoothing: f64,
+    /// What each class counts in the loss; not written where all count the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub class_weights: Option<ClassWeights>,
     /// Stochastic depth: the drop rate rises linearly with the block index; this is its value one past the last block.
     pub drop_connect: f64,
     pub dropout: f64,
@@ -144,27 +163,13 @@ pub enum RecipeError {
          {batch_size}"
     )]
     MicroBatchOfRanks { micro_batch: usize, share: usize, batch_size: usize, ranks: usize },
+    #[error(
+        "--batch-size {batch_size}: each of {ranks} ranks has {share} images, and mixup and cutmix mix pairs; take \
+         --batch-size {even}"
+    )]
+    OddShare { batch_size: usize, share: usize, ranks: usize, even: usize },
     #[error(transparent)]
     Model(#[from] ModelError),
-}
-
-/// The next smaller and the next larger number of ranks that divide the batch: "6 or 8 ranks".
-fn ranks_that_divide(batch_size: usize, ranks: usize) -> String {
-    let smaller = (1..ranks).rev().find(|ranks| batch_size.is_multiple_of(*ranks)).unwrap_or(1);
-    let larger = (ranks + 1..=batch_size).find(|ranks| batch_size.is_multiple_of(*ranks));
-    match larger {
-        Some(larger) => format!("{smaller} or {larger} ranks"),
-        None => format!("{smaller} rank{}", if smaller == 1 { "" } else { "s" }),
-    }
-}
-
-/// The next smaller and the next larger batch that the ranks divide: "91 or 98".
-fn batches_that_divide(batch_size: usize, ranks: usize) -> String {
-    let larger = batch_size.next_multiple_of(ranks);
-    match larger.saturating_sub(ranks) {
-        0 => larger.to_string(),
-        smaller => format!("{smaller} or {larger}"),
-    }
 }
 
 /// A range of numbers, and its description.
@@ -173,6 +178,7 @@ pub(super) type Range = (fn(f64) -> bool, &'static str);
 pub(super) const ABOVE_0: Range = (|v| v > 0.0 && v.is_finite(), "must be above 0");
 pub(super) const FROM_0: Range = (|v| v >= 0.0 && v.is_finite(), "must be at least 0");
 pub(super) const SHARE: Range = (|v| (0.0..1.0).contains(&v), "must be at least 0 and below 1");
+pub(super) const PROBABILITY: Range = (|v| (0.0..=1.0).contains(&v), "must be from 0 to 1");
 pub(super) const PART: Range = (|v| v > 0.0 && v <= 1.0, "must be above 0 and at most 1");
 
 /// Sizes that no machine can hold: above them the arithmetic of the memory plan would overflow.
@@ -196,6 +202,11 @@ impl Recipe {
             vertical_flip: 0.0,
             color_jitter: 0.0,
             random_erasing: 0.0,
+            mixup: 0.0,
+            cutmix: 0.0,
+            mixup_prob: None,
+            mixup_switch_prob: None,
+            mixup_off_epoch: None,
             epochs: 400.0,
             batch_size,
             micro_batch: batch_size,
@@ -221,6 +232,7 @@ impl Recipe {
             weight_decay_of: Decayed::All,
             weight_decay_bn: None,
             label_smoothing: 0.1,
+            class_weights: None,
             drop_connect: 0.2,
             dropout: scaling.dropout,
             bn_momentum: 0.1,
@@ -276,6 +288,12 @@ impl Recipe {
             vertical_flip: 1.0,
             color_jitter: 1.0,
             random_erasing: 1.0,
+            mixup: 1.0,
+            cutmix: 1.0,
+            mixup_prob: Some(1.0),
+            mixup_switch_prob: Some(1.0),
+            mixup_off_epoch: Some(1),
+            class_weights: Some(ClassWeights::Balanced),
             ..self.clone()
         }
     }
@@ -316,6 +334,7 @@ impl Recipe {
             require(flag, value, holds(value), problem)?;
         }
         self.validate_augmentation()?;
+        self.validate_mixing()?;
         let shorter = self.warmup_epochs < self.epochs;
         require("warmup-epochs", self.warmup_epochs, shorter, "must be less than --epochs")?;
         let patience = self.patience.unwrap_or(1);
@@ -351,7 +370,7 @@ impl Recipe {
             drop_path: self.drop_connect,
             dropout: self.dropout,
             label_smoothing: self.label_smoothing,
-            labels: LabelForm::PLAIN,
+            labels: LabelForm { mixed: self.mixes(), weighted: self.class_weights.is_some() },
             step_images: self.batch_size,
         }
     }
@@ -377,32 +396,6 @@ impl Recipe {
             clip_norm: self.clip_norm.map(|norm| norm as f32),
             ema: self.ema > 0.0,
         }
-    }
-
-    /// Divides the batch among ranks. If the micro-batch does not divide the share of a rank and may be changed, it
-    /// becomes the largest that does; then a line that says so is returned.
-    ///
-    /// # Errors
-    /// A batch that the ranks do not divide, or a fixed micro-batch that does not divide the share of a rank.
-    pub fn divide(&mut self, ranks: usize, may_change: bool) -> Result<Option<String>, RecipeError> {
-        let Recipe { batch_size, micro_batch, .. } = *self;
-        if !batch_size.is_multiple_of(ranks) {
-            return Err(RecipeError::Ranks { batch_size, ranks });
-        }
-        let share = batch_size / ranks;
-        if share.is_multiple_of(micro_batch) {
-            return Ok(None);
-        }
-        if !may_change {
-            return Err(RecipeError::MicroBatchOfRanks { micro_batch, share, batch_size, ranks });
-        }
-        let largest = (1..=share.min(micro_batch)).rev().find(|images| share.is_multiple_of(*images));
-        self.micro_batch = largest.unwrap_or(1);
-        Ok(Some(format!(
-            "micro-batch: {} images instead of {micro_batch}, because each of {ranks} ranks has {share} of a step's \
-             {batch_size}: batch norm sees fewer from here on",
-            self.micro_batch
-        )))
     }
 
     /// The fields and their values as JSON, sorted by name.

@@ -6,7 +6,7 @@ use crate::common::data::{self, LOADER};
 use crate::common::fixture::{doubles, equal_bits, relative_error, tolerance};
 use crate::common::gpu::{TestGpu, on_cuda};
 use crate::common::reference::Reference;
-use effnet::data::augment::{Auto, Geometry, Look, Scratch, View, choose_geometry, preprocess};
+use effnet::data::augment::{Auto, Geometry, Look, Mixing, Scratch, View, choose_geometry, preprocess};
 use effnet::data::raw::{RawBatch, RawScratch};
 use effnet::data::{Batch, CropMode, Form, Loader, LoaderConfig, Policy, Source, Split};
 use effnet::ops::Workspace;
@@ -302,11 +302,12 @@ fn unpacked<G: TestGpu>(source: &Source, config: LoaderConfig, images: usize) ->
     let elements = images * config.resolution * config.resolution * 3;
     let mut tensors = Tensors::default();
     let image = tensors.new_tensor("image", elements, Kind::Activation);
-    let labels = tensors.new_tensor("labels", images, Kind::Index);
+    let form = LabelForm { mixed: config.mixes(), ..LabelForm::PLAIN };
+    let labels = tensors.new_tensor("labels", form.words(images, 0), Kind::Index);
     let (mut plan, _) = alone(elements, Precision::Fp16.bytes());
     let start = plan.tensor_bytes.next_multiple_of(256);
     plan.offsets.push(Some(start));
-    plan.tensor_bytes = start + 4 * images;
+    plan.tensor_bytes = start + 4 * labels.elements;
     // On the harness, the way whose transfers happen as late as possible.
     let way = G::WAYS[1];
     let mut ops = CudaOps::new(G::open(way), StateSize::new(0, 0), &[&plan], Precision::Fp16).unwrap();
@@ -356,10 +357,12 @@ fn raw_batches_of_a_loader_are_its_squares<G: TestGpu>() {
     let larger = Source::synthetic(3, 50, 20, 90).unwrap();
     let mut seen = Vec::new();
     let edited = Policy { auto: Auto::AutoAugment, color_jitter: 0.3, fill: [9, 8, 7], ..Policy::STANDARD };
+    let mixing = Mixing { mixup: 0.5, cutmix: 1.0, probability: 0.5, ..Mixing::NONE };
+    let mixed = Policy { mixing, ..Policy::STANDARD };
     for (source, crop, resolution) in
         [(&grey, CropMode::Pad, 32), (&grey, CropMode::Resized, 33), (&larger, CropMode::Resized, 24)]
     {
-        for augment in [Some(Policy::STANDARD), Some(edited), None] {
+        for augment in [Some(Policy::STANDARD), Some(edited), Some(mixed), None] {
             let train = augment.is_some();
             let split = if train { Split::Train } else { Split::Val };
             let of = LoaderConfig { batch: 6, steps: 5, ahead: 2, ..LOADER };
@@ -383,6 +386,7 @@ fn raw_batches_of_a_loader_are_its_squares<G: TestGpu>() {
         assert_eq!(count, if train { 30 } else { 20 });
         match (resolution, train) {
             _ if augment == Some(edited) => assert_eq!(resized, count, "edited squares come from the loader"),
+            _ if augment == Some(mixed) => assert!(resized > 5 && count - resized > 3, "both ways are gone"),
             (24, true) => assert!(resized > 5 && count - resized > 5, "both ways are gone"),
             (24, false) => assert!(resized > 5),
             _ => assert_eq!(resized, 0, "of small images each has room"),

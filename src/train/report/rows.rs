@@ -4,6 +4,7 @@ use indicatif::{HumanBytes, HumanCount};
 
 use super::curves;
 use super::events::{End, EvaluationRecord, Header, Outcome, StepRecord};
+use crate::data::augment::Mixing;
 use crate::data::{CropMode, Normalise, NormaliseBy};
 use crate::train::optimizer::Decayed;
 use crate::train::recipe::Recipe;
@@ -23,6 +24,8 @@ pub fn header_rows(header: &Header) -> Vec<Row> {
         NormaliseBy::Dataset => String::new(),
         other => format!(", normalised by {other}"),
     };
+    let weighted = recipe.class_weights.as_ref();
+    let weighted = weighted.map_or(String::new(), |weights| format!(", class weights {weights}"));
     let each = if header.ranks > 1 { ", in each rank" } else { "" };
     vec![
         ("model", format!("{}, {} parameters", header.model_name(), count(header.parameters))),
@@ -39,8 +42,8 @@ pub fn header_rows(header: &Header) -> Vec<Row> {
         (
             "regularisation",
             format!(
-                "label smoothing {}, dropout {}, stochastic depth {}",
-                recipe.label_smoothing, recipe.dropout, recipe.drop_connect
+                "label smoothing {}, dropout {}, stochastic depth {}{}",
+                recipe.label_smoothing, recipe.dropout, recipe.drop_connect, weighted
             ),
         ),
         (
@@ -85,7 +88,27 @@ pub(super) fn augmentation(recipe: &Recipe) -> String {
     if policy.color_jitter > 0.0 {
         parts.push(format!("colour jitter {}", policy.color_jitter));
     }
+    parts.extend(mixing(policy.mixing));
     parts.join(", ")
+}
+
+fn mixing(mixing: Mixing) -> Option<String> {
+    let Mixing { mixup, cutmix, probability, switch, off_epoch } = mixing;
+    let mut text = match (mixup > 0.0, cutmix > 0.0) {
+        (false, false) => return None,
+        (true, false) => format!("mixup {mixup}"),
+        (false, true) => format!("cutmix {cutmix}"),
+        (true, true) => {
+            format!("mixup {mixup} or cutmix {cutmix} ({} %)", rounded(switch * 100.0))
+        }
+    };
+    if probability < 1.0 {
+        text += &format!(" of {} %", rounded(probability * 100.0));
+    }
+    if let Some(epoch) = off_epoch {
+        text += &format!(" in the first {epoch} epoch{}", if epoch == 1 { "" } else { "s" });
+    }
+    Some(text)
 }
 
 fn batch(header: &Header) -> String {

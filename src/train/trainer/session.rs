@@ -62,6 +62,7 @@ pub(super) struct Inspection {
 pub fn check(recipe: &Recipe, options: &RunOptions, source: &Source) -> Result<(), TrainError> {
     let inspection = inspect(recipe, options, source)?;
     inspection.compare(source)?;
+    inspection.recipe.weights_of_classes(source)?;
     Schedule::new(&inspection.recipe, source.samples(Split::Train))?;
     Ok(())
 }
@@ -166,6 +167,8 @@ pub(super) struct Session<H> {
     pub state: Snapshot,
     /// Whether the state came from a checkpoint.
     pub resumed: bool,
+    /// What each class counts in the loss, unless all count the same.
+    pub class_weights: Option<Vec<f32>>,
 }
 
 /// Checks everything else, together with the other ranks; then rank 0 creates or opens the run directory.
@@ -190,6 +193,7 @@ pub(super) fn prepare<H: Hardware>(
     let memory =
         fit(&mut recipe, classes, &mut hardware, team, (may_change, options.loader_threads), reporter)?;
     let arch = recipe.architecture(classes)?;
+    let class_weights = recipe.weights_of_classes(source)?;
     let (metadata, state) = match saved {
         Some(saved) => (Metadata { recipe: recipe.clone(), ..saved.metadata }, saved.state),
         None => initial(&recipe, options, source, &arch, &schedule, reporter)?,
@@ -209,7 +213,18 @@ pub(super) fn prepare<H: Hardware>(
             files::replace(&directory.recipe(), text.as_bytes()).map_err(DataError::from)?;
         }
     }
-    Ok(Session { recipe, arch, schedule, hardware, memory, directory, metadata, state, resumed })
+    Ok(Session {
+        recipe,
+        arch,
+        schedule,
+        hardware,
+        memory,
+        directory,
+        metadata,
+        state,
+        resumed,
+        class_weights,
+    })
 }
 
 /// Plans the memory of all ranks. If the micro-batch `may_change`, it becomes the largest that fits at every rank.
@@ -240,10 +255,11 @@ fn fit<H: Hardware>(
     match memory.check() {
         // Nobody asked for this micro-batch, and no other fits.
         Err(MemoryError::Batch { have, on_gpu, .. }) if may_change => {
-            let one = Recipe { micro_batch: 1, ..recipe.clone() };
+            let least = recipe.least_micro_batch();
+            let one = Recipe { micro_batch: least, ..recipe.clone() };
             let need = memory_plan(&one, classes, hardware, world, loader_threads)?.total();
             let Recipe { batch_size, resolution, .. } = *recipe;
-            Err(MemoryError::Nothing { batch_size, resolution, need, have, on_gpu }.into())
+            Err(MemoryError::Nothing { batch_size, least, resolution, need, have, on_gpu }.into())
         }
         other => Ok(other.map(|()| memory)?),
     }
