@@ -70,10 +70,10 @@ impl<'a> Labels<'a> {
         self.pieces().iter().map(|piece| piece.len()).sum()
     }
 
-    /// Writes the words to the beginning of `to`.
+    /// Writes the words.
     ///
     /// # Panics
-    /// If they find no room.
+    /// If there is room for another number of words: another [`LabelForm`] was planned.
     pub fn write(&self, to: &mut [u32]) {
         let mut rest = to;
         for piece in self.pieces() {
@@ -81,6 +81,7 @@ impl<'a> Labels<'a> {
             own.copy_from_slice(piece);
             rest = after;
         }
+        assert!(rest.is_empty(), "labels of another form");
     }
 }
 

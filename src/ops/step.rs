@@ -24,6 +24,7 @@ pub struct StepFigures {
     /// Sum of the images' losses.
     pub loss: f64,
     /// Correct predictions: images whose largest logit is their label's (see [`score::rank`](super::score::rank)).
+    /// Of a mixed image the label of the larger part counts.
     pub correct: u64,
     /// Whether the update changed nothing, because the loss or a gradient was not finite.
     pub skipped: bool,

@@ -199,7 +199,8 @@ fn with_available(
     let prepared = ((loading::batches(loader_threads) + beside) * recipe.batch_size) as u64 * image;
     let plan = training_plan(recipe, arch, table, device, recipe.micro_batch);
     let (weights, checkpoint, images, host_images) = if own_memory {
-        let batches = gpu_batches(device, recipe.micro_batch, recipe.resolution);
+        let words = recipe.network_config(1).labels.words(1, 0);
+        let batches = gpu_batches(device, recipe.micro_batch, recipe.resolution, words);
         (gpu_weights(&plan, table, device), 0, batches, prepared)
     } else {
         (total, total + ema + slots * trainable, prepared, 0)
@@ -242,9 +243,9 @@ fn gpu_weights(plan: &Plan, table: &ParamTable, device: &impl Device) -> u64 {
     (4 * (2 * table.total() - table.trainable()) + stored * device.element_bytes(Kind::Activation)) as u64
 }
 
-/// Bytes of two batches that are copied to a GPU, with their labels.
-fn gpu_batches(device: &impl Device, images: usize, resolution: usize) -> u64 {
-    2 * images as u64 * (prepared_bytes(device, resolution) + 4)
+/// Bytes of two batches that are copied to a GPU, with so many words of labels for each image.
+fn gpu_batches(device: &impl Device, images: usize, resolution: usize, words: usize) -> u64 {
+    2 * images as u64 * (prepared_bytes(device, resolution) + 4 * words as u64)
 }
 
 /// Bytes of an image as the loader prepares it. Raw images count with their largest size.
@@ -268,7 +269,7 @@ pub fn evaluation_need(
     }
     // The device reserves room for the moving average and the gradients even without training.
     let state = (4 * (table.total() + table.trainable())) as u64;
-    passes + state + gpu_weights(plan, table, device) + gpu_batches(device, images, resolution)
+    passes + state + gpu_weights(plan, table, device) + gpu_batches(device, images, resolution, 1)
 }
 
 fn training_plan(

@@ -119,6 +119,8 @@ impl Batches {
         let start = sent.images_at(&batch.target);
         let host = gpu.staging_host(self.staging[slot])?;
         let words = batch.labels.words();
+        let planned = batch.target.labels.map_or(0, |labels| labels.elements);
+        assert_eq!(words, planned, "labels of another form");
         batch.labels.write(bytemuck::cast_slice_mut(&mut host[..4 * words]));
         self.sent[slot] = Some(sent);
         if let BatchPixels::Raw { bytes, held: Some(memory), .. } = batch.pixels {
