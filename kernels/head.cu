@@ -192,7 +192,9 @@ __device__ __forceinline__ float power(float logit, float most) {
     F(float, scale)
 ARGUMENTS(HeadLossArguments, HEAD_LOSS_FIELDS)
 
-// What an image should be: two labels and the first one's share, which is 1 if the image is not mixed.
+// What an image should be: two labels and the first one's share, which is 1 if the image is not mixed. Labels alone are a
+// case of their own, so that what is not asked for costs nothing.
+template <bool SOFT>
 struct LossTarget {
     uint32_t label, second, classes;
     double share;
@@ -200,11 +202,11 @@ struct LossTarget {
 
     __device__ __forceinline__ explicit LossTarget(const HeadLossArguments& args) {
         label = args.labels[blockIdx.x];
-        const bool mixed = args.shares != nullptr;
+        const bool mixed = SOFT && args.shares != nullptr;
         second = mixed ? args.second[blockIdx.x] : label;
         share = mixed ? static_cast<double>(args.shares[blockIdx.x]) : 1.0;
         classes = static_cast<uint32_t>(args.classes);
-        weights = args.class_weights;
+        weights = SOFT ? args.class_weights : nullptr;
     }
 
     // A class's share before smoothing.
@@ -229,7 +231,8 @@ struct LossTarget {
     }
 };
 
-KERNEL(head_loss, LOSS_THREADS, HeadLossArguments) {
+template <bool SOFT>
+__device__ __forceinline__ void cross_entropy(const HeadLossArguments& args) {
     SharedArena arena;
     double* power_scratch = arena.take<double>(LOSS_WARPS);
     double* shifted_scratch = arena.take<double>(LOSS_WARPS);
@@ -239,7 +242,7 @@ KERNEL(head_loss, LOSS_THREADS, HeadLossArguments) {
     const size_t start = static_cast<size_t>(blockIdx.x) * args.classes;
     const float* logits = args.logits + start;
     float* dlogits = args.dlogits + start;
-    const LossTarget target(args);
+    const LossTarget<SOFT> target(args);
     const uint32_t label = target.label, classes = target.classes;
     const float own = label < classes ? logits[label] : NAN;
 
@@ -281,6 +284,9 @@ KERNEL(head_loss, LOSS_THREADS, HeadLossArguments) {
         args.right[blockIdx.x] = not_below == 0.0 && own == own ? 1 : 0;
     }
 }
+
+KERNEL(head_loss, LOSS_THREADS, HeadLossArguments) { cross_entropy<false>(args); }
+KERNEL(head_loss_soft, LOSS_THREADS, HeadLossArguments) { cross_entropy<true>(args); }
 
 // Adds the sum of the losses and the number of correct images to the step's block. One block.
 #define HEAD_TALLY_FIELDS(F)  \

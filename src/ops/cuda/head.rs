@@ -11,7 +11,7 @@ use super::sources::head::{
     HeadTallyArguments, HeadWeightsArguments, LOGITS_THREADS, LOSS_THREADS, LOSS_WARPS, POOL_THREADS,
     POOL_WARPS, PRODUCT_DEPTH, PRODUCT_PITCH, PRODUCT_THREADS, PRODUCT_TILE, SLICE,
 };
-use crate::ops::{HeadBackward, HeadForward, Loss, Result};
+use crate::ops::{HeadBackward, HeadForward, LabelForm, Loss, Result};
 
 /// Bytes of shared memory of a product: one piece of each factor.
 const PRODUCT_SHARED: usize = 2 * PRODUCT_DEPTH * PRODUCT_PITCH * 4;
@@ -28,6 +28,7 @@ const LOGIT_PRODUCTS: Kernel<HeadProductArguments> = Kernel::plain("head_logit_p
 const FEATURE_PRODUCTS: Kernel<HeadProductArguments> = Kernel::plain("head_feature_products");
 const LOGITS: Kernel<HeadLogitsArguments> = Kernel::plain("head_logits");
 const LOSS: Kernel<HeadLossArguments> = Kernel::plain("head_loss");
+const SOFT_LOSS: Kernel<HeadLossArguments> = Kernel::plain("head_loss_soft");
 const TALLY: Kernel<HeadTallyArguments> = Kernel::plain("head_tally");
 const WEIGHTS: Kernel<HeadWeightsArguments> = Kernel::plain("head_weights");
 const BACKWARD: Kernel<HeadBackwardArguments> = Kernel::stored("head_backward");
@@ -144,7 +145,8 @@ impl OnCuda for Loss {
             smoothing: self.smoothing,
             scale: self.scale,
         };
-        cx.launch(&LOSS, [self.images, 1, 1], LOSS_THREADS, LOSS_WARPS * (4 * 8 + 4), arguments)?;
+        let kernel = if self.form == LabelForm::PLAIN { &LOSS } else { &SOFT_LOSS };
+        cx.launch(kernel, [self.images, 1, 1], LOSS_THREADS, LOSS_WARPS * (4 * 8 + 4), arguments)?;
         let tally = HeadTallyArguments { block: cx.state.block, losses, right, images: self.images as i32 };
         cx.launch(&TALLY, [1, 1, 1], LOSS_THREADS, LOSS_WARPS * 2 * 8, tally)
     }

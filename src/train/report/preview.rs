@@ -137,7 +137,7 @@ impl<'a> Painter<'a> {
         let other_index = self.orders[other_epoch as usize][(other % samples) as usize];
         let partner = self.look(other_epoch, other_index);
         let side = self.recipe.resolution;
-        let Some(mix) = (if position % 2 == 0 { own } else { partner }).mix(side as u32) else {
+        let Some(mix) = (if position.is_multiple_of(2) { own } else { partner }).mix(side as u32) else {
             return self.render(index, Some(own)).map(|_| String::new());
         };
         self.render(other_index, Some(partner))?;
