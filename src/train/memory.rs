@@ -385,6 +385,11 @@ mod tests {
                 .ends_with("smaller --batch-size, --resolution or --model")
         );
         assert!(tight.to_string().lines().count() == 14, "{tight}");
+        // Of the divisors of 96 below 4, pairs leave 2.
+        let three = MemoryPlan { largest: Some(3), ..tight };
+        let fits =
+            |least_micro_batch| MemoryPlan { least_micro_batch, ..three.clone() }.check().unwrap_err().fits();
+        assert_eq!([fits(1), fits(2)], [Some(3), Some(2)]);
     }
 
     /// The published reference trains with 512 images on a GPU of 10 GB.

@@ -102,21 +102,10 @@ fn train_as<H: Hardware>(
     team.doing(0, "getting ready");
     let session = prepare(inspection, options, &source, hardware, team, reporter)?;
     let header = header(&session, options, &source, team);
-    let Session {
-        recipe,
-        arch,
-        schedule,
-        hardware,
-        directory,
-        metadata,
-        state,
-        resumed,
-        memory,
-        class_weights,
-    } = session;
+    let Session { recipe, arch, schedule, hardware, directory, metadata, state, resumed, memory } = session;
     let processors = hardware.processors();
     let mut engine = Engine::new(&recipe, &arch, metadata.normalise, hardware, team)?;
-    engine.class_weights = class_weights;
+    engine.class_weights = recipe.weights_of_classes(&source)?;
     engine.load(&state, metadata.loss_scale)?;
     reporter.report(Event::Started(&header));
     let mut trainer = Trainer {

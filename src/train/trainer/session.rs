@@ -167,8 +167,6 @@ pub(super) struct Session<H> {
     pub state: Snapshot,
     /// Whether the state came from a checkpoint.
     pub resumed: bool,
-    /// What each class counts in the loss, unless all count the same.
-    pub class_weights: Option<Vec<f32>>,
 }
 
 /// Checks everything else, together with the other ranks; then rank 0 creates or opens the run directory.
@@ -193,7 +191,8 @@ pub(super) fn prepare<H: Hardware>(
     let memory =
         fit(&mut recipe, classes, &mut hardware, team, (may_change, options.loader_threads), reporter)?;
     let arch = recipe.architecture(classes)?;
-    let class_weights = recipe.weights_of_classes(source)?;
+    // Before anything is created.
+    recipe.weights_of_classes(source)?;
     let (metadata, state) = match saved {
         Some(saved) => (Metadata { recipe: recipe.clone(), ..saved.metadata }, saved.state),
         None => initial(&recipe, options, source, &arch, &schedule, reporter)?,
@@ -213,18 +212,7 @@ pub(super) fn prepare<H: Hardware>(
             files::replace(&directory.recipe(), text.as_bytes()).map_err(DataError::from)?;
         }
     }
-    Ok(Session {
-        recipe,
-        arch,
-        schedule,
-        hardware,
-        memory,
-        directory,
-        metadata,
-        state,
-        resumed,
-        class_weights,
-    })
+    Ok(Session { recipe, arch, schedule, hardware, memory, directory, metadata, state, resumed })
 }
 
 /// Plans the memory of all ranks. If the micro-batch `may_change`, it becomes the largest that fits at every rank.
