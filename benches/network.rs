@@ -110,7 +110,11 @@ fn train<O: Ops>(ops: &mut O, network: &Network, passes: &[Pass], fixed: &Fixed,
         ops.set_step(StepParams { step, learning_rate: 1e-4, ..StepParams::default() })?;
         ops.send_batch(
             slot,
-            &BatchInput { pixels: BatchPixels::Squares(&fixed.pixels), labels: &fixed.labels, target },
+            &BatchInput {
+                pixels: BatchPixels::Squares(&fixed.pixels),
+                labels: (&fixed.labels).into(),
+                target,
+            },
         )?;
         ops.replay(Sequence::Training { slot, first: true, last: true }, |ops| {
             ops.begin_step()?;
@@ -127,7 +131,7 @@ fn infer<O: Ops>(ops: &mut O, inference: &Inference, fixed: &Fixed, step: u64) -
     ops.submit(|ops| {
         ops.send_batch(
             slot,
-            &BatchInput { pixels: BatchPixels::Squares(&fixed.pixels), labels: &[], target },
+            &BatchInput { pixels: BatchPixels::Squares(&fixed.pixels), labels: Labels::default(), target },
         )?;
         ops.replay(Sequence::Inference { slot }, |ops| {
             ops.unpack_batch(slot, &target)?;

@@ -30,6 +30,8 @@ pub enum Purpose {
     ColorJitter = 9,
     /// Random erasing; the layer field is the number of the try.
     Erase = 10,
+    /// Mixup and cutmix of a pair of images; layer 1 is the place of a rectangle.
+    Mix = 11,
 }
 
 /// One block of four 32-bit draws.

@@ -82,7 +82,7 @@ impl Layers {
         ops.set_step(StepParams { learning_rate: 1e-6, ema_decay: 0.999, ..StepParams::default() })?;
         ops.write_state(Buffer::Parameters, &noise(self.table.total()))?;
         touched(pass).into_iter().try_for_each(|tensor| match tensor.kind {
-            Kind::Index => ops.upload_labels(tensor, &vec![0; tensor.elements]),
+            Kind::Index => ops.upload_labels(tensor, &(&vec![0; tensor.elements]).into()),
             _ => ops.upload(tensor, &noise(tensor.elements)),
         })
     }

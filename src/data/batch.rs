@@ -1,16 +1,17 @@
 //! One step's images, and how a thread of the loader makes them.
 //!
-//! Images leave in the form that the device takes: as squares, cropped, resized, mirrored and edited here, or as
+//! Images leave in the form that the device takes: as squares, cropped, resized, mirrored, edited and mixed here, or as
 //! [raw batches](super::raw), of which the device makes the same squares. For a raw batch a thread only decodes, copies
-//! the pixels that the crop covers and draws the edits; an image that finds no room becomes a square here, which the
-//! device edits all the same.
+//! the pixels that the crop covers and draws the edits and what is mixed; an image that finds no room becomes a square here,
+//! which the device edits and mixes all the same.
 
-use super::augment::{Edit, Geometry, Look, Scratch, View, choose_geometry, edit_square, render};
+use super::augment::{Edit, Geometry, Look, Mix, Scratch, View, choose_geometry, edit_square, render};
 use super::raw::{RawBatch, RawScratch};
 use super::request::{Form, LoaderConfig};
 use super::sampler::Place;
 use super::{DataError, Source};
 use crate::host_bytes::HostBytes;
+use crate::labels::{Labels, Mixed};
 use crate::pixels::{BatchPixels, Editing, raw_batch_bytes};
 
 /// One step's images.
@@ -34,6 +35,9 @@ pub struct Batch {
     pub used: Vec<usize>,
     /// [batch].
     pub labels: Vec<u32>,
+    /// [batch]; empty where images are not mixed. See [`Mixed`].
+    pub second: Vec<u32>,
+    pub shares: Vec<f32>,
 }
 
 impl Batch {
@@ -41,7 +45,7 @@ impl Batch {
     ///
     /// # Panics
     /// If raw batches are of another size.
-    pub fn parts(&self, images: usize) -> impl ExactSizeIterator<Item = (BatchPixels<'_>, &[u32])> {
+    pub fn parts(&self, images: usize) -> impl ExactSizeIterator<Item = (BatchPixels<'_>, Labels<'_>)> {
         let side = self.resolution;
         let bytes = match self.form {
             Form::Squares => images * side * side * 3,
@@ -53,12 +57,18 @@ impl Batch {
         let held = self.held.as_ref();
         let pixels = held.map_or(&self.pixels[..], HostBytes::bytes);
         let parts = pixels.chunks_exact(bytes).zip(self.labels.chunks_exact(images));
-        parts.enumerate().map(move |(number, (pixels, labels))| match self.form {
-            Form::Squares => (BatchPixels::Squares(pixels), labels),
-            Form::Raw { .. } => {
-                let bytes = &pixels[..self.used[number]];
-                (BatchPixels::Raw { bytes, side, editing: self.editing, held }, labels)
-            }
+        parts.enumerate().map(move |(number, (pixels, first))| {
+            let own = number * images..(number + 1) * images;
+            let mixed = self.second.get(own.clone()).zip(self.shares.get(own));
+            let mixed = mixed.map(|(second, shares)| Mixed { second, shares });
+            let pixels = match self.form {
+                Form::Squares => BatchPixels::Squares(pixels),
+                Form::Raw { .. } => {
+                    let bytes = &pixels[..self.used[number]];
+                    BatchPixels::Raw { bytes, side, editing: self.editing, held }
+                }
+            };
+            (pixels, Labels { first, mixed, class_weights: None })
         })
     }
 }
@@ -83,6 +93,8 @@ pub(super) struct Maker {
     source: Source,
     config: LoaderConfig,
     decoded: Vec<u8>,
+    /// How the pairs of the batch are mixed; empty if none is.
+    mixes: Vec<Option<Mix>>,
     tools: Tools,
 }
 
@@ -97,7 +109,7 @@ struct Tools {
 
 impl Maker {
     pub fn new(source: Source, config: LoaderConfig) -> Maker {
-        Maker { source, config, decoded: Vec::new(), tools: Tools::default() }
+        Maker { source, config, decoded: Vec::new(), mixes: Vec::new(), tools: Tools::default() }
     }
 
     /// Fills a batch with the images at `places`.
@@ -107,6 +119,7 @@ impl Maker {
         batch.form = form;
         batch.resolution = resolution;
         batch.editing = match form {
+            Form::Raw { .. } if self.config.mixes() => Editing::Mixing,
             Form::Raw { .. } if augment.is_some_and(|policy| !policy.only_geometry()) => Editing::Edits,
             _ => Editing::None,
         };
@@ -115,12 +128,45 @@ impl Maker {
             self.source.will_need(split, place.index as usize);
         }
         batch.used.clear();
+        self.choose_mixes(places);
         match form {
             Form::Squares => self.squares(places, batch)?,
             Form::Raw { images } => self.raw_batches(places, images, batch)?,
         }
         batch.labels[places.len()..].fill(0);
+        self.mix_labels(batch);
         Ok(())
+    }
+
+    fn choose_mixes(&mut self, places: &[Place]) {
+        let LoaderConfig { split, resolution, augment, seed, .. } = self.config;
+        self.mixes.clear();
+        let Some(policy) = augment.filter(|_| self.config.mixes()) else { return };
+        self.mixes.extend(places.chunks_exact(2).map(|pair| {
+            let Place { index, epoch } = pair[0];
+            let id = self.source.id(split, index as usize);
+            Look { policy, seed, epoch, id }.mix(resolution as u32)
+        }));
+    }
+
+    /// Gives the images of mixed pairs two labels. The batch has each image's own.
+    fn mix_labels(&self, batch: &mut Batch) {
+        let Batch { labels, second, shares, resolution, .. } = batch;
+        second.clear();
+        shares.clear();
+        if self.mixes.is_empty() {
+            return;
+        }
+        second.extend_from_slice(labels);
+        shares.resize(labels.len(), 1.0);
+        for (number, mix) in self.mixes.iter().enumerate() {
+            let Some(mix) = mix else { continue };
+            let (one, two) = (2 * number, 2 * number + 1);
+            let own = [labels[one], labels[two]];
+            for (at, own, other) in [(one, own[0], own[1]), (two, own[1], own[0])] {
+                (labels[at], second[at], shares[at]) = mix.labels(own, other, *resolution as u32);
+            }
+        }
     }
 
     fn squares(&mut self, places: &[Place], batch: &mut Batch) -> Result<(), DataError> {
@@ -136,6 +182,12 @@ impl Maker {
                 }
                 Ok(())
             })?;
+        }
+        for (pair, mix) in batch.pixels.chunks_exact_mut(2 * length).zip(&self.mixes) {
+            if let Some(mix) = mix {
+                let (one, two) = pair.split_at_mut(length);
+                mix.apply(one, two, resolution);
+            }
         }
         batch.pixels[places.len() * length..].fill(0);
         Ok(())
@@ -170,6 +222,12 @@ impl Maker {
                     Ok(())
                 })?;
             }
+            let mixes = self.mixes.get(part * images / 2..).unwrap_or_default();
+            for (pair, mix) in mixes.iter().take(places.len().min(images) / 2).enumerate() {
+                if let Some(mix) = mix {
+                    [2 * pair, 2 * pair + 1].into_iter().for_each(|number| raw.mix(number, *mix));
+                }
+            }
             batch.used.push(raw.used());
         }
         Ok(())
@@ -181,7 +239,7 @@ impl Maker {
         place: &Place,
         work: impl FnOnce(View, &Geometry, Option<Look>, &mut Tools) -> Result<(), String>,
     ) -> Result<u32, DataError> {
-        let Maker { source, config, decoded, tools } = self;
+        let Maker { source, config, decoded, tools, .. } = self;
         let LoaderConfig { split, resolution, crop, augment, seed, .. } = *config;
         let index = place.index as usize;
         let image = source.image(split, index, decoded)?;

@@ -313,6 +313,15 @@ impl Dataset {
         shard.sample(position)
     }
 
+    /// A sample's id.
+    ///
+    /// # Panics
+    /// As [`Dataset::sample`].
+    pub fn id(&self, split: Split, index: usize) -> u64 {
+        let (shard, position) = self.splits[split as usize].locate(index);
+        shard.records()[position].id
+    }
+
     /// The error for a sample that matches its checksum but cannot be decoded.
     pub(crate) fn damaged_sample(&self, split: Split, index: usize, problem: String) -> DataError {
         let (shard, position) = self.splits[split as usize].locate(index);

@@ -7,7 +7,8 @@
 //! bytes, then columns), so that a device gives the same bytes as the CPU. The bytes of a batch follow from its images
 //! alone: the buffer's former content is never sent.
 
-use super::augment::{Edit, Geometry, Rectangle, View};
+use super::augment::mix::ONE;
+use super::augment::{Edit, Geometry, Mix, Rectangle, View};
 use crate::pixels::{
     ImageEdit, ImageSample, MAX_WINDOW_BYTES, MOST_EDITS, RAW_ALIGNMENT, least_raw_batch_bytes,
     program_bytes, raw_samples_bytes, raw_square_bytes,
@@ -217,15 +218,19 @@ impl<'a> RawBatch<'a> {
         assert!(added, "there is room for every image that is still to come");
     }
 
-    /// Image `number` gets a part of its neighbour, image `number ^ 1`: `share` of 65,536 of every pixel, and all of the
-    /// rectangle. Both are in the batch already.
+    /// Image `number` is mixed with its neighbour, image `number ^ 1`. Both are in the batch already.
     ///
     /// # Panics
-    /// If they are not, or if the share or the rectangle is too large.
-    pub fn mix(&mut self, number: usize, share: u32, part: Rectangle) {
+    /// If they are not, or if the weight or the rectangle is too large.
+    pub fn mix(&mut self, number: usize, mix: Mix) {
+        let none = Rectangle { left: 0, top: 0, width: 0, height: 0 };
+        let (share, part) = match mix {
+            Mix::Blend { weight } => (ONE.wrapping_sub(weight), none),
+            Mix::Exchange(rectangle) => (0, rectangle),
+        };
         assert!(number.max(number ^ 1) < self.pushed, "image {number} and its neighbour");
         let (right, bottom) = (part.left + part.width, part.top + part.height);
-        assert!(share <= 1 << 16 && right.max(bottom) as usize <= self.resolution, "{share} and {part:?}");
+        assert!(share <= ONE && right.max(bottom) as usize <= self.resolution, "{share} and {part:?}");
         let range = number * size_of::<ImageSample>()..(number + 1) * size_of::<ImageSample>();
         let mut sample: ImageSample = bytemuck::pod_read_unaligned(&self.buffer[range.clone()]);
         sample.share = share;

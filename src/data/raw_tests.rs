@@ -59,7 +59,7 @@ fn pushed(edits: &[Edit]) -> Vec<u8> {
     let mut buffer = vec![0; least_raw_batch_bytes(2, side)];
     let mut batch = RawBatch::new(&mut buffer, 2, side);
     batch.push_resized(&square, edits, &mut RawScratch::default());
-    batch.mix(0, 1, Rectangle::all((4, 4)));
+    batch.mix(0, Mix::Exchange(Rectangle::all((4, 4))));
     buffer
 }
 

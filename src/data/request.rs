@@ -46,8 +46,8 @@ pub enum Form {
 
 impl LoaderConfig {
     /// # Errors
-    /// [`DataError::Invalid`] for a batch or resolution of 0, an unresolved crop mode, or raw batches that do not
-    /// divide the batch.
+    /// [`DataError::Invalid`] for a batch or resolution of 0, an unresolved crop mode, raw batches that do not divide the
+    /// batch, or pairs to be mixed that do not.
     pub fn check(&self) -> Result<(), DataError> {
         let LoaderConfig { batch, resolution, .. } = *self;
         let invalid = |problem: String| Err(DataError::Invalid(problem));
@@ -57,11 +57,20 @@ impl LoaderConfig {
         if self.crop == CropMode::Auto {
             return invalid("the crop mode must be resolved before loading".into());
         }
+        let part = if let Form::Raw { images } = self.form { images } else { batch };
+        if self.mixes() && !part.is_multiple_of(2) {
+            return invalid(format!("images are mixed in pairs, which do not divide {part}"));
+        }
         match self.form {
             Form::Raw { images } if images == 0 || !batch.is_multiple_of(images) => {
                 invalid(format!("raw batches of {images} images do not divide {batch}"))
             }
             _ => Ok(()),
         }
+    }
+
+    /// Whether pairs of images are mixed.
+    pub fn mixes(&self) -> bool {
+        self.augment.is_some_and(|policy| !policy.mixing.is_none())
     }
 }

@@ -89,6 +89,18 @@ impl Source {
         }
     }
 
+    /// Number of images of each class.
+    pub fn class_counts(&self, split: Split) -> Vec<u64> {
+        match self {
+            Source::Packed(dataset) => dataset.class_counts(split),
+            Source::Synthetic(set) => {
+                let mut counts = vec![0; set.classes];
+                (0..set.samples(split)).for_each(|index| counts[set.label(index) as usize] += 1);
+                counts
+            }
+        }
+    }
+
     pub fn normalise(&self) -> Normalise {
         match self {
             Source::Packed(dataset) => dataset.normalise(),
@@ -111,6 +123,14 @@ impl Source {
     pub fn will_need(&self, split: Split, index: usize) {
         if let Source::Packed(dataset) = self {
             dataset.will_need(split, index);
+        }
+    }
+
+    /// The id of the image at `index`, without looking at the image.
+    pub fn id(&self, split: Split, index: usize) -> u64 {
+        match self {
+            Source::Packed(dataset) => dataset.id(split, index),
+            Source::Synthetic(_) => Synthetic::id(split, index),
         }
     }
 

@@ -16,8 +16,8 @@ mod stem;
 
 use crate::model::{Architecture, ParamTable};
 use crate::ops::{
-    BatchNorm, BatchNormInference, Dense, Device, Kind, Loss, Param, Plan, PreviousBlock, Statistics, Tensor,
-    Tensors,
+    BatchNorm, BatchNormInference, Dense, Device, Kind, LabelForm, Loss, Param, Plan, PreviousBlock,
+    Statistics, Tensor, Tensors,
 };
 use head::Head;
 pub use inference::Inference;
@@ -39,6 +39,8 @@ pub struct NetworkConfig {
     /// Dropout before the classifier; 0 is off.
     pub dropout: f64,
     pub label_smoothing: f64,
+    /// What the loss is told of the labels.
+    pub labels: LabelForm,
     /// Images of the whole optimiser step, over which the loss is averaged.
     pub step_images: usize,
 }
@@ -53,6 +55,7 @@ impl NetworkConfig {
             drop_path: 0.0,
             dropout: 0.0,
             label_smoothing: 0.0,
+            labels: LabelForm::PLAIN,
             step_images: images,
         }
     }
@@ -64,7 +67,7 @@ pub struct Network {
     pub tensors: Tensors,
     /// [N, R, R, 3].
     pub image: Tensor,
-    /// [N], u32.
+    /// u32, as the configuration says.
     pub labels: Tensor,
     /// [N, classes].
     pub logits: Tensor,
@@ -132,7 +135,8 @@ impl Network {
     pub fn new(arch: &Architecture, params: &ParamTable, config: NetworkConfig) -> Network {
         let mut build = Builder { tensors: Tensors::default(), params, arch, config };
         let image = build.activation("image".into(), arch.resolution, 3);
-        let labels = build.tensors.new_tensor("labels", config.images, Kind::Index);
+        let words = config.labels.words(config.images, arch.classes);
+        let labels = build.tensors.new_tensor("labels", words, Kind::Index);
         let stem = Stem::new(&mut build, image);
         let mut blocks: Vec<MbConv> = Vec::new();
         for block in &arch.blocks {
@@ -149,6 +153,7 @@ impl Network {
             classes: arch.classes,
             logits,
             labels,
+            form: config.labels,
             smoothing: config.label_smoothing as f32,
             scale: 1.0 / config.step_images as f32,
             losses,

@@ -94,7 +94,7 @@ pub trait Ops {
             return Err(OpsError::Device("a raw batch was sent, but this device takes squares".into()));
         };
         self.upload_pixels(image, pixels, mean, deviation)?;
-        labels.map_or(Ok(()), |labels| self.upload_labels(labels, batch.labels))
+        labels.map_or(Ok(()), |labels| self.upload_labels(labels, &batch.labels))
     }
     /// Memory of the host that the device reads by itself: a batch that lies there is not copied by the host. None if the
     /// device copies every batch when it is sent.
@@ -131,7 +131,7 @@ pub trait Ops {
     fn write_state(&mut self, buffer: Buffer, values: &[f32]) -> Result;
     /// Copies values into an activation or float tensor.
     fn upload(&mut self, tensor: Tensor, values: &[f32]) -> Result;
-    fn upload_labels(&mut self, tensor: Tensor, labels: &[u32]) -> Result;
+    fn upload_labels(&mut self, tensor: Tensor, labels: &Labels) -> Result;
     /// Fills `image` [N, R, R, 3] from bytes: (pixel/255 − mean)/deviation of each channel.
     fn upload_pixels(&mut self, image: Tensor, pixels: &[u8], mean: [f32; 3], deviation: [f32; 3]) -> Result;
     /// Copies an activation or float tensor to the host.

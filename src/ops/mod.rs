@@ -26,6 +26,7 @@ pub use profile::{BucketTime, ProfileReport, ProfileRow};
 pub use step::{BatchInput, BatchTarget, LossScale, Sequence, StepFigures, StepParams, Weights};
 pub use tensor::{Kind, Param, Tensor, Tensors};
 
+pub use crate::labels::{LabelForm, Labels, Mixed};
 use crate::parallel::GroupError;
 use crate::parallel::nccl::NcclError;
 pub use crate::pixels::BatchPixels;

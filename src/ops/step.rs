@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::tensor::Tensor;
+use crate::labels::Labels;
 use crate::pixels::BatchPixels;
 
 /// Everything that changes from step to step and is not data.
@@ -23,6 +24,7 @@ pub struct StepFigures {
     /// Sum of the images' losses.
     pub loss: f64,
     /// Correct predictions: images whose largest logit is their label's (see [`score::rank`](super::score::rank)).
+    /// Of a mixed image the label of the larger part counts.
     pub correct: u64,
     /// Whether the update changed nothing, because the loss or a gradient was not finite.
     pub skipped: bool,
@@ -67,8 +69,8 @@ pub struct BatchInput<'a> {
     /// Squares [N, R, R, 3], or a raw batch of N images if the device
     /// [takes raw batches](super::Device::prepares_images).
     pub pixels: BatchPixels<'a>,
-    /// [N]; empty in inference.
-    pub labels: &'a [u32],
+    /// Of N images; empty in inference.
+    pub labels: Labels<'a>,
     pub target: BatchTarget,
 }
 

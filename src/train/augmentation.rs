@@ -1,11 +1,10 @@
 //! What a recipe says of augmentation: the policy, and which values it may have.
 
 use super::recipe::Recipe;
-use super::recipe_limits::{Range, RecipeError, require};
+use super::recipe_limits::{PROBABILITY, RecipeError, require};
 use crate::data::Normalise;
 use crate::data::augment::Policy;
 
-const PROBABILITY: Range = (|v| (0.0..=1.0).contains(&v), "must be from 0 to 1");
 const AREAS: &str = "must be two shares of the image above 0 and at most 1, the smaller one first";
 const RATIOS: &str = "must be two ratios above 0, the smaller one first";
 
@@ -23,13 +22,15 @@ impl Recipe {
             auto: self.augment,
             color_jitter: self.color_jitter,
             random_erasing: self.random_erasing,
+            mixing: self.mixing(),
             fill: mean.map(|mean| (mean * 255.0).round() as u8),
         }
     }
 
     /// Whether training changes images otherwise than by cropping and mirroring them.
     pub fn edits_images(&self) -> bool {
-        !self.policy(Normalise::IMAGENET).only_geometry()
+        let policy = self.policy(Normalise::IMAGENET);
+        !policy.only_geometry() || !policy.mixing.is_none()
     }
 
     pub(super) fn validate_augmentation(&self) -> Result<(), RecipeError> {

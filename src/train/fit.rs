@@ -129,7 +129,7 @@ fn fit_schedule(
 ) {
     let reference = recipe.clone();
     if !given("batch-size") {
-        let images = if given("micro-batch") { reference.micro_batch } else { 1 };
+        let images = if given("micro-batch") { reference.micro_batch } else { reference.least_micro_batch() };
         recipe.batch_size = circumstances.batch(circumstances.ranks * images);
         chosen.add("batch-size", format!("batch {}", recipe.batch_size));
     }

@@ -6,6 +6,7 @@ use indicatif::HumanBytes;
 use serde::Serialize;
 
 use super::device::{Hardware, host_memory};
+use super::division::largest_divisor;
 use super::loading;
 use super::recipe::Recipe;
 use super::recipe_limits::RecipeError;
@@ -53,6 +54,9 @@ pub struct MemoryPlan {
     pub host_available: Option<u64>,
     /// What the system can give; none if unknown.
     pub available: Option<u64>,
+    /// What a micro-batch is a multiple of.
+    #[serde(skip)]
+    pub least_micro_batch: usize,
     /// The largest micro-batch whose plan fits; none if unknown, 0 if nothing fits.
     #[serde(rename = "largest_micro_batch")]
     pub largest: Option<usize>,
@@ -72,9 +76,10 @@ pub enum MemoryError {
         on_gpu: bool,
     },
     /// No division of the batch fits.
-    #[error("a batch of {batch_size} images of {resolution}×{resolution} needs {} of memory even in passes of one \
-        image, {} are available; {}", HumanBytes(*need), HumanBytes(*have), nothing_fits(*on_gpu))]
-    Nothing { batch_size: usize, resolution: usize, need: u64, have: u64, on_gpu: bool },
+    #[error("a batch of {batch_size} images of {resolution}×{resolution} needs {} of memory even in passes of {}, {} are \
+        available; {}", HumanBytes(*need), if *least == 1 { "one image" } else { "two images" }, HumanBytes(*have),
+        nothing_fits(*on_gpu))]
+    Nothing { batch_size: usize, least: usize, resolution: usize, need: u64, have: u64, on_gpu: bool },
     #[error("{threads} loader threads prepare {} of images beside the GPU, {} of this machine's memory are free; take \
         fewer --loader-threads or a smaller --batch-size", HumanBytes(*need), HumanBytes(*have))]
     Loader { threads: usize, need: u64, have: u64 },
@@ -124,7 +129,7 @@ impl MemoryPlan {
         match self.available {
             Some(have) if need > have => {
                 let largest = self.largest.unwrap_or(0).min(self.batch_size);
-                let fits = (1..=largest).rev().find(|images| self.batch_size.is_multiple_of(*images));
+                let fits = largest_divisor(self.batch_size, largest, self.least_micro_batch);
                 let (micro_batch, on_gpu) = (self.micro_batch, self.reserve > 0);
                 return Err(MemoryError::Batch { micro_batch, need, have, fits, on_gpu });
             }
@@ -196,7 +201,8 @@ fn with_available(
     let plan = training_plan(recipe, arch, table, device, recipe.micro_batch);
     let (arena, workspace) = passes(recipe, arch, table, device, recipe.micro_batch);
     let (weights, checkpoint, images, host_images) = if own_memory {
-        let batches = gpu_batches(device, recipe.micro_batch, recipe.resolution);
+        let words = recipe.network_config(1).labels.words(1, 0);
+        let batches = gpu_batches(device, recipe.micro_batch, recipe.resolution, words);
         let edited = edited_bytes(recipe, device);
         (gpu_weights(&plan, table, device), 0, batches + edited, prepared)
     } else {
@@ -219,6 +225,7 @@ fn with_available(
         host_images,
         host_available: None,
         available,
+        least_micro_batch: recipe.least_micro_batch(),
         largest: None,
     };
     if let Some(available) = available {
@@ -239,9 +246,9 @@ fn gpu_weights(plan: &Plan, table: &ParamTable, device: &impl Device) -> u64 {
     (4 * (2 * table.total() - table.trainable()) + stored * device.element_bytes(Kind::Activation)) as u64
 }
 
-/// Bytes of two batches that are copied to a GPU, with their labels.
-fn gpu_batches(device: &impl Device, images: usize, resolution: usize) -> u64 {
-    2 * images as u64 * (prepared_bytes(device, resolution) + 4)
+/// Bytes of two batches that are copied to a GPU, with so many words of labels for each image.
+fn gpu_batches(device: &impl Device, images: usize, resolution: usize, words: usize) -> u64 {
+    2 * images as u64 * (prepared_bytes(device, resolution) + 4 * words as u64)
 }
 
 /// Bytes in which a device edits the squares of a micro-batch, if the recipe's policy edits any.
@@ -271,7 +278,7 @@ pub fn evaluation_need(
     }
     // The device reserves room for the moving average and the gradients even without training.
     let state = (4 * (table.total() + table.trainable())) as u64;
-    passes + state + gpu_weights(plan, table, device) + gpu_batches(device, images, resolution)
+    passes + state + gpu_weights(plan, table, device) + gpu_batches(device, images, resolution, 1)
 }
 
 /// Bytes of the arena and the workspace for training in passes of `images`, whatever the stage.
@@ -404,6 +411,11 @@ mod tests {
                 .ends_with("smaller --batch-size, --resolution or --model")
         );
         assert!(tight.to_string().lines().count() == 14, "{tight}");
+        // Of the divisors of 96 below 4, pairs leave 2.
+        let three = MemoryPlan { largest: Some(3), ..tight };
+        let fits =
+            |least_micro_batch| MemoryPlan { least_micro_batch, ..three.clone() }.check().unwrap_err().fits();
+        assert_eq!([fits(1), fits(2)], [Some(3), Some(2)]);
     }
 
     /// The published reference trains with 512 images on a GPU of 10 GB.

@@ -5,7 +5,7 @@
 //!
 //! | module | |
 //! |---|---|
-//! | [`recipe`] ([`optimizer`], [`schedule_kind`]), [`options`], [`recipe_file`] | what to train, how, and both as a file |
+//! | [`recipe`] ([`optimizer`], [`schedule_kind`], [`class_weights`]), [`options`], [`recipe_file`] | what to train, how, and both as a file |
 //! | [`fit`] | the recipe of a set of images, where nobody said otherwise |
 //! | `trainer` | the loop: [`run`], [`engine`], [`schedule`] |
 //! | `evaluation` | accuracy and loss: [`evaluate`], [`evaluator`] |
@@ -16,12 +16,15 @@
 
 mod augmentation;
 pub mod checkpoint;
+pub mod class_weights;
 pub mod device;
+mod division;
 pub mod error;
 mod evaluation;
 pub mod fit;
 pub mod loading;
 pub mod memory;
+mod mixing;
 pub mod optimizer;
 pub mod options;
 pub mod program;
@@ -34,6 +37,7 @@ pub mod schedule_kind;
 pub mod team;
 mod trainer;
 
+pub use class_weights::ClassWeights;
 pub use error::TrainError;
 pub use evaluation::{evaluate, evaluator};
 pub use memory::{MemoryPlan, memory_plan};

@@ -8,7 +8,7 @@
 use super::recipe::Recipe;
 use super::recipe_limits::{PART, RecipeError, require};
 use crate::data::Policy;
-use crate::data::augment::{Auto, RandAugment};
+use crate::data::augment::{Auto, Mixing, RandAugment};
 
 /// A part of a run.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -22,8 +22,8 @@ pub struct Stage {
 }
 
 impl Stage {
-    /// The policy at this stage's strength: RandAugment's level, the colour jitter and the share of erased images are
-    /// multiplied by it. The other automatic policies have no strength.
+    /// The policy at this stage's strength: RandAugment's level, the colour jitter, the share of erased images and the α of
+    /// mixup and cutmix are multiplied by it. The other automatic policies have no strength.
     pub fn weaken(&self, policy: Policy) -> Policy {
         let auto = match policy.auto {
             Auto::Rand(rand) => Auto::Rand(RandAugment { level: rand.level * self.strength, ..rand }),
@@ -33,6 +33,11 @@ impl Stage {
             auto,
             color_jitter: policy.color_jitter * self.strength,
             random_erasing: policy.random_erasing * self.strength,
+            mixing: Mixing {
+                mixup: policy.mixing.mixup * self.strength,
+                cutmix: policy.mixing.cutmix * self.strength,
+                ..policy.mixing
+            },
             ..policy
         }
     }
@@ -114,6 +119,7 @@ mod tests {
             auto: "rand-m8-n2".parse().unwrap(),
             color_jitter: 0.4,
             random_erasing: 0.2,
+            mixing: Mixing { mixup: 0.2, cutmix: 1.0, ..Mixing::NONE },
             ..Policy::STANDARD
         };
         let half = Stage { number: 0, resolution: 128, strength: 0.5 }.weaken(policy);
@@ -121,6 +127,7 @@ mod tests {
             auto: "rand-m4-n2".parse().unwrap(),
             color_jitter: 0.2,
             random_erasing: 0.1,
+            mixing: Mixing { mixup: 0.1, cutmix: 0.5, ..Mixing::NONE },
             ..Policy::STANDARD
         };
         assert_eq!(half, expected);

@@ -12,13 +12,14 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 use toml::Table;
 
+use super::class_weights::ClassWeights;
 use super::optimizer::{Decayed, Optimizer};
 use super::schedule_kind::ScheduleKind;
 use crate::data::augment::Auto;
 use crate::data::{CropMode, NormaliseBy};
 use crate::model::{Architecture, BatchNormConfig, ModelError, Padding, Variant};
 use crate::network::NetworkConfig;
-use crate::ops::{Statistics, Update, WeightDecay, Weights};
+use crate::ops::{LabelForm, Statistics, Update, WeightDecay, Weights};
 
 /// See the module's description. The names of the fields are those of the flags.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -53,6 +54,20 @@ pub struct Recipe {
     pub color_jitter: f64,
     #[serde(default, skip_serializing_if = "is_0")]
     pub random_erasing: f64,
+    /// α of mixup and of cutmix; 0 is none. These and the next three are not written where they have their default,
+    /// because earlier checkpoints lack them.
+    #[serde(default, skip_serializing_if = "is_0")]
+    pub mixup: f64,
+    #[serde(default, skip_serializing_if = "is_0")]
+    pub cutmix: f64,
+    /// Share of pairs that are mixed, 1 unless set; and of those that cutmix mixes, a half unless set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mixup_prob: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mixup_switch_prob: Option<f64>,
+    /// From this epoch on nothing is mixed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mixup_off_epoch: Option<u64>,
     /// Length of the schedule; may be a fraction.
     pub epochs: f64,
     /// Images of an optimiser step.
@@ -106,6 +121,9 @@ pub struct Recipe {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weight_decay_bn: Option<f64>,
     pub label_smoothing: f64,
+    /// What each class counts in the loss; not written where all count the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub class_weights: Option<ClassWeights>,
     /// Stochastic depth: the drop rate rises linearly with the block index; this is its value one past the last block.
     pub drop_connect: f64,
     pub dropout: f64,
@@ -152,6 +170,11 @@ impl Recipe {
             vertical_flip: 0.0,
             color_jitter: 0.0,
             random_erasing: 0.0,
+            mixup: 0.0,
+            cutmix: 0.0,
+            mixup_prob: None,
+            mixup_switch_prob: None,
+            mixup_off_epoch: None,
             epochs: 400.0,
             batch_size,
             micro_batch: batch_size,
@@ -177,6 +200,7 @@ impl Recipe {
             weight_decay_of: Decayed::All,
             weight_decay_bn: None,
             label_smoothing: 0.1,
+            class_weights: None,
             drop_connect: 0.2,
             dropout: scaling.dropout,
             bn_momentum: 0.1,
@@ -234,6 +258,12 @@ impl Recipe {
             vertical_flip: 1.0,
             color_jitter: 1.0,
             random_erasing: 1.0,
+            mixup: 1.0,
+            cutmix: 1.0,
+            mixup_prob: Some(1.0),
+            mixup_switch_prob: Some(1.0),
+            mixup_off_epoch: Some(1),
+            class_weights: Some(ClassWeights::Balanced),
             ..self.clone()
         }
     }
@@ -253,6 +283,7 @@ impl Recipe {
             drop_path: self.drop_connect,
             dropout: self.dropout,
             label_smoothing: self.label_smoothing,
+            labels: LabelForm { mixed: self.mixes(), weighted: self.class_weights.is_some() },
             step_images: self.batch_size,
         }
     }

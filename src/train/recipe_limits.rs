@@ -1,5 +1,6 @@
-//! What a recipe may say: the range of each field, and how a batch is divided among ranks.
+//! What a recipe may say: the range of each field.
 
+use super::division::{batches_that_divide, ranks_that_divide};
 use super::recipe::Recipe;
 use crate::model::ModelError;
 
@@ -21,27 +22,13 @@ pub enum RecipeError {
          {batch_size}"
     )]
     MicroBatchOfRanks { micro_batch: usize, share: usize, batch_size: usize, ranks: usize },
+    #[error(
+        "--batch-size {batch_size}: each of {ranks} ranks has {share} images, and mixup and cutmix mix pairs; take \
+         --batch-size {even}"
+    )]
+    OddShare { batch_size: usize, share: usize, ranks: usize, even: usize },
     #[error(transparent)]
     Model(#[from] ModelError),
-}
-
-/// The next smaller and the next larger number of ranks that divide the batch: "6 or 8 ranks".
-fn ranks_that_divide(batch_size: usize, ranks: usize) -> String {
-    let smaller = (1..ranks).rev().find(|ranks| batch_size.is_multiple_of(*ranks)).unwrap_or(1);
-    let larger = (ranks + 1..=batch_size).find(|ranks| batch_size.is_multiple_of(*ranks));
-    match larger {
-        Some(larger) => format!("{smaller} or {larger} ranks"),
-        None => format!("{smaller} rank{}", if smaller == 1 { "" } else { "s" }),
-    }
-}
-
-/// The next smaller and the next larger batch that the ranks divide: "91 or 98".
-fn batches_that_divide(batch_size: usize, ranks: usize) -> String {
-    let larger = batch_size.next_multiple_of(ranks);
-    match larger.saturating_sub(ranks) {
-        0 => larger.to_string(),
-        smaller => format!("{smaller} or {larger}"),
-    }
 }
 
 /// A range of numbers, and its description.
@@ -50,6 +37,7 @@ pub(super) type Range = (fn(f64) -> bool, &'static str);
 pub(super) const ABOVE_0: Range = (|v| v > 0.0 && v.is_finite(), "must be above 0");
 pub(super) const FROM_0: Range = (|v| v >= 0.0 && v.is_finite(), "must be at least 0");
 pub(super) const SHARE: Range = (|v| (0.0..1.0).contains(&v), "must be at least 0 and below 1");
+pub(super) const PROBABILITY: Range = (|v| (0.0..=1.0).contains(&v), "must be from 0 to 1");
 pub(super) const PART: Range = (|v| v > 0.0 && v <= 1.0, "must be above 0 and at most 1");
 
 /// Sizes that no machine can hold: above them the arithmetic of the memory plan would overflow.
@@ -94,6 +82,7 @@ impl Recipe {
         }
         self.validate_progressive()?;
         self.validate_augmentation()?;
+        self.validate_mixing()?;
         let shorter = self.warmup_epochs < self.epochs;
         require("warmup-epochs", self.warmup_epochs, shorter, "must be less than --epochs")?;
         let patience = self.patience.unwrap_or(1);
@@ -112,32 +101,6 @@ impl Recipe {
             Ok(_) => Ok(()),
             Err(error) => require("resolution", self.resolution, false, &error.to_string()),
         }
-    }
-
-    /// Divides the batch among ranks. If the micro-batch does not divide the share of a rank and may be changed, it
-    /// becomes the largest that does; then a line that says so is returned.
-    ///
-    /// # Errors
-    /// A batch that the ranks do not divide, or a fixed micro-batch that does not divide the share of a rank.
-    pub fn divide(&mut self, ranks: usize, may_change: bool) -> Result<Option<String>, RecipeError> {
-        let Recipe { batch_size, micro_batch, .. } = *self;
-        if !batch_size.is_multiple_of(ranks) {
-            return Err(RecipeError::Ranks { batch_size, ranks });
-        }
-        let share = batch_size / ranks;
-        if share.is_multiple_of(micro_batch) {
-            return Ok(None);
-        }
-        if !may_change {
-            return Err(RecipeError::MicroBatchOfRanks { micro_batch, share, batch_size, ranks });
-        }
-        let largest = (1..=share.min(micro_batch)).rev().find(|images| share.is_multiple_of(*images));
-        self.micro_batch = largest.unwrap_or(1);
-        Ok(Some(format!(
-            "micro-batch: {} images instead of {micro_batch}, because each of {ranks} ranks has {share} of a step's \
-             {batch_size}: batch norm sees fewer from here on",
-            self.micro_batch
-        )))
     }
 }
 

@@ -53,6 +53,23 @@ fn divide_gives_equal_shares_or_says_what_works() {
 }
 
 #[test]
+fn divide_keeps_pairs_that_are_mixed_together() {
+    let recipe = |batch_size, micro_batch| Recipe {
+        cutmix: 1.0,
+        batch_size,
+        micro_batch,
+        ..Recipe::reference(Variant::B0, 64)
+    };
+    let divided = |mut recipe: Recipe, ranks| recipe.divide(ranks, true).map(|_| recipe.micro_batch);
+    assert_eq!(divided(recipe(30, 30), 3), Ok(10));
+    // Five images would divide ten, too.
+    assert_eq!(divided(recipe(30, 6), 3), Ok(2));
+    assert_eq!(divided(Recipe { cutmix: 0.0, ..recipe(30, 6) }, 3), Ok(5));
+    let line = divided(recipe(30, 30), 2).unwrap_err().to_string();
+    assert!(line.contains("each of 2 ranks has 15 images") && line.ends_with("--batch-size 32"), "{line}");
+}
+
+#[test]
 fn differences_name_every_field() {
     let saved = Recipe::reference(Variant::B0, 64);
     assert!(saved.differences(&saved).is_empty());

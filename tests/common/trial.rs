@@ -140,7 +140,7 @@ impl Trial {
                 ema_decay: 0.9,
             })?;
             let pixels = BatchPixels::Squares(&pixels);
-            ops.send_batch(slot, &BatchInput { pixels, labels: &labels, target })?;
+            ops.send_batch(slot, &BatchInput { pixels, labels: (&labels).into(), target })?;
             ops.replay(Sequence::Training { slot, first, last }, |ops| {
                 if first {
                     ops.begin_step()?;

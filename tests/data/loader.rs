@@ -3,10 +3,17 @@
 use std::collections::HashSet;
 
 use crate::common::data::{LOADER, flip, open, pack_grey};
+use effnet::data::augment::{Look, Mix, Mixing};
 use effnet::data::loader::evaluation_steps;
 use effnet::data::sampler::{Sampler, permute};
 use effnet::data::{Batch, CropMode, DataError, Form, Loader, LoaderConfig, Policy, Share, Source, Split};
 use tempfile::TempDir;
+
+/// Mixup and cutmix, but not of all pairs.
+const MIXED: Policy = Policy {
+    mixing: Mixing { mixup: 0.8, cutmix: 1.0, probability: 0.8, ..Mixing::NONE },
+    ..Policy::STANDARD
+};
 
 fn all(source: &Source, config: LoaderConfig) -> Vec<Batch> {
     let mut loader = Loader::start(source.clone(), config).unwrap();
@@ -281,5 +288,84 @@ fn share_of_every_process_together_is_the_whole_step() {
             }
         }
         assert_eq!(seen, 37);
+    }
+}
+
+/// Mixed pairs are made of the images that an unmixed loader gives at the same places.
+#[test]
+fn mixed_pairs_are_made_of_the_unmixed_images() {
+    let (_dir, source) = packed(20);
+    let plain = all(&source, LOADER);
+    let (mut blends, mut cuts, mut none) = (0, 0, 0);
+    for (mixed, plain) in all(&source, LoaderConfig { augment: Some(MIXED), ..LOADER }).iter().zip(&plain) {
+        let mut sampler = Sampler::shuffled(LOADER.seed, 50, 16);
+        let mut places = Vec::new();
+        sampler.fill(mixed.step, &mut places);
+        let squares = |batch: &Batch| -> Vec<Vec<u8>> {
+            batch.pixels.chunks_exact(32 * 32 * 3).map(<[u8]>::to_vec).collect()
+        };
+        let (found, mut expected) = (squares(mixed), squares(plain));
+        for one in (0..16).step_by(2) {
+            let two = one + 1;
+            let (a, b) = expected.split_at_mut(two);
+            let id = source.id(Split::Train, places[one].index as usize);
+            let look = Look { policy: MIXED, seed: LOADER.seed, epoch: places[one].epoch, id };
+            let [own, other] = [plain.labels[one], plain.labels[two]];
+            let labels = |at: usize| (mixed.labels[at], mixed.second[at], mixed.shares[at]);
+            match look.mix(32) {
+                Some(mix) => {
+                    mix.apply(&mut a[one], &mut b[0], 32);
+                    assert_eq!(
+                        (labels(one), labels(two)),
+                        (mix.labels(own, other, 32), mix.labels(other, own, 32))
+                    );
+                    if let Mix::Blend { .. } = mix { blends += 1 } else { cuts += 1 }
+                }
+                None => {
+                    assert_eq!((labels(one), labels(two)), ((own, own, 1.0), (other, other, 1.0)));
+                    none += 1;
+                }
+            }
+        }
+        assert!(found == expected, "step {}", mixed.step);
+    }
+    assert!(blends > 10 && cuts > 10 && none > 5, "{blends} {cuts} {none}");
+}
+
+/// The same bytes, labels and shares for any number of threads, ranks and raw batches, from any step on.
+#[test]
+fn mixed_images_do_not_depend_on_how_they_are_loaded() {
+    let (_dir, source) = packed(20);
+    let config = LoaderConfig { augment: Some(MIXED), ..LOADER };
+    let whole = all(&source, config.clone());
+    assert!(all(&source, LoaderConfig { threads: 5, ..config.clone() }) == whole);
+    let rest = all(&source, LoaderConfig { first_step: 7, steps: 5, ..config.clone() });
+    assert!(rest == whole[7..]);
+    for parts in [2, 4, 8] {
+        for part in 0..parts {
+            let share = Share { part, parts };
+            let own = all(&source, LoaderConfig { batch: 16 / parts, share, ..config.clone() });
+            for (own, whole) in own.iter().zip(&whole) {
+                let range = part * own.labels.len()..(part + 1) * own.labels.len();
+                assert_eq!(own.labels, whole.labels[range.clone()]);
+                assert_eq!(own.second, whole.second[range.clone()]);
+                assert_eq!(own.shares, whole.shares[range.clone()]);
+                let bytes = 32 * 32 * 3;
+                assert!(own.pixels == whole.pixels[range.start * bytes..range.end * bytes]);
+            }
+        }
+    }
+}
+
+#[test]
+fn mixed_batches_are_even() {
+    let source = Source::synthetic(5, 50, 37, 32).unwrap();
+    let config = LoaderConfig { augment: Some(MIXED), ..LOADER };
+    for odd in [
+        LoaderConfig { batch: 15, ..config.clone() },
+        LoaderConfig { batch: 6, form: Form::Raw { images: 3 }, ..config },
+    ] {
+        let error = Loader::start(source.clone(), odd).err().expect("an odd number of images");
+        assert!(error.to_string().contains("mixed in pairs"), "{error}");
     }
 }

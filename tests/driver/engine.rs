@@ -109,7 +109,7 @@ fn larger_batch_frees_the_smaller_one_s_buffers_and_graphs() {
     let larger = vec![0; 3 << 20];
     let labels = vec![0; IMAGES];
     let pixels = BatchPixels::Squares(&larger);
-    ops.send_batch(0, &BatchInput { pixels, labels: &labels, target: trial.target() }).unwrap();
+    ops.send_batch(0, &BatchInput { pixels, labels: (&labels).into(), target: trial.target() }).unwrap();
     assert_eq!((fake.graphs)() - graphs, 0);
     // Two buffers of 3 MiB, in pieces of 2 MiB, and the code that was loaded.
     assert_eq!(bare - ops.gpu().available().unwrap(), 2 * (4 << 20));

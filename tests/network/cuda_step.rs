@@ -102,7 +102,7 @@ fn on_reference(trial: &Trial, precision: Option<Precision>) -> (Vec<f64>, Vec<f
     let target = trial.target();
     let (pixels, labels) = trial.fixed.as_ref().expect("one batch");
     reference.upload_pixels(target.image, pixels, target.mean, target.deviation).unwrap();
-    reference.upload_labels(network.labels, labels).unwrap();
+    reference.upload_labels(network.labels, &labels.into()).unwrap();
     let image = round(&reference.get(network.image));
     reference.put(network.image, image);
     let scale = precision.map_or(1.0, |precision| f64::from(scale(precision)));

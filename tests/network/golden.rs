@@ -127,7 +127,7 @@ impl Trial {
     fn feed<B: Backend>(&self, ops: &mut B, network: &Network) {
         ops.put_values(network.image, &self.image);
         if network.config.statistics == Statistics::Batch {
-            ops.upload_labels(network.labels, &self.golden.labels).unwrap();
+            ops.upload_labels(network.labels, &(&self.golden.labels).into()).unwrap();
         }
         for entry in &network.recorded.entries()[network.recorded.numbers(Phase::Masks)] {
             match &entry.pass {

@@ -133,8 +133,17 @@ fn pass_cannot_write_a_tensor_that_it_reads() {
     let mut tensor = |elements, kind| tensors.new_tensor("", elements, kind);
     let logits = tensor(2, Kind::Float);
     let (labels, losses) = (tensor(1, Kind::Index), tensor(1, Kind::Float));
-    let loss =
-        Loss { images: 1, classes: 2, logits, labels, smoothing: 0.0, scale: 1.0, losses, dlogits: logits };
+    let loss = Loss {
+        images: 1,
+        classes: 2,
+        logits,
+        labels,
+        form: LabelForm::PLAIN,
+        smoothing: 0.0,
+        scale: 1.0,
+        losses,
+        dlogits: logits,
+    };
     let plan = Plan::new(&CpuDevice { threads: 2 }, &[loss.into()], &tensors, &[]);
     let mut ops = CpuOps::new(StateSize::new(0, 0), &[&plan], 2).unwrap();
     ops.bind(&plan).unwrap();

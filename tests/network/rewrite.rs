@@ -178,7 +178,7 @@ fn recompute_gives_the_gradients_of_the_recorded_list() {
         ops.write_state(Buffer::Parameters, &values(&table, 1)).unwrap();
         ops.set_step(StepParams { seed: 5, ..StepParams::default() }).unwrap();
         ops.upload(network.image, &image(&network, 0)).unwrap();
-        ops.upload_labels(network.labels, &[3; IMAGES]).unwrap();
+        ops.upload_labels(network.labels, &[3; IMAGES][..].into()).unwrap();
         itinerary.passes().iter().for_each(|pass| ops.run(pass).unwrap());
         ops.gradients
     };

@@ -83,7 +83,7 @@ fn count(images: usize, side: usize, precision: Precision) -> Traffic {
     ops.set_step(StepParams { seed: 5, ..StepParams::default() }).unwrap();
     let image = Formula::of("image").values(network.image.elements, -2.0, 2.0);
     ops.upload(network.image, &image).unwrap();
-    ops.upload_labels(network.labels, &vec![1; images]).unwrap();
+    ops.upload_labels(network.labels, &(&vec![1; images]).into()).unwrap();
     ops.begin_step().unwrap();
 
     let mut traffic = Traffic::default();

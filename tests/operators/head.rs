@@ -85,6 +85,7 @@ fn loss(f: &mut Fixture, images: usize, classes: usize, width: f64, smoothing: f
         classes,
         logits: f.input_noise("logits", images * classes, -width, width),
         labels: f.input_labels((0..images).map(|n| (37 * n % classes) as u32).collect()),
+        form: LabelForm::PLAIN,
         smoothing,
         scale: 1.0 / 64.0,
         losses: f.output("losses", images),
@@ -107,6 +108,79 @@ fn loss_cases() -> Vec<Case> {
     cases
 }
 on_every_device!(loss_agrees_with_the_oracle, loss_cases());
+
+const MIXED: LabelForm = LabelForm { mixed: true, weighted: false };
+const WEIGHTED: LabelForm = LabelForm { mixed: false, weighted: true };
+const BOTH: LabelForm = LabelForm { mixed: true, weighted: true };
+
+/// The words of this form for the labels of [`loss`]. Every third image has one label, some have the same one twice.
+fn words(f: &Fixture, form: LabelForm, images: usize, classes: usize) -> Vec<u32> {
+    let of = |factor: usize| (0..images).map(move |image| (factor * image % classes) as u32);
+    let bits = |values: Vec<f32>| values.into_iter().map(f32::to_bits);
+    let mut words: Vec<u32> = of(37).collect();
+    if form.mixed {
+        let mut shares = f.noise("shares", images, 0.0, 1.0);
+        shares.iter_mut().step_by(3).for_each(|share| *share = 1.0);
+        words.extend(of(11));
+        words.extend(bits(shares));
+    }
+    if form.weighted {
+        words.extend(bits(f.noise("class weights", classes, 0.0, 4.0)));
+    }
+    words
+}
+
+fn formed_cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (images, _, _, classes) in SHAPES {
+        for (form, smoothing, width) in
+            [(MIXED, 0.0, 3.0), (MIXED, 0.1, 30.0), (WEIGHTED, 0.1, 3.0), (BOTH, 0.0, 30.0), (BOTH, 0.1, 3.0)]
+        {
+            let mut f = Fixture::new(format!("loss of {images}×{classes}, {form:?}, smoothing {smoothing}"));
+            let labels = words(&f, form, images, classes);
+            let pass = Loss {
+                labels: f.input_labels(labels),
+                form,
+                ..loss(&mut f, images, classes, width, smoothing)
+            };
+            cases.push(Case::new(f, Pass::Loss(pass), classes));
+        }
+    }
+    cases
+}
+on_every_device!(loss_of_mixed_and_weighted_images_agrees_with_the_oracle, formed_cases());
+
+/// A share of 1 and weights of 1 change no bit.
+#[test]
+fn loss_of_one_label_is_the_same_in_every_form() {
+    let (images, classes) = (9, 101);
+    let mut f = Fixture::new("one label");
+    let plain = loss(&mut f, images, classes, 20.0, 0.1);
+    let of = |f: &Fixture, pass: Loss| {
+        let both = |tensor| f.output_on_cpu(Pass::Loss(pass), tensor);
+        [both(pass.losses), both(pass.dlogits)].concat()
+    };
+    let expected = of(&f, plain);
+    for form in [MIXED, WEIGHTED, BOTH] {
+        let mut labels = words(&f, form, images, classes);
+        let one = 1.0_f32.to_bits();
+        if form.mixed {
+            labels[2 * images..3 * images].fill(one);
+        }
+        if form.weighted {
+            let end = labels.len();
+            labels[end - classes..].fill(one);
+        }
+        let pass = Loss { labels: f.input_labels(labels), form, ..plain };
+        assert_eq!(form.words(images, classes), pass.labels.elements);
+        let found = of(&f, pass);
+        // The sum of equal weights is rounded once more.
+        let exact = !form.weighted;
+        let near =
+            |(a, b): (&f32, &f32)| a.to_bits() == b.to_bits() || (!exact && (a - b).abs() <= 1e-6 * b.abs());
+        assert!(found.iter().zip(&expected).all(near), "{form:?}");
+    }
+}
 
 /// e^300 overflows fp32, so the largest logit must be subtracted first.
 fn large_logits() -> [Case; 1] {

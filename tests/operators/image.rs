@@ -6,7 +6,9 @@ use crate::common::data::{self, LOADER};
 use crate::common::fixture::{doubles, equal_bits, relative_error, tolerance};
 use crate::common::gpu::{TestGpu, on_cuda};
 use crate::common::reference::Reference;
-use effnet::data::augment::{Auto, Geometry, Look, RandAugment, Scratch, View, choose_geometry, preprocess};
+use effnet::data::augment::{
+    Auto, Geometry, Look, Mixing, RandAugment, Scratch, View, choose_geometry, preprocess,
+};
 use effnet::data::raw::{RawBatch, RawScratch};
 use effnet::data::{Batch, CropMode, Form, Loader, LoaderConfig, Policy, Source, Split};
 use effnet::ops::Workspace;
@@ -308,11 +310,12 @@ fn unpacked<G: TestGpu>(source: &Source, config: LoaderConfig, images: usize) ->
     let elements = images * config.resolution * config.resolution * 3;
     let mut tensors = Tensors::default();
     let image = tensors.new_tensor("image", elements, Kind::Activation);
-    let labels = tensors.new_tensor("labels", images, Kind::Index);
+    let form = LabelForm { mixed: config.mixes(), ..LabelForm::PLAIN };
+    let labels = tensors.new_tensor("labels", form.words(images, 0), Kind::Index);
     let (mut plan, _) = alone(elements, Precision::Fp16.bytes());
     let start = plan.tensor_bytes.next_multiple_of(256);
     plan.offsets.push(Some(start));
-    plan.tensor_bytes = start + 4 * images;
+    plan.tensor_bytes = start + 4 * labels.elements;
     // On the harness, the way whose transfers happen as late as possible.
     let way = G::WAYS[1];
     let mut ops = CudaOps::new(G::open(way), StateSize::new(0, 0), &[&plan], Precision::Fp16).unwrap();
@@ -363,10 +366,13 @@ fn raw_batches_of_a_loader_are_its_squares<G: TestGpu>() {
     let mut seen = Vec::new();
     let auto = |auto| Policy { auto, fill: [9, 8, 7], ..Policy::STANDARD };
     let rand = RandAugment { operations: 3, level: 9.0, deviation: 0.5, increasing: true };
+    let mixing = Mixing { mixup: 0.5, cutmix: 1.0, probability: 0.7, ..Mixing::NONE };
     let policies = [
         Policy { color_jitter: 0.3, ..auto(Auto::AutoAugment) },
         Policy { random_erasing: 0.5, ..auto(Auto::Rand(rand)) },
         Policy { vertical_flip: 0.5, ..auto(Auto::Trivial) },
+        Policy { mixing, ..Policy::STANDARD },
+        Policy { mixing, ..auto(Auto::AutoAugment) },
     ];
     let policies = policies.map(Some).into_iter().chain([Some(Policy::STANDARD), None]);
     for (source, crop, resolution) in

@@ -61,7 +61,7 @@ impl Chain {
         ops.write_state(Buffer::Parameters, &self.values).unwrap();
         let image = Formula::of("image").values(network.image.elements, -1.0, 1.0);
         ops.upload(network.image, &image).unwrap();
-        ops.upload_labels(network.labels, &[2, 0, 3]).unwrap();
+        ops.upload_labels(network.labels, &[2, 0, 3][..].into()).unwrap();
         let mut factors = [[1.25, 0.0, 1.25], [0.0, 2.0, 2.0]].into_iter();
         for entry in &network.recorded.entries()[network.recorded.numbers(Phase::Masks)] {
             match &entry.pass {

@@ -21,7 +21,7 @@ use effnet::train::evaluator::Evaluator;
 use effnet::train::events::{LogLine, Silent};
 use effnet::train::memory::{evaluation_need, memory_plan};
 use effnet::train::run::train_on;
-use effnet::train::{Decayed, Outcome, Recipe, RunOptions};
+use effnet::train::{ClassWeights, Decayed, Outcome, Recipe, RunOptions};
 
 fn recipe() -> Recipe {
     // With a low rate, runs that differ only in rounding stay close.
@@ -145,9 +145,26 @@ fn taken(
     let mut bytes = vec![0; raw_batch_bytes(images, side)];
     RawBatch::new(&mut bytes, images, side);
     let pixels = BatchPixels::Raw { bytes: &bytes, side, editing, held: None };
-    ops.send_batch(0, &BatchInput { pixels, labels: &vec![0; images], target }).unwrap();
+    ops.send_batch(0, &BatchInput { pixels, labels: (&vec![0; images]).into(), target }).unwrap();
     before - ops.gpu().available().unwrap()
 }
+
+/// The loss of mixed images with weights of the classes is the CPU's, to the rounding of fp32.
+fn mixed_and_weighted_images_train_alike<G: TestGpu>() {
+    let dir = tempfile::tempdir().unwrap();
+    let [cpu, gpu] = ["cpu", "gpu"].map(|name| dir.path().join(name));
+    let weights = (0..5).map(|class| (class.to_string(), f64::from(1 + class))).collect();
+    let class_weights = Some(ClassWeights::Given(weights));
+    let recipe = Recipe { mixup: 0.4, cutmix: 1.0, class_weights, ..recipe() };
+    run_recipe(&recipe, Cpu::new(2, "as asked"), &cpu, 3);
+    run_recipe(&recipe, cuda::<G>(Precision::Fp32), &gpu, 3);
+    let (cpu, gpu) = (training::figures(&cpu), training::figures(&gpu));
+    assert_eq!((cpu.len(), gpu.len()), (3, 3));
+    for ((step, loss, _), (_, expected, _)) in gpu.iter().zip(cpu) {
+        assert!((loss / expected - 1.0).abs() < 1e-3, "step {step}: {loss} beside {expected}");
+    }
+}
+on_cuda!(mixed_and_weighted_images_train_alike);
 
 fn resumed_run_equals_the_undisturbed_one<G: TestGpu>() {
     let dir = tempfile::tempdir().unwrap();

@@ -51,12 +51,14 @@ fn recipe_counts_in_every_part() {
         saved(&out).state.parameters
     };
     let plain = weights("plain", |_| {});
-    let changes: [Change; 16] = [
+    let changes: [Change; 18] = [
         ("augment", |r| r.augment = Auto::Trivial),
         ("flip", |r| r.flip = Some(0.0)),
         ("vertical flip", |r| r.vertical_flip = 0.5),
         ("jitter", |r| r.color_jitter = 0.4),
         ("erasing", |r| r.random_erasing = 0.9),
+        ("mixup", |r| r.mixup = 1.0),
+        ("cutmix", |r| r.cutmix = 1.0),
         ("crops", |r| (r.crop, r.crop_area) = (CropMode::Resized, Some([0.5, 0.6]))),
         ("micro-batch", |r| r.micro_batch = 4),
         ("dropout", |r| r.dropout = 0.0),

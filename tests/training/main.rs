@@ -12,6 +12,7 @@ mod evaluate;
 mod first_run;
 mod inputs;
 mod memory;
+mod mixing;
 mod not_finite;
 mod presets;
 mod ranks;

@@ -142,11 +142,18 @@ fn step_that_is_run_again_is_the_same() {
         ops.set_step(StepParams { first_position, ..params }).unwrap();
         let own = &batch.pixels[part * pixels..][..pixels];
         ops.upload_pixels(network.image, own, normalise.mean, normalise.deviation).unwrap();
-        ops.upload_labels(network.labels, &batch.labels[part * images..][..images]).unwrap();
+        ops.upload_labels(network.labels, &batch.labels[part * images..][..images].into()).unwrap();
         itinerary.passes().iter().for_each(|pass| ops.run(pass).unwrap());
     }
     let made = gradients(&mut ops);
-    let search = Search { network: &network, itinerary: &itinerary, table: &table, normalise, params };
+    let search = Search {
+        network: &network,
+        itinerary: &itinerary,
+        table: &table,
+        normalise,
+        class_weights: None,
+        params,
+    };
     assert_eq!(search.run(&mut ops, &batch).unwrap(), None);
     assert!(made == gradients(&mut ops) && made.iter().any(|g| *g != 0.0), "another step was run");
     let other = Search { params: StepParams { step: 8, ..params }, ..search };

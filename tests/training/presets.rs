@@ -88,7 +88,7 @@ fn preset_is_listed_shown_and_refused_by_name() {
         assert!(list.lines().any(|line| line.starts_with(name)), "{list}");
     }
     let shown = effnet("--preset show nvidia").good().out;
-    assert!(shown.contains("77.42") && shown.contains("Missing here") && shown.contains("mixup"), "{shown}");
+    assert!(shown.contains("77.42") && shown.contains("mixup = 0.2"), "{shown}");
     let names = "composer, nvidia, tpu, finetune and small";
     effnet("--preset imagenet").refused(2, &["--preset imagenet", names]);
     effnet("--preset show imagenet").refused(2, &["--preset imagenet", names]);

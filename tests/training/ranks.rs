@@ -23,7 +23,7 @@ use effnet::train::evaluate::{Images, evaluate};
 use effnet::train::events::Silent;
 use effnet::train::loading::Loading;
 use effnet::train::team::Team;
-use effnet::train::{EvaluationRecord, Optimizer, Recipe, RunOptions, TrainError, train};
+use effnet::train::{ClassWeights, EvaluationRecord, Optimizer, Recipe, RunOptions, TrainError, train};
 
 const RANKS: usize = 4;
 
@@ -48,9 +48,24 @@ fn bits(values: &[f32]) -> Vec<u32> {
 
 #[test]
 fn four_ranks_equal_four_accumulated_micro_batches_bit_by_bit() {
+    expect_equal_ranks(|recipe| recipe);
+}
+
+/// Pairs of images lie within a rank's micro-batch, and the weights of classes are those of the whole set.
+#[test]
+fn four_ranks_equal_one_with_mixed_pairs_and_class_weights() {
+    expect_equal_ranks(|recipe| {
+        let weights = (0..5).map(|class| (class.to_string(), f64::from(class))).collect();
+        let class_weights = Some(ClassWeights::Given(weights));
+        Recipe { mixup: 0.4, cutmix: 1.0, class_weights, ..recipe }
+    });
+}
+
+fn expect_equal_ranks(change: impl Fn(Recipe) -> Recipe) {
     let dir = tempfile::tempdir().unwrap();
     let [one, four] = ["one", "four"].map(|name| dir.path().join(name));
     let (recipe, options) = steps(10, &one);
+    let recipe = change(recipe);
     run(&recipe, &options).unwrap();
     let never = AtomicBool::new(false);
     for outcome in run_ranks(RANKS, &recipe, &RunOptions { out: four.clone(), ..options }, &never) {

@@ -66,6 +66,12 @@ fn settings_out_of_range_are_refused_by_name_and_value() {
         (["--rms-eps", "0"], ["--rms-eps 0", "above 0"]),
         (["--weight-decay", "-1e-5"], ["--weight-decay -0.00001", "at least 0"]),
         (["--label-smoothing", "1"], ["--label-smoothing 1", "below 1"]),
+        (["--mixup", "-0.2"], ["--mixup -0.2", "at least 0"]),
+        (["--mixup", "nan"], ["--mixup NaN", "at least 0"]),
+        (["--cutmix", "inf"], ["--cutmix inf", "at least 0"]),
+        (["--mixup-prob", "0.5"], ["--mixup-prob 0.5", "needs --mixup or --cutmix"]),
+        (["--mixup-off-epoch", "3"], ["--mixup-off-epoch 3", "needs --mixup or --cutmix"]),
+        (["--class-weights", "missing.csv"], ["missing.csv", "give `balanced`, or a file"]),
         (["--drop-connect", "1"], ["--drop-connect 1", "below 1"]),
         (["--dropout", "-0.5"], ["--dropout -0.5", "at least 0"]),
         (["--bn-momentum", "0"], ["--bn-momentum 0", "above 0"]),
@@ -103,6 +109,9 @@ fn settings_out_of_range_are_refused_by_name_and_value() {
     }
     for (arguments, parts) in [
         ("--optimizer sgd --momentum 0 --nesterov", ["--nesterov true", "--momentum above 0"]),
+        ("--mixup 0.2 --mixup-prob 1.5", ["--mixup-prob 1.5", "from 0 to 1"]),
+        ("--mixup 0.2 --mixup-switch-prob 0.5", ["--mixup-switch-prob 0.5", "needs --mixup and --cutmix"]),
+        ("--mixup 0.2 --mixup-off-epoch 0", ["--mixup-off-epoch 0", "at least 1"]),
         ("--optimizer adamw --beta2 1", ["--beta2 1", "below 1"]),
         ("--optimizer adamw --adam-eps 0", ["--adam-eps 0", "above 0"]),
         ("--schedule constant --min-lr 1e-3", ["--min-lr 0.001", "--schedule constant has none"]),

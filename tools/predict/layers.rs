@@ -77,7 +77,7 @@ pub fn head(c: &mut Count, name: &str) -> Result<(), String> {
             c.fp32(images * classes, parts + 1.0);
             c.floats(images * classes * parts);
         }
-        "head_loss" => {
+        "head_loss" | "head_loss_soft" => {
             let logits = c.grid(0) * c.get("classes");
             // e^x and its correction.
             c.fp32(logits, EXACT_SIGMOID);

@@ -22,7 +22,7 @@ use crate::data::augment::Auto;
 use crate::data::{CropMode, NormaliseBy};
 use crate::model::{Padding, Variant};
 use crate::ops::cuda::Precision;
-use crate::train::{Decayed, DeviceChoice, Optimizer, ScheduleKind};
+use crate::train::{ClassWeights, Decayed, DeviceChoice, Optimizer, ScheduleKind};
 
 const MODEL: &str = "Model";
 const DATA: &str = "Data";
@@ -114,6 +114,21 @@ pub struct Settings {
     /// Share of training images of which a rectangle is erased [default: 0]
     #[arg(long, value_name = "SHARE", value_parser = number, allow_hyphen_values = true, help_heading = DATA)]
     pub random_erasing: Option<f64>,
+    /// Mixup: each pair of images becomes two blends of both, by a share from Beta(ALPHA, ALPHA), such as 0.2; 0 is none [default: 0]
+    #[arg(long, value_name = "ALPHA", value_parser = number, allow_hyphen_values = true, help_heading = DATA)]
+    pub mixup: Option<f64>,
+    /// Cutmix: the two images of a pair exchange a rectangle, whose size is from Beta(ALPHA, ALPHA), such as 1; 0 is none [default: 0]
+    #[arg(long, value_name = "ALPHA", value_parser = number, allow_hyphen_values = true, help_heading = DATA)]
+    pub cutmix: Option<f64>,
+    /// Share of pairs that --mixup or --cutmix mixes [default: 1]
+    #[arg(long, value_name = "SHARE", value_parser = number, allow_hyphen_values = true, help_heading = DATA)]
+    pub mixup_prob: Option<f64>,
+    /// With both, the share of mixed pairs that --cutmix mixes [default: 0.5]
+    #[arg(long, value_name = "SHARE", value_parser = number, allow_hyphen_values = true, help_heading = DATA)]
+    pub mixup_switch_prob: Option<f64>,
+    /// Mix only in so many epochs, the first ones [default: all]
+    #[arg(long, value_name = "EPOCH", value_parser = whole, allow_negative_numbers = true, help_heading = DATA)]
+    pub mixup_off_epoch: Option<u64>,
     /// Channel means and deviations: dataset, imagenet, or M,D or M,M,M,D,D,D as fractions of full intensity [default: those of the weights of --init-from; otherwise dataset]
     #[arg(long, value_name = "WHICH", value_parser = NormaliseBy::from_str, allow_hyphen_values = true, help_heading = DATA)]
     #[serde(default, deserialize_with = "from_text")]
@@ -195,6 +210,9 @@ pub struct Settings {
     /// Share of the target that is spread over all classes [default: 0.1]
     #[arg(long, value_name = "SHARE", value_parser = number, allow_hyphen_values = true, help_heading = RECIPE)]
     pub label_smoothing: Option<f64>,
+    /// What each class counts in the loss: balanced (in inverse proportion to its training images), or a file of `class,weight` lines. The mean over the training images becomes 1 [default: all count the same]
+    #[arg(long, value_name = "balanced|FILE", value_parser = ClassWeights::from_str, help_heading = RECIPE)]
+    pub class_weights: Option<ClassWeights>,
     /// Decay of a moving average of the weights, which is evaluated too, such as 0.9999; 0 is off [default: 0]
     #[arg(long, value_name = "DECAY", value_parser = number, allow_hyphen_values = true, help_heading = RECIPE)]
     pub ema: Option<f64>,

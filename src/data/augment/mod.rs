@@ -3,11 +3,13 @@
 //! [`crop`] says how images are brought to the resolution and what evaluation sees; a [`policy`] says what training
 //! changes at random. Both choose a [`Geometry`], which the CPU follows in [`view`] and a GPU in `kernels/image.cu`
 //! (see [`raw`](super::raw)), to the same bytes. A policy may also choose [`Edit`]s of the finished square, which the CPU
-//! makes in [`edit`] and a GPU in `kernels/image_edit.cuh`.
+//! makes in [`edit`] and a GPU in `kernels/image_edit.cuh`, and how the squares of a pair of images are [mixed](mix), on a GPU
+//! in `kernels/image_mix.cuh`.
 
 pub mod crop;
 pub mod edit;
 pub mod geometry;
+pub mod mix;
 pub mod policy;
 pub mod view;
 
@@ -20,7 +22,8 @@ use super::codec::{Pixels, decode_file};
 pub use crop::CropMode;
 pub use edit::Edit;
 pub use geometry::{Geometry, Rectangle};
-pub use policy::{Auto, Look, Policy, RandAugment};
+pub use mix::Mix;
+pub use policy::{Auto, Look, Mixing, Policy, RandAugment};
 pub use view::{Scratch, View, edit_square, render};
 
 /// How an image of this size comes into the square. `look` is training's; evaluation has none.

@@ -7,7 +7,7 @@ use super::memory::Shared;
 use super::pool;
 use super::simd::{Vector, dispatch};
 use super::sweep::{each_vector, read, write};
-use crate::ops::{Dense, HeadBackward, HeadForward, Loss, Tensor};
+use crate::ops::{Dense, HeadBackward, HeadForward, Labels, Loss, Mixed, Tensor};
 
 /// Images and classes of a task of the forward product: both blocks of rows stay in L2.
 const LOGIT_TILE: [usize; 2] = [32, 32];
@@ -82,43 +82,89 @@ impl OnCpu for Loss {
     unsafe fn run(&self, cx: &Context) {
         let (images, classes) = (self.images, self.classes);
         let logits = cx.read(self.logits);
-        let labels: &[u32] = bytemuck::cast_slice(cx.read(self.labels));
+        let labels = self.form.labels(bytemuck::cast_slice(cx.read(self.labels)), images);
         // SAFETY: the caller's promise, and the pass takes each of them once.
         let (losses, gradients) =
             unsafe { (Shared::new(cx.write(self.losses)), Shared::new(cx.write(self.dlogits))) };
         cx.parallel(images.div_ceil(GROUP), |task, _| {
             let own = task * GROUP..images.min((task + 1) * GROUP);
-            for (image, &label) in own.clone().zip(&labels[own]) {
+            for image in own {
                 let range = image * classes..(image + 1) * classes;
                 // SAFETY: each task has its own images.
                 let (loss, gradient) =
                     unsafe { (losses.part(image..image + 1), gradients.part(range.clone())) };
-                loss[0] = cross_entropy(self, &logits[range], label as usize, gradient);
+                loss[0] = cross_entropy(self, &logits[range], Target::of(&labels, image), gradient);
             }
         });
     }
 }
 
-/// One image's loss −Σ target·ln softmax and its gradient. A label outside the classes gives NaN.
-fn cross_entropy(p: &Loss, logits: &[f32], label: usize, gradient: &mut [f32]) -> f32 {
+/// What an image should be: the classes of its parts and the first one's share. The weights are empty if all are 1.
+struct Target<'a> {
+    labels: [usize; 2],
+    share: f64,
+    weights: &'a [f32],
+}
+
+impl<'a> Target<'a> {
+    fn of(labels: &Labels<'a>, image: usize) -> Target<'a> {
+        let first = labels.first[image] as usize;
+        let (second, share) = match labels.mixed {
+            Some(Mixed { second, shares }) => (second[image] as usize, f64::from(shares[image])),
+            None => (first, 1.0),
+        };
+        Target { labels: [first, second], share, weights: labels.class_weights.unwrap_or_default() }
+    }
+
+    /// A class's share before smoothing.
+    fn certain(&self, class: usize) -> f64 {
+        let [first, second] = self.labels.map(|label| label == class);
+        (if first { self.share } else { 0.0 }) + if second { 1.0 - self.share } else { 0.0 }
+    }
+
+    fn weight(&self, class: usize) -> f64 {
+        self.weights.get(class).map_or(1.0, |&weight| f64::from(weight))
+    }
+
+    /// The mean of a value of the two labels, by their shares. Where there is one part, the other has no influence.
+    fn mean(&self, value: impl Fn(usize) -> f64) -> f64 {
+        let [first, second] = self.labels;
+        if self.share == 1.0 {
+            return value(first);
+        }
+        self.share * value(first) + (1.0 - self.share) * value(second)
+    }
+}
+
+/// One image's loss −Σ w·target·ln softmax and its gradient. A label outside the classes gives NaN.
+fn cross_entropy(p: &Loss, logits: &[f32], target: Target, gradient: &mut [f32]) -> f32 {
     let most = logits.iter().fold(f32::NEG_INFINITY, |a, &b| a.max(b)) as f64;
     let (mut exponentials, mut sum) = (0.0, 0.0);
-    for (slot, &logit) in gradient.iter_mut().zip(logits) {
+    for (class, (slot, &logit)) in gradient.iter_mut().zip(logits).enumerate() {
         let shifted = logit as f64 - most;
         let e = shifted.exp();
         exponentials += e;
-        sum += shifted;
+        sum += target.weight(class) * shifted;
         // Kept in single precision: half a unit in the last place of the gradient.
         *slot = e as f32;
     }
     let smoothing = p.smoothing as f64;
     let (everywhere, extra, scale) = (smoothing / p.classes as f64, 1.0 - smoothing, p.scale as f64);
-    let own = logits.get(label).map_or(f64::NAN, |&logit| logit as f64 - most);
+    let shifted = |label: usize| logits.get(label).map_or(f64::NAN, |&logit| logit as f64 - most);
+    let own = target.mean(|label| target.weight(label) * shifted(label));
+    // Σ w·target, which is 1 without weights.
+    let total = match target.weights {
+        [] => 1.0,
+        weights => {
+            let all: f64 = weights.iter().map(|&weight| f64::from(weight)).sum();
+            extra * target.mean(|label| target.weight(label)) + everywhere * all
+        }
+    };
     for (class, slot) in gradient.iter_mut().enumerate() {
-        let target = if class == label { everywhere + extra } else { everywhere };
-        *slot = ((*slot as f64 / exponentials - target) * scale) as f32;
+        let wanted = target.weight(class) * (everywhere + extra * target.certain(class));
+        *slot = ((*slot as f64 * total / exponentials - wanted) * scale) as f32;
     }
-    (exponentials.ln() - extra * own - everywhere * sum) as f32
+    (total * exponentials.ln() - extra * own - everywhere * sum) as f32
 }
 
 impl OnCpu for HeadBackward {

@@ -290,8 +290,8 @@ impl Ops for CpuOps {
         Ok(())
     }
 
-    fn upload_labels(&mut self, tensor: Tensor, labels: &[u32]) -> Result {
-        bytemuck::cast_slice_mut::<f32, u32>(self.cx.tensor_mut(tensor)).copy_from_slice(labels);
+    fn upload_labels(&mut self, tensor: Tensor, labels: &Labels) -> Result {
+        labels.write(bytemuck::cast_slice_mut(self.cx.tensor_mut(tensor)));
         Ok(())
     }
 

@@ -36,7 +36,9 @@ impl Sent {
     fn images_at(self, target: &BatchTarget) -> usize {
         let labels = match self {
             Sent::Squares => target.labels.map_or(0, |labels| labels.elements),
-            Sent::Raw { side, .. } => images(target.image, side),
+            Sent::Raw { side, .. } => {
+                target.labels.map_or(images(target.image, side), |labels| labels.elements)
+            }
         };
         (4 * labels).next_multiple_of(256)
     }
@@ -131,11 +133,14 @@ impl Batches {
         let (BatchPixels::Squares(pixels) | BatchPixels::Raw { bytes: pixels, .. }) = batch.pixels;
         let start = sent.images_at(&batch.target);
         let host = gpu.staging_host(self.staging[slot])?;
-        host[..4 * batch.labels.len()].copy_from_slice(bytemuck::cast_slice(batch.labels));
+        let words = batch.labels.words();
+        let planned = batch.target.labels.map_or(0, |labels| labels.elements);
+        assert_eq!(words, planned, "labels of another form");
+        batch.labels.write(bytemuck::cast_slice_mut(&mut host[..4 * words]));
         self.sent[slot] = Some(sent);
         if let BatchPixels::Raw { bytes, held: Some(memory), .. } = batch.pixels {
             let from = Held { memory: memory.clone(), bytes: range_of(bytes, memory.bytes()), to: start };
-            return gpu.staging_send(self.staging[slot], 4 * batch.labels.len(), Some(from));
+            return gpu.staging_send(self.staging[slot], 4 * words, Some(from));
         }
         host[start..start + pixels.len()].copy_from_slice(pixels);
         gpu.staging_send(self.staging[slot], start + pixels.len(), None)

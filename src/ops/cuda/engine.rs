@@ -365,9 +365,11 @@ impl<G: Gpu> Ops for CudaOps<G> {
         self.cx.gpu.write(to, bytemuck::cast_slice(values))
     }
 
-    fn upload_labels(&mut self, tensor: Tensor, labels: &[u32]) -> Result {
+    fn upload_labels(&mut self, tensor: Tensor, labels: &Labels) -> Result {
+        let mut words = vec![0; tensor.elements];
+        labels.write(&mut words);
         let to = self.cx.tensor(tensor);
-        self.cx.gpu.write(to, bytemuck::cast_slice(labels))
+        self.cx.gpu.write(to, bytemuck::cast_slice(&words))
     }
 
     fn upload_pixels(&mut self, image: Tensor, pixels: &[u8], mean: [f32; 3], deviation: [f32; 3]) -> Result {

@@ -11,7 +11,7 @@ use super::sources::head::{
     HeadTallyArguments, HeadWeightsArguments, LOGITS_THREADS, LOSS_THREADS, LOSS_WARPS, POOL_THREADS,
     POOL_WARPS, PRODUCT_DEPTH, PRODUCT_PITCH, PRODUCT_THREADS, PRODUCT_TILE, SLICE,
 };
-use crate::ops::{HeadBackward, HeadForward, Loss, Result};
+use crate::ops::{HeadBackward, HeadForward, LabelForm, Loss, Result};
 
 /// Bytes of shared memory of a product: one piece of each factor.
 const PRODUCT_SHARED: usize = 2 * PRODUCT_DEPTH * PRODUCT_PITCH * 4;
@@ -28,6 +28,7 @@ const LOGIT_PRODUCTS: Kernel<HeadProductArguments> = Kernel::plain("head_logit_p
 const FEATURE_PRODUCTS: Kernel<HeadProductArguments> = Kernel::plain("head_feature_products");
 const LOGITS: Kernel<HeadLogitsArguments> = Kernel::plain("head_logits");
 const LOSS: Kernel<HeadLossArguments> = Kernel::plain("head_loss");
+const SOFT_LOSS: Kernel<HeadLossArguments> = Kernel::plain("head_loss_soft");
 const TALLY: Kernel<HeadTallyArguments> = Kernel::plain("head_tally");
 const WEIGHTS: Kernel<HeadWeightsArguments> = Kernel::plain("head_weights");
 const BACKWARD: Kernel<HeadBackwardArguments> = Kernel::stored("head_backward");
@@ -125,11 +126,18 @@ impl OnCuda for Loss {
     /// images are added to the step's figures.
     fn launch<G: Gpu>(&self, cx: &mut Context<G>) -> Result {
         let [right] = cx.workspace([self.images * 4]);
+        let (labels, mixed) = (cx.tensor(self.labels), self.form.mixed);
+        let piece = |number: usize, present: bool| {
+            if present { labels.offset(number * self.images * 4) } else { Address::NULL }
+        };
         let losses = cx.tensor(self.losses);
         let arguments = HeadLossArguments {
             block: cx.state.block,
             logits: cx.tensor(self.logits),
-            labels: cx.tensor(self.labels),
+            labels,
+            second: piece(1, mixed),
+            shares: piece(2, mixed),
+            class_weights: piece(if mixed { 3 } else { 1 }, self.form.weighted),
             losses,
             dlogits: cx.tensor(self.dlogits),
             right,
@@ -137,7 +145,8 @@ impl OnCuda for Loss {
             smoothing: self.smoothing,
             scale: self.scale,
         };
-        cx.launch(&LOSS, [self.images, 1, 1], LOSS_THREADS, LOSS_WARPS * (3 * 8 + 4), arguments)?;
+        let kernel = if self.form == LabelForm::PLAIN { &LOSS } else { &SOFT_LOSS };
+        cx.launch(kernel, [self.images, 1, 1], LOSS_THREADS, LOSS_WARPS * (4 * 8 + 4), arguments)?;
         let tally = HeadTallyArguments { block: cx.state.block, losses, right, images: self.images as i32 };
         cx.launch(&TALLY, [1, 1, 1], LOSS_THREADS, LOSS_WARPS * 2 * 8, tally)
     }

@@ -1,6 +1,7 @@
 //! Head: the pooled mean of the last activation, the classifier, the loss.
 
 use super::{About, BatchNorm, Describe, Direction, Parts, Role, Summed};
+use crate::labels::LabelForm;
 use crate::ops::tensor::{Param, Tensor};
 
 /// A dense layer of squeeze-excite, or the classifier: weight [outputs, inputs], bias [outputs].
@@ -46,14 +47,18 @@ impl Describe for HeadForward {
     }
 }
 
-/// Cross-entropy with the target (1−ε)·onehot + ε/classes: losses [N], and dlogits = (softmax − target)·scale.
+/// Cross-entropy −Σ w·target·ln softmax: losses [N], and dlogits = (softmax·Σ w·target − w·target)·scale.
+///
+/// The target is (1−ε)·(share·onehot(first) + (1−share)·onehot(second)) + ε/classes; the share is 1 unless images are
+/// mixed. The weights w of the classes are 1 unless there are any.
 #[derive(Clone, Copy, Debug)]
 pub struct Loss {
     pub images: usize,
     pub classes: usize,
     pub logits: Tensor,
-    /// [N] of u32.
+    /// Words of u32, as `form` says.
     pub labels: Tensor,
+    pub form: LabelForm,
     pub smoothing: f32,
     /// One over the images of the whole step, so that micro-batches and ranks add up to the mean.
     pub scale: f32,

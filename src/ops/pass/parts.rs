@@ -21,7 +21,7 @@ pub enum Role {
     Classifier,
     /// Factors of stochastic depth or dropout.
     Mask,
-    /// The classes that are right.
+    /// The classes that are right, and what else the loss is told of them.
     Label,
 }
 

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::data::{Batch, BatchPixels, Loader, Normalise};
 use crate::network::Inference;
 use crate::ops::score::rank;
-use crate::ops::{BatchInput, BatchTarget, Ops, Result as OpsResult, Sequence, Weights};
+use crate::ops::{BatchInput, BatchTarget, Labels, Ops, Result as OpsResult, Sequence, Weights};
 use crate::parallel::GroupError;
 use crate::train::error::TrainError;
 use crate::train::team::Team;
@@ -206,7 +206,7 @@ impl Passes<'_> {
 
     fn send_pixels<O: Ops + Send>(&self, ops: &mut O, slot: usize, pixels: BatchPixels) -> OpsResult {
         let target = self.target();
-        ops.submit(|ops| ops.send_batch(slot, &BatchInput { pixels, labels: &[], target }))
+        ops.submit(|ops| ops.send_batch(slot, &BatchInput { pixels, labels: Labels::default(), target }))
     }
 
     /// Submits the passes of the batch that was sent as `slot`, with weights that [`Inference::fold`] has seen.

@@ -118,8 +118,8 @@ pub struct StepRecord {
     pub step: u64,
     /// Epochs done: step × batch / images.
     pub epoch: f64,
-    /// Mean over the images of the step, with label smoothing; null in the log if the loss of a skipped step is not
-    /// finite.
+    /// Mean over the images of the step, with label smoothing and the weights of classes; null in the log if the loss of
+    /// a skipped step is not finite.
     #[serde(deserialize_with = "number_or_null")]
     pub loss: f64,
     /// Share of the step's images (augmented, with dropout) whose largest logit is that of their label.

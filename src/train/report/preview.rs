@@ -10,8 +10,8 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use image::{ImageFormat, RgbImage};
 
-use crate::data::augment::{Look, Scratch, View, preprocess};
-use crate::data::sampler::Sampler;
+use crate::data::augment::{Look, Policy, Scratch, preprocess};
+use crate::data::sampler::permute;
 use crate::data::{DataError, Source, Split};
 use crate::train::recipe::Recipe;
 
@@ -27,8 +27,9 @@ body { margin: 1.5rem auto; max-width: 1100px; padding: 0 1rem }
 figure { margin: 0 0 1.2rem; overflow-x: auto }
 figcaption { margin-bottom: .3rem }
 .row { display: flex; gap: .4rem }
+small { display: block; overflow-wrap: anywhere }
 img { image-rendering: pixelated; flex: none; border-radius: 3px }
-.row img:first-child { outline: 2px solid #3b82f6; outline-offset: -2px }
+.row > :first-child:is(img), .row > :first-child img { outline: 2px solid #3b82f6; outline-offset: -2px }
 @media print { figure { break-inside: avoid } }
 ";
 
@@ -38,35 +39,18 @@ img { image-rendering: pixelated; flex: none; border-radius: 3px }
 /// Those of reading the source's images.
 pub fn page(recipe: &Recipe, source: &Source) -> Result<String, DataError> {
     let side = recipe.resolution;
-    let width = side * LEAST_WIDTH.div_ceil(side).max(1);
-    let policy = recipe.policy(source.normalise());
-    let classes = source.class_names();
-    let mut sampler = Sampler::shuffled(recipe.seed, source.samples(Split::Train), IMAGES);
-    let mut places = Vec::new();
-    sampler.fill(0, &mut places);
-    places.truncate(source.samples(Split::Train));
+    let mut painter = Painter::new(recipe, source);
     let mut figures = String::new();
-    let (mut decoded, mut scratch, mut square) = (Vec::new(), Scratch::default(), vec![0; side * side * 3]);
-    for place in places {
-        let index = place.index as usize;
-        let image = source.image(Split::Train, index, &mut decoded)?;
-        let View { width: wide, height: high, .. } = image.view;
-        let class = escaped(&classes[image.label as usize]);
+    for number in 0..IMAGES.min(source.samples(Split::Train)) {
+        let index = painter.orders[0][number];
+        let (wide, high) = painter.evaluated(index)?;
+        let class = painter.classes[painter.label as usize].clone();
         let _ = write!(figures, "<figure><figcaption>{class}, {wide}×{high}</figcaption><div class=\"row\">");
-        for epoch in 0..=LOOKS {
-            let of = |epoch| Look { policy, seed: recipe.seed, epoch, id: image.id };
-            let (look, what) = match epoch {
-                0 => (None, "as evaluated".to_string()),
-                epoch => (Some(of(epoch - 1)), format!("in epoch {epoch}")),
-            };
-            preprocess(image.view, side, recipe.crop, look, &mut scratch, &mut square)
-                .map_err(DataError::Invalid)?;
-            let data = BASE64_STANDARD.encode(png(&square, side)?);
-            let _ = write!(
-                figures,
-                "<img width=\"{width}\" height=\"{width}\" alt=\"{class}, {what}\" title=\"{what}\" \
-                 src=\"data:image/png;base64,{data}\">"
-            );
+        figures += &painter.picture(&class, "as evaluated")?;
+        for epoch in 0..LOOKS {
+            let mixed = painter.trained(epoch, index)?;
+            let what = format!("in epoch {}{mixed}", epoch + 1);
+            figures += &painter.picture(&class, &what)?;
         }
         figures += "</div></figure>\n";
     }
@@ -79,6 +63,109 @@ pub fn page(recipe: &Recipe, source: &Source) -> Result<String, DataError> {
          evaluation sees; the others are what the first {LOOKS} epochs see.</p>\n{figures}</html>\n",
         recipe.crop
     ))
+}
+
+/// Makes the squares of a page.
+struct Painter<'a> {
+    recipe: &'a Recipe,
+    source: &'a Source,
+    policy: Policy,
+    /// Names of the classes, as HTML.
+    classes: Vec<String>,
+    /// The images of each epoch in their order, and of one more: the last image of an epoch may be mixed with the first
+    /// of the next.
+    orders: Vec<Vec<u32>>,
+    /// The label of the image that was rendered last, and its square.
+    label: u32,
+    square: Vec<u8>,
+    decoded: Vec<u8>,
+    scratch: Scratch,
+}
+
+impl<'a> Painter<'a> {
+    fn new(recipe: &'a Recipe, source: &'a Source) -> Painter<'a> {
+        let side = recipe.resolution;
+        let order = |epoch| {
+            let mut order = vec![0; source.samples(Split::Train)];
+            permute(recipe.seed, epoch, &mut order);
+            order
+        };
+        Painter {
+            recipe,
+            source,
+            policy: recipe.policy(source.normalise()),
+            classes: source.class_names().iter().map(|class| escaped(class)).collect(),
+            orders: (0..=if recipe.mixes() { LOOKS } else { 0 }).map(order).collect(),
+            label: 0,
+            square: vec![0; side * side * 3],
+            decoded: Vec::new(),
+            scratch: Scratch::default(),
+        }
+    }
+
+    fn look(&self, epoch: u32, index: u32) -> Look {
+        let id = self.source.id(Split::Train, index as usize);
+        Look { policy: self.policy, seed: self.recipe.seed, epoch, id }
+    }
+
+    /// Renders an image, and returns its size.
+    fn render(&mut self, index: u32, look: Option<Look>) -> Result<(u32, u32), DataError> {
+        let Painter { source, recipe, decoded, scratch, square, label, .. } = self;
+        let image = source.image(Split::Train, index as usize, decoded)?;
+        *label = image.label;
+        preprocess(image.view, recipe.resolution, recipe.crop, look, scratch, square)
+            .map_err(DataError::Invalid)?;
+        Ok(image.view.size())
+    }
+
+    fn evaluated(&mut self, index: u32) -> Result<(u32, u32), DataError> {
+        self.render(index, None)
+    }
+
+    /// Renders an image as an epoch sees it. Where it is mixed, returns the labels with their shares.
+    fn trained(&mut self, epoch: u32, index: u32) -> Result<String, DataError> {
+        let own = self.look(epoch, index);
+        if !self.recipe.mixes() {
+            return self.render(index, Some(own)).map(|_| String::new());
+        }
+        let order = &self.orders[epoch as usize];
+        let samples = order.len() as u64;
+        let place = order.iter().position(|other| *other == index).expect("an order has every image") as u64;
+        let position = u64::from(epoch) * samples + place;
+        let other = position ^ 1;
+        let other_epoch = (other / samples) as u32;
+        let other_index = self.orders[other_epoch as usize][(other % samples) as usize];
+        let partner = self.look(other_epoch, other_index);
+        let side = self.recipe.resolution;
+        let Some(mix) = (if position.is_multiple_of(2) { own } else { partner }).mix(side as u32) else {
+            return self.render(index, Some(own)).map(|_| String::new());
+        };
+        self.render(other_index, Some(partner))?;
+        let (other_label, mut other_square) = (self.label, self.square.clone());
+        self.render(index, Some(own))?;
+        mix.apply(&mut self.square, &mut other_square, side);
+        let (first, second, share) = mix.labels(self.label, other_label, side as u32);
+        let [first, second] = [first, second].map(|label| &self.classes[label as usize]);
+        Ok(format!(": {share:.2} {first}, {:.2} {second}", 1.0 - share))
+    }
+
+    /// The square that was rendered last, with what it shows.
+    fn picture(&self, class: &str, what: &str) -> Result<String, DataError> {
+        let side = self.recipe.resolution;
+        let width = side * LEAST_WIDTH.div_ceil(side).max(1);
+        let data = BASE64_STANDARD.encode(png(&self.square, side)?);
+        let image = format!(
+            "<img width=\"{width}\" height=\"{width}\" alt=\"{class}, {what}\" title=\"{what}\" \
+             src=\"data:image/png;base64,{data}\">"
+        );
+        // The shares are to be seen without a mouse.
+        let shares = what.split_once(": ").map_or(String::new(), |(_, shares)| shares.replace(", ", "<br>"));
+        Ok(if self.recipe.mixes() {
+            format!("<div style=\"width: {width}px\">{image}<small>{shares}</small></div>")
+        } else {
+            image
+        })
+    }
 }
 
 fn png(square: &[u8], side: usize) -> Result<Vec<u8>, DataError> {
@@ -113,7 +200,30 @@ mod tests {
             color_jitter: 0.2,
             ..Recipe::reference(Variant::B0, IMAGES)
         };
-        let page = page(&recipe, &source).unwrap();
+        expect_squares_of_the_run(&recipe, &source);
+    }
+
+    /// The labels and shares too.
+    #[test]
+    fn page_shows_the_mixed_pairs_of_the_run() {
+        let source = Source::synthetic(3, 21, 2, 50).unwrap();
+        let recipe = Recipe {
+            resolution: 32,
+            crop: CropMode::Resized,
+            mixup: 0.8,
+            cutmix: 1.0,
+            mixup_prob: Some(0.9),
+            ..Recipe::reference(Variant::B0, IMAGES)
+        };
+        let page = expect_squares_of_the_run(&recipe, &source);
+        assert!(page.contains("mixup 0.8 or cutmix 1 (50 %) of 90 %"), "the head says it");
+        // Epoch 1 ends with an image whose partner is the first of epoch 2.
+        let last = Painter::new(&recipe, &source).orders[0][20];
+        Painter::new(&recipe, &source).trained(0, last).unwrap();
+    }
+
+    fn expect_squares_of_the_run(recipe: &Recipe, source: &Source) -> String {
+        let page = page(recipe, source).unwrap();
         let pictures: Vec<Vec<u8>> = page
             .split("base64,")
             .skip(1)
@@ -122,8 +232,8 @@ mod tests {
             .collect();
         assert_eq!(pictures.len(), IMAGES * (1 + LOOKS as usize));
         let loading = Loading {
-            source: &source,
-            recipe: &recipe,
+            source,
+            recipe,
             form: Form::Squares,
             share: Share::WHOLE,
             threads: 1,
@@ -134,7 +244,20 @@ mod tests {
         let batch = loader.next().unwrap().unwrap();
         for (number, square) in batch.pixels.chunks_exact(32 * 32 * 3).enumerate() {
             assert!(pictures[number * (1 + LOOKS as usize) + 1] == square, "image {number}");
+            let (Some(second), Some(share)) = (batch.second.get(number), batch.shares.get(number)) else {
+                continue;
+            };
+            let row = page.split("<figure>").nth(1 + number).unwrap();
+            let said = row.split("title=\"").nth(2).unwrap().split('"').next().unwrap();
+            let expected = match *share {
+                1.0 => "in epoch 1".to_string(),
+                share => {
+                    format!("in epoch 1: {share:.2} {}, {:.2} {second}", batch.labels[number], 1.0 - share)
+                }
+            };
+            assert_eq!(said, expected, "image {number}");
         }
+        page
     }
 
     #[test]

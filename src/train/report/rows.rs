@@ -4,6 +4,7 @@ use indicatif::{HumanBytes, HumanCount};
 
 use super::curves;
 use super::events::{End, EvaluationRecord, Header, Outcome, StepRecord};
+use crate::data::augment::Mixing;
 use crate::data::{CropMode, Normalise, NormaliseBy};
 use crate::train::optimizer::Decayed;
 use crate::train::recipe::Recipe;
@@ -30,6 +31,8 @@ pub fn header_rows(header: &Header) -> Vec<Row> {
             format!(" after {}", sides.join(", "))
         }
     };
+    let weighted = recipe.class_weights.as_ref();
+    let weighted = weighted.map_or(String::new(), |weights| format!(", class weights {weights}"));
     let each = if header.ranks > 1 { ", in each rank" } else { "" };
     vec![
         ("model", format!("{}, {} parameters", header.model_name(), count(header.parameters))),
@@ -49,8 +52,8 @@ pub fn header_rows(header: &Header) -> Vec<Row> {
         (
             "regularisation",
             format!(
-                "label smoothing {}, dropout {}, stochastic depth {}",
-                recipe.label_smoothing, recipe.dropout, recipe.drop_connect
+                "label smoothing {}, dropout {}, stochastic depth {}{}",
+                recipe.label_smoothing, recipe.dropout, recipe.drop_connect, weighted
             ),
         ),
         (
@@ -95,10 +98,30 @@ pub(super) fn augmentation(recipe: &Recipe) -> String {
     if policy.color_jitter > 0.0 {
         parts.push(format!("colour jitter {}", policy.color_jitter));
     }
+    parts.extend(mixing(policy.mixing));
     if let Some(first) = recipe.progressive_augment {
         parts.push(format!("at first at {first} of its strength"));
     }
     parts.join(", ")
+}
+
+fn mixing(mixing: Mixing) -> Option<String> {
+    let Mixing { mixup, cutmix, probability, switch, off_epoch } = mixing;
+    let mut text = match (mixup > 0.0, cutmix > 0.0) {
+        (false, false) => return None,
+        (true, false) => format!("mixup {mixup}"),
+        (false, true) => format!("cutmix {cutmix}"),
+        (true, true) => {
+            format!("mixup {mixup} or cutmix {cutmix} ({} %)", rounded(switch * 100.0))
+        }
+    };
+    if probability < 1.0 {
+        text += &format!(" of {} %", rounded(probability * 100.0));
+    }
+    if let Some(epoch) = off_epoch {
+        text += &format!(" in the first {epoch} epoch{}", if epoch == 1 { "" } else { "s" });
+    }
+    Some(text)
 }
 
 fn batch(header: &Header) -> String {

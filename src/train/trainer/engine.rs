@@ -17,8 +17,8 @@ use crate::model::{Architecture, ParamTable};
 use crate::network::{Inference, Itinerary, Network};
 use crate::ops::buckets::bucket_bytes;
 use crate::ops::{
-    BatchInput, BatchTarget, Buckets, Buffer, Device, LossScale, Ops, OpsError, Pass, Plan, ProfileReport,
-    Result, Sequence, StateSize, StepFigures, StepParams,
+    BatchInput, BatchTarget, Buckets, Buffer, Device, Labels, LossScale, Ops, OpsError, Pass, Plan,
+    ProfileReport, Result, Sequence, StateSize, StepFigures, StepParams,
 };
 use crate::train::checkpoint::Snapshot;
 use crate::train::device::{self, Hardware, Needs};
@@ -69,6 +69,8 @@ pub struct Engine<O: Ops> {
     evaluation_plan: Plan,
     bound: Bound,
     normalise: Normalise,
+    /// What each class counts in the loss; there must be some if the recipe has any.
+    pub class_weights: Option<Vec<f32>>,
     update: Pass,
     /// Which of the two batch slots on the device is used next.
     slot: usize,
@@ -115,6 +117,7 @@ impl<O: Ops + Send> Engine<O> {
             evaluation_plan,
             bound: Bound::Nothing,
             normalise,
+            class_weights: None,
             update: update.into(),
             slot: 0,
             handover: Duration::ZERO,
@@ -146,6 +149,7 @@ impl<O: Ops + Send> Engine<O> {
             stages,
             stage,
             normalise: Normalise { mean, deviation },
+            class_weights,
             update,
             slot,
             handover,
@@ -164,6 +168,7 @@ impl<O: Ops + Send> Engine<O> {
         for (number, (pixels, labels)) in parts.enumerate() {
             let first_position = params.first_position + (number * images) as u64;
             let (first, last) = (number == 0, number + 1 == count);
+            let labels = Labels { class_weights: class_weights.as_deref(), ..labels };
             let sequence = Sequence::Training { slot: *slot, first, last };
             ops.submit(|ops| {
                 ops.set_step(StepParams { first_position, ..params })?;
@@ -255,9 +260,16 @@ impl<O: Ops + Send> Engine<O> {
     /// Returns none if all values are finite this time. After this call only the state may be read.
     pub fn first_not_finite(&mut self, batch: &Batch, params: StepParams) -> Result<Option<String>> {
         self.bind(Bound::Training)?;
-        let Engine { ops, table, stages, stage, normalise, .. } = self;
+        let Engine { ops, table, stages, stage, normalise, class_weights, .. } = self;
         let Training { network, itinerary, .. } = &stages[*stage];
-        let search = Search { network, itinerary, table, normalise: *normalise, params };
+        let search = Search {
+            network,
+            itinerary,
+            table,
+            normalise: *normalise,
+            class_weights: class_weights.as_deref(),
+            params,
+        };
         search.run(ops, batch)
     }
 }

@@ -9,8 +9,8 @@ use crate::data::{Batch, Normalise};
 use crate::model::ParamTable;
 use crate::network::{Entry, Itinerary, Layer, Network};
 use crate::ops::{
-    Access, BatchInput, BatchTarget, Buffer, Direction, Kind, Ops, Part, Pass, Result, Role, StepParams,
-    Tensor,
+    Access, BatchInput, BatchTarget, Buffer, Direction, Kind, Labels, Ops, Part, Pass, Result, Role,
+    StepParams, Tensor,
 };
 use crate::train::checkpoint::first_not_finite;
 
@@ -20,6 +20,7 @@ pub struct Search<'a> {
     pub itinerary: &'a Itinerary,
     pub table: &'a ParamTable,
     pub normalise: Normalise,
+    pub class_weights: Option<&'a [f32]>,
     pub params: StepParams,
 }
 
@@ -36,6 +37,7 @@ impl Search<'_> {
         for (number, (pixels, labels)) in batch.parts(config.images).enumerate() {
             let first_position = self.params.first_position + (number * config.images) as u64;
             ops.set_step(StepParams { first_position, ..self.params })?;
+            let labels = Labels { class_weights: self.class_weights, ..labels };
             ops.send_batch(0, &BatchInput { pixels, labels, target })?;
             ops.receive_batch(0, &target)?;
             for entry in self.itinerary.entries() {

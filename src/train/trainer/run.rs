@@ -106,6 +106,7 @@ fn train_as<H: Hardware>(
     let Session { recipe, arch, schedule, hardware, directory, metadata, state, resumed, memory } = session;
     let processors = hardware.processors();
     let mut engine = Engine::new(&recipe, &arch, metadata.normalise, hardware, team)?;
+    engine.class_weights = recipe.weights_of_classes(&source)?;
     engine.load(&state, metadata.loss_scale)?;
     reporter.report(Event::Started(&header));
     let mut trainer = Trainer {

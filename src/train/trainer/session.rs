@@ -62,6 +62,7 @@ pub(super) struct Inspection {
 pub fn check(recipe: &Recipe, options: &RunOptions, source: &Source) -> Result<(), TrainError> {
     let inspection = inspect(recipe, options, source)?;
     inspection.compare(source)?;
+    inspection.recipe.weights_of_classes(source)?;
     Schedule::new(&inspection.recipe, source.samples(Split::Train))?;
     Ok(())
 }
@@ -192,6 +193,8 @@ pub(super) fn prepare<H: Hardware>(
     let memory =
         fit(&mut recipe, classes, &mut hardware, team, (may_change, options.loader_threads), reporter)?;
     let arch = recipe.architecture(classes)?;
+    // Before anything is created.
+    recipe.weights_of_classes(source)?;
     let (metadata, state) = match saved {
         Some(saved) => (Metadata { recipe: recipe.clone(), ..saved.metadata }, saved.state),
         None => initial(&recipe, options, source, &arch, &schedule, reporter)?,
@@ -242,10 +245,11 @@ fn fit<H: Hardware>(
     match memory.check() {
         // Nobody asked for this micro-batch, and no other fits.
         Err(MemoryError::Batch { have, on_gpu, .. }) if may_change => {
-            let one = Recipe { micro_batch: 1, ..recipe.clone() };
+            let least = recipe.least_micro_batch();
+            let one = Recipe { micro_batch: least, ..recipe.clone() };
             let need = memory_plan(&one, classes, hardware, world, loader_threads)?.total();
             let Recipe { batch_size, resolution, .. } = *recipe;
-            Err(MemoryError::Nothing { batch_size, resolution, need, have, on_gpu }.into())
+            Err(MemoryError::Nothing { batch_size, least, resolution, need, have, on_gpu }.into())
         }
         other => Ok(other.map(|()| memory)?),
     }

@@ -100,19 +100,37 @@ impl Reference {
     /// −Σ target·log softmax, and its gradient at the logits.
     pub(super) fn cross_entropy(&mut self, p: &Loss) {
         let logits = self.get(p.logits);
-        let labels = self.labels.get(&p.labels.id).expect("labels are uploaded before the loss").clone();
+        let words = self.labels.get(&p.labels.id).expect("labels are uploaded before the loss").clone();
         self.touched.borrow_mut().read.insert(p.labels.id);
         let smoothing = decimal(p.smoothing);
         let (mut losses, mut dlogits) = (Vec::new(), Vec::new());
-        for (logits, label) in logits.chunks_exact(p.classes).zip(labels) {
+        for (image, logits) in logits.chunks_exact(p.classes).enumerate() {
             let top = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let log_sum = top + logits.iter().map(|x| (x - top).exp()).sum::<f64>().ln();
+            // The target as timm's `mixup_target` makes it: both labels smoothed, then mixed; then weighted.
+            let target: Vec<f64> = (0..p.classes)
+                .map(|class| {
+                    let smoothed = |number: usize| {
+                        let certain =
+                            if words[number * p.images + image] as usize == class { 1.0 } else { 0.0 };
+                        (1.0 - smoothing) * certain + smoothing / p.classes as f64
+                    };
+                    let share = |word: u32| f64::from(f32::from_bits(word));
+                    let target = if p.form.mixed {
+                        let share = share(words[2 * p.images + image]);
+                        share * smoothed(0) + (1.0 - share) * smoothed(1)
+                    } else {
+                        smoothed(0)
+                    };
+                    let weights = if p.form.mixed { 3 } else { 1 } * p.images;
+                    target * if p.form.weighted { share(words[weights + class]) } else { 1.0 }
+                })
+                .collect();
+            let total: f64 = target.iter().sum();
             let mut loss = 0.0;
-            for (class, x) in logits.iter().enumerate() {
-                let certain = if class == label as usize { 1.0 } else { 0.0 };
-                let target = (1.0 - smoothing) * certain + smoothing / p.classes as f64;
+            for (x, target) in logits.iter().zip(target) {
                 loss -= target * (x - log_sum);
-                dlogits.push(((x - log_sum).exp() - target) * decimal(p.scale));
+                dlogits.push(((x - log_sum).exp() * total - target) * decimal(p.scale));
             }
             losses.push(loss);
         }

@@ -257,9 +257,9 @@ impl Ops for Reference {
         Ok(())
     }
 
-    fn upload_labels(&mut self, tensor: Tensor, labels: &[u32]) -> Result {
-        assert_eq!(labels.len(), tensor.elements);
-        self.labels.insert(tensor.id, labels.to_vec());
+    fn upload_labels(&mut self, tensor: Tensor, labels: &Labels) -> Result {
+        assert_eq!(labels.words(), tensor.elements);
+        self.labels.insert(tensor.id, labels.pieces().concat());
         Ok(())
     }
 

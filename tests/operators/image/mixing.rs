@@ -2,9 +2,9 @@
 
 use super::edits::{chains, contents, edited};
 use super::*;
-use effnet::data::augment::Rectangle;
+use effnet::data::augment::{Mix, Rectangle};
 
-/// What an image gets of its neighbour.
+/// What an image gets of its neighbour: a share of every pixel in steps of 2⁻¹⁶, and all of a rectangle.
 #[derive(Clone, Copy, Debug)]
 struct Share {
     weight: u32,
@@ -38,7 +38,12 @@ fn share(number: usize, side: u32) -> Share {
             height: below(bits[3], side - top) + 1,
         },
     };
-    Share { weight, part }
+    let blended = part.width == 0;
+    Share { weight: if blended { weight } else { 0 }, part }
+}
+
+fn mix(Share { weight, part }: Share) -> Mix {
+    if part.width == 0 { Mix::Blend { weight: 65_536 - weight } } else { Mix::Exchange(part) }
 }
 
 fn neighbours_are_mixed_as_the_formula_says<G: TestGpu>() {
@@ -59,7 +64,7 @@ fn neighbours_are_mixed_as_the_formula_says<G: TestGpu>() {
         let mut expected = Vec::new();
         for number in 0..images {
             let share = share(number, side);
-            batch.mix(number, share.weight, share.part);
+            batch.mix(number, mix(share));
             expected.extend(mixed(&squares[number], &squares[number ^ 1], side as usize, share));
         }
         let values = normalised(&expected, 1);

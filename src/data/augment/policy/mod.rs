@@ -9,6 +9,7 @@
 mod auto;
 mod auto_augment;
 mod color_jitter;
+mod mixing;
 mod operation;
 mod rand_augment;
 mod random_erasing;
@@ -20,10 +21,12 @@ mod tests;
 mod trivial_augment;
 
 pub use auto::Auto;
+pub use mixing::Mixing;
 pub use rand_augment::RandAugment;
 
 use super::edit::Edit;
 use super::geometry::Geometry;
+use super::mix::Mix;
 use crate::random::{Purpose, draw, unit};
 
 /// How training images are augmented. The default is [`Policy::STANDARD`].
@@ -41,6 +44,7 @@ pub struct Policy {
     pub color_jitter: f64,
     /// Share of images of which a rectangle is erased.
     pub random_erasing: f64,
+    pub mixing: Mixing,
     /// The colour of erased rectangles and of what comes from outside the image: the mean that the run subtracts.
     pub fill: [u8; 3],
 }
@@ -61,10 +65,11 @@ impl Policy {
         auto: Auto::None,
         color_jitter: 0.0,
         random_erasing: 0.0,
+        mixing: Mixing::NONE,
         fill: [0; 3],
     };
 
-    /// Whether squares stay as geometry makes them.
+    /// Whether squares stay as geometry makes them, but for being mixed.
     pub fn only_geometry(&self) -> bool {
         self.vertical_flip == 0.0
             && self.auto == Auto::None
@@ -106,6 +111,11 @@ impl Look {
         if self.policy.random_erasing > 0.0 {
             random_erasing::edits(self, side, edits);
         }
+    }
+
+    /// How the pair of which this is the first image is mixed, in squares of this side.
+    pub fn mix(self, side: u32) -> Option<Mix> {
+        mixing::choose(self, side)
     }
 
     /// Four draws; `layer` tells apart draws of one purpose.
