@@ -30,6 +30,10 @@ pub enum Purpose {
     ColorJitter = 9,
     /// Random erasing; the layer field is the number of the try.
     Erase = 10,
+    /// How long a sample is held back in a shuffle of blocks.
+    HoldBack = 11,
+    /// The order in which a class's samples come, if classes are balanced; the time is the number of the pass.
+    Balance = 12,
 }
 
 /// One block of four 32-bit draws.

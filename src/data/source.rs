@@ -1,5 +1,6 @@
 //! Where images come from: a packed set, or one that is made up. The loader needs no other distinction.
 
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -8,6 +9,7 @@ use super::codec::decode_jpeg;
 use super::dataset::Dataset;
 use super::fingerprint::Fnv;
 use super::normalise::Normalise;
+use super::sampler::blocks;
 use super::shard::{Encoding, Sample};
 use super::synthetic::Synthetic;
 use super::{DataError, Split};
@@ -104,6 +106,50 @@ impl Source {
                 .iter()
                 .fold(Fnv::new().field(b"synthetic"), |fnv, &number| fnv.number(number as u64))
                 .hex(),
+        }
+    }
+
+    /// Bytes of a split's images on disk; none of images that are made up.
+    pub fn bytes(&self, split: Split) -> u64 {
+        match self {
+            Source::Packed(dataset) => dataset.manifest().split(split).bytes,
+            Source::Synthetic(_) => 0,
+        }
+    }
+
+    /// The classes of the images, one after the other.
+    pub fn labels(&self, split: Split) -> Box<dyn Iterator<Item = u32> + '_> {
+        match self {
+            Source::Packed(dataset) => Box::new(dataset.records(split).map(|record| record.label)),
+            Source::Synthetic(set) => Box::new((0..set.samples(split)).map(|index| set.label(index))),
+        }
+    }
+
+    /// The first image of each block of neighbours on disk, and the number of images; see [`blocks`].
+    pub fn blocks(&self, split: Split) -> Vec<u32> {
+        let mut starts = Vec::new();
+        match self {
+            Source::Packed(dataset) => dataset.blocks(split, &mut starts),
+            Source::Synthetic(set) => {
+                let lengths = (0..set.samples(split)).map(|_| (set.side * set.side * 3) as u64);
+                blocks::cut(0, lengths, &mut starts);
+            }
+        }
+        starts.push(self.samples(split) as u32);
+        starts
+    }
+
+    /// Tells the system that images are read by blocks, with [`Source::will_need_block`].
+    pub fn advise_blocks(&self, split: Split) {
+        if let Source::Packed(dataset) = self {
+            dataset.advise_random(split);
+        }
+    }
+
+    /// Starts fetching neighbours on disk that are needed soon.
+    pub fn will_need_block(&self, split: Split, images: Range<usize>) {
+        if let Source::Packed(dataset) = self {
+            dataset.will_need_block(split, images);
         }
     }
 

@@ -5,7 +5,7 @@
 //!
 //! | module | |
 //! |---|---|
-//! | [`recipe`] ([`optimizer`], [`schedule_kind`]), [`options`], [`recipe_file`] | what to train, how, and both as a file |
+//! | [`recipe`] ([`optimizer`], [`schedule_kind`], [`sampling`]), [`options`], [`recipe_file`] | what to train, how, and both as a file |
 //! | [`fit`] | the recipe of a set of images, where nobody said otherwise |
 //! | `trainer` | the loop: [`run`], [`engine`], [`schedule`] |
 //! | `evaluation` | accuracy and loss: [`evaluate`], [`evaluator`] |
@@ -28,6 +28,7 @@ pub mod program;
 pub mod recipe;
 pub mod recipe_file;
 pub mod report;
+pub mod sampling;
 pub mod schedule_kind;
 pub mod team;
 mod trainer;

@@ -41,7 +41,7 @@ pub fn page(recipe: &Recipe, source: &Source) -> Result<String, DataError> {
     let width = side * LEAST_WIDTH.div_ceil(side).max(1);
     let policy = recipe.policy(source.normalise());
     let classes = source.class_names();
-    let mut sampler = Sampler::shuffled(recipe.seed, source.samples(Split::Train), IMAGES);
+    let mut sampler = Sampler::training(recipe.seed, source, IMAGES, recipe.sampling);
     let mut places = Vec::new();
     sampler.fill(0, &mut places);
     places.truncate(source.samples(Split::Train));
