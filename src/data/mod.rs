@@ -12,6 +12,7 @@
 
 pub mod augment;
 pub mod batch;
+pub mod bench;
 pub mod codec;
 pub mod dataset;
 pub mod demo;

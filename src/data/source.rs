@@ -170,26 +170,65 @@ impl Source {
         index: usize,
         buffer: &'a mut Vec<u8>,
     ) -> Result<Image<'a>, DataError> {
+        self.read(split, index)?.decode(buffer)
+    }
+
+    /// The image at `index` as it is stored, compared with its checksum.
+    ///
+    /// # Errors
+    /// [`DataError::DamagedSample`], naming file and sample.
+    pub fn read(&self, split: Split, index: usize) -> Result<Stored<'_>, DataError> {
+        let sample = match self {
+            Source::Packed(dataset) => Some(dataset.sample(split, index)?),
+            Source::Synthetic(_) => None,
+        };
+        Ok(Stored { source: self, split, index, sample })
+    }
+
+    /// The error for an image whose bytes match their checksum but cannot be used.
+    pub(super) fn damaged(&self, split: Split, index: usize, problem: String) -> DataError {
         match self {
-            Source::Packed(dataset) => {
-                let sample = dataset.sample(split, index)?;
-                let Sample { id, label, width, height, channels, encoding, bytes } = sample;
-                let bytes = match encoding {
-                    Encoding::Raw => bytes,
-                    Encoding::Jpeg => {
-                        decode_jpeg(bytes, width, height, channels, buffer)
-                            .map_err(|problem| dataset.damaged_sample(split, index, problem))?;
-                        buffer.as_slice()
-                    }
-                };
-                Ok(Image { id, label, view: View { width, height, channels, bytes } })
-            }
-            Source::Synthetic(set) => {
-                set.image(split, index, buffer);
-                let side = set.side as u32;
-                let view = View { width: side, height: side, channels: 3, bytes: buffer };
-                Ok(Image { id: Synthetic::id(split, index), label: set.label(index), view })
-            }
+            Source::Packed(dataset) => dataset.damaged_sample(split, index, problem),
+            Source::Synthetic(_) => DataError::Loader(problem),
         }
+    }
+}
+
+/// An image as it is stored; nothing yet of one that is made up.
+pub struct Stored<'a> {
+    source: &'a Source,
+    split: Split,
+    index: usize,
+    sample: Option<Sample<'a>>,
+}
+
+impl<'a> Stored<'a> {
+    /// Number of stored bytes.
+    pub fn bytes(&self) -> usize {
+        self.sample.map_or(0, |sample| sample.bytes.len())
+    }
+
+    /// The pixels; see [`Source::image`].
+    ///
+    /// # Errors
+    /// [`DataError::DamagedSample`], naming file and sample.
+    pub fn decode(self, buffer: &'a mut Vec<u8>) -> Result<Image<'a>, DataError> {
+        let Stored { source, split, index, sample } = self;
+        let Some(Sample { id, label, width, height, channels, encoding, bytes }) = sample else {
+            let Source::Synthetic(set) = source else { unreachable!("a packed image has a sample") };
+            set.image(split, index, buffer);
+            let side = set.side as u32;
+            let view = View { width: side, height: side, channels: 3, bytes: buffer };
+            return Ok(Image { id: Synthetic::id(split, index), label: set.label(index), view });
+        };
+        let bytes = match encoding {
+            Encoding::Raw => bytes,
+            Encoding::Jpeg => {
+                decode_jpeg(bytes, width, height, channels, buffer)
+                    .map_err(|problem| source.damaged(split, index, problem))?;
+                buffer.as_slice()
+            }
+        };
+        Ok(Image { id, label, view: View { width, height, channels, bytes } })
     }
 }

@@ -1,7 +1,9 @@
-//! Settings of the recipe that a run shows as a whole: optimisers, clipping, early stopping.
+//! Settings of the recipe that a run shows as a whole: optimisers, clipping, early stopping, the order of the images.
 
+use std::collections::HashSet;
 use std::path::Path;
 
+use effnet::data::{Sampling, Shuffle};
 use effnet::train::events::{End, LogLine};
 use effnet::train::{Optimizer, Outcome, Recipe, RunOptions, ScheduleKind, TrainError, log};
 
@@ -44,6 +46,30 @@ fn adamw_run_is_resumed_to_the_same_bytes() {
         .collect();
     assert_eq!(norms.len(), 8);
     assert!(norms.iter().all(|norm| norm.is_some_and(|norm| norm > 0.0)), "{norms:?}");
+}
+
+/// Each order of the images is a run of its own, which is resumed to the same bytes.
+#[test]
+fn sampling_of_a_run_is_resumed_to_the_same_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut checkpoints = HashSet::new();
+    for (number, (shuffle, balance)) in
+        [(Shuffle::Full, false), (Shuffle::Blocks, false), (Shuffle::Full, true), (Shuffle::Blocks, true)]
+            .into_iter()
+            .enumerate()
+    {
+        let recipe = Recipe { sampling: Sampling { shuffle, balance }, ..recipe() };
+        let [whole, parts] = ["whole", "parts"].map(|name| dir.path().join(format!("{name}{number}")));
+        train(&recipe, &whole, Some(5), false).unwrap();
+        train(&recipe, &parts, Some(2), false).unwrap();
+        train(&recipe, &parts, Some(5), true).unwrap();
+        assert_same_file(&whole, &parts, "checkpoint.bin");
+        let text = std::fs::read_to_string(whole.join("recipe.toml")).unwrap();
+        assert_eq!(text.contains("shuffle = \"blocks\""), shuffle == Shuffle::Blocks, "{text}");
+        assert_eq!(text.contains("balance = true"), balance, "{text}");
+        let parameters: Vec<u32> = saved(&whole).state.parameters.iter().map(|v| v.to_bits()).collect();
+        assert!(checkpoints.insert(parameters), "{recipe:?}");
+    }
 }
 
 /// A limit that no gradient reaches changes no bit of the weights, whatever the micro-batch; another one does.
