@@ -82,13 +82,13 @@ struct Arguments {
     #[arg(long, value_name = "OUT", conflicts_with_all = ["source", "out", "verify"])]
     bench: Option<PathBuf>,
     /// Of --bench: side of the network's input
-    #[arg(long, value_name = "PIXELS", default_value_t = 224, requires = "bench", value_parser = clap::value_parser!(u16).range(8..=4096))]
+    #[arg(long, value_name = "PIXELS", default_value_t = 224, conflicts_with_all = ["source", "verify", "info"], value_parser = clap::value_parser!(u16).range(8..=4096))]
     resolution: u16,
     /// Of --bench: as effnet-train's
-    #[arg(long, value_name = "NAME", default_value = "none", requires = "bench", value_parser = Auto::from_str)]
+    #[arg(long, value_name = "NAME", default_value = "none", conflicts_with_all = ["source", "verify", "info"], value_parser = Auto::from_str)]
     augment: Auto,
     /// Of --bench: seconds of each of three measurements
-    #[arg(long, value_name = "SECONDS", default_value_t = 3, requires = "bench", value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, value_name = "SECONDS", default_value_t = 3, conflicts_with_all = ["source", "verify", "info"], value_parser = clap::value_parser!(u16).range(1..))]
     seconds: u16,
 }
 

@@ -47,6 +47,6 @@ fn bench_prints_a_table_for_people() {
     );
     assert_eq!(table.lines().filter(|line| line.matches('|').count() == 6).count(), 9, "{table}");
     pack(&["--bench", text(&source)]).refused(1, &["no dataset"]);
-    pack(&["--resolution", "32", text(&source), text(&out)]).refused(2, &["--bench"]);
+    pack(&["--resolution", "32", text(&source), text(&out)]).refused(2, &["--resolution"]);
     pack(&["--bench", text(&out), "--augment", "wild"]).refused(2, &["wild"]);
 }
