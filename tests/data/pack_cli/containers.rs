@@ -114,11 +114,16 @@ pub fn as_parquet(path: &Path, photos: &[Photo], names: Option<&[&str]>, compres
     as_parquet_rows(path, &rows, names, compression);
 }
 
-fn as_list(path: &Path, photos: &[Photo]) {
+pub fn as_list(path: &Path, photos: &[Photo]) {
     as_folder(&path.parent().unwrap().join("images"), photos);
     let line = |photo: &Photo| format!("images/{0}/{1},{0}\r\n", photo.class, photo.name);
     let lines: String = photos.iter().map(line).collect();
     fs::write(path, format!("\u{feff}path,label\r\n{lines}")).unwrap();
+}
+
+/// An image of CIFAR with its label or, in CIFAR-100, labels.
+pub fn cifar_image(labels: &[u8], salt: u64) -> Vec<u8> {
+    labels.iter().copied().chain((0..3072).map(|place| noise(place + salt * 5000))).collect()
 }
 
 fn counts(out: &Path) -> [Vec<u64>; 2] {
@@ -269,9 +274,7 @@ fn list_of_ids_beside_a_flat_folder_is_packed() {
 fn cifar_is_packed_with_its_names() {
     let dir = TempDir::new().unwrap();
     let at = |name: &str| dir.path().join(name);
-    let image = |labels: &[u8], salt: u64| -> Vec<u8> {
-        labels.iter().copied().chain((0..3072).map(|place| noise(place + salt * 5000))).collect()
-    };
+    let image = cifar_image;
     fs::create_dir(at("ten")).unwrap();
     for batch in 1..=5_u8 {
         let images = (0..4).flat_map(|n| image(&[(batch * 4 + n) % 10], u64::from(batch * 10 + n)));
