@@ -144,6 +144,14 @@ fn every_form_of_a_set_is_packed_to_the_same_bytes() {
     let (first, rest) = photos.split_at(10);
     as_tar(&at("tars/x-000.tar"), first);
     as_tar(&at("tars/x-001.tar"), rest);
+    fs::create_dir(at("gzipped")).unwrap();
+    for (plain, compressed) in [
+        ("one.tar", "one.tgz"),
+        ("tars/x-000.tar", "gzipped/x-000.tar.gz"),
+        ("tars/x-001.tar", "gzipped/x-001.TGZ"),
+    ] {
+        fs::write(at(compressed), gzip(&fs::read(at(plain)).unwrap())).unwrap();
+    }
     as_parquet(&at("one.parquet"), &photos, Some(&NAMES), Compression::SNAPPY);
     as_parquet(
         &at("parquets/data/x-0.parquet"),
@@ -171,6 +179,7 @@ fn every_form_of_a_set_is_packed_to_the_same_bytes() {
         .collect();
     fs::write(at("web.tar"), tar_bytes(web.iter().map(|(name, bytes)| (name.clone(), bytes.as_slice()))))
         .unwrap();
+    fs::write(at("web.tar.gz"), gzip(&fs::read(at("web.tar")).unwrap())).unwrap();
 
     for encoding in ["auto", "raw"] {
         let expected = at(&format!("expected-{encoding}"));
@@ -180,6 +189,9 @@ fn every_form_of_a_set_is_packed_to_the_same_bytes() {
             ("one.tar", "packed a tar file (class folders) to"),
             ("tars", "packed 2 tar files (class folders) to"),
             ("web.tar", "packed a tar file (WebDataset) to"),
+            ("one.tgz", "packed a tar file (class folders) to"),
+            ("gzipped", "packed 2 tar files (class folders) to"),
+            ("web.tar.gz", "packed a tar file (WebDataset) to"),
             ("one.parquet", "packed a Parquet file to"),
             ("parquets", "packed 2 Parquet files to"),
             ("listed/all.csv", "packed the images listed in all.csv to"),
@@ -370,6 +382,16 @@ fn container_that_cannot_be_packed_is_named() {
     for (start, more) in [(starts[1], 700), (starts[3], 100), (starts[7], 513), (starts[6], 511)] {
         fs::write(at("cut.tar"), &tar[..start + more]).unwrap();
         pack_fails(&[text(&at("cut.tar")), text(&out)], &["cut.tar: ", "cut short"]);
+    }
+    // Compressed: cut anywhere, or with a byte changed, which its checksum shows.
+    let compressed = gzip(&tar);
+    for share in 1..16 {
+        fs::write(at("cut.tgz"), &compressed[..compressed.len() * share / 16]).unwrap();
+        pack_fails(&[text(&at("cut.tgz")), text(&out)], &["cut.tgz: damaged or cut short"]);
+        let mut changed = compressed.clone();
+        changed[compressed.len() * share / 16] ^= 0x10;
+        fs::write(at("changed.tgz"), changed).unwrap();
+        pack(&[text(&at("changed.tgz")), text(&out)]).refused(1, &["changed.tgz: "]);
     }
     for share in 1..8 {
         fs::write(at("cut.parquet"), &parquet[..parquet.len() * share / 8]).unwrap();

@@ -32,6 +32,19 @@ fn killed_pack_of_tar_files_continues_and_ends_the_same() {
 }
 
 #[test]
+fn killed_pack_of_compressed_tar_files_continues_and_ends_the_same() {
+    let dir = TempDir::new().unwrap();
+    let source = dir.path().join("tars");
+    for (number, part) in photos(70, 150, 100).chunks(50).enumerate() {
+        let path = source.join(format!("{number}.tar.gz"));
+        as_tar(&path, part);
+        let plain = fs::read(&path).unwrap();
+        fs::write(&path, gzip(&plain)).unwrap();
+    }
+    killed_and_continued(dir.path(), &source);
+}
+
+#[test]
 fn killed_pack_of_parquet_files_continues_and_ends_the_same() {
     let dir = TempDir::new().unwrap();
     let source = dir.path().join("parquets");

@@ -13,7 +13,7 @@ use std::fs;
 use std::io::Cursor;
 use std::path::Path;
 
-use crate::common::data::{flip, idx_folder, noise, save};
+use crate::common::data::{flip, gzip, idx_folder, noise, save};
 use crate::common::programs::{Ran, program, run};
 use image::{DynamicImage, ImageFormat, Rgb, RgbImage};
 use tempfile::TempDir;
