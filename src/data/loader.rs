@@ -10,6 +10,9 @@
 //! that after the first few steps nothing large is allocated (inside decoders: see [`decode_jpeg`] and [`Scratch`]). Raw
 //! batches have a fixed size, [`raw_batch_bytes`], whatever the images' sizes.
 //!
+//! Reading ahead: before a thread makes a batch, it asks the system for the batch's samples; if the order is by
+//! [blocks](super::sampler::blocks), also for the blocks that come next, far ahead of their use.
+//!
 //! If a thread fails, by an error or a panic, [`Loader::next`] returns the error in that step's turn; nothing hangs.
 //! Dropping the loader stops and joins its threads.
 //!
