@@ -9,7 +9,8 @@ Makes photographs of 500x375 as JPEG files, about 0.1 MB each, and then:
 2. loads training batches at 224: effnet from the JPEG shards, from the shards of pixels, and from the JPEG shards with
    AutoAugment; PyTorch's DataLoader with torchvision's ImageFolder, RandomResizedCrop, RandomHorizontalFlip and
    AutoAugment, from the JPEG files. Both give bytes, 64 images a batch, from as many workers as there are cores. They
-   take turns, ratios are taken round by round, and the median is printed with the least and the most.
+   take turns, ratios are taken round by round, and the median is printed with the least and the most: by the clock, and
+   by the processor's time for an image, which other programs on the machine disturb less.
 
     cargo build --release --bin effnet-pack
     pip install numpy pillow torch torchvision
@@ -23,6 +24,7 @@ machine with less than 12 GB needs fewer --images.
 import argparse
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -48,7 +50,7 @@ def make_part(folder, first, end):
         return numpy.asarray(Image.fromarray(small).resize((1200, 1200), Image.BICUBIC)).astype(numpy.int16)
 
     field = smooth(8) // 2 + smooth(60) // 4 + smooth(300) // 4
-    grain = random.integers(-9, 10, (1200, 1200, 3), dtype=numpy.int16)
+    grain = random.integers(-28, 29, (1200, 1200, 3), dtype=numpy.int16)
 
     def window(of):
         top, left = random.integers(0, 1200 - HEIGHT), random.integers(0, 1200 - WIDTH)
@@ -81,21 +83,45 @@ def run(command):
     return done.stdout
 
 
+class Rate:
+    """Images a second on all cores, and the processor's milliseconds for one."""
+
+    def __init__(self, images, seconds, cpu_seconds):
+        self.images, self.cpu = images / seconds, cpu_seconds / images * 1e3
+
+    def then(self, other):
+        return Rate(1, 1 / self.images + 1 / other.images, (self.cpu + other.cpu) / 1e3)
+
+    def over(self, other):
+        """How much faster this is: by the clock, and by the processor's time."""
+        return self.images / other.images, other.cpu / self.cpu
+
+    def __str__(self):
+        return f"{self.images:.0f} images/s ({self.cpu:.3f} ms of a core)"
+
+
 def pack(args, out, *flags):
-    """Seconds that packing takes, of which the last are spent on flushing the disk: all are counted."""
-    since = time.perf_counter()
+    """Packing as a whole, with the wait for the disk at its end."""
+    before, since = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     command = [args.effnet_pack, args.folder, out, "--force", "--json", "--threads", args.threads, *flags]
     summary = json.loads(run(command))
     if summary["train"]["images"] + summary["val"]["images"] != args.images:
         sys.exit(f"{out}: images are missing")
-    return time.perf_counter() - since
+    seconds, after = time.perf_counter() - since, resource.getrusage(resource.RUSAGE_CHILDREN)
+    worked = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return Rate(args.images, seconds, worked)
 
 
 def bench(args, out, *flags):
     """The rates of all cores, by stage."""
     words = ["--bench", out, "--json", "--threads", args.threads, "--seconds", args.seconds]
     found = json.loads(run([args.effnet_pack, *words, "--resolution", RESOLUTION, *flags]))
-    return {row["stage"]: row["in_all"] for row in found["rows"]}
+    threads = found["threads"]
+    return {
+        row["stage"]: Rate(row["images"], row["seconds"] / threads, row["cpu_seconds"])
+        for row in found["rows"]
+        if row["seconds"] > 0
+    }
 
 
 def torch_rate(args, auto_augment):
@@ -108,20 +134,30 @@ def torch_rate(args, auto_augment):
     loader = torch.utils.data.DataLoader(
         data, batch_size=BATCH, shuffle=True, num_workers=args.threads, drop_last=True, prefetch_factor=4
     )
-    warm, images, since = 4 * args.threads, 0, None
-    while True:
-        for number, (batch, _) in enumerate(loader):
-            now = time.perf_counter()
-            if since is not None:
-                images += len(batch)
-                if now - since >= args.seconds:
-                    return images / (now - since)
-            elif number >= warm:
-                since = now
+    ticks = os.sysconf("SC_CLK_TCK")
+
+    def worked(batches):
+        stats = [Path(f"/proc/{worker.pid}/stat").read_text() for worker in batches._workers]
+        times = [stat.rsplit(")", 1)[1].split()[11:13] for stat in stats]
+        return time.process_time() + sum(int(user) + int(system) for user, system in times) / ticks
+
+    # As for effnet: the batches that lie ready at the start do not count.
+    warm, images, batches = 4 * args.threads, 0, iter(loader)
+    for number, (batch, _) in enumerate(batches):
+        if number < warm:
+            since, before = time.perf_counter(), worked(batches)
+            continue
+        images += len(batch)
+        seconds = time.perf_counter() - since
+        if seconds >= 2 * args.seconds:
+            return Rate(images, seconds, worked(batches) - before)
+    return Rate(images, seconds, worked(batches) - before)
 
 
-def spread(values):
-    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+def spread(ratios):
+    """Of ratios by the clock and by the processor's time."""
+    words = [f"{statistics.median(r):.2f} ({min(r):.2f} to {max(r):.2f})" for r in zip(*ratios)]
+    return f"{words[0]}, by the processor's time {words[1]}"
 
 
 def packing(args):
@@ -129,18 +165,15 @@ def packing(args):
     flags = ["--encoding", "raw", "--resize-shorter", SHORTER]
     whole, reduced = [], []
     for _ in range(args.rounds):
-        plain = args.images / pack(args, jpeg)
-        small = args.images / pack(args, pixels, *flags)
+        plain = pack(args, jpeg)
+        small = pack(args, pixels, *flags)
         parts = bench(args, jpeg, "--resize-shorter", SHORTER)
         decode, resize = parts["decode"], parts["scale down, as packing does"]
-        both = 1 / (1 / decode + 1 / resize)
-        whole.append(plain / decode)
-        reduced.append(small / both)
-        print(
-            f"packing: as they are {plain:.0f} images/s, decoder alone {decode:.0f}; to {SHORTER}, as pixels {small:.0f}, "
-            f"decoder and resizer ({resize:.0f}) one after the other {both:.0f}",
-            flush=True,
-        )
+        both = decode.then(resize)
+        whole.append(plain.over(decode))
+        reduced.append(small.over(both))
+        print(f"packing as they are: {plain}; decoder: {decode}")
+        print(f"packing to {SHORTER}, as pixels: {small}; decoder, then resizer: {both}; resizer: {resize}", flush=True)
     print(f"packing to {SHORTER}, as pixels / decoder and resizer: {spread(reduced)}")
     print(f"packing as they are / decoder: {spread(whole)}")
 
@@ -164,12 +197,11 @@ def loading(args):
     for _ in range(args.rounds):
         for name, folder, flags, auto_augment in cases:
             ours = bench(args, args.work / folder, *flags)
-            line = f"{name}: effnet {ours[CPU_BATCHES]:.0f} images/s, for a GPU {ours[GPU_BATCHES]:.0f}"
+            print(f"{name}: effnet {ours[CPU_BATCHES]}; for a GPU {ours[GPU_BATCHES]}", flush=True)
             if rival:
                 theirs = torch_rate(args, auto_augment)
-                ratios[name].append(ours[CPU_BATCHES] / theirs)
-                line += f"; torchvision {theirs:.0f}; ratio {ratios[name][-1]:.2f}"
-            print(line, flush=True)
+                ratios[name].append(ours[CPU_BATCHES].over(theirs))
+                print(f"{name}: torchvision {theirs}", flush=True)
     if rival:
         for name, values in ratios.items():
             print(f"{name} / torchvision: {spread(values)}")

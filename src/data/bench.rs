@@ -2,11 +2,13 @@
 //!
 //! The stages are the functions that the loader calls, in its order, on all threads at once: each thread takes its share
 //! of a training run's batches and notes the time after every stage of every image. Whole batches are made by the loader
-//! itself; they also pay for its bookkeeping.
+//! itself; they also pay for its bookkeeping. Beside the time that passed stands the processor's time: on a machine that
+//! does other work, or waits for its disk, the first is longer.
 
 use std::fmt;
 use std::time::{Duration, Instant};
 
+use rustix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 
 use super::augment::{Auto, Look, Policy, Scratch, View, choose_geometry, edit_square, render};
@@ -35,8 +37,9 @@ pub struct BenchOptions {
 pub struct Row {
     pub stage: String,
     pub images: u64,
-    /// Summed over the threads.
+    /// Summed over the threads: that passed, and that processors worked.
     pub seconds: f64,
+    pub cpu_seconds: f64,
     pub a_core: f64,
     pub in_all: f64,
     /// What the stage gives, on all threads.
@@ -60,6 +63,7 @@ pub struct Bench {
 #[derive(Clone, Copy, Default)]
 struct Sum {
     time: Duration,
+    worked: Duration,
     bytes: u64,
 }
 
@@ -94,9 +98,11 @@ pub fn bench(source: &Source, options: &BenchOptions) -> Result<Bench, DataError
     let mut rows: Vec<Row> =
         STAGES.iter().zip(&sums.stages).map(|(stage, sum)| row(stage, sums.images, sum, options)).collect();
     let packing = rows.pop().filter(|_| options.resize_shorter.is_some());
-    let together = sums.stages[..OF_TRAINING].iter().map(|sum| sum.time).sum();
-    let bytes = sums.stages[OF_TRAINING - 1].bytes;
-    rows.push(row("together", sums.images, &Sum { time: together, bytes }, options));
+    let of_training = &sums.stages[..OF_TRAINING];
+    let (time, worked) =
+        (of_training.iter().map(|sum| sum.time).sum(), of_training.iter().map(|sum| sum.worked).sum());
+    let bytes = of_training[OF_TRAINING - 1].bytes;
+    rows.push(row("together", sums.images, &Sum { time, worked, bytes }, options));
     rows.push(batches(source, options, policy, Form::Squares, "whole batches, for a CPU")?);
     rows.push(batches(source, options, policy, Form::Raw { images: BATCH }, "whole batches, for a GPU")?);
     rows.extend(packing);
@@ -116,6 +122,7 @@ impl Sums {
         self.images += other.images;
         for (sum, other) in self.stages.iter_mut().zip(&other.stages) {
             sum.time += other.time;
+            sum.worked += other.worked;
             sum.bytes += other.bytes;
         }
         self
@@ -127,7 +134,16 @@ fn row(stage: &str, images: u64, sum: &Sum, options: &BenchOptions) -> Row {
     let a_core = images as f64 / seconds.max(1e-9);
     let threads = options.threads as f64;
     let gigabytes_per_second = sum.bytes as f64 / seconds.max(1e-9) * threads / 1e9;
-    Row { stage: stage.into(), images, seconds, a_core, in_all: a_core * threads, gigabytes_per_second }
+    let cpu_seconds = sum.worked.as_secs_f64();
+    Row {
+        stage: stage.into(),
+        images,
+        seconds,
+        cpu_seconds,
+        a_core,
+        in_all: a_core * threads,
+        gigabytes_per_second,
+    }
 }
 
 /// One thread: the stages of its images until the time is over, at least of one batch.
@@ -145,7 +161,7 @@ fn stages(source: &Source, options: &BenchOptions, policy: Policy, part: usize) 
         sampler.fill(step, &mut places);
         places.iter().for_each(|place| source.will_need(Split::Train, place.index as usize));
         for place in &places {
-            let mut clock = Clock { since: Instant::now(), sums: &mut sums, stage: 0 };
+            let mut clock = Clock { since: now(), sums: &mut sums, stage: 0 };
             let index = place.index as usize;
             let stored = source.read(Split::Train, index)?;
             clock.note(stored.bytes());
@@ -163,7 +179,7 @@ fn stages(source: &Source, options: &BenchOptions, policy: Policy, part: usize) 
             if let Some(longest) = packing.reduced(image.view.width, image.view.height) {
                 let View { width, height, channels, bytes } = image.view;
                 let pixels = Pixels { width, height, channels, bytes: bytes.to_vec() };
-                clock.since = Instant::now();
+                clock.since = now();
                 let small = scale_down(&pixels, longest).map_err(DataError::Invalid)?;
                 clock.note(small.bytes.len());
             }
@@ -176,18 +192,28 @@ fn stages(source: &Source, options: &BenchOptions, policy: Policy, part: usize) 
     Ok(sums)
 }
 
+/// The time, and the time that this thread has worked.
+fn now() -> (Instant, Duration) {
+    (Instant::now(), worked(ClockId::ThreadCPUTime))
+}
+
+fn worked(clock: ClockId) -> Duration {
+    clock_gettime(clock).try_into().unwrap_or_default()
+}
+
 /// Adds the time since the last note to the stages, in turn.
 struct Clock<'a> {
-    since: Instant,
+    since: (Instant, Duration),
     sums: &'a mut Sums,
     stage: usize,
 }
 
 impl Clock<'_> {
     fn note(&mut self, bytes: usize) {
-        let now = Instant::now();
+        let now = now();
         let sum = &mut self.sums.stages[self.stage];
-        sum.time += now - self.since;
+        sum.time += now.0 - self.since.0;
+        sum.worked += now.1 - self.since.1;
         sum.bytes += bytes as u64;
         (self.since, self.stage) = (now, self.stage + 1);
     }
@@ -223,13 +249,15 @@ fn batches(
     for _ in 0..threads {
         next(&mut loader)?;
     }
-    let (since, mut images, mut bytes) = (Instant::now(), 0, 0);
+    let of_process = ClockId::ProcessCPUTime;
+    let (since, before, mut images, mut bytes) = (Instant::now(), worked(of_process), 0, 0);
     while images == 0 || since.elapsed() < time {
         let (more, of_them) = next(&mut loader)?;
         images += more;
         bytes += of_them;
     }
-    Ok(row(stage, images, &Sum { time: since.elapsed() * threads as u32, bytes }, options))
+    let time = since.elapsed() * threads as u32;
+    Ok(row(stage, images, &Sum { time, worked: worked(of_process) - before, bytes }, options))
 }
 
 /// Takes a batch and gives it back: its images and the bytes of them.
@@ -251,14 +279,18 @@ impl fmt::Display for Bench {
             "{images} training images of {kilobytes:.1} kB, to {resolution}×{resolution}, augment {augment}, {threads} \
              thread{plural}\n"
         )?;
-        writeln!(f, "| stage | ms an image | images/s a core | images/s in all | GB/s in all |")?;
-        writeln!(f, "|---|---:|---:|---:|---:|")?;
+        writeln!(
+            f,
+            "| stage | ms an image | processor's ms | images/s a core | images/s in all | GB/s in all |"
+        )?;
+        writeln!(f, "|---|---:|---:|---:|---:|---:|")?;
         for row in &self.rows {
-            let Row { stage, images, seconds, a_core, in_all, gigabytes_per_second } = row;
-            let milliseconds = seconds * 1e3 / (*images).max(1) as f64;
+            let Row { stage, images, seconds, cpu_seconds, a_core, in_all, gigabytes_per_second } = row;
+            let [time, worked] =
+                [seconds, cpu_seconds].map(|seconds| seconds * 1e3 / (*images).max(1) as f64);
             writeln!(
                 f,
-                "| {stage} | {milliseconds:.3} | {a_core:.0} | {in_all:.0} | {gigabytes_per_second:.2} |"
+                "| {stage} | {time:.3} | {worked:.3} | {a_core:.0} | {in_all:.0} | {gigabytes_per_second:.2} |"
             )?;
         }
         Ok(())
