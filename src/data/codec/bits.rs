@@ -151,6 +151,23 @@ impl Bits<'_> {
         Err(if self.count < 16 { Fault::Short } else { Fault::Senseless })
     }
 
+    /// [`Bits::symbol`], and passes as many bits as its lower half says, if they and a short code are at hand; otherwise
+    /// returns false, and they are still to be taken.
+    #[inline]
+    pub fn symbol_and_value(&mut self, codes: &Codes) -> Result<(u8, bool), Fault> {
+        if self.count < 32 {
+            self.fill();
+        }
+        let (length, symbol) = codes.short[(self.buffer >> 55) as usize];
+        let total = u32::from(length) + u32::from(symbol & 15);
+        if length > 0 && total <= self.count {
+            self.buffer <<= total;
+            self.count -= total;
+            return Ok((symbol, true));
+        }
+        Ok((self.symbol(codes)?, false))
+    }
+
     /// A number of `bits` bits, of which the upper half of the range is positive.
     pub fn signed(&mut self, bits: u32) -> Result<i32, Fault> {
         let value = self.take(bits)? as i32;
