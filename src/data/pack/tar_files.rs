@@ -116,8 +116,7 @@ impl Archive {
         let mut scan = Scan { path, named, archive: Archive::default(), end: 0, last: String::new() };
         let length = if gzip::is_gzip(path) {
             let mut tar = tar::Archive::new(Forward::open(path).map_err(DataError::io(path))?);
-            let mut entries = tar.entries().map_err(|error| broken("", error))?;
-            while let Some(entry) = entries.next() {
+            for entry in tar.entries().map_err(|error| broken("", error))? {
                 let entry = entry.map_err(|error| broken(&scan.last, error))?;
                 scan.entry(entry, u64::MAX, Some(options))?;
             }
@@ -126,8 +125,7 @@ impl Archive {
             let file = File::open(path).map_err(DataError::io(path))?;
             let length = file.metadata().map_err(DataError::io(path))?.len();
             let mut tar = tar::Archive::new(file);
-            let mut entries = tar.entries_with_seek().map_err(|error| broken("", error))?;
-            while let Some(entry) = entries.next() {
+            for entry in tar.entries_with_seek().map_err(|error| broken("", error))? {
                 scan.entry(entry.map_err(|error| broken(&scan.last, error))?, length, None)?;
             }
             length
@@ -275,13 +273,13 @@ struct TarItems {
 /// An open archive.
 enum Open {
     Plain(Arc<File>),
-    Gzip(Forward),
+    Gzip(Box<Forward>),
 }
 
 impl Open {
     fn at(path: &Path) -> std::io::Result<Open> {
         Ok(if gzip::is_gzip(path) {
-            Open::Gzip(Forward::open(path)?)
+            Open::Gzip(Box::new(Forward::open(path)?))
         } else {
             Open::Plain(Arc::new(File::open(path)?))
         })

@@ -77,7 +77,7 @@ enum Order {
     /// 0..n once; the last batch may be partial.
     Fixed { samples: u64 },
     /// Endless epochs.
-    Shuffled(Epochs),
+    Shuffled(Box<Epochs>),
 }
 
 /// The draws of one epoch, and their order.
@@ -144,7 +144,7 @@ impl Epochs {
 impl Sampler {
     /// For training: endless, with a new order in each epoch. `samples` is below 2^32.
     pub fn shuffled(seed: u64, samples: usize, batch: usize) -> Sampler {
-        let order = Order::Shuffled(Epochs::new(seed, samples));
+        let order = Order::Shuffled(Box::new(Epochs::new(seed, samples)));
         Sampler { batch: batch as u64, share: Share::WHOLE, order }
     }
 
@@ -158,7 +158,7 @@ impl Sampler {
             let starts = source.blocks(Split::Train);
             epochs.order = Draws::InBlocks { blocks: Blocks::new(seed, starts.clone()), starts };
         }
-        Sampler { batch: batch as u64, share: Share::WHOLE, order: Order::Shuffled(epochs) }
+        Sampler { batch: batch as u64, share: Share::WHOLE, order: Order::Shuffled(Box::new(epochs)) }
     }
 
     /// For evaluation: in order, once.
@@ -197,7 +197,8 @@ impl Sampler {
     /// Adds the ranges of samples that should now be read from disk, for the steps that were filled and those after
     /// them. None, unless the order is by blocks.
     pub fn wanted(&mut self, wanted: &mut Vec<Range<usize>>) {
-        if let Order::Shuffled(Epochs { order: Draws::InBlocks { starts, blocks }, .. }) = &mut self.order {
+        let Order::Shuffled(epochs) = &mut self.order else { return };
+        if let Draws::InBlocks { starts, blocks } = &mut epochs.order {
             let mut numbers = Vec::new();
             blocks.wanted(&mut numbers);
             wanted.extend(numbers.iter().map(|&block| blocks::samples(starts, block)));
