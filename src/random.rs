@@ -32,6 +32,10 @@ pub enum Purpose {
     Erase = 10,
     /// Mixup and cutmix of a pair of images; layer 1 is the place of a rectangle.
     Mix = 11,
+    /// How long a sample is held back in a shuffle of blocks.
+    HoldBack = 12,
+    /// The order in which a class's samples come, if classes are balanced; the time is the number of the pass.
+    Balance = 13,
 }
 
 /// One block of four 32-bit draws.

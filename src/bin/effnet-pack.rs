@@ -1,24 +1,27 @@
-//! `effnet-pack SOURCE OUT` packs images into shards; `--verify OUT` and `--info OUT` examine the result.
+//! `effnet-pack SOURCE OUT` packs images into shards; `--verify OUT`, `--info OUT` and `--bench OUT` examine the result.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::str::FromStr;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Parser;
 use effnet::cli::pack_bar::PackBar;
 use effnet::cli::{Parsed, parse, survive_file_size_limits};
+use effnet::data::augment::Auto;
+use effnet::data::bench::{BenchOptions, bench};
 use effnet::data::dataset::verify;
 use effnet::data::pack::{PackEncoding, PackOptions, PackSummary, pack, skipped};
-use effnet::data::{Dataset, Split};
+use effnet::data::{Dataset, Source, Split};
 use effnet::names::{plural, quoted, shown, shown_path};
 use effnet::train::program::command;
 
 /// Pack images into the shards that effnet-train and effnet-eval read.
 ///
 /// SOURCE is recognised by its content. It may be: a folder of class folders; train/ and val/ with class folders; tar
-/// files of class folders or in WebDataset's form; a CSV or TSV list of files and labels; Parquet files as Hugging Face
+/// files of class folders or in WebDataset's form, also in gzip; a CSV or TSV list of files and labels; Parquet files as Hugging Face
 /// has them; a folder with CIFAR's binary files or with the four IDX files of an MNIST-layout set. Images are JPEG, PNG,
 /// WebP, GIF, BMP or TIFF, of several pictures in a file the first. Where there are no validation images, --val-fraction
 /// of each class is taken. What is left out is counted, and listed in OUT/skipped.jsonl. An interrupted pack continues
@@ -27,10 +30,10 @@ use effnet::train::program::command;
 #[command(name = "effnet-pack", version)]
 struct Arguments {
     /// Folder or file with images
-    #[arg(required_unless_present_any = ["verify", "info"])]
+    #[arg(required_unless_present_any = ["verify", "info", "bench"])]
     source: Option<PathBuf>,
     /// Directory to make
-    #[arg(required_unless_present_any = ["verify", "info"])]
+    #[arg(required_unless_present_any = ["verify", "info", "bench"])]
     out: Option<PathBuf>,
     /// Share of each class that becomes validation if SOURCE is not split
     #[arg(long, value_name = "SHARE", default_value_t = 0.1, value_parser = fraction)]
@@ -73,8 +76,20 @@ struct Arguments {
     #[arg(long, value_name = "OUT", conflicts_with_all = ["source", "out", "info"])]
     verify: Option<PathBuf>,
     /// Describe a dataset
-    #[arg(long, value_name = "OUT", conflicts_with_all = ["source", "out"])]
+    #[arg(long, value_name = "OUT", conflicts_with_all = ["source", "out", "bench"])]
     info: Option<PathBuf>,
+    /// Measure how fast training images of a dataset are prepared, by stage. --threads and --resize-shorter count
+    #[arg(long, value_name = "OUT", conflicts_with_all = ["source", "out", "verify"])]
+    bench: Option<PathBuf>,
+    /// Of --bench: side of the network's input
+    #[arg(long, value_name = "PIXELS", default_value_t = 224, conflicts_with_all = ["source", "verify", "info"], value_parser = clap::value_parser!(u16).range(8..=4096))]
+    resolution: u16,
+    /// Of --bench: as effnet-train's
+    #[arg(long, value_name = "NAME", default_value = "none", conflicts_with_all = ["source", "verify", "info"], value_parser = Auto::from_str)]
+    augment: Auto,
+    /// Of --bench: seconds of each of three measurements
+    #[arg(long, value_name = "SECONDS", default_value_t = 3, conflicts_with_all = ["source", "verify", "info"], value_parser = clap::value_parser!(u16).range(1..))]
+    seconds: u16,
 }
 
 fn fraction(text: &str) -> Result<f64, String> {
@@ -117,6 +132,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
     match arguments {
         Arguments { verify: Some(dir), json, .. } => run_verify(dir, *json, out),
         Arguments { info: Some(dir), json, .. } => run_info(dir, *json, out),
+        Arguments { bench: Some(dir), .. } => run_bench(dir, arguments, out),
         Arguments { source: Some(source), out: Some(dir), .. } => run_pack(source, dir, arguments, out),
         _ => unreachable!("clap requires SOURCE and OUT"),
     }
@@ -259,6 +275,23 @@ fn run_info(dir: &Path, json: bool, out: &mut dyn Write) -> Result<ExitCode> {
     writeln!(out, "{:>9} {:>9}  class", "train", "val")?;
     for (label, class) in dataset.classes().iter().enumerate() {
         writeln!(out, "{:>9} {:>9}  {}", counts[0][label], counts[1][label], shown(class))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run_bench(dir: &Path, arguments: &Arguments, out: &mut dyn Write) -> Result<ExitCode> {
+    let options = BenchOptions {
+        resolution: arguments.resolution.into(),
+        augment: arguments.augment,
+        threads: arguments.threads.map_or(PackOptions::default().threads, usize::from),
+        time: Duration::from_secs(arguments.seconds.into()),
+        resize_shorter: arguments.resize_shorter,
+    };
+    let bench = bench(&Source::open(dir)?, &options)?;
+    if arguments.json {
+        writeln!(out, "{}", serde_json::to_string(&bench).context("figures as JSON")?)?;
+    } else {
+        write!(out, "{bench}")?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -248,10 +248,7 @@ impl Maker {
             let geometry = choose_geometry(view.size(), resolution, crop, look)?;
             work(view, &geometry, look, tools)
         });
-        worked.map_err(|problem| match &*source {
-            Source::Packed(dataset) => dataset.damaged_sample(split, index, problem),
-            Source::Synthetic(_) => DataError::Loader(problem),
-        })?;
+        worked.map_err(|problem| source.damaged(split, index, problem))?;
         Ok(image.label)
     }
 }

@@ -6,13 +6,15 @@
 
 use std::fs;
 use std::io::ErrorKind;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use super::fingerprint::Fnv;
 use super::normalise::Normalise;
-use super::shard::{Sample, Shard};
+use super::sampler::blocks;
+use super::shard::{Record, Sample, Shard};
 use super::{DataError, Split};
 use crate::files;
 
@@ -290,8 +292,7 @@ impl Dataset {
 
     /// The shorter side of the image that is in the middle of a split's images by this side.
     pub fn median_shorter_side(&self, split: Split) -> u32 {
-        let records = self.splits[split as usize].shards.iter().flat_map(Shard::records);
-        let mut sides: Vec<u32> = records.map(|record| record.width.min(record.height)).collect();
+        let mut sides: Vec<u32> = self.records(split).map(|record| record.width.min(record.height)).collect();
         let middle = sides.len() / 2;
         *sides.select_nth_unstable(middle).1
     }
@@ -333,14 +334,38 @@ impl Dataset {
         let shards = &self.splits[split as usize];
         if shards.ask_ahead {
             let (shard, position) = shards.locate(index);
-            shard.will_need(position);
+            shard.will_need(position..position + 1);
         }
+    }
+
+    /// The index of a split's shards.
+    pub fn records(&self, split: Split) -> impl Iterator<Item = &Record> {
+        self.splits[split as usize].shards.iter().flat_map(Shard::records)
+    }
+
+    /// Adds the first sample of each block; no block goes beyond its shard.
+    pub fn blocks(&self, split: Split, starts: &mut Vec<u32>) {
+        let shards = &self.splits[split as usize];
+        for (shard, &first) in shards.shards.iter().zip(&shards.starts) {
+            blocks::cut(first, shard.records().iter().map(|record| u64::from(record.length)), starts);
+        }
+    }
+
+    /// See [`Shard::advise_random`].
+    pub fn advise_random(&self, split: Split) {
+        self.splits[split as usize].shards.iter().for_each(Shard::advise_random);
+    }
+
+    /// Starts fetching neighbours in one shard.
+    pub fn will_need_block(&self, split: Split, samples: Range<usize>) {
+        let (shard, first) = self.splits[split as usize].locate(samples.start);
+        shard.will_need(first..first + samples.len());
     }
 
     /// Number of samples of each class.
     pub fn class_counts(&self, split: Split) -> Vec<u64> {
         let mut counts = vec![0; self.classes().len()];
-        for record in self.splits[split as usize].shards.iter().flat_map(Shard::records) {
+        for record in self.records(split) {
             counts[record.label as usize] += 1;
         }
         counts

@@ -10,6 +10,9 @@
 //! that after the first few steps nothing large is allocated (inside decoders: see [`decode_jpeg`] and [`Scratch`]). Raw
 //! batches have a fixed size, [`raw_batch_bytes`], whatever the images' sizes.
 //!
+//! Reading ahead: before a thread makes a batch, it asks the system for the batch's samples; if the order is by
+//! [blocks](super::sampler::blocks), also for the blocks that come next, far ahead of their use.
+//!
 //! If a thread fails, by an error or a panic, [`Loader::next`] returns the error in that step's turn; nothing hangs.
 //! Dropping the loader stops and joins its threads.
 //!
@@ -18,6 +21,7 @@
 //! [`raw_batch_bytes`]: crate::pixels::raw_batch_bytes
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -25,7 +29,7 @@ use std::time::{Duration, Instant};
 
 use super::batch::{Batch, Maker};
 use super::request::{Form, LoaderConfig};
-use super::sampler::{Place, Sampler, Share};
+use super::sampler::{Place, Sampler, Share, Shuffle};
 use super::{DataError, Source};
 use crate::host_bytes::{HostAllocator, HostBytes};
 use crate::processors::stay_on;
@@ -50,6 +54,7 @@ struct Shared {
     work: Condvar,
     /// The next batch is ready.
     ready: Condvar,
+    fetch: Fetch,
 }
 
 struct State {
@@ -91,6 +96,9 @@ impl Shared {
 /// Fills a batch with the images at `places`; one for each thread.
 type Make = Box<dyn FnMut(&[Place], &mut Batch) -> Result<(), DataError> + Send>;
 
+/// Starts reading neighbours from disk; see [`Sampler::wanted`].
+type Fetch = Box<dyn Fn(Range<usize>) + Send + Sync>;
+
 impl Loader {
     /// Starts the threads, which begin with the first batches.
     ///
@@ -98,11 +106,14 @@ impl Loader {
     /// Those of [`LoaderConfig::check`]; threads that cannot be started.
     pub fn start(source: Source, config: LoaderConfig) -> Result<Loader, DataError> {
         config.check()?;
-        let LoaderConfig { batch, seed, first_step, .. } = config;
-        let samples = source.samples(config.split);
+        let LoaderConfig { batch, seed, first_step, sampling, split, .. } = config;
+        let samples = source.samples(split);
         let mut end = first_step.saturating_add(config.steps);
         let sampler = if config.augment.is_some() {
-            Sampler::shuffled(seed, samples, batch)
+            if sampling.shuffle == Shuffle::Blocks {
+                source.advise_blocks(split);
+            }
+            Sampler::training(seed, &source, batch, sampling)
         } else {
             end = end.min(evaluation_steps(samples, batch, config.share)).max(first_step);
             Sampler::fixed(samples, batch)
@@ -124,13 +135,14 @@ impl Loader {
         let makers = (0..threads).map(maker).collect();
         let raw = matches!(config.form, Form::Raw { .. });
         let allocator = config.memory.filter(|_| raw);
-        Loader::with_makers(sampler, first_step, end, window, makers, allocator)
+        let fetch = Box::new(move |block| source.will_need_block(split, block));
+        Loader::with_makers(sampler, fetch, first_step..end, window, makers, allocator)
     }
 
     fn with_makers(
         sampler: Sampler,
-        first_step: u64,
-        end: u64,
+        fetch: Fetch,
+        steps: Range<u64>,
         window: u64,
         makers: Vec<Make>,
         allocator: Option<HostAllocator>,
@@ -138,17 +150,17 @@ impl Loader {
         let ready = VecDeque::with_capacity(window as usize);
         let state = State {
             sampler,
-            claim: first_step,
-            out: first_step,
-            end,
+            claim: steps.start,
+            out: steps.start,
+            end: steps.end,
             window,
             ready,
             free: vec![],
             held: Held { allocator, free: vec![], taken: 0 },
             stop: false,
         };
-        let shared =
-            Arc::new(Shared { state: Mutex::new(state), work: Condvar::new(), ready: Condvar::new() });
+        let state = Mutex::new(state);
+        let shared = Arc::new(Shared { state, work: Condvar::new(), ready: Condvar::new(), fetch });
         let mut loader = Loader { shared, threads: vec![], waited: Duration::ZERO, failed: false };
         for (number, make) in makers.into_iter().enumerate() {
             let shared = loader.shared.clone();
@@ -220,7 +232,7 @@ impl Drop for Loader {
 
 /// A loader thread: it claims a step, makes its batch and puts it in its place.
 fn work(shared: &Shared, mut make: Make) {
-    let mut places = Vec::new();
+    let (mut places, mut wanted) = (Vec::new(), Vec::new());
     loop {
         let (step, mut batch) = {
             let mut state = shared.lock();
@@ -233,11 +245,13 @@ fn work(shared: &Shared, mut make: Make) {
             let step = state.claim;
             state.claim += 1;
             state.sampler.fill(step, &mut places);
+            state.sampler.wanted(&mut wanted);
             let mut batch = state.free.pop().unwrap_or_default();
             batch.step = step;
             batch.first_position = state.sampler.positions(step).start;
             (step, batch)
         };
+        wanted.drain(..).for_each(|block| (shared.fetch)(block));
         let result = catch_unwind(AssertUnwindSafe(|| make(&places, &mut batch)));
         let result = match result {
             Ok(made) => made.map(|()| held(shared, step, batch)),

@@ -7,7 +7,8 @@ fn loader(steps: u64, window: u64, makers: Vec<Make>) -> Loader {
 }
 
 fn loader_with(steps: u64, window: u64, makers: Vec<Make>, memory: Option<HostAllocator>) -> Loader {
-    Loader::with_makers(Sampler::fixed(steps as usize, 1), 0, steps, window, makers, memory).unwrap()
+    let sampler = Sampler::fixed(steps as usize, 1);
+    Loader::with_makers(sampler, Box::new(|_| ()), 0..steps, window, makers, memory).unwrap()
 }
 
 /// A maker that writes its place as the label, and panics at one place.

@@ -12,6 +12,7 @@
 
 pub mod augment;
 pub mod batch;
+pub mod bench;
 pub mod codec;
 pub mod dataset;
 pub mod demo;
@@ -36,7 +37,7 @@ pub use error::DataError;
 pub use loader::Loader;
 pub use normalise::{Normalise, NormaliseBy};
 pub use request::{Form, LoaderConfig};
-pub use sampler::Share;
+pub use sampler::{Sampling, Share, Shuffle};
 pub use source::Source;
 pub use split::Split;
 pub use synthetic::Synthetic;

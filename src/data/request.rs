@@ -2,7 +2,7 @@
 
 use super::DataError;
 use super::augment::{CropMode, Policy};
-use super::sampler::Share;
+use super::sampler::{Sampling, Share};
 use super::split::Split;
 use crate::host_bytes::HostAllocator;
 
@@ -20,6 +20,8 @@ pub struct LoaderConfig {
     pub form: Form,
     /// Training: shuffled, endless, and augmented by this policy. None is evaluation: in order, once, as it is.
     pub augment: Option<Policy>,
+    /// The order of a training split.
+    pub sampling: Sampling,
     pub seed: u64,
     pub first_step: u64,
     /// Number of steps; an evaluation ends with its last sample at the latest.

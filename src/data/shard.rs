@@ -16,6 +16,7 @@
 
 use std::fs::File;
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use bytemuck::{Pod, Zeroable};
@@ -31,6 +32,9 @@ pub const MAGIC: [u8; 8] = *b"EFNSHARD";
 pub const VERSION: u32 = 1;
 /// Longest side of a stored image; JPEG knows no larger one.
 pub const MAX_SIDE: u32 = 65_535;
+
+/// Bytes that Linux reads for one piece of advice, by default; of a longer range it may leave out the rest.
+const ADVISED: usize = 128 << 10;
 
 const HEADER: usize = size_of::<Header>();
 const RECORD: usize = size_of::<Record>();
@@ -254,10 +258,16 @@ impl Shard {
         let _ = self.map.advise(Advice::Random); // advice only: a refusal costs time, not correctness
     }
 
-    /// Starts reading one sample into the page cache.
-    pub fn will_need(&self, position: usize) {
-        let record = &self.records()[position];
-        let _ = self.map.advise_range(Advice::WillNeed, record.offset as usize, record.length as usize);
+    /// Starts reading samples into the page cache.
+    pub fn will_need(&self, positions: Range<usize>) {
+        let Some(records) = self.records().get(positions).filter(|records| !records.is_empty()) else {
+            return;
+        };
+        let last = records[records.len() - 1];
+        let (start, end) = (records[0].offset as usize, last.offset as usize + last.length as usize);
+        for at in (start..end).step_by(ADVISED) {
+            let _ = self.map.advise_range(Advice::WillNeed, at, ADVISED.min(end - at));
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! Where images come from: a packed set, or one that is made up. The loader needs no other distinction.
 
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -8,6 +9,7 @@ use super::codec::decode_jpeg;
 use super::dataset::Dataset;
 use super::fingerprint::Fnv;
 use super::normalise::Normalise;
+use super::sampler::blocks;
 use super::shard::{Encoding, Sample};
 use super::synthetic::Synthetic;
 use super::{DataError, Split};
@@ -119,6 +121,50 @@ impl Source {
         }
     }
 
+    /// Bytes of a split's images on disk; none of images that are made up.
+    pub fn bytes(&self, split: Split) -> u64 {
+        match self {
+            Source::Packed(dataset) => dataset.manifest().split(split).bytes,
+            Source::Synthetic(_) => 0,
+        }
+    }
+
+    /// The classes of the images, one after the other.
+    pub fn labels(&self, split: Split) -> Box<dyn Iterator<Item = u32> + '_> {
+        match self {
+            Source::Packed(dataset) => Box::new(dataset.records(split).map(|record| record.label)),
+            Source::Synthetic(set) => Box::new((0..set.samples(split)).map(|index| set.label(index))),
+        }
+    }
+
+    /// The first image of each block of neighbours on disk, and the number of images; see [`blocks`].
+    pub fn blocks(&self, split: Split) -> Vec<u32> {
+        let mut starts = Vec::new();
+        match self {
+            Source::Packed(dataset) => dataset.blocks(split, &mut starts),
+            Source::Synthetic(set) => {
+                let lengths = (0..set.samples(split)).map(|_| (set.side * set.side * 3) as u64);
+                blocks::cut(0, lengths, &mut starts);
+            }
+        }
+        starts.push(self.samples(split) as u32);
+        starts
+    }
+
+    /// Tells the system that images are read by blocks, with [`Source::will_need_block`].
+    pub fn advise_blocks(&self, split: Split) {
+        if let Source::Packed(dataset) = self {
+            dataset.advise_random(split);
+        }
+    }
+
+    /// Starts fetching neighbours on disk that are needed soon.
+    pub fn will_need_block(&self, split: Split, images: Range<usize>) {
+        if let Source::Packed(dataset) = self {
+            dataset.will_need_block(split, images);
+        }
+    }
+
     /// Starts fetching an image that is needed soon.
     pub fn will_need(&self, split: Split, index: usize) {
         if let Source::Packed(dataset) = self {
@@ -144,26 +190,65 @@ impl Source {
         index: usize,
         buffer: &'a mut Vec<u8>,
     ) -> Result<Image<'a>, DataError> {
+        self.read(split, index)?.decode(buffer)
+    }
+
+    /// The image at `index` as it is stored, compared with its checksum.
+    ///
+    /// # Errors
+    /// [`DataError::DamagedSample`], naming file and sample.
+    pub fn read(&self, split: Split, index: usize) -> Result<Stored<'_>, DataError> {
+        let sample = match self {
+            Source::Packed(dataset) => Some(dataset.sample(split, index)?),
+            Source::Synthetic(_) => None,
+        };
+        Ok(Stored { source: self, split, index, sample })
+    }
+
+    /// The error for an image whose bytes match their checksum but cannot be used.
+    pub(super) fn damaged(&self, split: Split, index: usize, problem: String) -> DataError {
         match self {
-            Source::Packed(dataset) => {
-                let sample = dataset.sample(split, index)?;
-                let Sample { id, label, width, height, channels, encoding, bytes } = sample;
-                let bytes = match encoding {
-                    Encoding::Raw => bytes,
-                    Encoding::Jpeg => {
-                        decode_jpeg(bytes, width, height, channels, buffer)
-                            .map_err(|problem| dataset.damaged_sample(split, index, problem))?;
-                        buffer.as_slice()
-                    }
-                };
-                Ok(Image { id, label, view: View { width, height, channels, bytes } })
-            }
-            Source::Synthetic(set) => {
-                set.image(split, index, buffer);
-                let side = set.side as u32;
-                let view = View { width: side, height: side, channels: 3, bytes: buffer };
-                Ok(Image { id: Synthetic::id(split, index), label: set.label(index), view })
-            }
+            Source::Packed(dataset) => dataset.damaged_sample(split, index, problem),
+            Source::Synthetic(_) => DataError::Loader(problem),
         }
+    }
+}
+
+/// An image as it is stored; nothing yet of one that is made up.
+pub struct Stored<'a> {
+    source: &'a Source,
+    split: Split,
+    index: usize,
+    sample: Option<Sample<'a>>,
+}
+
+impl<'a> Stored<'a> {
+    /// Number of stored bytes.
+    pub fn bytes(&self) -> usize {
+        self.sample.map_or(0, |sample| sample.bytes.len())
+    }
+
+    /// The pixels; see [`Source::image`].
+    ///
+    /// # Errors
+    /// [`DataError::DamagedSample`], naming file and sample.
+    pub fn decode(self, buffer: &'a mut Vec<u8>) -> Result<Image<'a>, DataError> {
+        let Stored { source, split, index, sample } = self;
+        let Some(Sample { id, label, width, height, channels, encoding, bytes }) = sample else {
+            let Source::Synthetic(set) = source else { unreachable!("a packed image has a sample") };
+            set.image(split, index, buffer);
+            let side = set.side as u32;
+            let view = View { width: side, height: side, channels: 3, bytes: buffer };
+            return Ok(Image { id: Synthetic::id(split, index), label: set.label(index), view });
+        };
+        let bytes = match encoding {
+            Encoding::Raw => bytes,
+            Encoding::Jpeg => {
+                decode_jpeg(bytes, width, height, channels, buffer)
+                    .map_err(|problem| source.damaged(split, index, problem))?;
+                buffer.as_slice()
+            }
+        };
+        Ok(Image { id, label, view: View { width, height, channels, bytes } })
     }
 }

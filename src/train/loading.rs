@@ -94,6 +94,7 @@ impl Loading<'_> {
             crop: self.recipe.crop,
             form: self.form,
             augment: None,
+            sampling: self.recipe.sampling,
             seed: self.recipe.seed,
             first_step: 0,
             steps,

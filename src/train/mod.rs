@@ -5,7 +5,7 @@
 //!
 //! | module | |
 //! |---|---|
-//! | [`recipe`] ([`optimizer`], [`schedule_kind`], [`class_weights`]), [`options`], [`recipe_file`] | what to train, how, and both as a file |
+//! | [`recipe`] ([`optimizer`], [`schedule_kind`], [`sampling`], [`class_weights`]), [`options`], [`recipe_file`] | what to train, how, and both as a file |
 //! | [`fit`] | the recipe of a set of images, where nobody said otherwise |
 //! | `trainer` | the loop: [`run`], [`engine`], [`schedule`] |
 //! | `evaluation` | accuracy and loss: [`evaluate`], [`evaluator`] |
@@ -33,6 +33,7 @@ pub mod recipe;
 pub mod recipe_file;
 mod recipe_limits;
 pub mod report;
+pub mod sampling;
 pub mod schedule_kind;
 pub mod team;
 mod trainer;

@@ -16,12 +16,13 @@ use super::class_weights::ClassWeights;
 use super::optimizer::{Decayed, Optimizer};
 use super::schedule_kind::ScheduleKind;
 use crate::data::augment::Auto;
-use crate::data::{CropMode, NormaliseBy};
+use crate::data::{CropMode, NormaliseBy, Sampling, Shuffle};
 use crate::model::{Architecture, BatchNormConfig, ModelError, Padding, Variant};
 use crate::network::NetworkConfig;
 use crate::ops::{LabelForm, Statistics, Update, WeightDecay, Weights};
 
-/// See the module's description. The names of the fields are those of the flags.
+/// See the module's description. The names of the fields are those of the flags. A field that checkpoints from before lack
+/// is not written where it has its default.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Recipe {
@@ -38,8 +39,9 @@ pub struct Recipe {
     pub padding: Padding,
     /// Resolved: resized or pad.
     pub crop: CropMode,
-    /// The automatic augmentation. This and the next six are not written where they are as in
-    /// [`STANDARD`](crate::data::augment::Policy::STANDARD), which none means, because earlier checkpoints lack them.
+    #[serde(flatten)]
+    pub sampling: Sampling,
+    /// The automatic augmentation. In the next six, none is [`STANDARD`](crate::data::augment::Policy::STANDARD).
     #[serde(default, skip_serializing_if = "Auto::is_none")]
     pub augment: Auto,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -77,8 +79,7 @@ pub struct Recipe {
     /// The highest learning rate, reached at the end of the warm-up.
     pub lr: f64,
     pub warmup_epochs: f64,
-    /// The rate of the first step, if the warm-up begins there: then it reaches `lr` one step after its end. As all
-    /// fields of the schedule, not written where it has its default, because checkpoints from before lack it.
+    /// The rate of the first step, if the warm-up begins there: then it reaches `lr` one step after its end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub warmup_lr: Option<f64>,
     #[serde(default, skip_serializing_if = "ScheduleKind::is_cosine")]
@@ -114,7 +115,6 @@ pub struct Recipe {
     /// The most that the L2 norm of all gradients may be; larger ones are scaled down.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clip_norm: Option<f64>,
-    /// Not written if it is all, because checkpoints from before this field lack it.
     #[serde(default, skip_serializing_if = "Decayed::is_all")]
     pub weight_decay_of: Decayed,
     /// The decay of the scale and shift of batch norm, if it is another one.
@@ -141,12 +141,10 @@ pub struct Recipe {
     /// A checksum of the file that the weights came from: its path may change.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub init_from: Option<String>,
-    /// Batch norm takes its statistics over the micro-batches of all ranks. Not written if false, because checkpoints
-    /// from before this field lack it.
+    /// Batch norm takes its statistics over the micro-batches of all ranks.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub sync_bn: bool,
-    /// The channel means and deviations. Not written if they are the data set's, because checkpoints from before this
-    /// field lack it.
+    /// The channel means and deviations.
     #[serde(default, skip_serializing_if = "NormaliseBy::is_dataset")]
     pub normalise: NormaliseBy,
 }
@@ -163,6 +161,7 @@ impl Recipe {
             progressive_augment: None,
             padding: Padding::Symmetric,
             crop: CropMode::Resized,
+            sampling: Sampling::PLAIN,
             augment: Auto::None,
             crop_area: None,
             crop_ratio: None,
@@ -215,8 +214,8 @@ impl Recipe {
         }
     }
 
-    /// This recipe with the fields that `settings` holds. Other keys are ignored; so is `init-from`, which is a path in
-    /// settings and a checksum here.
+    /// This recipe with the fields that `settings` holds. Other keys are ignored, and `init-from`, a path in settings and a
+    /// checksum here.
     ///
     /// # Errors
     /// A value of another type.
@@ -249,6 +248,7 @@ impl Recipe {
             normalise: NormaliseBy::Imagenet,
             patience: Some(1),
             init_from: None,
+            sampling: Sampling { shuffle: Shuffle::Blocks, balance: true },
             augment: Auto::AutoAugment,
             progressive: vec![0],
             progressive_augment: Some(1.0),

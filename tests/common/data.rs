@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use effnet::data::pack::{IdxSet, PackOptions, PackSummary, pack_idx_bytes};
-use effnet::data::{CropMode, Dataset, Form, LoaderConfig, Policy, Share, Source, Split};
+use effnet::data::{CropMode, Dataset, Form, LoaderConfig, Policy, Sampling, Share, Source, Split};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use tempfile::TempDir;
@@ -19,6 +19,7 @@ pub const LOADER: LoaderConfig = LoaderConfig {
     crop: CropMode::Pad,
     form: Form::Squares,
     augment: Some(Policy::STANDARD),
+    sampling: Sampling::PLAIN,
     seed: 3,
     first_step: 0,
     steps: 12,

@@ -7,3 +7,4 @@ mod damage;
 mod loader;
 mod memory;
 mod pack_cli;
+mod sampling;

@@ -19,20 +19,24 @@ fn run_trains_from_more_than_its_memory() {
     let summary = data::pack_grey(&set, 1400, 5, 512, 32 << 20);
     assert!(summary.train.bytes > LIMIT, "{} bytes", summary.train.bytes);
 
-    let mut command = program("effnet-train");
-    command.args(["--resolution", "32", "--batch-size", "20", "--epochs", "1", "--warmup-epochs", "0.1"]);
-    command.args(["--threads", "1", "--loader-threads", "1", "--out", "run", "--data"]).arg(&set);
-    command.current_dir(dir.path());
-    // SAFETY: between fork and exec, only the system call that sets the child's own limit.
-    unsafe {
-        command.pre_exec(|| {
-            let limit = libc::rlimit { rlim_cur: LIMIT, rlim_max: LIMIT };
-            match libc::setrlimit(libc::RLIMIT_DATA, &limit) {
-                0 => Ok(()),
-                _ => Err(std::io::Error::last_os_error()),
-            }
-        });
+    for order in [&[][..], &["--shuffle", "blocks", "--balance"]] {
+        let mut command = program("effnet-train");
+        command.args(["--resolution", "32", "--batch-size", "20", "--epochs", "1", "--warmup-epochs", "0.1"]);
+        command.args(["--threads", "1", "--loader-threads", "1", "--force", "--out", "run"]);
+        command.args(order).arg("--data").arg(&set).current_dir(dir.path());
+        // SAFETY: between fork and exec, only the system call that sets the child's own limit.
+        unsafe {
+            command.pre_exec(|| {
+                let limit = libc::rlimit { rlim_cur: LIMIT, rlim_max: LIMIT };
+                match libc::setrlimit(libc::RLIMIT_DATA, &limit) {
+                    0 => Ok(()),
+                    _ => Err(std::io::Error::last_os_error()),
+                }
+            });
+        }
+        let out = run(command).good().out;
+        assert!(out.contains("finished after step 70 of 70"), "{out}");
+        let said = "balance: an epoch draws each of 5 classes 280 times";
+        assert_eq!(out.contains(said), !order.is_empty(), "{out}");
     }
-    let out = run(command).good().out;
-    assert!(out.contains("finished after step 70 of 70"), "{out}");
 }

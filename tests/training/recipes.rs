@@ -1,8 +1,9 @@
-//! Settings of the recipe that a run shows as a whole: optimisers, clipping, early stopping, stages.
+//! Settings of the recipe that a run shows as a whole: optimisers, clipping, early stopping, stages, the order of the images.
 
+use std::collections::HashSet;
 use std::path::Path;
 
-use effnet::data::CropMode;
+use effnet::data::{CropMode, Sampling, Shuffle};
 use effnet::train::events::{End, LogLine};
 use effnet::train::{Optimizer, Outcome, Recipe, RunOptions, ScheduleKind, TrainError, log};
 
@@ -87,6 +88,31 @@ fn progressive_run_is_plain_runs_in_turn_and_resumes_anywhere() {
         train(&stage, &theirs, Some(to), from > 0).unwrap();
         let [ours, theirs] = [ours, theirs].map(|out| saved(&out).state);
         assert!(ours.parameters == theirs.parameters && ours.slots == theirs.slots, "after {to} steps");
+    }
+}
+
+/// Each order of the images is a run of its own, which is resumed to the same bytes. The classes of these images are equal,
+/// so that to balance them changes nothing.
+#[test]
+fn sampling_of_a_run_is_resumed_to_the_same_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut checkpoints = HashSet::new();
+    for (number, (shuffle, balance)) in
+        [(Shuffle::Full, false), (Shuffle::Blocks, false), (Shuffle::Full, true), (Shuffle::Blocks, true)]
+            .into_iter()
+            .enumerate()
+    {
+        let recipe = Recipe { sampling: Sampling { shuffle, balance }, ..recipe() };
+        let [whole, parts] = ["whole", "parts"].map(|name| dir.path().join(format!("{name}{number}")));
+        train(&recipe, &whole, Some(5), false).unwrap();
+        train(&recipe, &parts, Some(2), false).unwrap();
+        train(&recipe, &parts, Some(5), true).unwrap();
+        assert_same_file(&whole, &parts, "checkpoint.bin");
+        let text = std::fs::read_to_string(whole.join("recipe.toml")).unwrap();
+        assert_eq!(text.contains("shuffle = \"blocks\""), shuffle == Shuffle::Blocks, "{text}");
+        assert_eq!(text.contains("balance = true"), balance, "{text}");
+        let parameters: Vec<u32> = saved(&whole).state.parameters.iter().map(|v| v.to_bits()).collect();
+        assert_eq!(checkpoints.insert(parameters), !balance, "{recipe:?}");
     }
 }
 

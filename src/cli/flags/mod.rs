@@ -19,7 +19,7 @@ pub use values::MicroBatch;
 use values::{from_text, number, pair, path, whole};
 
 use crate::data::augment::Auto;
-use crate::data::{CropMode, NormaliseBy};
+use crate::data::{CropMode, NormaliseBy, Shuffle};
 use crate::model::{Padding, Variant};
 use crate::ops::cuda::Precision;
 use crate::train::{ClassWeights, Decayed, DeviceChoice, Optimizer, ScheduleKind};
@@ -93,6 +93,12 @@ pub struct Settings {
     /// How images become square: resized (random crops, resized), pad, or auto: pad if all images are icons of 64 pixels at most and fit [default: auto]
     #[arg(long, value_name = "MODE", value_parser = CropMode::from_str, help_heading = DATA)]
     pub crop: Option<CropMode>,
+    /// Order of an epoch: full: any; blocks: for images that do not fit into memory, neighbours are read together and mixed with those of 512 MiB [default: full]
+    #[arg(long, value_name = "KIND", value_parser = Shuffle::from_str, help_heading = DATA)]
+    pub shuffle: Option<Shuffle>,
+    /// Draw every class equally often: images of rare classes come several times an epoch, each time augmented anew
+    #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, help_heading = DATA)]
+    pub balance: Option<bool>,
     /// none, autoaugment (ImageNet's policy), rand-m9-n2 (RandAugment as in timm, also -mstd0.5 and -inc1) or trivial (TrivialAugmentWide) [default: none]
     #[arg(long, value_name = "NAME", value_parser = Auto::from_str, help_heading = DATA)]
     pub augment: Option<Auto>,

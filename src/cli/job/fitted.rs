@@ -7,11 +7,11 @@ use indicatif::HumanCount;
 use super::Job;
 use crate::data::{Normalise, NormaliseBy, Source, Split};
 use crate::train::checkpoint::{self, CheckpointError};
-use crate::train::device::Selected;
+use crate::train::device::{Selected, host_memory};
 use crate::train::events::Reporter;
 use crate::train::fit::{self, Circumstances, FEW_STEPS, fit};
 use crate::train::schedule::Schedule;
-use crate::train::{DeviceChoice, Recipe, RecipeError};
+use crate::train::{DeviceChoice, Recipe, RecipeError, sampling};
 
 impl Job {
     /// The recipe for these images: see [`fit`]. What was chosen is reported.
@@ -44,12 +44,15 @@ impl Job {
         self.divided(&recipe)
     }
 
-    /// Reports settings with which a new run cannot learn.
+    /// Reports settings with which a new run cannot learn, and what the order of the images costs.
     pub(super) fn warn(&self, recipe: &Recipe, source: &Source, report: &mut dyn Reporter) {
-        let images = source.samples(Split::Train);
-        if !self.options.resume && !self.demo {
+        let (images, resumed) = (source.samples(Split::Train), self.options.resume);
+        if !resumed && !self.demo {
             warnings(recipe, images).iter().for_each(|line| report.notice(line));
         }
+        let of_memory = sampling::memory_line(recipe, source.bytes(Split::Train), host_memory(), resumed);
+        let lines = of_memory.into_iter().chain(sampling::balance_line(recipe, source));
+        lines.for_each(|line| report.notice(&line));
     }
 
     fn divided(&self, recipe: &Recipe) -> Result<Recipe, RecipeError> {

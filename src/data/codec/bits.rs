@@ -70,6 +70,12 @@ pub(super) struct Bits<'a> {
     count: u32,
 }
 
+/// Whether one of the eight bytes is 0xff: then its complement has a byte of 0.
+fn has_ff(word: u64) -> bool {
+    const ONES: u64 = u64::MAX / 255;
+    (!word).wrapping_sub(ONES) & word & (ONES << 7) != 0
+}
+
 impl Bits<'_> {
     pub fn new(bytes: &[u8], at: usize) -> Bits<'_> {
         Bits { bytes, at, buffer: 0, count: 0 }
@@ -89,6 +95,19 @@ impl Bits<'_> {
     }
 
     fn fill(&mut self) {
+        // Eight bytes at once, where none of them is stuffed or begins a marker.
+        if let Some(&eight) = self.bytes.get(self.at..).and_then(<[u8]>::first_chunk) {
+            let word = u64::from_be_bytes(eight);
+            if !has_ff(word) {
+                let bytes = (64 - self.count) / 8;
+                let filled = self.count + 8 * bytes;
+                self.buffer |= word.checked_shr(self.count).unwrap_or(0);
+                self.buffer &= u64::MAX.checked_shl(64 - filled).unwrap_or(0);
+                self.count = filled;
+                self.at += bytes as usize;
+                return;
+            }
+        }
         while self.count <= 56 {
             let Some(byte) = self.byte() else { return };
             self.buffer |= u64::from(byte) << (56 - self.count);
@@ -130,6 +149,23 @@ impl Bits<'_> {
             }
         }
         Err(if self.count < 16 { Fault::Short } else { Fault::Senseless })
+    }
+
+    /// [`Bits::symbol`], and passes as many bits as its lower half says, if they and a short code are at hand; otherwise
+    /// returns false, and they are still to be taken.
+    #[inline]
+    pub fn symbol_and_value(&mut self, codes: &Codes) -> Result<(u8, bool), Fault> {
+        if self.count < 32 {
+            self.fill();
+        }
+        let (length, symbol) = codes.short[(self.buffer >> 55) as usize];
+        let total = u32::from(length) + u32::from(symbol & 15);
+        if length > 0 && total <= self.count {
+            self.buffer <<= total;
+            self.count -= total;
+            return Ok((symbol, true));
+        }
+        Ok((self.symbol(codes)?, false))
     }
 
     /// A number of `bits` bits, of which the upper half of the range is positive.

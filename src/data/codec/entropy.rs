@@ -97,7 +97,7 @@ fn first(bits: &mut Bits, codes: &Codes, band: &Band, history: &mut u64, run: &m
     }
     let mut at = band.first.max(1);
     while at <= band.last {
-        let symbol = bits.symbol(codes)?;
+        let (symbol, passed) = bits.symbol_and_value(codes)?;
         let (zeros, length) = (symbol >> 4, symbol & 15);
         if length == 0 && (zeros == 0 || zeros < 15 && band.first > 0) {
             *run = (1 << zeros) - 1 + bits.take(zeros.into())?;
@@ -108,7 +108,9 @@ fn first(bits: &mut Bits, codes: &Codes, band: &Band, history: &mut u64, run: &m
             return Err(Fault::Senseless);
         }
         if length > 0 {
-            bits.take(length.into())?;
+            if !passed {
+                bits.take(length.into())?;
+            }
             *history |= 1 << at;
         }
         at += 1;

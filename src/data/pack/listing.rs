@@ -112,7 +112,7 @@ pub enum Content {
 }
 
 /// Longer image files are not read.
-const MAX_FILE: u64 = 1 << 30;
+pub const MAX_FILE: u64 = 1 << 30;
 
 impl Content {
     /// The bytes of an image file, or of pixels.

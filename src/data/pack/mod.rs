@@ -11,6 +11,7 @@ mod cifar;
 mod divide;
 mod duplicates;
 mod folder;
+mod gzip;
 mod idx_files;
 mod list;
 mod listing;

@@ -30,25 +30,42 @@ pub struct Sums {
     pub squares: [u64; 3],
 }
 
+/// Values that are added side by side: whole pixels of 1 or 3 channels.
+const LANES: usize = 12;
+/// Values of a lane whose squares, with one more of the rest, fit into 32 bits.
+const MOST: usize = (u32::MAX / (255 * 255)) as usize - 1;
+
 impl Sums {
     fn of(pixels: &Pixels) -> Sums {
         let mut sums = Sums { pixels: u64::from(pixels.width) * u64::from(pixels.height), ..Sums::default() };
-        let channels = pixels.channels as usize;
-        // By histogram: one addition per byte, and no sum that could overflow.
-        let mut histogram = [[0_u64; 256]; 3];
-        for pixel in pixels.bytes.chunks_exact(channels) {
-            for (counts, &value) in histogram.iter_mut().zip(pixel) {
-                counts[value as usize] += 1;
-            }
-        }
-        for channel in 0..3 {
-            let counts = &histogram[if channels == 1 { 0 } else { channel }];
-            for (value, &count) in (0_u64..).zip(counts) {
-                sums.sum[channel] += value * count;
-                sums.squares[channel] += value * value * count;
-            }
+        for bytes in pixels.bytes.chunks(LANES * MOST) {
+            sums.add_bytes(bytes, pixels.channels as usize);
         }
         sums
+    }
+
+    /// Adds up to [`MOST`] rows of [`LANES`] values, which vector units take side by side.
+    fn add_bytes(&mut self, bytes: &[u8], channels: usize) {
+        let (mut sum, mut squares) = ([0_u32; LANES], [0_u32; LANES]);
+        let (rows, rest) = bytes.as_chunks::<LANES>();
+        for row in rows {
+            for lane in 0..LANES {
+                let value = u32::from(row[lane]);
+                sum[lane] += value;
+                squares[lane] += value * value;
+            }
+        }
+        for (lane, &value) in rest.iter().enumerate() {
+            sum[lane] += u32::from(value);
+            squares[lane] += u32::from(value).pow(2);
+        }
+        for channel in 0..3 {
+            // Of a grey image every lane belongs to every channel.
+            for lane in (0..LANES).filter(|lane| channels == 1 || lane % 3 == channel) {
+                self.sum[channel] += u64::from(sum[lane]);
+                self.squares[channel] += u64::from(squares[lane]);
+            }
+        }
     }
 
     pub fn add(&mut self, other: &Sums) {
@@ -126,4 +143,28 @@ fn store(
         }
     };
     Ok(Prepared { label, width, height, channels, encoding, bytes, conversions, sums })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The brightest images of every length, long enough for a sum that would not fit.
+    #[test]
+    fn sums_are_those_of_single_pixels() {
+        for (width, height, channels) in [(1, 1, 1), (5, 3, 3), (7, 1, 1), (1031, 1000, 3), (900, 900, 1)] {
+            let length = width * height * channels;
+            let bytes: Vec<u8> = (0..length).map(|at| if at % 7 == 0 { at as u8 } else { 255 }).collect();
+            let mut expected = Sums { pixels: u64::from(width * height), ..Sums::default() };
+            for pixel in bytes.chunks(channels as usize) {
+                for channel in 0..3 {
+                    let value = u64::from(pixel[if channels == 1 { 0 } else { channel }]);
+                    expected.sum[channel] += value;
+                    expected.squares[channel] += value * value;
+                }
+            }
+            let pixels = Pixels { width, height, channels: channels as u8, bytes };
+            assert_eq!(Sums::of(&pixels), expected, "{width}x{height}x{channels}");
+        }
+    }
 }

@@ -21,7 +21,7 @@ pub fn start(path: &Path) -> Option<Vec<u8>> {
 
 impl PackOptions {
     /// The longer side to which an image of this size is scaled down, if it is.
-    pub(super) fn reduced(&self, width: u32, height: u32) -> Option<u32> {
+    pub(crate) fn reduced(&self, width: u32, height: u32) -> Option<u32> {
         let (shorter, longer) = (width.min(height), width.max(height));
         let by_longer = self.max_side.filter(|&limit| longer > limit);
         // Rounded to whole pixels, the longer side still gives this shorter one.

@@ -5,12 +5,12 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use super::listing::{Listing, Part};
-use super::{PackOptions, cifar, folder, idx_files, list, parquet_files, tar_files};
+use super::{PackOptions, cifar, folder, gzip, idx_files, list, parquet_files, tar_files};
 use crate::data::DataError;
 
 /// What [`Found::at`] takes, for messages.
 pub const ACCEPTED: &str = "effnet-pack takes a folder of class folders (or of train/ and val/ with class folders), \
-                            tar files (WebDataset or class folders), a CSV or TSV list of files and labels, Parquet \
+                            tar files (WebDataset or class folders), also in gzip, a CSV or TSV list of files and labels, Parquet \
                             files with images, and folders with CIFAR's or MNIST's binary files";
 
 /// Containers are looked for in folders of folders, to this depth.
@@ -59,7 +59,11 @@ impl Found {
             let is = |file: &&PathBuf| file.extension().is_some_and(|e| e.eq_ignore_ascii_case(ending));
             files.iter().filter(is).cloned().collect()
         };
-        match (of("parquet"), of("tar")) {
+        let mut tars = of("tar");
+        let compressed = [of("gz"), of("tgz")].concat().into_iter();
+        tars.extend(compressed.filter(|file| gzip::holds_tar(&source.join(file))));
+        tars.sort();
+        match (of("parquet"), tars) {
             (parquet, _) if !parquet.is_empty() => Ok(Found::Parquet(source.to_owned(), parquet)),
             (_, tar) if !tar.is_empty() => Ok(Found::Tar(source.to_owned(), tar)),
             _ => {
@@ -93,7 +97,8 @@ impl Found {
         match start.as_slice() {
             [] => problem("an empty file".into()),
             [b'P', b'A', b'R', b'1', ..] => Ok(Found::Parquet(root, name)),
-            bytes if bytes.get(257..262) == Some(b"ustar") => Ok(Found::Tar(root, name)),
+            bytes if is_tar(bytes) => Ok(Found::Tar(root, name)),
+            [0x1f, 0x8b, ..] if gzip::holds_tar(path) => Ok(Found::Tar(root, name)),
             [0x1f, 0x8b, ..] => unpack("compressed by gzip"),
             [b'P', b'K', 3, 4, ..] => unpack("a ZIP archive"),
             [b'B', b'Z', b'h', ..] => unpack("compressed by bzip2"),
@@ -143,6 +148,11 @@ impl Found {
             Found::List(lists) => list::list(lists, options),
         }
     }
+}
+
+/// Whether a file's first bytes are those of a tar file.
+pub fn is_tar(start: &[u8]) -> bool {
+    start.get(257..262) == Some(b"ustar")
 }
 
 /// Text of which the first line has several words or cells.

@@ -2,7 +2,7 @@
 //! class folders, or one archive for each class.
 //!
 //! One pass over the headers notes where each image lies; then images are read from there, on all threads. So a tar
-//! file is never unpacked, and a compressed one cannot be used.
+//! file is never unpacked; of one that is compressed, see [`gzip`].
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -13,7 +13,8 @@ use std::sync::Arc;
 use rayon::prelude::*;
 use serde_json::Value;
 
-use super::listing::{Content, Items, Listed, Listing, Part, Stamp, classes_of, identify_by_place};
+use super::gzip::{self, Forward};
+use super::listing::{Content, Items, Listed, Listing, MAX_FILE, Part, Stamp, classes_of, identify_by_place};
 use super::skipped::{Skipped, SkippedKind};
 use super::{PackOptions, folder};
 use crate::data::DataError;
@@ -31,6 +32,8 @@ struct Member {
     name: String,
     offset: u64,
     length: u64,
+    /// The length as stored, if it had to be estimated while the archive was read.
+    stored: Option<u64>,
 }
 
 /// What one archive holds.
@@ -45,8 +48,8 @@ struct Archive {
 
 /// Lists archives; their names are relative to `root`.
 pub fn list<'a>(root: &Path, names: &[PathBuf], options: &PackOptions) -> Result<Listing<'a>, DataError> {
-    let work =
-        || names.par_iter().map(|name| Archive::read(&root.join(name), name)).collect::<Result<Vec<_>, _>>();
+    let read = |name: &PathBuf| Archive::read(&root.join(name), name, options);
+    let work = || names.par_iter().map(read).collect::<Result<Vec<_>, _>>();
     let archives = super::prepare::pool(options.threads)?.install(work)?;
     let is_web = archives.iter().any(|archive| !archive.labels.is_empty());
     let (mut members, mut labels) = (Vec::new(), Vec::new());
@@ -61,7 +64,7 @@ pub fn list<'a>(root: &Path, names: &[PathBuf], options: &PackOptions) -> Result
                 let label = of_key.get(key(&image.name)).filter(|label| !label.is_empty());
                 label.map(|label| (Part::of_file(file), label.clone()))
             } else {
-                class_of(&image.name, &common, file)
+                class_of(&image.name, &common, &gzip::plain_name(file))
             };
             match label {
                 Some(label) => {
@@ -104,61 +107,102 @@ fn in_archive(file: &Path, member: &str) -> String {
 
 impl Archive {
     /// Reads all headers of an archive, and the files with labels.
-    fn read(path: &Path, named: &Path) -> Result<Archive, DataError> {
-        let problem = |problem: String| DataError::Source { path: path.to_owned(), problem };
-        let file = File::open(path).map_err(DataError::io(path))?;
-        let length = file.metadata().map_err(DataError::io(path))?.len();
-        let mut archive = Archive::default();
-        let mut end = 0;
-        let mut last = String::new();
-        let mut tar = tar::Archive::new(file);
-        let broken = |error: std::io::Error, last: &str| {
-            let after = if last.is_empty() { "at its start".into() } else { format!("after {last}") };
-            problem(format!("damaged or cut short {after}: {error}"))
+    fn read(path: &Path, named: &Path, options: &PackOptions) -> Result<Archive, DataError> {
+        let broken = |after: &str, error: std::io::Error| {
+            let after = if after.is_empty() { "at its start".into() } else { format!("after {after}") };
+            let problem = format!("damaged or cut short {after}: {error}");
+            DataError::Source { path: path.to_owned(), problem }
         };
-        for entry in tar.entries_with_seek().map_err(|error| broken(error, ""))? {
-            let mut entry = entry.map_err(|error| broken(error, &last))?;
-            let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
-            let name = name.strip_prefix("./").unwrap_or(&name).to_string();
-            let (offset, bytes) = (entry.raw_file_position(), entry.size());
-            if offset.checked_add(bytes).is_none_or(|end| end > length) {
-                return Err(problem(format!("cut short: it ends in {name}; fetch or make it again")));
+        let mut scan = Scan { path, named, archive: Archive::default(), end: 0, last: String::new() };
+        let length = if gzip::is_gzip(path) {
+            let mut tar = tar::Archive::new(Forward::open(path).map_err(DataError::io(path))?);
+            for entry in tar.entries().map_err(|error| broken("", error))? {
+                let entry = entry.map_err(|error| broken(&scan.last, error))?;
+                scan.entry(entry, u64::MAX, Some(options))?;
             }
-            end = offset + bytes.next_multiple_of(512);
-            last.clone_from(&name);
-            let kind = entry.header().entry_type();
-            if kind.is_dir() {
-                continue;
+            tar.into_inner().finish().map_err(|error| broken(&scan.last, error))?
+        } else {
+            let file = File::open(path).map_err(DataError::io(path))?;
+            let length = file.metadata().map_err(DataError::io(path))?.len();
+            let mut tar = tar::Archive::new(file);
+            for entry in tar.entries_with_seek().map_err(|error| broken("", error))? {
+                scan.entry(entry.map_err(|error| broken(&scan.last, error))?, length, None)?;
             }
-            let text = |entry: &mut tar::Entry<File>| {
-                let mut text = String::new();
-                entry.take(MAX_LABEL).read_to_string(&mut text).map(|_| text)
-            };
-            let leave_out = |kind, reason| Skipped::new(in_archive(named, &name), kind, reason);
-            let ending = Path::new(&name).extension().unwrap_or_default().to_ascii_lowercase();
-            if !kind.is_file() {
-                archive.skipped.push(leave_out(SkippedKind::Link, "a link or a device in a tar file"));
-            } else if Path::new(&name).iter().any(folder::is_junk) {
-                archive.skipped.push(leave_out(SkippedKind::Junk, "a file of a system or program"));
-            } else if is_image_name(Path::new(&name)) {
-                archive.images.push(Member { name, offset, length: bytes });
-            } else if ending == "cls" {
-                let label = text(&mut entry).unwrap_or_default().trim().to_string();
-                archive.labels.insert(key(&name).into(), label);
-            } else if ending == "json" {
-                if let Some(label) = text(&mut entry).ok().and_then(|text| json_label(&text)) {
-                    archive.labels.entry(key(&name).into()).or_insert(label);
-                }
-            } else {
-                archive.skipped.push(leave_out(SkippedKind::NotAnImage, "no image by its name"));
-            }
-        }
+            length
+        };
+        let Scan { mut archive, end, .. } = scan;
         if end >= length {
             archive.notice =
                 Some(format!("{} has no end mark: it may be cut short", named.to_string_lossy()));
         }
         Ok(archive)
     }
+}
+
+/// An archive that is being read.
+struct Scan<'a> {
+    path: &'a Path,
+    named: &'a Path,
+    archive: Archive,
+    /// Where the last member ends, and its name.
+    end: u64,
+    last: String,
+}
+
+impl Scan<'_> {
+    /// Notes a member of an archive of this length. If it cannot be read again at once, `options` say how to estimate the
+    /// stored length of an image.
+    fn entry(
+        &mut self,
+        entry: tar::Entry<impl Read>,
+        length: u64,
+        options: Option<&PackOptions>,
+    ) -> Result<(), DataError> {
+        let archive = &mut self.archive;
+        let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
+        let name = name.strip_prefix("./").unwrap_or(&name).to_string();
+        let (offset, bytes) = (entry.raw_file_position(), entry.size());
+        if offset.checked_add(bytes).is_none_or(|end| end > length) {
+            let problem = format!("cut short: it ends in {name}; fetch or make it again");
+            return Err(DataError::Source { path: self.path.to_owned(), problem });
+        }
+        self.end = offset + bytes.next_multiple_of(512);
+        self.last.clone_from(&name);
+        let kind = entry.header().entry_type();
+        if kind.is_dir() {
+            return Ok(());
+        }
+        let leave_out = |kind, reason| Skipped::new(in_archive(self.named, &name), kind, reason);
+        let ending = Path::new(&name).extension().unwrap_or_default().to_ascii_lowercase();
+        if !kind.is_file() {
+            archive.skipped.push(leave_out(SkippedKind::Link, "a link or a device in a tar file"));
+        } else if Path::new(&name).iter().any(folder::is_junk) {
+            archive.skipped.push(leave_out(SkippedKind::Junk, "a file of a system or program"));
+        } else if is_image_name(Path::new(&name)) {
+            let start = || {
+                let mut start = Vec::new();
+                entry.take(super::size::HEADER).read_to_end(&mut start).ok().map(|_| start)
+            };
+            let is_jpeg = folder::is_jpeg_name(Path::new(&name));
+            let stored = options.map(|options| options.estimate(is_jpeg, bytes, start));
+            archive.images.push(Member { name, offset, length: bytes, stored });
+        } else if ending == "cls" {
+            let label = text(entry).unwrap_or_default().trim().to_string();
+            archive.labels.insert(key(&name).into(), label);
+        } else if ending == "json" {
+            if let Some(label) = text(entry).and_then(|text| json_label(&text)) {
+                archive.labels.entry(key(&name).into()).or_insert(label);
+            }
+        } else {
+            archive.skipped.push(leave_out(SkippedKind::NotAnImage, "no image by its name"));
+        }
+        Ok(())
+    }
+}
+
+fn text(entry: tar::Entry<impl Read>) -> Option<String> {
+    let mut text = String::new();
+    entry.take(MAX_LABEL).read_to_string(&mut text).ok().map(|_| text)
 }
 
 /// What the files of one sample have in common: the name up to the first dot after the folders.
@@ -223,7 +267,23 @@ struct TarItems {
     files: Vec<Stamp>,
     /// The number of the archive, and the file in it.
     members: Vec<(u32, Member)>,
-    open: Option<(u32, Arc<File>)>,
+    open: Option<(u32, Open)>,
+}
+
+/// An open archive.
+enum Open {
+    Plain(Arc<File>),
+    Gzip(Box<Forward>),
+}
+
+impl Open {
+    fn at(path: &Path) -> std::io::Result<Open> {
+        Ok(if gzip::is_gzip(path) {
+            Open::Gzip(Box::new(Forward::open(path)?))
+        } else {
+            Open::Plain(Arc::new(File::open(path)?))
+        })
+    }
 }
 
 impl TarItems {
@@ -242,6 +302,10 @@ impl TarItems {
                     let Ok(file) = File::open(self.path(number)) else { return };
                     for image in images {
                         let member = &self.members[image.place as usize].1;
+                        if let Some(stored) = member.stored {
+                            image.length = stored;
+                            continue;
+                        }
                         let start = || {
                             let mut start = vec![0; member.length.min(super::size::HEADER) as usize];
                             file.read_exact_at(&mut start, member.offset).ok().map(|()| start)
@@ -259,16 +323,22 @@ impl TarItems {
 impl Items for TarItems {
     fn content(&mut self, place: u64) -> Result<Content, DataError> {
         let (number, Member { offset, length, .. }) = self.members[place as usize];
-        let file = match &self.open {
-            Some((open, file)) if *open == number => file.clone(),
-            _ => {
-                let path = self.path(number);
-                let file = Arc::new(File::open(&path).map_err(DataError::io(path))?);
-                self.open = Some((number, file.clone()));
-                file
+        let path = self.path(number);
+        if self.open.as_ref().is_none_or(|(open, _)| *open != number) {
+            self.open = Some((number, Open::at(&path).map_err(DataError::io(&path))?));
+        }
+        let Some((_, open)) = &mut self.open else { unreachable!("it was opened above") };
+        match open {
+            Open::Plain(file) => Ok(Content::Range { file: file.clone(), offset, length }),
+            Open::Gzip(content) if length <= MAX_FILE => {
+                Ok(Content::Bytes(content.read_at(offset, length).map_err(DataError::io(path))?))
             }
-        };
-        Ok(Content::Range { file, offset, length })
+            // It says that it is too long, and is not read.
+            Open::Gzip(_) => {
+                let file = Arc::new(File::open(&path).map_err(DataError::io(path))?);
+                Ok(Content::Range { file, offset, length })
+            }
+        }
     }
 
     fn name(&self, place: u64) -> String {
@@ -288,7 +358,7 @@ mod tests {
     #[test]
     fn class_of_a_member_is_its_folder() {
         let class = |names: &[&str], file: &str| -> Vec<Option<(Option<Part>, String)>> {
-            let member = |name: &&str| Member { name: name.to_string(), offset: 0, length: 0 };
+            let member = |name: &&str| Member { name: name.to_string(), offset: 0, length: 0, stored: None };
             let images: Vec<Member> = names.iter().map(member).collect();
             let common = common_folders(&images);
             names.iter().map(|name| class_of(name, &common, Path::new(file))).collect()

@@ -11,7 +11,7 @@ use base64::prelude::BASE64_STANDARD;
 use image::{ImageFormat, RgbImage};
 
 use crate::data::augment::{Look, Policy, Scratch, preprocess};
-use crate::data::sampler::permute;
+use crate::data::sampler::{Place, Sampler};
 use crate::data::{DataError, Source, Split};
 use crate::train::recipe::Recipe;
 
@@ -42,7 +42,7 @@ pub fn page(recipe: &Recipe, source: &Source) -> Result<String, DataError> {
     let mut painter = Painter::new(recipe, source);
     let mut figures = String::new();
     for number in 0..IMAGES.min(source.samples(Split::Train)) {
-        let index = painter.orders[0][number];
+        let index = painter.orders[0][number].index;
         let (wide, high) = painter.evaluated(index)?;
         let class = painter.classes[painter.label as usize].clone();
         let _ = write!(figures, "<figure><figcaption>{class}, {wide}×{high}</figcaption><div class=\"row\">");
@@ -74,7 +74,7 @@ struct Painter<'a> {
     classes: Vec<String>,
     /// The images of each epoch in their order, and of one more: the last image of an epoch may be mixed with the first
     /// of the next.
-    orders: Vec<Vec<u32>>,
+    orders: Vec<Vec<Place>>,
     /// The label of the image that was rendered last, and its square.
     label: u32,
     square: Vec<u8>,
@@ -85,9 +85,12 @@ struct Painter<'a> {
 impl<'a> Painter<'a> {
     fn new(recipe: &'a Recipe, source: &'a Source) -> Painter<'a> {
         let side = recipe.resolution;
-        let order = |epoch| {
-            let mut order = vec![0; source.samples(Split::Train)];
-            permute(recipe.seed, epoch, &mut order);
+        // One step an epoch.
+        let samples = source.samples(Split::Train);
+        let mut sampler = Sampler::training(recipe.seed, source, samples, recipe.sampling);
+        let order = |epoch: u32| {
+            let mut order = Vec::new();
+            sampler.fill(epoch.into(), &mut order);
             order
         };
         Painter {
@@ -103,7 +106,7 @@ impl<'a> Painter<'a> {
         }
     }
 
-    fn look(&self, epoch: u32, index: u32) -> Look {
+    fn look(&self, Place { index, epoch }: Place) -> Look {
         let id = self.source.id(Split::Train, index as usize);
         Look { policy: self.policy, seed: self.recipe.seed, epoch, id }
     }
@@ -124,23 +127,25 @@ impl<'a> Painter<'a> {
 
     /// Renders an image as an epoch sees it. Where it is mixed, returns the labels with their shares.
     fn trained(&mut self, epoch: u32, index: u32) -> Result<String, DataError> {
-        let own = self.look(epoch, index);
-        if !self.recipe.mixes() {
+        let order = self.orders.get(epoch as usize).filter(|_| self.recipe.mixes());
+        let place = order.and_then(|order| order.iter().position(|place| place.index == index));
+        let (Some(order), Some(place)) = (order, place) else {
+            // Without a partner; or balanced classes leave it out of this epoch.
+            let own = self.look(Place { index, epoch });
             return self.render(index, Some(own)).map(|_| String::new());
-        }
-        let order = &self.orders[epoch as usize];
+        };
+        let own = self.look(order[place]);
         let samples = order.len() as u64;
-        let place = order.iter().position(|other| *other == index).expect("an order has every image") as u64;
-        let position = u64::from(epoch) * samples + place;
+        let position = u64::from(epoch) * samples + place as u64;
         let other = position ^ 1;
         let other_epoch = (other / samples) as u32;
-        let other_index = self.orders[other_epoch as usize][(other % samples) as usize];
-        let partner = self.look(other_epoch, other_index);
+        let other = self.orders[other_epoch as usize][(other % samples) as usize];
+        let partner = self.look(other);
         let side = self.recipe.resolution;
         let Some(mix) = (if position.is_multiple_of(2) { own } else { partner }).mix(side as u32) else {
             return self.render(index, Some(own)).map(|_| String::new());
         };
-        self.render(other_index, Some(partner))?;
+        self.render(other.index, Some(partner))?;
         let (other_label, mut other_square) = (self.label, self.square.clone());
         self.render(index, Some(own))?;
         mix.apply(&mut self.square, &mut other_square, side);
@@ -185,7 +190,7 @@ mod tests {
     use super::*;
     use crate::data::augment::Auto;
     use crate::data::codec::decode_file;
-    use crate::data::{CropMode, Form, Share};
+    use crate::data::{CropMode, Form, Sampling, Share, Shuffle};
     use crate::model::Variant;
     use crate::train::loading::Loading;
 
@@ -219,7 +224,13 @@ mod tests {
         assert!(page.contains("mixup 0.8 or cutmix 1 (50 %) of 90 %"), "the head says it");
         // Epoch 1 ends with an image whose partner is the first of epoch 2.
         let last = Painter::new(&recipe, &source).orders[0][20];
-        Painter::new(&recipe, &source).trained(0, last).unwrap();
+        Painter::new(&recipe, &source).trained(0, last.index).unwrap();
+        // In any order; a balanced one leaves some images out of some epochs.
+        let orders = [(Shuffle::Blocks, false), (Shuffle::Full, true), (Shuffle::Blocks, true)];
+        for (shuffle, balance) in orders {
+            let recipe = Recipe { sampling: Sampling { shuffle, balance }, ..recipe.clone() };
+            expect_squares_of_the_run(&recipe, &source);
+        }
     }
 
     fn expect_squares_of_the_run(recipe: &Recipe, source: &Source) -> String {

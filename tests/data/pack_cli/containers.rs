@@ -114,11 +114,16 @@ pub fn as_parquet(path: &Path, photos: &[Photo], names: Option<&[&str]>, compres
     as_parquet_rows(path, &rows, names, compression);
 }
 
-fn as_list(path: &Path, photos: &[Photo]) {
+pub fn as_list(path: &Path, photos: &[Photo]) {
     as_folder(&path.parent().unwrap().join("images"), photos);
     let line = |photo: &Photo| format!("images/{0}/{1},{0}\r\n", photo.class, photo.name);
     let lines: String = photos.iter().map(line).collect();
     fs::write(path, format!("\u{feff}path,label\r\n{lines}")).unwrap();
+}
+
+/// An image of CIFAR with its label or, in CIFAR-100, labels.
+pub fn cifar_image(labels: &[u8], salt: u64) -> Vec<u8> {
+    labels.iter().copied().chain((0..3072).map(|place| noise(place + salt * 5000))).collect()
 }
 
 fn counts(out: &Path) -> [Vec<u64>; 2] {
@@ -139,6 +144,14 @@ fn every_form_of_a_set_is_packed_to_the_same_bytes() {
     let (first, rest) = photos.split_at(10);
     as_tar(&at("tars/x-000.tar"), first);
     as_tar(&at("tars/x-001.tar"), rest);
+    fs::create_dir(at("gzipped")).unwrap();
+    for (plain, compressed) in [
+        ("one.tar", "one.tgz"),
+        ("tars/x-000.tar", "gzipped/x-000.tar.gz"),
+        ("tars/x-001.tar", "gzipped/x-001.TGZ"),
+    ] {
+        fs::write(at(compressed), gzip(&fs::read(at(plain)).unwrap())).unwrap();
+    }
     as_parquet(&at("one.parquet"), &photos, Some(&NAMES), Compression::SNAPPY);
     as_parquet(
         &at("parquets/data/x-0.parquet"),
@@ -166,6 +179,7 @@ fn every_form_of_a_set_is_packed_to_the_same_bytes() {
         .collect();
     fs::write(at("web.tar"), tar_bytes(web.iter().map(|(name, bytes)| (name.clone(), bytes.as_slice()))))
         .unwrap();
+    fs::write(at("web.tar.gz"), gzip(&fs::read(at("web.tar")).unwrap())).unwrap();
 
     for encoding in ["auto", "raw"] {
         let expected = at(&format!("expected-{encoding}"));
@@ -175,6 +189,9 @@ fn every_form_of_a_set_is_packed_to_the_same_bytes() {
             ("one.tar", "packed a tar file (class folders) to"),
             ("tars", "packed 2 tar files (class folders) to"),
             ("web.tar", "packed a tar file (WebDataset) to"),
+            ("one.tgz", "packed a tar file (class folders) to"),
+            ("gzipped", "packed 2 tar files (class folders) to"),
+            ("web.tar.gz", "packed a tar file (WebDataset) to"),
             ("one.parquet", "packed a Parquet file to"),
             ("parquets", "packed 2 Parquet files to"),
             ("listed/all.csv", "packed the images listed in all.csv to"),
@@ -269,9 +286,7 @@ fn list_of_ids_beside_a_flat_folder_is_packed() {
 fn cifar_is_packed_with_its_names() {
     let dir = TempDir::new().unwrap();
     let at = |name: &str| dir.path().join(name);
-    let image = |labels: &[u8], salt: u64| -> Vec<u8> {
-        labels.iter().copied().chain((0..3072).map(|place| noise(place + salt * 5000))).collect()
-    };
+    let image = cifar_image;
     fs::create_dir(at("ten")).unwrap();
     for batch in 1..=5_u8 {
         let images = (0..4).flat_map(|n| image(&[(batch * 4 + n) % 10], u64::from(batch * 10 + n)));
@@ -367,6 +382,16 @@ fn container_that_cannot_be_packed_is_named() {
     for (start, more) in [(starts[1], 700), (starts[3], 100), (starts[7], 513), (starts[6], 511)] {
         fs::write(at("cut.tar"), &tar[..start + more]).unwrap();
         pack_fails(&[text(&at("cut.tar")), text(&out)], &["cut.tar: ", "cut short"]);
+    }
+    // Compressed: cut anywhere, or with a byte changed, which its checksum shows.
+    let compressed = gzip(&tar);
+    for share in 1..16 {
+        fs::write(at("cut.tgz"), &compressed[..compressed.len() * share / 16]).unwrap();
+        pack_fails(&[text(&at("cut.tgz")), text(&out)], &["cut.tgz: damaged or cut short"]);
+        let mut changed = compressed.clone();
+        changed[compressed.len() * share / 16] ^= 0x10;
+        fs::write(at("changed.tgz"), changed).unwrap();
+        pack(&[text(&at("changed.tgz")), text(&out)]).refused(1, &["changed.tgz: "]);
     }
     for share in 1..8 {
         fs::write(at("cut.parquet"), &parquet[..parquet.len() * share / 8]).unwrap();

@@ -3,7 +3,7 @@
 
 use std::os::unix::process::CommandExt;
 
-use super::containers::{as_parquet, as_tar, photos};
+use super::containers::{as_list, as_parquet, as_tar, cifar_image, photos};
 use super::*;
 use crate::common::programs::ended;
 use effnet::data::dataset::PARTIAL;
@@ -32,12 +32,46 @@ fn killed_pack_of_tar_files_continues_and_ends_the_same() {
 }
 
 #[test]
+fn killed_pack_of_compressed_tar_files_continues_and_ends_the_same() {
+    let dir = TempDir::new().unwrap();
+    let source = dir.path().join("tars");
+    for (number, part) in photos(70, 150, 100).chunks(50).enumerate() {
+        let path = source.join(format!("{number}.tar.gz"));
+        as_tar(&path, part);
+        let plain = fs::read(&path).unwrap();
+        fs::write(&path, gzip(&plain)).unwrap();
+    }
+    killed_and_continued(dir.path(), &source);
+}
+
+#[test]
 fn killed_pack_of_parquet_files_continues_and_ends_the_same() {
     let dir = TempDir::new().unwrap();
     let source = dir.path().join("parquets");
     let photos = photos(70, 150, 100);
     for (number, part) in photos.chunks(50).enumerate() {
         as_parquet(&source.join(format!("{number}.parquet")), part, None, Compression::SNAPPY);
+    }
+    killed_and_continued(dir.path(), &source);
+}
+
+#[test]
+fn killed_pack_of_a_list_continues_and_ends_the_same() {
+    let dir = TempDir::new().unwrap();
+    let source = dir.path().join("lists/all.csv");
+    as_list(&source, &photos(70, 150, 100));
+    killed_and_continued(dir.path(), &source);
+}
+
+#[test]
+fn killed_pack_of_cifar_continues_and_ends_the_same() {
+    let dir = TempDir::new().unwrap();
+    let source = dir.path().join("cifar");
+    fs::create_dir(&source).unwrap();
+    let names = (1..=5).map(|batch| format!("data_batch_{batch}.bin")).chain(["test_batch.bin".into()]);
+    for (batch, name) in (0..).zip(names) {
+        let images = (0..200).flat_map(|number| cifar_image(&[number as u8 % 10], batch * 1000 + number));
+        fs::write(source.join(name), images.collect::<Vec<u8>>()).unwrap();
     }
     killed_and_continued(dir.path(), &source);
 }

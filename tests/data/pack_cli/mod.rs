@@ -1,5 +1,6 @@
 //! The program `effnet-pack`, as a user runs it.
 
+mod bench;
 mod containers;
 mod folders;
 mod images;
@@ -12,7 +13,7 @@ use std::fs;
 use std::io::Cursor;
 use std::path::Path;
 
-use crate::common::data::{flip, idx_folder, noise, save};
+use crate::common::data::{flip, gzip, idx_folder, noise, save};
 use crate::common::programs::{Ran, program, run};
 use image::{DynamicImage, ImageFormat, Rgb, RgbImage};
 use tempfile::TempDir;
