@@ -1,18 +1,21 @@
 #!/usr/bin/env python3
 """Makes tests/golden/augmentation/policies.json: the tables of AutoAugment, RandAugment and TrivialAugmentWide.
 
-    pip install --no-deps timm && pip install pillow numpy
+    pip install timm torchvision pillow numpy
     tools/make_policy_golden.py [PATH OF timm/data/auto_augment.py]
 
-AutoAugment's pairs, RandAugment's operations and the arguments that a level stands for are read out of timm's module,
-which needs no PyTorch. TrivialAugment's strengths are computed here from the formulas of torchvision's documentation,
-`linspace(0, most, 31)`, because its module cannot be loaded without PyTorch.
+AutoAugment's pairs, RandAugment's operations and the arguments that a level stands for are read out of timm's module.
+TrivialAugment's strengths are those of torchvision's class: computed by its formula, `linspace(0, most, 31)`, in double, and
+compared with what the class itself has in single precision.
 """
 
 import importlib.util
 import json
+import math
 import pathlib
 import sys
+
+from torchvision.transforms.autoaugment import TrivialAugmentWide
 
 
 def load(path):
@@ -45,7 +48,7 @@ def trivial():
     def linspace(most):
         return [most * i / 30 for i in range(31)]
 
-    return {
+    strengths = {
         "shear": linspace(0.99),
         "translate": [int(v) for v in linspace(32.0)],
         "rotate": linspace(135.0),
@@ -53,6 +56,18 @@ def trivial():
         "posterize": [8 - round(i / (30 / 6)) for i in range(31)],
         "solarize": [255.0 - 255.0 * i / 30 for i in range(31)],
     }
+    theirs = {name: values.tolist() for name, (values, _) in TrivialAugmentWide()._augmentation_space(31).items()}
+    of = {"ShearX": "shear", "ShearY": "shear", "Rotate": "rotate", "Posterize": "posterize", "Solarize": "solarize"}
+    of |= {name: "enhance" for name in ("Brightness", "Color", "Contrast", "Sharpness")}
+    for name, values in theirs.items():
+        if name.startswith("Translate"):
+            assert [int(value) for value in values] == strengths["translate"], name
+        elif name in of:
+            pairs = zip(values, strengths[of[name]], strict=True)
+            assert all(math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-4) for a, b in pairs), name
+        else:
+            assert values == 0.0, name
+    return strengths
 
 
 def main():
