@@ -128,7 +128,7 @@ impl Maker {
             self.source.will_need(split, place.index as usize);
         }
         batch.used.clear();
-        self.choose_mixes(places);
+        self.choose_mixes(places, batch.first_position);
         match form {
             Form::Squares => self.squares(places, batch)?,
             Form::Raw { images } => self.raw_batches(places, images, batch)?,
@@ -138,14 +138,16 @@ impl Maker {
         Ok(())
     }
 
-    fn choose_mixes(&mut self, places: &[Place]) {
+    fn choose_mixes(&mut self, places: &[Place], first_position: u64) {
         let LoaderConfig { split, resolution, augment, seed, .. } = self.config;
         self.mixes.clear();
         let Some(policy) = augment.filter(|_| self.config.mixes()) else { return };
-        self.mixes.extend(places.chunks_exact(2).map(|pair| {
+        let samples = self.source.samples(split) as u64;
+        let positions = (first_position..).step_by(2);
+        self.mixes.extend(places.chunks_exact(2).zip(positions).map(|(pair, position)| {
             let Place { index, epoch } = pair[0];
             let id = self.source.id(split, index as usize);
-            Look { policy, seed, epoch, id }.mix(resolution as u32)
+            Look { policy, seed, epoch, id }.mix((position / samples) as u32, resolution as u32)
         }));
     }
 

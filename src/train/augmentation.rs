@@ -2,8 +2,8 @@
 
 use super::recipe::Recipe;
 use super::recipe_limits::{PROBABILITY, RecipeError, require};
-use crate::data::Normalise;
 use crate::data::augment::Policy;
+use crate::data::{CropMode, Normalise, Source, Split};
 
 const AREAS: &str = "must be two shares of the image above 0 and at most 1, the smaller one first";
 const RATIOS: &str = "must be two ratios above 0, the smaller one first";
@@ -31,6 +31,16 @@ impl Recipe {
     pub fn edits_images(&self) -> bool {
         let policy = self.policy(Normalise::IMAGENET);
         !policy.only_geometry() || !policy.mixing.is_none()
+    }
+
+    /// How these training images become square: resolved.
+    pub fn crop_of(&self, source: &Source) -> CropMode {
+        match (self.crop, source) {
+            // Made at the network's size.
+            (CropMode::Auto, Source::Synthetic(_)) if self.progressive.is_empty() => CropMode::Pad,
+            // A stage of smaller images pads only what fits there too.
+            (crop, _) => crop.resolve(source.largest(Split::Train), self.least_resolution()),
+        }
     }
 
     pub(super) fn validate_augmentation(&self) -> Result<(), RecipeError> {

@@ -190,7 +190,7 @@ impl Chosen {
             return Vec::new();
         }
         let Circumstances { images, largest, shorter, on_gpu, .. } = *circumstances;
-        let how = match recipe.crop.resolve((largest, largest), recipe.resolution) {
+        let how = match recipe.crop.resolve((largest, largest), recipe.least_resolution()) {
             CropMode::Pad => format!("none larger than {largest} pixels: padded"),
             _ => format!("half of them at least {shorter} pixels wide and high: resized"),
         };

@@ -186,8 +186,7 @@ fn with_available(
     available: Option<u64>,
     loader_threads: usize,
 ) -> MemoryPlan {
-    let trainable = table.trainable() as u64 * 4;
-    let total = table.total() as u64 * 4;
+    let [trainable, total] = [table.trainable(), table.total()].map(|elements| elements as u64 * 4);
     let update = recipe.update();
     let slots = update.rule.slots().len() as u64;
     let factors = u64::from(update.weight_decay.by_parameter);

@@ -7,8 +7,8 @@
 
 use super::recipe::Recipe;
 use super::recipe_limits::{PART, RecipeError, require};
-use crate::data::Policy;
 use crate::data::augment::{Auto, Mixing, RandAugment};
+use crate::data::{Normalise, Policy};
 
 /// A part of a run.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -71,6 +71,12 @@ impl Recipe {
         require("progressive-augment", strength, PART.0(strength), PART.1)?;
         let alone = self.progressive_augment.is_some() && self.progressive.is_empty();
         require("progressive-augment", strength, !alone, "has a meaning only with --progressive")?;
+        let [first, ..] = self.stages()[..] else { unreachable!("a run has a stage") };
+        let policy = self.policy(Normalise::IMAGENET);
+        let weaker = strength == 1.0 || first.weaken(policy) != policy;
+        let nothing =
+            "nothing to weaken: needs RandAugment, --color-jitter, --random-erasing, --mixup or --cutmix";
+        require("progressive-augment", strength, weaker, nothing)?;
         let sides: Vec<usize> = self.stages().iter().map(|stage| stage.resolution).collect();
         let rising = sides.is_sorted_by(|a, b| a < b);
         let list = self.progressive.iter().map(usize::to_string).collect::<Vec<_>>().join(",");
@@ -147,6 +153,9 @@ mod tests {
             let said = recipe(progressive, augment).validate().unwrap_err().to_string();
             assert!(said.starts_with(line), "{said}");
         }
-        recipe(&[128, 160], Some(0.3)).validate().unwrap();
+        let plain = recipe(&[128, 160], Some(0.3));
+        let said = plain.validate().unwrap_err().to_string();
+        assert!(said.starts_with("--progressive-augment 0.3: nothing to weaken"), "{said}");
+        Recipe { color_jitter: 0.4, ..plain }.validate().unwrap();
     }
 }

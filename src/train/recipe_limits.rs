@@ -80,9 +80,18 @@ impl Recipe {
         for (flag, value, (holds, problem)) in numbers {
             require(flag, value, holds(value), problem)?;
         }
-        self.validate_progressive()?;
         self.validate_augmentation()?;
+        self.validate_progressive()?;
         self.validate_mixing()?;
+        if let Some(weights) = self.class_weights.as_ref().filter(|_| self.sampling.balance) {
+            // Their mean is 1 over the images, not over balanced draws.
+            require(
+                "class-weights",
+                weights,
+                false,
+                "--balance already gives every class its part; leave one out",
+            )?;
+        }
         let shorter = self.warmup_epochs < self.epochs;
         require("warmup-epochs", self.warmup_epochs, shorter, "must be less than --epochs")?;
         let patience = self.patience.unwrap_or(1);

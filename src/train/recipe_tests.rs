@@ -79,3 +79,12 @@ fn differences_name_every_field() {
         ["epochs is 3.0, the checkpoint's 400.0", "init-from is \"0badcafe\", the checkpoint's not set"];
     assert_eq!(found, expected);
 }
+
+#[test]
+fn classes_are_evened_out_once() {
+    let sampling = Sampling { balance: true, ..Sampling::PLAIN };
+    let class_weights = Some(ClassWeights::Balanced);
+    let both = Recipe { sampling, class_weights, ..Recipe::reference(Variant::B0, 8) };
+    let said = both.validate().unwrap_err().to_string();
+    assert_eq!(said, "--class-weights balanced: --balance already gives every class its part; leave one out");
+}

@@ -312,7 +312,7 @@ fn mixed_pairs_are_made_of_the_unmixed_images() {
             let look = Look { policy: MIXED, seed: LOADER.seed, epoch: places[one].epoch, id };
             let [own, other] = [plain.labels[one], plain.labels[two]];
             let labels = |at: usize| (mixed.labels[at], mixed.second[at], mixed.shares[at]);
-            match look.mix(32) {
+            match look.mix(look.epoch, 32) {
                 Some(mix) => {
                     mix.apply(&mut a[one], &mut b[0], 32);
                     assert_eq!(

@@ -180,7 +180,9 @@ on_cuda!(resumed_run_equals_the_undisturbed_one);
 
 /// Each stage has its own plan and graphs: the second step of a stage is captured, and the third launches what was captured.
 fn progressive_run_is_resumed_to_the_same_bytes<G: TestGpu>() {
-    let recipe = Recipe { progressive: vec![48], ..recipe() };
+    // An evaluation in the first stage has larger images, and no edits.
+    let augment = "rand-m5-n2".parse().unwrap();
+    let recipe = Recipe { progressive: vec![48], augment, eval_every: 0.25, ..recipe() };
     let dir = tempfile::tempdir().unwrap();
     let (whole, parts) = (dir.path().join("whole"), dir.path().join("parts"));
     run_recipe(&recipe, cuda::<G>(Precision::Fp16), &whole, 7);

@@ -10,7 +10,7 @@ use std::sync::atomic::AtomicBool;
 
 use crate::common::ranks::members;
 use crate::common::training::*;
-use effnet::data::{Batch, Form, Share, Source, Split};
+use effnet::data::{Batch, CropMode, Form, Share, Source, Split};
 use effnet::model::{ParamTable, initialise};
 use effnet::network::Inference;
 use effnet::ops::cpu::{CpuDevice, CpuOps};
@@ -58,6 +58,19 @@ fn four_ranks_equal_one_with_mixed_pairs_and_class_weights() {
         let weights = (0..5).map(|class| (class.to_string(), f64::from(class))).collect();
         let class_weights = Some(ClassWeights::Given(weights));
         Recipe { mixup: 0.4, cutmix: 1.0, class_weights, ..recipe }
+    });
+}
+
+/// Stages begin and end together.
+#[test]
+fn four_ranks_equal_one_over_stages() {
+    expect_equal_ranks(|recipe| Recipe {
+        resolution: 48,
+        progressive: vec![32],
+        progressive_augment: Some(0.5),
+        crop: CropMode::Resized,
+        color_jitter: 0.4,
+        ..recipe
     });
 }
 

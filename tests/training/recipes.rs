@@ -2,12 +2,15 @@
 
 use std::collections::HashSet;
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 
 use effnet::data::{CropMode, Sampling, Shuffle};
-use effnet::train::events::{End, LogLine};
+use effnet::train::events::{End, Event, LogLine, Reporter};
 use effnet::train::{Optimizer, Outcome, Recipe, RunOptions, ScheduleKind, TrainError, log};
 
-use crate::common::training::{assert_same_file, change_saved, options, recipe, run, saved, timeless_log};
+use crate::common::training::{
+    self, assert_same_file, change_saved, options, recipe, run, saved, timeless_log,
+};
 
 fn train(recipe: &Recipe, out: &Path, max_steps: Option<u64>, resume: bool) -> Result<Outcome, TrainError> {
     run(recipe, &RunOptions { max_steps, resume, ..options(out) })
@@ -114,6 +117,30 @@ fn sampling_of_a_run_is_resumed_to_the_same_bytes() {
         let parameters: Vec<u32> = saved(&whole).state.parameters.iter().map(|v| v.to_bits()).collect();
         assert_eq!(checkpoints.insert(parameters), !balance, "{recipe:?}");
     }
+}
+
+/// Counts the steps of profiles.
+struct Profiled(Vec<u64>);
+
+impl Reporter for Profiled {
+    fn report(&mut self, event: Event) {
+        if let Event::Profile { steps, .. } = event {
+            self.0.push(steps);
+        }
+    }
+}
+
+/// It is of one network.
+#[test]
+fn profile_ends_with_its_stage() {
+    let dir = tempfile::tempdir().unwrap();
+    let recipe = Recipe { resolution: 48, progressive: vec![32], crop: CropMode::Resized, ..recipe() };
+    let options = RunOptions { profile: Some(8), ..options(dir.path()) };
+    let mut profiled = Profiled(Vec::new());
+    let never = AtomicBool::new(false);
+    effnet::train::train(&recipe, &options, training::source(), &mut profiled, &never).unwrap();
+    // The first stage has six of twelve steps, of which three warm up.
+    assert_eq!(profiled.0, [3]);
 }
 
 /// A limit that no gradient reaches changes no bit of the weights, whatever the micro-batch; another one does.

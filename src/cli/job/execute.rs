@@ -15,7 +15,7 @@ use super::fitted::{is_gpu, ranks_on_gpus};
 use super::unpacked::is_source;
 use super::{Action, Job, demo};
 use crate::cli::UsageError;
-use crate::data::{self, DataError, Source, Split};
+use crate::data::{self, DataError, Source};
 use crate::files;
 use crate::model::{ParamTable, summary};
 use crate::parallel::launch::{Launch, Program};
@@ -117,7 +117,7 @@ impl Job {
         let (source, _) = self.source(&mut report)?;
         let selected = device::select_for(&self.options).map_err(TrainError::from)?;
         let recipe = self.fitted(&source, is_gpu(&selected), &mut report)?;
-        let crop = recipe.crop.resolve(source.largest(Split::Train), recipe.least_resolution());
+        let crop = recipe.crop_of(&source);
         let page = preview::page(&Recipe { crop, ..recipe }, &source)?;
         files::replace(file, page.as_bytes())?;
         writeln!(io::stdout(), "training images: {}", file.display())?;

@@ -93,7 +93,7 @@ pub(super) fn ranks_on_gpus(device: DeviceChoice) -> bool {
 
 /// One line for each reason why a run over so many images cannot learn much.
 fn warnings(recipe: &Recipe, images: usize) -> Vec<String> {
-    let Recipe { batch_size, micro_batch, resolution, epochs, .. } = *recipe;
+    let Recipe { batch_size, micro_batch, epochs, .. } = *recipe;
     let mut lines = Vec::new();
     let smaller = fit::batch_for(images);
     if batch_size > images {
@@ -114,7 +114,9 @@ fn warnings(recipe: &Recipe, images: usize) -> Vec<String> {
             if steps == 1 { "" } else { "s" }
         ));
     }
-    let values = recipe.architecture(2).map_or(2, |arch| arch.final_side().pow(2) * micro_batch);
+    let resolution = recipe.least_resolution();
+    let smallest = recipe.architecture(2).and_then(|arch| arch.at(resolution));
+    let values = smallest.map_or(2, |arch| arch.final_side().pow(2) * micro_batch);
     if values < 2 && !recipe.sync_bn {
         lines.push(format!(
             "warning: with --micro-batch {micro_batch} at {resolution}×{resolution} batch norm sees one value of each \
@@ -142,6 +144,8 @@ mod tests {
         assert!(lines.len() == 1 && lines[0].ends_with("--epochs 16 makes 1000"), "{lines:?}");
         let single = Recipe { resolution: 32, ..recipe(1, 5.0) };
         assert!(warnings(&single, 1000)[0].contains("--micro-batch 1 at 32×32"));
+        let staged = Recipe { resolution: 64, progressive: vec![32], ..single.clone() };
+        assert_eq!(warnings(&staged, 1000).len(), 1);
         assert_eq!(warnings(&Recipe { resolution: 64, ..single }, 1000), [""; 0]);
         assert_eq!(warnings(&Recipe { resolution: 32, ..recipe(2, 5.0) }, 1000), [""; 0]);
     }

@@ -60,6 +60,15 @@ pub struct Size {
 }
 
 impl Size {
+    /// Enough for batches of either size.
+    pub fn max(self, other: Size) -> Size {
+        Size {
+            device: self.device.max(other.device),
+            host: self.host.max(other.host),
+            squares: self.squares.max(other.squares),
+        }
+    }
+
     fn squares_at(&self) -> usize {
         self.device.next_multiple_of(256)
     }
@@ -110,6 +119,10 @@ impl Batches {
 
     pub fn free<G: Gpu>(self, gpu: &mut G) -> Result {
         self.staging.into_iter().try_for_each(|staging| gpu.free_staging(staging))
+    }
+
+    pub fn room(&self) -> Size {
+        self.room
     }
 
     /// Whether batches of this size fit.

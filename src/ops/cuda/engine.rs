@@ -232,8 +232,10 @@ impl<G: Gpu> Ops for CudaOps<G> {
     }
 
     fn send_batch(&mut self, slot: usize, batch: &BatchInput) -> Result {
-        let size = Batches::size(batch);
-        if self.batches.as_ref().is_some_and(|batches| !batches.has_room(size)) {
+        let mut size = Batches::size(batch);
+        if let Some(batches) = self.batches.as_ref().filter(|batches| !batches.has_room(size)) {
+            // Training in a stage of small images and evaluation each need more of something: room for both.
+            size = size.max(batches.room());
             // Graphs hold the addresses of the staging that they were captured with.
             self.free_graphs();
             self.batches.take().map_or(Ok(()), |batches| batches.free(&mut self.cx.gpu))?;

@@ -13,6 +13,7 @@ use image::{ImageFormat, RgbImage};
 use crate::data::augment::{Look, Policy, Scratch, preprocess};
 use crate::data::sampler::{Place, Sampler};
 use crate::data::{DataError, Source, Split};
+use crate::train::progressive::Stage;
 use crate::train::recipe::Recipe;
 
 /// Images on a page, and looks at each.
@@ -48,19 +49,34 @@ pub fn page(recipe: &Recipe, source: &Source) -> Result<String, DataError> {
         let _ = write!(figures, "<figure><figcaption>{class}, {wide}×{high}</figcaption><div class=\"row\">");
         figures += &painter.picture(&class, "as evaluated")?;
         for epoch in 0..LOOKS {
-            let mixed = painter.trained(epoch, index)?;
-            let what = format!("in epoch {}{mixed}", epoch + 1);
+            let at = match epoch {
+                0 => Some(number),
+                _ => painter.orders[epoch as usize].iter().position(|place| place.index == index),
+            };
+            let mixed = at.map(|at| painter.trained(epoch, at)).transpose()?;
+            let what = match mixed {
+                Some(mixed) => format!("in epoch {}{mixed}", epoch + 1),
+                // Of balanced classes, the larger ones are not seen in full.
+                None => {
+                    painter.evaluated(index)?;
+                    format!("not in epoch {}", epoch + 1)
+                }
+            };
             figures += &painter.picture(&class, &what)?;
         }
         figures += "</div></figure>\n";
     }
     let augmentation = escaped(&super::rows::augmentation(recipe));
+    let stage = match recipe.stages().len() {
+        1 => String::new(),
+        _ => format!(" in the run's first stage, of {0}×{0} pixels", painter.stage.resolution),
+    };
     Ok(format!(
         "<!doctype html>\n<html lang=\"en\"><meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width\">\n\
          <title>Training images</title>\n<style>{STYLE}</style>\n<h1>Training images</h1>\n\
          <p>{side}×{side} pixels, crop {}. Augmentation: {augmentation}. The first square of each row, framed, is what an \
-         evaluation sees; the others are what the first {LOOKS} epochs see.</p>\n{figures}</html>\n",
+         evaluation sees; the others are what the first {LOOKS} epochs see{stage}.</p>\n{figures}</html>\n",
         recipe.crop
     ))
 }
@@ -69,6 +85,9 @@ pub fn page(recipe: &Recipe, source: &Source) -> Result<String, DataError> {
 struct Painter<'a> {
     recipe: &'a Recipe,
     source: &'a Source,
+    /// The run's first.
+    stage: Stage,
+    /// Of that stage.
     policy: Policy,
     /// Names of the classes, as HTML.
     classes: Vec<String>,
@@ -84,7 +103,7 @@ struct Painter<'a> {
 
 impl<'a> Painter<'a> {
     fn new(recipe: &'a Recipe, source: &'a Source) -> Painter<'a> {
-        let side = recipe.resolution;
+        let stage = recipe.stages()[0];
         // One step an epoch.
         let samples = source.samples(Split::Train);
         let mut sampler = Sampler::training(recipe.seed, source, samples, recipe.sampling);
@@ -96,11 +115,12 @@ impl<'a> Painter<'a> {
         Painter {
             recipe,
             source,
-            policy: recipe.policy(source.normalise()),
+            stage,
+            policy: stage.weaken(recipe.policy(source.normalise())),
             classes: source.class_names().iter().map(|class| escaped(class)).collect(),
-            orders: (0..=if recipe.mixes() { LOOKS } else { 0 }).map(order).collect(),
+            orders: (0..=LOOKS).map(order).collect(),
             label: 0,
-            square: vec![0; side * side * 3],
+            square: Vec::new(),
             decoded: Vec::new(),
             scratch: Scratch::default(),
         }
@@ -113,11 +133,12 @@ impl<'a> Painter<'a> {
 
     /// Renders an image, and returns its size.
     fn render(&mut self, index: u32, look: Option<Look>) -> Result<(u32, u32), DataError> {
-        let Painter { source, recipe, decoded, scratch, square, label, .. } = self;
+        let Painter { source, recipe, stage, decoded, scratch, square, label, .. } = self;
         let image = source.image(Split::Train, index as usize, decoded)?;
         *label = image.label;
-        preprocess(image.view, recipe.resolution, recipe.crop, look, scratch, square)
-            .map_err(DataError::Invalid)?;
+        let side = if look.is_some() { stage.resolution } else { recipe.resolution };
+        square.resize(side * side * 3, 0);
+        preprocess(image.view, side, recipe.crop, look, scratch, square).map_err(DataError::Invalid)?;
         Ok(image.view.size())
     }
 
@@ -125,24 +146,24 @@ impl<'a> Painter<'a> {
         self.render(index, None)
     }
 
-    /// Renders an image as an epoch sees it. Where it is mixed, returns the labels with their shares.
-    fn trained(&mut self, epoch: u32, index: u32) -> Result<String, DataError> {
-        let order = self.orders.get(epoch as usize).filter(|_| self.recipe.mixes());
-        let place = order.and_then(|order| order.iter().position(|place| place.index == index));
-        let (Some(order), Some(place)) = (order, place) else {
-            // Without a partner; or balanced classes leave it out of this epoch.
-            let own = self.look(Place { index, epoch });
-            return self.render(index, Some(own)).map(|_| String::new());
-        };
-        let own = self.look(order[place]);
+    /// Renders the image at a place of an epoch's order. Where it is mixed, returns the labels with their shares.
+    fn trained(&mut self, epoch: u32, place: usize) -> Result<String, DataError> {
+        let order = &self.orders[epoch as usize];
+        let own = order[place];
+        let index = own.index;
+        let own = self.look(own);
         let samples = order.len() as u64;
         let position = u64::from(epoch) * samples + place as u64;
         let other = position ^ 1;
-        let other_epoch = (other / samples) as u32;
-        let other = self.orders[other_epoch as usize][(other % samples) as usize];
+        let other = self.orders[(other / samples) as usize][(other % samples) as usize];
         let partner = self.look(other);
-        let side = self.recipe.resolution;
-        let Some(mix) = (if position.is_multiple_of(2) { own } else { partner }).mix(side as u32) else {
+        let side = self.stage.resolution;
+        // The pair is in the epoch of its first image.
+        let (first, pair_epoch) = match position % 2 {
+            0 => (own, position / samples),
+            _ => (partner, (position - 1) / samples),
+        };
+        let Some(mix) = first.mix(pair_epoch as u32, side as u32) else {
             return self.render(index, Some(own)).map(|_| String::new());
         };
         self.render(other.index, Some(partner))?;
@@ -156,7 +177,7 @@ impl<'a> Painter<'a> {
 
     /// The square that was rendered last, with what it shows.
     fn picture(&self, class: &str, what: &str) -> Result<String, DataError> {
-        let side = self.recipe.resolution;
+        let side = (self.square.len() / 3).isqrt();
         let width = side * LEAST_WIDTH.div_ceil(side).max(1);
         let data = BASE64_STANDARD.encode(png(&self.square, side)?);
         let image = format!(
@@ -223,14 +244,29 @@ mod tests {
         let page = expect_squares_of_the_run(&recipe, &source);
         assert!(page.contains("mixup 0.8 or cutmix 1 (50 %) of 90 %"), "the head says it");
         // Epoch 1 ends with an image whose partner is the first of epoch 2.
-        let last = Painter::new(&recipe, &source).orders[0][20];
-        Painter::new(&recipe, &source).trained(0, last.index).unwrap();
+        Painter::new(&recipe, &source).trained(0, 20).unwrap();
         // In any order; a balanced one leaves some images out of some epochs.
         let orders = [(Shuffle::Blocks, false), (Shuffle::Full, true), (Shuffle::Blocks, true)];
         for (shuffle, balance) in orders {
             let recipe = Recipe { sampling: Sampling { shuffle, balance }, ..recipe.clone() };
             expect_squares_of_the_run(&recipe, &source);
         }
+    }
+
+    /// Those of the first stage.
+    #[test]
+    fn page_shows_the_first_stage_of_the_run() {
+        let source = Source::synthetic(3, 20, 2, 50).unwrap();
+        let recipe = Recipe {
+            resolution: 48,
+            progressive: vec![32],
+            progressive_augment: Some(0.5),
+            crop: CropMode::Resized,
+            color_jitter: 0.4,
+            ..Recipe::reference(Variant::B0, IMAGES)
+        };
+        let page = expect_squares_of_the_run(&recipe, &source);
+        assert!(page.contains("in the run's first stage, of 32×32 pixels"));
     }
 
     fn expect_squares_of_the_run(recipe: &Recipe, source: &Source) -> String {

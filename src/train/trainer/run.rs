@@ -7,6 +7,7 @@
 //! same result as an uninterrupted run.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
@@ -178,41 +179,57 @@ impl<O: Ops + Send> Trainer<'_, O> {
         if self.evaluation_is_due() && self.evaluate()? {
             self.save(self.is_best())?;
         }
-        let mut loader = self.begin_stage()?;
         let first_profiled = self.metadata.step + PROFILE_WARM_UP;
-        let profiled = self.options.profile.map(|steps| first_profiled..first_profiled + steps);
-        let mut stage_ends = self.stage_ends();
-        self.timer = Instant::now();
-        let mut over = self.patience_is_over();
-        while self.metadata.step < self.last_step && !self.stopping && !over {
-            if profiled.as_ref().is_some_and(|steps| steps.start == self.metadata.step) {
-                self.report_steps(true, &mut loader)?;
-                self.engine.start_profile()?;
+        let mut profiled = self.options.profile.map(|steps| first_profiled..first_profiled + steps);
+        loop {
+            // The loader of the stage before is gone: there is memory for one.
+            let mut loader = self.begin_stage()?;
+            self.timer = Instant::now();
+            let over = self.run_stage(&mut loader, &mut profiled)?;
+            if over || self.stopping || self.metadata.step >= self.last_step {
+                return Ok(());
             }
-            if self.metadata.step == stage_ends {
-                self.report_steps(true, &mut loader)?;
-                loader = self.begin_stage()?;
-                stage_ends = self.stage_ends();
+        }
+    }
+
+    /// Takes the steps up to the end of the stage or of the run. Returns whether the run ends early, by its patience.
+    fn run_stage(
+        &mut self,
+        loader: &mut Loader,
+        profiled: &mut Option<Range<u64>>,
+    ) -> Result<bool, TrainError> {
+        let ends = self.stage_ends();
+        let mut over = self.patience_is_over();
+        while self.metadata.step < ends && !self.stopping && !over {
+            if profiled.as_ref().is_some_and(|steps| steps.start == self.metadata.step) {
+                self.report_steps(true, loader)?;
+                self.engine.start_profile()?;
             }
             self.team.ask("stop requests", self.stop.load(Ordering::Relaxed))?;
             self.asked = true;
-            self.step(&mut loader)?;
+            self.step(loader)?;
             self.receive_stop()?;
-            if let Some(steps) = profiled.as_ref().filter(|steps| steps.end == self.metadata.step) {
-                self.report_steps(true, &mut loader)?;
+            let step = self.metadata.step;
+            // A profile is of one network, so it ends with the stage.
+            let profile_ends =
+                |steps: &mut Range<u64>| steps.start < step && (steps.end == step || ends == step);
+            if let Some(steps) = profiled.take_if(profile_ends) {
+                self.report_steps(true, loader)?;
                 let report = self.engine.take_profile()?;
-                self.emit(Event::Profile { report: &report, steps: steps.end - steps.start })?;
+                self.emit(Event::Profile { report: &report, steps: step - steps.start })?;
                 self.timer = Instant::now();
             }
             if self.evaluation_is_due() || self.checkpoint_is_due() {
-                self.report_steps(true, &mut loader)?;
+                self.report_steps(true, loader)?;
                 let evaluated = self.evaluation_is_due() && self.evaluate()?;
                 self.save(evaluated && self.is_best())?;
                 over = evaluated && self.patience_is_over();
                 self.timer = Instant::now();
             }
         }
-        Ok(())
+        // The next stage may begin only when the device has finished.
+        self.report_steps(true, loader)?;
+        Ok(over)
     }
 
     /// The stage of the next step, with its images.

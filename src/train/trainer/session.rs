@@ -97,11 +97,7 @@ fn resolve(
     let saved = saved.map(|saved| &saved.metadata.recipe);
     let crop = match (recipe.crop, saved) {
         (CropMode::Auto, Some(saved)) => saved.crop,
-        // Made at the network's size.
-        (CropMode::Auto, None) if matches!(source, Source::Synthetic(_)) && recipe.progressive.is_empty() => {
-            CropMode::Pad
-        }
-        (crop, _) => crop.resolve(source.largest(Split::Train), recipe.least_resolution()),
+        _ => recipe.crop_of(source),
     };
     let init_from = match (&options.init_from, saved) {
         (Some(path), None) => Some(file_checksum(path)?),

@@ -32,10 +32,11 @@ impl Mixing {
     }
 }
 
-/// What happens to the pair whose first image this is, in squares of this side.
-pub fn choose(look: Look, side: u32) -> Option<Mix> {
+/// What happens to the pair whose first image this is, in squares of this side. `epoch` is that of the pair's place in the
+/// run; where classes are balanced, the draws of an image depend on another number.
+pub fn choose(look: Look, epoch: u32, side: u32) -> Option<Mix> {
     let Mixing { mixup, cutmix, probability, switch, off_epoch } = look.policy.mixing;
-    let over = off_epoch.is_some_and(|end| look.epoch >= end);
+    let over = off_epoch.is_some_and(|end| epoch >= end);
     let bits = look.draw(Purpose::Mix, 0);
     if look.policy.mixing.is_none() || over || !look.happens(probability, bits[0]) {
         return None;

@@ -132,7 +132,7 @@ const BOTH: Mixing = Mixing { mixup: 0.2, cutmix: 1.0, ..Mixing::NONE };
 #[test]
 fn choices_are_as_frequent_as_the_settings_say() {
     let frequencies = |mixing: Mixing| {
-        let mixes: Vec<_> = (0..20_000).map(|id| choose(look(mixing, 0, id), 224)).collect();
+        let mixes: Vec<_> = (0..20_000).map(|id| choose(look(mixing, 0, id), 0, 224)).collect();
         let of = |holds: fn(&Option<Mix>) -> bool| {
             mixes.iter().filter(|mix| holds(mix)).count() as f64 / mixes.len() as f64
         };
@@ -160,14 +160,16 @@ fn choices_are_as_frequent_as_the_settings_say() {
 fn no_pair_is_mixed_from_the_off_epoch_on() {
     let mixing = Mixing { off_epoch: Some(3), ..BOTH };
     for (epoch, off) in [(0, false), (2, false), (3, true), (9, true)] {
-        assert_eq!((0..50).all(|id| choose(look(mixing, epoch, id), 32).is_none()), off, "epoch {epoch}");
+        // What the draws depend on is not what counts: balanced classes have rounds of their own.
+        let none = (0..50).all(|id| choose(look(mixing, id as u32, id), epoch, 32).is_none());
+        assert_eq!(none, off, "epoch {epoch}");
     }
 }
 
 /// Another order of the draws would make runs of before and after differ.
 #[test]
 fn choices_are_those_of_the_first_release() {
-    let found: Vec<_> = (0..8).map(|id| choose(look(BOTH, id as u32 % 3, id), 32)).collect();
+    let found: Vec<_> = (0..8).map(|id| choose(look(BOTH, id as u32 % 3, id), 0, 32)).collect();
     let cut = |left, top, width, height| Some(Mix::Exchange(Rectangle { left, top, width, height }));
     let blend = |weight| Some(Mix::Blend { weight });
     let expected = [

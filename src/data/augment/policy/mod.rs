@@ -113,9 +113,9 @@ impl Look {
         }
     }
 
-    /// How the pair of which this is the first image is mixed, in squares of this side.
-    pub fn mix(self, side: u32) -> Option<Mix> {
-        mixing::choose(self, side)
+    /// How the pair of which this is the first image is mixed, in that epoch of the run and in squares of this side.
+    pub fn mix(self, epoch: u32, side: u32) -> Option<Mix> {
+        mixing::choose(self, epoch, side)
     }
 
     /// Four draws; `layer` tells apart draws of one purpose.
