@@ -169,12 +169,12 @@ KERNEL(batch_norm_sums, THREADS, BatchNormSumsArguments) {
     double* totals = shared.take<double>(THREADS);
     const int group = threadIdx.x / LANES, column = blockIdx.x * LANES + threadIdx.x % LANES;
     const size_t columns = 2 * static_cast<size_t>(args.channels);
-    const double own = column_sum(args.partials + column, columns, args.parts, group, GROUPS);
+    const double own = column_sum(args.partials + column, columns, args.parts, group, GROUPS).total();
     const double total = group_sum<LANES, GROUPS>(own, totals);
     if (group == 0) {
         float* gradient = column < args.channels ? args.bias_gradient + column
                                                  : args.weight_gradient + (column - args.channels);
         args.sums[column] = static_cast<float>(total);
-        add_to_gradient(gradient, total, args.block);
+        add_to_gradient(gradient, static_cast<float>(total), args.block);
     }
 }

@@ -23,15 +23,15 @@ namespace {
 template <int COLUMNS, int GROUPS>
 __device__ __forceinline__ void add_gradient(const AddGradientArguments& args) {
     SharedArena shared;
-    double* totals = shared.take<double>(COLUMNS * GROUPS);
+    Compensated* totals = shared.take<Compensated>(COLUMNS * GROUPS);
     const int group = threadIdx.x / COLUMNS;
     const size_t elements = args.elements;
     const size_t element = static_cast<size_t>(blockIdx.x) * COLUMNS + threadIdx.x % COLUMNS;
-    double own = 0.0;
+    Compensated own;
     if (element < elements) own = column_sum(args.partials + element, elements, args.parts, group, GROUPS);
-    const double total = group_sum<COLUMNS, GROUPS>(own, totals);
+    const Compensated total = group_sum<COLUMNS, GROUPS>(own, totals);
     if (group == 0 && element < elements) {
-        add_to_gradient(args.gradient + element, total, args.block);
+        add_to_gradient(args.gradient + element, total.rounded(), args.block);
     }
 }
 

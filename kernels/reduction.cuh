@@ -5,10 +5,9 @@
 // Neighbouring threads read neighbouring columns, and 8 columns are a whole 32-byte sector.
 //
 // Within a thread the rounding error of each addition is summed in fp32 too (Knuth's two-sum). Here this is as exact
-// as double, and faster on consumer GPUs, which have 1/64 as many double units. Only the tree and what follows it are
-// computed in double. On those GPUs this is not free either: add_gradient_g8 makes about 32 double operations for each
-// element, which for B0 take an RTX 3080 about 0.44 ms a step, as long as the memory's traffic. Pairs of floats in the
-// tree would take less.
+// as double, and faster on consumer GPUs, which have 1/64 as many double units: in double, the tree of the gradients alone
+// would take an RTX 3080 about as long as their traffic. So the tree of the gradients adds such pairs too. The sums of batch
+// norms are few; there the tree, and what follows it, is in double.
 //
 // Bytes, operations and floors at B0's shapes: reduction.cu and batch_norm.cu.
 #pragma once
@@ -21,8 +20,8 @@ __device__ __forceinline__ bool is_finite(float value) { return fabsf(value) <= 
 
 // Adds a micro-batch's part to a gradient, and raises the step's flag if the result is not finite. The part is rounded
 // first. So two micro-batches give the same bits as two ranks, which add their rounded gradients.
-__device__ __forceinline__ void add_to_gradient(float* gradient, double by, StepBlock* block) {
-    const float grown = *gradient + static_cast<float>(by);
+__device__ __forceinline__ void add_to_gradient(float* gradient, float by, StepBlock* block) {
+    const float grown = *gradient + by;
     *gradient = grown;
     if (!is_finite(grown)) raise_flag(&block->not_finite, 1);
 }
@@ -44,21 +43,29 @@ struct Compensated {
         error += (sum - (next - added)) + (value - added);
         sum = next;
     }
+    __device__ __forceinline__ void add(const Compensated& other) {
+        add(other.sum);
+        error += other.error;
+    }
     __device__ __forceinline__ double total() const { return static_cast<double>(sum) + error; }
+    __device__ __forceinline__ float rounded() const { return sum + error; }
 };
 
+__device__ __forceinline__ void add_in_tree(double& own, double other) { own += other; }
+__device__ __forceinline__ void add_in_tree(Compensated& own, const Compensated& other) { own.add(other); }
+
 // Parts first, first + step, … of a column whose parts lie `stride` apart.
-__device__ __forceinline__ double column_sum(const float* column, size_t stride, int parts, int first, int step) {
+__device__ __forceinline__ Compensated column_sum(const float* column, size_t stride, int parts, int first, int step) {
     Compensated sum;
 #pragma unroll 8
     for (int part = first; part < parts; part += step) sum.add(column[part * stride]);
-    return sum.total();
+    return sum;
 }
 
 // The sum over the groups of a column, in each of its threads. All threads of the block call this, each time with
 // another piece of `shared` [COLUMNS·GROUPS].
-template <int COLUMNS, int GROUPS>
-__device__ __forceinline__ double group_sum(double own, double* shared) {
+template <int COLUMNS, int GROUPS, typename Sum>
+__device__ __forceinline__ Sum group_sum(Sum own, Sum* shared) {
     static_assert((GROUPS & (GROUPS - 1)) == 0, "the tree halves");
     if constexpr (GROUPS == 1) return own;
     const int thread = threadIdx.x;
@@ -66,7 +73,7 @@ __device__ __forceinline__ double group_sum(double own, double* shared) {
 #pragma unroll
     for (int half = GROUPS / 2; half > 0; half /= 2) {
         barrier();
-        if (thread < half * COLUMNS) shared[thread] += shared[thread + half * COLUMNS];
+        if (thread < half * COLUMNS) add_in_tree(shared[thread], shared[thread + half * COLUMNS]);
     }
     barrier();
     return shared[thread % COLUMNS];
