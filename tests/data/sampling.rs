@@ -231,25 +231,25 @@ fn balance_draws_every_class_equally_often() {
     for sampling in [BALANCED, BOTH] {
         let epochs = epochs(&source, sampling, 40);
         let mut total = [0; 4];
-        let (mut seen, mut passes) = (HashMap::new(), HashSet::new());
+        let (mut seen, mut looks) = (HashMap::new(), HashSet::new());
         for (number, epoch) in epochs.iter().enumerate() {
             assert_eq!(epoch.len(), images);
             let mut counts = [0; 4];
             for place in epoch {
                 counts[labels[place.index as usize] as usize] += 1;
                 *seen.entry(place.index).or_insert(0) += 1;
-                assert!(passes.insert((place.index, place.epoch)), "{place:?} would look the same twice");
+                assert!(looks.insert((place.index, place.epoch)), "{place:?} would look the same twice");
             }
             assert!(counts.iter().all(|count| [15, 16].contains(count)), "epoch {number}: {counts:?}");
             counts.iter().zip(&mut total).for_each(|(count, total)| *total += count);
         }
         // 40 epochs of 61 draws, exactly.
         assert_eq!(total, [610; 4]);
-        // Within a class, each sample comes as often as any other, but for the pass that is under way.
+        // Within a class, each sample comes as often as any other, but for the round that is under way.
         for (index, &label) in labels.iter().enumerate() {
-            let passes = 610 / SIZES[label as usize];
+            let rounds = 610 / SIZES[label as usize];
             let times = seen[&(index as u32)];
-            assert!((passes..=passes + 1).contains(&times), "{index}: {times} of {passes}");
+            assert!((rounds..=rounds + 1).contains(&times), "{index}: {times} of {rounds}");
         }
         // Not the classes one after the other.
         let first = epochs[0][..15].iter().map(|place| labels[place.index as usize]).collect::<HashSet<_>>();

@@ -24,10 +24,12 @@ pub use sampling::{Sampling, Shuffle};
 use super::{Source, Split};
 use crate::random::{Purpose, below, draw};
 
-/// A sample's place in a run: its number in the split, and the epoch.
+/// A sample's place in a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
+    /// The sample's number in the split.
     pub index: u32,
+    /// What the sample's random choices depend on: the epoch, or the round through its class where classes are balanced.
     pub epoch: u32,
 }
 
