@@ -200,6 +200,40 @@ fn loader_gives_the_order_that_the_recipe_says() {
     }
 }
 
+/// A rare class lies in few blocks. Its samples do not come in bursts, and what is read ahead is what comes.
+#[test]
+fn balance_by_blocks_spreads_a_rare_class_over_the_epoch() {
+    for (common, rare) in [(19_800_usize, 198), (18_000, 1_800), (20_000, 9)] {
+        let samples = common + rare; // 9 in a block
+        let labels = (0..samples).map(|sample| (sample >= common) as u32);
+        let starts = || (0..=samples.div_ceil(9)).map(|block| (block * 9).min(samples) as u32).collect();
+        let mut sampler = Sampler::of_samples(5, samples, labels, starts, 32, BOTH);
+        let (mut filled, mut wanted, mut order) = (Vec::new(), Vec::new(), Vec::new());
+        // Blocks that were asked for, and when each was last.
+        let (mut asked, mut last) = (0, vec![None; samples.div_ceil(9)]);
+        for step in 0..2_000 {
+            sampler.fill(step, &mut filled);
+            sampler.wanted(&mut wanted);
+            for range in wanted.drain(..) {
+                assert!(range.start % 9 == 0 && (range.len() == 9 || range.end == samples), "{range:?}");
+                asked += 1;
+                last[range.start / 9] = Some(asked);
+            }
+            for place in &filled {
+                let ago = last[place.index as usize / 9].map(|when| asked - when);
+                // What is held back is thin at an epoch's ends: there a batch spans a hundred blocks.
+                assert!(ago.is_some_and(|ago| ago < BUFFER + AHEAD + 110), "step {step}: {place:?}, {ago:?}");
+            }
+            order.extend(filled.iter().map(|place| place.index as usize >= common));
+        }
+        for (at, window) in order.windows(256).enumerate() {
+            let share = window.iter().filter(|is_rare| **is_rare).count() as f64 / 256.0;
+            // Half, with a deviation of 0.03 by chance and about 0.04 by what lies in the buffer.
+            assert!((0.3..0.7).contains(&share), "{common}:{rare}, at {at}: {share}");
+        }
+    }
+}
+
 /// Class sizes of a set that is packed from folders.
 const SIZES: [u32; 4] = [1, 3, 40, 17];
 
@@ -254,5 +288,37 @@ fn balance_draws_every_class_equally_often() {
         // Not the classes one after the other.
         let first = epochs[0][..15].iter().map(|place| labels[place.index as usize]).collect::<HashSet<_>>();
         assert!(first.len() > 2, "{first:?}");
+    }
+}
+
+/// A loader over unequal classes can begin at any step, in each of several processes too.
+#[test]
+fn balanced_batches_are_the_same_from_any_step() {
+    let (_dir, source) = unequal();
+    let batches = |sampling, first_step: u64, batch, share| {
+        let steps = 24 - first_step;
+        let config = LoaderConfig { sampling, first_step, steps, batch, share, ..LOADER };
+        let mut loader = Loader::start(source.clone(), config).unwrap();
+        let mut found = Vec::new();
+        while let Some(batch) = loader.next().unwrap() {
+            found.push((batch.labels.clone(), batch.pixels[..].to_vec()));
+            loader.recycle(batch);
+        }
+        assert_eq!(found.len() as u64, steps);
+        found
+    };
+    for sampling in [BALANCED, BOTH] {
+        let whole = batches(sampling, 0, 16, Share::WHOLE);
+        for step in [1, 3, 4, 11, 23] {
+            assert!(
+                batches(sampling, step, 16, Share::WHOLE) == whole[step as usize..],
+                "{sampling:?}, {step}"
+            );
+        }
+        let second = batches(sampling, 5, 8, Share { part: 1, parts: 2 });
+        for (own, whole) in second.iter().zip(&whole[5..]) {
+            let pixels = whole.1.len() / 2;
+            assert!(own.0 == whole.0[8..] && own.1 == whole.1[pixels..], "{sampling:?}");
+        }
     }
 }

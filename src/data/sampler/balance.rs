@@ -37,6 +37,13 @@ impl Classes {
         Classes { members, samples }
     }
 
+    /// Every sample, with the mean number of its draws in an epoch.
+    pub fn expected(&self) -> impl Iterator<Item = (u32, f64)> {
+        let of_class = self.samples as f64 / self.members.len() as f64;
+        let times = move |class: &'_ Vec<u32>| of_class / class.len() as f64;
+        self.members.iter().flat_map(move |class| class.iter().map(move |&sample| (sample, times(class))))
+    }
+
     /// The draws of a class in an epoch, counted from the first epoch on.
     fn turns(&self, class: usize, epoch: u32) -> Range<u64> {
         let classes = self.members.len() as u64;
