@@ -234,6 +234,28 @@ fn balance_by_blocks_spreads_a_rare_class_over_the_epoch() {
     }
 }
 
+/// Of a rare class, the draws of each sample are spread over the epoch too.
+#[test]
+fn balance_by_blocks_spreads_each_sample_of_a_rare_class() {
+    let (common, samples) = (19_800, 19_998);
+    let labels = (0..samples).map(|sample| (sample >= common) as u32);
+    let starts = || (0..=samples as u32 / 9).map(|block| block * 9).collect();
+    let mut sampler = Sampler::of_samples(5, samples, labels, starts, 1_000, BOTH);
+    let order = places(&mut sampler, 0..19);
+    // How often each sample comes in a thousand draws: as independent draws would, the variance is the mean.
+    let (mut sum, mut squares, count) = (0.0, 0.0, 19.0 * 198.0);
+    for thousand in order.chunks(1_000) {
+        for sample in common..samples {
+            let times = thousand.iter().filter(|place| place.index as usize == sample).count() as f64;
+            (sum, squares) = (sum + times, squares + times * times);
+        }
+    }
+    let mean: f64 = sum / count;
+    let variance = squares / count - mean * mean;
+    assert!((2.3..2.7).contains(&mean), "{mean}");
+    assert!((0.8..1.25).contains(&(variance / mean)), "a variance of {variance}, a mean of {mean}");
+}
+
 /// Class sizes of a set that is packed from folders.
 const SIZES: [u32; 4] = [1, 3, 40, 17];
 

@@ -90,7 +90,7 @@ struct Epochs {
     seed: u64,
     samples: u64,
     epoch: Option<u32>,
-    /// Classes, and the draws of this epoch, sorted; without them draw n is sample n.
+    /// Classes, and the draws of this epoch, sorted by block at least; without them draw n is sample n.
     balanced: Option<(Classes, Vec<Place>)>,
     order: Draws,
 }
@@ -135,7 +135,7 @@ impl Epochs {
         match &mut self.order {
             Draws::Permuted(permutation) => permute(self.seed, epoch, permutation),
             Draws::InBlocks { visits, blocks } => {
-                if let Some((_, draws)) = &self.balanced {
+                if let Some((_, draws)) = &mut self.balanced {
                     blocks.cut(visits.cuts(draws));
                 }
                 blocks.start(epoch);

@@ -3,8 +3,8 @@
 //! If every sample is drawn once, a block is visited once. If classes are balanced, the few blocks of a rare class have
 //! many more draws than others. All of them within one buffer's time would be a burst of that class, with none of it
 //! before and after. So such a block's draws are cut into equal parts, each about as many as a block has in the mean.
-//! Each part is a visit, and the visits of an epoch come in random order. How many visits a block has is the same in
-//! every epoch.
+//! Each part is a visit, and the visits of an epoch come in random order. A part has draws of neighbouring rounds: of
+//! each sample about as many as of any other. How many visits a block has is the same in every epoch.
 
 use std::ops::Range;
 
@@ -40,12 +40,16 @@ impl Visits {
         Visits { starts, blocks }
     }
 
-    /// The first draw of each visit, and the number of draws; `draws` are sorted by sample.
-    pub fn cuts(&self, draws: &[Place]) -> Vec<u32> {
-        let first = |block: u32| draws.partition_point(|draw| draw.index < self.starts[block as usize]);
+    /// The first draw of each visit, and the number of draws. `draws` are sorted by sample; those of a block with several
+    /// visits are put in the order of their rounds.
+    pub fn cuts(&self, draws: &mut [Place]) -> Vec<u32> {
         let mut cuts = Vec::with_capacity(self.blocks.len() + 1);
         for visits in self.blocks.chunk_by(|a, b| a == b) {
+            let first = |block: u32| draws.partition_point(|draw| draw.index < self.starts[block as usize]);
             let (from, to) = (first(visits[0]), first(visits[0] + 1));
+            if visits.len() > 1 {
+                draws[from..to].sort_unstable_by_key(|draw| (draw.epoch, draw.index));
+            }
             cuts.extend((0..visits.len()).map(|visit| (from + (to - from) * visit / visits.len()) as u32));
         }
         cuts.push(draws.len() as u32);
