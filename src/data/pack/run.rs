@@ -233,19 +233,13 @@ impl Work<'_> {
     }
 }
 
-/// Writes `dataset.json`, which completes the set, and makes the summary.
-fn finish(
-    plan: Plan,
-    out: &Path,
-    options: &PackOptions,
-    partial: Partial,
-    resumed_shards: usize,
-) -> Result<PackSummary, DataError> {
+/// The splits, and what their shards come to.
+fn add_shards(shards: Vec<Done>) -> ([SplitEntry; 2], Sums, Conversions, Vec<Broken>) {
     let mut splits = [SplitEntry::default(), SplitEntry::default()];
     let mut sums = Sums::default();
     let mut converted = Conversions::default();
     let mut broken = Vec::new();
-    for done in partial.shards {
+    for done in shards {
         if done.split == Split::Train {
             sums.add(&done.sums);
         }
@@ -258,6 +252,18 @@ fn finish(
             split.shards.push(done.entry);
         }
     }
+    (splits, sums, converted, broken)
+}
+
+/// Writes `dataset.json`, which completes the set, and makes the summary.
+fn finish(
+    plan: Plan,
+    out: &Path,
+    options: &PackOptions,
+    partial: Partial,
+    resumed_shards: usize,
+) -> Result<PackSummary, DataError> {
+    let (splits, sums, converted, broken) = add_shards(partial.shards);
     let empty = |&split: &Split| splits[split as usize].samples == 0;
     if let Some(split) = Split::BOTH.into_iter().find(empty) {
         return Err(nothing_remains(out, split, &broken)?);
