@@ -34,7 +34,7 @@ pub enum Purpose {
     Mix = 11,
     /// How long a sample is held back in a shuffle of blocks.
     HoldBack = 12,
-    /// The order in which a class's samples come, if classes are balanced; the time is the number of the pass.
+    /// The order in which a class's samples come, if classes are balanced; the time is the number of the round.
     Balance = 13,
 }
 

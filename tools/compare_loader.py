@@ -141,17 +141,20 @@ def torch_rate(args, auto_augment):
         times = [stat.rsplit(")", 1)[1].split()[11:13] for stat in stats]
         return time.process_time() + sum(int(user) + int(system) for user, system in times) / ticks
 
-    # As for effnet: the batches that lie ready at the start do not count.
-    warm, images, batches = 4 * args.threads, 0, iter(loader)
-    for number, (batch, _) in enumerate(batches):
-        if number < warm:
+    if len(loader) < 2:
+        sys.exit(f"fewer than two batches of {BATCH} images: give more --images")
+    # As for effnet: the batches that lie ready at the start do not count. Of a small set, half is left to measure.
+    warm, images, batches = min(4 * args.threads, len(loader) // 2), 0, iter(loader)
+    for number, (batch, _) in enumerate(batches, 1):
+        if number == warm:
             since, before = time.perf_counter(), worked(batches)
-            continue
-        images += len(batch)
-        seconds = time.perf_counter() - since
-        if seconds >= 2 * args.seconds:
-            return Rate(images, seconds, worked(batches) - before)
-    return Rate(images, seconds, worked(batches) - before)
+        elif number > warm:
+            # Noted at every batch: when the set ends, so do the workers, and their figures with them.
+            images += len(batch)
+            seconds, busy = time.perf_counter() - since, worked(batches) - before
+            if seconds >= 2 * args.seconds:
+                break
+    return Rate(images, seconds, busy)
 
 
 def spread(ratios):

@@ -71,6 +71,8 @@ struct Sum {
 #[derive(Default)]
 struct Sums {
     images: u64,
+    /// Those that packing would scale down.
+    scaled: u64,
     stages: [Sum; STAGES.len()],
 }
 
@@ -95,17 +97,18 @@ pub fn bench(source: &Source, options: &BenchOptions) -> Result<Bench, DataError
         };
         threads.into_iter().fold(Ok(Sums::default()), sum)
     })?;
-    let mut rows: Vec<Row> =
-        STAGES.iter().zip(&sums.stages).map(|(stage, sum)| row(stage, sums.images, sum, options)).collect();
-    let packing = rows.pop().filter(|_| options.resize_shorter.is_some());
     let of_training = &sums.stages[..OF_TRAINING];
+    let mut rows: Vec<Row> =
+        STAGES.iter().zip(of_training).map(|(stage, sum)| row(stage, sums.images, sum, options)).collect();
     let (time, worked) =
         (of_training.iter().map(|sum| sum.time).sum(), of_training.iter().map(|sum| sum.worked).sum());
     let bytes = of_training[OF_TRAINING - 1].bytes;
     rows.push(row("together", sums.images, &Sum { time, worked, bytes }, options));
     rows.push(batches(source, options, policy, Form::Squares, "whole batches, for a CPU")?);
     rows.push(batches(source, options, policy, Form::Raw { images: BATCH }, "whole batches, for a GPU")?);
-    rows.extend(packing);
+    if sums.scaled > 0 {
+        rows.push(row(STAGES[OF_TRAINING], sums.scaled, &sums.stages[OF_TRAINING], options));
+    }
     let images = source.samples(Split::Train);
     Ok(Bench {
         images,
@@ -120,6 +123,7 @@ pub fn bench(source: &Source, options: &BenchOptions) -> Result<Bench, DataError
 impl Sums {
     fn plus(mut self, other: &Sums) -> Sums {
         self.images += other.images;
+        self.scaled += other.scaled;
         for (sum, other) in self.stages.iter_mut().zip(&other.stages) {
             sum.time += other.time;
             sum.worked += other.worked;
@@ -182,6 +186,7 @@ fn stages(source: &Source, options: &BenchOptions, policy: Policy, part: usize) 
                 clock.since = now();
                 let small = scale_down(&pixels, longest).map_err(DataError::Invalid)?;
                 clock.note(small.bytes.len());
+                sums.scaled += 1;
             }
             sums.images += 1;
         }

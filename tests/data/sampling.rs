@@ -200,6 +200,62 @@ fn loader_gives_the_order_that_the_recipe_says() {
     }
 }
 
+/// A rare class lies in few blocks. Its samples do not come in bursts, and what is read ahead is what comes.
+#[test]
+fn balance_by_blocks_spreads_a_rare_class_over_the_epoch() {
+    for (common, rare) in [(19_800_usize, 198), (18_000, 1_800), (20_000, 9)] {
+        let samples = common + rare; // 9 in a block
+        let labels = (0..samples).map(|sample| (sample >= common) as u32);
+        let starts = || (0..=samples.div_ceil(9)).map(|block| (block * 9).min(samples) as u32).collect();
+        let mut sampler = Sampler::of_samples(5, samples, labels, starts, 32, BOTH);
+        let (mut filled, mut wanted, mut order) = (Vec::new(), Vec::new(), Vec::new());
+        // Blocks that were asked for, and when each was last.
+        let (mut asked, mut last) = (0, vec![None; samples.div_ceil(9)]);
+        for step in 0..2_000 {
+            sampler.fill(step, &mut filled);
+            sampler.wanted(&mut wanted);
+            for range in wanted.drain(..) {
+                assert!(range.start % 9 == 0 && (range.len() == 9 || range.end == samples), "{range:?}");
+                asked += 1;
+                last[range.start / 9] = Some(asked);
+            }
+            for place in &filled {
+                let ago = last[place.index as usize / 9].map(|when| asked - when);
+                // What is held back is thin at an epoch's ends: there a batch spans a hundred blocks.
+                assert!(ago.is_some_and(|ago| ago < BUFFER + AHEAD + 110), "step {step}: {place:?}, {ago:?}");
+            }
+            order.extend(filled.iter().map(|place| place.index as usize >= common));
+        }
+        for (at, window) in order.windows(256).enumerate() {
+            let share = window.iter().filter(|is_rare| **is_rare).count() as f64 / 256.0;
+            // Half, with a deviation of 0.03 by chance and about 0.04 by what lies in the buffer.
+            assert!((0.3..0.7).contains(&share), "{common}:{rare}, at {at}: {share}");
+        }
+    }
+}
+
+/// Of a rare class, the draws of each sample are spread over the epoch too.
+#[test]
+fn balance_by_blocks_spreads_each_sample_of_a_rare_class() {
+    let (common, samples) = (19_800, 19_998);
+    let labels = (0..samples).map(|sample| (sample >= common) as u32);
+    let starts = || (0..=samples as u32 / 9).map(|block| block * 9).collect();
+    let mut sampler = Sampler::of_samples(5, samples, labels, starts, 1_000, BOTH);
+    let order = places(&mut sampler, 0..19);
+    // How often each sample comes in a thousand draws: as independent draws would, the variance is the mean.
+    let (mut sum, mut squares, count) = (0.0, 0.0, 19.0 * 198.0);
+    for thousand in order.chunks(1_000) {
+        for sample in common..samples {
+            let times = thousand.iter().filter(|place| place.index as usize == sample).count() as f64;
+            (sum, squares) = (sum + times, squares + times * times);
+        }
+    }
+    let mean: f64 = sum / count;
+    let variance = squares / count - mean * mean;
+    assert!((2.3..2.7).contains(&mean), "{mean}");
+    assert!((0.8..1.25).contains(&(variance / mean)), "a variance of {variance}, a mean of {mean}");
+}
+
 /// Class sizes of a set that is packed from folders.
 const SIZES: [u32; 4] = [1, 3, 40, 17];
 
@@ -231,28 +287,60 @@ fn balance_draws_every_class_equally_often() {
     for sampling in [BALANCED, BOTH] {
         let epochs = epochs(&source, sampling, 40);
         let mut total = [0; 4];
-        let (mut seen, mut passes) = (HashMap::new(), HashSet::new());
+        let (mut seen, mut looks) = (HashMap::new(), HashSet::new());
         for (number, epoch) in epochs.iter().enumerate() {
             assert_eq!(epoch.len(), images);
             let mut counts = [0; 4];
             for place in epoch {
                 counts[labels[place.index as usize] as usize] += 1;
                 *seen.entry(place.index).or_insert(0) += 1;
-                assert!(passes.insert((place.index, place.epoch)), "{place:?} would look the same twice");
+                assert!(looks.insert((place.index, place.epoch)), "{place:?} would look the same twice");
             }
             assert!(counts.iter().all(|count| [15, 16].contains(count)), "epoch {number}: {counts:?}");
             counts.iter().zip(&mut total).for_each(|(count, total)| *total += count);
         }
         // 40 epochs of 61 draws, exactly.
         assert_eq!(total, [610; 4]);
-        // Within a class, each sample comes as often as any other, but for the pass that is under way.
+        // Within a class, each sample comes as often as any other, but for the round that is under way.
         for (index, &label) in labels.iter().enumerate() {
-            let passes = 610 / SIZES[label as usize];
+            let rounds = 610 / SIZES[label as usize];
             let times = seen[&(index as u32)];
-            assert!((passes..=passes + 1).contains(&times), "{index}: {times} of {passes}");
+            assert!((rounds..=rounds + 1).contains(&times), "{index}: {times} of {rounds}");
         }
         // Not the classes one after the other.
         let first = epochs[0][..15].iter().map(|place| labels[place.index as usize]).collect::<HashSet<_>>();
         assert!(first.len() > 2, "{first:?}");
+    }
+}
+
+/// A loader over unequal classes can begin at any step, in each of several processes too.
+#[test]
+fn balanced_batches_are_the_same_from_any_step() {
+    let (_dir, source) = unequal();
+    let batches = |sampling, first_step: u64, batch, share| {
+        let steps = 24 - first_step;
+        let config = LoaderConfig { sampling, first_step, steps, batch, share, ..LOADER };
+        let mut loader = Loader::start(source.clone(), config).unwrap();
+        let mut found = Vec::new();
+        while let Some(batch) = loader.next().unwrap() {
+            found.push((batch.labels.clone(), batch.pixels[..].to_vec()));
+            loader.recycle(batch);
+        }
+        assert_eq!(found.len() as u64, steps);
+        found
+    };
+    for sampling in [BALANCED, BOTH] {
+        let whole = batches(sampling, 0, 16, Share::WHOLE);
+        for step in [1, 3, 4, 11, 23] {
+            assert!(
+                batches(sampling, step, 16, Share::WHOLE) == whole[step as usize..],
+                "{sampling:?}, {step}"
+            );
+        }
+        let second = batches(sampling, 5, 8, Share { part: 1, parts: 2 });
+        for (own, whole) in second.iter().zip(&whole[5..]) {
+            let pixels = whole.1.len() / 2;
+            assert!(own.0 == whole.0[8..] && own.1 == whole.1[pixels..], "{sampling:?}");
+        }
     }
 }

@@ -5,17 +5,18 @@
 //! killed goes on by reading past what it has.
 
 use std::fs::File;
-use std::io::{self, BufReader, Read};
+use std::io::{self, BufRead, BufReader, ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
-use flate2::read::MultiGzDecoder;
+use flate2::bufread::GzDecoder;
 
 use super::source::is_tar;
 
 /// A compressed file's content, from its start on.
 pub struct Forward {
     path: PathBuf,
-    content: MultiGzDecoder<BufReader<File>>,
+    /// One member of the file, or none after the last.
+    content: Option<GzDecoder<BufReader<File>>>,
     /// Bytes that were read.
     at: u64,
 }
@@ -23,7 +24,7 @@ pub struct Forward {
 impl Forward {
     pub fn open(path: &Path) -> io::Result<Forward> {
         let file = BufReader::with_capacity(1 << 18, File::open(path)?);
-        Ok(Forward { path: path.to_owned(), content: MultiGzDecoder::new(file), at: 0 })
+        Ok(Forward { path: path.to_owned(), content: Some(GzDecoder::new(file)), at: 0 })
     }
 
     /// Reads to the end, where the checksum is compared. Returns the content's length.
@@ -47,9 +48,34 @@ impl Forward {
 
 impl Read for Forward {
     fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
-        let read = self.content.read(to)?;
-        self.at += read as u64;
-        Ok(read)
+        while let Some(content) = &mut self.content {
+            let read = content.read(to)?;
+            self.at += read as u64;
+            if read > 0 || to.is_empty() {
+                return Ok(read);
+            }
+            self.content = self.content.take().map_or(Ok(None), |ended| next_member(ended.into_inner()))?;
+        }
+        Ok(0)
+    }
+}
+
+/// What follows a member: another one or nothing. Zeros up to the file's end are nothing, as for gzip and tar: a tape or a
+/// disk's blocks may have added them.
+fn next_member(mut file: BufReader<File>) -> io::Result<Option<GzDecoder<BufReader<File>>>> {
+    if file.fill_buf()?.first().is_some_and(|&byte| byte != 0) {
+        return Ok(Some(GzDecoder::new(file)));
+    }
+    loop {
+        let rest = file.fill_buf()?;
+        if rest.is_empty() {
+            return Ok(None);
+        }
+        if rest.iter().any(|&byte| byte != 0) {
+            return Err(io::Error::new(ErrorKind::InvalidInput, "bytes after the end that are not gzip's"));
+        }
+        let length = rest.len();
+        file.consume(length);
     }
 }
 
@@ -59,10 +85,16 @@ pub fn is_gzip(path: &Path) -> bool {
     File::open(path).and_then(|mut file| file.read_exact(&mut start)).is_ok() && start == [0x1f, 0x8b]
 }
 
-/// Whether a tar file is in a compressed one.
+/// Whether a tar file is in a compressed one, by its content.
 pub fn holds_tar(path: &Path) -> bool {
     let start = Forward::open(path).and_then(|mut content| content.read_at(0, 512));
     is_gzip(path) && start.is_ok_and(|start| is_tar(&start))
+}
+
+/// Whether a file is a compressed tar file by its name, which it may be without being one that can be read.
+pub fn is_tar_name(path: &Path) -> bool {
+    let plain = plain_name(path);
+    plain != path && plain.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("tar"))
 }
 
 /// The name without the ending of compression: `x.tar` of `x.tar.gz` and of `x.tgz`.

@@ -115,6 +115,14 @@ pub enum Content {
 pub const MAX_FILE: u64 = 1 << 30;
 
 impl Content {
+    /// The bytes that are in memory before it is read.
+    pub fn held(&self) -> u64 {
+        match self {
+            Content::Bytes(bytes) | Content::Pixels { bytes, .. } => bytes.len() as u64,
+            Content::File(_) | Content::Range { .. } => 0,
+        }
+    }
+
     /// The bytes of an image file, or of pixels.
     pub fn read(self) -> Result<Vec<u8>, String> {
         let mut bytes = Vec::new();

@@ -19,7 +19,7 @@ use crate::data::shard::{Sample, Shard, ShardWriter, file_name};
 use crate::data::{DataError, Split};
 use crate::files::{self, sync_directory, temporary_name};
 
-/// Images are prepared in groups of about this many stored bytes and at most this many images. A pack holds one group
+/// Images are prepared in groups of about this many bytes, as stored or as held before, and at most this many images. A pack holds one group
 /// in memory, besides the list of the source's files and one image being decoded on each thread.
 const GROUP_BYTES: u64 = 32 << 20;
 const GROUP_IMAGES: u64 = 1024;
@@ -194,8 +194,9 @@ impl Work<'_> {
             let (mut items, mut bytes) = (Vec::new(), 0);
             while next < range.end && next - first < GROUP_IMAGES && (items.is_empty() || bytes < GROUP_BYTES)
             {
-                bytes += plan.images.length(split, next);
-                items.push(plan.images.item(split, next)?);
+                let item = plan.images.item(split, next)?;
+                bytes += plan.images.length(split, next).max(item.content.held());
+                items.push(item);
                 next += 1;
             }
             let prepared: Vec<_> =
@@ -232,19 +233,13 @@ impl Work<'_> {
     }
 }
 
-/// Writes `dataset.json`, which completes the set, and makes the summary.
-fn finish(
-    plan: Plan,
-    out: &Path,
-    options: &PackOptions,
-    partial: Partial,
-    resumed_shards: usize,
-) -> Result<PackSummary, DataError> {
+/// The splits, and what their shards come to.
+fn add_shards(shards: Vec<Done>) -> ([SplitEntry; 2], Sums, Conversions, Vec<Broken>) {
     let mut splits = [SplitEntry::default(), SplitEntry::default()];
     let mut sums = Sums::default();
     let mut converted = Conversions::default();
     let mut broken = Vec::new();
-    for done in partial.shards {
+    for done in shards {
         if done.split == Split::Train {
             sums.add(&done.sums);
         }
@@ -257,6 +252,18 @@ fn finish(
             split.shards.push(done.entry);
         }
     }
+    (splits, sums, converted, broken)
+}
+
+/// Writes `dataset.json`, which completes the set, and makes the summary.
+fn finish(
+    plan: Plan,
+    out: &Path,
+    options: &PackOptions,
+    partial: Partial,
+    resumed_shards: usize,
+) -> Result<PackSummary, DataError> {
+    let (splits, sums, converted, broken) = add_shards(partial.shards);
     let empty = |&split: &Split| splits[split as usize].samples == 0;
     if let Some(split) = Split::BOTH.into_iter().find(empty) {
         return Err(nothing_remains(out, split, &broken)?);

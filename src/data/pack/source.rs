@@ -61,7 +61,8 @@ impl Found {
         };
         let mut tars = of("tar");
         let compressed = [of("gz"), of("tgz")].concat().into_iter();
-        tars.extend(compressed.filter(|file| gzip::holds_tar(&source.join(file))));
+        let counts = |file: &PathBuf| gzip::is_tar_name(file) || gzip::holds_tar(&source.join(file));
+        tars.extend(compressed.filter(counts));
         tars.sort();
         match (of("parquet"), tars) {
             (parquet, _) if !parquet.is_empty() => Ok(Found::Parquet(source.to_owned(), parquet)),
@@ -98,7 +99,9 @@ impl Found {
             [] => problem("an empty file".into()),
             [b'P', b'A', b'R', b'1', ..] => Ok(Found::Parquet(root, name)),
             bytes if is_tar(bytes) => Ok(Found::Tar(root, name)),
-            [0x1f, 0x8b, ..] if gzip::holds_tar(path) => Ok(Found::Tar(root, name)),
+            [0x1f, 0x8b, ..] if gzip::is_tar_name(path) || gzip::holds_tar(path) => {
+                Ok(Found::Tar(root, name))
+            }
             [0x1f, 0x8b, ..] => unpack("compressed by gzip"),
             [b'P', b'K', 3, 4, ..] => unpack("a ZIP archive"),
             [b'B', b'Z', b'h', ..] => unpack("compressed by bzip2"),
@@ -108,6 +111,7 @@ impl Found {
             [0x89, b'H', b'D', b'F', ..] => problem(format!("an HDF5 file; {ACCEPTED}")),
             [0x93, b'N', b'U', b'M', b'P', b'Y', ..] => problem(format!("a NumPy array; {ACCEPTED}")),
             [0xff, 0xd8, ..] | [0x89, b'P', b'N', b'G', ..] => problem(format!("a single image; {ACCEPTED}")),
+            _ if gzip::is_tar_name(path) => Ok(Found::Tar(root, name)), // damaged, which reading it says
             _ if is_list(path) || is_text(&start) => Ok(Found::List(vec![path.to_owned()])),
             _ if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("tar")) => {
                 Ok(Found::Tar(root, name))

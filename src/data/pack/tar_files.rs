@@ -5,6 +5,7 @@
 //! file is never unpacked; of one that is compressed, see [`gzip`].
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -16,6 +17,7 @@ use serde_json::Value;
 use super::gzip::{self, Forward};
 use super::listing::{Content, Items, Listed, Listing, MAX_FILE, Part, Stamp, classes_of, identify_by_place};
 use super::skipped::{Skipped, SkippedKind};
+use super::source::is_tar;
 use super::{PackOptions, folder};
 use crate::data::DataError;
 use crate::data::codec::is_image_name;
@@ -48,13 +50,14 @@ struct Archive {
 
 /// Lists archives; their names are relative to `root`.
 pub fn list<'a>(root: &Path, names: &[PathBuf], options: &PackOptions) -> Result<Listing<'a>, DataError> {
-    let read = |name: &PathBuf| Archive::read(&root.join(name), name, options);
+    let (names, twice) = without_twins(names);
+    let read = |name: &&PathBuf| Archive::read(&root.join(name), name, options);
     let work = || names.par_iter().map(read).collect::<Result<Vec<_>, _>>();
     let archives = super::prepare::pool(options.threads)?.install(work)?;
     let is_web = archives.iter().any(|archive| !archive.labels.is_empty());
     let (mut members, mut labels) = (Vec::new(), Vec::new());
-    let (mut skipped, mut notices) = (Vec::new(), Vec::new());
-    for (number, (archive, file)) in (0_u32..).zip(archives.into_iter().zip(names)) {
+    let (mut skipped, mut notices) = (Vec::new(), twice);
+    for (number, (archive, &file)) in (0_u32..).zip(archives.into_iter().zip(&names)) {
         let Archive { images, labels: of_key, skipped: left_out, notice } = archive;
         skipped.extend(left_out);
         notices.extend(notice);
@@ -81,7 +84,7 @@ pub fn list<'a>(root: &Path, names: &[PathBuf], options: &PackOptions) -> Result
     }
     let classes = classes_of(labels.iter().map(|(_, label)| label.as_str()));
     let index: HashMap<&str, u32> = classes.iter().map(String::as_str).zip(0..).collect();
-    let files: Vec<Stamp> = names.iter().map(|name| Stamp::at(root, name.clone())).collect();
+    let files: Vec<Stamp> = names.iter().map(|&name| Stamp::at(root, name.clone())).collect();
     let mut images: Vec<Listed> = (0..)
         .zip(labels.iter().zip(&members))
         .map(|(place, ((part, label), (_, member)))| Listed {
@@ -101,6 +104,25 @@ pub fn list<'a>(root: &Path, names: &[PathBuf], options: &PackOptions) -> Result
     Ok(Listing { kind, classes, declared: false, images, skipped, notices, items: Box::new(items) })
 }
 
+/// The archives, and notices of those that are left out because the same one is there plain or by another ending. In
+/// order of their names, the plain one is first.
+fn without_twins(names: &[PathBuf]) -> (Vec<&PathBuf>, Vec<String>) {
+    let (mut kept, mut first, mut notices) = (Vec::new(), HashMap::new(), Vec::new());
+    for name in names {
+        match first.entry(gzip::plain_name(name)) {
+            Entry::Vacant(place) => {
+                place.insert(name.display());
+                kept.push(name);
+            }
+            Entry::Occupied(first) => {
+                let (twin, first) = (name.display(), first.get());
+                notices.push(format!("{twin} is left out: {first} is there too; if they differ, rename one"));
+            }
+        }
+    }
+    (kept, notices)
+}
+
 fn in_archive(file: &Path, member: &str) -> String {
     format!("{}: {member}", file.to_string_lossy())
 }
@@ -114,13 +136,21 @@ impl Archive {
             DataError::Source { path: path.to_owned(), problem }
         };
         let mut scan = Scan { path, named, archive: Archive::default(), end: 0, last: String::new() };
-        let length = if gzip::is_gzip(path) {
+        let invalid = |problem: &str| broken("", std::io::Error::other(problem));
+        let is_gzip = gzip::is_gzip(path);
+        if !is_gzip && gzip::is_tar_name(path) && !starts_as_tar(path).map_err(DataError::io(path))? {
+            return Err(invalid("neither gzip's bytes nor tar's; fetch or make it again"));
+        }
+        let length = if is_gzip {
             let mut tar = tar::Archive::new(Forward::open(path).map_err(DataError::io(path))?);
             for entry in tar.entries().map_err(|error| broken("", error))? {
                 let entry = entry.map_err(|error| broken(&scan.last, error))?;
                 scan.entry(entry, u64::MAX, Some(options))?;
             }
-            tar.into_inner().finish().map_err(|error| broken(&scan.last, error))?
+            match tar.into_inner().finish().map_err(|error| broken(&scan.last, error))? {
+                0 => return Err(invalid("nothing in it; fetch or make it again")),
+                length => length,
+            }
         } else {
             let file = File::open(path).map_err(DataError::io(path))?;
             let length = file.metadata().map_err(DataError::io(path))?.len();
@@ -198,6 +228,13 @@ impl Scan<'_> {
         }
         Ok(())
     }
+}
+
+/// Whether a file that is not compressed is a tar file, whatever its name says.
+fn starts_as_tar(path: &Path) -> std::io::Result<bool> {
+    let mut start = Vec::new();
+    File::open(path)?.take(512).read_to_end(&mut start)?;
+    Ok(is_tar(&start))
 }
 
 fn text(entry: tar::Entry<impl Read>) -> Option<String> {

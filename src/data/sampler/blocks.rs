@@ -11,13 +11,15 @@
 //! held back    |----------- up to BUFFER ----|       comes at time r + d, d uniform in [0, BUFFER)
 //! ```
 //!
+//! Where classes are balanced, a block with many draws is read several times, each time for a part of them; what is said
+//! of blocks below holds for these [visits](super::visits).
+//!
 //! The order is a function of (seed, epoch) and of the set; how much memory a machine has changes nothing. Sorting all
 //! times would give it; a heap of the samples that are held back gives the same without a table of the whole set. To
 //! begin in the middle of an epoch, the samples before are drawn and thrown away.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
-use std::ops::Range;
 
 use super::permute;
 use crate::random::{Purpose, draw};
@@ -175,9 +177,4 @@ pub fn cut(first: usize, lengths: impl Iterator<Item = u64>, starts: &mut Vec<u3
         }
         bytes += length;
     }
-}
-
-/// The samples of a block.
-pub fn samples(starts: &[u32], block: u32) -> Range<usize> {
-    starts[block as usize] as usize..starts[block as usize + 1] as usize
 }

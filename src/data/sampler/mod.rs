@@ -14,20 +14,24 @@
 mod balance;
 pub mod blocks;
 mod sampling;
+mod visits;
 
 use std::ops::Range;
 
 use balance::Classes;
 use blocks::Blocks;
 pub use sampling::{Sampling, Shuffle};
+use visits::Visits;
 
 use super::{Source, Split};
 use crate::random::{Purpose, below, draw};
 
-/// A sample's place in a run: its number in the split, and the epoch.
+/// A sample's place in a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
+    /// The sample's number in the split.
     pub index: u32,
+    /// What the sample's random choices depend on: the epoch, or the round through its class where classes are balanced.
     pub epoch: u32,
 }
 
@@ -86,7 +90,7 @@ struct Epochs {
     seed: u64,
     samples: u64,
     epoch: Option<u32>,
-    /// Classes, and the draws of this epoch, sorted; without them draw n is sample n.
+    /// Classes, and the draws of this epoch, sorted by block at least; without them draw n is sample n.
     balanced: Option<(Classes, Vec<Place>)>,
     order: Draws,
 }
@@ -94,9 +98,9 @@ struct Epochs {
 #[derive(Debug)]
 enum Draws {
     Permuted(Vec<u32>),
-    /// The first sample of each block, and the number of samples.
     InBlocks {
-        starts: Vec<u32>,
+        visits: Visits,
+        /// Of the visits.
         blocks: Blocks,
     },
 }
@@ -130,10 +134,9 @@ impl Epochs {
         }
         match &mut self.order {
             Draws::Permuted(permutation) => permute(self.seed, epoch, permutation),
-            Draws::InBlocks { starts, blocks } => {
-                if let Some((_, draws)) = &self.balanced {
-                    let first = |start: &u32| draws.partition_point(|place| place.index < *start) as u32;
-                    blocks.cut(starts.iter().map(first).collect());
+            Draws::InBlocks { visits, blocks } => {
+                if let Some((_, draws)) = &mut self.balanced {
+                    blocks.cut(visits.cuts(draws));
                 }
                 blocks.start(epoch);
             }
@@ -150,13 +153,41 @@ impl Sampler {
 
     /// For training on a source's images, in the order that `sampling` says.
     pub fn training(seed: u64, source: &Source, batch: usize, sampling: Sampling) -> Sampler {
-        let mut epochs = Epochs::new(seed, source.samples(Split::Train));
-        if sampling.balance {
-            epochs.balanced = Some((Classes::new(source.labels(Split::Train)), Vec::new()));
-        }
+        let starts = || source.blocks(Split::Train);
+        Sampler::of_samples(
+            seed,
+            source.samples(Split::Train),
+            source.labels(Split::Train),
+            starts,
+            batch,
+            sampling,
+        )
+    }
+
+    /// For training on samples with these labels. `starts` gives the first sample of each block, and the number of
+    /// samples.
+    pub fn of_samples(
+        seed: u64,
+        samples: usize,
+        labels: impl Iterator<Item = u32>,
+        starts: impl FnOnce() -> Vec<u32>,
+        batch: usize,
+        sampling: Sampling,
+    ) -> Sampler {
+        let mut epochs = Epochs::new(seed, samples);
+        epochs.balanced = sampling.balance.then(|| (Classes::new(labels), Vec::new()));
         if sampling.shuffle == Shuffle::Blocks {
-            let starts = source.blocks(Split::Train);
-            epochs.order = Draws::InBlocks { blocks: Blocks::new(seed, starts.clone()), starts };
+            let starts = starts();
+            let (visits, cuts) = match &epochs.balanced {
+                Some((classes, _)) => {
+                    let visits = Visits::balanced(starts, classes);
+                    // The cuts of an epoch are known when its draws are.
+                    let cuts = vec![0; visits.count() + 1];
+                    (visits, cuts)
+                }
+                None => (Visits::once(starts.clone()), starts),
+            };
+            epochs.order = Draws::InBlocks { visits, blocks: Blocks::new(seed, cuts) };
         }
         Sampler { batch: batch as u64, share: Share::WHOLE, order: Order::Shuffled(Box::new(epochs)) }
     }
@@ -198,10 +229,10 @@ impl Sampler {
     /// them. None, unless the order is by blocks.
     pub fn wanted(&mut self, wanted: &mut Vec<Range<usize>>) {
         let Order::Shuffled(epochs) = &mut self.order else { return };
-        if let Draws::InBlocks { starts, blocks } = &mut epochs.order {
+        if let Draws::InBlocks { visits, blocks } = &mut epochs.order {
             let mut numbers = Vec::new();
             blocks.wanted(&mut numbers);
-            wanted.extend(numbers.iter().map(|&block| blocks::samples(starts, block)));
+            wanted.extend(numbers.iter().map(|&visit| visits.samples(visit)));
         }
     }
 }

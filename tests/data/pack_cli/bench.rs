@@ -2,41 +2,64 @@
 
 use super::*;
 
+/// Images of a part; a batch of 64 takes each four times.
+const IMAGES: u64 = 16;
+
 #[test]
-fn bench_reports_stages_that_add_up() {
+fn bench_counts_the_images_and_bytes_of_every_stage() {
     let dir = tempfile::tempdir().unwrap();
     let (source, out) = (dir.path().join("images"), dir.path().join("packed"));
-    class_folder(&source, 6);
+    class_folder(&source.join("train"), IMAGES / 2);
+    class_folder(&source.join("val"), 1);
     pack_ok(&[text(&source), text(&out)]);
-    let arguments = ["--bench", text(&out), "--resolution", "32", "--augment", "trivial", "--threads", "2"];
-    let arguments = [&arguments[..], &["--seconds", "1", "--resize-shorter", "20"]].concat();
-    let printed = pack_ok(&[&arguments[..], &["--json"]].concat());
-    let found: serde_json::Value = serde_json::from_str(&printed).unwrap();
-    assert_eq!((&found["resolution"], &found["threads"]), (&32.into(), &2.into()), "{printed}");
+    let bench = |shorter: &str| -> serde_json::Value {
+        let size = ["--resolution", "32", "--augment", "trivial", "--resize-shorter", shorter];
+        let others = ["--bench", text(&out), "--json", "--threads", "2", "--seconds", "1"];
+        serde_json::from_str(&pack_ok(&[&others[..], &size].concat())).unwrap()
+    };
+    let found = bench("20");
+    assert_eq!((&found["resolution"], &found["threads"]), (&32.into(), &2.into()), "{found}");
     let rows = found["rows"].as_array().unwrap();
-    let names: Vec<&str> = rows.iter().map(|row| row["stage"].as_str().unwrap()).collect();
-    let stages = ["read and check", "decode", "crop and resize", "edits"];
-    let others =
-        ["together", "whole batches, for a CPU", "whole batches, for a GPU", "scale down, as packing does"];
-    assert_eq!(names, [&stages[..], &others].concat());
     let number = |row: usize, key: &str| rows[row][key].as_f64().unwrap();
-    for key in ["seconds", "cpu_seconds"] {
-        let sum: f64 = (0..4).map(|row| number(row, key)).sum();
-        assert!((sum / number(4, key) - 1.0).abs() < 1e-9, "{printed}");
-    }
-    let seconds = number(4, "seconds");
-    // No image took part in one stage only, and no thread-second is counted twice.
-    for row in 0..rows.len() {
-        let rate = number(row, "images") / number(row, "seconds");
-        assert!((number(row, "a_core") / rate - 1.0).abs() < 1e-9, "{printed}");
-        assert!((number(row, "in_all") / rate - 2.0).abs() < 1e-9, "{printed}");
-        assert!(number(row, "gigabytes_per_second") > 0.0, "{printed}");
+    let dataset = effnet::data::Dataset::open(&out).unwrap();
+    let stored: u64 =
+        dataset.records(effnet::data::Split::Train).map(|record| u64::from(record.length)).sum();
+    // Every width comes twice. Images of (40 + n)×30 are scaled to (40 + n) · ⅔ × 20.
+    let widths = || (0..IMAGES / 2).map(|n| 40 + n);
+    let decoded: u64 = widths().map(|width| 2 * width * 30 * 3).sum();
+    let scaled: u64 = widths().map(|width| 2 * (width as f64 * 2.0 / 3.0).round() as u64 * 20 * 3).sum();
+    let squares = IMAGES * 32 * 32 * 3;
+    for (row, (stage, bytes)) in [
+        ("read and check", Some(stored)),
+        ("decode", Some(decoded)),
+        ("crop and resize", Some(squares)),
+        ("edits", Some(squares)),
+        ("together", Some(squares)),
+        ("whole batches, for a CPU", Some(squares)),
+        ("whole batches, for a GPU", None), // cropped, as random numbers have it
+        ("scale down, as packing does", Some(scaled)),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        assert_eq!(rows[row]["stage"], stage);
+        let (images, seconds) = (number(row, "images"), number(row, "seconds"));
+        assert!(images >= 64.0 && images % 64.0 == 0.0 && seconds > 0.0, "{found}");
+        let rate = number(row, "gigabytes_per_second") * 1e9 * seconds / 2.0 / images;
+        let expected = bytes.map_or(rate.max(1.0), |bytes| bytes as f64 / IMAGES as f64);
+        assert!((rate / expected - 1.0).abs() < 1e-9, "{stage}: {rate} bytes an image, not {expected}");
         // Clocks of the system may be coarse.
-        assert!(number(row, "cpu_seconds") < 1.05 * number(row, "seconds") + 0.02, "{printed}");
+        assert!(number(row, "cpu_seconds") < 1.05 * seconds + 0.02, "{found}");
     }
-    assert!((0..5).all(|row| number(row, "images") == number(0, "images")), "{printed}");
+    assert_eq!(rows.len(), 8);
     // Two threads of about a second each.
-    assert!(seconds > 0.5 && number(5, "seconds") >= 2.0, "{printed}");
+    assert!(number(4, "seconds") > 0.5 && number(5, "seconds") >= 2.0, "{found}");
+
+    // No image is scaled to a shorter side of 30: there is nothing to measure.
+    let found = bench("30");
+    let stages: Vec<&str> =
+        found["rows"].as_array().unwrap().iter().map(|row| row["stage"].as_str().unwrap()).collect();
+    assert!(stages.len() == 7 && !stages.contains(&"scale down, as packing does"), "{stages:?}");
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! The program `effnet-pack`, as a user runs it.
 
+mod archives;
 mod bench;
 mod containers;
 mod folders;
