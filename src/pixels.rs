@@ -18,8 +18,8 @@ pub enum BatchPixels<'a> {
     Raw { bytes: &'a [u8], side: usize, editing: Editing, held: Option<&'a HostBytes> },
 }
 
-/// Where one image lies in a raw batch, how it is resampled and what happens to its square; the same struct is in `kernels/image.cu`. Offsets are
-/// bytes from the buffer's start, multiples of [`RAW_ALIGNMENT`]. An image whose output is empty (all zero) is black.
+/// Where one image lies in a raw batch, how it is resampled and what happens to its square; the same struct is in
+/// `kernels/image.cuh`. Offsets are bytes from the buffer's start, multiples of [`RAW_ALIGNMENT`]. An image whose output is empty (all zero) is black.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
 #[repr(C)]
 pub struct ImageSample {

@@ -2,10 +2,9 @@
 //!
 //! A [`RawBatch`] fills one buffer that is sent as it is: an [`ImageSample`] for each image, then the pixels that the
 //! image's [`Geometry`] needs, for both axes a table of the integer weights by which they are resampled, and the edits of
-//! the square. Weights
-//! and order are those of the resizer that [`render`](super::augment::render) uses (rows are combined first, rounded to
-//! bytes, then columns), so that a device gives the same bytes as the CPU. The bytes of a batch follow from its images
-//! alone: the buffer's former content is never sent.
+//! the square. Weights and order are those of the resizer that [`render`](super::augment::render) uses (rows are combined
+//! first, rounded to bytes, then columns), so that a device gives the same bytes as the CPU. The bytes of a batch follow
+//! from its images alone: the buffer's former content is never sent.
 
 use super::augment::mix::ONE;
 use super::augment::{Edit, Geometry, Mix, Rectangle, View};
@@ -225,6 +224,7 @@ impl<'a> RawBatch<'a> {
     pub fn mix(&mut self, number: usize, mix: Mix) {
         let none = Rectangle { left: 0, top: 0, width: 0, height: 0 };
         let (share, part) = match mix {
+            // A weight above one is found below.
             Mix::Blend { weight } => (ONE.wrapping_sub(weight), none),
             Mix::Exchange(rectangle) => (0, rectangle),
         };

@@ -26,6 +26,28 @@ fn dropout(f: &mut Fixture, elements: usize) -> Tensor {
     f.input("dropout", factors.into_iter().map(|u| if u < 0.2 { 0.0 } else { 1.25 }).collect())
 }
 
+/// The pass over y, with biases of its batch norm near `bias`.
+fn forward(
+    f: &mut Fixture,
+    (images, pixels, channels, classes): (usize, usize, usize, usize),
+    y: Vec<f32>,
+    bias: f64,
+    drops: bool,
+) -> HeadForward {
+    HeadForward {
+        images,
+        pixels,
+        channels,
+        classes,
+        bn: f.norm_of_around("bn", &y, channels, bias),
+        y: f.input("y", y),
+        pooled: f.output("pooled", images * channels),
+        dropout: drops.then(|| dropout(f, images * channels)),
+        classifier: f.dense("classifier", channels, classes),
+        logits: f.output("logits", images * classes),
+    }
+}
+
 fn forward_cases(shapes: &[(usize, usize, usize, usize)]) -> Vec<Case> {
     let mut cases = Vec::new();
     for &(images, pixels, channels, classes) in shapes {
@@ -35,18 +57,7 @@ fn forward_cases(shapes: &[(usize, usize, usize, usize)]) -> Vec<Case> {
             let mut f = Fixture::new(name);
             f.weights = weights;
             let y = f.activation("y", images * pixels, channels);
-            let pass = HeadForward {
-                images,
-                pixels,
-                channels,
-                classes,
-                bn: f.norm_of("bn", &y, channels),
-                y: f.input("y", y),
-                pooled: f.output("pooled", images * channels),
-                dropout: drops.then(|| dropout(&mut f, images * channels)),
-                classifier: f.dense("classifier", channels, classes),
-                logits: f.output("logits", images * classes),
-            };
+            let pass = forward(&mut f, (images, pixels, channels, classes), y, 0.0, drops);
             cases.push(Case::new(f, Pass::HeadForward(pass), channels.max(pixels)));
         }
     }
@@ -61,18 +72,7 @@ fn tail_cases() -> Vec<Case> {
         .map(|(images, pixels, channels, classes)| {
             let mut f = Fixture::new(format!("negative tail, {images}×{pixels}×{channels}"));
             let y = f.activation("y", images * pixels, channels);
-            let pass = HeadForward {
-                images,
-                pixels,
-                channels,
-                classes,
-                bn: f.norm_of_around("bn", &y, channels, -8.0),
-                y: f.input("y", y),
-                pooled: f.output("pooled", images * channels),
-                dropout: None,
-                classifier: f.dense("classifier", channels, classes),
-                logits: f.output("logits", images * classes),
-            };
+            let pass = forward(&mut f, (images, pixels, channels, classes), y, -8.0, false);
             Case::new(f, Pass::HeadForward(pass), pixels)
         })
         .into()

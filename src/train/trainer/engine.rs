@@ -80,8 +80,8 @@ pub struct Engine<O: Ops> {
 }
 
 impl<O: Ops + Send> Engine<O> {
-    /// Plans all networks and prepares the hardware for them; the first stage is the current one. An evaluation pass takes as many images as a micro-batch
-    /// of the recipe.
+    /// Plans all networks and prepares the hardware for them; the first stage is the current one. An evaluation pass takes
+    /// as many images as a micro-batch of the recipe.
     pub fn new<H: Hardware<Ops = O>>(
         recipe: &Recipe,
         arch: &Architecture,
