@@ -39,8 +39,7 @@ pub fn balance_line(recipe: &Recipe, source: &Source) -> Option<String> {
         return None;
     }
     let names = source.class_names();
-    let mut counts = vec![0_u64; names.len()];
-    source.labels(Split::Train).for_each(|label| counts[label as usize] += 1);
+    let counts = source.class_counts(Split::Train);
     let present = |(_, count): &(usize, &u64)| **count > 0;
     let (rarest, least) = counts.iter().enumerate().filter(present).min_by_key(|(_, count)| **count)?;
     let (common, most) = counts.iter().enumerate().max_by_key(|(_, count)| **count)?;
