@@ -119,6 +119,20 @@ fn left_out(jpeg: &[u8], words: &[&str]) {
     assert!(words.iter().any(|word| problem.contains(word)), "{problem}");
 }
 
+/// From blocks with hardly a coefficient to blocks with all of them, in short codes and in long ones.
+#[test]
+fn jpeg_of_every_quality_is_whole() {
+    for quality in 1..=100 {
+        for loudness in [0, 3, 40, 255] {
+            let pixel = |at: u64| (at / 3 % 200) as u8 / 2 + (u64::from(noise(at)) * loudness / 512) as u8;
+            let bytes = (0..57 * 43 * 3).map(pixel).collect();
+            let jpeg = encode_jpeg(&Pixels { width: 57, height: 43, channels: 3, bytes }, quality).unwrap();
+            assert!(decode_file(&jpeg).is_ok_and(|d| d.plain_jpeg), "quality {quality}, noise {loudness}");
+            left_out(&[&jpeg[..jpeg.len() - 6], &[0xff, 0xd9]].concat(), &["its data end after"]);
+        }
+    }
+}
+
 #[test]
 fn jpeg_cut_and_closed_is_left_out() {
     let (jpeg, start) = detailed_jpeg();

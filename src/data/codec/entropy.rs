@@ -6,7 +6,7 @@
 //! What remains unseen is damage that leaves valid codes of the right number: a changed bit in a coefficient, for
 //! example, or a piece of another file that happens to fit.
 
-use super::bits::{Bits, Codes, Fault};
+use super::bits::{Bits, Codes, Fault, Steps};
 use super::segments::{END_OF_IMAGE, Frame, START_OF_SCAN, Segment, next_segment};
 
 /// Checks all scans of a file.
@@ -46,6 +46,16 @@ impl Band {
     }
 }
 
+/// The codes of a component's AC coefficients.
+enum Ac<'a> {
+    /// The scan has none.
+    None,
+    /// All of them, block by block.
+    Whole(Steps<'a>),
+    /// Those of a band, of a progressive file.
+    Band(&'a Codes),
+}
+
 /// A component in a scan.
 struct Part<'a> {
     /// Blocks of an MCU.
@@ -54,7 +64,7 @@ struct Part<'a> {
     /// Blocks in a row of the component.
     stride: usize,
     dc: Option<&'a Codes>,
-    ac: Option<&'a Codes>,
+    ac: Ac<'a>,
     /// The last DC coefficient, and the largest that a picture can have.
     level: i32,
     highest: i32,
@@ -78,13 +88,11 @@ impl Part<'_> {
                 }
             }
         }
-        let Some(codes) = self.ac.filter(|_| band.last > 0) else { return Ok(()) };
-        let mut none = 0;
-        let history = self.history.get_mut(at).unwrap_or(&mut none);
-        if band.refines {
-            refine(bits, codes, band, history, run)
-        } else {
-            first(bits, codes, band, history, run)
+        match &self.ac {
+            Ac::None => Ok(()),
+            Ac::Whole(steps) => bits.coefficients(steps),
+            Ac::Band(codes) if band.refines => refine(bits, codes, band, &mut self.history[at], run),
+            Ac::Band(codes) => first(bits, codes, band, &mut self.history[at], run),
         }
     }
 }
@@ -95,22 +103,20 @@ fn first(bits: &mut Bits, codes: &Codes, band: &Band, history: &mut u64, run: &m
         *run -= 1;
         return Ok(());
     }
-    let mut at = band.first.max(1);
+    let mut at = band.first;
     while at <= band.last {
-        let (symbol, passed) = bits.symbol_and_value(codes)?;
+        let symbol = bits.symbol(codes)?;
         let (zeros, length) = (symbol >> 4, symbol & 15);
-        if length == 0 && (zeros == 0 || zeros < 15 && band.first > 0) {
+        if length == 0 && zeros < 15 {
             *run = (1 << zeros) - 1 + bits.take(zeros.into())?;
             return Ok(());
         }
         at += zeros;
-        if at > band.last || length > 10 || length == 0 && zeros < 15 {
+        if at > band.last || length > 10 {
             return Err(Fault::Senseless);
         }
         if length > 0 {
-            if !passed {
-                bits.take(length.into())?;
-            }
+            bits.take(length.into())?;
             *history |= 1 << at;
         }
         at += 1;
@@ -252,6 +258,11 @@ impl State {
             if dc.is_none() && band.first == 0 && !band.refines || ac.is_none() && band.last > 0 {
                 return None;
             }
+            let ac = match ac {
+                Some(codes) if band.last > 0 && frame.progressive => Ac::Band(codes),
+                Some(codes) if band.last > 0 => Ac::Whole(Steps::new(codes)),
+                _ => Ac::None,
+            };
             let mut history = std::mem::take(&mut history[chosen.index]);
             if frame.progressive {
                 history.resize(chosen.stride * chosen.rows, 0);

