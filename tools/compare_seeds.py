@@ -22,28 +22,32 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def effnet(args, seed, data):
-    """Top-1 of the last evaluation, of the moving average where there is one, by epoch; and seconds."""
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "run"
-        command = [args.effnet / "effnet-train", "--device", "cpu", "--data", data, "--out", out, "--seed", str(seed)]
+    """Top-1, of the moving average where there is one, at each evaluation; and the seconds of all steps."""
+    out = data.parent / f"{args.preset or 'recipe'}-{seed}"
+    command = [args.effnet / "effnet-train", "--device", "cpu", "--data", data, "--out", out]
+    if (out / "checkpoint.bin").exists():
+        command += ["--resume"]
+    else:
+        command += ["--seed", seed, "--force"]
         if args.preset:
             command += ["--preset", args.preset]
         else:
-            command += ["--resolution", "32", "--batch-size", str(args.batch), "--epochs", str(args.epochs)]
-            command += ["--warmup-epochs", str(args.epochs / 10), "--lr", str(args.lr)]
-            command += ["--dropout", "0", "--drop-connect", "0"]
-        since = time.monotonic()
-        subprocess.run(list(map(str, command)), check=True, stdout=sys.stderr)
-        seconds = time.monotonic() - since
-        lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    evaluations = [line for line in lines if "top1" in line]
-    return [line.get("ema_top1", line["top1"]) for line in evaluations], seconds
+            command += ["--resolution", 32, "--batch-size", args.batch, "--epochs", args.epochs]
+            command += ["--warmup-epochs", args.epochs / 10, "--lr", args.lr]
+            command += ["--dropout", 0, "--drop-connect", 0]
+    subprocess.run(list(map(str, command)), check=True, stdout=sys.stderr)
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "images_per_second" in line]
+    batch = tomllib.loads((out / "recipe.toml").read_text())["batch-size"]
+    seconds = sum(batch / step["images_per_second"] for step in steps)
+    return [line.get("ema_top1", line["top1"]) for line in lines if "top1" in line], seconds
 
 
 def idx(path):
@@ -142,6 +146,7 @@ def main():
     parser.add_argument("--lr", type=float, default=0.001)
     parser.add_argument("--torch", action="store_true", help="train timm's network too")
     parser.add_argument("--set", type=Path, default=Path("/usr/share/datasets/fashion-mnist"))
+    parser.add_argument("--runs", type=Path, help="a folder that keeps effnet's runs: one that was stopped is resumed")
     parser.add_argument("--effnet", type=Path, default=ROOT / "target/release")
     args = parser.parse_args()
     if args.torch and args.preset:
@@ -155,8 +160,9 @@ def main():
             done[run["recipe"], run["program"], run["seed"]] = run
     programs = {"effnet": effnet} | ({"timm": torch_run} if args.torch else {})
     with tempfile.TemporaryDirectory() as folder:
-        data = Path(folder) / "data"
-        subprocess.run([args.effnet / "effnet-pack", args.set, data], check=True, stdout=sys.stderr)
+        data = (args.runs or Path(folder)) / "data"
+        if not (data / "dataset.json").exists():
+            subprocess.run([args.effnet / "effnet-pack", args.set, data], check=True, stdout=sys.stderr)
         for seed in args.seeds:
             for program, train in programs.items():
                 if (recipe, program, seed) in done:

@@ -228,14 +228,15 @@ fn huge_jpeg_is_reduced_or_its_limit_is_named() {
     let problem = decode_file(&jpeg).err().unwrap();
     assert!(problem.contains("12001x12000") && problem.contains("--max-side"), "{problem}");
     for (longest, size) in [(100, (1501, 1500)), (1501, (1501, 1500)), (1502, (3001, 3000))] {
-        let decoded = decode_file_to_reduce(&jpeg, Some(longest)).unwrap();
+        let decoded = decode_file_to_reduce(&jpeg, Some(longest), Vec::new()).unwrap();
         let Pixels { width, height, channels, bytes } = decoded.pixels;
         assert_eq!((width, height, channels), (size.0, size.1, 1));
         assert!(bytes.iter().all(|&grey| grey == 128));
         assert_eq!((decoded.conversions.scaled_down, decoded.plain_jpeg), (1, false));
     }
     // All coefficients of a progressive file are held at once.
-    let problem = decode_file_to_reduce(&blank_jpeg(0xc2, 60_000, 60_000), Some(100)).err().unwrap();
+    let problem =
+        decode_file_to_reduce(&blank_jpeg(0xc2, 60_000, 60_000), Some(100), Vec::new()).err().unwrap();
     assert!(problem.contains("60000x60000") && problem.contains("scale it down"), "{problem}");
 }
 

@@ -16,7 +16,11 @@ use super::{Conversions, Decoded, MAX_PIXELS, Pixels, check_size, entropy, fit, 
 use crate::data::shard::MAX_SIDE;
 
 /// Decodes a file of which nothing is known; see [`decode_file_to_reduce`](super::decode_file_to_reduce).
-pub(super) fn decode_jpeg_file(bytes: &[u8], longest: Option<u32>) -> Result<Decoded, String> {
+pub(super) fn decode_jpeg_file(
+    bytes: &[u8],
+    longest: Option<u32>,
+    buffer: Vec<u8>,
+) -> Result<Decoded, String> {
     let layout = Layout::read(bytes)?;
     if !layout.frame.usual {
         return Err("a JPEG of a rare kind (arithmetic codes, 12 bits, or without loss); convert it".into());
@@ -36,7 +40,7 @@ pub(super) fn decode_jpeg_file(bytes: &[u8], longest: Option<u32>) -> Result<Dec
     let channels = if components == 1 { 1 } else { 3 };
     let plain = reduced.is_none() && components != 4 && !needs_second(&layout);
     let scaled_down = u64::from(reduced.is_some());
-    let mut pixels = Pixels { width, height, channels, bytes: Vec::new() };
+    let mut pixels = Pixels { width, height, channels, bytes: buffer };
     match reduced {
         Some(reduced) => pixels = reduced.decode(&layout, channels)?,
         None => decode_jpeg(bytes, width, height, channels, &mut pixels.bytes)?,

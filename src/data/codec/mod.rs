@@ -81,14 +81,15 @@ pub struct Decoded {
 
 /// Decodes an image file to an upright 8-bit image. The content tells of which kind it is. Never panics.
 pub fn decode_file(bytes: &[u8]) -> Result<Decoded, String> {
-    decode_file_to_reduce(bytes, None)
+    decode_file_to_reduce(bytes, None, Vec::new())
 }
 
 /// The same for an image that will be reduced to sides of at most `longest`: a JPEG of more than [`MAX_PIXELS`] is
-/// decoded at a half, a quarter or an eighth of its size, but not below `longest`.
-pub fn decode_file_to_reduce(bytes: &[u8], longest: Option<u32>) -> Result<Decoded, String> {
+/// decoded at a half, a quarter or an eighth of its size, but not below `longest`. The pixels of most JPEGs are written to
+/// `buffer`, whatever it holds: fresh memory for each image takes as long as a twentieth of its decoding.
+pub fn decode_file_to_reduce(bytes: &[u8], longest: Option<u32>, buffer: Vec<u8>) -> Result<Decoded, String> {
     no_panic(|| match kind(bytes)? {
-        Kind::Jpeg => decode_jpeg_file(bytes, longest),
+        Kind::Jpeg => decode_jpeg_file(bytes, longest, buffer),
         other => decode_other(other, bytes),
     })
 }

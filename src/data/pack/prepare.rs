@@ -1,5 +1,7 @@
 //! One image, from its file to the bytes that are stored. This part of packing runs on all threads.
 
+use std::mem::{replace, take};
+
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use serde::{Deserialize, Serialize};
 
@@ -107,21 +109,29 @@ pub fn pool(threads: usize) -> Result<ThreadPool, DataError> {
         .map_err(|e| DataError::Invalid(format!("cannot start {threads} threads: {e}")))
 }
 
-/// Reads, decodes, scales down and encodes an image as the options say.
-pub fn prepare(item: Item, options: &PackOptions) -> Result<Prepared, Broken> {
+/// Reads, decodes, scales down and encodes an image as the options say. `buffer` is memory for pixels, to be used again
+/// for the next image.
+pub fn prepare(item: Item, options: &PackOptions, buffer: &mut Vec<u8>) -> Result<Prepared, Broken> {
     let Item { name, label, content } = item;
     let prepared = match content {
         Content::Pixels { width, height, channels, bytes } => {
             let pixels = Pixels { width, height, channels, bytes };
             let decoded = Decoded { pixels, conversions: Conversions::default(), plain_jpeg: false };
-            store(label, decoded, None, options)
+            store(label, decoded, None, options, buffer)
         }
         file => file.read().and_then(|bytes| {
-            let decoded = decode_file_to_reduce(&bytes, options.max_side)?;
-            store(label, decoded, Some(bytes), options)
+            let decoded = decode_file_to_reduce(&bytes, options.max_side, take(buffer))?;
+            store(label, decoded, Some(bytes), options, buffer)
         }),
     };
     prepared.map_err(|problem| Broken { file: name, problem })
+}
+
+/// Memory of a huge image is not kept.
+fn give_back(buffer: &mut Vec<u8>, pixels: Pixels) {
+    if pixels.bytes.capacity() <= 16 << 20 {
+        *buffer = pixels.bytes;
+    }
 }
 
 fn store(
@@ -129,20 +139,25 @@ fn store(
     decoded: Decoded,
     file: Option<Vec<u8>>,
     options: &PackOptions,
+    buffer: &mut Vec<u8>,
 ) -> Result<Prepared, String> {
     let Decoded { mut pixels, mut conversions, plain_jpeg } = decoded;
     let reduced = options.reduced(pixels.width, pixels.height);
     if let Some(longest) = reduced {
-        pixels = scale_down(&pixels, longest)?;
+        let small = scale_down(&pixels, longest)?;
+        give_back(buffer, replace(&mut pixels, small));
         conversions.scaled_down = 1;
     }
     let sums = Sums::of(&pixels);
-    let Pixels { width, height, channels, .. } = pixels;
     let keep = plain_jpeg && reduced.is_none() && options.encoding != PackEncoding::Raw;
     // A JPEG that was turned or scaled stays a JPEG: its pixels would take many times as many bytes.
     let was_jpeg = file.as_ref().is_some_and(|bytes| bytes.starts_with(&[0xff, 0xd8]));
+    let Pixels { width, height, channels, .. } = pixels;
     let (encoding, bytes) = match (file, options.encoding) {
-        (Some(file), _) if keep => (Encoding::Jpeg, file),
+        (Some(file), _) if keep => {
+            give_back(buffer, pixels);
+            (Encoding::Jpeg, file)
+        }
         (_, PackEncoding::Raw) => (Encoding::Raw, pixels.bytes),
         (_, PackEncoding::Auto) if !was_jpeg => (Encoding::Raw, pixels.bytes),
         _ => {

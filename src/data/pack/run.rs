@@ -199,8 +199,12 @@ impl Work<'_> {
                 items.push(item);
                 next += 1;
             }
-            let prepared: Vec<_> =
-                self.pool.install(|| items.into_par_iter().map(|item| prepare(item, options)).collect());
+            let prepared: Vec<_> = self.pool.install(|| {
+                items
+                    .into_par_iter()
+                    .map_init(Vec::new, |buffer, item| prepare(item, options, buffer))
+                    .collect()
+            });
             for (id, prepared) in (first..).zip(prepared) {
                 match prepared {
                     Err(problem) => broken.push(problem),
