@@ -42,6 +42,8 @@ def effnet(args, seed, data):
             command += ["--resolution", 32, "--batch-size", args.batch, "--epochs", args.epochs]
             command += ["--warmup-epochs", args.epochs / 10, "--lr", args.lr]
             command += ["--dropout", 0, "--drop-connect", 0]
+    if args.threads:
+        command += ["--threads", args.threads]
     subprocess.run(list(map(str, command)), check=True, stdout=sys.stderr)
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "images_per_second" in line]
@@ -147,6 +149,7 @@ def main():
     parser.add_argument("--torch", action="store_true", help="train timm's network too")
     parser.add_argument("--set", type=Path, default=Path("/usr/share/datasets/fashion-mnist"))
     parser.add_argument("--runs", type=Path, help="a folder that keeps effnet's runs: one that was stopped is resumed")
+    parser.add_argument("--threads", type=int, help="of effnet; the result is the same with any number")
     parser.add_argument("--effnet", type=Path, default=ROOT / "target/release")
     args = parser.parse_args()
     if args.torch and args.preset:
