@@ -1,4 +1,5 @@
-// Batch norm between passes: from the partial results of a pass's blocks to coefficients and sums.
+// Batch norm between passes: from the partial results of a pass's blocks to coefficients and sums. The pointwise passes of
+// one rank alone finish their statistics themselves, see batch_norm.cuh.
 //
 // Idea: a block has 8 channels (a 32-byte sector of every part's row) and divides the parts among 64 groups. So few
 // channels already fill the GPU, and no thread reads more than parts/64 parts. Statistics are merged by Chan's formula
@@ -7,11 +8,10 @@
 // double. See reduction.cuh for the order.
 //
 // At 1000 parts of 1152 channels a kernel reads 9.2 MB, mostly from the second-level cache, where the previous kernel
-// has just written it: floor 3 µs at 3.0 TB/s. B0's 49 batch norms have 42 MB of moments and 18 MB of sums in a step
-// at batch 512, about 1 MB a launch, with five and seven fp32 instructions a number: floor 20 µs for all 98 launches
-// at
-// 3.0 TB/s. So they are bound by latency, some 4 µs each. Last measured share: not yet measured.
-#include "numeric.cuh"
+// has just written it: floor 3 µs at 3.0 TB/s. Of B0's 49 batch norms, 17 are finished here and 32 by their passes; all
+// have their sums from here: 18 MB in a step at batch 512, below half a megabyte a launch. So they are bound by latency,
+// some 4 µs each. Last measured share: not yet measured.
+#include "batch_norm.cuh"
 #include "reduction.cuh"
 
 namespace {
@@ -54,39 +54,16 @@ __device__ __forceinline__ Merged merge_groups(const Merged& own, double rows, d
     return {rows, mean, group_sum<LANES, GROUPS>(own.spread + own.count * away * away, spreads)};
 }
 
-// Writes the four coefficients of one channel.
-template <class Args>
-__device__ __forceinline__ void derive(const Args& args, int channel, double mean, double variance) {
-    const float weight = args.weight[channel], bias = args.bias[channel];
-    const double r = 1.0 / sqrt(variance + args.eps);
-    const double scale = weight * r;
-    args.coefficients[MEAN * args.channels + channel] = static_cast<float>(mean);
-    args.coefficients[RECIPROCAL * args.channels + channel] = static_cast<float>(r);
-    args.coefficients[SCALE * args.channels + channel] = static_cast<float>(scale);
-    args.coefficients[SHIFT * args.channels + channel] = static_cast<float>(bias - mean * scale);
-}
-
-__device__ __forceinline__ float moved(float running, double now, float momentum) {
-    const double share = momentum;
-    return static_cast<float>((1.0 - share) * running + share * now);
-}
-
 }  // namespace
 
 // counts [parts], moments [parts, 2, C] → coefficients [4, C]; the running statistics [C] are updated in place.
 #define BATCH_NORM_STATISTICS_FIELDS(F) \
     F(const float*, counts)             \
     F(const float*, moments)            \
-    F(const float*, weight)             \
-    F(const float*, bias)               \
-    F(float*, running_mean)             \
-    F(float*, running_var)              \
-    F(float*, coefficients)             \
+    BATCH_NORM_FIELDS(F)                \
     F(int, parts)                       \
     F(int, channels)                    \
-    F(int, rows)                        \
-    F(float, momentum)                  \
-    F(float, eps)
+    F(int, rows)
 ARGUMENTS(BatchNormStatisticsArguments, BATCH_NORM_STATISTICS_FIELDS)
 
 KERNEL(batch_norm_statistics, THREADS, BatchNormStatisticsArguments) {
@@ -97,13 +74,7 @@ KERNEL(batch_norm_statistics, THREADS, BatchNormStatisticsArguments) {
     const Merged own = merge_parts(args.counts, args.moments, args.parts, args.channels, channel, group);
     const double rows = args.rows;
     const Merged all = merge_groups(own, rows, means, spreads);
-    if (group == 0) {
-        float* running_mean = args.running_mean + channel;
-        float* running_var = args.running_var + channel;
-        *running_mean = moved(*running_mean, all.mean, args.momentum);
-        *running_var = moved(*running_var, all.spread / (args.rows > 1 ? rows - 1.0 : 1.0), args.momentum);
-        derive(args, channel, all.mean, all.spread / rows);
-    }
+    if (group == 0) finish_channel(args, args.channels, channel, rows, all.mean, all.spread);
 }
 
 // The same parts → one part, moments [2, C]. The parts of several ranks are merged next; ranks have equal numbers of
@@ -139,18 +110,19 @@ KERNEL(batch_norm_merge, THREADS, BatchNormMergeArguments) {
 
 // Coefficients from running statistics, one thread for each channel.
 #define BATCH_NORM_INFERENCE_FIELDS(F) \
-    F(const float*, weight)            \
-    F(const float*, bias)              \
+    F(const float*, norm_weight)       \
+    F(const float*, norm_bias)         \
     F(const float*, running_mean)      \
     F(const float*, running_var)       \
-    F(float*, coefficients)            \
+    F(float*, norm_coefficients)       \
     F(int, channels)                   \
     F(float, eps)
 ARGUMENTS(BatchNormInferenceArguments, BATCH_NORM_INFERENCE_FIELDS)
 
 KERNEL(batch_norm_inference, 256, BatchNormInferenceArguments) {
     const int channel = blockIdx.x * 256 + threadIdx.x;
-    if (channel < args.channels) derive(args, channel, args.running_mean[channel], args.running_var[channel]);
+    if (channel >= args.channels) return;
+    write_coefficients(args, args.channels, channel, args.running_mean[channel], args.running_var[channel]);
 }
 
 // partials [parts, 2, C] of Σdu and Σdu·ŷ → sums [2, C], also added to the gradients of β and γ.

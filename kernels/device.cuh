@@ -257,6 +257,25 @@ __device__ __forceinline__ float reciprocal_approximate(float x) {
 #endif
 }
 
+// Whether this block is the last of `blocks` that come here with these `arrivals`, which are 0 before and after. It then sees
+// what all of them wrote to global memory before. Nobody waits for another block. All threads call this.
+#if defined(__CUDACC__)
+__device__ __forceinline__ bool last_to_arrive(unsigned* arrivals, unsigned blocks) {
+    __threadfence();
+    barrier();
+    bool last = false;
+    if (threadIdx.x == 0) last = atomicInc(arrivals, blocks - 1) == blocks - 1;
+    last = __syncthreads_or(last);
+    if (last) __threadfence();
+    return last;
+}
+#else
+inline bool last_to_arrive(
+    unsigned* arrivals, unsigned blocks, const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+    return host::last_to_arrive(arrivals, blocks, file, line);
+}
+#endif
+
 // Sets bits of a word in global memory. The order does not matter, so results stay deterministic.
 __device__ __forceinline__ void raise_flag(unsigned* flag, unsigned bits) {
 #if defined(__CUDACC__)

@@ -15,14 +15,14 @@
 // Shared rows have an odd number of 16-byte units: eight rows of a matrix are in eight different groups of banks. K is
 // padded with zeros to a multiple of 16. A tile is stored through a few hundred bytes of shared memory per warp: from
 // there whole rows of the warp's channels are stored in vectors, and their statistics are taken. A lane has the same
-// vector of eight channels in all tiles, so its sums stay in registers.
+// vector of eight channels in all tiles, so its sums stay in registers. The last blocks make the coefficients of them.
 //
 // fp32 storage runs the same pipeline with fused multiply-adds instead of tensor cores: exact fp32.
 //
 // Bytes, operations and floors at B0's shapes: expand.cu and project.cu.
 #pragma once
 
-#include "numeric.cuh"
+#include "batch_norm.cuh"
 
 // Fields of the argument structs: first the pointers, last the numbers.
 //   x [rows, inputs], weight [outputs, inputs], y [rows, outputs] in the storage type; counts [parts] and moments
@@ -32,7 +32,8 @@
     F(const void*, weight)    \
     F(void*, y)               \
     F(float*, counts)         \
-    F(float*, moments)
+    F(float*, moments)        \
+    BATCH_NORM_FINISH_FIELDS(F)
 //   chunk: input channels of a step, a multiple of 16; row_tiles: tiles of a part; weight_slots: chunks of weights in
 //   shared memory, either all of them or one for each stage.
 #define POINTWISE_NUMBERS(F) \
@@ -347,9 +348,9 @@ struct PointwiseOutput {
     }
 
     // After the last tile, called by all threads: writes the block's part of the statistics, merged over lanes, then
-    // warps.
+    // warps. `shared` is memory that is no longer needed.
     template <class Args>
-    __device__ __forceinline__ void finish(const Args& args, int first_row) {
+    __device__ __forceinline__ void finish(const Args& args, void* shared) {
         if (!statistics) return;
         PointwiseShare shares[LANES];
 #pragma unroll
@@ -390,10 +391,11 @@ struct PointwiseOutput {
             to[0] = all.mean;
             to[outputs] = all.spread;
         }
-        if (blockIdx.x == 0 && threadIdx.x == 0) {
-            const int left = rows - first_row, most = args.row_tiles * Tile::ROWS;
-            args.counts[blockIdx.y] = static_cast<float>(left < most ? left : most);
-        }
+        const EvenParts parts = {rows, args.row_tiles * Tile::ROWS};
+        if (blockIdx.x == 0 && threadIdx.x == 0)
+            args.counts[blockIdx.y] = static_cast<float>(parts.count(blockIdx.y, 1));
+        finish_batch_norm<Tile::COLUMNS, Tile::THREADS>(
+            args, static_cast<float*>(shared), blockIdx.x, outputs, blockIdx.y, gridDim.y, parts);
     }
 };
 
@@ -441,5 +443,5 @@ __device__ __forceinline__ void pointwise_forward(const Args& args, Prologue pro
         copy_async_wait<Tile::STAGES - 2>();
         if (next.index < steps) prologue.apply(copies, next);
     }
-    output.finish(args, first_row);
+    output.finish(args, copies.a);
 }

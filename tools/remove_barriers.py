@@ -22,7 +22,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 KERNELS = ROOT / "kernels"
-PLACE = re.compile(r"^(?!\s*//)(?!\s*#define).*?\b(barrier\(\)|warp_barrier\(\)|copy_async_wait<[^;]*>\(\))")
+PLACE = re.compile(
+    r"^(?!\s*//)(?!\s*#define).*?\b(barrier\(\)|warp_barrier\(\)|copy_async_wait<[^;]*>\(\)|last_to_arrive\([^;]*\))"
+)
 
 
 def sources():
@@ -33,7 +35,7 @@ def places(path):
     """(line, what) of each barrier and wait."""
     for number, text in enumerate(path.read_text().splitlines(), 1):
         if path.name != "device.cuh" and (found := PLACE.match(text)):
-            yield number, re.sub(r"<.*>", "", found[1])
+            yield number, re.sub(r"<.*>|\(.*", "", found[1]) + "()"
 
 
 def includes(path, seen):

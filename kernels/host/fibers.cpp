@@ -173,6 +173,7 @@ void Machine::run_block() {
     arrived = exited = 0;
     ready_warps = 0;
     block_interval = ++interval;
+    seen.clear();
     order_warps();
     for (unsigned w = 0; w < threads / LANES_OF_WARP; w++) {
         warps[w].arrived = 0;
@@ -228,8 +229,7 @@ static void wait_here(Machine& m, Waiting waiting) {
     resume(m, next);
 }
 
-void sync_threads(const char* file, int line) {
-    if (removed(file, line)) return;
+static void meet(const char* file, int line) {
     Machine& m = *active;
     Fiber* fiber = m.current;
     fiber->file = file;
@@ -250,6 +250,25 @@ void sync_threads(const char* file, int line) {
     m.ready_warps = 0;
     for (unsigned w = 0; w < m.threads / LANES_OF_WARP; w++) set_ready(m, w);
     resume(m, pick(m, 0, 31));
+}
+
+void sync_threads(const char* file, int line) {
+    if (!removed(file, line)) meet(file, line);
+}
+
+// Between two barriers, of which the first can be removed like any other.
+bool last_to_arrive(unsigned* arrivals, unsigned blocks, const char* file, int line) {
+    Machine& m = *active;
+    sync_threads(file, line);
+    if (threadIdx.x == 0) {
+        note_atomic(arrivals, sizeof(*arrivals));
+        if (*arrivals >= blocks) fail("%s: %u of %u blocks have arrived before", whereabouts().c_str(), *arrivals, blocks);
+        m.last = *arrivals + 1 == blocks;
+        *arrivals = m.last ? 0 : *arrivals + 1;
+        note_arrival(arrivals);
+    }
+    meet(file, line);
+    return m.last;
 }
 
 // ---- warp operations --------------------------------------------------------------------------------------

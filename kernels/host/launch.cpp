@@ -162,6 +162,7 @@ bool Machine::launch(const Kernel& what, const uint32_t grid[3], size_t shared, 
     failed = false;
     interval = device->interval;
     forget_regions();
+    arrivals.clear();
     random = options.seed;
     launch_interval = interval + 1;
     active = this;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdarg>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -126,6 +127,11 @@ struct Piece {
     size_t bytes, offset;
 };
 
+// Intervals begin, …, end − 1 of one block.
+struct Span {
+    uint32_t begin, end;
+};
+
 struct Machine {
     Machine();
     ~Machine();
@@ -155,6 +161,12 @@ struct Machine {
     uint32_t block_interval = 0;  // at the block's begin
     uint32_t launch_interval = 0;
     uint64_t random = 0;
+
+    // For the race checker: when blocks wrote what others may read after a count of arrivals, by its address; and when
+    // the running block may rely on, having been the last to arrive.
+    std::map<const unsigned*, std::vector<Span>> arrivals;
+    std::vector<Span> seen;  // in order
+    bool last = false;       // what the count has just said
 
     // Shared memory.
     unsigned char* arena = nullptr;
@@ -216,6 +228,8 @@ void note_store(const void* to, size_t bytes, const void* where);
 void note_copy_end(const void* at, size_t bytes, const void* where);
 // Notes an atomic operation.
 void note_atomic(const void* at, size_t bytes);
+// Notes that the running block has arrived at this count: after a barrier, by one of its threads.
+void note_arrival(const unsigned* arrivals);
 void* reserve_shadow(size_t bytes);
 void release_shadow(void* shadow, size_t bytes);
 enum class Mark { Fresh, Forbidden, NeverWritten };

@@ -4,7 +4,8 @@
 // These hooks replace those of the sanitiser: they know fibers, barriers and blocks. For every two bytes of shared and
 // global memory a cell stores the last write and the readers since then. Two accesses, one of them a write, must be
 // ordered: by a barrier of the block, by a warp barrier between lanes of a warp, or by different launches. Blocks of one
-// launch are never ordered. The order in which the fibers actually run does not matter.
+// launch are ordered by a count of arrivals alone: what a block wrote before the barrier that is part of it comes before all
+// that the last block does after it. The order in which the fibers actually run does not matter.
 #include <sys/mman.h>
 
 #include "machine.h"
@@ -16,6 +17,7 @@ namespace host {
 void note_load(const void*, size_t, const void*) {}
 void note_store(const void*, size_t, const void*) {}
 void note_atomic(const void*, size_t) {}
+void note_arrival(const unsigned*) {}
 void note_copy_end(const void*, size_t, const void*) {}
 void* reserve_shadow(size_t) { return nullptr; }
 void release_shadow(void*, size_t) {}
@@ -89,11 +91,18 @@ std::string where(const Machine& m, const void* at) {
              (mark == FORBIDDEN ? "" : ", which nobody has written"));
 }
 
+// Whether another block of this launch was in this interval before it arrived at a count at which this block was the last.
+[[gnu::noinline]] bool seen(const Machine& m, uint32_t interval) {
+    const auto after = std::upper_bound(m.seen.begin(), m.seen.end(), interval,
+                                        [](uint32_t interval, const Span& span) { return interval < span.begin; });
+    return after != m.seen.begin() && interval < std::prev(after)->end;
+}
+
 // Whether a write with this stamp is ordered before an access of this thread.
 inline bool ordered(const Machine& m, uint64_t stamp, uint64_t own) {
     const uint32_t interval = interval_of(stamp);
     if (interval < m.launch_interval) return true;
-    if (interval < m.block_interval) return false;
+    if (interval < m.block_interval) return seen(m, interval);
     if (interval < m.interval) return true;
     const unsigned thread = thread_of(stamp), self = thread_of(own);
     return thread == self || (thread / LANES_OF_WARP == self / LANES_OF_WARP && epoch_of(stamp) != epoch_of(own));
@@ -197,6 +206,20 @@ void note_atomic(const void* at, size_t bytes) {
     if (size_t(static_cast<const unsigned char*>(at) - m.device->base) >= m.device->used) return;
     count<false>(m, reinterpret_cast<uintptr_t>(at), bytes);
     count<true>(m, reinterpret_cast<uintptr_t>(at), bytes);
+}
+
+void note_arrival(const unsigned* arrivals) {
+    Machine& m = *active;
+    std::vector<Span>& spans = m.arrivals[arrivals];
+    spans.push_back({m.block_interval, m.interval});
+    // What this block relies on, the last one may rely on too.
+    spans.insert(spans.end(), m.seen.begin(), m.seen.end());
+    if (!m.last) return;
+    m.seen = std::move(spans);
+    m.arrivals.erase(arrivals);
+    // Of two counts of one block, the later one comes last.
+    std::sort(m.seen.begin(), m.seen.end(),
+              [](const Span& a, const Span& b) { return a.begin < b.begin || (a.begin == b.begin && a.end < b.end); });
 }
 
 void note_copy_end(const void* to, size_t bytes, const void* place) {

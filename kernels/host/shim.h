@@ -99,6 +99,7 @@ float exp2_approximate(float x);
 float reciprocal_approximate(float x);
 
 void atomic_or(unsigned* word, unsigned bits);
+bool last_to_arrive(unsigned* arrivals, unsigned blocks, const char* file, int line);
 void atomic_add(unsigned* word, unsigned by);
 
 }  // namespace host

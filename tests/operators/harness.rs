@@ -70,6 +70,9 @@ impl<'a> Case<'a> {
         let arguments = PlantedArguments { input: from, out, count: self.outputs as i32, zero: 0 };
         // SAFETY: the input was allocated with its size.
         unsafe { std::ptr::copy(input.as_ptr(), from as *mut f32, input.len()) };
+        // Zeros, so that a NaN is a mistake and not what a kernel leaves out.
+        // SAFETY: the output was allocated with this length.
+        unsafe { std::ptr::write_bytes(out as *mut f32, 0, self.outputs) };
         // SAFETY: the arguments are laid out as the fields say, and their addresses are the device's.
         unsafe { device.launch(launch, (&raw const arguments).cast::<c_void>()) }?;
         // SAFETY: the output was allocated with this length.
@@ -79,7 +82,8 @@ impl<'a> Case<'a> {
 
     /// The first mistake that is detected in any order.
     fn noticed(&self) -> Option<String> {
-        let input = Formula::of("planted").values(self.outputs, 1.0, 2.0);
+        let mut input = Formula::of("planted").values(self.outputs, 1.0, 2.0);
+        input[self.outputs - 3..].fill(0.0); // counts of arrivals
         let mut first: Option<Vec<f32>> = None;
         for options in Options::ALL {
             match self.run(&input, options) {
@@ -125,6 +129,11 @@ fn correct_kernels_pass_in_every_order() {
         assert_eq!(values, expected);
         let (values, _) = Case::new("planted_count").run(&input, options).unwrap();
         assert_eq!(values, [2.0; 64]);
+        let mut counting = input[..64].to_vec();
+        counting[61..].fill(0.0);
+        let last = Case { blocks: 4, ..Case::new("planted_last") };
+        let (values, _) = last.run(&counting, options).unwrap();
+        assert_eq!(values[0], (input[0] + input[1]) + (input[2] + input[3]));
     }
 }
 
@@ -195,7 +204,7 @@ fn halves_round_to_nearest_even() {
 }
 
 /// Kernel, blocks, and the builds that must detect the mistake.
-const MISTAKES: [(&str, u32, &[Build]); 25] = {
+const MISTAKES: [(&str, u32, &[Build]); 28] = {
     use Build::{Address, Plain, Race};
     const ALL: &[Build] = &[Plain, Address, Race];
     [
@@ -222,6 +231,9 @@ const MISTAKES: [(&str, u32, &[Build]); 25] = {
         ("planted_never_waited", 1, ALL),
         ("planted_blocks_add", 3, &[Race]),
         ("planted_blocks_read", 3, ALL),
+        ("planted_late_write", 3, &[Race]),
+        ("planted_not_last", 3, ALL),
+        ("planted_too_many", 3, &[Race]),
         ("planted_nowhere", 1, ALL),
         ("planted_copy", 0, ALL),
     ]
@@ -250,6 +262,7 @@ fn planted_kernels_are_all_tested() {
         "planted_sum",
         "planted_warp",
         "planted_count",
+        "planted_last",
         "planted_product_f16",
         "planted_product_bf16",
     ];
@@ -300,6 +313,11 @@ fn messages_say_what_is_wrong() {
         assert!(race.contains("race on piece 0 of shared memory") && race.contains("planted.cu:"), "{race}");
         let race = error(&Case { blocks: 3, ..Case::new("planted_blocks_add") }, Options::default());
         assert!(race.contains("race on out + 0") && race.contains("another block"), "{race}");
+        let mut counting = input;
+        counting[61..].fill(0.0);
+        let late = Case { blocks: 3, ..Case::new("planted_late_write") };
+        let race = late.run(&counting, Options::default()).unwrap_err();
+        assert!(race.contains("race on out + 4") && race.contains("another block"), "{race}");
     }
 }
 

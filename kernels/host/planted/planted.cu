@@ -62,6 +62,23 @@ KERNEL(planted_count, 64, PlantedArguments) {
     args.out[threadIdx.x] = static_cast<float>(counts[threadIdx.x]);
 }
 
+// Three counts of arrivals: the last numbers of the input, which are zeros.
+__device__ __forceinline__ unsigned* planted_arrivals(const PlantedArguments& args) {
+    return reinterpret_cast<unsigned*>(const_cast<float*>(args.in + args.count - 3));
+}
+
+// out[0] is the sum of in[block] over four blocks: by pairs, whose last block adds them, and by the last pair.
+KERNEL(planted_last, 64, PlantedArguments) {
+    unsigned* arrivals = planted_arrivals(args);
+    const int pair = blockIdx.x / 2;
+    if (threadIdx.x == 5) args.out[1 + blockIdx.x] = args.in[blockIdx.x];
+    if (!last_to_arrive(arrivals + pair, 2)) return;
+    if (threadIdx.x == 40) args.out[5 + pair] = args.out[1 + 2 * pair] + args.out[2 + 2 * pair];
+    if (!last_to_arrive(arrivals + 2, gridDim.x / 2)) return;
+    // What a block of the other pair wrote is there too.
+    if (threadIdx.x == 7) args.out[0] = args.out[5] + args.out[6] + 0.0f * args.out[1] + 0.0f * args.out[4];
+}
+
 // out [16·M, 8·N] of two matrices in [16·M, 16] and [8·N, 16] rounded to T, by one warp with tensor-core tiles.
 template <typename T, int M, int N>
 __device__ __forceinline__ void planted_product(const PlantedArguments& args) {
@@ -309,4 +326,25 @@ KERNEL(planted_blocks_add, 64, PlantedArguments) {
 // Reads what another block of the same launch writes.
 KERNEL(planted_blocks_read, 64, PlantedArguments) {
     if (threadIdx.x == 0) args.out[blockIdx.x] = blockIdx.x == 0 ? 1.0f : args.out[blockIdx.x - 1] + 1.0f;
+}
+
+// Writes what the last block reads only after it has arrived itself.
+KERNEL(planted_late_write, 64, PlantedArguments) {
+    const bool last = last_to_arrive(planted_arrivals(args), gridDim.x);
+    if (threadIdx.x == 0) args.out[1 + blockIdx.x] = args.in[blockIdx.x];
+    if (last && threadIdx.x == 0) args.out[0] = args.out[1] + args.out[2] + args.out[3];
+}
+
+// A block that is not the last reads what the others have written.
+KERNEL(planted_not_last, 64, PlantedArguments) {
+    if (threadIdx.x == 0) args.out[1 + blockIdx.x] = args.in[blockIdx.x];
+    if (!last_to_arrive(planted_arrivals(args), gridDim.x) && threadIdx.x == 0 && blockIdx.x == 1)
+        args.out[0] = args.out[1] + args.out[2];
+}
+
+// Expects fewer blocks than come.
+KERNEL(planted_too_many, 64, PlantedArguments) {
+    if (threadIdx.x == 0) args.out[blockIdx.x] = args.in[blockIdx.x];
+    const bool last = last_to_arrive(planted_arrivals(args), gridDim.x - 1);
+    if (last && threadIdx.x == 0) args.out[0] = args.out[2];
 }

@@ -1,5 +1,7 @@
 //! Batch norm between passes: from the partial sums of a pass's blocks to coefficients, in a fixed order.
 //!
+//! A pass of one rank alone finishes its statistics itself, see `kernels/batch_norm.cuh`; the kernels here are for the others.
+//!
 //! A pass that stores y leaves `counts` [parts] and `moments` [parts, 2, C] in the workspace (see
 //! `kernels/numeric.cuh`), a pass that makes `du` leaves Σdu and Σdu·ŷ as [parts, 2, C], all in fp32.
 //!
@@ -14,9 +16,12 @@ use super::context::Context;
 use super::gpu::{Address, Gpu, Piece, Reduce};
 use super::sources::batch_norm::{
     BatchNormInferenceArguments, BatchNormMergeArguments, BatchNormStatisticsArguments,
-    BatchNormSumsArguments, LANES, THREADS,
+    BatchNormSumsArguments, FAN, LANES, THREADS,
 };
 use crate::ops::{BatchNorm, BatchNormInference, OpsError, Result, Statistics};
+
+/// Counts of arrivals that there are memory for.
+pub const MOST_ARRIVALS: usize = 4096;
 
 const STATISTICS: Kernel<BatchNormStatisticsArguments> = Kernel::plain("batch_norm_statistics");
 const MERGE: Kernel<BatchNormMergeArguments> = Kernel::plain("batch_norm_merge");
@@ -28,6 +33,14 @@ const SUMS: Kernel<BatchNormSumsArguments> = Kernel::plain("batch_norm_sums");
 pub fn statistics_bytes(bn: &BatchNorm, parts: usize) -> [usize; 2] {
     let (counts, moments) = if bn.ranks > 1 { (bn.ranks, 1 + bn.ranks) } else { (0, 0) };
     [(parts + counts) * 4, (parts + moments) * moment_bytes(bn)]
+}
+
+/// The same where the pass finishes its statistics itself: the moments of groups of parts follow those of the parts.
+pub fn finished_bytes(bn: &BatchNorm, parts: usize) -> [usize; 2] {
+    match (bn.ranks, parts.div_ceil(FAN)) {
+        (1, groups @ 2..) => [parts * 4, (parts + groups) * moment_bytes(bn)],
+        _ => statistics_bytes(bn, parts),
+    }
 }
 
 /// Bytes of the moments of one part.
@@ -50,7 +63,40 @@ pub fn sums_bytes(parts: usize, channels: usize) -> usize {
 pub struct Parts {
     pub counts: Address,
     pub moments: Address,
+    pub finish: Finish,
     number: usize,
+}
+
+/// What a pass needs to finish its statistics itself; all null if others do.
+pub struct Finish {
+    pub arrivals: Address,
+    pub weight: Address,
+    pub bias: Address,
+    pub running_mean: Address,
+    pub running_var: Address,
+    pub coefficients: Address,
+}
+
+impl Finish {
+    const NONE: Finish = Finish {
+        arrivals: Address::NULL,
+        weight: Address::NULL,
+        bias: Address::NULL,
+        running_mean: Address::NULL,
+        running_var: Address::NULL,
+        coefficients: Address::NULL,
+    };
+
+    fn of<G: Gpu>(cx: &Context<G>, bn: &BatchNorm) -> Finish {
+        Finish {
+            arrivals: cx.state.arrivals,
+            weight: cx.weight(bn.weight),
+            bias: cx.weight(bn.bias),
+            running_mean: cx.running(bn.running_mean),
+            running_var: cx.running(bn.running_var),
+            coefficients: cx.tensor(bn.coefficients),
+        }
+    }
 }
 
 impl Parts {
@@ -60,14 +106,27 @@ impl Parts {
             Statistics::Batch => cx.workspace(statistics_bytes(bn, number)),
             Statistics::Running => [Address::NULL; 2],
         };
-        Parts { counts, moments, number }
+        Parts { counts, moments, finish: Finish::NONE, number }
+    }
+
+    /// The same for a pass that finishes them itself if it can: `slices` of the channels have blocks of their own.
+    pub fn finished<G: Gpu>(cx: &Context<G>, bn: &BatchNorm, number: usize, slices: usize) -> Parts {
+        if (bn.statistics, bn.ranks) != (Statistics::Batch, 1) {
+            return Parts::of(cx, bn, number);
+        }
+        assert!(slices * (number.div_ceil(FAN) + 1) <= MOST_ARRIVALS, "{slices} slices of {number} parts");
+        assert!(i32::try_from(bn.rows).is_ok(), "a pass has fewer rows");
+        let [counts, moments] = cx.workspace(finished_bytes(bn, number));
+        Parts { counts, moments, finish: Finish::of(cx, bn), number }
     }
 
     /// After the pass: computes the batch norm's coefficients from the parts.
     pub fn finish<G: Gpu>(self, cx: &mut Context<G>, bn: &BatchNorm) -> Result {
         match bn.statistics {
-            Statistics::Batch => finish_statistics(cx, bn, self.counts, self.moments, self.number),
-            Statistics::Running => Ok(()),
+            Statistics::Batch if self.finish.arrivals == Address::NULL => {
+                finish_statistics(cx, bn, self.counts, self.moments, self.number)
+            }
+            Statistics::Batch | Statistics::Running => Ok(()),
         }
     }
 }
@@ -94,16 +153,16 @@ pub fn finish_statistics<G: Gpu>(
     let arguments = BatchNormStatisticsArguments {
         counts,
         moments,
-        weight: cx.weight(bn.weight),
-        bias: cx.weight(bn.bias),
+        norm_weight: cx.weight(bn.weight),
+        norm_bias: cx.weight(bn.bias),
         running_mean: cx.running(bn.running_mean),
         running_var: cx.running(bn.running_var),
-        coefficients: cx.tensor(bn.coefficients),
+        norm_coefficients: cx.tensor(bn.coefficients),
+        momentum: bn.momentum,
+        eps: bn.eps,
         parts: parts as i32,
         channels: bn.channels as i32,
         rows,
-        momentum: bn.momentum,
-        eps: bn.eps,
     };
     cx.launch(&STATISTICS, [bn.channels / LANES, 1, 1], THREADS, 2 * THREADS * 8, arguments)
 }
@@ -178,11 +237,11 @@ impl OnCuda for BatchNormInference {
         // The running buffer has the statistics of all forward passes so far; an update copies them to the parameters.
         let statistic = |param| if cx.ema_weights { cx.weight(param) } else { cx.running(param) };
         let arguments = BatchNormInferenceArguments {
-            weight: cx.weight(bn.weight),
-            bias: cx.weight(bn.bias),
+            norm_weight: cx.weight(bn.weight),
+            norm_bias: cx.weight(bn.bias),
             running_mean: statistic(bn.running_mean),
             running_var: statistic(bn.running_var),
-            coefficients: cx.tensor(bn.coefficients),
+            norm_coefficients: cx.tensor(bn.coefficients),
             channels: bn.channels as i32,
             eps: bn.eps,
         };

@@ -5,6 +5,7 @@ use std::ffi::c_void;
 use std::fmt::Write;
 
 use super::arguments::{Arguments, Kernel};
+use super::batch_norm::MOST_ARRIVALS;
 use super::gpu::{Address, Gpu, Launch};
 use super::precision::Precision;
 use super::sources::step::StepBlock;
@@ -31,6 +32,8 @@ pub struct State {
     pub squares: Address,
     /// One [`StepBlock`].
     pub block: Address,
+    /// [`MOST_ARRIVALS`] counts, zero between launches.
+    pub arrivals: Address,
     pub trainable: usize,
     pub total: usize,
 }
@@ -90,6 +93,7 @@ impl<G: Gpu> Context<G> {
             (self.state.ema, 4 * total, "EMA"),
             (self.state.running, 4 * (total - trainable), "running statistics"),
             (self.state.block, size_of::<StepBlock>(), "step block"),
+            (self.state.arrivals, 4 * MOST_ARRIVALS, "counts of arrivals"),
             (self.arena, self.arena_bytes, "arena"),
             (self.workspace, self.workspace_bytes, "workspace"),
         ] {

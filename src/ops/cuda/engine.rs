@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::batch_norm::MOST_ARRIVALS;
 use super::batches::{Batches, Sent};
 use super::context::{Context, State};
 use super::gpu::{Address, Gpu, Graph, Staging};
@@ -63,6 +64,7 @@ impl<G: Gpu> CudaOps<G> {
             running: floats(&mut gpu, total - trainable)?,
             squares: gpu.allocate(optimiser::squares_bytes(trainable))?,
             block: gpu.allocate(step::BLOCK_BYTES)?,
+            arrivals: floats(&mut gpu, MOST_ARRIVALS)?,
             trainable,
             total,
         };
@@ -85,6 +87,7 @@ impl<G: Gpu> CudaOps<G> {
             name: String::with_capacity(96),
         };
         cx.describe();
+        cx.gpu.fill(cx.state.arrivals, 0, 4 * MOST_ARRIVALS)?;
         step::initialise(&mut cx)?;
         let mut staging = || cx.gpu.staging(step::BLOCK_BYTES, step::BLOCK_BYTES);
         let staging = [staging()?, staging()?];

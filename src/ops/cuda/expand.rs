@@ -2,7 +2,7 @@
 
 use super::OnCuda;
 use super::arguments::Kernel;
-use super::batch_norm::{Parts, finish_sums, inverse_rows, statistics_bytes, sums_bytes};
+use super::batch_norm::{Parts, finish_sums, finished_bytes, inverse_rows, sums_bytes};
 use super::context::{Context, workspace_bytes};
 use super::gpu::{Address, Gpu};
 use super::pointwise::Cut;
@@ -23,18 +23,26 @@ fn cut(p: &ExpandForward, precision: Precision) -> Cut {
 
 impl OnCuda for ExpandForward {
     fn workspace(&self, precision: Precision) -> usize {
-        workspace_bytes(&statistics_bytes(&self.bn, cut(self, precision).parts))
+        workspace_bytes(&finished_bytes(&self.bn, cut(self, precision).parts))
     }
 
     fn launch<G: Gpu>(&self, cx: &mut Context<G>) -> Result {
         let cut = cut(self, cx.precision);
-        let parts = Parts::of(cx, &self.bn, cut.parts);
+        let parts = Parts::finished(cx, &self.bn, cut.parts, cut.column_tiles);
         let arguments = ExpandForwardArguments {
             x: cx.tensor(self.x),
             weight: cx.stored_weight(self.weight),
             y: cx.tensor(self.y),
             counts: parts.counts,
             moments: parts.moments,
+            arrivals: parts.finish.arrivals,
+            norm_weight: parts.finish.weight,
+            norm_bias: parts.finish.bias,
+            running_mean: parts.finish.running_mean,
+            running_var: parts.finish.running_var,
+            norm_coefficients: parts.finish.coefficients,
+            momentum: self.bn.momentum,
+            eps: self.bn.eps,
             rows: self.rows as i32,
             inputs: self.inputs as i32,
             outputs: self.outputs as i32,
