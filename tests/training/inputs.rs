@@ -122,6 +122,10 @@ fn resumed_run_names_the_checkpoint_s_values_and_another_way() {
     ] {
         train(dir, &format!("--resume --out run {flags}")).refused(1, &["cannot resume", difference, way]);
     }
+    let more = "--extend 9 in place of --epochs goes on to more epochs";
+    train(dir, "--resume --out run --epochs 9").refused(1, &[more]);
+    let fewer = train(dir, "--resume --out run --epochs 0.5 --warmup-epochs 0.1");
+    assert!(!fewer.err.contains("--extend"), "{}", fewer.err);
     train(dir, "--resume --out run --batch-size 8").good();
 }
 

@@ -9,6 +9,7 @@ mod demo;
 mod determinism;
 mod earlier;
 mod evaluate;
+mod extend;
 mod first_run;
 mod inputs;
 mod memory;

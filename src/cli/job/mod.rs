@@ -19,7 +19,7 @@ use crate::model::Variant;
 use crate::train::checkpoint::{self, Found, RunDirectory};
 use crate::train::fit::REFERENCE_BATCH;
 use crate::train::recipe_file::RecipeFile;
-use crate::train::{DataChoice, Recipe, RunOptions, TrainError, saved_recipe};
+use crate::train::{DataChoice, Recipe, RunOptions, TrainError, same_recipe, saved_recipe};
 
 /// What to do with the recipe.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -175,6 +175,7 @@ fn options(settings: &Settings, actions: &Actions, out: PathBuf) -> Result<RunOp
         auto_micro_batch: !matches!(settings.micro_batch, Some(MicroBatch::Images(_))),
         profile: actions.profile,
         resume: actions.resume,
+        extend: actions.extend,
         force: actions.force,
         ranks: ranks::ranks(settings, actions, |name| env::var(name).ok())?,
         started_with: ranks::started_with(settings),
@@ -209,9 +210,8 @@ fn resumed_recipe(settings: &Settings, out: &Path) -> Result<Recipe> {
     let saved = saved_recipe(out)?;
     let recipe = saved.with(&without_auto(settings))?;
     let directory = RunDirectory::at(out);
-    let differences = recipe.differences(&saved);
-    if directory.found() == Found::Checkpoint && !differences.is_empty() {
-        return Err(TrainError::OtherRecipe { checkpoint: directory.checkpoint(), differences }.into());
+    if directory.found() == Found::Checkpoint {
+        same_recipe(&recipe, &saved, &directory.checkpoint())?;
     }
     Ok(recipe)
 }

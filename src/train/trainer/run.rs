@@ -104,7 +104,8 @@ fn train_as<H: Hardware>(
     team.doing(0, "getting ready");
     let session = prepare(inspection, options, &source, hardware, team, reporter)?;
     let header = header(&session, options, &source, team);
-    let Session { recipe, arch, schedule, hardware, directory, metadata, state, resumed, memory } = session;
+    let Session { recipe, arch, schedule, hardware, directory, metadata, state, resumed, extension, memory } =
+        session;
     let processors = hardware.processors();
     let mut engine = Engine::new(&recipe, &arch, metadata.normalise, hardware, team)?;
     engine.class_weights = recipe.weights_of_classes(&source)?;
@@ -142,7 +143,11 @@ fn train_as<H: Hardware>(
     }
     if team.leads() {
         let Metadata { step, evaluated, .. } = trainer.metadata;
-        trainer.log = Some(Log::open(&trainer.directory.log(), step, evaluated)?);
+        let epochs = extension.map_or(trainer.recipe.epochs, |extension| extension.extended_from);
+        trainer.log = Some(Log::open(&trainer.directory.log(), step, evaluated, epochs)?);
+    }
+    if resumed {
+        trainer.note_length(extension)?;
     }
     // The error is sent before the device and its connections close: other ranks would report these first.
     trainer.run_steps().inspect_err(|error| team.fail(error))?;
