@@ -42,7 +42,7 @@ pub struct EvalFlags {
     /// Directory made by effnet-pack, or `synthetic` [default: the run's own, from recipe.toml beside the checkpoint; otherwise $EFFNET_DATA; otherwise `data`]
     #[arg(long, value_name = "DIR|synthetic", conflicts_with = "images")]
     pub data: Option<String>,
-    /// train or val
+    /// The images to evaluate: train, val, or test, if the set has test images
     #[arg(long, value_name = "SPLIT", default_value = "val", value_parser = Split::from_str, conflicts_with = "images")]
     pub split: Split,
     /// Images of a pass [default: the run's micro-batch, which gives the result of training to the last digit]
@@ -94,6 +94,11 @@ pub enum EvalError {
     #[error("{data} is not the data that {} was trained on (its fingerprint differs); --data {data} evaluates on \
         it nevertheless", checkpoint.display())]
     OtherData { checkpoint: PathBuf, data: String },
+    #[error(
+        "{0}: the set has no test images; a source with train/, val/ and test/ gives some: pack it again with \
+        `effnet-pack SOURCE OUT`, then give --data OUT"
+    )]
+    NoTest(String),
     #[error("{} is a checkpoint, which an export would replace; give --export another name", .0.display())]
     OntoCheckpoint(PathBuf),
     #[error("{} is a folder; --export needs the name of a file", .0.display())]
@@ -209,6 +214,9 @@ impl EvalFlags {
             }
             other => other.into(),
         })?;
+        if source.samples(self.split) == 0 {
+            return Err(EvalError::NoTest(choice.to_string()));
+        }
         let theirs = &read.metadata.classes;
         if *theirs != source.class_names() {
             return Err(EvalError::Classes {

@@ -20,5 +20,6 @@ mod ranks;
 mod recipes;
 mod resume;
 mod schedule;
+mod sources;
 mod start;
 mod train_cli;

@@ -40,7 +40,7 @@ impl Job {
         let line = match summary {
             None => format!("{from} is packed already: {to}"),
             Some(summary) => {
-                let images = summary.train.images + summary.val.images;
+                let images = summary.train.images + summary.val.images + summary.test.images;
                 let left_out = match summary.skipped.len() as u64 {
                     0 => String::new(),
                     count => format!("; {count} file{} left out, see skipped.jsonl there", plural(count)),

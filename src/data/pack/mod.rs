@@ -145,7 +145,7 @@ impl PackOptions {
 #[derive(Clone, Copy, Debug)]
 pub struct Progress {
     pub split: Split,
-    /// Images done and all images, over both splits.
+    /// Images done and all images, over all splits.
     pub done: u64,
     pub total: u64,
 }
@@ -165,6 +165,12 @@ pub struct SplitSummary {
     pub shards: usize,
 }
 
+impl SplitSummary {
+    fn is_empty(&self) -> bool {
+        self.images == 0
+    }
+}
+
 /// What packing did.
 #[derive(Clone, Debug, Serialize)]
 pub struct PackSummary {
@@ -173,6 +179,8 @@ pub struct PackSummary {
     pub classes: usize,
     pub train: SplitSummary,
     pub val: SplitSummary,
+    #[serde(skip_serializing_if = "SplitSummary::is_empty")]
+    pub test: SplitSummary,
     #[serde(flatten)]
     pub normalise: Normalise,
     pub converted: Conversions,
@@ -184,8 +192,10 @@ pub struct PackSummary {
     pub ignored: u64,
     /// Everything that was left out, with the reason.
     pub skipped: Vec<Skipped>,
-    /// Validation images that are training images too.
+    /// Validation images that are training images too, and test images that are.
     pub duplicates: Duplicates,
+    #[serde(skip_serializing_if = "Duplicates::is_none")]
+    pub test_duplicates: Duplicates,
     /// Shards kept from an interrupted pack.
     pub resumed_shards: usize,
     pub broken: Vec<Broken>,
@@ -204,7 +214,7 @@ struct Plan<'a> {
     /// What the source was recognised as.
     kind: String,
     classes: Vec<String>,
-    splits: [SplitPlan; 2],
+    splits: [SplitPlan; 3],
     /// A name for source and options; a pack continues only under the same one.
     hash: String,
     skipped: Vec<Skipped>,
