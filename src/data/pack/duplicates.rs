@@ -57,6 +57,9 @@ pub fn find(
         .collect();
     entries.sort_unstable_by_key(|entry| (entry.key, entry.shard, entry.position));
     let mut duplicates = Duplicates::default();
+    if entries.is_empty() {
+        return Ok(duplicates);
+    }
     for shard in &splits[Split::Train as usize].shards {
         let shard = open(shard)?;
         for (position, record) in shard.records().iter().enumerate() {

@@ -5,10 +5,12 @@ use std::time::Instant;
 use super::{StepInFlight, Trainer};
 use crate::data::{DataError, Loader, Split};
 use crate::ops::{Ops, StepFigures};
+use crate::train::checkpoint::Metadata;
 use crate::train::error::TrainError;
 use crate::train::evaluation::evaluate::{Evaluation, rate};
 use crate::train::recipe_file::RecipeFile;
 use crate::train::report::events::{EvaluationRecord, Event, ExtensionRecord, StepRecord};
+use crate::train::report::log::Log;
 use crate::train::report::rows::decimals;
 
 impl<O: Ops + Send> Trainer<'_, O> {
@@ -159,6 +161,16 @@ impl<O: Ops + Send> Trainer<'_, O> {
         self.directory.save(&self.metadata, &self.engine.table, &self.state, best, self.options.keep)?;
         self.saved_step = step;
         self.emit(Event::Saved { checkpoint: &self.directory.checkpoint(), step })
+    }
+
+    /// Opens the log at rank 0, as far as the checkpoint knows it.
+    pub(super) fn open_log(&mut self, extension: Option<ExtensionRecord>) -> Result<(), TrainError> {
+        if self.team.leads() {
+            let Metadata { step, evaluated, .. } = self.metadata;
+            let epochs = extension.map_or(self.recipe.epochs, |extension| extension.extended_from);
+            self.log = Some(Log::open(&self.directory.log(), step, evaluated, epochs)?);
+        }
+        Ok(())
     }
 
     /// Notes an extension in the log and in the checkpoint, before the next step; then `recipe.toml` says the same length

@@ -25,7 +25,6 @@ use crate::train::program::{command, quoted};
 use crate::train::progressive::Stage;
 use crate::train::recipe::Recipe;
 use crate::train::report::events::{End, Event, Header, Outcome, Reporter, Silent};
-use crate::train::report::log::Log;
 use crate::train::team::Team;
 
 /// Steps before the first step that `--profile` times: they allocate memory, record launches and fill caches.
@@ -141,11 +140,7 @@ fn train_as<H: Hardware>(
     if !resumed {
         trainer.save(false)?;
     }
-    if team.leads() {
-        let Metadata { step, evaluated, .. } = trainer.metadata;
-        let epochs = extension.map_or(trainer.recipe.epochs, |extension| extension.extended_from);
-        trainer.log = Some(Log::open(&trainer.directory.log(), step, evaluated, epochs)?);
-    }
+    trainer.open_log(extension)?;
     if resumed {
         trainer.note_length(extension)?;
     }
