@@ -152,6 +152,7 @@ fn run_pack(source: &Path, dir: &Path, arguments: &Arguments, out: &mut dyn Writ
         shard_bytes: arguments.shard_size << 20,
         force: arguments.force,
         threads: arguments.threads.map_or(defaults.threads, usize::from),
+        stop: defaults.stop,
     };
     let bar = PackBar::new();
     let summary = pack(source, dir, &options, &mut |progress| bar.show(progress))?;

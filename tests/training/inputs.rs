@@ -107,6 +107,8 @@ fn data_that_was_moved_is_asked_for() {
     let parts = ["gone: no such directory", "if they have been moved, --data DIR"];
     eval(dir.path(), "run/checkpoint.bin").refused(1, &parts);
     train(dir.path(), "--resume --out run").refused(1, &parts);
+    let other = ["other: no such directory", "without --data, the run goes on with its own"];
+    train(dir.path(), "--resume --out run --data other").refused(1, &other);
     eval(dir.path(), &format!("run/checkpoint.bin --data {}", data.display())).good();
 }
 

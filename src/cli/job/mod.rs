@@ -3,8 +3,8 @@
 pub mod demo;
 pub mod execute;
 mod fitted;
+mod planned;
 mod ranks;
-mod unpacked;
 
 use std::collections::BTreeSet;
 use std::env;

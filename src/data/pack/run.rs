@@ -199,8 +199,10 @@ impl Work<'_> {
                 items.push(item);
                 next += 1;
             }
-            let prepared: Vec<_> =
-                self.pool.install(|| items.into_par_iter().map(|item| prepare(item, options)).collect());
+            // An image may take long: between two of them is soon enough to stop.
+            let work = |item| (!options.stopped()).then(|| prepare(item, options));
+            let prepared: Option<Vec<_>> = self.pool.install(|| items.into_par_iter().map(work).collect());
+            let prepared = prepared.ok_or_else(|| DataError::Stopped { out: self.out.to_owned() })?;
             for (id, prepared) in (first..).zip(prepared) {
                 match prepared {
                     Err(problem) => broken.push(problem),
