@@ -74,8 +74,12 @@ impl Flags {
     pub fn job(self) -> Result<Job> {
         let Flags { mut settings, actions } = self;
         let mut notes = Vec::new();
+        let mut meant = settings.table();
         if let Some(path) = &actions.config {
-            settings = settings.over(&file::read(&config_file(path, &mut notes))?);
+            let path = config_file(path, &mut notes);
+            let in_file = file::read(&path)?;
+            meant.extend(meant_by(&in_file, &path, &settings));
+            settings = settings.over(&in_file);
         }
         if let Some(path) = settings.init_from.take() {
             settings.init_from = Some(weights_file(path, &mut notes)?);
@@ -93,6 +97,9 @@ impl Flags {
         let options = options(&settings, &actions, out)?;
         let recipe = recipe(&settings, &preset, &actions, &options.out)?;
         recipe.validate()?;
+        if !actions.resume {
+            recipe.refuse_unused(|flag| meant.contains_key(flag))?;
+        }
         let given = given(&settings, &actions);
         // The recipe of a resumed run is first compared with the checkpoint's, and then divided; a batch that nobody gave
         // is chosen so that the ranks divide it. The layer table is the same for any number of ranks.
@@ -127,6 +134,13 @@ fn config_file(path: &Path, notes: &mut Vec<String>) -> PathBuf {
     }
     notes.push(format!("--config {}: a folder; its recipe.toml is taken", path.display()));
     RunDirectory::at(path).recipe()
+}
+
+/// The settings in a file that somebody wrote for the run's optimiser. The recipe of a run has a value of every setting, and
+/// an optimiser on the command line replaces the file's with all that belongs to it.
+fn meant_by(in_file: &Settings, path: &Path, typed: &Settings) -> toml::Table {
+    let other = typed.optimizer.is_some() && typed.optimizer != in_file.optimizer;
+    if other || RecipeFile::read(path).is_ok() { toml::Table::new() } else { in_file.table() }
 }
 
 /// The file of weights: in a run's folder its best checkpoint.
