@@ -152,6 +152,7 @@ fn run_pack(source: &Path, dir: &Path, arguments: &Arguments, out: &mut dyn Writ
         shard_bytes: arguments.shard_size << 20,
         force: arguments.force,
         threads: arguments.threads.map_or(defaults.threads, usize::from),
+        stop: defaults.stop,
     };
     let bar = PackBar::new();
     let summary = pack(source, dir, &options, &mut |progress| bar.show(progress))?;
@@ -177,14 +178,12 @@ fn print_summary(summary: &PackSummary, quality: u8, out: &mut dyn Write) -> io:
     for class in &summary.empty_classes {
         writeln!(out, "warning: no training image of class `{}` could be read", shown(class))?;
     }
-    if let Some([train, val]) = &summary.duplicates.example {
-        let (images, train, val) = (summary.duplicates.images, shown(train), shown(val));
-        let what = if images == 1 { "validation image is a" } else { "validation images are" };
-        writeln!(
-            out,
-            "warning: {images} {what} training image{} too, such as {val}: {train}",
-            plural(images)
-        )?;
+    for (duplicates, what) in [(&summary.duplicates, "validation"), (&summary.test_duplicates, "test")] {
+        let Some([train, other]) = &duplicates.example else { continue };
+        let (images, train, other) = (duplicates.images, shown(train), shown(other));
+        let are = if images == 1 { "image is a" } else { "images are" };
+        let many = plural(images);
+        writeln!(out, "warning: {images} {what} {are} training image{many} too, such as {other}: {train}")?;
     }
     let converted = &summary.converted;
     let resumed = summary.resumed_shards as u64;
@@ -209,7 +208,8 @@ fn print_summary(summary: &PackSummary, quality: u8, out: &mut dyn Write) -> io:
         writeln!(out, "{count:>9}  {what}, such as {file}: {reason}")?;
     }
     writeln!(out, "{:>9}  classes", summary.classes)?;
-    for (split, what) in [(&summary.train, "training"), (&summary.val, "validation")] {
+    let splits = [(&summary.train, "training"), (&summary.val, "validation"), (&summary.test, "test")];
+    for (split, what) in splits.into_iter().filter(|(split, _)| split.images > 0) {
         let mib = split.bytes as f64 / (1 << 20) as f64;
         let (images, shards) = (split.images, split.shards as u64);
         let (many, more) = (plural(images), plural(shards));
@@ -241,15 +241,17 @@ fn run_verify(dir: &Path, json: bool, out: &mut dyn Write) -> Result<ExitCode> {
 
 fn run_info(dir: &Path, json: bool, out: &mut dyn Write) -> Result<ExitCode> {
     let dataset = Dataset::open(dir)?;
-    let counts = Split::BOTH.map(|split| dataset.class_counts(split));
+    let splits = Split::ALL.into_iter().filter(|&split| dataset.samples(split) > 0);
+    let splits: Vec<(Split, Vec<u64>)> = splits.map(|split| (split, dataset.class_counts(split))).collect();
     let manifest = dataset.manifest();
     if json {
-        let value = serde_json::json!({
+        let mut value = serde_json::json!({
             "classes": manifest.classes, "encoding": manifest.encoding, "mean": manifest.mean,
             "deviation": manifest.deviation, "fingerprint": dataset.fingerprint(),
-            "train": split_info(&dataset, Split::Train, &counts[0]),
-            "val": split_info(&dataset, Split::Val, &counts[1]),
         });
+        for (split, counts) in &splits {
+            value[split.as_ref()] = split_info(&dataset, *split, counts);
+        }
         writeln!(out, "{value}")?;
         return Ok(ExitCode::SUCCESS);
     }
@@ -261,7 +263,7 @@ fn run_info(dir: &Path, json: bool, out: &mut dyn Write) -> Result<ExitCode> {
         manifest.encoding
     )?;
     writeln!(out, "mean {:.4?}, deviation {:.4?}", manifest.mean, manifest.deviation)?;
-    for split in Split::BOTH {
+    for &(split, _) in &splits {
         let (width, height) = dataset.largest(split);
         let entry = manifest.split(split);
         let mib = entry.bytes as f64 / (1 << 20) as f64;
@@ -272,9 +274,12 @@ fn run_info(dir: &Path, json: bool, out: &mut dyn Write) -> Result<ExitCode> {
             plural(shards as u64)
         )?;
     }
-    writeln!(out, "{:>9} {:>9}  class", "train", "val")?;
+    let row =
+        |cells: &mut dyn Iterator<Item = String>| cells.map(|cell| format!("{cell:>9} ")).collect::<String>();
+    writeln!(out, "{} class", row(&mut splits.iter().map(|(split, _)| split.to_string())))?;
     for (label, class) in dataset.classes().iter().enumerate() {
-        writeln!(out, "{:>9} {:>9}  {}", counts[0][label], counts[1][label], shown(class))?;
+        let counts = row(&mut splits.iter().map(|(_, counts)| counts[label].to_string()));
+        writeln!(out, "{counts} {}", shown(class))?;
     }
     Ok(ExitCode::SUCCESS)
 }

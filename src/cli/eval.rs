@@ -3,11 +3,13 @@
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Instant;
 
 use clap::{Parser, ValueEnum, value_parser};
 use serde_json::{Value, json};
 
+use super::unpacked::{is_source, packed, store};
 use crate::data::{DataError, Source, Split};
 use crate::model::ParamTable;
 use crate::model::formats::{self, TrainedModel, safetensors};
@@ -39,10 +41,10 @@ pub struct EvalFlags {
     pub checkpoint: PathBuf,
     /// Image files to classify: JPEG, PNG, WebP, GIF, BMP or TIFF
     pub images: Vec<PathBuf>,
-    /// Directory made by effnet-pack, or `synthetic` [default: the run's own, from recipe.toml beside the checkpoint; otherwise $EFFNET_DATA; otherwise `data`]
+    /// Directory made by effnet-pack; or images as effnet-pack takes them, which are packed once, beside the run; or `synthetic` [default: the run's own, from recipe.toml beside the checkpoint; otherwise $EFFNET_DATA; otherwise `data`]
     #[arg(long, value_name = "DIR|synthetic", conflicts_with = "images")]
     pub data: Option<String>,
-    /// train or val
+    /// The images to evaluate: train, val, or test, if the set has test images
     #[arg(long, value_name = "SPLIT", default_value = "val", value_parser = Split::from_str, conflicts_with = "images")]
     pub split: Split,
     /// Images of a pass [default: the run's micro-batch, which gives the result of training to the last digit]
@@ -94,6 +96,11 @@ pub enum EvalError {
     #[error("{data} is not the data that {} was trained on (its fingerprint differs); --data {data} evaluates on \
         it nevertheless", checkpoint.display())]
     OtherData { checkpoint: PathBuf, data: String },
+    #[error(
+        "{0}: the set has no test images; a source with train/, val/ and test/ gives some: pack it again with \
+        `effnet-pack SOURCE OUT`, then give --data OUT"
+    )]
+    NoTest(String),
     #[error("{} is a checkpoint, which an export would replace; give --export another name", .0.display())]
     OntoCheckpoint(PathBuf),
     #[error("{} is a folder; --export needs the name of a file", .0.display())]
@@ -154,7 +161,7 @@ impl EvalFlags {
 
     fn evaluate(&self, read: &Checkpoint, out: &mut dyn Write, err: &mut dyn Write) -> Result<(), EvalError> {
         let selected = self.selected()?;
-        let (choice, source) = self.source(read)?;
+        let (choice, source) = self.source(read, err)?;
         if source.fingerprint() != read.metadata.data {
             if self.data.is_none() {
                 let checkpoint = self.checkpoint.clone();
@@ -196,19 +203,32 @@ impl EvalFlags {
     }
 
     /// The images to evaluate, and the name of the data.
-    fn source(&self, read: &Checkpoint) -> Result<(DataChoice, Source), EvalError> {
+    fn source(&self, read: &Checkpoint, err: &mut dyn Write) -> Result<(DataChoice, Source), EvalError> {
         let beside = self.checkpoint.with_file_name("recipe.toml");
-        let choice = match &self.data {
+        let mut choice = match &self.data {
             Some(text) => DataChoice::from(text.clone()),
             None if beside.exists() => RecipeFile::read(&beside).map_err(TrainError::from)?.options.data,
             None => DataChoice::from_environment(),
         };
-        let source = choice.open(read.metadata.resolution).map_err(|error| match error {
-            DataError::NoDataset { dir, problem } if self.data.is_none() && beside.exists() => {
-                TrainError::DataMoved { dir, problem }
+        let source = match choice.open(read.metadata.resolution) {
+            Err(DataError::NoDataset { dir, .. }) if is_source(&dir) => {
+                let run = self.checkpoint.parent().unwrap_or(Path::new(""));
+                let place = packed(&dir, &store(run, None), &Arc::default(), &mut |line| {
+                    // Nobody may be there to read it.
+                    let _ = writeln!(err, "{line}");
+                });
+                choice = DataChoice::Dir(place.map_err(TrainError::from)?);
+                choice.open(read.metadata.resolution)
             }
-            other => other.into(),
-        })?;
+            Err(DataError::NoDataset { dir, problem }) if self.data.is_none() && beside.exists() => {
+                return Err(TrainError::DataMoved { dir, problem }.into());
+            }
+            other => other,
+        };
+        let source = source.map_err(TrainError::from)?;
+        if source.samples(self.split) == 0 {
+            return Err(EvalError::NoTest(choice.to_string()));
+        }
         let theirs = &read.metadata.classes;
         if *theirs != source.class_names() {
             return Err(EvalError::Classes {

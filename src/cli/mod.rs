@@ -10,6 +10,7 @@
 //! | [`preset`] | published recipes by name |
 //! | [`job`] | from flags to a job, and its execution |
 //! | [`pack_bar`] | the progress of a pack |
+//! | `unpacked` | images that are packed where `--data` names them |
 //! | [`eval`] | `effnet-eval` |
 //! | [`signals`] | Ctrl-C and SIGTERM |
 
@@ -19,6 +20,7 @@ pub mod job;
 pub mod pack_bar;
 pub mod preset;
 pub mod signals;
+mod unpacked;
 
 use std::ffi::OsString;
 

@@ -11,7 +11,7 @@ use std::time::Instant;
 #[cfg(unix)]
 use signal_hook::consts::SIGXFSZ;
 use signal_hook::flag;
-use signal_hook::iterator::Signals;
+use signal_hook::iterator::{Handle, Signals};
 use signal_hook::low_level;
 
 use crate::parallel::environment::LAUNCHED;
@@ -23,6 +23,30 @@ const INTERRUPTED: i32 = 130;
 /// The answer to the first signal.
 const STOPPING: &str =
     "stopping: this step is finished and saved first; press Ctrl-C again to end at once, unsaved";
+
+/// The answer while images are packed.
+const STOPPING_PACK: &str = "stopping: what is packed stays, and the same command goes on with it";
+
+/// Whether images are being packed.
+static PACKING: AtomicBool = AtomicBool::new(false);
+
+/// Does `work`, during which the answer to a signal is that of a pack.
+pub fn while_packing<T>(work: impl FnOnce() -> T) -> T {
+    PACKING.store(true, Ordering::Relaxed);
+    let done = work();
+    PACKING.store(false, Ordering::Relaxed);
+    done
+}
+
+/// Signals that are being watched.
+pub struct Watch(Handle);
+
+impl Watch {
+    /// Leaves the signals to others.
+    pub fn end(self) {
+        self.0.close();
+    }
+}
 
 /// Prints a line on standard error, in one piece. On a terminal it replaces the progress bar, which is drawn again.
 fn say(line: &str) {
@@ -36,9 +60,9 @@ fn say(line: &str) {
 ///
 /// # Errors
 /// If the system refuses the handlers or a thread.
-pub fn watch(stop: &Arc<AtomicBool>) -> io::Result<()> {
+pub fn watch(stop: &Arc<AtomicBool>) -> io::Result<Watch> {
     let mut signals = Signals::new(end_signals())?;
-    let stop = stop.clone();
+    let (stop, handle) = (stop.clone(), signals.handle());
     // One line for all ranks: their launcher prints it.
     let alone = env::var_os(LAUNCHED).is_none();
     let wait = move || {
@@ -46,7 +70,7 @@ pub fn watch(stop: &Arc<AtomicBool>) -> io::Result<()> {
         for _ in signals.forever() {
             stop.store(true, Ordering::Relaxed);
             if alone && first.is_none() {
-                say(STOPPING);
+                say(if PACKING.load(Ordering::Relaxed) { STOPPING_PACK } else { STOPPING });
             }
             let first = *first.get_or_insert_with(Instant::now);
             if first.elapsed() > ECHO {
@@ -54,7 +78,8 @@ pub fn watch(stop: &Arc<AtomicBool>) -> io::Result<()> {
             }
         }
     };
-    thread::Builder::new().name("signals".into()).spawn(wait).map(drop)
+    thread::Builder::new().name("signals".into()).spawn(wait)?;
+    Ok(Watch(handle))
 }
 
 /// Without a handler for its signal, a file-size limit would kill the program. With one, the write that exceeds the

@@ -45,6 +45,12 @@ pub struct SplitEntry {
     pub shards: Vec<ShardEntry>,
 }
 
+impl SplitEntry {
+    pub fn is_empty(&self) -> bool {
+        *self == SplitEntry::default()
+    }
+}
+
 /// `dataset.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -60,6 +66,9 @@ pub struct Manifest {
     pub deviation: [f32; 3],
     pub train: SplitEntry,
     pub val: SplitEntry,
+    /// Not written where there are no test images: a set of an earlier version has none.
+    #[serde(default, skip_serializing_if = "SplitEntry::is_empty")]
+    pub test: SplitEntry,
     /// CRC-32 of this file with the checksum empty.
     pub checksum: String,
 }
@@ -69,14 +78,24 @@ impl Manifest {
         classes: Vec<String>,
         encoding: String,
         normalise: Normalise,
-        splits: [SplitEntry; 2],
+        splits: [SplitEntry; 3],
     ) -> Self {
-        let [train, val] = splits;
+        let [train, val, test] = splits;
         let Normalise { mean, deviation } = normalise;
         let format = FORMAT.to_string();
         let checksum = String::new();
-        let mut manifest =
-            Manifest { format, version: VERSION, classes, encoding, mean, deviation, train, val, checksum };
+        let mut manifest = Manifest {
+            format,
+            version: VERSION,
+            classes,
+            encoding,
+            mean,
+            deviation,
+            train,
+            val,
+            test,
+            checksum,
+        };
         manifest.checksum = format!("{:08x}", crc32fast::hash(&manifest.to_bytes()));
         manifest
     }
@@ -143,11 +162,13 @@ impl Manifest {
         match split {
             Split::Train => &self.train,
             Split::Val => &self.val,
+            Split::Test => &self.test,
         }
     }
 
-    /// A name for the content: classes, counts and, through the shards' CRCs, every byte of every sample. Two packs of
-    /// one source have the same.
+    /// A name for the content: classes, counts and, through the shards' CRCs, every byte of every sample for training and
+    /// validation. Two packs of one source have the same. Test images do not count: a run has not seen them, and goes on
+    /// over a set that was packed again with them.
     pub fn fingerprint(&self) -> String {
         let mut fnv = Fnv::new().number(self.classes.len() as u64);
         for class in &self.classes {
@@ -202,13 +223,13 @@ impl Shards {
         if samples as u64 != entry.samples {
             return Err(damaged(format!("the {split} split's shards hold {samples} samples")));
         }
-        if samples == 0 {
+        if samples == 0 && split != Split::Test {
             return Err(damaged(format!("the {split} split is empty")));
         }
         if samples > u32::MAX as usize {
             return Err(damaged(format!("the {split} split has more than {} samples", u32::MAX)));
         }
-        let ask_ahead = bytes / samples as u64 >= ASK_AHEAD_BYTES;
+        let ask_ahead = bytes / samples.max(1) as u64 >= ASK_AHEAD_BYTES;
         if ask_ahead && split == Split::Train {
             shards.iter().for_each(Shard::advise_random);
         }
@@ -254,7 +275,7 @@ fn open_listed(
 pub struct Dataset {
     dir: PathBuf,
     manifest: Manifest,
-    splits: [Shards; 2],
+    splits: [Shards; 3],
 }
 
 impl Dataset {
@@ -264,7 +285,8 @@ impl Dataset {
     /// [`DataError::NoDataset`] if there is none, [`DataError::Damaged`] naming the file that is not as it was packed.
     pub fn open(dir: &Path) -> Result<Dataset, DataError> {
         let manifest = Manifest::read(dir)?;
-        let splits = [Shards::open(dir, &manifest, Split::Train)?, Shards::open(dir, &manifest, Split::Val)?];
+        let [train, val, test] = Split::ALL.map(|split| Shards::open(dir, &manifest, split));
+        let splits = [train?, val?, test?];
         Ok(Dataset { dir: dir.to_owned(), manifest, splits })
     }
 
@@ -280,7 +302,7 @@ impl Dataset {
         &self.manifest.classes
     }
 
-    /// Number of samples of a split; never 0.
+    /// Number of samples of a split; 0 only of a set without test images.
     pub fn samples(&self, split: Split) -> usize {
         self.splits[split as usize].samples
     }
@@ -389,9 +411,10 @@ pub struct Verification {
 pub fn verify(dir: &Path) -> Result<Verification, DataError> {
     let manifest = Manifest::read(dir)?;
     let mut report = Verification::default();
-    for split in Split::BOTH {
+    for split in Split::ALL {
         let entry = manifest.split(split);
-        if entry.samples == 0 || entry.samples != entry.shards.iter().map(|s| s.samples).sum::<u64>() {
+        let none = entry.samples == 0 && split != Split::Test;
+        if none || entry.samples != entry.shards.iter().map(|s| s.samples).sum::<u64>() {
             report.damage.push(format!("{}: wrong number of {split} samples", dir.join(MANIFEST).display()));
         }
         for listed in &entry.shards {

@@ -2,8 +2,9 @@
 //! are escaped.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use super::dataset::PARTIAL;
 use crate::files::FileError;
 use crate::names::{quoted, shown, shown_path};
 
@@ -13,11 +14,7 @@ pub enum DataError {
     #[error("{}: {error}", shown_path(path))]
     Io { path: PathBuf, error: io::Error },
     /// No dataset where one was expected.
-    #[error(
-        "{}: {problem}; make one with `effnet-pack SOURCE {}`, or try `--data synthetic` or `effnet-train --demo`",
-        shown_path(dir),
-        quoted(dir)
-    )]
+    #[error("{}: {problem}; {}", shown_path(dir), way_to_a_dataset(dir))]
     NoDataset { dir: PathBuf, problem: String },
     /// `dataset.json`, or a shard's header or index, is damaged or belongs to something else.
     #[error("{}: {}", shown_path(file), shown(problem))]
@@ -34,12 +31,29 @@ pub enum DataError {
     /// The output directory of a pack is in use.
     #[error("{}: {}", shown_path(path), shown(problem))]
     Output { path: PathBuf, problem: String },
+    /// A pack was asked to stop.
+    #[error("packing is stopped; the same command goes on with {}", shown_path(out))]
+    Stopped { out: PathBuf },
     /// A setting that makes no sense.
     #[error("{0}")]
     Invalid(String),
     /// A loader thread panicked, or the loader was asked again after an error.
     #[error("data loader: {0}")]
     Loader(String),
+}
+
+/// How to come to a dataset, from what lies where one was expected.
+fn way_to_a_dataset(dir: &Path) -> String {
+    let entries = || dir.read_dir().is_ok_and(|mut entries| entries.next().is_some());
+    if dir.join(PARTIAL).exists() {
+        "run the same `effnet-pack` again, and it goes on".into()
+    } else if ["checkpoint.bin", "recipe.toml"].iter().any(|name| dir.join(name).exists()) {
+        "it is the folder of a run, whose recipe.toml names its data".into()
+    } else if dir.is_file() || entries() {
+        format!("if images lie there, `effnet-pack {} OUT` packs them, and OUT is what to give", quoted(dir))
+    } else {
+        format!("`effnet-pack SOURCE {}` makes one from the images at SOURCE", quoted(dir))
+    }
 }
 
 impl DataError {

@@ -135,8 +135,8 @@ pub fn check(bytes: &[u8]) -> Result<Header, String> {
     if header_crc(&bytes[..header.data_offset as usize]) != header.crc {
         return Err("header and index do not match their checksum: damaged header or index".into());
     }
-    if header.split > 1 {
-        return Err(format!("split {} is neither training nor validation", header.split));
+    if header.split as usize >= Split::ALL.len() {
+        return Err(format!("split {} is neither training nor validation nor test", header.split));
     }
     let mut next = header.data_offset;
     for position in 0..header.samples as usize {

@@ -67,7 +67,7 @@ impl Source {
         }
     }
 
-    /// Number of images; never 0.
+    /// Number of images; 0 only of a set without test images.
     pub fn samples(&self, split: Split) -> usize {
         match self {
             Source::Packed(dataset) => dataset.samples(split),

@@ -25,6 +25,7 @@ impl Synthetic {
         match split {
             Split::Train => self.train,
             Split::Val => self.val,
+            Split::Test => 0,
         }
     }
 

@@ -46,13 +46,19 @@ pub enum TrainError {
     #[error(transparent)]
     Log(#[from] LogError),
     #[error(
-        "cannot resume {}: {}; leave these flags out to go on, or start another run from its weights with them: \
+        "cannot resume {}: {}; leave these flags out to go on{}, or start another run from its weights with them: \
         --init-from {} --out ANOTHER instead of --resume",
         checkpoint.display(),
         differences.join("; "),
+        more.map_or(String::new(), |epochs| format!(" (--extend {epochs} in place of --epochs goes on to more epochs)")),
         quoted(checkpoint)
     )]
-    OtherRecipe { checkpoint: PathBuf, differences: Vec<String> },
+    OtherRecipe {
+        checkpoint: PathBuf,
+        differences: Vec<String>,
+        /// The epochs that were asked for, if they are more than the checkpoint's.
+        more: Option<f64>,
+    },
     #[error("{}: {problem}; the run was trained on the images there: if they have been moved, --data DIR says where \
         they are", dir.display())]
     DataMoved { dir: PathBuf, problem: String },

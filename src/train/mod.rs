@@ -7,6 +7,7 @@
 //! |---|---|
 //! | [`recipe`] ([`optimizer`], [`schedule_kind`], [`sampling`], [`class_weights`]), [`options`], [`recipe_file`] | what to train, how, and both as a file |
 //! | [`fit`] | the recipe of a set of images, where nobody said otherwise |
+//! | [`extension`] | `--extend`: a run goes on to more epochs |
 //! | `trainer` | the loop: [`run`], [`engine`], [`schedule`] |
 //! | `evaluation` | accuracy and loss: [`evaluate`], [`evaluator`] |
 //! | [`checkpoint`] | the state of a run as a file, and the run directory |
@@ -21,6 +22,7 @@ pub mod device;
 mod division;
 pub mod error;
 mod evaluation;
+pub mod extension;
 pub mod fit;
 pub mod loading;
 pub mod memory;
@@ -51,5 +53,5 @@ pub use report::events::{EvaluationRecord, Header, Outcome, Reporter, StepRecord
 pub use report::{curves, events, log, profile};
 pub use schedule_kind::ScheduleKind;
 pub use trainer::run::{train, train_selected};
-pub use trainer::session::{check, saved_recipe};
+pub use trainer::session::{check, same_recipe, saved_recipe};
 pub use trainer::{engine, not_finite, run, schedule};

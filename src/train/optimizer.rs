@@ -82,6 +82,27 @@ impl Recipe {
     }
 }
 
+impl Recipe {
+    /// Refuses settings that were `given`, by the names of their flags, though the optimiser does not have them. A recipe
+    /// holds a value of each, whatever its optimiser.
+    ///
+    /// # Errors
+    /// The first of them.
+    pub fn refuse_unused(&self, given: impl Fn(&str) -> bool) -> Result<(), RecipeError> {
+        let kind = self.optimizer;
+        let mean_square = matches!(kind, Optimizer::Rmsprop | Optimizer::RmspropTf);
+        for (flag, value, used) in [
+            ("alpha", self.alpha, mean_square),
+            ("rms-eps", self.rms_eps, mean_square),
+            ("momentum", self.momentum, kind != Optimizer::Adamw),
+        ] {
+            let allowed = used || !given(flag);
+            require(flag, value, allowed, &format!("--optimizer {kind} has none; leave it out"))?;
+        }
+        Ok(())
+    }
+}
+
 /// The parameters that decay.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, Display, EnumString, VariantNames,

@@ -141,6 +141,9 @@ pub struct RunOptions {
     pub profile: Option<u64>,
     #[serde(skip)]
     pub resume: bool,
+    /// With `resume`: the run goes on to so many epochs; see [`extension`](super::extension).
+    #[serde(skip)]
+    pub extend: Option<f64>,
     #[serde(skip)]
     pub force: bool,
     /// Whether other processes train too, and how they find each other.
@@ -170,6 +173,7 @@ impl RunOptions {
             auto_micro_batch: false,
             profile: None,
             resume: false,
+            extend: None,
             force: false,
             ranks: Ranks::One,
             started_with: None,

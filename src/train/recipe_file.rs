@@ -11,6 +11,7 @@ use toml::Table;
 use super::options::{DataChoice, RunOptions};
 use super::recipe::Recipe;
 use crate::data::Source;
+use crate::files::{self, FileError};
 
 /// The options in the file.
 const KEPT: [&str; 7] =
@@ -79,6 +80,20 @@ impl RecipeFile {
             recipe: table.try_into().map_err(message)?,
             options: kept.try_into().map_err(message)?,
         })
+    }
+
+    /// Makes the file at `path` say these epochs. One that cannot be read stays as it is.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn set_epochs(path: &Path, epochs: f64) -> Result<(), FileError> {
+        match RecipeFile::read(path) {
+            Ok(mut file) if file.recipe.epochs != epochs => {
+                file.recipe.epochs = epochs;
+                files::replace(path, file.render().as_bytes())
+            }
+            _ => Ok(()),
+        }
     }
 
     /// # Errors

@@ -123,7 +123,7 @@ pub fn log_lines(out: &Path) -> usize {
 pub fn figures(out: &Path) -> Vec<(u64, f64, f64)> {
     let of = |line: &LogLine| match line {
         LogLine::Step(step) => (step.step, step.loss, step.accuracy),
-        LogLine::Evaluation(_) => panic!("no evaluation is due"),
+        LogLine::Evaluation(_) | LogLine::Extension(_) => panic!("no evaluation is due"),
     };
     timeless_log(out).iter().map(of).collect()
 }
@@ -146,6 +146,7 @@ pub fn timeless_log(dir: &Path) -> Vec<LogLine> {
         match line {
             LogLine::Step(record) => (record.images_per_second, record.data_wait) = (0.0, 0.0),
             LogLine::Evaluation(record) => record.images_per_second = 0.0,
+            LogLine::Extension(_) => {}
         }
     }
     lines

@@ -33,6 +33,7 @@ fn threads_change_nothing() {
                 assert_eq!(e.images, 13);
                 assert!(e.ema_top1.is_some() && e.top5 == 1.0, "five classes: {e:?}");
             }
+            LogLine::Extension(e) => panic!("nobody extended it: {e:?}"),
         }
     }
 }

@@ -107,6 +107,8 @@ fn data_that_was_moved_is_asked_for() {
     let parts = ["gone: no such directory", "if they have been moved, --data DIR"];
     eval(dir.path(), "run/checkpoint.bin").refused(1, &parts);
     train(dir.path(), "--resume --out run").refused(1, &parts);
+    let other = ["other: no such directory", "without --data, the run goes on with its own"];
+    train(dir.path(), "--resume --out run --data other").refused(1, &other);
     eval(dir.path(), &format!("run/checkpoint.bin --data {}", data.display())).good();
 }
 
@@ -122,6 +124,10 @@ fn resumed_run_names_the_checkpoint_s_values_and_another_way() {
     ] {
         train(dir, &format!("--resume --out run {flags}")).refused(1, &["cannot resume", difference, way]);
     }
+    let more = "--extend 9 in place of --epochs goes on to more epochs";
+    train(dir, "--resume --out run --epochs 9").refused(1, &[more]);
+    let fewer = train(dir, "--resume --out run --epochs 0.5 --warmup-epochs 0.1");
+    assert!(!fewer.err.contains("--extend"), "{}", fewer.err);
     train(dir, "--resume --out run --batch-size 8").good();
 }
 

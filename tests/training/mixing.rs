@@ -27,7 +27,7 @@ fn mixed() -> Recipe {
 fn step_losses(out: &Path) -> Vec<f64> {
     let losses = timeless_log(out).into_iter().filter_map(|line| match line {
         LogLine::Step(record) => Some(record.loss),
-        LogLine::Evaluation(_) => None,
+        LogLine::Evaluation(_) | LogLine::Extension(_) => None,
     });
     losses.collect()
 }

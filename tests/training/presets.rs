@@ -101,3 +101,28 @@ fn preset_is_listed_shown_and_refused_by_name() {
     let kept = std::fs::read_to_string(dir.path().join("run/recipe.toml")).unwrap();
     assert!(kept.contains("nesterov = true") && kept.contains("clip-norm = 5"), "{kept}");
 }
+
+/// A file that somebody wrote for another optimiser is refused. The recipe of a run has a value of every setting, and an
+/// optimiser on the command line replaces the file's.
+#[test]
+fn file_for_an_optimiser_is_refused_with_another_one_s_settings() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let file = dir.path().join(name);
+        std::fs::write(&file, text).unwrap();
+        file.display().to_string()
+    };
+    let own = file("own.toml", "optimizer = \"sgd\"\nalpha = 0.9\n");
+    let line = recipe(&format!("--config {own}")).unwrap_err();
+    assert_eq!(line, "--alpha 0.9: --optimizer sgd has none; leave it out");
+    let rms = file("rms.toml", "alpha = 0.95\n");
+    assert_eq!(recipe(&format!("--config {rms}")).unwrap().alpha, 0.95);
+    recipe(&format!("--optimizer sgd --config {rms}")).unwrap();
+    let flags = "--optimizer sgd --data synthetic --device cpu --resolution 32 --batch-size 4 --max-steps 1 --out run";
+    run(program("effnet-train").current_dir(dir.path()).args(flags.split_whitespace())).good();
+    let place = dir.path().join("run/recipe.toml");
+    let text = std::fs::read_to_string(&place).unwrap();
+    assert!(text.contains("optimizer = \"sgd\"") && text.contains("rms-eps = "), "{text}");
+    recipe(&format!("--config {}", place.display())).unwrap();
+    recipe(&format!("--resume --out {}", place.parent().unwrap().display())).unwrap();
+}

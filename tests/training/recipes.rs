@@ -44,7 +44,7 @@ fn adamw_run_is_resumed_to_the_same_bytes() {
         .into_iter()
         .filter_map(|line| match line {
             LogLine::Step(record) => Some(record.gradient_norm),
-            LogLine::Evaluation(_) => None,
+            LogLine::Evaluation(_) | LogLine::Extension(_) => None,
         })
         .collect();
     assert_eq!(norms.len(), 8);

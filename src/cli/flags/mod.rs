@@ -295,6 +295,9 @@ pub struct Actions {
     /// Continue the run in --out with the recipe in its checkpoint
     #[arg(long, help_heading = RUN, conflicts_with = "force")]
     pub resume: bool,
+    /// With --resume: go on to so many epochs, more than the run was planned for. From here on the learning rate is that of a run of this length, so the result is not that of a run planned so from the start
+    #[arg(long, value_name = "EPOCHS", value_parser = number, allow_hyphen_values = true, requires = "resume", conflicts_with = "epochs", help_heading = RUN)]
+    pub extend: Option<f64>,
     /// Replace the run in --out
     #[arg(long, help_heading = RUN)]
     pub force: bool,

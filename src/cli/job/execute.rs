@@ -6,32 +6,26 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{Context, Result};
-use serde_json::json;
+use anyhow::{Context, Result, anyhow};
 
 use super::fitted::{is_gpu, ranks_on_gpus};
-use super::unpacked::is_source;
 use super::{Action, Job, demo};
-use crate::cli::UsageError;
+use crate::cli::unpacked::{is_source, packed, packed_before, store};
+use crate::cli::{UsageError, signals};
 use crate::data::{self, DataError, Source};
 use crate::files;
 use crate::model::{ParamTable, summary};
 use crate::parallel::launch::{Launch, Program};
-use crate::parallel::{GroupError, Ranks, World};
+use crate::parallel::{GroupError, Ranks};
 use crate::train::checkpoint::{DirectoryError, Found, RunDirectory};
 use crate::train::curves::Curves;
-use crate::train::device::{self, Hardware};
+use crate::train::device;
 use crate::train::events::{All, End, Reporter, Silent};
+use crate::train::recipe_file::RecipeFile;
 use crate::train::report::{for_stdout, preview};
-use crate::train::{
-    DataChoice, MemoryPlan, Outcome, Recipe, RecipeError, RunOptions, TrainError, check, memory_plan,
-    train_selected,
-};
-
-/// Classes of a network without data: as many as ImageNet has.
-const CLASSES: usize = 1000;
+use crate::train::{DataChoice, Outcome, Recipe, RecipeError, RunOptions, TrainError, check, train_selected};
 
 /// How a job ended without an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,7 +71,17 @@ impl Job {
     ///
     /// # Errors
     /// One line when printed as `{:#}`.
-    pub fn execute(&self, stop: &AtomicBool) -> Result<Done> {
+    pub fn execute(&self, stop: &Arc<AtomicBool>) -> Result<Done> {
+        match self.carry_out(stop) {
+            Err(error) if matches!(error.downcast_ref(), Some(DataError::Stopped { .. })) => {
+                for_stdout(self.json).notice(&error.to_string());
+                Ok(Done::Interrupted)
+            }
+            other => other,
+        }
+    }
+
+    fn carry_out(&self, stop: &Arc<AtomicBool>) -> Result<Done> {
         match &self.action {
             Action::Summary => {
                 let arch = self.recipe.architecture(self.classes()?)?;
@@ -89,7 +93,7 @@ impl Job {
                 }
             }
             Action::DryRun => self.print_memory_plan()?,
-            Action::Preview(file) => self.write_preview(file)?,
+            Action::Preview(file) => self.write_preview(file, stop)?,
             Action::Train => {
                 if let Some(launch) = self.launches() {
                     return self.launch(launch);
@@ -100,21 +104,9 @@ impl Job {
         Ok(Done::Finished)
     }
 
-    /// The number of classes of the data, if there is data.
-    fn classes(&self) -> Result<usize> {
-        if self.options.data == DataChoice::Demo {
-            return Ok(data::demo::CLASSES.len());
-        }
-        match self.options.data.open(self.recipe.resolution) {
-            Ok(source) => Ok(source.classes()),
-            Err(DataError::NoDataset { .. }) => Ok(CLASSES),
-            Err(other) => Err(other.into()),
-        }
-    }
-
-    fn write_preview(&self, file: &Path) -> Result<()> {
+    fn write_preview(&self, file: &Path, stop: &Arc<AtomicBool>) -> Result<()> {
         let mut report = All(vec![for_stdout(self.json)]);
-        let (source, _) = self.source(&mut report)?;
+        let (source, _) = self.source(&mut report, stop)?;
         let selected = device::select_for(&self.options).map_err(TrainError::from)?;
         let recipe = self.fitted(&source, is_gpu(&selected), &mut report)?;
         let crop = recipe.crop_of(&source);
@@ -124,37 +116,7 @@ impl Job {
         Ok(())
     }
 
-    fn print_memory_plan(&self) -> Result<()> {
-        struct Plan<'a>(&'a Recipe, usize, World, usize);
-        impl device::With for Plan<'_> {
-            type Output = Result<(String, MemoryPlan), RecipeError>;
-            fn with<H: Hardware>(self, mut hardware: H) -> Self::Output {
-                Ok((hardware.line(), memory_plan(self.0, self.1, &mut hardware, self.2, self.3)?))
-            }
-        }
-        let options = &self.options;
-        let selected = device::select_for(options).map_err(TrainError::from)?;
-        let world = options.ranks.world();
-        let mut report = All(if self.json { Vec::new() } else { vec![for_stdout(false)] });
-        let mut recipe = match options.data.open(self.recipe.resolution) {
-            Ok(source) => self.fitted(&source, is_gpu(&selected), &mut report)?,
-            // No images, or the demo's.
-            Err(_) => self.recipe.clone(),
-        };
-        // The recipe of a resumed run is not divided yet.
-        recipe.divide(world.size, options.auto_micro_batch || options.resume)?;
-        let (line, plan) = selected.with(Plan(&recipe, self.classes()?, world, options.loader_threads))?;
-        if self.json {
-            let mut object = json!(plan);
-            object["total"] = plan.total().into();
-            writeln!(io::stdout(), "{object}")?;
-        } else {
-            writeln!(io::stdout(), "{line}\n{plan}")?;
-        }
-        Ok(())
-    }
-
-    fn train(&self, stop: &AtomicBool) -> Result<Done> {
+    fn train(&self, stop: &Arc<AtomicBool>) -> Result<Done> {
         // A missing device is reported before missing data.
         let selected = device::select_for(&self.options).map_err(TrainError::from)?;
         // Only rank 0 reports.
@@ -164,7 +126,7 @@ impl Job {
             report.0 = vec![Box::new(Curves::default()), for_stdout(self.json)];
         }
         self.notes.iter().for_each(|note| report.notice(note));
-        let (source, data) = self.source(&mut report)?;
+        let (source, data) = self.source(&mut report, stop)?;
         let recipe = self.fitted(&source, is_gpu(&selected), &mut report)?;
         self.warn(&recipe, &source, &mut report);
         let options = RunOptions { data, ..self.options.clone() };
@@ -194,7 +156,14 @@ impl Job {
     fn launch(&self, launch: &Launch) -> Result<Done> {
         device::check_for(&self.options).map_err(TrainError::from)?;
         // This also packs images before several ranks open them.
-        let (source, _) = self.source(&mut All(vec![for_stdout(self.json)]))?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let watch = signals::watch(&stop)?;
+        let (source, _) = self.source(&mut All(vec![for_stdout(self.json)]), &stop)?;
+        // From here on the launch has its own.
+        watch.end();
+        if stop.load(Ordering::Relaxed) {
+            return Ok(Done::Interrupted);
+        }
         // Rank 0 says what is chosen.
         let recipe = self.fitted(&source, ranks_on_gpus(self.options.device), &mut Silent)?;
         check(&recipe, &self.options, &source)?;
@@ -207,6 +176,12 @@ impl Job {
         Ok(Done::Ranks(launch.run(&program)?))
     }
 
+    /// Whether the data of a resumed run is what it began with.
+    fn has_own_data(&self) -> bool {
+        let file = RecipeFile::read(&RunDirectory::at(&self.options.out).recipe());
+        file.is_ok_and(|file| file.options.data == self.options.data)
+    }
+
     fn refuse_taken(&self) -> Result<()> {
         let options = &self.options;
         if !options.resume && !options.force && RunDirectory::at(&options.out).found() != Found::Nothing {
@@ -216,16 +191,29 @@ impl Job {
     }
 
     /// The images, and where they lie: packed, also if --data names images that are not.
-    fn source(&self, report: &mut dyn Reporter) -> Result<(Source, DataChoice)> {
+    fn source(&self, report: &mut dyn Reporter, stop: &Arc<AtomicBool>) -> Result<(Source, DataChoice)> {
         let options = &self.options;
         if options.data != DataChoice::Demo {
             return match options.data.open(self.recipe.resolution) {
                 Err(DataError::NoDataset { dir, .. }) if is_source(&dir) => {
-                    let choice = DataChoice::Dir(self.packed(&dir, report)?);
+                    let store = store(&options.out, options.pack_dir.as_deref());
+                    let place = match options.ranks {
+                        Ranks::Given(_) => packed_before(&dir, &store)?,
+                        _ => packed(&dir, &store, stop, &mut |line| report.notice(line))?,
+                    };
+                    let choice = DataChoice::Dir(place);
                     Ok((choice.open(self.recipe.resolution)?, choice))
                 }
-                Err(DataError::NoDataset { dir, problem }) if options.resume => {
+                Err(DataError::NoDataset { dir, problem }) if options.resume && self.has_own_data() => {
                     Err(TrainError::DataMoved { dir, problem }.into())
+                }
+                Err(error @ DataError::NoDataset { .. }) => {
+                    let way = if options.resume {
+                        "without --data, the run goes on with its own"
+                    } else {
+                        "or try `--data synthetic` or `effnet-train --demo`"
+                    };
+                    Err(anyhow!("{error}; {way}"))
                 }
                 other => Ok((other?, options.data.clone())),
             };

@@ -25,17 +25,29 @@ impl Job {
         report: &mut dyn Reporter,
     ) -> Result<Recipe, RecipeError> {
         // Generated images stand for the reference's data set.
-        let (Some(given), Source::Packed(_)) = (&self.given, source) else {
-            return self.divided(&self.recipe);
-        };
+        let Source::Packed(_) = source else { return self.divided(&self.recipe) };
         let ranks = self.options.ranks.world().size;
-        let circumstances = Circumstances::of(source, on_gpu, ranks);
-        let (recipe, lines) = fit(&self.recipe, |flag| given.contains(flag), &circumstances);
+        self.fitted_to(&Circumstances::of(source, on_gpu, ranks), Some(source.normalise()), report)
+    }
+
+    /// [`Job::fitted`] to circumstances; without `normalise` nobody knows the images' means.
+    ///
+    /// # Errors
+    /// A batch that the ranks do not divide.
+    pub(super) fn fitted_to(
+        &self,
+        circumstances: &Circumstances,
+        normalise: Option<Normalise>,
+        report: &mut dyn Reporter,
+    ) -> Result<Recipe, RecipeError> {
+        let Some(given) = &self.given else { return self.divided(&self.recipe) };
+        let (recipe, lines) = fit(&self.recipe, |flag| given.contains(flag), circumstances);
         let mut recipe = recipe;
         recipe.validate()?;
         if let Some(path) = &self.options.init_from
             && !given.contains("normalise")
-            && let Some((by, line)) = normalise_of(path, source.normalise())
+            && let Some(normalise) = normalise
+            && let Some((by, line)) = normalise_of(path, normalise)
         {
             recipe.normalise = by;
             report.notice(&line);

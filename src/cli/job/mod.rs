@@ -3,8 +3,8 @@
 pub mod demo;
 pub mod execute;
 mod fitted;
+mod planned;
 mod ranks;
-mod unpacked;
 
 use std::collections::BTreeSet;
 use std::env;
@@ -19,7 +19,7 @@ use crate::model::Variant;
 use crate::train::checkpoint::{self, Found, RunDirectory};
 use crate::train::fit::REFERENCE_BATCH;
 use crate::train::recipe_file::RecipeFile;
-use crate::train::{DataChoice, Recipe, RunOptions, TrainError, saved_recipe};
+use crate::train::{DataChoice, Recipe, RunOptions, TrainError, same_recipe, saved_recipe};
 
 /// What to do with the recipe.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,8 +74,12 @@ impl Flags {
     pub fn job(self) -> Result<Job> {
         let Flags { mut settings, actions } = self;
         let mut notes = Vec::new();
+        let mut meant = settings.table();
         if let Some(path) = &actions.config {
-            settings = settings.over(&file::read(&config_file(path, &mut notes))?);
+            let path = config_file(path, &mut notes);
+            let in_file = file::read(&path)?;
+            meant.extend(meant_by(&in_file, &path, &settings));
+            settings = settings.over(&in_file);
         }
         if let Some(path) = settings.init_from.take() {
             settings.init_from = Some(weights_file(path, &mut notes)?);
@@ -93,6 +97,9 @@ impl Flags {
         let options = options(&settings, &actions, out)?;
         let recipe = recipe(&settings, &preset, &actions, &options.out)?;
         recipe.validate()?;
+        if !actions.resume {
+            recipe.refuse_unused(|flag| meant.contains_key(flag))?;
+        }
         let given = given(&settings, &actions);
         // The recipe of a resumed run is first compared with the checkpoint's, and then divided; a batch that nobody gave
         // is chosen so that the ranks divide it. The layer table is the same for any number of ranks.
@@ -127,6 +134,13 @@ fn config_file(path: &Path, notes: &mut Vec<String>) -> PathBuf {
     }
     notes.push(format!("--config {}: a folder; its recipe.toml is taken", path.display()));
     RunDirectory::at(path).recipe()
+}
+
+/// The settings in a file that somebody wrote for the run's optimiser. The recipe of a run has a value of every setting, and
+/// an optimiser on the command line replaces the file's with all that belongs to it.
+fn meant_by(in_file: &Settings, path: &Path, typed: &Settings) -> toml::Table {
+    let other = typed.optimizer.is_some() && typed.optimizer != in_file.optimizer;
+    if other || RecipeFile::read(path).is_ok() { toml::Table::new() } else { in_file.table() }
 }
 
 /// The file of weights: in a run's folder its best checkpoint.
@@ -175,6 +189,7 @@ fn options(settings: &Settings, actions: &Actions, out: PathBuf) -> Result<RunOp
         auto_micro_batch: !matches!(settings.micro_batch, Some(MicroBatch::Images(_))),
         profile: actions.profile,
         resume: actions.resume,
+        extend: actions.extend,
         force: actions.force,
         ranks: ranks::ranks(settings, actions, |name| env::var(name).ok())?,
         started_with: ranks::started_with(settings),
@@ -209,9 +224,8 @@ fn resumed_recipe(settings: &Settings, out: &Path) -> Result<Recipe> {
     let saved = saved_recipe(out)?;
     let recipe = saved.with(&without_auto(settings))?;
     let directory = RunDirectory::at(out);
-    let differences = recipe.differences(&saved);
-    if directory.found() == Found::Checkpoint && !differences.is_empty() {
-        return Err(TrainError::OtherRecipe { checkpoint: directory.checkpoint(), differences }.into());
+    if directory.found() == Found::Checkpoint {
+        same_recipe(&recipe, &saved, &directory.checkpoint())?;
     }
     Ok(recipe)
 }

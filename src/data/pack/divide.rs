@@ -1,4 +1,4 @@
-//! Divides what a source lists into training and validation, and makes the plan of it.
+//! Divides what a source lists into training, validation and test, and makes the plan of it.
 
 use super::listing::{Item, Items, Listed, Listing, Part};
 use super::skipped::{Skipped, SkippedKind};
@@ -17,7 +17,7 @@ struct Placed {
 /// The sources of a plan, in which every image has its place.
 pub struct Images<'a> {
     items: Vec<Box<dyn Items + 'a>>,
-    splits: [Vec<Placed>; 2],
+    splits: [Vec<Placed>; 3],
 }
 
 impl Images<'_> {
@@ -51,25 +51,19 @@ pub fn divide<'a>(
 ) -> Result<Plan<'a>, String> {
     let Listing { kind: said, classes, declared, mut images, mut skipped, mut notices, items } = listing;
     let mut items = vec![items];
-    let mut splits = [Vec::new(), Vec::new()];
+    let mut splits = [Vec::new(), Vec::new(), Vec::new()];
     choose_parts(&mut images, val.is_some(), &mut notices);
     if let Some(val) = val {
-        let train = |image: &Listed| matches!(image.part, None | Some(Part::Train));
         if let left @ 1.. = images.iter().filter(|image| image.part == Some(Part::Val)).count() {
             notices.push(format!("{left} validation images of SOURCE are left out, because --val is given"));
         }
-        splits[Split::Train as usize] = place(0, images.into_iter().filter(train));
+        place_by_part(images, &mut splits);
         let (val_images, val_items) = of_val(val, &classes, &mut skipped, &mut notices);
-        splits[Split::Val as usize] = place(1, val_images.into_iter());
+        let placed = val_images.into_iter().map(|image| Placed { source: 1, image });
+        splits[Split::Val as usize] = placed.collect();
         items.push(val_items);
     } else if images.iter().any(|image| image.part == Some(Part::Val)) {
-        for image in images {
-            match image.part {
-                Some(Part::Val) => splits[Split::Val as usize].push(Placed { source: 0, image }),
-                Some(Part::Test) => {}
-                _ => splits[Split::Train as usize].push(Placed { source: 0, image }),
-            }
-        }
+        place_by_part(images, &mut splits);
     } else {
         split_by_class(images, classes.len(), options, &mut splits, &mut notices);
     }
@@ -89,7 +83,7 @@ pub fn divide<'a>(
     Ok(Plan { kind: said, classes, splits: plans, hash, skipped, notices, images })
 }
 
-/// Settles what the parts that a source names mean here: a set has training and validation images only.
+/// Settles what the parts that a source names mean here: a set always has training and validation images.
 fn choose_parts(images: &mut [Listed], has_val: bool, notices: &mut Vec<String>) {
     let count = |images: &[Listed], part| images.iter().filter(|image| image.part == part).count();
     let test = count(images, Some(Part::Test));
@@ -101,14 +95,19 @@ fn choose_parts(images: &mut [Listed], has_val: bool, notices: &mut Vec<String>)
         for image in images.iter_mut().filter(|image| image.part == Some(Part::Test)) {
             image.part = Some(Part::Val);
         }
-    } else if test > 0 {
-        let how = "to evaluate on them, make a second set with the test images as --val SOURCE";
-        notices.push(format!("{test} test images are left out; {how}"));
     }
 }
 
-fn place(source: usize, images: impl Iterator<Item = Listed>) -> Vec<Placed> {
-    images.map(|image| Placed { source, image }).collect()
+/// Images of SOURCE itself go to their parts; those of none are for training.
+fn place_by_part(images: Vec<Listed>, splits: &mut [Vec<Placed>; 3]) {
+    for image in images {
+        let split = match image.part {
+            Some(Part::Val) => Split::Val,
+            Some(Part::Test) => Split::Test,
+            Some(Part::Train) | None => Split::Train,
+        };
+        splits[split as usize].push(Placed { source: 0, image });
+    }
 }
 
 /// The validation images of a source of its own: those that it says are validation, else all. Classes are matched by
@@ -148,11 +147,10 @@ fn split_by_class(
     images: Vec<Listed>,
     classes: usize,
     options: &PackOptions,
-    splits: &mut [Vec<Placed>; 2],
+    splits: &mut [Vec<Placed>; 3],
     notices: &mut Vec<String>,
 ) {
     let mut counts = vec![0; classes];
-    let images: Vec<Listed> = images.into_iter().filter(|image| image.part != Some(Part::Test)).collect();
     images.iter().for_each(|image| counts[image.label as usize] += 1);
     let mut chosen: Vec<_> =
         (0..classes).map(|label| choose(counts[label], label as u32, options).into_iter()).collect();

@@ -1,8 +1,8 @@
-//! Images that are in both training and validation: a score on those says nothing.
+//! Images of validation, or of the test, that are in training too: a score on those says nothing.
 //!
 //! A shard's index holds each sample's checksum, length and size. Where those of two samples are equal, their bytes are
 //! compared. So nothing has to be noted while packing, and a pack that was interrupted finds the same. The index of
-//! validation is kept: 24 bytes an image.
+//! the split is kept: 24 bytes an image.
 
 use std::path::Path;
 
@@ -13,15 +13,21 @@ use crate::data::dataset::{ShardEntry, SplitEntry};
 use crate::data::shard::{Record, Shard};
 use crate::data::{DataError, Split};
 
-/// How many validation images are training images too.
+/// How many images of a split are training images too.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Duplicates {
     pub images: u64,
-    /// The names of the first one, as training and as validation image.
+    /// The names of the first one, as training image and in this split.
     pub example: Option<[String; 2]>,
 }
 
-/// A validation sample, by a name for its content, apart from chance.
+impl Duplicates {
+    pub fn is_none(&self) -> bool {
+        self.images == 0
+    }
+}
+
+/// A sample of the split, by a name for its content, apart from chance.
 struct Entry {
     key: (u32, u32, u32),
     shard: u32,
@@ -33,12 +39,17 @@ fn key(record: &Record) -> (u32, u32, u32) {
     (record.crc, record.length, record.width)
 }
 
-/// Counts the validation samples whose bytes are those of a training sample.
-pub fn find(images: &Images, out: &Path, splits: &[SplitEntry; 2]) -> Result<Duplicates, DataError> {
+/// Counts the samples of a split whose bytes are those of a training sample.
+pub fn find(
+    images: &Images,
+    out: &Path,
+    splits: &[SplitEntry; 3],
+    split: Split,
+) -> Result<Duplicates, DataError> {
     let open = |entry: &ShardEntry| Shard::open(&out.join(&entry.file));
-    let val = splits[Split::Val as usize].shards.iter().map(open).collect::<Result<Vec<_>, _>>()?;
+    let theirs = splits[split as usize].shards.iter().map(open).collect::<Result<Vec<_>, _>>()?;
     let mut entries: Vec<Entry> = (0..)
-        .zip(&val)
+        .zip(&theirs)
         .flat_map(|(shard, open)| {
             (0..).zip(open.records()).map(move |(position, record)| (shard, position, record))
         })
@@ -46,6 +57,9 @@ pub fn find(images: &Images, out: &Path, splits: &[SplitEntry; 2]) -> Result<Dup
         .collect();
     entries.sort_unstable_by_key(|entry| (entry.key, entry.shard, entry.position));
     let mut duplicates = Duplicates::default();
+    if entries.is_empty() {
+        return Ok(duplicates);
+    }
     for shard in &splits[Split::Train as usize].shards {
         let shard = open(shard)?;
         for (position, record) in shard.records().iter().enumerate() {
@@ -53,16 +67,16 @@ pub fn find(images: &Images, out: &Path, splits: &[SplitEntry; 2]) -> Result<Dup
             let first = entries.partition_point(|entry| entry.key < key);
             for entry in entries[first..].iter_mut().take_while(|entry| entry.key == key) {
                 if entry.found {
-                    continue; // each validation image counts once
+                    continue; // each image counts once
                 }
-                let other = val[entry.shard as usize].sample(entry.position as usize)?;
+                let other = theirs[entry.shard as usize].sample(entry.position as usize)?;
                 if other.bytes != shard.sample(position)?.bytes {
                     continue;
                 }
                 entry.found = true;
                 duplicates.images += 1;
                 duplicates.example.get_or_insert_with(|| {
-                    [images.name(Split::Train, record.id), images.name(Split::Val, other.id)]
+                    [images.name(Split::Train, record.id), images.name(split, other.id)]
                 });
             }
         }

@@ -79,6 +79,7 @@ impl From<Split> for Part {
         match split {
             Split::Train => Part::Train,
             Split::Val => Part::Val,
+            Split::Test => Part::Test,
         }
     }
 }

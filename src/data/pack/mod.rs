@@ -25,6 +25,8 @@ mod table;
 mod tar_files;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::{Deserialize, Serialize, Serializer};
 use strum::{Display, EnumString, VariantNames};
@@ -84,6 +86,8 @@ pub struct PackOptions {
     /// Replace what the output directory holds.
     pub force: bool,
     pub threads: usize,
+    /// Once it is set, the pack ends with [`DataError::Stopped`]; the same call goes on with it.
+    pub stop: Arc<AtomicBool>,
 }
 
 impl Default for PackOptions {
@@ -99,12 +103,17 @@ impl Default for PackOptions {
             val_list: None,
             shard_bytes: 256 << 20,
             force: false,
+            stop: Arc::default(),
             threads: std::thread::available_parallelism().map_or(1, usize::from),
         }
     }
 }
 
 impl PackOptions {
+    fn stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
     fn check(&self) -> Result<(), DataError> {
         let invalid = |problem: &str| Err(DataError::Invalid(problem.to_string()));
         if !(self.val_fraction > 0.0 && self.val_fraction < 1.0) {
@@ -145,7 +154,7 @@ impl PackOptions {
 #[derive(Clone, Copy, Debug)]
 pub struct Progress {
     pub split: Split,
-    /// Images done and all images, over both splits.
+    /// Images done and all images, over all splits.
     pub done: u64,
     pub total: u64,
 }
@@ -165,6 +174,12 @@ pub struct SplitSummary {
     pub shards: usize,
 }
 
+impl SplitSummary {
+    fn is_empty(&self) -> bool {
+        self.images == 0
+    }
+}
+
 /// What packing did.
 #[derive(Clone, Debug, Serialize)]
 pub struct PackSummary {
@@ -173,6 +188,8 @@ pub struct PackSummary {
     pub classes: usize,
     pub train: SplitSummary,
     pub val: SplitSummary,
+    #[serde(skip_serializing_if = "SplitSummary::is_empty")]
+    pub test: SplitSummary,
     #[serde(flatten)]
     pub normalise: Normalise,
     pub converted: Conversions,
@@ -184,8 +201,10 @@ pub struct PackSummary {
     pub ignored: u64,
     /// Everything that was left out, with the reason.
     pub skipped: Vec<Skipped>,
-    /// Validation images that are training images too.
+    /// Validation images that are training images too, and test images that are.
     pub duplicates: Duplicates,
+    #[serde(skip_serializing_if = "Duplicates::is_none")]
+    pub test_duplicates: Duplicates,
     /// Shards kept from an interrupted pack.
     pub resumed_shards: usize,
     pub broken: Vec<Broken>,
@@ -204,7 +223,7 @@ struct Plan<'a> {
     /// What the source was recognised as.
     kind: String,
     classes: Vec<String>,
-    splits: [SplitPlan; 2],
+    splits: [SplitPlan; 3],
     /// A name for source and options; a pack continues only under the same one.
     hash: String,
     skipped: Vec<Skipped>,
@@ -282,6 +301,27 @@ pub fn pack_once(
 pub fn find_packed(source: &Path, store: &Path, options: &PackOptions) -> Result<Option<PathBuf>, DataError> {
     with_plan(source, store, options, |plan| {
         Ok(Some(place_of(source, &plan, store)).filter(|out| out.join(MANIFEST).exists()))
+    })
+}
+
+/// What a source holds, by its list only: nothing is decoded, so broken images count too.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outline {
+    /// What the source was recognised as.
+    pub kind: String,
+    pub classes: usize,
+    /// By number of the split.
+    pub images: [u64; 3],
+}
+
+/// Lists a source as [`pack_once`] does.
+///
+/// # Errors
+/// A source that cannot be used.
+pub fn outline(source: &Path, store: &Path, options: &PackOptions) -> Result<Outline, DataError> {
+    with_plan(source, store, options, |plan| {
+        let images = plan.splits.each_ref().map(|split| split.images);
+        Ok(Outline { kind: plan.kind, classes: plan.classes.len(), images })
     })
 }
 

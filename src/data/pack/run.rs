@@ -56,7 +56,7 @@ pub fn run(
     let mut resumed_shards = 0;
     let total = plan.splits.iter().map(|split| split.images).sum();
     let mut done = 0;
-    for split in Split::BOTH {
+    for split in Split::ALL {
         let mut start = 0;
         let ends = plan.splits[split as usize].ends.clone();
         for (number, end) in (0_u32..).zip(ends) {
@@ -146,7 +146,7 @@ fn remove_shards(out: &Path) -> Result<(), DataError> {
 fn is_shard_name(name: &str) -> bool {
     let number = name
         .strip_suffix(".shard")
-        .and_then(|stem| stem.strip_prefix("train-").or_else(|| stem.strip_prefix("val-")));
+        .and_then(|stem| Split::ALL.iter().find_map(|split| stem.strip_prefix(&format!("{split}-"))));
     number.is_some_and(|digits| digits.len() >= 5 && digits.bytes().all(|b| b.is_ascii_digit()))
 }
 
@@ -199,12 +199,12 @@ impl Work<'_> {
                 items.push(item);
                 next += 1;
             }
-            let prepared: Vec<_> = self.pool.install(|| {
-                items
-                    .into_par_iter()
-                    .map_init(Vec::new, |buffer, item| prepare(item, options, buffer))
-                    .collect()
-            });
+            // An image may take long: between two of them is soon enough to stop.
+            let work =
+                |buffer: &mut Vec<u8>, item| (!options.stopped()).then(|| prepare(item, options, buffer));
+            let prepared: Option<Vec<_>> =
+                self.pool.install(|| items.into_par_iter().map_init(Vec::new, work).collect());
+            let prepared = prepared.ok_or_else(|| DataError::Stopped { out: self.out.to_owned() })?;
             for (id, prepared) in (first..).zip(prepared) {
                 match prepared {
                     Err(problem) => broken.push(problem),
@@ -238,8 +238,8 @@ impl Work<'_> {
 }
 
 /// The splits, and what their shards come to.
-fn add_shards(shards: Vec<Done>) -> ([SplitEntry; 2], Sums, Conversions, Vec<Broken>) {
-    let mut splits = [SplitEntry::default(), SplitEntry::default()];
+fn add_shards(shards: Vec<Done>) -> ([SplitEntry; 3], Sums, Conversions, Vec<Broken>) {
+    let mut splits = Split::ALL.map(|_| SplitEntry::default());
     let mut sums = Sums::default();
     let mut converted = Conversions::default();
     let mut broken = Vec::new();
@@ -277,7 +277,12 @@ fn finish(
         bytes: split.bytes,
         shards: split.shards.len(),
     });
-    let duplicates = duplicates::find(&plan.images, out, &splits)?;
+    let duplicates = duplicates::find(&plan.images, out, &splits, Split::Val)?;
+    let test_duplicates = duplicates::find(&plan.images, out, &splits, Split::Test)?;
+    let mut notices = plan.notices;
+    if plan.splits[Split::Test as usize].images > 0 && empty(&Split::Test) {
+        notices.push("no test image could be read: the set has no test images".into());
+    }
     let mut skipped = plan.skipped;
     let ignored = skipped.len() as u64;
     skipped.extend(broken.iter().map(|one| Skipped::new(&one.file, SkippedKind::Broken, &one.problem)));
@@ -288,19 +293,21 @@ fn finish(
     manifest.write(out)?;
     fs::remove_file(out.join(PARTIAL)).map_err(DataError::io(out))?;
     sync_directory(out)?;
-    let [train, val] = summaries;
+    let [train, val, test] = summaries;
     Ok(PackSummary {
         out: out.to_owned(),
         classes: manifest.classes.len(),
         train,
         val,
+        test,
         normalise,
         converted,
         source: plan.kind,
-        notices: plan.notices,
+        notices,
         ignored,
         skipped,
         duplicates,
+        test_duplicates,
         resumed_shards,
         broken,
         empty_classes,

@@ -33,7 +33,7 @@ pub enum SkippedKind {
     Label,
     /// Of a class without a training image.
     Class,
-    /// Of a part that is neither training nor validation.
+    /// Of no part: neither training nor validation nor test.
     Part,
 }
 

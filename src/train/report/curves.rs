@@ -66,6 +66,7 @@ pub fn write(run: &Path, title: &str) -> io::Result<PathBuf> {
         match line {
             LogLine::Step(record) => log.steps.push(record),
             LogLine::Evaluation(record) => log.evaluations.push(record),
+            LogLine::Extension(_) => {}
         }
     }
     let path = run.join(FILE);

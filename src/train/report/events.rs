@@ -1,8 +1,8 @@
 //! The events of a run, and who receives them.
 //!
 //! The loop does not know terminals or files. It makes [`Event`]s; each [`Reporter`] writes those that concern it.
-//! [`StepRecord`] and [`EvaluationRecord`] are also, field for field, the lines of `log.jsonl`, and an event as JSON is
-//! a line of `--json`.
+//! [`StepRecord`], [`EvaluationRecord`] and [`ExtensionRecord`] are also, field for field, the lines of `log.jsonl`, and
+//! an event as JSON is a line of `--json`.
 //!
 //! `step` counts optimiser steps done: the record of the first step says 1, and a checkpoint's step is that of the last
 //! step in it.
@@ -30,6 +30,8 @@ pub enum Event<'a> {
         /// Whether it is the best so far.
         best: bool,
     },
+    /// The run goes on to more epochs than before.
+    Extended(&'a ExtensionRecord),
     /// Times measured by `--profile` over this many steps.
     Profile {
         #[serde(flatten)]
@@ -190,12 +192,24 @@ impl EvaluationRecord {
     }
 }
 
+/// An extension of the run by `--extend`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ExtensionRecord {
+    /// Steps and epochs done before it.
+    pub step: u64,
+    pub epoch: f64,
+    /// The epochs of the schedule before and now.
+    pub extended_from: f64,
+    pub extended_to: f64,
+}
+
 /// A line of `log.jsonl`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum LogLine {
     Evaluation(EvaluationRecord),
     Step(StepRecord),
+    Extension(ExtensionRecord),
 }
 
 impl LogLine {
@@ -203,6 +217,7 @@ impl LogLine {
         match self {
             LogLine::Evaluation(record) => record.step,
             LogLine::Step(record) => record.step,
+            LogLine::Extension(record) => record.step,
         }
     }
 }

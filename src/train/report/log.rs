@@ -1,4 +1,4 @@
-//! `log.jsonl`: one JSON object a line, for every step and every evaluation.
+//! `log.jsonl`: one JSON object a line, for every step and every evaluation, and where a run was extended.
 //!
 //! A line is written in one system call as soon as its step is done, so a killed process leaves at most an incomplete
 //! last line. The log is forced to disk before each checkpoint, so it always reaches at least as far as the checkpoint.
@@ -28,15 +28,15 @@ pub struct Log {
 }
 
 impl Log {
-    /// Opens the log and keeps only the lines of steps up to `step` and of evaluations up to `evaluated`; if both are 0
-    /// the log is emptied. The kept lines go to a new file that replaces the old one, so a kill loses no line.
-    pub fn open(path: &Path, step: u64, evaluated: u64) -> Result<Log, LogError> {
+    /// Opens the log and keeps only the lines that belong to a checkpoint: steps up to `step`, evaluations up to
+    /// `evaluated`, extensions to no more than `epochs`. With the first two 0 and no extension the log is emptied. The kept lines go to a new file that replaces the old one, so a kill loses no line.
+    pub fn open(path: &Path, step: u64, evaluated: u64, epochs: f64) -> Result<Log, LogError> {
         let failed = |error| LogError { path: path.to_owned(), error };
         let old = match fs::read(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
             other => other.map_err(failed)?,
         };
-        let kept = cut(&old, step, evaluated);
+        let kept = cut(&old, step, evaluated, epochs);
         if kept != old || !path.exists() {
             files::replace(path, &kept).map_err(|FileError { error, .. }| failed(error))?;
         }
@@ -44,11 +44,12 @@ impl Log {
         Ok(Log { path: path.to_owned(), file, line: Vec::new() })
     }
 
-    /// Appends a step or an evaluation; other events are not logged.
+    /// Appends a step, an evaluation or an extension; other events are not logged.
     pub fn append(&mut self, event: Event) -> Result<(), LogError> {
         let line = match event {
             Event::Step(record) => LogLine::Step(*record),
             Event::Evaluation { record, .. } => LogLine::Evaluation(*record),
+            Event::Extended(record) => LogLine::Extension(*record),
             _ => return Ok(()),
         };
         self.line.clear();
@@ -66,12 +67,14 @@ impl Log {
     }
 }
 
-/// The complete lines up to `step`, and of evaluations up to `evaluated`.
-fn cut(log: &[u8], step: u64, evaluated: u64) -> Vec<u8> {
+/// The complete lines up to `step`, of evaluations up to `evaluated`, and of extensions up to `epochs`: one that the
+/// checkpoint does not know did not come about.
+fn cut(log: &[u8], step: u64, evaluated: u64, epochs: f64) -> Vec<u8> {
     let whole = log.split_inclusive(|&byte| byte == b'\n').filter(|line| line.ends_with(b"\n"));
     let kept = whole.filter(|line| match serde_json::from_slice(line) {
         Ok(LogLine::Evaluation(record)) => record.step <= evaluated,
         Ok(LogLine::Step(record)) => record.step <= step,
+        Ok(LogLine::Extension(record)) => record.step <= step && record.extended_to <= epochs,
         Err(_) => false,
     });
     kept.flatten().copied().collect()
@@ -85,7 +88,7 @@ pub fn read(path: &Path) -> io::Result<Vec<LogLine>> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::events::{EvaluationRecord, StepRecord};
+    use super::super::events::{EvaluationRecord, ExtensionRecord, StepRecord};
     use super::*;
 
     fn step(step: u64) -> LogLine {
@@ -121,6 +124,7 @@ mod tests {
         log.append(match line {
             LogLine::Step(record) => Event::Step(record),
             LogLine::Evaluation(record) => Event::Evaluation { record, best: false },
+            LogLine::Extension(record) => Event::Extended(record),
         })
         .unwrap();
     }
@@ -129,7 +133,7 @@ mod tests {
     fn log_is_cut_to_the_checkpoint_on_resume() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log.jsonl");
-        let mut log = Log::open(&path, 0, 0).unwrap();
+        let mut log = Log::open(&path, 0, 0, 1.0).unwrap();
         let lines = [step(1), step(2), evaluation(2), step(3), step(4), evaluation(4)];
         lines.iter().for_each(|line| append(&mut log, line));
         drop(log);
@@ -137,18 +141,34 @@ mod tests {
         let whole = fs::read(&path).unwrap();
         // As if the process had been killed within the last line.
         fs::write(&path, &whole[..whole.len() - 9]).unwrap();
-        let mut log = Log::open(&path, 3, 2).unwrap();
+        let mut log = Log::open(&path, 3, 2, 1.0).unwrap();
         append(&mut log, &step(4));
         assert_eq!(read(&path).unwrap(), lines[..5]);
         // An evaluation that is not in the checkpoint is repeated by the run.
-        Log::open(&path, 2, 0).unwrap();
+        Log::open(&path, 2, 0, 1.0).unwrap();
         assert_eq!(read(&path).unwrap(), lines[..2]);
-        Log::open(&path, 0, 0).unwrap();
+        Log::open(&path, 0, 0, 1.0).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"");
     }
 
     #[test]
     fn cut_removes_lines_that_are_not_records() {
-        assert_eq!(cut(b"\xff\xfe\n{}\n{\"step\":1}\n", 9, 9), b"");
+        assert_eq!(cut(b"\xff\xfe\n{}\n{\"step\":1}\n", 9, 9, 1.0), b"");
+    }
+    /// A run that was killed between noting an extension and saving it was not extended.
+    #[test]
+    fn log_keeps_the_extensions_that_the_checkpoint_knows() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log.jsonl");
+        let extension = |step, extended_from, extended_to| {
+            LogLine::Extension(ExtensionRecord { step, epoch: 1.0, extended_from, extended_to })
+        };
+        let lines = [step(1), extension(1, 1.0, 2.0), step(2), extension(2, 2.0, 3.5)];
+        let mut log = Log::open(&path, 0, 0, 1.0).unwrap();
+        lines.iter().for_each(|line| append(&mut log, line));
+        for (epochs, kept) in [(3.5, 4), (2.0, 3)] {
+            Log::open(&path, 2, 0, epochs).unwrap();
+            assert_eq!(read(&path).unwrap(), lines[..kept], "{epochs}");
+        }
     }
 }

@@ -76,7 +76,8 @@ impl<W: Write> Reporter for Plain<W> {
             }
             Event::Notice { text } => self.line(text),
             Event::Finished(outcome) => self.rows(&outcome_rows(outcome)),
-            Event::Evaluating { .. } | Event::Saved { .. } => {}
+            // A notice says more of an extension.
+            Event::Evaluating { .. } | Event::Saved { .. } | Event::Extended(_) => {}
         }
     }
 }

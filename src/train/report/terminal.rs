@@ -95,7 +95,8 @@ impl Reporter for Terminal {
                 self.table(&outcome_rows(outcome));
                 self.bar.finish_and_clear();
             }
-            Event::Saved { .. } => {}
+            // A notice says more of an extension.
+            Event::Saved { .. } | Event::Extended(_) => {}
         }
     }
 }

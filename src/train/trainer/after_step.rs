@@ -3,11 +3,14 @@
 use std::time::Instant;
 
 use super::{StepInFlight, Trainer};
-use crate::data::{Loader, Split};
+use crate::data::{DataError, Loader, Split};
 use crate::ops::{Ops, StepFigures};
+use crate::train::checkpoint::Metadata;
 use crate::train::error::TrainError;
 use crate::train::evaluation::evaluate::{Evaluation, rate};
-use crate::train::report::events::{EvaluationRecord, Event, StepRecord};
+use crate::train::recipe_file::RecipeFile;
+use crate::train::report::events::{EvaluationRecord, Event, ExtensionRecord, StepRecord};
+use crate::train::report::log::Log;
 use crate::train::report::rows::decimals;
 
 impl<O: Ops + Send> Trainer<'_, O> {
@@ -158,6 +161,29 @@ impl<O: Ops + Send> Trainer<'_, O> {
         self.directory.save(&self.metadata, &self.engine.table, &self.state, best, self.options.keep)?;
         self.saved_step = step;
         self.emit(Event::Saved { checkpoint: &self.directory.checkpoint(), step })
+    }
+
+    /// Opens the log at rank 0, as far as the checkpoint knows it.
+    pub(super) fn open_log(&mut self, extension: Option<ExtensionRecord>) -> Result<(), TrainError> {
+        if self.team.leads() {
+            let Metadata { step, evaluated, .. } = self.metadata;
+            let epochs = extension.map_or(self.recipe.epochs, |extension| extension.extended_from);
+            self.log = Some(Log::open(&self.directory.log(), step, evaluated, epochs)?);
+        }
+        Ok(())
+    }
+
+    /// Notes an extension in the log and in the checkpoint, before the next step; then `recipe.toml` says the same length
+    /// as the checkpoint. A run that is killed in between is extended if its checkpoint says so.
+    pub(super) fn note_length(&mut self, extension: Option<ExtensionRecord>) -> Result<(), TrainError> {
+        if let Some(record) = extension {
+            self.emit(Event::Extended(&record))?;
+            self.save(false)?;
+        }
+        if self.team.leads() {
+            RecipeFile::set_epochs(&self.directory.recipe(), self.recipe.epochs).map_err(DataError::from)?;
+        }
+        Ok(())
     }
 
     fn not_finite(&self, step: u64, what: String, tensor: String) -> TrainError {

@@ -107,14 +107,9 @@ impl<O: Ops + Send> Trainer<'_, O> {
         step > evaluated && self.schedule.evaluates(step)
     }
 
-    /// Whether so many evaluations were not better than the best that the run ends. A function of the checkpoint, so a
-    /// resumed run ends at the same step.
+    /// Whether the run ends by its patience.
     fn patience_is_over(&self) -> bool {
-        let Metadata { evaluated, best, .. } = self.metadata;
-        let (Some(patience), Some(best)) = (self.recipe.patience, best) else { return false };
-        let since_best =
-            self.schedule.evaluations(evaluated).saturating_sub(self.schedule.evaluations(best.step));
-        since_best >= patience
+        self.schedule.patience_is_over(self.recipe.patience, &self.metadata)
     }
 
     /// The stage of the next step.

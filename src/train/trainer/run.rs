@@ -25,7 +25,6 @@ use crate::train::program::{command, quoted};
 use crate::train::progressive::Stage;
 use crate::train::recipe::Recipe;
 use crate::train::report::events::{End, Event, Header, Outcome, Reporter, Silent};
-use crate::train::report::log::Log;
 use crate::train::team::Team;
 
 /// Steps before the first step that `--profile` times: they allocate memory, record launches and fill caches.
@@ -104,7 +103,8 @@ fn train_as<H: Hardware>(
     team.doing(0, "getting ready");
     let session = prepare(inspection, options, &source, hardware, team, reporter)?;
     let header = header(&session, options, &source, team);
-    let Session { recipe, arch, schedule, hardware, directory, metadata, state, resumed, memory } = session;
+    let Session { recipe, arch, schedule, hardware, directory, metadata, state, resumed, extension, memory } =
+        session;
     let processors = hardware.processors();
     let mut engine = Engine::new(&recipe, &arch, metadata.normalise, hardware, team)?;
     engine.class_weights = recipe.weights_of_classes(&source)?;
@@ -140,9 +140,9 @@ fn train_as<H: Hardware>(
     if !resumed {
         trainer.save(false)?;
     }
-    if team.leads() {
-        let Metadata { step, evaluated, .. } = trainer.metadata;
-        trainer.log = Some(Log::open(&trainer.directory.log(), step, evaluated)?);
+    trainer.open_log(extension)?;
+    if resumed {
+        trainer.note_length(extension)?;
     }
     // The error is sent before the device and its connections close: other ranks would report these first.
     trainer.run_steps().inspect_err(|error| team.fail(error))?;

@@ -14,6 +14,7 @@
 //!
 //! The schedule has no state, so a resumed run has the same rates as an uninterrupted one.
 
+use crate::train::checkpoint::Metadata;
 use crate::train::recipe::Recipe;
 use crate::train::schedule_kind::ScheduleKind;
 
@@ -155,6 +156,14 @@ impl Schedule {
     /// Evaluations up to the one that follows `done` steps.
     pub fn evaluations(&self, done: u64) -> u64 {
         (1..=done).filter(|&step| self.evaluates(step)).count() as u64
+    }
+
+    /// Whether so many evaluations were not better than the best that the run ends. A function of the checkpoint, so a
+    /// resumed run ends at the same step.
+    pub fn patience_is_over(&self, patience: Option<u64>, metadata: &Metadata) -> bool {
+        let (Some(patience), Some(best)) = (patience, metadata.best) else { return false };
+        let since_best = self.evaluations(metadata.evaluated).saturating_sub(self.evaluations(best.step));
+        since_best >= patience
     }
 
     /// Whether an evaluation follows `done` steps: the k-th follows step round(k·eval-every·N/B), and one follows the

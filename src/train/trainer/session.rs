@@ -17,11 +17,12 @@ use crate::train::checkpoint::{
 };
 use crate::train::device::Hardware;
 use crate::train::error::TrainError;
+use crate::train::extension::{check_patience, extend, line};
 use crate::train::memory::{MemoryError, MemoryPlan, memory_plan};
 use crate::train::options::RunOptions;
 use crate::train::recipe::Recipe;
 use crate::train::recipe_file::RecipeFile;
-use crate::train::report::events::Reporter;
+use crate::train::report::events::{ExtensionRecord, Reporter};
 use crate::train::team::Team;
 
 /// The recipe of a run that is to be resumed.
@@ -48,6 +49,8 @@ fn resumable(directory: &RunDirectory) -> Result<Found, DirectoryError> {
 /// What the files say about a run. Reading them opens no device and creates nothing.
 pub(super) struct Inspection {
     recipe: Recipe,
+    /// The epochs of the run before it was extended, if it is.
+    extended_from: Option<f64>,
     directory: RunDirectory,
     /// What the directory holds of a run to be resumed.
     found: Option<Found>,
@@ -83,8 +86,16 @@ pub(super) fn inspect(
         _ => None,
     };
     let recipe = resolve(recipe, options, source, saved.as_ref())?;
+    let mut extended_from = None;
+    let recipe = match options.extend {
+        Some(to) => {
+            extended_from = Some(recipe.epochs).filter(|&epochs| epochs != to);
+            extend(&recipe, to, saved.as_ref().map(|saved| &saved.metadata))?
+        }
+        None => recipe,
+    };
     recipe.validate()?;
-    Ok(Inspection { recipe, directory, found, saved })
+    Ok(Inspection { recipe, extended_from, directory, found, saved })
 }
 
 /// Resolves the crop and replaces `--init-from` by a checksum of the file.
@@ -140,10 +151,8 @@ impl Inspection {
     fn compare(&self, source: &Source) -> Result<(), TrainError> {
         let Some(Checkpoint { metadata, .. }) = &self.saved else { return Ok(()) };
         let checkpoint = self.directory.checkpoint();
-        let differences = self.recipe.differences(&metadata.recipe);
-        if !differences.is_empty() {
-            return Err(TrainError::OtherRecipe { checkpoint, differences });
-        }
+        let epochs = self.extended_from.unwrap_or(self.recipe.epochs);
+        same_recipe(&Recipe { epochs, ..self.recipe.clone() }, &metadata.recipe, &checkpoint)?;
         let theirs = metadata.data.clone();
         let ours = source.fingerprint();
         if theirs != ours || metadata.classes != source.class_names() {
@@ -151,6 +160,19 @@ impl Inspection {
         }
         Ok(())
     }
+}
+
+/// Refuses a recipe that is not that of the checkpoint to be resumed.
+///
+/// # Errors
+/// One line with every field that differs, and the ways out.
+pub fn same_recipe(recipe: &Recipe, saved: &Recipe, checkpoint: &Path) -> Result<(), TrainError> {
+    let differences = recipe.differences(saved);
+    if differences.is_empty() {
+        return Ok(());
+    }
+    let more = Some(recipe.epochs).filter(|&epochs| epochs > saved.epochs);
+    Err(TrainError::OtherRecipe { checkpoint: checkpoint.to_owned(), differences, more })
 }
 
 /// A run that is ready.
@@ -165,6 +187,8 @@ pub(super) struct Session<H> {
     pub state: Snapshot,
     /// Whether the state came from a checkpoint.
     pub resumed: bool,
+    /// Set if it goes on to more epochs than the checkpoint says.
+    pub extension: Option<ExtensionRecord>,
 }
 
 /// Checks everything else, together with the other ranks; then rank 0 creates or opens the run directory.
@@ -177,7 +201,7 @@ pub(super) fn prepare<H: Hardware>(
     reporter: &mut dyn Reporter,
 ) -> Result<Session<H>, TrainError> {
     inspection.compare(source)?;
-    let Inspection { mut recipe, mut directory, found, saved } = inspection;
+    let Inspection { mut recipe, extended_from, mut directory, found, saved } = inspection;
     let resumed = saved.is_some();
     let smaller = recipe.divide(team.world().size, options.auto_micro_batch || resumed)?;
     if let Some(line) = smaller.filter(|_| resumed) {
@@ -192,8 +216,15 @@ pub(super) fn prepare<H: Hardware>(
     // Before anything is created.
     recipe.weights_of_classes(source)?;
     let (metadata, state) = match saved {
-        Some(saved) => (Metadata { recipe: recipe.clone(), ..saved.metadata }, saved.state),
+        Some(saved) => {
+            let steps = schedule.steps();
+            (Metadata { recipe: recipe.clone(), steps, ..saved.metadata }, saved.state)
+        }
         None => initial(&recipe, options, source, &arch, &schedule, reporter)?,
+    };
+    let extension = match extended_from.filter(|_| resumed) {
+        Some(from) => Some(extension(from, &recipe, &schedule, &metadata, source, reporter)?),
+        None => None,
     };
     // After this, all ranks have read the old files, so rank 0 may replace them.
     team.any("opening the run", false)?;
@@ -210,7 +241,25 @@ pub(super) fn prepare<H: Hardware>(
             files::replace(&directory.recipe(), text.as_bytes()).map_err(DataError::from)?;
         }
     }
-    Ok(Session { recipe, arch, schedule, hardware, memory, directory, metadata, state, resumed })
+    Ok(Session { recipe, arch, schedule, hardware, memory, directory, metadata, state, resumed, extension })
+}
+
+/// Checks that a run can be extended, and reports what that means.
+fn extension(
+    extended_from: f64,
+    recipe: &Recipe,
+    schedule: &Schedule,
+    metadata: &Metadata,
+    source: &Source,
+    reporter: &mut dyn Reporter,
+) -> Result<ExtensionRecord, TrainError> {
+    check_patience(recipe, schedule, metadata)?;
+    let Metadata { step, epoch, .. } = *metadata;
+    let record = ExtensionRecord { step, epoch, extended_from, extended_to: recipe.epochs };
+    let before = Recipe { epochs: extended_from, ..recipe.clone() };
+    let before = Schedule::new(&before, source.samples(Split::Train))?;
+    reporter.notice(&line(&before, schedule, recipe.stages().len(), &record));
+    Ok(record)
 }
 
 /// Plans the memory of all ranks. If the micro-batch `may_change`, it becomes the largest that fits at every rank.

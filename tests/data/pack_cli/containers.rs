@@ -223,7 +223,8 @@ fn parts_are_known_by_the_names_of_files() {
         let out = at(&format!("{folder}-out"));
         let said = pack_ok(&[text(&at(folder)), text(&out)]);
         assert_eq!(counts(&out), [[5, 5], [3, 3]], "{folder}");
-        assert!(said.contains("notice: 4 test images are left out; to evaluate on them"), "{said}");
+        assert_eq!(Dataset::open(&out).unwrap().class_counts(Split::Test), [2, 2], "{folder}");
+        assert!(said.contains("4 test images are training images too"), "{said}");
         assert!(said.contains("6 validation images are training images too"), "{said}");
         fs::remove_file(at(folder).join(val)).unwrap();
         let said = pack_ok(&[text(&at(folder)), text(&out), "--force"]);

@@ -44,22 +44,75 @@ fn folders_of_a_split_are_known_by_their_usual_names() {
     assert_eq!(Dataset::open(&out).unwrap().classes(), ["plane", "train"]);
 }
 
+fn test_counts(out: &Path) -> Vec<u64> {
+    Dataset::open(out).unwrap().class_counts(Split::Test)
+}
+
 #[test]
-fn third_part_is_left_out_with_the_command_that_packs_it() {
+fn test_images_are_a_third_part() {
     let dir = TempDir::new().unwrap();
     let (source, out) = (dir.path().join("my images"), dir.path().join("out"));
     for (part, each) in [("train", 3), ("val", 2), ("test", 1)] {
         class_folder(&source.join(part), each);
     }
     class_folder(&source.join("notes"), 1);
+    save(&source.join("test/bird/1.png"), picture(9, 9, 99));
+    save(&source.join("test/cat/unlike.png"), picture(9, 9, 98));
+    fs::write(source.join("test/cat/broken.png"), "no").unwrap();
     let said = pack_ok(&[text(&source), text(&out)]);
-    let command = format!("effnet-pack '{0}/train' OUT --val '{0}/test'", text(&source));
-    assert!(said.contains("notice: test/ is left out") && said.contains(&command), "{said}");
+    assert!(said.contains("packed class folders in train/, val/ and test/"), "{said}");
+    assert!(said.contains("3  test images, "), "{said}");
+    assert!(said.contains("4 validation images are training images too"), "{said}");
+    assert!(said.contains("2 test images are training images too, such as test/cat/000.png"), "{said}");
+    assert!(said.contains("class `bird` has no training image: left out"), "{said}");
     assert!(said.contains("notes/ is left out"), "{said}");
-    assert_eq!(
-        (counts(&out), skipped_as(&out, "part")),
-        ([vec![3, 3], vec![2, 2]], vec!["test".into(), "notes".into()])
+    assert_eq!((counts(&out), test_counts(&out)), ([vec![3, 3], vec![2, 2]], vec![2, 1]));
+    assert_eq!(skipped_as(&out, "part"), ["notes"]);
+    assert_eq!(skipped_as(&out, "class"), ["test/bird/1.png"]);
+    assert_eq!(skipped_as(&out, "broken"), ["test/cat/broken.png"]);
+    let info = pack_ok(&["--info", text(&out)]);
+    assert!(
+        info.contains("test 3 images, ") && info.contains("    train       val      test  class"),
+        "{info}"
     );
+    assert!(info.contains("        3         2         2  cat"), "{info}");
+    let json = pack(&["--info", text(&out), "--json"]).good().json();
+    assert_eq!(json["test"]["class_counts"], serde_json::json!([2, 1]));
+    // A run goes on over a set that was packed again with test images.
+    let without = dir.path().join("without");
+    fs::rename(source.join("test"), dir.path().join("test")).unwrap();
+    pack_ok(&[text(&source), text(&without)]);
+    let fingerprint = |out: &Path| Dataset::open(out).unwrap().fingerprint();
+    assert_eq!(fingerprint(&out), fingerprint(&without));
+    let manifest = fs::read_to_string(without.join("dataset.json")).unwrap();
+    assert!(!manifest.contains("test") && !without.join("test-00000.shard").exists(), "{manifest}");
+    fs::rename(dir.path().join("test"), source.join("test")).unwrap();
+    // Every byte of the test images is checked.
+    let shard = out.join("test-00000.shard");
+    flip(&shard, fs::metadata(&shard).unwrap().len() as usize - 9, 1);
+    let ran = pack(&["--verify", text(&out)]);
+    assert_eq!(ran.status, Some(1));
+    assert!(ran.out.contains("test-00000.shard: sample") && ran.out.contains("1 damaged"), "{}", ran.out);
+    // With validation images of their own, the test images of SOURCE stay.
+    let val = dir.path().join("val");
+    fs::rename(source.join("val"), &val).unwrap();
+    let third = dir.path().join("given");
+    pack_ok(&[text(&source), text(&third), "--val", text(&val)]);
+    assert_eq!((counts(&third), test_counts(&third)), ([vec![3, 3], vec![2, 2]], vec![2, 1]));
+    // Without any, they are taken.
+    let said = pack_ok(&[text(&source), text(&third), "--force"]);
+    assert!(said.contains("packed class folders in train/ and test/"), "{said}");
+    assert_eq!((counts(&third), test_counts(&third)), ([vec![3, 3], vec![2, 1]], vec![0, 0]));
+    assert!(!third.join("test-00000.shard").exists());
+}
+
+#[test]
+fn parts_are_packed_alone_and_with_others() {
+    let dir = TempDir::new().unwrap();
+    let source = dir.path().join("my images");
+    for (part, each) in [("train", 3), ("val", 2), ("test", 1)] {
+        class_folder(&source.join(part), each);
+    }
     let other = dir.path().join("other");
     pack_ok(&[
         &format!("{}/train", text(&source)),
@@ -78,6 +131,16 @@ fn third_part_is_left_out_with_the_command_that_packs_it() {
     assert!(said.contains("10 % of the training images of each class are taken"), "{said}");
     assert!(said.contains("test/ is left out, because it has no class folders"), "{said}");
     assert_eq!(counts(&third), [[9, 9], [1, 1]]);
+    // Of test images that are all broken there is no part.
+    let broken = dir.path().join("broken");
+    ["train", "val"].into_iter().for_each(|part| class_folder(&broken.join(part), 2));
+    fs::create_dir_all(broken.join("test/cat")).unwrap();
+    fs::write(broken.join("test/cat/1.png"), "no").unwrap();
+    let fourth = dir.path().join("fourth");
+    let said = pack_ok(&[text(&broken), text(&fourth)]);
+    assert!(said.contains("notice: no test image could be read"), "{said}");
+    assert_eq!((counts(&fourth), test_counts(&fourth)), ([vec![2, 2], vec![2, 2]], vec![0, 0]));
+    pack_ok(&["--verify", text(&fourth)]);
 }
 
 #[test]

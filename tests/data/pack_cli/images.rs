@@ -78,6 +78,12 @@ fn turned_image_is_stored_and_evaluated_upright() {
     let out = dir.path().join("kept");
     let said = pack_ok(&[text(&source), text(&out), "--quality", "94"]);
     assert!(said.contains("2  JPEG files encoded anew at quality 94 (turned, CMYK"), "{said}");
+    let help = pack_ok(&["--help"]).split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(
+        help.contains("turns, CMYK and rare ones are encoded anew, with --quality, unless raw"),
+        "{help}"
+    );
+    assert!(help.contains("Quality of JPEG files that are written here [default: 95]"), "{help}");
     for (encoding, anew) in [("raw", 0), ("jpeg", 2)] {
         let other = dir.path().join(encoding);
         let summary = pack(&[text(&source), text(&other), "--encoding", encoding, "--json"]).good().json();

@@ -100,17 +100,23 @@ fn missing_or_empty_dataset_says_how_to_make_one() {
     fs::create_dir(at("empty")).unwrap();
     fs::create_dir(at("other")).unwrap();
     fs::write(at("other/file"), "x").unwrap();
-    for (name, word) in [
-        ("nowhere", "no such directory"),
-        ("empty", "is empty"),
-        ("other", "no dataset"),
-        ("other/file", "not a directory"),
+    fs::create_dir(at("begun")).unwrap();
+    fs::write(at("begun/pack.partial.json"), "x").unwrap();
+    fs::create_dir(at("run")).unwrap();
+    fs::write(at("run/checkpoint.bin"), "x").unwrap();
+    let [to, from] =
+        ["`effnet-pack SOURCE {}` makes one", "if images lie there, `effnet-pack {} OUT` packs them"];
+    for (name, word, way) in [
+        ("nowhere", "no such directory", to),
+        ("empty", "is empty", to),
+        ("other", "no dataset", from),
+        ("other/file", "not a directory", from),
+        ("begun", "packing was interrupted", "run the same `effnet-pack` again"),
+        ("run", "no dataset", "it is the folder of a run, whose recipe.toml names its data"),
     ] {
-        for option in ["--verify", "--info"] {
-            pack_fails(
-                &[option, text(&at(name))],
-                &[name, word, "effnet-pack SOURCE", "--data synthetic", "--demo"],
-            );
+        for option in ["--verify", "--info", "--bench"] {
+            let way = way.replace("{}", text(&at(name)));
+            pack_fails(&[option, text(&at(name))], &[name, word, &way]);
         }
     }
 }

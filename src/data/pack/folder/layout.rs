@@ -12,16 +12,16 @@ pub enum Layout {
     Split {
         train: String,
         val: Option<String>,
-        /// A test folder that is not taken as validation.
-        test: Option<String>,
+        /// A test folder that is not taken as validation, and whether it has class folders.
+        test: Option<(String, bool)>,
         others: Vec<String>,
     },
 }
 
 impl Layout {
     /// A folder `train` with folders in it makes a split; a class may be called "train" too. Without validation images,
-    /// the test images are taken.
-    pub fn of(source: &Path, top: &[String], walk: &Walk) -> Result<Layout, DataError> {
+    /// here or in a source of their own (`has_val`), the test images are taken.
+    pub fn of(source: &Path, top: &[String], walk: &Walk, has_val: bool) -> Result<Layout, DataError> {
         let problem = |problem: String| Err(DataError::Source { path: source.to_owned(), problem });
         let mut parts: [Option<String>; 3] = [None, None, None];
         let mut others = Vec::new();
@@ -60,10 +60,10 @@ impl Layout {
         let flat_val = |name: &String| images_here(&source.join(name)).is_ok_and(|images| images > 0);
         let val = val.filter(|name| val_split || flat_val(name));
         let (val, test) = match (val, test) {
-            (None, Some(test)) if test_split => (Some(test), None),
-            others => others,
+            (None, Some(test)) if test_split && !has_val => (Some(test), None),
+            (val, test) => (val, test.map(|name| (name, test_split))),
         };
-        if val.is_none() {
+        if val.is_none() && !has_val {
             // Beside train/, a folder of classes under an unknown name is likely meant as val/.
             for other in &others {
                 if !walk.subfolders(&source.join(other))?.is_empty() {

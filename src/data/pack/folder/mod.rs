@@ -10,7 +10,6 @@ use super::listing::{FileItems, Listed, Listing, Part, Stamp};
 use super::skipped::{Skipped, SkippedKind};
 use super::{PackOptions, table};
 use crate::data::DataError;
-use crate::names::quoted;
 use layout::Layout;
 use walk::{Walk, images_here};
 pub use walk::{holds_images, is_jpeg_name, is_junk, subfolders};
@@ -25,7 +24,7 @@ pub fn list<'a>(source: &Path, out: &Path, options: &PackOptions) -> Result<List
         notices: Vec::new(),
     };
     let top = folder.walk.classes(source)?;
-    let layout = Layout::of(source, &top, &folder.walk)?;
+    let layout = Layout::of(source, &top, &folder.walk, options.val.is_some())?;
     if options.val_list.is_some() && !matches!(&layout, Layout::Split { val: Some(_), .. }) {
         let problem = "--val-list is for a folder with train/ and a val/ without class folders".into();
         return Err(DataError::Source { path: source.to_owned(), problem });
@@ -33,13 +32,16 @@ pub fn list<'a>(source: &Path, out: &Path, options: &PackOptions) -> Result<List
     let (kind, classes) = match &layout {
         Layout::Classes => ("class folders".to_string(), folder.classes(&top)?),
         Layout::Split { train, val, test, others } => {
-            let classes = folder.split(train, val.as_deref(), options)?;
-            folder.others(train, val.is_some(), test.as_deref(), others);
-            let of_val = val
-                .as_ref()
-                .filter(|_| options.val.is_none())
-                .map_or(String::new(), |val| format!(" and {val}/"));
-            (format!("class folders in {train}/{of_val}"), classes)
+            let val = val.as_deref().filter(|_| options.val.is_none());
+            let with_classes = test.as_ref().filter(|(_, classes)| *classes).map(|(name, _)| name.as_str());
+            let classes = folder.split(train, val, with_classes, options)?;
+            folder.others(train, test.as_ref().filter(|(_, classes)| !classes), others);
+            let names: Vec<String> = [Some(train.as_str()), val, with_classes]
+                .iter()
+                .flatten()
+                .map(|name| format!("{name}/"))
+                .collect();
+            (format!("class folders in {}", and(&names)), classes)
         }
     };
     let Folder { walk, files, mut images, notices, .. } = folder;
@@ -47,6 +49,14 @@ pub fn list<'a>(source: &Path, out: &Path, options: &PackOptions) -> Result<List
     items.estimate(&mut images, options)?;
     let (skipped, items) = (walk.skipped, Box::new(items));
     Ok(Listing { kind, classes, declared: false, images, skipped, notices, items })
+}
+
+/// "train/, val/ and test/".
+fn and(names: &[String]) -> String {
+    match names {
+        [others @ .., last] if !others.is_empty() => format!("{} and {last}", others.join(", ")),
+        _ => names.concat(),
+    }
 }
 
 /// A folder being listed.
@@ -72,34 +82,54 @@ impl Folder<'_> {
         Ok(names.to_vec())
     }
 
-    /// Class folders in the folder of training images and in that of validation images, or a flat one with a list.
+    /// Class folders in the folder of training images, in that of validation images, or a flat one with a list, and in
+    /// that of test images.
     fn split(
         &mut self,
         train: &str,
         val: Option<&str>,
+        test: Option<&str>,
         options: &PackOptions,
     ) -> Result<Vec<String>, DataError> {
         let mut classes = self.walk.classes(&self.source.join(train))?;
-        let val = val.filter(|_| options.val.is_none());
         let flat = val.is_some_and(|val| options.val_list.is_some() || self.is_flat(val));
         let in_val = match val {
             Some(val) if !flat => self.walk.classes(&self.source.join(val))?,
             _ => Vec::new(),
         };
+        let in_test = test.map_or(Ok(Vec::new()), |test| self.walk.classes(&self.source.join(test)))?;
         let trained = classes.len();
-        classes.extend(in_val.iter().filter(|class| !classes.contains(class)).cloned().collect::<Vec<_>>());
+        for class in in_val.iter().chain(&in_test) {
+            if !classes.contains(class) {
+                classes.push(class.clone());
+            }
+        }
         for (label, class) in classes.iter().enumerate().take(trained) {
             self.class(&Path::new(train).join(class), label as u32, Some(Part::Train))?;
         }
-        let Some(val) = val else { return Ok(classes) };
-        if flat {
-            self.flat(val, &classes, options)?;
-            return Ok(classes);
+        match val {
+            Some(val) if flat => self.flat(val, &classes, options)?,
+            Some(val) => self.part(val, Part::Val, &in_val, &classes)?,
+            None => {}
         }
+        if let Some(test) = test {
+            self.part(test, Part::Test, &in_test, &classes)?;
+        }
+        Ok(classes)
+    }
+
+    /// The class folders `inside` a folder of validation or of test images.
+    fn part(
+        &mut self,
+        name: &str,
+        part: Part,
+        inside: &[String],
+        classes: &[String],
+    ) -> Result<(), DataError> {
         let mut lacking = Vec::new();
         for (label, class) in classes.iter().enumerate() {
-            let found = match in_val.contains(class) {
-                true => self.class(&Path::new(val).join(class), label as u32, Some(Part::Val))?,
+            let found = match inside.contains(class) {
+                true => self.class(&Path::new(name).join(class), label as u32, Some(part))?,
                 false => 0,
             };
             if found == 0 {
@@ -108,13 +138,13 @@ impl Folder<'_> {
         }
         match lacking.as_slice() {
             [] => {}
-            [class] => self.notices.push(format!("class `{class}` has no image in {val}/")),
+            [class] => self.notices.push(format!("class `{class}` has no image in {name}/")),
             [class, ..] => {
                 let count = lacking.len();
-                self.notices.push(format!("{count} classes have no image in {val}/, such as `{class}`"));
+                self.notices.push(format!("{count} classes have no image in {name}/, such as `{class}`"));
             }
         }
-        Ok(classes)
+        Ok(())
     }
 
     fn is_flat(&self, folder: &str) -> bool {
@@ -158,21 +188,11 @@ impl Folder<'_> {
     }
 
     /// Says what is left out beside the folders of the split.
-    fn others(&mut self, train: &str, has_val: bool, test: Option<&str>, others: &[String]) {
+    fn others(&mut self, train: &str, flat_test: Option<&(String, bool)>, others: &[String]) {
         let part = SkippedKind::Part;
-        if let Some(test) = test {
-            let at = |name: &str| quoted(&self.source.join(name));
-            self.notices.push(if has_val {
-                format!(
-                    "{test}/ is left out, because {train}/ and validation images are there; to evaluate on it, make \
-                     a second set: effnet-pack {} OUT --val {}",
-                    at(train),
-                    at(test)
-                )
-            } else {
-                format!("{test}/ is left out, because it has no class folders")
-            });
-            self.walk.skipped.push(Skipped::new(test, part, "a third part; a set has two"));
+        if let Some((test, _)) = flat_test {
+            self.notices.push(format!("{test}/ is left out, because it has no class folders"));
+            self.walk.skipped.push(Skipped::new(test, part, "no class folders in it"));
         }
         for other in others {
             self.notices
