@@ -9,6 +9,7 @@
 // stride 1 is bound by them there (1.2 times the floor), everything else by memory. Last measured share: not yet
 // measured.
 #include "depthwise_backward.cuh"
+#include "depthwise_forward.cuh"
 
 // fp32 uses as many registers as it needs; half types leave room for two blocks on a multiprocessor.
 #define DEPTHWISE(T, name, Shape)                                                                      \
@@ -16,20 +17,20 @@
                   DepthwiseForwardArguments) {                                                         \
         DepthwiseForward<T, Shape::kernel, Shape::stride>(args).run();                                 \
     }                                                                                                  \
-    KERNEL_BLOCKS(depthwise_backward_##name, depthwise_threads(Shape::kernel), Shape::blocks,          \
+    KERNEL_BLOCKS(depthwise_backward_##name, DEPTHWISE_THREADS, Shape::backward,          \
                   DepthwiseBackwardArguments) {                                                        \
         DepthwiseBackward<T, Shape::kernel, Shape::stride, true>(args).run();                          \
     }                                                                                                  \
-    KERNEL_BLOCKS(depthwise_backward_identity_##name, depthwise_threads(Shape::kernel), Shape::blocks, \
+    KERNEL_BLOCKS(depthwise_backward_identity_##name, DEPTHWISE_THREADS, Shape::backward, \
                   DepthwiseBackwardArguments) {                                                        \
         DepthwiseBackward<T, Shape::kernel, Shape::stride, false>(args).run();                         \
     }
 
-INSTANCE_FP32(DEPTHWISE, k3s1, kernel = 3, stride = 1, blocks = 1)
-INSTANCE_FP32(DEPTHWISE, k3s2, kernel = 3, stride = 2, blocks = 1)
-INSTANCE_FP32(DEPTHWISE, k5s1, kernel = 5, stride = 1, blocks = 1)
-INSTANCE_FP32(DEPTHWISE, k5s2, kernel = 5, stride = 2, blocks = 1)
-INSTANCE_HALF(DEPTHWISE, k3s1, kernel = 3, stride = 1, blocks = 2)
-INSTANCE_HALF(DEPTHWISE, k3s2, kernel = 3, stride = 2, blocks = 2)
-INSTANCE_HALF(DEPTHWISE, k5s1, kernel = 5, stride = 1, blocks = 2)
-INSTANCE_HALF(DEPTHWISE, k5s2, kernel = 5, stride = 2, blocks = 2)
+INSTANCE_FP32(DEPTHWISE, k3s1, kernel = 3, stride = 1, blocks = 1, backward = 1)
+INSTANCE_FP32(DEPTHWISE, k3s2, kernel = 3, stride = 2, blocks = 1, backward = 1)
+INSTANCE_FP32(DEPTHWISE, k5s1, kernel = 5, stride = 1, blocks = 1, backward = 1)
+INSTANCE_FP32(DEPTHWISE, k5s2, kernel = 5, stride = 2, blocks = 1, backward = 1)
+INSTANCE_HALF(DEPTHWISE, k3s1, kernel = 3, stride = 1, blocks = 2, backward = 4)
+INSTANCE_HALF(DEPTHWISE, k3s2, kernel = 3, stride = 2, blocks = 2, backward = 4)
+INSTANCE_HALF(DEPTHWISE, k5s1, kernel = 5, stride = 1, blocks = 2, backward = 3)
+INSTANCE_HALF(DEPTHWISE, k5s2, kernel = 5, stride = 2, blocks = 2, backward = 3)

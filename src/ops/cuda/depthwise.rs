@@ -1,7 +1,10 @@
 //! The depthwise convolution: one launch forward and one backward, then the kernels that finish their partial sums.
 //!
-//! [`Cut`] decides how the maps are divided among blocks. It depends on shapes only.
+//! [`Tiles`] and [`Cut`] decide how the maps are divided among blocks. They depend on shapes only.
 
+mod tiles;
+
+use self::tiles::{Sweep, Tiles};
 use super::OnCuda;
 use super::arguments::Kernel;
 use super::batch_norm::{self, Parts};
@@ -10,7 +13,8 @@ use super::gpu::{Address, Gpu};
 use super::precision::Precision;
 use super::reduction;
 use super::sources::depthwise::{
-    DEPTHWISE_CHANNELS, DEPTHWISE_COLUMNS, DEPTHWISE_CONSTANTS, DepthwiseBackwardArguments,
+    DEPTHWISE_CHANNELS, DEPTHWISE_COLUMNS, DEPTHWISE_COLUMNS_STRIDE1, DEPTHWISE_COLUMNS_STRIDE2,
+    DEPTHWISE_CONSTANTS, DEPTHWISE_SLICE, DEPTHWISE_THREADS, DepthwiseBackwardArguments,
     DepthwiseForwardArguments, LANES, THREADS_3X3, THREADS_5X5, WARP,
 };
 use crate::model::Window;
@@ -133,33 +137,60 @@ impl Cut {
         Cut::new(images, channels, output, workers, 1, threads(kernel), &need)
     }
 
-    fn backward(images: usize, window: Window, channels: usize, element: usize) -> Cut {
-        let Window { kernel, stride, input, output, pad } = window;
-        let first = pad % stride;
-        let workers = (input + first).div_ceil(DEPTHWISE_COLUMNS);
-        let before = (kernel - 1) / stride;
-        let reached = (DEPTHWISE_COLUMNS - 1) / stride + 1 + before;
-        // The output column in the ring's first column, zero or negative.
-        let base = (pad - first) as isize / stride as isize - before as isize;
-        let reach =
-            ((workers - 1) * DEPTHWISE_COLUMNS / stride + reached).max((output as isize - base) as usize);
-        let warps = threads(kernel) / WARP;
-        let need = |vectors: usize, rows: usize, together: usize| {
-            let ring = (rows - 1 + kernel - 1) / stride + 2;
-            let slice = vectors * LANES;
-            shared_bytes([
-                together * ring * reach * slice * element,
-                kernel * kernel * slice * 4,
-                DEPTHWISE_CONSTANTS * slice * 4,
-                together * 2 * slice * 4,
-                warps * (kernel * kernel + 2) * slice * 4,
-            ])
-        };
-        Cut::new(images, channels, input, workers, LANES / DEPTHWISE_CHANNELS, threads(kernel), &need)
-    }
-
     fn grid(&self) -> [usize; 3] {
         [self.slices, self.parts, 1]
+    }
+}
+
+/// The backward pass: its threads share out the positions of the input.
+struct Backward {
+    tiles: Tiles,
+    ring_rows: usize,
+}
+
+impl Backward {
+    fn of(images: usize, window: Window, channels: usize, element: usize) -> Backward {
+        let Window { kernel, stride, input, output, pad } = window;
+        let columns = if stride == 1 { DEPTHWISE_COLUMNS_STRIDE1 } else { DEPTHWISE_COLUMNS_STRIDE2 };
+        // Threads begin where input and output columns meet: at −1 if the padding is odd and the stride two.
+        let extent = input + pad % stride;
+        let before = (kernel - 1) / stride;
+        let reached = (columns - 1) / stride + 1 + before;
+        let reach = |workers: usize| (workers - 1) * (columns / stride) + reached;
+        let ring_rows = |rows: usize| {
+            let fresh = rows / stride;
+            // Those in use, and those under way; or two whole maps.
+            (before + 2 * fresh).min((2 * output).max(before + fresh))
+        };
+        let sums = (kernel * kernel + 2) * DEPTHWISE_SLICE * DEPTHWISE_THREADS / WARP;
+        let pixel = DEPTHWISE_SLICE * 2 * element;
+        let need = |workers: usize, rows: usize| {
+            shared_bytes([
+                (ring_rows(rows) * reach(workers) * pixel).max(sums * 4),
+                reached * pixel,
+                2 * rows * workers * (columns | 1) * DEPTHWISE_SLICE * element,
+                kernel * kernel * DEPTHWISE_SLICE * 4,
+                DEPTHWISE_CONSTANTS * DEPTHWISE_SLICE * 4,
+                DEPTHWISE_THREADS / WARP * 2 * DEPTHWISE_SLICE * 4,
+            ])
+        };
+        let products = DEPTHWISE_CHANNELS * 2 * kernel * kernel * columns / stride;
+        let tiles = Sweep {
+            images,
+            channels,
+            width: extent,
+            height: extent,
+            columns,
+            thread_rows: stride,
+            reach: &reach,
+            fresh: &|rows| rows / stride,
+            need: &need,
+            warp_cost: 380 + products,
+            unit_cost: 160,
+            blocks: if kernel == 3 { 1056 } else { 1188 },
+        }
+        .divide();
+        Backward { ring_rows: ring_rows(tiles.rows), tiles }
     }
 }
 
@@ -206,19 +237,20 @@ impl OnCuda for DepthwiseForward {
     }
 }
 
-fn backward_bytes(p: &DepthwiseBackward, cut: &Cut) -> [usize; 2] {
-    [cut.parts * p.weight.elements * 4, batch_norm::sums_bytes(cut.parts, p.channels)]
+fn backward_bytes(p: &DepthwiseBackward, tiles: &Tiles) -> [usize; 2] {
+    [tiles.parts * p.weight.elements * 4, batch_norm::sums_bytes(tiles.parts, p.channels)]
 }
 
 impl OnCuda for DepthwiseBackward {
     fn workspace(&self, precision: Precision) -> usize {
-        let cut = Cut::backward(self.images, self.window, self.channels, precision.bytes());
-        workspace_bytes(&backward_bytes(self, &cut))
+        let plan = Backward::of(self.images, self.window, self.channels, precision.bytes());
+        workspace_bytes(&backward_bytes(self, &plan.tiles))
     }
 
     fn launch<G: Gpu>(&self, cx: &mut Context<G>) -> Result {
-        let cut = Cut::backward(self.images, self.window, self.channels, cx.precision.bytes());
-        let [weight_partials, sum_partials] = cx.workspace(backward_bytes(self, &cut));
+        let Backward { tiles, ring_rows } =
+            Backward::of(self.images, self.window, self.channels, cx.precision.bytes());
+        let [weight_partials, sum_partials] = cx.workspace(backward_bytes(self, &tiles));
         let (previous, previous_y, shortcut, keep) = match &self.input {
             DepthwiseInput::Normalised(bn) => (*bn, Address::NULL, None, None),
             DepthwiseInput::Identity { shortcut, previous } => {
@@ -246,12 +278,13 @@ impl OnCuda for DepthwiseBackward {
             input: self.window.input as i32,
             output: self.window.output as i32,
             pad: self.window.pad as i32,
-            vectors: cut.vectors as i32,
-            rows: cut.rows as i32,
-            together: cut.together as i32,
-            images_per_block: cut.images_per_block as i32,
-            strips: cut.strips as i32,
-            strip_rows: cut.strip_rows as i32,
+            workers: tiles.workers as i32,
+            tiles: tiles.tiles as i32,
+            rows: tiles.rows as i32,
+            ring_rows: ring_rows as i32,
+            images_per_block: tiles.images_per_block as i32,
+            strips: tiles.strips as i32,
+            strip_rows: tiles.strip_rows as i32,
             inverse_rows: batch_norm::inverse_rows(&self.bn),
         };
         let kernel = match self.input {
@@ -259,9 +292,9 @@ impl OnCuda for DepthwiseBackward {
             DepthwiseInput::Identity { .. } => &BACKWARD_IDENTITY,
         };
         let kernel = kernel.variant(variant(self.window));
-        cx.launch(&kernel, cut.grid(), threads(self.window.kernel), cut.shared, arguments)?;
-        batch_norm::finish_sums(cx, &previous, sum_partials, cut.parts)?;
-        reduction::add_gradient(cx, weight_partials, cut.parts, self.weight)
+        cx.launch(&kernel, tiles.grid(), DEPTHWISE_THREADS, tiles.shared, arguments)?;
+        batch_norm::finish_sums(cx, &previous, sum_partials, tiles.parts)?;
+        reduction::add_gradient(cx, weight_partials, tiles.parts, self.weight)
     }
 }
 
@@ -288,17 +321,21 @@ mod tests {
                 for padding in [Padding::Symmetric, Padding::Same] {
                     let window = Window::new(kernel, stride, input, padding);
                     for (images, element) in [(1, 4), (5, 2), (512, 2)] {
-                        let forward = Cut::forward(images, window, channels, element);
-                        let backward = Cut::backward(images, window, channels, element);
-                        forward.check(window).unwrap();
-                        for (cut, height) in [(forward, window.output), (backward, window.input)] {
-                            assert!(cut.shared <= 99 << 10, "{cut:?} of {window:?}");
-                            assert!(cut.slices * cut.vectors * LANES >= channels);
-                            assert!(cut.strips * cut.strip_rows >= height);
-                            let image_parts = cut.parts / cut.strips;
-                            assert!(image_parts * cut.images_per_block >= images);
-                            assert!(cut.images_per_block % cut.together == 0);
-                        }
+                        let cut = Cut::forward(images, window, channels, element);
+                        cut.check(window).unwrap();
+                        assert!(cut.shared <= 99 << 10, "{cut:?} of {window:?}");
+                        assert!(cut.slices * cut.vectors * LANES >= channels);
+                        assert!(cut.strips * cut.strip_rows >= window.output);
+                        let image_parts = cut.parts / cut.strips;
+                        assert!(image_parts * cut.images_per_block >= images);
+                        assert!(cut.images_per_block % cut.together == 0);
+                        let Backward { tiles, .. } = Backward::of(images, window, channels, element);
+                        assert!(tiles.shared <= 99 << 10, "{tiles:?} of {window:?}");
+                        assert!(tiles.slices * DEPTHWISE_SLICE >= channels);
+                        assert!(tiles.strips * tiles.strip_rows >= input);
+                        assert!(tiles.strips == 1 || tiles.images_per_block == 1);
+                        let image_parts = tiles.parts / tiles.strips / tiles.tiles;
+                        assert!(image_parts * tiles.images_per_block >= images);
                     }
                 }
             }
