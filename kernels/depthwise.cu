@@ -13,8 +13,7 @@
 
 // fp32 uses as many registers as it needs; half types leave room for two blocks on a multiprocessor.
 #define DEPTHWISE(T, name, Shape)                                                                      \
-    KERNEL_BLOCKS(depthwise_forward_##name, depthwise_threads(Shape::kernel), Shape::blocks,           \
-                  DepthwiseForwardArguments) {                                                         \
+    KERNEL_BLOCKS(depthwise_forward_##name, DEPTHWISE_THREADS, Shape::forward, DepthwiseForwardArguments) {                                                         \
         DepthwiseForward<T, Shape::kernel, Shape::stride>(args).run();                                 \
     }                                                                                                  \
     KERNEL_BLOCKS(depthwise_backward_##name, DEPTHWISE_THREADS, Shape::backward,          \
@@ -26,11 +25,11 @@
         DepthwiseBackward<T, Shape::kernel, Shape::stride, false>(args).run();                         \
     }
 
-INSTANCE_FP32(DEPTHWISE, k3s1, kernel = 3, stride = 1, blocks = 1, backward = 1)
-INSTANCE_FP32(DEPTHWISE, k3s2, kernel = 3, stride = 2, blocks = 1, backward = 1)
-INSTANCE_FP32(DEPTHWISE, k5s1, kernel = 5, stride = 1, blocks = 1, backward = 1)
-INSTANCE_FP32(DEPTHWISE, k5s2, kernel = 5, stride = 2, blocks = 1, backward = 1)
-INSTANCE_HALF(DEPTHWISE, k3s1, kernel = 3, stride = 1, blocks = 2, backward = 4)
-INSTANCE_HALF(DEPTHWISE, k3s2, kernel = 3, stride = 2, blocks = 2, backward = 4)
-INSTANCE_HALF(DEPTHWISE, k5s1, kernel = 5, stride = 1, blocks = 2, backward = 3)
-INSTANCE_HALF(DEPTHWISE, k5s2, kernel = 5, stride = 2, blocks = 2, backward = 3)
+INSTANCE_FP32(DEPTHWISE, k3s1, kernel = 3, stride = 1, forward = 1, backward = 1)
+INSTANCE_FP32(DEPTHWISE, k3s2, kernel = 3, stride = 2, forward = 1, backward = 1)
+INSTANCE_FP32(DEPTHWISE, k5s1, kernel = 5, stride = 1, forward = 1, backward = 1)
+INSTANCE_FP32(DEPTHWISE, k5s2, kernel = 5, stride = 2, forward = 1, backward = 1)
+INSTANCE_HALF(DEPTHWISE, k3s1, kernel = 3, stride = 1, forward = 4, backward = 3)
+INSTANCE_HALF(DEPTHWISE, k3s2, kernel = 3, stride = 2, forward = 4, backward = 3)
+INSTANCE_HALF(DEPTHWISE, k5s1, kernel = 5, stride = 1, forward = 4, backward = 3)
+INSTANCE_HALF(DEPTHWISE, k5s2, kernel = 5, stride = 2, forward = 4, backward = 3)

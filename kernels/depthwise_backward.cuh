@@ -159,22 +159,26 @@ struct DepthwiseBackward {
         weights = arena.take<float>(K * K * SLICE);
         constants = arena.take<float>(DEPTHWISE_CONSTANTS * SLICE);
         factors = arena.take<float>(WARPS * 2 * SLICE);
-        const float zero[4] = {};
-        for (int i = threadIdx.x; i < cells / 4; i += THREADS) store_group(ring + i * 4, zero);
-        for (int i = threadIdx.x; i < REACHED * PIXEL; i += THREADS) zeros[i] = 0.0f;
+        // Pixels and channels beside the map's are never copied, but computed with.
+        clear(ring, cells);
+        clear(zeros, REACHED * PIXEL);
+        clear(stage, 2 * args.rows * stage_row);
+        clear(factors, WARPS * 2 * SLICE);
         for (int i = threadIdx.x; i < K * K * SLICE; i += THREADS) {
             const int channel = first_channel + i % SLICE;
             weights[i] = channel < args.channels ? args.weight[channel * K * K + i / SLICE] : 0.0f;
         }
-        const int channel = first_channel + threadIdx.x;
-        if (threadIdx.x < SLICE && channel < args.channels) set_constants(channel);
+        if (threadIdx.x < SLICE) set_constants(first_channel + threadIdx.x, constants + threadIdx.x);
         barrier();
     }
 
-    __device__ __forceinline__ void set_constants(int channel) {
+    __device__ __forceinline__ void set_constants(int channel, float* to) {
+        if (channel >= args.channels) {
+            for (int row = 0; row < DEPTHWISE_CONSTANTS; row++) to[row * SLICE] = 0.0f;
+            return;
+        }
         const auto norm =
             NormBackward::of(args.coefficients, args.sums, args.channels, channel, args.inverse_rows);
-        float* to = constants + channel - first_channel;
         to[OUT_SCALE * SLICE] = norm.a;
         to[OUT_SHIFT * SLICE] = args.coefficients[SHIFT * args.channels + channel];
         to[OUT_B * SLICE] = norm.b;
@@ -356,7 +360,6 @@ struct DepthwiseBackward {
 #pragma unroll
                 for (int t = 0; t < COLUMNS; t++) {
                     if (in_map(row + ty) && in_map(column + t)) continue;
-                    x[ty][t] = Stored::of(0.0f, 0.0f);
 #pragma unroll
                     for (int i = 0; i < C; i++) a[ty][t][i] = slope[ty][t][i] = 0.0f;
                 }

@@ -74,3 +74,10 @@ __device__ __forceinline__ int ring_slot(int slot, int by, int rows) {
     slot += by;
     return slot >= rows ? slot - rows : slot;
 }
+
+// Zeros for a number of values that is a multiple of four, by all threads.
+template <typename T>
+__device__ __forceinline__ void clear(T* to, int values) {
+    const float zero[4] = {};
+    for (int i = threadIdx.x * 4; i < values; i += DEPTHWISE_THREADS * 4) store_group(to + i, zero);
+}
