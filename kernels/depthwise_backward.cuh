@@ -18,52 +18,17 @@
 // Bytes, operations, floors and the versions before this one: depthwise.cu, docs/depthwise.md.
 #pragma once
 
-#include "depthwise_tile.cuh"
+#include "depthwise_backward_arguments.cuh"
+#include "depthwise_sums.cuh"
 
-#define DEPTHWISE_BACKWARD_FIELDS(F)                                                            \
-    F(const void*, x)                                                                           \
-    F(const void*, y)                                                                           \
-    F(const void*, da)                                                                          \
-    F(void*, dx)                                                                                \
-    F(const float*, coefficients)     /* of the output's batch norm */                          \
-    F(const float*, sums)             /* of it, [2, C] */                                       \
-    F(const float*, gate)             /* [images, C] */                                         \
-    F(const float*, squeeze_gradient) /* [images, C] */                                         \
-    F(const float*, weight)           /* [C, K, K] */                                           \
-    F(const float*, previous)         /* coefficients of the batch norm whose sums are taken */ \
-    F(const void*, previous_y)        /* identity input: what those are the coefficients of */  \
-    F(const void*, shortcut)          /* identity input: added to dx; may be null */            \
-    F(const float*, keep)             /* identity input: [images]; null: all one */             \
-    F(float*, weight_partials)        /* [parts, C, K, K] */                                    \
-    F(float*, sum_partials)           /* [parts, 2, C] */                                       \
-    F(int, images)                                                                              \
-    F(int, channels)                                                                            \
-    F(int, input)                                                                               \
-    F(int, output)                                                                              \
-    F(int, pad)                                                                                 \
-    F(int, workers) /* threads of a tile's row, for each pair of channels */                    \
-    F(int, tiles)                                                                               \
-    F(int, rows)    /* input rows of an iteration */                                            \
-    F(int, ring_rows)                                                                           \
-    F(int, images_per_block)                                                                    \
-    F(int, strips)                                                                              \
-    F(int, strip_rows)                                                                          \
-    F(float, inverse_rows) /* of the output's batch norm */
-ARGUMENTS(DepthwiseBackwardArguments, DEPTHWISE_BACKWARD_FIELDS)
-
-// Rows of per-channel constants in shared memory. `OUT_C` is dy's part that depends on neither da nor y.
-enum DepthwiseConstant { OUT_SCALE, OUT_SHIFT, OUT_B, OUT_C, IN_MEAN, IN_RECIPROCAL, IN_SCALE, IN_SHIFT,
-                         END_OF_CONSTANTS };
-constexpr int DEPTHWISE_CONSTANTS = 8;
-static_assert(DEPTHWISE_CONSTANTS == END_OF_CONSTANTS, "each has a row");
-// Columns and rows of a thread.
+// Columns of a thread.
 constexpr int DEPTHWISE_COLUMNS_STRIDE1 = 7;
 constexpr int DEPTHWISE_COLUMNS_STRIDE2 = 4;
 
 template <typename T, int K, int STRIDE, bool NORMALISED>
 struct DepthwiseBackward {
-    static constexpr int THREADS = DEPTHWISE_THREADS, WARPS = THREADS / WARP, SLICE = DEPTHWISE_SLICE;
-    static constexpr int C = DEPTHWISE_CHANNELS, GROUPS = SLICE / C;
+    static constexpr int THREADS = DEPTHWISE_THREADS, WARPS = DEPTHWISE_WARPS, SLICE = DEPTHWISE_SLICE;
+    static constexpr int C = DEPTHWISE_CHANNELS, GROUPS = DEPTHWISE_GROUPS;
     static constexpr int COLUMNS = STRIDE == 1 ? DEPTHWISE_COLUMNS_STRIDE1 : DEPTHWISE_COLUMNS_STRIDE2;
     static constexpr int ROWS = STRIDE;
     using Stored = Two<T>;
@@ -74,7 +39,7 @@ struct DepthwiseBackward {
     static constexpr int BEFORE = (K - 1) / STRIDE;
     static constexpr int REACHED = (COLUMNS - 1) / STRIDE + 1 + BEFORE;
     static constexpr int ROWS_REACHED = (ROWS - 1) / STRIDE + 1 + BEFORE;
-    static constexpr int SUMS = K * K * C + 2 * C;
+    static constexpr int NUMBERS = K * K + 2;
     // Floats of a cell of eight channels, which has room for da and y as stored, and of a pixel.
     static constexpr int CELL = LANES * 2 * sizeof(T) / sizeof(float), PIXEL = SLICE / LANES * CELL;
     // x in shared memory: threads of a warp are an odd number of columns apart, so that they read from all banks.
@@ -85,10 +50,8 @@ struct DepthwiseBackward {
     int first_channel;
     // First input column and end of the tile; output column of ring column 0; ring columns.
     int tile_first, tile_end, base, reach;
-    // Ring columns that are in the map: the first, and their number.
-    int inner, inner_columns;
-    // Of a row, in elements.
-    int ring_row, stage_row;
+    int inner, inner_columns;  // ring columns that are in the map: the first, and their number
+    int ring_row, stage_row;  // elements
     float* ring;       // [ring_rows, reach, SLICE]
     float* zeros;      // [REACHED, SLICE]: read in place of rows outside the map
     T* stage;          // [2, rows, workers · STAGED, SLICE]: x of this iteration and of the next
@@ -99,10 +62,9 @@ struct DepthwiseBackward {
     // The thread's share of the product: its channels in the slice, its first column and its first row of an iteration.
     int at, worker, own_row;
     bool works;
-    float taps[K * K][C], sums[2][C];
+    float numbers[NUMBERS][C];  // sums of the taps, and the two of the batch norm
 
-    // The thread's share of the copies: of rows of dy, and of x.
-    DepthwiseUnits dy_units, x_units;
+    DepthwiseUnits dy_units, x_units;  // the thread's share of the copies
 
     // What an iteration does: the image, where it begins in x and in y, the first input row, and the slot of the first
     // output row that it needs.
@@ -140,8 +102,7 @@ struct DepthwiseBackward {
 #pragma unroll
         for (int i = 0; i < C; i++) {
 #pragma unroll
-            for (int tap = 0; tap < K * K; tap++) taps[tap][i] = 0.0f;
-            sums[0][i] = sums[1][i] = 0.0f;
+            for (int number = 0; number < NUMBERS; number++) numbers[number][i] = 0.0f;
         }
     }
 
@@ -152,7 +113,7 @@ struct DepthwiseBackward {
 
     __device__ __forceinline__ void prepare() {
         SharedArena arena;
-        const int cells = args.ring_rows * ring_row, scratch = WARPS * (SUMS / C) * SLICE;
+        const int cells = args.ring_rows * ring_row, scratch = WARPS * NUMBERS * SLICE;
         ring = arena.take<float>(cells > scratch ? cells : scratch);
         zeros = arena.take<float>(REACHED * PIXEL);
         stage = arena.take<T>(2 * args.rows * stage_row);
@@ -186,8 +147,6 @@ struct DepthwiseBackward {
 #pragma unroll
         for (int row = 0; row < 4; row++) to[(IN_MEAN + row) * SLICE] = args.previous[row * args.channels + channel];
     }
-
-    // ---- copies ---------------------------------------------------------------------------------------------
 
     // Begins the copies of what the step needs and is not in the ring yet: rows of da and y, and its rows of x.
     __device__ __forceinline__ void fetch(const Step& step, Loaded& loaded, int half) {
@@ -252,8 +211,6 @@ struct DepthwiseBackward {
                       from + static_cast<size_t>(image) * args.channels + first_channel + channel);
     }
 
-    // ---- dy -------------------------------------------------------------------------------------------------
-
     // From da and y, as the warp's own copies brought them, to dy. A lane has 4 channels of two pixels of a unit.
     __device__ __forceinline__ void form(const Loaded& loaded) {
         const int channel = lane % 8 * 4;
@@ -303,83 +260,71 @@ struct DepthwiseBackward {
         }
     }
 
-    // ---- the product ----------------------------------------------------------------------------------------
-
-    // Both products of each tap.
+    // Both products of each tap, for row `ty` of the thread's.
+    template <int ty>
     __device__ __forceinline__ void correlate(
-        float (&gradient)[ROWS][COLUMNS][C], const float (&a)[ROWS][COLUMNS][C], int row, int slot) {
-        const int own = worker * (COLUMNS / STRIDE) * PIXEL + in_pixel(at);
-        const int first = (row + args.pad) / STRIDE - BEFORE;
+        float (&gradient)[COLUMNS][C], const float (&a)[COLUMNS][C], int first, int slot) {
+        const int own = worker * (COLUMNS / STRIDE) * PIXEL + in_pixel(at), size = args.ring_rows * ring_row;
+        const int zero = static_cast<int>(zeros - ring) + in_pixel(at);
+        int at_row = slot * ring_row + own;
 #pragma unroll
         for (int jy = 0; jy < ROWS_REACHED; jy++) {
             const bool inside = static_cast<unsigned>(first + jy) < static_cast<unsigned>(args.output);
-            const float* from = inside ? ring + slot * ring_row + own : zeros + in_pixel(at);
-            slot = ring_slot(slot, 1, args.ring_rows);
-            float w[ROWS][K][C];
+            const float* from = ring + (inside ? at_row : zero);
+            at_row += ring_row;
+            if (at_row >= size) at_row -= size;
+            const int ky = ty + STRIDE * (BEFORE - jy);
+            if (ky < 0 || ky >= K) continue;
+            float w[K][C];
 #pragma unroll
-            for (int ty = 0; ty < ROWS; ty++) {
-                const int ky = ty + STRIDE * (BEFORE - jy);
-                if (ky < 0 || ky >= K) continue;
-#pragma unroll
-                for (int kx = 0; kx < K; kx++) load_group(w[ty][kx], weights + (ky * K + kx) * SLICE + at);
-            }
+            for (int kx = 0; kx < K; kx++) load_group(w[kx], weights + (ky * K + kx) * SLICE + at);
 #pragma unroll
             for (int j = 0; j < REACHED; j++) {
                 float dy[C];
                 load_group(dy, from + j * PIXEL);
 #pragma unroll
-                for (int ty = 0; ty < ROWS; ty++) {
-                    const int ky = ty + STRIDE * (BEFORE - jy);
-                    if (ky < 0 || ky >= K) continue;
+                for (int t = 0; t < COLUMNS; t++) {
+                    const int kx = t + STRIDE * (BEFORE - j);
+                    if (kx < 0 || kx >= K) continue;
 #pragma unroll
-                    for (int t = 0; t < COLUMNS; t++) {
-                        const int kx = t + STRIDE * (BEFORE - j);
-                        if (kx < 0 || kx >= K) continue;
-#pragma unroll
-                        for (int i = 0; i < C; i++) {
-                            gradient[ty][t][i] = fmaf(dy[i], w[ty][kx][i], gradient[ty][t][i]);
-                            taps[ky * K + kx][i] = fmaf(dy[i], a[ty][t][i], taps[ky * K + kx][i]);
-                        }
+                    for (int i = 0; i < C; i++) {
+                        gradient[t][i] = fmaf(dy[i], w[kx][i], gradient[t][i]);
+                        numbers[ky * K + kx][i] = fmaf(dy[i], a[t][i], numbers[ky * K + kx][i]);
                     }
                 }
             }
         }
     }
 
-    // Of the thread's positions in this step: their part of all sums, and dx.
+    // Of row `ty` of the thread's positions in this step: their part of all sums, and dx.
+    template <int ty>
     __device__ __forceinline__ void positions(const Step& step, int half) {
-        const int row = step.start + own_row, column = tile_first + worker * COLUMNS;
-        if (row >= args.input || column >= args.input) return;
-        Stored x[ROWS][COLUMNS];
-        float a[ROWS][COLUMNS][C], slope[ROWS][COLUMNS][C], gradient[ROWS][COLUMNS][C] = {};
-        load_inputs(x, a, slope, half);
-        // Positions outside the map add nothing to any sum.
-        if (row < 0 || row + ROWS > args.input || column < 0 || column + COLUMNS > args.input) {
+        const int row = step.start + own_row + ty, column = tile_first + worker * COLUMNS;
+        if (!in_map(row) || column >= args.input) return;
+        Stored x[COLUMNS];
+        float a[COLUMNS][C], slope[COLUMNS][C], gradient[COLUMNS][C] = {};
+        load_inputs(x, a, slope, (half * args.rows + own_row + ty) * stage_row);
+        // Columns outside the map add nothing to any sum.
+        if (column < 0 || column + COLUMNS > args.input) {
 #pragma unroll
-            for (int ty = 0; ty < ROWS; ty++) {
+            for (int t = 0; t < COLUMNS; t++) {
+                if (in_map(column + t)) continue;
 #pragma unroll
-                for (int t = 0; t < COLUMNS; t++) {
-                    if (in_map(row + ty) && in_map(column + t)) continue;
-#pragma unroll
-                    for (int i = 0; i < C; i++) a[ty][t][i] = slope[ty][t][i] = 0.0f;
-                }
+                for (int i = 0; i < C; i++) a[t][i] = slope[t][i] = 0.0f;
             }
         }
-        correlate(gradient, a, row, ring_slot(step.tail, own_row / STRIDE, args.ring_rows));
+        const int first = (row - ty + args.pad) / STRIDE - BEFORE;
+        correlate<ty>(gradient, a, first, ring_slot(step.tail, own_row / STRIDE, args.ring_rows));
         float mean[C];
         load_group(mean, constants + IN_MEAN * SLICE + at);
         const float keep = !NORMALISED && args.keep != nullptr ? args.keep[step.image] : 1.0f;
+        // Column −1, which is not written, may begin before the tensor.
+        T* to = static_cast<T*>(args.dx) + step.x_at + ((row * args.input + column) * args.channels + first_channel + at);
 #pragma unroll
-        for (int ty = 0; ty < ROWS; ty++) {
-            // Position −1, which is not written, may begin before the tensor.
-            const int from = ((row + ty) * args.input + column) * args.channels + first_channel + at;
-            T* to = static_cast<T*>(args.dx) + step.x_at + from;
-#pragma unroll
-            for (int t = 0; t < COLUMNS; t++) {
-                const bool inside = (STRIDE == 1 || in_map(row + ty)) && in_map(column + t);
-                if (NORMALISED || inside) finish(gradient[ty][t], x[ty][t], slope[ty][t], mean, to, keep, inside);
-                to += args.channels;
-            }
+        for (int t = 0; t < COLUMNS; t++) {
+            const bool inside = in_map(column + t);
+            if (NORMALISED || inside) finish(gradient[t], x[t], slope[t], mean, to, keep, inside);
+            to += args.channels;
         }
     }
 
@@ -387,28 +332,24 @@ struct DepthwiseBackward {
         return (STRIDE == 1 || place >= 0) && place < args.input;
     }
 
-    // x as stored, the convolution's input, and silu's slope there.
-    __device__ __forceinline__ void load_inputs(Stored (&x)[ROWS][COLUMNS], float (&a)[ROWS][COLUMNS][C],
-                                                float (&slope)[ROWS][COLUMNS][C], int half) const {
-        const T* staged = stage + (half * args.rows + own_row) * stage_row + worker * STAGED * SLICE + at;
+    // x as stored, the convolution's input, and silu's slope there. `row`: where the row begins in `stage`.
+    __device__ __forceinline__ void load_inputs(
+        Stored (&x)[COLUMNS], float (&a)[COLUMNS][C], float (&slope)[COLUMNS][C], int row) const {
+        const T* staged = stage + row + worker * STAGED * SLICE + at;
         float scale[C], shift[C];
         load_group(scale, constants + IN_SCALE * SLICE + at);
         load_group(shift, constants + IN_SHIFT * SLICE + at);
 #pragma unroll
-        for (int ty = 0; ty < ROWS; ty++) {
+        for (int t = 0; t < COLUMNS; t++) {
+            x[t] = *reinterpret_cast<const Stored*>(staged + t * SLICE);
+            x[t].get(a[t]);
 #pragma unroll
-            for (int t = 0; t < COLUMNS; t++) {
-                x[ty][t] = *reinterpret_cast<const Stored*>(staged + t * SLICE);
-                x[ty][t].get(a[ty][t]);
-#pragma unroll
-                for (int i = 0; i < C; i++) {
-                    slope[ty][t][i] = 1.0f;
-                    if constexpr (NORMALISED) {
-                        silu_and_slope<T>(fmaf(scale[i], a[ty][t][i], shift[i]), a[ty][t][i], slope[ty][t][i]);
-                    }
+            for (int i = 0; i < C; i++) {
+                slope[t][i] = 1.0f;
+                if constexpr (NORMALISED) {
+                    silu_and_slope<T>(fmaf(scale[i], a[t][i], shift[i]), a[t][i], slope[t][i]);
                 }
             }
-            staged += stage_row;
         }
     }
 
@@ -436,44 +377,27 @@ struct DepthwiseBackward {
 #pragma unroll
         for (int i = 0; i < C; i++) {
             const float du = keep * gradient[i];
-            sums[0][i] += du;
-            sums[1][i] = fmaf(du, y[i] - mean[i], sums[1][i]);
+            numbers[K * K][i] += du;
+            numbers[K * K + 1][i] = fmaf(du, y[i] - mean[i], numbers[K * K + 1][i]);
         }
     }
 
-    // ---- the block ------------------------------------------------------------------------------------------
-
-    // Writes the block's part of the taps' and the batch norm's sums. `scratch` is [warps, SUMS/C, SLICE].
-    __device__ __forceinline__ void store_sums(float* scratch) {
+    // Writes the block's part of the taps' and the batch norm's sums.
+    __device__ __forceinline__ void store_sums() {
+#pragma unroll
+        for (int i = 0; i < C; i++) numbers[K * K + 1][i] *= constants[IN_RECIPROCAL * SLICE + at + i];
+        // The ring has been read.
         barrier();
-#pragma unroll
-        for (int i = 0; i < C; i++) sums[1][i] *= constants[IN_RECIPROCAL * SLICE + at + i];
-        float* to = scratch + warp * (SUMS / C) * SLICE + at;
-#pragma unroll
-        for (int number = 0; number < SUMS / C; number++) {
-            float both[C];
-#pragma unroll
-            for (int i = 0; i < C; i++) {
-                const float own = number < K * K ? taps[number < K * K ? number : 0][i]
-                                                 : sums[number < K * K ? 0 : number - K * K][i];
-                both[i] = own + shuffle_xor(own, GROUPS);
-            }
-            if (lane < GROUPS) store_group(to + number * SLICE, both);
-        }
-        barrier();
-        constexpr int NUMBERS = SUMS / C * SLICE;
         const size_t part = blockIdx.y;
-        for (int i = threadIdx.x; i < NUMBERS; i += THREADS) {
-            const int number = i / SLICE, channel = first_channel + i % SLICE;
-            if (channel >= args.channels) continue;
-            float sum = 0.0f;
-            for (int other = 0; other < WARPS; other++) sum += scratch[other * NUMBERS + i];
+        add_up_block(numbers, ring, [&](int number, int in_slice, float sum) {
+            const int channel = first_channel + in_slice;
+            if (channel >= args.channels) return;
             if (number < K * K) {
                 args.weight_partials[(part * args.channels + channel) * K * K + number] = sum;
             } else {
                 args.sum_partials[(part * 2 + number - K * K) * args.channels + channel] = sum;
             }
-        }
+        });
     }
 
     __device__ __forceinline__ void run() {
@@ -490,13 +414,14 @@ struct DepthwiseBackward {
         const size_t y_image = static_cast<size_t>(args.output) * args.output * args.channels;
         Step next = {first_image, first_image * x_image, first_image * y_image, first_row, 0}, step = next;
         Loaded loaded = {top + above, above % args.ring_rows, 0, 0};
+        fetch_factors(first_image);
         for (int count = 0;; count++) {
             const bool more = next.image < end_image;
-            if (more) {
-                if (next.start == first_row) fetch_factors(next.image);
-                fetch(next, loaded, count & 1);
+            if (more) fetch(next, loaded, count & 1);
+            if (count > 0 && works) {
+                positions<0>(step, ~count & 1);
+                if constexpr (ROWS == 2) positions<1>(step, ~count & 1);
             }
-            if (count > 0 && works) positions(step, ~count & 1);
             if (!more) break;
             copy_async_wait<0>();
             warp_barrier();
@@ -507,6 +432,7 @@ struct DepthwiseBackward {
             next.tail = ring_slot(next.tail, args.rows / STRIDE, args.ring_rows);
             if (next.start >= end_row) {
                 next.image++;
+                if (next.image < end_image) fetch_factors(next.image);
                 next.x_at += x_image;
                 next.y_at += y_image;
                 next.start = first_row;
@@ -514,6 +440,6 @@ struct DepthwiseBackward {
                 loaded.next = top + above;
             }
         }
-        store_sums(ring);
+        store_sums();
     }
 };

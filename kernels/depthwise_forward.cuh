@@ -15,7 +15,7 @@
 // depthwise.cu, docs/depthwise.md.
 #pragma once
 
-#include "depthwise_tile.cuh"
+#include "depthwise_sums.cuh"
 
 #define DEPTHWISE_FORWARD_FIELDS(F)                                                     \
     F(const void*, x)                                                                   \
@@ -53,8 +53,8 @@ struct DepthwiseRing<T, 2> {
 
 template <typename T, int K, int STRIDE>
 struct DepthwiseForward {
-    static constexpr int THREADS = DEPTHWISE_THREADS, WARPS = THREADS / WARP, SLICE = DEPTHWISE_SLICE;
-    static constexpr int C = DEPTHWISE_CHANNELS, GROUPS = SLICE / C, COLUMNS = DEPTHWISE_COLUMNS;
+    static constexpr int THREADS = DEPTHWISE_THREADS, SLICE = DEPTHWISE_SLICE;
+    static constexpr int C = DEPTHWISE_CHANNELS, GROUPS = DEPTHWISE_GROUPS, COLUMNS = DEPTHWISE_COLUMNS;
     using Value = typename DepthwiseRing<T, STRIDE>::Value;
     using Four = Group<T, 4>;
     // Input columns under the columns of a thread, and from one thread's first to the next one's.
@@ -80,7 +80,8 @@ struct DepthwiseForward {
     int at, worker, own_row;
     bool works;
     float w[K * K][C];
-    float count, shift[C], sum[C], squares[C];
+    float count;  // of values of each channel
+    Moments moments[C];
 
     // What an iteration does: the image, where it begins in x and in y, the first output row, and the slot of the first
     // input row that it needs.
@@ -112,7 +113,7 @@ struct DepthwiseForward {
         works = own_row < args.rows && first_channel + at < args.channels &&
                 tile_first + worker * COLUMNS < args.output;
 #pragma unroll
-        for (int i = 0; i < C; i++) shift[i] = sum[i] = squares[i] = 0.0f;
+        for (int i = 0; i < C; i++) moments[i] = {0.0f, 0.0f, 0.0f};
     }
 
     __device__ __forceinline__ void prepare() {
@@ -121,7 +122,7 @@ struct DepthwiseForward {
         ring = arena.take<Value>(cells);
         zeros = arena.take<Value>((WINDOW + 1) * SLICE);
         norm = arena.take<float>(2 * SLICE);
-        scratch = arena.take<float>(WARPS * (GROUPS + 2 * SLICE));
+        scratch = arena.take<float>(DEPTHWISE_MOMENTS_SCRATCH);
         // Pixels beside the map are never copied, but computed with.
         clear(ring, cells);
         clear(zeros, (WINDOW + 1) * SLICE);
@@ -217,13 +218,16 @@ struct DepthwiseForward {
 
     // Of a row's columns.
     __device__ __forceinline__ void convolve(float (&y)[COLUMNS][C], int row, int slot) const {
-        const int own = worker * APART * SLICE + at, first = row * STRIDE - args.pad;
+        const int first = row * STRIDE - args.pad, ring_row = reach * SLICE, size = args.ring_rows * ring_row;
+        const int zero = static_cast<int>(zeros - ring) + at;
+        int at_row = slot * ring_row + worker * APART * SLICE + at;
         const int exchange = EXCHANGED ? worker % 2 * SLICE : 0;
 #pragma unroll
         for (int ky = 0; ky < K; ky++) {
             const bool inside = static_cast<unsigned>(first + ky) < static_cast<unsigned>(args.input);
-            const Value* from = inside ? ring + slot * reach * SLICE + own : zeros + at;
-            slot = ring_slot(slot, 1, args.ring_rows);
+            const Value* from = ring + (inside ? at_row : zero);
+            at_row += ring_row;
+            if (at_row >= size) at_row -= size;
 #pragma unroll
             for (int j = 0; j < WINDOW; j++) {
                 float v[C];
@@ -258,7 +262,7 @@ struct DepthwiseForward {
         // The shift is the thread's first value.
         if (count == 0.0f) {
 #pragma unroll
-            for (int i = 0; i < C; i++) shift[i] = y[0][i];
+            for (int i = 0; i < C; i++) moments[i].shift = y[0][i];
         }
         count += static_cast<float>(min(args.output - column, COLUMNS));
         // A column beside the map counts as the shift: it adds nothing.
@@ -267,7 +271,7 @@ struct DepthwiseForward {
             for (int t = 1; t < COLUMNS; t++) {
                 if (column + t < args.output) continue;
 #pragma unroll
-                for (int i = 0; i < C; i++) y[t][i] = shift[i];
+                for (int i = 0; i < C; i++) y[t][i] = moments[i].shift;
             }
         }
 #pragma unroll
@@ -275,44 +279,20 @@ struct DepthwiseForward {
             if (column + t < args.output) *reinterpret_cast<Two<T>*>(to) = stored[t];
             to += args.channels;
 #pragma unroll
-            for (int i = 0; i < C; i++) {
-                const float away = y[t][i] - shift[i];
-                sum[i] += away;
-                squares[i] = fmaf(away, away, squares[i]);
-            }
+            for (int i = 0; i < C; i++) moments[i].add(y[t][i]);
         }
     }
 
-    // Merges the moments of all threads with the same channels, first lanes, then warps, in order; writes the block's part.
+    // Writes the block's part of the statistics.
     __device__ __forceinline__ void store_moments() {
-        // [WARPS, GROUPS] and twice [WARPS, SLICE].
-        float *counts = scratch, *means = counts + WARPS * GROUPS, *spreads = means + WARPS * SLICE;
-        float own = count;
-#pragma unroll
-        for (int i = 0; i < C; i++) {
-            float mean, spread;
-            Moments{shift[i], sum[i], squares[i]}.finish(count, mean, spread);
-            const float other = shuffle_xor(count, GROUPS);
-            const float other_mean = shuffle_xor(mean, GROUPS), other_spread = shuffle_xor(spread, GROUPS);
-            own = merge_moments(count, mean, spread, other, other_mean, other_spread);
-            if (lane < GROUPS) {
-                means[warp * SLICE + at + i] = mean;
-                spreads[warp * SLICE + at + i] = spread;
-            }
-        }
-        if (lane < GROUPS) counts[warp * GROUPS + lane] = own;
-        barrier();
-        const int thread = threadIdx.x, channel = first_channel + thread;
-        if (thread >= SLICE || channel >= args.channels) return;
-        float number = counts[thread / C], mean = means[thread], spread = spreads[thread];
-        for (int next = 1; next < WARPS; next++) {
-            number = merge_moments(number, mean, spread, counts[next * GROUPS + thread / C],
-                                   means[next * SLICE + thread], spreads[next * SLICE + thread]);
-        }
-        float* to = args.moments + static_cast<size_t>(blockIdx.y) * 2 * args.channels + channel;
-        to[0] = mean;
-        to[args.channels] = spread;
-        if (channel == 0) args.counts[blockIdx.y] = number;
+        merge_block(count, moments, scratch, [&](int in_slice, float number, float mean, float spread) {
+            const int channel = first_channel + in_slice;
+            if (channel >= args.channels) return;
+            float* to = args.moments + static_cast<size_t>(blockIdx.y) * 2 * args.channels + channel;
+            to[0] = mean;
+            to[args.channels] = spread;
+            if (channel == 0) args.counts[blockIdx.y] = number;
+        });
     }
 
     __device__ __forceinline__ void run() {

@@ -72,8 +72,9 @@ impl Sweep<'_> {
                 && (self.reach)(workers) <= DEPTHWISE_PIXELS
                 && (self.need)(workers, self.rows(workers)) <= SHARED
         };
-        // One thread a row always fits, in fp32 perhaps with more shared memory.
-        let best = (1..=PLACES).filter(|workers| fits(*workers)).min_by_key(|workers| self.cost(*workers));
+        // Of equal ones the widest, which has the fewest borders. One thread a row always fits, in fp32 perhaps with more shared memory.
+        let best =
+            (1..=PLACES).rev().filter(|workers| fits(*workers)).min_by_key(|workers| self.cost(*workers));
         let workers = best.unwrap_or(1);
         let rows = self.rows(workers);
         let tiles = self.width.div_ceil(workers * self.columns);
