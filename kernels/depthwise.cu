@@ -11,8 +11,7 @@
 #include "depthwise_backward.cuh"
 #include "depthwise_forward.cuh"
 
-// fp32 uses as many registers as it needs; half types leave room for four blocks on a multiprocessor forward, and for three
-// backward.
+// fp32 uses as many registers as it needs; half types leave room for three or four blocks on a multiprocessor.
 #define DEPTHWISE(T, name, Shape)                                                                                       \
     KERNEL_BLOCKS(depthwise_forward_##name, DEPTHWISE_THREADS, Shape::forward, DepthwiseForwardArguments) {             \
         DepthwiseForward<T, Shape::kernel, Shape::stride>(args).run();                                                  \
@@ -29,6 +28,6 @@ INSTANCE_FP32(DEPTHWISE, k3s2, kernel = 3, stride = 2, forward = 1, backward = 1
 INSTANCE_FP32(DEPTHWISE, k5s1, kernel = 5, stride = 1, forward = 1, backward = 1)
 INSTANCE_FP32(DEPTHWISE, k5s2, kernel = 5, stride = 2, forward = 1, backward = 1)
 INSTANCE_HALF(DEPTHWISE, k3s1, kernel = 3, stride = 1, forward = 4, backward = 3)
-INSTANCE_HALF(DEPTHWISE, k3s2, kernel = 3, stride = 2, forward = 4, backward = 3)
+INSTANCE_HALF(DEPTHWISE, k3s2, kernel = 3, stride = 2, forward = 4, backward = 4)
 INSTANCE_HALF(DEPTHWISE, k5s1, kernel = 5, stride = 1, forward = 4, backward = 3)
 INSTANCE_HALF(DEPTHWISE, k5s2, kernel = 5, stride = 2, forward = 4, backward = 3)

@@ -112,7 +112,8 @@ impl Backward {
             need: &need,
             warp_cost: 380 + products,
             unit_cost: 160,
-            blocks: if kernel == 3 { 1056 } else { 1188 },
+            // Two or three times what fits the 132 multiprocessors of an H100.
+            blocks: if (kernel, stride) == (3, 2) { 1056 } else { 1188 },
         }
         .divide();
         Backward { ring_rows: ring_rows(tiles.rows), tiles }
