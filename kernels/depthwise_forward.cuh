@@ -1,21 +1,21 @@
 // Depthwise convolution, forward: y[n, p, q, c] = Σ w[c, i, j] · a[n, p·s+i−pad, q·s+j−pad, c], a = silu(BN(x)) or x.
 //
-// A block has a slice of channels, some images and a strip of output rows. It slides down the rows. The input rows
-// under the next few output rows are in a ring in shared memory. They are normalised and activated once, when they
-// are loaded into the ring, with zeros for the padding (padding comes *after* the activation). So each input value is
-// loaded once, except at the borders of strips. Maps of 14×14 and 7×7 fit the ring completely, several images at a
-// time.
+// The input rows under the next few output rows are in a ring in shared memory. They are normalised and activated once,
+// in place, by the warp whose copies brought them; columns beside the map stay zero, and rows above and below it are
+// read from a row of zeros (padding comes *after* the activation). Each input value is loaded once, except at the
+// borders of tiles and strips.
 //
-// The ring holds the storage type. For half types this rounds a once more, as a framework that stores a does, and as
-// the matrix products do with their operands; in return twice as many blocks fit a multiprocessor.
+// With stride 1 the ring holds fp32: a value is read for several taps and converted once. With stride 2 it is read for
+// a quarter as many outputs, and four times as many rows have to fit: there the ring holds the storage type.
 //
-// A thread computes 4 neighbouring columns of 8 channels: a value from the ring is used for up to 3 (or 5) taps in
-// registers, and weights are loaded once for the 4 columns.
+// A thread computes 7 neighbouring columns of 2 channels, with all weights of these in registers. Maps of 224² images are
+// multiples of 7.
 //
-// Bytes, operations and floors at B0's shapes: depthwise.cu.
+// The iterations are those of depthwise_backward.cuh. Bytes, operations, floors and the versions before this one:
+// depthwise.cu, docs/depthwise.md.
 #pragma once
 
-#include "numeric.cuh"
+#include "depthwise_sums.cuh"
 
 #define DEPTHWISE_FORWARD_FIELDS(F)                                                     \
     F(const void*, x)                                                                   \
@@ -29,270 +29,307 @@
     F(int, input)            /* side of the input */                                    \
     F(int, output)           /* side of the output */                                   \
     F(int, pad)              /* rows above, columns left */                             \
-    F(int, vectors)          /* 8 channels each, of a slice: 1, 2 or 4 */               \
+    F(int, workers)          /* threads of a tile's row, for each pair of channels */   \
+    F(int, tiles)                                                                       \
     F(int, rows)             /* output rows of an iteration */                          \
-    F(int, together)         /* images of an iteration */                               \
+    F(int, ring_rows)                                                                   \
     F(int, images_per_block)                                                            \
     F(int, strips)                                                                      \
     F(int, strip_rows)
 ARGUMENTS(DepthwiseForwardArguments, DEPTHWISE_FORWARD_FIELDS)
 
-// Threads of a block: 5×5 kernels need more registers than there are if two blocks of 256 threads share a
-// multiprocessor.
-constexpr int THREADS_3X3 = 256;
-constexpr int THREADS_5X5 = 128;
-constexpr __host__ __device__ int depthwise_threads(int k) { return k == 3 ? THREADS_3X3 : THREADS_5X5; }
-// Neighbouring columns of a thread.
-constexpr int DEPTHWISE_COLUMNS = 4;
+// Columns of a thread.
+constexpr int DEPTHWISE_COLUMNS = 7;
 
-// A thread's place while rows are loaded: it has a fixed vector of channels and fixed columns, so that the loop has no
-// divisions. `columns` is a power of two.
-struct DepthwiseLoader {
-    int vector, column, columns, row, rows;
-
-    __device__ __forceinline__ DepthwiseLoader(int threads, int vectors, int width) {
-        const int pixels = threads / vectors, pixel = threadIdx.x / vectors;
-        vector = threadIdx.x % vectors;
-        columns = 1;
-        while (columns < width && 2 * columns <= pixels) columns *= 2;
-        column = pixel % columns;
-        row = pixel / columns;
-        rows = pixels / columns;
-        // If the number of pixels is no multiple of the columns, the last threads would have a part of a row: they
-        // idle.
-        if (row >= rows) column = 1 << 30;
-    }
+// What the ring holds.
+template <typename T, int STRIDE>
+struct DepthwiseRing {
+    using Value = float;
 };
-
-// A thread's moments of 8 channels, with its first value as the shift.
-struct DepthwiseMoments {
-    float count;
-    float shift[LANES], sum[LANES], squares[LANES];
-
-    __device__ __forceinline__ DepthwiseMoments() : count(0.0f) {
-#pragma unroll
-        for (int i = 0; i < LANES; i++) shift[i] = sum[i] = squares[i] = 0.0f;
-    }
-
-    template <typename T>
-    __device__ __forceinline__ void add(const float (&values)[LANES]) {
-#pragma unroll
-        for (int i = 0; i < LANES; i++) {
-            const float y = rounded<T>(values[i]);
-            if (count == 0.0f) shift[i] = y;
-            const float away = y - shift[i];
-            sum[i] += away;
-            squares[i] = fmaf(away, away, squares[i]);
-        }
-        count += 1.0f;
-    }
-
-    // From sums about the shift to mean (in `sum`) and Σ(y − mean)² (in `squares`).
-    __device__ __forceinline__ void finish() {
-#pragma unroll
-        for (int i = 0; i < LANES; i++) {
-            float mean, spread;
-            Moments{shift[i], sum[i], squares[i]}.finish(count, mean, spread);
-            sum[i] = mean;
-            squares[i] = spread;
-        }
-    }
+template <typename T>
+struct DepthwiseRing<T, 2> {
+    using Value = T;
 };
-
-// Merges the moments of all threads with the same vector, first lanes, then warps, in order; writes the block's part.
-template <int WARPS>
-__device__ __forceinline__ void store_moments(
-    DepthwiseMoments& own, const DepthwiseForwardArguments& args, int slice, int part, float* scratch) {
-    own.finish();
-    const int vectors = args.vectors;
-    for (int distance = vectors; distance < WARP; distance *= 2) {
-        const float count = shuffle_xor(own.count, distance);
-#pragma unroll
-        for (int i = 0; i < LANES; i++) {
-            const float mean = shuffle_xor(own.sum[i], distance), spread = shuffle_xor(own.squares[i], distance);
-            merge_moments(own.count, own.sum[i], own.squares[i], count, mean, spread);
-        }
-        own.count += count;
-    }
-    // [warps, vectors, 1 + 8 + 8].
-    constexpr int NUMBERS = 1 + 2 * LANES;
-    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-    if (lane < vectors) {
-        float* to = scratch + (warp * vectors + lane) * NUMBERS;
-        to[0] = own.count;
-#pragma unroll
-        for (int i = 0; i < LANES; i++) {
-            to[1 + i] = own.sum[i];
-            to[1 + LANES + i] = own.squares[i];
-        }
-    }
-    barrier();
-    const int thread = threadIdx.x, channel = slice * vectors * LANES + thread;
-    if (thread < vectors * LANES && channel < args.channels) {
-        const float* from = scratch + thread / LANES * NUMBERS;
-        float count = from[0], mean = from[1 + thread % LANES], spread = from[1 + LANES + thread % LANES];
-        for (int other = 1; other < WARPS; other++) {
-            const float* next = from + other * vectors * NUMBERS;
-            merge_moments(count, mean, spread, next[0], next[1 + thread % LANES], next[1 + LANES + thread % LANES]);
-            count += next[0];
-        }
-        float* to = args.moments + static_cast<size_t>(part) * 2 * args.channels + channel;
-        to[0] = mean;
-        to[args.channels] = spread;
-        if (channel == 0) args.counts[part] = count;
-    }
-}
 
 template <typename T, int K, int STRIDE>
 struct DepthwiseForward {
-    static constexpr int THREADS = depthwise_threads(K), WARPS = THREADS / WARP;
+    static constexpr int THREADS = DEPTHWISE_THREADS, SLICE = DEPTHWISE_SLICE;
+    static constexpr int C = DEPTHWISE_CHANNELS, GROUPS = DEPTHWISE_GROUPS, COLUMNS = DEPTHWISE_COLUMNS;
+    using Value = typename DepthwiseRing<T, STRIDE>::Value;
+    using Four = Group<T, 4>;
+    // Input columns under the columns of a thread, and from one thread's first to the next one's.
+    static constexpr int WINDOW = (COLUMNS - 1) * STRIDE + K, APART = COLUMNS * STRIDE;
+    // A pixel of halves is half as wide as all banks. Where threads are an even number of such pixels apart, every other
+    // thread has the pixels of each pair exchanged.
+    static constexpr bool EXCHANGED = sizeof(Value) == 2 && APART % 2 == 0;
 
     const DepthwiseForwardArguments& args;
-    // Input columns of a ring row, including those past the map that the last thread reads; rows of the ring.
-    int reach, ring_rows, slice_channels, first_channel;
-    T* ring;         // [together, ring_rows, reach, slice_channels]
-    float* weights;  // [K·K, slice_channels]
-    float* norm;     // [2, slice_channels]: scale, shift
+    const int lane, warp;
+    int first_channel;
+    // First output column of the tile; input column of ring column 0; ring columns.
+    int tile_first, base, reach;
+    // Ring columns that are in the map: the first, and their number.
+    int inner, inner_columns;
+    Value* ring;    // [ring_rows, reach, SLICE]
+    Value* zeros;   // [WINDOW + 1, SLICE]: read in place of rows outside the map
+    float* norm;    // [2, SLICE]: scale, shift
+    float* scratch;
+    DepthwiseUnits units;
 
-    __device__ __forceinline__ explicit DepthwiseForward(const DepthwiseForwardArguments& arguments) : args(arguments) {
-        const int workers = (args.output + DEPTHWISE_COLUMNS - 1) / DEPTHWISE_COLUMNS;
-        reach = (workers * DEPTHWISE_COLUMNS - 1) * STRIDE + K;
-        if (reach < args.pad + args.input) reach = args.pad + args.input;
-        ring_rows = (args.rows - 1) * STRIDE + K;
-        slice_channels = args.vectors * LANES;
-        first_channel = blockIdx.x * slice_channels;
+    // The thread's share of the product: its channels in the slice, its first column and its row of an iteration.
+    int at, worker, own_row;
+    bool works;
+    float w[K * K][C];
+    float count;  // of values of each channel
+    Moments moments[C];
+
+    // What an iteration does: the image, where it begins in x and in y, the first output row, and the slot of the first
+    // input row that it needs.
+    struct Step {
+        int image;
+        size_t x_at, y_at;
+        int start, tail;
+    };
+    // How far the rows are loaded: the next input row and its slot; the slots that the last copies fill.
+    struct Loaded {
+        int next, head;
+        int fresh, fresh_count;
+    };
+
+    __device__ __forceinline__ explicit DepthwiseForward(const DepthwiseForwardArguments& arguments)
+        : args(arguments), lane(threadIdx.x % WARP), warp(threadIdx.x / WARP), units(0), count(0.0f) {
+        first_channel = blockIdx.x * SLICE;
+        tile_first = static_cast<int>(blockIdx.y) % args.tiles * args.workers * COLUMNS;
+        base = tile_first * STRIDE - args.pad;
+        reach = (args.workers - 1) * APART + WINDOW;
+        inner = base < 0 ? -base : 0;
+        inner_columns = min(reach, args.input - base) - inner;
+        if constexpr (EXCHANGED) reach += reach % 2;
+        units = DepthwiseUnits(inner_columns);
+        const int place = threadIdx.x / GROUPS;
+        at = threadIdx.x % GROUPS * C;
+        worker = place % args.workers;
+        own_row = place / args.workers;
+        works = own_row < args.rows && first_channel + at < args.channels &&
+                tile_first + worker * COLUMNS < args.output;
+#pragma unroll
+        for (int i = 0; i < C; i++) moments[i] = {0.0f, 0.0f, 0.0f};
     }
 
     __device__ __forceinline__ void prepare() {
-        const int cells = args.together * ring_rows * reach * args.vectors;
-        const float zero[LANES] = {};
-        for (int i = threadIdx.x; i < cells; i += THREADS) store_lanes(ring + i * LANES, zero);
-        for (int i = threadIdx.x; i < K * K * slice_channels; i += THREADS) {
-            const int tap = i / slice_channels, channel = first_channel + i % slice_channels;
-            weights[i] = channel < args.channels ? args.weight[channel * K * K + tap] : 0.0f;
+        SharedArena arena;
+        const int cells = args.ring_rows * reach * SLICE;
+        ring = arena.take<Value>(cells);
+        zeros = arena.take<Value>((WINDOW + 1) * SLICE);
+        norm = arena.take<float>(2 * SLICE);
+        scratch = arena.take<float>(DEPTHWISE_MOMENTS_SCRATCH);
+        // Pixels beside the map are never copied, but computed with.
+        clear(ring, cells);
+        clear(zeros, (WINDOW + 1) * SLICE);
+        const int channel = first_channel + threadIdx.x;
+        if (threadIdx.x < SLICE) {
+            const bool valid = channel < args.channels && args.coefficients != nullptr;
+            norm[threadIdx.x] = valid ? args.coefficients[SCALE * args.channels + channel] : 0.0f;
+            norm[SLICE + threadIdx.x] = valid ? args.coefficients[SHIFT * args.channels + channel] : 0.0f;
         }
-        for (int i = threadIdx.x; i < slice_channels && args.coefficients != nullptr; i += THREADS) {
-            const int channel = first_channel + i;
-            const bool valid = channel < args.channels;
-            norm[i] = valid ? args.coefficients[SCALE * args.channels + channel] : 0.0f;
-            norm[slice_channels + i] = valid ? args.coefficients[SHIFT * args.channels + channel] : 0.0f;
+        if (works) {
+#pragma unroll
+            for (int tap = 0; tap < K * K; tap++) {
+#pragma unroll
+                for (int i = 0; i < C; i++) w[tap][i] = args.weight[(first_channel + at + i) * K * K + tap];
+            }
         }
         barrier();
     }
 
-    // Loads input rows `first` to `last` of the images from `image` on, activated, into the ring.
-    __device__ __forceinline__ void load_rows(const DepthwiseLoader& own, int image, int first, int last) {
-        const int count = last - first + 1, channel = first_channel + own.vector * LANES;
-        if (channel >= args.channels) return;
-        const T* x = static_cast<const T*>(args.x);
-        for (int number = own.row; number < count * args.together; number += own.rows) {
-            const int which = number / count, row = first + number % count;
-            const bool inside = row >= 0 && row < args.input && image + which < args.images;
-            T* to = ring + ((which * ring_rows + (row + args.pad) % ring_rows) * reach + args.pad) * slice_channels;
-            const size_t start = (static_cast<size_t>(image + which) * args.input + row) * args.input;
-#pragma unroll 2
-            for (int column = own.column; column < args.input; column += own.columns) {
-                float values[LANES] = {};
-                if (inside) {
-                    load_lanes(values, x + (start + column) * args.channels + channel);
-                    if (args.coefficients != nullptr) activate(values, own.vector);
-                }
-                store_lanes(to + column * slice_channels + own.vector * LANES, values);
-            }
-        }
+    // Where ring column `column` is in a row.
+    static __device__ __forceinline__ int place_of(int column) {
+        return EXCHANGED ? column ^ (column / APART % 2) : column;
     }
 
-    __device__ __forceinline__ void activate(float (&values)[LANES], int vector) const {
-#pragma unroll
-        for (int i = 0; i < LANES; i++) {
-            const int at = vector * LANES + i;
-            values[i] = silu<T>(fmaf(values[i], norm[at], norm[slice_channels + at]));
-        }
-    }
-
-    // Computes output row `row`, four columns from `column` on, of the image with number `which` in the ring.
-    __device__ __forceinline__ void convolve(
-        float (&sums)[DEPTHWISE_COLUMNS][LANES], int which, int row, int column, int vector) const {
-        int slot = row * STRIDE % ring_rows;
-        // Not unrolled: the compiler would load the weights of all rows at once, and spill.
+    // Begins the copies of the input rows that the step needs and that are not in the ring yet.
+    __device__ __forceinline__ void fetch(const Step& step, Loaded& loaded) {
+        const int last = min((step.start + args.rows - 1) * STRIDE - args.pad + K, args.input) - 1;
+        const int count = max(last - loaded.next + 1, 0);
+        const int channel = first_channel + lane % 4 * LANES, pixel = units.pixel + lane / 4, column = inner + pixel;
+        if (channel < args.channels && pixel < inner_columns) {
+            const int at_row = args.input * args.channels, first = loaded.next + units.row;
+            const T* x = static_cast<const T*>(args.x) + step.x_at +
+                         static_cast<unsigned>(first * at_row + (base + column) * args.channels + channel);
+            Value* cells = ring + place_of(column) * SLICE + lane % 4 * LANES;
+            int slot = ring_slot(loaded.head, units.row, args.ring_rows);
 #pragma unroll 1
-        for (int ky = 0; ky < K; ky++) {
-            const T* from =
-                ring + ((which * ring_rows + slot) * reach + column * STRIDE) * slice_channels + vector * LANES;
-            slot = slot + 1 == ring_rows ? 0 : slot + 1;
-            // Twice four channels, so that the weights of a row of taps fit the registers.
+            for (int row = units.row; row < count; row += units.rows) {
+                copy_async_lanes(reinterpret_cast<T*>(cells + slot * reach * SLICE) + raw_in_cell(column), x);
+                x += units.rows * at_row;
+                slot = ring_slot(slot, units.rows, args.ring_rows);
+            }
+        }
+        copy_async_commit();
+        loaded.fresh = loaded.head;
+        loaded.fresh_count = count;
+        loaded.head = ring_slot(loaded.head, count, args.ring_rows);
+        loaded.next += count;
+    }
+
+    // Where x lies in a cell that is larger: neighbouring pixels have it in opposite halves, so that copies and loads
+    // use all banks.
+    static __device__ __forceinline__ int raw_in_cell(int column) {
+        return sizeof(Value) > sizeof(T) ? column % 2 * LANES : 0;
+    }
+
+    // From x, as the warp's own copies brought it, to the convolution's input. A lane has 4 channels of two pixels of a
+    // unit.
+    __device__ __forceinline__ void activate(const Loaded& loaded) {
+        const int channel = lane % 8 * 4, pixel = units.pixel + lane / 8, column = inner + pixel;
+        const bool valid = first_channel + channel < args.channels, normalised = args.coefficients != nullptr;
+        float scale[4], shift[4];
+        load_group(scale, norm + channel);
+        load_group(shift, norm + SLICE + channel);
+        const bool inside[2] = {valid && pixel < inner_columns, valid && pixel + 4 < inner_columns};
+        const int places[2] = {place_of(column) * SLICE, place_of(column + 4) * SLICE};
+        const int raw = raw_in_cell(column) + channel % LANES;
+        int slot = ring_slot(loaded.fresh, units.row, args.ring_rows);
+#pragma unroll 1
+        for (int row = units.row; row < loaded.fresh_count; row += units.rows) {
+            Value* cells = ring + slot * reach * SLICE + channel / LANES * LANES;
+            slot = ring_slot(slot, units.rows, args.ring_rows);
+            Four x[2];
 #pragma unroll
-            for (int half = 0; half < LANES; half += 4) {
-                float w[K][4];
+            for (int i = 0; i < 2; i++) {
+                if (!inside[i]) continue;
+                x[i] = *reinterpret_cast<const Four*>(reinterpret_cast<const T*>(cells + places[i]) + raw);
+            }
+            // A lane's result lies where other lanes find x.
+            warp_barrier();
 #pragma unroll
-                for (int kx = 0; kx < K; kx++) {
-                    const float* taps = weights + (ky * K + kx) * slice_channels + vector * LANES;
-                    load_group(w[kx], taps + half);
+            for (int i = 0; i < 2; i++) {
+                if (!inside[i]) continue;
+                float a[4];
+#pragma unroll
+                for (int k = 0; k < 4; k++) {
+                    a[k] = to_float(x[i].v[k]);
+                    if (normalised) a[k] = silu<T>(fmaf(a[k], scale[k], shift[k]));
                 }
+                store_group(cells + places[i] + channel % LANES, a);
+            }
+        }
+    }
+
+    // Of a row's columns.
+    __device__ __forceinline__ void convolve(float (&y)[COLUMNS][C], int row, int slot) const {
+        const int first = row * STRIDE - args.pad, ring_row = reach * SLICE, size = args.ring_rows * ring_row;
+        const int zero = static_cast<int>(zeros - ring) + at;
+        int at_row = slot * ring_row + worker * APART * SLICE + at;
+        const int exchange = EXCHANGED ? worker % 2 * SLICE : 0;
 #pragma unroll
-                for (int j = 0; j < (DEPTHWISE_COLUMNS - 1) * STRIDE + K; j++) {
-                    float v[4];
-                    load_group(v, from + j * slice_channels + half);
+        for (int ky = 0; ky < K; ky++) {
+            const bool inside = static_cast<unsigned>(first + ky) < static_cast<unsigned>(args.input);
+            const Value* from = ring + (inside ? at_row : zero);
+            at_row += ring_row;
+            if (at_row >= size) at_row -= size;
 #pragma unroll
-                    for (int t = 0; t < DEPTHWISE_COLUMNS; t++) {
-                        const int kx = j - t * STRIDE;
-                        if (kx < 0 || kx >= K) continue;
+            for (int j = 0; j < WINDOW; j++) {
+                float v[C];
+                // Past the thread's own columns begin the next one's, which are exchanged if its own are not.
+                const int off = j < APART ? exchange : SLICE - exchange;
+                load_group(v, from + j * SLICE + (!EXCHANGED ? 0 : j % 2 == 0 ? off : -off));
 #pragma unroll
-                        for (int i = 0; i < 4; i++) sums[t][half + i] = fmaf(v[i], w[kx][i], sums[t][half + i]);
-                    }
+                for (int t = 0; t < COLUMNS; t++) {
+                    const int kx = j - t * STRIDE;
+                    if (kx < 0 || kx >= K) continue;
+#pragma unroll
+                    for (int i = 0; i < C; i++) y[t][i] = fmaf(v[i], w[ky * K + kx][i], y[t][i]);
                 }
             }
         }
+    }
+
+    // Computes and stores the thread's outputs of this step, and adds them to its moments, as stored.
+    __device__ __forceinline__ void positions(const Step& step) {
+        const int row = step.start + own_row, column = tile_first + worker * COLUMNS;
+        if (row >= args.output) return;
+        float y[COLUMNS][C] = {};
+        convolve(y, row, ring_slot(step.tail, own_row * STRIDE, args.ring_rows));
+        const int from = (row * args.output + column) * args.channels + first_channel + at;
+        T* to = static_cast<T*>(args.y) + step.y_at + from;
+        Two<T> stored[COLUMNS];
+#pragma unroll
+        for (int t = 0; t < COLUMNS; t++) {
+            stored[t] = Two<T>::of(y[t][0], y[t][1]);
+            stored[t].get(y[t]);
+        }
+        // The shift is the thread's first value.
+        if (count == 0.0f) {
+#pragma unroll
+            for (int i = 0; i < C; i++) moments[i].shift = y[0][i];
+        }
+        count += static_cast<float>(min(args.output - column, COLUMNS));
+        // A column beside the map counts as the shift: it adds nothing.
+        if (column + COLUMNS > args.output) {
+#pragma unroll
+            for (int t = 1; t < COLUMNS; t++) {
+                if (column + t < args.output) continue;
+#pragma unroll
+                for (int i = 0; i < C; i++) y[t][i] = moments[i].shift;
+            }
+        }
+#pragma unroll
+        for (int t = 0; t < COLUMNS; t++) {
+            if (column + t < args.output) *reinterpret_cast<Two<T>*>(to) = stored[t];
+            to += args.channels;
+#pragma unroll
+            for (int i = 0; i < C; i++) moments[i].add(y[t][i]);
+        }
+    }
+
+    // Writes the block's part of the statistics.
+    __device__ __forceinline__ void store_moments() {
+        merge_block(count, moments, scratch, [&](int in_slice, float number, float mean, float spread) {
+            const int channel = first_channel + in_slice;
+            if (channel >= args.channels) return;
+            float* to = args.moments + static_cast<size_t>(blockIdx.y) * 2 * args.channels + channel;
+            to[0] = mean;
+            to[args.channels] = spread;
+            if (channel == 0) args.counts[blockIdx.y] = number;
+        });
     }
 
     __device__ __forceinline__ void run() {
-        const int workers = (args.output + DEPTHWISE_COLUMNS - 1) / DEPTHWISE_COLUMNS;
-        const int part = blockIdx.y, strip = part % args.strips;
-        const int first_image = part / args.strips * args.images_per_block;
-        const int first_row = strip * args.strip_rows;
-        const int end_row = min(first_row + args.strip_rows, args.output);
-        const int end_image = min(first_image + args.images_per_block, args.images);
-
-        SharedArena arena;
-        ring = arena.take<T>(args.together * ring_rows * reach * slice_channels);
-        weights = arena.take<float>(K * K * slice_channels);
-        norm = arena.take<float>(2 * slice_channels);
-        float* scratch = arena.take<float>(WARPS * args.vectors * (1 + 2 * LANES));
         prepare();
+        const int part = static_cast<int>(blockIdx.y) / args.tiles;
+        const int first_image = part / args.strips * args.images_per_block;
+        const int end_image = min(first_image + args.images_per_block, args.images);
+        const int first_row = part % args.strips * args.strip_rows;
+        const int end_row = min(first_row + args.strip_rows, args.output);
+        // The first input row that the strip needs, perhaps above the map.
+        const int top = first_row * STRIDE - args.pad, above = top < 0 ? -top : 0;
 
-        const DepthwiseLoader loader(THREADS, args.vectors, args.input);
-        const int vector = threadIdx.x % args.vectors, place = threadIdx.x / args.vectors;
-        const int column = place % workers * DEPTHWISE_COLUMNS;
-        const int row_of = place / workers % args.rows, which = place / workers / args.rows;
-        const int channel = first_channel + vector * LANES;
-        const bool works = which < args.together && channel < args.channels;
-        DepthwiseMoments own;
-
-        for (int image = first_image; image < end_image; image += args.together) {
-            int loaded = first_row * STRIDE - args.pad;
-            for (int start = first_row; start < end_row; start += args.rows) {
-                const int last = (start + args.rows - 1) * STRIDE - args.pad + K - 1;
-                load_rows(loader, image, loaded, last);
-                loaded = last + 1;
-                barrier();
-                const int row = start + row_of;
-                if (works && row < end_row && image + which < end_image) {
-                    float sums[DEPTHWISE_COLUMNS][LANES] = {};
-                    convolve(sums, which, row, column, vector);
-                    T* y = static_cast<T*>(args.y) +
-                           ((static_cast<size_t>(image + which) * args.output + row) * args.output + column) *
-                               args.channels +
-                           channel;
-#pragma unroll
-                    for (int t = 0; t < DEPTHWISE_COLUMNS; t++) {
-                        if (column + t >= args.output) break;
-                        store_lanes(y + static_cast<size_t>(t) * args.channels, sums[t]);
-                        if (args.counts != nullptr) own.add<T>(sums[t]);
-                    }
-                }
-                barrier();
+        const size_t x_image = static_cast<size_t>(args.input) * args.input * args.channels;
+        const size_t y_image = static_cast<size_t>(args.output) * args.output * args.channels;
+        Step next = {first_image, first_image * x_image, first_image * y_image, first_row, 0}, step = next;
+        Loaded loaded = {top + above, above % args.ring_rows, 0, 0};
+        for (bool first = true;; first = false) {
+            const bool more = next.image < end_image;
+            if (more) fetch(next, loaded);
+            if (!first && works) positions(step);
+            if (!more) break;
+            copy_async_wait<0>();
+            warp_barrier();
+            activate(loaded);
+            barrier();
+            step = next;
+            next.start += args.rows;
+            next.tail = ring_slot(next.tail, args.rows * STRIDE, args.ring_rows);
+            if (next.start >= end_row) {
+                next.image++;
+                next.x_at += x_image;
+                next.y_at += y_image;
+                next.start = first_row;
+                next.tail = ring_slot(loaded.head, args.ring_rows - above, args.ring_rows);
+                loaded.next = top + above;
             }
         }
-        if (args.counts != nullptr) store_moments<WARPS>(own, args, blockIdx.x, part, scratch);
+        if (args.counts != nullptr) store_moments();
     }
 };

@@ -218,6 +218,26 @@ fn odd_channels_agree_with_the_oracle() {
 
 on_cuda_devices!(backward_agrees_with_the_oracle, backward_cases(&CUDA_SHAPES, &INPUTS[..2]));
 
+/// So many images that a block has several, one after the other, each in several iterations.
+fn many_images() -> Vec<Case> {
+    let (images, side, channels) = (400, 9, 72);
+    let mut cases = Vec::new();
+    for (kernel, stride) in [(3, 1), (5, 2)] {
+        let window = Window::new(kernel, stride, side, Padding::Symmetric);
+        let mut f =
+            Fixture::new(format!("depthwise forward, {images} images, {kernel}×{kernel}, stride {stride}"));
+        let x = f.activation("x", images * side * side, channels);
+        let pass = forward(&mut f, images, window, channels, x, true);
+        cases.push(Case::new(f, Pass::DepthwiseForward(pass), pass.bn.rows).in_fp16());
+        let mut f =
+            Fixture::new(format!("depthwise backward, {images} images, {kernel}×{kernel}, stride {stride}"));
+        let pass = backward(&mut f, images, window, channels, Input::Normalised);
+        cases.push(Case::new(f, Pass::DepthwiseBackward(pass), images * side * side).in_fp16());
+    }
+    cases
+}
+on_cuda_devices!(images_of_a_block_follow_each_other, many_images());
+
 /// The maps of B7's first stages are wider than a block has threads.
 fn wide_map() -> [Case; 1] {
     let (images, side, channels) = (1, 270, 8);

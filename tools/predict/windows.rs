@@ -2,8 +2,8 @@
 
 use crate::work::{Count, MOMENTS, NORM_BACKWARD, SILU_AND_SLOPE};
 
-/// Neighbouring columns of a thread of the depthwise kernels.
-const COLUMNS: f64 = 4.0;
+/// Neighbouring columns of a thread of the depthwise kernels, but four backward with stride two.
+const COLUMNS: f64 = 7.0;
 /// Values under one output of the stem.
 const TAPS: f64 = 27.0;
 
@@ -27,15 +27,17 @@ fn depthwise_forward(c: &mut Count, [kernel, stride]: [f64; 2]) {
         c.fp32(loaded, 2.0);
         c.sigmoid(loaded);
     }
-    c.store(loaded);
-    // A row of taps reads the columns under four outputs once; the last outputs of a row may lie beyond the map.
+    // The last outputs of a row may lie beyond the map.
     let made = stored * (output / COLUMNS).ceil() * COLUMNS / output;
     c.fp32(made, kernel * kernel);
-    c.load(made * kernel * ((COLUMNS - 1.0) * stride + kernel) / COLUMNS);
+    if stride == 2.0 {
+        // The ring holds the storage type. A row of taps reads the columns under a thread's outputs once.
+        c.store(loaded);
+        c.load(made * kernel * ((COLUMNS - 1.0) * stride + kernel) / COLUMNS);
+    }
     c.store(stored);
     if c.launch.points("counts") {
-        // As stored: rounded once more.
-        c.store(stored);
+        // As stored.
         c.load(stored);
         c.fp32(stored, MOMENTS);
         let parts = c.grid(1);
@@ -49,29 +51,25 @@ fn depthwise_backward(c: &mut Count, [kernel, stride]: [f64; 2], identity: bool)
     // dy of each output once.
     c.load(2.0 * made);
     c.sigmoid(made);
-    c.fp32(made, 1.0 + SILU_AND_SLOPE + 3.0 + NORM_BACKWARD);
-    c.store(made);
-    // Both products of each tap that meets a position, and dy from the ring.
-    let (before, columns) = (((kernel - 1.0) / stride).floor(), (input / COLUMNS).ceil() * COLUMNS);
-    let reached = ((COLUMNS - 1.0) / stride).floor() + 1.0 + before;
-    let positions = loaded * columns / input;
+    c.fp32(made, 1.0 + SILU_AND_SLOPE + 2.0 + 2.0);
+    // Both products of each tap that meets a position.
+    let columns = if stride == 2.0 { 4.0 } else { COLUMNS };
+    let positions = loaded * (input / columns).ceil() * columns / input;
     c.fp32(positions, 2.0 * kernel * kernel / (stride * stride));
-    c.load(positions * reached * kernel / stride / COLUMNS);
-    // The value of the position: activated before, its slope after.
-    c.load(2.0 * loaded);
+    c.load(loaded);
     if identity {
         if c.launch.points("shortcut") {
             c.load(loaded);
             c.fp32(loaded, 1.0);
         }
     } else {
-        c.sigmoid(2.0 * loaded);
-        c.fp32(loaded, 2.0 + 1.0 + SILU_AND_SLOPE + 1.0);
+        c.sigmoid(loaded);
+        c.fp32(loaded, 1.0 + SILU_AND_SLOPE + 1.0);
     }
     // Stored, as stored, the two sums.
-    c.store(2.0 * loaded);
+    c.store(loaded);
     c.load(loaded);
-    c.fp32(loaded, 5.0);
+    c.fp32(loaded, 3.0);
     let parts = c.grid(1);
     c.floats(parts * channels * kernel * kernel);
     c.sums(parts, channels);

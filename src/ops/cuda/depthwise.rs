@@ -1,7 +1,10 @@
 //! The depthwise convolution: one launch forward and one backward, then the kernels that finish their partial sums.
 //!
-//! [`Cut`] decides how the maps are divided among blocks. It depends on shapes only.
+//! [`Tiles`] says how the maps are divided among blocks. It depends on shapes only.
 
+mod tiles;
+
+use self::tiles::{Sweep, Tiles};
 use super::OnCuda;
 use super::arguments::Kernel;
 use super::batch_norm::{self, Parts};
@@ -10,157 +13,124 @@ use super::gpu::{Address, Gpu};
 use super::precision::Precision;
 use super::reduction;
 use super::sources::depthwise::{
-    DEPTHWISE_CHANNELS, DEPTHWISE_COLUMNS, DEPTHWISE_CONSTANTS, DepthwiseBackwardArguments,
-    DepthwiseForwardArguments, LANES, THREADS_3X3, THREADS_5X5, WARP,
+    DEPTHWISE_CHANNELS, DEPTHWISE_COLUMNS, DEPTHWISE_COLUMNS_STRIDE1, DEPTHWISE_COLUMNS_STRIDE2,
+    DEPTHWISE_CONSTANTS, DEPTHWISE_SLICE, DEPTHWISE_THREADS, DepthwiseBackwardArguments,
+    DepthwiseForwardArguments, WARP,
 };
 use crate::model::Window;
 use crate::ops::{DepthwiseBackward, DepthwiseForward, DepthwiseInput, OpsError, Result};
 
-/// Maximum of a block's shared memory: two blocks fit the smallest multiprocessor, that of compute capability 8.6.
-const SHARED: usize = 48 << 10;
-/// Enough blocks to fill a large GPU several times.
-const BLOCKS: usize = 1056;
-/// Minimum rows of a strip: the rows at its border are loaded twice.
-const STRIP: usize = 8;
-
-fn threads(kernel: usize) -> usize {
-    if kernel == 3 { THREADS_3X3 } else { THREADS_5X5 }
+/// The forward pass: its threads share out the positions of the output.
+struct Forward {
+    tiles: Tiles,
+    ring_rows: usize,
 }
 
-/// How the maps are divided among blocks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Cut {
-    /// Vectors of eight channels in a slice: 1, 2 or 4.
-    vectors: usize,
-    slices: usize,
-    /// Rows per iteration.
-    rows: usize,
-    /// Images per iteration.
-    together: usize,
-    images_per_block: usize,
-    strips: usize,
-    strip_rows: usize,
-    parts: usize,
-    shared: usize,
-    /// Threads that a row takes.
-    row_threads: usize,
-}
-
-/// Bytes of shared memory that a block needs for these vectors, rows and images per iteration.
-type Need<'a> = &'a dyn Fn(usize, usize, usize) -> usize;
-
-impl Cut {
-    /// For `images` maps of `height` rows. A row takes `workers` groups of threads, and a group has `groups` threads
-    /// for each vector of channels.
-    fn new(
-        images: usize,
-        channels: usize,
-        height: usize,
-        workers: usize,
-        groups: usize,
-        threads: usize,
-        need: Need,
-    ) -> Cut {
-        let all = channels / LANES;
-        let mut vectors = all.next_power_of_two().min(4);
-        while vectors > 1 && (workers * groups * vectors > threads || need(vectors, 1, 1) > SHARED) {
-            vectors /= 2;
-        }
-        let a_row = workers * groups * vectors;
-        let mut rows = (threads / a_row).clamp(1, height);
-        while rows > 1 && need(vectors, rows, 1) > SHARED {
-            rows -= 1;
-        }
-        let mut together = if rows == height { (threads / (a_row * height)).clamp(1, images) } else { 1 };
-        while together > 1 && need(vectors, rows, together) > SHARED {
-            together -= 1;
-        }
-        let slices = all.div_ceil(vectors);
-        let wanted = (images * slices).div_ceil(BLOCKS).max(1);
-        let images_per_block = wanted.next_multiple_of(together).min(images.next_multiple_of(together));
-        let image_parts = images.div_ceil(images_per_block);
-        let strips = (BLOCKS / 4).div_ceil(image_parts * slices).min(height.div_ceil(STRIP));
-        let strip_rows = height.div_ceil(strips).next_multiple_of(rows);
-        let strips = height.div_ceil(strip_rows);
-        let shared = need(vectors, rows, together);
-        let parts = image_parts * strips;
-        let row_threads = a_row;
-        Cut {
-            vectors,
-            slices,
-            rows,
-            together,
-            images_per_block,
-            strips,
-            strip_rows,
-            parts,
-            shared,
-            row_threads,
-        }
-    }
-
-    /// Of the forward pass, in which a thread has columns of one row. In the backward pass it may have any number.
-    ///
-    /// # Errors
-    /// A row of the map has more columns than a block has threads for: the last ones would not be computed.
-    fn check(&self, window: Window) -> Result {
-        let has = threads(window.kernel);
-        if self.row_threads <= has {
-            return Ok(());
-        }
-        let (columns, needs) = (window.input, self.row_threads);
-        Err(OpsError::Device(format!(
-            "depthwise {}: a row of {columns} columns needs {needs} threads, a block has {has}; use a smaller --resolution",
-            variant(window)
-        )))
-    }
-
-    fn forward(images: usize, window: Window, channels: usize, element: usize) -> Cut {
-        let Window { kernel, stride, input, output, pad } = window;
-        let workers = output.div_ceil(DEPTHWISE_COLUMNS);
-        let reach = ((workers * DEPTHWISE_COLUMNS - 1) * stride + kernel).max(pad + input);
-        let warps = threads(kernel) / WARP;
-        let need = |vectors: usize, rows: usize, together: usize| {
-            let ring = (rows - 1) * stride + kernel;
-            let slice = vectors * LANES;
+impl Forward {
+    fn of(images: usize, window: Window, channels: usize, element: usize) -> Forward {
+        let Window { kernel, stride, input, output, .. } = window;
+        let columns = DEPTHWISE_COLUMNS;
+        let seen = (columns - 1) * stride + kernel;
+        let reach = |workers: usize| (workers - 1) * columns * stride + seen;
+        let ring_rows = |rows: usize| {
+            let in_use = (rows - 1) * stride + kernel;
+            // Those in use, and those under way; or two whole maps.
+            (in_use + rows * stride).min((2 * input).max(in_use))
+        };
+        let (value, exchanged) = if stride == 1 { (4, false) } else { (element, element == 2) };
+        let pixel = DEPTHWISE_SLICE * value;
+        let need = |workers: usize, rows: usize| {
+            let columns = if exchanged { reach(workers).next_multiple_of(2) } else { reach(workers) };
             shared_bytes([
-                together * ring * reach * slice * element,
-                kernel * kernel * slice * 4,
-                2 * slice * 4,
-                warps * vectors * (1 + 2 * LANES) * 4,
+                ring_rows(rows) * columns * pixel,
+                (seen + 1) * pixel,
+                2 * DEPTHWISE_SLICE * 4,
+                DEPTHWISE_THREADS / WARP * (DEPTHWISE_SLICE / DEPTHWISE_CHANNELS + 2 * DEPTHWISE_SLICE) * 4,
             ])
         };
-        Cut::new(images, channels, output, workers, 1, threads(kernel), &need)
+        let tiles = Sweep {
+            images,
+            channels,
+            width: output,
+            height: output,
+            columns,
+            thread_rows: 1,
+            reach: &reach,
+            fresh: &|rows| rows * stride,
+            need: &need,
+            warp_cost: 220 + DEPTHWISE_CHANNELS * kernel * kernel * columns,
+            unit_cost: 105,
+            blocks: 1056,
+        }
+        .divide();
+        Forward { ring_rows: ring_rows(tiles.rows), tiles }
     }
+}
 
-    fn backward(images: usize, window: Window, channels: usize, element: usize) -> Cut {
+/// The backward pass: its threads share out the positions of the input.
+struct Backward {
+    tiles: Tiles,
+    ring_rows: usize,
+}
+
+impl Backward {
+    fn of(images: usize, window: Window, channels: usize, element: usize) -> Backward {
         let Window { kernel, stride, input, output, pad } = window;
-        let first = pad % stride;
-        let workers = (input + first).div_ceil(DEPTHWISE_COLUMNS);
+        let columns = if stride == 1 { DEPTHWISE_COLUMNS_STRIDE1 } else { DEPTHWISE_COLUMNS_STRIDE2 };
+        // Threads begin where input and output columns meet: at −1 if the padding is odd and the stride two.
+        let extent = input + pad % stride;
         let before = (kernel - 1) / stride;
-        let reached = (DEPTHWISE_COLUMNS - 1) / stride + 1 + before;
-        // The output column in the ring's first column, zero or negative.
-        let base = (pad - first) as isize / stride as isize - before as isize;
-        let reach =
-            ((workers - 1) * DEPTHWISE_COLUMNS / stride + reached).max((output as isize - base) as usize);
-        let warps = threads(kernel) / WARP;
-        let need = |vectors: usize, rows: usize, together: usize| {
-            let ring = (rows - 1 + kernel - 1) / stride + 2;
-            let slice = vectors * LANES;
+        let reached = (columns - 1) / stride + 1 + before;
+        let reach = |workers: usize| (workers - 1) * (columns / stride) + reached;
+        let ring_rows = |rows: usize| {
+            let fresh = rows / stride;
+            // Those in use, and those under way; or two whole maps.
+            (before + 2 * fresh).min((2 * output).max(before + fresh))
+        };
+        let sums = (kernel * kernel + 2) * DEPTHWISE_SLICE * DEPTHWISE_THREADS / WARP;
+        let pixel = DEPTHWISE_SLICE * 2 * element;
+        let need = |workers: usize, rows: usize| {
             shared_bytes([
-                together * ring * reach * slice * element,
-                kernel * kernel * slice * 4,
-                DEPTHWISE_CONSTANTS * slice * 4,
-                together * 2 * slice * 4,
-                warps * (kernel * kernel + 2) * slice * 4,
+                (ring_rows(rows) * reach(workers) * pixel).max(sums * 4),
+                reached * pixel,
+                2 * rows * workers * (columns | 1) * DEPTHWISE_SLICE * element,
+                kernel * kernel * DEPTHWISE_SLICE * 4,
+                DEPTHWISE_CONSTANTS * DEPTHWISE_SLICE * 4,
+                DEPTHWISE_THREADS / WARP * 2 * DEPTHWISE_SLICE * 4,
             ])
         };
-        Cut::new(images, channels, input, workers, LANES / DEPTHWISE_CHANNELS, threads(kernel), &need)
+        let products = DEPTHWISE_CHANNELS * 2 * kernel * kernel * columns / stride;
+        let tiles = Sweep {
+            images,
+            channels,
+            width: extent,
+            height: extent,
+            columns,
+            thread_rows: stride,
+            reach: &reach,
+            fresh: &|rows| rows / stride,
+            need: &need,
+            warp_cost: 380 + products,
+            unit_cost: 160,
+            // Two or three times what fits the 132 multiprocessors of an H100.
+            blocks: if (kernel, stride) == (3, 2) { 1056 } else { 1188 },
+        }
+        .divide();
+        Backward { ring_rows: ring_rows(tiles.rows), tiles }
     }
+}
 
-    fn grid(&self) -> [usize; 3] {
-        [self.slices, self.parts, 1]
+/// # Errors
+/// A map has so many elements that the kernels cannot number them.
+fn check(window: Window, channels: usize) -> Result {
+    let elements = window.input_pixels() * channels;
+    if elements < 1 << 31 {
+        return Ok(());
     }
+    Err(OpsError::Device(format!(
+        "depthwise {}: a map has {elements} elements, the kernel counts to 2³¹; use a smaller --resolution",
+        variant(window)
+    )))
 }
 
 const FORWARD: Kernel<DepthwiseForwardArguments> = Kernel::stored("depthwise_forward");
@@ -173,14 +143,15 @@ fn variant(window: Window) -> String {
 
 impl OnCuda for DepthwiseForward {
     fn workspace(&self, precision: Precision) -> usize {
-        let cut = Cut::forward(self.images, self.window, self.channels, precision.bytes());
-        workspace_bytes(&batch_norm::statistics_bytes(&self.bn, cut.parts))
+        let plan = Forward::of(self.images, self.window, self.channels, precision.bytes());
+        workspace_bytes(&batch_norm::statistics_bytes(&self.bn, plan.tiles.parts))
     }
 
     fn launch<G: Gpu>(&self, cx: &mut Context<G>) -> Result {
-        let cut = Cut::forward(self.images, self.window, self.channels, cx.precision.bytes());
-        cut.check(self.window)?;
-        let parts = Parts::of(cx, &self.bn, cut.parts);
+        check(self.window, self.channels)?;
+        let Forward { tiles, ring_rows } =
+            Forward::of(self.images, self.window, self.channels, cx.precision.bytes());
+        let parts = Parts::of(cx, &self.bn, tiles.parts);
         let arguments = DepthwiseForwardArguments {
             x: cx.tensor(self.x),
             coefficients: cx.optional(self.input_bn.map(|bn| bn.coefficients)),
@@ -193,32 +164,35 @@ impl OnCuda for DepthwiseForward {
             input: self.window.input as i32,
             output: self.window.output as i32,
             pad: self.window.pad as i32,
-            vectors: cut.vectors as i32,
-            rows: cut.rows as i32,
-            together: cut.together as i32,
-            images_per_block: cut.images_per_block as i32,
-            strips: cut.strips as i32,
-            strip_rows: cut.strip_rows as i32,
+            workers: tiles.workers as i32,
+            tiles: tiles.tiles as i32,
+            rows: tiles.rows as i32,
+            ring_rows: ring_rows as i32,
+            images_per_block: tiles.images_per_block as i32,
+            strips: tiles.strips as i32,
+            strip_rows: tiles.strip_rows as i32,
         };
         let kernel = FORWARD.variant(variant(self.window));
-        cx.launch(&kernel, cut.grid(), threads(self.window.kernel), cut.shared, arguments)?;
+        cx.launch(&kernel, tiles.grid(), DEPTHWISE_THREADS, tiles.shared, arguments)?;
         parts.finish(cx, &self.bn)
     }
 }
 
-fn backward_bytes(p: &DepthwiseBackward, cut: &Cut) -> [usize; 2] {
-    [cut.parts * p.weight.elements * 4, batch_norm::sums_bytes(cut.parts, p.channels)]
+fn backward_bytes(p: &DepthwiseBackward, tiles: &Tiles) -> [usize; 2] {
+    [tiles.parts * p.weight.elements * 4, batch_norm::sums_bytes(tiles.parts, p.channels)]
 }
 
 impl OnCuda for DepthwiseBackward {
     fn workspace(&self, precision: Precision) -> usize {
-        let cut = Cut::backward(self.images, self.window, self.channels, precision.bytes());
-        workspace_bytes(&backward_bytes(self, &cut))
+        let plan = Backward::of(self.images, self.window, self.channels, precision.bytes());
+        workspace_bytes(&backward_bytes(self, &plan.tiles))
     }
 
     fn launch<G: Gpu>(&self, cx: &mut Context<G>) -> Result {
-        let cut = Cut::backward(self.images, self.window, self.channels, cx.precision.bytes());
-        let [weight_partials, sum_partials] = cx.workspace(backward_bytes(self, &cut));
+        check(self.window, self.channels)?;
+        let Backward { tiles, ring_rows } =
+            Backward::of(self.images, self.window, self.channels, cx.precision.bytes());
+        let [weight_partials, sum_partials] = cx.workspace(backward_bytes(self, &tiles));
         let (previous, previous_y, shortcut, keep) = match &self.input {
             DepthwiseInput::Normalised(bn) => (*bn, Address::NULL, None, None),
             DepthwiseInput::Identity { shortcut, previous } => {
@@ -246,12 +220,13 @@ impl OnCuda for DepthwiseBackward {
             input: self.window.input as i32,
             output: self.window.output as i32,
             pad: self.window.pad as i32,
-            vectors: cut.vectors as i32,
-            rows: cut.rows as i32,
-            together: cut.together as i32,
-            images_per_block: cut.images_per_block as i32,
-            strips: cut.strips as i32,
-            strip_rows: cut.strip_rows as i32,
+            workers: tiles.workers as i32,
+            tiles: tiles.tiles as i32,
+            rows: tiles.rows as i32,
+            ring_rows: ring_rows as i32,
+            images_per_block: tiles.images_per_block as i32,
+            strips: tiles.strips as i32,
+            strip_rows: tiles.strip_rows as i32,
             inverse_rows: batch_norm::inverse_rows(&self.bn),
         };
         let kernel = match self.input {
@@ -259,9 +234,9 @@ impl OnCuda for DepthwiseBackward {
             DepthwiseInput::Identity { .. } => &BACKWARD_IDENTITY,
         };
         let kernel = kernel.variant(variant(self.window));
-        cx.launch(&kernel, cut.grid(), threads(self.window.kernel), cut.shared, arguments)?;
-        batch_norm::finish_sums(cx, &previous, sum_partials, cut.parts)?;
-        reduction::add_gradient(cx, weight_partials, cut.parts, self.weight)
+        cx.launch(&kernel, tiles.grid(), DEPTHWISE_THREADS, tiles.shared, arguments)?;
+        batch_norm::finish_sums(cx, &previous, sum_partials, tiles.parts)?;
+        reduction::add_gradient(cx, weight_partials, tiles.parts, self.weight)
     }
 }
 
@@ -271,16 +246,16 @@ mod tests {
     use crate::model::Padding;
 
     #[test]
-    fn row_that_is_too_long_for_a_block_is_refused() {
+    fn map_with_too_many_elements_is_refused() {
         let window = |input| Window::new(5, 1, input, Padding::Symmetric);
-        assert!(Cut::forward(1, window(512), 8, 2).check(window(512)).is_ok());
-        let error = Cut::forward(1, window(513), 8, 2).check(window(513)).unwrap_err().to_string();
-        assert!(error.contains("a row of 513 columns needs 129 threads, a block has 128; "), "{error}");
+        assert!(check(window(8191), 32).is_ok());
+        let error = check(window(8192), 32).unwrap_err().to_string();
+        assert!(error.contains("k5s1: a map has 2147483648 elements, the kernel counts to 2³¹; "), "{error}");
     }
 
     /// All sizes of the family, and odd ones.
     #[test]
-    fn cuts_fit_shared_memory_and_cover_the_maps() {
+    fn tiles_fit_shared_memory_and_cover_the_maps() {
         for (input, channels) in
             [(1, 8), (7, 1152), (14, 672), (29, 40), (112, 96), (190, 48), (300, 64), (301, 192)]
         {
@@ -288,16 +263,15 @@ mod tests {
                 for padding in [Padding::Symmetric, Padding::Same] {
                     let window = Window::new(kernel, stride, input, padding);
                     for (images, element) in [(1, 4), (5, 2), (512, 2)] {
-                        let forward = Cut::forward(images, window, channels, element);
-                        let backward = Cut::backward(images, window, channels, element);
-                        forward.check(window).unwrap();
-                        for (cut, height) in [(forward, window.output), (backward, window.input)] {
-                            assert!(cut.shared <= 99 << 10, "{cut:?} of {window:?}");
-                            assert!(cut.slices * cut.vectors * LANES >= channels);
-                            assert!(cut.strips * cut.strip_rows >= height);
-                            let image_parts = cut.parts / cut.strips;
-                            assert!(image_parts * cut.images_per_block >= images);
-                            assert!(cut.images_per_block % cut.together == 0);
+                        let forward = Forward::of(images, window, channels, element).tiles;
+                        let backward = Backward::of(images, window, channels, element).tiles;
+                        for (tiles, height) in [(forward, window.output), (backward, window.input)] {
+                            assert!(tiles.shared <= 99 << 10, "{tiles:?} of {window:?}");
+                            assert!(tiles.slices * DEPTHWISE_SLICE >= channels);
+                            assert!(tiles.strips * tiles.strip_rows >= height);
+                            assert!(tiles.strips == 1 || tiles.images_per_block == 1);
+                            let image_parts = tiles.parts / tiles.strips / tiles.tiles;
+                            assert!(image_parts * tiles.images_per_block >= images);
                         }
                     }
                 }
