@@ -1,0 +1,103 @@
+//! What was counted, as Markdown.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use crate::Counted;
+use crate::card::LAUNCH;
+use crate::listing::Listing;
+use crate::model::LIMITS;
+
+/// One row a kernel: the sum of its launches.
+pub fn kernels(counted: &[Counted]) -> String {
+    let mut rows: BTreeMap<&str, Vec<&Counted>> = BTreeMap::new();
+    counted.iter().for_each(|one| rows.entry(&one.launch.kernel).or_default().push(one));
+    let mut text = String::from("| kernel | launches | µs | bound by |");
+    LIMITS.iter().for_each(|limit| text += &format!(" {limit} |"));
+    text += " blocks | waves | KiB under way of |\n|---|---:|---:|---|";
+    text += &"---:|".repeat(LIMITS.len() + 3);
+    text.push('\n');
+    let mut all = [0.0; 2];
+    for (kernel, launches) in &rows {
+        let sum =
+            |of: &dyn Fn(&Counted) -> f64| -> f64 { launches.iter().map(|one| one.number * of(one)).sum() };
+        let number = sum(&|_| 1.0);
+        let mut bound = [0.0; LIMITS.len()];
+        for one in launches {
+            let (time, limit) = one.time.longest();
+            bound[limit] += one.number * time;
+        }
+        let time: f64 = bound.iter().sum();
+        let longest = (0..LIMITS.len()).max_by(|&a, &b| bound[a].total_cmp(&bound[b])).unwrap_or(0);
+        let _ = write!(text, "| `{kernel}` | {number} | {time:.0} | {} |", LIMITS[longest]);
+        for limit in 0..LIMITS.len() {
+            let _ = write!(text, " {:.0} |", sum(&|one| one.time.by[limit]));
+        }
+        let first = &launches[0].time;
+        let waves: Vec<f64> = launches.iter().map(|one| one.time.waves).collect();
+        let (least, most) = waves.iter().fold((f64::MAX, 0.0f64), |(a, b), w| (a.min(*w), b.max(*w)));
+        let _ = writeln!(
+            text,
+            " {} | {least:.1}–{most:.1} | {:.1} of {:.1} |",
+            first.resident, first.under_way, first.needed
+        );
+        all[0] += number;
+        all[1] += time;
+    }
+    let total = all[1] + all[0] * LAUNCH;
+    let _ = writeln!(text, "\n{} launches, {:.0} µs and {LAUNCH} µs a launch: {total:.0} µs", all[0], all[1]);
+    text
+}
+
+/// Of one source line in one kernel.
+#[derive(Default)]
+struct Line {
+    issued: f64,
+    requests: f64,
+    wavefronts: f64,
+    least: f64,
+    sectors: f64,
+}
+
+/// The lines of each kernel that take most, by instructions, with their memory accesses.
+pub fn lines(listing: &Listing, counted: &[Counted]) -> String {
+    let mut rows: BTreeMap<(&str, usize), Line> = BTreeMap::new();
+    for one in counted {
+        let Some(kernel) = listing.kernels.get(&one.launch.kernel) else { continue };
+        for (instruction, share) in kernel.instructions.iter().zip(&one.count.tallies) {
+            let line = rows.entry((&kernel.name, instruction.line)).or_default();
+            line.issued += share.issued * one.number;
+            line.requests += share.requests * one.number;
+            line.wavefronts += share.wavefronts * one.number;
+            line.least += share.least * one.number;
+            line.sectors += share.sectors * one.number;
+        }
+    }
+    let mut text = String::from(
+        "\n| kernel | line | M instructions | share | requests | wavefronts a request | without conflicts | sectors a request |\n\
+         |---|---|---:|---:|---:|---:|---:|---:|\n",
+    );
+    let mut totals: BTreeMap<&str, f64> = BTreeMap::new();
+    rows.iter().for_each(|((kernel, _), line)| *totals.entry(kernel).or_default() += line.issued);
+    let mut rows: Vec<_> = rows.into_iter().collect();
+    rows.sort_by(|a, b| a.0.0.cmp(b.0.0).then(b.1.issued.total_cmp(&a.1.issued)));
+    for ((kernel, line), row) in rows {
+        let share = row.issued / totals[kernel];
+        if share < 0.005 {
+            continue;
+        }
+        let (file, number) = &listing.lines[line];
+        let each = |value: f64| if row.requests > 0.0 { value / row.requests } else { 0.0 };
+        let _ = writeln!(
+            text,
+            "| `{kernel}` | {file}:{number} | {:.1} | {:.1} % | {:.1} | {:.1} | {:.1} | {:.1} |",
+            row.issued / 1e6,
+            100.0 * share,
+            row.requests / 1e6,
+            each(row.wavefronts),
+            each(row.least),
+            each(row.sectors)
+        );
+    }
+    text
+}
