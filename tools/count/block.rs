@@ -47,7 +47,7 @@ pub struct Block<'a> {
 /// Bytes of a block's shared memory; on sm_90 the first KiB is the system's.
 const SHARED: usize = 256 << 10;
 /// No kernel's block takes as many instructions: it does not end.
-const PATIENCE: u64 = 400_000_000;
+const PATIENCE: u64 = 20_000_000;
 
 impl<'a> Block<'a> {
     pub fn new(
@@ -185,7 +185,7 @@ impl<'a> Block<'a> {
             _ => None,
         });
         let addresses = places.next().ok_or_else(|| format!("no address: {}", instruction.text))?;
-        let mut cost = Cost::default();
+        let mut cost;
         match instruction.code {
             Code::Load { shared: false } => {
                 cost = self.touched.global(&addresses, lanes, width);

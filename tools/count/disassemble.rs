@@ -46,6 +46,9 @@ pub fn read(folder: &Path, architecture: u32, wanted: &dyn Fn(&str) -> bool) -> 
     }
     let mut read = || {
         for cubin in &cubins {
+            if !kernels(cubin)?.iter().any(|name| wanted(name)) {
+                continue;
+            }
             let text = output(Command::new(tool("nvdisasm")).args(["-c", "-g", "-hex"]).arg(cubin))?;
             listing.read(&text, wanted)?;
             listing.registers(&output(Command::new(tool("cuobjdump")).arg("-res-usage").arg(cubin))?);
@@ -61,6 +64,13 @@ pub fn read(folder: &Path, architecture: u32, wanted: &dyn Fn(&str) -> bool) -> 
         Ok(()) => Ok(listing),
         Err(error) => Err(error),
     }
+}
+
+/// The kernels of a cubin: its sections' names. Taking it apart takes much longer.
+fn kernels(cubin: &Path) -> Result<Vec<String>, String> {
+    let bytes = std::fs::read(cubin).map_err(|error| format!("{}: {error}", cubin.display()))?;
+    let names = bytes.split(|byte| *byte == 0).filter_map(|name| name.strip_prefix(b".text."));
+    Ok(names.map(|name| String::from_utf8_lossy(name).into_owned()).collect())
 }
 
 fn files(folder: &Path, ending: &str) -> Result<Vec<PathBuf>, String> {

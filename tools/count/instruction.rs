@@ -143,7 +143,7 @@ impl Instruction {
             address,
             text: rest.to_string(),
             guard,
-            pipe: Pipe::of(&name, &words),
+            pipe: Pipe::of(&name),
             code: crate::code::Code::of(&name, &words),
             name,
             words,

@@ -26,6 +26,8 @@ mod pipe;
 mod report;
 mod run;
 mod step;
+#[cfg(test)]
+mod tests;
 mod warp;
 
 use std::collections::{BTreeMap, HashMap};

@@ -103,7 +103,9 @@ pub fn parse(text: &str, label: &dyn Fn(&str) -> Option<u32>, number: Number) ->
     if let Some(predicate) = predicate(text) {
         return Some(Operand::Predicate(predicate));
     }
-    if let Some(number) = inner.strip_prefix('B').and_then(|digits| digits.parse().ok()) {
+    if let Some(number) =
+        inner.trim_start_matches('S').strip_prefix('B').and_then(|digits| digits.parse().ok())
+    {
         return Some(Operand::Barrier(number));
     }
     let mut parts = inner.split('.');

@@ -39,7 +39,7 @@ pub const PIPES: [(Pipe, &str); 11] = [
 ];
 
 impl Pipe {
-    pub fn of(name: &str, words: &[String]) -> Pipe {
+    pub fn of(name: &str) -> Pipe {
         match name {
             "FFMA" | "FADD" | "FMUL" => Pipe::Fma,
             "IMAD" | "IDP" => Pipe::IntegerFma,
@@ -53,7 +53,7 @@ impl Pipe {
             | "NOP" | "DEPBAR" | "LDGDEPBAR" | "YIELD" | "LDC" | "S2R" | "MEMBAR" | "ERRBAR" | "CCTL"
             | "BMOV" => Pipe::Control,
             "R2UR" | "S2UR" | "REDUX" => Pipe::Uniform,
-            _ if name.starts_with('U') && !words.is_empty() || name.starts_with("UMOV") => Pipe::Uniform,
+            _ if name.starts_with('U') => Pipe::Uniform,
             _ => Pipe::Alu,
         }
     }
