@@ -7,9 +7,10 @@ use crate::Counted;
 use crate::card::LAUNCH;
 use crate::listing::Listing;
 use crate::model::LIMITS;
+use crate::pipe::PIPES;
 
 /// One row a kernel: the sum of its launches.
-pub fn kernels(counted: &[Counted]) -> String {
+pub fn kernels(counted: &[Counted], images: f64) -> String {
     let mut rows: BTreeMap<&str, Vec<&Counted>> = BTreeMap::new();
     counted.iter().for_each(|one| rows.entry(&one.launch.kernel).or_default().push(one));
     let mut text = String::from("| kernel | launches | µs | bound by |");
@@ -45,7 +46,37 @@ pub fn kernels(counted: &[Counted]) -> String {
         all[1] += time;
     }
     let total = all[1] + all[0] * LAUNCH;
-    let _ = writeln!(text, "\n{} launches, {:.0} µs and {LAUNCH} µs a launch: {total:.0} µs", all[0], all[1]);
+    let _ = writeln!(
+        text,
+        "\n{} launches, {:.0} µs and {LAUNCH} µs a launch: {total:.0} µs, {:.0} images/s",
+        all[0],
+        all[1],
+        images * 1e6 / total
+    );
+    text
+}
+
+/// Warp instructions of each kernel, by the unit that they go to.
+pub fn pipes(counted: &[Counted]) -> String {
+    let mut rows: BTreeMap<&str, [f64; PIPES.len() + 1]> = BTreeMap::new();
+    for one in counted {
+        let row = rows.entry(&one.launch.kernel).or_default();
+        row[0] += one.number * one.count.issued;
+        for (number, (pipe, _)) in PIPES.iter().enumerate() {
+            row[number + 1] += one.number * one.count.pipes[pipe.index()];
+        }
+    }
+    let mut text =
+        String::from("\nMillions of warp instructions, by the unit that does them:\n\n| kernel | all |");
+    PIPES.iter().for_each(|(_, name)| text += &format!(" {name} |"));
+    text += "\n|---|";
+    text += &"---:|".repeat(PIPES.len() + 1);
+    text.push('\n');
+    for (kernel, row) in rows {
+        let _ = write!(text, "| `{kernel}` |");
+        row.iter().for_each(|count| text += &format!(" {:.1} |", count / 1e6));
+        text.push('\n');
+    }
     text
 }
 
