@@ -22,6 +22,16 @@ pub struct Tally {
     pub cost: Cost,
 }
 
+impl Tally {
+    fn add(&mut self, cost: Cost) {
+        self.requests += 1;
+        self.cost.wavefronts += cost.wavefronts;
+        self.cost.least += cost.least;
+        self.cost.sectors += cost.sectors;
+        self.cost.fresh += cost.fresh;
+    }
+}
+
 /// What a block did.
 pub struct Done {
     /// By the kernel's instructions.
@@ -238,12 +248,7 @@ impl<'a> Block<'a> {
                 cost.least += shared.least;
             }
         }
-        let tally = &mut self.tallies[index];
-        tally.requests += 1;
-        tally.cost.wavefronts += cost.wavefronts;
-        tally.cost.least += cost.least;
-        tally.cost.sectors += cost.sectors;
-        tally.cost.fresh += cost.fresh;
+        self.tallies[index].add(cost);
         Ok(())
     }
 

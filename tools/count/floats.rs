@@ -46,6 +46,16 @@ pub fn run(warp: &mut Warp, setting: &Setting, instruction: &Instruction, lanes:
             }
             whole.map(|x| if signed { x as i32 as u32 } else { x as u32 })
         }
+        _ => return halves(warp, setting, instruction, lanes),
+    };
+    warp.write(instruction.to, 0, &result, lanes);
+    true
+}
+
+/// Conversions, and half-precision numbers.
+fn halves(warp: &mut Warp, setting: &Setting, instruction: &Instruction, lanes: u32) -> bool {
+    let from = &instruction.from;
+    let result: Lanes = match instruction.code {
         Code::IntegerToFloat { .. } => return integer_to_float(warp, setting, instruction, lanes),
         Code::FromHalf => {
             let value = |operand: &Operand| {
@@ -61,7 +71,7 @@ pub fn run(warp: &mut Warp, setting: &Setting, instruction: &Instruction, lanes:
             _ => [0; LANES],
         },
         Code::PackHalves { brain } => {
-            let (a, b) = (float(warp, 0), float(warp, 1));
+            let [a, b] = [0, 1].map(|number| warp.float(setting, &from[number]));
             let bits = |x: f32| match brain {
                 true => x.to_bits() >> 16,
                 false => u32::from(half_bits(f64::from(x))),

@@ -52,12 +52,6 @@ pub fn run(warp: &mut Warp, setting: &Setting, instruction: &Instruction, lanes:
         instruction.conditions.get(number).map_or(u32::MAX, |condition| warp.condition(*condition))
     };
     let result: Lanes = match instruction.code {
-        Code::Clear => {
-            warp.write(instruction.to, 0, &[0; LANES], lanes);
-            warp.write(instruction.to, 1, &[0; LANES], lanes);
-            return true;
-        }
-        Code::Move | Code::Special => value(warp, 0),
         Code::MultiplyAdd { carry } => {
             let (a, b, c) = (value(warp, 0), value(warp, 1), value(warp, 2));
             let more = if carry { condition(warp, 0) } else { 0 };
@@ -113,7 +107,30 @@ pub fn run(warp: &mut Warp, setting: &Setting, instruction: &Instruction, lanes:
             compare(warp, setting, instruction, lanes);
             return true;
         }
+        _ => return bits_and_moves(warp, setting, instruction, lanes),
+    };
+    warp.write(instruction.to, 0, &result, lanes);
+    true
+}
+
+/// Those that look at single bits, or move what is there.
+fn bits_and_moves(warp: &mut Warp, setting: &Setting, instruction: &Instruction, lanes: u32) -> bool {
+    let from = &instruction.from;
+    let value = |warp: &Warp, number: usize| match from.get(number) {
+        Some(operand) => warp.integer(setting, operand),
+        None => [0; LANES],
+    };
+    let condition = |warp: &Warp, number: usize| {
+        instruction.conditions.get(number).map_or(u32::MAX, |condition| warp.condition(*condition))
+    };
+    let result: Lanes = match instruction.code {
         Code::Absolute => value(warp, 0).map(|bits| (bits as i32).unsigned_abs()),
+        Code::Clear => {
+            warp.write(instruction.to, 0, &[0; LANES], lanes);
+            warp.write(instruction.to, 1, &[0; LANES], lanes);
+            return true;
+        }
+        Code::Move | Code::Special => value(warp, 0),
         Code::Select { float } => {
             let [a, b] = [0, 1].map(|number| match float {
                 true => warp.float(setting, &from[number]).map(f32::to_bits),
