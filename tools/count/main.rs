@@ -30,7 +30,8 @@ mod step;
 mod tests;
 mod warp;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::btree_map::{BTreeMap, Entry};
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 
 use card::{CARDS, Card};
@@ -45,21 +46,24 @@ struct Options {
     cards: Vec<&'static Card>,
     only: Vec<String>,
     lines: bool,
+    stores: bool,
     sample: u64,
 }
 
-const USAGE: &str = "count --step FILE --kernels FOLDER [--card NAME]... [--only KERNEL-PREFIX]... [--lines] [--sample N]\n\
+const USAGE: &str = "count --step FILE --kernels FOLDER [--card NAME]... [--only KERNEL-PREFIX]... [--lines] [--stores] [--sample N]\n\
   FILE    from `cargo run --example predict -- --record FILE`\n\
   FOLDER  has NAME.sm_90.cubin, or the *.fatbin of a build\n\
-  --lines source lines with what they cost on the first card";
+  --lines source lines with what they cost on the first card\n\
+  --stores runs all blocks: bytes that each launch stores, and those that it stores twice (for small batches)";
 
 fn options() -> Result<Options, String> {
     let mut values: BTreeMap<String, Vec<String>> = BTreeMap::new();
     let mut arguments = std::env::args().skip(1);
-    let mut lines = false;
+    let (mut lines, mut stores) = (false, false);
     while let Some(flag) = arguments.next() {
         match flag.as_str() {
             "--lines" => lines = true,
+            "--stores" => stores = true,
             "--step" | "--kernels" | "--card" | "--only" | "--sample" => {
                 let value = arguments.next().ok_or_else(|| format!("{flag} needs a value\n{USAGE}"))?;
                 values.entry(flag).or_default().push(value);
@@ -83,7 +87,7 @@ fn options() -> Result<Options, String> {
     if cards.is_empty() {
         cards = CARDS.iter().collect();
     }
-    Ok(Options { step, kernels, cards, only, lines, sample })
+    Ok(Options { step, kernels, cards, only, lines, stores, sample })
 }
 
 /// Launches that are equal, with their number, count and time.
@@ -134,6 +138,23 @@ fn wanted(options: &Options, kernel: &str) -> bool {
     chosen && !kernel.starts_with('(')
 }
 
+/// How the interpreter is checked: a kernel that stores a tensor stores each of its bytes once.
+fn stores(options: &Options, listings: &BTreeMap<u32, Listing>, step: &Step) -> Result<(), String> {
+    let card = options.cards[0];
+    println!("| kernel | grid | bytes stored | twice |\n|---|---|---:|---:|");
+    for launch in step.launches.iter().filter(|launch| wanted(options, &launch.kernel)) {
+        let kernel = &listings[&card.architecture].kernels[&launch.kernel];
+        let (mut seen, mut twice) = (HashSet::new(), 0);
+        for number in 0..launch.blocks() {
+            for (at, bytes) in run::block(card, kernel, launch, number, true)?.stores {
+                twice += (at..at + u64::from(bytes)).filter(|byte| !seen.insert(*byte)).count();
+            }
+        }
+        println!("| `{}` | {:?} | {} | {twice} |", launch.kernel, launch.grid, seen.len());
+    }
+    Ok(())
+}
+
 fn main() {
     if let Err(error) = options().and_then(|options| work(&options)) {
         eprintln!("error: {error}");
@@ -148,21 +169,23 @@ fn work(options: &Options) -> Result<(), String> {
     let step = steps.first().ok_or("no step in the record")?;
     let mut listings: BTreeMap<u32, Listing> = BTreeMap::new();
     for card in &options.cards {
-        if !listings.contains_key(&card.architecture) {
+        if let Entry::Vacant(place) = listings.entry(card.architecture) {
             let wanted = |name: &str| step.launches.iter().any(|l| l.kernel == name) && wanted(options, name);
-            let listing = disassemble::read(&options.kernels, card.architecture, &wanted)?;
-            listings.insert(card.architecture, listing);
+            place.insert(disassemble::read(&options.kernels, card.architecture, &wanted)?);
         }
+    }
+    if options.stores {
+        return stores(options, &listings, step);
     }
     // Cards of one architecture, clock and latency run the same.
     let mut known: BTreeMap<String, Vec<Counted>> = BTreeMap::new();
     for card in &options.cards {
         let listing = &listings[&card.architecture];
         let key = format!("{} {} {}", card.architecture, card.clock, card.latency);
-        if !known.contains_key(&key) {
-            known.insert(key.clone(), counted(options, card, listing, step)?);
-        }
-        let mut counted = known[&key].clone();
+        let mut counted = match known.entry(key) {
+            Entry::Occupied(place) => place.get().clone(),
+            Entry::Vacant(place) => place.insert(counted(options, card, listing, step)?).clone(),
+        };
         for one in &mut counted {
             one.time = model::time(card, &one.count, one.launch.bytes, one.time.resident as u32);
         }
