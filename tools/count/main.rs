@@ -177,6 +177,9 @@ fn work(options: &Options) -> Result<(), String> {
     if options.stores {
         return stores(options, &listings, step);
     }
+    if options.only.is_empty() {
+        print!("{}", report::PREFACE);
+    }
     // Cards of one architecture, clock and latency run the same.
     let mut known: BTreeMap<String, Vec<Counted>> = BTreeMap::new();
     for card in &options.cards {
@@ -189,7 +192,7 @@ fn work(options: &Options) -> Result<(), String> {
         for one in &mut counted {
             one.time = model::time(card, &one.count, one.launch.bytes, one.time.resident as u32);
         }
-        println!("\n### {} on {}\n", step.case, card.name);
+        println!("\n### Counted: {} on {}\n", step.case, card.name);
         print!("{}", report::kernels(&counted, step.images));
         if card.name == options.cards[0].name {
             print!("{}", report::pipes(&counted));

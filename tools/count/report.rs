@@ -9,6 +9,30 @@ use crate::listing::Listing;
 use crate::model::LIMITS;
 use crate::pipe::PIPES;
 
+/// What the tables mean.
+pub const PREFACE: &str = "
+## Counted from the machine code
+
+`tools/count` runs the machine code of some blocks of each launch on the CPU, instruction by instruction, with the launch's
+own argument. So instructions, wavefronts of shared memory with their conflicts, and sectors are counted, not estimated.
+Global memory has no contents there; where data would steer, a branch goes one fixed way. How it is checked: tests of short
+programs counted by hand, and `--stores`, which runs all blocks of a small batch: B0's first depthwise convolution stores
+112²·32 half-precision numbers and 14 parts of statistics, 806,456 bytes, each once.
+
+**µs** of a launch is the longest of these times, and of a row the sum over its launches:
+
+- **memory**: the bytes of the tables above by the speed of a copy.
+- **latency**: waves of blocks (whole ones, while there are at most 8) times the time of a block that has the card for
+  itself: stalls and scoreboards as the machine code says, and the card's latency for what the block loads first. What the
+  second-level cache holds is taken for a load from memory, so this is too long for kernels of a few microseconds.
+- **issue**: warp instructions, four a cycle. **fp32 and integer units**, **fp64**, **special functions**, **tensor
+  cores**: the instructions of each at the card's own rate. An A100 has 64 fp32 lanes, a GeForce two for fp64.
+- **shared memory**: wavefronts of shared memory and of the first-level cache, one a cycle.
+
+**KiB under way**: what a multiprocessor's blocks load in one latency, of the first launch; memory at full speed needs the
+second number (Little's law). A launch takes the given microseconds besides. Fills and copies by the driver are left out.
+";
+
 /// One row a kernel: the sum of its launches.
 pub fn kernels(counted: &[Counted], images: f64) -> String {
     let mut rows: BTreeMap<&str, Vec<&Counted>> = BTreeMap::new();
