@@ -196,6 +196,7 @@ fn work(options: &Options) -> Result<(), String> {
         print!("{}", report::kernels(&counted, step.images));
         if card.name == options.cards[0].name {
             print!("{}", report::pipes(&counted));
+            print!("{}", report::conflicts(listing, &counted));
         }
         if options.lines && card.name == options.cards[0].name {
             print!("{}", report::lines(listing, &counted));
