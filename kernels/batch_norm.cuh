@@ -175,8 +175,12 @@ __device__ __forceinline__ void finish_batch_norm(
         if (!last_to_arrive(arrivals + groups, groups)) return;
         merged.merge(moments + parts * row, channels, columns, groups, RowsOfGroups<Rows>{rows, parts});
     }
-    for (int own = threadIdx.x; own < columns; own += THREADS)
-        finish_channel(args, channels, first + own, rows.count(0, parts), merged.means[own], merged.spreads[own]);
+#pragma unroll
+    for (int base = 0; base < COLUMNS; base += THREADS) {
+        const int own = base + static_cast<int>(threadIdx.x);
+        if (own < columns)
+            finish_channel(args, channels, first + own, rows.count(0, parts), merged.means[own], merged.spreads[own]);
+    }
 }
 
 // ---- sums -------------------------------------------------------------------------------------------------

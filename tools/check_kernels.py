@@ -10,7 +10,9 @@
 Fails where a kernel spills registers or has a stack frame or local memory, for any architecture up to 9.0 (for later
 ones it only tells, because the kernels are not tuned for them); and where a pointwise kernel in a half type (expand_*,
 project_*) lacks tensor-core products (HMMA), matrix loads (LDSM) or asynchronous copies (LDGSTS): such a kernel computes
-the right numbers, several times too slowly.
+the right numbers, several times too slowly. And where a kernel does what tools/kernel_lint.py looks for: vectors stored
+in pieces, slow conversions in loops, loads one by one, and, with --launches, fewer blocks on a multiprocessor than its
+declaration promises.
 
 The occupancy is the share of a multiprocessor's warps that fit, by registers, threads and shared memory. Dynamic
 shared memory is decided at launch: --shared NAME-PREFIX=BYTES tells it, otherwise it counts as none. --launches takes
@@ -27,6 +29,8 @@ import sys
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+import kernel_lint
 
 ROOT = Path(__file__).resolve().parent.parent
 # Of a multiprocessor: warps, blocks, KiB of shared memory (a block takes 1 KiB besides its own), by architecture.
@@ -102,11 +106,19 @@ def inspect(cuobjdump, file):
             elif attribute == "EIATTR_CBANK_PARAM_SIZE":
                 kernels[name, arch]["arguments"] = int(line.split()[1], 16)
     instruction = re.compile(r"\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z]\w*)")
+    key, lint = None, None
     for arch, line in sections(cuobjdump, "-sass", file):
         if match := re.match(r"\s*Function : (\S+)", line):
-            name = match[1]
-        elif (match := instruction.match(line)) and match[1] in LISTED:
-            kernels[name, arch]["instructions"][match[1]] += 1
+            if lint:
+                kernels[key]["lint"] = lint.findings(key[0])
+            key, lint = (match[1], arch), kernel_lint.Lint() if arch <= TUNED else None
+        elif match := instruction.match(line):
+            if match[1] in LISTED:
+                kernels[key]["instructions"][match[1]] += 1
+            if lint:
+                lint.take(line)
+    if lint:
+        kernels[key]["lint"] = lint.findings(key[0])
     return kernels
 
 
@@ -218,6 +230,16 @@ def main():
             f"{kernel['stack']:5} {sum(count[op] for op in LOCAL):6} {kernel.get('arguments', 0):4} "
             f"{blocks:6} {share:5.0f}%  " + f"{count['HMMA']:5} {count['LDSM']:5} {count['LDGSTS']:6}"
         )
+    found = {key: {**kernel.get("lint", {})} for key, kernel in kernels.items() if key[1] <= TUNED}
+    kinds = [kernel_lint.SPLIT, kernel_lint.CONVERSIONS, kernel_lint.ONE_BY_ONE]
+    if launches:
+        kinds.append(kernel_lint.BLOCKS)
+        for (name, arch), number in kernel_lint.promised_blocks(ROOT / "kernels", found):
+            for shared in launches.get(name, {}).get("shared", []):
+                fit, _, limit = occupancy(kernels[name, arch], arch, shared)
+                if fit < number:
+                    found[name, arch][kernel_lint.BLOCKS] = f"{fit} of {number} fit, because of {limit}"
+    wrong += kernel_lint.judge(found, kinds=kinds)
     for line in told + wrong:
         print(f"check_kernels: {line}", file=sys.stderr)
     names = {name for name, _ in kernels}

@@ -30,7 +30,7 @@ mod tests;
 mod windows;
 mod work;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use clap::{Parser, Subcommand};
@@ -59,6 +59,9 @@ struct Flags {
     /// Writes how each kernel is launched, as JSON, the first case's, its ranks', and those of edited images.
     #[arg(long)]
     launches: Option<PathBuf>,
+    /// Writes every launch of each case with its argument, as JSON, for `tools/count`.
+    #[arg(long)]
+    record: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, Subcommand)]
@@ -97,13 +100,21 @@ fn run(flags: &Flags) -> Result<(), String> {
         let edited = step::record_editing(*first).map_err(|error| error.to_string())?;
         let launches = steps.iter().chain(&rank).flat_map(|step| &step.launches).map(|(launch, _)| launch);
         let text = report::launches(launches.chain(&edited)).to_string();
-        std::fs::write(path, text).map_err(|error| format!("{}: {error}", path.display()))?;
+        write(path, &text)?;
+    }
+    if let Some(path) = &flags.record {
+        let steps: Vec<_> = all.iter().map(|(case, steps)| report::record(*case, steps)).collect();
+        write(path, &serde_json::Value::from(steps).to_string())?;
     }
     print!("{}", report::preface());
     all.iter().for_each(|(case, steps)| print!("{}", report::network(*case, steps)));
     print!("{}", report::rank(*first, &rank, RANKS));
     print!("{}", edits::table(*first, steps));
     Ok(())
+}
+
+fn write(path: &Path, text: &str) -> Result<(), String> {
+    std::fs::write(path, text).map_err(|error| format!("{}: {error}", path.display()))
 }
 
 fn main() {

@@ -19,6 +19,8 @@ pub struct Launched {
     pub threads: u32,
     /// Bytes of dynamic shared memory.
     pub shared: usize,
+    /// The kernel's argument, as it lies in memory.
+    pub argument: Vec<u8>,
     arguments: HashMap<&'static str, Argument>,
 }
 
@@ -87,7 +89,14 @@ impl RecordingGpu {
     fn moved(&mut self, kernel: &str, bytes: usize) -> Result {
         let arguments = HashMap::from([("kibibytes", Argument::Number(bytes.div_ceil(1024) as i32))]);
         let kernel = kernel.to_string();
-        self.launched.push(Launched { kernel, grid: [0; 3], threads: 0, shared: 0, arguments });
+        self.launched.push(Launched {
+            kernel,
+            grid: [0; 3],
+            threads: 0,
+            shared: 0,
+            argument: Vec::new(),
+            arguments,
+        });
         Ok(())
     }
 }
@@ -135,6 +144,7 @@ impl Gpu for RecordingGpu {
             grid: launch.grid,
             threads: launch.threads,
             shared: launch.shared,
+            argument: bytes.to_vec(),
             arguments: arguments.collect(),
         });
         Ok(())

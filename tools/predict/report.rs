@@ -68,9 +68,12 @@ pub fn preface() -> String {
         **Predicted, not measured.** No GPU has run these kernels yet. This page is printed by\n\
         \n\
         ```sh\n\
-        cargo run --example predict -- --launches target/launches.json > docs/kernels.md\n\
+        cargo run --example predict -- --launches target/launches.json --record target/step.json > docs/kernels.md\n\
         tools/check_kernels.py --table --launches target/launches.json >> docs/kernels.md\n\
+        cargo run -p effnet-count -- --step target/step.json --kernels FOLDER --sample 1 >> docs/kernels.md\n\
         ```\n\
+        \n\
+        FOLDER has the `*.fatbin` of a build. The last section is nearest to what a card will do: it counts all instructions.\n\
         \n\
         The first command runs the launchers of a whole step on a GPU that only records its calls (`tools/predict`), so\n\
         launches, grids, threads and shared memory are exact. The work of a launch is computed from its arguments:\n\
@@ -222,4 +225,19 @@ pub fn launches<'a>(launches: impl Iterator<Item = &'a Launched>) -> Value {
         }
     }
     json!(kernels)
+}
+
+/// Every launch of a step with its argument, for `tools/count`, which runs the machine code of its blocks.
+pub fn record(case: Case, steps: &[Recorded]) -> Value {
+    let mut launches = Vec::new();
+    for step in steps {
+        for (launch, work) in &step.launches {
+            let digits: String = launch.argument.iter().map(|byte| format!("{byte:02x}")).collect();
+            launches.push(json!({
+                "pass": step.name, "kernel": launch.kernel, "grid": launch.grid, "threads": launch.threads,
+                "shared": launch.shared, "argument": digits, "bytes": work.bytes,
+            }));
+        }
+    }
+    json!({ "case": case.to_string(), "images": case.images, "launches": launches })
 }

@@ -1,0 +1,429 @@
+//! Runs the machine code of one block on the CPU and counts.
+//!
+//! Control and addresses are exact, because they follow from integers. Global memory has no contents: every load gives
+//! the same number. So a branch that depends on data goes one fixed way.
+
+use crate::code::Code;
+use crate::instruction::Instruction;
+use crate::latency::Latency;
+use crate::listing::Kernel;
+use crate::memory::{self, Cost, Touched};
+use crate::operand::Operand;
+use crate::warp::{Group, LANES, Lanes, Setting, Waits, Warp};
+use crate::{floats, integers};
+
+/// What one instruction did, in all warps.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Tally {
+    /// Times that it was issued, and lanes that it was done for.
+    pub issued: u64,
+    pub lanes: u64,
+    pub requests: u64,
+    pub cost: Cost,
+}
+
+impl Tally {
+    fn add(&mut self, cost: Cost) {
+        self.requests += 1;
+        self.cost.wavefronts += cost.wavefronts;
+        self.cost.least += cost.least;
+        self.cost.sectors += cost.sectors;
+        self.cost.fresh += cost.fresh;
+    }
+}
+
+/// What a block did.
+pub struct Done {
+    /// By the kernel's instructions.
+    pub tallies: Vec<Tally>,
+    /// Cycles of the block if it were alone on an idle machine.
+    pub cycles: u64,
+    /// Every global store: address and bytes. Kept where asked for.
+    pub stores: Vec<(u64, u32)>,
+}
+
+pub struct Block<'a> {
+    kernel: &'a Kernel,
+    setting: &'a Setting,
+    latency: &'a Latency,
+    /// What global memory holds everywhere.
+    fill: u32,
+    shared: Vec<u8>,
+    touched: Touched,
+    tallies: Vec<Tally>,
+    stores: Option<Vec<(u64, u32)>>,
+}
+
+/// Bytes of a block's shared memory; on sm_90 the first KiB is the system's.
+const SHARED: usize = 256 << 10;
+/// No kernel's block takes as many instructions: it does not end.
+const PATIENCE: u64 = 20_000_000;
+
+impl<'a> Block<'a> {
+    pub fn new(
+        kernel: &'a Kernel,
+        setting: &'a Setting,
+        latency: &'a Latency,
+        fill: u32,
+        keep: bool,
+    ) -> Self {
+        let tallies = vec![Tally::default(); kernel.instructions.len()];
+        let (shared, touched) = (vec![0; SHARED], Touched::default());
+        Block { kernel, setting, latency, fill, shared, touched, tallies, stores: keep.then(Vec::new) }
+    }
+
+    pub fn run(mut self) -> Result<Done, String> {
+        let mut warps: Vec<Warp> = (0..self.setting.threads.div_ceil(32)).map(Warp::new).collect();
+        let mut issued = 0;
+        loop {
+            for warp in &mut warps {
+                self.advance(warp, &mut issued).map_err(|error| format!("{}: {error}", self.kernel.name))?;
+            }
+            // All that are left wait for each other.
+            let now = warps.iter().filter(|warp| warp.live != 0).map(|warp| warp.time).max();
+            let Some(now) = now else { break };
+            for warp in warps.iter_mut().filter(|warp| warp.live != 0) {
+                warp.time = now + self.latency.barrier;
+                warp.groups.iter_mut().for_each(|group| group.waits = None);
+                merge(&mut warp.groups);
+            }
+        }
+        let cycles = warps.iter().map(|warp| warp.time).max().unwrap_or(0);
+        Ok(Done { tallies: self.tallies, cycles, stores: self.stores.unwrap_or_default() })
+    }
+
+    /// Until the warp ends or waits for the block.
+    fn advance(&mut self, warp: &mut Warp, issued: &mut u64) -> Result<(), String> {
+        while warp.live != 0 {
+            let Some(number) = next(&warp.groups) else {
+                if settle(warp) {
+                    continue;
+                }
+                return match warp.groups.iter().all(|group| group.waits == Some(Waits::Block)) {
+                    true => Ok(()),
+                    false => Err("lanes wait for each other for ever".into()),
+                };
+            };
+            *issued += 1;
+            if *issued > PATIENCE {
+                return Err("does not end".into());
+            }
+            self.step(warp, number)?;
+            if warp.groups.len() > 1 {
+                warp.groups.retain(|group| group.lanes != 0);
+                merge(&mut warp.groups);
+            } else if warp.groups[0].lanes == 0 {
+                warp.groups.clear();
+            }
+        }
+        Ok(())
+    }
+
+    /// One instruction of one group of lanes.
+    fn step(&mut self, warp: &mut Warp, number: usize) -> Result<(), String> {
+        let kernel = self.kernel;
+        let group = warp.groups[number];
+        let index = group.at as usize / 16;
+        let instruction =
+            kernel.instructions.get(index).ok_or_else(|| format!("nothing at {:x}", group.at))?;
+        let control = instruction.control;
+        for scoreboard in (0..6).filter(|scoreboard| control.wait >> scoreboard & 1 == 1) {
+            warp.time = warp.time.max(warp.scoreboards[scoreboard]);
+        }
+        let lanes = integers::guarded(warp, instruction.guard, group.lanes);
+        let before = self.tallies[index].cost;
+        self.tallies[index].issued += 1;
+        self.tallies[index].lanes += u64::from(lanes.count_ones());
+        warp.groups[number].at += 16;
+        if lanes != 0 || matches!(instruction.code, Code::Join | Code::Barrier) {
+            self.perform(warp, number, index, lanes)?;
+        }
+        let after = self.tallies[index].cost;
+        let fresh = after.fresh > before.fresh;
+        let ready = warp.time + self.latency.of(instruction, fresh, after.wavefronts - before.wavefronts);
+        if let Some(scoreboard) = control.writes {
+            let board = &mut warp.scoreboards[usize::from(scoreboard)];
+            *board = (*board).max(ready);
+        }
+        if let Some(scoreboard) = control.reads {
+            let board = &mut warp.scoreboards[usize::from(scoreboard)];
+            *board = (*board).max(warp.time + self.latency.operands);
+        }
+        if instruction.code == Code::CopyAsync && lanes != 0 {
+            warp.open_copies = warp.open_copies.max(ready);
+        }
+        warp.time += u64::from(control.stall.max(1));
+        Ok(())
+    }
+
+    fn perform(&mut self, warp: &mut Warp, number: usize, index: usize, lanes: u32) -> Result<(), String> {
+        let instruction = &self.kernel.instructions[index];
+        match instruction.code {
+            Code::Load { .. }
+            | Code::Store { .. }
+            | Code::CopyAsync
+            | Code::LoadMatrix
+            | Code::Atomic { .. } => self.access(warp, index, lanes),
+            Code::CopyGroup => {
+                let complete = warp.open_copies.max(warp.copies.last().copied().unwrap_or(0));
+                warp.copies.push(complete);
+                warp.open_copies = 0;
+                Ok(())
+            }
+            Code::Wait => {
+                // `DEPBAR.LE SB0, 0x1`: all groups of copies but the last ones are complete.
+                let rest = instruction.from.iter().find_map(|operand| match operand {
+                    Operand::Bits(bits) => Some(*bits as usize),
+                    _ => None,
+                });
+                if let Some(last) = warp.copies.len().checked_sub(1 + rest.unwrap_or(0)) {
+                    warp.time = warp.time.max(warp.copies[last]);
+                }
+                Ok(())
+            }
+            _ if integers::run(warp, self.setting, instruction, lanes) => Ok(()),
+            _ if floats::run(warp, self.setting, instruction, lanes) => Ok(()),
+            _ => control(warp, self.setting, instruction, number, lanes),
+        }
+    }
+
+    fn access(&mut self, warp: &mut Warp, index: usize, lanes: u32) -> Result<(), String> {
+        let instruction = &self.kernel.instructions[index];
+        let width = instruction.width();
+        let mut places = instruction.from.iter().filter_map(|operand| match operand {
+            Operand::Place(place) => Some(warp.addresses(place)),
+            _ => None,
+        });
+        let addresses = places.next().ok_or_else(|| format!("no address: {}", instruction.text))?;
+        let mut cost;
+        match instruction.code {
+            Code::Load { shared: false } => {
+                cost = self.touched.global(&addresses, lanes, width);
+                let filled = if width < 4 { self.fill & ((1 << (8 * width)) - 1) } else { self.fill };
+                for word in 0..width.div_ceil(4) as u8 {
+                    warp.write(instruction.to, word, &[filled; LANES], lanes);
+                }
+            }
+            Code::Store { shared: false } => {
+                cost = self.touched.global(&addresses, lanes, width);
+                cost.fresh = 0;
+                if let Some(stores) = &mut self.stores {
+                    stores.extend((0..LANES).filter(|i| lanes >> i & 1 == 1).map(|i| (addresses[i], width)));
+                }
+            }
+            Code::Atomic { shared: false, .. } => cost = self.touched.global(&addresses, lanes, width),
+            Code::Load { shared: true } => {
+                cost = memory::shared(&addresses, lanes, width);
+                self.load(warp, instruction, &addresses, lanes)?;
+            }
+            Code::Store { shared: true } => {
+                cost = memory::shared(&addresses, lanes, width);
+                self.store(warp, instruction, &addresses, lanes)?;
+            }
+            Code::Atomic { returns, .. } => {
+                cost = memory::shared(&addresses, lanes, width);
+                if returns {
+                    warp.write(instruction.to, 0, &[0; LANES], lanes);
+                }
+            }
+            Code::LoadMatrix => {
+                let count = if instruction.has("4") {
+                    4
+                } else if instruction.has("2") {
+                    2
+                } else {
+                    1
+                };
+                cost = memory::matrices(&addresses, count);
+                for word in 0..count as u8 {
+                    warp.write(instruction.to, word, &[0; LANES], lanes);
+                }
+            }
+            _ => {
+                let read = instruction.conditions.first().map_or(u32::MAX, |c| warp.condition(*c)) & lanes;
+                let from = places.next().ok_or("a copy without a source")?;
+                let shared = memory::shared(&addresses, lanes, width);
+                cost = self.touched.global(&from, read, width);
+                cost.wavefronts += shared.wavefronts;
+                cost.least += shared.least;
+            }
+        }
+        self.tallies[index].add(cost);
+        Ok(())
+    }
+
+    fn load(
+        &self,
+        warp: &mut Warp,
+        at: &Instruction,
+        addresses: &[u64; LANES],
+        lanes: u32,
+    ) -> Result<(), String> {
+        let width = at.width() as usize;
+        for word in 0..width.div_ceil(4) {
+            let mut value: Lanes = [0; LANES];
+            for lane in (0..LANES).filter(|lane| lanes >> lane & 1 == 1) {
+                let from = addresses[lane] as usize + 4 * word;
+                let bytes = self.shared.get(from..from + width.min(4)).ok_or_else(|| outside(at))?;
+                value[lane] = bytes.iter().rev().fold(0, |value, byte| value << 8 | u32::from(*byte));
+            }
+            warp.write(at.to, word as u8, &value, lanes);
+        }
+        Ok(())
+    }
+
+    fn store(
+        &mut self,
+        warp: &Warp,
+        at: &Instruction,
+        addresses: &[u64; LANES],
+        lanes: u32,
+    ) -> Result<(), String> {
+        let width = at.width() as usize;
+        let what = at.from.get(1).ok_or_else(|| format!("nothing to store: {}", at.text))?;
+        for word in 0..width.div_ceil(4) {
+            let value = warp.read(self.setting, what, word as u8);
+            for lane in (0..LANES).filter(|lane| lanes >> lane & 1 == 1) {
+                let to = addresses[lane] as usize + 4 * word;
+                let bytes = self.shared.get_mut(to..to + width.min(4)).ok_or_else(|| outside(at))?;
+                bytes.copy_from_slice(&value[lane].to_le_bytes()[..width.min(4)]);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn outside(at: &Instruction) -> String {
+    format!("outside shared memory at {:x}: {}", at.address, at.text)
+}
+
+/// The group that is to go on: the one that is behind the others.
+fn next(groups: &[Group]) -> Option<usize> {
+    match groups {
+        [one] => one.waits.is_none().then_some(0),
+        _ => {
+            let ready = (0..groups.len()).filter(|&i| groups[i].waits.is_none());
+            ready.min_by_key(|&i| groups[i].at)
+        }
+    }
+}
+
+/// Groups that are at one place and wait for nothing are one.
+fn merge(groups: &mut Vec<Group>) {
+    let mut merged: Vec<Group> = Vec::with_capacity(groups.len());
+    for group in groups.drain(..) {
+        match merged.iter_mut().find(|known| known.at == group.at && known.waits == group.waits) {
+            Some(known) => known.lanes |= group.lanes,
+            None => merged.push(group),
+        }
+    }
+    *groups = merged;
+}
+
+/// Lets go those whose wait is over: true if there are any.
+fn settle(warp: &mut Warp) -> bool {
+    let mut any = false;
+    for barrier in 0..16u8 {
+        let wait = Some(Waits::Convergence(barrier));
+        let arrived = warp.groups.iter().filter(|group| group.waits == wait).fold(0, |all, g| all | g.lanes);
+        let (of, then) = warp.convergence[usize::from(barrier)];
+        if arrived != 0 && of & warp.live & !arrived == 0 {
+            for group in warp.groups.iter_mut().filter(|group| group.waits == wait) {
+                (group.at, group.waits) = (then, None);
+            }
+            any = true;
+        }
+    }
+    if !any {
+        for group in warp.groups.iter_mut().filter(|group| group.waits == Some(Waits::Warp)) {
+            (group.waits, any) = (None, true);
+        }
+    }
+    merge(&mut warp.groups);
+    any
+}
+
+/// Branches, and what lanes wait for.
+fn control(
+    warp: &mut Warp,
+    setting: &Setting,
+    instruction: &Instruction,
+    number: usize,
+    lanes: u32,
+) -> Result<(), String> {
+    let all = warp.groups[number].lanes;
+    let label = instruction.from.iter().find_map(|operand| match operand {
+        Operand::Label(address) => Some(*address),
+        _ => None,
+    });
+    let barrier = instruction.from.iter().find_map(|operand| match operand {
+        Operand::Barrier(number) => Some(*number),
+        _ => None,
+    });
+    let no = |what: &str| format!("{what}: {}", instruction.text);
+    match instruction.code {
+        Code::Branch | Code::Call => {
+            // `BRA P1, label`: one more condition.
+            let lanes = instruction.conditions.iter().fold(lanes, |lanes, c| lanes & warp.condition(*c));
+            go(warp, number, lanes, label.ok_or_else(|| no("where to"))?);
+        }
+        Code::BranchDivergent | Code::Nothing => {}
+        Code::Return => {
+            let to = warp.integer(setting, instruction.from.first().ok_or_else(|| no("where to"))?);
+            go(warp, number, lanes, to[lanes.trailing_zeros() as usize]);
+        }
+        Code::Exit => {
+            warp.live &= !lanes;
+            warp.groups[number].lanes &= !lanes;
+            if warp.groups[number].lanes == 0 {
+                warp.groups.remove(number);
+            }
+            settle(warp);
+            if warp.groups.is_empty() {
+                warp.groups.push(Group { at: 0, lanes: 0, waits: None });
+            }
+        }
+        Code::Begin => {
+            let barrier = barrier.ok_or_else(|| no("which barrier"))?;
+            warp.convergence[usize::from(barrier)] = (all, label.ok_or_else(|| no("where to"))?);
+        }
+        Code::Join if lanes == all => {
+            let barrier = barrier.ok_or_else(|| no("which barrier"))?;
+            warp.groups[number].waits = Some(Waits::Convergence(barrier));
+            settle_one(warp, barrier);
+        }
+        Code::Join => {}
+        Code::Leave => {
+            let barrier = barrier.ok_or_else(|| no("which barrier"))?;
+            warp.convergence[usize::from(barrier)].0 &= !lanes;
+            settle_one(warp, barrier);
+        }
+        Code::Together if all != warp.live => warp.groups[number].waits = Some(Waits::Warp),
+        Code::Together => {}
+        Code::Barrier => warp.groups[number].waits = Some(Waits::Block),
+        _ => return Err(no("unknown instruction")),
+    }
+    Ok(())
+}
+
+fn settle_one(warp: &mut Warp, barrier: u8) {
+    let wait = Some(Waits::Convergence(barrier));
+    let arrived = warp.groups.iter().filter(|group| group.waits == wait).fold(0, |all, g| all | g.lanes);
+    let (of, then) = warp.convergence[usize::from(barrier)];
+    if arrived != 0 && of & warp.live & !arrived == 0 {
+        for group in warp.groups.iter_mut().filter(|group| group.waits == wait) {
+            (group.at, group.waits) = (then, None);
+        }
+    }
+}
+
+/// Some lanes of a group go elsewhere.
+fn go(warp: &mut Warp, number: usize, lanes: u32, to: u32) {
+    let group = &mut warp.groups[number];
+    if lanes == group.lanes {
+        group.at = to;
+    } else if lanes != 0 {
+        group.lanes &= !lanes;
+        warp.groups.push(Group { at: to, lanes, waits: None });
+    }
+}

@@ -1,0 +1,206 @@
+//! Counts what compiled kernels do on a GPU, without one: *predicted, not measured*.
+//!
+//! Some [blocks](block) of each launch of a training step run on the CPU: their machine code, instruction by instruction,
+//! with the launch's own argument. So it is known how often each instruction is issued, which words of shared memory and
+//! which sectors of global memory each access touches, and how long a block takes alone. A [model] of each [card] makes
+//! times of that.
+//!
+//! ```sh
+//! cargo run --example predict -- --record target/step.json > /dev/null
+//! cargo run -p effnet-count -- --step target/step.json --kernels FOLDER    # *.sm_90.cubin, or a build's *.fatbin
+//! ```
+
+mod block;
+mod card;
+mod code;
+mod disassemble;
+mod floats;
+mod instruction;
+mod integers;
+mod latency;
+mod listing;
+mod memory;
+mod model;
+mod operand;
+mod pipe;
+mod report;
+mod run;
+mod step;
+#[cfg(test)]
+mod tests;
+mod warp;
+
+use std::collections::btree_map::{BTreeMap, Entry};
+use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
+
+use card::{CARDS, Card};
+use listing::Listing;
+use model::{Count, Time};
+use step::{Launch, Step};
+
+/// What was asked for.
+struct Options {
+    step: PathBuf,
+    kernels: PathBuf,
+    cards: Vec<&'static Card>,
+    only: Vec<String>,
+    lines: bool,
+    stores: bool,
+    sample: u64,
+}
+
+const USAGE: &str = "count --step FILE --kernels FOLDER [--card NAME]... [--only KERNEL-PREFIX]... [--lines] [--stores] [--sample N]\n\
+  FILE    from `cargo run --example predict -- --record FILE`\n\
+  FOLDER  has NAME.sm_90.cubin, or the *.fatbin of a build\n\
+  --lines source lines with what they cost on the first card\n\
+  --stores runs all blocks: bytes that each launch stores, and those that it stores twice (for small batches)";
+
+fn options() -> Result<Options, String> {
+    let mut values: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    let mut arguments = std::env::args().skip(1);
+    let (mut lines, mut stores) = (false, false);
+    while let Some(flag) = arguments.next() {
+        match flag.as_str() {
+            "--lines" => lines = true,
+            "--stores" => stores = true,
+            "--step" | "--kernels" | "--card" | "--only" | "--sample" => {
+                let value = arguments.next().ok_or_else(|| format!("{flag} needs a value\n{USAGE}"))?;
+                values.entry(flag).or_default().push(value);
+            }
+            _ => return Err(format!("{flag}: not known\n{USAGE}")),
+        }
+    }
+    let mut one = |flag: &str| values.get_mut(flag).and_then(Vec::pop);
+    let step = one("--step").ok_or(USAGE)?.into();
+    let kernels = one("--kernels").ok_or(USAGE)?.into();
+    let sample = one("--sample")
+        .map_or(Ok(3), |text| text.parse().map_err(|_| format!("--sample {text}: a number")))?;
+    let only = values.remove("--only").unwrap_or_default();
+    let mut cards = Vec::new();
+    for name in values.remove("--card").unwrap_or_default() {
+        cards.push(CARDS.iter().find(|card| card.name == name).ok_or_else(|| {
+            let known: Vec<&str> = CARDS.iter().map(|card| card.name).collect();
+            format!("--card {name}: known are {}", known.join(", "))
+        })?);
+    }
+    if cards.is_empty() {
+        cards = CARDS.iter().collect();
+    }
+    Ok(Options { step, kernels, cards, only, lines, stores, sample })
+}
+
+/// Launches that are equal, with their number, count and time.
+#[derive(Clone)]
+pub struct Counted<'a> {
+    pub launch: &'a Launch,
+    pub number: f64,
+    pub count: Count,
+    pub time: Time,
+}
+
+/// All launches of a step on a card.
+fn counted<'a>(
+    options: &Options,
+    card: &Card,
+    listing: &Listing,
+    step: &'a Step,
+) -> Result<Vec<Counted<'a>>, String> {
+    let mut known: HashMap<(&str, &[u8]), usize> = HashMap::new();
+    let mut all: Vec<Counted> = Vec::new();
+    for launch in step.launches.iter().filter(|launch| wanted(options, &launch.kernel)) {
+        // Only addresses differ between blocks of a network's stage; they are part of the argument all the same.
+        if let Some(&at) = known.get(&(launch.kernel.as_str(), launch.argument.as_slice())) {
+            all[at].number += 1.0;
+            continue;
+        }
+        let kernel = listing.kernels.get(&launch.kernel).ok_or_else(|| {
+            format!(
+                "{}: no machine code of {} for sm_{}",
+                options.kernels.display(),
+                launch.kernel,
+                card.architecture
+            )
+        })?;
+        let count = run::count(card, kernel, launch, options.sample)?;
+        let resident = model::resident(card.architecture, kernel.registers, launch.threads, launch.shared);
+        let resident = resident.ok_or_else(|| format!("sm_{}: not known", card.architecture))?;
+        let time = model::time(card, &count, launch.bytes, resident);
+        known.insert((&launch.kernel, &launch.argument), all.len());
+        all.push(Counted { launch, number: 1.0, count, time });
+    }
+    Ok(all)
+}
+
+/// Not what the driver does by itself, such as a copy.
+fn wanted(options: &Options, kernel: &str) -> bool {
+    let chosen = options.only.is_empty() || options.only.iter().any(|prefix| kernel.starts_with(prefix));
+    chosen && !kernel.starts_with('(')
+}
+
+/// How the interpreter is checked: a kernel that stores a tensor stores each of its bytes once.
+fn stores(options: &Options, listings: &BTreeMap<u32, Listing>, step: &Step) -> Result<(), String> {
+    let card = options.cards[0];
+    println!("| kernel | grid | bytes stored | twice |\n|---|---|---:|---:|");
+    for launch in step.launches.iter().filter(|launch| wanted(options, &launch.kernel)) {
+        let kernel = &listings[&card.architecture].kernels[&launch.kernel];
+        let (mut seen, mut twice) = (HashSet::new(), 0);
+        for number in 0..launch.blocks() {
+            for (at, bytes) in run::block(card, kernel, launch, number, true)?.stores {
+                twice += (at..at + u64::from(bytes)).filter(|byte| !seen.insert(*byte)).count();
+            }
+        }
+        println!("| `{}` | {:?} | {} | {twice} |", launch.kernel, launch.grid, seen.len());
+    }
+    Ok(())
+}
+
+fn main() {
+    if let Err(error) = options().and_then(|options| work(&options)) {
+        eprintln!("error: {error}");
+        std::process::exit(1);
+    }
+}
+
+fn work(options: &Options) -> Result<(), String> {
+    let text = std::fs::read_to_string(&options.step);
+    let text = text.map_err(|error| format!("{}: {error}", options.step.display()))?;
+    let steps = step::read(&text)?;
+    let step = steps.first().ok_or("no step in the record")?;
+    let mut listings: BTreeMap<u32, Listing> = BTreeMap::new();
+    for card in &options.cards {
+        if let Entry::Vacant(place) = listings.entry(card.architecture) {
+            let wanted = |name: &str| step.launches.iter().any(|l| l.kernel == name) && wanted(options, name);
+            place.insert(disassemble::read(&options.kernels, card.architecture, &wanted)?);
+        }
+    }
+    if options.stores {
+        return stores(options, &listings, step);
+    }
+    if options.only.is_empty() {
+        print!("{}", report::PREFACE);
+    }
+    // Cards of one architecture, clock and latency run the same.
+    let mut known: BTreeMap<String, Vec<Counted>> = BTreeMap::new();
+    for card in &options.cards {
+        let listing = &listings[&card.architecture];
+        let key = format!("{} {} {}", card.architecture, card.clock, card.latency);
+        let mut counted = match known.entry(key) {
+            Entry::Occupied(place) => place.get().clone(),
+            Entry::Vacant(place) => place.insert(counted(options, card, listing, step)?).clone(),
+        };
+        for one in &mut counted {
+            one.time = model::time(card, &one.count, one.launch.bytes, one.time.resident as u32);
+        }
+        println!("\n### Counted: {} on {}\n", step.case, card.name);
+        print!("{}", report::kernels(&counted, step.images));
+        if card.name == options.cards[0].name {
+            print!("{}", report::pipes(&counted));
+            print!("{}", report::conflicts(listing, &counted));
+        }
+        if options.lines && card.name == options.cards[0].name {
+            print!("{}", report::lines(listing, &counted));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,159 @@
+//! From counts to times.
+
+use crate::block::{Done, Tally};
+use crate::card::{self, Card, FROM_CACHE, ISSUE, WAVEFRONT};
+use crate::listing::Kernel;
+use crate::memory::SECTOR;
+use crate::pipe::Pipe;
+
+/// What a launch does, all its blocks together.
+#[derive(Clone, Debug, Default)]
+pub struct Count {
+    /// Warp instructions, and those of each pipe.
+    pub issued: f64,
+    pub pipes: [f64; 11],
+    /// Multiply-adds on tensor cores.
+    pub products: f64,
+    /// Of shared memory and of the first-level cache; what they would be without conflicts.
+    pub wavefronts: f64,
+    pub least: f64,
+    pub sectors: f64,
+    /// Bytes that blocks load and had not loaded before.
+    pub loaded: f64,
+    /// Cycles of a block alone, on average.
+    pub cycles: f64,
+    pub blocks: f64,
+    /// By instruction of the kernel, of all blocks.
+    pub tallies: Vec<Share>,
+}
+
+/// A [`Tally`], scaled.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Share {
+    pub issued: f64,
+    pub requests: f64,
+    pub wavefronts: f64,
+    pub least: f64,
+    pub sectors: f64,
+}
+
+impl Count {
+    /// From some of a launch's blocks.
+    pub fn of(kernel: &Kernel, sample: &[Done], blocks: f64) -> Count {
+        let scale = blocks / sample.len().max(1) as f64;
+        let mut count =
+            Count { blocks, tallies: vec![Share::default(); kernel.instructions.len()], ..Count::default() };
+        for done in sample {
+            count.cycles += done.cycles as f64 / sample.len() as f64;
+            for (number, (instruction, tally)) in kernel.instructions.iter().zip(&done.tallies).enumerate() {
+                count.add(instruction.pipe, number, tally, scale);
+                if instruction.name == "HMMA" {
+                    let products = if instruction.has("16816") { 2048.0 } else { 1024.0 };
+                    count.products += tally.issued as f64 * scale * products;
+                }
+            }
+        }
+        count
+    }
+
+    fn add(&mut self, pipe: Pipe, number: usize, tally: &Tally, scale: f64) {
+        let issued = tally.issued as f64 * scale;
+        self.issued += issued;
+        self.pipes[pipe.index()] += issued;
+        let [wavefronts, least, sectors, fresh] =
+            [tally.cost.wavefronts, tally.cost.least, tally.cost.sectors, tally.cost.fresh]
+                .map(|count| count as f64 * scale);
+        self.wavefronts += wavefronts;
+        self.least += least;
+        self.sectors += sectors;
+        self.loaded += fresh * SECTOR as f64;
+        let share = &mut self.tallies[number];
+        share.issued += issued;
+        share.requests += tally.requests as f64 * scale;
+        share.wavefronts += wavefronts;
+        share.least += least;
+        share.sectors += sectors;
+    }
+}
+
+/// What may limit a launch.
+pub const LIMITS: [&str; 8] = [
+    "memory",
+    "latency",
+    "issue",
+    "fp32 and integer units",
+    "fp64",
+    "special functions",
+    "tensor cores",
+    "shared memory",
+];
+
+/// Of a launch on a card.
+#[derive(Clone, Copy, Debug)]
+pub struct Time {
+    /// Microseconds by each of [`LIMITS`].
+    pub by: [f64; 8],
+    /// Blocks that fit a multiprocessor, and how often the card is filled.
+    pub resident: f64,
+    pub waves: f64,
+    /// KiB that a multiprocessor has under way, and that memory needs.
+    pub under_way: f64,
+    pub needed: f64,
+}
+
+impl Time {
+    pub fn longest(&self) -> (f64, usize) {
+        (0..LIMITS.len())
+            .map(|limit| (self.by[limit], limit))
+            .fold((0.0, 0), |a, b| if b.0 > a.0 { b } else { a })
+    }
+}
+
+/// `bytes`: what the launch must move through memory. `cycles` of the count are those of this card's clock.
+pub fn time(card: &Card, count: &Count, bytes: f64, resident: u32) -> Time {
+    let units = &card.units;
+    let resident = f64::from(resident.max(1));
+    let machine = card.multiprocessors * card.clock * 1e3; // cycles a microsecond, of all multiprocessors
+    let pipe = |pipe: Pipe| count.pipes[pipe.index()] * 32.0;
+    let integer = pipe(Pipe::Alu) / units.integer;
+    let multiply = pipe(Pipe::IntegerFma) / units.integer.min(units.fp32);
+    let fp32 = (pipe(Pipe::Fma) + pipe(Pipe::IntegerFma)) / units.fp32 + pipe(Pipe::Half) / units.half;
+    let mut arithmetic = integer.max(multiply).max(fp32);
+    if units.shared_lanes {
+        let all = pipe(Pipe::Fma) + pipe(Pipe::Half) + pipe(Pipe::IntegerFma) + pipe(Pipe::Alu);
+        arithmetic = arithmetic.max(all / units.fp32);
+    }
+    let from_cache = count.sectors * SECTOR as f64 / FROM_CACHE;
+    let slots = card.multiprocessors * resident;
+    let waves = count.blocks / slots;
+    // The last blocks have the card for themselves: whole waves, while there are few.
+    let latency = waves.ceil().max(1.0) * count.cycles / card.clock / 1e3;
+    let latency = if waves > 8.0 { waves * count.cycles / card.clock / 1e3 } else { latency };
+    let by = [
+        bytes / card.copy / 1e6,
+        latency,
+        count.issued / ISSUE / machine,
+        arithmetic / machine,
+        pipe(Pipe::Fp64) / units.fp64 / machine,
+        pipe(Pipe::Special) / units.special / machine,
+        count.products / units.tensor / machine,
+        (count.wavefronts / WAVEFRONT).max(from_cache) / machine,
+    ];
+    let here = waves.min(1.0) * resident;
+    let seconds = count.cycles / card.clock;
+    let under_way = here * count.loaded / count.blocks * card.latency / seconds.max(1.0) / 1024.0;
+    // Half of what memory moves are loads, or more: all of it is the safe side.
+    let needed = card.latency * card.copy * 1e3 / card.multiprocessors / 1024.0;
+    Time { by, resident, waves, under_way, needed }
+}
+
+/// Blocks that fit a multiprocessor.
+pub fn resident(architecture: u32, registers: u32, threads: u32, shared: u32) -> Option<u32> {
+    let room = card::room(architecture)?;
+    let warps = threads.div_ceil(32);
+    // Registers are dealt out to the four schedulers' warps, 256 at a time.
+    let of_warp = (registers * 32).next_multiple_of(256);
+    let by_registers = (65536 / 4) / of_warp * 4 / warps;
+    let by_shared = (room.shared << 10) / (shared + 1024);
+    Some(by_registers.min(by_shared).min(room.blocks).min(room.warps / warps))
+}

@@ -1,0 +1,49 @@
+//! Counts launches: some blocks of each, evenly spread over its grid.
+
+use crate::block::{Block, Done};
+use crate::card::Card;
+use crate::latency::Latency;
+use crate::listing::Kernel;
+use crate::model::Count;
+use crate::step::Launch;
+use crate::warp::Setting;
+
+/// Two half-precision ones: a small positive number as fp32, too.
+const FILL: u32 = 0x3c00_3c00;
+/// Kernels that read integers which say how much there is to do.
+const INTEGERS: [&str; 5] = ["image_", "head_loss", "head_tally", "optimiser_", "step_"];
+
+/// Constant bank 0: what the driver writes, then the argument.
+pub fn constants(architecture: u32, launch: &Launch) -> Vec<u8> {
+    let first = if architecture >= 90 { 0x210 } else { 0x160 };
+    let mut bank = vec![0; first];
+    let mut put = |at: usize, value: u32| bank[at..at + 4].copy_from_slice(&value.to_le_bytes());
+    put(0, launch.threads);
+    put(4, 1);
+    put(8, 1);
+    (0..3).for_each(|side| put(12 + 4 * side, launch.grid[side]));
+    bank.extend(&launch.argument);
+    bank
+}
+
+/// Runs one block.
+pub fn block(card: &Card, kernel: &Kernel, launch: &Launch, number: u64, keep: bool) -> Result<Done, String> {
+    let latency = Latency::of_card(card.latency, card.clock);
+    let setting = Setting {
+        block: launch.block(number),
+        threads: launch.threads,
+        constants: constants(card.architecture, launch),
+    };
+    let integers = INTEGERS.iter().any(|prefix| launch.kernel.starts_with(prefix));
+    Block::new(kernel, &setting, &latency, if integers { 0 } else { FILL }, keep).run()
+}
+
+/// The work of a launch, from `sample` of its blocks.
+pub fn count(card: &Card, kernel: &Kernel, launch: &Launch, sample: u64) -> Result<Count, String> {
+    let blocks = launch.blocks();
+    let sample = sample.min(blocks);
+    let numbers = (0..sample).map(|i| (2 * i + 1) * blocks / (2 * sample));
+    let done: Vec<Done> =
+        numbers.map(|number| block(card, kernel, launch, number, false)).collect::<Result<_, _>>()?;
+    Ok(Count::of(kernel, &done, blocks as f64))
+}
