@@ -1,5 +1,4 @@
-// What a batch norm needs from a whole pass, made by the pass itself from what its blocks have written: the coefficients
-// from the statistics of a forward pass, Σdu and Σdu·ŷ from the sums of a backward pass.
+// Batch norm's coefficients, made by the pass itself from the statistics that its blocks have written.
 //
 // Idea: a launch of its own costs three to four microseconds, whatever it does, and must wait for the whole pass. Here the
 // blocks merge their statistics (Chan, Golub & LeVeque 1979) where they come to their end: 64 neighbouring parts of the
@@ -12,7 +11,6 @@
 #pragma once
 
 #include "numeric.cuh"
-#include "reduction.cuh"
 
 // What becomes of the statistics: coefficients [4, C], and the running statistics, which are moved.
 #define BATCH_NORM_FIELDS(F)     \
@@ -181,84 +179,4 @@ __device__ __forceinline__ void finish_batch_norm(
         if (own < columns)
             finish_channel(args, channels, first + own, rows.count(0, parts), merged.means[own], merged.spreads[own]);
     }
-}
-
-// ---- sums -------------------------------------------------------------------------------------------------
-
-// The fields of a backward pass that makes the sums of the batch norm before it: `partials` [parts + 2·groups, 2, C] of Σdu
-// and Σdu·ŷ become `norm_sums` [2, C], and are added to the gradients of β and γ. `arrivals` as above.
-#define BATCH_NORM_SUMS_FINISH_FIELDS(F) \
-    F(unsigned*, arrivals)               \
-    F(float*, norm_sums)                 \
-    F(float*, bias_gradient)             \
-    F(float*, weight_gradient)           \
-    F(StepBlock*, block)
-
-// Adds `count` rows of `columns` floats, a multiple of 4, that lie `stride` apart, in a block of THREADS threads, and gives
-// each column's sum to `emit(column, sum)` in one of them. With ERRORS each row is followed by one of the errors of its sums.
-// Every addition carries its error. `shared` [8·THREADS] floats. All threads call this.
-template <int THREADS, bool ERRORS, class Emit>
-__device__ __forceinline__ void add_rows(
-    const float* rows, size_t stride, int columns, int count, float* shared, Emit emit) {
-    constexpr int WIDE = 4;
-    Compensated* sums = reinterpret_cast<Compensated*>(shared);
-    const int vectors = columns / WIDE, span = vectors < THREADS ? vectors : THREADS;
-    int groups = 1;
-    while (2 * groups * span <= THREADS) groups *= 2;
-    const int group = threadIdx.x / span, within = threadIdx.x % span;
-#pragma unroll 1
-    for (int base = 0; base < vectors; base += span) {
-        const int column = (base + within) * WIDE;
-        const bool mine = group < groups && column < columns;
-        Compensated own[WIDE];
-        if (mine) {
-#pragma unroll 4
-            for (int row = group; row < count; row += groups) {
-                float values[WIDE];
-                load_group(values, rows + row * stride + column);
-#pragma unroll
-                for (int i = 0; i < WIDE; i++) own[i].add(values[i]);
-                if constexpr (ERRORS) {
-                    load_group(values, rows + row * stride + columns + column);
-#pragma unroll
-                    for (int i = 0; i < WIDE; i++) own[i].error += values[i];
-                }
-            }
-        }
-        for (int half = groups / 2; half > 0; half /= 2) {
-            barrier();  // what was there has been read
-            if (mine && group >= half && group < 2 * half)
-                for (int i = 0; i < WIDE; i++) sums[((group - half) * span + within) * WIDE + i] = own[i];
-            barrier();
-            if (mine && group < half)
-                for (int i = 0; i < WIDE; i++) own[i].add(sums[(group * span + within) * WIDE + i]);
-        }
-        if (mine && group == 0)
-            for (int i = 0; i < WIDE; i++) emit(column + i, own[i]);
-    }
-}
-
-// Called by all threads when the block has written its row of `partials`; the last of all blocks makes the sums.
-template <int THREADS, class Args>
-__device__ __forceinline__ void finish_norm_sums(
-    const Args& args, float* shared, int channels, int part, int parts) {
-    const int columns = 2 * channels, groups = (parts + FAN - 1) / FAN, group = part / FAN, begin = group * FAN;
-    const int members = parts - begin < FAN ? parts - begin : FAN;
-    const auto finish = [&](int column, const Compensated& sum) {
-        const float total = sum.rounded();
-        float* gradient = column < channels ? args.bias_gradient + column : args.weight_gradient + (column - channels);
-        args.norm_sums[column] = total;
-        add_to_gradient(gradient, total, args.block);
-    };
-    if (!last_to_arrive(args.arrivals + group, members)) return;
-    const float* rows = args.partials + static_cast<size_t>(begin) * columns;
-    if (groups == 1) return add_rows<THREADS, false>(rows, columns, columns, members, shared, finish);
-    float* of_groups = args.partials + static_cast<size_t>(parts) * columns;
-    float* own = of_groups + static_cast<size_t>(group) * 2 * columns;
-    add_rows<THREADS, false>(rows, columns, columns, members, shared, [&](int column, const Compensated& sum) {
-        own[column] = sum.sum;
-        own[columns + column] = sum.error;
-    });
-    if (!last_to_arrive(args.arrivals + groups, groups)) return;
-    add_rows<THREADS, true>(of_groups, 2 * columns, columns, groups, shared, finish);
 }

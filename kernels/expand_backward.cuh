@@ -5,13 +5,11 @@
 // Bytes, operations and floors at B0's shapes: expand.cu.
 #pragma once
 
-#include "batch_norm.cuh"
 #include "pointwise_backward.cuh"
 
 //   du, y [rows, outputs], weight [outputs, inputs], coefficients [4, outputs] and sums [2, outputs] of y's batch
 //   norm; shortcut [rows, inputs] or null; of the block before: y [rows, inputs], coefficients and keep [images] or
-//   null; dx [rows, inputs]; the sums of the batch norm before, `partials` with a row for each block. Grid: blocks, which
-//   divide the tiles of rows evenly.
+//   null; dx [rows, inputs], partials [blocks, 2, inputs]. Grid: blocks, which divide the tiles of rows evenly.
 #define EXPAND_BACKWARD_POINTERS(F)        \
     F(const void*, du)                     \
     F(const void*, y)                      \
@@ -23,8 +21,7 @@
     F(const float*, previous_coefficients) \
     F(const float*, keep)                  \
     F(void*, dx)                           \
-    F(float*, partials)                    \
-    BATCH_NORM_SUMS_FINISH_FIELDS(F)
+    F(float*, partials)
 #define EXPAND_BACKWARD_NUMBERS(F) \
     F(int, rows)                   \
     F(int, inputs)                 \
@@ -132,7 +129,7 @@ struct NarrowGradient {
             }
         }
     }
-    // After a barrier: writes this block's part of the sums; the last block adds them.
+    // After a barrier: writes this block's part of the sums.
     __device__ __forceinline__ void finish(float* scratch) const {
         const int inputs = args.inputs;
         if (group < groups) {
@@ -149,7 +146,6 @@ struct NarrowGradient {
             for (int other = 0; other < groups; other++) sum += scratch[other * 2 * inputs + own];
             part[own] = sum;
         }
-        finish_norm_sums<THREADS>(args, scratch, inputs, blockIdx.x, gridDim.x);
     }
 };
 

@@ -1,6 +1,6 @@
 //! Work of the pointwise kernels: `expand_*` and `project_*`.
 
-use crate::work::{COMPENSATED, Count, MOMENTS, NORM_BACKWARD, SILU_AND_SLOPE, up};
+use crate::work::{Count, MOMENTS, NORM_BACKWARD, SILU_AND_SLOPE, up};
 
 /// `kernels/pointwise.cuh`.
 pub fn forward(c: &mut Count, base: &str, [tile_rows, tile_columns]: [f64; 2]) {
@@ -48,9 +48,7 @@ fn narrow_gradient(c: &mut Count, rows: f64, inputs: f64, parts: f64) {
     c.store(2.0 * values);
     c.load(2.0 * values);
     c.fp32(values, 5.0);
-    // Written by every block, and added by the last ones.
-    c.sums(2.0 * parts, inputs);
-    c.fp32(parts * 2.0 * inputs, COMPENSATED);
+    c.sums(parts, inputs);
 }
 
 /// Channels of the accumulators of `ExpandSweepShape`: eight warps share them in whole tiles.

@@ -2,7 +2,7 @@
 
 use super::OnCuda;
 use super::arguments::Kernel;
-use super::batch_norm::{Parts, added_sums_bytes, arrivals, exchange_sums, finished_bytes, inverse_rows};
+use super::batch_norm::{Parts, finish_sums, finished_bytes, inverse_rows, sums_bytes};
 use super::context::{Context, workspace_bytes};
 use super::gpu::{Address, Gpu};
 use super::pointwise::Cut;
@@ -87,7 +87,7 @@ impl BackwardCut {
 
     fn bytes(&self, p: &ExpandBackward) -> [usize; 2] {
         let [sums, weights] = self.parts(p);
-        [added_sums_bytes(sums, p.inputs), weights * p.inputs * p.outputs * 4]
+        [sums_bytes(sums, p.inputs), weights * p.inputs * p.outputs * 4]
     }
 }
 
@@ -107,7 +107,7 @@ impl OnCuda for ExpandBackward {
                 backward_weights(cx, self, &weights, partials)?;
             }
         }
-        exchange_sums(cx, &self.previous.bn)?;
+        finish_sums(cx, &self.previous.bn, sums, parts[0])?;
         add_gradient(cx, partials, parts[1], self.weight)
     }
 }
@@ -119,7 +119,6 @@ fn backward_sweep<G: Gpu>(
     sums: Address,
     partials: Address,
 ) -> Result {
-    let blocks = sweep.blocks(p.rows, p.inputs);
     let arguments = ExpandBackwardArguments {
         du: cx.tensor(p.du),
         y: cx.tensor(p.y),
@@ -132,11 +131,6 @@ fn backward_sweep<G: Gpu>(
         keep: cx.optional(p.previous.keep),
         dx: cx.tensor(p.dx),
         partials: sums,
-        arrivals: arrivals(cx, blocks, 1),
-        norm_sums: cx.tensor(p.previous.bn.sums),
-        bias_gradient: cx.gradient(p.previous.bn.bias),
-        weight_gradient: cx.gradient(p.previous.bn.weight),
-        block: cx.state.block,
         x: cx.tensor(p.x),
         weight_partials: partials,
         rows: p.rows as i32,
@@ -145,13 +139,8 @@ fn backward_sweep<G: Gpu>(
         pixels: p.previous.pixels as i32,
         inverse_rows: inverse_rows(&p.bn),
     };
-    cx.launch(
-        &BACKWARD.variant(sweep.name),
-        [blocks, 1, 1],
-        SWEEP_THREADS,
-        sweep.shared(cx.precision),
-        arguments,
-    )
+    let grid = [sweep.blocks(p.rows, p.inputs), 1, 1];
+    cx.launch(&BACKWARD.variant(sweep.name), grid, SWEEP_THREADS, sweep.shared(cx.precision), arguments)
 }
 
 fn backward_data<G: Gpu>(
@@ -160,7 +149,6 @@ fn backward_data<G: Gpu>(
     data: &ExpandData,
     sums: Address,
 ) -> Result {
-    let blocks = data.blocks(p.rows);
     let arguments = ExpandBackwardDataArguments {
         du: cx.tensor(p.du),
         y: cx.tensor(p.y),
@@ -173,11 +161,6 @@ fn backward_data<G: Gpu>(
         keep: cx.optional(p.previous.keep),
         dx: cx.tensor(p.dx),
         partials: sums,
-        arrivals: arrivals(cx, blocks, 1),
-        norm_sums: cx.tensor(p.previous.bn.sums),
-        bias_gradient: cx.gradient(p.previous.bn.bias),
-        weight_gradient: cx.gradient(p.previous.bn.weight),
-        block: cx.state.block,
         rows: p.rows as i32,
         inputs: p.inputs as i32,
         outputs: p.outputs as i32,
@@ -185,7 +168,8 @@ fn backward_data<G: Gpu>(
         inverse_rows: inverse_rows(&p.bn),
     };
     let kernel = BACKWARD_DATA.variant(data.name);
-    cx.launch(&kernel, [blocks, 1, 1], data.threads(), data.shared(cx.precision), arguments)
+    let grid = [data.blocks(p.rows), 1, 1];
+    cx.launch(&kernel, grid, data.threads(), data.shared(cx.precision), arguments)
 }
 
 fn backward_weights<G: Gpu>(
