@@ -6,7 +6,7 @@
 // Sigmoids: 3.8 million forward (one for each input element) and 6.1 million backward (one for each output element,
 // one for each input element). Floors: 4.1 and 8.1 µs at 3.0 TB/s, 17 and 35 µs at 0.70 TB/s. All instructions, counted
 // in the machine code, take an H100 5.0 and 10.0 µs at full rate, an RTX 3080 10 and 20. So 5×5 is bound by them on an
-// H100 (1.4 to 1.7 times the floor), everything else by memory. docs/depthwise.md has the count and the versions before.
+// H100 (1.4 to 1.7 times the floor), 3×3 by both about equally; an RTX 3080 by memory. docs/depthwise.md has the count and the versions before.
 // Last measured share: not yet measured.
 #include "depthwise_backward.cuh"
 #include "depthwise_forward.cuh"

@@ -6,7 +6,7 @@
 // borders of tiles and strips.
 //
 // With stride 1 the ring holds fp32: a value is read for several taps and converted once. With stride 2 it is read for
-// a quarter as many outputs, and four times as many rows have to fit: there the ring holds the storage type.
+// a quarter as many outputs, and four times as many values have to fit: there the ring holds the storage type.
 //
 // A thread computes 7 neighbouring columns of 2 channels, with all weights of these in registers. Maps of 224² images are
 // multiples of 7.

@@ -261,13 +261,15 @@ __device__ __forceinline__ float reciprocal_approximate(float x) {
 // what all of them wrote to global memory before. Nobody waits for another block. All threads call this.
 #if defined(__CUDACC__)
 __device__ __forceinline__ bool last_to_arrive(unsigned* arrivals, unsigned blocks) {
-    __threadfence();
     barrier();
     bool last = false;
-    if (threadIdx.x == 0) last = atomicInc(arrivals, blocks - 1) == blocks - 1;
-    last = __syncthreads_or(last);
-    if (last) __threadfence();
-    return last;
+    if (threadIdx.x == 0) {
+        // What the block's threads wrote before the barrier is released by the fence of this one, and acquired likewise.
+        __threadfence();
+        last = atomicInc(arrivals, blocks - 1) == blocks - 1;
+        __threadfence();
+    }
+    return __syncthreads_or(last);
 }
 #else
 inline bool last_to_arrive(

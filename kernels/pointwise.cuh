@@ -26,7 +26,7 @@
 
 // Fields of the argument structs: first the pointers, last the numbers.
 //   x [rows, inputs], weight [outputs, inputs], y [rows, outputs] in the storage type; counts [parts] and moments
-//   [parts, 2, outputs], null if no statistics are wanted. Grid: (column tiles, parts).
+//   [parts + groups of them, 2, outputs], null if no statistics are wanted. Grid: (column tiles, parts).
 #define POINTWISE_POINTERS(F) \
     F(const void*, x)         \
     F(const void*, weight)    \
@@ -391,6 +391,8 @@ struct PointwiseOutput {
             to[0] = all.mean;
             to[outputs] = all.spread;
         }
+        constexpr int LEAST = Tile::STAGES * Tile::ROWS * (16 + Pack<T>::N) * sizeof(T);  // of the pipeline, in bytes
+        static_assert(MomentsMerge<Tile::COLUMNS, Tile::THREADS>::FLOATS * 4 <= LEAST, "room for the merge");
         const EvenParts parts = {rows, args.row_tiles * Tile::ROWS};
         if (blockIdx.x == 0 && threadIdx.x == 0)
             args.counts[blockIdx.y] = static_cast<float>(parts.count(blockIdx.y, 1));

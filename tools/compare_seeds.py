@@ -29,24 +29,24 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def effnet(args, seed, data):
-    """Top-1, of the moving average where there is one, at each evaluation; and the seconds of all steps."""
-    out = data.parent / f"{args.preset or 'recipe'}-{seed}"
+    """Top-1, of the moving average where there is one, at each evaluation; and the seconds of all steps.
+
+    A run that was stopped goes on; effnet-train refuses one that has another recipe.
+    """
+    out = data.parent / f"{args.recipe}-{seed}"
     command = [args.effnet / "effnet-train", "--device", "cpu", "--data", data, "--out", out]
-    if (out / "checkpoint.bin").exists():
-        command += ["--resume"]
+    command += ["--seed", seed, "--resume" if (out / "checkpoint.bin").exists() else "--force"]
+    if args.preset:
+        command += ["--preset", args.preset]
     else:
-        command += ["--seed", seed, "--force"]
-        if args.preset:
-            command += ["--preset", args.preset]
-        else:
-            command += ["--resolution", 32, "--batch-size", args.batch, "--epochs", args.epochs]
-            command += ["--warmup-epochs", args.epochs / 10, "--lr", args.lr]
-            command += ["--dropout", 0, "--drop-connect", 0]
+        command += ["--resolution", 32, "--batch-size", args.batch, "--epochs", args.epochs]
+        command += ["--warmup-epochs", args.epochs / 10, "--lr", args.lr]
+        command += ["--dropout", 0, "--drop-connect", 0]
     if args.threads:
         command += ["--threads", args.threads]
     subprocess.run(list(map(str, command)), check=True, stdout=sys.stderr)
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    steps = [line for line in lines if "images_per_second" in line]
+    steps = [line for line in lines if "lr" in line]
     batch = tomllib.loads((out / "recipe.toml").read_text())["batch-size"]
     seconds = sum(batch / step["images_per_second"] for step in steps)
     return [line.get("ema_top1", line["top1"]) for line in lines if "top1" in line], seconds
@@ -156,6 +156,7 @@ def main():
         parser.error("--torch trains the recipe of --epochs, --batch and --lr, not a preset")
 
     recipe = args.preset or f"{args.epochs:g} epochs, batch {args.batch}, lr {args.lr:g}"
+    args.recipe = f"{args.set.name}-{recipe}".replace(", ", "-").replace(" ", "-")
     done = {}
     if args.results.exists():
         for line in args.results.read_text().splitlines():
@@ -163,7 +164,7 @@ def main():
             done[run["recipe"], run["program"], run["seed"]] = run
     programs = {"effnet": effnet} | ({"timm": torch_run} if args.torch else {})
     with tempfile.TemporaryDirectory() as folder:
-        data = (args.runs or Path(folder)) / "data"
+        data = (args.runs or Path(folder)) / args.set.name
         if not (data / "dataset.json").exists():
             subprocess.run([args.effnet / "effnet-pack", args.set, data], check=True, stdout=sys.stderr)
         for seed in args.seeds:

@@ -12,6 +12,7 @@ line has to go, so that the fault cannot come back unseen.
 """
 
 import re
+import sys
 from collections import defaultdict
 from fnmatch import fnmatchcase
 
@@ -151,12 +152,15 @@ def promised_blocks(folder, kernels):
             promised[prefix] = int(number)
         macros = {}
         for macro, body in re.findall(r"^ *# *define (\w+)\(T, name, Shape\)(.*)$", text, re.M):
-            macros[macro] = re.findall(r"KERNEL_BLOCKS\((\w+)##name", body)
+            # The kernel's name, and the number of the shape that is its promise.
+            macros[macro] = re.findall(r"KERNEL_BLOCKS\((\w+)##name,[^;{]*?Shape::(\w+),\s*\w+\)", body)
+            if len(macros[macro]) != body.count("KERNEL_BLOCKS("):
+                sys.exit(f"{file}: {macro} has a kernel whose blocks are not read")
         for kind, macro, name, rest in re.findall(r"^INSTANCE_(HALF|FP32)\((\w+), (\w+),(.*)\)$", text, re.M):
-            number = re.search(r"blocks = (\d+)", rest)
-            for prefix in macros.get(macro, []) if number else []:
+            numbers = dict(re.findall(r"(\w+) = (\d+)", rest))
+            for prefix, promise in macros.get(macro, []):
                 for suffix in ("f16", "bf16") if kind == "HALF" else ("f32",):
-                    promised[f"{prefix}{name}_{suffix}"] = int(number[1])
+                    promised[f"{prefix}{name}_{suffix}"] = int(numbers[promise])
     return [((name, arch), promised[name]) for name, arch in kernels if name in promised]
 
 

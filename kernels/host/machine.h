@@ -162,8 +162,8 @@ struct Machine {
     uint32_t launch_interval = 0;
     uint64_t random = 0;
 
-    // For the race checker: when blocks wrote what others may read after a count of arrivals, by its address; and when
-    // the running block may rely on, having been the last to arrive.
+    // For the race checker: when blocks wrote what others may read after a count of arrivals, by its address; and which
+    // intervals of others the running block may rely on, having been the last to arrive.
     std::map<const unsigned*, std::vector<Span>> arrivals;
     std::vector<Span> seen;  // in order
     bool last = false;       // what the count has just said

@@ -20,9 +20,9 @@ use effnet::train::program::command;
 
 /// Pack images into the shards that effnet-train and effnet-eval read.
 ///
-/// SOURCE is recognised by its content. It may be: a folder of class folders; train/ and val/ with class folders; tar
-/// files of class folders or in WebDataset's form, also in gzip; a CSV or TSV list of files and labels; Parquet files as Hugging Face
-/// has them; a folder with CIFAR's binary files or with the four IDX files of an MNIST-layout set. Images are JPEG, PNG,
+/// SOURCE is recognised by its content. It may be: a folder of class folders; train/, val/ and test/ with class
+/// folders; tar files of class folders or in WebDataset's form, also in gzip; a CSV or TSV list of files and labels; Parquet
+/// files as Hugging Face has them; a folder with CIFAR's binary files or with the four IDX files of an MNIST-layout set. Images are JPEG, PNG,
 /// WebP, GIF, BMP or TIFF, of several pictures in a file the first. Where there are no validation images, --val-fraction
 /// of each class is taken. What is left out is counted, and listed in OUT/skipped.jsonl. An interrupted pack continues
 /// when the same command is run again.

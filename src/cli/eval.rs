@@ -211,7 +211,7 @@ impl EvalFlags {
             None => DataChoice::from_environment(),
         };
         let source = match choice.open(read.metadata.resolution) {
-            Err(DataError::NoDataset { dir, .. }) if is_source(&dir) => {
+            Err(DataError::NoDataset { dir, .. }) if self.data.is_some() && is_source(&dir) => {
                 let run = self.checkpoint.parent().unwrap_or(Path::new(""));
                 let place = packed(&dir, &store(run, None), &Arc::default(), &mut |line| {
                     // Nobody may be there to read it.

@@ -17,8 +17,9 @@ const STORE: &str = "packed";
 /// Where the images of the run in `out` are packed, unless another place is given.
 pub fn store(out: &Path, given: Option<&Path>) -> PathBuf {
     let beside = || match out.parent() {
-        // The current directory, which has no name here.
+        // The current directory, which has no name here, as in `checkpoint.bin` or `./checkpoint.bin`.
         None => Path::new("..").join(STORE),
+        Some(parent) if parent == Path::new("") && out == Path::new(".") => Path::new("..").join(STORE),
         Some(parent) => parent.join(STORE),
     };
     given.map_or_else(beside, Path::to_owned)

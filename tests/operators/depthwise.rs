@@ -238,7 +238,7 @@ fn many_images() -> Vec<Case> {
 }
 on_cuda_devices!(images_of_a_block_follow_each_other, many_images());
 
-/// The maps of B7's first stages are wider than a block has threads.
+/// Many tiles of columns: the maps of B7's first stages are as wide.
 fn wide_map() -> [Case; 1] {
     let (images, side, channels) = (1, 270, 8);
     let window = Window::new(3, 1, side, Padding::Symmetric);

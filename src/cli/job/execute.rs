@@ -201,6 +201,10 @@ impl Job {
                         Ranks::Given(_) => packed_before(&dir, &store)?,
                         _ => packed(&dir, &store, stop, &mut |line| report.notice(line))?,
                     };
+                    // Of a set that is packed already, only the listing was stopped.
+                    if stop.load(Ordering::Relaxed) {
+                        return Err(DataError::Stopped { out: place }.into());
+                    }
                     let choice = DataChoice::Dir(place);
                     Ok((choice.open(self.recipe.resolution)?, choice))
                 }

@@ -47,10 +47,17 @@ impl Job {
             Ok(source) => Ok(Planned::Opened(source)),
             Err(DataError::NoDataset { dir, .. }) if is_source(&dir) => {
                 let store = store(&options.out, options.pack_dir.as_deref());
-                if let Some(packed) = find(&dir, &store)? {
+                let found = find(&dir, &store);
+                if let Ok(Some(packed)) = found {
                     return Ok(Planned::Opened(Source::open(&packed)?));
                 }
-                let listed = listed(&dir, &store)?;
+                let listed = match found.and_then(|_| listed(&dir, &store)) {
+                    Err(problem @ DataError::Source { .. }) => {
+                        let line = format!("{problem}; planned for {CLASSES} classes, as ImageNet has");
+                        return Ok(Planned::Nothing(line));
+                    }
+                    listed => listed?,
+                };
                 let line = format!(
                     "{} ({}) is not packed: planned for {} classes and {} training images as listed, and, until their sizes \
                      are known, with at least {} pixels a side",

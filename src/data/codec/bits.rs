@@ -105,7 +105,8 @@ impl Steps<'_> {
         for (ahead, step) in several.iter_mut().enumerate() {
             while step.bits > 0 && u32::from(step.bits) < SHORT && step.coefficients < Step::END {
                 let next = one[ahead << step.bits & (LOOKUPS - 1)];
-                if next.bits == 0 || u32::from(step.bits + next.bits) > SHORT {
+                let passed = step.coefficients + (next.coefficients & !Step::END);
+                if next.bits == 0 || u32::from(step.bits + next.bits) > SHORT || passed >= 64 {
                     break;
                 }
                 step.bits += next.bits;

@@ -262,5 +262,11 @@ fn hash(kind: &str, classes: &[String], images: &Images, options: &PackOptions) 
         let mut placed = images.splits.iter().flatten().filter(of_source).map(|placed| placed.image);
         fnv = items.identify(fnv, &mut placed);
     }
+    // Which image is of which part. Sets without test images have their hash from when there were two parts.
+    if !images.splits[Split::Test as usize].is_empty() {
+        for placed in &images.splits {
+            fnv = fnv.field(&(placed.len() as u64).to_le_bytes());
+        }
+    }
     fnv
 }

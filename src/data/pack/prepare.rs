@@ -134,6 +134,12 @@ fn give_back(buffer: &mut Vec<u8>, pixels: Pixels) {
     }
 }
 
+/// A small image that was decoded into the memory of a large one lets go of the rest.
+fn fitted(mut bytes: Vec<u8>) -> Vec<u8> {
+    bytes.shrink_to_fit();
+    bytes
+}
+
 fn store(
     label: u32,
     decoded: Decoded,
@@ -158,8 +164,8 @@ fn store(
             give_back(buffer, pixels);
             (Encoding::Jpeg, file)
         }
-        (_, PackEncoding::Raw) => (Encoding::Raw, pixels.bytes),
-        (_, PackEncoding::Auto) if !was_jpeg => (Encoding::Raw, pixels.bytes),
+        (_, PackEncoding::Raw) => (Encoding::Raw, fitted(pixels.bytes)),
+        (_, PackEncoding::Auto) if !was_jpeg => (Encoding::Raw, fitted(pixels.bytes)),
         _ => {
             conversions.encoded_anew = was_jpeg.into();
             (Encoding::Jpeg, encode_jpeg(&pixels, options.quality)?)

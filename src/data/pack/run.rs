@@ -19,7 +19,8 @@ use crate::data::shard::{Sample, Shard, ShardWriter, file_name};
 use crate::data::{DataError, Split};
 use crate::files::{self, sync_directory, temporary_name};
 
-/// Images are prepared in groups of about this many bytes, as stored or as held before, and at most this many images. A pack holds one group
+/// Images are prepared in groups of about this many bytes, as stored or as held before, and at most this many images. A
+/// pack holds one group
 /// in memory, besides the list of the source's files and one image being decoded on each thread.
 const GROUP_BYTES: u64 = 32 << 20;
 const GROUP_IMAGES: u64 = 1024;

@@ -1,6 +1,6 @@
 //! Batch norm between passes: from the partial sums of a pass's blocks to coefficients, in a fixed order.
 //!
-//! A pass of one rank alone finishes its statistics itself, see `kernels/batch_norm.cuh`; the kernels here are for the others.
+//! A pointwise pass of one rank alone finishes its statistics itself, see `kernels/batch_norm.cuh`; the kernels here are for the others.
 //!
 //! A pass that stores y leaves `counts` [parts] and `moments` [parts, 2, C] in the workspace (see
 //! `kernels/numeric.cuh`), a pass that makes `du` leaves Σdu and Σdu·ŷ as [parts, 2, C], all in fp32.
@@ -20,7 +20,7 @@ use super::sources::batch_norm::{
 };
 use crate::ops::{BatchNorm, BatchNormInference, OpsError, Result, Statistics};
 
-/// Counts of arrivals that there are memory for.
+/// Counts of arrivals for which there is memory.
 pub const MOST_ARRIVALS: usize = 4096;
 
 const STATISTICS: Kernel<BatchNormStatisticsArguments> = Kernel::plain("batch_norm_statistics");

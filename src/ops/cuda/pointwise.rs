@@ -164,6 +164,8 @@ impl Cut {
 mod tests {
     use super::*;
     use crate::model::{Architecture, BatchNormConfig, Padding, Variant};
+    use crate::ops::cuda::batch_norm::MOST_ARRIVALS;
+    use crate::ops::cuda::sources::batch_norm::FAN;
 
     /// Rows, inputs and outputs of all expansions (and heads), and of all projections.
     fn layers(images: usize) -> [Vec<[usize; 3]>; 2] {
@@ -205,6 +207,8 @@ mod tests {
                 assert!(cut.parts <= MOST_PARTS && cut.column_tiles * cut.tile.columns >= outputs, "{what}");
                 let own = cut.row_tiles * cut.tile.rows;
                 assert!(cut.parts * own >= rows && (cut.parts - 1) * own < rows, "{what}");
+                let arrivals = cut.column_tiles * (cut.parts.div_ceil(FAN) + 1);
+                assert!(arrivals <= MOST_ARRIVALS, "{what}");
                 let slots = [inputs.div_ceil(cut.chunk), cut.tile.stages];
                 assert!(slots.contains(&cut.weight_slots), "{what}");
             }

@@ -29,7 +29,8 @@ pub struct Log {
 
 impl Log {
     /// Opens the log and keeps only the lines that belong to a checkpoint: steps up to `step`, evaluations up to
-    /// `evaluated`, extensions to no more than `epochs`. With the first two 0 and no extension the log is emptied. The kept lines go to a new file that replaces the old one, so a kill loses no line.
+    /// `evaluated`, extensions to no more than `epochs`. With the first two 0 and no extension the log is emptied. The kept
+    /// lines go to a new file that replaces the old one, so a kill loses no line.
     pub fn open(path: &Path, step: u64, evaluated: u64, epochs: f64) -> Result<Log, LogError> {
         let failed = |error| LogError { path: path.to_owned(), error };
         let old = match fs::read(path) {
