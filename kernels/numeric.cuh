@@ -150,7 +150,7 @@ struct NormBackward {
 
 // Statistics of a part of a stored tensor, per channel. A pass that stores y writes for each of its `parts` the
 // number of rows and, per channel, their mean and Σ(y − mean)². They are merged in the parts' order (Chan, Golub &
-// LeVeque 1979): by `batch_norm_statistics`, or by the pass's last blocks, see batch_norm.cuh. Within a part, fp32 sums are taken of y − shift. The shift is any value
+// LeVeque 1979), in batch_norm.cu or .cuh. Within a part, fp32 sums are taken of y − shift. The shift is any value
 // near the data; it prevents cancellation if the mean is much larger than the deviation.
 //   counts [parts] (float, exact integers), moments [parts, 2, C].
 struct Moments {
