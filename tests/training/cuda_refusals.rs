@@ -141,6 +141,9 @@ fn kernels_that_the_driver_compiles_are_announced_once() {
     assert_eq!(ran.err.matches("the driver compiles the kernels for this card").count(), 1, "{}", ran.err);
 }
 
+/// What a plan says where there is no data, before all else.
+const NO_DATA: &str = "data: no such directory; planned for 1000 classes, as ImageNet has";
+
 /// Without the flag the run uses the CPU, and its first line says why.
 #[test]
 fn cpu_is_used_without_the_flag_and_the_reason_is_printed() {
@@ -148,7 +151,9 @@ fn cpu_is_used_without_the_flag_and_the_reason_is_printed() {
     let old = Machine { capability: (6, 1), ..GOOD };
     let ran = run(dir.path(), old, &["--dry-run", "--batch-size", "8"]).good();
     assert_eq!(ran.err, "");
-    let first = ran.out.lines().next().unwrap();
+    let (no_data, rest) = ran.out.split_once('\n').unwrap();
+    assert_eq!(no_data, NO_DATA);
+    let first = rest.lines().next().unwrap();
     assert!(first.starts_with("device: cpu, "), "{first}");
     assert!(first.ends_with("(Fake GPU has compute capability 6.1, needs 8.0)"), "{first}");
 }
@@ -164,8 +169,8 @@ fn batch_that_does_not_fit_the_card_is_refused_by_the_program() {
     let arguments = [&batch[..], &["--device", "cuda", "--dry-run"]].concat();
     let Ran { out, err, .. } = run(dir.path(), GOOD, &arguments).good();
     assert_eq!(err, "");
-    let line = "device: cuda, Fake GPU (8.0, machine code sm_80), fp16 (as asked)\n";
-    assert!(out.starts_with(line), "{out}");
+    let line = "device: cuda, Fake GPU (8.0, machine code sm_80), fp16 (as asked)";
+    assert!(out.starts_with(&format!("{NO_DATA}\n{line}\n")), "{out}");
     let largest = out.lines().find_map(|line| line.trim().strip_prefix("largest micro-batch that fits"));
     let largest: usize = largest.unwrap().trim().parse().unwrap();
     assert!((1..512).contains(&largest), "{out}");
