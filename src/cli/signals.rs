@@ -3,8 +3,8 @@
 
 use std::env;
 use std::io::{self, IsTerminal, Write};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Once};
 use std::thread;
 use std::time::Instant;
 
@@ -29,6 +29,14 @@ const STOPPING_PACK: &str = "stopping: what is packed stays, and the same comman
 
 /// Whether images are being packed.
 static PACKING: AtomicBool = AtomicBool::new(false);
+
+/// The first signal is answered once, by the thread that waits for signals or by [`pack_stopped`].
+static ANSWER: Once = Once::new();
+
+/// A pack has stopped, perhaps before the thread that waits for signals has said so.
+pub fn pack_stopped() {
+    ANSWER.call_once(|| say(STOPPING_PACK));
+}
 
 /// Does `work`, during which the answer to a signal is that of a pack.
 pub fn while_packing<T>(work: impl FnOnce() -> T) -> T {
@@ -69,8 +77,9 @@ pub fn watch(stop: &Arc<AtomicBool>) -> io::Result<Watch> {
         let mut first = None;
         for _ in signals.forever() {
             stop.store(true, Ordering::Relaxed);
-            if alone && first.is_none() {
-                say(if PACKING.load(Ordering::Relaxed) { STOPPING_PACK } else { STOPPING });
+            if alone {
+                let answer = if PACKING.load(Ordering::Relaxed) { STOPPING_PACK } else { STOPPING };
+                ANSWER.call_once(|| say(answer));
             }
             let first = *first.get_or_insert_with(Instant::now);
             if first.elapsed() > ECHO {

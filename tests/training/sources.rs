@@ -147,9 +147,7 @@ fn signal_while_images_are_packed_ends_at_once_and_the_pack_goes_on() {
         signal(child.id() as i32, Signal::INT);
         let ran = ended(child);
         assert_eq!(ran.status, Some(130), "{}", ran.printed());
-        // Where the pack ends before another thread says this, its last line says it alone.
-        let said = "stopping: what is packed stays, and the same command goes on with it\n";
-        assert!(["", said].contains(&&ran.err[..]), "{}", ran.err);
+        assert_eq!(ran.err, "stopping: what is packed stays, and the same command goes on with it\n");
         assert!(
             ran.out.contains("packing is stopped; the same command goes on with runs/packed/"),
             "{}",

@@ -74,6 +74,7 @@ impl Job {
     pub fn execute(&self, stop: &Arc<AtomicBool>) -> Result<Done> {
         match self.carry_out(stop) {
             Err(error) if matches!(error.downcast_ref(), Some(DataError::Stopped { .. })) => {
+                signals::pack_stopped();
                 for_stdout(self.json).notice(&error.to_string());
                 Ok(Done::Interrupted)
             }
