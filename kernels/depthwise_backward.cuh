@@ -33,6 +33,8 @@ struct DepthwiseBackward {
     static constexpr int ROWS = STRIDE;
     using Stored = Two<T>;
     using Four = Group<T, 4>;
+    using Step = DepthwiseStep;
+    using Loaded = DepthwiseLoaded;
     // Output column `xo` and input column `x` are connected by tap x + pad − STRIDE·xo. For a thread's first column
     // x0, x0 + pad is divisible by the stride, so its columns need the output columns (x0 + pad)/STRIDE − BEFORE and
     // the following REACHED − 1. Rows likewise.
@@ -65,19 +67,6 @@ struct DepthwiseBackward {
     float numbers[NUMBERS][C];  // sums of the taps, and the two of the batch norm
 
     DepthwiseUnits dy_units, x_units;  // the thread's share of the copies
-
-    // What an iteration does: the image, where it begins in x and in y, the first input row, and the slot of the first
-    // output row that it needs.
-    struct Step {
-        int image;
-        size_t x_at, y_at;
-        int start, tail;
-    };
-    // How far the rows are loaded: the next output row and its slot; the slots that the last copies fill.
-    struct Loaded {
-        int next, head;
-        int fresh, fresh_count;
-    };
 
     __device__ __forceinline__ explicit DepthwiseBackward(const DepthwiseBackwardArguments& arguments)
         : args(arguments), lane(threadIdx.x % WARP), warp(threadIdx.x / WARP), dy_units(0), x_units(0) {

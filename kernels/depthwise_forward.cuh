@@ -53,10 +53,12 @@ struct DepthwiseRing<T, 2> {
 
 template <typename T, int K, int STRIDE>
 struct DepthwiseForward {
-    static constexpr int THREADS = DEPTHWISE_THREADS, SLICE = DEPTHWISE_SLICE;
+    static constexpr int SLICE = DEPTHWISE_SLICE;
     static constexpr int C = DEPTHWISE_CHANNELS, GROUPS = DEPTHWISE_GROUPS, COLUMNS = DEPTHWISE_COLUMNS;
     using Value = typename DepthwiseRing<T, STRIDE>::Value;
     using Four = Group<T, 4>;
+    using Step = DepthwiseStep;
+    using Loaded = DepthwiseLoaded;
     // Input columns under the columns of a thread, and from one thread's first to the next one's.
     static constexpr int WINDOW = (COLUMNS - 1) * STRIDE + K, APART = COLUMNS * STRIDE;
     // A pixel of halves is half as wide as all banks. Where threads are an even number of such pixels apart, every other
@@ -64,7 +66,7 @@ struct DepthwiseForward {
     static constexpr bool EXCHANGED = sizeof(Value) == 2 && APART % 2 == 0;
 
     const DepthwiseForwardArguments& args;
-    const int lane, warp;
+    const int lane;
     int first_channel;
     // First output column of the tile; input column of ring column 0; ring columns.
     int tile_first, base, reach;
@@ -83,21 +85,8 @@ struct DepthwiseForward {
     float count;  // of values of each channel
     Moments moments[C];
 
-    // What an iteration does: the image, where it begins in x and in y, the first output row, and the slot of the first
-    // input row that it needs.
-    struct Step {
-        int image;
-        size_t x_at, y_at;
-        int start, tail;
-    };
-    // How far the rows are loaded: the next input row and its slot; the slots that the last copies fill.
-    struct Loaded {
-        int next, head;
-        int fresh, fresh_count;
-    };
-
     __device__ __forceinline__ explicit DepthwiseForward(const DepthwiseForwardArguments& arguments)
-        : args(arguments), lane(threadIdx.x % WARP), warp(threadIdx.x / WARP), units(0), count(0.0f) {
+        : args(arguments), lane(threadIdx.x % WARP), units(0), count(0.0f) {
         first_channel = blockIdx.x * SLICE;
         tile_first = static_cast<int>(blockIdx.y) % args.tiles * args.workers * COLUMNS;
         base = tile_first * STRIDE - args.pad;

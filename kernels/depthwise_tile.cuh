@@ -69,6 +69,20 @@ __device__ __forceinline__ void copy_async_lanes(void* shared, const T* global) 
     }
 }
 
+// What an iteration does: the image, where it begins in x and in y, the first row that it makes, and the ring slot of the
+// first row that it needs for that.
+struct DepthwiseStep {
+    int image;
+    size_t x_at, y_at;
+    int start, tail;
+};
+
+// How far the rows are loaded: the next row of the map and its slot; the slots that the last copies fill.
+struct DepthwiseLoaded {
+    int next, head;
+    int fresh, fresh_count;
+};
+
 // `slot + by` in a ring of `rows`, both below `rows`.
 __device__ __forceinline__ int ring_slot(int slot, int by, int rows) {
     slot += by;
