@@ -5,7 +5,7 @@
 
 use crate::code::Code;
 use crate::instruction::Instruction;
-use crate::latency::Latency;
+use crate::latency::{Latency, Level};
 use crate::listing::Kernel;
 use crate::memory::{self, Cost, Touched};
 use crate::operand::Operand;
@@ -40,18 +40,32 @@ pub struct Done {
     pub cycles: u64,
     /// Every global store: address and bytes. Kept where asked for.
     pub stores: Vec<(u64, u32)>,
+    /// Of each count of blocks that this one came to: how many blocks come there.
+    pub arrivals: Vec<u32>,
 }
 
 pub struct Block<'a> {
     kernel: &'a Kernel,
     setting: &'a Setting,
     latency: &'a Latency,
-    /// What global memory holds everywhere.
-    fill: u32,
+    run: Run,
     shared: Vec<u8>,
     touched: Touched,
     tallies: Vec<Tally>,
     stores: Option<Vec<(u64, u32)>>,
+    arrivals: Vec<u32>,
+}
+
+/// How a block is run.
+pub struct Run {
+    /// What global memory holds everywhere.
+    pub fill: u32,
+    /// Keeps the stores.
+    pub keep: bool,
+    /// At how many counts of blocks this one is the last to arrive.
+    pub last_at: usize,
+    /// The launch's tensors lie in the second-level cache.
+    pub cached: bool,
 }
 
 /// Bytes of a block's shared memory; on sm_90 the first KiB is the system's.
@@ -60,16 +74,11 @@ const SHARED: usize = 256 << 10;
 const PATIENCE: u64 = 20_000_000;
 
 impl<'a> Block<'a> {
-    pub fn new(
-        kernel: &'a Kernel,
-        setting: &'a Setting,
-        latency: &'a Latency,
-        fill: u32,
-        keep: bool,
-    ) -> Self {
+    pub fn new(kernel: &'a Kernel, setting: &'a Setting, latency: &'a Latency, run: Run) -> Self {
         let tallies = vec![Tally::default(); kernel.instructions.len()];
         let (shared, touched) = (vec![0; SHARED], Touched::default());
-        Block { kernel, setting, latency, fill, shared, touched, tallies, stores: keep.then(Vec::new) }
+        let (stores, arrivals) = (run.keep.then(Vec::new), Vec::new());
+        Block { kernel, setting, latency, run, shared, touched, tallies, stores, arrivals }
     }
 
     pub fn run(mut self) -> Result<Done, String> {
@@ -82,6 +91,7 @@ impl<'a> Block<'a> {
             // All that are left wait for each other.
             let now = warps.iter().filter(|warp| warp.live != 0).map(|warp| warp.time).max();
             let Some(now) = now else { break };
+            vote(&mut warps);
             for warp in warps.iter_mut().filter(|warp| warp.live != 0) {
                 warp.time = now + self.latency.barrier;
                 warp.groups.iter_mut().for_each(|group| group.waits = None);
@@ -89,7 +99,8 @@ impl<'a> Block<'a> {
             }
         }
         let cycles = warps.iter().map(|warp| warp.time).max().unwrap_or(0);
-        Ok(Done { tallies: self.tallies, cycles, stores: self.stores.unwrap_or_default() })
+        let stores = self.stores.unwrap_or_default();
+        Ok(Done { tallies: self.tallies, cycles, stores, arrivals: self.arrivals })
     }
 
     /// Until the warp ends or waits for the block.
@@ -135,12 +146,18 @@ impl<'a> Block<'a> {
         self.tallies[index].issued += 1;
         self.tallies[index].lanes += u64::from(lanes.count_ones());
         warp.groups[number].at += 16;
-        if lanes != 0 || matches!(instruction.code, Code::Join | Code::Barrier) {
+        if lanes != 0 || matches!(instruction.code, Code::Join | Code::Barrier | Code::BarrierVote) {
             self.perform(warp, number, index, lanes)?;
         }
         let after = self.tallies[index].cost;
         let fresh = after.fresh > before.fresh;
-        let ready = warp.time + self.latency.of(instruction, fresh, after.wavefronts - before.wavefronts);
+        // What other blocks have written just before is in the second-level cache.
+        let from = match fresh {
+            true if self.run.cached || !self.arrivals.is_empty() => Level::Second,
+            true => Level::Memory,
+            false => Level::First,
+        };
+        let ready = warp.time + self.latency.of(instruction, from, after.wavefronts - before.wavefronts);
         if let Some(scoreboard) = control.writes {
             let board = &mut warp.scoreboards[usize::from(scoreboard)];
             *board = (*board).max(ready);
@@ -151,6 +168,9 @@ impl<'a> Block<'a> {
         }
         if instruction.code == Code::CopyAsync && lanes != 0 {
             warp.open_copies = warp.open_copies.max(ready);
+        }
+        if instruction.code == Code::Fence && lanes != 0 {
+            warp.time += self.latency.fence;
         }
         warp.time += u64::from(control.stall.max(1));
         Ok(())
@@ -163,7 +183,8 @@ impl<'a> Block<'a> {
             | Code::Store { .. }
             | Code::CopyAsync
             | Code::LoadMatrix
-            | Code::Atomic { .. } => self.access(warp, index, lanes),
+            | Code::Atomic { .. }
+            | Code::Arrive => self.access(warp, index, lanes),
             Code::CopyGroup => {
                 let complete = warp.open_copies.max(warp.copies.last().copied().unwrap_or(0));
                 warp.copies.push(complete);
@@ -199,7 +220,8 @@ impl<'a> Block<'a> {
         match instruction.code {
             Code::Load { shared: false } => {
                 cost = self.touched.global(&addresses, lanes, width);
-                let filled = if width < 4 { self.fill & ((1 << (8 * width)) - 1) } else { self.fill };
+                let fill = self.run.fill;
+                let filled = if width < 4 { fill & ((1 << (8 * width)) - 1) } else { fill };
                 for word in 0..width.div_ceil(4) as u8 {
                     warp.write(instruction.to, word, &[filled; LANES], lanes);
                 }
@@ -212,6 +234,10 @@ impl<'a> Block<'a> {
                 }
             }
             Code::Atomic { shared: false, .. } => cost = self.touched.global(&addresses, lanes, width),
+            Code::Arrive => {
+                cost = self.touched.global(&addresses, lanes, width);
+                self.arrive(warp, instruction, lanes)?;
+            }
             Code::Load { shared: true } => {
                 cost = memory::shared(&addresses, lanes, width);
                 self.load(warp, instruction, &addresses, lanes)?;
@@ -249,6 +275,16 @@ impl<'a> Block<'a> {
             }
         }
         self.tallies[index].add(cost);
+        Ok(())
+    }
+
+    /// The count that comes back is the limit if this block is the last, else 0.
+    fn arrive(&mut self, warp: &mut Warp, at: &Instruction, lanes: u32) -> Result<(), String> {
+        let limit = at.from.get(1).ok_or_else(|| format!("no limit: {}", at.text))?;
+        let limit = warp.integer(self.setting, limit);
+        let last = self.arrivals.len() < self.run.last_at;
+        self.arrivals.push(limit[lanes.trailing_zeros() as usize].saturating_add(1));
+        warp.write(at.to, 0, &if last { limit } else { [0; LANES] }, lanes);
         Ok(())
     }
 
@@ -295,6 +331,14 @@ impl<'a> Block<'a> {
 
 fn outside(at: &Instruction) -> String {
     format!("outside shared memory at {:x}: {}", at.address, at.text)
+}
+
+/// All warps learn what was voted at the barrier.
+fn vote(warps: &mut [Warp]) {
+    let any = warps.iter().any(|warp| warp.votes);
+    for warp in warps.iter_mut() {
+        (warp.votes, warp.voted) = (false, any);
+    }
 }
 
 /// The group that is to go on: the one that is behind the others.
@@ -367,7 +411,7 @@ fn control(
             let lanes = instruction.conditions.iter().fold(lanes, |lanes, c| lanes & warp.condition(*c));
             go(warp, number, lanes, label.ok_or_else(|| no("where to"))?);
         }
-        Code::BranchDivergent | Code::Nothing => {}
+        Code::BranchDivergent | Code::Fence | Code::Nothing => {}
         Code::Return => {
             let to = warp.integer(setting, instruction.from.first().ok_or_else(|| no("where to"))?);
             go(warp, number, lanes, to[lanes.trailing_zeros() as usize]);
@@ -401,6 +445,15 @@ fn control(
         Code::Together if all != warp.live => warp.groups[number].waits = Some(Waits::Warp),
         Code::Together => {}
         Code::Barrier => warp.groups[number].waits = Some(Waits::Block),
+        Code::BarrierVote => {
+            let votes = instruction.conditions.first().ok_or_else(|| no("which vote"))?;
+            warp.votes |= warp.condition(*votes) & all != 0;
+            warp.groups[number].waits = Some(Waits::Block);
+        }
+        Code::VoteResult => {
+            let flag = instruction.flags.first().ok_or_else(|| no("whose result"))?;
+            warp.set_condition(*flag, if warp.voted { u32::MAX } else { 0 }, lanes);
+        }
         _ => return Err(no("unknown instruction")),
     }
     Ok(())

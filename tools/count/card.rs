@@ -15,6 +15,8 @@ pub struct Card {
     pub clock: f64,
     /// 10¹² bytes a second, read and written by a plain copy.
     pub copy: f64,
+    /// 10⁶ bytes of the second-level cache.
+    pub cache: f64,
     /// Nanoseconds of a load that no cache holds, of a machine that is busy.
     pub latency: f64,
     pub units: Units,
@@ -87,6 +89,7 @@ pub const CARDS: [Card; 5] = [
         multiprocessors: 108.0,
         clock: 1.41,
         copy: 1.35,
+        cache: 40.0,
         latency: 600.0,
         units: Units {
             fp32: 64.0,
@@ -104,6 +107,7 @@ pub const CARDS: [Card; 5] = [
         multiprocessors: 68.0,
         clock: 1.71,
         copy: 0.70,
+        cache: 5.0,
         latency: 600.0,
         units: GEFORCE,
     },
@@ -113,6 +117,7 @@ pub const CARDS: [Card; 5] = [
         multiprocessors: 128.0,
         clock: 2.52,
         copy: 0.92,
+        cache: 72.0,
         latency: 600.0,
         units: GEFORCE,
     },
@@ -122,6 +127,7 @@ pub const CARDS: [Card; 5] = [
         multiprocessors: 132.0,
         clock: 1.755,
         copy: 3.0,
+        cache: 50.0,
         latency: 650.0,
         units: DATA_CENTRE,
     },
@@ -131,6 +137,7 @@ pub const CARDS: [Card; 5] = [
         multiprocessors: 132.0,
         clock: 1.755,
         copy: 4.3,
+        cache: 50.0,
         latency: 650.0,
         units: DATA_CENTRE,
     },

@@ -141,6 +141,8 @@ pub enum Code {
         shared: bool,
         returns: bool,
     },
+    /// The count of blocks that have come here, in global memory: wraps at its limit.
+    Arrive,
     Branch,
     /// Taken only by warps whose lanes are at different places.
     BranchDivergent,
@@ -152,6 +154,11 @@ pub enum Code {
     Leave,
     Together,
     Barrier,
+    /// A barrier that also tells all threads whether any of them votes for something.
+    BarrierVote,
+    VoteResult,
+    /// Until other blocks see what was written.
+    Fence,
     Nothing,
     Unknown,
 }
@@ -195,7 +202,7 @@ impl Code {
         integers(name, &has)
             .or_else(|| floats(name, words, &has))
             .or_else(|| memory(name, &has))
-            .or_else(|| control(name, words))
+            .or_else(|| control(name, &has))
             .unwrap_or(Code::Unknown)
     }
 }
@@ -356,17 +363,16 @@ fn memory(name: &str, has: &dyn Fn(&str) -> bool) -> Option<Code> {
         "DEPBAR" => Code::Wait,
         "LDSM" => Code::LoadMatrix,
         "ATOMS" => Code::Atomic { shared: true, returns: !has("INC") },
+        "ATOMG" | "ATOM" if has("INC") => Code::Arrive,
         "ATOMG" | "ATOM" => Code::Atomic { shared: false, returns: true },
         "RED" => Code::Atomic { shared: false, returns: false },
         _ => return None,
     })
 }
 
-fn control(name: &str, words: &[String]) -> Option<Code> {
-    let divergent = words.iter().any(|word| word == "DIV");
+fn control(name: &str, has: &dyn Fn(&str) -> bool) -> Option<Code> {
     Some(match name {
-        "BRA" if divergent => Code::BranchDivergent,
-        "BRA" if words.iter().any(|word| word == "CONV") => Code::Branch,
+        "BRA" if has("DIV") => Code::BranchDivergent,
         "BRA" => Code::Branch,
         "CALL" => Code::Call,
         "RET" => Code::Return,
@@ -375,8 +381,12 @@ fn control(name: &str, words: &[String]) -> Option<Code> {
         "BSYNC" => Code::Join,
         "BREAK" => Code::Leave,
         "WARPSYNC" => Code::Together,
+        "BAR" if has("RED") && has("OR") => Code::BarrierVote,
+        "BAR" if has("RED") => return None,
         "BAR" => Code::Barrier,
-        "NOP" | "YIELD" | "MEMBAR" | "ERRBAR" | "CCTL" => Code::Nothing,
+        "B2R" if has("RESULT") => Code::VoteResult,
+        "MEMBAR" => Code::Fence,
+        "NOP" | "YIELD" | "ERRBAR" | "CGAERRBAR" | "CCTL" => Code::Nothing,
         _ => return None,
     })
 }

@@ -51,7 +51,7 @@ pub struct Instruction {
 }
 
 /// Instructions whose first operand is no result.
-const WITHOUT_RESULT: [&str; 33] = [
+const WITHOUT_RESULT: [&str; 34] = [
     "ISETP",
     "UISETP",
     "FSETP",
@@ -81,6 +81,7 @@ const WITHOUT_RESULT: [&str; 33] = [
     "YIELD",
     "MEMBAR",
     "ERRBAR",
+    "CGAERRBAR",
     "CCTL",
     "BRX",
     "UPLOP3",
@@ -163,7 +164,7 @@ impl Instruction {
         let has_result = !WITHOUT_RESULT.contains(&self.name.as_str());
         let flags = match self.name.as_str() {
             "PLOP3" | "UPLOP3" | "ISETP" | "UISETP" | "FSETP" | "DSETP" | "HSETP2" => 2,
-            "FCHK" | "VOTE" | "VOTEU" => 1,
+            "FCHK" | "VOTE" | "VOTEU" | "B2R" => 1,
             "BRA" | "LDGSTS" | "BAR" | "WARPSYNC" | "EXIT" => 0,
             _ => 2,
         };

@@ -8,10 +8,23 @@ use crate::code::Code;
 use crate::instruction::Instruction;
 use crate::pipe::Pipe;
 
+/// Which memory answers a load.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Level {
+    /// The first-level cache.
+    First,
+    /// The second-level cache.
+    Second,
+    Memory,
+}
+
 pub struct Latency {
-    /// Of a load from memory that no cache holds, and of one that the first level holds.
+    /// Of a load, by what answers it.
     pub memory: u64,
-    pub cached: u64,
+    pub second: u64,
+    pub first: u64,
+    /// Until the second-level cache has what the thread wrote.
+    pub fence: u64,
     pub shared: u64,
     pub special: u64,
     pub fp64: u64,
@@ -27,7 +40,9 @@ impl Latency {
     pub fn of_card(memory: f64, clock: f64) -> Latency {
         Latency {
             memory: (memory * clock) as u64,
-            cached: 35,
+            second: 270,
+            first: 35,
+            fence: 540, // there and back twice
             shared: 29,
             special: 22,
             fp64: 24,
@@ -39,11 +54,15 @@ impl Latency {
     }
 
     /// Until the result of an instruction is there, if that is told by a scoreboard.
-    pub fn of(&self, instruction: &Instruction, fresh: bool, wavefronts: u64) -> u64 {
+    pub fn of(&self, instruction: &Instruction, from: Level, wavefronts: u64) -> u64 {
         match (instruction.pipe, instruction.code) {
             (Pipe::Global, Code::Store { .. }) => self.operands + wavefronts,
-            (Pipe::Global, _) if fresh => self.memory + wavefronts,
-            (Pipe::Global, _) => self.cached + wavefronts,
+            (Pipe::Global, Code::Arrive) => self.second + wavefronts,
+            (Pipe::Global, _) => match from {
+                Level::First => self.first + wavefronts,
+                Level::Second => self.second + wavefronts,
+                Level::Memory => self.memory + wavefronts,
+            },
             (Pipe::Shared, _) => self.shared + wavefronts.saturating_sub(1),
             (Pipe::Special, _) => self.special,
             (Pipe::Fp64, _) => self.fp64,

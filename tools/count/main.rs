@@ -146,7 +146,7 @@ fn stores(options: &Options, listings: &BTreeMap<u32, Listing>, step: &Step) -> 
         let kernel = &listings[&card.architecture].kernels[&launch.kernel];
         let (mut seen, mut twice) = (HashSet::new(), 0);
         for number in 0..launch.blocks() {
-            for (at, bytes) in run::block(card, kernel, launch, number, true)?.stores {
+            for (at, bytes) in run::block(card, kernel, launch, number, true, 0)?.stores {
                 twice += (at..at + u64::from(bytes)).filter(|byte| !seen.insert(*byte)).count();
             }
         }
@@ -180,11 +180,11 @@ fn work(options: &Options) -> Result<(), String> {
     if options.only.is_empty() {
         print!("{}", report::PREFACE);
     }
-    // Cards of one architecture, clock and latency run the same.
+    // Cards of one architecture, clock, latency and cache run the same.
     let mut known: BTreeMap<String, Vec<Counted>> = BTreeMap::new();
     for card in &options.cards {
         let listing = &listings[&card.architecture];
-        let key = format!("{} {} {}", card.architecture, card.clock, card.latency);
+        let key = format!("{} {} {} {}", card.architecture, card.clock, card.latency, card.cache);
         let mut counted = match known.entry(key) {
             Entry::Occupied(place) => place.get().clone(),
             Entry::Vacant(place) => place.insert(counted(options, card, listing, step)?).clone(),

@@ -20,8 +20,9 @@ pub struct Count {
     pub sectors: f64,
     /// Bytes that blocks load and had not loaded before.
     pub loaded: f64,
-    /// Cycles of a block alone, on average.
+    /// Cycles of a block alone, on average, and what the last of all blocks takes besides.
     pub cycles: f64,
+    pub tail: f64,
     pub blocks: f64,
     /// By instruction of the kernel, of all blocks.
     pub tallies: Vec<Share>,
@@ -38,13 +39,15 @@ pub struct Share {
 }
 
 impl Count {
-    /// From some of a launch's blocks.
-    pub fn of(kernel: &Kernel, sample: &[Done], blocks: f64) -> Count {
-        let scale = blocks / sample.len().max(1) as f64;
+    /// From some of a launch's blocks, each as often as said.
+    pub fn of(kernel: &Kernel, sample: &[(f64, Done)], blocks: f64) -> Count {
+        let all: f64 = sample.iter().map(|(share, _)| share).sum();
         let mut count =
             Count { blocks, tallies: vec![Share::default(); kernel.instructions.len()], ..Count::default() };
-        for done in sample {
-            count.cycles += done.cycles as f64 / sample.len() as f64;
+        let longest = sample.iter().map(|(_, done)| done.cycles).max().unwrap_or(0);
+        for (share, done) in sample {
+            let scale = blocks * share / all;
+            count.cycles += done.cycles as f64 * share / all;
             for (number, (instruction, tally)) in kernel.instructions.iter().zip(&done.tallies).enumerate() {
                 count.add(instruction.pipe, number, tally, scale);
                 if instruction.name == "HMMA" {
@@ -52,6 +55,9 @@ impl Count {
                     count.products += tally.issued as f64 * scale * products;
                 }
             }
+        }
+        if sample.iter().any(|(_, done)| !done.arrivals.is_empty()) {
+            count.tail = longest as f64 - count.cycles;
         }
         count
     }
@@ -129,6 +135,7 @@ pub fn time(card: &Card, count: &Count, bytes: f64, resident: u32) -> Time {
     // The last blocks have the card for themselves: whole waves, while there are few.
     let latency = waves.ceil().max(1.0) * count.cycles / card.clock / 1e3;
     let latency = if waves > 8.0 { waves * count.cycles / card.clock / 1e3 } else { latency };
+    let latency = latency + count.tail / card.clock / 1e3;
     let by = [
         bytes / card.copy / 1e6,
         latency,

@@ -50,8 +50,8 @@ impl Pipe {
             "LDS" | "STS" | "LDSM" | "STSM" | "ATOMS" | "SHFL" => Pipe::Shared,
             "LDG" | "STG" | "LDGSTS" | "LD" | "ST" | "LDL" | "STL" | "RED" | "ATOMG" | "ATOM" => Pipe::Global,
             "BRA" | "BRX" | "BSSY" | "BSYNC" | "BREAK" | "WARPSYNC" | "CALL" | "RET" | "EXIT" | "BAR"
-            | "NOP" | "DEPBAR" | "LDGDEPBAR" | "YIELD" | "LDC" | "S2R" | "MEMBAR" | "ERRBAR" | "CCTL"
-            | "BMOV" => Pipe::Control,
+            | "NOP" | "DEPBAR" | "LDGDEPBAR" | "YIELD" | "LDC" | "S2R" | "MEMBAR" | "ERRBAR"
+            | "CGAERRBAR" | "CCTL" | "B2R" | "BMOV" => Pipe::Control,
             "R2UR" | "S2UR" | "REDUX" => Pipe::Uniform,
             _ if name.starts_with('U') => Pipe::Uniform,
             _ => Pipe::Alu,

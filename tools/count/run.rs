@@ -1,6 +1,6 @@
 //! Counts launches: some blocks of each, evenly spread over its grid.
 
-use crate::block::{Block, Done};
+use crate::block::{Block, Done, Run};
 use crate::card::Card;
 use crate::latency::Latency;
 use crate::listing::Kernel;
@@ -26,8 +26,15 @@ pub fn constants(architecture: u32, launch: &Launch) -> Vec<u8> {
     bank
 }
 
-/// Runs one block.
-pub fn block(card: &Card, kernel: &Kernel, launch: &Launch, number: u64, keep: bool) -> Result<Done, String> {
+/// Runs one block: the last to arrive at the first `last_at` counts of blocks that it comes to.
+pub fn block(
+    card: &Card,
+    kernel: &Kernel,
+    launch: &Launch,
+    number: u64,
+    keep: bool,
+    last_at: usize,
+) -> Result<Done, String> {
     let latency = Latency::of_card(card.latency, card.clock);
     let setting = Setting {
         block: launch.block(number),
@@ -35,7 +42,10 @@ pub fn block(card: &Card, kernel: &Kernel, launch: &Launch, number: u64, keep: b
         constants: constants(card.architecture, launch),
     };
     let integers = INTEGERS.iter().any(|prefix| launch.kernel.starts_with(prefix));
-    Block::new(kernel, &setting, &latency, if integers { 0 } else { FILL }, keep).run()
+    // Half of the cache for what the kernel before has written, half for what else lies there.
+    let cached = launch.bytes <= card.cache * 1e6 / 2.0;
+    let run = Run { fill: if integers { 0 } else { FILL }, keep, last_at, cached };
+    Block::new(kernel, &setting, &latency, run).run()
 }
 
 /// The work of a launch, from `sample` of its blocks.
@@ -43,7 +53,25 @@ pub fn count(card: &Card, kernel: &Kernel, launch: &Launch, sample: u64) -> Resu
     let blocks = launch.blocks();
     let sample = sample.min(blocks);
     let numbers = (0..sample).map(|i| (2 * i + 1) * blocks / (2 * sample));
-    let done: Vec<Done> =
-        numbers.map(|number| block(card, kernel, launch, number, false)).collect::<Result<_, _>>()?;
+    let mut done = Vec::new();
+    for number in numbers {
+        done.extend(as_often(card, kernel, launch, number)?);
+    }
     Ok(Count::of(kernel, &done, blocks as f64))
+}
+
+/// A block that is never the last, is the last once, …, with how many of its launch's blocks are so.
+fn as_often(card: &Card, kernel: &Kernel, launch: &Launch, number: u64) -> Result<Vec<(f64, Done)>, String> {
+    let mut all = Vec::new();
+    let mut share = 1.0;
+    for last_at in 0.. {
+        let done = block(card, kernel, launch, number, false, last_at)?;
+        let last = done.arrivals.get(last_at).map_or(0.0, |blocks| share / f64::from(*blocks));
+        all.push((share - last, done));
+        share = last;
+        if last == 0.0 {
+            break;
+        }
+    }
+    Ok(all)
 }

@@ -1,6 +1,6 @@
 //! Single instructions, known conflicts, and short programs whose count is known by hand.
 
-use crate::block::{Block, Done};
+use crate::block::{Block, Done, Run};
 use crate::instruction::{Control, Instruction};
 use crate::integers::{permute, shift, table};
 use crate::latency::Latency;
@@ -34,12 +34,17 @@ fn listing(lines: &[&str], encodings: &[&str]) -> Listing {
 }
 
 fn run_encoded(lines: &[&str], encodings: &[&str], threads: u32, argument: &[u32]) -> Done {
+    run_last(lines, encodings, threads, argument, 0)
+}
+
+fn run_last(lines: &[&str], encodings: &[&str], threads: u32, argument: &[u32], last_at: usize) -> Done {
     let listing = listing(lines, encodings);
     let mut constants = vec![0; 0x160];
     argument.iter().for_each(|value| constants.extend(value.to_le_bytes()));
     let setting = Setting { block: [3, 1, 0], threads, constants };
     let latency = Latency::of_card(600.0, 1.0);
-    Block::new(&listing.kernels["kernel"], &setting, &latency, 0x3c00_3c00, true).run().unwrap()
+    let run = Run { fill: 0x3c00_3c00, keep: true, last_at, cached: false };
+    Block::new(&listing.kernels["kernel"], &setting, &latency, run).run().unwrap()
 }
 
 fn run(lines: &[&str], threads: u32, argument: &[u32]) -> Done {
@@ -213,6 +218,32 @@ fn barrier_waits_for_the_slowest_warp() {
     );
     assert_eq!(issued(&done), [2; 6]);
     assert!(done.cycles > 600, "{}", done.cycles);
+}
+
+/// Of four blocks only the last one adds what the others have left: all its threads learn it from the one that counted.
+#[test]
+fn last_block_to_arrive_does_more() {
+    let program = [
+        "S2R R0, SR_TID.X",
+        "ISETP.NE.AND P1, PT, R0, RZ, PT",
+        "MOV R3, 0x3",
+        "PLOP3.LUT P0, PT, PT, PT, PT, 0x8, 0x0",
+        "@P1 BRA `(.L_x_1)",
+        "MEMBAR.SC.GPU",
+        "ATOMG.E.INC.STRONG.GPU PT, R4, [R6.64], R3",
+        "ISETP.EQ.AND P0, PT, R4, R3, PT",
+        ".L_x_1:",
+        "BAR.RED.OR.DEFER_BLOCKING 0x0, P0",
+        "B2R.RESULT RZ, P0",
+        "@!P0 EXIT",
+        "FADD R1, R1, R1",
+        "EXIT",
+    ];
+    let done = [0, 1].map(|last_at| run_last(&program, &[], 64, &[], last_at));
+    assert_eq!(done.each_ref().map(|done| done.tallies[11].issued), [0, 2]);
+    assert_eq!(done.each_ref().map(|done| done.arrivals.clone()), [[4], [4]]);
+    let fenced = Latency::of_card(600.0, 1.0).fence;
+    assert!(done.iter().all(|done| done.cycles > fenced));
 }
 
 fn every(step: u64) -> [u64; LANES] {

@@ -56,6 +56,9 @@ pub struct Warp {
     /// When each group of asynchronous copies is complete, and the one that is not closed yet.
     pub copies: Vec<u64>,
     pub open_copies: u64,
+    /// At a barrier with a vote: whether a lane of this warp votes, and then, whether one of the block did.
+    pub votes: bool,
+    pub voted: bool,
 }
 
 impl Warp {
@@ -74,6 +77,8 @@ impl Warp {
             scoreboards: [0; 6],
             copies: Vec::new(),
             open_copies: 0,
+            votes: false,
+            voted: false,
         }
     }
 
