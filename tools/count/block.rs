@@ -3,8 +3,11 @@
 //! Control and addresses are exact, because they follow from integers. Global memory has no contents: every load gives
 //! the same number. So a branch that depends on data goes one fixed way.
 
+use std::collections::HashMap;
+
 use crate::code::Code;
 use crate::instruction::Instruction;
+use crate::integers::where_true;
 use crate::latency::{Latency, Level};
 use crate::listing::Kernel;
 use crate::memory::{self, Cost, Touched};
@@ -42,6 +45,7 @@ pub struct Done {
     pub stores: Vec<(u64, u32)>,
     /// Of each count of blocks that this one came to: how many blocks come there.
     pub arrivals: Vec<u32>,
+    pub last: Last,
 }
 
 pub struct Block<'a> {
@@ -56,14 +60,21 @@ pub struct Block<'a> {
     arrivals: Vec<u32>,
 }
 
+/// Whether a block is the last that comes to a count of blocks.
+pub enum Last {
+    /// It is, at the first counts that it comes to.
+    At(usize),
+    /// The blocks that ran before are counted, by the count's address.
+    Counted(HashMap<u64, u32>),
+}
+
 /// How a block is run.
 pub struct Run {
     /// What global memory holds everywhere.
     pub fill: u32,
     /// Keeps the stores.
     pub keep: bool,
-    /// At how many counts of blocks this one is the last to arrive.
-    pub last_at: usize,
+    pub last: Last,
     /// The launch's tensors lie in the second-level cache.
     pub cached: bool,
 }
@@ -100,7 +111,7 @@ impl<'a> Block<'a> {
         }
         let cycles = warps.iter().map(|warp| warp.time).max().unwrap_or(0);
         let stores = self.stores.unwrap_or_default();
-        Ok(Done { tallies: self.tallies, cycles, stores, arrivals: self.arrivals })
+        Ok(Done { tallies: self.tallies, cycles, stores, arrivals: self.arrivals, last: self.run.last })
     }
 
     /// Until the warp ends or waits for the block.
@@ -236,7 +247,7 @@ impl<'a> Block<'a> {
             Code::Atomic { shared: false, .. } => cost = self.touched.global(&addresses, lanes, width),
             Code::Arrive => {
                 cost = self.touched.global(&addresses, lanes, width);
-                self.arrive(warp, instruction, lanes)?;
+                self.arrive(warp, instruction, &addresses, lanes)?;
             }
             Code::Load { shared: true } => {
                 cost = memory::shared(&addresses, lanes, width);
@@ -278,13 +289,29 @@ impl<'a> Block<'a> {
         Ok(())
     }
 
-    /// The count that comes back is the limit if this block is the last, else 0.
-    fn arrive(&mut self, warp: &mut Warp, at: &Instruction, lanes: u32) -> Result<(), String> {
+    /// One lane of a block counts it. What comes back is the limit if this block is the last.
+    fn arrive(
+        &mut self,
+        warp: &mut Warp,
+        at: &Instruction,
+        addresses: &[u64; LANES],
+        lanes: u32,
+    ) -> Result<(), String> {
         let limit = at.from.get(1).ok_or_else(|| format!("no limit: {}", at.text))?;
-        let limit = warp.integer(self.setting, limit);
-        let last = self.arrivals.len() < self.run.last_at;
-        self.arrivals.push(limit[lanes.trailing_zeros() as usize].saturating_add(1));
-        warp.write(at.to, 0, &if last { limit } else { [0; LANES] }, lanes);
+        let lane = lanes.trailing_zeros() as usize;
+        let limit = warp.integer(self.setting, limit)[lane];
+        let before = match &mut self.run.last {
+            Last::At(first) if self.arrivals.len() < *first => limit,
+            Last::At(_) => 0,
+            Last::Counted(counts) => {
+                let count = counts.entry(addresses[lane]).or_default();
+                let before = *count;
+                *count = if before >= limit { 0 } else { before + 1 };
+                before
+            }
+        };
+        self.arrivals.push(limit.saturating_add(1));
+        warp.write(at.to, 0, &[before; LANES], lanes);
         Ok(())
     }
 
@@ -367,16 +394,8 @@ fn merge(groups: &mut Vec<Group>) {
 /// Lets go those whose wait is over: true if there are any.
 fn settle(warp: &mut Warp) -> bool {
     let mut any = false;
-    for barrier in 0..16u8 {
-        let wait = Some(Waits::Convergence(barrier));
-        let arrived = warp.groups.iter().filter(|group| group.waits == wait).fold(0, |all, g| all | g.lanes);
-        let (of, then) = warp.convergence[usize::from(barrier)];
-        if arrived != 0 && of & warp.live & !arrived == 0 {
-            for group in warp.groups.iter_mut().filter(|group| group.waits == wait) {
-                (group.at, group.waits) = (then, None);
-            }
-            any = true;
-        }
+    for barrier in 0..16 {
+        any |= release(warp, barrier);
     }
     if !any {
         for group in warp.groups.iter_mut().filter(|group| group.waits == Some(Waits::Warp)) {
@@ -384,6 +403,29 @@ fn settle(warp: &mut Warp) -> bool {
         }
     }
     merge(&mut warp.groups);
+    any
+}
+
+/// Lets go the lanes at a convergence barrier that wait for nobody else: true if there are any. Lanes that began it at
+/// different times wait only for those that began it together with them.
+fn release(warp: &mut Warp, barrier: u8) -> bool {
+    let wait = Some(Waits::Convergence(barrier));
+    let arrived = warp.groups.iter().filter(|group| group.waits == wait).fold(0, |all, g| all | g.lanes);
+    let (mut left, mut any) = (arrived, false);
+    while left != 0 {
+        let (of, then) = warp.convergence[usize::from(barrier)][left.trailing_zeros() as usize];
+        let together = of & arrived | 1 << left.trailing_zeros();
+        left &= !together;
+        if of & warp.live & !arrived == 0 {
+            let waiting = warp.groups.iter_mut().filter(|group| group.waits == wait);
+            waiting.for_each(|group| group.lanes &= !together);
+            warp.groups.push(Group { at: then, lanes: together, waits: None });
+            any = true;
+        }
+    }
+    if any {
+        warp.groups.retain(|group| group.lanes != 0);
+    }
     any
 }
 
@@ -414,7 +456,14 @@ fn control(
         Code::BranchDivergent | Code::Fence | Code::Nothing => {}
         Code::Return => {
             let to = warp.integer(setting, instruction.from.first().ok_or_else(|| no("where to"))?);
-            go(warp, number, lanes, to[lanes.trailing_zeros() as usize]);
+            // Lanes that called from different places may have met in the function.
+            let mut left = lanes;
+            while left != 0 {
+                let there = to[left.trailing_zeros() as usize];
+                let same = left & where_true(|lane| to[lane] == there);
+                go(warp, number, same, there);
+                left &= !same;
+            }
         }
         Code::Exit => {
             warp.live &= !lanes;
@@ -429,18 +478,21 @@ fn control(
         }
         Code::Begin => {
             let barrier = barrier.ok_or_else(|| no("which barrier"))?;
-            warp.convergence[usize::from(barrier)] = (all, label.ok_or_else(|| no("where to"))?);
+            let begun = (all, label.ok_or_else(|| no("where to"))?);
+            let lanes = (0..LANES).filter(|lane| all >> lane & 1 == 1);
+            lanes.for_each(|lane| warp.convergence[usize::from(barrier)][lane] = begun);
         }
         Code::Join if lanes == all => {
             let barrier = barrier.ok_or_else(|| no("which barrier"))?;
             warp.groups[number].waits = Some(Waits::Convergence(barrier));
-            settle_one(warp, barrier);
+            release(warp, barrier);
         }
         Code::Join => {}
         Code::Leave => {
             let barrier = barrier.ok_or_else(|| no("which barrier"))?;
-            warp.convergence[usize::from(barrier)].0 &= !lanes;
-            settle_one(warp, barrier);
+            let others = warp.convergence[usize::from(barrier)].iter_mut();
+            others.filter(|(of, _)| of & lanes != 0).for_each(|(of, _)| *of &= !lanes);
+            release(warp, barrier);
         }
         Code::Together if all != warp.live => warp.groups[number].waits = Some(Waits::Warp),
         Code::Together => {}
@@ -457,17 +509,6 @@ fn control(
         _ => return Err(no("unknown instruction")),
     }
     Ok(())
-}
-
-fn settle_one(warp: &mut Warp, barrier: u8) {
-    let wait = Some(Waits::Convergence(barrier));
-    let arrived = warp.groups.iter().filter(|group| group.waits == wait).fold(0, |all, g| all | g.lanes);
-    let (of, then) = warp.convergence[usize::from(barrier)];
-    if arrived != 0 && of & warp.live & !arrived == 0 {
-        for group in warp.groups.iter_mut().filter(|group| group.waits == wait) {
-            (group.at, group.waits) = (then, None);
-        }
-    }
 }
 
 /// Some lanes of a group go elsewhere.

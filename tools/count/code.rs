@@ -365,7 +365,7 @@ fn memory(name: &str, has: &dyn Fn(&str) -> bool) -> Option<Code> {
         "ATOMS" => Code::Atomic { shared: true, returns: !has("INC") },
         "ATOMG" | "ATOM" if has("INC") => Code::Arrive,
         "ATOMG" | "ATOM" => Code::Atomic { shared: false, returns: true },
-        "RED" => Code::Atomic { shared: false, returns: false },
+        "RED" | "REDG" => Code::Atomic { shared: false, returns: false },
         _ => return None,
     })
 }
@@ -386,7 +386,7 @@ fn control(name: &str, has: &dyn Fn(&str) -> bool) -> Option<Code> {
         "BAR" => Code::Barrier,
         "B2R" if has("RESULT") => Code::VoteResult,
         "MEMBAR" => Code::Fence,
-        "NOP" | "YIELD" | "ERRBAR" | "CGAERRBAR" | "CCTL" => Code::Nothing,
+        "NOP" | "YIELD" | "ERRBAR" | "CGAERRBAR" | "CCTL" | "ENDCOLLECTIVE" => Code::Nothing,
         _ => return None,
     })
 }

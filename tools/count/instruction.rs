@@ -51,7 +51,7 @@ pub struct Instruction {
 }
 
 /// Instructions whose first operand is no result.
-const WITHOUT_RESULT: [&str; 34] = [
+const WITHOUT_RESULT: [&str; 36] = [
     "ISETP",
     "UISETP",
     "FSETP",
@@ -82,6 +82,8 @@ const WITHOUT_RESULT: [&str; 34] = [
     "MEMBAR",
     "ERRBAR",
     "CGAERRBAR",
+    "REDG",
+    "ENDCOLLECTIVE",
     "CCTL",
     "BRX",
     "UPLOP3",

@@ -12,6 +12,7 @@
 
 mod block;
 mod card;
+mod check;
 mod code;
 mod disassemble;
 mod floats;
@@ -30,14 +31,14 @@ mod step;
 mod tests;
 mod warp;
 
+use std::collections::HashMap;
 use std::collections::btree_map::{BTreeMap, Entry};
-use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 
 use card::{CARDS, Card};
 use listing::Listing;
 use model::{Count, Time};
-use step::{Launch, Step};
+use step::{Launch, Likeness, Step};
 
 /// What was asked for.
 struct Options {
@@ -46,24 +47,24 @@ struct Options {
     cards: Vec<&'static Card>,
     only: Vec<String>,
     lines: bool,
-    stores: bool,
+    check: bool,
     sample: u64,
 }
 
-const USAGE: &str = "count --step FILE --kernels FOLDER [--card NAME]... [--only KERNEL-PREFIX]... [--lines] [--stores] [--sample N]\n\
+const USAGE: &str = "count --step FILE --kernels FOLDER [--card NAME]... [--only KERNEL-PREFIX]... [--lines] [--check] [--sample N]\n\
   FILE    from `cargo run --example predict -- --record FILE`\n\
   FOLDER  has NAME.sm_90.cubin, or the *.fatbin of a build\n\
   --lines source lines with what they cost on the first card\n\
-  --stores runs all blocks: bytes that each launch stores, and those that it stores twice (for small batches)";
+  --check runs all blocks of a small batch: an error if a kernel does not store what its pass must write";
 
 fn options() -> Result<Options, String> {
     let mut values: BTreeMap<String, Vec<String>> = BTreeMap::new();
     let mut arguments = std::env::args().skip(1);
-    let (mut lines, mut stores) = (false, false);
+    let (mut lines, mut check) = (false, false);
     while let Some(flag) = arguments.next() {
         match flag.as_str() {
             "--lines" => lines = true,
-            "--stores" => stores = true,
+            "--check" => check = true,
             "--step" | "--kernels" | "--card" | "--only" | "--sample" => {
                 let value = arguments.next().ok_or_else(|| format!("{flag} needs a value\n{USAGE}"))?;
                 values.entry(flag).or_default().push(value);
@@ -87,7 +88,7 @@ fn options() -> Result<Options, String> {
     if cards.is_empty() {
         cards = CARDS.iter().collect();
     }
-    Ok(Options { step, kernels, cards, only, lines, stores, sample })
+    Ok(Options { step, kernels, cards, only, lines, check, sample })
 }
 
 /// Launches that are equal, with their number, count and time.
@@ -106,11 +107,11 @@ fn counted<'a>(
     listing: &Listing,
     step: &'a Step,
 ) -> Result<Vec<Counted<'a>>, String> {
-    let mut known: HashMap<(&str, &[u8]), usize> = HashMap::new();
+    let mut known: HashMap<Likeness, usize> = HashMap::new();
     let mut all: Vec<Counted> = Vec::new();
     for launch in step.launches.iter().filter(|launch| wanted(options, &launch.kernel)) {
-        // Only addresses differ between blocks of a network's stage; they are part of the argument all the same.
-        if let Some(&at) = known.get(&(launch.kernel.as_str(), launch.argument.as_slice())) {
+        let likeness = launch.likeness();
+        if let Some(&at) = known.get(&likeness) {
             all[at].number += 1.0;
             continue;
         }
@@ -126,7 +127,7 @@ fn counted<'a>(
         let resident = model::resident(card.architecture, kernel.registers, launch.threads, launch.shared);
         let resident = resident.ok_or_else(|| format!("sm_{}: not known", card.architecture))?;
         let time = model::time(card, &count, launch.bytes, resident);
-        known.insert((&launch.kernel, &launch.argument), all.len());
+        known.insert(likeness, all.len());
         all.push(Counted { launch, number: 1.0, count, time });
     }
     Ok(all)
@@ -138,21 +139,16 @@ fn wanted(options: &Options, kernel: &str) -> bool {
     chosen && !kernel.starts_with('(')
 }
 
-/// How the interpreter is checked: a kernel that stores a tensor stores each of its bytes once.
-fn stores(options: &Options, listings: &BTreeMap<u32, Listing>, step: &Step) -> Result<(), String> {
-    let card = options.cards[0];
-    println!("| kernel | grid | bytes stored | twice |\n|---|---|---:|---:|");
-    for launch in step.launches.iter().filter(|launch| wanted(options, &launch.kernel)) {
-        let kernel = &listings[&card.architecture].kernels[&launch.kernel];
-        let (mut seen, mut twice) = (HashSet::new(), 0);
-        for number in 0..launch.blocks() {
-            for (at, bytes) in run::block(card, kernel, launch, number, true, 0)?.stores {
-                twice += (at..at + u64::from(bytes)).filter(|byte| !seen.insert(*byte)).count();
-            }
-        }
-        println!("| `{}` | {:?} | {} | {twice} |", launch.kernel, launch.grid, seen.len());
+/// All blocks of a small step: an error if a kernel does not store what its pass must write.
+fn check(options: &Options, listings: &BTreeMap<u32, Listing>, step: &Step) -> Result<(), String> {
+    let mut faults = Vec::new();
+    for card in &options.cards {
+        let wanted = |launch: &Launch| wanted(options, &launch.kernel);
+        faults.extend(check::faults(card, &listings[&card.architecture], step, &wanted)?);
     }
-    Ok(())
+    let tensors: usize = step.passes.iter().map(|pass| pass.written.len()).sum();
+    println!("{}: {} launches, {tensors} tensors, {} faults", step.case, step.launches.len(), faults.len());
+    if faults.is_empty() { Ok(()) } else { Err(faults.join("\n")) }
 }
 
 fn main() {
@@ -174,8 +170,8 @@ fn work(options: &Options) -> Result<(), String> {
             place.insert(disassemble::read(&options.kernels, card.architecture, &wanted)?);
         }
     }
-    if options.stores {
-        return stores(options, &listings, step);
+    if options.check {
+        return check(options, &listings, step);
     }
     if options.only.is_empty() {
         print!("{}", report::PREFACE);

@@ -48,10 +48,12 @@ impl Pipe {
             "MUFU" | "F2F" | "F2I" | "I2F" | "FRND" | "POPC" | "FLO" | "BREV" | "FCHK" => Pipe::Special,
             "HMMA" | "IMMA" | "DMMA" | "BMMA" => Pipe::Tensor,
             "LDS" | "STS" | "LDSM" | "STSM" | "ATOMS" | "SHFL" => Pipe::Shared,
-            "LDG" | "STG" | "LDGSTS" | "LD" | "ST" | "LDL" | "STL" | "RED" | "ATOMG" | "ATOM" => Pipe::Global,
+            "LDG" | "STG" | "LDGSTS" | "LD" | "ST" | "LDL" | "STL" | "RED" | "REDG" | "ATOMG" | "ATOM" => {
+                Pipe::Global
+            }
             "BRA" | "BRX" | "BSSY" | "BSYNC" | "BREAK" | "WARPSYNC" | "CALL" | "RET" | "EXIT" | "BAR"
             | "NOP" | "DEPBAR" | "LDGDEPBAR" | "YIELD" | "LDC" | "S2R" | "MEMBAR" | "ERRBAR"
-            | "CGAERRBAR" | "CCTL" | "B2R" | "BMOV" => Pipe::Control,
+            | "CGAERRBAR" | "CCTL" | "B2R" | "BMOV" | "ENDCOLLECTIVE" => Pipe::Control,
             "R2UR" | "S2UR" | "REDUX" => Pipe::Uniform,
             _ if name.starts_with('U') => Pipe::Uniform,
             _ => Pipe::Alu,

@@ -1,6 +1,6 @@
 //! Counts launches: some blocks of each, evenly spread over its grid.
 
-use crate::block::{Block, Done, Run};
+use crate::block::{Block, Done, Last, Run};
 use crate::card::Card;
 use crate::latency::Latency;
 use crate::listing::Kernel;
@@ -26,14 +26,14 @@ pub fn constants(architecture: u32, launch: &Launch) -> Vec<u8> {
     bank
 }
 
-/// Runs one block: the last to arrive at the first `last_at` counts of blocks that it comes to.
+/// Runs one block.
 pub fn block(
     card: &Card,
     kernel: &Kernel,
     launch: &Launch,
     number: u64,
     keep: bool,
-    last_at: usize,
+    last: Last,
 ) -> Result<Done, String> {
     let latency = Latency::of_card(card.latency, card.clock);
     let setting = Setting {
@@ -44,7 +44,7 @@ pub fn block(
     let integers = INTEGERS.iter().any(|prefix| launch.kernel.starts_with(prefix));
     // Half of the cache for what the kernel before has written, half for what else lies there.
     let cached = launch.bytes <= card.cache * 1e6 / 2.0;
-    let run = Run { fill: if integers { 0 } else { FILL }, keep, last_at, cached };
+    let run = Run { fill: if integers { 0 } else { FILL }, keep, last, cached };
     Block::new(kernel, &setting, &latency, run).run()
 }
 
@@ -65,7 +65,7 @@ fn as_often(card: &Card, kernel: &Kernel, launch: &Launch, number: u64) -> Resul
     let mut all = Vec::new();
     let mut share = 1.0;
     for last_at in 0.. {
-        let done = block(card, kernel, launch, number, false, last_at)?;
+        let done = block(card, kernel, launch, number, false, Last::At(last_at))?;
         let last = done.arrivals.get(last_at).map_or(0.0, |blocks| share / f64::from(*blocks));
         all.push((share - last, done));
         share = last;

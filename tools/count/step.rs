@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 pub struct Launch {
-    pub pass: String,
+    pub pass: usize,
     pub kernel: String,
     pub grid: [u32; 3],
     pub threads: u32,
@@ -16,10 +16,32 @@ pub struct Launch {
 pub struct Step {
     pub case: String,
     pub images: f64,
+    pub passes: Vec<Pass>,
     pub launches: Vec<Launch>,
 }
 
+pub struct Pass {
+    pub name: String,
+    /// Address and bytes of each tensor that its launches write.
+    pub written: Vec<(u64, u64)>,
+}
+
+/// What two launches have in common if they do the same elsewhere: all but where the argument's addresses point to.
+pub type Likeness<'a> = (&'a str, [u32; 3], Vec<u64>, u64);
+
+/// The recorder's memory; and to what its allocations are aligned.
+const MEMORY: std::ops::Range<u64> = 1 << 40..1 << 41;
+const ALIGNED: u64 = 256;
+
 impl Launch {
+    pub fn likeness(&self) -> Likeness<'_> {
+        let words = self.argument.chunks(8).map(|bytes| {
+            let word = bytes.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte));
+            if MEMORY.contains(&word) { MEMORY.start + word % ALIGNED } else { word }
+        });
+        (&self.kernel, self.grid, words.collect(), self.bytes.to_bits())
+    }
+
     pub fn blocks(&self) -> u64 {
         self.grid.iter().map(|side| u64::from(*side)).product()
     }
@@ -39,8 +61,17 @@ pub fn read(text: &str) -> Result<Vec<Step>, String> {
 }
 
 fn one(step: &Value) -> Option<Step> {
-    let launches = step["launches"].as_array()?.iter().map(launch).collect::<Option<_>>()?;
-    Some(Step { case: step["case"].as_str()?.into(), images: step["images"].as_f64()?, launches })
+    let launches: Vec<Launch> = step["launches"].as_array()?.iter().map(launch).collect::<Option<_>>()?;
+    let passes = step["passes"].as_array()?.iter().map(pass).collect::<Option<Vec<_>>>()?;
+    let known = |launch: &Launch| launch.pass < passes.len();
+    let (case, images) = (step["case"].as_str()?.into(), step["images"].as_f64()?);
+    launches.iter().all(known).then_some(Step { case, images, passes, launches })
+}
+
+fn pass(pass: &Value) -> Option<Pass> {
+    let tensor = |tensor: &Value| Some((tensor[0].as_u64()?, tensor[1].as_u64()?));
+    let written = pass["written"].as_array()?.iter().map(tensor).collect::<Option<_>>()?;
+    Some(Pass { name: pass["name"].as_str()?.into(), written })
 }
 
 fn launch(launch: &Value) -> Option<Launch> {
@@ -48,7 +79,7 @@ fn launch(launch: &Value) -> Option<Launch> {
     let digits = launch["argument"].as_str()?.as_bytes();
     let argument = digits.chunks(2).map(|two| u8::from_str_radix(std::str::from_utf8(two).ok()?, 16).ok());
     Some(Launch {
-        pass: launch["pass"].as_str()?.into(),
+        pass: usize::try_from(launch["pass"].as_u64()?).ok()?,
         kernel: launch["kernel"].as_str()?.into(),
         grid: [number(&launch["grid"][0])?, number(&launch["grid"][1])?, number(&launch["grid"][2])?],
         threads: number(&launch["threads"])?,

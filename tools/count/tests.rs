@@ -1,6 +1,6 @@
 //! Single instructions, known conflicts, and short programs whose count is known by hand.
 
-use crate::block::{Block, Done, Run};
+use crate::block::{Block, Done, Last, Run};
 use crate::instruction::{Control, Instruction};
 use crate::integers::{permute, shift, table};
 use crate::latency::Latency;
@@ -43,7 +43,7 @@ fn run_last(lines: &[&str], encodings: &[&str], threads: u32, argument: &[u32], 
     argument.iter().for_each(|value| constants.extend(value.to_le_bytes()));
     let setting = Setting { block: [3, 1, 0], threads, constants };
     let latency = Latency::of_card(600.0, 1.0);
-    let run = Run { fill: 0x3c00_3c00, keep: true, last_at, cached: false };
+    let run = Run { fill: 0x3c00_3c00, keep: true, last: Last::At(last_at), cached: false };
     Block::new(&listing.kernels["kernel"], &setting, &latency, run).run().unwrap()
 }
 
@@ -101,6 +101,32 @@ fn lanes_that_part_meet_again() {
     );
     assert_eq!(issued(&done), [1; 10]);
     assert_eq!([4, 6, 8].map(|i| done.tallies[i].lanes), [16, 16, 32]);
+}
+
+/// A function that both halves of a warp call, each from its own place: each half goes back to where it came from.
+#[test]
+fn lanes_return_to_where_they_called() {
+    let done = run(
+        &[
+            "S2R R0, SR_TID.X",
+            "LOP3.LUT P0, RZ, R0, 0x1, RZ, 0xc0, !PT",
+            "@P0 BRA `(.L_x_1)",
+            "MOV R4, 0x50",
+            "CALL.REL.NOINC `(.L_x_2)",
+            "EXIT",
+            ".L_x_1:",
+            "MOV R4, 0x80",
+            "CALL.REL.NOINC `(.L_x_2)",
+            "FADD R1, R1, 2",
+            "EXIT",
+            ".L_x_2:",
+            "FMUL R1, R1, R1",
+            "RET.REL.NODEC R4 `(kernel)",
+        ],
+        32,
+        &[],
+    );
+    assert_eq!([5, 8, 9, 10].map(|i| done.tallies[i].lanes), [16, 16, 16, 32]);
 }
 
 /// The compiler's division of unsigned numbers: conversions, a reciprocal, two corrections.

@@ -47,8 +47,8 @@ pub struct Warp {
     predicates: [u32; 8],
     uniform_predicates: [bool; 8],
     pub groups: Vec<Group>,
-    /// Lanes of each convergence barrier, and where they go on.
-    pub convergence: [(u32, u32); 16],
+    /// Of each convergence barrier and lane: the lanes that began it together with this one, and where they go on.
+    pub convergence: [[(u32, u32); LANES]; 16],
     pub live: u32,
     /// Cycles since the block began, and when each scoreboard is clear.
     pub time: u64,
@@ -71,7 +71,7 @@ impl Warp {
             predicates: [0, 0, 0, 0, 0, 0, 0, u32::MAX],
             uniform_predicates: [false, false, false, false, false, false, false, true],
             groups: vec![all],
-            convergence: [(0, 0); 16],
+            convergence: [[(0, 0); LANES]; 16],
             live: u32::MAX,
             time: 0,
             scoreboards: [0; 6],

@@ -230,14 +230,16 @@ pub fn launches<'a>(launches: impl Iterator<Item = &'a Launched>) -> Value {
 /// Every launch of a step with its argument, for `tools/count`, which runs the machine code of its blocks.
 pub fn record(case: Case, steps: &[Recorded]) -> Value {
     let mut launches = Vec::new();
-    for step in steps {
+    for (number, step) in steps.iter().enumerate() {
         for (launch, work) in &step.launches {
             let digits: String = launch.argument.iter().map(|byte| format!("{byte:02x}")).collect();
             launches.push(json!({
-                "pass": step.name, "kernel": launch.kernel, "grid": launch.grid, "threads": launch.threads,
+                "pass": number, "kernel": launch.kernel, "grid": launch.grid, "threads": launch.threads,
                 "shared": launch.shared, "argument": digits, "bytes": work.bytes,
             }));
         }
     }
-    json!({ "case": case.to_string(), "images": case.images, "launches": launches })
+    let passes: Vec<_> =
+        steps.iter().map(|step| json!({ "name": step.name, "written": step.written })).collect();
+    json!({ "case": case.to_string(), "images": case.images, "passes": passes, "launches": launches })
 }

@@ -36,6 +36,8 @@ pub struct Recorded {
     /// Bytes of the tensors that the pass names, each once: plan A's floor.
     pub floor: u64,
     pub launches: Vec<(Launched, Work)>,
+    /// Address and bytes of each tensor that the pass writes.
+    pub written: Vec<(u64, usize)>,
 }
 
 /// Several ranks compute the statistics of their batch norms together.
@@ -93,7 +95,7 @@ fn record_among(case: Case, ranks: usize) -> Result<Vec<Recorded>> {
     let pixels = Address(1);
     let raw = RawOnDevice { bytes: pixels, side: case.side, editing: Editing::None, squares: Address::NULL };
     image::prepare(ops.context(), raw, network.image, [0.5; 3], [0.25; 3])?;
-    let mut steps = vec![taken(&mut ops, &table, "begin, input", &[network.image], 0)?];
+    let mut steps = vec![taken(&mut ops, &table, "begin, input", &[(network.image, true)], 0)?];
     let update = Pass::Update(recipe.update());
     for pass in network.itinerary(&device).passes().iter().chain([&update]) {
         if ranks > 1 && matches!(pass, Pass::Update(_)) {
@@ -101,7 +103,7 @@ fn record_among(case: Case, ranks: usize) -> Result<Vec<Recorded>> {
         }
         ops.run(pass)?;
         let mut tensors = Vec::new();
-        pass.tensors(&mut |tensor, _| tensors.push(tensor));
+        pass.tensors(&mut |tensor, writes| tensors.push((tensor, writes)));
         steps.push(taken(&mut ops, &table, pass.name(), &tensors, pass.bytes(&device))?);
     }
     Ok(steps)
@@ -130,21 +132,21 @@ fn taken(
     ops: &mut CudaOps<RecordingGpu>,
     table: &ParamTable,
     name: &'static str,
-    tensors: &[Tensor],
+    tensors: &[(Tensor, bool)],
     floor: u64,
 ) -> Result<Recorded> {
     let launched = std::mem::take(&mut ops.gpu().launched);
     let places = ops.gpu().places.clone();
     let precision = ops.context().precision;
     let device = CudaDevice { precision };
-    let mut missing: BTreeSet<u32> = tensors.iter().map(|tensor| tensor.id).collect();
+    let bytes_of = |tensor: &Tensor| device.element_bytes(tensor.kind) * tensor.elements;
+    let mut missing: BTreeSet<u32> = tensors.iter().map(|(tensor, _)| tensor.id).collect();
     let mut launches = Vec::new();
     for launch in launched {
         let mut work = work::of(&launch).map_err(OpsError::Device)?;
         for (field, at) in launch.pointers() {
-            for tensor in tensors.iter().filter(|t| ops.context().tensor(**t) == at) {
-                let bytes = device.element_bytes(tensor.kind) * tensor.elements;
-                work.bytes += bytes as f64 * share(&launch.kernel, field);
+            for (tensor, _) in tensors.iter().filter(|(tensor, _)| ops.context().tensor(*tensor) == at) {
+                work.bytes += bytes_of(tensor) as f64 * share(&launch.kernel, field);
                 missing.remove(&tensor.id);
             }
             if !launch.kernel.starts_with("optimiser_") {
@@ -153,8 +155,10 @@ fn taken(
         }
         launches.push((launch, work));
     }
+    let written = tensors.iter().filter(|(_, writes)| *writes);
+    let written = written.map(|(tensor, _)| (ops.context().tensor(*tensor).0, bytes_of(tensor))).collect();
     match missing.is_empty() {
-        true => Ok(Recorded { name, floor, launches }),
+        true => Ok(Recorded { name, floor, launches, written }),
         false => Err(OpsError::Device(format!("{name}: no kernel points to tensors {missing:?}"))),
     }
 }
