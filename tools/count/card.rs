@@ -15,6 +15,8 @@ pub struct Card {
     pub clock: f64,
     /// 10¹² bytes a second, read and written by a plain copy.
     pub copy: f64,
+    /// GB of memory, as it is sold.
+    pub memory: u64,
     /// 10⁶ bytes of the second-level cache.
     pub cache: f64,
     /// Nanoseconds of a load that no cache holds, of a machine that is busy.
@@ -89,6 +91,7 @@ pub const CARDS: [Card; 5] = [
         multiprocessors: 108.0,
         clock: 1.41,
         copy: 1.35,
+        memory: 80,
         cache: 40.0,
         latency: 600.0,
         units: Units {
@@ -107,6 +110,7 @@ pub const CARDS: [Card; 5] = [
         multiprocessors: 68.0,
         clock: 1.71,
         copy: 0.70,
+        memory: 10,
         cache: 5.0,
         latency: 600.0,
         units: GEFORCE,
@@ -117,6 +121,7 @@ pub const CARDS: [Card; 5] = [
         multiprocessors: 128.0,
         clock: 2.52,
         copy: 0.92,
+        memory: 24,
         cache: 72.0,
         latency: 600.0,
         units: GEFORCE,
@@ -127,6 +132,7 @@ pub const CARDS: [Card; 5] = [
         multiprocessors: 132.0,
         clock: 1.755,
         copy: 3.0,
+        memory: 80,
         cache: 50.0,
         latency: 650.0,
         units: DATA_CENTRE,
@@ -137,6 +143,7 @@ pub const CARDS: [Card; 5] = [
         multiprocessors: 132.0,
         clock: 1.755,
         copy: 4.3,
+        memory: 141,
         cache: 50.0,
         latency: 650.0,
         units: DATA_CENTRE,

@@ -26,6 +26,28 @@ fn output(command: &mut Command) -> Result<String, String> {
     }
 }
 
+/// The output of the newest build with kernels below the target folder.
+pub fn newest() -> Result<PathBuf, String> {
+    let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target");
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or(own, PathBuf::from);
+    let mut builds = Vec::new();
+    for build in folders(&target).iter().map(|profile| profile.join("build")).flat_map(|path| folders(&path))
+    {
+        let out = build.join("out");
+        let kernels = files(&out, "depthwise.fatbin").unwrap_or_default();
+        builds.extend(kernels.first().and_then(|file| Some((file.metadata().ok()?.modified().ok()?, out))));
+    }
+    let newest = builds.into_iter().max().map(|(_, out)| out);
+    newest.ok_or_else(|| {
+        format!("no build with kernels below {}; run cargo build, with nvcc", target.display())
+    })
+}
+
+fn folders(folder: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten();
+    entries.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| path.is_dir()).collect()
+}
+
 /// What files below `folder` have for an architecture: `*.sm_90.cubin`, or `*.fatbin` of a build.
 pub fn read(folder: &Path, architecture: u32, wanted: &dyn Fn(&str) -> bool) -> Result<Listing, String> {
     let mut listing = Listing::default();

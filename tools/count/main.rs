@@ -7,15 +7,18 @@
 //!
 //! ```sh
 //! cargo run --example predict -- --record target/step.json > /dev/null
-//! cargo run -p effnet-count -- --step target/step.json --kernels FOLDER    # *.sm_90.cubin, or a build's *.fatbin
+//! cargo run -p effnet-count -- --step target/step.json    # of the newest build; --kernels FOLDER for another
 //! ```
 
 mod block;
 mod card;
 mod check;
 mod code;
+mod conflicts;
 mod disassemble;
+mod family;
 mod floats;
+mod flow;
 mod instruction;
 mod integers;
 mod latency;
@@ -41,30 +44,37 @@ use model::{Count, Time};
 use step::{Launch, Likeness, Step};
 
 /// What was asked for.
-struct Options {
+pub struct Options {
     step: PathBuf,
     kernels: PathBuf,
     cards: Vec<&'static Card>,
     only: Vec<String>,
     lines: bool,
     check: bool,
+    conflicts: bool,
+    family: bool,
     sample: u64,
 }
 
-const USAGE: &str = "count --step FILE --kernels FOLDER [--card NAME]... [--only KERNEL-PREFIX]... [--lines] [--check] [--sample N]\n\
+const USAGE: &str = "count --step FILE [--kernels FOLDER] [--card NAME]... [--only KERNEL-PREFIX]... [--sample N]\n\
+    [--lines] [--check] [--conflicts] [--family]\n\
   FILE    from `cargo run --example predict -- --record FILE`\n\
-  FOLDER  has NAME.sm_90.cubin, or the *.fatbin of a build\n\
+  FOLDER  has NAME.sm_90.cubin, or *.fatbin; without it: the newest build below the target folder\n\
   --lines source lines with what they cost on the first card\n\
-  --check runs all blocks of a small batch: an error if a kernel does not store what its pass must write";
+  --check runs all blocks of a small batch: an error if a kernel does not store what its pass must write\n\
+  --conflicts  bank conflicts above two on the first card are an error, but for those that are known\n\
+  --family  images a second of each network: FILE from `cargo run --example predict -- family --record FILE`";
 
 fn options() -> Result<Options, String> {
     let mut values: BTreeMap<String, Vec<String>> = BTreeMap::new();
     let mut arguments = std::env::args().skip(1);
-    let (mut lines, mut check) = (false, false);
+    let [mut lines, mut check, mut conflicts, mut family] = [false; 4];
     while let Some(flag) = arguments.next() {
         match flag.as_str() {
             "--lines" => lines = true,
             "--check" => check = true,
+            "--conflicts" => conflicts = true,
+            "--family" => family = true,
             "--step" | "--kernels" | "--card" | "--only" | "--sample" => {
                 let value = arguments.next().ok_or_else(|| format!("{flag} needs a value\n{USAGE}"))?;
                 values.entry(flag).or_default().push(value);
@@ -74,7 +84,7 @@ fn options() -> Result<Options, String> {
     }
     let mut one = |flag: &str| values.get_mut(flag).and_then(Vec::pop);
     let step = one("--step").ok_or(USAGE)?.into();
-    let kernels = one("--kernels").ok_or(USAGE)?.into();
+    let kernels = one("--kernels").map_or_else(disassemble::newest, |folder| Ok(folder.into()))?;
     let sample = one("--sample")
         .map_or(Ok(3), |text| text.parse().map_err(|_| format!("--sample {text}: a number")))?;
     let only = values.remove("--only").unwrap_or_default();
@@ -88,7 +98,7 @@ fn options() -> Result<Options, String> {
     if cards.is_empty() {
         cards = CARDS.iter().collect();
     }
-    Ok(Options { step, kernels, cards, only, lines, check, sample })
+    Ok(Options { step, kernels, cards, only, lines, check, conflicts, family, sample })
 }
 
 /// Launches that are equal, with their number, count and time.
@@ -162,6 +172,10 @@ fn work(options: &Options) -> Result<(), String> {
     let text = std::fs::read_to_string(&options.step);
     let text = text.map_err(|error| format!("{}: {error}", options.step.display()))?;
     let steps = step::read(&text)?;
+    if options.family {
+        print!("{}", family::table(options, &steps)?);
+        return Ok(());
+    }
     let step = steps.first().ok_or("no step in the record")?;
     let mut listings: BTreeMap<u32, Listing> = BTreeMap::new();
     for card in &options.cards {
@@ -176,6 +190,7 @@ fn work(options: &Options) -> Result<(), String> {
     if options.only.is_empty() {
         print!("{}", report::PREFACE);
     }
+    let mut faults = Vec::new();
     // Cards of one architecture, clock, latency and cache run the same.
     let mut known: BTreeMap<String, Vec<Counted>> = BTreeMap::new();
     for card in &options.cards {
@@ -192,11 +207,15 @@ fn work(options: &Options) -> Result<(), String> {
         print!("{}", report::kernels(&counted, step.images));
         if card.name == options.cards[0].name {
             print!("{}", report::pipes(&counted));
-            print!("{}", report::conflicts(listing, &counted));
+            let conflicts = conflicts::all(listing, &counted);
+            print!("{}", conflicts::table(&conflicts));
+            if options.conflicts {
+                faults.extend(conflicts::faults(&conflicts));
+            }
         }
         if options.lines && card.name == options.cards[0].name {
             print!("{}", report::lines(listing, &counted));
         }
     }
-    Ok(())
+    if faults.is_empty() { Ok(()) } else { Err(faults.join("\n")) }
 }

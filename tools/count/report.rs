@@ -107,15 +107,15 @@ pub fn pipes(counted: &[Counted]) -> String {
 
 /// Of one source line in one kernel.
 #[derive(Default)]
-struct Line {
-    issued: f64,
-    requests: f64,
-    wavefronts: f64,
-    least: f64,
-    sectors: f64,
+pub struct Line {
+    pub issued: f64,
+    pub requests: f64,
+    pub wavefronts: f64,
+    pub least: f64,
+    pub sectors: f64,
 }
 
-fn by_line<'a>(listing: &'a Listing, counted: &[Counted]) -> BTreeMap<(&'a str, usize), Line> {
+pub fn by_line<'a>(listing: &'a Listing, counted: &[Counted]) -> BTreeMap<(&'a str, usize), Line> {
     let mut rows: BTreeMap<(&str, usize), Line> = BTreeMap::new();
     for one in counted {
         let Some(kernel) = listing.kernels.get(&one.launch.kernel) else { continue };
@@ -129,33 +129,6 @@ fn by_line<'a>(listing: &'a Listing, counted: &[Counted]) -> BTreeMap<(&'a str, 
         }
     }
     rows
-}
-
-/// Source lines whose accesses to shared memory take more than twice the wavefronts that they need, and a hundredth or more
-/// of their kernel's.
-pub fn conflicts(listing: &Listing, counted: &[Counted]) -> String {
-    let rows = by_line(listing, counted);
-    let mut totals: BTreeMap<&str, f64> = BTreeMap::new();
-    rows.iter().for_each(|((kernel, _), line)| *totals.entry(kernel).or_default() += line.wavefronts);
-    let mut text = String::from(
-        "\nLines that take more than twice the wavefronts that they need, of their kernel's:\n\n\
-         | kernel | line | wavefronts a request | without conflicts | share |\n|---|---|---:|---:|---:|\n",
-    );
-    for ((kernel, line), row) in &rows {
-        let share = row.wavefronts / totals[kernel];
-        // Of global memory alone: sectors say more.
-        let shared = row.sectors == 0.0 || row.wavefronts > row.sectors;
-        if row.wavefronts > 2.0 * row.least && share >= 0.01 && shared {
-            let (file, number) = &listing.lines[*line];
-            let (taken, least) = (row.wavefronts / row.requests, row.least / row.requests);
-            let _ = writeln!(
-                text,
-                "| `{kernel}` | {file}:{number} | {taken:.1} | {least:.1} | {:.0} % |",
-                100.0 * share
-            );
-        }
-    }
-    text
 }
 
 /// The lines of each kernel that take most, by instructions, with their memory accesses.

@@ -15,6 +15,9 @@ pub struct Launch {
 
 pub struct Step {
     pub case: String,
+    /// Of a family's record: the network, and GB of the cards whose memory its batch fills. Else empty and 0.
+    pub model: String,
+    pub memory: u64,
     pub images: f64,
     pub passes: Vec<Pass>,
     pub launches: Vec<Launch>,
@@ -65,7 +68,8 @@ fn one(step: &Value) -> Option<Step> {
     let passes = step["passes"].as_array()?.iter().map(pass).collect::<Option<Vec<_>>>()?;
     let known = |launch: &Launch| launch.pass < passes.len();
     let (case, images) = (step["case"].as_str()?.into(), step["images"].as_f64()?);
-    launches.iter().all(known).then_some(Step { case, images, passes, launches })
+    let (model, memory) = (step["model"].as_str().unwrap_or_default(), step["memory"].as_u64().unwrap_or(0));
+    launches.iter().all(known).then(|| Step { case, model: model.into(), memory, images, passes, launches })
 }
 
 fn pass(pass: &Value) -> Option<Pass> {

@@ -12,11 +12,13 @@
 //! What editing an image costs besides is [counted](edits) in its own table.
 //!
 //! `cargo run --example predict -- scaling` prints how a step scales over cards: when its buckets of gradients are
-//! complete, and how much of [their sums](exchange) remains when the backward pass has ended.
+//! complete, and how much of [their sums](exchange) remains when the backward pass has ended. `-- family` prints what
+//! [each network of the family](family) needs.
 
 mod card;
 mod edits;
 mod exchange;
+mod family;
 mod layers;
 mod pointwise;
 mod recorder;
@@ -64,10 +66,16 @@ struct Flags {
     record: Option<PathBuf>,
 }
 
-#[derive(Clone, Copy, Debug, Subcommand)]
+#[derive(Clone, Debug, Subcommand)]
 enum Command {
     /// The tables of docs/scaling.md: a step on several cards.
     Scaling,
+    /// The first table of docs/family.md: what each network needs.
+    Family {
+        /// Writes the steps of the largest batches, as JSON, for `tools/count --family`.
+        #[arg(long)]
+        record: Option<PathBuf>,
+    },
 }
 
 fn cases(flags: &Flags) -> Vec<Case> {
@@ -85,9 +93,17 @@ fn cases(flags: &Flags) -> Vec<Case> {
 }
 
 fn run(flags: &Flags) -> Result<(), String> {
-    if let Some(Command::Scaling) = flags.command {
-        print!("{}", scaling_report::tables().map_err(|error| error.to_string())?);
-        return Ok(());
+    match &flags.command {
+        Some(Command::Scaling) => {
+            print!("{}", scaling_report::tables().map_err(|error| error.to_string())?);
+            return Ok(());
+        }
+        Some(Command::Family { record }) => {
+            let (table, steps) = family::tables(flags.precision).map_err(|error| error.to_string())?;
+            print!("{table}");
+            return record.as_deref().map_or(Ok(()), |path| write(path, &steps.to_string()));
+        }
+        None => {}
     }
     let mut all = Vec::new();
     for case in cases(flags) {

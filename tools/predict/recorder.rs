@@ -70,12 +70,17 @@ pub struct RecordingGpu {
 impl RecordingGpu {
     /// Launchers divide the work by shapes alone, so the properties do not matter.
     pub fn new() -> RecordingGpu {
+        RecordingGpu::with_memory(1 << 40)
+    }
+
+    /// One with so many bytes of memory.
+    pub fn with_memory(memory: u64) -> RecordingGpu {
         let properties = Properties {
             name: "none".into(),
             capability: (8, 0),
             multiprocessors: 1,
             shared_per_block: 99 << 10,
-            memory: 1 << 40,
+            memory,
         };
         RecordingGpu {
             properties,
