@@ -1,7 +1,8 @@
 //! Checks of compiled kernels that need no card: all of a small step's blocks run.
 //!
-//! Each tensor that a pass writes must be stored whole, and no launch may store a byte twice. So a kernel whose compiled
-//! addresses are wrong is seen, and an interpreter that reads an instruction wrongly, too.
+//! Each tensor that a pass writes must be stored whole, no launch may store a byte twice, and tensor cores must do as many
+//! multiply-adds as follow from the shapes. So a kernel whose compiled addresses are wrong is seen, and an interpreter that
+//! reads an instruction wrongly, too.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -9,6 +10,7 @@ use crate::block::Last;
 use crate::card::Card;
 use crate::code::Code;
 use crate::listing::Listing;
+use crate::model;
 use crate::run;
 use crate::step::{Launch, Step};
 
@@ -56,13 +58,22 @@ pub fn faults(
         let kernel = &listing.kernels[&launch.kernel];
         let (mut own, mut twice) = (Bytes::default(), 0);
         let mut last = Last::Counted(HashMap::new());
+        let mut products = 0.0;
         for number in 0..launch.blocks() {
             let done = run::block(card, kernel, launch, number, true, last)?;
+            products += model::products(kernel, &done);
             last = done.last;
             for (at, bytes) in done.stores {
                 twice += own.add(at, u64::from(bytes));
                 stored[launch.pass].add(at, u64::from(bytes));
             }
+        }
+        // Backward, tiles end with an image or a part, and some of their rows are empty.
+        if products < launch.tensor || launch.kernel.contains("_forward") && products != launch.tensor {
+            let (kernel, grid, tensor) = (&launch.kernel, launch.grid, launch.tensor);
+            faults.push(format!(
+                "{kernel}, grid {grid:?}: {products} multiply-adds on tensor cores, {tensor} expected"
+            ));
         }
         if (twice > 0) != TWICE.iter().any(|name| launch.kernel.starts_with(name)) {
             faults.push(format!("{}, grid {:?}: stores {twice} bytes twice", launch.kernel, launch.grid));

@@ -2,6 +2,7 @@
 
 use crate::block::{Done, Tally};
 use crate::card::{self, Card, FROM_CACHE, ISSUE, WAVEFRONT};
+use crate::instruction::Instruction;
 use crate::listing::Kernel;
 use crate::memory::SECTOR;
 use crate::pipe::Pipe;
@@ -28,6 +29,15 @@ pub struct Count {
     pub tallies: Vec<Share>,
 }
 
+/// Multiply-adds on tensor cores of one block.
+pub fn products(kernel: &Kernel, done: &Done) -> f64 {
+    let tallies = kernel.instructions.iter().zip(&done.tallies).filter(|(at, _)| at.name == "HMMA");
+    let of = |(instruction, tally): (&Instruction, &Tally)| {
+        tally.issued as f64 * if instruction.has("16816") { 2048.0 } else { 1024.0 }
+    };
+    tallies.map(of).sum()
+}
+
 /// A [`Tally`], scaled.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Share {
@@ -48,12 +58,9 @@ impl Count {
         for (share, done) in sample {
             let scale = blocks * share / all;
             count.cycles += done.cycles as f64 * share / all;
+            count.products += products(kernel, done) * scale;
             for (number, (instruction, tally)) in kernel.instructions.iter().zip(&done.tallies).enumerate() {
                 count.add(instruction.pipe, number, tally, scale);
-                if instruction.name == "HMMA" {
-                    let products = if instruction.has("16816") { 2048.0 } else { 1024.0 };
-                    count.products += tally.issued as f64 * scale * products;
-                }
             }
         }
         if sample.iter().any(|(_, done)| !done.arrivals.is_empty()) {

@@ -9,8 +9,9 @@ pub struct Launch {
     pub threads: u32,
     pub shared: u32,
     pub argument: Vec<u8>,
-    /// What it must move through memory.
+    /// What it must move through memory, and multiply-adds on tensor cores.
     pub bytes: f64,
+    pub tensor: f64,
 }
 
 pub struct Step {
@@ -90,5 +91,6 @@ fn launch(launch: &Value) -> Option<Launch> {
         shared: number(&launch["shared"])?,
         argument: argument.collect::<Option<_>>()?,
         bytes: launch["bytes"].as_f64()?,
+        tensor: launch["tensor"].as_f64()?,
     })
 }
