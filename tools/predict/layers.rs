@@ -11,42 +11,48 @@ fn pool(c: &mut Count, values: f64) {
 
 /// The small layers are fp32 products; each neighbouring block stages the same values again.
 pub fn squeeze(c: &mut Count, name: &str) -> Result<(), String> {
-    let channels = c.get("channels");
-    if name == "squeeze_pool" {
-        let (splits, images, pixels) = (c.grid(1), c.grid(2), c.get("pixels"));
-        pool(c, images * pixels * channels);
-        c.floats(images * splits * channels);
-        return Ok(());
-    }
-    let [images, units] = c.sides(["images", "units"]);
-    let (wide, narrow) = (images * channels, images * units);
-    let neighbours = c.grid(1);
-    c.fp32(wide, units);
+    let [images, channels, units] = c.sides(["images", "channels", "units"]);
+    let (wide, narrow, whole) = (images * channels, images * units, up(images, 8.0));
     match name {
-        "squeeze_hidden" => {
-            let splits = c.get("splits");
-            c.fp32(wide, splits * neighbours);
-            c.floats(wide * splits);
-        }
-        "squeeze_gate" => c.exact_sigmoid(wide + narrow * neighbours),
-        "squeeze_hidden_gradient" => {
-            c.fp32(wide, 3.0 * neighbours);
+        "squeeze_pool" => {
+            let (slices, splits, pixels) = (c.grid(0), c.grid(1), c.get("pixels"));
+            pool(c, wide * pixels);
+            c.fp32(wide, units + splits);
+            c.fp32(narrow, slices);
             c.exact_sigmoid(narrow);
-            c.floats(wide + 2.0 * narrow);
+            // The pool's sums and the slices' hidden units are written and, by the last blocks, read.
+            c.floats(wide * splits + whole * units * slices);
+            if c.launch.points("gate") {
+                gates(c, wide, units);
+            }
         }
-        "squeeze_gradient" => {
-            let parts = c.grid(0);
-            c.fp32(wide, 6.0);
-            c.floats(narrow);
-            c.sums(parts, channels);
+        "squeeze_gate" => {
+            let neighbours = c.grid(1);
+            c.exact_sigmoid(narrow * neighbours);
+            gates(c, wide, units);
         }
-        "squeeze_weights" => {
-            c.fp32(wide, units + neighbours);
-            c.floats(wide + 2.0 * narrow);
+        "squeeze_hidden_gradient" => {
+            let slices = c.grid(1);
+            c.fp32(wide, units + 3.0);
+            c.fp32(narrow, slices);
+            c.exact_sigmoid(narrow);
+            c.floats(wide + whole * units * (slices + 2.0));
+        }
+        "squeeze_gradients" => {
+            let groups = whole / 8.0;
+            // Three products: of the pooled features' gradient and of both layers' weights.
+            c.fp32(wide, 3.0 * units + 6.0 + up(units, 8.0) / 8.0);
+            c.floats(wide + 2.0 * whole * units);
+            c.sums(groups, channels);
         }
         _ => return Err(unknown(name)),
     }
     Ok(())
+}
+
+fn gates(c: &mut Count, wide: f64, units: f64) {
+    c.fp32(wide, units);
+    c.exact_sigmoid(wide);
 }
 
 pub fn residual(c: &mut Count) {
