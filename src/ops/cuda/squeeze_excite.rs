@@ -31,7 +31,9 @@ fn arrivals_for(images: usize, counts: usize) -> Result {
     if counts <= MOST_ARRIVALS {
         return Ok(());
     }
-    Err(OpsError::Device(format!("squeeze-excite of {images} images in one batch; use a smaller --batch-size")))
+    Err(OpsError::Device(format!(
+        "squeeze-excite of {images} images in one batch; use a smaller --batch-size"
+    )))
 }
 
 fn sweep(p: &SqueezeForward) -> Sweep {
