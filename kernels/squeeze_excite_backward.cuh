@@ -85,24 +85,23 @@ __device__ __forceinline__ void add_channels(
     const float* weights, int units, int count, const UnitRows& own, const float* piece, float (&sum)[IMAGES],
     Stage stage) {
     constexpr int BATCH = 16;
-    const bool active = own.row < own.rows;
+    const int left = own.row < own.rows ? count - own.row : 0, step = own.rows * units;
+    weights += own.row * units + own.unit;
     for (int first = 0; first < count; first += BATCH * own.rows) {
         float w[BATCH];
 #pragma unroll
-        for (int k = 0; k < BATCH; k++) {
-            const int c = first + k * own.rows + own.row;
-            w[k] = active && c < count ? weights[static_cast<size_t>(c) * units + own.unit] : 0.0f;
-        }
+        for (int k = 0; k < BATCH; k++) w[k] = first + k * own.rows < left ? weights[k * step] : 0.0f;
+        weights += BATCH * step;
         if (first == 0) {
             stage();
             barrier();
         }
 #pragma unroll
         for (int k = 0; k < BATCH; k++) {
-            const int c = first + k * own.rows + own.row;
-            if (first + k * own.rows >= count) break;
+            const int c = first + k * own.rows;
+            if (c >= count) break;
             float dz[IMAGES];
-            load_images(dz, piece, SLICE, c < count ? c : 0);
+            load_images(dz, piece, SLICE, c < left ? c + own.row : 0);
             add_products(w[k], dz, sum);
         }
     }
@@ -159,7 +158,7 @@ KERNEL(squeeze_hidden_gradient, THREADS, SqueezeHiddenGradientArguments) {
 }
 
 // All else in one launch, since neither needs the other. First the gradients of both layers: We [C, S] += dzᵀ·active, be
-// += Σ dz; Wr [S, C] += dhiddenᵀ·squeezed, br += Σ dhidden. A block has 32 channels and 8 units over all images.
+// += Σ dz; Wr [S, C] += dhiddenᵀ·squeezed, br += Σ dhidden. A block has 64 channels and 8 units over all images.
 // Then d [N, C] = dhidden·W/pixels with W [S, C], and the batch norm's partials [N/8, 2, C]: over a group of images
 // Σ(gate·S1 + d·S2) and Σ(gate·S3 + d·S4). A block has a group and a slice of channels.
 #define SQUEEZE_GRADIENTS_FIELDS(F)   \
@@ -186,8 +185,10 @@ ARGUMENTS(SqueezeGradientsArguments, SQUEEZE_GRADIENTS_FIELDS)
 
 namespace {
 
-constexpr int BATCH = 128;      // images whose units are in shared memory at once
-constexpr int ROW = WARP + 4;   // of the warps' sums: padding, so that 8 units of 4 channels lie in 32 banks
+constexpr int PAIR = 2;                       // channels of a lane, 32 apart
+constexpr int WEIGHT_CHANNELS = PAIR * WARP;  // of a block
+constexpr int BATCH = 128;                    // images whose units are in shared memory at once
+constexpr int ROW = WEIGHT_CHANNELS + 4;      // of the warps' sums, padded so that 8 units of 4 channels lie in 32 banks
 constexpr int WEIGHT_FLOATS = BATCH * UNITS + WARPS * (UNITS + 1) * ROW + WARPS * UNITS;
 static_assert(BATCH * UNITS == THREADS * 4, "16 bytes of the piece for each thread");
 
@@ -199,16 +200,16 @@ struct WeightTile {
     __device__ __forceinline__ explicit WeightTile(const SqueezeGradientsArguments& args) {
         const int block = blockIdx.x, half = args.weight_blocks / 2, tiles = (args.units + UNITS - 1) / UNITS;
         expand = block < half;
-        channel = (expand ? block : block - half) / tiles * WARP;
+        channel = (expand ? block : block - half) / tiles * WEIGHT_CHANNELS;
         unit = (expand ? block : block - half) % tiles * UNITS;
     }
 };
 
 // The sums of a thread.
 struct WeightSums {
-    float products[UNITS] = {};
-    float wide = 0.0f;    // of its channel
-    float narrow = 0.0f;  // of the unit thread % 8, over every 32nd image
+    float products[PAIR][UNITS] = {};
+    float wide[PAIR] = {};  // of its channels
+    float narrow = 0.0f;    // of the unit thread % 8, over every 32nd image
 };
 
 // Adds BATCH images from `first` on; missing ones are zero. All threads call this.
@@ -216,14 +217,18 @@ __device__ __forceinline__ void add_images(
     const SqueezeGradientsArguments& args, const WeightTile& tile, int first, float* piece, WeightSums& sum) {
     constexpr int STEPS = BATCH / WARPS;
     const int thread = threadIdx.x, warp = thread / WARP, channel = tile.channel + thread % WARP;
-    const float* wide = (tile.expand ? args.dz : args.squeezed) + channel;
     const float* narrow = tile.expand ? args.active : args.dhidden;
-    float x[STEPS], units[4] = {};
+    float x[PAIR][STEPS], units[4] = {};
 #pragma unroll
-    for (int step = 0; step < STEPS; step++) {
-        const int image = first + step * WARPS + warp;
-        const bool there = image < args.images && channel < args.channels;
-        x[step] = there ? wide[static_cast<size_t>(image) * args.channels] : 0.0f;
+    for (int c = 0; c < PAIR; c++) {
+        const int own = channel + c * WARP, left = own < args.channels ? args.images - first - warp : 0;
+        const float* wide = tile.expand ? args.dz : args.squeezed;
+        wide += (first + static_cast<size_t>(warp)) * args.channels + own;
+#pragma unroll
+        for (int step = 0; step < STEPS; step++) {
+            x[c][step] = step * WARPS < left ? *wide : 0.0f;
+            wide += WARPS * args.channels;
+        }
     }
     const int image = first + thread * 4 / UNITS, padded = (args.images + IMAGES - 1) / IMAGES * IMAGES;
     if (image < padded) {
@@ -237,8 +242,11 @@ __device__ __forceinline__ void add_images(
         if (first + step * WARPS >= args.images) break;
         float values[UNITS];
         load_lanes(values, piece + (step * WARPS + warp) * UNITS);
-        add_products(x[step], values, sum.products);
-        sum.wide += x[step];
+#pragma unroll
+        for (int c = 0; c < PAIR; c++) {
+            add_products(x[c][step], values, sum.products[c]);
+            sum.wide[c] += x[c][step];
+        }
     }
     if (!tile.expand && tile.channel == 0) {
 #pragma unroll
@@ -246,37 +254,31 @@ __device__ __forceinline__ void add_images(
     }
 }
 
-__device__ __forceinline__ float over_warps(const float* sums, int row, int lane) {
+// Of row `row` of the warps' sums [WARPS, UNITS + 1, ROW].
+__device__ __forceinline__ float over_warps(const float* sums, int row, int channel) {
     float total = 0.0f;
 #pragma unroll
-    for (int warp = 0; warp < WARPS; warp++) total += sums[(warp * (UNITS + 1) + row) * ROW + lane];
+    for (int warp = 0; warp < WARPS; warp++) total += sums[(warp * (UNITS + 1) + row) * ROW + channel];
     return total;
 }
 
-__device__ __forceinline__ void add_weights(const SqueezeGradientsArguments& args, float* shared) {
-    float* sums = shared + BATCH * UNITS;                  // [WARPS, UNITS + 1, ROW]
-    float* narrow = sums + WARPS * (UNITS + 1) * ROW;      // [WARPS, UNITS]
-    const WeightTile tile(args);
-    const int thread = threadIdx.x, lane = thread % WARP, warp = thread / WARP;
-    WeightSums own;
-    for (int first = 0; first < args.images; first += BATCH) add_images(args, tile, first, shared, own);
-#pragma unroll
-    for (int i = 0; i < UNITS; i++) sums[(warp * (UNITS + 1) + i) * ROW + lane] = own.products[i];
-    sums[(warp * (UNITS + 1) + UNITS) * ROW + lane] = own.wide;
-    own.narrow += shuffle_xor(own.narrow, UNITS);
-    own.narrow += shuffle_xor(own.narrow, 2 * UNITS);
-    if (lane < UNITS) narrow[warp * UNITS + lane] = own.narrow;
-    barrier();
+// Adds to the block's gradients what the warps have summed: `sums`, and `narrow` [WARPS, UNITS].
+__device__ __forceinline__ void finish_weights(
+    const SqueezeGradientsArguments& args, const WeightTile& tile, const float* sums, const float* narrow) {
+    const int thread = threadIdx.x;
     // Neighbouring threads write neighbouring elements: units of [C, S], channels of [S, C].
-    const int row = tile.expand ? thread % UNITS : warp, column = tile.expand ? thread / UNITS : lane;
-    const int channel = tile.channel + column, unit = tile.unit + row;
-    if (channel < args.channels && unit < args.units) {
+#pragma unroll
+    for (int at = thread; at < WEIGHT_CHANNELS * UNITS; at += THREADS) {
+        const int row = tile.expand ? at % UNITS : at / WEIGHT_CHANNELS;
+        const int column = tile.expand ? at / UNITS : at % WEIGHT_CHANNELS;
+        const int channel = tile.channel + column, unit = tile.unit + row;
+        if (channel >= args.channels || unit >= args.units) continue;
         float* gradient = tile.expand ? args.expand_weight + static_cast<size_t>(channel) * args.units + unit
                                       : args.reduce_weight + static_cast<size_t>(unit) * args.channels + channel;
         add_to_gradient(gradient, over_warps(sums, row, column), args.block);
     }
-    if (tile.expand && tile.unit == 0 && warp == 0 && tile.channel + lane < args.channels) {
-        add_to_gradient(args.expand_bias + tile.channel + lane, over_warps(sums, UNITS, lane), args.block);
+    if (tile.expand && tile.unit == 0 && thread < WEIGHT_CHANNELS && tile.channel + thread < args.channels) {
+        add_to_gradient(args.expand_bias + tile.channel + thread, over_warps(sums, UNITS, thread), args.block);
     }
     if (!tile.expand && tile.channel == 0 && thread < UNITS && tile.unit + thread < args.units) {
         float total = 0.0f;
@@ -284,6 +286,27 @@ __device__ __forceinline__ void add_weights(const SqueezeGradientsArguments& arg
         for (int from = 0; from < WARPS; from++) total += narrow[from * UNITS + thread];
         add_to_gradient(args.reduce_bias + tile.unit + thread, total, args.block);
     }
+}
+
+__device__ __forceinline__ void add_weights(const SqueezeGradientsArguments& args, float* shared) {
+    float* sums = shared + BATCH * UNITS;
+    float* narrow = sums + WARPS * (UNITS + 1) * ROW;
+    const WeightTile tile(args);
+    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    WeightSums own;
+    for (int first = 0; first < args.images; first += BATCH) add_images(args, tile, first, shared, own);
+#pragma unroll
+    for (int c = 0; c < PAIR; c++) {
+        float* to = sums + warp * (UNITS + 1) * ROW + c * WARP + lane;
+#pragma unroll
+        for (int i = 0; i < UNITS; i++) to[i * ROW] = own.products[c][i];
+        to[UNITS * ROW] = own.wide[c];
+    }
+    own.narrow += shuffle_xor(own.narrow, UNITS);
+    own.narrow += shuffle_xor(own.narrow, 2 * UNITS);
+    if (lane < UNITS) narrow[warp * UNITS + lane] = own.narrow;
+    barrier();
+    finish_weights(args, tile, sums, narrow);
 }
 
 constexpr int QUARTERS = THREADS / SLICE;   // of the units, in the product with Wr
@@ -295,15 +318,23 @@ struct TwoImages {
 
     __device__ __forceinline__ TwoImages(
         const SqueezeGradientsArguments& args, const ImageGroup& group, int own, int channel) {
-        const size_t layer = static_cast<size_t>(args.images) * args.channels;
+        const size_t at = static_cast<size_t>(group.first + own) * args.channels + channel;
+        const float* five_sums = args.five_sums + at;
 #pragma unroll
         for (int i = 0; i < 2; i++) {
-            const int image = own + i * QUARTERS;
-            if (image >= group.count || channel >= args.channels) continue;
-            const size_t at = static_cast<size_t>(group.first + image) * args.channels + channel;
-            gate[i] = args.gate[at];
+            if (own + i * QUARTERS < group.count && channel < args.channels) {
+                gate[i] = args.gate[at + i * QUARTERS * args.channels];
+            }
+        }
 #pragma unroll
-            for (int k = 0; k < 4; k++) five[i][k] = args.five_sums[at + (k + 1) * layer];
+        for (int k = 0; k < 4; k++) {
+            five_sums += static_cast<size_t>(args.images) * args.channels;
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                if (own + i * QUARTERS < group.count && channel < args.channels) {
+                    five[i][k] = five_sums[i * QUARTERS * args.channels];
+                }
+            }
         }
     }
 };
@@ -313,16 +344,17 @@ __device__ __forceinline__ void add_units(
     const SqueezeGradientsArguments& args, const ImageGroup& group, int channel, float* dhidden, float* sums) {
     constexpr int STEPS = 12;
     const int own = threadIdx.x % SLICE, quarter = threadIdx.x / SLICE, units = args.units;
-    const float* weight = args.weight + (channel < args.channels ? channel : 0);
+    const int left = channel < args.channels ? units - quarter : 0;
+    const float* weight = args.weight + (channel < args.channels ? quarter * args.channels + channel : 0);
     float sum[IMAGES] = {};
-    for (int first = quarter; first < units + quarter; first += STEPS * QUARTERS) {
+    for (int first = 0; first < units; first += STEPS * QUARTERS) {
         float w[STEPS];
 #pragma unroll
         for (int step = 0; step < STEPS; step++) {
-            const int unit = first + step * QUARTERS;
-            w[step] = unit < units ? weight[static_cast<size_t>(unit) * args.channels] : 0.0f;
+            w[step] = first + step * QUARTERS < left ? *weight : 0.0f;
+            weight += QUARTERS * args.channels;
         }
-        if (first == quarter) {
+        if (first == 0) {
             for (int at = threadIdx.x; at < IMAGES * units; at += THREADS) {
                 const GroupElement of(at, units);
                 dhidden[at] = args.dhidden[narrow_place(args.images, group.first + of.image, of.row)];
@@ -332,9 +364,9 @@ __device__ __forceinline__ void add_units(
 #pragma unroll
         for (int step = 0; step < STEPS; step++) {
             const int unit = first + step * QUARTERS;
-            if (unit - quarter >= units) break;
+            if (unit >= units) break;
             float values[IMAGES];
-            load_images(values, dhidden, units, unit < units ? unit : 0);
+            load_images(values, dhidden, units, unit + quarter < units ? unit + quarter : 0);
             add_products(w[step], values, sum);
         }
     }
@@ -380,7 +412,7 @@ __device__ __forceinline__ void pass_on(const SqueezeGradientsArguments& args, f
 
 }  // namespace
 
-KERNEL(squeeze_gradients, THREADS, SqueezeGradientsArguments) {
+KERNEL_BLOCKS(squeeze_gradients, THREADS, 3, SqueezeGradientsArguments) {
     SharedArena shared;
     const int floats = QUARTERS * IMAGES * SLICE + 2 * THREADS + IMAGES * args.units;
     float* all = shared.take<float>(floats > WEIGHT_FLOATS ? floats : WEIGHT_FLOATS);

@@ -79,8 +79,8 @@ struct ImageGroup {
 
 // y [N, P, C] → partials [N, splits, C], sums over `run` pixels. A block has `rows` rows of `width` vectors, that is a
 // slice of channels. Its last block for a group of images → squeezed [N, C], and the slice's part of hidden [N, S] =
-// squeezed·Wᵀ + b with W [S, C]: parts [N/8, slices, S, 8]. The last slice → hidden, and the gates if there is memory
-// for them. `arrivals` [N/8, slices + 1].
+// squeezed·Wᵀ + b with W [S, C]: parts [N/8, slices, S, 8]. The last slice → hidden and the gates, unless `gate` is null:
+// then squeeze_gate does. `arrivals` [N/8, slices + 1].
 #define SQUEEZE_POOL_FIELDS(F)      \
     F(const void*, y)               \
     F(const float*, coefficients)   \
@@ -141,6 +141,7 @@ __device__ __forceinline__ void finish_pool(
     const size_t channels = args.channels, image = gridDim.y * channels;
     const float* part = args.partials + group.first * image + first + own;
     float sum[IMAGES] = {};
+#pragma unroll 4
     for (int split = 0; split < static_cast<int>(gridDim.y); split++) {
 #pragma unroll
         for (int i = 0; i < IMAGES; i++) {
@@ -187,18 +188,19 @@ __device__ __forceinline__ void add_slice(
     }
 }
 
-// Adds the slices' parts [slices, S, IMAGES] to hidden, and writes its silu to `active` [2, S, HALF].
+// Adds the slices' parts [slices, S, IMAGES] to hidden, writes it if `write`, and its silu to `active` [2, S, HALF].
+template <class Args>
 __device__ __forceinline__ void finish_hidden(
-    const SqueezePoolArguments& args, const ImageGroup& group, const float* parts, float* active) {
+    const Args& args, const ImageGroup& group, const float* parts, int slices, bool write, float* active) {
     const int units = args.units;
     for (int at = threadIdx.x; at < IMAGES * units; at += THREADS) {
         const int unit = at / IMAGES, image = at % IMAGES;
         float total = 0.0f;
 #pragma unroll 5
-        for (int slice = 0; slice < static_cast<int>(gridDim.x); slice++) total += parts[slice * IMAGES * units + at];
+        for (int slice = 0; slice < slices; slice++) total += parts[slice * IMAGES * units + at];
         total += args.reduce_bias[unit];
         const bool there = image < group.count;
-        if (there) args.hidden[static_cast<size_t>(group.first + image) * units + unit] = total;
+        if (there && write) args.hidden[static_cast<size_t>(group.first + image) * units + unit] = total;
         active[(image / HALF * units + unit) * HALF + image % HALF] = there ? silu<float>(total) : 0.0f;
     }
 }
@@ -206,38 +208,75 @@ __device__ __forceinline__ void finish_hidden(
 constexpr int COLUMNS = 2;                             // channels of a lane
 constexpr int GATE_TILE = COLUMNS * (WARP / IMAGES);   // of a warp
 constexpr int GATE_CHANNELS = WARPS * GATE_TILE;       // of a block's round
+static_assert(GATE_TILE == LANES, "a warp's channels all exist, or none does");
+
+// The weights of a lane's channels for every eighth unit: all loads are under way at once.
+struct GateWeights {
+    static constexpr int STEPS = 3;
+    float w[STEPS][COLUMNS];
+
+    template <class Args>
+    __device__ __forceinline__ void load(const Args& args, int channel, int unit) {
+        const float* weight = args.expand_weight + static_cast<size_t>(channel) * args.units + unit;
+#pragma unroll
+        for (int step = 0; step < STEPS; step++) {
+            const bool there = unit + step * IMAGES < args.units;
+#pragma unroll
+            for (int j = 0; j < COLUMNS; j++) w[step][j] = there ? weight[j * args.units + step * IMAGES] : 0.0f;
+        }
+    }
+};
 
 // gate [N, C] = sigmoid(active·Wᵀ + b) with W [C, S], for channels from `first` to `end`. Eight neighbouring lanes divide
-// the units, so that they read whole sectors of the weights; then each lane has one image.
-template <class Args>
+// the units, so that they read whole sectors of the weights; then each lane has one image. While a lane computes, its next
+// weights are under way.
+template <typename T, class Args>
 __device__ __forceinline__ void write_gates(
     const Args& args, const ImageGroup& group, const float* active, int first, int end) {
-    const int lane = threadIdx.x % WARP, own = lane % IMAGES, units = args.units;
-    for (int base = first + threadIdx.x / WARP * GATE_TILE; base < end; base += GATE_CHANNELS) {
-        const int channel = base + lane / IMAGES * COLUMNS;
-        const bool inside = channel < args.channels;
-        const float* weight = args.expand_weight + static_cast<size_t>(inside ? channel : 0) * units;
-        float sum[COLUMNS][IMAGES] = {};
-#pragma unroll 2
-        for (int unit = own; unit < units; unit += IMAGES) {
-            float w[COLUMNS], values[IMAGES];
+    constexpr int PIECE = GateWeights::STEPS * IMAGES;
+    const int own = threadIdx.x % IMAGES, units = args.units;
+    int channel = first + threadIdx.x / IMAGES * COLUMNS, from = 0;
+    if (channel >= end) return;
+    float sum[COLUMNS][IMAGES] = {};
+    GateWeights weights;
+    weights.load(args, channel, own);
+    while (channel < end) {
+        const bool whole = from + PIECE >= units;
+        const int next_channel = whole ? channel + GATE_CHANNELS : channel, next_from = whole ? 0 : from + PIECE;
+        float bias[COLUMNS];
 #pragma unroll
-            for (int j = 0; j < COLUMNS; j++) w[j] = weight[j * units + unit];
-            load_images(values, active, units, unit);
+        for (int j = 0; j < COLUMNS; j++) bias[j] = args.expand_bias[channel + j];
+        GateWeights next;
+        if (next_channel < end) next.load(args, next_channel, next_from + own);
 #pragma unroll
-            for (int j = 0; j < COLUMNS; j++) add_products(w[j], values, sum[j]);
+        for (int step = 0; step < GateWeights::STEPS; step++) {
+            const int unit = from + step * IMAGES;
+            if (unit >= units) break;
+            float values[IMAGES];
+            load_images(values, active, units, unit + own < units ? unit + own : 0);
+#pragma unroll
+            for (int j = 0; j < COLUMNS; j++) add_products(weights.w[step][j], values, sum[j]);
         }
-        float gate[COLUMNS];
+        if (whole) {
+            float gate[COLUMNS];
 #pragma unroll
-        for (int j = 0; j < COLUMNS; j++) gate[j] = spread_sums<IMAGES, IMAGES>(sum[j]);
-        if (!inside || own >= group.count) continue;
+            for (int j = 0; j < COLUMNS; j++) {
+                gate[j] = sigmoid<T>(spread_sums<IMAGES, IMAGES>(sum[j]) + bias[j]);
 #pragma unroll
-        for (int j = 0; j < COLUMNS; j++) gate[j] = sigmoid<float>(gate[j] + args.expand_bias[channel + j]);
-        store_group(args.gate + static_cast<size_t>(group.first + own) * args.channels + channel, gate);
+                for (int i = 0; i < IMAGES; i++) sum[j][i] = 0.0f;
+            }
+            if (own < group.count) {
+                store_group(args.gate + static_cast<size_t>(group.first + own) * args.channels + channel, gate);
+            }
+        }
+        weights = next;
+        channel = next_channel;
+        from = next_from;
     }
 }
 
 // What the last blocks do once the pool's sums are there.
+template <typename T>
 __device__ __forceinline__ void finish_group(const SqueezePoolArguments& args, int first, int count, float* shared) {
     const ImageGroup group(blockIdx.z / IMAGES, args.images);
     const int slices = gridDim.x;
@@ -248,10 +287,15 @@ __device__ __forceinline__ void finish_group(const SqueezePoolArguments& args, i
     const size_t part = static_cast<size_t>(IMAGES) * args.units;
     float* parts = args.parts + group.number * slices * part;
     add_slice(args, shared, first, count, parts + blockIdx.x * part);
-    if (!last_to_arrive(arrivals + slices, slices)) return;
-    finish_hidden(args, group, parts, shared);
+    if (args.gate == nullptr) return;
+    if (slices == 1) {
+        barrier();
+    } else if (!last_to_arrive(arrivals + slices, slices)) {
+        return;
+    }
+    finish_hidden(args, group, parts, slices, true, shared);
     barrier();
-    if (args.gate != nullptr) write_gates(args, group, shared, 0, args.channels);
+    write_gates<T>(args, group, shared, 0, args.channels);
 }
 
 template <typename T>
@@ -274,7 +318,7 @@ __device__ __forceinline__ void squeeze_pool(const SqueezePoolArguments& args) {
         const size_t part = static_cast<size_t>(blockIdx.z) * gridDim.y + blockIdx.y;
         args.partials[part * args.channels + slice + thread] = total;
     }
-    finish_group(args, slice, count, sums);
+    finish_group<T>(args, slice, count, sums);
 }
 
 }  // namespace
@@ -284,27 +328,28 @@ KERNEL_BLOCKS(squeeze_pool_f32, THREADS, 3, SqueezePoolArguments) { squeeze_pool
 KERNEL_BLOCKS(squeeze_pool_f16, THREADS, 4, SqueezePoolArguments) { squeeze_pool<f16>(args); }
 KERNEL_BLOCKS(squeeze_pool_bf16, THREADS, 4, SqueezePoolArguments) { squeeze_pool<bf16>(args); }
 
-// The gates where the layer is too large for one block: one has GATE_CHANNELS channels.
+// Hidden units and gates where the layer is too large for one block: a block has a group of images and GATE_CHANNELS
+// channels, and adds up the hidden units itself.
 #define SQUEEZE_GATE_FIELDS(F)     \
-    F(const float*, hidden)        \
+    F(const float*, parts)         \
+    F(const float*, reduce_bias)   \
     F(const float*, expand_weight) \
     F(const float*, expand_bias)   \
+    F(float*, hidden)              \
     F(float*, gate)                \
     F(int, images)                 \
     F(int, channels)               \
-    F(int, units)
+    F(int, units)                  \
+    F(int, slices)
 ARGUMENTS(SqueezeGateArguments, SQUEEZE_GATE_FIELDS)
 
 KERNEL(squeeze_gate, THREADS, SqueezeGateArguments) {
     SharedArena shared;
     float* active = shared.take<float>(IMAGES * args.units);
     const ImageGroup group(blockIdx.x, args.images);
-    for (int at = threadIdx.x; at < IMAGES * args.units; at += THREADS) {
-        const GroupElement of(at, args.units);
-        const float* hidden = args.hidden + static_cast<size_t>(group.first + of.image) * args.units + of.row;
-        active[at] = of.image < group.count ? silu<float>(*hidden) : 0.0f;
-    }
+    const float* parts = args.parts + static_cast<size_t>(group.number) * args.slices * IMAGES * args.units;
+    finish_hidden(args, group, parts, args.slices, blockIdx.y == 0, active);
     barrier();
     const int first = blockIdx.y * GATE_CHANNELS, end = first + GATE_CHANNELS;
-    write_gates(args, group, active, first, end < args.channels ? end : args.channels);
+    write_gates<float>(args, group, active, first, end < args.channels ? end : args.channels);
 }

@@ -18,18 +18,18 @@ pub fn squeeze(c: &mut Count, name: &str) -> Result<(), String> {
             let (slices, splits, pixels) = (c.grid(0), c.grid(1), c.get("pixels"));
             pool(c, wide * pixels);
             c.fp32(wide, units + splits);
-            c.fp32(narrow, slices);
-            c.exact_sigmoid(narrow);
             // The pool's sums and the slices' hidden units are written and, by the last blocks, read.
             c.floats(wide * splits + whole * units * slices);
             if c.launch.points("gate") {
-                gates(c, wide, units);
+                gates(c, [wide, narrow, units, slices]);
+                c.sigmoid(wide);
             }
         }
         "squeeze_gate" => {
-            let neighbours = c.grid(1);
-            c.exact_sigmoid(narrow * neighbours);
-            gates(c, wide, units);
+            let (neighbours, slices) = (c.grid(1), c.get("slices"));
+            gates(c, [wide, narrow * neighbours, units, slices]);
+            c.exact_sigmoid(wide);
+            c.floats(whole * units * slices);
         }
         "squeeze_hidden_gradient" => {
             let slices = c.grid(1);
@@ -50,9 +50,11 @@ pub fn squeeze(c: &mut Count, name: &str) -> Result<(), String> {
     Ok(())
 }
 
-fn gates(c: &mut Count, wide: f64, units: f64) {
+/// Hidden units, from what the slices of channels add to each, and the second layer's product.
+fn gates(c: &mut Count, [wide, narrow, units, slices]: [f64; 4]) {
+    c.fp32(narrow, slices);
+    c.exact_sigmoid(narrow);
     c.fp32(wide, units);
-    c.exact_sigmoid(wide);
 }
 
 pub fn residual(c: &mut Count) {

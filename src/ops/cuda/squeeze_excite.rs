@@ -8,7 +8,7 @@ use super::gpu::{Address, Gpu};
 use super::precision::Precision;
 use super::sources::squeeze_excite::{
     GATE_CHANNELS, IMAGES, LANES, QUARTERS, SLICE, SqueezeGateArguments, SqueezeGradientsArguments,
-    SqueezeHiddenGradientArguments, SqueezePoolArguments, THREADS, UNITS, WARP, WEIGHT_FLOATS,
+    SqueezeHiddenGradientArguments, SqueezePoolArguments, THREADS, UNITS, WEIGHT_CHANNELS, WEIGHT_FLOATS,
 };
 use super::sweep::Sweep;
 use crate::ops::{OpsError, Result, SqueezeBackward, SqueezeForward};
@@ -19,7 +19,7 @@ const MOST_SPLITS: usize = 16;
 
 /// Weights of the second layer up to which the last block of the pool computes the gates. An H100 takes some four
 /// microseconds for so many, about what a launch of its own costs that shares them among many blocks.
-const MOST_WEIGHTS: usize = 1 << 16;
+const MOST_WEIGHTS: usize = 1 << 15;
 
 const POOL: Kernel<SqueezePoolArguments> = Kernel::stored("squeeze_pool");
 const GATE: Kernel<SqueezeGateArguments> = Kernel::plain("squeeze_gate");
@@ -71,7 +71,7 @@ impl OnCuda for SqueezeForward {
             expand_weight: cx.weight(self.expand.weight),
             expand_bias: cx.weight(self.expand.bias),
             squeezed: cx.tensor(self.squeezed),
-            hidden: cx.tensor(self.hidden),
+            hidden: if apart { Address::NULL } else { cx.tensor(self.hidden) },
             gate: if apart { Address::NULL } else { cx.tensor(self.gate) },
             images: self.images as i32,
             pixels: self.pixels as i32,
@@ -84,21 +84,24 @@ impl OnCuda for SqueezeForward {
         };
         let shared = (THREADS * LANES).max(IMAGES * units);
         cx.launch(&POOL, sweep.grid(self.images), THREADS, shared * 4, pool)?;
-        if apart { gates(cx, self) } else { Ok(()) }
+        if apart { gates(cx, self, parts) } else { Ok(()) }
     }
 }
 
 /// The second layer in a launch of its own.
-fn gates<G: Gpu>(cx: &mut Context<G>, p: &SqueezeForward) -> Result {
+fn gates<G: Gpu>(cx: &mut Context<G>, p: &SqueezeForward, parts: Address) -> Result {
     let units = p.reduce.outputs;
     let arguments = SqueezeGateArguments {
-        hidden: cx.tensor(p.hidden),
+        parts,
+        reduce_bias: cx.weight(p.reduce.bias),
         expand_weight: cx.weight(p.expand.weight),
         expand_bias: cx.weight(p.expand.bias),
+        hidden: cx.tensor(p.hidden),
         gate: cx.tensor(p.gate),
         images: p.images as i32,
         channels: p.channels as i32,
         units: units as i32,
+        slices: sweep(p).slices as i32,
     };
     let grid = [p.images.div_ceil(IMAGES), p.channels.div_ceil(GATE_CHANNELS), 1];
     cx.launch(&GATE, grid, THREADS, IMAGES * units * 4, arguments)
@@ -151,7 +154,7 @@ fn gradients<G: Gpu>(
     [dz, active, dhidden, partials]: [Address; 4],
 ) -> Result {
     let (units, groups) = (p.reduce.outputs, p.images.div_ceil(IMAGES));
-    let weight_blocks = 2 * p.channels.div_ceil(WARP) * units.div_ceil(UNITS);
+    let weight_blocks = 2 * p.channels.div_ceil(WEIGHT_CHANNELS) * units.div_ceil(UNITS);
     let arguments = SqueezeGradientsArguments {
         five_sums: cx.tensor(p.five_sums),
         gate: cx.tensor(p.gate),
