@@ -84,7 +84,7 @@ template <class Stage>
 __device__ __forceinline__ void add_channels(
     const float* weights, int units, int count, const UnitRows& own, const float* piece, float (&sum)[IMAGES],
     Stage stage) {
-    constexpr int BATCH = 16;
+    constexpr int BATCH = 8;
     const int left = own.row < own.rows ? count - own.row : 0, step = own.rows * units;
     weights += own.row * units + own.unit;
     for (int first = 0; first < count; first += BATCH * own.rows) {
