@@ -160,7 +160,8 @@ KERNEL(squeeze_hidden_gradient, THREADS, SqueezeHiddenGradientArguments) {
 // All else in one launch, since neither needs the other. First the gradients of both layers: We [C, S] += dzᵀ·active, be
 // += Σ dz; Wr [S, C] += dhiddenᵀ·squeezed, br += Σ dhidden. A block has 64 channels and 8 units over all images.
 // Then d [N, C] = dhidden·W/pixels with W [S, C], and the batch norm's partials [N/8, 2, C]: over a group of images
-// Σ(gate·S1 + d·S2) and Σ(gate·S3 + d·S4). A block has a group and a slice of channels.
+// Σ(gate·S1 + d·S2) and Σ(gate·S3 + d·S4). A block has a group and a slice of channels. The last group adds the partials
+// to the sums [2, C], and these to the gradients of β and γ. `arrivals` [slices].
 #define SQUEEZE_GRADIENTS_FIELDS(F)   \
     F(const float*, five_sums)        \
     F(const float*, gate)             \
@@ -171,6 +172,10 @@ KERNEL(squeeze_hidden_gradient, THREADS, SqueezeHiddenGradientArguments) {
     F(const float*, weight)           \
     F(float*, squeeze_gradient)       \
     F(float*, partials)               \
+    F(unsigned*, arrivals)            \
+    F(float*, norm_sums)              \
+    F(float*, bias_gradient)          \
+    F(float*, norm_gradient)          \
     F(float*, expand_weight)          \
     F(float*, expand_bias)            \
     F(float*, reduce_weight)          \
@@ -374,13 +379,29 @@ __device__ __forceinline__ void add_units(
     for (int i = 0; i < IMAGES; i++) sums[(quarter * IMAGES + i) * SLICE + own] = sum[i];
 }
 
+// Adds the groups' partials of a slice of channels from `first` on.
+__device__ __forceinline__ void finish_norm(
+    const SqueezeGradientsArguments& args, int first, int groups, double* shared) {
+    constexpr int ALL = 2 * SLICE;  // rows of both sums, side by side
+    const int column = threadIdx.x % ALL, channel = first + column % SLICE;
+    const bool of_scale = column >= SLICE;
+    const size_t row = 2 * static_cast<size_t>(args.channels), at = (of_scale ? args.channels : 0) + channel;
+    Compensated own;
+    if (channel < args.channels) own = column_sum(args.partials + at, row, groups, threadIdx.x / ALL, THREADS / ALL);
+    const float total = static_cast<float>(group_sum<ALL, THREADS / ALL>(own.total(), shared));
+    if (static_cast<int>(threadIdx.x) >= ALL || channel >= args.channels) return;
+    args.norm_sums[at] = total;
+    add_to_gradient((of_scale ? args.norm_gradient : args.bias_gradient) + channel, total, args.block);
+}
+
 __device__ __forceinline__ void pass_on(const SqueezeGradientsArguments& args, float* shared) {
     const int slices = (args.channels + SLICE - 1) / SLICE, block = blockIdx.x - args.weight_blocks;
+    const int slice = block % slices, groups = (args.images + IMAGES - 1) / IMAGES;
     const ImageGroup group(block / slices, args.images);
     float* sums = shared;                                       // [QUARTERS, IMAGES, SLICE]
     float* norm_sums = sums + QUARTERS * IMAGES * SLICE;        // [2, QUARTERS, SLICE]
     float* dhidden = norm_sums + 2 * THREADS;                   // [2, units, HALF]
-    const int own = threadIdx.x % SLICE, quarter = threadIdx.x / SLICE, channel = block % slices * SLICE + own;
+    const int own = threadIdx.x % SLICE, quarter = threadIdx.x / SLICE, channel = slice * SLICE + own;
     const TwoImages images(args, group, quarter, channel);
     add_units(args, group, channel, dhidden, sums);
     barrier();
@@ -408,6 +429,8 @@ __device__ __forceinline__ void pass_on(const SqueezeGradientsArguments& args, f
         for (int from = 0; from < QUARTERS; from++) total += norm_sums[(quarter * QUARTERS + from) * SLICE + own];
         args.partials[(2 * static_cast<size_t>(group.number) + quarter) * args.channels + channel] = total;
     }
+    if (!last_to_arrive(args.arrivals + slice, groups)) return;
+    finish_norm(args, slice * SLICE, groups, reinterpret_cast<double*>(shared));
 }
 
 }  // namespace

@@ -1,6 +1,6 @@
 //! Work of the squeeze-excite, the end of a block and the head.
 
-use crate::work::{Count, EXACT_SIGMOID, SILU_AND_SLOPE, unknown, up};
+use crate::work::{COMPENSATED, Count, EXACT_SIGMOID, SILU_AND_SLOPE, unknown, up};
 
 /// Sums of silu(BN(y)).
 fn pool(c: &mut Count, values: f64) {
@@ -44,6 +44,7 @@ pub fn squeeze(c: &mut Count, name: &str) -> Result<(), String> {
             c.fp32(wide, 3.0 * units + 6.0 + up(units, 8.0) / 8.0);
             c.floats(wide + 2.0 * whole * units);
             c.sums(groups, channels);
+            c.fp32(2.0 * channels * groups, COMPENSATED);
         }
         _ => return Err(unknown(name)),
     }

@@ -222,6 +222,11 @@ pub fn finish_sums<G: Gpu>(cx: &mut Context<G>, bn: &BatchNorm, partials: Addres
         channels: bn.channels as i32,
     };
     cx.launch(&SUMS, [2 * bn.channels / LANES, 1, 1], THREADS, THREADS * 8, arguments)?;
+    exchange_sums(cx, bn)
+}
+
+/// With synchronised batch norm, sums `bn.sums` over the ranks.
+pub fn exchange_sums<G: Gpu>(cx: &mut Context<G>, bn: &BatchNorm) -> Result {
     if bn.ranks == 1 {
         return Ok(());
     }

@@ -2,7 +2,7 @@
 
 use super::OnCuda;
 use super::arguments::Kernel;
-use super::batch_norm::{MOST_ARRIVALS, finish_sums, sums_bytes};
+use super::batch_norm::{MOST_ARRIVALS, exchange_sums, sums_bytes};
 use super::context::{Context, shared_floats, workspace_bytes};
 use super::gpu::{Address, Gpu};
 use super::precision::Precision;
@@ -125,7 +125,7 @@ impl OnCuda for SqueezeBackward {
         let groups = self.images.div_ceil(IMAGES);
         let units = self.reduce.outputs;
         let grid = [groups, self.channels.div_ceil(SLICE), units.div_ceil(THREADS)];
-        arrivals_for(self.images, grid[0] * grid[2])?;
+        arrivals_for(self.images, (grid[0] * grid[2]).max(grid[1]))?;
         let hidden_gradient = SqueezeHiddenGradientArguments {
             gate_gradient: cx.tensor(self.five_sums),
             gate: cx.tensor(self.gate),
@@ -143,11 +143,11 @@ impl OnCuda for SqueezeBackward {
         let shared = shared_floats([SLICE * IMAGES, THREADS * IMAGES]);
         cx.launch(&HIDDEN_GRADIENT, grid, THREADS, shared, hidden_gradient)?;
         gradients(cx, self, [dz, active, dhidden, partials])?;
-        finish_sums(cx, &self.bn, partials, groups)
+        exchange_sums(cx, &self.bn)
     }
 }
 
-/// The gradients of both layers and of the pooled features, and the batch norm's partial sums.
+/// The gradients of both layers and of the pooled features, and the batch norm's sums.
 fn gradients<G: Gpu>(
     cx: &mut Context<G>,
     p: &SqueezeBackward,
@@ -165,6 +165,10 @@ fn gradients<G: Gpu>(
         weight: cx.raw_weight(p.reduce.weight),
         squeeze_gradient: cx.tensor(p.squeeze_gradient),
         partials,
+        arrivals: cx.state.arrivals,
+        norm_sums: cx.tensor(p.bn.sums),
+        bias_gradient: cx.gradient(p.bn.bias),
+        norm_gradient: cx.gradient(p.bn.weight),
         expand_weight: cx.gradient(p.expand.weight),
         expand_bias: cx.gradient(p.expand.bias),
         reduce_weight: cx.gradient(p.reduce.weight),
