@@ -1,4 +1,4 @@
-// Squeeze-excite forward, and the constants that both passes share. See squeeze_excite.cu.
+// Squeeze-excite forward, and what both passes share. See squeeze_excite.cu.
 #pragma once
 
 #include "numeric.cuh"
@@ -8,23 +8,100 @@ namespace {
 
 constexpr int THREADS = SWEEP_THREADS;
 constexpr int WARPS = THREADS / WARP;
-constexpr int IMAGES = 8;  // of a block
-constexpr int SLICE = 64;  // channels of a block
-constexpr int PAIRS = THREADS / SLICE;
-static_assert(IMAGES == 2 * PAIRS && IMAGES == LANES && IMAGES == WARPS, "how threads divide the images");
+constexpr int IMAGES = 8;         // of a group, for all of which a weight is read once
+constexpr int HALF = IMAGES / 2;  // of them: 16 bytes of floats
+static_assert(IMAGES == LANES && IMAGES == WARPS, "how threads divide the images");
+
+// One number of each image of a group, for every row: [2, rows, HALF] in shared memory. So rows of a half are 16 bytes
+// apart, and neighbouring lanes read neighbouring rows without bank conflicts; 32 bytes apart they would meet two by two.
+__device__ __forceinline__ void load_images(float (&out)[IMAGES], const float* values, int rows, int row) {
+    float halves[2][HALF];
+#pragma unroll
+    for (int half = 0; half < 2; half++) load_lanes(halves[half], values + (half * rows + row) * HALF);
+#pragma unroll
+    for (int i = 0; i < IMAGES; i++) out[i] = halves[i / HALF][i % HALF];
+}
+__device__ __forceinline__ void store_images(float* values, int rows, int row, const float (&images)[IMAGES]) {
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        float part[HALF];
+#pragma unroll
+        for (int i = 0; i < HALF; i++) part[i] = images[half * HALF + i];
+        store_group(values + (half * rows + row) * HALF, part);
+    }
+}
+// What element `at` of such values is.
+struct GroupElement {
+    int row, image;
+
+    __device__ __forceinline__ GroupElement(int at, int rows)
+        : row((at >= HALF * rows ? at - HALF * rows : at) / HALF), image((at >= HALF * rows ? HALF : 0) + at % HALF) {}
+};
+
+__device__ __forceinline__ void add_products(float weight, const float (&values)[IMAGES], float* sum) {
+#pragma unroll
+    for (int i = 0; i < IMAGES; i++) sum[i] = fmaf(weight, values[i], sum[i]);
+}
+
+// The sums of N values over WIDTH neighbouring lanes: lane l of them gets sum l·N/WIDTH. Each step halves the values
+// that a lane still has, so it takes about N shuffles and not N·log2(WIDTH).
+template <int N, int WIDTH>
+__device__ __forceinline__ float spread_sums(float (&part)[N]) {
+    const int lane = threadIdx.x % WARP;
+    int left = N;
+#pragma unroll
+    for (int mask = WIDTH / 2; mask > 0; mask /= 2) {
+        if (left == 1) {
+            part[0] += shuffle_xor(part[0], mask);
+            continue;
+        }
+        left /= 2;
+        const bool upper = lane & mask;
+#pragma unroll
+        for (int i = 0; i < N / 2; i++) {
+            if (i >= left) break;
+            const float kept = upper ? part[i + left] : part[i], given = upper ? part[i] : part[i + left];
+            part[i] = kept + shuffle_xor(given, mask);
+        }
+    }
+    return part[0];
+}
+
+// A group of eight images, of which the last one may have fewer.
+struct ImageGroup {
+    int number, first, count;
+
+    __device__ __forceinline__ ImageGroup(int number, int images)
+        : number(number), first(number * IMAGES), count(images - first < IMAGES ? images - first : IMAGES) {}
+};
 
 }  // namespace
 
-// y [N, P, C] → partials [N, splits, C], sums over `run` pixels. A block has `rows` rows of `width` vectors.
-#define SQUEEZE_POOL_FIELDS(F)    \
-    F(const void*, y)             \
-    F(const float*, coefficients) \
-    F(float*, partials)           \
-    F(int, pixels)                \
-    F(int, channels)              \
-    F(int, width)                 \
-    F(int, rows)                  \
-    F(int, run)
+// y [N, P, C] → partials [N, splits, C], sums over `run` pixels. A block has `rows` rows of `width` vectors, that is a
+// slice of channels. Its last block for a group of images → squeezed [N, C], and the slice's part of hidden [N, S] =
+// squeezed·Wᵀ + b with W [S, C]: parts [N/8, slices, S, 8]. The last slice → hidden and the gates, unless `gate` is null:
+// then squeeze_gate does. `arrivals` [N/8, slices + 1].
+#define SQUEEZE_POOL_FIELDS(F)      \
+    F(const void*, y)               \
+    F(const float*, coefficients)   \
+    F(float*, partials)             \
+    F(float*, parts)                \
+    F(unsigned*, arrivals)          \
+    F(const float*, reduce_weight)  \
+    F(const float*, reduce_bias)    \
+    F(const float*, expand_weight)  \
+    F(const float*, expand_bias)    \
+    F(float*, squeezed)             \
+    F(float*, hidden)               \
+    F(float*, gate)                 \
+    F(int, images)                  \
+    F(int, pixels)                  \
+    F(int, channels)                \
+    F(int, units)                   \
+    F(int, width)                   \
+    F(int, rows)                    \
+    F(int, run)                     \
+    F(float, inverse_pixels)
 ARGUMENTS(SqueezePoolArguments, SQUEEZE_POOL_FIELDS)
 
 namespace {
@@ -56,12 +133,177 @@ __device__ __forceinline__ void pool_pixels(
     }
 }
 
+// Writes the means of the group's images to memory and to `means` [2, count, HALF], for `count` channels from `first` on.
+__device__ __forceinline__ void finish_pool(
+    const SqueezePoolArguments& args, const ImageGroup& group, int first, int count, float* means) {
+    const int own = threadIdx.x;
+    if (own >= count) return;
+    const size_t channels = args.channels, image = gridDim.y * channels;
+    const float* part = args.partials + group.first * image + first + own;
+    float sum[IMAGES] = {};
+#pragma unroll 4
+    for (int split = 0; split < static_cast<int>(gridDim.y); split++) {
+#pragma unroll
+        for (int i = 0; i < IMAGES; i++) {
+            if (i < group.count) sum[i] += part[i * image];
+        }
+        part += channels;
+    }
+    float* squeezed = args.squeezed + group.first * channels + first + own;
+#pragma unroll
+    for (int i = 0; i < IMAGES; i++) {
+        sum[i] *= args.inverse_pixels;
+        if (i < group.count) squeezed[i * channels] = sum[i];
+    }
+    store_images(means, count, own, sum);
+}
+
+// Writes what `count` channels from `first` on add to all hidden units: `part` [S, IMAGES]. A warp has two units, its
+// lanes divide the channels.
+__device__ __forceinline__ void add_slice(
+    const SqueezePoolArguments& args, const float* means, int first, int count, float* part) {
+    constexpr int STEPS = THREADS / WARP, TOGETHER = 2;
+    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, units = args.units;
+    for (int unit = TOGETHER * warp; unit < units; unit += TOGETHER * WARPS) {
+        const float* weight = args.reduce_weight + static_cast<size_t>(unit) * args.channels + first;
+        const int other = unit + 1 < units ? args.channels : 0;
+        float w[STEPS][TOGETHER], sum[TOGETHER * IMAGES] = {};
+#pragma unroll
+        for (int step = 0; step < STEPS; step++) {
+            const int c = step * WARP + lane;
+            w[step][0] = c < count ? weight[c] : 0.0f;
+            w[step][1] = c < count ? weight[other + c] : 0.0f;
+        }
+#pragma unroll
+        for (int step = 0; step < STEPS; step++) {
+            const int c = step * WARP + lane;
+            if (step * WARP >= count) break;
+            float mean[IMAGES];
+            load_images(mean, means, count, c < count ? c : 0);
+            add_products(w[step][0], mean, sum);
+            add_products(w[step][1], mean, sum + IMAGES);
+        }
+        const float total = spread_sums<TOGETHER * IMAGES, WARP>(sum);
+        if (lane % 2 == 0 && unit + lane / (2 * IMAGES) < units) part[unit * IMAGES + lane / 2] = total;
+    }
+}
+
+// Adds the slices' parts [slices, S, IMAGES] to hidden, writes it if `write`, and its silu to `active` [2, S, HALF].
+template <class Args>
+__device__ __forceinline__ void finish_hidden(
+    const Args& args, const ImageGroup& group, const float* parts, int slices, bool write, float* active) {
+    const int units = args.units;
+    for (int at = threadIdx.x; at < IMAGES * units; at += THREADS) {
+        const int unit = at / IMAGES, image = at % IMAGES;
+        float total = 0.0f;
+#pragma unroll 5
+        for (int slice = 0; slice < slices; slice++) total += parts[slice * IMAGES * units + at];
+        total += args.reduce_bias[unit];
+        const bool there = image < group.count;
+        if (there && write) args.hidden[static_cast<size_t>(group.first + image) * units + unit] = total;
+        active[(image / HALF * units + unit) * HALF + image % HALF] = there ? silu<float>(total) : 0.0f;
+    }
+}
+
+constexpr int COLUMNS = 2;                             // channels of a lane
+constexpr int GATE_TILE = COLUMNS * (WARP / IMAGES);   // of a warp
+constexpr int GATE_CHANNELS = WARPS * GATE_TILE;       // of a block's round
+static_assert(GATE_TILE == LANES, "a warp's channels all exist, or none does");
+
+// The weights of a lane's channels for every eighth unit: all loads are under way at once.
+struct GateWeights {
+    static constexpr int STEPS = 3;
+    float w[STEPS][COLUMNS];
+
+    template <class Args>
+    __device__ __forceinline__ void load(const Args& args, int channel, int unit) {
+        const float* weight = args.expand_weight + static_cast<size_t>(channel) * args.units + unit;
+#pragma unroll
+        for (int step = 0; step < STEPS; step++) {
+            const bool there = unit + step * IMAGES < args.units;
+#pragma unroll
+            for (int j = 0; j < COLUMNS; j++) w[step][j] = there ? weight[j * args.units + step * IMAGES] : 0.0f;
+        }
+    }
+};
+
+// gate [N, C] = sigmoid(active·Wᵀ + b) with W [C, S], for channels from `first` to `end`. Eight neighbouring lanes divide
+// the units, so that they read whole sectors of the weights; then each lane has one image. While a lane computes, its next
+// weights are under way.
+template <typename T, class Args>
+__device__ __forceinline__ void write_gates(
+    const Args& args, const ImageGroup& group, const float* active, int first, int end) {
+    constexpr int PIECE = GateWeights::STEPS * IMAGES;
+    const int own = threadIdx.x % IMAGES, units = args.units;
+    int channel = first + threadIdx.x / IMAGES * COLUMNS, from = 0;
+    if (channel >= end) return;
+    float sum[COLUMNS][IMAGES] = {};
+    GateWeights weights;
+    weights.load(args, channel, own);
+    while (channel < end) {
+        const bool whole = from + PIECE >= units;
+        const int next_channel = whole ? channel + GATE_CHANNELS : channel, next_from = whole ? 0 : from + PIECE;
+        float bias[COLUMNS];
+#pragma unroll
+        for (int j = 0; j < COLUMNS; j++) bias[j] = args.expand_bias[channel + j];
+        GateWeights next;
+        if (next_channel < end) next.load(args, next_channel, next_from + own);
+#pragma unroll
+        for (int step = 0; step < GateWeights::STEPS; step++) {
+            const int unit = from + step * IMAGES;
+            if (unit >= units) break;
+            float values[IMAGES];
+            load_images(values, active, units, unit + own < units ? unit + own : 0);
+#pragma unroll
+            for (int j = 0; j < COLUMNS; j++) add_products(weights.w[step][j], values, sum[j]);
+        }
+        if (whole) {
+            float gate[COLUMNS];
+#pragma unroll
+            for (int j = 0; j < COLUMNS; j++) {
+                gate[j] = sigmoid<T>(spread_sums<IMAGES, IMAGES>(sum[j]) + bias[j]);
+#pragma unroll
+                for (int i = 0; i < IMAGES; i++) sum[j][i] = 0.0f;
+            }
+            if (own < group.count) {
+                store_group(args.gate + static_cast<size_t>(group.first + own) * args.channels + channel, gate);
+            }
+        }
+        weights = next;
+        channel = next_channel;
+        from = next_from;
+    }
+}
+
+// What the last blocks do once the pool's sums are there.
+template <typename T>
+__device__ __forceinline__ void finish_group(const SqueezePoolArguments& args, int first, int count, float* shared) {
+    const ImageGroup group(blockIdx.z / IMAGES, args.images);
+    const int slices = gridDim.x;
+    unsigned* arrivals = args.arrivals + group.number * (slices + 1);
+    if (!last_to_arrive(arrivals + blockIdx.x, group.count * gridDim.y)) return;
+    finish_pool(args, group, first, count, shared);
+    barrier();
+    const size_t part = static_cast<size_t>(IMAGES) * args.units;
+    float* parts = args.parts + group.number * slices * part;
+    add_slice(args, shared, first, count, parts + blockIdx.x * part);
+    if (args.gate == nullptr) return;
+    if (slices == 1) {
+        barrier();
+    } else if (!last_to_arrive(arrivals + slices, slices)) {
+        return;
+    }
+    finish_hidden(args, group, parts, slices, true, shared);
+    barrier();
+    write_gates<T>(args, group, shared, 0, args.channels);
+}
+
 template <typename T>
 __device__ __forceinline__ void squeeze_pool(const SqueezePoolArguments& args) {
     SharedArena shared;
-    float* sums = shared.take<float>(THREADS * LANES);
     const int thread = threadIdx.x, vector = thread % args.width, row = thread / args.width;
-    const int slice = blockIdx.x * args.width * LANES, channel = slice + vector * LANES;
+    const int wide = args.width * LANES, slice = blockIdx.x * wide, channel = slice + vector * LANES;
+    float* sums = shared.take<float>(THREADS * LANES > IMAGES * args.units ? THREADS * LANES : IMAGES * args.units);
     const int begin = blockIdx.y * args.run;
     const int end = args.pixels - begin > args.run ? begin + args.run : args.pixels;
     const T* image = static_cast<const T*>(args.y) + static_cast<size_t>(blockIdx.z) * args.pixels * args.channels;
@@ -69,142 +311,45 @@ __device__ __forceinline__ void squeeze_pool(const SqueezePoolArguments& args) {
     if (row < args.rows && channel < args.channels) pool_pixels(args, image, channel, begin + row, end, sum);
     store_lanes(sums + thread * LANES, sum);
     barrier();
-    if (thread < args.width * LANES && slice + thread < args.channels) {
+    const int count = args.channels - slice < wide ? args.channels - slice : wide;
+    if (thread < count) {
         float total = 0.0f;
-        for (int row = 0; row < args.rows; row++) total += sums[row * args.width * LANES + thread];
+        for (int row = 0; row < args.rows; row++) total += sums[row * wide + thread];
         const size_t part = static_cast<size_t>(blockIdx.z) * gridDim.y + blockIdx.y;
         args.partials[part * args.channels + slice + thread] = total;
     }
+    finish_group<T>(args, slice, count, sums);
 }
 
 }  // namespace
 
-STORED_KERNELS(squeeze_pool, THREADS, SqueezePoolArguments)
+// Four blocks a multiprocessor keep enough loads under way for memory's full speed.
+KERNEL_BLOCKS(squeeze_pool_f32, THREADS, 3, SqueezePoolArguments) { squeeze_pool<float>(args); }
+KERNEL_BLOCKS(squeeze_pool_f16, THREADS, 4, SqueezePoolArguments) { squeeze_pool<f16>(args); }
+KERNEL_BLOCKS(squeeze_pool_bf16, THREADS, 4, SqueezePoolArguments) { squeeze_pool<bf16>(args); }
 
-// partials [N, splits, C] → squeezed [N, C]; hidden [N, S] = squeezed·Wᵀ + b with W [S, C]. A warp has one hidden
-// unit and 8 images, and reads `piece` channels at a time.
-#define SQUEEZE_HIDDEN_FIELDS(F) \
-    F(const float*, partials)    \
-    F(const float*, weight)      \
-    F(const float*, bias)        \
-    F(float*, squeezed)          \
-    F(float*, hidden)            \
-    F(int, images)               \
-    F(int, splits)               \
-    F(int, channels)             \
-    F(int, units)                \
-    F(int, piece)                \
-    F(float, inverse_pixels)
-ARGUMENTS(SqueezeHiddenArguments, SQUEEZE_HIDDEN_FIELDS)
-
-namespace {
-
-// Writes squeezed of 8 images and `count` channels from `first` on to `piece` [IMAGES, count]; zero for missing
-// images.
-__device__ __forceinline__ void stage_squeezed(
-    const SqueezeHiddenArguments& args, int first, int count, float* piece) {
-    const size_t image = static_cast<size_t>(args.splits) * args.channels;
-    for (int c = threadIdx.x; c < count; c += THREADS) {
-        const float* part = args.partials + blockIdx.x * IMAGES * image + first + c;
-        float sum[IMAGES] = {};
-        for (int split = 0; split < args.splits; split++) {
-#pragma unroll
-            for (int i = 0; i < IMAGES; i++) {
-                if (static_cast<int>(blockIdx.x) * IMAGES + i < args.images) sum[i] += part[i * image];
-            }
-            part += args.channels;
-        }
-#pragma unroll
-        for (int i = 0; i < IMAGES; i++) piece[i * count + c] = sum[i] * args.inverse_pixels;
-    }
-}
-
-__device__ __forceinline__ void write_squeezed(
-    const SqueezeHiddenArguments& args, int first, int count, const float* piece) {
-    const int first_image = blockIdx.x * IMAGES;
-    const int images = args.images - first_image < IMAGES ? args.images - first_image : IMAGES;
-    float* squeezed = args.squeezed + static_cast<size_t>(first_image) * args.channels + first;
-    for (int at = threadIdx.x; at < images * count; at += THREADS) {
-        squeezed[static_cast<size_t>(at / count) * args.channels + at % count] = piece[at];
-    }
-}
-
-}  // namespace
-
-KERNEL(squeeze_hidden, THREADS, SqueezeHiddenArguments) {
-    SharedArena shared;
-    float* piece = shared.take<float>(IMAGES * args.piece);
-    const int lane = threadIdx.x % WARP, unit = blockIdx.y * WARPS + threadIdx.x / WARP;
-    float sum[IMAGES] = {};
-    for (int first = 0; first < args.channels; first += args.piece) {
-        const int count = args.channels - first > args.piece ? args.piece : args.channels - first;
-        barrier();
-        stage_squeezed(args, first, count, piece);
-        barrier();
-        if (blockIdx.y == 0) write_squeezed(args, first, count, piece);
-        if (unit >= args.units) continue;
-        const float* weight = args.weight + static_cast<size_t>(unit) * args.channels + first;
-#pragma unroll 8
-        for (int c = lane; c < count; c += WARP) {
-#pragma unroll
-            for (int i = 0; i < IMAGES; i++) sum[i] = fmaf(weight[c], piece[i * count + c], sum[i]);
-        }
-    }
-#pragma unroll
-    for (int i = 0; i < IMAGES; i++) {
-        const float total = warp_sum(sum[i]);
-        const int image = blockIdx.x * IMAGES + i;
-        if (lane == i && unit < args.units && image < args.images) {
-            args.hidden[static_cast<size_t>(image) * args.units + unit] = args.bias[unit] + total;
-        }
-    }
-}
-
-// gate [N, C] = sigmoid(silu(hidden)·Wᵀ + b) with W [C, S]. A block has 64 channels, a thread one channel of two
-// images.
-#define SQUEEZE_GATE_FIELDS(F) \
-    F(const float*, hidden)    \
-    F(const float*, weight)    \
-    F(const float*, bias)      \
-    F(float*, gate)            \
-    F(int, images)             \
-    F(int, channels)           \
-    F(int, units)
+// Hidden units and gates where the layer is too large for one block: a block has a group of images and GATE_CHANNELS
+// channels, and adds up the hidden units itself.
+#define SQUEEZE_GATE_FIELDS(F)     \
+    F(const float*, parts)         \
+    F(const float*, reduce_bias)   \
+    F(const float*, expand_weight) \
+    F(const float*, expand_bias)   \
+    F(float*, hidden)              \
+    F(float*, gate)                \
+    F(int, images)                 \
+    F(int, channels)               \
+    F(int, units)                  \
+    F(int, slices)
 ARGUMENTS(SqueezeGateArguments, SQUEEZE_GATE_FIELDS)
 
 KERNEL(squeeze_gate, THREADS, SqueezeGateArguments) {
     SharedArena shared;
-    const int units = args.units, stride = units | 1;  // odd, so that lanes read different banks
-    float* active = shared.take<float>(IMAGES * units);
-    float* weights = shared.take<float>(SLICE * stride);
-    const int first_image = blockIdx.x * IMAGES, first_channel = blockIdx.y * SLICE;
-    for (int at = threadIdx.x; at < IMAGES * units; at += THREADS) {
-        const int image = first_image + at / units;
-        active[at] =
-            image < args.images ? silu<float>(args.hidden[static_cast<size_t>(first_image) * units + at]) : 0.0f;
-    }
-    for (int at = threadIdx.x; at < SLICE * units; at += THREADS) {
-        const int row = at / units;
-        const bool inside = first_channel + row < args.channels;
-        weights[row * stride + at % units] =
-            inside ? args.weight[static_cast<size_t>(first_channel) * units + at] : 0.0f;
-    }
+    float* active = shared.take<float>(IMAGES * args.units);
+    const ImageGroup group(blockIdx.x, args.images);
+    const float* parts = args.parts + static_cast<size_t>(group.number) * args.slices * IMAGES * args.units;
+    finish_hidden(args, group, parts, args.slices, blockIdx.y == 0, active);
     barrier();
-    const int own = threadIdx.x % SLICE, pair = threadIdx.x / SLICE, channel = first_channel + own;
-    if (channel >= args.channels) return;
-    const float* weight = weights + own * stride;
-    const float *one = active + pair * units, *other = active + (pair + PAIRS) * units;
-    float z[2] = {args.bias[channel], args.bias[channel]};
-#pragma unroll 4
-    for (int unit = 0; unit < units; unit++) {
-        z[0] = fmaf(weight[unit], one[unit], z[0]);
-        z[1] = fmaf(weight[unit], other[unit], z[1]);
-    }
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-        const int image = first_image + pair + i * PAIRS;
-        if (image < args.images) {
-            args.gate[static_cast<size_t>(image) * args.channels + channel] = sigmoid<float>(z[i]);
-        }
-    }
+    const int first = blockIdx.y * GATE_CHANNELS, end = first + GATE_CHANNELS;
+    write_gates<float>(args, group, active, first, end < args.channels ? end : args.channels);
 }

@@ -5,8 +5,9 @@ use crate::common::fixture::cases::{Case, check_on_cpu, on_every_device};
 use effnet::ops::*;
 
 /// Images, pixels, channels, bottleneck, with widths that do not fill a vector. The last shapes are for a GPU: more
-/// images, channels and pixels than a block computes at once.
-const SHAPES: [(usize, usize, usize, usize); 14] = [
+/// images, channels and pixels than a block computes at once; the last of all has more hidden units than a block has
+/// threads, and its gates are computed by a kernel of their own.
+const SHAPES: [(usize, usize, usize, usize); 15] = [
     (1, 1, 8, 2),
     (5, 1, 32, 8),
     (2, 4, 96, 4),
@@ -21,6 +22,7 @@ const SHAPES: [(usize, usize, usize, usize); 14] = [
     (300, 1, 16, 4),
     (9, 2, 1304, 33),
     (1, 5000, 16, 4),
+    (9, 2, 264, 257),
 ];
 
 /// For the CPU only, since the kernels need multiples of eight: channels that do not fill the last vector.

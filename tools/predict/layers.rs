@@ -1,6 +1,6 @@
 //! Work of the squeeze-excite, the end of a block and the head.
 
-use crate::work::{Count, EXACT_SIGMOID, SILU_AND_SLOPE, unknown, up};
+use crate::work::{COMPENSATED, Count, EXACT_SIGMOID, SILU_AND_SLOPE, unknown, up};
 
 /// Sums of silu(BN(y)).
 fn pool(c: &mut Count, values: f64) {
@@ -11,42 +11,51 @@ fn pool(c: &mut Count, values: f64) {
 
 /// The small layers are fp32 products; each neighbouring block stages the same values again.
 pub fn squeeze(c: &mut Count, name: &str) -> Result<(), String> {
-    let channels = c.get("channels");
-    if name == "squeeze_pool" {
-        let (splits, images, pixels) = (c.grid(1), c.grid(2), c.get("pixels"));
-        pool(c, images * pixels * channels);
-        c.floats(images * splits * channels);
-        return Ok(());
-    }
-    let [images, units] = c.sides(["images", "units"]);
-    let (wide, narrow) = (images * channels, images * units);
-    let neighbours = c.grid(1);
-    c.fp32(wide, units);
+    let [images, channels, units] = c.sides(["images", "channels", "units"]);
+    let (wide, narrow, whole) = (images * channels, images * units, up(images, 8.0));
     match name {
-        "squeeze_hidden" => {
-            let splits = c.get("splits");
-            c.fp32(wide, splits * neighbours);
-            c.floats(wide * splits);
+        "squeeze_pool" => {
+            let (slices, splits, pixels) = (c.grid(0), c.grid(1), c.get("pixels"));
+            pool(c, wide * pixels);
+            c.fp32(wide, units + splits);
+            // The pool's sums and the slices' hidden units are written and, by the last blocks, read.
+            c.floats(wide * splits + whole * units * slices);
+            if c.launch.points("gate") {
+                gates(c, [wide, narrow, units, slices]);
+                c.sigmoid(wide);
+            }
         }
-        "squeeze_gate" => c.exact_sigmoid(wide + narrow * neighbours),
+        "squeeze_gate" => {
+            let (neighbours, slices) = (c.grid(1), c.get("slices"));
+            gates(c, [wide, narrow * neighbours, units, slices]);
+            c.exact_sigmoid(wide);
+            c.floats(whole * units * slices);
+        }
         "squeeze_hidden_gradient" => {
-            c.fp32(wide, 3.0 * neighbours);
+            let slices = c.grid(1);
+            c.fp32(wide, units + 3.0);
+            c.fp32(narrow, slices);
             c.exact_sigmoid(narrow);
-            c.floats(wide + 2.0 * narrow);
+            c.floats(wide + whole * units * (slices + 2.0));
         }
-        "squeeze_gradient" => {
-            let parts = c.grid(0);
-            c.fp32(wide, 6.0);
-            c.floats(narrow);
-            c.sums(parts, channels);
-        }
-        "squeeze_weights" => {
-            c.fp32(wide, units + neighbours);
-            c.floats(wide + 2.0 * narrow);
+        "squeeze_gradients" => {
+            let groups = whole / 8.0;
+            // Three products: of the pooled features' gradient and of both layers' weights.
+            c.fp32(wide, 3.0 * units + 6.0 + up(units, 8.0) / 8.0);
+            c.floats(wide + 2.0 * whole * units);
+            c.sums(groups, channels);
+            c.fp32(2.0 * channels * groups, COMPENSATED);
         }
         _ => return Err(unknown(name)),
     }
     Ok(())
+}
+
+/// Hidden units, from what the slices of channels add to each, and the second layer's product.
+fn gates(c: &mut Count, [wide, narrow, units, slices]: [f64; 4]) {
+    c.fp32(narrow, slices);
+    c.exact_sigmoid(narrow);
+    c.fp32(wide, units);
 }
 
 pub fn residual(c: &mut Count) {

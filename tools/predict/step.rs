@@ -167,7 +167,7 @@ fn taken(
 fn share(kernel: &str, field: &str) -> f64 {
     match (kernel, field) {
         ("squeeze_hidden_gradient", "gate_gradient") => 0.2,
-        ("squeeze_gradient", "five_sums") => 0.8,
+        ("squeeze_gradients", "five_sums") => 0.8,
         _ => 1.0,
     }
 }

@@ -20,8 +20,8 @@ use super::sources::batch_norm::{
 };
 use crate::ops::{BatchNorm, BatchNormInference, OpsError, Result, Statistics};
 
-/// Counts of arrivals for which there is memory.
-pub const MOST_ARRIVALS: usize = 4096;
+/// Counts of arrivals for which there is memory: the squeeze-excite of 65,535 images of 3840 channels needs most.
+pub const MOST_ARRIVALS: usize = 1 << 17;
 
 const STATISTICS: Kernel<BatchNormStatisticsArguments> = Kernel::plain("batch_norm_statistics");
 const MERGE: Kernel<BatchNormMergeArguments> = Kernel::plain("batch_norm_merge");
@@ -222,6 +222,11 @@ pub fn finish_sums<G: Gpu>(cx: &mut Context<G>, bn: &BatchNorm, partials: Addres
         channels: bn.channels as i32,
     };
     cx.launch(&SUMS, [2 * bn.channels / LANES, 1, 1], THREADS, THREADS * 8, arguments)?;
+    exchange_sums(cx, bn)
+}
+
+/// With synchronised batch norm, sums `bn.sums` over the ranks.
+pub fn exchange_sums<G: Gpu>(cx: &mut Context<G>, bn: &BatchNorm) -> Result {
     if bn.ranks == 1 {
         return Ok(());
     }
