@@ -151,7 +151,7 @@ pub fn of(launch: &Launched) -> Result<Work, String> {
         _ if name.starts_with("squeeze_") => layers::squeeze(&mut c, name)?,
         _ if name.starts_with("head_") => layers::head(&mut c, name)?,
         _ if name.starts_with("batch_norm_") => state::batch_norm(&mut c, name)?,
-        _ if name.starts_with("add_gradient_g") => state::add_gradient(&mut c),
+        ("finish_gradients", _) => state::finish_gradients(&mut c),
         _ if name.starts_with("image_") => state::image(&mut c, name)?,
         _ if name.starts_with("optimiser_") => state::optimiser(&mut c, name)?,
         ("(fill)" | "(copy)", _) => {

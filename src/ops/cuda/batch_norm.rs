@@ -1,9 +1,10 @@
-//! Batch norm between passes: from the partial sums of a pass's blocks to coefficients, in a fixed order.
+//! Batch norm between passes: from the partial statistics of a pass's blocks to coefficients, in a fixed order.
 //!
 //! A pointwise pass of one rank alone finishes its statistics itself, see `kernels/batch_norm.cuh`; the kernels here are for the others.
 //!
 //! A pass that stores y leaves `counts` [parts] and `moments` [parts, 2, C] in the workspace (see
-//! `kernels/numeric.cuh`), a pass that makes `du` leaves Σdu and Σdu·ŷ as [parts, 2, C], all in fp32.
+//! `kernels/numeric.cuh`), a pass that makes `du` leaves Σdu and Σdu·ŷ as [parts, 2, C], all in fp32; these are added in
+//! [`reduction`](super::reduction).
 //!
 //! With synchronised batch norm, each rank merges its own parts to one, and every rank merges the parts of all ranks
 //! in rank order. The two sums of the backward pass are added over the ranks. The gradients of γ and β stay local
@@ -15,8 +16,7 @@ use super::arguments::Kernel;
 use super::context::Context;
 use super::gpu::{Address, Gpu, Piece, Reduce};
 use super::sources::batch_norm::{
-    BatchNormInferenceArguments, BatchNormMergeArguments, BatchNormStatisticsArguments,
-    BatchNormSumsArguments, FAN, LANES, THREADS,
+    BatchNormInferenceArguments, BatchNormMergeArguments, BatchNormStatisticsArguments, FAN, LANES, THREADS,
 };
 use crate::ops::{BatchNorm, BatchNormInference, OpsError, Result, Statistics};
 
@@ -26,7 +26,6 @@ pub const MOST_ARRIVALS: usize = 4096;
 const STATISTICS: Kernel<BatchNormStatisticsArguments> = Kernel::plain("batch_norm_statistics");
 const MERGE: Kernel<BatchNormMergeArguments> = Kernel::plain("batch_norm_merge");
 const INFERENCE: Kernel<BatchNormInferenceArguments> = Kernel::plain("batch_norm_inference");
-const SUMS: Kernel<BatchNormSumsArguments> = Kernel::plain("batch_norm_sums");
 
 /// Bytes of the counts and of the moments of `parts` parts. With several ranks the counts of all ranks follow the
 /// first, this rank's merged part and all ranks' parts follow the second.
@@ -208,20 +207,8 @@ pub fn merge<G: Gpu>(
     Ok([rank_counts, merged])
 }
 
-/// Sums the parts' Σdu and Σdu·ŷ into `bn.sums`, adds them to the gradients of β and γ, and raises the step's flag if
-/// a gradient is not finite. With synchronised batch norm, `bn.sums` are then summed over the ranks.
-pub fn finish_sums<G: Gpu>(cx: &mut Context<G>, bn: &BatchNorm, partials: Address, parts: usize) -> Result {
-    assert_eq!(bn.channels % LANES, 0, "channels come in vectors");
-    let arguments = BatchNormSumsArguments {
-        partials,
-        sums: cx.tensor(bn.sums),
-        bias_gradient: cx.gradient(bn.bias),
-        weight_gradient: cx.gradient(bn.weight),
-        block: cx.state.block,
-        parts: parts as i32,
-        channels: bn.channels as i32,
-    };
-    cx.launch(&SUMS, [2 * bn.channels / LANES, 1, 1], THREADS, THREADS * 8, arguments)?;
+/// With synchronised batch norm, sums `bn.sums` over the ranks.
+pub fn exchange_sums<G: Gpu>(cx: &mut Context<G>, bn: &BatchNorm) -> Result {
     if bn.ranks == 1 {
         return Ok(());
     }

@@ -8,6 +8,7 @@ use super::arguments::{Arguments, Kernel};
 use super::batch_norm::MOST_ARRIVALS;
 use super::gpu::{Address, Gpu, Launch};
 use super::precision::Precision;
+use super::reduction::{WeightGradient, finish_waiting};
 use super::sources::step::StepBlock;
 use super::timing::Timing;
 use crate::ops::optimiser::MOST_SLOTS;
@@ -73,6 +74,11 @@ pub struct Context<G: Gpu> {
     pub ema_weights: bool,
     pub workspace: Address,
     pub workspace_bytes: usize,
+    /// Partial sums that outlive their pass, beside the workspace.
+    pub kept: Address,
+    pub kept_bytes: usize,
+    /// The gradient that is made of them by the next launch that finishes one.
+    pub(super) waiting: Option<WeightGradient>,
     /// A buffer for uploaded images and its length; the first upload allocates it.
     pub pixels: Option<(Address, usize)>,
     /// Set while passes are timed.
@@ -96,6 +102,7 @@ impl<G: Gpu> Context<G> {
             (self.state.arrivals, 4 * MOST_ARRIVALS, "counts of arrivals"),
             (self.arena, self.arena_bytes, "arena"),
             (self.workspace, self.workspace_bytes, "workspace"),
+            (self.kept, self.kept_bytes, "workspace"),
         ] {
             self.gpu.describe(at, bytes, label);
         }
@@ -160,6 +167,13 @@ impl<G: Gpu> Context<G> {
             offset += bytes.next_multiple_of(ALIGNMENT);
             self.workspace.offset(start)
         })
+    }
+
+    /// Memory for partial sums that outlive the pass. Finishes those that lie there.
+    pub fn kept(&mut self, bytes: usize) -> Result<Address> {
+        assert!(bytes <= self.kept_bytes, "a pass keeps {bytes} bytes, more than planned");
+        finish_waiting(self)?;
+        Ok(self.kept)
     }
 
     /// Enqueues a kernel over `grid` blocks of `threads` threads with `shared` bytes of dynamic shared memory.

@@ -11,7 +11,7 @@ use super::batch_norm::{self, Parts};
 use super::context::{Context, shared_bytes, workspace_bytes};
 use super::gpu::{Address, Gpu};
 use super::precision::Precision;
-use super::reduction;
+use super::reduction::{Partials, WeightGradient, finish_gradients};
 use super::sources::depthwise::{
     DEPTHWISE_CHANNELS, DEPTHWISE_COLUMNS, DEPTHWISE_COLUMNS_STRIDE1, DEPTHWISE_COLUMNS_STRIDE2,
     DEPTHWISE_CONSTANTS, DEPTHWISE_SLICE, DEPTHWISE_THREADS, DepthwiseBackwardArguments,
@@ -235,8 +235,9 @@ impl OnCuda for DepthwiseBackward {
         };
         let kernel = kernel.variant(variant(self.window));
         cx.launch(&kernel, tiles.grid(), DEPTHWISE_THREADS, tiles.shared, arguments)?;
-        batch_norm::finish_sums(cx, &previous, sum_partials, tiles.parts)?;
-        reduction::add_gradient(cx, weight_partials, tiles.parts, self.weight)
+        let [sums, partials] = [sum_partials, weight_partials].map(|at| Partials { at, parts: tiles.parts });
+        let weight = WeightGradient { weight: self.weight, partials };
+        finish_gradients(cx, Some((&previous, sums)), Some(weight))
     }
 }
 

@@ -2,10 +2,11 @@
 
 use super::OnCuda;
 use super::arguments::Kernel;
-use super::batch_norm::{finish_sums, sums_bytes};
+use super::batch_norm::sums_bytes;
 use super::context::{Context, shared_floats, workspace_bytes};
 use super::gpu::{Address, Gpu};
 use super::precision::Precision;
+use super::reduction::{Partials, finish_gradients};
 use super::sources::squeeze_excite::{
     BATCH, IMAGES, LANES, ROW, SLICE, SqueezeGateArguments, SqueezeGradientArguments, SqueezeHiddenArguments,
     SqueezeHiddenGradientArguments, SqueezePoolArguments, SqueezeWeightsArguments, THREADS, UNITS, WARP,
@@ -135,7 +136,7 @@ impl OnCuda for SqueezeBackward {
         cx.launch(&GRADIENT, [parts, self.channels.div_ceil(SLICE), 1], THREADS, shared, gradient)?;
 
         weights(cx, self, dz, active, dhidden)?;
-        finish_sums(cx, &self.bn, partials, parts)
+        finish_gradients(cx, Some((&self.bn, Partials { at: partials, parts })), None)
     }
 }
 

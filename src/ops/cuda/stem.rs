@@ -6,7 +6,7 @@ use super::batch_norm::{self, Parts};
 use super::context::{Context, shared_floats, workspace_bytes};
 use super::gpu::Gpu;
 use super::precision::Precision;
-use super::reduction;
+use super::reduction::{Partials, WeightGradient, finish_gradients};
 use super::sources::stem::{
     COLORS, LANES, SIDE, STEM_PIXELS, STEM_THREADS, STRIDE, StemBackwardArguments, StemForwardArguments, TAPS,
 };
@@ -142,6 +142,7 @@ impl OnCuda for StemBackward {
         // Four numbers of batch norm's backward for each channel, the image's rows, dy.
         let pieces = [4 * self.channels, cut.rows * cut.pitch, dy_pixels(self) * self.channels];
         cx.launch(&BACKWARD, [parts, 1, 1], STEM_THREADS, shared_floats(pieces), arguments)?;
-        reduction::add_gradient(cx, partials, parts, self.weight)
+        let partials = Partials { at: partials, parts };
+        finish_gradients(cx, None, Some(WeightGradient { weight: self.weight, partials }))
     }
 }
