@@ -1,5 +1,5 @@
-// Batch norm between passes: from the partial results of a pass's blocks to coefficients. The pointwise passes of one rank
-// alone finish their statistics themselves, see batch_norm.cuh; sums of the backward passes are added in reduction.cu.
+// Batch norm between passes: from the partial results of a pass's blocks to coefficients. The passes of one rank alone finish
+// their statistics themselves, see batch_norm.cuh; sums of the backward passes are added in reduction.cu.
 //
 // Idea: a block has 8 channels (a 32-byte sector of every part's row) and divides the parts among 64 groups. So few
 // channels already fill the GPU, and no thread reads more than parts/64 parts. Statistics are merged by Chan's formula
@@ -8,8 +8,8 @@
 // double. See reduction.cuh for the order.
 //
 // At 1000 parts of 1152 channels a kernel reads 9.2 MB, mostly from the second-level cache, where the previous kernel
-// has just written it: floor 3 µs at 3.0 TB/s. Of B0's 49 batch norms, 17 are finished here and 32 by their passes: below
-// half a megabyte a launch. So they are bound by latency, some 4 µs each. Last measured share: not yet measured.
+// has just written it: floor 3 µs at 3.0 TB/s. With several ranks, B0's 49 batch norms have below a megabyte each. So they are
+// bound by latency, some 4 µs each. Last measured share: not yet measured.
 #include "batch_norm.cuh"
 #include "reduction.cuh"
 

@@ -91,7 +91,7 @@ pub fn preface() -> String {
         \n\
         These are bounds, not times. Latency, instructions that are not counted, traffic of shared memory and of the\n\
         second-level cache, low occupancy, double precision and the gaps between launches come on top. A kernel of a few\n\
-        microseconds, such as `batch_norm_statistics`, takes the time of its launch instead. Less than the bound is possible only\n\
+        microseconds, such as `optimiser_scale`, takes the time of its launch instead. Less than the bound is possible only\n\
         if the second-level cache still holds the output of the kernel before, such as the workspace.\n\
         \n\
         | card | SMs | GHz | copy TB/s | tensor t | fp32 f | special s |\n\

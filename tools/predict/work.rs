@@ -116,6 +116,11 @@ impl Count<'_> {
     }
     pub fn statistics(&mut self, parts: f64, channels: f64) {
         self.floats(parts * (1.0 + 2.0 * channels));
+        if self.launch.points("arrivals") {
+            // The last blocks read them once more and merge them.
+            self.floats(parts * (1.0 + 2.0 * channels));
+            self.fp32(parts * channels, 5.0);
+        }
     }
     pub fn sums(&mut self, parts: f64, channels: f64) {
         self.floats(parts * 2.0 * channels);

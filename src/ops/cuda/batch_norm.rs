@@ -1,6 +1,7 @@
 //! Batch norm between passes: from the partial statistics of a pass's blocks to coefficients, in a fixed order.
 //!
-//! A pointwise pass of one rank alone finishes its statistics itself, see `kernels/batch_norm.cuh`; the kernels here are for the others.
+//! A pass of one rank alone finishes its statistics itself, see `kernels/batch_norm.cuh`; the kernels here are for several
+//! ranks.
 //!
 //! A pass that stores y leaves `counts` [parts] and `moments` [parts, 2, C] in the workspace (see
 //! `kernels/numeric.cuh`), a pass that makes `du` leaves Σdu and Σdu·ŷ as [parts, 2, C], all in fp32; these are added in
@@ -34,8 +35,8 @@ pub fn statistics_bytes(bn: &BatchNorm, parts: usize) -> [usize; 2] {
     [(parts + counts) * 4, (parts + moments) * moment_bytes(bn)]
 }
 
-/// The same where the pass finishes its statistics itself: the moments of groups of parts follow those of the parts.
-pub fn finished_bytes(bn: &BatchNorm, parts: usize) -> [usize; 2] {
+/// The same for a pass, which may finish its statistics itself: the moments of groups of parts follow those of the parts.
+pub fn parts_bytes(bn: &BatchNorm, parts: usize) -> [usize; 2] {
     match (bn.ranks, parts.div_ceil(FAN)) {
         (1, groups @ 2..) => [parts * 4, (parts + groups) * moment_bytes(bn)],
         _ => statistics_bytes(bn, parts),
@@ -99,8 +100,8 @@ impl Finish {
 }
 
 impl Parts {
-    /// Takes workspace for `number` parts.
-    pub fn of<G: Gpu>(cx: &Context<G>, bn: &BatchNorm, number: usize) -> Parts {
+    /// Takes workspace for `number` parts that others finish.
+    fn left<G: Gpu>(cx: &Context<G>, bn: &BatchNorm, number: usize) -> Parts {
         let [counts, moments] = match bn.statistics {
             Statistics::Batch => cx.workspace(statistics_bytes(bn, number)),
             Statistics::Running => [Address::NULL; 2],
@@ -108,14 +109,14 @@ impl Parts {
         Parts { counts, moments, finish: Finish::NONE, number }
     }
 
-    /// The same for a pass that finishes them itself if it can: `slices` of the channels have blocks of their own.
-    pub fn finished<G: Gpu>(cx: &Context<G>, bn: &BatchNorm, number: usize, slices: usize) -> Parts {
+    /// Takes workspace for `number` parts. `slices` of the channels have blocks of their own.
+    pub fn of<G: Gpu>(cx: &Context<G>, bn: &BatchNorm, number: usize, slices: usize) -> Parts {
         if (bn.statistics, bn.ranks) != (Statistics::Batch, 1) {
-            return Parts::of(cx, bn, number);
+            return Parts::left(cx, bn, number);
         }
         assert!(slices * (number.div_ceil(FAN) + 1) <= MOST_ARRIVALS, "{slices} slices of {number} parts");
         assert!(i32::try_from(bn.rows).is_ok(), "a pass has fewer rows");
-        let [counts, moments] = cx.workspace(finished_bytes(bn, number));
+        let [counts, moments] = cx.workspace(parts_bytes(bn, number));
         Parts { counts, moments, finish: Finish::of(cx, bn), number }
     }
 

@@ -2,7 +2,7 @@
 
 use super::OnCuda;
 use super::arguments::Kernel;
-use super::batch_norm::{Parts, finished_bytes, inverse_rows};
+use super::batch_norm::{Parts, inverse_rows, parts_bytes};
 use super::context::{Context, workspace_bytes};
 use super::gpu::{Address, Gpu};
 use super::pointwise::Cut;
@@ -23,12 +23,12 @@ fn cut(p: &ProjectForward, precision: Precision) -> Cut {
 
 impl OnCuda for ProjectForward {
     fn workspace(&self, precision: Precision) -> usize {
-        workspace_bytes(&finished_bytes(&self.bn, cut(self, precision).parts))
+        workspace_bytes(&parts_bytes(&self.bn, cut(self, precision).parts))
     }
 
     fn launch<G: Gpu>(&self, cx: &mut Context<G>) -> Result {
         let cut = cut(self, cx.precision);
-        let parts = Parts::finished(cx, &self.bn, cut.parts, cut.column_tiles);
+        let parts = Parts::of(cx, &self.bn, cut.parts, cut.column_tiles);
         let arguments = ProjectForwardArguments {
             x: cx.tensor(self.x),
             weight: cx.stored_weight(self.weight),
