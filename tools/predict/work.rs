@@ -163,7 +163,7 @@ pub fn of(launch: &Launched) -> Result<Work, String> {
             let ways = if name == "(copy)" { 2.0 } else { 1.0 };
             c.work.bytes += ways * 1024.0 * c.get("kibibytes");
         }
-        ("step_begin" | "step_scale" | "masks_drop_path" | "masks_dropout", _) => {}
+        ("step_begin" | "step_scale" | "masks", _) => {}
         _ => return Err(unknown(name)),
     }
     match c.missing {

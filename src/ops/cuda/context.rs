@@ -7,6 +7,7 @@ use std::fmt::Write;
 use super::arguments::{Arguments, Kernel};
 use super::batch_norm::MOST_ARRIVALS;
 use super::gpu::{Address, Gpu, Launch};
+use super::masks::{WaitingMasks, draw_waiting};
 use super::precision::Precision;
 use super::reduction::{WeightGradient, finish_waiting};
 use super::sources::step::StepBlock;
@@ -79,6 +80,8 @@ pub struct Context<G: Gpu> {
     pub kept_bytes: usize,
     /// The gradient that is made of them by the next launch that finishes one.
     pub(super) waiting: Option<WeightGradient>,
+    /// The masks that the next launch draws.
+    pub(super) masks: WaitingMasks,
     /// A buffer for uploaded images and its length; the first upload allocates it.
     pub pixels: Option<(Address, usize)>,
     /// Set while passes are timed.
@@ -211,6 +214,15 @@ impl<G: Gpu> Context<G> {
             (Some(began), Some(timing)) => timing.end_kernel(&mut self.gpu, &self.name, began),
             _ => Ok(()),
         }
+    }
+
+    /// Enqueues what passes have left to a later launch.
+    ///
+    /// # Errors
+    /// [`Gpu::launch`]'s.
+    pub fn settle(&mut self) -> Result {
+        draw_waiting(self)?;
+        finish_waiting(self)
     }
 
     /// Begins a pass, for the profile.
