@@ -208,6 +208,9 @@ fn rust_type(line: &Line, of: &str) -> Result<&'static str, Error> {
         "float" => "f32",
         "double" => "f64",
         "ImageTable" => "ImageTable",
+        "MaskPointers" => "MaskPointers",
+        "MaskLayers" => "MaskLayers",
+        "MaskRates" => "MaskRates",
         _ => return Err(line.error(&format!("no Rust type for `{of}`: add it in build/sources.rs"))),
     })
 }

@@ -1,5 +1,5 @@
-// Batch norm between passes: from the partial results of a pass's blocks to coefficients and sums. The pointwise passes of
-// one rank alone finish their statistics themselves, see batch_norm.cuh.
+// Batch norm between passes: from the partial results of a pass's blocks to coefficients. The passes of one rank alone finish
+// their statistics themselves, see batch_norm.cuh; sums of the backward passes are added in reduction.cu.
 //
 // Idea: a block has 8 channels (a 32-byte sector of every part's row) and divides the parts among 64 groups. So few
 // channels already fill the GPU, and no thread reads more than parts/64 parts. Statistics are merged by Chan's formula
@@ -8,9 +8,8 @@
 // double. See reduction.cuh for the order.
 //
 // At 1000 parts of 1152 channels a kernel reads 9.2 MB, mostly from the second-level cache, where the previous kernel
-// has just written it: floor 3 µs at 3.0 TB/s. Of B0's 49 batch norms, 17 are finished here and 32 by their passes; all
-// have their sums from here: 18 MB in a step at batch 512, below half a megabyte a launch. So they are bound by latency,
-// some 4 µs each. Last measured share: not yet measured.
+// has just written it: floor 3 µs at 3.0 TB/s. With several ranks, B0's 49 batch norms have below a megabyte each. So they are
+// bound by latency, some 4 µs each. Last measured share: not yet measured.
 #include "batch_norm.cuh"
 #include "reduction.cuh"
 
@@ -123,30 +122,4 @@ KERNEL(batch_norm_inference, 256, BatchNormInferenceArguments) {
     const int channel = blockIdx.x * 256 + threadIdx.x;
     if (channel >= args.channels) return;
     write_coefficients(args, args.channels, channel, args.running_mean[channel], args.running_var[channel]);
-}
-
-// partials [parts, 2, C] of Σdu and Σdu·ŷ → sums [2, C], also added to the gradients of β and γ.
-#define BATCH_NORM_SUMS_FIELDS(F) \
-    F(const float*, partials)     \
-    F(float*, sums)               \
-    F(float*, bias_gradient)      \
-    F(float*, weight_gradient)    \
-    F(StepBlock*, block)          \
-    F(int, parts)                 \
-    F(int, channels)
-ARGUMENTS(BatchNormSumsArguments, BATCH_NORM_SUMS_FIELDS)
-
-KERNEL(batch_norm_sums, THREADS, BatchNormSumsArguments) {
-    SharedArena shared;
-    double* totals = shared.take<double>(THREADS);
-    const int group = threadIdx.x / LANES, column = blockIdx.x * LANES + threadIdx.x % LANES;
-    const size_t columns = 2 * static_cast<size_t>(args.channels);
-    const double own = column_sum(args.partials + column, columns, args.parts, group, GROUPS).total();
-    const double total = group_sum<LANES, GROUPS>(own, totals);
-    if (group == 0) {
-        float* gradient = column < args.channels ? args.bias_gradient + column
-                                                 : args.weight_gradient + (column - args.channels);
-        args.sums[column] = static_cast<float>(total);
-        add_to_gradient(gradient, static_cast<float>(total), args.block);
-    }
 }

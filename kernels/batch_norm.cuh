@@ -31,7 +31,8 @@
 // Parts of a group.
 constexpr int FAN = 64;
 
-// Rows of parts that have `most` rows each, but for the last.
+// `Rows` says how many rows `parts` neighbouring parts have together, of which `first` is the first: those that have `most`
+// each, but for the last.
 struct EvenParts {
     int rows, most;
 

@@ -15,6 +15,7 @@
 // depthwise.cu, docs/depthwise.md.
 #pragma once
 
+#include "batch_norm.cuh"
 #include "depthwise_sums.cuh"
 
 #define DEPTHWISE_FORWARD_FIELDS(F)                                                     \
@@ -22,8 +23,9 @@
     F(const float*, coefficients) /* of the input's batch norm; null: a = x */          \
     F(const float*, weight)       /* [C, K, K] */                                       \
     F(void*, y)                                                                         \
-    F(float*, counts) /* [parts]; null: no statistics */                                \
-    F(float*, moments)            /* [parts, 2, C] */                                   \
+    F(float*, counts)  /* [parts]; null: no statistics */                               \
+    F(float*, moments) /* [parts + groups of them, 2, C] */                             \
+    BATCH_NORM_FINISH_FIELDS(F)                                                         \
     F(int, images)                                                                      \
     F(int, channels)                                                                    \
     F(int, input)            /* side of the input */                                    \
@@ -40,6 +42,26 @@ ARGUMENTS(DepthwiseForwardArguments, DEPTHWISE_FORWARD_FIELDS)
 
 // Columns of a thread.
 constexpr int DEPTHWISE_COLUMNS = 7;
+
+// Floats in which the moments of all blocks are merged, in place of the ring.
+constexpr int DEPTHWISE_MERGE = 2 * 16 * DEPTHWISE_SLICE + 16;
+
+// Rows of the parts: a tile of columns, a strip of rows, some images.
+struct DepthwiseParts {
+    const DepthwiseForwardArguments& args;
+
+    // Of all parts before this one.
+    __device__ __forceinline__ int before(int part) const {
+        const int side = args.output, strip = part / args.tiles % args.strips;
+        const int image = part / args.tiles / args.strips * args.images_per_block;
+        if (image >= args.images) return args.images * side * side;
+        const int images = min(args.images_per_block, args.images - image);
+        const int row = strip * args.strip_rows, rows = min(args.strip_rows, side - row);
+        const int column = part % args.tiles * args.workers * DEPTHWISE_COLUMNS;
+        return image * side * side + images * (row * side + rows * column);
+    }
+    __device__ __forceinline__ int count(int first, int parts) const { return before(first + parts) - before(first); }
+};
 
 // What the ring holds.
 template <typename T, int STRIDE>
@@ -108,7 +130,8 @@ struct DepthwiseForward {
     __device__ __forceinline__ void prepare() {
         SharedArena arena;
         const int cells = args.ring_rows * reach * SLICE;
-        ring = arena.take<Value>(cells);
+        constexpr int MERGE = DEPTHWISE_MERGE * sizeof(float) / sizeof(Value);
+        ring = arena.take<Value>(max(cells, MERGE));
         zeros = arena.take<Value>((WINDOW + 1) * SLICE);
         norm = arena.take<float>(2 * SLICE);
         scratch = arena.take<float>(DEPTHWISE_MOMENTS_SCRATCH);
@@ -272,8 +295,8 @@ struct DepthwiseForward {
         }
     }
 
-    // Writes the block's part of the statistics.
-    __device__ __forceinline__ void store_moments() {
+    // Writes the block's part of the statistics; the last block makes the coefficients of them.
+    __device__ __forceinline__ void finish_moments() {
         merge_block(count, moments, scratch, [&](int in_slice, float number, float mean, float spread) {
             const int channel = first_channel + in_slice;
             if (channel >= args.channels) return;
@@ -282,6 +305,10 @@ struct DepthwiseForward {
             to[args.channels] = spread;
             if (channel == 0) args.counts[blockIdx.y] = number;
         });
+        static_assert(MomentsMerge<SLICE, DEPTHWISE_THREADS>::FLOATS == DEPTHWISE_MERGE, "room for the merge");
+        finish_batch_norm<SLICE, DEPTHWISE_THREADS>(
+            args, reinterpret_cast<float*>(ring), blockIdx.x, args.channels, blockIdx.y, gridDim.y,
+            DepthwiseParts{args});
     }
 
     __device__ __forceinline__ void run() {
@@ -319,6 +346,6 @@ struct DepthwiseForward {
                 loaded.next = top + above;
             }
         }
-        if (args.counts != nullptr) store_moments();
+        if (args.counts != nullptr) finish_moments();
     }
 };

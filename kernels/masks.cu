@@ -3,7 +3,10 @@
 // depend on how the batch is divided, and a captured graph draws new factors in every step: the seed, the step and
 // the position of the micro-batch's first sample are read from the step's block.
 //
-// Bytes: 4 a factor. B0 at a batch of 1: 9 masks of one factor and 1280 of dropout: only the time of the launches.
+// One launch draws all masks of a micro-batch: the first blocks those of stochastic depth, one after the other, the rest that
+// of dropout.
+//
+// Bytes: 4 a factor. B0 at a batch of 1: 9 masks of one factor and 1280 of dropout: only the time of the launch.
 // Last measured share: not yet measured.
 #include "step.cuh"
 
@@ -41,44 +44,63 @@ __device__ __forceinline__ float factor(uint32_t bits, float rate, float kept) {
     return static_cast<float>(bits >> 8) * (1.0f / 16777216.0f) < rate ? 0.0f : kept;
 }
 
-// One block's stochastic depth: keep [N]. `kept` is 1/(1−rate).
-#define DROP_PATH_FIELDS(F)    \
-    F(const StepBlock*, block) \
-    F(float*, keep)            \
-    F(int, images)             \
-    F(uint32_t, layer)         \
-    F(float, rate)             \
-    F(float, kept)
-ARGUMENTS(DropPathArguments, DROP_PATH_FIELDS)
+// Masks of stochastic depth that one launch draws at most: B7 has 48.
+constexpr int MOST_MASKS = 64;
 
-KERNEL(masks_drop_path, MASK_THREADS, DropPathArguments) {
-    const int image = static_cast<int>(blockIdx.x) * MASK_THREADS + static_cast<int>(threadIdx.x);
-    if (image < args.images) {
-        const Draw bits = draw(args.block, args.block->first_position + image, DROP_PATH, args.layer);
-        args.keep[image] = factor(bits.v[0], args.rate, args.kept);
+struct MaskPointers {
+    float* v[MOST_MASKS];
+};
+struct MaskLayers {
+    uint32_t v[MOST_MASKS];
+};
+struct MaskRates {
+    float v[MOST_MASKS];
+};
+
+// Stochastic depth of `masks` blocks: keep [N] each. Dropout: dropout [N, C], or null. `kept` is 1/(1−rate).
+#define MASKS_FIELDS(F)        \
+    F(const StepBlock*, block) \
+    F(int, images)             \
+    F(int, masks)              \
+    F(MaskPointers, keep)      \
+    F(MaskLayers, layer)       \
+    F(MaskRates, rate)         \
+    F(MaskRates, kept)         \
+    F(float*, dropout)         \
+    F(int, channels)           \
+    F(float, dropout_rate)     \
+    F(float, dropout_kept)
+ARGUMENTS(MasksArguments, MASKS_FIELDS)
+
+namespace {
+
+__device__ __forceinline__ void draw_depth(const MasksArguments& args, int mask, int image) {
+    if (image >= args.images) return;
+    const Draw bits = draw(args.block, args.block->first_position + image, DROP_PATH, args.layer.v[mask]);
+    args.keep.v[mask][image] = factor(bits.v[0], args.rate.v[mask], args.kept.v[mask]);
+}
+
+// The factors of four features, from one draw.
+__device__ __forceinline__ void draw_dropout(const MasksArguments& args, size_t at) {
+    const int groups = (args.channels + 3) / 4;
+    const int image = static_cast<int>(at / groups), group = static_cast<int>(at % groups);
+    if (image >= args.images) return;
+    const Draw bits = draw(args.block, args.block->first_position + image, DROPOUT, group);
+    float* mask = args.dropout + static_cast<size_t>(image) * args.channels + 4 * group;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        if (4 * group + i < args.channels) mask[i] = factor(bits.v[i], args.dropout_rate, args.dropout_kept);
     }
 }
 
-// Dropout: mask [N, C]. A thread makes the factors of four features from one draw.
-#define DROPOUT_FIELDS(F)      \
-    F(const StepBlock*, block) \
-    F(float*, mask)            \
-    F(int, images)             \
-    F(int, channels)           \
-    F(float, rate)             \
-    F(float, kept)
-ARGUMENTS(DropoutArguments, DROPOUT_FIELDS)
+}  // namespace
 
-KERNEL(masks_dropout, MASK_THREADS, DropoutArguments) {
-    const int groups = (args.channels + 3) / 4;
-    const size_t at = static_cast<size_t>(blockIdx.x) * MASK_THREADS + threadIdx.x;
-    const int image = static_cast<int>(at / groups), group = static_cast<int>(at % groups);
-    if (image < args.images) {
-        const Draw bits = draw(args.block, args.block->first_position + image, DROPOUT, group);
-        float* mask = args.mask + static_cast<size_t>(image) * args.channels + 4 * group;
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            if (4 * group + i < args.channels) mask[i] = factor(bits.v[i], args.rate, args.kept);
-        }
+KERNEL(masks, MASK_THREADS, MasksArguments) {
+    const int block = blockIdx.x, thread = threadIdx.x;
+    const int blocks = (args.images + MASK_THREADS - 1) / MASK_THREADS, depth = args.masks * blocks;
+    if (block < depth) {
+        draw_depth(args, block / blocks, block % blocks * MASK_THREADS + thread);
+    } else {
+        draw_dropout(args, static_cast<size_t>(block - depth) * MASK_THREADS + thread);
     }
 }

@@ -1,7 +1,7 @@
 // The stem's forward pass, and what both passes share: the map of the image in shared memory. See stem.cu.
 #pragma once
 
-#include "numeric.cuh"
+#include "batch_norm.cuh"
 
 constexpr int STEM_THREADS = 256;
 constexpr int SIDE = 3;
@@ -129,24 +129,41 @@ __device__ __forceinline__ void load_rows(
 constexpr int STEM_PIXELS = 7;
 
 // Grid: parts. A tile has 7·⌊256/(C/8)⌋ pixels, fewer if its rows would not fit. `counts` [parts] and `moments`
-// [parts, 2, C], or null.
-#define STEM_FORWARD_FIELDS(F) \
-    F(const void*, image)      \
-    F(const float*, weight)    \
-    F(void*, y)                \
-    F(float*, counts)          \
-    F(float*, moments)         \
-    F(int, images)             \
-    F(int, input)              \
-    F(int, output)             \
-    F(int, pad)                \
-    F(int, pitch)              \
-    F(int, rows)               \
-    F(int, channels)           \
-    F(int, tile_pixels)        \
-    F(int, tiles)              \
+// [parts + groups of them, 2, C], or null.
+#define STEM_FORWARD_FIELDS(F)  \
+    F(const void*, image)       \
+    F(const float*, weight)     \
+    F(void*, y)                 \
+    F(float*, counts)           \
+    F(float*, moments)          \
+    BATCH_NORM_FINISH_FIELDS(F) \
+    F(int, images)              \
+    F(int, input)               \
+    F(int, output)              \
+    F(int, pad)                 \
+    F(int, pitch)               \
+    F(int, rows)                \
+    F(int, channels)            \
+    F(int, tile_pixels)         \
+    F(int, tiles)               \
     F(int, tiles_per_part)
 ARGUMENTS(StemForwardArguments, STEM_FORWARD_FIELDS)
+
+// Channels whose moments are merged at once: B7's.
+constexpr int STEM_SLICE = 64;
+
+// Rows of the parts, which are some tiles each.
+struct StemParts {
+    int pixels, tile_pixels, tiles, tiles_per_part;
+
+    __device__ __forceinline__ uint32_t before(int part) const {
+        const int tile = part * tiles_per_part;
+        return pixels_before(tile < tiles ? tile : tiles, pixels, tile_pixels);
+    }
+    __device__ __forceinline__ int count(int first, int parts) const {
+        return static_cast<int>(before(first + parts) - before(first));
+    }
+};
 
 // Loads the weights into shared memory as [27, 2, C/2]: for each tap (ky, kx, colour) the first four channels of every
 // eight, then the other four, so that the lanes of a warp read neighbouring vectors.
@@ -212,10 +229,11 @@ __device__ __forceinline__ void add_moments(
     }
 }
 
-// Writes the part's moments from those of its threads, which all use the same shifts [C].
+// Writes the part's moments from those of its threads, which all use the same shifts [C]. The last block makes the
+// coefficients of all.
 __device__ __forceinline__ void finish_moments(
     const StemForwardArguments& args, const StemThread& thread, const float (&sums)[LANES],
-    const float (&squares)[LANES], const float* shifts, float count, float* scratch) {
+    const float (&squares)[LANES], const float* shifts, const StemParts& parts, float* scratch) {
     const int channels = args.channels;
     if (!thread.idle()) {
         store_lanes(scratch + thread.lane * channels + thread.group * LANES, sums);
@@ -230,12 +248,16 @@ __device__ __forceinline__ void finish_moments(
             total.squares += scratch[(thread.lanes + lane) * channels + own];
         }
         float mean, spread;
-        total.finish(count, mean, spread);
+        total.finish(static_cast<float>(parts.count(blockIdx.x, 1)), mean, spread);
         float* out = args.moments + 2 * static_cast<size_t>(blockIdx.x) * channels;
         out[own] = mean;
         out[channels + own] = spread;
     }
-    if (own == 0) args.counts[blockIdx.x] = count;
+    if (own == 0) args.counts[blockIdx.x] = static_cast<float>(parts.count(blockIdx.x, 1));
+    static_assert(MomentsMerge<STEM_SLICE, STEM_THREADS>::FLOATS <= 2 * STEM_THREADS * LANES, "room for the merge");
+    for (int slice = 0; slice * STEM_SLICE < channels; slice++) {
+        finish_batch_norm<STEM_SLICE, STEM_THREADS>(args, scratch, slice, channels, blockIdx.x, gridDim.x, parts);
+    }
 }
 
 template <typename T>
@@ -290,8 +312,7 @@ __device__ __forceinline__ void stem_forward(const StemForwardArguments& args) {
         barrier();
     }
     if (batch) {
-        const uint32_t before = pixels_before(begin, map.pixels(), args.tile_pixels);
-        const uint32_t count = pixels_before(end, map.pixels(), args.tile_pixels) - before;
-        finish_moments(args, thread, sums, squares, shifts, static_cast<float>(count), rows);
+        const StemParts parts = {map.pixels(), args.tile_pixels, args.tiles, args.tiles_per_part};
+        finish_moments(args, thread, sums, squares, shifts, parts, rows);
     }
 }

@@ -3,17 +3,23 @@
 use super::*;
 use crate::host_bytes::HostAllocator;
 
-/// The workspace of a pass in bytes: the part that all threads share, and the part that each thread has.
+/// The workspace of a pass in bytes: the part that all threads share, the part of it that a pass after it still reads, which
+/// lies elsewhere, and the part that each thread has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Workspace {
     pub shared: usize,
+    pub kept: usize,
     pub per_thread: usize,
 }
 
 impl Workspace {
     /// Enough for either workspace.
     pub fn max(self, other: Workspace) -> Workspace {
-        Workspace { shared: self.shared.max(other.shared), per_thread: self.per_thread.max(other.per_thread) }
+        Workspace {
+            shared: self.shared.max(other.shared),
+            kept: self.kept.max(other.kept),
+            per_thread: self.per_thread.max(other.per_thread),
+        }
     }
 }
 

@@ -6,7 +6,8 @@ use crate::common::fixture::cases::{Case, check_on_cpu, on_every_device};
 use crate::common::fixture::{Fixture, UNIT, equal_bits, tolerance};
 use crate::common::formula::Formula;
 use crate::common::gpu::{TestGpu, engine, on_cuda};
-use effnet::ops::cuda::batch_norm::{finish_statistics, finish_sums, merge, statistics_bytes};
+use effnet::ops::cuda::batch_norm::{finish_statistics, merge, statistics_bytes};
+use effnet::ops::cuda::reduction::{Partials, finish_gradients};
 use effnet::ops::cuda::{Address, CudaDevice, CudaOps, Precision, step};
 use effnet::ops::*;
 
@@ -195,6 +196,10 @@ fn parts_of_a_rank_become_one<G: TestGpu>() {
 }
 on_cuda!(parts_of_a_rank_become_one);
 
+fn finish_sums<G: TestGpu>(ops: &mut CudaOps<G>, bn: &BatchNorm, at: Address, parts: usize) {
+    finish_gradients(ops.context(), Some((bn, Partials { at, parts })), None).unwrap();
+}
+
 /// Σdu and Σdu·ŷ, and with them the gradients of β and γ, to their own rounding although the terms cancel.
 fn sums_of_parts_are_right_to_their_own_rounding<G: TestGpu>() {
     for (parts, channels) in PARTS.into_iter().flat_map(|parts| [(parts, 8), (parts, 40)]) {
@@ -208,7 +213,7 @@ fn sums_of_parts_are_right_to_their_own_rounding<G: TestGpu>() {
         let before = Formula::of("gradients").values(2 * channels, -1.0, 1.0);
         ops.write_state(Buffer::Gradients, &before).unwrap();
         let at = on_device(&mut ops, &partials);
-        finish_sums(ops.context(), &bn, at, parts).unwrap();
+        finish_sums(&mut ops, &bn, at, parts);
         let sums = buffers::values(&mut ops, bn.sums).unwrap();
         let after = read(&mut ops, Buffer::Gradients, 2 * channels);
         for column in 0..2 * channels {
@@ -228,7 +233,7 @@ fn sums_of_parts_are_right_to_their_own_rounding<G: TestGpu>() {
         assert!(!step::read(ops.context()).unwrap().not_finite, "{what}: the flag is raised");
         partials[parts / 2 * 2 * channels + channels] = f32::NAN;
         let at = on_device(&mut ops, &partials);
-        finish_sums(ops.context(), &bn, at, parts).unwrap();
+        finish_sums(&mut ops, &bn, at, parts);
         assert!(step::read(ops.context()).unwrap().not_finite, "{what}: the flag is not raised");
     }
 }
@@ -244,7 +249,7 @@ fn statistics_and_sums_are_the_same_in_every_run<G: TestGpu>() {
         let [counts, moments, partials] =
             [&counts, &moments, &partials].map(|values| on_device(&mut ops, values));
         finish_statistics(ops.context(), &bn, counts, moments, parts).unwrap();
-        finish_sums(ops.context(), &bn, partials, parts).unwrap();
+        finish_sums(&mut ops, &bn, partials, parts);
         let mut all = buffers::values(&mut ops, bn.coefficients).unwrap();
         all.extend(buffers::values(&mut ops, bn.sums).unwrap());
         all.extend(read(&mut ops, Buffer::Parameters, 4 * channels));

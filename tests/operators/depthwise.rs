@@ -96,6 +96,14 @@ fn forward_on_the_cpu_agrees_with_the_oracle() {
 
 on_cuda_devices!(forward_agrees_with_the_oracle, forward_cases(&CUDA_SHAPES, &FORWARD_KINDS[..3]));
 
+/// So many images that a block of the GPU has two, but for the last, and that the parts of the statistics are in groups; and
+/// parts of tiles and strips whose last ones are smaller.
+fn many_parts() -> Vec<Case> {
+    let cases = forward_cases(&[(601, 1, 72), (5, 33, 8)], &FORWARD_KINDS[..1]);
+    cases.into_iter().step_by(4).collect()
+}
+on_cuda_devices!(statistics_of_many_parts_agree_with_the_oracle, many_parts());
+
 fn ema_weights() -> [Case; 1] {
     let mut f = Fixture::new("depthwise with EMA weights");
     f.weights = Weights::Ema;

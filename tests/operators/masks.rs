@@ -126,3 +126,43 @@ fn dropout_of_the_kernels_equals_the_cpu<G: TestGpu>() {
     }
 }
 on_cuda!(dropout_of_the_kernels_equals_the_cpu);
+
+/// More masks than one launch draws, and two numbers of images: each as if it were alone.
+fn masks_drawn_together_are_those_drawn_alone<G: TestGpu>() {
+    let precision = Precision::Fp16;
+    let mut tensors = Tensors::default();
+    let mut new = |elements| tensors.new_tensor("mask", elements, Kind::Float);
+    let mut all: Vec<(Tensor, Pass)> = Vec::new();
+    for block in 0..70 {
+        let (images, keep) = (130, new(130));
+        all.push((keep, DropPathMask { images, block, rate: 0.01 * block as f32, keep }.into()));
+    }
+    for (images, channels, rate) in [(130, 10, 0.2), (130, 6, 0.5), (3, 5, 0.5)] {
+        let mask = new(images * channels);
+        all.push((mask, DropoutMask { images, channels, rate, mask }.into()));
+        let keep = new(images);
+        all.push((keep, DropPathMask { images, block: 15, rate, keep }.into()));
+    }
+    let (masks, passes): (Vec<Tensor>, Vec<Pass>) = all.into_iter().unzip();
+    let plan = Plan::new(&CudaDevice { precision }, &passes, &tensors, &masks);
+    let of = |way: G::Way, together: bool| {
+        let mut ops = CudaOps::new(G::open(way), StateSize::new(0, 0), &[&plan], precision).unwrap();
+        ops.bind(&plan).unwrap();
+        ops.set_step(STEPS[1]).unwrap();
+        for (pass, mask) in passes.iter().zip(&masks) {
+            ops.run(pass).unwrap();
+            if !together {
+                values(&mut ops, *mask).unwrap();
+            }
+        }
+        // Masks that wait are those of the step in which their pass ran.
+        ops.set_step(STEPS[2]).unwrap();
+        let drawn: Vec<f32> = masks.iter().flat_map(|mask| values(&mut ops, *mask).unwrap()).collect();
+        drawn
+    };
+    let alone = of(G::WAYS[0], false);
+    for way in G::ways(precision) {
+        assert!(equal_bits(&of(*way, true), &alone), "{way:?}");
+    }
+}
+on_cuda!(masks_drawn_together_are_those_drawn_alone);

@@ -8,7 +8,7 @@ use crate::common::formula::Formula;
 use crate::common::gpu::{TestGpu, engine, on_cuda};
 use crate::common::reference::Reference;
 use effnet::ops::cpu::CpuOps;
-use effnet::ops::cuda::{CudaDevice, CudaOps, Precision, optimiser, precision, reduction, step};
+use effnet::ops::cuda::{CudaDevice, CudaOps, Precision, optimiser, precision, step};
 use effnet::ops::*;
 
 const BUFFERS: [Buffer; 5] =

@@ -1,10 +1,12 @@
-//! The second stage of weight gradients: partial sums of a GPU's blocks, added up in a fixed order.
+//! The second stage of a backward pass: partial sums of a GPU's blocks, added up in a fixed order. Sums of batch norms alone
+//! are tested in `batch_norm.rs`.
 
 use crate::common::buffers;
-use crate::common::fixture::{UNIT, doubles, equal_bits};
+use crate::common::fixture::{Fixture, UNIT, doubles, equal_bits};
 use crate::common::formula::Formula;
 use crate::common::gpu::{TestGpu, engine, on_cuda};
-use effnet::ops::cuda::{Precision, reduction, step};
+use effnet::ops::cuda::reduction::{Partials, WeightGradient, finish_gradients, finish_later};
+use effnet::ops::cuda::{CudaDevice, CudaOps, Precision, step};
 use effnet::ops::*;
 
 /// Elements of the buffer before and after the parameter.
@@ -18,7 +20,8 @@ fn add<G: TestGpu>(partials: &[f32], before: &[f32], elements: usize, way: G::Wa
     ops.write_state(Buffer::Gradients, before).unwrap();
     let at = buffers::on_device(&mut ops, bytemuck::cast_slice(partials));
     let cx = ops.context();
-    reduction::add_gradient(cx, at, parts, Param { offset: BESIDE, elements }).unwrap();
+    let weight = Param { offset: BESIDE, elements };
+    finish_gradients(cx, None, Some(WeightGradient { weight, partials: Partials { at, parts } })).unwrap();
     let raised = step::read(cx).unwrap().not_finite;
     (buffers::state(&mut ops, Buffer::Gradients, total).unwrap(), raised)
 }
@@ -90,3 +93,60 @@ fn value_that_is_not_finite_raises_the_flag<G: TestGpu>() {
     }
 }
 on_cuda!(value_that_is_not_finite_raises_the_flag);
+
+/// Elements and parts of two weights' gradients, and channels and parts of a batch norm: fewer and more than a block has.
+const TOGETHER: [[usize; 6]; 4] = [
+    [72, 40, 16_400, 33, 8, 3],
+    [777, 8, 100, 300, 40, 200],
+    [1, 1, 33, 32, 24, 65],
+    [16_400, 33, 1, 1, 1152, 9],
+];
+
+/// Sums of a batch norm and all gradients, and the launches that made them: those of one launch if `together`.
+fn of_a_pass<G: TestGpu>(shape: [usize; 6], way: G::Way, together: bool) -> Vec<f32> {
+    let [first, first_parts, second, second_parts, channels, norm_parts] = shape;
+    let mut f = Fixture::new("together");
+    let bn = f.norm("bn", channels, 10);
+    let device = CudaDevice { precision: Precision::Fp32 };
+    // No pass writes a batch norm's sums only; the plan only has to give them a place.
+    let pass = BatchNormInference { bn: BatchNorm { coefficients: bn.sums, ..bn } }.into();
+    let plan = Plan::new(&device, &[pass], &f.tensors, &[bn.sums]);
+    let gradients = 2 * channels + first + second;
+    let mut ops = engine::<G>(way, gradients, gradients + 2 * channels, &[&plan], Precision::Fp32).unwrap();
+    ops.bind(&plan).unwrap();
+    ops.write_state(Buffer::Gradients, &Formula::of("before").values(gradients, -1.0, 1.0)).unwrap();
+    let left = |ops: &mut CudaOps<G>, what: &str, elements: usize, parts: usize| {
+        let values = Formula::of(what).values(elements * parts, -1.0, 1.0);
+        Partials { at: buffers::on_device(ops, bytemuck::cast_slice(&values)), parts }
+    };
+    let norm = left(&mut ops, "norm", 2 * channels, norm_parts);
+    let [first, second] =
+        [(2 * channels, first, first_parts, "first"), (2 * channels + first, second, second_parts, "second")]
+            .map(|(offset, elements, parts, what)| WeightGradient {
+                weight: Param { offset, elements },
+                partials: left(&mut ops, what, elements, parts),
+            });
+    let cx = ops.context();
+    if together {
+        finish_later(cx, second);
+        finish_gradients(cx, Some((&bn, norm)), Some(first)).unwrap();
+        assert!(finish_gradients(cx, None, None).is_err(), "nothing waits any more");
+    } else {
+        finish_gradients(cx, None, Some(second)).unwrap();
+        finish_gradients(cx, Some((&bn, norm)), None).unwrap();
+        finish_gradients(cx, None, Some(first)).unwrap();
+    }
+    let sums = buffers::values(&mut ops, bn.sums).unwrap();
+    [sums, buffers::state(&mut ops, Buffer::Gradients, gradients).unwrap()].concat()
+}
+
+fn one_launch_finishes_all_that_a_pass_has_left<G: TestGpu>() {
+    for shape in TOGETHER {
+        let expected = of_a_pass::<G>(shape, G::WAYS[0], false);
+        for way in G::WAYS {
+            let got = of_a_pass::<G>(shape, *way, true);
+            assert!(equal_bits(&got, &expected), "{shape:?}: {way:?} gives other bits");
+        }
+    }
+}
+on_cuda!(one_launch_finishes_all_that_a_pass_has_left);

@@ -8,8 +8,8 @@ use effnet::ops::*;
 const PADDINGS: [Padding; 2] = [Padding::Symmetric, Padding::Same];
 
 /// Images, side, channels: odd and even sides, one-pixel outputs, the family's channels, maps large enough to be cut
-/// into several tasks, and so many images that a block of the GPU has several.
-const SHAPES: [(usize, usize, usize); 11] = [
+/// into several tasks, more channels than the GPU merges at once, and so many images that a block of the GPU has several.
+const SHAPES: [(usize, usize, usize); 12] = [
     (5, 1, 8),
     (5, 2, 32),
     (3, 3, 40),
@@ -20,6 +20,7 @@ const SHAPES: [(usize, usize, usize); 11] = [
     (2, 33, 32),
     (4, 66, 40),
     (2, 64, 32),
+    (3, 5, 72),
     (2200, 3, 32),
 ];
 

@@ -23,11 +23,6 @@ pub fn forward(c: &mut Count, base: &str, [tile_rows, tile_columns]: [f64; 2]) {
         c.fp32(values, MOMENTS);
         c.statistics(parts, outputs);
     }
-    if c.launch.points("arrivals") {
-        // The last blocks read them once more and merge them.
-        c.statistics(parts, outputs);
-        c.fp32(parts * outputs, 5.0);
-    }
     c.weights(inputs * outputs);
 }
 

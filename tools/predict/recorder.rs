@@ -22,6 +22,8 @@ pub struct Launched {
     /// The kernel's argument, as it lies in memory.
     pub argument: Vec<u8>,
     arguments: HashMap<&'static str, Argument>,
+    /// Addresses in arrays among the arguments.
+    listed: Vec<(&'static str, Address)>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -47,16 +49,20 @@ impl Launched {
 
     /// The arguments that point somewhere.
     pub fn pointers(&self) -> impl Iterator<Item = (&'static str, Address)> {
-        self.arguments.iter().filter_map(|(name, argument)| match argument {
+        let alone = self.arguments.iter().filter_map(|(name, argument)| match argument {
             Argument::Long(0) | Argument::Number(_) => None,
             Argument::Long(at) => Some((*name, Address(*at))),
-        })
+        });
+        alone.chain(self.listed.iter().copied())
     }
 
     pub fn points(&self, name: &str) -> bool {
         matches!(self.arguments.get(name), Some(Argument::Long(at)) if *at != 0)
     }
 }
+
+/// The first address.
+const FIRST: u64 = 1 << 40;
 
 pub struct RecordingGpu {
     properties: Properties,
@@ -84,7 +90,7 @@ impl RecordingGpu {
         };
         RecordingGpu {
             properties,
-            next: 1 << 40,
+            next: FIRST,
             launched: Vec::new(),
             places: BTreeMap::new(),
             staging: Vec::new(),
@@ -101,8 +107,17 @@ impl RecordingGpu {
             shared: 0,
             argument: Vec::new(),
             arguments,
+            listed: Vec::new(),
         });
         Ok(())
+    }
+
+    /// The words of an array that are addresses of this GPU. No float is one: as the upper half of a word, each but 0 is
+    /// larger.
+    fn listed<'a>(&self, bytes: &'a [u8]) -> impl Iterator<Item = Address> + use<'a> {
+        let known = FIRST..self.next;
+        let words = bytes.as_chunks::<8>().0.iter().map(|word| u64::from_le_bytes(*word));
+        words.filter(move |word| known.contains(word)).map(Address)
     }
 }
 
@@ -144,6 +159,11 @@ impl Gpu for RecordingGpu {
             _ => None,
         };
         let arguments = launch.fields.iter().filter_map(|f| Some((f.name, value(f.offset, f.size)?)));
+        let arrays = launch.fields.iter().filter(|f| f.size > 8);
+        let listed = arrays.flat_map(|f| {
+            self.listed(&bytes[f.offset..f.offset + f.size]).map(move |address| (f.name, address))
+        });
+        let listed = listed.collect();
         self.launched.push(Launched {
             kernel: launch.kernel.to_string(),
             grid: launch.grid,
@@ -151,6 +171,7 @@ impl Gpu for RecordingGpu {
             shared: launch.shared,
             argument: bytes.to_vec(),
             arguments: arguments.collect(),
+            listed,
         });
         Ok(())
     }

@@ -91,7 +91,7 @@ pub fn preface() -> String {
         \n\
         These are bounds, not times. Latency, instructions that are not counted, traffic of shared memory and of the\n\
         second-level cache, low occupancy, double precision and the gaps between launches come on top. A kernel of a few\n\
-        microseconds, such as `batch_norm_sums`, takes the time of its launch instead. Less than the bound is possible only\n\
+        microseconds, such as `optimiser_scale`, takes the time of its launch instead. Less than the bound is possible only\n\
         if the second-level cache still holds the output of the kernel before, such as the workspace.\n\
         \n\
         | card | SMs | GHz | copy TB/s | tensor t | fp32 f | special s |\n\
@@ -182,7 +182,7 @@ pub fn rank(case: Case, steps: &[Recorded], ranks: usize) -> String {
         (`optimiser_finite`). The gradients of each rank were checked when they were computed, but a sum of finite numbers may be\n\
         infinite, and then all ranks skip the step. With `--sync-bn` a rank merges the parts of each of {} batch norms into one\n\
         (`batch_norm_merge`) and gathers those of the other ranks; `batch_norm_statistics` then merges these {ranks}. In the\n\
-        backward pass the results of `batch_norm_sums` are summed over the ranks. Each of these {} exchanges has two numbers a\n\
+        backward pass the sums of `finish_gradients` are summed over the ranks. Each of these {} exchanges has two numbers a\n\
         channel, {:.1} to {:.1} kB from a rank, so only latency counts, and the passes wait for each. The exchanges themselves are\n\
         NCCL's, see [scaling.md](scaling.md).\n\n",
         merges.len(),

@@ -18,19 +18,18 @@ pub fn batch_norm(c: &mut Count, name: &str) -> Result<(), String> {
             c.floats(2.0 * channels);
             c.fp32(parts * channels, 5.0);
         }
-        "batch_norm_sums" => {
-            c.sums(parts, channels);
-            c.fp32(parts * 2.0 * channels, COMPENSATED);
-        }
         _ => return Err(unknown(name)),
     }
     Ok(())
 }
 
-pub fn add_gradient(c: &mut Count) {
+pub fn finish_gradients(c: &mut Count) {
+    let [norm_parts, channels] = c.sides(["norm_parts", "channels"]);
     let [parts, elements] = c.sides(["parts", "elements"]);
-    c.floats(parts * elements);
-    c.fp32(parts * elements, COMPENSATED);
+    let [other_parts, other_elements] = c.sides(["other_parts", "other_elements"]);
+    let sums = norm_parts * 2.0 * channels + parts * elements + other_parts * other_elements;
+    c.floats(sums);
+    c.fp32(sums, COMPENSATED);
 }
 
 pub fn image(c: &mut Count, name: &str) -> Result<(), String> {

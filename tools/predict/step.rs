@@ -6,7 +6,7 @@ use effnet::model::{ParamTable, Variant};
 use effnet::network::Network;
 use effnet::ops::buckets::bucket_bytes;
 use effnet::ops::cuda::image::{self, RawOnDevice};
-use effnet::ops::cuda::{Address, CudaDevice, CudaOps, Precision, optimiser};
+use effnet::ops::cuda::{Address, CudaDevice, CudaOps, Precision, masks, optimiser};
 use effnet::ops::{Buckets, Device, Ops, OpsError, Pass, Result, StateSize, StepParams, Tensor};
 use effnet::pixels::Editing;
 use effnet::train::Recipe;
@@ -97,13 +97,25 @@ fn record_among(case: Case, ranks: usize) -> Result<Vec<Recorded>> {
     image::prepare(ops.context(), raw, network.image, [0.5; 3], [0.25; 3])?;
     let mut steps = vec![taken(&mut ops, &table, "begin, input", &[(network.image, true)], 0)?];
     let update = Pass::Update(recipe.update());
+    // One launch draws all masks.
+    let (mut drawn, mut mask_bytes) = (Vec::new(), 0);
     for pass in network.itinerary(&device).passes().iter().chain([&update]) {
         if ranks > 1 && matches!(pass, Pass::Update(_)) {
             optimiser::look_at_gradients(ops.context())?;
         }
-        ops.run(pass)?;
         let mut tensors = Vec::new();
         pass.tensors(&mut |tensor, writes| tensors.push((tensor, writes)));
+        if masks::waits(pass) {
+            ops.run(pass)?;
+            drawn.append(&mut tensors);
+            mask_bytes += pass.bytes(&device);
+            continue;
+        }
+        if !drawn.is_empty() {
+            masks::draw_waiting(ops.context())?;
+            steps.push(taken(&mut ops, &table, "masks", &std::mem::take(&mut drawn), mask_bytes)?);
+        }
+        ops.run(pass)?;
         steps.push(taken(&mut ops, &table, pass.name(), &tensors, pass.bytes(&device))?);
     }
     Ok(steps)

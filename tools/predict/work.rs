@@ -116,6 +116,11 @@ impl Count<'_> {
     }
     pub fn statistics(&mut self, parts: f64, channels: f64) {
         self.floats(parts * (1.0 + 2.0 * channels));
+        if self.launch.points("arrivals") {
+            // The last blocks read them once more and merge them.
+            self.floats(parts * (1.0 + 2.0 * channels));
+            self.fp32(parts * channels, 5.0);
+        }
     }
     pub fn sums(&mut self, parts: f64, channels: f64) {
         self.floats(parts * 2.0 * channels);
@@ -151,14 +156,14 @@ pub fn of(launch: &Launched) -> Result<Work, String> {
         _ if name.starts_with("squeeze_") => layers::squeeze(&mut c, name)?,
         _ if name.starts_with("head_") => layers::head(&mut c, name)?,
         _ if name.starts_with("batch_norm_") => state::batch_norm(&mut c, name)?,
-        _ if name.starts_with("add_gradient_g") => state::add_gradient(&mut c),
+        ("finish_gradients", _) => state::finish_gradients(&mut c),
         _ if name.starts_with("image_") => state::image(&mut c, name)?,
         _ if name.starts_with("optimiser_") => state::optimiser(&mut c, name)?,
         ("(fill)" | "(copy)", _) => {
             let ways = if name == "(copy)" { 2.0 } else { 1.0 };
             c.work.bytes += ways * 1024.0 * c.get("kibibytes");
         }
-        ("step_begin" | "step_scale" | "masks_drop_path" | "masks_dropout", _) => {}
+        ("step_begin" | "step_scale" | "masks", _) => {}
         _ => return Err(unknown(name)),
     }
     match c.missing {

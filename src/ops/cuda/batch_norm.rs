@@ -1,9 +1,11 @@
-//! Batch norm between passes: from the partial sums of a pass's blocks to coefficients, in a fixed order.
+//! Batch norm between passes: from the partial statistics of a pass's blocks to coefficients, in a fixed order.
 //!
-//! A pointwise pass of one rank alone finishes its statistics itself, see `kernels/batch_norm.cuh`; the kernels here are for the others.
+//! A pass of one rank alone finishes its statistics itself, see `kernels/batch_norm.cuh`; the kernels here are for several
+//! ranks.
 //!
 //! A pass that stores y leaves `counts` [parts] and `moments` [parts, 2, C] in the workspace (see
-//! `kernels/numeric.cuh`), a pass that makes `du` leaves Σdu and Σdu·ŷ as [parts, 2, C], all in fp32.
+//! `kernels/numeric.cuh`), a pass that makes `du` leaves Σdu and Σdu·ŷ as [parts, 2, C], all in fp32; these are added in
+//! [`reduction`](super::reduction).
 //!
 //! With synchronised batch norm, each rank merges its own parts to one, and every rank merges the parts of all ranks
 //! in rank order. The two sums of the backward pass are added over the ranks. The gradients of γ and β stay local
@@ -15,8 +17,7 @@ use super::arguments::Kernel;
 use super::context::Context;
 use super::gpu::{Address, Gpu, Piece, Reduce};
 use super::sources::batch_norm::{
-    BatchNormInferenceArguments, BatchNormMergeArguments, BatchNormStatisticsArguments,
-    BatchNormSumsArguments, FAN, LANES, THREADS,
+    BatchNormInferenceArguments, BatchNormMergeArguments, BatchNormStatisticsArguments, FAN, LANES, THREADS,
 };
 use crate::ops::{BatchNorm, BatchNormInference, OpsError, Result, Statistics};
 
@@ -26,7 +27,6 @@ pub const MOST_ARRIVALS: usize = 1 << 17;
 const STATISTICS: Kernel<BatchNormStatisticsArguments> = Kernel::plain("batch_norm_statistics");
 const MERGE: Kernel<BatchNormMergeArguments> = Kernel::plain("batch_norm_merge");
 const INFERENCE: Kernel<BatchNormInferenceArguments> = Kernel::plain("batch_norm_inference");
-const SUMS: Kernel<BatchNormSumsArguments> = Kernel::plain("batch_norm_sums");
 
 /// Bytes of the counts and of the moments of `parts` parts. With several ranks the counts of all ranks follow the
 /// first, this rank's merged part and all ranks' parts follow the second.
@@ -35,8 +35,8 @@ pub fn statistics_bytes(bn: &BatchNorm, parts: usize) -> [usize; 2] {
     [(parts + counts) * 4, (parts + moments) * moment_bytes(bn)]
 }
 
-/// The same where the pass finishes its statistics itself: the moments of groups of parts follow those of the parts.
-pub fn finished_bytes(bn: &BatchNorm, parts: usize) -> [usize; 2] {
+/// The same for a pass, which may finish its statistics itself: the moments of groups of parts follow those of the parts.
+pub fn parts_bytes(bn: &BatchNorm, parts: usize) -> [usize; 2] {
     match (bn.ranks, parts.div_ceil(FAN)) {
         (1, groups @ 2..) => [parts * 4, (parts + groups) * moment_bytes(bn)],
         _ => statistics_bytes(bn, parts),
@@ -100,8 +100,8 @@ impl Finish {
 }
 
 impl Parts {
-    /// Takes workspace for `number` parts.
-    pub fn of<G: Gpu>(cx: &Context<G>, bn: &BatchNorm, number: usize) -> Parts {
+    /// Takes workspace for `number` parts that others finish.
+    fn left<G: Gpu>(cx: &Context<G>, bn: &BatchNorm, number: usize) -> Parts {
         let [counts, moments] = match bn.statistics {
             Statistics::Batch => cx.workspace(statistics_bytes(bn, number)),
             Statistics::Running => [Address::NULL; 2],
@@ -109,14 +109,14 @@ impl Parts {
         Parts { counts, moments, finish: Finish::NONE, number }
     }
 
-    /// The same for a pass that finishes them itself if it can: `slices` of the channels have blocks of their own.
-    pub fn finished<G: Gpu>(cx: &Context<G>, bn: &BatchNorm, number: usize, slices: usize) -> Parts {
+    /// Takes workspace for `number` parts. `slices` of the channels have blocks of their own.
+    pub fn of<G: Gpu>(cx: &Context<G>, bn: &BatchNorm, number: usize, slices: usize) -> Parts {
         if (bn.statistics, bn.ranks) != (Statistics::Batch, 1) {
-            return Parts::of(cx, bn, number);
+            return Parts::left(cx, bn, number);
         }
         assert!(slices * (number.div_ceil(FAN) + 1) <= MOST_ARRIVALS, "{slices} slices of {number} parts");
         assert!(i32::try_from(bn.rows).is_ok(), "a pass has fewer rows");
-        let [counts, moments] = cx.workspace(finished_bytes(bn, number));
+        let [counts, moments] = cx.workspace(parts_bytes(bn, number));
         Parts { counts, moments, finish: Finish::of(cx, bn), number }
     }
 
@@ -206,23 +206,6 @@ pub fn merge<G: Gpu>(
     };
     cx.launch(&MERGE, [bn.channels / LANES, 1, 1], THREADS, 2 * THREADS * 8, arguments)?;
     Ok([rank_counts, merged])
-}
-
-/// Sums the parts' Σdu and Σdu·ŷ into `bn.sums`, adds them to the gradients of β and γ, and raises the step's flag if
-/// a gradient is not finite. With synchronised batch norm, `bn.sums` are then summed over the ranks.
-pub fn finish_sums<G: Gpu>(cx: &mut Context<G>, bn: &BatchNorm, partials: Address, parts: usize) -> Result {
-    assert_eq!(bn.channels % LANES, 0, "channels come in vectors");
-    let arguments = BatchNormSumsArguments {
-        partials,
-        sums: cx.tensor(bn.sums),
-        bias_gradient: cx.gradient(bn.bias),
-        weight_gradient: cx.gradient(bn.weight),
-        block: cx.state.block,
-        parts: parts as i32,
-        channels: bn.channels as i32,
-    };
-    cx.launch(&SUMS, [2 * bn.channels / LANES, 1, 1], THREADS, THREADS * 8, arguments)?;
-    exchange_sums(cx, bn)
 }
 
 /// With synchronised batch norm, sums `bn.sums` over the ranks.

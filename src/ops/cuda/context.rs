@@ -7,7 +7,9 @@ use std::fmt::Write;
 use super::arguments::{Arguments, Kernel};
 use super::batch_norm::MOST_ARRIVALS;
 use super::gpu::{Address, Gpu, Launch};
+use super::masks::{WaitingMasks, draw_waiting};
 use super::precision::Precision;
+use super::reduction::{WeightGradient, finish_waiting};
 use super::sources::step::StepBlock;
 use super::timing::Timing;
 use crate::ops::optimiser::MOST_SLOTS;
@@ -73,6 +75,13 @@ pub struct Context<G: Gpu> {
     pub ema_weights: bool,
     pub workspace: Address,
     pub workspace_bytes: usize,
+    /// Partial sums that outlive their pass, beside the workspace.
+    pub kept: Address,
+    pub kept_bytes: usize,
+    /// The gradient that is made of them by the next launch that finishes one.
+    pub(super) waiting: Option<WeightGradient>,
+    /// The masks that the next launch draws.
+    pub(super) masks: WaitingMasks,
     /// A buffer for uploaded images and its length; the first upload allocates it.
     pub pixels: Option<(Address, usize)>,
     /// Set while passes are timed.
@@ -96,6 +105,7 @@ impl<G: Gpu> Context<G> {
             (self.state.arrivals, 4 * MOST_ARRIVALS, "counts of arrivals"),
             (self.arena, self.arena_bytes, "arena"),
             (self.workspace, self.workspace_bytes, "workspace"),
+            (self.kept, self.kept_bytes, "workspace"),
         ] {
             self.gpu.describe(at, bytes, label);
         }
@@ -162,6 +172,13 @@ impl<G: Gpu> Context<G> {
         })
     }
 
+    /// Memory for partial sums that outlive the pass. Finishes those that lie there.
+    pub fn kept(&mut self, bytes: usize) -> Result<Address> {
+        assert!(bytes <= self.kept_bytes, "a pass keeps {bytes} bytes, more than planned");
+        finish_waiting(self)?;
+        Ok(self.kept)
+    }
+
     /// Enqueues a kernel over `grid` blocks of `threads` threads with `shared` bytes of dynamic shared memory.
     ///
     /// # Errors
@@ -197,6 +214,15 @@ impl<G: Gpu> Context<G> {
             (Some(began), Some(timing)) => timing.end_kernel(&mut self.gpu, &self.name, began),
             _ => Ok(()),
         }
+    }
+
+    /// Enqueues what passes have left to a later launch.
+    ///
+    /// # Errors
+    /// [`Gpu::launch`]'s.
+    pub fn settle(&mut self) -> Result {
+        draw_waiting(self)?;
+        finish_waiting(self)
     }
 
     /// Begins a pass, for the profile.

@@ -11,10 +11,10 @@ use super::batch_norm::{self, Parts};
 use super::context::{Context, shared_bytes, workspace_bytes};
 use super::gpu::{Address, Gpu};
 use super::precision::Precision;
-use super::reduction;
+use super::reduction::{Partials, WeightGradient, finish_gradients};
 use super::sources::depthwise::{
     DEPTHWISE_CHANNELS, DEPTHWISE_COLUMNS, DEPTHWISE_COLUMNS_STRIDE1, DEPTHWISE_COLUMNS_STRIDE2,
-    DEPTHWISE_CONSTANTS, DEPTHWISE_SLICE, DEPTHWISE_THREADS, DepthwiseBackwardArguments,
+    DEPTHWISE_CONSTANTS, DEPTHWISE_MERGE, DEPTHWISE_SLICE, DEPTHWISE_THREADS, DepthwiseBackwardArguments,
     DepthwiseForwardArguments, WARP,
 };
 use crate::model::Window;
@@ -42,7 +42,7 @@ impl Forward {
         let need = |workers: usize, rows: usize| {
             let columns = if exchanged { reach(workers).next_multiple_of(2) } else { reach(workers) };
             shared_bytes([
-                ring_rows(rows) * columns * pixel,
+                (ring_rows(rows) * columns * pixel).max(DEPTHWISE_MERGE * 4),
                 (seen + 1) * pixel,
                 2 * DEPTHWISE_SLICE * 4,
                 DEPTHWISE_THREADS / WARP * (DEPTHWISE_SLICE / DEPTHWISE_CHANNELS + 2 * DEPTHWISE_SLICE) * 4,
@@ -144,14 +144,14 @@ fn variant(window: Window) -> String {
 impl OnCuda for DepthwiseForward {
     fn workspace(&self, precision: Precision) -> usize {
         let plan = Forward::of(self.images, self.window, self.channels, precision.bytes());
-        workspace_bytes(&batch_norm::statistics_bytes(&self.bn, plan.tiles.parts))
+        workspace_bytes(&batch_norm::parts_bytes(&self.bn, plan.tiles.parts))
     }
 
     fn launch<G: Gpu>(&self, cx: &mut Context<G>) -> Result {
         check(self.window, self.channels)?;
         let Forward { tiles, ring_rows } =
             Forward::of(self.images, self.window, self.channels, cx.precision.bytes());
-        let parts = Parts::of(cx, &self.bn, tiles.parts);
+        let parts = Parts::of(cx, &self.bn, tiles.parts, tiles.slices);
         let arguments = DepthwiseForwardArguments {
             x: cx.tensor(self.x),
             coefficients: cx.optional(self.input_bn.map(|bn| bn.coefficients)),
@@ -159,6 +159,14 @@ impl OnCuda for DepthwiseForward {
             y: cx.tensor(self.y),
             counts: parts.counts,
             moments: parts.moments,
+            arrivals: parts.finish.arrivals,
+            norm_weight: parts.finish.weight,
+            norm_bias: parts.finish.bias,
+            running_mean: parts.finish.running_mean,
+            running_var: parts.finish.running_var,
+            norm_coefficients: parts.finish.coefficients,
+            momentum: self.bn.momentum,
+            eps: self.bn.eps,
             images: self.images as i32,
             channels: self.channels as i32,
             input: self.window.input as i32,
@@ -235,8 +243,9 @@ impl OnCuda for DepthwiseBackward {
         };
         let kernel = kernel.variant(variant(self.window));
         cx.launch(&kernel, tiles.grid(), DEPTHWISE_THREADS, tiles.shared, arguments)?;
-        batch_norm::finish_sums(cx, &previous, sum_partials, tiles.parts)?;
-        reduction::add_gradient(cx, weight_partials, tiles.parts, self.weight)
+        let [sums, partials] = [sum_partials, weight_partials].map(|at| Partials { at, parts: tiles.parts });
+        let weight = WeightGradient { weight: self.weight, partials };
+        finish_gradients(cx, Some((&previous, sums)), Some(weight))
     }
 }
 
@@ -244,6 +253,8 @@ impl OnCuda for DepthwiseBackward {
 mod tests {
     use super::*;
     use crate::model::Padding;
+    use crate::ops::cuda::batch_norm::MOST_ARRIVALS;
+    use crate::ops::cuda::sources::batch_norm::FAN;
 
     #[test]
     fn map_with_too_many_elements_is_refused() {
@@ -265,6 +276,8 @@ mod tests {
                     for (images, element) in [(1, 4), (5, 2), (512, 2)] {
                         let forward = Forward::of(images, window, channels, element).tiles;
                         let backward = Backward::of(images, window, channels, element).tiles;
+                        let arrivals = forward.slices * (forward.parts.div_ceil(FAN) + 1);
+                        assert!(arrivals <= MOST_ARRIVALS, "{forward:?} of {window:?}");
                         for (tiles, height) in [(forward, window.output), (backward, window.input)] {
                             assert!(tiles.shared <= 99 << 10, "{tiles:?} of {window:?}");
                             assert!(tiles.slices * DEPTHWISE_SLICE >= channels);

@@ -8,6 +8,7 @@ use super::batch_norm::MOST_ARRIVALS;
 use super::batches::{Batches, Sent};
 use super::context::{Context, State};
 use super::gpu::{Address, Gpu, Graph, Staging};
+use super::masks::{self, WaitingMasks};
 use super::precision::{self, Precision};
 use super::{exchange, image, optimiser, step};
 use crate::host_bytes::HostAllocator;
@@ -47,6 +48,7 @@ impl<G: Gpu> CudaOps<G> {
     pub fn new(mut gpu: G, size: StateSize, plans: &[&Plan], precision: Precision) -> Result<CudaOps<G>> {
         let most = |bytes: fn(&Plan) -> usize| plans.iter().map(|p| bytes(p)).max().unwrap_or(0);
         let (arena_bytes, workspace_bytes) = (most(|p| p.tensor_bytes), most(|p| p.workspace.shared));
+        let kept_bytes = most(|p| p.workspace.kept);
         let floats = |gpu: &mut G, count: usize| gpu.allocate((count * 4).max(16));
         let StateSize { trainable, total, slots: count, decay_factors } = size;
         let parameters = floats(&mut gpu, total)?;
@@ -72,6 +74,7 @@ impl<G: Gpu> CudaOps<G> {
         let mut cx = Context {
             arena: gpu.allocate(arena_bytes.max(16))?,
             workspace: gpu.allocate(workspace_bytes.max(16))?,
+            kept: gpu.allocate(kept_bytes.max(16))?,
             gpu,
             precision,
             arena_bytes,
@@ -81,6 +84,9 @@ impl<G: Gpu> CudaOps<G> {
             growth_interval: optimiser::GROWTH_INTERVAL,
             ema_weights: false,
             workspace_bytes,
+            kept_bytes,
+            waiting: None,
+            masks: WaitingMasks::default(),
             pixels: None,
             profile: None,
             exchange: None,
@@ -131,7 +137,7 @@ impl<G: Gpu> CudaOps<G> {
 
     fn capture(&mut self, work: impl FnOnce(&mut Self) -> Result) -> Result<Graph> {
         self.cx.gpu.begin_capture()?;
-        let worked = work(self);
+        let worked = work(self).and_then(|()| self.cx.settle());
         // The capture is ended whatever happened, or the stream would stay unusable.
         let graph = self.cx.gpu.end_capture();
         worked.and(graph)
@@ -190,6 +196,7 @@ impl<G: Gpu> Ops for CudaOps<G> {
             }
             _ => {
                 work(self)?;
+                self.cx.settle()?;
                 self.graphs.entry(key).or_insert(None);
             }
         }
@@ -305,7 +312,9 @@ impl<G: Gpu> Ops for CudaOps<G> {
 
     fn bind(&mut self, plan: &Plan) -> Result {
         let cx = &mut self.cx;
-        if plan.tensor_bytes > cx.arena_bytes || plan.workspace.shared > cx.workspace_bytes {
+        cx.settle()?;
+        let Workspace { shared, kept, .. } = plan.workspace;
+        if plan.tensor_bytes > cx.arena_bytes || shared > cx.workspace_bytes || kept > cx.kept_bytes {
             return Err(OpsError::Device("the plan is larger than the memory set up for it".into()));
         }
         cx.offsets.clone_from(&plan.offsets);
@@ -318,6 +327,8 @@ impl<G: Gpu> Ops for CudaOps<G> {
     }
 
     fn set_step(&mut self, step: StepParams) -> Result {
+        // Masks that wait are those of the step before.
+        self.cx.settle()?;
         step::set(&mut self.cx, step)
     }
 
@@ -330,6 +341,7 @@ impl<G: Gpu> Ops for CudaOps<G> {
     }
 
     fn zero_gradients(&mut self) -> Result {
+        self.cx.settle()?;
         let (gradients, elements) = self.buffer(Buffer::Gradients);
         self.cx.gpu.fill(gradients, 0, elements * 4)
     }
@@ -337,6 +349,7 @@ impl<G: Gpu> Ops for CudaOps<G> {
     /// Of the parameters, the running statistics are those of the forward passes so far, also before the update
     /// has made them the parameters'.
     fn read_state(&mut self, buffer: Buffer, out: &mut [f32]) -> Result {
+        self.cx.settle()?;
         let (from, elements) = self.buffer(buffer);
         assert_eq!(out.len(), elements);
         self.cx.gpu.read(from, bytemuck::cast_slice_mut(out))?;
@@ -348,6 +361,7 @@ impl<G: Gpu> Ops for CudaOps<G> {
     }
 
     fn write_state(&mut self, buffer: Buffer, values: &[f32]) -> Result {
+        self.cx.settle()?;
         let (to, elements) = self.buffer(buffer);
         assert_eq!(values.len(), elements);
         self.cx.gpu.write(to, bytemuck::cast_slice(values))?;
@@ -363,6 +377,7 @@ impl<G: Gpu> Ops for CudaOps<G> {
 
     fn upload(&mut self, tensor: Tensor, values: &[f32]) -> Result {
         assert_eq!(values.len(), tensor.elements);
+        self.cx.settle()?;
         let to = self.cx.tensor(tensor);
         if tensor.kind == Kind::Activation && self.cx.precision != Precision::Fp32 {
             return self.cx.gpu.write(to, &precision::narrow(values, self.cx.precision));
@@ -383,6 +398,7 @@ impl<G: Gpu> Ops for CudaOps<G> {
 
     fn download(&mut self, tensor: Tensor, out: &mut [f32]) -> Result {
         assert_eq!(out.len(), tensor.elements);
+        self.cx.settle()?;
         let from = self.cx.tensor(tensor);
         if tensor.kind == Kind::Activation && self.cx.precision != Precision::Fp32 {
             let mut narrow = vec![0; out.len() * 2];
@@ -395,12 +411,17 @@ impl<G: Gpu> Ops for CudaOps<G> {
     }
 
     fn reduce(&mut self, bucket: &Bucket) -> Result {
+        self.cx.settle()?;
         exchange::reduce(&mut self.cx, bucket)
     }
 
     fn run(&mut self, pass: &Pass) -> Result {
         if let Pass::Update(_) = pass {
+            self.cx.settle()?;
             exchange::join(&mut self.cx)?;
+        }
+        if !masks::waits(pass) {
+            masks::draw_waiting(&mut self.cx)?;
         }
         self.cx.begin_pass(pass.name())?;
         super::launch(&mut self.cx, pass)?;

@@ -2,13 +2,13 @@
 
 use super::OnCuda;
 use super::arguments::Kernel;
-use super::batch_norm::{Parts, finish_sums, finished_bytes, inverse_rows, sums_bytes};
+use super::batch_norm::{Parts, inverse_rows, parts_bytes, sums_bytes};
 use super::context::{Context, workspace_bytes};
 use super::gpu::{Address, Gpu};
 use super::pointwise::Cut;
 use super::pointwise_backward::{ExpandData, ExpandSweep, WeightPieces};
 use super::precision::Precision;
-use super::reduction::add_gradient;
+use super::reduction::{Partials, WeightGradient, finish_gradients};
 use super::sources::expand::{
     ExpandBackwardArguments, ExpandBackwardDataArguments, ExpandBackwardWeightsArguments,
     ExpandForwardArguments, SWEEP_THREADS,
@@ -23,12 +23,12 @@ fn cut(p: &ExpandForward, precision: Precision) -> Cut {
 
 impl OnCuda for ExpandForward {
     fn workspace(&self, precision: Precision) -> usize {
-        workspace_bytes(&finished_bytes(&self.bn, cut(self, precision).parts))
+        workspace_bytes(&parts_bytes(&self.bn, cut(self, precision).parts))
     }
 
     fn launch<G: Gpu>(&self, cx: &mut Context<G>) -> Result {
         let cut = cut(self, cx.precision);
-        let parts = Parts::finished(cx, &self.bn, cut.parts, cut.column_tiles);
+        let parts = Parts::of(cx, &self.bn, cut.parts, cut.column_tiles);
         let arguments = ExpandForwardArguments {
             x: cx.tensor(self.x),
             weight: cx.stored_weight(self.weight),
@@ -107,8 +107,10 @@ impl OnCuda for ExpandBackward {
                 backward_weights(cx, self, &weights, partials)?;
             }
         }
-        finish_sums(cx, &self.previous.bn, sums, parts[0])?;
-        add_gradient(cx, partials, parts[1], self.weight)
+        let sums = Partials { at: sums, parts: parts[0] };
+        let partials = Partials { at: partials, parts: parts[1] };
+        let weight = WeightGradient { weight: self.weight, partials };
+        finish_gradients(cx, Some((&self.previous.bn, sums)), Some(weight))
     }
 }
 

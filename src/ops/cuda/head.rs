@@ -6,6 +6,7 @@ use super::batch_norm;
 use super::context::{Context, workspace_bytes};
 use super::gpu::{Address, Gpu};
 use super::precision::Precision;
+use super::reduction::{Partials, finish_gradients};
 use super::sources::head::{
     HeadBackwardArguments, HeadLogitsArguments, HeadLossArguments, HeadPoolArguments, HeadProductArguments,
     HeadTallyArguments, HeadWeightsArguments, LOGITS_THREADS, LOSS_THREADS, LOSS_WARPS, POOL_THREADS,
@@ -208,6 +209,6 @@ impl OnCuda for HeadBackward {
         };
         let shared = (1 + 2 * POOL_WARPS) * SLICE * 4;
         cx.launch(&BACKWARD, [parts, self.channels.div_ceil(SLICE), 1], POOL_THREADS, shared, maps)?;
-        batch_norm::finish_sums(cx, &self.bn, sums, parts)
+        finish_gradients(cx, Some((&self.bn, Partials { at: sums, parts })), None)
     }
 }

@@ -58,16 +58,21 @@ trait OnCuda {
     fn workspace(&self, _precision: Precision) -> usize {
         0
     }
+    /// Bytes of partial sums that outlive the pass, see [`reduction::finish_later`].
+    fn kept(&self, _precision: Precision) -> usize {
+        0
+    }
     /// Enqueues the kernels.
     fn launch<G: Gpu>(&self, cx: &mut Context<G>) -> Result;
 }
 
 macro_rules! dispatch_passes {
     ($($pass:ident),* $(,)?) => {
-        fn workspace(pass: &Pass, precision: Precision) -> usize {
-            match pass {
-                $(Pass::$pass(pass) => pass.workspace(precision)),*
-            }
+        fn workspace(pass: &Pass, precision: Precision) -> device::Workspace {
+            let (shared, kept) = match pass {
+                $(Pass::$pass(pass) => (pass.workspace(precision), pass.kept(precision))),*
+            };
+            device::Workspace { shared, kept, per_thread: 0 }
         }
 
         fn launch<G: Gpu>(cx: &mut Context<G>, pass: &Pass) -> Result {
@@ -88,7 +93,7 @@ impl Device for CudaDevice {
     }
 
     fn workspace(&self, pass: &Pass) -> device::Workspace {
-        device::Workspace { shared: workspace(pass, self.precision), per_thread: 0 }
+        workspace(pass, self.precision)
     }
 
     fn threads(&self) -> usize {

@@ -2,13 +2,13 @@
 
 use super::OnCuda;
 use super::arguments::Kernel;
-use super::batch_norm::{Parts, finished_bytes, inverse_rows};
+use super::batch_norm::{Parts, inverse_rows, parts_bytes};
 use super::context::{Context, workspace_bytes};
 use super::gpu::{Address, Gpu};
 use super::pointwise::Cut;
 use super::pointwise_backward::{SweepCut, WeightPieces};
 use super::precision::Precision;
-use super::reduction::add_gradient;
+use super::reduction::{Partials, WeightGradient, finish_later};
 use super::sources::project::{
     ProjectBackwardArguments, ProjectBackwardSegmentsArguments, ProjectBackwardWeightsArguments,
     ProjectForwardArguments,
@@ -23,12 +23,12 @@ fn cut(p: &ProjectForward, precision: Precision) -> Cut {
 
 impl OnCuda for ProjectForward {
     fn workspace(&self, precision: Precision) -> usize {
-        workspace_bytes(&finished_bytes(&self.bn, cut(self, precision).parts))
+        workspace_bytes(&parts_bytes(&self.bn, cut(self, precision).parts))
     }
 
     fn launch<G: Gpu>(&self, cx: &mut Context<G>) -> Result {
         let cut = cut(self, cx.precision);
-        let parts = Parts::finished(cx, &self.bn, cut.parts, cut.column_tiles);
+        let parts = Parts::of(cx, &self.bn, cut.parts, cut.column_tiles);
         let arguments = ProjectForwardArguments {
             x: cx.tensor(self.x),
             weight: cx.stored_weight(self.weight),
@@ -82,22 +82,32 @@ impl BackwardCut {
         self.weights.map_or(self.sweep.parts, |weights| weights.parts)
     }
 
-    /// Bytes of the partial weights' gradients and of the segments' five sums.
-    fn bytes(&self, p: &ProjectBackward) -> [usize; 2] {
+    /// Bytes of the partial weights' gradients.
+    fn partial_bytes(&self, p: &ProjectBackward) -> usize {
+        self.parts() * p.inputs * p.outputs * 4
+    }
+
+    /// Bytes of the segments' five sums.
+    fn segment_bytes(&self, p: &ProjectBackward) -> usize {
         let segments = if self.sweep.segments > 1 { self.sweep.segments } else { 0 };
-        [self.parts() * p.inputs * p.outputs * 4, segments * p.five_sums.elements * 4]
+        segments * p.five_sums.elements * 4
     }
 }
 
 impl OnCuda for ProjectBackward {
     fn workspace(&self, precision: Precision) -> usize {
-        workspace_bytes(&BackwardCut::new(self, precision).bytes(self))
+        workspace_bytes(&[BackwardCut::new(self, precision).segment_bytes(self)])
+    }
+
+    fn kept(&self, precision: Precision) -> usize {
+        BackwardCut::new(self, precision).partial_bytes(self)
     }
 
     fn launch<G: Gpu>(&self, cx: &mut Context<G>) -> Result {
         let cut = BackwardCut::new(self, cx.precision);
         let BackwardCut { sweep, weights } = cut;
-        let [partials, segments] = cx.workspace(cut.bytes(self));
+        let [segments] = cx.workspace([cut.segment_bytes(self)]);
+        let partials = cx.kept(cut.partial_bytes(self))?;
         let arguments = ProjectBackwardArguments {
             dout: cx.tensor(self.dout),
             y: cx.tensor(self.y),
@@ -129,7 +139,10 @@ impl OnCuda for ProjectBackward {
         if let Some(weights) = weights {
             backward_weights(cx, self, &weights, partials)?;
         }
-        add_gradient(cx, partials, cut.parts(), self.weight)
+        // Squeeze-excite's backward pass follows, which has sums to finish.
+        let partials = Partials { at: partials, parts: cut.parts() };
+        finish_later(cx, WeightGradient { weight: self.weight, partials });
+        Ok(())
     }
 }
 

@@ -14,6 +14,10 @@ use super::gpu::Address;
 
 /// In `kernels/image.cu`: the value of each byte, by channel.
 pub type ImageTable = [f32; 768];
+/// In `kernels/masks.cu`: of the masks of stochastic depth.
+pub type MaskPointers = [Address; masks::MOST_MASKS];
+pub type MaskLayers = [u32; masks::MOST_MASKS];
+pub type MaskRates = [f32; masks::MOST_MASKS];
 
 include!(concat!(env!("OUT_DIR"), "/sources.rs"));
 

@@ -6,9 +6,10 @@ use super::batch_norm::{self, Parts};
 use super::context::{Context, shared_floats, workspace_bytes};
 use super::gpu::Gpu;
 use super::precision::Precision;
-use super::reduction;
+use super::reduction::{Partials, WeightGradient, finish_gradients};
 use super::sources::stem::{
-    COLORS, LANES, SIDE, STEM_PIXELS, STEM_THREADS, STRIDE, StemBackwardArguments, StemForwardArguments, TAPS,
+    COLORS, LANES, SIDE, STEM_PIXELS, STEM_SLICE, STEM_THREADS, STRIDE, StemBackwardArguments,
+    StemForwardArguments, TAPS,
 };
 use crate::model::Window;
 use crate::ops::{Result, StemBackward, StemForward};
@@ -67,18 +68,27 @@ fn forward_cut(p: &StemForward) -> Cut {
 
 impl OnCuda for StemForward {
     fn workspace(&self, _precision: Precision) -> usize {
-        workspace_bytes(&batch_norm::statistics_bytes(&self.bn, forward_cut(self).parts()))
+        workspace_bytes(&batch_norm::parts_bytes(&self.bn, forward_cut(self).parts()))
     }
 
     fn launch<G: Gpu>(&self, cx: &mut Context<G>) -> Result {
         let cut = forward_cut(self);
-        let parts = Parts::of(cx, &self.bn, cut.parts());
+        let slices = self.channels.div_ceil(STEM_SLICE);
+        let parts = Parts::of(cx, &self.bn, cut.parts(), slices);
         let arguments = StemForwardArguments {
             image: cx.tensor(self.image),
             weight: cx.weight(self.weight),
             y: cx.tensor(self.y),
             counts: parts.counts,
             moments: parts.moments,
+            arrivals: parts.finish.arrivals,
+            norm_weight: parts.finish.weight,
+            norm_bias: parts.finish.bias,
+            running_mean: parts.finish.running_mean,
+            running_var: parts.finish.running_var,
+            norm_coefficients: parts.finish.coefficients,
+            momentum: self.bn.momentum,
+            eps: self.bn.eps,
             images: self.images as i32,
             input: self.window.input as i32,
             output: self.window.output as i32,
@@ -142,6 +152,7 @@ impl OnCuda for StemBackward {
         // Four numbers of batch norm's backward for each channel, the image's rows, dy.
         let pieces = [4 * self.channels, cut.rows * cut.pitch, dy_pixels(self) * self.channels];
         cx.launch(&BACKWARD, [parts, 1, 1], STEM_THREADS, shared_floats(pieces), arguments)?;
-        reduction::add_gradient(cx, partials, parts, self.weight)
+        let partials = Partials { at: partials, parts };
+        finish_gradients(cx, None, Some(WeightGradient { weight: self.weight, partials }))
     }
 }

@@ -2,6 +2,7 @@
 //! committed, and the copy of the weights.
 
 use super::*;
+use effnet::ops::cuda::reduction::{Partials, WeightGradient, finish_gradients};
 
 /// Sets the running statistics as a forward pass would update them.
 fn move_statistics<G: TestGpu>(ops: &mut CudaOps<G>, values: &[f32]) {
@@ -14,7 +15,9 @@ fn complete_gradient<G: TestGpu>(ops: &mut CudaOps<G>, at: usize, term: f32) {
     let cx = ops.context();
     let partial = cx.gpu.allocate(4).unwrap();
     cx.gpu.write(partial, &term.to_ne_bytes()).unwrap();
-    reduction::add_gradient(cx, partial, 1, Param { offset: at, elements: 1 }).unwrap();
+    let weight = Param { offset: at, elements: 1 };
+    let partials = Partials { at: partial, parts: 1 };
+    finish_gradients(cx, None, Some(WeightGradient { weight, partials })).unwrap();
 }
 
 const TRAINABLE: usize = 2100;
