@@ -1,6 +1,6 @@
 //! Training steps of B0 on the CUDA engine, whose kernels run on the host harness or on a GPU. One step is compared with
 //! the CPU's operators, with the effect of storing activations in a half type alone, and with itself in other orders.
-//! Twenty steps memorise a batch.
+//! Thirty steps memorise a batch.
 
 use crate::common::fixture::{doubles, equal_bits, relative_error, tolerance};
 use crate::common::gpu::{TestGpu, on_cuda};
@@ -214,19 +214,17 @@ on_cuda!(step_is_the_same_bit_by_bit_in_every_run);
 const RATE: f32 = 3e-3;
 
 /// A network of one-pixel maps over four images is chaotic: with rates that differ by a thousandth, the twentieth loss was
-/// 1.19, 0.82 and 0.87 in fp16, and 0.83 in fp32. So no single loss is asked for: the last ten are below that of a guess, and
-/// one of them is near the least.
-fn batch_is_memorised_by_twenty_steps_in_fp16<G: TestGpu>() {
+/// 1.07, 1.06 and 1.02 in fp16, and in between it rose to 1.9 and 6.4. Then all fall alike: the thirtieth was 0.61, 0.62 and
+/// 0.61.
+fn batch_is_memorised_by_thirty_steps_in_fp16<G: TestGpu>() {
     let config = NetworkConfig { drop_path: 0.0, dropout: 0.0, ..training(4) };
     let mut trial = trial_of(Precision::Fp16, 4, 32, config);
     (trial.update.rule, trial.learning_rate) = (Rule::Sgd { momentum: 0.5, nesterov: false }, RATE);
     let mut ops = trial.ops::<G>(G::WAYS[0], 64.0);
     let loss = |number| trial.step(&mut ops, number, 0..1).unwrap().figures.loss / 4.0;
-    let losses: Vec<f64> = (0..20).map(loss).collect();
+    let losses: Vec<f64> = (0..30).map(loss).collect();
     println!("{losses:.3?}");
-    let last = &losses[10..];
     // Label smoothing of 0.1 over ten classes leaves 0.50.
-    let (least, guess) = (last.iter().copied().fold(f64::INFINITY, f64::min), 10f64.ln());
-    assert!(losses[0] > 4.0 && last.iter().all(|loss| *loss < guess) && least < 1.0, "{losses:.3?}");
+    assert!(losses[0] > 4.0 && losses[25..].iter().all(|loss| *loss < 0.75), "{losses:.3?}");
 }
-on_cuda!(batch_is_memorised_by_twenty_steps_in_fp16);
+on_cuda!(batch_is_memorised_by_thirty_steps_in_fp16);
