@@ -371,8 +371,8 @@ struct DepthwiseBackward {
         }
     }
 
-    // Writes the block's part of the taps' and the batch norm's sums.
-    __device__ __forceinline__ void store_sums() {
+    // Writes the block's part of the taps' and the batch norm's sums; the last block adds those of the batch norm.
+    __device__ __forceinline__ void finish_sums() {
 #pragma unroll
         for (int i = 0; i < C; i++) numbers[K * K + 1][i] *= constants[IN_RECIPROCAL * SLICE + at + i];
         // The ring has been read.
@@ -387,6 +387,9 @@ struct DepthwiseBackward {
                 args.sum_partials[(part * 2 + number - K * K) * args.channels + channel] = sum;
             }
         });
+        static_assert(SumsOfRows<SLICE, DEPTHWISE_THREADS>::FLOATS <= (K * K + 2) * SLICE * WARPS, "room in the ring");
+        finish_norm_sums<SLICE, DEPTHWISE_THREADS>(
+            args, args.sum_partials, ring, blockIdx.x, args.channels, blockIdx.y, gridDim.y);
     }
 
     __device__ __forceinline__ void run() {
@@ -429,6 +432,6 @@ struct DepthwiseBackward {
                 loaded.next = top + above;
             }
         }
-        store_sums();
+        finish_sums();
     }
 };

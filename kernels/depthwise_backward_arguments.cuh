@@ -1,7 +1,7 @@
 // What a launch of the backward pass is given, and what a block makes of it per channel.
 #pragma once
 
-#include "numeric.cuh"
+#include "batch_norm_sums.cuh"
 
 #define DEPTHWISE_BACKWARD_FIELDS(F)                                                            \
     F(const void*, x)                                                                           \
@@ -18,7 +18,8 @@
     F(const void*, shortcut)          /* identity input: added to dx; may be null */            \
     F(const float*, keep)             /* identity input: [images]; null: all one */             \
     F(float*, weight_partials)        /* [parts, C, K, K] */                                    \
-    F(float*, sum_partials)           /* [parts, 2, C] */                                       \
+    F(float*, sum_partials)           /* [parts + 2·groups of them, 2, C] */                    \
+    BATCH_NORM_SUMS_FIELDS(F)         /* of the batch norm whose sums are taken */              \
     F(int, images)                                                                              \
     F(int, channels)                                                                            \
     F(int, input)                                                                               \

@@ -1,7 +1,7 @@
 // The second stage of a backward pass: partial sums of its blocks become a batch norm's sums and gradients.
 //
 // Idea: the cost is reading, and a launch. So one launch adds up all that is waiting: the first blocks have the batch
-// norm's sums, for which the next pass waits, the others the gradients of up to two weights.
+// norm's sums, for which the next pass waits, the others the gradients of up to three weights.
 //
 // Sums of a batch norm: a block has 8 columns (a 32-byte sector of every part's row) and divides the parts among 64 groups
 // of threads. So few channels already fill the GPU. Gradients of weights: the partial sums [parts, elements] of a pass's
@@ -26,24 +26,31 @@ constexpr int FINISH_THREADS = 512;
     F(int, parts)                 \
     F(int, elements)              \
     F(int, groups)
-#define OTHER_WEIGHT_GRADIENT_FIELDS(F) \
-    F(const float*, other_partials)     \
-    F(float*, other_gradient)           \
-    F(int, other_parts)                 \
-    F(int, other_elements)              \
-    F(int, other_groups)
+#define SECOND_WEIGHT_GRADIENT_FIELDS(F) \
+    F(const float*, second_partials)     \
+    F(float*, second_gradient)           \
+    F(int, second_parts)                 \
+    F(int, second_elements)              \
+    F(int, second_groups)
+#define THIRD_WEIGHT_GRADIENT_FIELDS(F) \
+    F(const float*, third_partials)     \
+    F(float*, third_gradient)           \
+    F(int, third_parts)                 \
+    F(int, third_elements)              \
+    F(int, third_groups)
 // norm_partials [norm_parts, 2, C] of Σdu and Σdu·ŷ → norm_sums [2, C], also added to the gradients of β and γ. No channels:
 // there are none.
-#define FINISH_GRADIENTS_FIELDS(F)  \
-    F(const float*, norm_partials)  \
-    F(float*, norm_sums)            \
-    F(float*, bias_gradient)        \
-    F(float*, norm_gradient)        \
-    F(StepBlock*, block)            \
-    F(int, norm_parts)              \
-    F(int, channels)                \
-    WEIGHT_GRADIENT_FIELDS(F)       \
-    OTHER_WEIGHT_GRADIENT_FIELDS(F)
+#define FINISH_GRADIENTS_FIELDS(F)   \
+    F(const float*, norm_partials)   \
+    F(float*, norm_sums)             \
+    F(float*, bias_gradient)         \
+    F(float*, norm_gradient)         \
+    F(StepBlock*, block)             \
+    F(int, norm_parts)               \
+    F(int, channels)                 \
+    WEIGHT_GRADIENT_FIELDS(F)        \
+    SECOND_WEIGHT_GRADIENT_FIELDS(F) \
+    THIRD_WEIGHT_GRADIENT_FIELDS(F)
 ARGUMENTS(FinishGradientsArguments, FINISH_GRADIENTS_FIELDS)
 
 namespace {
@@ -99,7 +106,11 @@ KERNEL(finish_gradients, FINISH_THREADS, FinishGradientsArguments) {
     WeightGradient of = {args.partials, args.gradient, args.parts, args.elements, args.groups};
     if (block >= of.blocks()) {
         block -= of.blocks();
-        of = {args.other_partials, args.other_gradient, args.other_parts, args.other_elements, args.other_groups};
+        of = {args.second_partials, args.second_gradient, args.second_parts, args.second_elements, args.second_groups};
+        if (block >= of.blocks()) {
+            block -= of.blocks();
+            of = {args.third_partials, args.third_gradient, args.third_parts, args.third_elements, args.third_groups};
+        }
     }
     if (of.groups == 1) return add_gradient<1>(of, block, args.block);
     if (of.groups == 8) return add_gradient<8>(of, block, args.block);

@@ -3,12 +3,15 @@
 use super::*;
 use crate::host_bytes::HostAllocator;
 
+/// Places for what outlives a pass.
+pub const KEPT: usize = 2;
+
 /// The workspace of a pass in bytes: the part that all threads share, the part of it that a pass after it still reads, which
 /// lies elsewhere, and the part that each thread has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Workspace {
     pub shared: usize,
-    pub kept: usize,
+    pub kept: [usize; KEPT],
     pub per_thread: usize,
 }
 
@@ -17,7 +20,7 @@ impl Workspace {
     pub fn max(self, other: Workspace) -> Workspace {
         Workspace {
             shared: self.shared.max(other.shared),
-            kept: self.kept.max(other.kept),
+            kept: std::array::from_fn(|place| self.kept[place].max(other.kept[place])),
             per_thread: self.per_thread.max(other.per_thread),
         }
     }

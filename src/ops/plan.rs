@@ -70,7 +70,9 @@ impl Plan {
 
     /// Bytes of the workspace, of all threads together.
     pub fn workspace_bytes(&self) -> usize {
-        self.workspace.shared + self.workspace.kept + self.workspace.per_thread * self.threads
+        self.workspace.shared
+            + self.workspace.kept.iter().sum::<usize>()
+            + self.workspace.per_thread * self.threads
     }
 }
 

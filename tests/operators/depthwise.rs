@@ -226,6 +226,13 @@ fn odd_channels_agree_with_the_oracle() {
 
 on_cuda_devices!(backward_agrees_with_the_oracle, backward_cases(&CUDA_SHAPES, &INPUTS[..2]));
 
+/// So many images that the parts of the sums are in groups, in two slices of the channels.
+fn many_sums() -> Vec<Case> {
+    let cases = backward_cases(&[(131, 2, 40)], &INPUTS[..1]);
+    cases.into_iter().step_by(4).collect()
+}
+on_cuda_devices!(sums_of_many_parts_agree_with_the_oracle, many_sums());
+
 /// So many images that a block has several, one after the other, each in several iterations.
 fn many_images() -> Vec<Case> {
     let (images, side, channels) = (400, 9, 72);

@@ -5,7 +5,9 @@ use crate::common::buffers;
 use crate::common::fixture::{Fixture, UNIT, doubles, equal_bits};
 use crate::common::formula::Formula;
 use crate::common::gpu::{TestGpu, engine, on_cuda};
-use effnet::ops::cuda::reduction::{Partials, WeightGradient, finish_gradients, finish_later};
+use effnet::ops::cuda::reduction::{
+    DEPTHWISE, PROJECT, Partials, WeightGradient, finish_gradients, finish_later,
+};
 use effnet::ops::cuda::{CudaDevice, CudaOps, Precision, step};
 use effnet::ops::*;
 
@@ -111,7 +113,8 @@ fn of_a_pass<G: TestGpu>(shape: [usize; 6], way: G::Way, together: bool) -> Vec<
     // No pass writes a batch norm's sums only; the plan only has to give them a place.
     let pass = BatchNormInference { bn: BatchNorm { coefficients: bn.sums, ..bn } }.into();
     let plan = Plan::new(&device, &[pass], &f.tensors, &[bn.sums]);
-    let gradients = 2 * channels + first + second;
+    let third = 33;
+    let gradients = 2 * channels + first + second + third;
     let mut ops = engine::<G>(way, gradients, gradients + 2 * channels, &[&plan], Precision::Fp32).unwrap();
     ops.bind(&plan).unwrap();
     ops.write_state(Buffer::Gradients, &Formula::of("before").values(gradients, -1.0, 1.0)).unwrap();
@@ -120,19 +123,24 @@ fn of_a_pass<G: TestGpu>(shape: [usize; 6], way: G::Way, together: bool) -> Vec<
         Partials { at: buffers::on_device(ops, bytemuck::cast_slice(&values)), parts }
     };
     let norm = left(&mut ops, "norm", 2 * channels, norm_parts);
-    let [first, second] =
-        [(2 * channels, first, first_parts, "first"), (2 * channels + first, second, second_parts, "second")]
-            .map(|(offset, elements, parts, what)| WeightGradient {
-                weight: Param { offset, elements },
-                partials: left(&mut ops, what, elements, parts),
-            });
+    let mut offset = 2 * channels;
+    let [first, second, third] =
+        [(first, first_parts, "first"), (second, second_parts, "second"), (third, 9, "third")].map(
+            |(elements, parts, what)| {
+                let weight = Param { offset, elements };
+                offset += elements;
+                WeightGradient { weight, partials: left(&mut ops, what, elements, parts) }
+            },
+        );
     let cx = ops.context();
     if together {
-        finish_later(cx, second);
+        finish_later(cx, DEPTHWISE, second);
+        finish_later(cx, PROJECT, third);
         finish_gradients(cx, Some((&bn, norm)), Some(first)).unwrap();
         assert!(finish_gradients(cx, None, None).is_err(), "nothing waits any more");
     } else {
         finish_gradients(cx, None, Some(second)).unwrap();
+        finish_gradients(cx, None, Some(third)).unwrap();
         finish_gradients(cx, Some((&bn, norm)), None).unwrap();
         finish_gradients(cx, None, Some(first)).unwrap();
     }

@@ -26,8 +26,10 @@ pub fn batch_norm(c: &mut Count, name: &str) -> Result<(), String> {
 pub fn finish_gradients(c: &mut Count) {
     let [norm_parts, channels] = c.sides(["norm_parts", "channels"]);
     let [parts, elements] = c.sides(["parts", "elements"]);
-    let [other_parts, other_elements] = c.sides(["other_parts", "other_elements"]);
-    let sums = norm_parts * 2.0 * channels + parts * elements + other_parts * other_elements;
+    let [second_parts, second_elements] = c.sides(["second_parts", "second_elements"]);
+    let [third_parts, third_elements] = c.sides(["third_parts", "third_elements"]);
+    let weights = parts * elements + second_parts * second_elements + third_parts * third_elements;
+    let sums = norm_parts * 2.0 * channels + weights;
     c.floats(sums);
     c.fp32(sums, COMPENSATED);
 }

@@ -75,6 +75,8 @@ pub fn record_rank(case: Case, ranks: usize) -> Result<Vec<Recorded>> {
     Ok(steps)
 }
 
+/// All masks together.
+const MASKS: &str = "masks";
 const RANKS_KERNELS: [&str; 2] = ["batch_norm_merge", "optimiser_finite"];
 
 fn record_among(case: Case, ranks: usize) -> Result<Vec<Recorded>> {
@@ -97,26 +99,29 @@ fn record_among(case: Case, ranks: usize) -> Result<Vec<Recorded>> {
     image::prepare(ops.context(), raw, network.image, [0.5; 3], [0.25; 3])?;
     let mut steps = vec![taken(&mut ops, &table, "begin, input", &[(network.image, true)], 0)?];
     let update = Pass::Update(recipe.update());
-    // One launch draws all masks.
-    let (mut drawn, mut mask_bytes) = (Vec::new(), 0);
-    for pass in network.itinerary(&device).passes().iter().chain([&update]) {
+    // One launch draws all masks: that of the last one.
+    let (mut drawn, mut drawn_floor) = (Vec::new(), 0);
+    let passes = network.itinerary(&device).passes();
+    for (number, pass) in passes.iter().chain([&update]).enumerate() {
         if ranks > 1 && matches!(pass, Pass::Update(_)) {
             optimiser::look_at_gradients(ops.context())?;
         }
+        ops.run(pass)?;
         let mut tensors = Vec::new();
         pass.tensors(&mut |tensor, writes| tensors.push((tensor, writes)));
-        if masks::waits(pass) {
-            ops.run(pass)?;
-            drawn.append(&mut tensors);
-            mask_bytes += pass.bytes(&device);
+        let floor = pass.bytes(&device);
+        if !masks::waits(pass) {
+            steps.push(taken(&mut ops, &table, pass.name(), &tensors, floor)?);
             continue;
         }
-        if !drawn.is_empty() {
+        drawn.append(&mut tensors);
+        drawn_floor += floor;
+        if masks::waits(&passes[number + 1]) {
+            steps.push(Recorded { name: MASKS, floor: 0, launches: Vec::new(), written: Vec::new() });
+        } else {
             masks::draw_waiting(ops.context())?;
-            steps.push(taken(&mut ops, &table, "masks", &std::mem::take(&mut drawn), mask_bytes)?);
+            steps.push(taken(&mut ops, &table, MASKS, &drawn, drawn_floor)?);
         }
-        ops.run(pass)?;
-        steps.push(taken(&mut ops, &table, pass.name(), &tensors, pass.bytes(&device))?);
     }
     Ok(steps)
 }

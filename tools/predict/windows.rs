@@ -1,6 +1,6 @@
 //! Work of the kernels that slide a window: `depthwise_*` and `stem_*`.
 
-use crate::work::{Count, MOMENTS, NORM_BACKWARD, SILU_AND_SLOPE};
+use crate::work::{COMPENSATED, Count, MOMENTS, NORM_BACKWARD, SILU_AND_SLOPE};
 
 /// Neighbouring columns of a thread of the depthwise kernels, but four backward with stride two.
 const COLUMNS: f64 = 7.0;
@@ -72,7 +72,9 @@ fn depthwise_backward(c: &mut Count, [kernel, stride]: [f64; 2], identity: bool)
     c.fp32(loaded, 3.0);
     let parts = c.grid(1);
     c.floats(parts * channels * kernel * kernel);
-    c.sums(parts, channels);
+    // The last blocks read the sums once more and add them.
+    c.sums(2.0 * parts, channels);
+    c.fp32(2.0 * parts * channels, COMPENSATED);
 }
 
 pub fn stem_forward(c: &mut Count) {

@@ -83,7 +83,7 @@ impl Device for CpuDevice {
 
     fn workspace(&self, pass: &Pass) -> Workspace {
         let WorkspaceFloats { shared, per_thread } = workspace(pass);
-        Workspace { shared: shared * 4, kept: 0, per_thread: per_thread * 4 }
+        Workspace { shared: shared * 4, per_thread: per_thread * 4, ..Workspace::default() }
     }
 
     fn threads(&self) -> usize {

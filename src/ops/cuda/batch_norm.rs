@@ -58,6 +58,20 @@ pub fn sums_bytes(parts: usize, channels: usize) -> usize {
     parts * 2 * channels * 4
 }
 
+/// The same where the pass adds its sums itself: those of groups of parts, with their errors, follow those of the parts.
+pub fn added_sums_bytes(parts: usize, channels: usize) -> usize {
+    match parts.div_ceil(FAN) {
+        0..=1 => sums_bytes(parts, channels),
+        groups => sums_bytes(parts + 2 * groups, channels),
+    }
+}
+
+/// The counts by which the blocks of a pass know which of them is the last to arrive.
+pub fn arrivals<G: Gpu>(cx: &Context<G>, parts: usize, slices: usize) -> Address {
+    assert!(slices * (parts.div_ceil(FAN) + 1) <= MOST_ARRIVALS, "{slices} slices of {parts} parts");
+    cx.state.arrivals
+}
+
 /// The partial statistics of a pass, in the workspace. Both addresses are null in inference, which takes no
 /// statistics.
 pub struct Parts {
@@ -87,9 +101,9 @@ impl Finish {
         coefficients: Address::NULL,
     };
 
-    fn of<G: Gpu>(cx: &Context<G>, bn: &BatchNorm) -> Finish {
+    fn of<G: Gpu>(cx: &Context<G>, bn: &BatchNorm, arrivals: Address) -> Finish {
         Finish {
-            arrivals: cx.state.arrivals,
+            arrivals,
             weight: cx.weight(bn.weight),
             bias: cx.weight(bn.bias),
             running_mean: cx.running(bn.running_mean),
@@ -114,10 +128,9 @@ impl Parts {
         if (bn.statistics, bn.ranks) != (Statistics::Batch, 1) {
             return Parts::left(cx, bn, number);
         }
-        assert!(slices * (number.div_ceil(FAN) + 1) <= MOST_ARRIVALS, "{slices} slices of {number} parts");
         assert!(i32::try_from(bn.rows).is_ok(), "a pass has fewer rows");
         let [counts, moments] = cx.workspace(parts_bytes(bn, number));
-        Parts { counts, moments, finish: Finish::of(cx, bn), number }
+        Parts { counts, moments, finish: Finish::of(cx, bn, arrivals(cx, number, slices)), number }
     }
 
     /// After the pass: computes the batch norm's coefficients from the parts.

@@ -12,6 +12,7 @@ use super::precision::Precision;
 use super::reduction::{WeightGradient, finish_waiting};
 use super::sources::step::StepBlock;
 use super::timing::Timing;
+use crate::ops::device::KEPT;
 use crate::ops::optimiser::MOST_SLOTS;
 use crate::ops::plan::ALIGNMENT;
 use crate::ops::{OpsError, Param, Pass, Result, Tensor};
@@ -76,10 +77,10 @@ pub struct Context<G: Gpu> {
     pub workspace: Address,
     pub workspace_bytes: usize,
     /// Partial sums that outlive their pass, beside the workspace.
-    pub kept: Address,
-    pub kept_bytes: usize,
-    /// The gradient that is made of them by the next launch that finishes one.
-    pub(super) waiting: Option<WeightGradient>,
+    pub kept: [Address; KEPT],
+    pub kept_bytes: [usize; KEPT],
+    /// The gradients that are made of them by the next launch that finishes one.
+    pub(super) waiting: [Option<WeightGradient>; KEPT],
     /// The masks that the next launch draws.
     pub(super) masks: WaitingMasks,
     /// A buffer for uploaded images and its length; the first upload allocates it.
@@ -105,9 +106,11 @@ impl<G: Gpu> Context<G> {
             (self.state.arrivals, 4 * MOST_ARRIVALS, "counts of arrivals"),
             (self.arena, self.arena_bytes, "arena"),
             (self.workspace, self.workspace_bytes, "workspace"),
-            (self.kept, self.kept_bytes, "workspace"),
         ] {
             self.gpu.describe(at, bytes, label);
+        }
+        for place in 0..KEPT {
+            self.gpu.describe(self.kept[place], self.kept_bytes[place], "workspace");
         }
         let slots = self.state.slots.into_iter().enumerate();
         let mut optional: Vec<(Address, String)> =
@@ -173,10 +176,12 @@ impl<G: Gpu> Context<G> {
     }
 
     /// Memory for partial sums that outlive the pass. Finishes those that lie there.
-    pub fn kept(&mut self, bytes: usize) -> Result<Address> {
-        assert!(bytes <= self.kept_bytes, "a pass keeps {bytes} bytes, more than planned");
-        finish_waiting(self)?;
-        Ok(self.kept)
+    pub fn kept(&mut self, place: usize, bytes: usize) -> Result<Address> {
+        assert!(bytes <= self.kept_bytes[place], "a pass keeps {bytes} bytes, more than planned");
+        if self.waiting[place].is_some() {
+            finish_waiting(self)?;
+        }
+        Ok(self.kept[place])
     }
 
     /// Enqueues a kernel over `grid` blocks of `threads` threads with `shared` bytes of dynamic shared memory.

@@ -7,17 +7,18 @@ mod tiles;
 use self::tiles::{Sweep, Tiles};
 use super::OnCuda;
 use super::arguments::Kernel;
-use super::batch_norm::{self, Parts};
+use super::batch_norm::{self, Parts, added_sums_bytes, arrivals, exchange_sums};
 use super::context::{Context, shared_bytes, workspace_bytes};
 use super::gpu::{Address, Gpu};
 use super::precision::Precision;
-use super::reduction::{Partials, WeightGradient, finish_gradients};
+use super::reduction::{DEPTHWISE, Partials, WeightGradient, finish_later, kept_at};
 use super::sources::depthwise::{
     DEPTHWISE_CHANNELS, DEPTHWISE_COLUMNS, DEPTHWISE_COLUMNS_STRIDE1, DEPTHWISE_COLUMNS_STRIDE2,
     DEPTHWISE_CONSTANTS, DEPTHWISE_MERGE, DEPTHWISE_SLICE, DEPTHWISE_THREADS, DepthwiseBackwardArguments,
     DepthwiseForwardArguments, WARP,
 };
 use crate::model::Window;
+use crate::ops::device::KEPT;
 use crate::ops::{DepthwiseBackward, DepthwiseForward, DepthwiseInput, OpsError, Result};
 
 /// The forward pass: its threads share out the positions of the output.
@@ -186,21 +187,27 @@ impl OnCuda for DepthwiseForward {
     }
 }
 
-fn backward_bytes(p: &DepthwiseBackward, tiles: &Tiles) -> [usize; 2] {
-    [tiles.parts * p.weight.elements * 4, batch_norm::sums_bytes(tiles.parts, p.channels)]
+fn weight_bytes(p: &DepthwiseBackward, tiles: &Tiles) -> usize {
+    tiles.parts * p.weight.elements * 4
 }
 
 impl OnCuda for DepthwiseBackward {
     fn workspace(&self, precision: Precision) -> usize {
         let plan = Backward::of(self.images, self.window, self.channels, precision.bytes());
-        workspace_bytes(&backward_bytes(self, &plan.tiles))
+        workspace_bytes(&[added_sums_bytes(plan.tiles.parts, self.channels)])
+    }
+
+    fn kept(&self, precision: Precision) -> [usize; KEPT] {
+        let plan = Backward::of(self.images, self.window, self.channels, precision.bytes());
+        kept_at(DEPTHWISE, weight_bytes(self, &plan.tiles))
     }
 
     fn launch<G: Gpu>(&self, cx: &mut Context<G>) -> Result {
         check(self.window, self.channels)?;
         let Backward { tiles, ring_rows } =
             Backward::of(self.images, self.window, self.channels, cx.precision.bytes());
-        let [weight_partials, sum_partials] = cx.workspace(backward_bytes(self, &tiles));
+        let [sum_partials] = cx.workspace([added_sums_bytes(tiles.parts, self.channels)]);
+        let weight_partials = cx.kept(DEPTHWISE, weight_bytes(self, &tiles))?;
         let (previous, previous_y, shortcut, keep) = match &self.input {
             DepthwiseInput::Normalised(bn) => (*bn, Address::NULL, None, None),
             DepthwiseInput::Identity { shortcut, previous } => {
@@ -223,6 +230,11 @@ impl OnCuda for DepthwiseBackward {
             keep: cx.optional(keep),
             weight_partials,
             sum_partials,
+            arrivals: arrivals(cx, tiles.parts, tiles.slices),
+            norm_sums: cx.tensor(previous.sums),
+            bias_gradient: cx.gradient(previous.bias),
+            norm_gradient: cx.gradient(previous.weight),
+            block: cx.state.block,
             images: self.images as i32,
             channels: self.channels as i32,
             input: self.window.input as i32,
@@ -243,9 +255,10 @@ impl OnCuda for DepthwiseBackward {
         };
         let kernel = kernel.variant(variant(self.window));
         cx.launch(&kernel, tiles.grid(), DEPTHWISE_THREADS, tiles.shared, arguments)?;
-        let [sums, partials] = [sum_partials, weight_partials].map(|at| Partials { at, parts: tiles.parts });
-        let weight = WeightGradient { weight: self.weight, partials };
-        finish_gradients(cx, Some((&previous, sums)), Some(weight))
+        exchange_sums(cx, &previous)?;
+        let partials = Partials { at: weight_partials, parts: tiles.parts };
+        finish_later(cx, DEPTHWISE, WeightGradient { weight: self.weight, partials });
+        Ok(())
     }
 }
 
@@ -276,10 +289,10 @@ mod tests {
                     for (images, element) in [(1, 4), (5, 2), (512, 2)] {
                         let forward = Forward::of(images, window, channels, element).tiles;
                         let backward = Backward::of(images, window, channels, element).tiles;
-                        let arrivals = forward.slices * (forward.parts.div_ceil(FAN) + 1);
-                        assert!(arrivals <= MOST_ARRIVALS, "{forward:?} of {window:?}");
                         for (tiles, height) in [(forward, window.output), (backward, window.input)] {
                             assert!(tiles.shared <= 99 << 10, "{tiles:?} of {window:?}");
+                            let arrivals = tiles.slices * (tiles.parts.div_ceil(FAN) + 1);
+                            assert!(arrivals <= MOST_ARRIVALS, "{tiles:?} of {window:?}");
                             assert!(tiles.slices * DEPTHWISE_SLICE >= channels);
                             assert!(tiles.strips * tiles.strip_rows >= height);
                             assert!(tiles.strips == 1 || tiles.images_per_block == 1);

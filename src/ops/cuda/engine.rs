@@ -12,6 +12,7 @@ use super::masks::{self, WaitingMasks};
 use super::precision::{self, Precision};
 use super::{exchange, image, optimiser, step};
 use crate::host_bytes::HostAllocator;
+use crate::ops::device::KEPT;
 use crate::ops::optimiser::MOST_SLOTS;
 use crate::ops::*;
 use crate::parallel::Group;
@@ -48,7 +49,8 @@ impl<G: Gpu> CudaOps<G> {
     pub fn new(mut gpu: G, size: StateSize, plans: &[&Plan], precision: Precision) -> Result<CudaOps<G>> {
         let most = |bytes: fn(&Plan) -> usize| plans.iter().map(|p| bytes(p)).max().unwrap_or(0);
         let (arena_bytes, workspace_bytes) = (most(|p| p.tensor_bytes), most(|p| p.workspace.shared));
-        let kept_bytes = most(|p| p.workspace.kept);
+        let kept_bytes: [usize; KEPT] =
+            std::array::from_fn(|place| plans.iter().map(|p| p.workspace.kept[place]).max().unwrap_or(0));
         let floats = |gpu: &mut G, count: usize| gpu.allocate((count * 4).max(16));
         let StateSize { trainable, total, slots: count, decay_factors } = size;
         let parameters = floats(&mut gpu, total)?;
@@ -74,7 +76,7 @@ impl<G: Gpu> CudaOps<G> {
         let mut cx = Context {
             arena: gpu.allocate(arena_bytes.max(16))?,
             workspace: gpu.allocate(workspace_bytes.max(16))?,
-            kept: gpu.allocate(kept_bytes.max(16))?,
+            kept: [gpu.allocate(kept_bytes[0].max(16))?, gpu.allocate(kept_bytes[1].max(16))?],
             gpu,
             precision,
             arena_bytes,
@@ -85,7 +87,7 @@ impl<G: Gpu> CudaOps<G> {
             ema_weights: false,
             workspace_bytes,
             kept_bytes,
-            waiting: None,
+            waiting: [None; KEPT],
             masks: WaitingMasks::default(),
             pixels: None,
             profile: None,
@@ -314,7 +316,8 @@ impl<G: Gpu> Ops for CudaOps<G> {
         let cx = &mut self.cx;
         cx.settle()?;
         let Workspace { shared, kept, .. } = plan.workspace;
-        if plan.tensor_bytes > cx.arena_bytes || shared > cx.workspace_bytes || kept > cx.kept_bytes {
+        let fits = (0..KEPT).all(|place| kept[place] <= cx.kept_bytes[place]);
+        if plan.tensor_bytes > cx.arena_bytes || shared > cx.workspace_bytes || !fits {
             return Err(OpsError::Device("the plan is larger than the memory set up for it".into()));
         }
         cx.offsets.clone_from(&plan.offsets);

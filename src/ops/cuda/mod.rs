@@ -58,9 +58,9 @@ trait OnCuda {
     fn workspace(&self, _precision: Precision) -> usize {
         0
     }
-    /// Bytes of partial sums that outlive the pass, see [`reduction::finish_later`].
-    fn kept(&self, _precision: Precision) -> usize {
-        0
+    /// Bytes of partial sums that outlive the pass, by place, see [`reduction::finish_later`].
+    fn kept(&self, _precision: Precision) -> [usize; device::KEPT] {
+        [0; device::KEPT]
     }
     /// Enqueues the kernels.
     fn launch<G: Gpu>(&self, cx: &mut Context<G>) -> Result;

@@ -8,11 +8,12 @@ use super::gpu::{Address, Gpu};
 use super::pointwise::Cut;
 use super::pointwise_backward::{SweepCut, WeightPieces};
 use super::precision::Precision;
-use super::reduction::{Partials, WeightGradient, finish_later};
+use super::reduction::{PROJECT, Partials, WeightGradient, finish_later, kept_at};
 use super::sources::project::{
     ProjectBackwardArguments, ProjectBackwardSegmentsArguments, ProjectBackwardWeightsArguments,
     ProjectForwardArguments,
 };
+use crate::ops::device::KEPT;
 use crate::ops::{ProjectBackward, ProjectForward, Result};
 
 const FORWARD: Kernel<ProjectForwardArguments> = Kernel::stored("project_forward");
@@ -99,15 +100,15 @@ impl OnCuda for ProjectBackward {
         workspace_bytes(&[BackwardCut::new(self, precision).segment_bytes(self)])
     }
 
-    fn kept(&self, precision: Precision) -> usize {
-        BackwardCut::new(self, precision).partial_bytes(self)
+    fn kept(&self, precision: Precision) -> [usize; KEPT] {
+        kept_at(PROJECT, BackwardCut::new(self, precision).partial_bytes(self))
     }
 
     fn launch<G: Gpu>(&self, cx: &mut Context<G>) -> Result {
         let cut = BackwardCut::new(self, cx.precision);
         let BackwardCut { sweep, weights } = cut;
         let [segments] = cx.workspace([cut.segment_bytes(self)]);
-        let partials = cx.kept(cut.partial_bytes(self))?;
+        let partials = cx.kept(PROJECT, cut.partial_bytes(self))?;
         let arguments = ProjectBackwardArguments {
             dout: cx.tensor(self.dout),
             y: cx.tensor(self.y),
@@ -139,9 +140,8 @@ impl OnCuda for ProjectBackward {
         if let Some(weights) = weights {
             backward_weights(cx, self, &weights, partials)?;
         }
-        // Squeeze-excite's backward pass follows, which has sums to finish.
         let partials = Partials { at: partials, parts: cut.parts() };
-        finish_later(cx, WeightGradient { weight: self.weight, partials });
+        finish_later(cx, PROJECT, WeightGradient { weight: self.weight, partials });
         Ok(())
     }
 }

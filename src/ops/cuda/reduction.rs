@@ -10,6 +10,7 @@ use super::batch_norm;
 use super::context::Context;
 use super::gpu::{Address, Gpu};
 use super::sources::reduction::{FINISH_THREADS, FinishGradientsArguments, LANES};
+use crate::ops::device::KEPT;
 use crate::ops::{BatchNorm, Param, Result};
 
 const FINISH: Kernel<FinishGradientsArguments> = Kernel::plain("finish_gradients");
@@ -56,26 +57,37 @@ pub fn finish_gradients<G: Gpu>(
     norm: Option<(&BatchNorm, Partials)>,
     weight: Option<WeightGradient>,
 ) -> Result {
-    let waiting = cx.waiting.take();
-    launch(cx, norm, [weight, waiting])?;
+    let [first, second] = std::mem::take(&mut cx.waiting);
+    launch(cx, norm, [weight, first, second])?;
     norm.map_or(Ok(()), |(bn, _)| batch_norm::exchange_sums(cx, bn))
 }
 
-/// Leaves a gradient to the next launch that finishes one; its partial sums lie in [`Context::kept`].
-pub fn finish_later<G: Gpu>(cx: &mut Context<G>, weight: WeightGradient) {
-    assert!(cx.waiting.is_none(), "one gradient may wait");
-    cx.waiting = Some(weight);
+/// The places of partial sums that outlive their pass: those of a block's projection and of its depthwise convolution.
+pub const PROJECT: usize = 0;
+pub const DEPTHWISE: usize = 1;
+
+/// So many bytes in one place.
+pub fn kept_at(place: usize, bytes: usize) -> [usize; KEPT] {
+    let mut kept = [0; KEPT];
+    kept[place] = bytes;
+    kept
+}
+
+/// Leaves a gradient to the next launch that finishes one; its partial sums lie in a place of [`Context::kept`].
+pub fn finish_later<G: Gpu>(cx: &mut Context<G>, place: usize, weight: WeightGradient) {
+    assert!(cx.waiting[place].is_none(), "one gradient may wait in a place");
+    cx.waiting[place] = Some(weight);
 }
 
 /// Finishes what waits, before gradients are looked at.
 pub fn finish_waiting<G: Gpu>(cx: &mut Context<G>) -> Result {
-    if cx.waiting.is_some() { finish_gradients(cx, None, None) } else { Ok(()) }
+    if cx.waiting.iter().any(Option::is_some) { finish_gradients(cx, None, None) } else { Ok(()) }
 }
 
 fn launch<G: Gpu>(
     cx: &mut Context<G>,
     norm: Option<(&BatchNorm, Partials)>,
-    weights: [Option<WeightGradient>; 2],
+    weights: [Option<WeightGradient>; 1 + KEPT],
 ) -> Result {
     let mut arguments = FinishGradientsArguments {
         norm_partials: Address::NULL,
@@ -90,11 +102,16 @@ fn launch<G: Gpu>(
         parts: 0,
         elements: 0,
         groups: 1,
-        other_partials: Address::NULL,
-        other_gradient: Address::NULL,
-        other_parts: 0,
-        other_elements: 0,
-        other_groups: 1,
+        second_partials: Address::NULL,
+        second_gradient: Address::NULL,
+        second_parts: 0,
+        second_elements: 0,
+        second_groups: 1,
+        third_partials: Address::NULL,
+        third_gradient: Address::NULL,
+        third_parts: 0,
+        third_elements: 0,
+        third_groups: 1,
     };
     let mut blocks = 0;
     if let Some((bn, partials)) = norm {
@@ -107,7 +124,7 @@ fn launch<G: Gpu>(
         arguments.channels = bn.channels as i32;
         blocks += 2 * bn.channels / LANES;
     }
-    let [first, other] = weights;
+    let [first, second, third] = weights;
     if let Some(of) = first {
         arguments.partials = of.partials.at;
         arguments.gradient = cx.gradient(of.weight);
@@ -116,12 +133,20 @@ fn launch<G: Gpu>(
         arguments.groups = of.groups() as i32;
         blocks += of.blocks();
     }
-    if let Some(of) = other {
-        arguments.other_partials = of.partials.at;
-        arguments.other_gradient = cx.gradient(of.weight);
-        arguments.other_parts = of.partials.parts as i32;
-        arguments.other_elements = of.weight.elements as i32;
-        arguments.other_groups = of.groups() as i32;
+    if let Some(of) = second {
+        arguments.second_partials = of.partials.at;
+        arguments.second_gradient = cx.gradient(of.weight);
+        arguments.second_parts = of.partials.parts as i32;
+        arguments.second_elements = of.weight.elements as i32;
+        arguments.second_groups = of.groups() as i32;
+        blocks += of.blocks();
+    }
+    if let Some(of) = third {
+        arguments.third_partials = of.partials.at;
+        arguments.third_gradient = cx.gradient(of.weight);
+        arguments.third_parts = of.partials.parts as i32;
+        arguments.third_elements = of.weight.elements as i32;
+        arguments.third_groups = of.groups() as i32;
         blocks += of.blocks();
     }
     cx.launch(&FINISH, [blocks, 1, 1], FINISH_THREADS, FINISH_THREADS * 8, arguments)
