@@ -91,31 +91,33 @@ INSTANCE_FP32(PROJECT_FORWARD, 32x320, rows = 32, columns = 320, down = 1, acros
 
 // ---- backward ---------------------------------------------------------------------------------------------
 
-// Both gradients; src/ops/cuda/pointwise_backward.rs chooses among these and the following. The first two are for few
+// Both gradients; src/ops/cuda/pointwise_backward.rs chooses among these and the following. The first ones are for few
 // wide channels.
-#define PROJECT_SWEEP(T, name, Shape)                                                                \
-    KERNEL_BLOCKS(project_backward_##name, SWEEP_THREADS, Shape::blocks, ProjectBackwardArguments) { \
-        project_backward<SweepShape<T, Shape>>(args);                                                \
+#define PROJECT_SWEEP(T, name, Shape)                                                                       \
+    KERNEL_BLOCKS(project_backward_##name, WARP * (Shape::slice / 16) * Shape::down, Shape::blocks,         \
+                  ProjectBackwardArguments) {                                                               \
+        project_backward<SweepShape<T, Shape>>(args);                                                       \
     }
-INSTANCE_HALF(PROJECT_SWEEP, 32x32, depth = 32, slice = 32, rows = 64, blocks = 2)
-INSTANCE_HALF(PROJECT_SWEEP, 32x64, depth = 32, slice = 64, rows = 64, blocks = 2)
-INSTANCE_HALF(PROJECT_SWEEP, 32x96, depth = 32, slice = 96, rows = 64, blocks = 2)
-INSTANCE_HALF(PROJECT_SWEEP, 48x128, depth = 48, slice = 128, rows = 32, blocks = 2)
-INSTANCE_HALF(PROJECT_SWEEP, 96x128, depth = 96, slice = 128, rows = 32, blocks = 2)
-INSTANCE_HALF(PROJECT_SWEEP, 112x128, depth = 112, slice = 128, rows = 32, blocks = 1)
-INSTANCE_HALF(PROJECT_SWEEP, 192x64, depth = 192, slice = 64, rows = 32, blocks = 2)
-INSTANCE_FP32(PROJECT_SWEEP, 32x48, depth = 32, slice = 48, rows = 32, blocks = 1)
-INSTANCE_FP32(PROJECT_SWEEP, 80x64, depth = 80, slice = 64, rows = 32, blocks = 1)
-INSTANCE_FP32(PROJECT_SWEEP, 192x32, depth = 192, slice = 32, rows = 32, blocks = 1)
+INSTANCE_HALF(PROJECT_SWEEP, 32x32, depth = 32, slice = 32, rows = 32, down = 1, blocks = 8)
+INSTANCE_HALF(PROJECT_SWEEP, 32x64, depth = 32, slice = 64, rows = 32, down = 1, blocks = 4)
+INSTANCE_HALF(PROJECT_SWEEP, 32x96, depth = 32, slice = 96, rows = 32, down = 1, blocks = 2)
+INSTANCE_HALF(PROJECT_SWEEP, 32x80, depth = 32, slice = 80, rows = 32, down = 1, blocks = 3)
+INSTANCE_HALF(PROJECT_SWEEP, 48x80, depth = 48, slice = 80, rows = 32, down = 1, blocks = 3)
+INSTANCE_HALF(PROJECT_SWEEP, 96x128, depth = 96, slice = 128, rows = 32, down = 2, blocks = 1)
+INSTANCE_HALF(PROJECT_SWEEP, 112x128, depth = 112, slice = 128, rows = 32, down = 2, blocks = 1)
+INSTANCE_HALF(PROJECT_SWEEP, 192x64, depth = 192, slice = 64, rows = 32, down = 2, blocks = 2)
+INSTANCE_FP32(PROJECT_SWEEP, 32x48, depth = 32, slice = 48, rows = 32, down = 2, blocks = 1)
+INSTANCE_FP32(PROJECT_SWEEP, 80x64, depth = 80, slice = 64, rows = 32, down = 2, blocks = 1)
+INSTANCE_FP32(PROJECT_SWEEP, 112x64, depth = 112, slice = 64, rows = 32, down = 2, blocks = 1)
 
 // The data gradient.
 #define PROJECT_DATA(T, name, Shape)                                                               \
     KERNEL_BLOCKS(project_backward_data_##name, WARP * Shape::down * Shape::across, Shape::blocks, \
                   ProjectBackwardArguments) {                                                      \
-        project_backward_data<DataShape<T, Shape>>(args);                                          \
+        project_backward_data<ProjectDataShape<T, Shape>>(args);                                   \
     }
-INSTANCE_HALF(PROJECT_DATA, 128, rows = 64, columns = 128, down = 2, across = 4, chunk = 32, blocks = 2)
-INSTANCE_FP32(PROJECT_DATA, 128, rows = 32, columns = 128, down = 2, across = 4, chunk = 16, blocks = 1)
+INSTANCE_HALF(PROJECT_DATA, 128, rows = 64, columns = 128, down = 1, across = 8, chunk = 32, blocks = 2)
+INSTANCE_FP32(PROJECT_DATA, 128, rows = 32, columns = 128, down = 1, across = 8, chunk = 16, blocks = 1)
 
 // The weights' gradient.
 #define PROJECT_WEIGHTS(T, name, Shape)                                         \
