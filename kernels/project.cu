@@ -27,18 +27,18 @@
 // 3080's at 256, where layers from 112 outputs on are bound by them; 18 M fp32 instructions take 0.6 and 1.2 µs. Last
 // measured share: not yet measured.
 //
-// Backward. dy is computed from dout·keep and y by batch norm's backward while they are loaded. With A =
-// silu(BN(x))·gate: da [M, K] = dy·W, dW [N, K] = dyᵀ·A, and the five sums of each image and channel, from da as it
-// is stored. Up to 192 narrow channels one sweep makes all of this (project_sweep.cuh) and reads x once. With more,
-// there is no room for the accumulators of dW, and a second kernel computes A again (project_backward.cuh). fp16, an
-// image of B0 (224²), MB of x and da (wide) and of dout and y (narrow):
+// Backward. dy is computed from dout·keep and y by batch norm's backward. With A = silu(BN(x))·gate: da [M, K] = dy·W,
+// dW [N, K] = dyᵀ·A, and the five sums of each image and channel, from da as it is stored. Up to 192 narrow channels
+// (fp32: 112) one sweep makes all of this (project_sweep.cuh) and reads x once. With more, there is no room for the
+// accumulators of dW, and a second kernel computes A again (project_weights.cuh). fp16, an image of B0 (224²), MB of x
+// and da (wide) and of dout and y (narrow):
 //
 //   map    K → N        layers   wide MB  narrow MB  Mflop   block          dout, y read by
-//   112²   32 → 16         1      1.606     0.803      26    64×32          1 slice
-//   56²    96 → 24         1      1.204     0.301      29    64×96          1
-//   56²    144 → 24        1      1.806     0.301      43    64×96          2
-//   28²    144 → 40        1      0.452     0.125      18    32×128         2
-//   28²    240 → 40        1      0.753     0.125      30    32×128         2
+//   112²   32 → 16         1      1.606     0.803      26    32×32          1 slice
+//   56²    96 → 24         1      1.204     0.301      29    32×96          1
+//   56²    144 → 24        1      1.806     0.301      43    32×80          2
+//   28²    144 → 40        1      0.452     0.125      18    32×80          2
+//   28²    240 → 40        1      0.753     0.125      30    32×80          3
 //   14²    240 → 80        1      0.188     0.063      15    32×128         2
 //   14²    480 → 80        2      0.753     0.125      60    32×128         4
 //   14²    480 → 112       1      0.376     0.088      42    32×128         4
@@ -52,8 +52,9 @@
 // (times the segments of a large image). With the parts' sums of dW it is 12.5 MB. With padding to whole tiles there
 // are 368 M multiply-adds, 1.6 µs on an H100's tensor cores and 12.4 µs on an RTX 3080's, where layers from 112
 // outputs on are bound by them; and 55 M fp32 instructions, 1.9 and 3.7 µs. Last measured share: not yet measured.
-#include "pointwise.cuh"
+#include "project_forward.cuh"
 #include "project_sweep.cuh"
+#include "project_weights.cuh"
 
 #define PROJECT_FORWARD_FIELDS(F) \
     POINTWISE_POINTERS(F)         \
@@ -71,15 +72,15 @@ ARGUMENTS(ProjectForwardArguments, PROJECT_FORWARD_FIELDS)
         using Prologue = PointwiseGatedSilu<T, Tile>;                                                       \
         pointwise_forward<T, Tile>(args, Prologue(args.coefficients, args.gate, args.inputs, args.pixels)); \
     }
-INSTANCE_HALF(PROJECT_FORWARD, 128x16, rows = 128, columns = 16, down = 8, across = 1, stages = 3, blocks = 3)
-INSTANCE_HALF(PROJECT_FORWARD, 128x24, rows = 128, columns = 24, down = 8, across = 1, stages = 3, blocks = 3)
-INSTANCE_HALF(PROJECT_FORWARD, 128x40, rows = 128, columns = 40, down = 8, across = 1, stages = 3, blocks = 2)
-INSTANCE_HALF(PROJECT_FORWARD, 128x48, rows = 128, columns = 48, down = 8, across = 1, stages = 3, blocks = 2)
-INSTANCE_HALF(PROJECT_FORWARD, 128x80, rows = 128, columns = 80, down = 4, across = 2, stages = 3, blocks = 2)
+INSTANCE_HALF(PROJECT_FORWARD, 128x16, rows = 128, columns = 16, down = 8, across = 1, stages = 3, blocks = 2)
+INSTANCE_HALF(PROJECT_FORWARD, 128x24, rows = 128, columns = 24, down = 8, across = 1, stages = 3, blocks = 2)
+INSTANCE_HALF(PROJECT_FORWARD, 128x40, rows = 128, columns = 40, down = 8, across = 1, stages = 2, blocks = 2)
+INSTANCE_HALF(PROJECT_FORWARD, 128x48, rows = 128, columns = 48, down = 8, across = 1, stages = 2, blocks = 2)
+INSTANCE_HALF(PROJECT_FORWARD, 128x80, rows = 128, columns = 80, down = 4, across = 2, stages = 2, blocks = 2)
 INSTANCE_HALF(PROJECT_FORWARD, 64x80, rows = 64, columns = 80, down = 2, across = 2, stages = 3, blocks = 4)
-INSTANCE_HALF(PROJECT_FORWARD, 128x112, rows = 128, columns = 112, down = 4, across = 2, stages = 3, blocks = 2)
+INSTANCE_HALF(PROJECT_FORWARD, 128x112, rows = 128, columns = 112, down = 4, across = 2, stages = 2, blocks = 2)
 INSTANCE_HALF(PROJECT_FORWARD, 64x112, rows = 64, columns = 112, down = 2, across = 2, stages = 3, blocks = 3)
-INSTANCE_HALF(PROJECT_FORWARD, 64x192, rows = 64, columns = 192, down = 2, across = 4, stages = 3, blocks = 2)
+INSTANCE_HALF(PROJECT_FORWARD, 64x192, rows = 64, columns = 192, down = 2, across = 4, stages = 2, blocks = 2)
 INSTANCE_HALF(PROJECT_FORWARD, 32x192, rows = 32, columns = 192, down = 1, across = 4, stages = 3, blocks = 4)
 INSTANCE_HALF(PROJECT_FORWARD, 64x320, rows = 64, columns = 320, down = 2, across = 4, stages = 2, blocks = 1)
 INSTANCE_HALF(PROJECT_FORWARD, 32x320, rows = 32, columns = 320, down = 1, across = 4, stages = 2, blocks = 3)

@@ -304,7 +304,7 @@ impl SweepCut {
         let span = pixels.next_power_of_two().max(8);
         let whole = (rows / span).max(1);
         let (segments, group) = if wanted >= 2 * images && whole == 1 {
-            ((wanted / images).min(pixels.div_ceil(rows)), 1)
+            (wanted.div_ceil(images).min(pixels.div_ceil(rows)), 1)
         } else {
             (1, images.div_ceil(wanted.min(images)).next_multiple_of(whole))
         };
