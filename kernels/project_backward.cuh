@@ -138,10 +138,11 @@ struct FiveSums {
         // A barrier comes before these are needed.
         const float* from = args.input_coefficients + first;
 #pragma unroll 1
-        for (int at = threadIdx.x; at < width; at += S::THREADS) {
-            numbers[at] = from[SCALE * args.inputs + at];
-            numbers[S::COLUMNS + at] = from[SHIFT * args.inputs + at];
-            numbers[2 * S::COLUMNS + at] = from[MEAN * args.inputs + at];
+        for (int at = threadIdx.x; at < S::COLUMNS; at += S::THREADS) {
+            const bool valid = at < width;
+            numbers[at] = valid ? from[SCALE * args.inputs + at] : 0.0f;
+            numbers[S::COLUMNS + at] = valid ? from[SHIFT * args.inputs + at] : 0.0f;
+            numbers[2 * S::COLUMNS + at] = valid ? from[MEAN * args.inputs + at] : 0.0f;
         }
     }
     __device__ __forceinline__ void clear() {
