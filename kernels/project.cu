@@ -56,12 +56,11 @@
 // Predicted by tools/count for a step of B0 (224², batch 512, fp16) on an H100, µs of all launches:
 //
 //   backward                                                                                             6814
-//     copies one tile ahead, the five sums from the product's registers, one barrier a tile              4100
+//     copies one tile ahead, the five sums from the product's registers, one barrier a tile              4345
 //     slices of 80 channels for 144 and 240, blocks that fill the GPU                                    3990
 //     gates of the weights' gradient with the copies                                                     3820
 //   forward                                                                                              2346
-//     numbers in shared memory, gates ahead of the product                                               2283
-//     two stages of 64 channels where one block has the multiprocessor of an RTX 3080 to itself anyway   2170
+//     numbers in shared memory, gates ahead of the product, two stages of 64 channels in wide tiles      2170
 //
 // Backward with 80 to 192 narrow channels is bound by shared memory and instructions now: each slice forms dy again.
 #include "project_forward.cuh"
