@@ -51,6 +51,8 @@ struct PointwiseTile {
     static constexpr int WARPS_M = Shape::down, WARPS_N = Shape::across, STAGES = Shape::stages;
     static constexpr int WARPS = WARPS_M * WARPS_N, THREADS = WARPS * WARP;
     static constexpr int M = ROWS / WARPS_M / 16, N = COLUMNS / WARPS_N / 8;
+    // Of a thread, beside its sums.
+    static constexpr int REGISTERS = 65536 / (THREADS * Shape::blocks) - 4 * M * N;
     static_assert(M * WARPS_M * 16 == ROWS && N * WARPS_N * 8 == COLUMNS, "whole tensor-core tiles");
 
     using Accumulators = float[M][N][4];
@@ -152,7 +154,7 @@ struct PointwiseCopies {
 
     const T* x;
     const T* weight;  // of the block's first channel
-    T* a;             // [STAGES, ROWS, stride]
+    T* a;             // [STAGES, ROWS, stride], and one unit: room for the merge of statistics
     T* w;             // [weight_slots, COLUMNS, stride]
     int rows, inputs, columns;
     int chunk, stride, depth, chunks;
@@ -171,7 +173,7 @@ struct PointwiseCopies {
         stride = chunk + UNIT;
         depth = sizeof(T) == 2 ? (inputs + 15) / 16 * 16 : inputs;
         chunks = (depth + chunk - 1) / chunk;
-        a = arena.take<T>(static_cast<size_t>(Tile::STAGES) * Tile::ROWS * stride);
+        a = arena.take<T>(static_cast<size_t>(Tile::STAGES) * Tile::ROWS * stride + UNIT);
         w = arena.take<T>(static_cast<size_t>(args.weight_slots) * Tile::COLUMNS * stride);
         resident = args.weight_slots == chunks;
         const int units = chunk / UNIT, thread = threadIdx.x;
@@ -213,58 +215,17 @@ struct PointwiseCopies {
     }
 };
 
-// ---- prologues --------------------------------------------------------------------------------------------
+// ---- the prologue -----------------------------------------------------------------------------------------
 
 // A = x.
 template <typename T, class Tile>
 struct PointwisePlain {
+    static constexpr bool NUMBERS = false;  // whether all threads need what `begin` has made
+
+    __device__ __forceinline__ void take(SharedArena&) {}
+    __device__ __forceinline__ void begin() const {}
+    __device__ __forceinline__ void prefetch(const PointwiseCopies<T, Tile>&, const PointwiseStep&) {}
     __device__ __forceinline__ void apply(const PointwiseCopies<T, Tile>&, const PointwiseStep&) {}
-};
-
-// A = silu(scale·x + shift)·gate, in place of what this thread copied. Rows past the end and channels of the padding
-// to 16 stay zero.
-template <typename T, class Tile>
-struct PointwiseGatedSilu {
-    static constexpr int UNIT = Pack<T>::N;
-    const float* coefficients;  // [4, channels]
-    const float* gate;          // [images, channels]
-    int channels, pixels;
-    int image;  // of the tile's first row
-
-    __device__ __forceinline__ PointwiseGatedSilu(const float* c, const float* g, int channels, int pixels)
-        : coefficients(c), gate(g), channels(channels), pixels(pixels), image(0) {}
-
-    __device__ __forceinline__ void apply(const PointwiseCopies<T, Tile>& copies, const PointwiseStep& step) {
-        if (step.chunk == 0) image = step.row / pixels;
-        const int channel = step.chunk * copies.chunk + copies.unit * UNIT;
-        if (channel >= channels) return;
-        const int left = copies.rows - step.row, rows = left < Tile::ROWS ? left : Tile::ROWS;
-        if (copies.down >= rows) return;
-        float scale[UNIT], shift[UNIT], factor[UNIT];
-        load_lanes(scale, coefficients + SCALE * channels + channel);
-        load_lanes(shift, coefficients + SHIFT * channels + channel);
-        const float* next = gate + static_cast<size_t>(image) * channels + channel;
-        int border = image * pixels - step.row;  // the first row of `next`'s image in the tile
-        T* at = copies.a_of(step) + copies.unit * UNIT;
-        for (int row = copies.down; row < rows; row += copies.threads_down) {
-            if (row >= border) {
-                while (row >= border + pixels) {
-                    border += pixels;
-                    next += channels;
-                }
-                load_lanes(factor, next);
-                border += pixels;
-                next += channels;
-            }
-            Pack<T> pack = load_pack(at + row * copies.stride);
-#pragma unroll
-            for (int i = 0; i < UNIT; i++) {
-                const float z = fmaf(scale[i], to_float(pack.v[i]), shift[i]);
-                pack.v[i] = from_float<T>(silu<T>(z) * factor[i]);
-            }
-            store_pack(at + row * copies.stride, pack);
-        }
-    }
 };
 
 // ---- the output -------------------------------------------------------------------------------------------
@@ -391,7 +352,7 @@ struct PointwiseOutput {
             to[0] = all.mean;
             to[outputs] = all.spread;
         }
-        constexpr int LEAST = Tile::STAGES * Tile::ROWS * (16 + Pack<T>::N) * sizeof(T);  // of the pipeline, in bytes
+        constexpr int LEAST = Tile::STAGES * Tile::ROWS * (16 + Pack<T>::N) * sizeof(T) + 16;  // of the pipeline, in bytes
         static_assert(MomentsMerge<Tile::COLUMNS, Tile::THREADS>::FLOATS * 4 <= LEAST, "room for the merge");
         const EvenParts parts = {rows, args.row_tiles * Tile::ROWS};
         if (blockIdx.x == 0 && threadIdx.x == 0)
@@ -406,6 +367,7 @@ struct PointwiseOutput {
 template <typename T, class Tile, class Prologue, class Args>
 __device__ __forceinline__ void pointwise_forward(const Args& args, Prologue prologue) {
     SharedArena arena;
+    prologue.take(arena);
     const PointwiseCopies<T, Tile> copies(args, arena);
     PointwiseOutput<T, Tile> output(args, arena);
 
@@ -418,13 +380,17 @@ __device__ __forceinline__ void pointwise_forward(const Args& args, Prologue pro
         copy_async_commit();
         ahead.template advance<Tile>(copies.chunks);
     }
+    prologue.begin();
+    prologue.prefetch(copies, next);
     copy_async_wait<Tile::STAGES - 2>();
+    if constexpr (Prologue::NUMBERS) barrier();
     prologue.apply(copies, next);
 
     typename Tile::Accumulators c;
     while (next.index < steps) {
         const PointwiseStep now = next;
         next.template advance<Tile>(copies.chunks);
+        if (next.index < steps) prologue.prefetch(copies, next);
         barrier();
         if (ahead.index < steps) copies.begin(ahead);
         copy_async_commit();

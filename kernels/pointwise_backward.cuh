@@ -50,6 +50,14 @@ struct NormLanes {
     }
 };
 
+// Row `at` of a tile is a row of memory, counted from the tile's first one, or none: then it is negative. A tile has its
+// first `rows` rows, or says itself which.
+__device__ __forceinline__ int source_row(int rows, int at) { return at < rows ? at : -1; }
+template <class Tiles>
+__device__ __forceinline__ int source_row(const Tiles& tiles, int at) {
+    return tiles.source(at);
+}
+
 // A factor of one for every row.
 struct NoFactor {
     __device__ __forceinline__ float operator()(int) const { return 1.0f; }
@@ -72,26 +80,28 @@ struct GradientTile {
     __device__ static int octet() { return threadIdx.x % OCTETS * LANES; }
     __device__ static int first_row() { return threadIdx.x / OCTETS; }
 
-    // Begins the copies of `rows` rows from `row` on. This thread's octet begins at `channel`; from `end` on it is
-    // zero.
-    __device__ __forceinline__ void begin(int row, int rows, int channel, int end) const {
+    // Begins the copies of the tile whose first row is `row`. This thread's octet begins at `channel`; from `end` on it
+    // is zero.
+    template <typename Rows>
+    __device__ __forceinline__ void begin(int row, const Rows& rows, int channel, int end) const {
         const size_t start = static_cast<size_t>(row) * channels + channel;
 #pragma unroll 2
         for (int at = first_row(); at < ROWS; at += STEP) {
-            const bool valid = at < rows && channel < end;
-            const size_t from = valid ? start + static_cast<size_t>(at) * channels : 0;
+            const int source = source_row(rows, at);
+            const bool valid = source >= 0 && channel < end;
+            const size_t from = valid ? start + static_cast<size_t>(source) * channels : 0;
             T* to = raw + at * COLUMNS + octet();
             copy_lanes(to, du + from, valid);
             copy_lanes(to + RAW, y + from, valid);
         }
     }
     // Computes dy, after this thread's copies have arrived. du is multiplied by `factor(row)`.
-    template <typename F>
-    __device__ __forceinline__ void form(T* tile, int rows, bool inside, const NormLanes& norm, F factor) const {
+    template <typename Rows, typename F>
+    __device__ __forceinline__ void form(T* tile, const Rows& rows, bool inside, const NormLanes& norm, F factor) const {
 #pragma unroll 1
         for (int at = first_row(); at < ROWS; at += STEP) {
             float dy[LANES] = {};
-            if (inside && at < rows) {
+            if (inside && source_row(rows, at) >= 0) {
                 float value[LANES];
                 const T* from = raw + at * COLUMNS + octet();
                 load_lanes(dy, from);
@@ -156,7 +166,8 @@ struct DataChunks {
     __device__ __forceinline__ int count() const { return (outputs + S::CHUNK - 1) / S::CHUNK; }
 
     // Begins the copies of chunk `chunk` of the rows from `row` on.
-    __device__ __forceinline__ void begin(int row, int rows, int chunk, int buffer) const {
+    template <typename Rows>
+    __device__ __forceinline__ void begin(int row, const Rows& rows, int chunk, int buffer) const {
         const int first = chunk * S::CHUNK;
         tile.begin(row, rows, first + Tile::octet(), outputs);
         T* to = weights + buffer * WEIGHTS;
@@ -170,8 +181,8 @@ struct DataChunks {
         }
     }
     // Waits for this thread's copies and computes its share of dy.
-    template <typename F>
-    __device__ __forceinline__ void form(int rows, int chunk, int buffer, F factor) const {
+    template <typename Rows, typename F>
+    __device__ __forceinline__ void form(const Rows& rows, int chunk, int buffer, F factor) const {
         const int channel = chunk * S::CHUNK + Tile::octet();
         NormLanes norm = {};
         if (channel < outputs) norm.load(coefficients, sums, outputs, channel, inverse_rows);

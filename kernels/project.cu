@@ -27,18 +27,18 @@
 // 3080's at 256, where layers from 112 outputs on are bound by them; 18 M fp32 instructions take 0.6 and 1.2 µs. Last
 // measured share: not yet measured.
 //
-// Backward. dy is computed from dout·keep and y by batch norm's backward while they are loaded. With A =
-// silu(BN(x))·gate: da [M, K] = dy·W, dW [N, K] = dyᵀ·A, and the five sums of each image and channel, from da as it
-// is stored. Up to 192 narrow channels one sweep makes all of this (project_sweep.cuh) and reads x once. With more,
-// there is no room for the accumulators of dW, and a second kernel computes A again (project_backward.cuh). fp16, an
-// image of B0 (224²), MB of x and da (wide) and of dout and y (narrow):
+// Backward. dy is computed from dout·keep and y by batch norm's backward. With A = silu(BN(x))·gate: da [M, K] = dy·W,
+// dW [N, K] = dyᵀ·A, and the five sums of each image and channel, from da as it is stored. Up to 192 narrow channels
+// (fp32: 112) one sweep makes all of this (project_sweep.cuh) and reads x once. With more, there is no room for the
+// accumulators of dW, and a second kernel computes A again (project_weights.cuh). fp16, an image of B0 (224²), MB of x
+// and da (wide) and of dout and y (narrow):
 //
 //   map    K → N        layers   wide MB  narrow MB  Mflop   block          dout, y read by
-//   112²   32 → 16         1      1.606     0.803      26    64×32          1 slice
-//   56²    96 → 24         1      1.204     0.301      29    64×96          1
-//   56²    144 → 24        1      1.806     0.301      43    64×96          2
-//   28²    144 → 40        1      0.452     0.125      18    32×128         2
-//   28²    240 → 40        1      0.753     0.125      30    32×128         2
+//   112²   32 → 16         1      1.606     0.803      26    32×32          1 slice
+//   56²    96 → 24         1      1.204     0.301      29    32×96          1
+//   56²    144 → 24        1      1.806     0.301      43    32×80          2
+//   28²    144 → 40        1      0.452     0.125      18    32×80          2
+//   28²    240 → 40        1      0.753     0.125      30    32×80          3
 //   14²    240 → 80        1      0.188     0.063      15    32×128         2
 //   14²    480 → 80        2      0.753     0.125      60    32×128         4
 //   14²    480 → 112       1      0.376     0.088      42    32×128         4
@@ -52,8 +52,20 @@
 // (times the segments of a large image). With the parts' sums of dW it is 12.5 MB. With padding to whole tiles there
 // are 368 M multiply-adds, 1.6 µs on an H100's tensor cores and 12.4 µs on an RTX 3080's, where layers from 112
 // outputs on are bound by them; and 55 M fp32 instructions, 1.9 and 3.7 µs. Last measured share: not yet measured.
-#include "pointwise.cuh"
+//
+// Predicted by tools/count for a step of B0 (224², batch 512, fp16) on an H100, µs of all launches:
+//
+//   backward                                                                                             6814
+//     copies one tile ahead, the five sums from the product's registers, one barrier a tile              4345
+//     slices of 80 channels for 144 and 240, blocks that fill the GPU                                    3990
+//     gates of the weights' gradient with the copies                                                     3820
+//   forward                                                                                              2346
+//     numbers in shared memory, gates ahead of the product, two stages of 64 channels in wide tiles      2170
+//
+// Backward with 80 to 192 narrow channels is bound by shared memory and instructions now: each slice forms dy again.
+#include "project_forward.cuh"
 #include "project_sweep.cuh"
+#include "project_weights.cuh"
 
 #define PROJECT_FORWARD_FIELDS(F) \
     POINTWISE_POINTERS(F)         \
@@ -72,14 +84,14 @@ ARGUMENTS(ProjectForwardArguments, PROJECT_FORWARD_FIELDS)
         pointwise_forward<T, Tile>(args, Prologue(args.coefficients, args.gate, args.inputs, args.pixels)); \
     }
 INSTANCE_HALF(PROJECT_FORWARD, 128x16, rows = 128, columns = 16, down = 8, across = 1, stages = 3, blocks = 3)
-INSTANCE_HALF(PROJECT_FORWARD, 128x24, rows = 128, columns = 24, down = 8, across = 1, stages = 3, blocks = 3)
+INSTANCE_HALF(PROJECT_FORWARD, 128x24, rows = 128, columns = 24, down = 8, across = 1, stages = 3, blocks = 2)
 INSTANCE_HALF(PROJECT_FORWARD, 128x40, rows = 128, columns = 40, down = 8, across = 1, stages = 3, blocks = 2)
 INSTANCE_HALF(PROJECT_FORWARD, 128x48, rows = 128, columns = 48, down = 8, across = 1, stages = 3, blocks = 2)
-INSTANCE_HALF(PROJECT_FORWARD, 128x80, rows = 128, columns = 80, down = 4, across = 2, stages = 3, blocks = 2)
+INSTANCE_HALF(PROJECT_FORWARD, 128x80, rows = 128, columns = 80, down = 4, across = 2, stages = 2, blocks = 2)
 INSTANCE_HALF(PROJECT_FORWARD, 64x80, rows = 64, columns = 80, down = 2, across = 2, stages = 3, blocks = 4)
-INSTANCE_HALF(PROJECT_FORWARD, 128x112, rows = 128, columns = 112, down = 4, across = 2, stages = 3, blocks = 2)
+INSTANCE_HALF(PROJECT_FORWARD, 128x112, rows = 128, columns = 112, down = 4, across = 2, stages = 2, blocks = 2)
 INSTANCE_HALF(PROJECT_FORWARD, 64x112, rows = 64, columns = 112, down = 2, across = 2, stages = 3, blocks = 3)
-INSTANCE_HALF(PROJECT_FORWARD, 64x192, rows = 64, columns = 192, down = 2, across = 4, stages = 3, blocks = 2)
+INSTANCE_HALF(PROJECT_FORWARD, 64x192, rows = 64, columns = 192, down = 2, across = 4, stages = 2, blocks = 2)
 INSTANCE_HALF(PROJECT_FORWARD, 32x192, rows = 32, columns = 192, down = 1, across = 4, stages = 3, blocks = 4)
 INSTANCE_HALF(PROJECT_FORWARD, 64x320, rows = 64, columns = 320, down = 2, across = 4, stages = 2, blocks = 1)
 INSTANCE_HALF(PROJECT_FORWARD, 32x320, rows = 32, columns = 320, down = 1, across = 4, stages = 2, blocks = 3)
@@ -91,31 +103,33 @@ INSTANCE_FP32(PROJECT_FORWARD, 32x320, rows = 32, columns = 320, down = 1, acros
 
 // ---- backward ---------------------------------------------------------------------------------------------
 
-// Both gradients; src/ops/cuda/pointwise_backward.rs chooses among these and the following. The first two are for few
+// Both gradients; src/ops/cuda/pointwise_backward.rs chooses among these and the following. The first ones are for few
 // wide channels.
-#define PROJECT_SWEEP(T, name, Shape)                                                                \
-    KERNEL_BLOCKS(project_backward_##name, SWEEP_THREADS, Shape::blocks, ProjectBackwardArguments) { \
-        project_backward<SweepShape<T, Shape>>(args);                                                \
+#define PROJECT_SWEEP(T, name, Shape)                                                                       \
+    KERNEL_BLOCKS(project_backward_##name, WARP * (Shape::slice / 16) * Shape::down, Shape::blocks,         \
+                  ProjectBackwardArguments) {                                                               \
+        project_backward<SweepShape<T, Shape>>(args);                                                       \
     }
-INSTANCE_HALF(PROJECT_SWEEP, 32x32, depth = 32, slice = 32, rows = 64, blocks = 2)
-INSTANCE_HALF(PROJECT_SWEEP, 32x64, depth = 32, slice = 64, rows = 64, blocks = 2)
-INSTANCE_HALF(PROJECT_SWEEP, 32x96, depth = 32, slice = 96, rows = 64, blocks = 2)
-INSTANCE_HALF(PROJECT_SWEEP, 48x128, depth = 48, slice = 128, rows = 32, blocks = 2)
-INSTANCE_HALF(PROJECT_SWEEP, 96x128, depth = 96, slice = 128, rows = 32, blocks = 2)
-INSTANCE_HALF(PROJECT_SWEEP, 112x128, depth = 112, slice = 128, rows = 32, blocks = 1)
-INSTANCE_HALF(PROJECT_SWEEP, 192x64, depth = 192, slice = 64, rows = 32, blocks = 2)
-INSTANCE_FP32(PROJECT_SWEEP, 32x48, depth = 32, slice = 48, rows = 32, blocks = 1)
-INSTANCE_FP32(PROJECT_SWEEP, 80x64, depth = 80, slice = 64, rows = 32, blocks = 1)
-INSTANCE_FP32(PROJECT_SWEEP, 192x32, depth = 192, slice = 32, rows = 32, blocks = 1)
+INSTANCE_HALF(PROJECT_SWEEP, 32x32, depth = 32, slice = 32, rows = 32, down = 1, blocks = 8)
+INSTANCE_HALF(PROJECT_SWEEP, 32x64, depth = 32, slice = 64, rows = 32, down = 1, blocks = 4)
+INSTANCE_HALF(PROJECT_SWEEP, 32x96, depth = 32, slice = 96, rows = 32, down = 1, blocks = 2)
+INSTANCE_HALF(PROJECT_SWEEP, 32x80, depth = 32, slice = 80, rows = 32, down = 1, blocks = 3)
+INSTANCE_HALF(PROJECT_SWEEP, 48x80, depth = 48, slice = 80, rows = 32, down = 1, blocks = 3)
+INSTANCE_HALF(PROJECT_SWEEP, 96x128, depth = 96, slice = 128, rows = 32, down = 2, blocks = 1)
+INSTANCE_HALF(PROJECT_SWEEP, 112x128, depth = 112, slice = 128, rows = 32, down = 2, blocks = 1)
+INSTANCE_HALF(PROJECT_SWEEP, 192x64, depth = 192, slice = 64, rows = 32, down = 2, blocks = 2)
+INSTANCE_FP32(PROJECT_SWEEP, 32x48, depth = 32, slice = 48, rows = 32, down = 2, blocks = 1)
+INSTANCE_FP32(PROJECT_SWEEP, 80x64, depth = 80, slice = 64, rows = 32, down = 2, blocks = 1)
+INSTANCE_FP32(PROJECT_SWEEP, 112x64, depth = 112, slice = 64, rows = 32, down = 2, blocks = 1)
 
 // The data gradient.
 #define PROJECT_DATA(T, name, Shape)                                                               \
     KERNEL_BLOCKS(project_backward_data_##name, WARP * Shape::down * Shape::across, Shape::blocks, \
                   ProjectBackwardArguments) {                                                      \
-        project_backward_data<DataShape<T, Shape>>(args);                                          \
+        project_backward_data<ProjectDataShape<T, Shape>>(args);                                   \
     }
-INSTANCE_HALF(PROJECT_DATA, 128, rows = 64, columns = 128, down = 2, across = 4, chunk = 32, blocks = 2)
-INSTANCE_FP32(PROJECT_DATA, 128, rows = 32, columns = 128, down = 2, across = 4, chunk = 16, blocks = 1)
+INSTANCE_HALF(PROJECT_DATA, 128, rows = 64, columns = 128, down = 1, across = 8, chunk = 32, blocks = 2)
+INSTANCE_FP32(PROJECT_DATA, 128, rows = 32, columns = 128, down = 1, across = 8, chunk = 16, blocks = 1)
 
 // The weights' gradient.
 #define PROJECT_WEIGHTS(T, name, Shape)                                         \

@@ -31,263 +31,327 @@
     F(int, slice)                       \
     F(int, segments)                    \
     F(int, group)                       \
+    F(int, whole)                       \
+    F(int, span)                        \
     F(float, inverse_rows)
 ARGUMENTS(ProjectBackwardArguments, PROJECT_BACKWARD_FIELDS)
 
-//   The weights' gradient alone. slice: channels of dy of a block. Grid as in WeightPiece.
-#define PROJECT_BACKWARD_WEIGHTS_FIELDS(F) \
-    F(const void*, dout)                   \
-    F(const void*, y)                      \
-    F(const float*, coefficients)          \
-    F(const float*, sums)                  \
-    F(const float*, keep)                  \
-    F(const void*, x)                      \
-    F(const float*, input_coefficients)    \
-    F(const float*, gate)                  \
-    F(float*, partials)                    \
-    F(int, rows)                           \
-    F(int, pixels)                         \
-    F(int, inputs)                         \
-    F(int, outputs)                        \
-    F(int, slice)                          \
-    F(float, inverse_rows)
-ARGUMENTS(ProjectBackwardWeightsArguments, PROJECT_BACKWARD_WEIGHTS_FIELDS)
-
 // ---- tiles aligned to images -------------------------------------------------------------------------------
 
-// The block's tiles of at most ROWS rows. A tile is within one image or, if several images fit, has whole images.
+// The block's tiles of ROWS rows. A tile is within one image or, if several fit, has whole images. Their `span` is a power
+// of two from 8 on: so the eight rows that the lanes of a warp have of a product are of one image, and an image is in the
+// rows of one warp. What is the same for all tiles stays in the argument, where it takes no registers.
 template <int ROWS>
 struct ImageTiles {
-    int pixels, whole;  // rows of an image, images of a tile
-    int image, last_image, row, first_row, end_row;
+    const ProjectBackwardArguments& args;
+    int image, last_image, row, end_row;
 
-    __device__ __forceinline__ explicit ImageTiles(const ProjectBackwardArguments& args) : pixels(args.pixels) {
+    __device__ __forceinline__ explicit ImageTiles(const ProjectBackwardArguments& args) : args(args) {
         const int part = blockIdx.y, segments = args.segments;
-        whole = pixels <= ROWS / 2 ? ROWS / pixels : 1;
+        row = 0;
+        end_row = args.pixels;
         if (segments > 1) {
-            const int tiles = (pixels + ROWS - 1) / ROWS, segment = part % segments;
+            const int tiles = (args.pixels + ROWS - 1) / ROWS, segment = part % segments;
             image = part / segments;
             last_image = image + 1;
-            first_row = tiles * segment / segments * ROWS;
-            end_row = tiles * (segment + 1) / segments * ROWS;
-            if (end_row > pixels) end_row = pixels;
+            row = tiles * segment / segments * ROWS;
+            const int end = tiles * (segment + 1) / segments * ROWS;
+            if (end < end_row) end_row = end;
         } else {
             image = part * args.group;
             last_image = image + args.group < args.images ? image + args.group : args.images;
-            first_row = 0;
-            end_row = pixels;
         }
-        row = first_row;
     }
     __device__ __forceinline__ bool done() const { return image >= last_image; }
     __device__ __forceinline__ void next() {
         row += ROWS;
-        if (whole > 1 || row >= end_row) {
-            row = first_row;
-            image += whole;
+        if (row >= end_row) {
+            row = 0;
+            image += args.whole;
         }
     }
-    __device__ __forceinline__ int images() const { return last_image - image < whole ? last_image - image : whole; }
-    __device__ __forceinline__ int start() const { return image * pixels + row; }
-    __device__ __forceinline__ int rows() const {
-        if (whole > 1) return images() * pixels;
-        return end_row - row < ROWS ? end_row - row : ROWS;
+    // To another tile of the same block.
+    __device__ __forceinline__ void go_to(const ImageTiles& other) {
+        image = other.image;
+        row = other.row;
     }
-    __device__ __forceinline__ bool begins_image() const { return row == first_row; }
+    __device__ __forceinline__ bool many() const { return args.whole > 1; }
+    __device__ __forceinline__ int images() const {
+        return last_image - image < args.whole ? last_image - image : args.whole;
+    }
+    // In memory.
+    __device__ __forceinline__ int start() const { return image * args.pixels + row; }
+    // Rows of each image.
+    __device__ __forceinline__ int rows() const { return end_row - row < ROWS ? end_row - row : ROWS; }
     __device__ __forceinline__ bool ends_image() const { return row + ROWS >= end_row; }
-};
-
-// The factor of a tile's row.
-template <int ROWS>
-struct KeepFactor {
-    const float* keep;  // at the tile's first image, or null
-    int pixels;         // 0 if the tile is within an image
-
-    __device__ __forceinline__ KeepFactor(const float* all, const ImageTiles<ROWS>& at)
-        : keep(all == nullptr ? nullptr : all + at.image), pixels(at.whole > 1 ? at.pixels : 0) {}
-    __device__ __forceinline__ float operator()(int row) const {
+    // Rows of the tile before this one may be in memory.
+    __device__ __forceinline__ int limit() const { return many() ? images() * args.span : rows(); }
+    // Which row of memory, counted from `start`, row `at` is, if it is before `limit`; negative if none.
+    __device__ __forceinline__ int place(int at) const {
+        if (!many()) return at;
+        const int own = at / args.span, pixel = at - own * args.span;
+        return pixel < args.pixels ? own * args.pixels + pixel : -1;
+    }
+    __device__ __forceinline__ int source(int at) const { return at < limit() ? place(at) : -1; }
+    // The factor of row `at`, which is in memory.
+    __device__ __forceinline__ float factor(const float* keep, int at) const {
         if (keep == nullptr) return 1.0f;
-        return keep[pixels == 0 ? 0 : row / pixels];
+        return keep[many() ? image + at / args.span : image];
     }
 };
 
 // ---- the five sums ----------------------------------------------------------------------------------------
 
-// A thread has two channels of the slice in every `groups`-th row of a tile; da and x are in shared memory. Between
-// tiles its sums are kept in shared memory too, until the image (or the block's segment of it) ends, because the
-// products need the registers. If a tile has several images, each is summed by one thread.
-template <typename T, int ROWS, int STRIDE, int THREADS>
+// What becomes of da where the product leaves it: in the registers of a warp that has 16 columns of the slice. `S` is a
+// SweepShape or a DataShape. A thread has four channels: four neighbours if the columns of the product are PERMUTED,
+// else two pairs. It stores da, adds to the sums of its channels, and may replace x by A = silu(BN(x))·gate: nobody else
+// needs these values of x. At the end of an image the sums of eight lanes, and of warps below each other, are added.
+template <class S>
 struct FiveSums {
-    static constexpr int IDLE = 1 << 30, COUNT = 5, SCRATCH = 2 * COUNT * THREADS;
+    using T = typename S::T;
+    using Tiles = ImageTiles<S::ROWS>;
+    static constexpr int COUNT = 5, OWN = 4;
 
     const ProjectBackwardArguments& args;
-    float* scratch;  // [groups, 5, width]
-    int first, width, column, group, groups;  // the slice's channels; this thread's two and its first row
+    float* numbers;    // [3, COLUMNS]: batch norm's scale, shift and mean
+    float* scratch;    // [DOWN, 5, COLUMNS], if warps are below each other
+    int first, width;  // the slice's channels
+    int column, row;   // this thread's first column of the slice, and first row of a tile
+    int second;        // from its first to its second two channels; 0 if these are past the last
+    bool inside;
+    float sums[COUNT][OWN];
 
-    using Sums = float[COUNT][2];
-    // A thread's numbers of its channels, loaded again for each tile so that they take no registers during the
-    // products.
+    // The numbers of a thread's channels, loaded again for each tile: they take no registers during the products.
     struct Channels {
-        float scale[2], shift[2], mean[2], r[2], gate[2];
-
-        __device__ __forceinline__ Channels(const ProjectBackwardArguments& args, int channel, int image) {
-            const float* from = args.input_coefficients + channel;
-            load_pair(scale, from + SCALE * args.inputs);
-            load_pair(shift, from + SHIFT * args.inputs);
-            load_pair(mean, from + MEAN * args.inputs);
-            load_pair(r, from + RECIPROCAL * args.inputs);
-            load_pair(gate, args.gate + static_cast<size_t>(image) * args.inputs + channel);
-        }
+        float scale[OWN], shift[OWN], mean[OWN], gate[OWN];
     };
 
     __device__ __forceinline__ FiveSums(const ProjectBackwardArguments& args, int first, int width, SharedArena& arena)
-        : args(args), scratch(arena.take<float>(SCRATCH)), first(first), width(width) {
-        const int pairs = width / 2;
-        groups = THREADS / pairs;
-        column = static_cast<int>(threadIdx.x) % pairs * 2;
-        group = threadIdx.x / pairs;
-        if (group >= groups) group = IDLE;
+        : args(args), numbers(arena.take<float>(3 * S::COLUMNS)), scratch(nullptr), first(first), width(width) {
+        if constexpr (S::DOWN > 1) scratch = arena.take<float>(S::DOWN * COUNT * S::COLUMNS);
+        const int lane = threadIdx.x % WARP;
+        column = S::warp_column() + lane % 4 * (S::PERMUTED ? 4 : 2);
+        row = S::warp_row() + S::row_of(lane / 4);
+        inside = column < width;
+        second = S::PERMUTED ? 2 : column + 8 < width ? 8 : 0;
+        clear();
+        // A barrier comes before these are needed.
+        const float* from = args.input_coefficients + first;
+#pragma unroll 1
+        for (int at = threadIdx.x; at < S::COLUMNS; at += S::THREADS) {
+            const bool valid = at < width;
+            numbers[at] = valid ? from[SCALE * args.inputs + at] : 0.0f;
+            numbers[S::COLUMNS + at] = valid ? from[SHIFT * args.inputs + at] : 0.0f;
+            numbers[2 * S::COLUMNS + at] = valid ? from[MEAN * args.inputs + at] : 0.0f;
+        }
     }
-    // Adds one row. With ACTIVATE, x is replaced by silu(BN(x))·gate.
-    template <bool ACTIVATE>
-    __device__ __forceinline__ static void add(Sums& sums, const Channels& of, const T* da, T* x) {
-        float gradient[2], value[2], a[2];
-        load_pair(gradient, da);
-        load_pair(value, x);
+    __device__ __forceinline__ void clear() {
 #pragma unroll
-        for (int i = 0; i < 2; i++) {
+        for (int sum = 0; sum < COUNT; sum++)
+#pragma unroll
+            for (int i = 0; i < OWN; i++) sums[sum][i] = 0.0f;
+    }
+    __device__ __forceinline__ void load(Channels& of, int image) const {
+        const float* from = numbers + column;
+        load_own(of.scale, from);
+        load_own(of.shift, from + S::COLUMNS);
+        load_own(of.mean, from + 2 * S::COLUMNS);
+        load_own(of.gate, args.gate + static_cast<size_t>(image) * args.inputs + first + (inside ? column : 0));
+    }
+    template <typename V>
+    __device__ __forceinline__ void load_own(float (&out)[OWN], const V* from) const {
+        if constexpr (S::PERMUTED) {
+            load_group(out, from);
+        } else {
+            float pair[2];
+#pragma unroll
+            for (int i = 0; i < OWN; i += 2) {
+                load_pair(pair, from + (i == 0 ? 0 : second));
+                out[i] = pair[0];
+                out[i + 1] = pair[1];
+            }
+        }
+    }
+    // Rounds da to the storage type, and stores it.
+    __device__ __forceinline__ void store_own(T* to, float (&values)[OWN]) const {
+        Group<T, OWN> own;
+#pragma unroll
+        for (int i = 0; i < OWN; i++) own.v[i] = from_float<T>(values[i]);
+        if constexpr (S::PERMUTED) {
+            *reinterpret_cast<Group<T, OWN>*>(to) = own;
+        } else {
+            *reinterpret_cast<Group<T, 2>*>(to) = {{own.v[0], own.v[1]}};
+            if (second > 0) *reinterpret_cast<Group<T, 2>*>(to + second) = {{own.v[2], own.v[3]}};
+        }
+#pragma unroll
+        for (int i = 0; i < OWN; i++) values[i] = to_float(own.v[i]);
+    }
+    // One row: stores da, and replaces x if ACTIVATE.
+    template <bool ACTIVATE>
+    __device__ __forceinline__ void add(const Channels& of, float (&gradient)[OWN], T* x, T* da) {
+        float value[OWN], a[OWN];
+        load_own(value, x);
+        store_own(da, gradient);
+#pragma unroll
+        for (int i = 0; i < OWN; i++) {
             float slope;
             silu_and_slope<T>(fmaf(of.scale[i], value[i], of.shift[i]), a[i], slope);
-            const float normal = (value[i] - of.mean[i]) * of.r[i], product = gradient[i] * slope;
+            const float away = value[i] - of.mean[i], product = gradient[i] * slope;
             sums[0][i] = fmaf(gradient[i], a[i], sums[0][i]);
             sums[1][i] += product;
             sums[2][i] += slope;
-            sums[3][i] = fmaf(product, normal, sums[3][i]);
-            sums[4][i] = fmaf(slope, normal, sums[4][i]);
+            sums[3][i] = fmaf(product, away, sums[3][i]);
+            sums[4][i] = fmaf(slope, away, sums[4][i]);
+            a[i] *= of.gate[i];
         }
-        if constexpr (ACTIVATE) store_pair(x, a[0] * of.gate[0], a[1] * of.gate[1]);
+        if constexpr (ACTIVATE) store_group(x, a);
     }
-    __device__ __forceinline__ float* at(int sum, int image) const {
+    // Adds a warp's rows of da.
+    template <bool ACTIVATE>
+    __device__ __forceinline__ void add_tile(const Tiles& tile, const typename S::Sums& c, T* x) {
+        T* const da = static_cast<T*>(args.da) + first + column;
+        const int images = tile.images();
+        int own = 0, end = 1;
+        if (tile.many()) {
+            own = S::warp_row() / args.span;
+            end = (S::warp_row() + S::WARP_ROWS) / args.span;
+            if (end > images) end = images;
+        }
+#pragma unroll 1
+        for (; own < end; own++) {
+            Channels of;
+            load(of, tile.image + own);
+            const int rows = tile.rows(), above = row - own * args.span;
+            T* const to = da + static_cast<size_t>(tile.start() + own * args.pixels) * args.inputs;
+#pragma unroll
+            for (int m = 0; m < S::M; m++)
+#pragma unroll
+                for (int half = 0; half < 2; half++) {
+                    const int below = 16 * m + 8 * half, pixel = above + below;
+                    if (!inside || static_cast<unsigned>(pixel) >= static_cast<unsigned>(rows)) continue;
+                    float gradient[OWN];
+#pragma unroll
+                    for (int i = 0; i < OWN; i++) gradient[i] = c.v[0][m][i / 2][2 * half + i % 2];
+                    add<ACTIVATE>(of, gradient, x + (row + below) * S::STRIDE + column, to + pixel * args.inputs);
+                }
+            if (!tile.many() && !tile.ends_image()) continue;
+            end_image(tile, own);
+            clear();
+        }
+    }
+    // The sums over the eight lanes that have the same channels: after each exchange a lane goes on with half of them.
+    __device__ __forceinline__ void end_image(const Tiles& tile, int own) const {
+        const int lane = threadIdx.x % WARP;
+        const bool two = lane & 16, one = lane & 8;
+        float all[COUNT];
+#pragma unroll
+        for (int sum = 0; sum < COUNT; sum++) {
+            const float(&of)[OWN] = sums[sum];
+            float pair[2];
+#pragma unroll
+            for (int i = 0; i < 2; i++) pair[i] = (two ? of[2 + i] : of[i]) + shuffle_xor(two ? of[i] : of[2 + i], 16);
+            all[sum] = (one ? pair[1] : pair[0]) + shuffle_xor(one ? pair[0] : pair[1], 8);
+            all[sum] += shuffle_xor(all[sum], 4);
+        }
+        if (!inside || lane & 4 || (two && second == 0)) return;
+        const int at = column + (two ? second : 0) + (one ? 1 : 0);
+        const float r = args.input_coefficients[RECIPROCAL * args.inputs + first + at];
+        all[3] *= r;
+        all[4] *= r;
+        if (S::DOWN > 1 && !tile.many()) {
+            float* to = scratch + S::warp_row() / S::WARP_ROWS * (COUNT * S::COLUMNS) + at;
+#pragma unroll
+            for (int sum = 0; sum < COUNT; sum++) to[sum * S::COLUMNS] = all[sum];
+        } else {
+#pragma unroll
+            for (int sum = 0; sum < COUNT; sum++) *result(sum, tile.image + own, at) = all[sum];
+        }
+    }
+    __device__ __forceinline__ float* result(int sum, int image, int at) const {
         const int segment = args.segments > 1 ? static_cast<int>(blockIdx.y) % args.segments : 0;
         const size_t line = static_cast<size_t>(segment * COUNT + sum) * args.images + image;
-        return args.five_sums + line * args.inputs + first;
+        return args.five_sums + line * args.inputs + first + at;
     }
-    template <bool ACTIVATE>
-    __device__ __forceinline__ void add_small_images(const ImageTiles<ROWS>& tile, const T* da, T* x) const {
-        for (int own = group; own < tile.images(); own += groups) {
-            const Channels of(args, first + column, tile.image + own);
-            Sums sums = {};
+    // Adds the sums of warps below each other: after a barrier, and before the one that the next tile begins with.
+    __device__ __forceinline__ void end_tile(const Tiles& tile) const {
+        if (S::DOWN == 1 || tile.many() || !tile.ends_image()) return;
 #pragma unroll 1
-            for (int row = own * tile.pixels; row < (own + 1) * tile.pixels; row++)
-                add<ACTIVATE>(sums, of, da + row * STRIDE + column, x + row * STRIDE + column);
-#pragma unroll
-            for (int i = 0; i < COUNT; i++) store_pair(at(i, tile.image + own) + column, sums[i][0], sums[i][1]);
-        }
-    }
-    template <bool ACTIVATE>
-    __device__ __forceinline__ void add_tile(const ImageTiles<ROWS>& tile, const T* da, T* x) const {
-        if (tile.whole > 1) return add_small_images<ACTIVATE>(tile, da, x);
-        if (group >= groups) return;
-        const Channels of(args, first + column, tile.image);
-        float* own = scratch + group * COUNT * width + column;
-        Sums sums = {};
-        if (!tile.begins_image()) {
-#pragma unroll
-            for (int i = 0; i < COUNT; i++) load_pair(sums[i], own + i * width);
-        }
-        const int rows = tile.rows();
-#pragma unroll 2
-        for (int row = group; row < rows; row += groups)
-            add<ACTIVATE>(sums, of, da + row * STRIDE + column, x + row * STRIDE + column);
-#pragma unroll
-        for (int i = 0; i < COUNT; i++) store_pair(own + i * width, sums[i][0], sums[i][1]);
-    }
-    // Call after a barrier; another must follow before the next tile is added.
-    __device__ __forceinline__ void finish_tile(const ImageTiles<ROWS>& tile) const {
-        if (tile.whole > 1 || !tile.ends_image()) return;
-#pragma unroll 1
-        for (int own = threadIdx.x; own < COUNT * width; own += THREADS) {
+        for (int at = threadIdx.x; at < COUNT * S::COLUMNS; at += S::THREADS) {
+            if (at % S::COLUMNS >= width) continue;
             float sum = 0.0f;
-#pragma unroll 1
-            for (int other = 0; other < groups; other++) sum += scratch[other * COUNT * width + own];
-            at(own / width, tile.image)[own % width] = sum;
+#pragma unroll
+            for (int down = 0; down < S::DOWN; down++) sum += scratch[down * COUNT * S::COLUMNS + at];
+            *result(at / S::COLUMNS, tile.image, at % S::COLUMNS) = sum;
         }
     }
 };
 
-// Copies tiles of x into shared memory and tiles of da out of it, in whole vectors.
-template <typename T, int ROWS, int SLICE, int THREADS>
-struct SliceRows {
-    static constexpr int STRIDE = ROW_STRIDE<T, SLICE>, SIZE = ROWS * STRIDE, OCTETS = SLICE / LANES;
+// Copies tiles of x into shared memory, in whole vectors. A thread has the same octet of every STEP-th row.
+template <class S>
+struct WideRows {
+    using T = typename S::T;
+    static constexpr int OCTETS = S::COLUMNS / LANES, STEP = S::THREADS / OCTETS, SIZE = S::ROWS * S::STRIDE;
+    static_assert(OCTETS * STEP == S::THREADS, "a thread stays with its octet");
 
-    const T* x;  // at the slice's first channel
-    T* da;
-    int inputs, width;
 
-    __device__ __forceinline__ SliceRows(const ProjectBackwardArguments& args, int first, int width)
-        : x(static_cast<const T*>(args.x) + first),
-          da(static_cast<T*>(args.da) + first),
-          inputs(args.inputs),
-          width(width) {}
+    const ProjectBackwardArguments& args;
+    int first, width;  // the slice's channels
 
-    __device__ __forceinline__ void begin(T* tile, const ImageTiles<ROWS>& at) const {
-        const size_t start = static_cast<size_t>(at.start()) * inputs;
-        const int rows = at.rows();
-#pragma unroll 1
-        for (int unit = threadIdx.x; unit < ROWS * OCTETS; unit += THREADS) {
-            const int row = unit / OCTETS, column = unit % OCTETS * LANES;
-            const bool valid = row < rows && column < width;
-            const size_t from = valid ? start + static_cast<size_t>(row) * inputs + column : 0;
-            copy_lanes(tile + row * STRIDE + column, x + from, valid);
-        }
-    }
-    __device__ __forceinline__ void store(const T* tile, const ImageTiles<ROWS>& at) const {
-        const size_t start = static_cast<size_t>(at.start()) * inputs;
-        const int rows = at.rows();
-#pragma unroll 1
-        for (int unit = threadIdx.x; unit < rows * OCTETS; unit += THREADS) {
-            const int row = unit / OCTETS, column = unit % OCTETS * LANES;
-            if (column >= width) continue;
-            const T* from = tile + row * STRIDE + column;
-            T* to = da + start + static_cast<size_t>(row) * inputs + column;
+    __device__ __forceinline__ void begin(T* tile, const ImageTiles<S::ROWS>& at) const {
+        const T* x = static_cast<const T*>(args.x) + static_cast<size_t>(at.start()) * args.inputs + first;
+        const int octet = static_cast<int>(threadIdx.x) % OCTETS * LANES, row = threadIdx.x / OCTETS;
+        const int limit = octet < width ? at.limit() : 0;
 #pragma unroll
-            for (int part = 0; part < LANES; part += Pack<T>::N) store_pack(to + part, load_pack(from + part));
+        for (int above = 0; above < S::ROWS; above += STEP) {
+            const int to = above + row, place = at.place(to);
+            if (S::ROWS % STEP != 0 && to >= S::ROWS) break;
+            const bool valid = to < limit && place >= 0;
+            copy_lanes(tile + to * S::STRIDE + octet, x + (valid ? place * args.inputs + octet : 0), valid);
         }
     }
 };
 
 // ---- many narrow channels ---------------------------------------------------------------------------------
 
-// Only da and the five sums. `S` is a DataShape whose columns are the slice.
+// A DataShape whose columns are the slice, of which a warp has 16.
+template <typename T, class Shape>
+struct ProjectDataShape : DataShape<T, Shape> {
+    using Base = DataShape<T, Shape>;
+    static_assert(Base::P == 1 && Base::DOWN == 1, "16 columns and all rows");
+    static constexpr bool PERMUTED = false;
+    static constexpr int WARP_ROWS = Base::ROWS, STRIDE = ROW_STRIDE<T, Base::COLUMNS>;
+
+    __device__ static int row_of(int i) { return i; }
+};
+
+// Only da and the five sums.
 template <class S>
 __device__ __forceinline__ void project_backward_data(const ProjectBackwardArguments& args) {
     using T = typename S::T;
-    using Rows = SliceRows<T, S::ROWS, S::COLUMNS, S::THREADS>;
+    using Tiles = ImageTiles<S::ROWS>;
     SharedArena arena;
     const int first = blockIdx.x * args.slice;
     const int width = args.inputs - first < args.slice ? args.inputs - first : args.slice;
     const DataChunks<S> chunks(args, args.dout, first, width, 0, arena);
-    T* x = arena.take<T>(Rows::SIZE);
-    T* da = arena.take<T>(Rows::SIZE);
-    const FiveSums<T, S::ROWS, Rows::STRIDE, S::THREADS> sums(args, first, width, arena);
-    const Rows slice(args, first, width);
+    T* x = arena.take<T>(WideRows<S>::SIZE);
+    FiveSums<S> sums(args, first, width, arena);
+    const WideRows<S> wide = {args, first, width};
     const int count = chunks.count();
-    const auto begin = [&](const ImageTiles<S::ROWS>& tile, int chunk, int buffer) {
-        if (!tile.done()) chunks.begin(tile.start(), tile.rows(), chunk, buffer);
+    const auto begin = [&](const Tiles& tile, int chunk, int buffer) {
+        if (!tile.done()) chunks.begin(tile.start(), tile, chunk, buffer);
         copy_async_commit();
     };
     typename S::Sums c;
     int buffer = 0;
-    ImageTiles<S::ROWS> tile(args), next = tile;
+    Tiles tile(args), next = tile;
     begin(tile, 0, 0);
-    for (; !tile.done(); tile = next) {
+    for (; !tile.done(); tile.go_to(next)) {
         next.next();
-        const KeepFactor<S::ROWS> factor(args.keep, tile);
         c.clear();
         for (int chunk = 0; chunk < count; chunk++, buffer ^= 1) {
-            chunks.form(tile.rows(), chunk, buffer, factor);
+            chunks.form(tile, chunk, buffer, [&](int at) { return tile.factor(args.keep, at); });
             barrier();
-            if (chunk == 0) slice.begin(x, tile);
+            if (chunk == 0) wide.begin(x, tile);
             if (chunk + 1 < count)
                 begin(tile, chunk + 1, buffer ^ 1);
             else
@@ -295,83 +359,8 @@ __device__ __forceinline__ void project_backward_data(const ProjectBackwardArgum
             chunks.multiply_into(c, chunk, buffer);
         }
         // There are at least two chunks: x has arrived with the second.
-        c.visit([&](int down, int across, float one, float two) {
-            store_pair(da + (S::warp_row() + down) * Rows::STRIDE + S::warp_column() + across, one, two);
-        });
-        barrier();
-        sums.template add_tile<false>(tile, da, x);
-        slice.store(da, tile);
-        barrier();
-        sums.finish_tile(tile);
+        sums.template add_tile<false>(tile, c, x);
     }
-}
-
-// A = silu(BN(x))·gate, computed again.
-template <class S>
-struct GatedSiluRight {
-    using T = typename S::T;
-    static constexpr int STRIDE = ROW_STRIDE<T, S::RIGHT>, SIZE = S::DEPTH * STRIDE, OCTETS = S::RIGHT / LANES;
-    static constexpr int STEP = S::THREADS / OCTETS;
-    static_assert(OCTETS * STEP == S::THREADS, "a thread stays with its octet");
-
-    const ProjectBackwardWeightsArguments& args;
-    T* raw;    // [DEPTH, RIGHT]
-    T* tiles;  // [2, DEPTH, STRIDE]
-    int channel, octet;
-    bool inside;
-
-    __device__ __forceinline__ GatedSiluRight(const ProjectBackwardWeightsArguments& args, SharedArena& arena)
-        : args(args), raw(arena.take<T>(S::DEPTH * S::RIGHT)), tiles(arena.take<T>(2 * SIZE)) {
-        const WeightPiece<S> piece(args);
-        octet = static_cast<int>(threadIdx.x) % OCTETS * LANES;
-        channel = piece.right + octet;
-        inside = channel < piece.right_end;
-    }
-    __device__ __forceinline__ T* tile(int buffer) const { return tiles + buffer * SIZE; }
-
-    __device__ __forceinline__ void begin(int row, int rows, int) const {
-        const T* x = static_cast<const T*>(args.x);
-#pragma unroll 1
-        for (int at = threadIdx.x / OCTETS; at < S::DEPTH; at += STEP) {
-            const bool valid = inside && at < rows;
-            const size_t from = valid ? static_cast<size_t>(row + at) * args.inputs + channel : 0;
-            copy_lanes(raw + at * S::RIGHT + octet, x + from, valid);
-        }
-    }
-    __device__ __forceinline__ void form(int row, int rows, int buffer) const {
-        float scale[LANES] = {}, shift[LANES] = {};
-        if (inside) {
-            load_lanes(scale, args.input_coefficients + SCALE * args.inputs + channel);
-            load_lanes(shift, args.input_coefficients + SHIFT * args.inputs + channel);
-        }
-#pragma unroll 1
-        for (int at = threadIdx.x / OCTETS; at < S::DEPTH; at += STEP) {
-            float value[LANES] = {};
-            if (inside && at < rows) {
-                float gate[LANES];
-                load_lanes(gate, args.gate + static_cast<size_t>((row + at) / args.pixels) * args.inputs + channel);
-                load_lanes(value, raw + at * S::RIGHT + octet);
-#pragma unroll
-                for (int i = 0; i < LANES; i++) value[i] = silu<T>(fmaf(scale[i], value[i], shift[i])) * gate[i];
-            }
-            store_lanes(tile(buffer) + at * STRIDE + octet, value);
-        }
-    }
-};
-
-template <class S>
-__device__ __forceinline__ void project_backward_weights(const ProjectBackwardWeightsArguments& args) {
-    struct Factor {
-        const float* keep;
-        int pixels, row;
-        __device__ __forceinline__ float operator()(int at) const {
-            return keep == nullptr ? 1.0f : keep[(row + at) / pixels];
-        }
-    };
-    SharedArena arena;
-    GatedSiluRight<S> right(args, arena);
-    weight_gradient<S>(args, args.dout, arena, right,
-                       [&](int row) { return Factor{args.keep, args.pixels, row}; });
 }
 
 // ---- the segments of an image -----------------------------------------------------------------------------

@@ -88,8 +88,8 @@ fn five_sums(c: &mut Count, values: f64, activate: bool) {
     c.store(values); // da, as the product leaves it
     c.load(2.0 * values);
     c.sigmoid(values);
-    // z, silu and its slope; ŷ and da·slope; the sums.
-    c.fp32(values, 1.0 + SILU_AND_SLOPE + 3.0 + 5.0);
+    // z, silu and its slope; x − mean and da·slope; the sums.
+    c.fp32(values, 1.0 + SILU_AND_SLOPE + 2.0 + 5.0);
     if activate {
         c.fp32(values, 1.0);
         c.store(values);
@@ -107,7 +107,8 @@ fn segments(c: &mut Count, images: f64, inputs: f64) {
 pub fn project_sweep(c: &mut Count, [depth, slice]: [f64; 2]) {
     let [images, pixels, inputs, outputs] = c.sides(["images", "pixels", "inputs", "outputs"]);
     let (rows, slices, parts) = (images * pixels, c.grid(0), c.grid(1));
-    form(c, rows * outputs * slices, true);
+    // The mean is in the constant, so the factor costs nothing more.
+    form(c, rows * outputs * slices, false);
     c.product(rows, slice * slices, outputs);
     five_sums(c, rows * inputs, true);
     c.product(depth, slice * slices, rows);

@@ -57,6 +57,7 @@ impl Tile {
         chunk * precision.bytes() + 16
     }
 
+    /// With room for the merge of statistics.
     fn shared(&self, chunk: usize, weight_slots: usize, precision: Precision) -> usize {
         let lines = self.stages * self.rows + weight_slots * self.columns;
         let vectors = self.columns / self.across / LANES;
@@ -64,19 +65,22 @@ impl Tile {
             Precision::Fp32 => vectors * 32 + 16,
             _ => (vectors | 1) * 16,
         };
-        lines * Self::stride(chunk, precision) + self.down * self.across * 8 * staged
+        lines * Self::stride(chunk, precision) + self.down * self.across * 8 * staged + 16
     }
 
     /// Input channels of a step: as many as leave room for two blocks, but at least 32 if one block has room for them.
-    fn chunk(&self, inputs: usize, precision: Precision) -> usize {
+    /// With only two stages at least 64: as many are under way as with three stages of 32.
+    fn chunk(&self, inputs: usize, numbers: usize, precision: Precision) -> usize {
         let depth = inputs.next_multiple_of(16);
         let whole = if precision == Precision::Fp32 || depth > 80 { 64 } else { depth };
         let choices = [whole, 64, 48, 32, 16].map(|chunk| chunk.min(depth));
-        let fits = |most: usize| move |chunk: &usize| self.shared(*chunk, self.stages, precision) <= most;
+        let least = if self.stages == 2 { 64 } else { 32 };
+        let fits =
+            |most: usize| move |chunk: &usize| self.shared(*chunk, self.stages, precision) + numbers <= most;
         let comfortable =
-            choices.iter().copied().filter(|&chunk| chunk >= depth.min(32)).find(fits(COMFORTABLE));
+            choices.iter().copied().filter(|&chunk| chunk >= depth.min(least)).find(fits(COMFORTABLE));
         comfortable
-            .or_else(|| choices.iter().copied().filter(|&chunk| chunk <= 32).find(fits(MOST)))
+            .or_else(|| choices.iter().copied().filter(|&chunk| chunk <= least).find(fits(MOST)))
             .expect("every tile has room for 16 channels")
     }
 }
@@ -120,7 +124,7 @@ impl Cut {
             .map(|t| t.columns)
             .min_by_key(|&columns| (outputs.next_multiple_of(columns), usize::MAX - columns))
             .expect("the table has tiles");
-        Cut::new(of_width(table, columns, rows, outputs), precision, rows, inputs, outputs)
+        Cut::new(of_width(table, columns, rows, outputs), precision, rows, inputs, outputs, 0)
     }
 
     /// For the projection: the fewest column tiles (each reads and activates all inputs), then the narrowest.
@@ -131,17 +135,27 @@ impl Cut {
             .map(|t| t.columns)
             .min_by_key(|&columns| (outputs.div_ceil(columns), columns))
             .expect("the table has tiles");
-        Cut::new(of_width(table, columns, rows, outputs), precision, rows, inputs, outputs)
+        // Scale and shift of the input's batch norm.
+        let numbers = 2 * 4 * inputs;
+        Cut::new(of_width(table, columns, rows, outputs), precision, rows, inputs, outputs, numbers)
     }
 
-    fn new(tile: Tile, precision: Precision, rows: usize, inputs: usize, outputs: usize) -> Cut {
-        let chunk = tile.chunk(inputs, precision);
+    /// `numbers`: bytes of shared memory beside the pipeline's.
+    fn new(
+        tile: Tile,
+        precision: Precision,
+        rows: usize,
+        inputs: usize,
+        outputs: usize,
+        numbers: usize,
+    ) -> Cut {
+        let chunk = tile.chunk(inputs, numbers, precision);
         let chunks = inputs.div_ceil(chunk);
         let column_tiles = outputs.div_ceil(tile.columns);
         let all = rows.div_ceil(tile.rows);
         let row_tiles = (all * column_tiles / PLENTY).clamp(1, MOST_TILES).max(all.div_ceil(MOST_PARTS));
         // All weights stay in shared memory if a second block still fits.
-        let shared = |weight_slots| tile.shared(chunk, weight_slots, precision);
+        let shared = |weight_slots| tile.shared(chunk, weight_slots, precision) + numbers;
         let stay = row_tiles > 1 && shared(chunks) <= COMFORTABLE;
         let weight_slots = if chunks <= tile.stages || stay { chunks } else { tile.stages };
         Cut {

@@ -4,7 +4,6 @@
 use super::precision::Precision;
 use super::sources::device::WARP;
 use super::sources::instances;
-use super::sources::numeric::SWEEP_THREADS;
 
 /// Blocks that fill the largest GPU: two for each of an H100's multiprocessors.
 const FULL: usize = 264;
@@ -24,6 +23,14 @@ fn parts(rows: usize, narrow: usize, slices: usize, tile: usize) -> usize {
     let least = (FULL / slices).max(1);
     let most = PLENTY.div_ceil(slices);
     (rows / (THRIFTY * narrow)).clamp(least, most).min(rows.div_ceil(tile))
+}
+
+/// The same, with as many blocks as fill the largest GPU once or several times, or a few less: no block runs while most of
+/// the GPU is idle. Half of such a number fills an RTX 3080 as well.
+fn even_parts(rows: usize, narrow: usize, slices: usize, tile: usize) -> usize {
+    let once = (FULL / slices).max(1);
+    let times = (rows / (THRIFTY * narrow) / once).clamp(1, PLENTY / FULL);
+    (times * once).min(rows.div_ceil(tile))
 }
 
 /// A block of the expansion's data gradient: `DataShape` in the kernels.
@@ -176,6 +183,8 @@ pub struct ProjectSweep {
     depth: usize,
     slice: usize,
     rows: usize,
+    /// Warps that divide the rows; a warp has 16 wide channels.
+    down: usize,
 }
 
 /// A block of the projection's data gradient alone, `DataShape` in the kernels, for so many narrow channels that their
@@ -193,11 +202,9 @@ pub struct ProjectData {
 const PROJECT_SWEEP: [&[ProjectSweep]; 2] =
     [&instances!(PROJECT_SWEEP_FP32 as ProjectSweep), &instances!(PROJECT_SWEEP_HALF as ProjectSweep)];
 /// The first shapes of each table are for few wide channels only: how many.
-const FEW: [usize; 2] = [0, 2];
+const FEW: [usize; 2] = [0, 3];
 const PROJECT_DATA: [ProjectData; 2] =
     [instances!(PROJECT_DATA_FP32 as ProjectData)[0], instances!(PROJECT_DATA_HALF as ProjectData)[0]];
-/// Bytes of the five sums: each thread has those of two channels.
-const SUMS_BYTES: usize = 10 * SWEEP_THREADS * 4;
 
 /// A block of the projection's backward pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -231,7 +238,7 @@ impl ProjectShape {
 
     pub fn threads(&self) -> usize {
         match self {
-            ProjectShape::Sweep(_) => SWEEP_THREADS,
+            ProjectShape::Sweep(shape) => shape.slice / 16 * shape.down * WARP,
             ProjectShape::Data(shape) => shape.down * shape.across * WARP,
         }
     }
@@ -247,27 +254,21 @@ impl ProjectShape {
     pub fn shared(&self, precision: Precision) -> usize {
         let [slice, rows] = self.tile();
         let wide = row_bytes(slice, precision);
-        let factors = match self {
-            ProjectShape::Sweep(shape) => {
-                let narrow = shape.narrow();
-                shape.depth * wide + rows * row_bytes(narrow, precision) + 16 * narrow
+        // Batch norm's numbers of x.
+        let numbers = 3 * 4 * slice;
+        numbers
+            + match self {
+                ProjectShape::Sweep(ProjectSweep { depth, down, .. }) => {
+                    let narrow = 16 * (depth / 16).div_ceil(*down) * down;
+                    let dy = 2 * row_bytes(narrow, precision) + depth * precision.bytes();
+                    let sums = if *down > 1 { down * 5 * slice * 4 } else { 0 };
+                    depth * (wide + 3 * 4) + rows * (2 * wide + dy) + sums
+                }
+                ProjectShape::Data(ProjectData { chunk, .. }) => {
+                    let dy = 2 * (chunk * precision.bytes() + row_bytes(*chunk, precision));
+                    rows * (wide + dy) + 2 * chunk * wide
+                }
             }
-            ProjectShape::Data(ProjectData { chunk, .. }) => {
-                2 * rows * (chunk * precision.bytes() + row_bytes(*chunk, precision)) + 2 * chunk * wide
-            }
-        };
-        factors + 2 * rows * wide + SUMS_BYTES
-    }
-}
-
-impl ProjectSweep {
-    /// Narrow channels in shared memory: those that the warps' accumulators cover.
-    fn narrow(&self) -> usize {
-        let pairs = self.slice / 16;
-        let tiles = self.depth / 16;
-        let across = (1..=8).rev().find(|across| pairs.is_multiple_of(*across)).unwrap_or(1);
-        let down = (8 / across).min(tiles);
-        16 * tiles.div_ceil(down) * down
     }
 }
 
@@ -281,6 +282,9 @@ pub struct SweepCut {
     /// Segments of an image; if there is one, the images of a part.
     pub segments: usize,
     pub group: usize,
+    /// Images of a tile of rows, and how many rows each has there.
+    pub whole: usize,
+    pub span: usize,
     pub parts: usize,
 }
 
@@ -296,14 +300,16 @@ impl SweepCut {
         let [widest, rows] = shape.tile();
         let slice = inputs.div_ceil(inputs.div_ceil(widest)).next_multiple_of(16);
         let slices = inputs.div_ceil(slice);
-        let wanted = parts(images * pixels, outputs, slices, rows);
-        let whole = if 2 * pixels <= rows { rows / pixels } else { 1 };
-        let (segments, group) = if wanted > images && whole == 1 {
+        let wanted = even_parts(images * pixels, outputs, slices, rows);
+        let span = pixels.next_power_of_two().max(8);
+        let whole = (rows / span).max(1);
+        let (segments, group) = if wanted >= 2 * images && whole == 1 {
             (wanted.div_ceil(images).min(pixels.div_ceil(rows)), 1)
         } else {
             (1, images.div_ceil(wanted.min(images)).next_multiple_of(whole))
         };
-        SweepCut { shape, slice, slices, segments, group, parts: images.div_ceil(group) * segments }
+        let parts = images.div_ceil(group) * segments;
+        SweepCut { shape, slice, slices, segments, group, whole, span, parts }
     }
 
     pub fn grid(&self) -> [usize; 3] {
@@ -355,6 +361,8 @@ mod tests {
                             "{cut:?}"
                         );
                         assert!(cut.segments == 1 || cut.group == 1, "{cut:?}");
+                        let fits = cut.span >= pixels && cut.whole * cut.span <= cut.shape.tile()[1];
+                        assert!(cut.whole == 1 || fits && cut.group.is_multiple_of(cut.whole), "{cut:?}");
                         assert!(cut.segments <= pixels.div_ceil(cut.shape.tile()[1]), "{cut:?}");
                         assert!(
                             cut.group * cut.parts >= images * cut.segments && cut.parts <= 65_535,

@@ -129,6 +129,8 @@ impl OnCuda for ProjectBackward {
             slice: sweep.slice as i32,
             segments: sweep.segments as i32,
             group: sweep.group as i32,
+            whole: sweep.whole as i32,
+            span: sweep.span as i32,
             inverse_rows: inverse_rows(&self.bn),
         };
         let kernel = BACKWARD.variant(sweep.shape.name());
