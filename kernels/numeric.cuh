@@ -86,14 +86,42 @@ __device__ __forceinline__ void load_lanes(float (&out)[N], const T* from) {
         for (int i = 0; i < Pack<T>::N; i++) out[part * Pack<T>::N + i] = to_float(pack.v[i]);
     }
 }
+// Two values in one register.
+__device__ __forceinline__ uint32_t packed(__half2 pair) {
+    uint32_t bits;
+    memcpy(&bits, &pair, sizeof(bits));
+    return bits;
+}
+__device__ __forceinline__ uint32_t packed(__nv_bfloat162 pair) {
+    uint32_t bits;
+    memcpy(&bits, &pair, sizeof(bits));
+    return bits;
+}
 template <typename T>
-__device__ __forceinline__ void store_lanes(T* to, const float (&values)[LANES]) {
+__device__ __forceinline__ uint32_t packed(float first, float second);
+template <>
+__device__ __forceinline__ uint32_t packed<f16>(float first, float second) {
+    return packed(__floats2half2_rn(first, second));
+}
+template <>
+__device__ __forceinline__ uint32_t packed<bf16>(float first, float second) {
+    return packed(__floats2bfloat162_rn(first, second));
+}
+
+// Halves are put together as words first: a vector of single halves would be stored in three pieces.
+template <typename T>
+__device__ __forceinline__ void store_lanes(T* to, const float (&v)[LANES]) {
+    if constexpr (sizeof(T) == 2) {
+        *reinterpret_cast<uint4*>(to) = make_uint4(
+            packed<T>(v[0], v[1]), packed<T>(v[2], v[3]), packed<T>(v[4], v[5]), packed<T>(v[6], v[7]));
+    } else {
 #pragma unroll
-    for (int part = 0; part < LANES / Pack<T>::N; part++) {
-        Pack<T> pack;
+        for (int part = 0; part < LANES; part += Pack<T>::N) {
+            Pack<T> pack;
 #pragma unroll
-        for (int i = 0; i < Pack<T>::N; i++) pack.v[i] = from_float<T>(values[part * Pack<T>::N + i]);
-        store_pack(to + part * Pack<T>::N, pack);
+            for (int i = 0; i < Pack<T>::N; i++) pack.v[i] = v[part + i];
+            store_pack(to + part, pack);
+        }
     }
 }
 
