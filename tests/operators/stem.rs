@@ -7,9 +7,9 @@ use effnet::ops::*;
 
 const PADDINGS: [Padding; 2] = [Padding::Symmetric, Padding::Same];
 
-/// Images, side, channels: odd and even sides, one-pixel outputs, the family's channels, maps large enough to be cut
-/// into several tasks, and so many images that a block of the GPU has several.
-const SHAPES: [(usize, usize, usize); 11] = [
+/// Images, side, channels: odd and even sides, one-pixel outputs, the family's channels and more, maps large enough to be
+/// cut into several tasks, also between columns, and so many images that a block of the GPU has several.
+const SHAPES: [(usize, usize, usize); 13] = [
     (5, 1, 8),
     (5, 2, 32),
     (3, 3, 40),
@@ -21,6 +21,8 @@ const SHAPES: [(usize, usize, usize); 11] = [
     (4, 66, 40),
     (2, 64, 32),
     (2200, 3, 32),
+    (1, 9, 136),
+    (1, 56, 256),
 ];
 
 /// For the CPU only, since the kernels need multiples of eight: channels that do not fill the last vector.
