@@ -23,7 +23,7 @@
 //
 // Backward. dx [M, K] = dy·W (+ the shortcut's gradient), dW [N, K] = dyᵀ·x and the sums of the batch norm before. dy
 // is computed from du and y by batch norm's backward while they are loaded. There are three kernels, see
-// expand_backward.cuh and pointwise_backward.cuh. Up to 240 wide and 48 narrow channels one sweep makes both
+// expand_backward.cuh, expand_sweep.cuh and pointwise_backward.cuh. Up to 240 wide and 48 narrow channels one sweep makes both
 // gradients and reads du and y once. With more channels, a block that sees all of N to make dx has no room for the
 // accumulators of dW, so two kernels each read du and y. fp16, an image of B0 (224²), MB of du and y (wide) and of x,
 // previous y, dx and shortcut (narrow):
@@ -42,7 +42,7 @@
 // padding to whole tiles there are 405 M multiply-adds: 1.7 µs on an H100's tensor cores and 14 µs on an RTX 3080's;
 // and 29 M fp32 instructions. Only 320 → 1280 on an RTX 3080 is bound by products. Last measured share: not yet
 // measured.
-#include "expand_backward.cuh"
+#include "expand_sweep.cuh"
 #include "pointwise.cuh"
 
 #define EXPAND_FORWARD_FIELDS(F) \

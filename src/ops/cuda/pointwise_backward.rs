@@ -26,6 +26,14 @@ fn parts(rows: usize, narrow: usize, slices: usize, tile: usize) -> usize {
     (rows / (THRIFTY * narrow)).clamp(least, most).min(rows.div_ceil(tile))
 }
 
+/// The same, with as many blocks as fill the largest GPU once or several times, or a few less: no block runs while most of
+/// the GPU is idle. Half of such a number fills an RTX 3080 as well.
+fn even_parts(rows: usize, narrow: usize, slices: usize, tile: usize) -> usize {
+    let once = (FULL / slices).max(1);
+    let times = (rows / (THRIFTY * narrow) / once).clamp(1, PLENTY / FULL);
+    (times * once).min(rows.div_ceil(tile))
+}
+
 /// A block of the expansion's data gradient: `DataShape` in the kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ExpandData {
@@ -64,7 +72,9 @@ impl ExpandData {
         let weights = 2 * self.chunk * row;
         let tile = self.rows * row;
         let output = if self.separate { weights + tile } else { weights.max(tile) };
-        2 * self.rows * (self.chunk * precision.bytes() + row_bytes(self.chunk, precision)) + output
+        // Five numbers of batch norm for each channel of two chunks, see `ChunkNorms`.
+        let norms = if self.across > 1 { 2 * 5 * self.chunk * 4 } else { 0 };
+        2 * self.rows * (self.chunk * precision.bytes() + row_bytes(self.chunk, precision)) + output + norms
     }
 }
 
@@ -91,7 +101,7 @@ impl ExpandSweep {
 
     /// Each block writes its own sums, also those of the weights' gradient.
     pub fn blocks(&self, rows: usize, inputs: usize) -> usize {
-        parts(rows, inputs, 1, self.rows)
+        even_parts(rows, inputs, 1, self.rows)
     }
 
     pub fn shared(&self, precision: Precision) -> usize {
@@ -153,7 +163,7 @@ impl WeightPieces {
     fn of(shape: WeightShape, rows: usize, inputs: usize, outputs: usize, narrow: usize) -> WeightPieces {
         let slice = outputs.div_ceil(outputs.div_ceil(shape.left)).next_multiple_of(16);
         let pieces = outputs.div_ceil(slice) * inputs.div_ceil(shape.right);
-        WeightPieces { shape, slice, pieces, parts: parts(rows, narrow, pieces, 2 * shape.depth) }
+        WeightPieces { shape, slice, pieces, parts: even_parts(rows, narrow, pieces, 2 * shape.depth) }
     }
 
     pub fn grid(&self) -> [usize; 3] {
