@@ -78,7 +78,7 @@ INSTANCE_HALF(EXPAND_DATA, 48, rows = 64, columns = 48, down = 4, across = 1, ch
 INSTANCE_HALF(EXPAND_DATA, 80, rows = 128, columns = 80, down = 8, across = 1, chunk = 32, separate = false, blocks = 2)
 INSTANCE_HALF(EXPAND_DATA, 112, rows = 128, columns = 112, down = 8, across = 1, chunk = 32, separate = false, blocks = 2)
 INSTANCE_HALF(EXPAND_DATA, 160, rows = 64, columns = 160, down = 4, across = 2, chunk = 32, separate = false, blocks = 2)
-INSTANCE_HALF(EXPAND_DATA, 192, rows = 64, columns = 192, down = 2, across = 4, chunk = 32, separate = false, blocks = 2)
+INSTANCE_HALF(EXPAND_DATA, 192, rows = 64, columns = 192, down = 1, across = 4, chunk = 32, separate = false, blocks = 3)
 INSTANCE_HALF(EXPAND_DATA, 320, rows = 64, columns = 320, down = 2, across = 4, chunk = 32, separate = false, blocks = 1)
 INSTANCE_HALF(EXPAND_DATA, 640, rows = 32, columns = 640, down = 1, across = 8, chunk = 32, separate = false, blocks = 1)
 INSTANCE_FP32(EXPAND_DATA, 32, rows = 64, columns = 32, down = 4, across = 1, chunk = 32, separate = true, blocks = 1)

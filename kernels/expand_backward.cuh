@@ -201,14 +201,40 @@ struct ChunkNorms {
         const bool valid = channel < args.outputs;
         copy_async_16(shared + buffer * SIZE + unit * 4, from + (valid ? channel : 0), valid);
     }
-    // This thread's share of dy.
+    // This thread's share of dy, four channels at a time, because the sums leave few registers. Lanes whose vectors are in
+    // the same banks begin with different halves of them.
     __device__ __forceinline__ void form(const DataChunks<S>& chunks, int rows, int chunk, int buffer) const {
+        using T = typename S::T;
         using Tile = typename DataChunks<S>::Tile;
-        const float* from = shared + buffer * SIZE;
-        NormLanes norm;
-        norm.load(from, from + 3 * S::CHUNK, S::CHUNK, Tile::octet(), args.inverse_rows);
-        const bool inside = chunk * S::CHUNK + Tile::octet() < args.outputs;
-        chunks.tile.form(chunks.dy + buffer * (S::ROWS * Tile::STRIDE), rows, inside, norm, NoFactor());
+        const int lane = threadIdx.x % WARP, second = (lane / 4 ^ lane / 8) % 2 * 4;
+        if (chunk * S::CHUNK + Tile::octet() >= args.outputs) rows = 0;
+#pragma unroll 1
+        for (int half = 0; half < LANES; half += 4) {
+            const int part = Tile::octet() + (half ^ second);
+            const float* from = shared + buffer * SIZE + part;
+            Pack<float> row[ROWS];
+#pragma unroll
+            for (int i = 0; i < ROWS; i++) row[i] = load_pack(from + i * S::CHUNK);
+            NormBackward norm[4];
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                const float a = row[SCALE].v[i];
+                norm[i] = {a, row[4].v[i] * (-a * row[RECIPROCAL].v[i] * args.inverse_rows),
+                           row[3].v[i] * (-a * args.inverse_rows), row[MEAN].v[i]};
+            }
+#pragma unroll
+            for (int at = Tile::first_row(); at < S::ROWS; at += Tile::STEP) {
+                float dy[4] = {};
+                if (at < rows) {
+                    float value[4];
+                    load_group(dy, chunks.tile.raw + at * S::CHUNK + part);
+                    load_group(value, chunks.tile.raw + Tile::RAW + at * S::CHUNK + part);
+#pragma unroll
+                    for (int i = 0; i < 4; i++) dy[i] = norm[i].dy(dy[i], value[i]);
+                }
+                store_group(chunks.dy + (buffer * S::ROWS + at) * Tile::STRIDE + part, dy);
+            }
+        }
     }
 };
 
