@@ -23,10 +23,10 @@
 //
 // Backward. dx [M, K] = dy·W (+ the shortcut's gradient), dW [N, K] = dyᵀ·x and the sums of the batch norm before. dy
 // is computed from du and y by batch norm's backward while they are loaded. There are three kernels, see
-// expand_backward.cuh, expand_sweep.cuh and pointwise_backward.cuh. Up to 240 wide and 48 narrow channels one sweep makes both
-// gradients and reads du and y once. With more channels, a block that sees all of N to make dx has no room for the
-// accumulators of dW, so two kernels each read du and y. fp16, an image of B0 (224²), MB of du and y (wide) and of x,
-// previous y, dx and shortcut (narrow):
+// expand_backward.cuh, expand_sweep.cuh and pointwise_backward.cuh. Up to 240 wide and 48 narrow channels one sweep
+// makes both gradients and reads du and y once. With more channels, a block that sees all of N to make dx has no room
+// for the accumulators of dW, so two kernels each read du and y. fp16, an image of B0 (224²), MB of du and y (wide) and
+// of x, previous y, dx and shortcut (narrow):
 //
 //   map    K → N        layers   wide MB  narrow MB  Mflop   blocks
 //   112²   16 → 96         1      4.817     1.204      77    sweep 96×16, 48 rows

@@ -201,12 +201,11 @@ struct ChunkNorms {
         const bool valid = channel < args.outputs;
         copy_async_16(shared + buffer * SIZE + unit * 4, from + (valid ? channel : 0), valid);
     }
-    // This thread's share of dy, four channels at a time, because the sums leave few registers. Lanes whose vectors are in
-    // the same banks begin with different halves of them.
+    // This thread's share of dy, four channels at a time, because the sums leave few registers. Lanes whose vectors are
+    // in the same banks begin with different halves of them.
     __device__ __forceinline__ void form(const DataChunks<S>& chunks, int rows, int chunk, int buffer) const {
-        using T = typename S::T;
         using Tile = typename DataChunks<S>::Tile;
-        const int lane = threadIdx.x % WARP, second = (lane / 4 ^ lane / 8) % 2 * 4;
+        const int lane = threadIdx.x % WARP, second = ((lane / 4) ^ (lane / 8)) % 2 * 4;
         if (chunk * S::CHUNK + Tile::octet() >= args.outputs) rows = 0;
 #pragma unroll 1
         for (int half = 0; half < LANES; half += 4) {

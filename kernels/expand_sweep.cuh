@@ -93,7 +93,7 @@ struct ExpandSweep {
     // vectors are in the same banks begin with different halves of them.
     __device__ __forceinline__ void form(int rows) const {
         if (group >= S::ROWS) return;
-        const int lane = threadIdx.x % WARP, second = (lane / 4 ^ lane / 8) % 2 * 4;
+        const int lane = threadIdx.x % WARP, second = ((lane / 4) ^ (lane / 8)) % 2 * 4;
 #pragma unroll 1
         for (int half = 0; half < LANES; half += 4) {
             const int part = channel + (half ^ second);

@@ -39,7 +39,8 @@ struct StemWeights {
     }
     __device__ __forceinline__ void load(const T* shared, const StemWarp& warp) {
         const int lane = threadIdx.x % WARP;
-        const T* from = shared + (warp.slice * STEM_SLICE + lane % 8 + lane / 16 * 8) * STEM_WEIGHT_STRIDE + lane / 8 % 2 * 8;
+        const int channel = warp.slice * STEM_SLICE + lane % 8 + lane / 16 * 8;
+        const T* from = shared + channel * STEM_WEIGHT_STRIDE + lane / 8 % 2 * 8;
 #pragma unroll
         for (int half = 0; half < 2; half++, from += warp.slices * STEM_SLICE * STEM_WEIGHT_STRIDE)
 #pragma unroll
@@ -85,7 +86,7 @@ struct StemOutput {
 
     // The vectors of a staged row change places, in another order in every second row: no access has bank conflicts.
     __device__ __forceinline__ static int place(int row, int vector) {
-        return row * STEM_SLICE + (vector ^ row / 2 % VECTORS) * LANES;
+        return row * STEM_SLICE + (vector ^ (row / 2 % VECTORS)) * LANES;
     }
 
     __device__ __forceinline__ void store(const float (&c)[VECTORS][4], int half, const StemBand& band, int octet) {
@@ -144,7 +145,8 @@ struct StemOutput {
         if (own < channels) {
             float all = 0.0f, all_mean = 0.0f, all_spread = 0.0f;
             for (int piece = 0; piece < warp.step; piece++) {
-                const float* from = scratch + (piece * warp.slices + own / STEM_SLICE) * (3 * STEM_SLICE) + own % STEM_SLICE;
+                const int other = piece * warp.slices + own / STEM_SLICE;
+                const float* from = scratch + other * (3 * STEM_SLICE) + own % STEM_SLICE;
                 all = merge_moments(all, all_mean, all_spread, from[0], from[STEM_SLICE], from[2 * STEM_SLICE]);
             }
             float* out = args.moments + 2 * static_cast<size_t>(blockIdx.x) * channels;
@@ -282,9 +284,11 @@ using StemSums = float[STEM_SLICE / 16][STEM_TAPS / LANES][4];
 // Adds the products of a tile.
 template <typename T>
 __device__ __forceinline__ void add_products(
-    StemSums& c, const StemBand& band, const StemWarp& warp, const StemPlanes<T>& planes, const StemGradient<T>& gradient) {
+    StemSums& c, const StemBand& band, const StemWarp& warp, const StemPlanes<T>& planes,
+    const StemGradient<T>& gradient) {
     const int lane = threadIdx.x % WARP, octets = warp.idle() ? 0 : band.octets();
-    const T* dy = gradient.tile + (lane % 8 + lane / 16 * 8) * gradient.stride + lane / 8 % 2 * 8 + warp.slice * STEM_SLICE;
+    const T* dy = gradient.tile + (lane % 8 + lane / 16 * 8) * gradient.stride + lane / 8 % 2 * 8;
+    dy += warp.slice * STEM_SLICE;
 #pragma unroll 1
     for (int octet = 2 * warp.first; octet < octets; octet += 2 * warp.step) {
         uint32_t left[STEM_SLICE / 16][4], right[STEM_TAPS / LANES][2];

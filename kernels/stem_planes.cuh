@@ -101,7 +101,7 @@ struct StemPlanes {
         : image(static_cast<const T*>(args.image)), input(args.input), pad(args.pad) {
         total = static_cast<int64_t>(args.images) * input * input * COLORS;
         // An odd number of 16-byte units: eight planes of a matrix are in eight different groups of banks.
-        pitch = (args.columns / LANES | 1) * LANES;
+        pitch = ((args.columns / LANES) | 1) * LANES;
         // All that a thread may read for its two pixels, wherever the row begins in its first unit.
         units = StemDivision::of((STRIDE * COLORS * args.columns + 21) / LANES);
         const int rows = (args.rows - 1) * STRIDE + SIDE;
@@ -158,7 +158,7 @@ struct StemPlanes {
             for (int tap = 0; tap < ROW_TAPS; tap++) {
                 // The same half of two words: the next pixel's value is two columns further.
                 const uint32_t low = v[tap / 2], high = v[tap / 2 + 3];
-                to[tap * (pitch / 2)] = tap % 2 == 0 ? (low & 0xffff) | high << 16 : low >> 16 | (high & 0xffff0000);
+                to[tap * (pitch / 2)] = tap % 2 == 0 ? (low & 0xffff) | (high << 16) : (low >> 16) | (high & 0xffff0000);
             }
         }
     }

@@ -92,11 +92,15 @@ fn of_width(table: &[Tile], columns: usize, rows: usize, outputs: usize) -> Tile
 }
 
 /// Tiles of rows of a block, so that the GPU is done soonest: as many tiles one after the other as blocks come one after
-/// the other, times those of a block. Of equal numbers the larger, because each block begins and ends with work of its own.
+/// the other, times those of a block. Of equal numbers the larger, because each block begins and ends with work of its
+/// own; but not so large that a quarter of the GPU is idle.
 fn row_tiles(all: usize, column_tiles: usize) -> usize {
     let least = all.div_ceil(MOST_PARTS).max(1);
-    let turns = |tiles: &usize| (all.div_ceil(*tiles) * column_tiles).div_ceil(FULL) * tiles;
-    (least..=MOST_TILES.max(2 * least)).rev().min_by_key(turns).expect("at least one number")
+    let blocks = |tiles: usize| all.div_ceil(tiles) * column_tiles;
+    let turns = |tiles: &usize| blocks(*tiles).div_ceil(FULL) * tiles;
+    let choices = (least..=MOST_TILES.max(2 * least)).rev();
+    let full = |tiles: &usize| *tiles == least || 4 * blocks(*tiles) >= 3 * FULL;
+    choices.filter(full).min_by_key(turns).expect("the least number")
 }
 
 /// A launch: the work of a block and the number of blocks.
