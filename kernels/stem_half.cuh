@@ -27,14 +27,22 @@ struct StemWeights {
     // Both halves into shared memory as [2, channels, stride], zero past the taps and channels.
     __device__ __forceinline__ static void share(const float* weight, int channels, int slices, T* shared) {
         const int all = slices * STEM_SLICE * STEM_TAPS;
-        for (int at = static_cast<int>(threadIdx.x); at < all; at += STEM_THREADS) {
-            const int channel = at / STEM_TAPS, tap = at % STEM_TAPS;
-            const int ky = tap / ROW_TAPS, kx = tap % ROW_TAPS / COLORS, color = tap % COLORS;
-            const bool valid = channel < channels && tap < TAPS;
-            const float value = valid ? weight[((channel * COLORS + color) * SIDE + ky) * SIDE + kx] : 0.0f;
-            T* to = shared + channel * STEM_WEIGHT_STRIDE + tap;
-            *to = from_float<T>(value);
-            to[slices * STEM_SLICE * STEM_WEIGHT_STRIDE] = from_float<T>(value - rounded<T>(value));
+        // Two taps at a time: pairs are converted together.
+        for (int at = 2 * static_cast<int>(threadIdx.x); at < all; at += 2 * STEM_THREADS) {
+            const int channel = at / STEM_TAPS;
+            float value[2], stored[2];
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                const int tap = at % STEM_TAPS + i;
+                const int ky = tap / ROW_TAPS, kx = tap % ROW_TAPS / COLORS, color = tap % COLORS;
+                const bool valid = channel < channels && tap < TAPS;
+                value[i] = valid ? weight[((channel * COLORS + color) * SIDE + ky) * SIDE + kx] : 0.0f;
+            }
+            T* to = shared + channel * STEM_WEIGHT_STRIDE + at % STEM_TAPS;
+            *reinterpret_cast<uint32_t*>(to) = packed<T>(value[0], value[1]);
+            load_pair(stored, to);
+            to += slices * STEM_SLICE * STEM_WEIGHT_STRIDE;
+            *reinterpret_cast<uint32_t*>(to) = packed<T>(value[0] - stored[0], value[1] - stored[1]);
         }
     }
     __device__ __forceinline__ void load(const T* shared, const StemWarp& warp) {

@@ -54,8 +54,6 @@ FEWER = (
     "project_forward_64x192_*",
 )
 KNOWN = (
-    ("expand_backward_data_*f16", SPLIT, MEND),
-    ("expand_backward_weights_*f16", SPLIT, MEND),
     ("project_backward_*f16", SPLIT, MEND),
     *((name, BLOCKS, SMALL) for name in FEWER),
     ("head_loss", CONVERSIONS, TREE),
