@@ -94,8 +94,8 @@ struct PointwiseOutput {
         }
     }
 
-    // After the last tile, called by all threads: writes the block's part of the statistics, added over lanes, merged over
-    // warps. `shared` is memory that is no longer needed.
+    // After the last tile, called by all threads: writes the block's part of the statistics, added over lanes, merged
+    // over warps. `shared` is memory that is no longer needed.
     template <class Args>
     __device__ __forceinline__ void finish(const Args& args, void* shared) {
         if (!statistics) return;
