@@ -30,7 +30,7 @@ struct Factor {
 template <bool INNER_DEPTH>
 struct FactorPiece {
     static constexpr int COUNT = PRODUCT_TILE * PRODUCT_DEPTH / PRODUCT_THREADS;
-    float v[COUNT];
+    float v[COUNT], scale[COUNT];
 
     // Depth and row of element i. With INNER_DEPTH eight lanes load 32 bytes of each of four rows; then the transposed
     // store has no bank conflicts.
@@ -43,21 +43,29 @@ struct FactorPiece {
         return INNER_DEPTH ? at / 8 % PRODUCT_TILE : at % PRODUCT_TILE;
     }
 
+    // All loads are under way together, the scale's too: nothing is computed of them before `store`.
     __device__ __forceinline__ void load(const Factor& factor, int first_row, int first_depth, int end_depth) {
+        load(v, factor.values, factor, first_row, first_depth, end_depth);
+        if (factor.scale != nullptr) load(scale, factor.scale, factor, first_row, first_depth, end_depth);
+    }
+    __device__ __forceinline__ static void load(
+        float (&out)[COUNT], const float* values, const Factor& factor, int first_row, int first_depth, int end_depth) {
+        const uint32_t stride = factor.stride;
+        const int rows = factor.extent - first_row, depths = end_depth - first_depth;
+        const float* from = values + (INNER_DEPTH ? first_row * static_cast<size_t>(stride) + first_depth
+                                                  : first_depth * static_cast<size_t>(stride) + first_row);
 #pragma unroll
         for (int i = 0; i < COUNT; i++) {
-            const int r = first_row + row(i), d = first_depth + depth(i);
-            v[i] = 0.0f;
-            if (r < factor.extent && d < end_depth) {
-                const size_t stride = static_cast<size_t>(factor.stride);
-                const size_t at = INNER_DEPTH ? r * stride + d : d * stride + r;
-                v[i] = factor.values[at];
-                if (factor.scale != nullptr) v[i] *= factor.scale[at];
-            }
+            const uint32_t r = row(i), d = depth(i), at = INNER_DEPTH ? r * stride + d : d * stride + r;
+            out[i] = row(i) < rows && depth(i) < depths ? from[at] : 0.0f;
         }
     }
 
-    __device__ __forceinline__ void store(float* shared) const {
+    __device__ __forceinline__ void store(const Factor& factor, float* shared) {
+        if (factor.scale != nullptr) {
+#pragma unroll
+            for (int i = 0; i < COUNT; i++) v[i] *= scale[i];
+        }
 #pragma unroll
         for (int i = 0; i < COUNT; i++) shared[depth(i) * PRODUCT_PITCH + row(i)] = v[i];
     }
@@ -105,8 +113,8 @@ struct ProductTile {
         piece_a.load(a, first_row, begin, end);
         piece_b.load(b, first_column, begin, end);
         for (int depth = begin; depth < end; depth += PRODUCT_DEPTH) {
-            piece_a.store(shared_a);
-            piece_b.store(shared_b);
+            piece_a.store(a, shared_a);
+            piece_b.store(b, shared_b);
             barrier();
             if (depth + PRODUCT_DEPTH < end) {
                 piece_a.load(a, first_row, depth + PRODUCT_DEPTH, end);

@@ -23,10 +23,10 @@
 //
 // Backward. dx [M, K] = dy·W (+ the shortcut's gradient), dW [N, K] = dyᵀ·x and the sums of the batch norm before. dy
 // is computed from du and y by batch norm's backward while they are loaded. There are three kernels, see
-// expand_backward.cuh and pointwise_backward.cuh. Up to 240 wide and 48 narrow channels one sweep makes both
-// gradients and reads du and y once. With more channels, a block that sees all of N to make dx has no room for the
-// accumulators of dW, so two kernels each read du and y. fp16, an image of B0 (224²), MB of du and y (wide) and of x,
-// previous y, dx and shortcut (narrow):
+// expand_backward.cuh, expand_sweep.cuh and pointwise_backward.cuh. Up to 240 wide and 48 narrow channels one sweep
+// makes both gradients and reads du and y once. With more channels, a block that sees all of N to make dx has no room
+// for the accumulators of dW, so two kernels each read du and y. fp16, an image of B0 (224²), MB of du and y (wide) and
+// of x, previous y, dx and shortcut (narrow):
 //
 //   map    K → N        layers   wide MB  narrow MB  Mflop   blocks
 //   112²   16 → 96         1      4.817     1.204      77    sweep 96×16, 48 rows
@@ -42,7 +42,7 @@
 // padding to whole tiles there are 405 M multiply-adds: 1.7 µs on an H100's tensor cores and 14 µs on an RTX 3080's;
 // and 29 M fp32 instructions. Only 320 → 1280 on an RTX 3080 is bound by products. Last measured share: not yet
 // measured.
-#include "expand_backward.cuh"
+#include "expand_sweep.cuh"
 #include "pointwise.cuh"
 
 #define EXPAND_FORWARD_FIELDS(F) \
@@ -78,7 +78,7 @@ INSTANCE_HALF(EXPAND_DATA, 48, rows = 64, columns = 48, down = 4, across = 1, ch
 INSTANCE_HALF(EXPAND_DATA, 80, rows = 128, columns = 80, down = 8, across = 1, chunk = 32, separate = false, blocks = 2)
 INSTANCE_HALF(EXPAND_DATA, 112, rows = 128, columns = 112, down = 8, across = 1, chunk = 32, separate = false, blocks = 2)
 INSTANCE_HALF(EXPAND_DATA, 160, rows = 64, columns = 160, down = 4, across = 2, chunk = 32, separate = false, blocks = 2)
-INSTANCE_HALF(EXPAND_DATA, 192, rows = 64, columns = 192, down = 2, across = 4, chunk = 32, separate = false, blocks = 2)
+INSTANCE_HALF(EXPAND_DATA, 192, rows = 64, columns = 192, down = 1, across = 4, chunk = 32, separate = false, blocks = 3)
 INSTANCE_HALF(EXPAND_DATA, 320, rows = 64, columns = 320, down = 2, across = 4, chunk = 32, separate = false, blocks = 1)
 INSTANCE_HALF(EXPAND_DATA, 640, rows = 32, columns = 640, down = 1, across = 8, chunk = 32, separate = false, blocks = 1)
 INSTANCE_FP32(EXPAND_DATA, 32, rows = 64, columns = 32, down = 4, across = 1, chunk = 32, separate = true, blocks = 1)

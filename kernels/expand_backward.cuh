@@ -72,6 +72,7 @@ struct NarrowGradient {
     T* tile;  // [ROWS, STRIDE]
     int channel, group, groups;
     float sums[2][LANES];
+    uint4 ahead[LANES / Pack<T>::N];  // the previous y of this thread's first row of the tile
 
     __device__ __forceinline__ NarrowGradient(const Args& args, T* tile)
         : args(args), tile(tile), sums() {
@@ -89,6 +90,14 @@ struct NarrowGradient {
         for (int at = group; at < rows; at += groups)
             copy_lanes(tile + at * STRIDE + channel, from + static_cast<size_t>(at) * args.inputs, true);
     }
+    // Begins to load what `store` reads first, so that it arrives while the tile is multiplied.
+    __device__ __forceinline__ void begin_previous(int row, int rows) {
+        if (group >= rows) return;
+        const T* from = static_cast<const T*>(args.previous_y) + static_cast<size_t>(row + group) * args.inputs + channel;
+#pragma unroll
+        for (int part = 0; part < LANES; part += Pack<T>::N)
+            ahead[part / Pack<T>::N] = *reinterpret_cast<const uint4*>(from + part);
+    }
     // Writes the warp's sums, from the given row and column on, into the tile. The shortcut has arrived.
     template <int M, int P>
     __device__ __forceinline__ void put(const WarpTile<M, P>& c, int row, int column, int rows) const {
@@ -104,7 +113,8 @@ struct NarrowGradient {
             store_pair(at, first, second);
         });
     }
-    // Stores the tile's rows and adds them to the sums.
+    // Stores the tile's rows and adds them to the sums. AHEAD: `begin_previous` was called.
+    template <bool AHEAD>
     __device__ __forceinline__ void store(int row, int rows) {
         if (group >= rows) return;
         float mean[LANES], r[LANES];
@@ -117,7 +127,10 @@ struct NarrowGradient {
         for (int at = group; at < rows; at += groups) {
             const size_t offset = static_cast<size_t>(at) * args.inputs;
             float y[LANES], du[LANES];
-            load_lanes(y, previous + offset);
+            if (AHEAD && at == group)
+                load_lanes(y, reinterpret_cast<const T*>(ahead));
+            else
+                load_lanes(y, previous + offset);
             load_lanes(du, tile + at * STRIDE + channel);
             store_lanes(dx + offset, du);
             const float by = args.keep == nullptr ? 1.0f : args.keep[(row + at) / args.pixels];
@@ -163,6 +176,67 @@ struct RowRange {
 
 // ---- two kernels ------------------------------------------------------------------------------------------
 
+// Batch norm's numbers of two chunks in shared memory. They are copied two steps ahead, because a thread reads what
+// others copied: the barrier of the step between is on the way. With one warp across a warp's sums leave no registers for
+// that; there each thread loads them when it needs them.
+template <class S>
+struct ChunkNorms {
+    static constexpr bool AHEAD = S::ACROSS > 1;
+    static constexpr int ROWS = 5, SIZE = ROWS * S::CHUNK;  // mean, r and scale; the two sums
+    static_assert(MEAN == 0 && RECIPROCAL == 1 && SCALE == 2, "the coefficients' first rows");
+
+    const ExpandBackwardDataArguments& args;
+    float* shared;  // [2, ROWS, CHUNK]
+
+    __device__ __forceinline__ ChunkNorms(const ExpandBackwardDataArguments& args, SharedArena& arena)
+        : args(args), shared(AHEAD ? arena.take<float>(2 * SIZE) : nullptr) {}
+
+    __device__ __forceinline__ void begin(int chunk, int buffer) const {
+        constexpr int UNITS = S::CHUNK / 4;
+        static_assert(ROWS * UNITS <= S::THREADS, "one vector a thread");
+        if (!AHEAD) return;
+        const int unit = threadIdx.x, row = unit / UNITS, channel = chunk * S::CHUNK + unit % UNITS * 4;
+        if (row >= ROWS) return;
+        const float* from = row < 3 ? args.coefficients + row * args.outputs : args.sums + (row - 3) * args.outputs;
+        const bool valid = channel < args.outputs;
+        copy_async_16(shared + buffer * SIZE + unit * 4, from + (valid ? channel : 0), valid);
+    }
+    // This thread's share of dy, four channels at a time, because the sums leave few registers. Lanes whose vectors are
+    // in the same banks begin with different halves of them.
+    __device__ __forceinline__ void form(const DataChunks<S>& chunks, int rows, int chunk, int buffer) const {
+        using Tile = typename DataChunks<S>::Tile;
+        const int lane = threadIdx.x % WARP, second = ((lane / 4) ^ (lane / 8)) % 2 * 4;
+        if (chunk * S::CHUNK + Tile::octet() >= args.outputs) rows = 0;
+#pragma unroll 1
+        for (int half = 0; half < LANES; half += 4) {
+            const int part = Tile::octet() + (half ^ second);
+            const float* from = shared + buffer * SIZE + part;
+            Pack<float> row[ROWS];
+#pragma unroll
+            for (int i = 0; i < ROWS; i++) row[i] = load_pack(from + i * S::CHUNK);
+            NormBackward norm[4];
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                const float a = row[SCALE].v[i];
+                norm[i] = {a, row[4].v[i] * (-a * row[RECIPROCAL].v[i] * args.inverse_rows),
+                           row[3].v[i] * (-a * args.inverse_rows), row[MEAN].v[i]};
+            }
+#pragma unroll
+            for (int at = Tile::first_row(); at < S::ROWS; at += Tile::STEP) {
+                float dy[4] = {};
+                if (at < rows) {
+                    float value[4];
+                    load_group(dy, chunks.tile.raw + at * S::CHUNK + part);
+                    load_group(value, chunks.tile.raw + Tile::RAW + at * S::CHUNK + part);
+#pragma unroll
+                    for (int i = 0; i < 4; i++) dy[i] = norm[i].dy(dy[i], value[i]);
+                }
+                store_group(chunks.dy + (buffer * S::ROWS + at) * Tile::STRIDE + part, dy);
+            }
+        }
+    }
+};
+
 // `S` is a DataShape whose columns include all narrow channels, so du and y are read once. For tiles of few chunks
 // (SEPARATE) dx's tile has its own shared memory, so that the next tile's copies overlap with the epilogue. Otherwise
 // it uses the memory of the weights.
@@ -173,6 +247,7 @@ __device__ __forceinline__ void expand_backward_data(const ExpandBackwardDataArg
     SharedArena arena;
     const DataChunks<S> chunks(args, args.du, 0, args.inputs, SEPARATE ? 0 : Output::SIZE, arena);
     Output output(args, SEPARATE ? arena.take<T>(Output::SIZE) : chunks.weights);
+    const ChunkNorms<S> norms(args, arena);
 
     const RowRange range(args.rows, S::ROWS);
     const int end = range.end;
@@ -184,13 +259,27 @@ __device__ __forceinline__ void expand_backward_data(const ExpandBackwardDataArg
     };
     typename S::Sums c;
     int buffer = 0;
+    norms.begin(0, 0);
+    norms.begin(count > 1 ? 1 : 0, 1);
     begin(range.first, 0, 0);
+    if (ChunkNorms<S>::AHEAD) {
+        copy_async_wait<0>();
+        barrier();
+    }
     for (int row = range.first; row < end; row += S::ROWS) {
         const int rows = rows_of(row);
         c.clear();
         for (int chunk = 0; chunk < count; chunk++, buffer ^= 1) {
-            chunks.form(rows, chunk, buffer, NoFactor());
+            if constexpr (ChunkNorms<S>::AHEAD) {
+                copy_async_wait<0>();
+                norms.form(chunks, rows, chunk, buffer);
+            } else {
+                chunks.form(rows, chunk, buffer, NoFactor());
+            }
             barrier();
+            // Of the step after the next one.
+            const int second = chunk + 2 < count ? chunk + 2 : chunk + 2 - count;
+            norms.begin(second < count ? second : 0, buffer);
             if (SEPARATE && chunk == 0) output.begin_shortcut(row, rows);
             if (chunk + 1 < count)
                 begin(row, chunk + 1, buffer ^ 1);
@@ -209,12 +298,13 @@ __device__ __forceinline__ void expand_backward_data(const ExpandBackwardDataArg
         }
         output.put(c, S::warp_row(), S::warp_column(), rows);
         barrier();
-        output.store(row, rows);
+        output.template store<false>(row, rows);
         if (!SEPARATE) {
             barrier();
             begin(row + S::ROWS, 0, buffer);
         }
     }
+    copy_async_wait<0>();  // of numbers that no step needs any more
     constexpr size_t NEED = Output::SCRATCH * sizeof(float), RAW = 2 * DataChunks<S>::Tile::RAW * sizeof(T);
     constexpr size_t WEIGHTS = 2 * DataChunks<S>::WEIGHTS * sizeof(T), TILE = Output::SIZE * sizeof(T);
     static_assert(RAW >= NEED || (!SEPARATE && (WEIGHTS > TILE ? WEIGHTS : TILE) >= NEED), "room for the sums");
@@ -257,191 +347,4 @@ __device__ __forceinline__ void expand_backward_weights(const ExpandBackwardWeig
     SharedArena arena;
     PlainRight<S> right(args, arena);
     weight_gradient<S>(args, args.du, arena, right, [](int) { return NoFactor(); });
-}
-
-// ---- one sweep --------------------------------------------------------------------------------------------
-
-// A block has all channels, at most WIDE and NARROW, and goes through tiles of ROWS rows. How its eight warps divide
-// the product dx [ROWS, NARROW] and the accumulators dW [WIDE, NARROW].
-template <typename T_, class Shape>
-struct ExpandSweepShape {
-    using T = T_;
-    static constexpr int WIDE = Shape::wide, NARROW = Shape::narrow, ROWS = Shape::rows;
-    static constexpr int THREADS = SWEEP_THREADS, WARPS = THREADS / WARP;
-    static constexpr int DATA_DOWN = ROWS / 16, DATA_ACROSS = largest_divisor(NARROW / 16, WARPS / DATA_DOWN);
-    static constexpr int WEIGHT_M = (WIDE / 16 + WARPS - 1) / WARPS;
-    static constexpr int WEIGHT_WARPS = (WIDE / 16 + WEIGHT_M - 1) / WEIGHT_M;
-    using Data = WarpTile<1, NARROW / 16 / DATA_ACROSS>;
-    using Weights = WarpTile<WEIGHT_M, NARROW / 16>;
-    // Channels of dy that the warps' accumulators cover. Those past WIDE read the next row, and their sums are not
-    // stored.
-    static constexpr int COVERED = 16 * WEIGHT_M * WEIGHT_WARPS;
-};
-
-template <class S>
-struct ExpandSweep {
-    using T = typename S::T;
-    static constexpr int STRIDE = ROW_STRIDE<T, S::NARROW>, DY_STRIDE = ROW_STRIDE<T, S::WIDE>;
-    static constexpr int OCTETS = S::NARROW / LANES, RAW = S::ROWS * S::WIDE, PAST = S::COVERED - S::WIDE;
-
-    const ExpandBackwardArguments& args;
-    T* raw;      // [2, ROWS, WIDE]: du, y; each thread reads what it copied
-    T* dy;       // [ROWS, DY_STRIDE], then PAST more
-    T* weights;  // [WIDE, STRIDE]
-    T* x;        // [2, ROWS, STRIDE]
-    float* norm;  // [4, WIDE]
-    int channel, group, groups;  // this thread's octet of wide channels, its first row and the step to the next
-
-    __device__ __forceinline__ ExpandSweep(const ExpandBackwardArguments& args, SharedArena& arena) : args(args) {
-        raw = arena.take<T>(2 * RAW);
-        dy = arena.take<T>(S::ROWS * DY_STRIDE + PAST);
-        weights = arena.take<T>(S::WIDE * STRIDE);
-        x = arena.take<T>(2 * S::ROWS * STRIDE);
-        norm = arena.take<float>(4 * S::WIDE);
-        const int octets = args.outputs / LANES;
-        groups = S::THREADS / octets;
-        channel = static_cast<int>(threadIdx.x) % octets * LANES;
-        group = threadIdx.x / octets;
-        if (group >= groups) group = S::ROWS;
-    }
-    // Loads the weights and batch norm's numbers; channels past the last are zero.
-    __device__ __forceinline__ void begin() const {
-        const T* from = static_cast<const T*>(args.weight);
-#pragma unroll 1
-        for (int unit = threadIdx.x; unit < S::WIDE * OCTETS; unit += S::THREADS) {
-            const int line = unit / OCTETS, column = unit % OCTETS * LANES;
-            const bool valid = line < args.outputs && column < args.inputs;
-            copy_lanes(weights + line * STRIDE + column, from + (valid ? line * args.inputs + column : 0), valid);
-        }
-#pragma unroll 1
-        for (int n = threadIdx.x; n < args.outputs; n += S::THREADS) {
-            const NormBackward of =
-                NormBackward::of(args.coefficients, args.sums, args.outputs, n, args.inverse_rows);
-            norm[n] = of.a;
-            norm[S::WIDE + n] = of.b;
-            norm[2 * S::WIDE + n] = of.c;
-            norm[3 * S::WIDE + n] = of.mean;
-        }
-        const float zeros[LANES] = {};
-#pragma unroll 1
-        for (int unit = threadIdx.x; unit < (S::ROWS * DY_STRIDE + PAST) / LANES; unit += S::THREADS)
-            store_lanes(dy + unit * LANES, zeros);
-    }
-    __device__ __forceinline__ void begin_tile(int row, int rows, int buffer) const {
-        const size_t start = static_cast<size_t>(row) * args.outputs + channel;
-#pragma unroll 1
-        for (int at = group; at < rows; at += groups) {
-            const size_t from = start + static_cast<size_t>(at) * args.outputs;
-            T* to = raw + at * S::WIDE + channel;
-            copy_lanes(to, static_cast<const T*>(args.du) + from, true);
-            copy_lanes(to + RAW, static_cast<const T*>(args.y) + from, true);
-        }
-        T* to = x + buffer * (S::ROWS * STRIDE);
-#pragma unroll 1
-        for (int unit = threadIdx.x; unit < S::ROWS * OCTETS; unit += S::THREADS) {
-            const int at = unit / OCTETS, column = unit % OCTETS * LANES;
-            const bool valid = at < rows && column < args.inputs;
-            const size_t from = valid ? static_cast<size_t>(row + at) * args.inputs + column : 0;
-            copy_lanes(to + at * STRIDE + column, static_cast<const T*>(args.x) + from, valid);
-        }
-    }
-    // Four channels at a time: batch norm's numbers of eight would take registers that the accumulators need.
-    __device__ __forceinline__ void form(int rows) const {
-        if (group >= S::ROWS) return;
-#pragma unroll 1
-        for (int part = channel; part < channel + LANES; part += 4) {
-            const Pack<float> a = load_pack(norm + part), b = load_pack(norm + S::WIDE + part);
-            const Pack<float> c = load_pack(norm + 2 * S::WIDE + part), mean = load_pack(norm + 3 * S::WIDE + part);
-#pragma unroll 1
-            for (int at = group; at < S::ROWS; at += groups) {
-                T* to = dy + at * DY_STRIDE + part;
-                if (at >= rows) {
-                    store_pair(to, 0.0f, 0.0f);
-                    store_pair(to + 2, 0.0f, 0.0f);
-                    continue;
-                }
-                const T* from = raw + at * S::WIDE + part;
-                const Group<T, 4> gradient = *reinterpret_cast<const Group<T, 4>*>(from);
-                const Group<T, 4> value = *reinterpret_cast<const Group<T, 4>*>(from + RAW);
-                Group<T, 4> result;
-#pragma unroll
-                for (int i = 0; i < 4; i++) {
-                    const NormBackward of = {a.v[i], b.v[i], c.v[i], mean.v[i]};
-                    result.v[i] = from_float<T>(of.dy(to_float(gradient.v[i]), to_float(value.v[i])));
-                }
-                *reinterpret_cast<Group<T, 4>*>(to) = result;
-            }
-        }
-    }
-    template <class Output>
-    __device__ __forceinline__ void put_data(const typename S::Data& c, const Output& output, int rows) const {
-        const int warp = threadIdx.x / WARP;
-        if (warp < S::DATA_DOWN * S::DATA_ACROSS)
-            output.put(c, warp / S::DATA_ACROSS * 16, warp % S::DATA_ACROSS * (S::NARROW / S::DATA_ACROSS), rows);
-    }
-    __device__ __forceinline__ void multiply_data(typename S::Data& c) const {
-        const int warp = threadIdx.x / WARP;
-        if (warp >= S::DATA_DOWN * S::DATA_ACROSS) return;
-        const int row = warp / S::DATA_ACROSS * 16, column = warp % S::DATA_ACROSS * (S::NARROW / S::DATA_ACROSS);
-        c.clear();
-        multiply<false>(c, dy + row * DY_STRIDE, DY_STRIDE, weights + column, STRIDE, (args.outputs + 15) / 16 * 16);
-    }
-    // This warp's accumulators of the weights' gradient.
-    __device__ __forceinline__ void multiply_weights(typename S::Weights& c, int buffer) const {
-        const int warp = threadIdx.x / WARP;
-        if (warp < S::WEIGHT_WARPS)
-            multiply<true>(
-                c, dy + warp * (16 * S::WEIGHT_M), DY_STRIDE, x + buffer * (S::ROWS * STRIDE), STRIDE, S::ROWS);
-    }
-    __device__ __forceinline__ void store_weights(const typename S::Weights& c) const {
-        const int warp = threadIdx.x / WARP;
-        if (warp >= S::WEIGHT_WARPS) return;
-        float* to = args.weight_partials + static_cast<size_t>(blockIdx.x) * args.outputs * args.inputs;
-        c.visit([&](int down, int column, float one, float two) {
-            const int line = warp * (16 * S::WEIGHT_M) + down;
-            if (line < args.outputs && column < args.inputs) store_pair(to + line * args.inputs + column, one, two);
-        });
-    }
-};
-
-// While the tensor cores multiply and dx is stored, du, y and x of the next tile are copied.
-template <class S>
-__device__ __forceinline__ void expand_backward(const ExpandBackwardArguments& args) {
-    using T = typename S::T;
-    using Output = NarrowGradient<ExpandBackwardArguments, T, S::ROWS, S::NARROW, S::THREADS>;
-    SharedArena arena;
-    const ExpandSweep<S> sweep(args, arena);
-    Output output(args, arena.take<T>(Output::SIZE));
-    const RowRange range(args.rows, S::ROWS);
-    const auto rows_of = [&](int row) { return range.end - row < S::ROWS ? range.end - row : S::ROWS; };
-    typename S::Weights weights;
-    typename S::Data data;
-    weights.clear();
-    sweep.begin();
-    if (range.first < range.end) sweep.begin_tile(range.first, rows_of(range.first), 0);
-    copy_async_commit();
-    barrier();
-    int buffer = 0;
-    for (int row = range.first; row < range.end; row += S::ROWS, buffer ^= 1) {
-        const int rows = rows_of(row), next = row + S::ROWS;
-        copy_async_wait<0>();
-        sweep.form(rows);
-        barrier();
-        output.begin_shortcut(row, rows);
-        copy_async_commit();
-        if (next < range.end) sweep.begin_tile(next, rows_of(next), buffer ^ 1);
-        copy_async_commit();
-        sweep.multiply_data(data);
-        sweep.multiply_weights(weights, buffer);
-        if (args.shortcut != nullptr) {
-            copy_async_wait<1>();
-            barrier();
-        }
-        sweep.put_data(data, output, rows);
-        barrier();
-        output.store(row, rows);
-    }
-    static_assert(2 * ExpandSweep<S>::RAW * sizeof(T) >= Output::SCRATCH * sizeof(float), "a place for the sums");
-    sweep.store_weights(weights);
-    output.finish(reinterpret_cast<float*>(sweep.raw));
 }

@@ -153,8 +153,8 @@ KERNEL(head_logits, LOGITS_THREADS, HeadLogitsArguments) {
 ARGUMENTS(HeadWeightsArguments, HEAD_WEIGHTS_FIELDS)
 
 // Adds to a gradient; true if the result is not finite.
-__device__ __forceinline__ bool grow(float* gradient, float value) {
-    const float total = *gradient + value;
+__device__ __forceinline__ bool grow(float* gradient, float old, float value) {
+    const float total = old + value;
     *gradient = total;
     return !is_finite(total);
 }
@@ -167,22 +167,27 @@ KERNEL_BLOCKS(head_weights, PRODUCT_THREADS, 4, HeadWeightsArguments) {
     const Factor b = {args.pooled, args.dropout, args.channels, args.channels};
     ProductTile tile;
     tile.run<false, false, true>(arena, a, b, first_class, first_channel, 0, args.images);
-    bool broken = false;
+    // All that a thread adds to is loaded before it stores anything: a store might change what a later load reads.
+    float old[8][4];
+    const auto visit = [&](auto f) {
 #pragma unroll
-    for (int i = 0; i < 8; i++) {
-        const int row = first_class + tile.row(i);
+        for (int i = 0; i < 8; i++) {
+            const int row = first_class + tile.row(i);
 #pragma unroll
-        for (int j = 0; j < 4; j++) {
-            const int column = first_channel + tile.column(j);
-            if (row < args.classes && column < args.channels) {
-                float* gradient = args.weight_gradient + static_cast<size_t>(row) * args.channels + column;
-                broken |= grow(gradient, tile.sums[i][j]);
+            for (int j = 0; j < 4; j++) {
+                const int column = first_channel + tile.column(j);
+                const size_t at = static_cast<size_t>(row) * args.channels + column;
+                if (row < args.classes && column < args.channels) f(args.weight_gradient + at, i, j);
             }
         }
-    }
+    };
+    visit([&](const float* gradient, int i, int j) { old[i][j] = *gradient; });
+    bool broken = false;
+    visit([&](float* gradient, int i, int j) { broken |= grow(gradient, old[i][j], tile.sums[i][j]); });
     const int row = first_class + static_cast<int>(threadIdx.x);
     if (blockIdx.x == 0 && threadIdx.x < PRODUCT_TILE && row < args.classes) {
-        broken |= grow(args.bias_gradient + row, tile.row_sum);
+        float* gradient = args.bias_gradient + row;
+        broken |= grow(gradient, *gradient, tile.row_sum);
     }
     if (broken) raise_flag(&args.block->not_finite, 1);
 }

@@ -22,7 +22,7 @@
 // Bytes, operations and floors at B0's shapes: expand.cu and project.cu.
 #pragma once
 
-#include "batch_norm.cuh"
+#include "pointwise_output.cuh"
 
 // Fields of the argument structs: first the pointers, last the numbers.
 //   x [rows, inputs], weight [outputs, inputs], y [rows, outputs] in the storage type; counts [parts] and moments
@@ -226,140 +226,6 @@ struct PointwisePlain {
     __device__ __forceinline__ void begin() const {}
     __device__ __forceinline__ void prefetch(const PointwiseCopies<T, Tile>&, const PointwiseStep&) {}
     __device__ __forceinline__ void apply(const PointwiseCopies<T, Tile>&, const PointwiseStep&) {}
-};
-
-// ---- the output -------------------------------------------------------------------------------------------
-
-// Count, mean and Σ(y − mean)² of some values.
-struct PointwiseShare {
-    float count, mean, spread;
-
-    __device__ __forceinline__ void merge(const PointwiseShare& other) {
-        count = merge_moments(count, mean, spread, other.count, other.mean, other.spread);
-    }
-};
-
-// Stores a warp's tiles, eight rows at a time, and sums their statistics. A lane has one vector of eight channels in
-// every LANE_ROWS-th row.
-template <typename T, class Tile>
-struct PointwiseOutput {
-    static constexpr int VECTORS = Tile::N;  // of a row of the warp's channels
-    static constexpr int LANE_ROWS = WARP / VECTORS < 8 ? WARP / VECTORS : 8;
-    // Elements of a staged row, also an odd number of units.
-    static constexpr int STRIDE = sizeof(T) == 2 ? (VECTORS | 1) * LANES : VECTORS * LANES + 4;
-
-    T* y;
-    T* staged;  // [8, STRIDE] a warp
-    float* scratch;  // [WARPS_M, 3, COLUMNS], the same memory as `staged`
-    int rows, outputs, vector, down, column;
-    bool statistics;
-    float count;
-    Moments moments[LANES];
-
-    template <class Args>
-    __device__ __forceinline__ PointwiseOutput(const Args& args, SharedArena& arena) {
-        T* all = arena.take<T>(Tile::WARPS * 8 * STRIDE);
-        scratch = reinterpret_cast<float*>(all);
-        staged = all + Tile::warp() * (8 * STRIDE);
-        y = static_cast<T*>(args.y);
-        rows = args.rows;
-        outputs = args.outputs;
-        vector = Tile::lane() % VECTORS;
-        down = Tile::lane() / VECTORS;
-        column = blockIdx.x * Tile::COLUMNS + Tile::warp_column() + vector * LANES;
-        statistics = args.moments != nullptr;
-        count = 0.0f;
-#pragma unroll
-        for (int i = 0; i < LANES; i++) moments[i] = {0.0f, 0.0f, 0.0f};
-    }
-
-    // The tile that begins at `row`.
-    __device__ __forceinline__ void store(const typename Tile::Accumulators& c, int row) {
-        T* write = staged + Tile::lane() / 4 * STRIDE + Tile::lane() % 4 * 2;
-#pragma unroll
-        for (int m = 0; m < Tile::M; m++) {
-#pragma unroll
-            for (int half = 0; half < 2; half++) {
-#pragma unroll
-                for (int n = 0; n < Tile::N; n++)
-                    store_pair(write + n * 8, c[m][n][2 * half], c[m][n][2 * half + 1]);
-                warp_barrier();
-                store_staged(row + Tile::warp_row() + m * 16 + half * 8);
-                warp_barrier();
-            }
-        }
-    }
-
-    __device__ __forceinline__ void store_staged(int row) {
-#pragma unroll
-        for (int first = 0; first < 8; first += LANE_ROWS) {
-            const int at = first + down;
-            if (down >= LANE_ROWS || at >= 8 || row + at >= rows || column >= outputs) continue;
-            float values[LANES];
-            load_lanes(values, staged + at * STRIDE + vector * LANES);
-            store_lanes(y + static_cast<size_t>(row + at) * outputs + column, values);
-            if (!statistics) continue;
-#pragma unroll
-            for (int i = 0; i < LANES; i++) {
-                if (count == 0.0f) moments[i].shift = values[i];
-                moments[i].add(values[i]);
-            }
-            count += 1.0f;
-        }
-    }
-
-    // After the last tile, called by all threads: writes the block's part of the statistics, merged over lanes, then
-    // warps. `shared` is memory that is no longer needed.
-    template <class Args>
-    __device__ __forceinline__ void finish(const Args& args, void* shared) {
-        if (!statistics) return;
-        PointwiseShare shares[LANES];
-#pragma unroll
-        for (int i = 0; i < LANES; i++) {
-            shares[i].count = count;
-            moments[i].finish(count, shares[i].mean, shares[i].spread);
-        }
-#pragma unroll 1
-        for (int other = 1; other < LANE_ROWS; other++) {
-            const int from = vector + other * VECTORS;
-            const float other_count = shuffle(count, from);
-#pragma unroll
-            for (int i = 0; i < LANES; i++) {
-                const float mean = shuffle(shares[i].mean, from), spread = shuffle(shares[i].spread, from);
-                if (down == 0) shares[i].merge({other_count, mean, spread});
-            }
-        }
-        barrier();  // no warp needs its staged rows any more
-        if (down == 0) {
-            float* to = scratch + Tile::warp() / Tile::WARPS_N * (3 * Tile::COLUMNS) + Tile::warp_column();
-#pragma unroll
-            for (int i = 0; i < LANES; i++) {
-                to[vector * LANES + i] = shares[i].count;
-                to[Tile::COLUMNS + vector * LANES + i] = shares[i].mean;
-                to[2 * Tile::COLUMNS + vector * LANES + i] = shares[i].spread;
-            }
-        }
-        barrier();
-        for (int own = threadIdx.x; own < Tile::COLUMNS; own += Tile::THREADS) {
-            const int channel = blockIdx.x * Tile::COLUMNS + own;
-            if (channel >= outputs) break;
-            PointwiseShare all = {0.0f, 0.0f, 0.0f};
-            for (int warp = 0; warp < Tile::WARPS_M; warp++) {
-                const float* from = scratch + warp * (3 * Tile::COLUMNS) + own;
-                all.merge({from[0], from[Tile::COLUMNS], from[2 * Tile::COLUMNS]});
-            }
-            float* to = args.moments + static_cast<size_t>(blockIdx.y) * 2 * outputs + channel;
-            to[0] = all.mean;
-            to[outputs] = all.spread;
-        }
-        constexpr int LEAST = Tile::STAGES * Tile::ROWS * (16 + Pack<T>::N) * sizeof(T) + 16;  // of the pipeline, in bytes
-        static_assert(MomentsMerge<Tile::COLUMNS, Tile::THREADS>::FLOATS * 4 <= LEAST, "room for the merge");
-        const EvenParts parts = {rows, args.row_tiles * Tile::ROWS};
-        if (blockIdx.x == 0 && threadIdx.x == 0)
-            args.counts[blockIdx.y] = static_cast<float>(parts.count(blockIdx.y, 1));
-        finish_batch_norm<Tile::COLUMNS, Tile::THREADS>(
-            args, static_cast<float*>(shared), blockIdx.x, outputs, blockIdx.y, gridDim.y, parts);
-    }
 };
 
 // ---- the kernels' body ------------------------------------------------------------------------------------

@@ -78,14 +78,14 @@ __device__ __forceinline__ void finish_gradient(
     float* scratch) {
     const int width = SIDE * args.channels;
     float* out = args.partials + static_cast<size_t>(blockIdx.x) * TAPS * args.channels;
-    const int own = static_cast<int>(threadIdx.x);
+    // There may be more sums than threads.
 #pragma unroll
     for (int tap = 0; tap < ROW_TAPS; tap++) {
         if (!thread.idle()) {
             store_lanes(scratch + thread.lane * width + thread.ky * args.channels + thread.group * LANES, sums[tap]);
         }
         barrier();
-        if (own < width) {
+        for (int own = static_cast<int>(threadIdx.x); own < width; own += STEM_THREADS) {
             float total = 0.0f;
             for (int lane = 0; lane < thread.lanes; lane++) total += scratch[lane * width + own];
             const int ky = own / args.channels, channel = own % args.channels;

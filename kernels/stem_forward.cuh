@@ -150,7 +150,7 @@ constexpr int STEM_PIXELS = 7;
 ARGUMENTS(StemForwardArguments, STEM_FORWARD_FIELDS)
 
 // Channels whose moments are merged at once: B7's.
-constexpr int STEM_SLICE = 64;
+constexpr int STEM_MERGED = 64;
 
 // Rows of the parts, which are some tiles each.
 struct StemParts {
@@ -254,9 +254,9 @@ __device__ __forceinline__ void finish_moments(
         out[channels + own] = spread;
     }
     if (own == 0) args.counts[blockIdx.x] = static_cast<float>(parts.count(blockIdx.x, 1));
-    static_assert(MomentsMerge<STEM_SLICE, STEM_THREADS>::FLOATS <= 2 * STEM_THREADS * LANES, "room for the merge");
-    for (int slice = 0; slice * STEM_SLICE < channels; slice++) {
-        finish_batch_norm<STEM_SLICE, STEM_THREADS>(args, scratch, slice, channels, blockIdx.x, gridDim.x, parts);
+    static_assert(MomentsMerge<STEM_MERGED, STEM_THREADS>::FLOATS <= 2 * STEM_THREADS * LANES, "room for the merge");
+    for (int slice = 0; slice * STEM_MERGED < channels; slice++) {
+        finish_batch_norm<STEM_MERGED, STEM_THREADS>(args, scratch, slice, channels, blockIdx.x, gridDim.x, parts);
     }
 }
 

@@ -51,8 +51,6 @@ FEWER = (
     "project_forward_64x192_*",
 )
 KNOWN = (
-    ("expand_backward_data_*f16", SPLIT, MEND),
-    ("expand_backward_weights_*f16", SPLIT, MEND),
     *((name, BLOCKS, SMALL) for name in FEWER),
     ("head_loss", CONVERSIONS, TREE),
     ("head_loss_soft", CONVERSIONS, TREE),

@@ -7,9 +7,10 @@ use effnet::ops::*;
 
 const PADDINGS: [Padding; 2] = [Padding::Symmetric, Padding::Same];
 
-/// Images, side, channels: odd and even sides, one-pixel outputs, the family's channels, maps large enough to be cut
-/// into several tasks, more channels than the GPU merges at once, and so many images that a block of the GPU has several.
-const SHAPES: [(usize, usize, usize); 12] = [
+/// Images, side, channels: odd and even sides, one-pixel outputs, the family's channels and more, maps large enough to be
+/// cut into several tasks, also between columns, more channels than the GPU merges at once, and so many images that a block
+/// of the GPU has several.
+const SHAPES: [(usize, usize, usize); 14] = [
     (5, 1, 8),
     (5, 2, 32),
     (3, 3, 40),
@@ -22,6 +23,8 @@ const SHAPES: [(usize, usize, usize); 12] = [
     (2, 64, 32),
     (3, 5, 72),
     (2200, 3, 32),
+    (1, 9, 136),
+    (1, 56, 256),
 ];
 
 /// For the CPU only, since the kernels need multiples of eight: channels that do not fill the last vector.

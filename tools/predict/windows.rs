@@ -77,11 +77,17 @@ fn depthwise_backward(c: &mut Count, [kernel, stride]: [f64; 2], identity: bool)
     c.fp32(2.0 * parts * channels, COMPENSATED);
 }
 
+/// Planes that hold a value of the image for tensor cores, on average.
+const PLANES: f64 = 1.5;
+
 pub fn stem_forward(c: &mut Count) {
     let [images, input, output, channels] = c.sides(["images", "input", "output", "channels"]);
-    let stored = images * output * output * channels;
-    c.load(images * input * input * 3.0);
-    c.fp32(stored, TAPS);
+    let (rows, stored) = (images * output * output, images * output * output * channels);
+    stem_products(c, images * input * input * 3.0, rows, channels);
+    if c.half {
+        // The weights are the sum of two halves.
+        stem_products(c, 0.0, rows, channels);
+    }
     c.store(stored);
     if c.launch.points("moments") {
         c.store(stored);
@@ -94,9 +100,24 @@ pub fn stem_forward(c: &mut Count) {
 
 pub fn stem_backward(c: &mut Count) {
     let [images, input, output, channels] = c.sides(["images", "input", "output", "channels"]);
-    let made = images * output * output * channels;
-    c.load(images * input * input * 3.0 + 2.0 * made);
-    c.fp32(made, NORM_BACKWARD + TAPS);
+    let rows = images * output * output;
+    let made = rows * channels;
+    stem_products(c, images * input * input * 3.0, rows, channels);
+    c.load(2.0 * made);
+    c.fp32(made, NORM_BACKWARD);
+    if c.half {
+        c.store(made);
+    }
     let parts = c.grid(0);
     c.floats(parts * TAPS * channels);
+}
+
+/// The image in shared memory, and its products by weights or by gradients.
+fn stem_products(c: &mut Count, image: f64, rows: f64, channels: f64) {
+    if c.half {
+        c.fp32(image, PLANES / 2.0);
+    } else {
+        c.load(image);
+    }
+    c.product(rows, channels, TAPS);
 }

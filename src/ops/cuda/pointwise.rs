@@ -16,9 +16,7 @@ const COMFORTABLE: usize = 49 * 1024;
 const MOST: usize = 99 * 1024;
 /// Blocks that fill the largest GPU: two for each of an H100's multiprocessors.
 const FULL: usize = 264;
-/// Number of blocks from which a block takes several tiles of rows; maximum number of such tiles; maximum number of
-/// parts of the statistics.
-const PLENTY: usize = 1024;
+/// Maximum number of tiles of rows of a block; maximum number of parts of the statistics.
 const MOST_TILES: usize = 8;
 const MOST_PARTS: usize = 4096;
 
@@ -97,6 +95,18 @@ fn of_width(table: &[Tile], columns: usize, rows: usize, outputs: usize) -> Tile
         .expect("a width of the table")
 }
 
+/// Tiles of rows of a block, so that the GPU is done soonest: as many tiles one after the other as blocks come one after
+/// the other, times those of a block. Of equal numbers the larger, because each block begins and ends with work of its
+/// own; but not so large that a quarter of the GPU is idle.
+fn row_tiles(all: usize, column_tiles: usize) -> usize {
+    let least = all.div_ceil(MOST_PARTS).max(1);
+    let blocks = |tiles: usize| all.div_ceil(tiles) * column_tiles;
+    let turns = |tiles: &usize| blocks(*tiles).div_ceil(FULL) * tiles;
+    let choices = (least..=MOST_TILES.max(2 * least)).rev();
+    let full = |tiles: &usize| *tiles == least || 4 * blocks(*tiles) >= 3 * FULL;
+    choices.filter(full).min_by_key(turns).expect("the least number")
+}
+
 /// A launch: the work of a block and the number of blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cut {
@@ -153,7 +163,7 @@ impl Cut {
         let chunks = inputs.div_ceil(chunk);
         let column_tiles = outputs.div_ceil(tile.columns);
         let all = rows.div_ceil(tile.rows);
-        let row_tiles = (all * column_tiles / PLENTY).clamp(1, MOST_TILES).max(all.div_ceil(MOST_PARTS));
+        let row_tiles = row_tiles(all, column_tiles);
         // All weights stay in shared memory if a second block still fits.
         let shared = |weight_slots| tile.shared(chunk, weight_slots, precision) + numbers;
         let stay = row_tiles > 1 && shared(chunks) <= COMFORTABLE;

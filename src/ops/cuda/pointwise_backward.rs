@@ -71,7 +71,9 @@ impl ExpandData {
         let weights = 2 * self.chunk * row;
         let tile = self.rows * row;
         let output = if self.separate { weights + tile } else { weights.max(tile) };
-        2 * self.rows * (self.chunk * precision.bytes() + row_bytes(self.chunk, precision)) + output
+        // Five numbers of batch norm for each channel of two chunks, see `ChunkNorms`.
+        let norms = if self.across > 1 { 2 * 5 * self.chunk * 4 } else { 0 };
+        2 * self.rows * (self.chunk * precision.bytes() + row_bytes(self.chunk, precision)) + output + norms
     }
 }
 
@@ -98,7 +100,7 @@ impl ExpandSweep {
 
     /// Each block writes its own sums, also those of the weights' gradient.
     pub fn blocks(&self, rows: usize, inputs: usize) -> usize {
-        parts(rows, inputs, 1, self.rows)
+        even_parts(rows, inputs, 1, self.rows)
     }
 
     pub fn shared(&self, precision: Precision) -> usize {
@@ -160,7 +162,7 @@ impl WeightPieces {
     fn of(shape: WeightShape, rows: usize, inputs: usize, outputs: usize, narrow: usize) -> WeightPieces {
         let slice = outputs.div_ceil(outputs.div_ceil(shape.left)).next_multiple_of(16);
         let pieces = outputs.div_ceil(slice) * inputs.div_ceil(shape.right);
-        WeightPieces { shape, slice, pieces, parts: parts(rows, narrow, pieces, 2 * shape.depth) }
+        WeightPieces { shape, slice, pieces, parts: even_parts(rows, narrow, pieces, 2 * shape.depth) }
     }
 
     pub fn grid(&self) -> [usize; 3] {
