@@ -258,6 +258,13 @@ struct StemGradient {
         if (lane >= lanes) lane = 1 << 30;
     }
 
+    // Zeros, also where a slice is not full and no tile writes: products read it.
+    __device__ __forceinline__ void clear(const StemBandBackwardArguments& args) const {
+        const float zeros[LANES] = {};
+        const int size = (args.rows * args.columns + LANES) * stride + STEM_SLICE;
+        for (int at = static_cast<int>(threadIdx.x) * LANES; at < size; at += STEM_THREADS * LANES)
+            store_lanes(tile + at, zeros);
+    }
     __device__ __forceinline__ void begin(const StemBand& band) const {
         const int width = band.across.by * LANES, all = band.rows * width;
 #pragma unroll 1
@@ -359,6 +366,7 @@ __device__ __forceinline__ void stem_backward_half(const StemBandBackwardArgumen
     float* scratch = arena.take<float>(raw > STEM_SCRATCH ? raw : STEM_SCRATCH);
     const StemGradient<T> gradient(args, scratch, arena);
     planes.clear();
+    gradient.clear(args);
     const int begin = static_cast<int>(blockIdx.x) * args.tiles_per_part;
     const int end = begin + args.tiles_per_part < args.tiles ? begin + args.tiles_per_part : args.tiles;
     const auto copy = [&](const StemBand& band) {
