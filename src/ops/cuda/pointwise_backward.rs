@@ -18,16 +18,10 @@ fn row_bytes(columns: usize, precision: Precision) -> usize {
     ((columns * precision.bytes()).div_ceil(16) | 1) * 16
 }
 
-/// Number of parts of the rows if `slices` blocks share each part.
+/// Number of parts of the rows if `slices` blocks share each part: as many blocks as fill the largest GPU once or several
+/// times, or a few less, so that no block runs while most of the GPU is idle. Half of such a number fills an RTX 3080 as
+/// well.
 fn parts(rows: usize, narrow: usize, slices: usize, tile: usize) -> usize {
-    let least = (FULL / slices).max(1);
-    let most = PLENTY.div_ceil(slices);
-    (rows / (THRIFTY * narrow)).clamp(least, most).min(rows.div_ceil(tile))
-}
-
-/// The same, with as many blocks as fill the largest GPU once or several times, or a few less: no block runs while most of
-/// the GPU is idle. Half of such a number fills an RTX 3080 as well.
-fn even_parts(rows: usize, narrow: usize, slices: usize, tile: usize) -> usize {
     let once = (FULL / slices).max(1);
     let times = (rows / (THRIFTY * narrow) / once).clamp(1, PLENTY / FULL);
     (times * once).min(rows.div_ceil(tile))
@@ -100,7 +94,7 @@ impl ExpandSweep {
 
     /// Each block writes its own sums, also those of the weights' gradient.
     pub fn blocks(&self, rows: usize, inputs: usize) -> usize {
-        even_parts(rows, inputs, 1, self.rows)
+        parts(rows, inputs, 1, self.rows)
     }
 
     pub fn shared(&self, precision: Precision) -> usize {
@@ -162,7 +156,7 @@ impl WeightPieces {
     fn of(shape: WeightShape, rows: usize, inputs: usize, outputs: usize, narrow: usize) -> WeightPieces {
         let slice = outputs.div_ceil(outputs.div_ceil(shape.left)).next_multiple_of(16);
         let pieces = outputs.div_ceil(slice) * inputs.div_ceil(shape.right);
-        WeightPieces { shape, slice, pieces, parts: even_parts(rows, narrow, pieces, 2 * shape.depth) }
+        WeightPieces { shape, slice, pieces, parts: parts(rows, narrow, pieces, 2 * shape.depth) }
     }
 
     pub fn grid(&self) -> [usize; 3] {
@@ -302,7 +296,7 @@ impl SweepCut {
         let [widest, rows] = shape.tile();
         let slice = inputs.div_ceil(inputs.div_ceil(widest)).next_multiple_of(16);
         let slices = inputs.div_ceil(slice);
-        let wanted = even_parts(images * pixels, outputs, slices, rows);
+        let wanted = parts(images * pixels, outputs, slices, rows);
         let span = pixels.next_power_of_two().max(8);
         let whole = (rows / span).max(1);
         let (segments, group) = if wanted >= 2 * images && whole == 1 {
