@@ -15,9 +15,10 @@ pub const PREFACE: &str = "
 
 `tools/count` runs the machine code of some blocks of each launch on the CPU, instruction by instruction, with the launch's
 own argument. So instructions, wavefronts of shared memory with their conflicts, and sectors are counted, not estimated.
-Global memory has no contents there; where data would steer, a branch goes one fixed way. How it is checked: tests of short
-programs counted by hand, and `--stores`, which runs all blocks of a small batch: B0's first depthwise convolution stores
-112²·32 half-precision numbers and 14 parts of statistics, 806,456 bytes, each once.
+Global memory has no contents there; where data would steer, a branch goes one fixed way. How it is checked: by tests of
+short programs and known bank conflicts, counted by hand; and by `--check`, which runs all blocks of a small step. There each
+tensor that a pass writes is stored whole, no byte twice, and the multiply-adds on tensor cores are exactly those of the
+shapes in every forward kernel.
 
 **µs** of a launch is the longest of these times, and of a row the sum over its launches:
 
