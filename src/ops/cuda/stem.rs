@@ -115,7 +115,7 @@ fn slices(channels: usize) -> usize {
 fn plane_bytes(rows: usize, columns: usize) -> [usize; 2] {
     let inputs = (rows - 1) * STRIDE + SIDE;
     let units = (STRIDE * COLORS * columns + 21) / LANES;
-    let pitch = (columns / LANES | 1) * LANES;
+    let pitch = ((columns / LANES) | 1) * LANES;
     [inputs * units * 16, (inputs * ROW_TAPS + STEM_TAPS - TAPS) * pitch * 2]
 }
 
@@ -139,7 +139,7 @@ fn backward_band(p: &StemBackward) -> Band {
 /// The image, du and y or the warps' sums, dy.
 fn backward_bytes(channels: usize, rows: usize, columns: usize) -> usize {
     let pixels = rows * columns;
-    let stride = (channels / LANES | 1) * LANES;
+    let stride = ((channels / LANES) | 1) * LANES;
     let [raw, planes] = plane_bytes(rows, columns);
     let gradients = (pixels * channels).max(STEM_THREADS / WARP * 16 * STEM_TAPS) * 4;
     shared_bytes([raw, planes, gradients, ((pixels + LANES) * stride + STEM_SLICE) * 2])
