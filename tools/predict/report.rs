@@ -70,10 +70,10 @@ pub fn preface() -> String {
         ```sh\n\
         cargo run --example predict -- --launches target/launches.json --record target/step.json > docs/kernels.md\n\
         tools/check_kernels.py --table --launches target/launches.json >> docs/kernels.md\n\
-        cargo run -p effnet-count -- --step target/step.json --kernels FOLDER --sample 1 >> docs/kernels.md\n\
+        cargo run -p effnet-count -- --step target/step.json --sample 1 >> docs/kernels.md\n\
         ```\n\
         \n\
-        FOLDER has the `*.fatbin` of a build. The last section is nearest to what a card will do: it counts all instructions.\n\
+        The last two look into the newest build with nvcc. The last is nearest to what a card will do: it counts all instructions.\n\
         \n\
         The first command runs the launchers of a whole step on a GPU that only records its calls (`tools/predict`), so\n\
         launches, grids, threads and shared memory are exact. The work of a launch is computed from its arguments:\n\
