@@ -52,15 +52,18 @@ fn b0_moves_what_was_planned() {
 }
 
 /// In fp32 nothing runs on tensor cores and bytes double; a sigmoid takes more instructions, but as many special functions.
+/// There the sweep of the projection has no room for 192 narrow channels, and the kernel of the weights' gradient computes
+/// the activation of its 7² pixels again, once for each of two pieces of these channels.
 #[test]
 fn fp32_doubles_the_bytes() {
     let [(half_floor, half), (floor, full)] =
         [Precision::Fp16, Precision::Fp32].map(|precision| all(case(Variant::B0, 64, precision)));
     assert_eq!(full.tensor, 0.0);
     assert!((1.9..2.0).contains(&(floor / half_floor)), "{floor} {half_floor}");
-    assert!(
-        (0.99..1.01).contains(&(full.special / half.special)) && full.fp32 > half.fp32 + half.tensor * 0.9
-    );
+    let again = 2.0 * 64.0 * 2.0 * 49.0 * (672.0 + 3.0 * 1152.0);
+    let special = (full.special - again) / half.special;
+    assert!((0.999..1.001).contains(&special), "{special}");
+    assert!(full.fp32 > half.fp32 + half.tensor * 0.9);
 }
 
 /// Work takes as long as the card's figures say.
