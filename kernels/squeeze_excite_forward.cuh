@@ -246,7 +246,7 @@ __device__ __forceinline__ void write_gates(
         float bias[COLUMNS];
 #pragma unroll
         for (int j = 0; j < COLUMNS; j++) bias[j] = args.expand_bias[channel + j];
-        GateWeights next = weights;
+        GateWeights next = {};
         if (next_channel < end) next.load(args, next_channel, next_from + own);
 #pragma unroll
         for (int step = 0; step < GateWeights::STEPS; step++) {
