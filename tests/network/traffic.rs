@@ -16,7 +16,7 @@ use crate::common::host_gpu::HostGpu;
 use crate::common::network::{architecture, training};
 use effnet::model::{ParamTable, Variant, initialise};
 use effnet::network::Network;
-use effnet::ops::cuda::{CudaDevice, CudaOps, Gpu, Precision};
+use effnet::ops::cuda::{CudaDevice, CudaOps, Gpu, Precision, masks};
 use effnet::ops::*;
 use effnet_kernel_host::{BUILD, Build, Options};
 
@@ -113,6 +113,10 @@ impl Traffic {
         });
         ops.gpu().reset_counts();
         ops.run(pass).unwrap();
+        // Masks wait for those that follow; here each pass is counted alone.
+        if masks::waits(pass) {
+            masks::draw_waiting(ops.context()).unwrap();
+        }
         for count in ops.gpu().counts() {
             let bytes = count.loaded + count.stored;
             assert_ne!(count.label, "arena", "{}: a tensor that it does not name", pass.name());
