@@ -16,7 +16,7 @@
 namespace {
 
 constexpr int GROUPS = 64;
-constexpr int THREADS = LANES * GROUPS;
+constexpr int BATCH_NORM_THREADS = LANES * GROUPS;
 
 // The merged statistics of one channel.
 struct Merged {
@@ -65,10 +65,10 @@ __device__ __forceinline__ Merged merge_groups(const Merged& own, double rows, d
     F(int, rows)
 ARGUMENTS(BatchNormStatisticsArguments, BATCH_NORM_STATISTICS_FIELDS)
 
-KERNEL(batch_norm_statistics, THREADS, BatchNormStatisticsArguments) {
+KERNEL(batch_norm_statistics, BATCH_NORM_THREADS, BatchNormStatisticsArguments) {
     SharedArena shared;
-    double* means = shared.take<double>(THREADS);
-    double* spreads = shared.take<double>(THREADS);
+    double* means = shared.take<double>(BATCH_NORM_THREADS);
+    double* spreads = shared.take<double>(BATCH_NORM_THREADS);
     const int group = threadIdx.x / LANES, channel = blockIdx.x * LANES + threadIdx.x % LANES;
     const Merged own = merge_parts(args.counts, args.moments, args.parts, args.channels, channel, group);
     const double rows = args.rows;
@@ -89,10 +89,10 @@ KERNEL(batch_norm_statistics, THREADS, BatchNormStatisticsArguments) {
     F(int, ranks)
 ARGUMENTS(BatchNormMergeArguments, BATCH_NORM_MERGE_FIELDS)
 
-KERNEL(batch_norm_merge, THREADS, BatchNormMergeArguments) {
+KERNEL(batch_norm_merge, BATCH_NORM_THREADS, BatchNormMergeArguments) {
     SharedArena shared;
-    double* means = shared.take<double>(THREADS);
-    double* spreads = shared.take<double>(THREADS);
+    double* means = shared.take<double>(BATCH_NORM_THREADS);
+    double* spreads = shared.take<double>(BATCH_NORM_THREADS);
     const int group = threadIdx.x / LANES, channel = blockIdx.x * LANES + threadIdx.x % LANES;
     const Merged own = merge_parts(args.counts, args.moments, args.parts, args.channels, channel, group);
     const Merged all = merge_groups(own, args.rows, means, spreads);
@@ -101,7 +101,7 @@ KERNEL(batch_norm_merge, THREADS, BatchNormMergeArguments) {
         args.merged[args.channels + channel] = static_cast<float>(all.spread);
     }
     if (blockIdx.x == 0) {
-        for (int rank = threadIdx.x; rank < args.ranks; rank += THREADS) {
+        for (int rank = threadIdx.x; rank < args.ranks; rank += BATCH_NORM_THREADS) {
             args.rank_counts[rank] = static_cast<float>(args.rows);
         }
     }

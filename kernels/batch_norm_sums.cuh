@@ -19,7 +19,7 @@
 template <int COLUMNS, int THREADS>
 struct SumsOfRows {
     static constexpr int WIDE = 4, VECTORS = 2 * COLUMNS / WIDE, GROUPS = THREADS / VECTORS;
-    static constexpr int FLOATS = 2 * GROUPS / 2 * 2 * COLUMNS;
+    static constexpr int FLOATS = GROUPS / 2 * 2 * COLUMNS * static_cast<int>(sizeof(Compensated) / sizeof(float));
     static_assert((GROUPS & (GROUPS - 1)) == 0 && GROUPS * VECTORS == THREADS, "the tree halves");
 
     Compensated* shared;  // [GROUPS / 2, 2 · COLUMNS]

@@ -1,6 +1,7 @@
 // Squeeze-excite backward. See squeeze_excite.cu.
 #pragma once
 
+#include "batch_norm_sums.cuh"
 #include "squeeze_excite_forward.cuh"
 
 namespace {
@@ -172,15 +173,11 @@ KERNEL(squeeze_hidden_gradient, THREADS, SqueezeHiddenGradientArguments) {
     F(const float*, weight)           \
     F(float*, squeeze_gradient)       \
     F(float*, partials)               \
-    F(unsigned*, arrivals)            \
-    F(float*, norm_sums)              \
-    F(float*, bias_gradient)          \
-    F(float*, norm_gradient)          \
+    BATCH_NORM_SUMS_FIELDS(F)         \
     F(float*, expand_weight)          \
     F(float*, expand_bias)            \
     F(float*, reduce_weight)          \
     F(float*, reduce_bias)            \
-    F(StepBlock*, block)              \
     F(int, images)                    \
     F(int, channels)                  \
     F(int, units)                     \
@@ -379,21 +376,6 @@ __device__ __forceinline__ void add_units(
     for (int i = 0; i < IMAGES; i++) sums[(quarter * IMAGES + i) * SLICE + own] = sum[i];
 }
 
-// Adds the groups' partials of a slice of channels from `first` on.
-__device__ __forceinline__ void finish_norm(
-    const SqueezeGradientsArguments& args, int first, int groups, double* shared) {
-    constexpr int ALL = 2 * SLICE;  // rows of both sums, side by side
-    const int column = threadIdx.x % ALL, channel = first + column % SLICE;
-    const bool of_scale = column >= SLICE;
-    const size_t row = 2 * static_cast<size_t>(args.channels), at = (of_scale ? args.channels : 0) + channel;
-    Compensated own;
-    if (channel < args.channels) own = column_sum(args.partials + at, row, groups, threadIdx.x / ALL, THREADS / ALL);
-    const float total = static_cast<float>(group_sum<ALL, THREADS / ALL>(own.total(), shared));
-    if (static_cast<int>(threadIdx.x) >= ALL || channel >= args.channels) return;
-    args.norm_sums[at] = total;
-    add_to_gradient((of_scale ? args.norm_gradient : args.bias_gradient) + channel, total, args.block);
-}
-
 __device__ __forceinline__ void pass_on(const SqueezeGradientsArguments& args, float* shared) {
     const int slices = (args.channels + SLICE - 1) / SLICE, block = blockIdx.x - args.weight_blocks;
     const int slice = block % slices, groups = (args.images + IMAGES - 1) / IMAGES;
@@ -429,8 +411,8 @@ __device__ __forceinline__ void pass_on(const SqueezeGradientsArguments& args, f
         for (int from = 0; from < QUARTERS; from++) total += norm_sums[(quarter * QUARTERS + from) * SLICE + own];
         args.partials[(2 * static_cast<size_t>(group.number) + quarter) * args.channels + channel] = total;
     }
-    if (!last_to_arrive(args.arrivals + slice, groups)) return;
-    finish_norm(args, slice * SLICE, groups, reinterpret_cast<double*>(shared));
+    static_assert(SumsOfRows<SLICE, THREADS>::FLOATS <= QUARTERS * IMAGES * SLICE, "a place for the sums");
+    finish_norm_sums<SLICE, THREADS>(args, args.partials, shared, slice, args.channels, group.number, groups);
 }
 
 }  // namespace

@@ -9,6 +9,8 @@ pub struct Launch {
     pub threads: u32,
     pub shared: u32,
     pub argument: Vec<u8>,
+    /// Where the argument has addresses of the recorder's memory.
+    pub addresses: Vec<usize>,
     /// What it must move through memory, and multiply-adds on tensor cores.
     pub bytes: f64,
     pub tensor: f64,
@@ -31,19 +33,14 @@ pub struct Pass {
 }
 
 /// What two launches have in common if they do the same elsewhere: all but where the argument's addresses point to.
-pub type Likeness<'a> = (&'a str, [u32; 3], Vec<u64>, u64);
-
-/// The recorder's memory; and to what its allocations are aligned.
-const MEMORY: std::ops::Range<u64> = 1 << 40..1 << 41;
-const ALIGNED: u64 = 256;
+pub type Likeness<'a> = (&'a str, [u32; 3], Vec<u8>, u64);
 
 impl Launch {
     pub fn likeness(&self) -> Likeness<'_> {
-        let words = self.argument.chunks(8).map(|bytes| {
-            let word = bytes.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte));
-            if MEMORY.contains(&word) { MEMORY.start + word % ALIGNED } else { word }
-        });
-        (&self.kernel, self.grid, words.collect(), self.bytes.to_bits())
+        let mut argument = self.argument.clone();
+        // The last byte stays: allocations are aligned to 256, and what an address is beyond that matters.
+        self.addresses.iter().for_each(|at| argument[at + 1..at + 8].fill(0));
+        (&self.kernel, self.grid, argument, self.bytes.to_bits())
     }
 
     pub fn blocks(&self) -> u64 {
@@ -83,13 +80,16 @@ fn launch(launch: &Value) -> Option<Launch> {
     let number = |value: &Value| value.as_u64().and_then(|number| u32::try_from(number).ok());
     let digits = launch["argument"].as_str()?.as_bytes();
     let argument = digits.chunks(2).map(|two| u8::from_str_radix(std::str::from_utf8(two).ok()?, 16).ok());
+    let argument: Vec<u8> = argument.collect::<Option<_>>()?;
+    let address = |at: &Value| usize::try_from(at.as_u64()?).ok().filter(|at| at + 8 <= argument.len());
     Some(Launch {
+        addresses: launch["addresses"].as_array()?.iter().map(address).collect::<Option<_>>()?,
         pass: usize::try_from(launch["pass"].as_u64()?).ok()?,
         kernel: launch["kernel"].as_str()?.into(),
         grid: [number(&launch["grid"][0])?, number(&launch["grid"][1])?, number(&launch["grid"][2])?],
         threads: number(&launch["threads"])?,
         shared: number(&launch["shared"])?,
-        argument: argument.collect::<Option<_>>()?,
+        argument,
         bytes: launch["bytes"].as_f64()?,
         tensor: launch["tensor"].as_f64()?,
     })

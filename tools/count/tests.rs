@@ -1,6 +1,8 @@
 //! Single instructions, known conflicts, and short programs whose count is known by hand.
 
 use crate::block::{Block, Done, Last, Run};
+use crate::check::Bytes;
+use crate::conflicts::{self, Conflict};
 use crate::instruction::{Control, Instruction};
 use crate::integers::{permute, shift, table};
 use crate::latency::Latency;
@@ -315,4 +317,33 @@ fn instruction_goes_to_its_unit() {
     ];
     known.iter().for_each(|(text, expected)| assert_eq!(pipe(text), *expected, "{text}"));
     assert!(Instruction::parse(0, "FADD R0, R1, X?", 0, &|_| None).is_err());
+}
+
+/// Ranges that overlap, touch, or close a gap: what was there already is told, and what lies in a range is counted.
+#[test]
+fn bytes_that_are_stored_twice_are_told() {
+    let mut bytes = Bytes::default();
+    assert_eq!(bytes.add(100, 16), 0);
+    assert_eq!(bytes.add(132, 16), 0);
+    assert_eq!([bytes.of(100, 48), bytes.of(116, 16), bytes.of(0, 1000), bytes.of(140, 100)], [32, 0, 32, 8]);
+    assert_eq!(bytes.add(116, 16), 0);
+    assert_eq!(bytes.of(100, 48), 48);
+    assert_eq!(bytes.add(90, 100), 48);
+    assert_eq!([bytes.add(120, 4), bytes.add(190, 4)], [4, 0]);
+    assert_eq!(bytes.of(90, 104), 104);
+}
+
+/// A conflict that is not known is a fault, and so is a known one that is no longer there.
+#[test]
+fn conflicts_are_those_that_are_known() {
+    let known = conflicts::faults(&[]);
+    assert!(!known.is_empty() && known.iter().all(|fault| fault.contains("no conflict any more")));
+    let (kernel, file) = ("no_such_kernel".to_string(), "no_such_file.cuh".to_string());
+    let new = Conflict { kernel, file, line: 7, taken: 8.0, least: 1.0, share: 0.5 };
+    let faults = conflicts::faults(&[new]);
+    assert_eq!(faults.len(), known.len() + 1);
+    assert_eq!(
+        faults[0],
+        "no_such_file.cuh:7 in no_such_kernel: 8.0 wavefronts a request, 1.0 without bank conflicts"
+    );
 }

@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::c_void;
+use std::ops::Range;
 use std::sync::Arc;
 
 use effnet::ops::cuda::gpu::{Graph, Held, Launch, Mark, Piece, Properties, Staging};
@@ -24,6 +25,8 @@ pub struct Launched {
     arguments: HashMap<&'static str, Argument>,
     /// Addresses in arrays among the arguments.
     listed: Vec<(&'static str, Address)>,
+    /// Where the argument has addresses of this GPU: the first bytes.
+    pub addresses: Vec<usize>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -108,16 +111,17 @@ impl RecordingGpu {
             argument: Vec::new(),
             arguments,
             listed: Vec::new(),
+            addresses: Vec::new(),
         });
         Ok(())
     }
 
-    /// The words of an array that are addresses of this GPU. No float is one: as the upper half of a word, each but 0 is
-    /// larger.
-    fn listed<'a>(&self, bytes: &'a [u8]) -> impl Iterator<Item = Address> + use<'a> {
-        let known = FIRST..self.next;
-        let words = bytes.as_chunks::<8>().0.iter().map(|word| u64::from_le_bytes(*word));
-        words.filter(move |word| known.contains(word)).map(Address)
+    /// The words of a field that are addresses of this GPU, and where they begin. No float is one: as the upper half of a
+    /// word, each but 0 is larger.
+    fn addresses(&self, field: Range<usize>, bytes: &[u8]) -> Vec<(usize, Address)> {
+        let words = bytes[field.clone()].as_chunks::<8>().0.iter().map(|word| u64::from_le_bytes(*word));
+        let found = field.step_by(8).zip(words).filter(|(_, word)| (FIRST..self.next).contains(word));
+        found.map(|(at, word)| (at, Address(word))).collect()
     }
 }
 
@@ -159,11 +163,15 @@ impl Gpu for RecordingGpu {
             _ => None,
         };
         let arguments = launch.fields.iter().filter_map(|f| Some((f.name, value(f.offset, f.size)?)));
-        let arrays = launch.fields.iter().filter(|f| f.size > 8);
-        let listed = arrays.flat_map(|f| {
-            self.listed(&bytes[f.offset..f.offset + f.size]).map(move |address| (f.name, address))
-        });
-        let listed = listed.collect();
+        let (mut listed, mut addresses) = (Vec::new(), Vec::new());
+        for field in launch.fields {
+            for (at, address) in self.addresses(field.offset..field.offset + field.size, bytes) {
+                addresses.push(at);
+                if field.size > 8 {
+                    listed.push((field.name, address));
+                }
+            }
+        }
         self.launched.push(Launched {
             kernel: launch.kernel.to_string(),
             grid: launch.grid,
@@ -172,6 +180,7 @@ impl Gpu for RecordingGpu {
             argument: bytes.to_vec(),
             arguments: arguments.collect(),
             listed,
+            addresses,
         });
         Ok(())
     }

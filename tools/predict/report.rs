@@ -235,7 +235,7 @@ pub fn record(case: Case, steps: &[Recorded]) -> Value {
             let digits: String = launch.argument.iter().map(|byte| format!("{byte:02x}")).collect();
             launches.push(json!({
                 "pass": number, "kernel": launch.kernel, "grid": launch.grid, "threads": launch.threads,
-                "shared": launch.shared, "argument": digits, "bytes": work.bytes, "tensor": work.tensor,
+                "shared": launch.shared, "argument": digits, "addresses": launch.addresses, "bytes": work.bytes, "tensor": work.tensor,
             }));
         }
     }

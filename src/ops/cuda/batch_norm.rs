@@ -17,7 +17,8 @@ use super::arguments::Kernel;
 use super::context::Context;
 use super::gpu::{Address, Gpu, Piece, Reduce};
 use super::sources::batch_norm::{
-    BatchNormInferenceArguments, BatchNormMergeArguments, BatchNormStatisticsArguments, FAN, LANES, THREADS,
+    BATCH_NORM_THREADS, BatchNormInferenceArguments, BatchNormMergeArguments, BatchNormStatisticsArguments,
+    FAN, LANES,
 };
 use crate::ops::{BatchNorm, BatchNormInference, OpsError, Result, Statistics};
 
@@ -177,7 +178,13 @@ pub fn finish_statistics<G: Gpu>(
         channels: bn.channels as i32,
         rows,
     };
-    cx.launch(&STATISTICS, [bn.channels / LANES, 1, 1], THREADS, 2 * THREADS * 8, arguments)
+    cx.launch(
+        &STATISTICS,
+        [bn.channels / LANES, 1, 1],
+        BATCH_NORM_THREADS,
+        2 * BATCH_NORM_THREADS * 8,
+        arguments,
+    )
 }
 
 /// Merges this rank's parts to one and gathers those of all ranks: their counts, moments and number.
@@ -217,7 +224,13 @@ pub fn merge<G: Gpu>(
         rows: bn.rows as i32,
         ranks: bn.ranks as i32,
     };
-    cx.launch(&MERGE, [bn.channels / LANES, 1, 1], THREADS, 2 * THREADS * 8, arguments)?;
+    cx.launch(
+        &MERGE,
+        [bn.channels / LANES, 1, 1],
+        BATCH_NORM_THREADS,
+        2 * BATCH_NORM_THREADS * 8,
+        arguments,
+    )?;
     Ok([rank_counts, merged])
 }
 

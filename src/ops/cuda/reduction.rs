@@ -124,29 +124,25 @@ fn launch<G: Gpu>(
         arguments.channels = bn.channels as i32;
         blocks += 2 * bn.channels / LANES;
     }
-    let [first, second, third] = weights;
-    if let Some(of) = first {
-        arguments.partials = of.partials.at;
-        arguments.gradient = cx.gradient(of.weight);
-        arguments.parts = of.partials.parts as i32;
-        arguments.elements = of.weight.elements as i32;
-        arguments.groups = of.groups() as i32;
-        blocks += of.blocks();
-    }
-    if let Some(of) = second {
-        arguments.second_partials = of.partials.at;
-        arguments.second_gradient = cx.gradient(of.weight);
-        arguments.second_parts = of.partials.parts as i32;
-        arguments.second_elements = of.weight.elements as i32;
-        arguments.second_groups = of.groups() as i32;
-        blocks += of.blocks();
-    }
-    if let Some(of) = third {
-        arguments.third_partials = of.partials.at;
-        arguments.third_gradient = cx.gradient(of.weight);
-        arguments.third_parts = of.partials.parts as i32;
-        arguments.third_elements = of.weight.elements as i32;
-        arguments.third_groups = of.groups() as i32;
+    let places = [
+        (
+            [&mut arguments.partials, &mut arguments.gradient],
+            [&mut arguments.parts, &mut arguments.elements, &mut arguments.groups],
+        ),
+        (
+            [&mut arguments.second_partials, &mut arguments.second_gradient],
+            [&mut arguments.second_parts, &mut arguments.second_elements, &mut arguments.second_groups],
+        ),
+        (
+            [&mut arguments.third_partials, &mut arguments.third_gradient],
+            [&mut arguments.third_parts, &mut arguments.third_elements, &mut arguments.third_groups],
+        ),
+    ];
+    for (of, ([partials, gradient], [parts, elements, groups])) in weights.into_iter().flatten().zip(places) {
+        (*partials, *gradient) = (of.partials.at, cx.gradient(of.weight));
+        *parts = of.partials.parts as i32;
+        *elements = of.weight.elements as i32;
+        *groups = of.groups() as i32;
         blocks += of.blocks();
     }
     cx.launch(&FINISH, [blocks, 1, 1], FINISH_THREADS, FINISH_THREADS * 8, arguments)

@@ -2,12 +2,12 @@
 
 use super::OnCuda;
 use super::arguments::Kernel;
-use super::batch_norm::{MOST_ARRIVALS, exchange_sums, sums_bytes};
+use super::batch_norm::{MOST_ARRIVALS, added_sums_bytes, exchange_sums};
 use super::context::{Context, shared_floats, workspace_bytes};
 use super::gpu::{Address, Gpu};
 use super::precision::Precision;
 use super::sources::squeeze_excite::{
-    GATE_CHANNELS, IMAGES, LANES, QUARTERS, SLICE, SqueezeGateArguments, SqueezeGradientsArguments,
+    FAN, GATE_CHANNELS, IMAGES, LANES, QUARTERS, SLICE, SqueezeGateArguments, SqueezeGradientsArguments,
     SqueezeHiddenGradientArguments, SqueezePoolArguments, THREADS, UNITS, WEIGHT_CHANNELS, WEIGHT_FLOATS,
 };
 use super::sweep::Sweep;
@@ -112,7 +112,7 @@ fn backward_bytes(p: &SqueezeBackward) -> [usize; 5] {
     let (units, groups, slices) = (p.reduce.outputs, p.images.div_ceil(IMAGES), p.channels.div_ceil(SLICE));
     let narrow = units.next_multiple_of(UNITS) * groups * IMAGES * 4;
     let parts = groups * units.div_ceil(THREADS) * slices * IMAGES * units.min(THREADS) * 4;
-    [p.images * p.channels * 4, narrow, narrow, parts, sums_bytes(groups, p.channels)]
+    [p.images * p.channels * 4, narrow, narrow, parts, added_sums_bytes(groups, p.channels)]
 }
 
 impl OnCuda for SqueezeBackward {
@@ -125,7 +125,7 @@ impl OnCuda for SqueezeBackward {
         let groups = self.images.div_ceil(IMAGES);
         let units = self.reduce.outputs;
         let grid = [groups, self.channels.div_ceil(SLICE), units.div_ceil(THREADS)];
-        arrivals_for(self.images, (grid[0] * grid[2]).max(grid[1]))?;
+        arrivals_for(self.images, (grid[0] * grid[2]).max(grid[1] * (groups.div_ceil(FAN) + 1)))?;
         let hidden_gradient = SqueezeHiddenGradientArguments {
             gate_gradient: cx.tensor(self.five_sums),
             gate: cx.tensor(self.gate),
