@@ -32,6 +32,7 @@ TOGETHER = (
 ARCHITECTURES = {80, 86, 89, 90}
 MEND = "known, to be mended"
 TREE = "sums in double precision of few numbers, off the step's critical path"
+SLICES = "batch norm's coefficients in the last block, a slice of channels after another; no such numbers in the hot loop"
 SMALL = "known: the shared memory of an RTX 30 or 40, or of an A100, holds fewer blocks than an H100's"
 FEWER = (
     "depthwise_backward_k3s1_*",
@@ -39,14 +40,16 @@ FEWER = (
     "depthwise_forward_*",
     "expand_backward_240x48_*",
     "expand_backward_data_112_*",
+    "expand_backward_data_192_*",
     "expand_backward_data_80_*",
     "expand_forward_128x128_*",
     "expand_forward_128x96_*",
     "expand_forward_64x80_*",
     "project_backward_192x64_*",
+    "project_backward_32x32_*",
     "project_backward_data_128_*",
     "project_forward_128x112_*",
-    "project_forward_128x40_*",
+    "project_forward_128x16_*",
     "project_forward_128x80_*",
     "project_forward_64x192_*",
 )
@@ -56,6 +59,7 @@ KNOWN = (
     ("head_loss_soft", CONVERSIONS, TREE),
     ("head_tally", CONVERSIONS, TREE),
     ("optimiser_clip", CONVERSIONS, TREE),
+    ("stem_forward_*", CONVERSIONS, SLICES),
 )
 
 INSTRUCTION = re.compile(r"\s*/\*([0-9a-f]+)\*/\s+(?:@!?U?P\w+\s+)?([A-Z]\S*)\s*([^;]*);")
