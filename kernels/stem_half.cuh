@@ -6,15 +6,34 @@
 
 // ---- forward ----------------------------------------------------------------------------------------------
 
-// Grid: parts. `counts` [parts] and `moments` [parts, 2, C], or null.
+// Grid: parts. `counts` [parts] and `moments` [parts + groups of them, 2, C], or null.
 #define STEM_BAND_FORWARD_FIELDS(F) \
     F(const void*, image)           \
     F(const float*, weight)         \
     F(void*, y)                     \
     F(float*, counts)               \
     F(float*, moments)              \
+    BATCH_NORM_FINISH_FIELDS(F)     \
     STEM_BAND_NUMBERS(F)
 ARGUMENTS(StemBandForwardArguments, STEM_BAND_FORWARD_FIELDS)
+
+// Rows of the parts, which are some tiles each.
+struct StemBandParts {
+    int output, rows, columns, tiles, tiles_per_part;
+
+    // Output pixels of the tiles before a part, modulo 2^32: only differences are used.
+    __device__ __forceinline__ uint32_t before(int part) const {
+        const int tile = part * tiles_per_part;
+        const StemBand band = StemBand::of(*this, tile < tiles ? tile : tiles);
+        return (static_cast<uint32_t>(band.image) * output + band.row) * output + band.rows * band.column;
+    }
+    __device__ __forceinline__ int count(int first, int parts) const {
+        return static_cast<int>(before(first + parts) - before(first));
+    }
+};
+
+// Floats of the memory in which pixels are staged, and a block's statistics are merged, and those of all blocks.
+constexpr int STEM_STAGED = 2 * 32 * STEM_SLICE + 32;
 
 // Elements from one channel's weights to the next.
 constexpr int STEM_WEIGHT_STRIDE = STEM_TAPS + LANES;
@@ -70,8 +89,9 @@ struct StemWeights {
 template <typename T>
 struct StemOutput {
     static constexpr int VECTORS = STEM_SLICE / LANES;
-    // Floats in which a block's statistics are merged.
-    static constexpr int SCRATCH = STEM_WARPS * 3 * STEM_SLICE;
+    static_assert(STEM_WARPS * 3 * STEM_SLICE <= STEM_STAGED, "a place for each warp's statistics");
+    static_assert(STEM_THREADS * LANES * sizeof(T) <= STEM_STAGED * sizeof(float), "a vector for each thread");
+    static_assert(MomentsMerge<STEM_SLICE, STEM_THREADS>::FLOATS == STEM_STAGED, "room for the merge");
 
     T* y;
     T* staged;  // [8, 32] of the warp
@@ -121,9 +141,10 @@ struct StemOutput {
         warp_barrier();
     }
 
-    // The block's part of the statistics, merged over lanes, then warps, in their order. All threads call this.
+    // The block's part of the statistics, merged over lanes, then warps, in their order. The last block makes the coefficients
+    // of all. All threads call this.
     __device__ __forceinline__ void finish(
-        const StemBandForwardArguments& args, const StemWarp& warp, float pixels, float* scratch) {
+        const StemBandForwardArguments& args, const StemWarp& warp, float* scratch) {
         float mean[LANES], spread[LANES], number = count;
 #pragma unroll
         for (int i = 0; i < LANES; i++) moments[i].finish(count, mean[i], spread[i]);
@@ -161,7 +182,12 @@ struct StemOutput {
             out[own] = all_mean;
             out[channels + own] = all_spread;
         }
-        if (own == 0) args.counts[blockIdx.x] = pixels;
+        const StemBandParts parts = {args.output, args.rows, args.columns, args.tiles, args.tiles_per_part};
+        if (own == 0) args.counts[blockIdx.x] = static_cast<float>(parts.count(blockIdx.x, 1));
+        for (int slice = 0; slice < warp.slices; slice++) {
+            finish_batch_norm<STEM_SLICE, STEM_THREADS>(
+                args, scratch, slice, channels, blockIdx.x, gridDim.x, parts);
+        }
     }
 };
 
@@ -171,8 +197,7 @@ __device__ __forceinline__ void stem_forward_half(const StemBandForwardArguments
     const StemWarp warp(args.channels);
     T* shared_weights = arena.take<T>(2 * warp.slices * STEM_SLICE * STEM_WEIGHT_STRIDE);
     const StemPlanes<T> planes(args, arena);
-    float* scratch = arena.take<float>(
-        StemOutput<T>::SCRATCH > STEM_THREADS * LANES / 2 ? StemOutput<T>::SCRATCH : STEM_THREADS * LANES / 2);
+    float* scratch = arena.take<float>(STEM_STAGED);
     StemOutput<T> output(args, warp, reinterpret_cast<T*>(scratch));
     StemWeights<T>::share(args.weight, args.channels, warp.slices, shared_weights);
     planes.clear();
@@ -186,7 +211,6 @@ __device__ __forceinline__ void stem_forward_half(const StemBandForwardArguments
     weights.load(shared_weights, warp);
 
     const int lane = threadIdx.x % WARP, tap = lane % 8 + lane / 16 * 8;
-    int pixels = 0;
 #pragma unroll 1
     for (int number = begin; number < end; number++) {
         const StemBand band = next;
@@ -198,7 +222,6 @@ __device__ __forceinline__ void stem_forward_half(const StemBandForwardArguments
         if (number + 1 < end) planes.begin(next);
         copy_async_commit();
         const int octets = warp.idle() ? 0 : band.octets();
-        pixels += band.rows * band.width;
 #pragma unroll 1
         for (int octet = 2 * warp.first; octet < octets; octet += 2 * warp.step) {
             const bool both = octet + 1 < octets;  // otherwise the same pixels are multiplied twice
@@ -215,7 +238,7 @@ __device__ __forceinline__ void stem_forward_half(const StemBandForwardArguments
             if (both) output.store(c[0], 1, band, octet + 1);
         }
     }
-    if (args.moments != nullptr) output.finish(args, warp, static_cast<float>(pixels), scratch);
+    if (args.moments != nullptr) output.finish(args, warp, scratch);
 }
 
 // ---- backward ---------------------------------------------------------------------------------------------

@@ -116,7 +116,7 @@ impl Finish {
 
 impl Parts {
     /// Takes workspace for `number` parts that others finish.
-    pub fn left<G: Gpu>(cx: &Context<G>, bn: &BatchNorm, number: usize) -> Parts {
+    fn left<G: Gpu>(cx: &Context<G>, bn: &BatchNorm, number: usize) -> Parts {
         let [counts, moments] = match bn.statistics {
             Statistics::Batch => cx.workspace(statistics_bytes(bn, number)),
             Statistics::Running => [Address::NULL; 2],

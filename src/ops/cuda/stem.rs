@@ -8,9 +8,9 @@ use super::gpu::{Address, Gpu};
 use super::precision::Precision;
 use super::reduction::{Partials, WeightGradient, finish_gradients};
 use super::sources::stem::{
-    COLORS, LANES, ROW_TAPS, SIDE, STEM_MERGED, STEM_PIXELS, STEM_SLICE, STEM_TAPS, STEM_THREADS, STRIDE,
-    StemBackwardArguments, StemBandBackwardArguments, StemBandForwardArguments, StemForwardArguments, TAPS,
-    WARP,
+    COLORS, LANES, ROW_TAPS, SIDE, STEM_MERGED, STEM_PIXELS, STEM_SLICE, STEM_STAGED, STEM_TAPS,
+    STEM_THREADS, STRIDE, StemBackwardArguments, StemBandBackwardArguments, StemBandForwardArguments,
+    StemForwardArguments, TAPS, WARP,
 };
 use crate::model::Window;
 use crate::ops::{Result, StemBackward, StemForward};
@@ -124,11 +124,11 @@ fn forward_band(p: &StemForward) -> Band {
     Band::new(p.images, &p.window, p.channels, FORWARD_ROWS, FORWARD_PARTS, bytes)
 }
 
-/// Both halves of the weights, the image, a vector for each thread.
+/// Both halves of the weights, the image, a vector for each thread or the merge of statistics.
 fn forward_bytes(channels: usize, rows: usize, columns: usize) -> usize {
     let weights = 2 * slices(channels) * STEM_SLICE * (STEM_TAPS + LANES) * 2;
     let [raw, planes] = plane_bytes(rows, columns);
-    shared_bytes([weights, raw, planes, STEM_THREADS * LANES * 2])
+    shared_bytes([weights, raw, planes, STEM_STAGED * 4])
 }
 
 fn backward_band(p: &StemBackward) -> Band {
@@ -151,12 +151,11 @@ fn forward_cut(p: &StemForward) -> Cut {
 
 impl OnCuda for StemForward {
     fn workspace(&self, precision: Precision) -> usize {
-        match precision {
-            Precision::Fp32 => workspace_bytes(&batch_norm::parts_bytes(&self.bn, forward_cut(self).parts())),
-            Precision::Fp16 | Precision::Bf16 => {
-                workspace_bytes(&batch_norm::statistics_bytes(&self.bn, forward_band(self).parts()))
-            }
-        }
+        let parts = match precision {
+            Precision::Fp32 => forward_cut(self).parts(),
+            Precision::Fp16 | Precision::Bf16 => forward_band(self).parts(),
+        };
+        workspace_bytes(&batch_norm::parts_bytes(&self.bn, parts))
     }
 
     fn launch<G: Gpu>(&self, cx: &mut Context<G>) -> Result {
@@ -199,13 +198,21 @@ impl OnCuda for StemForward {
 
 fn launch_forward_half<G: Gpu>(p: &StemForward, cx: &mut Context<G>) -> Result {
     let band = forward_band(p);
-    let parts = Parts::left(cx, &p.bn, band.parts());
+    let parts = Parts::of(cx, &p.bn, band.parts(), slices(p.channels));
     let arguments = StemBandForwardArguments {
         image: cx.tensor(p.image),
         weight: cx.weight(p.weight),
         y: cx.tensor(p.y),
         counts: parts.counts,
         moments: parts.moments,
+        arrivals: parts.finish.arrivals,
+        norm_weight: parts.finish.weight,
+        norm_bias: parts.finish.bias,
+        running_mean: parts.finish.running_mean,
+        running_var: parts.finish.running_var,
+        norm_coefficients: parts.finish.coefficients,
+        momentum: p.bn.momentum,
+        eps: p.bn.eps,
         images: p.images as i32,
         input: p.window.input as i32,
         output: p.window.output as i32,
