@@ -23,6 +23,8 @@ pub struct Tally {
     pub lanes: u64,
     pub requests: u64,
     pub cost: Cost,
+    /// Until the next instruction could begin, waits included, of all warps.
+    pub cycles: u64,
 }
 
 impl Tally {
@@ -104,7 +106,10 @@ impl<'a> Block<'a> {
             let Some(now) = now else { break };
             vote(&mut warps);
             for warp in warps.iter_mut().filter(|warp| warp.live != 0) {
-                warp.time = now + self.latency.barrier;
+                let after = now + self.latency.barrier;
+                // The group stands behind the barrier.
+                self.tallies[warp.groups[0].at as usize / 16 - 1].cycles += after - warp.time;
+                warp.time = after;
                 warp.groups.iter_mut().for_each(|group| group.waits = None);
                 merge(&mut warp.groups);
             }
@@ -149,6 +154,7 @@ impl<'a> Block<'a> {
         let instruction =
             kernel.instructions.get(index).ok_or_else(|| format!("nothing at {:x}", group.at))?;
         let control = instruction.control;
+        let began = warp.time;
         for scoreboard in (0..6).filter(|scoreboard| control.wait >> scoreboard & 1 == 1) {
             warp.time = warp.time.max(warp.scoreboards[scoreboard]);
         }
@@ -184,6 +190,7 @@ impl<'a> Block<'a> {
             warp.time += self.latency.fence;
         }
         warp.time += u64::from(control.stall.max(1));
+        self.tallies[index].cycles += warp.time - began;
         Ok(())
     }
 

@@ -60,7 +60,7 @@ const USAGE: &str = "count --step FILE [--kernels FOLDER] [--card NAME]... [--on
     [--lines] [--check] [--conflicts] [--family]\n\
   FILE    from `cargo run --example predict -- --record FILE`\n\
   FOLDER  has NAME.sm_90.cubin, or *.fatbin; without it: the newest build below the target folder\n\
-  --lines source lines with what they cost on the first card\n\
+  --lines source lines with what they cost on the first card, and their share of a block's time\n\
   --check runs all blocks of a small batch: an error if a kernel does not store what its pass must write\n\
   --conflicts  bank conflicts above two on the first card are an error, but for those that are known\n\
   --family  images a second of each network: FILE from `cargo run --example predict -- family --record FILE`";

@@ -46,6 +46,7 @@ pub struct Share {
     pub wavefronts: f64,
     pub least: f64,
     pub sectors: f64,
+    pub cycles: f64,
 }
 
 impl Count {
@@ -86,6 +87,7 @@ impl Count {
         share.wavefronts += wavefronts;
         share.least += least;
         share.sectors += sectors;
+        share.cycles += tally.cycles as f64 * scale;
     }
 }
 

@@ -114,6 +114,7 @@ pub struct Line {
     pub wavefronts: f64,
     pub least: f64,
     pub sectors: f64,
+    pub cycles: f64,
 }
 
 pub fn by_line<'a>(listing: &'a Listing, counted: &[Counted]) -> BTreeMap<(&'a str, usize), Line> {
@@ -127,32 +128,39 @@ pub fn by_line<'a>(listing: &'a Listing, counted: &[Counted]) -> BTreeMap<(&'a s
             line.wavefronts += share.wavefronts * one.number;
             line.least += share.least * one.number;
             line.sectors += share.sectors * one.number;
+            line.cycles += share.cycles * one.number;
         }
     }
     rows
 }
 
-/// The lines of each kernel that take most, by instructions, with their memory accesses.
+/// The lines of each kernel that take most, of a block's time or of the instructions, with their memory accesses.
 pub fn lines(listing: &Listing, counted: &[Counted]) -> String {
     let rows = by_line(listing, counted);
     let mut text = String::from(
-        "\n| kernel | line | M instructions | share | requests | wavefronts a request | without conflicts | sectors a request |\n\
-         |---|---|---:|---:|---:|---:|---:|---:|\n",
+        "\n| kernel | line | time | M instructions | share | requests | wavefronts a request | without conflicts | sectors a request |\n\
+         |---|---|---:|---:|---:|---:|---:|---:|---:|\n",
     );
-    let mut totals: BTreeMap<&str, f64> = BTreeMap::new();
-    rows.iter().for_each(|((kernel, _), line)| *totals.entry(kernel).or_default() += line.issued);
+    let mut totals: BTreeMap<&str, [f64; 2]> = BTreeMap::new();
+    for ((kernel, _), line) in &rows {
+        let total = totals.entry(kernel).or_default();
+        total[0] += line.cycles;
+        total[1] += line.issued;
+    }
     let mut rows: Vec<_> = rows.into_iter().collect();
-    rows.sort_by(|a, b| a.0.0.cmp(b.0.0).then(b.1.issued.total_cmp(&a.1.issued)));
+    rows.sort_by(|a, b| a.0.0.cmp(b.0.0).then(b.1.cycles.total_cmp(&a.1.cycles)));
     for ((kernel, line), row) in rows {
-        let share = row.issued / totals[kernel];
-        if share < 0.005 {
+        let [cycles, issued] = totals[kernel];
+        let [time, share] = [row.cycles / cycles, row.issued / issued];
+        if time.max(share) < 0.005 {
             continue;
         }
         let (file, number) = &listing.lines[line];
         let each = |value: f64| if row.requests > 0.0 { value / row.requests } else { 0.0 };
         let _ = writeln!(
             text,
-            "| `{kernel}` | {file}:{number} | {:.1} | {:.1} % | {:.1} | {:.1} | {:.1} | {:.1} |",
+            "| `{kernel}` | {file}:{number} | {:.1} % | {:.1} | {:.1} % | {:.1} | {:.1} | {:.1} | {:.1} |",
+            100.0 * time,
             row.issued / 1e6,
             100.0 * share,
             row.requests / 1e6,
