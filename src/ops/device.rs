@@ -32,6 +32,10 @@ pub trait Device {
     fn element_bytes(&self, kind: Kind) -> usize;
     /// The memory that a pass needs beside the tensors that it names.
     fn workspace(&self, pass: &Pass) -> Workspace;
+    /// Bytes that it takes besides, whatever the network.
+    fn fixed_bytes(&self) -> usize {
+        0
+    }
     /// Number of threads that have a part of the workspace.
     fn threads(&self) -> usize;
     /// Whether the expanded tensor [rows, expanded] of a block with this many input channels is stored. If not, the

@@ -239,10 +239,12 @@ fn with_available(
 }
 
 /// Weights on a GPU: in fp32, the pointwise ones also in the type of the activations, and the running statistics of the
-/// current step.
+/// current step; and what the device takes for any network.
 fn gpu_weights(plan: &Plan, table: &ParamTable, device: &impl Device) -> u64 {
     let stored: usize = plan.products.iter().map(|weight| weight.elements).sum();
-    (4 * (2 * table.total() - table.trainable()) + stored * device.element_bytes(Kind::Activation)) as u64
+    (4 * (2 * table.total() - table.trainable())
+        + stored * device.element_bytes(Kind::Activation)
+        + device.fixed_bytes()) as u64
 }
 
 /// Bytes of two batches that are copied to a GPU, with so many words of labels for each image.

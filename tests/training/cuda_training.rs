@@ -197,9 +197,9 @@ on_cuda!(progressive_run_is_resumed_to_the_same_bytes);
 fn checkpoint_moves_between_devices_and_precisions<G: TestGpu>() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path();
-    // The whole batch at once. In two parts the last batch norms see eight values, and an untrained network then turns
-    // the rounding of bf16 into more than the bound on processors without AVX-512.
-    let recipe = Recipe { micro_batch: 4, ..recipe() };
+    // Eight images at once: of four, the last batch norms see sixteen values, and an untrained network turns the rounding of
+    // bf16 into more than the bound.
+    let recipe = Recipe { batch_size: 8, micro_batch: 8, epochs: 2.0, ..recipe() };
     run_recipe(&recipe, Cpu::new(2, "as asked"), out, 1);
     assert_eq!(saved(out).metadata.loss_scale, None);
     set_scale(out, LossScale { scale: 2.0, good_steps: 0, skipped: 0 });
@@ -228,6 +228,10 @@ struct Squares<G: TestGpu>(Cuda<G>);
 struct SquaresDevice(CudaDevice);
 
 impl Device for SquaresDevice {
+    fn fixed_bytes(&self) -> usize {
+        self.0.fixed_bytes()
+    }
+
     fn element_bytes(&self, kind: Kind) -> usize {
         self.0.element_bytes(kind)
     }

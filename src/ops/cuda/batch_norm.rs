@@ -24,6 +24,7 @@ use crate::ops::{BatchNorm, BatchNormInference, OpsError, Result, Statistics};
 
 /// Counts of arrivals for which there is memory: the squeeze-excite of 65,535 images of 3840 channels needs most.
 pub const MOST_ARRIVALS: usize = 1 << 17;
+pub const ARRIVALS_BYTES: usize = 4 * MOST_ARRIVALS;
 
 const STATISTICS: Kernel<BatchNormStatisticsArguments> = Kernel::plain("batch_norm_statistics");
 const MERGE: Kernel<BatchNormMergeArguments> = Kernel::plain("batch_norm_merge");

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::batch_norm::MOST_ARRIVALS;
+use super::batch_norm::ARRIVALS_BYTES;
 use super::batches::{Batches, Sent};
 use super::context::{Context, State};
 use super::gpu::{Address, Gpu, Graph, Staging};
@@ -68,7 +68,7 @@ impl<G: Gpu> CudaOps<G> {
             running: floats(&mut gpu, total - trainable)?,
             squares: gpu.allocate(optimiser::squares_bytes(trainable))?,
             block: gpu.allocate(step::BLOCK_BYTES)?,
-            arrivals: floats(&mut gpu, MOST_ARRIVALS)?,
+            arrivals: gpu.allocate(ARRIVALS_BYTES)?,
             trainable,
             total,
         };
@@ -95,7 +95,7 @@ impl<G: Gpu> CudaOps<G> {
             name: String::with_capacity(96),
         };
         cx.describe();
-        cx.gpu.fill(cx.state.arrivals, 0, 4 * MOST_ARRIVALS)?;
+        cx.gpu.fill(cx.state.arrivals, 0, ARRIVALS_BYTES)?;
         step::initialise(&mut cx)?;
         let mut staging = || cx.gpu.staging(step::BLOCK_BYTES, step::BLOCK_BYTES);
         let staging = [staging()?, staging()?];

@@ -96,6 +96,10 @@ impl Device for CudaDevice {
         workspace(pass, self.precision)
     }
 
+    fn fixed_bytes(&self) -> usize {
+        batch_norm::ARRIVALS_BYTES
+    }
+
     fn threads(&self) -> usize {
         1
     }
