@@ -111,7 +111,8 @@ struct NarrowRows {
         const int limit = at.limit();
 #pragma unroll 1
         for (int own = row; own < S::ROWS; own += step) {
-            Group<T, LANES> result = {};
+            constexpr int UNIT = Pack<T>::N;
+            Pack<T> result[LANES / UNIT] = {};
             if (own < limit && at.place(own) >= 0) {
                 float gradient[LANES], value[LANES];
                 load_lanes(gradient, to + own * S::DY_STRIDE);
@@ -127,12 +128,14 @@ struct NarrowRows {
 #pragma unroll
                     for (int i = 0; i < 4; i++) {
                         const int lane = 4 * half + i;
-                        result.v[lane] =
+                        result[lane / UNIT].v[lane % UNIT] =
                             from_float<T>(fmaf(a[i] * by, gradient[lane], fmaf(b[i], value[lane], c[i])));
                     }
                 }
             }
-            *reinterpret_cast<Group<T, LANES>*>(to + own * S::DY_STRIDE) = result;
+#pragma unroll
+            for (int part = 0; part < LANES / UNIT; part++)
+                store_pack(to + own * S::DY_STRIDE + part * UNIT, result[part]);
         }
     }
 };
@@ -144,20 +147,24 @@ __device__ __forceinline__ void load_weights(
     const ProjectBackwardArguments& args, int first, int width, typename S::T* weights) {
     using T = typename S::T;
     using Pair = Group<T, 2>;
-    constexpr int OCTETS = S::COLUMNS / LANES;
+    constexpr int OCTETS = S::COLUMNS / LANES, UNIT = Pack<T>::N;
     const T* from = static_cast<const T*>(args.weight) + first;
     const int units = (args.outputs + 15) / 16 * 16 * OCTETS;
 #pragma unroll 4
     for (int unit = threadIdx.x; unit < units; unit += S::THREADS) {
         const int line = unit / OCTETS, octet = unit % OCTETS;
-        Group<T, LANES> own = {};
+        Pack<T> own[LANES / UNIT] = {};
         if (line < args.outputs && octet * LANES < width)
-            own = *reinterpret_cast<const Group<T, LANES>*>(
-                from + static_cast<size_t>(line) * args.inputs + octet * LANES);
+#pragma unroll
+            for (int part = 0; part < LANES / UNIT; part++)
+                own[part] = load_pack(from + static_cast<size_t>(line) * args.inputs + octet * LANES + part * UNIT);
         T* to = weights + line * S::STRIDE + octet / 2 * 16 + octet % 2 * 4;
 #pragma unroll
-        for (int p = 0; p < 4; p++)
-            *reinterpret_cast<Pair*>(to + p % 2 * 8 + p / 2 * 2) = Pair{{own.v[2 * p], own.v[2 * p + 1]}};
+        for (int p = 0; p < 4; p++) {
+            const int at = 2 * p % UNIT;
+            const Pack<T>& pack = own[2 * p / UNIT];
+            *reinterpret_cast<Pair*>(to + p % 2 * 8 + p / 2 * 2) = Pair{{pack.v[at], pack.v[at + 1]}};
+        }
     }
 }
 
