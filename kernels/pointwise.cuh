@@ -252,7 +252,7 @@ __device__ __forceinline__ void pointwise_forward(const Args& args, Prologue pro
     if constexpr (Prologue::NUMBERS) barrier();
     prologue.apply(copies, next);
 
-    typename Tile::Accumulators c;
+    typename Tile::Accumulators c = {};
     while (next.index < steps) {
         const PointwiseStep now = next;
         next.template advance<Tile>(copies.chunks);
@@ -261,7 +261,12 @@ __device__ __forceinline__ void pointwise_forward(const Args& args, Prologue pro
         if (ahead.index < steps) copies.begin(ahead);
         copy_async_commit();
         ahead.template advance<Tile>(copies.chunks);
-        if (now.chunk == 0) {
+        if constexpr (sizeof(T) == 2)
+            multiply_rows_half<Tile>(c, copies.a_of(now), copies.w_of(now), copies.stride, copies.depth_of(now));
+        else
+            multiply_rows_float<Tile>(c, copies.a_of(now), copies.w_of(now), copies.stride, copies.depth_of(now));
+        if (next.chunk == 0) {
+            output.store(c, now.row);
 #pragma unroll
             for (int m = 0; m < Tile::M; m++)
 #pragma unroll
@@ -269,11 +274,6 @@ __device__ __forceinline__ void pointwise_forward(const Args& args, Prologue pro
 #pragma unroll
                     for (int i = 0; i < 4; i++) c[m][n][i] = 0.0f;
         }
-        if constexpr (sizeof(T) == 2)
-            multiply_rows_half<Tile>(c, copies.a_of(now), copies.w_of(now), copies.stride, copies.depth_of(now));
-        else
-            multiply_rows_float<Tile>(c, copies.a_of(now), copies.w_of(now), copies.stride, copies.depth_of(now));
-        if (next.chunk == 0) output.store(c, now.row);
         copy_async_wait<Tile::STAGES - 2>();
         if (next.index < steps) prologue.apply(copies, next);
     }

@@ -50,12 +50,15 @@ struct PointwiseGatedSilu {
     }
     __device__ __forceinline__ void load_gate(int of, int channel) {
         load_lanes(factor, gate + static_cast<size_t>(of) * channels + channel);
+    }
+    __device__ __forceinline__ void scale_gate() {
         if constexpr (sizeof(T) == 2) {
 #pragma unroll
             for (int i = 0; i < UNIT; i++) factor[i] *= -LN_2;
         }
     }
-    // Begins to load the gate of this thread's first row of a step, so early that it is there when it is needed.
+    // Begins to load the gate of this thread's first row of a step, so early that it is there when it is needed. Nothing is
+    // computed with it here: that would wait for it.
     __device__ __forceinline__ void prefetch(const PointwiseCopies<T, Tile>& copies, const PointwiseStep& step) {
         if constexpr (EARLY) {
             const int first = step.row + copies.down, channel = step.chunk * copies.chunk + copies.unit * UNIT;
@@ -91,6 +94,7 @@ struct PointwiseGatedSilu {
             image = (step.row + row) / pixels;
             load_gate(image, channel);
         }
+        scale_gate();
         int border = (image + 1) * pixels - step.row;
         if (EARLY && border >= rows) {
 #pragma unroll AT_ONCE
@@ -102,6 +106,7 @@ struct PointwiseGatedSilu {
             if (row >= border) {
                 for (; row >= border; border += pixels) now++;
                 load_gate(now, channel);
+                scale_gate();
             }
             activate(at, scale, shift);
         }
