@@ -1,6 +1,6 @@
 // Sums over the parts that the blocks of a pass have written, in an order that depends on shapes only.
 //
-// Partial sums are [parts, columns]. A block of COLUMNS·GROUPS threads owns COLUMNS columns; thread
+// Partial sums are [parts, columns]. A block of COLUMNS·GROUPS threads owns COLUMNS columns, or fours of columns; thread
 // group·COLUMNS + column adds parts group, group + GROUPS, … of its column, then the groups are added by a tree.
 // Neighbouring threads read neighbouring columns, and 8 columns are a whole 32-byte sector.
 //
@@ -51,8 +51,19 @@ struct Compensated {
     __device__ __forceinline__ float rounded() const { return sum + error; }
 };
 
+// Those of neighbouring columns.
+template <int N>
+struct CompensatedGroup {
+    Compensated v[N];
+};
+
 __device__ __forceinline__ void add_in_tree(double& own, double other) { own += other; }
 __device__ __forceinline__ void add_in_tree(Compensated& own, const Compensated& other) { own.add(other); }
+template <int N>
+__device__ __forceinline__ void add_in_tree(CompensatedGroup<N>& own, const CompensatedGroup<N>& other) {
+#pragma unroll
+    for (int i = 0; i < N; i++) own.v[i].add(other.v[i]);
+}
 
 // Parts first, first + step, … of a column whose parts lie `stride` apart.
 __device__ __forceinline__ Compensated column_sum(const float* column, size_t stride, int parts, int first, int step) {
@@ -60,6 +71,21 @@ __device__ __forceinline__ Compensated column_sum(const float* column, size_t st
 #pragma unroll 8
     for (int part = first; part < parts; part += step) sum.add(column[part * stride]);
     return sum;
+}
+
+// The same for N neighbouring columns, which are loaded at once.
+template <int N>
+__device__ __forceinline__ CompensatedGroup<N> columns_sum(
+    const float* columns, size_t stride, int parts, int first, int step) {
+    CompensatedGroup<N> sums;
+#pragma unroll 4
+    for (int part = first; part < parts; part += step) {
+        float values[N];
+        load_group(values, columns + part * stride);
+#pragma unroll
+        for (int i = 0; i < N; i++) sums.v[i].add(values[i]);
+    }
+    return sums;
 }
 
 // The sum over the groups of a column, in each of its threads. All threads of the block call this, each time with

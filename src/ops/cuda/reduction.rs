@@ -9,7 +9,7 @@ use super::arguments::Kernel;
 use super::batch_norm;
 use super::context::Context;
 use super::gpu::{Address, Gpu};
-use super::sources::reduction::{FINISH_THREADS, FinishGradientsArguments, LANES};
+use super::sources::reduction::{FINISH_ELEMENTS, FINISH_THREADS, FinishGradientsArguments, LANES};
 use crate::ops::device::KEPT;
 use crate::ops::{BatchNorm, Param, Result};
 
@@ -45,7 +45,7 @@ impl WeightGradient {
     }
 
     fn blocks(&self) -> usize {
-        self.weight.elements.div_ceil(FINISH_THREADS / self.groups())
+        self.weight.elements.div_ceil(FINISH_THREADS / self.groups() * FINISH_ELEMENTS)
     }
 }
 
@@ -143,7 +143,8 @@ fn launch<G: Gpu>(
         *parts = of.partials.parts as i32;
         *elements = of.weight.elements as i32;
         *groups = of.groups() as i32;
+        assert_eq!(of.weight.elements % FINISH_ELEMENTS, 0, "elements come in fours");
         blocks += of.blocks();
     }
-    cx.launch(&FINISH, [blocks, 1, 1], FINISH_THREADS, FINISH_THREADS * 8, arguments)
+    cx.launch(&FINISH, [blocks, 1, 1], FINISH_THREADS, FINISH_THREADS * 8 * FINISH_ELEMENTS, arguments)
 }
