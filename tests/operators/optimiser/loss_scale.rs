@@ -2,6 +2,7 @@
 //! committed, and the copy of the weights.
 
 use super::*;
+use crate::common::buffers;
 use effnet::ops::cuda::reduction::{Partials, WeightGradient, finish_gradients};
 
 /// Sets the running statistics as a forward pass would update them.
@@ -10,12 +11,13 @@ fn move_statistics<G: TestGpu>(ops: &mut CudaOps<G>, values: &[f32]) {
     cx.gpu.write(cx.state.running, bytemuck::cast_slice(values)).unwrap();
 }
 
-/// Adds one more term to a gradient, as the second stage of a pass does.
+/// Adds one more term to a gradient, as the second stage of a pass does, and zeros to the three after it: elements come in
+/// fours.
 fn complete_gradient<G: TestGpu>(ops: &mut CudaOps<G>, at: usize, term: f32) {
+    let terms = [term, 0.0, 0.0, 0.0];
+    let partial = buffers::on_device(ops, bytemuck::cast_slice(&terms));
     let cx = ops.context();
-    let partial = cx.gpu.allocate(4).unwrap();
-    cx.gpu.write(partial, &term.to_ne_bytes()).unwrap();
-    let weight = Param { offset: at, elements: 1 };
+    let weight = Param { offset: at, elements: terms.len() };
     let partials = Partials { at: partial, parts: 1 };
     finish_gradients(cx, None, Some(WeightGradient { weight, partials })).unwrap();
 }
