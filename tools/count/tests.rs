@@ -215,16 +215,25 @@ fn encoding_says_what_to_wait_for() {
     assert_eq!(Control::of(upper), Control { stall: 5, writes: Some(1), reads: None, wait: 0b101 });
 }
 
+/// Cycles of the instructions, of all warps.
+fn cycles(done: &Done) -> Vec<u64> {
+    done.tallies.iter().map(|tally| tally.cycles).collect()
+}
+
 /// Who waits for a load waits as long as memory takes; the second load of the same words is answered by the cache.
 #[test]
 fn load_that_is_waited_for_costs_its_latency() {
     let load = ["LDG.E R2, [R0.64]", "FADD R3, R2, R2", "EXIT"];
     let twice = ["LDG.E R2, [R0.64]", "FADD R3, R2, R2", "LDG.E R2, [R0.64]", "FADD R3, R2, R2", "EXIT"];
-    let cycles = |lines: &[&str], encodings: &[&str]| run_encoded(lines, encodings, 32, &[]).cycles;
-    assert_eq!(cycles(&load, &[WRITES, PLAIN]), 3);
-    let once = cycles(&load, &[WRITES, WAITS]);
+    let run = |lines: &[&str], encodings: &[&str]| run_encoded(lines, encodings, 32, &[]);
+    assert_eq!(run(&load, &[WRITES, PLAIN]).cycles, 3);
+    let waited = run(&load, &[WRITES, WAITS]);
+    let once = waited.cycles;
     assert!((600..610).contains(&once), "{once}");
-    let again = cycles(&twice, &[WRITES, WAITS, WRITES, WAITS]) - once;
+    // The wait is that of the instruction that waits.
+    let by = cycles(&waited);
+    assert!(by[1] >= 598 && by.iter().sum::<u64>() == once, "{by:?}");
+    let again = run(&twice, &[WRITES, WAITS, WRITES, WAITS]).cycles - once;
     assert!((30..60).contains(&again), "{again}");
 }
 
@@ -246,6 +255,11 @@ fn barrier_waits_for_the_slowest_warp() {
     );
     assert_eq!(issued(&done), [2; 6]);
     assert!(done.cycles > 600, "{}", done.cycles);
+    // Warp 1, whose load has no lanes and takes as long as one from the cache, 35 cycles, waits at the barrier for the rest of
+    // the 600 that warp 0 waits. Both end together.
+    let by = cycles(&done);
+    assert!((635..645).contains(&by[3]) && (565..600).contains(&by[4]), "{by:?}");
+    assert_eq!(by.iter().sum::<u64>(), 2 * done.cycles);
 }
 
 /// Of four blocks only the last one adds what the others have left: all its threads learn it from the one that counted.
