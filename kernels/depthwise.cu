@@ -14,20 +14,29 @@
 // fp32 uses as many registers as it needs; half types leave room for three or four blocks on a multiprocessor.
 #define DEPTHWISE(T, name, Shape)                                                                                       \
     KERNEL_BLOCKS(depthwise_forward_##name, DEPTHWISE_THREADS, Shape::forward, DepthwiseForwardArguments) {             \
-        DepthwiseForward<T, Shape::kernel, Shape::stride>(args).run();                                                  \
+        DepthwiseForward<T, Shape::kernel, Shape::stride, false>(args).run();                                           \
     }                                                                                                                   \
     KERNEL_BLOCKS(depthwise_backward_##name, DEPTHWISE_THREADS, Shape::backward, DepthwiseBackwardArguments) {          \
-        DepthwiseBackward<T, Shape::kernel, Shape::stride, true>(args).run();                                           \
+        DepthwiseBackward<T, Shape::kernel, Shape::stride, DepthwiseBefore::STORED>(args).run();                        \
     }                                                                                                                   \
     KERNEL_BLOCKS(depthwise_backward_identity_##name, DEPTHWISE_THREADS, Shape::backward, DepthwiseBackwardArguments) { \
-        DepthwiseBackward<T, Shape::kernel, Shape::stride, false>(args).run();                                          \
+        DepthwiseBackward<T, Shape::kernel, Shape::stride, DepthwiseBefore::IDENTITY>(args).run();                      \
+    }
+// Those that compute the expansion before again: no network has a 5×5 kernel with stride 1 after so few channels.
+#define DEPTHWISE_AND_RECOMPUTE(T, name, Shape)                                                                          \
+    DEPTHWISE(T, name, Shape)                                                                                            \
+    KERNEL_BLOCKS(depthwise_forward_recompute_##name, DEPTHWISE_THREADS, Shape::forward, DepthwiseForwardArguments) {    \
+        DepthwiseForward<T, Shape::kernel, Shape::stride, true>(args).run();                                             \
+    }                                                                                                                    \
+    KERNEL_BLOCKS(depthwise_backward_recompute_##name, DEPTHWISE_THREADS, 3, DepthwiseBackwardArguments) {               \
+        DepthwiseBackward<T, Shape::kernel, Shape::stride, DepthwiseBefore::RECOMPUTED>(args).run();                     \
     }
 
 INSTANCE_FP32(DEPTHWISE, k3s1, kernel = 3, stride = 1, forward = 1, backward = 1)
 INSTANCE_FP32(DEPTHWISE, k3s2, kernel = 3, stride = 2, forward = 1, backward = 1)
 INSTANCE_FP32(DEPTHWISE, k5s1, kernel = 5, stride = 1, forward = 1, backward = 1)
 INSTANCE_FP32(DEPTHWISE, k5s2, kernel = 5, stride = 2, forward = 1, backward = 1)
-INSTANCE_HALF(DEPTHWISE, k3s1, kernel = 3, stride = 1, forward = 4, backward = 3)
-INSTANCE_HALF(DEPTHWISE, k3s2, kernel = 3, stride = 2, forward = 4, backward = 4)
+INSTANCE_HALF(DEPTHWISE_AND_RECOMPUTE, k3s1, kernel = 3, stride = 1, forward = 4, backward = 3)
+INSTANCE_HALF(DEPTHWISE_AND_RECOMPUTE, k3s2, kernel = 3, stride = 2, forward = 4, backward = 4)
 INSTANCE_HALF(DEPTHWISE, k5s1, kernel = 5, stride = 1, forward = 4, backward = 3)
-INSTANCE_HALF(DEPTHWISE, k5s2, kernel = 5, stride = 2, forward = 4, backward = 3)
+INSTANCE_HALF(DEPTHWISE_AND_RECOMPUTE, k5s2, kernel = 5, stride = 2, forward = 4, backward = 3)

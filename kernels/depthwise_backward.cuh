@@ -15,18 +15,26 @@
 // An iteration: wait for the copies, make dy of the fresh rows, barrier, begin the copies of the next iteration, compute.
 // One barrier is enough, because the copies go to rows that nothing has read since the barrier before.
 //
+// What is before: a normalised x, which is stored or computed again from the narrow input of the expansion
+// (depthwise_recompute.cuh), or the block's own input.
+//
 // Bytes, operations, floors and the versions before this one: depthwise.cu, docs/depthwise.md.
 #pragma once
 
 #include "depthwise_backward_arguments.cuh"
+#include "depthwise_recompute.cuh"
 #include "depthwise_sums.cuh"
 
 // Columns of a thread.
 constexpr int DEPTHWISE_COLUMNS_STRIDE1 = 7;
 constexpr int DEPTHWISE_COLUMNS_STRIDE2 = 4;
 
-template <typename T, int K, int STRIDE, bool NORMALISED>
+enum class DepthwiseBefore { IDENTITY, STORED, RECOMPUTED };
+
+template <typename T, int K, int STRIDE, DepthwiseBefore BEFORE_IT>
 struct DepthwiseBackward {
+    static constexpr bool NORMALISED = BEFORE_IT != DepthwiseBefore::IDENTITY;
+    static constexpr bool RECOMPUTES = BEFORE_IT == DepthwiseBefore::RECOMPUTED;
     static constexpr int THREADS = DEPTHWISE_THREADS, WARPS = DEPTHWISE_WARPS, SLICE = DEPTHWISE_SLICE;
     static constexpr int C = DEPTHWISE_CHANNELS, GROUPS = DEPTHWISE_GROUPS;
     static constexpr int COLUMNS = STRIDE == 1 ? DEPTHWISE_COLUMNS_STRIDE1 : DEPTHWISE_COLUMNS_STRIDE2;
@@ -46,6 +54,8 @@ struct DepthwiseBackward {
     static constexpr int CELL = LANES * 2 * sizeof(T) / sizeof(float), PIXEL = SLICE / LANES * CELL;
     // x in shared memory: threads of a warp are an odd number of columns apart, so that they read from all banks.
     static constexpr int STAGED = COLUMNS | 1;
+    // What computes the expansion again.
+    using Expansion = RecomputeIf<RECOMPUTES, T, SLICE * sizeof(T)>;
 
     const DepthwiseBackwardArguments& args;
     const int lane, warp;
@@ -67,6 +77,7 @@ struct DepthwiseBackward {
     float numbers[NUMBERS][C];  // sums of the taps, and the two of the batch norm
 
     DepthwiseUnits dy_units, x_units;  // the thread's share of the copies
+    Expansion expansion;
 
     __device__ __forceinline__ explicit DepthwiseBackward(const DepthwiseBackwardArguments& arguments)
         : args(arguments), lane(threadIdx.x % WARP), warp(threadIdx.x / WARP), dy_units(0), x_units(0) {
@@ -81,7 +92,7 @@ struct DepthwiseBackward {
         ring_row = reach * PIXEL;
         stage_row = args.workers * STAGED * SLICE;
         dy_units = DepthwiseUnits(inner_columns);
-        x_units = DepthwiseUnits(tile_end - max(tile_first, 0));
+        x_units = DepthwiseUnits(tile_end - max(tile_first, 0), Expansion::UNIT);
 
         const int place = threadIdx.x / GROUPS;
         at = threadIdx.x % GROUPS * C;
@@ -109,6 +120,9 @@ struct DepthwiseBackward {
         weights = arena.take<float>(K * K * SLICE);
         constants = arena.take<float>(DEPTHWISE_CONSTANTS * SLICE);
         factors = arena.take<float>(WARPS * 2 * SLICE);
+        if constexpr (RECOMPUTES)
+            expansion.prepare(
+                arena.take<T>(Expansion::WEIGHTS), args.expand_weight, args.inputs, first_channel, args.channels);
         // Pixels and channels beside the map's are never copied, but computed with.
         clear(ring, cells);
         clear(zeros, REACHED * PIXEL);
@@ -144,8 +158,9 @@ struct DepthwiseBackward {
         const int channel = first_channel + lane % 4 * LANES;
         if (channel < args.channels) {
             fetch_gradients(step, loaded, count, channel);
-            fetch_inputs(step, half, channel);
+            if constexpr (!RECOMPUTES) fetch_inputs(step, half, channel);
         }
+        if constexpr (RECOMPUTES) fetch_narrow(step, half);
         copy_async_commit();
         loaded.fresh = loaded.head;
         loaded.fresh_count = count;
@@ -177,7 +192,7 @@ struct DepthwiseBackward {
     __device__ __forceinline__ void fetch_inputs(const Step& step, int half, int channel) const {
         const int left = max(tile_first, 0), pixel = x_units.pixel + lane / 4;
         if (left + pixel >= tile_end) return;
-        const int column = left - tile_first + pixel, place = column + column / COLUMNS * (STAGED - COLUMNS);
+        const int place = staged_place(left - tile_first + pixel);
         const int at_row = args.input * args.channels;
         // Row −1, which is not read, may begin before the tensor.
         const T* x = static_cast<const T*>(args.x) + step.x_at +
@@ -188,6 +203,43 @@ struct DepthwiseBackward {
             if (in_map(step.start + row)) copy_async_lanes(to, x);
             x += x_units.rows * at_row;
             to += x_units.rows * stage_row;
+        }
+    }
+
+    // Where column `column` of the tile is in a row of `stage`.
+    static __device__ __forceinline__ int staged_place(int column) {
+        return column + column / COLUMNS * (STAGED - COLUMNS);
+    }
+
+    __device__ __forceinline__ void fetch_narrow(const Step& step, int half) const {
+        const int left = max(tile_first, 0) + x_units.pixel, at_row = args.input * args.inputs;
+        const T* image = static_cast<const T*>(args.x) + static_cast<size_t>(step.image) * args.input * at_row;
+#pragma unroll 1
+        for (int row = x_units.row; row < args.rows; row += x_units.rows) {
+            if (!in_map(step.start + row)) continue;
+            expansion.fetch(
+                stage + (half * args.rows + row) * stage_row, image + ((step.start + row) * at_row + left * args.inputs),
+                tile_end - left, [&](int pixel) { return staged_place(left - tile_first + pixel); });
+        }
+    }
+
+    // Makes x of the narrow input, as the warp's own copies brought it, in its place.
+    __device__ __forceinline__ void expand(const Step& step, int half) const {
+        const int left = max(tile_first, 0) + x_units.pixel, channel = lane % 4 * LANES;
+        const bool valid = first_channel + channel < args.channels;
+        const auto place = [&](int pixel) { return staged_place(left - tile_first + pixel); };
+#pragma unroll 1
+        for (int row = x_units.row; row < args.rows; row += x_units.rows) {
+            if (!in_map(step.start + row)) continue;
+            T* cells = stage + (half * args.rows + row) * stage_row;
+            float x[2][LANES];
+            expansion.expand(x, cells, tile_end - left, place);
+            warp_barrier();
+#pragma unroll
+            for (int both = 0; both < 2; both++) {
+                const int pixel = lane / 4 + both * 8;
+                if (valid && left + pixel < tile_end) store_lanes(cells + place(pixel) * SLICE + channel, x[both]);
+            }
         }
     }
 
@@ -418,6 +470,7 @@ struct DepthwiseBackward {
             copy_async_wait<0>();
             warp_barrier();
             form(loaded);
+            if constexpr (RECOMPUTES) expand(next, count & 1);
             barrier();
             step = next;
             next.start += args.rows;

@@ -5,6 +5,7 @@
 
 #define DEPTHWISE_BACKWARD_FIELDS(F)                                                            \
     F(const void*, x)                                                                           \
+    F(const void*, expand_weight)     /* of the expansion, if it is computed again */           \
     F(const void*, y)                                                                           \
     F(const void*, da)                                                                          \
     F(void*, dx)                                                                                \
@@ -22,6 +23,7 @@
     BATCH_NORM_SUMS_FIELDS(F)         /* of the batch norm whose sums are taken */              \
     F(int, images)                                                                              \
     F(int, channels)                                                                            \
+    F(int, inputs) /* of the expansion */                                                       \
     F(int, input)                                                                               \
     F(int, output)                                                                              \
     F(int, pad)                                                                                 \

@@ -11,15 +11,19 @@
 // A thread computes 7 neighbouring columns of 2 channels, with all weights of these in registers. Maps of 224² images are
 // multiples of 7.
 //
+// RECOMPUTES: x is the narrow input of the expansion before, and a = silu(BN(x·Wᵀ)); see depthwise_recompute.cuh.
+//
 // The iterations are those of depthwise_backward.cuh. Bytes, operations, floors and the versions before this one:
 // depthwise.cu, docs/depthwise.md.
 #pragma once
 
 #include "batch_norm.cuh"
+#include "depthwise_recompute.cuh"
 #include "depthwise_sums.cuh"
 
 #define DEPTHWISE_FORWARD_FIELDS(F)                                                     \
     F(const void*, x)                                                                   \
+    F(const void*, expand_weight) /* of the expansion, if it is computed again: [C, inputs] */ \
     F(const float*, coefficients) /* of the input's batch norm; null: a = x */          \
     F(const float*, weight)       /* [C, K, K] */                                       \
     F(void*, y)                                                                         \
@@ -28,6 +32,7 @@
     BATCH_NORM_FINISH_FIELDS(F)                                                         \
     F(int, images)                                                                      \
     F(int, channels)                                                                    \
+    F(int, inputs)           /* of the expansion */                                     \
     F(int, input)            /* side of the input */                                    \
     F(int, output)           /* side of the output */                                   \
     F(int, pad)              /* rows above, columns left */                             \
@@ -73,7 +78,7 @@ struct DepthwiseRing<T, 2> {
     using Value = T;
 };
 
-template <typename T, int K, int STRIDE>
+template <typename T, int K, int STRIDE, bool RECOMPUTES>
 struct DepthwiseForward {
     static constexpr int SLICE = DEPTHWISE_SLICE;
     static constexpr int C = DEPTHWISE_CHANNELS, GROUPS = DEPTHWISE_GROUPS, COLUMNS = DEPTHWISE_COLUMNS;
@@ -86,6 +91,8 @@ struct DepthwiseForward {
     // A pixel of halves is half as wide as all banks. Where threads are an even number of such pixels apart, every other
     // thread has the pixels of each pair exchanged.
     static constexpr bool EXCHANGED = sizeof(Value) == 2 && APART % 2 == 0;
+    // What computes the expansion again.
+    using Expansion = RecomputeIf<RECOMPUTES, T, SLICE * sizeof(Value)>;
 
     const DepthwiseForwardArguments& args;
     const int lane;
@@ -98,6 +105,7 @@ struct DepthwiseForward {
     Value* zeros;   // [WINDOW + 1, SLICE]: read in place of rows outside the map
     float* norm;    // [2, SLICE]: scale, shift
     float* scratch;
+    Expansion expansion;
     DepthwiseUnits units;
 
     // The thread's share of the product: its channels in the slice, its first column and its row of an iteration.
@@ -116,7 +124,7 @@ struct DepthwiseForward {
         inner = base < 0 ? -base : 0;
         inner_columns = min(reach, args.input - base) - inner;
         if constexpr (EXCHANGED) reach += reach % 2;
-        units = DepthwiseUnits(inner_columns);
+        units = DepthwiseUnits(inner_columns, Expansion::UNIT);
         const int place = threadIdx.x / GROUPS;
         at = threadIdx.x % GROUPS * C;
         worker = place % args.workers;
@@ -135,6 +143,9 @@ struct DepthwiseForward {
         zeros = arena.take<Value>((WINDOW + 1) * SLICE);
         norm = arena.take<float>(2 * SLICE);
         scratch = arena.take<float>(DEPTHWISE_MOMENTS_SCRATCH);
+        if constexpr (RECOMPUTES)
+            expansion.prepare(
+                arena.take<T>(Expansion::WEIGHTS), args.expand_weight, args.inputs, first_channel, args.channels);
         // Pixels beside the map are never copied, but computed with.
         clear(ring, cells);
         clear(zeros, (WINDOW + 1) * SLICE);
@@ -163,25 +174,45 @@ struct DepthwiseForward {
     __device__ __forceinline__ void fetch(const Step& step, Loaded& loaded) {
         const int last = min((step.start + args.rows - 1) * STRIDE - args.pad + K, args.input) - 1;
         const int count = max(last - loaded.next + 1, 0);
-        const int channel = first_channel + lane % 4 * LANES, pixel = units.pixel + lane / 4, column = inner + pixel;
-        if (channel < args.channels && pixel < inner_columns) {
-            const int at_row = args.input * args.channels, first = loaded.next + units.row;
-            const T* x = static_cast<const T*>(args.x) + step.x_at +
-                         static_cast<unsigned>(first * at_row + (base + column) * args.channels + channel);
-            Value* cells = ring + place_of(column) * SLICE + lane % 4 * LANES;
-            int slot = ring_slot(loaded.head, units.row, args.ring_rows);
-#pragma unroll 1
-            for (int row = units.row; row < count; row += units.rows) {
-                copy_async_lanes(reinterpret_cast<T*>(cells + slot * reach * SLICE) + raw_in_cell(column), x);
-                x += units.rows * at_row;
-                slot = ring_slot(slot, units.rows, args.ring_rows);
-            }
-        }
+        if constexpr (RECOMPUTES)
+            fetch_narrow(step, loaded, count);
+        else
+            fetch_stored(step, loaded, count);
         copy_async_commit();
         loaded.fresh = loaded.head;
         loaded.fresh_count = count;
         loaded.head = ring_slot(loaded.head, count, args.ring_rows);
         loaded.next += count;
+    }
+
+    __device__ __forceinline__ void fetch_stored(const Step& step, const Loaded& loaded, int count) const {
+        const int channel = first_channel + lane % 4 * LANES, pixel = units.pixel + lane / 4, column = inner + pixel;
+        if (channel >= args.channels || pixel >= inner_columns) return;
+        const int at_row = args.input * args.channels, first = loaded.next + units.row;
+        const T* x = static_cast<const T*>(args.x) + step.x_at +
+                     static_cast<unsigned>(first * at_row + (base + column) * args.channels + channel);
+        Value* cells = ring + place_of(column) * SLICE + lane % 4 * LANES;
+        int slot = ring_slot(loaded.head, units.row, args.ring_rows);
+#pragma unroll 1
+        for (int row = units.row; row < count; row += units.rows) {
+            copy_async_lanes(reinterpret_cast<T*>(cells + slot * reach * SLICE) + raw_in_cell(column), x);
+            x += units.rows * at_row;
+            slot = ring_slot(slot, units.rows, args.ring_rows);
+        }
+    }
+
+    __device__ __forceinline__ void fetch_narrow(const Step& step, const Loaded& loaded, int count) const {
+        const int at_row = args.input * args.inputs, first = loaded.next + units.row, column = inner + units.pixel;
+        const T* x = static_cast<const T*>(args.x) + step.x_at +
+                     static_cast<unsigned>(first * at_row + (base + column) * args.inputs);
+        int slot = ring_slot(loaded.head, units.row, args.ring_rows);
+#pragma unroll 1
+        for (int row = units.row; row < count; row += units.rows) {
+            T* cells = reinterpret_cast<T*>(ring + slot * reach * SLICE);
+            expansion.fetch(cells, x, inner_columns - units.pixel, [&](int pixel) { return place_of(column + pixel); });
+            x += units.rows * at_row;
+            slot = ring_slot(slot, units.rows, args.ring_rows);
+        }
     }
 
     // Where x lies in a cell that is larger: neighbouring pixels have it in opposite halves, so that copies and loads
@@ -224,6 +255,35 @@ struct DepthwiseForward {
                     if (normalised) a[k] = silu<T>(fmaf(a[k], scale[k], shift[k]));
                 }
                 store_group(cells + places[i] + channel % LANES, a);
+            }
+        }
+    }
+
+    // The same from the expansion's input. A lane has 8 channels of two pixels of a unit.
+    __device__ __forceinline__ void activate_expanded(const Loaded& loaded) const {
+        const int channel = lane % 4 * LANES, column = inner + units.pixel, left = inner_columns - units.pixel;
+        const bool valid = first_channel + channel < args.channels;
+        int slot = ring_slot(loaded.fresh, units.row, args.ring_rows);
+#pragma unroll 1
+        for (int row = units.row; row < loaded.fresh_count; row += units.rows) {
+            Value* cells = ring + slot * reach * SLICE;
+            slot = ring_slot(slot, units.rows, args.ring_rows);
+            float y[2][LANES];
+            expansion.expand(
+                y, reinterpret_cast<const T*>(cells), left, [&](int pixel) { return place_of(column + pixel); });
+            // A lane's result lies where other lanes find x.
+            warp_barrier();
+            // Not before the loop: with the taps' weights there would be too few registers.
+            float scale[LANES], shift[LANES];
+            load_lanes(scale, norm + channel);
+            load_lanes(shift, norm + SLICE + channel);
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                const int pixel = lane / 4 + half * 8;
+                if (!valid || pixel >= left) continue;
+#pragma unroll
+                for (int i = 0; i < LANES; i++) y[half][i] = silu<T>(fmaf(y[half][i], scale[i], shift[i]));
+                Recomputed<Value>::store(cells + place_of(column + pixel) * SLICE + channel, y[half]);
             }
         }
     }
@@ -321,7 +381,8 @@ struct DepthwiseForward {
         // The first input row that the strip needs, perhaps above the map.
         const int top = first_row * STRIDE - args.pad, above = top < 0 ? -top : 0;
 
-        const size_t x_image = static_cast<size_t>(args.input) * args.input * args.channels;
+        const int x_channels = RECOMPUTES ? args.inputs : args.channels;
+        const size_t x_image = static_cast<size_t>(args.input) * args.input * x_channels;
         const size_t y_image = static_cast<size_t>(args.output) * args.output * args.channels;
         Step next = {first_image, first_image * x_image, first_image * y_image, first_row, 0}, step = next;
         Loaded loaded = {top + above, above % args.ring_rows, 0, 0};
@@ -332,7 +393,10 @@ struct DepthwiseForward {
             if (!more) break;
             copy_async_wait<0>();
             warp_barrier();
-            activate(loaded);
+            if constexpr (RECOMPUTES)
+                activate_expanded(loaded);
+            else
+                activate(loaded);
             barrier();
             step = next;
             next.start += args.rows;

@@ -24,12 +24,12 @@ constexpr int DEPTHWISE_PIXELS = 32;
 struct DepthwiseUnits {
     int pixel, row, rows;
 
-    __device__ __forceinline__ explicit DepthwiseUnits(int columns) {
+    __device__ __forceinline__ explicit DepthwiseUnits(int columns, int unit = DEPTHWISE_UNIT) {
         constexpr int WARPS = DEPTHWISE_THREADS / WARP;
         static_assert(DEPTHWISE_PIXELS == WARPS * DEPTHWISE_UNIT, "a row has at most a unit for each warp");
         const int warp = threadIdx.x / WARP;
-        const int shift = columns > 2 * DEPTHWISE_UNIT ? 2 : columns > DEPTHWISE_UNIT ? 1 : 0;
-        pixel = (warp & ((1 << shift) - 1)) * DEPTHWISE_UNIT;
+        const int shift = columns > 2 * unit ? 2 : columns > unit ? 1 : 0;
+        pixel = (warp & ((1 << shift) - 1)) * unit;
         row = warp >> shift;
         rows = WARPS >> shift;
     }

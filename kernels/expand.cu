@@ -105,8 +105,16 @@ INSTANCE_FP32(EXPAND_WEIGHTS, 64x320, left = 64, right = 320, down = 4, across =
 // Both.
 #define EXPAND_SWEEP(T, name, Shape)                                                               \
     KERNEL_BLOCKS(expand_backward_##name, SWEEP_THREADS, Shape::blocks, ExpandBackwardArguments) { \
-        expand_backward<ExpandSweepShape<T, Shape>>(args);                                         \
+        expand_backward<ExpandSweepShape<T, Shape, false>>(args);                                  \
     }
-INSTANCE_HALF(EXPAND_SWEEP, 96x16, wide = 96, narrow = 16, rows = 48, blocks = 2)
-INSTANCE_HALF(EXPAND_SWEEP, 144x32, wide = 144, narrow = 32, rows = 32, blocks = 2)
 INSTANCE_HALF(EXPAND_SWEEP, 240x48, wide = 240, narrow = 48, rows = 32, blocks = 2)
+
+// The same, and with y made again: for so few narrow channels that the depthwise passes can do that too.
+#define EXPAND_SWEEP_OR_RECOMPUTE(T, name, Shape)                                                            \
+    EXPAND_SWEEP(T, name, Shape)                                                                             \
+    KERNEL_BLOCKS(expand_backward_recompute_##name, SWEEP_THREADS, Shape::blocks, ExpandBackwardArguments) { \
+        expand_backward<ExpandSweepShape<T, Shape, true>>(args);                                             \
+    }
+INSTANCE_HALF(EXPAND_SWEEP_OR_RECOMPUTE, 96x16, wide = 96, narrow = 16, rows = 48, blocks = 2)
+INSTANCE_HALF(EXPAND_SWEEP_OR_RECOMPUTE, 144x32, wide = 144, narrow = 32, rows = 32, blocks = 2)
+INSTANCE_HALF(EXPAND_SWEEP_OR_RECOMPUTE, 192x32, wide = 192, narrow = 32, rows = 32, blocks = 2)

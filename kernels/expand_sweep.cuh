@@ -1,13 +1,17 @@
 // Backward of the expansion in one sweep, which makes both gradients and reads du and y once. See expand_backward.cuh.
+//
+// RECOMPUTES: y is not stored. The weights and x are here anyway, so y = x·Wᵀ is made on the tensor cores, added in the order
+// of pointwise.cuh and rounded as that stores it, and becomes dy in the registers in which it was made.
 #pragma once
 
 #include "expand_backward.cuh"
 
 // A block has all channels, at most WIDE and NARROW, and goes through tiles of ROWS rows. How its eight warps divide
 // the product dx [ROWS, NARROW] and the accumulators dW [WIDE, NARROW].
-template <typename T_, class Shape>
+template <typename T_, class Shape, bool RECOMPUTES_>
 struct ExpandSweepShape {
     using T = T_;
+    static constexpr bool RECOMPUTES = RECOMPUTES_;
     static constexpr int WIDE = Shape::wide, NARROW = Shape::narrow, ROWS = Shape::rows;
     static constexpr int THREADS = SWEEP_THREADS, WARPS = THREADS / WARP;
     static constexpr int DATA_DOWN = ROWS / 16, DATA_ACROSS = largest_divisor(NARROW / 16, WARPS / DATA_DOWN);
@@ -26,10 +30,15 @@ template <class S>
 struct ExpandSweep {
     using T = typename S::T;
     static constexpr int STRIDE = ROW_STRIDE<T, S::NARROW>, DY_STRIDE = ROW_STRIDE<T, S::WIDE>;
-    static constexpr int OCTETS = S::NARROW / LANES, RAW = S::ROWS * S::WIDE, PAST = S::COVERED - S::WIDE;
+    static constexpr int OCTETS = S::NARROW / LANES, PAST = S::COVERED - S::WIDE;
+    // Elements of a row of du, and of du and y together.
+    static constexpr int RAW_STRIDE = S::RECOMPUTES ? DY_STRIDE : S::WIDE, RAW = S::ROWS * RAW_STRIDE;
+    static constexpr int COPIED = S::RECOMPUTES ? RAW : 2 * RAW;
+    // Room for the sums at the end.
+    static constexpr int SCRATCH = S::THREADS * 2 * LANES * sizeof(float) / sizeof(T);
 
     const ExpandBackwardArguments& args;
-    T* raw;      // [2, ROWS, WIDE]: du, y; each thread reads what it copied
+    T* raw;      // [2, ROWS, WIDE]: du, y; each thread reads what it copied. RECOMPUTES: [ROWS, DY_STRIDE], du
     T* dy;       // [ROWS, DY_STRIDE], then PAST more
     T* weights;  // [WIDE, STRIDE]
     T* x;        // [2, ROWS, STRIDE]
@@ -37,7 +46,7 @@ struct ExpandSweep {
     int channel, group, groups;  // this thread's octet of wide channels, its first row and the step to the next
 
     __device__ __forceinline__ ExpandSweep(const ExpandBackwardArguments& args, SharedArena& arena) : args(args) {
-        raw = arena.take<T>(2 * RAW);
+        raw = arena.take<T>(COPIED > SCRATCH ? COPIED : SCRATCH);
         dy = arena.take<T>(S::ROWS * DY_STRIDE + PAST);
         weights = arena.take<T>(S::WIDE * STRIDE);
         x = arena.take<T>(2 * S::ROWS * STRIDE);
@@ -76,9 +85,9 @@ struct ExpandSweep {
 #pragma unroll 1
         for (int at = group; at < rows; at += groups) {
             const size_t from = start + static_cast<size_t>(at) * args.outputs;
-            T* to = raw + at * S::WIDE + channel;
+            T* to = raw + at * RAW_STRIDE + channel;
             copy_lanes(to, static_cast<const T*>(args.du) + from, true);
-            copy_lanes(to + RAW, static_cast<const T*>(args.y) + from, true);
+            if constexpr (!S::RECOMPUTES) copy_lanes(to + RAW, static_cast<const T*>(args.y) + from, true);
         }
         T* to = x + buffer * (S::ROWS * STRIDE);
 #pragma unroll 1
@@ -117,6 +126,49 @@ struct ExpandSweep {
                     result.v[i] = from_float<T>(of.dy(to_float(gradient.v[i]), to_float(value.v[i])));
                 }
                 *reinterpret_cast<Group<T, 4>*>(to) = result;
+            }
+        }
+    }
+    // The same if y is made here. A warp has tiles of 16 rows by 16 channels, a lane 4 neighbouring channels of two rows.
+    __device__ __forceinline__ void form_recomputed(int rows, int buffer) const {
+        constexpr int DEPTH = S::NARROW / 16, TILES = S::ROWS / 16 * (S::WIDE / 16);
+        const int lane = threadIdx.x % WARP, wide = (args.outputs + 15) / 16;
+        // The row of the weights whose address this lane gives: channel 4·(i/2) + 2·n + i%2 is column i of tile n.
+        const int line = lane % 8 / 2 * 4 + lane / 16 * 2 + lane % 2;
+        const T* left = x + buffer * (S::ROWS * STRIDE) + lane % 16 * STRIDE + lane / 16 * LANES;
+        const T* right = weights + line * STRIDE + lane / 8 % 2 * LANES;
+#pragma unroll 1
+        for (int tile = threadIdx.x / WARP; tile < TILES; tile += S::WARPS) {
+            const int row = tile % (S::ROWS / 16) * 16, column = tile / (S::ROWS / 16) * 16;
+            if (column / 16 >= wide) break;
+            float c[1][2][4] = {};
+#pragma unroll
+            for (int k = 0; k < DEPTH; k++) {
+                uint32_t a[1][4], pair[4];
+                load_matrix_x4(a[0], left + row * STRIDE + k * 16);
+                load_matrix_x4(pair, right + column * STRIDE + k * 16);
+                const uint32_t b[2][2] = {{pair[0], pair[1]}, {pair[2], pair[3]}};
+                mma_tiles<T>(c, a, b);
+            }
+            const int part = column + lane % 4 * 4;
+            if (part >= args.outputs) continue;
+            const Pack<float> scale = load_pack(norm + part), by_y = load_pack(norm + S::WIDE + part);
+            const Pack<float> rest = load_pack(norm + 2 * S::WIDE + part), mean = load_pack(norm + 3 * S::WIDE + part);
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                const int at = row + half * 8 + lane / 4;
+                float value[4] = {};
+                if (at < rows) {
+                    load_group(value, raw + at * RAW_STRIDE + part);
+#pragma unroll
+                    for (int i = 0; i < 4; i++) {
+                        const NormBackward of = {scale.v[i], by_y.v[i], rest.v[i], mean.v[i]};
+                        value[i] = of.dy(value[i], rounded<T>(c[0][i / 2][half * 2 + i % 2]));
+                    }
+                }
+                T* to = dy + at * DY_STRIDE + part;
+                *reinterpret_cast<uint2*>(to) =
+                    make_uint2(packed<T>(value[0], value[1]), packed<T>(value[2], value[3]));
             }
         }
     }
@@ -172,7 +224,12 @@ __device__ __forceinline__ void expand_backward(const ExpandBackwardArguments& a
     for (int row = range.first; row < range.end; row += S::ROWS, buffer ^= 1) {
         const int rows = rows_of(row), next = row + S::ROWS;
         copy_async_wait<0>();
-        sweep.form(rows);
+        if constexpr (S::RECOMPUTES) {
+            barrier();  // threads read what others copied
+            sweep.form_recomputed(rows, buffer);
+        } else {
+            sweep.form(rows);
+        }
         barrier();
         output.begin_shortcut(row, rows);
         copy_async_commit();
@@ -189,7 +246,7 @@ __device__ __forceinline__ void expand_backward(const ExpandBackwardArguments& a
         barrier();
         output.template store<S::AHEAD>(row, rows);
     }
-    static_assert(2 * ExpandSweep<S>::RAW * sizeof(T) >= Output::SCRATCH * sizeof(float), "a place for the sums");
+    static_assert(ExpandSweep<S>::SCRATCH * sizeof(T) >= Output::SCRATCH * sizeof(float), "a place for the sums");
     sweep.store_weights(weights);
     output.finish(reinterpret_cast<float*>(sweep.raw));
 }

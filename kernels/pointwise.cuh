@@ -25,8 +25,9 @@
 #include "pointwise_output.cuh"
 
 // Fields of the argument structs: first the pointers, last the numbers.
-//   x [rows, inputs], weight [outputs, inputs], y [rows, outputs] in the storage type; counts [parts] and moments
-//   [parts + groups of them, 2, outputs], null if no statistics are wanted. Grid: (column tiles, parts).
+//   x [rows, inputs], weight [outputs, inputs], y [rows, outputs] in the storage type, null if only its statistics are
+//   wanted; counts [parts] and moments [parts + groups of them, 2, outputs], null if no statistics are wanted. Grid:
+//   (column tiles, parts).
 #define POINTWISE_POINTERS(F) \
     F(const void*, x)         \
     F(const void*, weight)    \

@@ -76,7 +76,7 @@ struct PointwiseOutput {
 #pragma unroll
                 for (int part = 0; part < LANES / N; part++) {
                     raw[part] = load_pack(reinterpret_cast<const float*>(staged + at * STRIDE + vector * LANES + part * N));
-                    store_pack(reinterpret_cast<float*>(y + to + part * N), raw[part]);
+                    if (y != nullptr) store_pack(reinterpret_cast<float*>(y + to + part * N), raw[part]);
                 }
             }
             if (!statistics) continue;

@@ -148,7 +148,7 @@ fn on_cpu(wanted: fn(&Pass) -> bool) -> Result {
 fn on_gpu(wanted: fn(&Pass) -> bool) -> Result {
     for precision in [Precision::Fp16, Precision::Fp32] {
         for case in ON_GPU {
-            table(case, CudaDevice { precision }, wanted)?;
+            table(case, CudaDevice::new(precision), wanted)?;
         }
     }
     Ok(())

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::host_bytes::HostAllocator;
+use crate::model::Window;
 
 /// Places for what outlives a pass.
 pub const KEPT: usize = 2;
@@ -38,9 +39,9 @@ pub trait Device {
     }
     /// Number of threads that have a part of the workspace.
     fn threads(&self) -> usize;
-    /// Whether the expanded tensor [rows, expanded] of a block with this many input channels is stored. If not, the
-    /// device recomputes it.
-    fn stores_expanded(&self, _expanded: usize, _inputs: usize, _rows: usize) -> bool {
+    /// Whether the expanded tensor of a block with this many input channels and this depthwise window is stored. If not,
+    /// the device recomputes it.
+    fn stores_expanded(&self, _expanded: usize, _inputs: usize, _window: Window) -> bool {
         true
     }
     /// Whether the device takes [raw batches](crate::data::raw) and crops and resizes them itself. If not, it takes

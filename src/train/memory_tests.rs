@@ -62,7 +62,7 @@ fn plan_of_b0_with_512_images_fits_into_ten_gigabytes() {
     assert_eq!(recipe.resolution, 224);
     let arch = recipe.architecture(1000).unwrap();
     let table = ParamTable::new(&arch);
-    let device = CudaDevice { precision: Precision::Fp16 };
+    let device = CudaDevice::new(Precision::Fp16);
     let plan = with_available(&recipe, &arch, &table, &device, true, Some(9_500_000_000), 15);
     println!("{plan}");
     assert!(plan.total() < 9_500_000_000, "{plan}");
@@ -96,7 +96,7 @@ fn plan_counts_the_batches_of_all_loader_threads() {
 /// Squares are edited in a workspace on the GPU, which grows with the micro-batch.
 #[test]
 fn plan_counts_the_squares_that_are_edited() {
-    let device = CudaDevice { precision: Precision::Fp16 };
+    let device = CudaDevice::new(Precision::Fp16);
     let plan = |augment| {
         let recipe = Recipe { augment, micro_batch: 512, ..Recipe::reference(Variant::B0, 512) };
         let arch = recipe.architecture(1000).unwrap();

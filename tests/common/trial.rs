@@ -24,6 +24,7 @@ pub type Images = (Vec<u8>, Vec<u32>);
 /// A network and a batch of one or more micro-batches.
 pub struct Trial {
     pub precision: Precision,
+    device: CudaDevice,
     micro_batches: usize,
     pub network: Network,
     pub table: ParamTable,
@@ -69,13 +70,15 @@ impl Trial {
     pub fn new(precision: Precision, arch: &Architecture, config: NetworkConfig) -> Trial {
         let table = ParamTable::new(arch);
         let network = Network::new(arch, &table, config);
-        // The devices here store every tensor, so each runs the list as it was recorded.
+        let device = CudaDevice::new(precision);
+        // It stores every tensor, so it runs the list as it was recorded.
         let passes = network.recorded.passes();
         let buckets = Buckets::new(&passes, table.trainable(), 16 << 10);
         let micro_batches = config.step_images / config.images;
         let (update, learning_rate) = (UPDATE, 1e-2);
         Trial {
             precision,
+            device,
             micro_batches,
             network,
             table,
@@ -87,9 +90,17 @@ impl Trial {
         }
     }
 
+    /// The same with expanded tensors computed again where kernels can.
+    pub fn recomputing(mut self) -> Trial {
+        self.device = CudaDevice::recomputing(self.precision);
+        self.passes = self.network.itinerary(&self.device).passes();
+        self.buckets = Buckets::new(&self.passes, self.table.trainable(), 16 << 10);
+        self
+    }
+
     /// An engine with the initial state of the network.
     pub fn ops<G: TestGpu>(&self, way: G::Way, scale: f32) -> CudaOps<G> {
-        let plan = self.network.plan(&CudaDevice { precision: self.precision });
+        let plan = self.network.plan(&self.device);
         let (trainable, total) = (self.table.trainable(), self.table.total());
         let mut ops = engine::<G>(way, trainable, total, &[&plan], self.precision).unwrap();
         self.start(&mut ops, &plan);

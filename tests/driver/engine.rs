@@ -30,7 +30,7 @@ fn driver() -> Driver {
 
 /// An engine on the first blocks of B0.
 fn ops(trial: &Trial) -> CudaOps<Driver> {
-    let plan = trial.network.plan(&CudaDevice { precision: PRECISION });
+    let plan = trial.network.plan(&CudaDevice::new(PRECISION));
     let size = StateSize::new(trial.table.trainable(), trial.table.total());
     let mut ops = CudaOps::new(driver(), size, &[&plan], PRECISION).unwrap();
     trial.start(&mut ops, &plan);
@@ -125,7 +125,7 @@ fn evaluation_sends_each_batch_once_for_all_sets_of_weights() {
     let source = training::source();
     let arch = recipe.architecture(source.classes()).unwrap();
     let table = ParamTable::new(&arch);
-    let device = CudaDevice { precision: PRECISION };
+    let device = CudaDevice::new(PRECISION);
     let sets = [Weights::Raw, Weights::Ema];
     let inference = Inference::new(&arch, &table, recipe.micro_batch, &device, &sets);
     let plan = inference.plan(&device);

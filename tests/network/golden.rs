@@ -65,7 +65,7 @@ impl Backend for CpuOps {
 /// The CUDA engine in fp32.
 impl<G: TestGpu> Backend for CudaOps<G> {
     fn plan(network: &Network) -> Plan {
-        network.plan(&CudaDevice { precision: Precision::Fp32 })
+        network.plan(&CudaDevice::new(Precision::Fp32))
     }
     fn new(table: &ParamTable, plans: &[&Plan]) -> Self {
         engine(G::WAYS[0], table.trainable(), table.total(), plans, Precision::Fp32).unwrap()

@@ -7,5 +7,6 @@ mod cuda_ranks;
 mod cuda_step;
 mod golden;
 mod memory_plan;
+mod recompute;
 mod rewrite;
 mod traffic;

@@ -2,7 +2,7 @@
 //! time share a byte, and what the plan promises of sizes holds.
 
 use crate::common::network::{architecture, training};
-use effnet::model::{ParamTable, Variant};
+use effnet::model::{ParamTable, Variant, Window};
 use effnet::network::{Inference, Network, NetworkConfig};
 use effnet::ops::cpu::{CpuDevice, CpuOps};
 use effnet::ops::plan::ALIGNMENT;
@@ -23,7 +23,7 @@ impl Device for Half {
     fn threads(&self) -> usize {
         1
     }
-    fn stores_expanded(&self, _: usize, _: usize, _: usize) -> bool {
+    fn stores_expanded(&self, _: usize, _: usize, _: Window) -> bool {
         self.stores_expanded
     }
 }

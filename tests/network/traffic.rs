@@ -73,7 +73,7 @@ fn count(images: usize, side: usize, precision: Precision) -> Traffic {
     let arch = architecture(Variant::B0, 1000, side);
     let table = ParamTable::new(&arch);
     let network = Network::new(&arch, &table, training(images));
-    let device = CudaDevice { precision };
+    let device = CudaDevice::new(precision);
     let plan = network.plan(&device);
     let gpu = HostGpu::new(Options::default());
     let mut ops =
@@ -96,7 +96,7 @@ fn count(images: usize, side: usize, precision: Precision) -> Traffic {
 impl Traffic {
     /// Runs a pass and adds its bytes. `again` are the tensors that are [`narrow`].
     fn count(&mut self, ops: &mut CudaOps<HostGpu>, network: &Network, pass: &Pass, again: &BTreeSet<u32>) {
-        let device = CudaDevice { precision: ops.context().precision };
+        let device = CudaDevice::new(ops.context().precision);
         let arena = (ops.context().arena, ops.context().arena_bytes);
         ops.gpu().describe(arena.0, arena.1, "arena");
         let mut row = Bytes::default();

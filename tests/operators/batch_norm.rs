@@ -54,7 +54,7 @@ fn statistics_survive_a_mean_of_ten_thousand_deviations() {
 fn alone<G: TestGpu>(channels: usize, rows: usize, way: G::Way) -> (CudaOps<G>, BatchNorm) {
     let mut f = Fixture::new("alone");
     let bn = f.norm("bn", channels, rows);
-    let device = CudaDevice { precision: Precision::Fp32 };
+    let device = CudaDevice::new(Precision::Fp32);
     // No pass writes both tensors of a batch norm; the plan only has to give each a place.
     let passes = [bn.coefficients, bn.sums]
         .map(|coefficients| BatchNormInference { bn: BatchNorm { coefficients, ..bn } }.into());

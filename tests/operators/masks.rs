@@ -96,7 +96,7 @@ fn check<G: TestGpu>(elements: usize, what: &str, pass: impl Fn(Tensor) -> Pass)
     assert!(expected.iter().all(|factor| factor.is_finite()), "{what}");
 
     let precision = Precision::Fp16;
-    let mut plan = plan(&CudaDevice { precision }, &pass, &tensors, mask);
+    let mut plan = plan(&CudaDevice::new(precision), &pass, &tensors, mask);
     plan.tensor_bytes = 4 * elements; // the arena ends with the mask
     for way in G::ways(precision) {
         let mut ops = CudaOps::new(G::open(*way), StateSize::new(0, 0), &[&plan], precision).unwrap();
@@ -144,7 +144,7 @@ fn masks_drawn_together_are_those_drawn_alone<G: TestGpu>() {
         all.push((keep, DropPathMask { images, block: 15, rate, keep }.into()));
     }
     let (masks, passes): (Vec<Tensor>, Vec<Pass>) = all.into_iter().unzip();
-    let plan = Plan::new(&CudaDevice { precision }, &passes, &tensors, &masks);
+    let plan = Plan::new(&CudaDevice::new(precision), &passes, &tensors, &masks);
     let of = |way: G::Way, together: bool| {
         let mut ops = CudaOps::new(G::open(way), StateSize::new(0, 0), &[&plan], precision).unwrap();
         ops.bind(&plan).unwrap();

@@ -254,7 +254,7 @@ fn products(trainable: usize) -> Vec<Param> {
 }
 
 fn cuda<G: TestGpu>(precision: Precision, trainable: usize, total: usize, way: G::Way) -> CudaOps<G> {
-    let device = CudaDevice { precision };
+    let device = CudaDevice::new(precision);
     let mut plan = Plan::new(&device, &[], &Tensors::default(), &[]);
     plan.products = products(trainable);
     engine::<G>(way, trainable, total, &[&plan], precision).unwrap()

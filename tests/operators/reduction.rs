@@ -109,7 +109,7 @@ fn of_a_pass<G: TestGpu>(shape: [usize; 6], way: G::Way, together: bool) -> Vec<
     let [first, first_parts, second, second_parts, channels, norm_parts] = shape;
     let mut f = Fixture::new("together");
     let bn = f.norm("bn", channels, 10);
-    let device = CudaDevice { precision: Precision::Fp32 };
+    let device = CudaDevice::new(Precision::Fp32);
     // No pass writes a batch norm's sums only; the plan only has to give them a place.
     let pass = BatchNormInference { bn: BatchNorm { coefficients: bn.sums, ..bn } }.into();
     let plan = Plan::new(&device, &[pass], &f.tensors, &[bn.sums]);

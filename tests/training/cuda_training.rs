@@ -107,9 +107,9 @@ fn memory_taken_on_a_gpu_is_what_was_planned() {
         let images = (recipe.micro_batch, recipe.resolution);
         let arch = recipe.architecture(5).unwrap();
         let table = ParamTable::new(&arch);
-        let plan = |config| Network::new(&arch, &table, config).plan(&CudaDevice { precision });
+        let plan = |config| Network::new(&arch, &table, config).plan(&CudaDevice::new(precision));
         let evaluation = plan(NetworkConfig::inference(images.0));
-        let need = evaluation_need(&evaluation, &table, &CudaDevice { precision }, true, images);
+        let need = evaluation_need(&evaluation, &table, &CudaDevice::new(precision), true, images);
         let planned = memory_plan(&recipe, 5, &mut cuda::<HostGpu>(precision), World::ALONE, 1).unwrap();
         let planned = planned.total() - planned.reserve;
         let evaluating =

@@ -54,7 +54,7 @@ fn outline(case: Case, ranks: usize) -> Result<(Recipe, ParamTable, Network)> {
 /// the input, which comes first there.
 pub fn buckets(case: Case) -> Result<(Buckets, ParamTable)> {
     let (_, table, network) = outline(case, 1)?;
-    let passes = network.itinerary(&CudaDevice { precision: case.precision }).passes();
+    let passes = network.itinerary(&CudaDevice::new(case.precision)).passes();
     let trainable = table.trainable();
     Ok((Buckets::new(&passes, trainable, bucket_bytes(trainable)), table))
 }
@@ -80,7 +80,7 @@ const MASKS: &str = "masks";
 const RANKS_KERNELS: [&str; 2] = ["batch_norm_merge", "optimiser_finite"];
 
 fn record_among(case: Case, ranks: usize) -> Result<Vec<Recorded>> {
-    let device = CudaDevice { precision: case.precision };
+    let device = CudaDevice::new(case.precision);
     let (recipe, table, network) = outline(case, ranks)?;
     let plan = network.plan(&device);
     let mut ops = CudaOps::new(
@@ -130,7 +130,7 @@ fn record_among(case: Case, ranks: usize) -> Result<Vec<Recorded>> {
 /// edits, see [`edits`](crate::edits).
 pub fn record_editing(case: Case) -> Result<Vec<Launched>> {
     let (_, table, network) = outline(case, 1)?;
-    let plan = network.plan(&CudaDevice { precision: case.precision });
+    let plan = network.plan(&CudaDevice::new(case.precision));
     let size = StateSize::new(table.trainable(), table.total());
     let mut ops = CudaOps::new(RecordingGpu::new(), size, &[&plan], case.precision)?;
     ops.bind(&plan)?;
@@ -155,7 +155,7 @@ fn taken(
     let launched = std::mem::take(&mut ops.gpu().launched);
     let places = ops.gpu().places.clone();
     let precision = ops.context().precision;
-    let device = CudaDevice { precision };
+    let device = CudaDevice::new(precision);
     let bytes_of = |tensor: &Tensor| device.element_bytes(tensor.kind) * tensor.elements;
     let mut missing: BTreeSet<u32> = tensors.iter().map(|(tensor, _)| tensor.id).collect();
     let mut launches = Vec::new();

@@ -26,12 +26,12 @@ fn fused(first: &Pass, second: &Pass, device: &impl Device) -> Option<Pass> {
     match (first, second) {
         (Pass::ExpandForward(expand), Pass::DepthwiseForward(depthwise)) => {
             let recomputed = expand.y == depthwise.x
-                && !device.stores_expanded(expand.outputs, expand.inputs, expand.rows);
+                && !device.stores_expanded(expand.outputs, expand.inputs, depthwise.window);
             recomputed.then(|| ExpandDepthwiseForward { expand: *expand, depthwise: *depthwise }.into())
         }
         (Pass::DepthwiseBackward(depthwise), Pass::ExpandBackward(expand)) => {
             let recomputed = depthwise.dx == expand.du
-                && !device.stores_expanded(expand.outputs, expand.inputs, expand.rows);
+                && !device.stores_expanded(expand.outputs, expand.inputs, depthwise.window);
             recomputed.then(|| ExpandDepthwiseBackward { expand: *expand, depthwise: *depthwise }.into())
         }
         _ => None,

@@ -240,7 +240,7 @@ impl<G: Gpu> Context<G> {
 
     /// Ends a pass, for the profile.
     pub fn end_pass(&mut self, pass: &Pass) -> Result {
-        let device = super::CudaDevice { precision: self.precision };
+        let device = super::CudaDevice::new(self.precision);
         match &mut self.profile {
             Some(timing) => timing.end_pass(&mut self.gpu, &device, pass),
             None => Ok(()),

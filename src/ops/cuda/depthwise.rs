@@ -15,11 +15,11 @@ use super::reduction::{DEPTHWISE, Partials, WeightGradient, finish_later, kept_a
 use super::sources::depthwise::{
     DEPTHWISE_CHANNELS, DEPTHWISE_COLUMNS, DEPTHWISE_COLUMNS_STRIDE1, DEPTHWISE_COLUMNS_STRIDE2,
     DEPTHWISE_CONSTANTS, DEPTHWISE_MERGE, DEPTHWISE_SLICE, DEPTHWISE_THREADS, DepthwiseBackwardArguments,
-    DepthwiseForwardArguments, WARP,
+    DepthwiseForwardArguments, RECOMPUTE_INPUTS, WARP,
 };
 use crate::model::Window;
 use crate::ops::device::KEPT;
-use crate::ops::{DepthwiseBackward, DepthwiseForward, DepthwiseInput, OpsError, Result};
+use crate::ops::{DepthwiseBackward, DepthwiseForward, DepthwiseInput, OpsError, Param, Result, Tensor};
 
 /// The forward pass: its threads share out the positions of the output.
 struct Forward {
@@ -135,7 +135,9 @@ fn check(window: Window, channels: usize) -> Result {
 }
 
 const FORWARD: Kernel<DepthwiseForwardArguments> = Kernel::stored("depthwise_forward");
+const FORWARD_RECOMPUTE: Kernel<DepthwiseForwardArguments> = Kernel::stored("depthwise_forward_recompute");
 const BACKWARD: Kernel<DepthwiseBackwardArguments> = Kernel::stored("depthwise_backward");
+const BACKWARD_RECOMPUTE: Kernel<DepthwiseBackwardArguments> = Kernel::stored("depthwise_backward_recompute");
 const BACKWARD_IDENTITY: Kernel<DepthwiseBackwardArguments> = Kernel::stored("depthwise_backward_identity");
 
 fn variant(window: Window) -> String {
@@ -149,42 +151,77 @@ impl OnCuda for DepthwiseForward {
     }
 
     fn launch<G: Gpu>(&self, cx: &mut Context<G>) -> Result {
-        check(self.window, self.channels)?;
-        let Forward { tiles, ring_rows } =
-            Forward::of(self.images, self.window, self.channels, cx.precision.bytes());
-        let parts = Parts::of(cx, &self.bn, tiles.parts, tiles.slices);
-        let arguments = DepthwiseForwardArguments {
-            x: cx.tensor(self.x),
-            coefficients: cx.optional(self.input_bn.map(|bn| bn.coefficients)),
-            weight: cx.weight(self.weight),
-            y: cx.tensor(self.y),
-            counts: parts.counts,
-            moments: parts.moments,
-            arrivals: parts.finish.arrivals,
-            norm_weight: parts.finish.weight,
-            norm_bias: parts.finish.bias,
-            running_mean: parts.finish.running_mean,
-            running_var: parts.finish.running_var,
-            norm_coefficients: parts.finish.coefficients,
-            momentum: self.bn.momentum,
-            eps: self.bn.eps,
-            images: self.images as i32,
-            channels: self.channels as i32,
-            input: self.window.input as i32,
-            output: self.window.output as i32,
-            pad: self.window.pad as i32,
-            workers: tiles.workers as i32,
-            tiles: tiles.tiles as i32,
-            rows: tiles.rows as i32,
-            ring_rows: ring_rows as i32,
-            images_per_block: tiles.images_per_block as i32,
-            strips: tiles.strips as i32,
-            strip_rows: tiles.strip_rows as i32,
-        };
-        let kernel = FORWARD.variant(variant(self.window));
-        cx.launch(&kernel, tiles.grid(), DEPTHWISE_THREADS, tiles.shared, arguments)?;
-        parts.finish(cx, &self.bn)
+        forward(cx, self, None)
     }
+}
+
+/// What a pass computes again in place of reading it: the tensor that an expansion does not store.
+#[derive(Clone, Copy, Debug)]
+pub struct Expansion {
+    /// Its input.
+    pub x: Tensor,
+    pub weight: Param,
+    pub inputs: usize,
+}
+
+impl Expansion {
+    /// Its input, its weights and the number of its input channels, or the stored tensor; bytes of shared memory.
+    fn source<G: Gpu>(
+        cx: &Context<G>,
+        stored: Tensor,
+        again: Option<Expansion>,
+    ) -> (Address, Address, i32, usize) {
+        match again {
+            Some(Expansion { x, weight, inputs }) => {
+                let row = RECOMPUTE_INPUTS * cx.precision.bytes() + 16;
+                (cx.tensor(x), cx.stored_weight(weight), inputs as i32, DEPTHWISE_SLICE * row)
+            }
+            None => (cx.tensor(stored), Address::NULL, 0, 0),
+        }
+    }
+}
+
+/// The forward pass, of the tensor that it names or of one that it computes `again`.
+pub fn forward<G: Gpu>(cx: &mut Context<G>, p: &DepthwiseForward, again: Option<Expansion>) -> Result {
+    check(p.window, p.channels)?;
+    // The same blocks with either, so that the statistics are the same bits.
+    let Forward { tiles, ring_rows } = Forward::of(p.images, p.window, p.channels, cx.precision.bytes());
+    let parts = Parts::of(cx, &p.bn, tiles.parts, tiles.slices);
+    let (x, expand_weight, inputs, more) = Expansion::source(cx, p.x, again);
+    let arguments = DepthwiseForwardArguments {
+        x,
+        expand_weight,
+        coefficients: cx.optional(p.input_bn.map(|bn| bn.coefficients)),
+        weight: cx.weight(p.weight),
+        y: cx.tensor(p.y),
+        counts: parts.counts,
+        moments: parts.moments,
+        arrivals: parts.finish.arrivals,
+        norm_weight: parts.finish.weight,
+        norm_bias: parts.finish.bias,
+        running_mean: parts.finish.running_mean,
+        running_var: parts.finish.running_var,
+        norm_coefficients: parts.finish.coefficients,
+        momentum: p.bn.momentum,
+        eps: p.bn.eps,
+        images: p.images as i32,
+        channels: p.channels as i32,
+        inputs,
+        input: p.window.input as i32,
+        output: p.window.output as i32,
+        pad: p.window.pad as i32,
+        workers: tiles.workers as i32,
+        tiles: tiles.tiles as i32,
+        rows: tiles.rows as i32,
+        ring_rows: ring_rows as i32,
+        images_per_block: tiles.images_per_block as i32,
+        strips: tiles.strips as i32,
+        strip_rows: tiles.strip_rows as i32,
+    };
+    let kernel = if again.is_some() { &FORWARD_RECOMPUTE } else { &FORWARD };
+    let kernel = kernel.variant(variant(p.window));
+    cx.launch(&kernel, tiles.grid(), DEPTHWISE_THREADS, tiles.shared + more, arguments)?;
+    parts.finish(cx, &p.bn)
 }
 
 fn weight_bytes(p: &DepthwiseBackward, tiles: &Tiles) -> usize {
@@ -203,63 +240,71 @@ impl OnCuda for DepthwiseBackward {
     }
 
     fn launch<G: Gpu>(&self, cx: &mut Context<G>) -> Result {
-        check(self.window, self.channels)?;
-        let Backward { tiles, ring_rows } =
-            Backward::of(self.images, self.window, self.channels, cx.precision.bytes());
-        let [sum_partials] = cx.workspace([added_sums_bytes(tiles.parts, self.channels)]);
-        let weight_partials = cx.kept(DEPTHWISE, weight_bytes(self, &tiles))?;
-        let (previous, previous_y, shortcut, keep) = match &self.input {
-            DepthwiseInput::Normalised(bn) => (*bn, Address::NULL, None, None),
-            DepthwiseInput::Identity { shortcut, previous } => {
-                (previous.bn, cx.tensor(previous.y), *shortcut, previous.keep)
-            }
-        };
-        let arguments = DepthwiseBackwardArguments {
-            x: cx.tensor(self.x),
-            y: cx.tensor(self.y),
-            da: cx.tensor(self.da),
-            dx: cx.tensor(self.dx),
-            coefficients: cx.tensor(self.bn.coefficients),
-            sums: cx.tensor(self.bn.sums),
-            gate: cx.tensor(self.gate),
-            squeeze_gradient: cx.tensor(self.squeeze_gradient),
-            weight: cx.raw_weight(self.weight),
-            previous: cx.tensor(previous.coefficients),
-            previous_y,
-            shortcut: cx.optional(shortcut),
-            keep: cx.optional(keep),
-            weight_partials,
-            sum_partials,
-            arrivals: arrivals(cx, tiles.parts, tiles.slices),
-            norm_sums: cx.tensor(previous.sums),
-            bias_gradient: cx.gradient(previous.bias),
-            norm_gradient: cx.gradient(previous.weight),
-            block: cx.state.block,
-            images: self.images as i32,
-            channels: self.channels as i32,
-            input: self.window.input as i32,
-            output: self.window.output as i32,
-            pad: self.window.pad as i32,
-            workers: tiles.workers as i32,
-            tiles: tiles.tiles as i32,
-            rows: tiles.rows as i32,
-            ring_rows: ring_rows as i32,
-            images_per_block: tiles.images_per_block as i32,
-            strips: tiles.strips as i32,
-            strip_rows: tiles.strip_rows as i32,
-            inverse_rows: batch_norm::inverse_rows(&self.bn),
-        };
-        let kernel = match self.input {
-            DepthwiseInput::Normalised(_) => &BACKWARD,
-            DepthwiseInput::Identity { .. } => &BACKWARD_IDENTITY,
-        };
-        let kernel = kernel.variant(variant(self.window));
-        cx.launch(&kernel, tiles.grid(), DEPTHWISE_THREADS, tiles.shared, arguments)?;
-        exchange_sums(cx, &previous)?;
-        let partials = Partials { at: weight_partials, parts: tiles.parts };
-        finish_later(cx, DEPTHWISE, WeightGradient { weight: self.weight, partials });
-        Ok(())
+        backward(cx, self, None)
     }
+}
+
+/// The backward pass, likewise.
+pub fn backward<G: Gpu>(cx: &mut Context<G>, p: &DepthwiseBackward, again: Option<Expansion>) -> Result {
+    check(p.window, p.channels)?;
+    let Backward { tiles, ring_rows } = Backward::of(p.images, p.window, p.channels, cx.precision.bytes());
+    let [sum_partials] = cx.workspace([added_sums_bytes(tiles.parts, p.channels)]);
+    let weight_partials = cx.kept(DEPTHWISE, weight_bytes(p, &tiles))?;
+    let (previous, previous_y, shortcut, keep) = match &p.input {
+        DepthwiseInput::Normalised(bn) => (*bn, Address::NULL, None, None),
+        DepthwiseInput::Identity { shortcut, previous } => {
+            (previous.bn, cx.tensor(previous.y), *shortcut, previous.keep)
+        }
+    };
+    let (x, expand_weight, inputs, more) = Expansion::source(cx, p.x, again);
+    let arguments = DepthwiseBackwardArguments {
+        x,
+        expand_weight,
+        y: cx.tensor(p.y),
+        da: cx.tensor(p.da),
+        dx: cx.tensor(p.dx),
+        coefficients: cx.tensor(p.bn.coefficients),
+        sums: cx.tensor(p.bn.sums),
+        gate: cx.tensor(p.gate),
+        squeeze_gradient: cx.tensor(p.squeeze_gradient),
+        weight: cx.raw_weight(p.weight),
+        previous: cx.tensor(previous.coefficients),
+        previous_y,
+        shortcut: cx.optional(shortcut),
+        keep: cx.optional(keep),
+        weight_partials,
+        sum_partials,
+        arrivals: arrivals(cx, tiles.parts, tiles.slices),
+        norm_sums: cx.tensor(previous.sums),
+        bias_gradient: cx.gradient(previous.bias),
+        norm_gradient: cx.gradient(previous.weight),
+        block: cx.state.block,
+        images: p.images as i32,
+        channels: p.channels as i32,
+        inputs,
+        input: p.window.input as i32,
+        output: p.window.output as i32,
+        pad: p.window.pad as i32,
+        workers: tiles.workers as i32,
+        tiles: tiles.tiles as i32,
+        rows: tiles.rows as i32,
+        ring_rows: ring_rows as i32,
+        images_per_block: tiles.images_per_block as i32,
+        strips: tiles.strips as i32,
+        strip_rows: tiles.strip_rows as i32,
+        inverse_rows: batch_norm::inverse_rows(&p.bn),
+    };
+    let kernel = match p.input {
+        DepthwiseInput::Normalised(_) if again.is_some() => &BACKWARD_RECOMPUTE,
+        DepthwiseInput::Normalised(_) => &BACKWARD,
+        DepthwiseInput::Identity { .. } => &BACKWARD_IDENTITY,
+    };
+    let kernel = kernel.variant(variant(p.window));
+    cx.launch(&kernel, tiles.grid(), DEPTHWISE_THREADS, tiles.shared + more, arguments)?;
+    exchange_sums(cx, &previous)?;
+    let partials = Partials { at: weight_partials, parts: tiles.parts };
+    finish_later(cx, DEPTHWISE, WeightGradient { weight: p.weight, partials });
+    Ok(())
 }
 
 #[cfg(test)]

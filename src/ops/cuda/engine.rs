@@ -221,7 +221,7 @@ impl<G: Gpu> Ops for CudaOps<G> {
         self.cx.gpu.copy(self.cx.state.block, to, step::BLOCK_BYTES)?;
         self.figures.ended += 1;
         self.cx.gpu.staging_receive(staging)?;
-        let device = super::CudaDevice { precision: self.cx.precision };
+        let device = super::CudaDevice::new(self.cx.precision);
         match &mut self.cx.profile {
             Some(timing) => timing.end_step(&mut self.cx.gpu, &device),
             None => Ok(()),
@@ -307,7 +307,7 @@ impl<G: Gpu> Ops for CudaOps<G> {
 
     fn take_profile(&mut self) -> Result<ProfileReport> {
         let timing = self.cx.profile.take().unwrap_or_default();
-        let device = super::CudaDevice { precision: self.cx.precision };
+        let device = super::CudaDevice::new(self.cx.precision);
         let report = timing.finish(&mut self.cx.gpu, &device)?;
         Ok(ProfileReport { copy_bytes_per_second: self.copy_rate()?, ..report })
     }

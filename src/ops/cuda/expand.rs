@@ -27,35 +27,41 @@ impl OnCuda for ExpandForward {
     }
 
     fn launch<G: Gpu>(&self, cx: &mut Context<G>) -> Result {
-        let cut = cut(self, cx.precision);
-        let parts = Parts::of(cx, &self.bn, cut.parts, cut.column_tiles);
-        let arguments = ExpandForwardArguments {
-            x: cx.tensor(self.x),
-            weight: cx.stored_weight(self.weight),
-            y: cx.tensor(self.y),
-            counts: parts.counts,
-            moments: parts.moments,
-            arrivals: parts.finish.arrivals,
-            norm_weight: parts.finish.weight,
-            norm_bias: parts.finish.bias,
-            running_mean: parts.finish.running_mean,
-            running_var: parts.finish.running_var,
-            norm_coefficients: parts.finish.coefficients,
-            momentum: self.bn.momentum,
-            eps: self.bn.eps,
-            rows: self.rows as i32,
-            inputs: self.inputs as i32,
-            outputs: self.outputs as i32,
-            chunk: cut.chunk as i32,
-            row_tiles: cut.row_tiles as i32,
-            weight_slots: cut.weight_slots as i32,
-        };
-        cx.launch(&FORWARD.variant(cut.tile.name), cut.grid(), cut.tile.threads(), cut.shared, arguments)?;
-        parts.finish(cx, &self.bn)
+        forward(cx, self, cx.tensor(self.y))
     }
 }
 
+/// The forward pass, with y at an address; null if only its statistics are wanted.
+pub fn forward<G: Gpu>(cx: &mut Context<G>, p: &ExpandForward, y: Address) -> Result {
+    let cut = cut(p, cx.precision);
+    let parts = Parts::of(cx, &p.bn, cut.parts, cut.column_tiles);
+    let arguments = ExpandForwardArguments {
+        x: cx.tensor(p.x),
+        weight: cx.stored_weight(p.weight),
+        y,
+        counts: parts.counts,
+        moments: parts.moments,
+        arrivals: parts.finish.arrivals,
+        norm_weight: parts.finish.weight,
+        norm_bias: parts.finish.bias,
+        running_mean: parts.finish.running_mean,
+        running_var: parts.finish.running_var,
+        norm_coefficients: parts.finish.coefficients,
+        momentum: p.bn.momentum,
+        eps: p.bn.eps,
+        rows: p.rows as i32,
+        inputs: p.inputs as i32,
+        outputs: p.outputs as i32,
+        chunk: cut.chunk as i32,
+        row_tiles: cut.row_tiles as i32,
+        weight_slots: cut.weight_slots as i32,
+    };
+    cx.launch(&FORWARD.variant(cut.tile.name), cut.grid(), cut.tile.threads(), cut.shared, arguments)?;
+    parts.finish(cx, &p.bn)
+}
+
 const BACKWARD: Kernel<ExpandBackwardArguments> = Kernel::stored("expand_backward");
+const BACKWARD_RECOMPUTE: Kernel<ExpandBackwardArguments> = Kernel::stored("expand_backward_recompute");
 const BACKWARD_DATA: Kernel<ExpandBackwardDataArguments> = Kernel::stored("expand_backward_data");
 const BACKWARD_WEIGHTS: Kernel<ExpandBackwardWeightsArguments> = Kernel::stored("expand_backward_weights");
 
@@ -97,33 +103,39 @@ impl OnCuda for ExpandBackward {
     }
 
     fn launch<G: Gpu>(&self, cx: &mut Context<G>) -> Result {
-        let cut = BackwardCut::new(self, cx.precision);
-        let [sums, partials] = cx.workspace(cut.bytes(self));
-        let parts = cut.parts(self);
-        match cut {
-            BackwardCut::Sweep(sweep) => backward_sweep(cx, self, &sweep, sums, partials)?,
-            BackwardCut::Two(data, weights) => {
-                backward_data(cx, self, &data, sums)?;
-                backward_weights(cx, self, &weights, partials)?;
-            }
-        }
-        let sums = Partials { at: sums, parts: parts[0] };
-        let partials = Partials { at: partials, parts: parts[1] };
-        let weight = WeightGradient { weight: self.weight, partials };
-        finish_gradients(cx, Some((&self.previous.bn, sums)), Some(weight))
+        backward(cx, self, cx.tensor(self.y))
     }
+}
+
+/// The backward pass, with y at an address; null if it is to be computed again, which only a sweep can.
+pub fn backward<G: Gpu>(cx: &mut Context<G>, p: &ExpandBackward, y: Address) -> Result {
+    let cut = BackwardCut::new(p, cx.precision);
+    let [sums, partials] = cx.workspace(cut.bytes(p));
+    let parts = cut.parts(p);
+    match cut {
+        BackwardCut::Sweep(sweep) => backward_sweep(cx, p, &sweep, y, sums, partials)?,
+        BackwardCut::Two(data, weights) => {
+            backward_data(cx, p, &data, sums)?;
+            backward_weights(cx, p, &weights, partials)?;
+        }
+    }
+    let sums = Partials { at: sums, parts: parts[0] };
+    let partials = Partials { at: partials, parts: parts[1] };
+    let weight = WeightGradient { weight: p.weight, partials };
+    finish_gradients(cx, Some((&p.previous.bn, sums)), Some(weight))
 }
 
 fn backward_sweep<G: Gpu>(
     cx: &mut Context<G>,
     p: &ExpandBackward,
     sweep: &ExpandSweep,
+    y: Address,
     sums: Address,
     partials: Address,
 ) -> Result {
     let arguments = ExpandBackwardArguments {
         du: cx.tensor(p.du),
-        y: cx.tensor(p.y),
+        y,
         weight: cx.stored_weight(p.weight),
         coefficients: cx.tensor(p.bn.coefficients),
         sums: cx.tensor(p.bn.sums),
@@ -142,7 +154,11 @@ fn backward_sweep<G: Gpu>(
         inverse_rows: inverse_rows(&p.bn),
     };
     let grid = [sweep.blocks(p.rows, p.inputs), 1, 1];
-    cx.launch(&BACKWARD.variant(sweep.name), grid, SWEEP_THREADS, sweep.shared(cx.precision), arguments)
+    let (kernel, shared) = match y {
+        Address::NULL => (&BACKWARD_RECOMPUTE, sweep.shared_to_recompute(cx.precision)),
+        _ => (&BACKWARD, sweep.shared(cx.precision)),
+    };
+    cx.launch(&kernel.variant(sweep.name), grid, SWEEP_THREADS, shared, arguments)
 }
 
 fn backward_data<G: Gpu>(

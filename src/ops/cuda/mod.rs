@@ -43,13 +43,29 @@ pub use engine::CudaOps;
 pub use gpu::{Address, Gpu};
 pub use precision::Precision;
 
-use super::*;
 use context::Context;
+
+use super::*;
+use crate::model::Window;
 
 /// What the planner asks of a GPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CudaDevice {
     pub precision: Precision,
+    /// Whether expanded tensors are computed again where [`expand_depthwise`] can.
+    pub recomputes: bool,
+}
+
+impl CudaDevice {
+    /// One that stores all expanded tensors.
+    pub fn new(precision: Precision) -> CudaDevice {
+        CudaDevice { precision, recomputes: false }
+    }
+
+    /// One that computes them again wherever the kernels can. The results are the same bits.
+    pub fn recomputing(precision: Precision) -> CudaDevice {
+        CudaDevice { precision, recomputes: true }
+    }
 }
 
 /// How a GPU runs a pass.
@@ -102,6 +118,10 @@ impl Device for CudaDevice {
 
     fn threads(&self) -> usize {
         1
+    }
+
+    fn stores_expanded(&self, expanded: usize, inputs: usize, window: Window) -> bool {
+        !self.recomputes || !expand_depthwise::recomputes(self.precision, expanded, inputs, window)
     }
 
     fn prepares_images(&self) -> bool {

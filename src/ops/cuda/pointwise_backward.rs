@@ -4,6 +4,7 @@
 use super::precision::Precision;
 use super::sources::device::WARP;
 use super::sources::instances;
+use super::sources::numeric::{LANES, SWEEP_THREADS};
 
 /// Blocks that fill the largest GPU: two for each of an H100's multiprocessors.
 const FULL: usize = 264;
@@ -83,13 +84,22 @@ pub struct ExpandSweep {
     rows: usize,
 }
 
+/// Those that can compute y again, and those for more channels, which cannot.
+const OR_RECOMPUTE: [&[ExpandSweep]; 2] = [&[], &instances!(EXPAND_SWEEP_OR_RECOMPUTE_HALF as ExpandSweep)];
 const EXPAND_SWEEP: [&[ExpandSweep]; 2] = [&[], &instances!(EXPAND_SWEEP_HALF as ExpandSweep)];
 
 impl ExpandSweep {
     /// None if there are too many channels.
     pub fn of(precision: Precision, inputs: usize, outputs: usize) -> Option<ExpandSweep> {
         let fits = |shape: &&ExpandSweep| shape.narrow >= inputs && shape.wide >= outputs;
-        precision.of(EXPAND_SWEEP).iter().find(fits).copied()
+        let mut all = precision.of(OR_RECOMPUTE).iter().chain(precision.of(EXPAND_SWEEP));
+        all.find(fits).copied()
+    }
+
+    /// Whether there is a sweep that computes y again.
+    pub fn recomputes(precision: Precision, inputs: usize, outputs: usize) -> bool {
+        let fits = |shape: &ExpandSweep| shape.narrow >= inputs && shape.wide >= outputs;
+        precision.of(OR_RECOMPUTE).iter().any(fits)
     }
 
     /// Each block writes its own sums, also those of the weights' gradient.
@@ -98,12 +108,23 @@ impl ExpandSweep {
     }
 
     pub fn shared(&self, precision: Precision) -> usize {
+        self.shared_with(precision, 2 * self.rows * self.wide * precision.bytes())
+    }
+
+    /// If y is computed again: only du is copied, to rows that are as far apart as dy's.
+    pub fn shared_to_recompute(&self, precision: Precision) -> usize {
+        self.shared_with(precision, self.rows * row_bytes(self.wide, precision))
+    }
+
+    /// `copied`: bytes of the wide tensors' tiles.
+    fn shared_with(&self, precision: Precision, copied: usize) -> usize {
         let tiles = (self.wide / 16).div_ceil(8);
         let covered = 16 * tiles * (self.wide / 16).div_ceil(tiles);
         let narrow = row_bytes(self.narrow, precision);
-        let wide = 2 * self.wide * precision.bytes() + row_bytes(self.wide, precision);
         let past = (covered - self.wide) * precision.bytes();
-        self.rows * (wide + 3 * narrow) + past + self.wide * (narrow + 16)
+        // At the end the sums lie there.
+        let copied = copied.max(SWEEP_THREADS * 2 * LANES * 4);
+        copied + self.rows * (row_bytes(self.wide, precision) + 3 * narrow) + past + self.wide * (narrow + 16)
     }
 }
 

@@ -34,7 +34,7 @@ impl Describe for ExpandDepthwiseForward {
     }
 }
 
-/// [`DepthwiseBackward`] then [`ExpandBackward`]; `expand.y` and `expand.du` are never stored.
+/// [`DepthwiseBackward`] then [`ExpandBackward`]; `expand.y` is never stored, `expand.du` lives within the pass.
 #[derive(Clone, Copy, Debug)]
 pub struct ExpandDepthwiseBackward {
     pub expand: ExpandBackward,
@@ -53,7 +53,7 @@ impl Describe for ExpandDepthwiseBackward {
         self.depthwise.shape()
     }
     fn parts(&mut self, parts: &mut Parts) {
-        let recomputed = [self.expand.y, self.expand.du];
+        let recomputed = [self.expand.y];
         let mut visit = |part: Part| parts.unless(&recomputed, part);
         let stored = &mut Parts::new(&mut visit);
         self.depthwise.parts(stored);

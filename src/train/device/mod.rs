@@ -136,7 +136,7 @@ impl<G: Gpu> Hardware for Cuda<G> {
     type Ops = CudaOps<G>;
 
     fn device(&self) -> CudaDevice {
-        CudaDevice { precision: self.precision }
+        CudaDevice::new(self.precision)
     }
     fn line(&self) -> String {
         let properties = self.gpu.properties();

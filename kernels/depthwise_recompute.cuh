@@ -1,0 +1,131 @@
+// The expansion again, inside the depthwise passes: where the expanded tensor is not stored, they make it from the
+// expansion's narrow input.
+//
+// A warp copies 16 pixels of a row with their narrow channels and multiplies them with the weights of the block's 32
+// channels on the tensor cores. The narrow pixel is copied to the place of the expanded one, which is at least as large,
+// so the product needs no room but for the weights. Products are added in the order of pointwise.cuh and rounded as that
+// stores them: the expanded values are the same bits as if they had been stored.
+#pragma once
+
+#include "depthwise_tile.cuh"
+#include "tile_product.cuh"
+
+// Pixels of a product; narrow channels at most.
+constexpr int RECOMPUTE_UNIT = 16;
+constexpr int RECOMPUTE_INPUTS = 32;
+
+// `CELL`: bytes of a pixel's place.
+template <typename T, int CELL>
+struct Recompute {
+    static constexpr int UNIT = RECOMPUTE_UNIT;
+    static constexpr int SLICE = DEPTHWISE_SLICE, PIECE = LANES * sizeof(T), STRIDE = ROW_STRIDE<T, RECOMPUTE_INPUTS>;
+    static constexpr int WEIGHTS = SLICE * STRIDE;
+    static_assert(sizeof(T) == 2 && PIECE == 16 && CELL >= RECOMPUTE_INPUTS * 2, "a place holds a narrow pixel");
+
+    T* weights;  // [SLICE, STRIDE]
+    int inputs;
+
+    // Loads the weights [channels, inputs] from the block's first channel on. A barrier must follow.
+    __device__ __forceinline__ void prepare(T* shared, const void* from, int narrow, int first_channel, int channels) {
+        constexpr int PIECES = RECOMPUTE_INPUTS / LANES;
+        static_assert(SLICE * PIECES == DEPTHWISE_THREADS, "one piece a thread");
+        weights = shared;
+        inputs = narrow;
+        const int row = threadIdx.x / PIECES, column = threadIdx.x % PIECES * LANES;
+        const int channel = first_channel + channel_of(row);
+        Pack<T> piece = {};
+        if (channel < channels && column < inputs)
+            piece = load_pack(static_cast<const T*>(from) + channel * inputs + column);
+        store_pack(weights + row * STRIDE + column, piece);
+    }
+
+    // The slice's channel in a row of the weights: a lane's sums are then of eight neighbouring channels.
+    static __device__ __forceinline__ int channel_of(int row) { return row % 8 / 2 * 8 + row / 8 * 2 + row % 2; }
+
+    // Where a piece of eight narrow channels lies in its cell. Pieces of eight neighbouring pixels use all banks.
+    static __device__ __forceinline__ int in_cell(int place, int piece) {
+        return (piece ^ (CELL == 128 ? place % 8 : place / 2 % 4)) * LANES;
+    }
+
+    // Narrow channels with the zeros that the product needs.
+    __device__ __forceinline__ int pieces() const { return inputs > 16 ? 4 : 2; }
+
+    // Begins the copies of the warp's pixels of a row, of which `count` are in the map. `cells`: the row's places;
+    // `place(pixel)`: that of a pixel of the unit.
+    template <typename Place>
+    __device__ __forceinline__ void fetch(T* cells, const T* x, int count, const Place& place) const {
+        const int lane = threadIdx.x % WARP, pixel = lane / 2, at = place(pixel);
+        if (pixel >= count) return;
+        x += pixel * inputs;
+        T* cell = cells + at * (CELL / 2);
+#pragma unroll 1
+        for (int piece = lane % 2; piece < pieces(); piece += 2) {
+            const bool inside = piece * LANES < inputs;
+            copy_async_16(cell + in_cell(at, piece), x + (inside ? piece * LANES : 0), inside);
+        }
+    }
+
+    // Of pixels lane/4 and lane/4 + 8, the channels from 8·(lane%4) on, as stored.
+    template <typename Place>
+    __device__ __forceinline__ void expand(
+        float (&y)[2][LANES], const T* cells, int count, const Place& place) const {
+        const int lane = threadIdx.x % WARP, pixel = lane % 16, at = place(pixel < count ? pixel : count - 1);
+        const T* cell = cells + at * (CELL / 2);
+        const T* w = weights + (lane % 8 + lane / 16 * 8) * STRIDE + lane / 8 % 2 * LANES;
+        float c[1][4][4] = {};
+#pragma unroll 1
+        for (int piece = 0; piece < pieces(); piece += 2) {
+            uint32_t left[1][4], right[4][2];
+            load_matrix_x4(left[0], cell + in_cell(at, piece + lane / 16));
+#pragma unroll
+            for (int n = 0; n < 4; n += 2) {
+                uint32_t pair[4];
+                load_matrix_x4(pair, w + n * 8 * STRIDE + piece * LANES);
+                right[n][0] = pair[0];
+                right[n][1] = pair[1];
+                right[n + 1][0] = pair[2];
+                right[n + 1][1] = pair[3];
+            }
+            mma_tiles<T>(c, left, right);
+        }
+#pragma unroll
+        for (int i = 0; i < 2 * LANES; i++)
+            y[i / LANES][i % LANES] = rounded<T>(c[0][i % LANES / 2][i / LANES * 2 + i % 2]);
+    }
+};
+
+// Of a pass that reads a stored tensor.
+struct RecomputeNothing {
+    static constexpr int UNIT = DEPTHWISE_UNIT;
+};
+template <bool RECOMPUTES, typename T, int CELL>
+struct RecomputeOf {
+    using Type = RecomputeNothing;
+};
+template <typename T, int CELL>
+struct RecomputeOf<true, T, CELL> {
+    using Type = Recompute<T, CELL>;
+};
+template <bool RECOMPUTES, typename T, int CELL>
+using RecomputeIf = typename RecomputeOf<RECOMPUTES, T, CELL>::Type;
+
+// Stores eight channels of a pixel. Lanes of eight pixels store at once; pixels of fp32 are all banks apart, so every other
+// lane begins with the second half.
+template <typename Value>
+struct Recomputed {
+    static __device__ __forceinline__ void store(Value* to, const float (&v)[LANES]) { store_lanes(to, v); }
+};
+template <>
+struct Recomputed<float> {
+    static __device__ __forceinline__ void store(float* to, const float (&v)[LANES]) {
+        const bool second = threadIdx.x / 4 % 2 != 0;
+        float parts[2][4];
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            parts[0][i] = second ? v[4 + i] : v[i];
+            parts[1][i] = second ? v[i] : v[4 + i];
+        }
+        store_group(to + (second ? 4 : 0), parts[0]);
+        store_group(to + (second ? 0 : 4), parts[1]);
+    }
+};

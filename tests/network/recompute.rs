@@ -1,0 +1,84 @@
+//! Expanded tensors that the CUDA engine computes again: the steps are those of a network that stores them, bit by bit.
+
+use crate::common::fixture::equal_bits;
+use crate::common::gpu::{TestGpu, on_cuda};
+use crate::common::network::{architecture, training};
+use crate::common::trial::{CLASSES, Step, Trial};
+use effnet::model::{Variant, Window};
+use effnet::ops::cuda::{CudaDevice, Precision};
+use effnet::ops::*;
+
+/// Two images, and the blocks of B0 up to the one with 24 inputs and a 5×5 kernel.
+fn trial(precision: Precision, side: usize) -> Trial {
+    let mut arch = architecture(Variant::B0, CLASSES, side);
+    arch.blocks.truncate(4);
+    arch.head_channels = 48;
+    Trial::new(precision, &arch, training(2))
+}
+
+fn expect_same(step: &Step, expected: &Step, what: &str) {
+    for (part, got, expected) in [
+        ("logits", &step.logits, &expected.logits),
+        ("gradients", &step.gradients, &expected.gradients),
+        ("parameters", &step.parameters, &expected.parameters),
+        ("running statistics", &step.running, &expected.running),
+    ] {
+        assert!(expected.iter().any(|value| *value != 0.0), "{what}: {part} are zero");
+        assert!(equal_bits(got, expected), "{what}: {part} differ");
+    }
+    assert_eq!(step.figures, expected.figures, "{what}");
+}
+
+/// Maps of 16 to 4 pixels fit a block's tile; those of 45 to 12 have odd sides and several tiles.
+fn recomputed_steps_are_those_of_stored_tensors<G: TestGpu>() {
+    for (precision, side) in [(Precision::Fp16, 32), (Precision::Fp16, 90), (Precision::Bf16, 90)] {
+        let scale = if precision == Precision::Fp16 { 256.0 } else { 1.0 };
+        let stores = trial(precision, side);
+        let recomputes = trial(precision, side).recomputing();
+        let mut expected = stores.ops::<G>(G::WAYS[0], scale);
+        let mut ops = recomputes.ops::<G>(G::WAYS[0], scale);
+        for number in 0..3 {
+            let expected = stores.step(&mut expected, number, 0..1).unwrap();
+            let step = recomputes.step(&mut ops, number, 0..1).unwrap();
+            assert!(!step.figures.skipped);
+            expect_same(&step, &expected, &format!("{precision}, side {side}, step {number}"));
+        }
+    }
+}
+on_cuda!(recomputed_steps_are_those_of_stored_tensors);
+
+/// The three blocks of a network that have few inputs to expand, forward and backward; none in fp32.
+#[test]
+fn recomputing_device_stores_no_expanded_tensor_of_the_first_stages() {
+    let fused = |precision| {
+        let trial = trial(precision, 64).recomputing();
+        let device = CudaDevice::recomputing(precision);
+        let passes = trial.network.itinerary(&device).passes();
+        let of = |wanted: fn(&Pass) -> bool| passes.iter().filter(|pass| wanted(pass)).count();
+        let saved = trial.network.plan(&device).saved_bytes;
+        let stored = trial.network.plan(&CudaDevice::new(precision)).saved_bytes;
+        let gone = [
+            of(|pass| matches!(pass, Pass::ExpandDepthwiseForward(_))),
+            of(|pass| matches!(pass, Pass::ExpandDepthwiseBackward(_))),
+        ];
+        (gone, stored - saved)
+    };
+    // Of two images: 96 channels of 32², and twice 144 of 16².
+    let bytes = 2 * 2 * (96 * 32 * 32 + 2 * 144 * 16 * 16);
+    for precision in [Precision::Fp16, Precision::Bf16] {
+        assert_eq!(fused(precision), ([3, 3], bytes), "{precision}");
+    }
+    assert_eq!(fused(Precision::Fp32), ([0, 0], 0));
+}
+
+/// No window is recomputed for which there is no kernel.
+#[test]
+fn only_windows_of_few_inputs_are_recomputed() {
+    use effnet::model::Padding::Symmetric;
+    let device = CudaDevice::recomputing(Precision::Bf16);
+    let recomputes = |expanded, inputs, kernel, stride| {
+        !device.stores_expanded(expanded, inputs, Window::new(kernel, stride, 56, Symmetric))
+    };
+    assert!(recomputes(96, 16, 3, 2) && recomputes(144, 24, 3, 1) && recomputes(192, 32, 5, 2));
+    assert!(!recomputes(240, 40, 5, 1) && !recomputes(144, 24, 5, 1) && !recomputes(288, 32, 3, 1));
+}
