@@ -92,7 +92,7 @@ struct DepthwiseBackward {
         ring_row = reach * PIXEL;
         stage_row = args.workers * STAGED * SLICE;
         dy_units = DepthwiseUnits(inner_columns);
-        x_units = DepthwiseUnits(tile_end - max(tile_first, 0), Expansion::UNIT);
+        x_units = DepthwiseUnits(tile_end - max(tile_first, 0));
 
         const int place = threadIdx.x / GROUPS;
         at = threadIdx.x % GROUPS * C;
@@ -172,7 +172,7 @@ struct DepthwiseBackward {
         const int pixel = dy_units.pixel + lane / 4, column = inner + pixel;
         if (pixel >= inner_columns) return;
         const int at_row = args.output * args.channels, first = loaded.next + dy_units.row;
-        const size_t from = step.y_at + static_cast<unsigned>(first * at_row + (base + column) * args.channels + channel);
+        const size_t from = step.at(args.output, args.channels) + static_cast<unsigned>(first * at_row + (base + column) * args.channels + channel);
         const T *da = static_cast<const T*>(args.da) + from, *y = static_cast<const T*>(args.y) + from;
         float* cells = ring + column * PIXEL + lane % 4 * CELL;
         // Neighbouring pixels have da and y in opposite halves, so that copies and loads use all banks.
@@ -195,7 +195,7 @@ struct DepthwiseBackward {
         const int place = staged_place(left - tile_first + pixel);
         const int at_row = args.input * args.channels;
         // Row −1, which is not read, may begin before the tensor.
-        const T* x = static_cast<const T*>(args.x) + step.x_at +
+        const T* x = static_cast<const T*>(args.x) + step.at(args.input, args.channels) +
                      ((step.start + x_units.row) * at_row + (left + pixel) * args.channels + channel);
         T* to = stage + (half * args.rows + x_units.row) * stage_row + place * SLICE + lane % 4 * LANES;
 #pragma unroll 1
@@ -211,34 +211,50 @@ struct DepthwiseBackward {
         return column + column / COLUMNS * (STAGED - COLUMNS);
     }
 
+    // Not kept, for registers are scarce.
+    __device__ __forceinline__ DepthwiseUnits narrow_units() const {
+        return DepthwiseUnits(tile_end - max(tile_first, 0), Expansion::UNIT);
+    }
+
     __device__ __forceinline__ void fetch_narrow(const Step& step, int half) const {
-        const int left = max(tile_first, 0) + x_units.pixel, at_row = args.input * args.inputs;
-        const T* image = static_cast<const T*>(args.x) + static_cast<size_t>(step.image) * args.input * at_row;
+        const DepthwiseUnits units = narrow_units();
+        const int left = max(tile_first, 0) + units.pixel, at_row = args.input * args.inputs;
+        const T* image = static_cast<const T*>(args.x) + step.at(args.input, args.inputs);
 #pragma unroll 1
-        for (int row = x_units.row; row < args.rows; row += x_units.rows) {
+        for (int row = units.row; row < args.rows; row += units.rows) {
             if (!in_map(step.start + row)) continue;
-            expansion.fetch(
+            Expansion::fetch(
                 stage + (half * args.rows + row) * stage_row, image + ((step.start + row) * at_row + left * args.inputs),
-                tile_end - left, [&](int pixel) { return staged_place(left - tile_first + pixel); });
+                args.inputs, tile_end - left, [&](int pixel) { return staged_place(left - tile_first + pixel); });
         }
     }
 
     // Makes x of the narrow input, as the warp's own copies brought it, in its place.
     __device__ __forceinline__ void expand(const Step& step, int half) const {
-        const int left = max(tile_first, 0) + x_units.pixel, channel = lane % 4 * LANES;
+        const DepthwiseUnits units = narrow_units();
+        const int left = max(tile_first, 0) + units.pixel, channel = lane % 4 * LANES;
         const bool valid = first_channel + channel < args.channels;
         const auto place = [&](int pixel) { return staged_place(left - tile_first + pixel); };
 #pragma unroll 1
-        for (int row = x_units.row; row < args.rows; row += x_units.rows) {
+        for (int row = units.row; row < args.rows; row += units.rows) {
             if (!in_map(step.start + row)) continue;
             T* cells = stage + (half * args.rows + row) * stage_row;
-            float x[2][LANES];
-            expansion.expand(x, cells, tile_end - left, place);
+            // Four channels at a time: registers are scarce.
+            uint32_t stored[2][4];
+#pragma unroll
+            for (int word = 0; word < 4; word += 2) {
+                float x[2][4];
+                expansion.expand(x, word * 2, cells, args.inputs, tile_end - left, place);
+#pragma unroll
+                for (int i = 0; i < 4; i++) stored[i / 2][word + i % 2] = packed<T>(x[i / 2][i % 2 * 2], x[i / 2][i % 2 * 2 + 1]);
+            }
             warp_barrier();
 #pragma unroll
             for (int both = 0; both < 2; both++) {
                 const int pixel = lane / 4 + both * 8;
-                if (valid && left + pixel < tile_end) store_lanes(cells + place(pixel) * SLICE + channel, x[both]);
+                if (!valid || left + pixel >= tile_end) continue;
+                *reinterpret_cast<uint4*>(cells + place(pixel) * SLICE + channel) =
+                    make_uint4(stored[both][0], stored[both][1], stored[both][2], stored[both][3]);
             }
         }
     }
@@ -360,7 +376,7 @@ struct DepthwiseBackward {
         load_group(mean, constants + IN_MEAN * SLICE + at);
         const float keep = !NORMALISED && args.keep != nullptr ? args.keep[step.image] : 1.0f;
         // Column −1, which is not written, may begin before the tensor.
-        T* to = static_cast<T*>(args.dx) + step.x_at + ((row * args.input + column) * args.channels + first_channel + at);
+        T* to = static_cast<T*>(args.dx) + step.at(args.input, args.channels) + ((row * args.input + column) * args.channels + first_channel + at);
 #pragma unroll
         for (int t = 0; t < COLUMNS; t++) {
             const bool inside = in_map(column + t);
@@ -454,9 +470,7 @@ struct DepthwiseBackward {
         // The first output row that the strip needs, perhaps above the map.
         const int top = (first_row + args.pad) / STRIDE - BEFORE, above = top < 0 ? -top : 0;
 
-        const size_t x_image = static_cast<size_t>(args.input) * args.input * args.channels;
-        const size_t y_image = static_cast<size_t>(args.output) * args.output * args.channels;
-        Step next = {first_image, first_image * x_image, first_image * y_image, first_row, 0}, step = next;
+        Step next = {first_image, first_row, 0}, step = next;
         Loaded loaded = {top + above, above % args.ring_rows, 0, 0};
         fetch_factors(first_image);
         for (int count = 0;; count++) {
@@ -478,8 +492,6 @@ struct DepthwiseBackward {
             if (next.start >= end_row) {
                 next.image++;
                 if (next.image < end_image) fetch_factors(next.image);
-                next.x_at += x_image;
-                next.y_at += y_image;
                 next.start = first_row;
                 next.tail = ring_slot(loaded.head, args.ring_rows - above, args.ring_rows);
                 loaded.next = top + above;

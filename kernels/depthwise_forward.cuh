@@ -84,7 +84,10 @@ struct DepthwiseForward {
     static constexpr int C = DEPTHWISE_CHANNELS, GROUPS = DEPTHWISE_GROUPS, COLUMNS = DEPTHWISE_COLUMNS;
     using Value = typename DepthwiseRing<T, STRIDE>::Value;
     using Four = Group<T, 4>;
-    using Step = DepthwiseStep;
+    // With where the image begins in x and in y, which take fewer registers than their computation.
+    struct Step : DepthwiseStep {
+        size_t x_at, y_at;
+    };
     using Loaded = DepthwiseLoaded;
     // Input columns under the columns of a thread, and from one thread's first to the next one's.
     static constexpr int WINDOW = (COLUMNS - 1) * STRIDE + K, APART = COLUMNS * STRIDE;
@@ -205,11 +208,12 @@ struct DepthwiseForward {
         const int at_row = args.input * args.inputs, first = loaded.next + units.row, column = inner + units.pixel;
         const T* x = static_cast<const T*>(args.x) + step.x_at +
                      static_cast<unsigned>(first * at_row + (base + column) * args.inputs);
+        const auto place = [&](int pixel) { return place_of(column + pixel); };
         int slot = ring_slot(loaded.head, units.row, args.ring_rows);
 #pragma unroll 1
         for (int row = units.row; row < count; row += units.rows) {
             T* cells = reinterpret_cast<T*>(ring + slot * reach * SLICE);
-            expansion.fetch(cells, x, inner_columns - units.pixel, [&](int pixel) { return place_of(column + pixel); });
+            Expansion::fetch(cells, x, args.inputs, inner_columns - units.pixel, place);
             x += units.rows * at_row;
             slot = ring_slot(slot, units.rows, args.ring_rows);
         }
@@ -263,14 +267,16 @@ struct DepthwiseForward {
     __device__ __forceinline__ void activate_expanded(const Loaded& loaded) const {
         const int channel = lane % 4 * LANES, column = inner + units.pixel, left = inner_columns - units.pixel;
         const bool valid = first_channel + channel < args.channels;
+        const auto place = [&](int pixel) { return place_of(column + pixel); };
         int slot = ring_slot(loaded.fresh, units.row, args.ring_rows);
 #pragma unroll 1
         for (int row = units.row; row < loaded.fresh_count; row += units.rows) {
             Value* cells = ring + slot * reach * SLICE;
             slot = ring_slot(slot, units.rows, args.ring_rows);
             float y[2][LANES];
-            expansion.expand(
-                y, reinterpret_cast<const T*>(cells), left, [&](int pixel) { return place_of(column + pixel); });
+            expansion.expand(y, 0, reinterpret_cast<const T*>(cells), args.inputs, left, place);
+#pragma unroll
+            for (int i = 0; i < 2 * LANES; i++) y[i / LANES][i % LANES] = rounded<T>(y[i / LANES][i % LANES]);
             // A lane's result lies where other lanes find x.
             warp_barrier();
             // Not before the loop: with the taps' weights there would be too few registers.
@@ -283,7 +289,7 @@ struct DepthwiseForward {
                 if (!valid || pixel >= left) continue;
 #pragma unroll
                 for (int i = 0; i < LANES; i++) y[half][i] = silu<T>(fmaf(y[half][i], scale[i], shift[i]));
-                Recomputed<Value>::store(cells + place_of(column + pixel) * SLICE + channel, y[half]);
+                Recomputed<Value>::store(cells + place(pixel) * SLICE + channel, y[half]);
             }
         }
     }
@@ -384,7 +390,7 @@ struct DepthwiseForward {
         const int x_channels = RECOMPUTES ? args.inputs : args.channels;
         const size_t x_image = static_cast<size_t>(args.input) * args.input * x_channels;
         const size_t y_image = static_cast<size_t>(args.output) * args.output * args.channels;
-        Step next = {first_image, first_image * x_image, first_image * y_image, first_row, 0}, step = next;
+        Step next = {{first_image, first_row, 0}, first_image * x_image, first_image * y_image}, step = next;
         Loaded loaded = {top + above, above % args.ring_rows, 0, 0};
         for (bool first = true;; first = false) {
             const bool more = next.image < end_image;

@@ -23,14 +23,12 @@ struct Recompute {
     static_assert(sizeof(T) == 2 && PIECE == 16 && CELL >= RECOMPUTE_INPUTS * 2, "a place holds a narrow pixel");
 
     T* weights;  // [SLICE, STRIDE]
-    int inputs;
 
     // Loads the weights [channels, inputs] from the block's first channel on. A barrier must follow.
-    __device__ __forceinline__ void prepare(T* shared, const void* from, int narrow, int first_channel, int channels) {
+    __device__ __forceinline__ void prepare(T* shared, const void* from, int inputs, int first_channel, int channels) {
         constexpr int PIECES = RECOMPUTE_INPUTS / LANES;
         static_assert(SLICE * PIECES == DEPTHWISE_THREADS, "one piece a thread");
         weights = shared;
-        inputs = narrow;
         const int row = threadIdx.x / PIECES, column = threadIdx.x % PIECES * LANES;
         const int channel = first_channel + channel_of(row);
         Pack<T> piece = {};
@@ -48,37 +46,38 @@ struct Recompute {
     }
 
     // Narrow channels with the zeros that the product needs.
-    __device__ __forceinline__ int pieces() const { return inputs > 16 ? 4 : 2; }
+    static __device__ __forceinline__ int pieces(int inputs) { return inputs > 16 ? 4 : 2; }
 
     // Begins the copies of the warp's pixels of a row, of which `count` are in the map. `cells`: the row's places;
     // `place(pixel)`: that of a pixel of the unit.
     template <typename Place>
-    __device__ __forceinline__ void fetch(T* cells, const T* x, int count, const Place& place) const {
+    static __device__ __forceinline__ void fetch(T* cells, const T* x, int inputs, int count, const Place& place) {
         const int lane = threadIdx.x % WARP, pixel = lane / 2, at = place(pixel);
         if (pixel >= count) return;
         x += pixel * inputs;
         T* cell = cells + at * (CELL / 2);
 #pragma unroll 1
-        for (int piece = lane % 2; piece < pieces(); piece += 2) {
+        for (int piece = lane % 2; piece < pieces(inputs); piece += 2) {
             const bool inside = piece * LANES < inputs;
             copy_async_16(cell + in_cell(at, piece), x + (inside ? piece * LANES : 0), inside);
         }
     }
 
-    // Of pixels lane/4 and lane/4 + 8, the channels from 8·(lane%4) on, as stored.
-    template <typename Place>
+    // Of pixels lane/4 and lane/4 + 8, CHANNELS neighbouring ones from 8·(lane%4) + `first` on, before they are rounded.
+    template <int CHANNELS, typename Place>
     __device__ __forceinline__ void expand(
-        float (&y)[2][LANES], const T* cells, int count, const Place& place) const {
+        float (&y)[2][CHANNELS], int first, const T* cells, int inputs, int count, const Place& place) const {
+        constexpr int N = CHANNELS / 2;
         const int lane = threadIdx.x % WARP, pixel = lane % 16, at = place(pixel < count ? pixel : count - 1);
         const T* cell = cells + at * (CELL / 2);
-        const T* w = weights + (lane % 8 + lane / 16 * 8) * STRIDE + lane / 8 % 2 * LANES;
-        float c[1][4][4] = {};
+        const T* w = weights + (first * 4 + lane % 8 + lane / 16 * 8) * STRIDE + lane / 8 % 2 * LANES;
+        float c[1][N][4] = {};
 #pragma unroll 1
-        for (int piece = 0; piece < pieces(); piece += 2) {
-            uint32_t left[1][4], right[4][2];
+        for (int piece = 0; piece < pieces(inputs); piece += 2) {
+            uint32_t left[1][4], right[N][2];
             load_matrix_x4(left[0], cell + in_cell(at, piece + lane / 16));
 #pragma unroll
-            for (int n = 0; n < 4; n += 2) {
+            for (int n = 0; n < N; n += 2) {
                 uint32_t pair[4];
                 load_matrix_x4(pair, w + n * 8 * STRIDE + piece * LANES);
                 right[n][0] = pair[0];
@@ -89,8 +88,9 @@ struct Recompute {
             mma_tiles<T>(c, left, right);
         }
 #pragma unroll
-        for (int i = 0; i < 2 * LANES; i++)
-            y[i / LANES][i % LANES] = rounded<T>(c[0][i % LANES / 2][i / LANES * 2 + i % 2]);
+        for (int half = 0; half < 2; half++)
+#pragma unroll
+            for (int i = 0; i < CHANNELS; i++) y[half][i] = c[0][i / 2][half * 2 + i % 2];
     }
 };
 

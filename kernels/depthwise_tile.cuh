@@ -69,12 +69,14 @@ __device__ __forceinline__ void copy_async_lanes(void* shared, const T* global) 
     }
 }
 
-// What an iteration does: the image, where it begins in x and in y, the first row that it makes, and the ring slot of the
-// first row that it needs for that.
+// What an iteration does: the image, the first row that it makes, and the ring slot of the first row that it needs for that.
 struct DepthwiseStep {
-    int image;
-    size_t x_at, y_at;
-    int start, tail;
+    int image, start, tail;
+
+    // Where the image begins in a tensor of maps of this side. A map has less than 2³¹ elements.
+    __device__ __forceinline__ size_t at(int side, int channels) const {
+        return static_cast<size_t>(image) * static_cast<unsigned>(side * side * channels);
+    }
 };
 
 // How far the rows are loaded: the next row of the map and its slot; the slots that the last copies fill.

@@ -181,7 +181,7 @@ mod tests {
 
     #[test]
     fn the_page_has_what_is_printed() {
-        let case = Case { model: Variant::B0, side: 224, images: 512, precision: Precision::Fp16 };
+        let case = Case::new(Variant::B0, 224, 512, Precision::Fp16);
         let printed = table(case, &record(case).unwrap());
         assert!(
             include_str!("../../docs/kernels.md").contains(&printed),

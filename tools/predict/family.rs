@@ -37,7 +37,7 @@ pub fn tables(precision: Precision) -> Result<(String, Value)> {
         let mut plans = Vec::new();
         for memory in MEMORIES {
             let plan = plan(model, precision, (memory << 30) - CONTEXT)?;
-            let case = Case { model, side: model.scaling().resolution, images: plan.micro_batch, precision };
+            let case = Case::new(model, model.scaling().resolution, plan.micro_batch, precision);
             let steps = step::record(case)?;
             let mut record = report::record(case, &steps);
             record["memory"] = json!(memory);

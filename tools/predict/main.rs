@@ -58,6 +58,9 @@ struct Flags {
     batch: usize,
     #[arg(long, default_value = "fp16", value_parser = Precision::from_str)]
     precision: Precision,
+    /// Expanded tensors are computed again where kernels can.
+    #[arg(long)]
+    recompute: bool,
     /// Writes how each kernel is launched, as JSON, the first case's, its ranks', and those of edited images.
     #[arg(long)]
     launches: Option<PathBuf>,
@@ -80,16 +83,15 @@ enum Command {
 
 fn cases(flags: &Flags) -> Vec<Case> {
     let precision = flags.precision;
-    match flags.model {
+    let mut cases = match flags.model {
         Some(model) => {
             let side = flags.resolution.unwrap_or(model.scaling().resolution);
-            vec![Case { model, side, images: flags.batch, precision }]
+            vec![Case::new(model, side, flags.batch, precision)]
         }
-        None => vec![
-            Case { model: Variant::B0, side: 224, images: 512, precision },
-            Case { model: Variant::B4, side: 380, images: 64, precision },
-        ],
-    }
+        None => vec![Case::new(Variant::B0, 224, 512, precision), Case::new(Variant::B4, 380, 64, precision)],
+    };
+    cases.iter_mut().for_each(|case| case.recomputes = flags.recompute);
+    cases
 }
 
 fn run(flags: &Flags) -> Result<(), String> {

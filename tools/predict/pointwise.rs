@@ -17,7 +17,7 @@ pub fn forward(c: &mut Count, base: &str, [tile_rows, tile_columns]: [f64; 2]) {
     }
     // To the warp's own rows and back, then to memory.
     let values = rows * outputs;
-    c.store(2.0 * values);
+    c.store(if c.launch.points("y") { 2.0 } else { 1.0 } * values);
     c.load(values);
     if c.launch.points("moments") {
         c.fp32(values, MOMENTS);
@@ -52,11 +52,15 @@ fn padded(wide: f64) -> f64 {
     16.0 * tiles * (wide / 16.0 / tiles).ceil()
 }
 
-/// Data and weights at once.
-pub fn expand_sweep(c: &mut Count, [wide, narrow]: [f64; 2]) {
+/// Data and weights at once, with y stored or made of x.
+pub fn expand_sweep(c: &mut Count, [wide, narrow]: [f64; 2], recomputes: bool) {
     let [rows, inputs, outputs] = c.sides(["rows", "inputs", "outputs"]);
     let parts = c.grid(0);
     form(c, rows * outputs, false);
+    if recomputes {
+        c.expand_again(rows, outputs);
+        c.load(-rows * outputs);
+    }
     c.product(rows, narrow, outputs);
     c.product(padded(wide), narrow, rows);
     narrow_gradient(c, rows, inputs, parts);

@@ -50,7 +50,7 @@ impl Load {
 pub fn loads() -> [Load; 5] {
     let load = |model: Variant, images, micro_batches| {
         let side = model.scaling().resolution;
-        Load { case: Case { model, side, images, precision: Precision::Fp16 }, micro_batches }
+        Load { case: Case::new(model, side, images, Precision::Fp16), micro_batches }
     };
     [
         load(Variant::B0, 512, 1),

@@ -129,7 +129,7 @@ fn bucket_table(step: &Step) -> String {
 }
 
 fn step_table(step: &Step, load: &Load) -> String {
-    let Case { model, side, images, precision } = load.case;
+    let Case { model, side, images, precision, .. } = load.case;
     let name = model.name().to_uppercase();
     let mut text = format!("\n### {name} at {side}², {} images a card, {precision}", load.images());
     if load.micro_batches > 1 {

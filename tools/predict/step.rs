@@ -21,12 +21,26 @@ pub struct Case {
     pub side: usize,
     pub images: usize,
     pub precision: Precision,
+    /// Whether expanded tensors are computed again where kernels can.
+    pub recomputes: bool,
+}
+
+impl Case {
+    /// One that stores all expanded tensors.
+    pub fn new(model: Variant, side: usize, images: usize, precision: Precision) -> Case {
+        Case { model, side, images, precision, recomputes: false }
+    }
+
+    fn device(&self) -> CudaDevice {
+        CudaDevice { precision: self.precision, recomputes: self.recomputes }
+    }
 }
 
 impl std::fmt::Display for Case {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let model = self.model.name().to_uppercase();
-        write!(f, "{model} at {}², batch {}, {}", self.side, self.images, self.precision)
+        let again = if self.recomputes { ", recomputing" } else { "" };
+        write!(f, "{model} at {}², batch {}, {}{again}", self.side, self.images, self.precision)
     }
 }
 
@@ -54,7 +68,7 @@ fn outline(case: Case, ranks: usize) -> Result<(Recipe, ParamTable, Network)> {
 /// the input, which comes first there.
 pub fn buckets(case: Case) -> Result<(Buckets, ParamTable)> {
     let (_, table, network) = outline(case, 1)?;
-    let passes = network.itinerary(&CudaDevice::new(case.precision)).passes();
+    let passes = network.itinerary(&case.device()).passes();
     let trainable = table.trainable();
     Ok((Buckets::new(&passes, trainable, bucket_bytes(trainable)), table))
 }
@@ -80,7 +94,7 @@ const MASKS: &str = "masks";
 const RANKS_KERNELS: [&str; 2] = ["batch_norm_merge", "optimiser_finite"];
 
 fn record_among(case: Case, ranks: usize) -> Result<Vec<Recorded>> {
-    let device = CudaDevice::new(case.precision);
+    let device = case.device();
     let (recipe, table, network) = outline(case, ranks)?;
     let plan = network.plan(&device);
     let mut ops = CudaOps::new(
@@ -130,7 +144,7 @@ fn record_among(case: Case, ranks: usize) -> Result<Vec<Recorded>> {
 /// edits, see [`edits`](crate::edits).
 pub fn record_editing(case: Case) -> Result<Vec<Launched>> {
     let (_, table, network) = outline(case, 1)?;
-    let plan = network.plan(&CudaDevice::new(case.precision));
+    let plan = network.plan(&case.device());
     let size = StateSize::new(table.trainable(), table.total());
     let mut ops = CudaOps::new(RecordingGpu::new(), size, &[&plan], case.precision)?;
     ops.bind(&plan)?;
@@ -162,7 +176,8 @@ fn taken(
     for launch in launched {
         let mut work = work::of(&launch).map_err(OpsError::Device)?;
         for (field, at) in launch.pointers() {
-            for (tensor, _) in tensors.iter().filter(|(tensor, _)| ops.context().tensor(*tensor) == at) {
+            // A tensor that lives within the pass is named twice.
+            if let Some((tensor, _)) = tensors.iter().find(|(tensor, _)| ops.context().tensor(*tensor) == at) {
                 work.bytes += bytes_of(tensor) as f64 * share(&launch.kernel, field);
                 missing.remove(&tensor.id);
             }

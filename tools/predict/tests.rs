@@ -6,7 +6,7 @@ use crate::step::{Case, record, record_rank};
 use crate::work::Work;
 
 fn case(model: Variant, images: usize, precision: Precision) -> Case {
-    Case { model, side: model.scaling().resolution, images, precision }
+    Case::new(model, model.scaling().resolution, images, precision)
 }
 
 /// Kernels point to all that a pass names, and every kernel of the family has a formula; else `record` fails.

@@ -7,7 +7,8 @@ const COLUMNS: f64 = 7.0;
 /// Values under one output of the stem.
 const TAPS: f64 = 27.0;
 
-/// `depthwise_forward_k3s1`, `depthwise_backward_k5s2`, `depthwise_backward_identity_k3s1`.
+/// `depthwise_forward_k3s1`, `depthwise_backward_k5s2`, `depthwise_backward_identity_k3s1`,
+/// `depthwise_forward_recompute_k3s2`.
 pub fn depthwise(c: &mut Count, name: &str) -> Result<(), String> {
     let window = name.rsplit('_').next().and_then(|w| w.strip_prefix('k')?.split_once('s'));
     let window = window.and_then(|(k, s)| Some([k.parse().ok()?, s.parse().ok()?]));
@@ -19,10 +20,18 @@ pub fn depthwise(c: &mut Count, name: &str) -> Result<(), String> {
     Ok(())
 }
 
+/// The convolution's input, stored or computed again.
+fn load_input(c: &mut Count, rows: f64, channels: f64) {
+    match c.launch.points("expand_weight") {
+        true => c.expand_again(rows, channels),
+        false => c.load(rows * channels),
+    }
+}
+
 fn depthwise_forward(c: &mut Count, [kernel, stride]: [f64; 2]) {
     let [images, channels, input, output] = c.sides(["images", "channels", "input", "output"]);
     let (loaded, stored) = (images * input * input * channels, images * output * output * channels);
-    c.load(loaded);
+    load_input(c, images * input * input, channels);
     if c.launch.points("coefficients") {
         c.fp32(loaded, 2.0);
         c.sigmoid(loaded);
@@ -56,7 +65,7 @@ fn depthwise_backward(c: &mut Count, [kernel, stride]: [f64; 2], identity: bool)
     let columns = if stride == 2.0 { 4.0 } else { COLUMNS };
     let positions = loaded * (input / columns).ceil() * columns / input;
     c.fp32(positions, 2.0 * kernel * kernel / (stride * stride));
-    c.load(loaded);
+    load_input(c, images * input * input, channels);
     if identity {
         if c.launch.points("shortcut") {
             c.load(loaded);

@@ -107,6 +107,14 @@ impl Count<'_> {
             self.work.fp32 += rows * columns * depth;
         }
     }
+    /// An expansion that is computed again: products, and rounded as it would have been stored.
+    pub fn expand_again(&mut self, rows: f64, columns: f64) {
+        let inputs = self.get("inputs");
+        self.product(rows, columns, inputs);
+        self.store(rows * columns);
+        self.load(rows * columns);
+        self.weights(inputs * columns);
+    }
     /// Bytes of the workspace and of weights in the storage type.
     pub fn floats(&mut self, count: f64) {
         self.work.bytes += 4.0 * count;
@@ -142,7 +150,8 @@ pub fn of(launch: &Launched) -> Result<Work, String> {
     let mut c = Count { launch, half: element == 2, work: Work::default(), missing: None };
     match (base, tile) {
         ("expand_forward" | "project_forward", Some(tile)) => pointwise::forward(&mut c, base, tile),
-        ("expand_backward", Some(tile)) => pointwise::expand_sweep(&mut c, tile),
+        ("expand_backward", Some(tile)) => pointwise::expand_sweep(&mut c, tile, false),
+        ("expand_backward_recompute", Some(tile)) => pointwise::expand_sweep(&mut c, tile, true),
         ("expand_backward_weights", Some(tile)) => pointwise::expand_weights(&mut c, tile),
         ("project_backward", Some(tile)) => pointwise::project_sweep(&mut c, tile),
         ("project_backward_weights", Some(tile)) => pointwise::project_weights(&mut c, tile),
