@@ -17,7 +17,7 @@ use crate::names::shown;
 use crate::ops::cuda::Precision;
 use crate::ops::{Ops, Weights};
 use crate::train::checkpoint::{self, Checkpoint};
-use crate::train::device::{self, Hardware, Selected, With};
+use crate::train::device::{self, Hardware, Selected, Storage, With};
 use crate::train::evaluate::{Evaluation, rate};
 use crate::train::evaluator::Evaluator;
 use crate::train::memory::prepared_bytes;
@@ -241,7 +241,8 @@ impl EvalFlags {
     }
 
     fn selected(&self) -> Result<Selected, EvalError> {
-        let selected = device::select(self.device, self.threads.unwrap_or(0) as usize, self.precision);
+        let storage = Storage { precision: self.precision, ..Storage::default() };
+        let selected = device::select(self.device, self.threads.unwrap_or(0) as usize, storage);
         Ok(selected.map_err(TrainError::from)?)
     }
 

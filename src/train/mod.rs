@@ -45,7 +45,7 @@ pub use error::TrainError;
 pub use evaluation::{evaluate, evaluator};
 pub use memory::{MemoryPlan, memory_plan};
 pub use optimizer::{Decayed, Optimizer};
-pub use options::{DataChoice, DeviceChoice, RunOptions};
+pub use options::{DataChoice, DeviceChoice, RecomputeChoice, RunOptions};
 pub use progressive::Stage;
 pub use recipe::Recipe;
 pub use recipe_limits::RecipeError;

@@ -103,6 +103,28 @@ impl DeviceChoice {
     }
 }
 
+/// Whether a GPU computes expanded tensors again in place of storing them. It does so in the first stages, in fp16 and bf16;
+/// the result is the same bits.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, Display, EnumString, VariantNames,
+)]
+#[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "lowercase", parse_err_ty = String, parse_err_fn = RecomputeChoice::unknown)]
+pub enum RecomputeChoice {
+    /// Where the card is faster so.
+    #[default]
+    Auto,
+    /// Always: it takes less memory.
+    On,
+    Off,
+}
+
+impl RecomputeChoice {
+    fn unknown(name: &str) -> String {
+        names::unknown::<RecomputeChoice>("recompute", name)
+    }
+}
+
 /// See the module's description. Fields that a file may set are read from a table by serde; the others belong to one
 /// call.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -112,6 +134,7 @@ pub struct RunOptions {
     pub device: DeviceChoice,
     /// Storage type on a GPU; none means fp16. A checkpoint does not depend on it.
     pub precision: Option<Precision>,
+    pub recompute: RecomputeChoice,
     /// Compute threads; 0 means one for each core.
     pub threads: usize,
     /// Threads that prepare images; 0 means as many as suit the device and the machine.
@@ -162,6 +185,7 @@ impl RunOptions {
             out: out.into(),
             device: DeviceChoice::Auto,
             precision: None,
+            recompute: RecomputeChoice::Auto,
             threads: 0,
             loader_threads: 0,
             checkpoint_every: 0,

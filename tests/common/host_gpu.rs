@@ -75,6 +75,8 @@ impl HostGpu {
             name: "host harness".into(),
             capability: (8, 0),
             multiprocessors: 4,
+            clock: 0,
+            memory_speed: 0,
             shared_per_block: 99 << 10,
             memory: 8 << 30,
         };

@@ -46,8 +46,9 @@ fn logits<O: Ops>(
     buffers::values(ops, network.logits).unwrap()
 }
 
-/// Two sets of weights take turns over three batches, as in training. The coefficients are computed before the first.
-fn expect_same<O: Ops>(device: &impl Device, start: impl Fn(&ParamTable, &Plan) -> O) {
+/// Two sets of weights take turns over three batches, as in training. The coefficients are computed before the first. Gives
+/// the bits of all logits.
+fn expect_same<O: Ops>(device: &impl Device, start: impl Fn(&ParamTable, &Plan) -> O) -> Vec<Vec<u32>> {
     let (arch, table) = b0();
     let ready = |plan: &Plan| {
         let mut ops = start(&table, plan);
@@ -78,6 +79,7 @@ fn expect_same<O: Ops>(device: &impl Device, start: impl Fn(&ParamTable, &Plan) 
             all.push(bits(&got));
         }
     }
+    all
 }
 
 #[test]
@@ -89,9 +91,13 @@ fn fold_gives_the_logits_of_the_unfolded_on_the_cpu() {
 
 fn fold_gives_the_logits_of_the_unfolded<G: TestGpu>() {
     let precision = Precision::Fp16;
-    expect_same(&CudaDevice::new(precision), |table, plan| {
+    let start = |table: &ParamTable, plan: &Plan| {
         engine::<G>(G::WAYS[0], table.trainable(), table.total(), &[plan], precision).unwrap()
-    });
+    };
+    let stored = expect_same(&CudaDevice::new(precision), start);
+    // Nor does it matter whether expanded tensors are computed again.
+    let again = expect_same(&CudaDevice::recomputing(precision), start);
+    assert_eq!(again, stored);
 }
 on_cuda!(fold_gives_the_logits_of_the_unfolded);
 

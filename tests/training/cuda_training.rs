@@ -21,7 +21,7 @@ use effnet::train::evaluator::Evaluator;
 use effnet::train::events::{LogLine, Silent};
 use effnet::train::memory::{evaluation_need, memory_plan};
 use effnet::train::run::train_on;
-use effnet::train::{ClassWeights, Decayed, Outcome, Recipe, RunOptions};
+use effnet::train::{ClassWeights, Decayed, Outcome, Recipe, RecomputeChoice, RunOptions};
 
 fn recipe() -> Recipe {
     // With a low rate, runs that differ only in rounding stay close.
@@ -98,19 +98,25 @@ on_cuda!(overflow_skips_the_step_halves_the_scale_and_survives_a_resume);
 #[test]
 #[cfg_attr(not(target_arch = "x86_64"), ignore = "the host harness runs on x86-64 only")]
 fn memory_taken_on_a_gpu_is_what_was_planned() {
-    for (precision, ema, weight_decay_of, augment) in [
-        (Precision::Fp16, 0.999, Decayed::Weights, Auto::AutoAugment),
-        (Precision::Fp32, 0.0, Decayed::All, Auto::None),
+    for (device, ema, weight_decay_of, augment) in [
+        (CudaDevice::new(Precision::Fp16), 0.999, Decayed::Weights, Auto::AutoAugment),
+        (CudaDevice::recomputing(Precision::Bf16), 0.999, Decayed::Weights, Auto::None),
+        (CudaDevice::new(Precision::Fp32), 0.0, Decayed::All, Auto::None),
     ] {
+        let precision = device.precision;
+        let hardware = || match device.recomputes {
+            true => cuda::<HostGpu>(precision).with_recompute(RecomputeChoice::On),
+            false => cuda(precision),
+        };
         let recipe = Recipe { ema, weight_decay_of, augment, ..recipe() };
         let editing = if recipe.edits_images() { Editing::Edits } else { Editing::None };
         let images = (recipe.micro_batch, recipe.resolution);
         let arch = recipe.architecture(5).unwrap();
         let table = ParamTable::new(&arch);
-        let plan = |config| Network::new(&arch, &table, config).plan(&CudaDevice::new(precision));
+        let plan = |config| Network::new(&arch, &table, config).plan(&device);
         let evaluation = plan(NetworkConfig::inference(images.0));
-        let need = evaluation_need(&evaluation, &table, &CudaDevice::new(precision), true, images);
-        let planned = memory_plan(&recipe, 5, &mut cuda::<HostGpu>(precision), World::ALONE, 1).unwrap();
+        let need = evaluation_need(&evaluation, &table, &device, true, images);
+        let planned = memory_plan(&recipe, 5, &mut hardware(), World::ALONE, 1).unwrap();
         let planned = planned.total() - planned.reserve;
         let evaluating =
             StateSize { slots: 0, decay_factors: false, ..StateSize::new(table.trainable(), table.total()) };
@@ -120,8 +126,8 @@ fn memory_taken_on_a_gpu_is_what_was_planned() {
             ("a run", planned, training, vec![&plan(recipe.network_config(1)), &evaluation], editing),
             ("an evaluation", need, evaluating, vec![&evaluation], Editing::None),
         ] {
-            let used = taken(cuda::<HostGpu>(precision), state, &plans, images, editing);
-            let line = format!("{what} in {precision}: {used} bytes, planned {planned}");
+            let used = taken(hardware(), state, &plans, images, editing);
+            let line = format!("{what} with {device:?}: {used} bytes, planned {planned}");
             assert!(used.abs_diff(planned) < planned / 1000, "{line}");
         }
     }
@@ -177,6 +183,26 @@ fn resumed_run_equals_the_undisturbed_one<G: TestGpu>() {
     assert_eq!(training::timeless_log(&whole), training::timeless_log(&parts));
 }
 on_cuda!(resumed_run_equals_the_undisturbed_one);
+
+/// A run may go on with expanded tensors computed again that it stored, and the other way. Evaluations compute them again too.
+fn recomputing_run_saves_the_same_bytes<G: TestGpu>() {
+    let recipe = Recipe { ema: 0.9, eval_every: 0.25, ..recipe() };
+    let dir = tempfile::tempdir().unwrap();
+    let [stored, again, mixed] = ["stored", "again", "mixed"].map(|name| dir.path().join(name));
+    let on = || cuda::<G>(Precision::Fp16).with_recompute(RecomputeChoice::On);
+    run_recipe(&recipe, cuda::<G>(Precision::Fp16).with_recompute(RecomputeChoice::Off), &stored, 3);
+    assert!(on().line().contains(", fp16, recomputing (as asked)"), "{}", on().line());
+    run_recipe(&recipe, on(), &again, 3);
+    run_recipe(&recipe, on(), &mixed, 1);
+    run_recipe(&recipe, cuda::<G>(Precision::Fp16).with_recompute(RecomputeChoice::Off), &mixed, 2);
+    run_recipe(&recipe, on(), &mixed, 3);
+    for other in [again, mixed] {
+        training::assert_same_file(&stored, &other, "checkpoint.bin");
+        training::assert_same_file(&stored, &other, "best.bin");
+        assert_eq!(training::timeless_log(&stored), training::timeless_log(&other));
+    }
+}
+on_cuda!(recomputing_run_saves_the_same_bytes);
 
 /// Each stage has its own plan and graphs: the second step of a stage is captured, and the third launches what was captured.
 fn progressive_run_is_resumed_to_the_same_bytes<G: TestGpu>() {

@@ -88,6 +88,8 @@ impl RecordingGpu {
             name: "none".into(),
             capability: (8, 0),
             multiprocessors: 1,
+            clock: 0,
+            memory_speed: 0,
             shared_per_block: 99 << 10,
             memory,
         };

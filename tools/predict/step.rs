@@ -177,7 +177,8 @@ fn taken(
         let mut work = work::of(&launch).map_err(OpsError::Device)?;
         for (field, at) in launch.pointers() {
             // A tensor that lives within the pass is named twice.
-            if let Some((tensor, _)) = tensors.iter().find(|(tensor, _)| ops.context().tensor(*tensor) == at) {
+            if let Some((tensor, _)) = tensors.iter().find(|(tensor, _)| ops.context().tensor(*tensor) == at)
+            {
                 work.bytes += bytes_of(tensor) as f64 * share(&launch.kernel, field);
                 missing.remove(&tensor.id);
             }

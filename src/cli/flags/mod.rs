@@ -22,7 +22,7 @@ use crate::data::augment::Auto;
 use crate::data::{CropMode, NormaliseBy, Shuffle};
 use crate::model::{Padding, Variant};
 use crate::ops::cuda::Precision;
-use crate::train::{ClassWeights, Decayed, DeviceChoice, Optimizer, ScheduleKind};
+use crate::train::{ClassWeights, Decayed, DeviceChoice, Optimizer, RecomputeChoice, ScheduleKind};
 
 const MODEL: &str = "Model";
 const DATA: &str = "Data";
@@ -241,6 +241,9 @@ pub struct Settings {
     /// How a GPU stores activations: fp16 (with dynamic loss scaling), bf16 or fp32 [default: fp16]
     #[arg(long, value_name = "TYPE", value_parser = Precision::from_str, help_heading = RUN)]
     pub precision: Option<Precision>,
+    /// Whether a GPU computes the first stages' expanded tensors again in place of storing them: auto (where the card is faster so), on (for less memory) or off; the result is the same [default: auto]
+    #[arg(long, value_name = "WHEN", value_parser = RecomputeChoice::from_str, help_heading = RUN)]
+    pub recompute: Option<RecomputeChoice>,
     /// GPUs of this machine to train on, one process for each; needs CUDA. Leave it out under torchrun, mpirun or srun [default: 1]
     #[arg(long, value_name = "N", value_parser = whole, allow_negative_numbers = true, help_heading = RUN)]
     pub gpus: Option<u64>,

@@ -41,10 +41,23 @@ pub struct Properties {
     /// Compute capability, major and minor.
     pub capability: (u32, u32),
     pub multiprocessors: u32,
+    /// Of a multiprocessor, in Hz; 0 if the driver does not say.
+    pub clock: u64,
+    /// Bytes a second that the memory moves at most; 0 if the driver does not say.
+    pub memory_speed: u64,
     /// Maximum bytes of shared memory of one block.
     pub shared_per_block: usize,
     /// Total bytes of device memory.
     pub memory: u64,
+}
+
+impl Properties {
+    /// Bytes that the memory moves in the time in which the multiprocessors issue an instruction of a warp: each issues
+    /// four a cycle. None if unknown.
+    pub fn balance(&self) -> Option<f64> {
+        let issued = 4 * u64::from(self.multiprocessors) * self.clock;
+        (issued > 0 && self.memory_speed > 0).then(|| self.memory_speed as f64 / issued as f64)
+    }
 }
 
 /// One field of an argument struct.

@@ -18,7 +18,7 @@ pub mod embedded;
 mod engine;
 pub mod exchange;
 pub mod expand;
-mod expand_depthwise;
+pub mod expand_depthwise;
 pub mod gpu;
 pub mod head;
 pub mod image;

@@ -6,15 +6,16 @@ mod select;
 use std::sync::Arc;
 
 pub use host_memory::available as host_memory;
-pub use select::{DeviceError, Selected, With, check_for, gpus, select, select_for};
+pub use select::{DeviceError, Selected, Storage, With, check_for, gpus, select, select_for};
 
 use crate::data::Form;
 use crate::ops::cpu::{CpuDevice, CpuOps, simd};
 use crate::ops::cuda::embedded::Image;
-use crate::ops::cuda::{CudaDevice, CudaOps, Gpu, Precision};
+use crate::ops::cuda::{CudaDevice, CudaOps, Gpu, Precision, expand_depthwise};
 use crate::ops::{Device, Ops, Plan, Result as OpsResult, StateSize};
 use crate::parallel::Group;
 use crate::processors;
+use crate::train::options::RecomputeChoice;
 
 /// What the operators must be prepared for.
 pub struct Needs<'a> {
@@ -115,6 +116,7 @@ impl Hardware for Cpu {
 pub struct Cuda<G: Gpu> {
     gpu: G,
     precision: Precision,
+    recomputes: bool,
     why: String,
     /// What of the embedded kernels runs; none if the kernels are others.
     image: Option<Image>,
@@ -122,7 +124,18 @@ pub struct Cuda<G: Gpu> {
 
 impl<G: Gpu> Cuda<G> {
     pub fn new(gpu: G, precision: Precision, why: impl Into<String>) -> Cuda<G> {
-        Cuda { gpu, precision, why: why.into(), image: None }
+        Cuda { gpu, precision, recomputes: false, why: why.into(), image: None }
+            .with_recompute(RecomputeChoice::Auto)
+    }
+
+    /// The same with expanded tensors computed again, or not; in fp32 they are always stored.
+    pub fn with_recompute(self, choice: RecomputeChoice) -> Cuda<G> {
+        let recomputes = match choice {
+            RecomputeChoice::Auto => expand_depthwise::pays(self.gpu.properties()),
+            RecomputeChoice::On => true,
+            RecomputeChoice::Off => false,
+        };
+        Cuda { recomputes: recomputes && self.precision != Precision::Fp32, ..self }
     }
 
     /// The same with the image of the embedded kernels that the GPU runs, for the report.
@@ -136,7 +149,7 @@ impl<G: Gpu> Hardware for Cuda<G> {
     type Ops = CudaOps<G>;
 
     fn device(&self) -> CudaDevice {
-        CudaDevice::new(self.precision)
+        CudaDevice { precision: self.precision, recomputes: self.recomputes }
     }
     fn line(&self) -> String {
         let properties = self.gpu.properties();
@@ -144,7 +157,8 @@ impl<G: Gpu> Hardware for Cuda<G> {
         let image = self.image.map(|image| format!(", {image}")).unwrap_or_default();
         let card = format!("{} ({major}.{minor}{image})", properties.name);
         let waits = if self.gpu.captures() { "" } else { ", waiting after each kernel" };
-        format!("device: cuda, {card}, {}{waits} ({})", self.precision, self.why)
+        let again = if self.recomputes { ", recomputing" } else { "" };
+        format!("device: cuda, {card}, {}{again}{waits} ({})", self.precision, self.why)
     }
     fn available(&mut self) -> Option<u64> {
         self.gpu.available().ok()

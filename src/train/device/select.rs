@@ -10,7 +10,7 @@ use crate::ops::cuda::usable;
 use crate::ops::cuda::{Gpu, Precision};
 use crate::parallel::nccl::ranks_may_share_gpus;
 use crate::parallel::{Ranks, World};
-use crate::train::options::{DeviceChoice, RunOptions};
+use crate::train::options::{DeviceChoice, RecomputeChoice, RunOptions};
 
 /// A device that is not available.
 #[derive(Debug, thiserror::Error, PartialEq)]
@@ -24,6 +24,16 @@ pub enum DeviceError {
     Ranks { ranks: usize, gpus: usize },
     #[error("--precision {0}: the CPU computes in fp32; leave the flag out, or use --device cuda")]
     Precision(Precision),
+    #[error("--recompute on: {0}; leave the flag out")]
+    Recompute(&'static str),
+}
+
+/// How a GPU stores activations.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Storage {
+    /// None means fp16, with dynamic loss scaling.
+    pub precision: Option<Precision>,
+    pub recompute: RecomputeChoice,
 }
 
 /// The device chosen.
@@ -60,7 +70,7 @@ pub fn select_for(options: &RunOptions) -> Result<Selected, DeviceError> {
         0 => share_of_cores(world),
         threads => threads,
     };
-    select_at(options.device, gpu_for(options)?, threads, options.precision)
+    select_at(options.device, gpu_for(options)?, threads, storage(options))
 }
 
 /// What [`select_for`] refuses, for a process that does not compute itself.
@@ -73,12 +83,16 @@ pub fn check_for(options: &RunOptions) -> Result<(), DeviceError> {
         _ => Some(usable::check(gpu_for(options)?)),
     };
     match gpu {
-        Some(Ok(())) => Ok(()),
         Some(Err(error)) if options.device == DeviceChoice::Cuda => {
             Err(DeviceError::NoCuda(error.to_string()))
         }
-        _ => cpu_computes_in(options.precision),
+        Some(Ok(())) => gpu_stores(storage(options)),
+        _ => cpu_stores(storage(options)),
     }
+}
+
+fn storage(options: &RunOptions) -> Storage {
+    Storage { precision: options.precision, recompute: options.recompute }
 }
 
 /// The number of this rank's GPU, if there is one.
@@ -96,9 +110,23 @@ fn gpu_for(options: &RunOptions) -> Result<usize, DeviceError> {
     Ok(0)
 }
 
-fn cpu_computes_in(precision: Option<Precision>) -> Result<(), DeviceError> {
-    match precision {
-        Some(precision) if precision != Precision::Fp32 => Err(DeviceError::Precision(precision)),
+fn cpu_stores(storage: Storage) -> Result<(), DeviceError> {
+    match storage {
+        Storage { precision: Some(precision), .. } if precision != Precision::Fp32 => {
+            Err(DeviceError::Precision(precision))
+        }
+        Storage { recompute: RecomputeChoice::On, .. } => {
+            Err(DeviceError::Recompute("the CPU stores expanded tensors"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn gpu_stores(storage: Storage) -> Result<(), DeviceError> {
+    match storage {
+        Storage { precision: Some(Precision::Fp32), recompute: RecomputeChoice::On } => {
+            Err(DeviceError::Recompute("a GPU computes them again in fp16 and bf16, not in fp32"))
+        }
         _ => Ok(()),
     }
 }
@@ -120,31 +148,27 @@ fn gpu_of(world: World, gpus: usize, pinned: bool, share: bool) -> Result<usize,
     }
 }
 
-/// Chooses a device, the first one if it is a GPU. `threads` 0 means one for each core. Without a precision a GPU
-/// computes in fp16, with dynamic loss scaling.
+/// Chooses a device, the first one if it is a GPU. `threads` 0 means one for each core.
 ///
 /// # Errors
 /// [`DeviceError`] for a device that this build or machine does not have.
-pub fn select(
-    choice: DeviceChoice,
-    threads: usize,
-    precision: Option<Precision>,
-) -> Result<Selected, DeviceError> {
-    select_at(choice, 0, threads, precision)
+pub fn select(choice: DeviceChoice, threads: usize, storage: Storage) -> Result<Selected, DeviceError> {
+    select_at(choice, 0, threads, storage)
 }
 
 fn select_at(
     choice: DeviceChoice,
     index: usize,
     threads: usize,
-    precision: Option<Precision>,
+    storage: Storage,
 ) -> Result<Selected, DeviceError> {
-    let cpu = |why: String| cpu_computes_in(precision).map(|()| Selected::Cpu(Cpu::new(threads, why)));
+    let cpu = |why: String| cpu_stores(storage).map(|()| Selected::Cpu(Cpu::new(threads, why)));
     let cuda = |gpu: Driver, why: &str| {
         let (major, minor) = gpu.properties().capability;
         let image = EMBEDDED.as_ref().ok().and_then(|kernels| kernels.image_for(major * 10 + minor));
-        let cuda = Cuda::new(gpu, precision.unwrap_or(Precision::Fp16), why).with_image(image);
-        Ok(Selected::Cuda(Box::new(cuda)))
+        gpu_stores(storage)?;
+        let cuda = Cuda::new(gpu, storage.precision.unwrap_or(Precision::Fp16), why);
+        Ok(Selected::Cuda(Box::new(cuda.with_recompute(storage.recompute).with_image(image))))
     };
     if choice == DeviceChoice::Cpu {
         return cpu("as asked".into());
@@ -174,7 +198,7 @@ mod tests {
 
     #[test]
     fn select_says_why_and_refuses_what_is_missing() {
-        match select(DeviceChoice::Auto, 0, None).unwrap() {
+        match select(DeviceChoice::Auto, 0, Storage::default()).unwrap() {
             Selected::Cpu(cpu) => {
                 let line = cpu.line();
                 assert!(
@@ -184,12 +208,19 @@ mod tests {
             }
             Selected::Cuda(_) => assert!(Driver::open(0).is_ok()),
         }
-        let Ok(Selected::Cpu(cpu)) = select(DeviceChoice::Cpu, 3, None) else { panic!("the CPU is there") };
+        let Ok(Selected::Cpu(cpu)) = select(DeviceChoice::Cpu, 3, Storage::default()) else {
+            panic!("the CPU is there")
+        };
         assert_eq!(cpu.device.threads, 3);
-        let refused = select(DeviceChoice::Cpu, 0, Some(Precision::Fp16)).err();
-        assert_eq!(refused, Some(DeviceError::Precision(Precision::Fp16)));
+        let half = Storage { precision: Some(Precision::Fp16), ..Storage::default() };
+        assert_eq!(select(DeviceChoice::Cpu, 0, half).err(), Some(DeviceError::Precision(Precision::Fp16)));
+        let again = Storage { recompute: RecomputeChoice::On, ..Storage::default() };
+        let refused = select(DeviceChoice::Cpu, 0, again).err().unwrap().to_string();
+        assert_eq!(refused, "--recompute on: the CPU stores expanded tensors; leave the flag out");
+        let fp32 = Storage { precision: Some(Precision::Fp32), ..again };
+        assert!(gpu_stores(again).is_ok() && gpu_stores(fp32).is_err());
         if Driver::open(0).is_err() {
-            let error = select(DeviceChoice::Cuda, 0, None).err().unwrap().to_string();
+            let error = select(DeviceChoice::Cuda, 0, Storage::default()).err().unwrap().to_string();
             assert!(error.starts_with("--device cuda: ") && error.contains("--device cpu"), "{error}");
         }
     }

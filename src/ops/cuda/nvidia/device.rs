@@ -79,6 +79,8 @@ pub fn properties(device: CUdevice) -> Result<Properties> {
     let mut memory = 0;
     // SAFETY: writes one number.
     unsafe { call!(cuDeviceTotalMem_v2(&mut memory, device)) }?;
+    // A choice follows from these, no result: a driver that does not say is no fault.
+    let known = |of| attribute(device, of).map_or(0, u64::from);
     Ok(Properties {
         // SAFETY: the last byte is still zero.
         name: unsafe { CStr::from_ptr(name.as_ptr()) }.to_string_lossy().into_owned(),
@@ -87,6 +89,12 @@ pub fn properties(device: CUdevice) -> Result<Properties> {
             attribute(device, Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
         ),
         multiprocessors: attribute(device, Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+        clock: 1000 * known(Attribute::CU_DEVICE_ATTRIBUTE_CLOCK_RATE),
+        // Two transfers a cycle; kHz and bits.
+        memory_speed: 2000
+            * known(Attribute::CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE)
+            * known(Attribute::CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH)
+            / 8,
         shared_per_block: attribute(device, Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?
             as usize,
         memory: memory as u64,
@@ -195,6 +203,8 @@ mod tests {
             name: "Some Card".into(),
             capability,
             multiprocessors: 68,
+            clock: 1_710_000_000,
+            memory_speed: 760_320_000_000,
             shared_per_block: 99 << 10,
             memory: 10 << 30,
         }
