@@ -2,19 +2,22 @@
 
 use crate::common::fixture::equal_bits;
 use crate::common::gpu::{TestGpu, on_cuda};
-use crate::common::network::{architecture, training};
+use crate::common::network::training;
 use crate::common::trial::{CLASSES, Step, Trial};
-use effnet::model::{Variant, Window};
+use effnet::model::{Architecture, BatchNormConfig, Padding, Variant, Window};
 use effnet::ops::cuda::{CudaDevice, Precision};
 use effnet::ops::*;
 
-/// Two images, and the blocks of B0 up to the one with 24 inputs and a 5×5 kernel.
-fn trial(precision: Precision, side: usize) -> Trial {
-    let mut arch = architecture(Variant::B0, CLASSES, side);
-    arch.blocks.truncate(4);
+/// The first blocks of a network, up to the 5×5 kernel with stride two: all blocks that few channels go into.
+fn trial(precision: Precision, (model, padding): (Variant, Padding), side: usize, images: usize) -> Trial {
+    let mut arch = Architecture::new(model, CLASSES, side, padding, BatchNormConfig::default()).unwrap();
+    let last = arch.blocks.iter().position(|block| (block.window.kernel, block.window.stride) == (5, 2));
+    arch.blocks.truncate(last.expect("all networks have one") + 1);
     arch.head_channels = 48;
-    Trial::new(precision, &arch, training(2))
+    Trial::new(precision, &arch, training(images))
 }
+
+const B0: (Variant, Padding) = (Variant::B0, Padding::Symmetric);
 
 fn expect_same(step: &Step, expected: &Step, what: &str) {
     for (part, got, expected) in [
@@ -29,19 +32,26 @@ fn expect_same(step: &Step, expected: &Step, what: &str) {
     assert_eq!(step.figures, expected.figures, "{what}");
 }
 
-/// Maps of 16 to 4 pixels fit a block's tile; those of 45 to 12 have odd sides and several tiles.
+/// Maps of 16 to 4 pixels fit a block's tile; those of 45 to 12 have odd sides and several tiles. B4 has 24 and 32 inputs.
 fn recomputed_steps_are_those_of_stored_tensors<G: TestGpu>() {
-    for (precision, side) in [(Precision::Fp16, 32), (Precision::Fp16, 90), (Precision::Bf16, 90)] {
-        let scale = if precision == Precision::Fp16 { 256.0 } else { 1.0 };
-        let stores = trial(precision, side);
-        let recomputes = trial(precision, side).recomputing();
+    let same = (Variant::B4, Padding::Same);
+    for (precision, network, side, images) in [
+        (Precision::Fp16, B0, 32, 2),
+        (Precision::Fp16, B0, 90, 2),
+        (Precision::Bf16, B0, 90, 1),
+        (Precision::Fp16, same, 58, 3),
+        (Precision::Bf16, same, 61, 1),
+    ] {
+        let scale = if precision == Precision::Fp16 { 64.0 } else { 1.0 };
+        let stores = trial(precision, network, side, images);
+        let recomputes = trial(precision, network, side, images).recomputing();
         let mut expected = stores.ops::<G>(G::WAYS[0], scale);
         let mut ops = recomputes.ops::<G>(G::WAYS[0], scale);
         for number in 0..3 {
             let expected = stores.step(&mut expected, number, 0..1).unwrap();
             let step = recomputes.step(&mut ops, number, 0..1).unwrap();
             assert!(!step.figures.skipped);
-            expect_same(&step, &expected, &format!("{precision}, side {side}, step {number}"));
+            expect_same(&step, &expected, &format!("{network:?} in {precision}, side {side}, step {number}"));
         }
     }
 }
@@ -51,7 +61,7 @@ on_cuda!(recomputed_steps_are_those_of_stored_tensors);
 #[test]
 fn recomputing_device_stores_no_expanded_tensor_of_the_first_stages() {
     let fused = |precision| {
-        let trial = trial(precision, 64).recomputing();
+        let trial = trial(precision, B0, 64, 2).recomputing();
         let device = CudaDevice::recomputing(precision);
         let passes = trial.network.itinerary(&device).passes();
         let of = |wanted: fn(&Pass) -> bool| passes.iter().filter(|pass| wanted(pass)).count();
@@ -74,10 +84,9 @@ fn recomputing_device_stores_no_expanded_tensor_of_the_first_stages() {
 /// No window is recomputed for which there is no kernel.
 #[test]
 fn only_windows_of_few_inputs_are_recomputed() {
-    use effnet::model::Padding::Symmetric;
     let device = CudaDevice::recomputing(Precision::Bf16);
     let recomputes = |expanded, inputs, kernel, stride| {
-        !device.stores_expanded(expanded, inputs, Window::new(kernel, stride, 56, Symmetric))
+        !device.stores_expanded(expanded, inputs, Window::new(kernel, stride, 56, Padding::Symmetric))
     };
     assert!(recomputes(96, 16, 3, 2) && recomputes(144, 24, 3, 1) && recomputes(192, 32, 5, 2));
     assert!(!recomputes(240, 40, 5, 1) && !recomputes(144, 24, 5, 1) && !recomputes(288, 32, 3, 1));
