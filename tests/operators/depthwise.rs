@@ -37,7 +37,7 @@ fn windows(side: usize) -> impl Iterator<Item = (Window, String)> {
     })
 }
 
-fn forward(
+pub fn forward(
     f: &mut Fixture,
     images: usize,
     window: Window,
@@ -130,12 +130,12 @@ on_every_device!(statistics_survive_a_large_mean, large_mean());
 
 /// What the gradient at the convolution's input becomes.
 #[derive(Clone, Copy, Debug)]
-enum Input {
+pub enum Input {
     Normalised,
     Identity { shortcut: bool, drops: bool },
 }
 
-fn backward(
+pub fn backward(
     f: &mut Fixture,
     images: usize,
     window: Window,

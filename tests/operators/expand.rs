@@ -87,7 +87,7 @@ fn large_mean() -> [Case; 1] {
 }
 on_every_device!(statistics_survive_a_large_mean, large_mean());
 
-fn backward(
+pub fn backward(
     f: &mut Fixture,
     [images, pixels, inputs, outputs]: [usize; 4],
     shortcut: bool,

@@ -9,6 +9,7 @@ mod check_gpu;
 mod common;
 mod depthwise;
 mod expand;
+mod expand_depthwise;
 mod harness;
 mod head;
 mod image;

@@ -170,6 +170,15 @@ impl Reference {
         self.put(p.dx, dx);
     }
 
+    /// Without y, which is computed again.
+    pub(super) fn expand_depthwise_gradient(&mut self, p: &ExpandDepthwiseBackward) {
+        let ExpandBackward { rows, inputs, outputs, x, weight, y, .. } = p.expand;
+        let layer = Convolution::pointwise(rows, inputs, outputs);
+        self.put(y, layer.forward(&self.get(x), &self.raw_weight(weight)));
+        self.depthwise_gradient(&p.depthwise);
+        self.expand_gradient(&p.expand);
+    }
+
     pub(super) fn stem_gradient(&mut self, p: &StemBackward) {
         self.get(p.bn.sums);
         let dy = self.through_norm(&p.bn, &self.get(p.y), &self.get(p.du));

@@ -298,10 +298,7 @@ impl Ops for Reference {
             Pass::SqueezeBackward(p) => self.squeeze_gradient(p),
             Pass::DepthwiseBackward(p) => self.depthwise_gradient(p),
             Pass::ExpandBackward(p) => self.expand_gradient(p),
-            Pass::ExpandDepthwiseBackward(p) => {
-                self.depthwise_gradient(&p.depthwise);
-                self.expand_gradient(&p.expand);
-            }
+            Pass::ExpandDepthwiseBackward(p) => self.expand_depthwise_gradient(p),
             Pass::StemBackward(p) => self.stem_gradient(p),
             Pass::Update(p) => self.optimise(p),
         }

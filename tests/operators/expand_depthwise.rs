@@ -1,0 +1,93 @@
+//! Expand and depthwise without the tensor between them, on the kernels, against the oracle.
+
+use crate::common::fixture::cases::{Case, on_cuda_devices};
+use crate::common::fixture::{Fixture, doubles};
+use crate::depthwise::{self, Input};
+use crate::expand;
+use effnet::model::{Padding, Window};
+use effnet::ops::cuda::Precision;
+use effnet::ops::*;
+
+/// Kernel and stride of the windows that are recomputed.
+const WINDOWS: [(usize, usize); 3] = [(3, 1), (3, 2), (5, 2)];
+
+/// Images, side, inputs, expanded channels: each number of pieces of eight inputs, slices that are not full, maps of one
+/// tile and of several, sides for which the padding is even and odd.
+const SHAPES: [[usize; 4]; 6] =
+    [[5, 3, 8, 24], [2, 7, 16, 96], [3, 15, 24, 144], [2, 16, 32, 192], [1, 33, 24, 40], [1, 58, 16, 96]];
+
+fn windows(side: usize) -> impl Iterator<Item = Window> {
+    let of = move |(kernel, stride)| {
+        [Padding::Symmetric, Padding::Same].map(|padding| Window::new(kernel, stride, side, padding))
+    };
+    WINDOWS.into_iter().flat_map(of)
+}
+
+/// The expansion's weight, and the expanded tensor, which only the oracle stores, with its values.
+fn expanded(f: &mut Fixture, x: &[f32], inputs: usize, channels: usize) -> (Param, Tensor, Vec<f32>) {
+    let bound = (3.0 / inputs as f64).sqrt();
+    let weight = f.noise("expand weight", channels * inputs, -bound, bound);
+    let dot = |row: &[f32], weight: &[f32]| -> f32 {
+        let products = doubles(row).into_iter().zip(doubles(weight)).map(|(a, b)| a * b);
+        products.sum::<f64>() as f32
+    };
+    let rows = x.chunks(inputs);
+    let y: Vec<f32> = rows.flat_map(|row| weight.chunks(inputs).map(move |w| dot(row, w))).collect();
+    let tensor = f.tensors.new_tensor("expanded", y.len(), Kind::Float);
+    (f.param_of("expand weight", weight), tensor, y)
+}
+
+fn name(window: Window, [images, side, inputs, channels]: [usize; 4]) -> String {
+    let Window { kernel, stride, pad, .. } = window;
+    format!("{images}×{side}²×{inputs} to {channels}, {kernel}×{kernel}, stride {stride}, padding {pad}")
+}
+
+fn case(f: Fixture, pass: Pass, terms: usize) -> Case {
+    Case { precisions: &[Precision::Fp16, Precision::Bf16], ..Case::new(f, pass, terms) }
+}
+
+/// The statistics of the expanded tensor are inputs: the oracle's are those of values that are not rounded. That they are the
+/// bits of the stored tensor's is tested with whole steps.
+fn forward_cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for shape @ [images, side, inputs, channels] in SHAPES {
+        for window in windows(side) {
+            let mut f = Fixture::new(name(window, shape));
+            let rows = images * side * side;
+            let x = f.activation("x", rows, inputs);
+            let (weight, y, values) = expanded(&mut f, &x, inputs, channels);
+            let mut bn = f.norm_of("expanded bn", &values, channels);
+            bn.statistics = Statistics::Running;
+            let x = f.input("x", x);
+            let expand = ExpandForward { rows, inputs, outputs: channels, x, weight, y, bn };
+            let mut depthwise = depthwise::forward(&mut f, images, window, channels, values, true);
+            (depthwise.x, depthwise.input_bn) = (y, Some(bn));
+            let pass = ExpandDepthwiseForward { expand, depthwise };
+            cases.push(case(f, pass.into(), depthwise.bn.rows.max(25)));
+        }
+    }
+    cases
+}
+on_cuda_devices!(forward_agrees_with_the_oracle, forward_cases());
+
+fn backward_cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (at, shape) in SHAPES.into_iter().enumerate() {
+        let [images, side, inputs, channels] = shape;
+        for window in windows(side).filter(|window| images * window.output_pixels() >= 4) {
+            let mut f = Fixture::new(name(window, shape));
+            let kind = [images, side * side, inputs, channels];
+            let mut expand = expand::backward(&mut f, kind, at % 2 == 0, at % 3 == 0);
+            let x = f.value(expand.x).to_vec();
+            let (weight, y, values) = expanded(&mut f, &x, inputs, channels);
+            let bn = f.norm_of("expanded bn", &values, channels);
+            let mut depthwise = depthwise::backward(&mut f, images, window, channels, Input::Normalised);
+            (depthwise.x, depthwise.input) = (y, DepthwiseInput::Normalised(bn));
+            (expand.weight, expand.y, expand.bn, expand.du) = (weight, y, bn, depthwise.dx);
+            let pass = ExpandDepthwiseBackward { expand, depthwise };
+            cases.push(case(f, pass.into(), channels.max(images * side * side)));
+        }
+    }
+    cases
+}
+on_cuda_devices!(backward_agrees_with_the_oracle, backward_cases());
