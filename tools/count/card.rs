@@ -17,6 +17,8 @@ pub struct Card {
     pub copy: f64,
     /// GB of memory, as it is sold.
     pub memory: u64,
+    /// Whether a run computes expanded tensors again there: `MOST_BALANCE` in src/ops/cuda/expand_depthwise.rs.
+    pub recomputes: bool,
     /// 10⁶ bytes of the second-level cache.
     pub cache: f64,
     /// Nanoseconds of a load that no cache holds, of a machine that is busy.
@@ -91,7 +93,8 @@ pub const CARDS: [Card; 5] = [
         multiprocessors: 108.0,
         clock: 1.41,
         copy: 1.35,
-        memory: 80,
+        memory: 40,
+        recomputes: true,
         cache: 40.0,
         latency: 600.0,
         units: Units {
@@ -111,6 +114,7 @@ pub const CARDS: [Card; 5] = [
         clock: 1.71,
         copy: 0.70,
         memory: 10,
+        recomputes: true,
         cache: 5.0,
         latency: 600.0,
         units: GEFORCE,
@@ -122,6 +126,7 @@ pub const CARDS: [Card; 5] = [
         clock: 2.52,
         copy: 0.92,
         memory: 24,
+        recomputes: true,
         cache: 72.0,
         latency: 600.0,
         units: GEFORCE,
@@ -133,6 +138,7 @@ pub const CARDS: [Card; 5] = [
         clock: 1.755,
         copy: 3.0,
         memory: 80,
+        recomputes: false,
         cache: 50.0,
         latency: 650.0,
         units: DATA_CENTRE,
@@ -144,6 +150,7 @@ pub const CARDS: [Card; 5] = [
         clock: 1.755,
         copy: 4.3,
         memory: 141,
+        recomputes: false,
         cache: 50.0,
         latency: 650.0,
         units: DATA_CENTRE,

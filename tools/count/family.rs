@@ -40,7 +40,10 @@ pub fn table(options: &Options, steps: &[Step]) -> Result<String, String> {
     for model in models {
         let _ = write!(text, "| {} |", model.to_uppercase());
         for card in &options.cards {
-            let step = steps.iter().find(|step| step.model == model && step.memory == card.memory);
+            let suits = |step: &&Step| {
+                step.model == model && step.memory == card.memory && step.recomputes == card.recomputes
+            };
+            let step = steps.iter().find(suits);
             let step = step.ok_or_else(|| format!("{model}: no step for {} GB", card.memory))?;
             let counted = crate::counted(options, card, &listings[&card.architecture], step)?;
             let launches: f64 = counted.iter().map(|one| one.number).sum();

@@ -21,6 +21,8 @@ pub struct Step {
     /// Of a family's record: the network, and GB of the cards whose memory its batch fills. Else empty and 0.
     pub model: String,
     pub memory: u64,
+    /// Whether its expanded tensors are computed again.
+    pub recomputes: bool,
     pub images: f64,
     pub passes: Vec<Pass>,
     pub launches: Vec<Launch>,
@@ -67,7 +69,9 @@ fn one(step: &Value) -> Option<Step> {
     let known = |launch: &Launch| launch.pass < passes.len();
     let (case, images) = (step["case"].as_str()?.into(), step["images"].as_f64()?);
     let (model, memory) = (step["model"].as_str().unwrap_or_default(), step["memory"].as_u64().unwrap_or(0));
-    launches.iter().all(known).then(|| Step { case, model: model.into(), memory, images, passes, launches })
+    let recomputes = step["recomputes"].as_bool().unwrap_or(false);
+    let model = model.into();
+    launches.iter().all(known).then(|| Step { case, model, memory, recomputes, images, passes, launches })
 }
 
 fn pass(pass: &Value) -> Option<Pass> {
