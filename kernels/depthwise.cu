@@ -28,7 +28,7 @@
     KERNEL_BLOCKS(depthwise_forward_recompute_##name, DEPTHWISE_THREADS, Shape::forward, DepthwiseForwardArguments) {    \
         DepthwiseForward<T, Shape::kernel, Shape::stride, true>(args).run();                                             \
     }                                                                                                                    \
-    KERNEL_BLOCKS(depthwise_backward_recompute_##name, DEPTHWISE_THREADS, 3, DepthwiseBackwardArguments) {               \
+    KERNEL_BLOCKS(depthwise_backward_recompute_##name, DEPTHWISE_THREADS, Shape::again, DepthwiseBackwardArguments) {    \
         DepthwiseBackward<T, Shape::kernel, Shape::stride, DepthwiseBefore::RECOMPUTED>(args).run();                     \
     }
 
@@ -36,7 +36,7 @@ INSTANCE_FP32(DEPTHWISE, k3s1, kernel = 3, stride = 1, forward = 1, backward = 1
 INSTANCE_FP32(DEPTHWISE, k3s2, kernel = 3, stride = 2, forward = 1, backward = 1)
 INSTANCE_FP32(DEPTHWISE, k5s1, kernel = 5, stride = 1, forward = 1, backward = 1)
 INSTANCE_FP32(DEPTHWISE, k5s2, kernel = 5, stride = 2, forward = 1, backward = 1)
-INSTANCE_HALF(DEPTHWISE_AND_RECOMPUTE, k3s1, kernel = 3, stride = 1, forward = 4, backward = 3)
-INSTANCE_HALF(DEPTHWISE_AND_RECOMPUTE, k3s2, kernel = 3, stride = 2, forward = 4, backward = 4)
+INSTANCE_HALF(DEPTHWISE_AND_RECOMPUTE, k3s1, kernel = 3, stride = 1, forward = 4, backward = 3, again = 3)
+INSTANCE_HALF(DEPTHWISE_AND_RECOMPUTE, k3s2, kernel = 3, stride = 2, forward = 4, backward = 4, again = 3)
 INSTANCE_HALF(DEPTHWISE, k5s1, kernel = 5, stride = 1, forward = 4, backward = 3)
-INSTANCE_HALF(DEPTHWISE_AND_RECOMPUTE, k5s2, kernel = 5, stride = 2, forward = 4, backward = 3)
+INSTANCE_HALF(DEPTHWISE_AND_RECOMPUTE, k5s2, kernel = 5, stride = 2, forward = 4, backward = 3, again = 3)

@@ -239,22 +239,14 @@ struct DepthwiseBackward {
         for (int row = units.row; row < args.rows; row += units.rows) {
             if (!in_map(step.start + row)) continue;
             T* cells = stage + (half * args.rows + row) * stage_row;
-            // Four channels at a time: registers are scarce.
-            uint32_t stored[2][4];
-#pragma unroll
-            for (int word = 0; word < 4; word += 2) {
-                float x[2][4];
-                expansion.expand(x, word * 2, cells, args.inputs, tile_end - left, place);
-#pragma unroll
-                for (int i = 0; i < 4; i++) stored[i / 2][word + i % 2] = packed<T>(x[i / 2][i % 2 * 2], x[i / 2][i % 2 * 2 + 1]);
-            }
+            float x[2][LANES];
+            expansion.expand(x, 0, cells, args.inputs, tile_end - left, place);
             warp_barrier();
 #pragma unroll
             for (int both = 0; both < 2; both++) {
                 const int pixel = lane / 4 + both * 8;
-                if (!valid || left + pixel >= tile_end) continue;
-                *reinterpret_cast<uint4*>(cells + place(pixel) * SLICE + channel) =
-                    make_uint4(stored[both][0], stored[both][1], stored[both][2], stored[both][3]);
+                if (valid && left + pixel < tile_end)
+                    store_shared_16(cells + place(pixel) * SLICE + channel, packed_lanes<T>(x[both]));
             }
         }
     }

@@ -31,10 +31,10 @@ struct Recompute {
         weights = shared;
         const int row = threadIdx.x / PIECES, column = threadIdx.x % PIECES * LANES;
         const int channel = first_channel + channel_of(row);
-        Pack<T> piece = {};
+        Pack<float> piece = {};  // 16 bytes of T
         if (channel < channels && column < inputs)
-            piece = load_pack(static_cast<const T*>(from) + channel * inputs + column);
-        store_pack(weights + row * STRIDE + column, piece);
+            piece = load_pack(reinterpret_cast<const float*>(static_cast<const T*>(from) + channel * inputs + column));
+        store_pack(reinterpret_cast<float*>(weights + row * STRIDE + column), piece);
     }
 
     // The slice's channel in a row of the weights: a lane's sums are then of eight neighbouring channels.

@@ -168,6 +168,18 @@ inline void copy_async_wait(const char* file = __builtin_FILE(), int line = __bu
 }
 #endif
 
+// 16 bytes to shared memory at once, where the compiler would make four stores of them.
+__device__ __forceinline__ void store_shared_16(void* shared, uint4 value) {
+#if defined(__CUDACC__)
+    const unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+    asm volatile("st.shared.v4.b32 [%0], {%1,%2,%3,%4};\n" ::"r"(to), "r"(value.x), "r"(value.y), "r"(value.z),
+                 "r"(value.w)
+                 : "memory");
+#else
+    *static_cast<uint4*>(shared) = value;
+#endif
+}
+
 // ---- tensor cores -----------------------------------------------------------------------------------------
 
 // Four 8×8 matrices of 16-bit values from shared memory: lane l gives the address of row l%8 of matrix l/8

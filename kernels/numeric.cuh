@@ -110,10 +110,14 @@ __device__ __forceinline__ uint32_t packed<bf16>(float first, float second) {
 
 // Halves are put together as words first: a vector of single halves would be stored in three pieces.
 template <typename T>
+__device__ __forceinline__ uint4 packed_lanes(const float (&v)[LANES]) {
+    return make_uint4(
+        packed<T>(v[0], v[1]), packed<T>(v[2], v[3]), packed<T>(v[4], v[5]), packed<T>(v[6], v[7]));
+}
+template <typename T>
 __device__ __forceinline__ void store_lanes(T* to, const float (&v)[LANES]) {
     if constexpr (sizeof(T) == 2) {
-        *reinterpret_cast<uint4*>(to) = make_uint4(
-            packed<T>(v[0], v[1]), packed<T>(v[2], v[3]), packed<T>(v[4], v[5]), packed<T>(v[6], v[7]));
+        *reinterpret_cast<uint4*>(to) = packed_lanes<T>(v);
     } else {
 #pragma unroll
         for (int part = 0; part < LANES; part += Pack<T>::N) {

@@ -37,6 +37,7 @@ SMALL = "known: the shared memory of an RTX 30 or 40, or of an A100, holds fewer
 FEWER = (
     "depthwise_backward_k3s1_*",
     "depthwise_backward_k5s1_*",
+    "depthwise_backward_recompute_k3s1_*",
     "depthwise_forward_*",
     "expand_backward_240x48_*",
     "expand_backward_data_112_*",
@@ -155,6 +156,9 @@ def promised_blocks(folder, kernels):
             macros[macro] = re.findall(r"KERNEL_BLOCKS\((\w+)##name,[^;{]*?Shape::(\w+),\s*\w+\)", body)
             if len(macros[macro]) != body.count("KERNEL_BLOCKS("):
                 sys.exit(f"{file}: {macro} has a kernel whose blocks are not read")
+            # It may begin with another's kernels.
+            for other in re.findall(r"(\w+)\(T, name, Shape\)", body):
+                macros[macro] += macros[other]
         for kind, macro, name, rest in re.findall(r"^INSTANCE_(HALF|FP32)\((\w+), (\w+),(.*)\)$", text, re.M):
             numbers = dict(re.findall(r"(\w+) = (\d+)", rest))
             for prefix, promise in macros.get(macro, []):

@@ -5,7 +5,8 @@
 //! sources; and a launch takes at least the longest of its times on memory, tensor cores, fp32 units and
 //! special-function units of a [card].
 //!
-//! `cargo run --example predict` prints tables for B0 at 224², batch 512, and B4 at 380², batch 64, in fp16;
+//! `cargo run --example predict` prints tables for B0 at 224², batch 512, with expanded tensors stored and computed again, and B4
+//! at 380², batch 64, in fp16;
 //! `-- --model b2 --resolution 260 --batch 128 --precision bf16` one case; `--launches FILE` writes the launch
 //! configurations, from which `tools/check_kernels.py --table --launches FILE` makes a table of occupancy.
 //!
@@ -38,6 +39,7 @@ use std::str::FromStr;
 use clap::{Parser, Subcommand};
 use effnet::model::Variant;
 use effnet::ops::cuda::Precision;
+use recorder::Launched;
 use step::Case;
 
 /// Ranks that share a step.
@@ -61,7 +63,8 @@ struct Flags {
     /// Expanded tensors are computed again where kernels can.
     #[arg(long)]
     recompute: bool,
-    /// Writes how each kernel is launched, as JSON, the first case's, its ranks', and those of edited images.
+    /// Writes how each kernel is launched, as JSON: the first case's, its ranks', those of edited images, and those that compute
+    /// expanded tensors again.
     #[arg(long)]
     launches: Option<PathBuf>,
     /// Writes every launch of each case with its argument, as JSON, for `tools/count`.
@@ -88,9 +91,12 @@ fn cases(flags: &Flags) -> Vec<Case> {
             let side = flags.resolution.unwrap_or(model.scaling().resolution);
             vec![Case::new(model, side, flags.batch, precision)]
         }
-        None => vec![Case::new(Variant::B0, 224, 512, precision), Case::new(Variant::B4, 380, 64, precision)],
+        None => {
+            let b0 = Case::new(Variant::B0, 224, 512, precision);
+            vec![b0, Case { recomputes: true, ..b0 }, Case::new(Variant::B4, 380, 64, precision)]
+        }
     };
-    cases.iter_mut().for_each(|case| case.recomputes = flags.recompute);
+    cases.iter_mut().for_each(|case| case.recomputes |= flags.recompute);
     cases
 }
 
@@ -116,8 +122,17 @@ fn run(flags: &Flags) -> Result<(), String> {
     let rank = step::record_rank(*first, RANKS).map_err(|error| error.to_string())?;
     if let Some(path) = &flags.launches {
         let edited = step::record_editing(*first).map_err(|error| error.to_string())?;
-        let launches = steps.iter().chain(&rank).flat_map(|step| &step.launches).map(|(launch, _)| launch);
-        let text = report::launches(launches.chain(&edited)).to_string();
+        let of = |steps: &[step::Recorded]| -> Vec<Launched> {
+            steps.iter().flat_map(|step| &step.launches).map(|(launch, _)| launch.clone()).collect()
+        };
+        let mut launches = [of(steps), of(&rank), edited].concat();
+        // The same network once more, for kernels of its own.
+        if let Some((_, again)) = all.iter().skip(1).find(|(case, _)| case.recomputes) {
+            let mut own = of(again);
+            own.retain(|launch| launches.iter().all(|other| other.kernel != launch.kernel));
+            launches.append(&mut own);
+        }
+        let text = report::launches(launches.iter()).to_string();
         write(path, &text)?;
     }
     if let Some(path) = &flags.record {
