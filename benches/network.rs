@@ -18,7 +18,7 @@ use effnet::model::{ParamTable, Variant, initialise};
 use effnet::network::{Inference, Network};
 use effnet::ops::cuda::Precision;
 use effnet::ops::*;
-use effnet::train::device::{Hardware, Needs, Selected, With, select};
+use effnet::train::device::{Hardware, Needs, Selected, Storage, With, select};
 use effnet::train::{DeviceChoice, Recipe};
 use serde_json::json;
 
@@ -250,7 +250,8 @@ fn tell(flags: &Flags, case: Case, line: &str, rates: &Rates) {
 
 fn main() {
     let flags = Arc::new(Flags::parse());
-    let open = || select(flags.device, flags.threads, flags.precision);
+    let storage = Storage { precision: flags.precision, ..Storage::default() };
+    let open = || select(flags.device, flags.threads, storage);
     let fail = |error: &dyn std::fmt::Display| -> ! {
         eprintln!("error: {error}");
         std::process::exit(1)

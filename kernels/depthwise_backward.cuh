@@ -15,21 +15,12 @@
 // An iteration: wait for the copies, make dy of the fresh rows, barrier, begin the copies of the next iteration, compute.
 // One barrier is enough, because the copies go to rows that nothing has read since the barrier before.
 //
-// What is before: a normalised x, which is stored or computed again from the narrow input of the expansion
-// (depthwise_recompute.cuh), or the block's own input.
-//
 // Bytes, operations, floors and the versions before this one: depthwise.cu, docs/depthwise.md.
 #pragma once
 
 #include "depthwise_backward_arguments.cuh"
 #include "depthwise_recompute.cuh"
 #include "depthwise_sums.cuh"
-
-// Columns of a thread.
-constexpr int DEPTHWISE_COLUMNS_STRIDE1 = 7;
-constexpr int DEPTHWISE_COLUMNS_STRIDE2 = 4;
-
-enum class DepthwiseBefore { IDENTITY, STORED, RECOMPUTED };
 
 template <typename T, int K, int STRIDE, DepthwiseBefore BEFORE_IT>
 struct DepthwiseBackward {
@@ -39,6 +30,7 @@ struct DepthwiseBackward {
     static constexpr int C = DEPTHWISE_CHANNELS, GROUPS = DEPTHWISE_GROUPS;
     static constexpr int COLUMNS = STRIDE == 1 ? DEPTHWISE_COLUMNS_STRIDE1 : DEPTHWISE_COLUMNS_STRIDE2;
     static constexpr int ROWS = STRIDE;
+    using Element = T;
     using Stored = Two<T>;
     using Four = Group<T, 4>;
     using Step = DepthwiseStep;
@@ -160,7 +152,7 @@ struct DepthwiseBackward {
             fetch_gradients(step, loaded, count, channel);
             if constexpr (!RECOMPUTES) fetch_inputs(step, half, channel);
         }
-        if constexpr (RECOMPUTES) fetch_narrow(step, half);
+        if constexpr (RECOMPUTES) fetch_narrow(*this, step, half);
         copy_async_commit();
         loaded.fresh = loaded.head;
         loaded.fresh_count = count;
@@ -209,46 +201,6 @@ struct DepthwiseBackward {
     // Where column `column` of the tile is in a row of `stage`.
     static __device__ __forceinline__ int staged_place(int column) {
         return column + column / COLUMNS * (STAGED - COLUMNS);
-    }
-
-    // Not kept, for registers are scarce.
-    __device__ __forceinline__ DepthwiseUnits narrow_units() const {
-        return DepthwiseUnits(tile_end - max(tile_first, 0), Expansion::UNIT);
-    }
-
-    __device__ __forceinline__ void fetch_narrow(const Step& step, int half) const {
-        const DepthwiseUnits units = narrow_units();
-        const int left = max(tile_first, 0) + units.pixel, at_row = args.input * args.inputs;
-        const T* image = static_cast<const T*>(args.x) + step.at(args.input, args.inputs);
-#pragma unroll 1
-        for (int row = units.row; row < args.rows; row += units.rows) {
-            if (!in_map(step.start + row)) continue;
-            Expansion::fetch(
-                stage + (half * args.rows + row) * stage_row, image + ((step.start + row) * at_row + left * args.inputs),
-                args.inputs, tile_end - left, [&](int pixel) { return staged_place(left - tile_first + pixel); });
-        }
-    }
-
-    // Makes x of the narrow input, as the warp's own copies brought it, in its place.
-    __device__ __forceinline__ void expand(const Step& step, int half) const {
-        const DepthwiseUnits units = narrow_units();
-        const int left = max(tile_first, 0) + units.pixel, channel = lane % 4 * LANES;
-        const bool valid = first_channel + channel < args.channels;
-        const auto place = [&](int pixel) { return staged_place(left - tile_first + pixel); };
-#pragma unroll 1
-        for (int row = units.row; row < args.rows; row += units.rows) {
-            if (!in_map(step.start + row)) continue;
-            T* cells = stage + (half * args.rows + row) * stage_row;
-            float x[2][LANES];
-            expansion.expand(x, 0, cells, args.inputs, tile_end - left, place);
-            warp_barrier();
-#pragma unroll
-            for (int both = 0; both < 2; both++) {
-                const int pixel = lane / 4 + both * 8;
-                if (valid && left + pixel < tile_end)
-                    store_shared_16(cells + place(pixel) * SLICE + channel, packed_lanes<T>(x[both]));
-            }
-        }
     }
 
     // Begins the copies of the image's gate and squeeze gradient, each warp for itself.
@@ -476,7 +428,7 @@ struct DepthwiseBackward {
             copy_async_wait<0>();
             warp_barrier();
             form(loaded);
-            if constexpr (RECOMPUTES) expand(next, count & 1);
+            if constexpr (RECOMPUTES) expand_narrow(*this, next, count & 1);
             barrier();
             step = next;
             next.start += args.rows;

@@ -42,3 +42,11 @@ enum DepthwiseConstant { OUT_SCALE, OUT_SHIFT, OUT_B, OUT_C, IN_MEAN, IN_RECIPRO
                          END_OF_CONSTANTS };
 constexpr int DEPTHWISE_CONSTANTS = 8;
 static_assert(DEPTHWISE_CONSTANTS == END_OF_CONSTANTS, "each has a row");
+
+// Columns of a thread.
+constexpr int DEPTHWISE_COLUMNS_STRIDE1 = 7;
+constexpr int DEPTHWISE_COLUMNS_STRIDE2 = 4;
+
+// What x is: the block's own input; or the input of a batch norm, stored, or made again of the expansion's input
+// (depthwise_recompute.cuh).
+enum class DepthwiseBefore { IDENTITY, STORED, RECOMPUTED };

@@ -274,7 +274,7 @@ struct DepthwiseForward {
             Value* cells = ring + slot * reach * SLICE;
             slot = ring_slot(slot, units.rows, args.ring_rows);
             float y[2][LANES];
-            expansion.expand(y, 0, reinterpret_cast<const T*>(cells), args.inputs, left, place);
+            expansion.expand(y, reinterpret_cast<const T*>(cells), args.inputs, left, place);
 #pragma unroll
             for (int i = 0; i < 2 * LANES; i++) y[i / LANES][i % LANES] = rounded<T>(y[i / LANES][i % LANES]);
             // A lane's result lies where other lanes find x.
@@ -291,6 +291,8 @@ struct DepthwiseForward {
                 for (int i = 0; i < LANES; i++) y[half][i] = silu<T>(fmaf(y[half][i], scale[i], shift[i]));
                 Recomputed<Value>::store(cells + place(pixel) * SLICE + channel, y[half]);
             }
+            // All lanes come together for the next product.
+            warp_barrier();
         }
     }
 

@@ -40,7 +40,7 @@ struct Recompute {
     // The slice's channel in a row of the weights: a lane's sums are then of eight neighbouring channels.
     static __device__ __forceinline__ int channel_of(int row) { return row % 8 / 2 * 8 + row / 8 * 2 + row % 2; }
 
-    // Where a piece of eight narrow channels lies in its cell. Pieces of eight neighbouring pixels use all banks.
+    // Where a piece of eight narrow channels lies in its cell. Pieces of eight pixels in neighbouring places use all banks.
     static __device__ __forceinline__ int in_cell(int place, int piece) {
         return (piece ^ (CELL == 128 ? place % 8 : place / 2 % 4)) * LANES;
     }
@@ -63,21 +63,20 @@ struct Recompute {
         }
     }
 
-    // Of pixels lane/4 and lane/4 + 8, CHANNELS neighbouring ones from 8·(lane%4) + `first` on, before they are rounded.
-    template <int CHANNELS, typename Place>
+    // Eight channels, from 8·(lane%4) on, of pixels lane/4 and lane/4 + 8, not yet rounded.
+    template <typename Place>
     __device__ __forceinline__ void expand(
-        float (&y)[2][CHANNELS], int first, const T* cells, int inputs, int count, const Place& place) const {
-        constexpr int N = CHANNELS / 2;
+        float (&y)[2][LANES], const T* cells, int inputs, int count, const Place& place) const {
         const int lane = threadIdx.x % WARP, pixel = lane % 16, at = place(pixel < count ? pixel : count - 1);
         const T* cell = cells + at * (CELL / 2);
-        const T* w = weights + (first * 4 + lane % 8 + lane / 16 * 8) * STRIDE + lane / 8 % 2 * LANES;
-        float c[1][N][4] = {};
+        const T* w = weights + (lane % 8 + lane / 16 * 8) * STRIDE + lane / 8 % 2 * LANES;
+        float c[1][4][4] = {};
 #pragma unroll 1
         for (int piece = 0; piece < pieces(inputs); piece += 2) {
-            uint32_t left[1][4], right[N][2];
+            uint32_t left[1][4], right[4][2];
             load_matrix_x4(left[0], cell + in_cell(at, piece + lane / 16));
 #pragma unroll
-            for (int n = 0; n < N; n += 2) {
+            for (int n = 0; n < 4; n += 2) {
                 uint32_t pair[4];
                 load_matrix_x4(pair, w + n * 8 * STRIDE + piece * LANES);
                 right[n][0] = pair[0];
@@ -88,9 +87,8 @@ struct Recompute {
             mma_tiles<T>(c, left, right);
         }
 #pragma unroll
-        for (int half = 0; half < 2; half++)
-#pragma unroll
-            for (int i = 0; i < CHANNELS; i++) y[half][i] = c[0][i / 2][half * 2 + i % 2];
+        for (int i = 0; i < 2 * LANES; i++)
+            y[i / LANES][i % LANES] = c[0][i % LANES / 2][i / LANES * 2 + i % 2];
     }
 };
 
@@ -129,3 +127,56 @@ struct Recomputed<float> {
         store_group(to + (second ? 0 : 4), parts[1]);
     }
 };
+
+// ---- the backward pass, whose x waits in `stage` ------------------------------------------------------------
+
+// The warp's share of the rows. Not kept, for registers are scarce.
+template <class Pass>
+__device__ __forceinline__ DepthwiseUnits narrow_units(const Pass& pass) {
+    return DepthwiseUnits(pass.tile_end - max(pass.tile_first, 0), RECOMPUTE_UNIT);
+}
+
+// Begins the copies of the step's narrow rows.
+template <class Pass>
+__device__ __forceinline__ void fetch_narrow(const Pass& pass, const DepthwiseStep& step, int half) {
+    using T = typename Pass::Element;
+    const auto& args = pass.args;
+    const DepthwiseUnits units = narrow_units(pass);
+    const int left = max(pass.tile_first, 0) + units.pixel, at_row = args.input * args.inputs;
+    const auto place = [&](int pixel) { return Pass::staged_place(left - pass.tile_first + pixel); };
+    const T* image = static_cast<const T*>(args.x) + step.at(args.input, args.inputs);
+#pragma unroll 1
+    for (int row = units.row; row < args.rows; row += units.rows) {
+        if (!pass.in_map(step.start + row)) continue;
+        T* cells = pass.stage + (half * args.rows + row) * pass.stage_row;
+        const T* x = image + ((step.start + row) * at_row + left * args.inputs);
+        Pass::Expansion::fetch(cells, x, args.inputs, pass.tile_end - left, place);
+    }
+}
+
+// Makes x of the narrow rows, as the warp's own copies brought them, in their place.
+template <class Pass>
+__device__ __forceinline__ void expand_narrow(const Pass& pass, const DepthwiseStep& step, int half) {
+    using T = typename Pass::Element;
+    const auto& args = pass.args;
+    const DepthwiseUnits units = narrow_units(pass);
+    const int left = max(pass.tile_first, 0) + units.pixel, lane = pass.lane, channel = lane % 4 * LANES;
+    const bool valid = pass.first_channel + channel < args.channels;
+    const auto place = [&](int pixel) { return Pass::staged_place(left - pass.tile_first + pixel); };
+#pragma unroll 1
+    for (int row = units.row; row < args.rows; row += units.rows) {
+        if (!pass.in_map(step.start + row)) continue;
+        T* cells = pass.stage + (half * args.rows + row) * pass.stage_row;
+        float x[2][LANES];
+        pass.expansion.expand(x, cells, args.inputs, pass.tile_end - left, place);
+        warp_barrier();
+#pragma unroll
+        for (int both = 0; both < 2; both++) {
+            const int pixel = lane / 4 + both * 8;
+            if (valid && left + pixel < pass.tile_end)
+                store_shared_16(cells + place(pixel) * DEPTHWISE_SLICE + channel, packed_lanes<T>(x[both]));
+        }
+        // All lanes come together for the next product.
+        warp_barrier();
+    }
+}

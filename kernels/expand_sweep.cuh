@@ -133,7 +133,8 @@ struct ExpandSweep {
     __device__ __forceinline__ void form_recomputed(int rows, int buffer) const {
         constexpr int DEPTH = S::NARROW / 16, TILES = S::ROWS / 16 * (S::WIDE / 16);
         const int lane = threadIdx.x % WARP, wide = (args.outputs + 15) / 16;
-        // The row of the weights whose address this lane gives: channel 4·(i/2) + 2·n + i%2 is column i of tile n.
+        // The row of the weights whose address this lane gives: channel 4·(i/2) + 2·n + i%2 is column i of tile n. These rows
+        // are in half of the banks, so the load takes twice its time; du and dy are loaded and stored in twice as large pieces.
         const int line = lane % 8 / 2 * 4 + lane / 16 * 2 + lane % 2;
         const T* left = x + buffer * (S::ROWS * STRIDE) + lane % 16 * STRIDE + lane / 16 * LANES;
         const T* right = weights + line * STRIDE + lane / 8 % 2 * LANES;
@@ -150,26 +151,30 @@ struct ExpandSweep {
                 const uint32_t b[2][2] = {{pair[0], pair[1]}, {pair[2], pair[3]}};
                 mma_tiles<T>(c, a, b);
             }
-            const int part = column + lane % 4 * 4;
-            if (part >= args.outputs) continue;
-            const Pack<float> scale = load_pack(norm + part), by_y = load_pack(norm + S::WIDE + part);
-            const Pack<float> rest = load_pack(norm + 2 * S::WIDE + part), mean = load_pack(norm + 3 * S::WIDE + part);
+            form_pixels(c[0], row, column + lane % 4 * 4, rows);
+            // All lanes come together for the next product.
+            warp_barrier();
+        }
+    }
+    // dy of y as the tensor cores left it: four channels of two rows.
+    __device__ __forceinline__ void form_pixels(const float (&c)[2][4], int row, int part, int rows) const {
+        if (part >= args.outputs) return;
+        const Pack<float> scale = load_pack(norm + part), by_y = load_pack(norm + S::WIDE + part);
+        const Pack<float> rest = load_pack(norm + 2 * S::WIDE + part), mean = load_pack(norm + 3 * S::WIDE + part);
 #pragma unroll
-            for (int half = 0; half < 2; half++) {
-                const int at = row + half * 8 + lane / 4;
-                float value[4] = {};
-                if (at < rows) {
-                    load_group(value, raw + at * RAW_STRIDE + part);
+        for (int half = 0; half < 2; half++) {
+            const int at = row + half * 8 + static_cast<int>(threadIdx.x) % WARP / 4;
+            float value[4] = {};
+            if (at < rows) {
+                load_group(value, raw + at * RAW_STRIDE + part);
 #pragma unroll
-                    for (int i = 0; i < 4; i++) {
-                        const NormBackward of = {scale.v[i], by_y.v[i], rest.v[i], mean.v[i]};
-                        value[i] = of.dy(value[i], rounded<T>(c[0][i / 2][half * 2 + i % 2]));
-                    }
+                for (int i = 0; i < 4; i++) {
+                    const NormBackward of = {scale.v[i], by_y.v[i], rest.v[i], mean.v[i]};
+                    value[i] = of.dy(value[i], rounded<T>(c[i / 2][half * 2 + i % 2]));
                 }
-                T* to = dy + at * DY_STRIDE + part;
-                *reinterpret_cast<uint2*>(to) =
-                    make_uint2(packed<T>(value[0], value[1]), packed<T>(value[2], value[3]));
             }
+            *reinterpret_cast<uint2*>(dy + at * DY_STRIDE + part) =
+                make_uint2(packed<T>(value[0], value[1]), packed<T>(value[2], value[3]));
         }
     }
     template <class Output>

@@ -41,7 +41,7 @@ def effnet(args, seed, data):
     else:
         command += ["--resolution", 32, "--batch-size", args.batch, "--epochs", args.epochs]
         command += ["--warmup-epochs", args.epochs / 10, "--lr", args.lr]
-        command += ["--dropout", 0, "--drop-connect", 0]
+        command += ["--dropout", 0, "--drop-connect", 0, "--eval-every", args.eval_every]
     if args.threads:
         command += ["--threads", args.threads]
     subprocess.run(list(map(str, command)), check=True, stdout=sys.stderr)
@@ -114,7 +114,7 @@ def torch_run(args, seed, _):
         loss_of(model(pixels), targets).backward()
         optimizer.step()
         done = step + 1
-        if done == steps or done % round(count / args.batch) == 0:
+        if done == steps or done % round(args.eval_every * count / args.batch) == 0:
             results.append(top1(model, batch, len(labels["val"])))
             print(f"timm, seed {seed}, step {done}: {results[-1]:.4f}", file=sys.stderr, flush=True)
     return results, time.monotonic() - since
@@ -146,6 +146,7 @@ def main():
     parser.add_argument("--epochs", type=float, default=3.0)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--lr", type=float, default=0.001)
+    parser.add_argument("--eval-every", type=float, default=1.0, help="epochs between evaluations")
     parser.add_argument("--torch", action="store_true", help="train timm's network too")
     parser.add_argument("--set", type=Path, default=Path("/usr/share/datasets/fashion-mnist"))
     parser.add_argument("--runs", type=Path, help="a folder that keeps effnet's runs: one that was stopped is resumed")
@@ -156,6 +157,8 @@ def main():
         parser.error("--torch trains the recipe of --epochs, --batch and --lr, not a preset")
 
     recipe = args.preset or f"{args.epochs:g} epochs, batch {args.batch}, lr {args.lr:g}"
+    if args.eval_every != 1 and not args.preset:
+        recipe += f", evaluated every {args.eval_every:g}"
     args.recipe = f"{args.set.name}-{recipe}".replace(", ", "-").replace(" ", "-")
     done = {}
     if args.results.exists():

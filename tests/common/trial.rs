@@ -71,7 +71,7 @@ impl Trial {
         let table = ParamTable::new(arch);
         let network = Network::new(arch, &table, config);
         let device = CudaDevice::new(precision);
-        // It stores every tensor, so it runs the list as it was recorded.
+        // This device stores every tensor, so it runs the list as it was recorded.
         let passes = network.recorded.passes();
         let buckets = Buckets::new(&passes, table.trainable(), 16 << 10);
         let micro_batches = config.step_images / config.images;

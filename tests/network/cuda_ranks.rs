@@ -153,6 +153,21 @@ fn statistics_taken_together_are_those_of_the_whole_batch() {
     }
 }
 
+/// Two ranks that compute expanded tensors again take their statistics together as those that store them do, bit by bit.
+#[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "the host harness runs on x86-64 only")]
+fn two_ranks_that_recompute_give_what_two_that_store_give() {
+    let steps = |recomputes: bool| {
+        let trial = Trial::with_statistics(Precision::Fp16, 2, IMAGES, 2);
+        let trial = if recomputes { trial.recomputing() } else { trial };
+        on_ranks(&trial, &HostGpu::WAYS[1..3], 256.0, |rank, ops| trial.step(ops, 0, rank..rank + 1).unwrap())
+    };
+    for (step, expected) in steps(true).iter().zip(&steps(false)) {
+        same(step, expected, "recomputing");
+        assert!(equal_bits(&step.running, &expected.running));
+    }
+}
+
 /// A group of one, on a device that exchanges with itself.
 fn one_rank_gives_what_none_gives<G: TestGpu>() {
     let trial = Trial::small(Precision::Fp16, 1);

@@ -48,46 +48,60 @@ fn case(f: Fixture, pass: Pass, terms: usize) -> Case {
 
 /// The statistics of the expanded tensor are inputs: the oracle's are those of values that are not rounded. That they are the
 /// bits of the stored tensor's is tested with whole steps.
+fn forward_case(window: Window, shape @ [images, side, inputs, channels]: [usize; 4]) -> Case {
+    let mut f = Fixture::new(name(window, shape));
+    let rows = images * side * side;
+    let x = f.activation("x", rows, inputs);
+    let (weight, y, values) = expanded(&mut f, &x, inputs, channels);
+    let mut bn = f.norm_of("expanded bn", &values, channels);
+    bn.statistics = Statistics::Running;
+    let x = f.input("x", x);
+    let expand = ExpandForward { rows, inputs, outputs: channels, x, weight, y, bn };
+    let mut depthwise = depthwise::forward(&mut f, images, window, channels, values, true);
+    (depthwise.x, depthwise.input_bn) = (y, Some(bn));
+    let pass = ExpandDepthwiseForward { expand, depthwise };
+    case(f, pass.into(), depthwise.bn.rows.max(25))
+}
+
 fn forward_cases() -> Vec<Case> {
-    let mut cases = Vec::new();
-    for shape @ [images, side, inputs, channels] in SHAPES {
-        for window in windows(side) {
-            let mut f = Fixture::new(name(window, shape));
-            let rows = images * side * side;
-            let x = f.activation("x", rows, inputs);
-            let (weight, y, values) = expanded(&mut f, &x, inputs, channels);
-            let mut bn = f.norm_of("expanded bn", &values, channels);
-            bn.statistics = Statistics::Running;
-            let x = f.input("x", x);
-            let expand = ExpandForward { rows, inputs, outputs: channels, x, weight, y, bn };
-            let mut depthwise = depthwise::forward(&mut f, images, window, channels, values, true);
-            (depthwise.x, depthwise.input_bn) = (y, Some(bn));
-            let pass = ExpandDepthwiseForward { expand, depthwise };
-            cases.push(case(f, pass.into(), depthwise.bn.rows.max(25)));
-        }
-    }
-    cases
+    let of = |shape: [usize; 4]| windows(shape[1]).map(move |window| forward_case(window, shape));
+    SHAPES.into_iter().flat_map(of).collect()
 }
 on_cuda_devices!(forward_agrees_with_the_oracle, forward_cases());
 
+fn backward_case(window: Window, shape @ [images, side, inputs, channels]: [usize; 4], kind: usize) -> Case {
+    let mut f = Fixture::new(name(window, shape));
+    let rows = images * side * side;
+    let sizes = [images, side * side, inputs, channels];
+    let mut expand = expand::backward(&mut f, sizes, kind.is_multiple_of(2), kind.is_multiple_of(3));
+    let x = f.value(expand.x).to_vec();
+    let (weight, y, values) = expanded(&mut f, &x, inputs, channels);
+    let bn = f.norm_of("expanded bn", &values, channels);
+    let mut depthwise = depthwise::backward(&mut f, images, window, channels, Input::Normalised);
+    (depthwise.x, depthwise.input) = (y, DepthwiseInput::Normalised(bn));
+    (expand.weight, expand.y, expand.bn, expand.du) = (weight, y, bn, depthwise.dx);
+    let pass = ExpandDepthwiseBackward { expand, depthwise };
+    case(f, pass.into(), channels.max(rows))
+}
+
 fn backward_cases() -> Vec<Case> {
     let mut cases = Vec::new();
-    for (at, shape) in SHAPES.into_iter().enumerate() {
-        let [images, side, inputs, channels] = shape;
-        for window in windows(side).filter(|window| images * window.output_pixels() >= 4) {
-            let mut f = Fixture::new(name(window, shape));
-            let kind = [images, side * side, inputs, channels];
-            let mut expand = expand::backward(&mut f, kind, at % 2 == 0, at % 3 == 0);
-            let x = f.value(expand.x).to_vec();
-            let (weight, y, values) = expanded(&mut f, &x, inputs, channels);
-            let bn = f.norm_of("expanded bn", &values, channels);
-            let mut depthwise = depthwise::backward(&mut f, images, window, channels, Input::Normalised);
-            (depthwise.x, depthwise.input) = (y, DepthwiseInput::Normalised(bn));
-            (expand.weight, expand.y, expand.bn, expand.du) = (weight, y, bn, depthwise.dx);
-            let pass = ExpandDepthwiseBackward { expand, depthwise };
-            cases.push(case(f, pass.into(), channels.max(images * side * side)));
-        }
+    for (kind, shape) in SHAPES.into_iter().enumerate() {
+        let [images, side, ..] = shape;
+        let all = windows(side).filter(|window| images * window.output_pixels() >= 4);
+        cases.extend(all.map(|window| backward_case(window, shape, kind)));
     }
     cases
 }
 on_cuda_devices!(backward_agrees_with_the_oracle, backward_cases());
+
+/// So many images that a block has several, one after the other, each in several iterations.
+fn many_images() -> Vec<Case> {
+    let shape = [400, 9, 24, 72];
+    let of = |(kernel, stride)| {
+        let window = Window::new(kernel, stride, 9, Padding::Symmetric);
+        [forward_case(window, shape).in_fp16(), backward_case(window, shape, 1).in_fp16()]
+    };
+    [(3, 1), (5, 2)].into_iter().flat_map(of).collect()
+}
+on_cuda_devices!(images_of_a_block_follow_each_other, many_images());

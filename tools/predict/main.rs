@@ -92,8 +92,9 @@ fn cases(flags: &Flags) -> Vec<Case> {
             vec![Case::new(model, side, flags.batch, precision)]
         }
         None => {
-            let b0 = Case::new(Variant::B0, 224, 512, precision);
-            vec![b0, Case { recomputes: true, ..b0 }, Case::new(Variant::B4, 380, 64, precision)]
+            let [b0, b4] = [(Variant::B0, 224, 512), (Variant::B4, 380, 64)]
+                .map(|(model, side, images)| Case::new(model, side, images, precision));
+            if flags.recompute { vec![b0, b4] } else { vec![b0, Case { recomputes: true, ..b0 }, b4] }
         }
     };
     cases.iter_mut().for_each(|case| case.recomputes |= flags.recompute);

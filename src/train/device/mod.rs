@@ -52,6 +52,17 @@ pub trait Hardware {
     fn processors(&self) -> Vec<usize> {
         Vec::new()
     }
+    /// Whether it computes expanded tensors again.
+    fn recomputes(&self) -> bool {
+        false
+    }
+    /// The same without that.
+    fn storing(self) -> Self
+    where
+        Self: Sized,
+    {
+        self
+    }
     /// Whether the device has memory of its own, so that the loader and checkpoints do not use it.
     fn has_own_memory(&self) -> bool;
     /// # Errors
@@ -168,6 +179,12 @@ impl<G: Gpu> Hardware for Cuda<G> {
     }
     fn has_own_memory(&self) -> bool {
         true
+    }
+    fn recomputes(&self) -> bool {
+        self.recomputes
+    }
+    fn storing(self) -> Self {
+        Cuda { recomputes: false, ..self }
     }
     fn start(self, needs: &Needs) -> OpsResult<CudaOps<G>> {
         let mut ops = CudaOps::new(self.gpu, needs.state, needs.plans, self.precision)?;

@@ -24,7 +24,7 @@ pub enum DeviceError {
     Ranks { ranks: usize, gpus: usize },
     #[error("--precision {0}: the CPU computes in fp32; leave the flag out, or use --device cuda")]
     Precision(Precision),
-    #[error("--recompute on: {0}; leave the flag out")]
+    #[error("--recompute on: {0}; use --recompute auto")]
     Recompute(&'static str),
 }
 
@@ -216,7 +216,7 @@ mod tests {
         assert_eq!(select(DeviceChoice::Cpu, 0, half).err(), Some(DeviceError::Precision(Precision::Fp16)));
         let again = Storage { recompute: RecomputeChoice::On, ..Storage::default() };
         let refused = select(DeviceChoice::Cpu, 0, again).err().unwrap().to_string();
-        assert_eq!(refused, "--recompute on: the CPU stores expanded tensors; leave the flag out");
+        assert_eq!(refused, "--recompute on: the CPU stores expanded tensors; use --recompute auto");
         let fp32 = Storage { precision: Some(Precision::Fp32), ..again };
         assert!(gpu_stores(again).is_ok() && gpu_stores(fp32).is_err());
         if Driver::open(0).is_err() {

@@ -196,11 +196,14 @@ pub(super) fn prepare<H: Hardware>(
     inspection: Inspection,
     options: &RunOptions,
     source: &Source,
-    mut hardware: H,
+    hardware: H,
     team: &Team,
     reporter: &mut dyn Reporter,
 ) -> Result<Session<H>, TrainError> {
     inspection.compare(source)?;
+    // The same passes on every rank, so that all enqueue their collectives in the same order.
+    let all = team.least("recompute", usize::from(hardware.recomputes()))? == 1;
+    let mut hardware = if all { hardware } else { hardware.storing() };
     let Inspection { mut recipe, extended_from, mut directory, found, saved } = inspection;
     let resumed = saved.is_some();
     let smaller = recipe.divide(team.world().size, options.auto_micro_batch || resumed)?;

@@ -79,7 +79,7 @@ pub fn properties(device: CUdevice) -> Result<Properties> {
     let mut memory = 0;
     // SAFETY: writes one number.
     unsafe { call!(cuDeviceTotalMem_v2(&mut memory, device)) }?;
-    // A choice follows from these, no result: a driver that does not say is no fault.
+    // They only decide how to compute, not what comes out, so a driver need not tell.
     let known = |of| attribute(device, of).map_or(0, u64::from);
     Ok(Properties {
         // SAFETY: the last byte is still zero.
