@@ -27,9 +27,9 @@ pub fn recomputes(precision: Precision, expanded: usize, inputs: usize, window: 
 
 /// A card that moves fewer bytes than this in the time of an instruction gains by it.
 ///
-/// Counted for a step of B0 at 224², batch 512, in fp16 (`cargo run --example predict -- --recompute`, then `tools/count`),
-/// with the balance of each card: 0.8 (RTX 4090) 1.17 times the images a second, 1.6 (RTX 3080) 1.12, 2.6 (A100 with 40 GB)
-/// 1.06, 3.2 (H100) 0.96. There instructions and latency bind, not memory.
+/// Counted for a step of B0 at 224², batch 512, in fp16 (docs/recompute.md), by the balance of the card: 0.8 (RTX 4090) 1.17
+/// times the images a second, 1.6 (RTX 3080) 1.12, 2.6 (A100 with 40 GB) 1.06, 3.2 (H100) 0.96. There instructions and
+/// latency bind, not memory.
 const MOST_BALANCE: f64 = 3.0;
 
 /// Whether a card is faster if it computes expanded tensors again. One whose speeds are unknown stores them.
@@ -90,6 +90,7 @@ mod tests {
         assert!(pays(128, 2520, 1008), "RTX 4090");
         assert!(pays(108, 1410, 1555), "A100, 40 GB");
         assert!(!pays(132, 1980, 3352), "H100");
+        assert!(!pays(108, 1410, 2039), "A100, 80 GB");
         assert!(!pays(132, 1980, 4800), "H200");
         assert!(!pays(0, 0, 0) && !pays(68, 1710, 0), "unknown");
     }
