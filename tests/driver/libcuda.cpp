@@ -155,7 +155,10 @@ Counted cuDeviceGetName(char* name, int length, int) { return std::snprintf(name
 Counted cuDeviceTotalMem_v2(size_t* bytes, int) { return *bytes = machine.memory, SUCCESS; }
 Counted cuDeviceGetAttribute(int* value, int attribute, int) {
     switch (attribute) {
+        case 13: *value = 1'980'000; break;      // kHz
         case 16: *value = 4; break;             // multiprocessors
+        case 36: *value = 2'619'000; break;      // kHz of the memory
+        case 37: *value = 5120; break;          // bits of its bus
         case 75: *value = machine.major; break;  // compute capability
         case 76: *value = machine.minor; break;
         case 97: *value = MOST_SHARED; break;  // of a block that requests it
