@@ -71,7 +71,8 @@ fn one(step: &Value) -> Option<Step> {
     let (model, memory) = (step["model"].as_str().unwrap_or_default(), step["memory"].as_u64().unwrap_or(0));
     let recomputes = step["recomputes"].as_bool().unwrap_or(false);
     let model = model.into();
-    launches.iter().all(known).then(|| Step { case, model, memory, recomputes, images, passes, launches })
+    let known = launches.iter().all(known);
+    known.then_some(Step { case, model, memory, recomputes, images, passes, launches })
 }
 
 fn pass(pass: &Value) -> Option<Pass> {
