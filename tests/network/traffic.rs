@@ -148,18 +148,20 @@ const NARROW: f64 = 2.0 * (16.0 * 112.0 * 112.0 + 2.0 * 24.0 * 56.0 * 56.0);
 #[test]
 #[ignore = "needs the harness's race build"]
 fn step_moves_the_planned_bytes() {
-    expect(CudaDevice::new(Precision::Fp16), PLAN);
+    expect(CudaDevice::new(Precision::Fp16), PLAN, 2.2);
 }
 
 /// Where the first three expanded tensors are computed again, none of them is written or read, four times in all; instead the
-/// depthwise passes read the narrow tensors.
+/// depthwise passes read the narrow tensors, once for each slice of 32 of the 96 and 144 channels:
+/// (3 · 0.40 + 2 · 5 · 0.15) MB a pass more, half of the 11.3 MB of narrow tensors.
 #[test]
 #[ignore = "needs the harness's race build"]
 fn step_that_recomputes_moves_the_planned_bytes() {
-    expect(CudaDevice::recomputing(Precision::Fp16), PLAN - 4.0 * EXPANDED + 2.0 * NARROW);
+    expect(CudaDevice::recomputing(Precision::Fp16), PLAN - 4.0 * EXPANDED + 2.0 * NARROW, 2.6);
 }
 
-fn expect(device: CudaDevice, plan: f64) {
+/// `most`: how often narrow tensors are touched.
+fn expect(device: CudaDevice, plan: f64, most: f64) {
     let images = 2;
     let traffic = count(images, 224, device);
     let mut sum = Bytes::default();
@@ -183,5 +185,5 @@ fn expect(device: CudaDevice, plan: f64) {
     println!("\nNarrow tensors are {narrow:.1} MB of it and touched {again:.2} times; with these");
     println!("counted once, an image moves {:.1} MB.", moved / 1e6);
     assert!((0.95..1.15).contains(&(moved / plan)), "{moved} bytes an image, planned {plan}");
-    assert!(again < 2.2, "narrow tensors are touched {again:.2} times");
+    assert!(again < most, "narrow tensors are touched {again:.2} times");
 }
