@@ -120,6 +120,10 @@ pub enum RecomputeChoice {
 }
 
 impl RecomputeChoice {
+    fn is_auto(&self) -> bool {
+        *self == RecomputeChoice::Auto
+    }
+
     fn unknown(name: &str) -> String {
         names::unknown::<RecomputeChoice>("recompute", name)
     }
@@ -134,6 +138,7 @@ pub struct RunOptions {
     pub device: DeviceChoice,
     /// Storage type on a GPU; none means fp16. A checkpoint does not depend on it.
     pub precision: Option<Precision>,
+    #[serde(skip_serializing_if = "RecomputeChoice::is_auto")]
     pub recompute: RecomputeChoice,
     /// Compute threads; 0 means one for each core.
     pub threads: usize,

@@ -109,6 +109,7 @@ impl RecipeFile {
 mod tests {
     use super::*;
     use crate::model::Variant;
+    use crate::train::options::RecomputeChoice;
 
     #[test]
     fn file_comes_back_as_it_was_written() {
@@ -116,6 +117,7 @@ mod tests {
             checkpoint_every: 7,
             keep: 2,
             threads: 5,
+            recompute: RecomputeChoice::On,
             init_from: Some("/w/a b.safetensors".into()),
             ..RunOptions::new(DataChoice::Synthetic, "x")
         };
@@ -132,6 +134,7 @@ mod tests {
         assert_eq!(back.recipe, Recipe { init_from: None, ..recipe });
         assert_eq!((back.kept(), back.render()), (file.kept(), text.clone()));
         assert_eq!((back.options.keep, back.options.threads), (2, 0));
+        assert_eq!(back.options.recompute, RecomputeChoice::On);
         assert!(text.contains("init-from = \"/w/a b.safetensors\""), "{text}");
         assert!(!text.contains("threads"), "{text}");
         for broken in ["", "data = 3", "data = \"x\"\nkeep = -1", "data = \"x\"\nsurprise = 1"] {
