@@ -164,7 +164,8 @@ struct DepthwiseBackward {
         const int pixel = dy_units.pixel + lane / 4, column = inner + pixel;
         if (pixel >= inner_columns) return;
         const int at_row = args.output * args.channels, first = loaded.next + dy_units.row;
-        const size_t from = step.at(args.output, args.channels) + static_cast<unsigned>(first * at_row + (base + column) * args.channels + channel);
+        const size_t from = step.at(args.output, args.channels) +
+                            static_cast<unsigned>(first * at_row + (base + column) * args.channels + channel);
         const T *da = static_cast<const T*>(args.da) + from, *y = static_cast<const T*>(args.y) + from;
         float* cells = ring + column * PIXEL + lane % 4 * CELL;
         // Neighbouring pixels have da and y in opposite halves, so that copies and loads use all banks.
@@ -320,7 +321,8 @@ struct DepthwiseBackward {
         load_group(mean, constants + IN_MEAN * SLICE + at);
         const float keep = !NORMALISED && args.keep != nullptr ? args.keep[step.image] : 1.0f;
         // Column −1, which is not written, may begin before the tensor.
-        T* to = static_cast<T*>(args.dx) + step.at(args.input, args.channels) + ((row * args.input + column) * args.channels + first_channel + at);
+        T* to = static_cast<T*>(args.dx) + step.at(args.input, args.channels) +
+                ((row * args.input + column) * args.channels + first_channel + at);
 #pragma unroll
         for (int t = 0; t < COLUMNS; t++) {
             const bool inside = in_map(column + t);

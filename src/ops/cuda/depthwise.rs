@@ -173,12 +173,16 @@ impl Expansion {
     ) -> (Address, Address, i32, usize) {
         match again {
             Some(Expansion { x, weight, inputs }) => {
-                let row = RECOMPUTE_INPUTS * cx.precision.bytes() + 16;
-                (cx.tensor(x), cx.stored_weight(weight), inputs as i32, DEPTHWISE_SLICE * row)
+                (cx.tensor(x), cx.stored_weight(weight), inputs as i32, weights_bytes(cx.precision.bytes()))
             }
             None => (cx.tensor(stored), Address::NULL, 0, 0),
         }
     }
+}
+
+/// Bytes of an expansion's weights in a block's shared memory.
+fn weights_bytes(element: usize) -> usize {
+    DEPTHWISE_SLICE * (RECOMPUTE_INPUTS * element + 16)
 }
 
 /// The forward pass, of the tensor that it names or of one that it computes `again`.
@@ -335,7 +339,8 @@ mod tests {
                         let forward = Forward::of(images, window, channels, element).tiles;
                         let backward = Backward::of(images, window, channels, element).tiles;
                         for (tiles, height) in [(forward, window.output), (backward, window.input)] {
-                            assert!(tiles.shared <= 99 << 10, "{tiles:?} of {window:?}");
+                            let weights = if element == 2 { weights_bytes(element) } else { 0 };
+                            assert!(tiles.shared + weights <= 99 << 10, "{tiles:?} of {window:?}");
                             let arrivals = tiles.slices * (tiles.parts.div_ceil(FAN) + 1);
                             assert!(arrivals <= MOST_ARRIVALS, "{tiles:?} of {window:?}");
                             assert!(tiles.slices * DEPTHWISE_SLICE >= channels);
