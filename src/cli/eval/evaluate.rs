@@ -1,0 +1,139 @@
+//! `effnet-eval` without images: accuracy and loss over a split.
+
+use std::io::Write;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use serde_json::{Value, json};
+
+use super::{EvalError, EvalFlags};
+use crate::cli::unpacked::{is_source, packed, store};
+use crate::data::{DataError, Source, Split};
+use crate::train::checkpoint::Checkpoint;
+use crate::train::device::{Hardware, With};
+use crate::train::evaluate::{Evaluation, rate};
+use crate::train::evaluator::Evaluator;
+use crate::train::memory::prepared_bytes;
+use crate::train::recipe_file::RecipeFile;
+use crate::train::report::rows::FEW_CLASSES;
+use crate::train::{DataChoice, TrainError, loading};
+
+impl EvalFlags {
+    pub(super) fn evaluate(
+        &self,
+        read: &Checkpoint,
+        out: &mut dyn Write,
+        err: &mut dyn Write,
+    ) -> Result<(), EvalError> {
+        let selected = self.selected()?;
+        let (choice, source) = self.source(read, err)?;
+        if source.fingerprint() != read.metadata.data {
+            if self.data.is_none() {
+                let checkpoint = self.checkpoint.clone();
+                return Err(EvalError::OtherData { checkpoint, data: choice.to_string() });
+            }
+            writeln!(err, "warning: {choice} is not the data that this checkpoint was trained on")?;
+        }
+        let batch = self.batch_size.map_or(read.metadata.recipe.micro_batch, |images| images as usize);
+        let since = Instant::now();
+        let figures = selected.with(EvaluateSplit {
+            read,
+            batch,
+            source: &source,
+            split: self.split,
+            threads: self.loader_threads.unwrap_or(0) as usize,
+        })?;
+        let rate = rate((source.samples(self.split) * figures.len()) as u64, since);
+        if self.json {
+            return Ok(writeln!(out, "{}", figures_json(&figures, rate))?);
+        }
+        let metadata = &read.metadata;
+        let place = format!("step {} of {}, epoch {:.2}", metadata.step, metadata.steps, metadata.epoch);
+        writeln!(out, "{}: {}, {place}", self.checkpoint.display(), metadata.model)?;
+        writeln!(
+            out,
+            "{choice}, {} images of {}, {rate:.0} images/s",
+            source.samples(self.split),
+            self.split
+        )?;
+        for (name, e) in ["weights", "average"].iter().zip(&figures) {
+            let top1 = 100.0 * e.top1;
+            let top5 = match source.classes() {
+                ..=FEW_CLASSES => String::new(),
+                _ => format!("top-5 {:6.2} %   ", 100.0 * e.top5),
+            };
+            writeln!(out, "  {name:<8} top-1 {top1:6.2} %   {top5}loss {:.4}", e.loss)?;
+        }
+        Ok(())
+    }
+
+    /// The images to evaluate, and the name of the data.
+    fn source(&self, read: &Checkpoint, err: &mut dyn Write) -> Result<(DataChoice, Source), EvalError> {
+        let beside = self.checkpoint.with_file_name("recipe.toml");
+        let mut choice = match &self.data {
+            Some(text) => DataChoice::from(text.clone()),
+            None if beside.exists() => RecipeFile::read(&beside).map_err(TrainError::from)?.options.data,
+            None => DataChoice::from_environment(),
+        };
+        let source = match choice.open(read.metadata.resolution) {
+            Err(DataError::NoDataset { dir, .. }) if self.data.is_some() && is_source(&dir) => {
+                let run = self.checkpoint.parent().unwrap_or(Path::new(""));
+                let place = packed(&dir, &store(run, None), &Arc::default(), &mut |line| {
+                    // Nobody may be there to read it.
+                    let _ = writeln!(err, "{line}");
+                });
+                choice = DataChoice::Dir(place.map_err(TrainError::from)?);
+                choice.open(read.metadata.resolution)
+            }
+            Err(DataError::NoDataset { dir, problem }) if self.data.is_none() && beside.exists() => {
+                return Err(TrainError::DataMoved { dir, problem }.into());
+            }
+            other => other,
+        };
+        let source = source.map_err(TrainError::from)?;
+        if source.samples(self.split) == 0 {
+            return Err(EvalError::NoTest(choice.to_string()));
+        }
+        let theirs = &read.metadata.classes;
+        if *theirs != source.class_names() {
+            return Err(EvalError::Classes {
+                checkpoint: self.checkpoint.clone(),
+                theirs: theirs.len(),
+                ours: source.classes(),
+            });
+        }
+        Ok((choice, source))
+    }
+}
+
+/// Evaluates a split on a device of either kind.
+struct EvaluateSplit<'a> {
+    read: &'a Checkpoint,
+    batch: usize,
+    source: &'a Source,
+    split: Split,
+    /// Threads that prepare images; 0 for the default.
+    threads: usize,
+}
+
+impl With for EvaluateSplit<'_> {
+    type Output = Result<Vec<Evaluation>, EvalError>;
+
+    fn with<H: Hardware>(self, hardware: H) -> Self::Output {
+        let bytes = self.batch as u64 * prepared_bytes(&hardware.device(), self.read.metadata.resolution);
+        let threads = loading::threads(self.threads, &hardware, 1, bytes);
+        let mut evaluator = Evaluator::new(self.read, self.batch, hardware)?;
+        Ok(evaluator.split(self.source, self.split, threads)?)
+    }
+}
+
+/// The results of the raw weights, with those of their moving average as `ema`.
+fn figures_json(figures: &[Evaluation], rate: f64) -> Value {
+    let mut object = json!(figures.first());
+    object["images_per_second"] = rate.into();
+    if let Some(ema) = figures.get(1) {
+        object["ema"] = json!(ema);
+    }
+    object
+}
