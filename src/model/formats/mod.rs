@@ -4,7 +4,9 @@
 //! [`safetensors`] has one, and a choice by the path's extension in [`export`]. To add one that is read: a function
 //! like [`safetensors::import`], and the same choice in [`import`]. Flags, checks and messages stay as they are.
 
+pub mod pth;
 pub mod safetensors;
+pub mod stored;
 
 use std::io;
 use std::path::{Path, PathBuf};
