@@ -90,6 +90,10 @@ pub struct Block {
     pub name: String,
     /// Place among all blocks, from 0.
     pub index: usize,
+    /// Stage of the family's table, from 0.
+    pub stage: usize,
+    /// Place within the stage, from 0.
+    pub repeat: usize,
     /// Narrow input channels.
     pub input: usize,
     /// Channels of the depthwise convolution.
@@ -166,6 +170,8 @@ impl Architecture {
                 blocks.push(Block {
                     name: format!("blocks.{number}.{repeat}"),
                     index: blocks.len(),
+                    stage: number,
+                    repeat,
                     input,
                     expanded: input * stage.expansion,
                     output,

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use strum::{Display, EnumString, VariantNames};
 
 use crate::data::{DataError, Source};
+use crate::model::formats::weights_file::Average;
 use crate::names;
 use crate::ops::cuda::Precision;
 use crate::parallel::Ranks;
@@ -152,6 +153,9 @@ pub struct RunOptions {
     pub max_steps: Option<u64>,
     /// Weights to start from. [`Recipe::init_from`](super::recipe::Recipe::init_from) identifies their content.
     pub init_from: Option<PathBuf>,
+    /// Which copy, where the file has a moving average beside the weights.
+    #[serde(skip_serializing_if = "Average::is_raw")]
+    pub init_weights: Average,
     /// Takes them also if some of the model's tensors are missing in the file.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub init_partial: bool,
@@ -197,6 +201,7 @@ impl RunOptions {
             keep: 0,
             max_steps: None,
             init_from: None,
+            init_weights: Average::Raw,
             init_partial: false,
             pack_dir: None,
             auto_micro_batch: false,

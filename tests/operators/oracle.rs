@@ -23,6 +23,8 @@ fn small() -> Architecture {
     let block = |index: usize, [input, expanded, output]: [usize; 3], window| Block {
         name: format!("blocks.{}.{}", index / 2, index % 2),
         index,
+        stage: index / 2,
+        repeat: index % 2,
         input,
         expanded,
         output,

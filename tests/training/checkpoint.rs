@@ -9,7 +9,7 @@ use std::sync::LazyLock;
 
 use effnet::data::{CropMode, Normalise};
 use effnet::files::{Disk, Files};
-use effnet::model::formats::{TrainedModel, export};
+use effnet::model::formats::{Format, export, naming::Naming};
 use effnet::model::initialise::initialise;
 use effnet::model::{ParamTable, Variant};
 use effnet::train::Recipe;
@@ -234,8 +234,9 @@ fn read_reports_what_kind_of_file_it_found() {
     let dir = tempfile::tempdir().unwrap();
     let plain = dir.path().join("plain.safetensors");
     let architecture = metadata().architecture().unwrap();
-    let model = TrainedModel { architecture: &architecture, values: &state(1).parameters, steps: 0 };
-    export(&plain, &model, false).unwrap();
+    let (saved, values) = (metadata(), state(1).parameters);
+    let model = saved.trained(&architecture, &values);
+    export(&plain, &model, Format::Safetensors(Naming::Timm), false).unwrap();
     let error = checkpoint::read(&plain).unwrap_err();
     assert!(matches!(error, CheckpointError::Foreign { .. }));
     assert!(error.to_string().contains("--init-from"), "{error}");

@@ -13,7 +13,9 @@ use crate::common::data;
 use crate::common::programs::{Ran, program, run};
 use crate::common::shared_folder::until_exit;
 use effnet::data::Normalise;
-use effnet::model::formats::{self, TrainedModel};
+use effnet::model::formats::convention::Scale;
+use effnet::model::formats::naming::Naming;
+use effnet::model::formats::{self, Format, TrainedModel};
 use effnet::model::initialise::initialise;
 use effnet::model::{Architecture, BatchNormConfig, Padding, ParamTable, Variant};
 use effnet::train::events::LogLine;
@@ -135,7 +137,17 @@ fn resumed_run_names_the_checkpoint_s_values_and_another_way() {
 fn weights(file: &Path, member: Variant) {
     let arch = Architecture::new(member, 5, 32, Padding::Symmetric, BatchNormConfig::default()).unwrap();
     let values = initialise(&ParamTable::new(&arch), 3);
-    formats::export(file, &TrainedModel { architecture: &arch, values: &values, steps: 0 }, false).unwrap();
+    let classes: Vec<String> = (0..5).map(|class| class.to_string()).collect();
+    let scale = Scale { mean: [0.485, 0.456, 0.406], deviation: [0.229, 0.224, 0.225] };
+    let model = TrainedModel {
+        architecture: &arch,
+        values: &values,
+        steps: 0,
+        classes: &classes,
+        scale,
+        crop: "pad",
+    };
+    formats::export(file, &model, Format::Safetensors(Naming::Timm), false).unwrap();
 }
 
 #[test]
@@ -143,13 +155,19 @@ fn weights_that_fit_in_part_are_refused_unless_asked_for() {
     let dir = data::packed();
     let small = "--resolution 32 --batch-size 8 --epochs 1 --max-steps 1";
     weights(&dir.path().join("b1.safetensors"), Variant::B1);
-    let ran = train(dir.path(), &format!("{small} --init-from b1.safetensors"));
+    let ran = train(dir.path(), &format!("{small} --model b0 --init-from b1.safetensors"));
     ran.refused(
         1,
         &["of this model's 311 tensors", "128 not this model's", "it is of b1: --model b1; --init-partial"],
     );
     assert!(ran.err.len() < 400, "{}", ran.err);
     assert!(!dir.path().join("runs").exists());
+
+    // Without --model, the run takes the weights' member.
+    let ran = train(dir.path(), &format!("{small} --init-from b1.safetensors")).good();
+    let line = "from the weights (the note in the file): --model b1 --padding symmetric";
+    assert!(ran.out.contains(line), "{}", ran.out);
+    assert!(dir.path().join("runs/b1/checkpoint.bin").exists());
 
     // The stem and the blocks, without conv_head and what follows.
     weights(&dir.path().join("b0.safetensors"), Variant::B0);
@@ -184,9 +202,12 @@ fn normalisation_is_that_of_the_weights_unless_asked_for() {
 
     weights(&dir.path().join("b0.safetensors"), Variant::B0);
     let (found, out) = of("--init-from b0.safetensors", "plain");
-    assert!(found == Normalise::IMAGENET && out.contains("normalisation: ImageNet's"), "{out}");
+    assert!(found == Normalise::IMAGENET && out.contains("--normalise imagenet"), "{out}");
     let (found, out) = of("--init-from half/checkpoint.bin", "further");
-    assert!(found == half && out.contains("normalisation: the checkpoint's"), "{out}");
+    assert!(
+        found == half && out.contains("from the weights (the checkpoint): --model b0 --padding symmetric"),
+        "{out}"
+    );
     assert_eq!(of("--init-from own/checkpoint.bin", "same").0, own);
     assert_eq!(of("--init-from b0.safetensors --normalise dataset", "asked").0, own);
 

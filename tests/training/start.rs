@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::common::training::*;
 use effnet::data::Source;
 use effnet::model::ParamTable;
-use effnet::model::formats::{self, TrainedModel};
+use effnet::model::formats::{self, Format, naming::Naming};
 use effnet::model::initialise::initialise;
 use effnet::train::checkpoint::{self, Checkpoint, CheckpointError};
 use effnet::train::events::{End, Event, Reporter};
@@ -89,8 +89,8 @@ fn weights_come_from_a_checkpoint_or_an_export() {
     let [first, second, third] = ["first", "second", "third"].map(|name| dir.path().join(name));
     let trained = trained(&first);
     let export = dir.path().join("w.safetensors");
-    let (architecture, values) = (&trained.architecture, &trained.state.parameters);
-    formats::export(&export, &TrainedModel { architecture, values, steps: 2 }, false).unwrap();
+    let model = trained.metadata.trained(&trained.architecture, &trained.state.parameters);
+    formats::export(&export, &model, Format::Safetensors(Naming::Timm), false).unwrap();
 
     let (start, notices) = started_from(&export, &second, source()).unwrap();
     assert_eq!(start.metadata.step, 0);

@@ -1,15 +1,20 @@
-//! `effnet-eval --export`: a checkpoint's weights for other programs.
+//! `effnet-eval --export`: a checkpoint's network for other programs, with a model card beside it.
 
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
 use super::{EvalError, EvalFlags, Kind};
+use crate::files;
 use crate::model::ParamTable;
-use crate::model::formats::{self, TrainedModel, safetensors};
+use crate::model::formats::naming::Naming;
+use crate::model::formats::onnx::Input;
+use crate::model::formats::{self, Format, WeightsError, safetensors};
 use crate::train::TrainError;
 use crate::train::checkpoint::{self, Checkpoint};
+use crate::train::recipe_file::RecipeFile;
+use crate::train::report::card::Card;
 
 impl EvalFlags {
     pub(super) fn export(
@@ -25,17 +30,70 @@ impl EvalFlags {
         if checkpoint::is_checkpoint(file) {
             return Err(EvalError::OntoCheckpoint(file.to_owned()));
         }
+        let format = self.format(file)?;
         let values = match self.weights {
             Kind::Raw => &read.state.parameters,
             Kind::Ema => &read.state.ema,
         };
-        let model = TrainedModel { architecture: &read.architecture, values, steps: read.metadata.step };
-        formats::export(file, &model, self.force).map_err(TrainError::from)?;
+        let model = read.metadata.trained(&read.architecture, values);
+        let beside = file.with_extension("md");
+        if !self.force && beside.exists() {
+            return Err(TrainError::from(WeightsError::Exists { path: beside }).into());
+        }
+        formats::export(file, &model, format, self.force).map_err(TrainError::from)?;
+        let recipe = RecipeFile::read(&self.checkpoint.with_file_name("recipe.toml"));
+        let data = recipe.ok().map(|recipe| recipe.options.data.to_string());
+        let card = Card {
+            file: &file.file_name().map_or(String::new(), |name| name.to_string_lossy().into()),
+            format,
+            metadata: &read.metadata,
+            architecture: &read.architecture,
+            average: self.weights == Kind::Ema,
+            data: data.as_deref(),
+        };
+        files::replace(&beside, card.render().as_bytes())
+            .map_err(|error| TrainError::from(WeightsError::from(error)))?;
+        self.report_export(read, file, &beside, format, out)
+    }
+
+    /// The format that the file's ending and the flags ask for.
+    fn format(&self, file: &Path) -> Result<Format, EvalError> {
+        let ending = file.extension().map(|ending| ending.to_ascii_lowercase());
+        match ending.as_ref().and_then(|ending| ending.to_str()) {
+            Some("safetensors") if self.bytes_in => Err(EvalError::BytesIn(file.to_owned())),
+            Some("safetensors") => match self.names.unwrap_or(Naming::Timm) {
+                Naming::Keras => Err(EvalError::KerasNames),
+                naming => Ok(Format::Safetensors(naming)),
+            },
+            Some("onnx") if self.names.is_some() => Err(EvalError::NamesInOnnx(file.to_owned())),
+            Some("onnx") if self.bytes_in => Ok(Format::Onnx(Input::Bytes)),
+            Some("onnx") => Ok(Format::Onnx(Input::Normalised)),
+            _ => Err(EvalError::ExportEnding(file.to_owned())),
+        }
+    }
+
+    fn report_export(
+        &self,
+        read: &Checkpoint,
+        file: &Path,
+        card: &PathBuf,
+        format: Format,
+        out: &mut dyn Write,
+    ) -> Result<(), EvalError> {
         let tensors = safetensors::listing(&ParamTable::new(&read.architecture)).len();
-        if self.json {
-            writeln!(out, "{}", json!({ "file": file.display().to_string(), "tensors": tensors }))?;
-        } else {
-            writeln!(out, "{}: {tensors} tensors under timm's names", file.display())?;
+        let (name, card) = (file.display().to_string(), card.display().to_string());
+        match format {
+            _ if self.json => {
+                let mut object = json!({ "file": name, "card": card });
+                if let Format::Safetensors(_) = format {
+                    object["tensors"] = tensors.into();
+                }
+                writeln!(out, "{object}")?;
+            }
+            Format::Safetensors(naming) => {
+                writeln!(out, "{name}: {tensors} tensors under {naming}'s names; {card} describes it")?;
+            }
+            Format::Onnx(_) => writeln!(out, "{name}: the network in ONNX; {card} describes it")?,
         }
         Ok(())
     }

@@ -11,6 +11,7 @@ use std::str::FromStr;
 use clap::{Parser, ValueEnum, value_parser};
 
 use crate::data::Split;
+use crate::model::formats::naming::Naming;
 use crate::ops::cuda::Precision;
 use crate::train::checkpoint;
 use crate::train::device::{self, Selected, Storage};
@@ -54,9 +55,15 @@ pub struct EvalFlags {
     /// Weights for images and --export: raw, or ema, their moving average
     #[arg(long, value_name = "KIND", default_value = "raw")]
     pub weights: Kind,
-    /// Write the plain weights under timm's names and exit
-    #[arg(long, value_name = "OUT.safetensors", conflicts_with_all = ["images", "data", "batch_size"])]
+    /// Write the network for other programs, and a model card beside it, and exit. By its ending: .safetensors, plain weights for timm and others; .onnx, weights and operators in one file
+    #[arg(long, value_name = "OUT.safetensors|OUT.onnx", conflicts_with_all = ["images", "data", "batch_size"])]
     pub export: Option<PathBuf>,
+    /// Whose names the tensors of --export have: timm, torchvision or lukemelas [default: timm]
+    #[arg(long, value_name = "WHOSE", requires = "export", value_parser = Naming::from_str)]
+    pub names: Option<Naming>,
+    /// The ONNX file takes bytes [N, side, side, 3] and normalises them itself
+    #[arg(long, requires = "export")]
+    pub bytes_in: bool,
     /// Let --export replace a file
     #[arg(long, requires = "export")]
     pub force: bool,
@@ -92,6 +99,14 @@ pub enum EvalError {
     NoTest(String),
     #[error("{} is a checkpoint, which an export would replace; give --export another name", .0.display())]
     OntoCheckpoint(PathBuf),
+    #[error("{}: --export writes OUT.safetensors or OUT.onnx, as the name's ending says", .0.display())]
+    ExportEnding(PathBuf),
+    #[error("{}: --bytes-in is for OUT.onnx; a file of weights has no input", .0.display())]
+    BytesIn(PathBuf),
+    #[error("{}: --names is for OUT.safetensors; ONNX has names of its own", .0.display())]
+    NamesInOnnx(PathBuf),
+    #[error("--names keras: Keras's weights are read, not written; give timm, torchvision or lukemelas")]
+    KerasNames,
     #[error("{} is a folder; --export needs the name of a file", .0.display())]
     ExportFolder(PathBuf),
     #[error("{failed} of {images} images could not be read")]

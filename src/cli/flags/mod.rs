@@ -20,6 +20,7 @@ use values::{from_text, number, pair, path, whole};
 
 use crate::data::augment::Auto;
 use crate::data::{CropMode, NormaliseBy, Shuffle};
+use crate::model::formats::weights_file::Average;
 use crate::model::{Padding, Variant};
 use crate::ops::cuda::Precision;
 use crate::train::{ClassWeights, Decayed, DeviceChoice, Optimizer, RecomputeChoice, ScheduleKind};
@@ -77,9 +78,12 @@ pub struct Settings {
     /// Batch norm: added to the variance [default: 1e-5]
     #[arg(long, value_name = "EPS", value_parser = number, allow_hyphen_values = true, help_heading = MODEL)]
     pub bn_eps: Option<f64>,
-    /// Start from these weights (timm's names); if the number of classes differs, the classifier is initialised anew
-    #[arg(long, value_name = "FILE.safetensors", value_parser = path, help_heading = MODEL)]
+    /// Start from these weights: a safetensors file, PyTorch's .pth, or a checkpoint of another run, with the names of timm, torchvision, lukemelas or Keras. Model, padding, bn-eps and normalise follow from them; if the number of classes differs, the classifier is initialised anew
+    #[arg(long, value_name = "FILE", value_parser = path, help_heading = MODEL)]
     pub init_from: Option<PathBuf>,
+    /// Where the file of --init-from holds both: raw, its weights, or ema, their moving average [default: raw]
+    #[arg(long, value_name = "KIND", value_parser = Average::from_str, help_heading = MODEL)]
+    pub init_weights: Option<Average>,
     /// Go on where --init-from lacks some of the model's tensors: they keep their initial values
     #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, help_heading = MODEL)]
     pub init_partial: Option<bool>,

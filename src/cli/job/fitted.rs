@@ -1,12 +1,9 @@
 //! The settings that the command line leaves open, once the images and the device are known.
 
-use std::path::Path;
-
 use indicatif::HumanCount;
 
 use super::Job;
-use crate::data::{Normalise, NormaliseBy, Source, Split};
-use crate::train::checkpoint::{self, CheckpointError};
+use crate::data::{Source, Split};
 use crate::train::device::{Selected, host_memory};
 use crate::train::events::Reporter;
 use crate::train::fit::{self, Circumstances, FEW_STEPS, fit};
@@ -27,31 +24,21 @@ impl Job {
         // Generated images stand for the reference's data set.
         let Source::Packed(_) = source else { return self.divided(&self.recipe) };
         let ranks = self.options.ranks.world().size;
-        self.fitted_to(&Circumstances::of(source, on_gpu, ranks), Some(source.normalise()), report)
+        self.fitted_to(&Circumstances::of(source, on_gpu, ranks), report)
     }
 
-    /// [`Job::fitted`] to circumstances; without `normalise` nobody knows the images' means.
+    /// [`Job::fitted`] to circumstances.
     ///
     /// # Errors
     /// A batch that the ranks do not divide.
     pub(super) fn fitted_to(
         &self,
         circumstances: &Circumstances,
-        normalise: Option<Normalise>,
         report: &mut dyn Reporter,
     ) -> Result<Recipe, RecipeError> {
         let Some(given) = &self.given else { return self.divided(&self.recipe) };
         let (recipe, lines) = fit(&self.recipe, |flag| given.contains(flag), circumstances);
-        let mut recipe = recipe;
         recipe.validate()?;
-        if let Some(path) = &self.options.init_from
-            && !given.contains("normalise")
-            && let Some(normalise) = normalise
-            && let Some((by, line)) = normalise_of(path, normalise)
-        {
-            recipe.normalise = by;
-            report.notice(&line);
-        }
         lines.iter().for_each(|line| report.notice(line));
         self.divided(&recipe)
     }
@@ -75,22 +62,6 @@ impl Job {
         }
         Ok(recipe)
     }
-}
-
-/// The normalisation that weights were trained with, if it is not the set's own, and a line about it: of a checkpoint what
-/// it says; plain weights are taken for ImageNet's.
-fn normalise_of(path: &Path, dataset: Normalise) -> Option<(NormaliseBy, String)> {
-    let (by, whose) = match checkpoint::verify(path) {
-        Ok(metadata) if metadata.normalise == dataset => return None,
-        Ok(metadata) => (NormaliseBy::Given(metadata.normalise), "the checkpoint's"),
-        // What cannot be read is reported when it is read.
-        Err(CheckpointError::Foreign { .. }) => {
-            (NormaliseBy::Imagenet, "ImageNet's, as nearly all published weights need")
-        }
-        Err(_) => return None,
-    };
-    let line = format!("normalisation: {whose}; --normalise dataset takes that of these images");
-    Some((by, line))
 }
 
 /// Whether the device is a GPU.

@@ -5,6 +5,7 @@ pub mod execute;
 mod fitted;
 mod planned;
 mod ranks;
+mod weights;
 
 use std::collections::BTreeSet;
 use std::env;
@@ -12,14 +13,16 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
+use weights::{over_weights, weights_file};
+
 use super::flags::{Actions, Flags, MicroBatch, Settings, file};
 use super::{UsageError, preset};
 use crate::data::CropMode;
 use crate::model::Variant;
-use crate::train::checkpoint::{self, Found, RunDirectory};
+use crate::train::checkpoint::{Found, RunDirectory};
 use crate::train::fit::REFERENCE_BATCH;
 use crate::train::recipe_file::RecipeFile;
-use crate::train::{DataChoice, Recipe, RunOptions, TrainError, same_recipe, saved_recipe};
+use crate::train::{DataChoice, Recipe, RunOptions, same_recipe, saved_recipe};
 
 /// What to do with the recipe.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,7 +85,11 @@ impl Flags {
             settings = settings.over(&in_file);
         }
         if let Some(path) = settings.init_from.take() {
-            settings.init_from = Some(weights_file(path, &mut notes)?);
+            let file = weights_file(path, &mut notes)?;
+            if !actions.resume {
+                settings = over_weights(settings, &file, &mut notes)?;
+            }
+            settings.init_from = Some(file);
         }
         settings.check(&actions)?;
         let preset = preset::layer(&settings, &actions)?;
@@ -141,15 +148,6 @@ fn config_file(path: &Path, notes: &mut Vec<String>) -> PathBuf {
 fn meant_by(in_file: &Settings, path: &Path, typed: &Settings) -> toml::Table {
     let other = typed.optimizer.is_some() && typed.optimizer != in_file.optimizer;
     if other || RecipeFile::read(path).is_ok() { toml::Table::new() } else { in_file.table() }
-}
-
-/// The file of weights: in a run's folder its best checkpoint.
-fn weights_file(path: PathBuf, notes: &mut Vec<String>) -> Result<PathBuf, TrainError> {
-    let file = checkpoint::of(&path)?;
-    if let (true, Some(name)) = (file != path, file.file_name()) {
-        notes.push(format!("--init-from {}: a folder; its {} is taken", path.display(), name.display()));
-    }
-    Ok(file)
 }
 
 /// See [`Job::given`].

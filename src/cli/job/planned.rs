@@ -101,7 +101,7 @@ impl Job {
                 let images = listed.images[Split::Train as usize] as usize;
                 let ranks = world.size;
                 let assumed = Circumstances { images, largest: side, shorter: side, on_gpu, ranks };
-                self.fitted_to(&assumed, None, &mut report)?
+                self.fitted_to(&assumed, &mut report)?
             }
             Planned::Nothing(line) => {
                 report.notice(line);

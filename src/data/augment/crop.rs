@@ -5,7 +5,7 @@
 //! larger one is first scaled down to fit. What training changes about both is the [policy](super::policy)'s part.
 
 use serde::{Deserialize, Serialize};
-use strum::{Display, EnumString, VariantNames};
+use strum::{Display, EnumString, IntoStaticStr, VariantNames};
 
 use super::geometry::{Geometry, Rectangle};
 use crate::data::codec::{Region, fit};
@@ -13,7 +13,18 @@ use crate::names;
 
 /// How an image is brought to the network's resolution.
 #[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, Display, EnumString, VariantNames,
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    Serialize,
+    Deserialize,
+    Display,
+    EnumString,
+    IntoStaticStr,
+    VariantNames,
 )]
 #[serde(rename_all = "lowercase")]
 #[strum(serialize_all = "lowercase", parse_err_ty = String, parse_err_fn = CropMode::unknown)]

@@ -1,20 +1,32 @@
-//! Weights in files that other programs read and write, one file here per format.
+//! Weights in files that other programs read and write.
 //!
-//! To add a format that is written: a file with `write(out, model: &TrainedModel) -> io::Result<()>`, as
-//! [`safetensors`] has one, and a choice by the path's extension in [`export`]. To add one that is read: a function
-//! like [`safetensors::import`], and the same choice in [`import`]. Flags, checks and messages stay as they are.
+//! A file is read in three steps, each of which knows nothing of the others:
+//!
+//! 1. the container, [`safetensors`] or [`pth`], gives tensors by name ([`stored`]);
+//! 2. [`weights_file`] recognises whose names they are, with the translations of [`naming`];
+//! 3. [`import`](mod@import) takes what fits into a model and lists the rest.
+//!
+//! To add a container: a function that gives [`stored::Tensors`], and a choice by the first bytes in
+//! [`WeightsFile::read`](weights_file::WeightsFile::read). To add other names: a variant of [`naming::Naming`]. To add a
+//! format that is written: a function like [`safetensors::write`], and a choice by the path's ending in [`export`].
 
+pub mod convention;
+pub mod import;
+pub mod naming;
+pub mod onnx;
 pub mod pth;
 pub mod safetensors;
 pub mod stored;
+pub mod weights_file;
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use super::Variant;
 use super::architecture::Architecture;
-use super::params::ParamTable;
 use crate::files::{self, FileError};
+use convention::{Note, Scale};
+use naming::Naming;
 
 /// What can go wrong with a file of weights.
 #[derive(Debug, thiserror::Error)]
@@ -23,16 +35,23 @@ pub enum WeightsError {
     Io { path: PathBuf, error: io::Error },
     #[error("{}: not a safetensors file, or a damaged one: {problem}", path.display())]
     Format { path: PathBuf, problem: String },
-    #[error("{}: none of its {tensors} tensors ({first}, …) is this model's; timm's names are expected \
-        (conv_stem.weight, …){}", path.display(), without_prefix(prefix.as_deref()))]
+    #[error("{}: {error}", path.display())]
+    Pth { path: PathBuf, error: pth::PthError },
+    #[error("{}: none of its {tensors} tensors ({first}, …) is named as one of an EfficientNet; the names of timm \
+        (conv_stem.weight, …), torchvision, lukemelas and Keras are known", path.display())]
     NothingMatched {
         path: PathBuf,
         tensors: usize,
         /// The first name in the file.
         first: String,
-        /// What precedes timm's names in the file.
-        prefix: Option<String>,
     },
+    #[error("{}: it holds no moving average of the weights beside them", path.display())]
+    NoAverage { path: PathBuf },
+    #[error("{}: {tensor} takes images of {channels} channels; networks here take three (red, green, blue): repeat, \
+        sum or cut its weights along the channels", path.display())]
+    Channels { path: PathBuf, tensor: String, channels: usize },
+    #[error("{}: {tensor} holds a negative variance", path.display())]
+    Variance { path: PathBuf, tensor: String },
     #[error("{}: {tensor} is of type {dtype}; F64, F32, F16 and BF16 are read: convert the file", path.display())]
     Type { path: PathBuf, tensor: String, dtype: String },
     #[error("{}: {taken} of this model's {tensors} tensors are in it ({what}); {}--init-partial takes those",
@@ -52,10 +71,6 @@ pub enum WeightsError {
     Exists { path: PathBuf },
 }
 
-fn without_prefix(prefix: Option<&str>) -> String {
-    prefix.map_or(String::new(), |prefix| format!("; remove `{prefix}` from the start of its names"))
-}
-
 impl From<FileError> for WeightsError {
     fn from(FileError { path, error }: FileError) -> WeightsError {
         WeightsError::Io { path, error }
@@ -70,110 +85,51 @@ pub struct TrainedModel<'a> {
     pub values: &'a [f32],
     /// Steps of training.
     pub steps: u64,
+    /// Names of the classes, in the order of the logits.
+    pub classes: &'a [String],
+    /// How the bytes of an image become numbers.
+    pub scale: Scale,
+    /// How images become square: the name of the crop mode.
+    pub crop: &'a str,
 }
 
-/// Writes a model's plain weights.
+impl TrainedModel<'_> {
+    fn note(&self) -> Note {
+        let Architecture { variant, resolution, padding, batch_norm, .. } = *self.architecture;
+        Note {
+            model: variant,
+            resolution,
+            padding,
+            batch_norm_eps: batch_norm.eps,
+            crop: self.crop.into(),
+            scale: self.scale,
+            classes: self.classes.to_vec(),
+        }
+    }
+}
+
+/// A format that is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// Plain weights under the names of others; [`Naming::Keras`], which has another order of axes, is only read.
+    Safetensors(Naming),
+    /// A network that runs as it stands.
+    Onnx(onnx::Input),
+}
+
+/// Writes a model.
 ///
 /// # Errors
 /// [`WeightsError::Exists`] without `force`; [`WeightsError::Io`], after which the file is what it was.
-pub fn export(path: &Path, model: &TrainedModel, force: bool) -> Result<(), WeightsError> {
+pub fn export(path: &Path, model: &TrainedModel, format: Format, force: bool) -> Result<(), WeightsError> {
     if !force && path.exists() {
         return Err(WeightsError::Exists { path: path.to_owned() });
     }
-    Ok(files::replace_with(path, |file| safetensors::write(file, model))?)
-}
-
-/// Takes the tensors that fit from a file into `values`, a flat buffer of the table's total length that holds initial
-/// values.
-///
-/// # Errors
-/// A file that cannot be read, has another format, holds a NaN or another type, or has no tensor of this model.
-pub fn import(path: &Path, table: &ParamTable, values: &mut [f32]) -> Result<Import, WeightsError> {
-    safetensors::import(path, table, values)
-}
-
-/// The largest member of the family whose tensors, apart from the classifier, are all in the file.
-pub fn member(path: &Path) -> Option<Variant> {
-    safetensors::member(path)
-}
-
-/// What an import has taken and left out.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Import {
-    /// Tensors taken.
-    pub matched: usize,
-    /// The file's class count and the model's, if they differ: then the classifier keeps its initial values.
-    pub classes: Option<(usize, usize)>,
-    /// Tensors of this model that the file lacks; they keep their initial values.
-    pub missing: Vec<String>,
-    /// Tensors of the file that this model lacks.
-    pub unexpected: Vec<String>,
-    /// "name: [file's shape], here [shape]"; they keep their initial values.
-    pub reshaped: Vec<String>,
-}
-
-/// Names in a line; more are counted.
-const NAMED: usize = 3;
-
-/// The first names, and how many others there are.
-fn shortened(names: &[String]) -> String {
-    let shown = names.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
-    match names.len().saturating_sub(NAMED) {
-        0 => shown,
-        more => format!("{shown} and {more} more"),
-    }
-}
-
-impl Import {
-    /// Checks that the file has this model, apart from a classifier, and is not of another member: the tensors of b0 are
-    /// also in b1. With half of a model, a run would start, and learn worse than from none.
-    ///
-    /// # Errors
-    /// [`WeightsError::Partial`].
-    pub fn require_whole(&self, path: &Path, table: &ParamTable, model: Variant) -> Result<(), WeightsError> {
-        let missing = self.missing.iter().filter(|name| !safetensors::CLASSIFIER.contains(&name.as_str()));
-        let alike = self.missing.is_empty() && self.reshaped.is_empty() && self.unexpected.is_empty();
-        let other = if alike { None } else { member(path).filter(|member| *member != model) };
-        let unexpected = if other.is_some() { Vec::from_iter(&self.unexpected) } else { Vec::new() };
-        let kinds = [
-            ("missing", missing.collect()),
-            ("of another shape", Vec::from_iter(&self.reshaped)),
-            ("not this model's", unexpected),
-        ];
-        let what: Vec<String> = (kinds.iter())
-            .filter_map(|(kind, names)| Some((kind, names.first()?, names.len())))
-            .map(|(kind, first, count)| format!("{count} {kind}, such as {first}"))
-            .collect();
-        if what.is_empty() {
-            return Ok(());
-        }
-        Err(WeightsError::Partial {
-            path: path.to_owned(),
-            taken: self.matched,
-            tensors: table.entries().len(),
-            what: what.join("; "),
-            member: other,
-        })
-    }
-
-    /// One line that counts, and one for each kind of mismatch.
-    pub fn lines(&self) -> Vec<String> {
-        let mut lines = vec![format!("weights: {} tensors taken", self.matched)];
-        if let Some((theirs, ours)) = self.classes {
-            lines.push(format!("weights: a new classifier for {ours} classes (the file's has {theirs})"));
-        }
-        let lists = [
-            ("missing in the file, kept at their initial values", &self.missing),
-            ("not part of this model, left out", &self.unexpected),
-            ("of another shape, kept at their initial values", &self.reshaped),
-        ];
-        for (what, names) in lists {
-            if !names.is_empty() {
-                lines.push(format!("weights: {} {what}: {}", names.len(), shortened(names)));
-            }
-        }
-        lines
-    }
+    let written = files::replace_with(path, |file| match format {
+        Format::Safetensors(naming) => safetensors::write(file, model, naming),
+        Format::Onnx(input) => onnx::write(file, model, input),
+    });
+    Ok(written?)
 }
 
 #[cfg(test)]

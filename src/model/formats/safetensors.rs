@@ -8,24 +8,24 @@
 //! Names and shapes are timm's, including `num_batches_tracked` of every batch norm, so that PyTorch loads an export
 //! with `strict=True`.
 
-use std::collections::BTreeSet;
+use std::collections::HashMap;
 use std::fmt::Write as _;
-use std::fs;
 use std::io::{self, Write};
-use std::path::Path;
 
+use ::safetensors::tensor::TensorView;
 use ::safetensors::{Dtype, SafeTensors};
-use half::{bf16, f16};
 
-use super::{Import, TrainedModel, WeightsError};
+use super::TrainedModel;
+use super::convention::Note;
+use super::naming::Naming;
+use super::stored::{Stored, Tensor, Tensors};
 use crate::model::params::{Entry, ParamTable};
-use crate::model::{Architecture, BatchNormConfig, Padding, Variant};
 
 // The flat buffers are written as they lie in memory.
 const _: () = assert!(cfg!(target_endian = "little"));
 
-/// Suffix of the I64 counter that every batch norm has in PyTorch.
-const TRACKED: &str = "num_batches_tracked";
+/// Last word of the I64 counter that every batch norm has in PyTorch.
+pub const TRACKED: &str = "num_batches_tracked";
 pub const CLASSIFIER: [&str; 2] = ["classifier.weight", "classifier.bias"];
 
 /// Type of a written tensor.
@@ -71,11 +71,12 @@ pub fn prefixed(prefix: &str, entry: &Entry) -> Listed {
     Listed { name: format!("{prefix}{}", entry.name), element: Element::F32, shape: entry.shape.clone() }
 }
 
-/// The header with its length in front, padded to a multiple of 8 bytes. `metadata` is one key and its text: readers
-/// do not keep the order of several.
-pub fn header(metadata: (&str, &str), tensors: &[Listed]) -> Vec<u8> {
+/// The header with its length in front, padded to a multiple of 8 bytes. `metadata` is keys and their texts.
+pub fn header(metadata: &[(&str, &str)], tensors: &[Listed]) -> Vec<u8> {
     let quoted = |text: &str| serde_json::Value::from(text).to_string();
-    let mut json = format!("{{\"__metadata__\":{{{}:{}}}", quoted(metadata.0), quoted(metadata.1));
+    let pairs: Vec<String> =
+        metadata.iter().map(|(key, text)| format!("{}:{}", quoted(key), quoted(text))).collect();
+    let mut json = format!("{{\"__metadata__\":{{{}}}", pairs.join(","));
     let mut start = 0;
     for tensor in tensors {
         let Listed { name, element, shape } = tensor;
@@ -96,103 +97,44 @@ pub fn header(metadata: (&str, &str), tensors: &[Listed]) -> Vec<u8> {
     bytes
 }
 
-/// Writes a model's weights, and its steps as the value of every counter.
-pub fn write(out: &mut impl Write, model: &TrainedModel) -> io::Result<()> {
+/// Writes a model's weights under the names of `naming`, its steps as the value of every counter, and a [`Note`].
+pub fn write(out: &mut impl Write, model: &TrainedModel, naming: Naming) -> io::Result<()> {
     let table = ParamTable::new(model.architecture);
     let counters = vec![model.steps as i64; table.batch_norms().count()];
-    out.write_all(&header(("format", "pt"), &listing(&table)))?;
+    let names = naming.translation(model.architecture);
+    let mut tensors = listing(&table);
+    for tensor in &mut tensors {
+        let counted = tensor.name.strip_suffix(TRACKED);
+        // A counter's name is that of its layer's weight but for the last word.
+        let of = counted.map_or_else(|| tensor.name.clone(), |layer| format!("{layer}weight"));
+        let name = names.get(&of).cloned().unwrap_or(of);
+        tensor.name = match counted {
+            Some(_) => name.rsplit_once('.').map_or(name.clone(), |(layer, _)| format!("{layer}.{TRACKED}")),
+            None => name,
+        };
+    }
+    let note = serde_json::to_string(&model.note())?;
+    out.write_all(&header(&[("format", "pt"), (Note::KEY, &note)], &tensors))?;
     out.write_all(bytemuck::cast_slice(&counters))?;
     out.write_all(bytemuck::cast_slice(model.values))
 }
 
-/// See [`super::import`]. F64, F16 and BF16 tensors are converted. A checkpoint of this program is such a file too: its raw
-/// weights are taken.
-pub fn import(path: &Path, table: &ParamTable, values: &mut [f32]) -> Result<Import, WeightsError> {
-    let bytes = fs::read(path).map_err(|error| WeightsError::Io { path: path.to_owned(), error })?;
-    let file = SafeTensors::deserialize(&bytes)
-        .map_err(|error| WeightsError::Format { path: path.to_owned(), problem: error.to_string() })?;
-    let mut import = Import::default();
-    let mut left: BTreeSet<&str> = file.names().into_iter().collect();
-    let tensors = left.len();
-    for entry in table.entries() {
-        let Ok(tensor) = file.tensor(&entry.name) else {
-            import.missing.push(entry.name.clone());
-            continue;
+/// The tensors of a file's bytes, and its metadata.
+///
+/// # Errors
+/// What the crate finds wrong with the header or with the size of a tensor, in its words.
+pub fn read(bytes: &[u8]) -> Result<(Tensors, HashMap<String, String>), String> {
+    let (_, header) = SafeTensors::read_metadata(bytes).map_err(|error| error.to_string())?;
+    let file = SafeTensors::deserialize(bytes).map_err(|error| error.to_string())?;
+    let tensor = |(name, view): (&str, TensorView)| {
+        let stored = match view.dtype() {
+            Dtype::F64 => Stored::F64,
+            Dtype::F32 => Stored::F32,
+            Dtype::F16 => Stored::F16,
+            Dtype::BF16 => Stored::BF16,
+            other => Stored::Other(format!("{other:?}")),
         };
-        left.remove(entry.name.as_str());
-        let out = &mut values[entry.range()];
-        let dtype = tensor.dtype();
-        if !matches!(dtype, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16) {
-            let (path, tensor, dtype) = (path.to_owned(), entry.name.clone(), format!("{dtype:?}"));
-            return Err(WeightsError::Type { path, tensor, dtype });
-        }
-        if tensor.shape() != entry.shape {
-            note_shape(&mut import, entry, tensor.shape());
-            continue;
-        }
-        match dtype {
-            Dtype::F64 => convert(tensor.data(), out, |bytes| f64::from_le_bytes(bytes) as f32),
-            Dtype::F16 => convert(tensor.data(), out, |bytes| f16::from_le_bytes(bytes).to_f32()),
-            Dtype::BF16 => convert(tensor.data(), out, |bytes| bf16::from_le_bytes(bytes).to_f32()),
-            _ => convert(tensor.data(), out, f32::from_le_bytes),
-        }
-        if !out.iter().all(|value| value.is_finite()) {
-            return Err(WeightsError::NotFinite { path: path.to_owned(), tensor: entry.name.clone() });
-        }
-        import.matched += 1;
-    }
-    // A checkpoint's other tensors are expected.
-    let expected = |name: &&str| {
-        name.ends_with(TRACKED) || ["ema.", "optimizer."].iter().any(|prefix| name.starts_with(prefix))
+        (name.to_string(), Tensor { stored, shape: view.shape().to_vec(), bytes: view.data().to_vec() })
     };
-    import.unexpected = left.into_iter().filter(|name| !expected(name)).map(str::to_string).collect();
-    if import.matched == 0 {
-        return Err(nothing_matched(path, &file, table, tensors));
-    }
-    Ok(import)
-}
-
-fn nothing_matched(path: &Path, file: &SafeTensors, table: &ParamTable, tensors: usize) -> WeightsError {
-    let names = BTreeSet::from_iter(file.names());
-    let prefix = table.entries().first().and_then(|entry| {
-        let found = names.iter().find_map(|name| name.strip_suffix(entry.name.as_str()))?;
-        found.ends_with('.').then(|| found.to_string())
-    });
-    let first = names.first().unwrap_or(&"").to_string();
-    WeightsError::NothingMatched { path: path.to_owned(), tensors, first, prefix }
-}
-
-/// See [`super::member`].
-pub fn member(path: &Path) -> Option<Variant> {
-    let bytes = fs::read(path).ok()?;
-    let file = SafeTensors::deserialize(&bytes).ok()?;
-    let has = |entry: &Entry| {
-        let same = |shape: &[usize]| shape == entry.shape;
-        CLASSIFIER.contains(&entry.name.as_str()) || file.tensor(&entry.name).is_ok_and(|t| same(t.shape()))
-    };
-    // The shapes depend on the member alone.
-    let whole = |variant: &Variant| {
-        let side = variant.scaling().resolution;
-        let net = Architecture::new(*variant, 2, side, Padding::Symmetric, BatchNormConfig::default());
-        net.is_ok_and(|net| ParamTable::new(&net).entries().iter().all(has))
-    };
-    Variant::ALL.into_iter().rev().find(whole)
-}
-
-/// A classifier for other classes is expected; any other shape is worth a line.
-fn note_shape(import: &mut Import, entry: &Entry, theirs: &[usize]) {
-    let other_classes = CLASSIFIER.contains(&entry.name.as_str())
-        && theirs.len() == entry.shape.len()
-        && theirs[1..] == entry.shape[1..];
-    if other_classes {
-        import.classes = Some((theirs[0], entry.shape[0]));
-    } else {
-        import.reshaped.push(format!("{}: {theirs:?}, here {:?}", entry.name, entry.shape));
-    }
-}
-
-fn convert<const N: usize>(bytes: &[u8], out: &mut [f32], value: impl Fn([u8; N]) -> f32) {
-    for (out, bytes) in out.iter_mut().zip(bytes.as_chunks().0) {
-        *out = value(*bytes);
-    }
+    Ok((file.iter().map(tensor).collect(), header.metadata().clone().unwrap_or_default()))
 }

@@ -9,6 +9,7 @@
 //! compared byte for byte, which checks names, types, shapes and order; a checksum over header and data covers the
 //! rest. A change of any single byte is therefore an error and never gives wrong weights.
 
+mod exported;
 mod files;
 
 use std::fs::File;
@@ -244,7 +245,7 @@ fn tensors(table: &ParamTable, ema: bool, slots: &[&str]) -> Vec<Listed> {
 /// The header with the given checksum.
 fn render(metadata: &Metadata, checksum: &str, list: &[Listed]) -> Vec<u8> {
     let metadata = Metadata { checksum: checksum.into(), ..metadata.clone() };
-    header((KEY, &metadata.json()), list)
+    header(&[(KEY, &metadata.json())], list)
 }
 
 /// Writes a checkpoint as a stream. Nothing is copied; a first pass over the buffers computes the checksum.

@@ -6,10 +6,12 @@
 //! | [`terminal`] | a table and a progress bar |
 //! | [`json`] | an object a line, for programs |
 //! | [`curves`] | `curves.svg` in the run directory |
+//! | [`card`] | the model card beside exported weights |
 //! | [`log`] | `log.jsonl` in the run directory: the record that a resumed run continues, so errors end the run |
 //!
 //! If the reader of standard output goes away (a closed pipe), the report ends but the run continues.
 
+pub mod card;
 pub mod curves;
 pub mod events;
 pub mod json;

@@ -10,7 +10,9 @@ use std::path::Path;
 use super::schedule::Schedule;
 use crate::data::{CropMode, DataError, Source, Split};
 use crate::files;
-use crate::model::{Architecture, ParamTable, formats, initialise::initialise};
+use crate::model::formats::import::import;
+use crate::model::formats::weights_file::{Average, WeightsFile};
+use crate::model::{Architecture, ParamTable, initialise::initialise};
 use crate::parallel::Identity;
 use crate::train::checkpoint::{
     self, Checkpoint, CheckpointError, DirectoryError, Found, Metadata, RunDirectory, Snapshot,
@@ -317,9 +319,13 @@ fn initial(
     state.parameters = initialise(&table, recipe.seed);
     if let Some(path) = &options.init_from {
         reject_damaged(path)?;
-        let import = formats::import(path, &table, &mut state.parameters)?;
+        let file = WeightsFile::read(path)?;
+        let import = import(&file, options.init_weights, arch, &mut state.parameters)?;
         if !options.init_partial {
-            import.require_whole(path, &table, recipe.model)?;
+            import.require_whole(path, arch)?;
+        }
+        if file.has_both() && options.init_weights == Average::Raw {
+            reporter.notice("weights: the file has a moving average too; --init-weights ema takes it");
         }
         import.lines().iter().for_each(|line| reporter.notice(line));
     }
