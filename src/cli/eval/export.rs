@@ -37,8 +37,8 @@ impl EvalFlags {
         };
         let model = read.metadata.trained(&read.architecture, values);
         let beside = file.with_extension("md");
-        if !self.force && beside.exists() {
-            return Err(TrainError::from(WeightsError::Exists { path: beside }).into());
+        if let (false, Some(path)) = (self.force, [file, &beside].into_iter().find(|path| path.exists())) {
+            return Err(TrainError::from(WeightsError::Exists { path: path.to_owned() }).into());
         }
         formats::export(file, &model, format, self.force).map_err(TrainError::from)?;
         let recipe = RecipeFile::read(&self.checkpoint.with_file_name("recipe.toml"));
