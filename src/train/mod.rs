@@ -24,6 +24,7 @@ pub mod error;
 mod evaluation;
 pub mod extension;
 pub mod fit;
+pub mod foreign;
 pub mod loading;
 pub mod memory;
 mod mixing;

@@ -28,7 +28,7 @@ impl EvalFlags {
     ) -> Result<(), EvalError> {
         let selected = self.selected()?;
         let (choice, source) = self.source(read, err)?;
-        if source.fingerprint() != read.metadata.data {
+        if !read.metadata.is_foreign() && source.fingerprint() != read.metadata.data {
             if self.data.is_none() {
                 let checkpoint = self.checkpoint.clone();
                 return Err(EvalError::OtherData { checkpoint, data: choice.to_string() });
@@ -96,7 +96,9 @@ impl EvalFlags {
             return Err(EvalError::NoTest(choice.to_string()));
         }
         let theirs = &read.metadata.classes;
-        if *theirs != source.class_names() {
+        // Plain weights have no names of classes: they are meant in the order of the data's.
+        let numbered = read.metadata.is_foreign() && theirs.len() == source.classes();
+        if !numbered && *theirs != source.class_names() {
             return Err(EvalError::Classes {
                 checkpoint: self.checkpoint.clone(),
                 theirs: theirs.len(),

@@ -11,11 +11,13 @@ use std::str::FromStr;
 use clap::{Parser, ValueEnum, value_parser};
 
 use crate::data::Split;
+use crate::model::formats::convention::Convention;
 use crate::model::formats::naming::Naming;
+use crate::model::formats::weights_file::{Average, WeightsFile};
 use crate::ops::cuda::Precision;
-use crate::train::checkpoint;
+use crate::train::checkpoint::{self, Checkpoint, CheckpointError, Metadata};
 use crate::train::device::{self, Selected, Storage};
-use crate::train::{DeviceChoice, TrainError};
+use crate::train::{DeviceChoice, TrainError, foreign};
 
 /// The most threads: more would only exhaust memory.
 const MOST: u64 = 1024;
@@ -27,7 +29,7 @@ const MOST: u64 = 1024;
 #[derive(Parser, Clone, Debug)]
 #[command(name = "effnet-eval", version, max_term_width = 110)]
 pub struct EvalFlags {
-    /// checkpoint.bin, best.bin or a numbered checkpoint; or a run's folder, whose best.bin is taken
+    /// checkpoint.bin, best.bin or a numbered checkpoint; a run's folder, whose best.bin is taken; or weights of timm, torchvision, lukemelas or Keras (.safetensors, .pth)
     pub checkpoint: PathBuf,
     /// Image files to classify: JPEG, PNG, WebP, GIF, BMP or TIFF
     pub images: Vec<PathBuf>,
@@ -129,7 +131,11 @@ impl EvalFlags {
     }
 
     fn run_on_file(&self, out: &mut dyn Write, err: &mut dyn Write) -> Result<(), EvalError> {
-        let read = checkpoint::read(&self.checkpoint).map_err(TrainError::from)?;
+        let read = match checkpoint::read(&self.checkpoint) {
+            // Not one of this program: weights that another has written.
+            Err(CheckpointError::Foreign { .. }) => self.foreign(err)?,
+            other => other.map_err(TrainError::from)?,
+        };
         if self.weights == Kind::Ema && read.state.ema.is_empty() {
             return Err(EvalError::NoAverage(self.checkpoint.clone()));
         }
@@ -138,6 +144,23 @@ impl EvalFlags {
             None if self.images.is_empty() => self.evaluate(&read, out, err),
             None => self.classify(&read, out, err),
         }
+    }
+
+    fn foreign(&self, err: &mut dyn Write) -> Result<Checkpoint, EvalError> {
+        let file = WeightsFile::read(&self.checkpoint).map_err(TrainError::from)?;
+        let read = foreign::checkpoint(&file).map_err(TrainError::from)?;
+        let whose = Convention::of(&file, file.copy(Average::Raw).map_err(TrainError::from)?).whose;
+        let Metadata { model, padding, resolution, crop, classes, recipe, .. } = &read.metadata;
+        writeln!(
+            err,
+            "{}: weights ({whose}): {model}, {} classes, --padding {padding}, --bn-eps {:e}, --normalise {}; images are {crop} to \
+             {resolution}",
+            self.checkpoint.display(),
+            classes.len(),
+            recipe.bn_eps,
+            recipe.normalise
+        )?;
+        Ok(read)
     }
 
     fn selected(&self) -> Result<Selected, EvalError> {

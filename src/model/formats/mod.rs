@@ -45,6 +45,8 @@ pub enum WeightsError {
         /// The first name in the file.
         first: String,
     },
+    #[error("{}: it holds no whole network of the family with its classifier", path.display())]
+    NoMember { path: PathBuf },
     #[error("{}: it holds no moving average of the weights beside them", path.display())]
     NoAverage { path: PathBuf },
     #[error("{}: {tensor} takes images of {channels} channels; networks here take three (red, green, blue): repeat, \

@@ -163,6 +163,14 @@ impl WeightsFile {
         names.filter_map(|name| name.strip_prefix(copy.prefix.as_str())).filter(|name| !of_optimiser(name))
     }
 
+    /// How many classes a copy's classifier has.
+    pub fn classes(&self, copy: &NamedCopy) -> Option<usize> {
+        let net =
+            Architecture::new(Variant::B0, 2, 32, Padding::Symmetric, BatchNormConfig::default()).ok()?;
+        let name = copy.naming.translation(&net).remove("classifier.bias")?;
+        self.tensor(copy, &name)?.shape.first().copied()
+    }
+
     /// The largest member of the family whose tensors, apart from the classifier, are all in a copy.
     pub fn member(&self, copy: &NamedCopy) -> Option<Variant> {
         // The shapes depend on the member alone.

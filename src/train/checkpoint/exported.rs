@@ -6,6 +6,11 @@ use crate::model::formats::TrainedModel;
 use crate::model::formats::convention::Scale;
 
 impl Metadata {
+    /// Whether the weights are of another program: then no data and no recipe of theirs are known.
+    pub fn is_foreign(&self) -> bool {
+        self.data.is_empty()
+    }
+
     /// The network with these weights (parameters, or their moving average), as other programs may have it.
     pub fn trained<'a>(&'a self, architecture: &'a Architecture, values: &'a [f32]) -> TrainedModel<'a> {
         TrainedModel {

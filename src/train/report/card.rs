@@ -50,10 +50,12 @@ impl Card<'_> {
         let _ = writeln!(
             text,
             "## Licence, intended use, limits\n\nTo be filled in by the author: under which licence the weights and the images \
-             are, what the network is for, and where it must not be used.\n\nWritten by effnet {} from step {} of {}.",
+             are, what the network is for, and where it must not be used.\n\nWritten by effnet {}{}.",
             env!("CARGO_PKG_VERSION"),
-            metadata.step,
-            metadata.steps
+            match metadata.is_foreign() {
+                true => String::new(),
+                false => format!(" from step {} of {}", metadata.step, metadata.steps),
+            }
         );
         text
     }
@@ -78,7 +80,7 @@ impl Card<'_> {
                     best.step
                 )
             }
-            None => "Not evaluated yet: `effnet-eval checkpoint.bin`.".into(),
+            None => "Not evaluated here yet.".into(),
         }
     }
 
@@ -168,6 +170,9 @@ impl Card<'_> {
 
     fn training(&self) -> String {
         let Metadata { recipe, data, epoch, .. } = self.metadata;
+        if self.metadata.is_foreign() {
+            return "The weights are of another program; how they were trained is not known here.".into();
+        }
         let table = Table::try_from(recipe).unwrap_or_default();
         let source = self.data.map_or(String::new(), |data| format!(", `{}`", shown(data)));
         let parameters = ParamTable::new(self.architecture).trainable();

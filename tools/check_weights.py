@@ -1,0 +1,202 @@
+#!/usr/bin/env python3
+"""Checks that weights come and go: other programs and effnet give the same logits for the same images.
+
+    pip install torch torchvision timm safetensors onnx onnxruntime efficientnet-pytorch
+    cargo build --release
+    python tools/check_weights.py                       # all networks, some minutes
+    python tools/check_weights.py --networks b0,tf_b0   # some
+
+For each network: timm's model, with random weights of the size that training gives, and with running statistics of its
+own activations (so that no layer is near zero and no gate is saturated), is saved as safetensors. Then
+
+1. effnet-eval reads that file and classifies random images of the network's own resolution (so that nothing is resized):
+   the logits of all classes must be timm's;
+2. effnet-eval writes the weights again, under the names of timm, torchvision and efficientnet-pytorch; each program loads
+   its file with strict=True and must give timm's logits again (torchvision and efficientnet-pytorch have one kind of
+   padding each: they are compared where it is the network's);
+3. effnet-eval writes ONNX, with normalised images and with bytes as its input; the checker of onnx accepts both, and ONNX
+   Runtime must give timm's logits, with batches of 1 and of 7 through the same file.
+
+Logits are compared relative to the largest of an image, after their mean is taken away (probabilities, which effnet prints,
+fix logits only up to a constant). PyTorch computes in fp32 here; the same network in fp64 says how far its own rounding
+goes, and both distances are printed.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from functools import partial
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BOUND = 1e-5
+CLASSES = 1000
+IMAGES = 7
+MEAN, DEVIATION = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+
+
+def model_of(network):
+    """timm's model of `b0` or `tf_b0`, in evaluation mode, with weights that training could have given."""
+    import timm
+    import torch
+
+    family = "tf_efficientnet" if network.startswith("tf_") else "efficientnet"
+    torch.manual_seed(int(network[-1]) + len(network))
+    model = timm.create_model(f"{family}_{network[-2:]}", num_classes=CLASSES)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.normal_(module.bias, 0, 0.3)
+    # Running statistics of a few batches, as training would leave them.
+    model.train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None
+    side = min(model.pretrained_cfg["input_size"][1], 160)
+    with torch.no_grad():
+        for _ in range(2):
+            model(torch.randn(4, 3, side, side))
+    return f"{family}_{network[-2:]}", model.eval()
+
+
+def centred(logits):
+    logits = logits.double()
+    return logits - logits.mean(1, keepdim=True)
+
+
+def distance(found, expected):
+    """The largest difference, relative to the image's largest logit. NaN is infinitely far."""
+    found, expected = centred(found), centred(expected)
+    worst = ((found - expected).abs().amax(1) / expected.abs().amax(1)).max().item()
+    return worst if worst == worst else float("inf")
+
+
+class Check:
+    def __init__(self, effnet, folder):
+        self.effnet, self.folder, self.failed = effnet, Path(folder), False
+
+    def row(self, network, what, found, expected):
+        far = distance(found, expected)
+        sound = far <= BOUND
+        self.failed |= not sound
+        print(f"{network:6} {what:34} {far:.1e}{'' if sound else '   TOO FAR'}", flush=True)
+
+    def eval(self, *arguments):
+        ran = subprocess.run([self.effnet, *map(str, arguments)], capture_output=True, text=True)
+        if ran.returncode != 0:
+            raise SystemExit(f"effnet-eval {' '.join(map(str, arguments))}: {ran.stderr.strip()}")
+        return ran.stdout
+
+    def images(self, side):
+        """Random pictures with large and small structure, as files and as bytes [N, side, side, 3]."""
+        import numpy as np
+        from PIL import Image
+
+        random, files, pixels = np.random.default_rng(side), [], []
+        for number in range(IMAGES):
+            coarse = Image.fromarray(random.integers(0, 256, (8, 8, 3), dtype=np.uint8)).resize((side, side), Image.BILINEAR)
+            noise = random.integers(-20, 21, (side, side, 3))
+            image = np.clip(np.asarray(coarse).astype(int) + noise, 0, 255).astype(np.uint8)
+            path = self.folder / f"{side}-{number}.png"
+            Image.fromarray(image).save(path)
+            files.append(path)
+            pixels.append(image)
+        return files, np.stack(pixels)
+
+    def network(self, network):
+        import numpy as np
+        import timm
+        import torch
+        from safetensors.torch import load_file, save_file
+
+        name, model = model_of(network)
+        # The name says which padding: TensorFlow's weights have the same names of tensors.
+        file = self.folder / f"{name}.safetensors"
+        save_file(model.state_dict(), file)
+        side = SIDES[network[-2:]]
+        files, pixels = self.images(side)
+        scaled = (torch.from_numpy(pixels).double() / 255 - torch.tensor(MEAN).double()) / torch.tensor(DEVIATION).double()
+        images = scaled.permute(0, 3, 1, 2).contiguous()
+        with torch.no_grad():
+            timms = model(images.float())
+            exact = model.double()(images)
+            model.float()
+        self.row(network, "timm's fp32 from its fp64", timms, exact)
+
+        # Without cropping: the resolution is that of the images, and `pad` leaves them as they are.
+        note = {
+            "model": network[-2:], "resolution": side, "padding": "same" if network.startswith("tf_") else "symmetric",
+            "batch-norm-eps": 1e-3 if network.startswith("tf_") else 1e-5, "crop": "pad", "mean": MEAN, "deviation": DEVIATION,
+            "classes": [str(number) for number in range(CLASSES)],
+        }
+        noted = self.folder / f"{name}-noted.safetensors"
+        save_file(model.state_dict(), noted, metadata={"format": "pt", "effnet-network": json.dumps(note)})
+        lines = self.eval(noted, "--json", "--device", "cpu", "--topk", CLASSES, *files).splitlines()
+        ours = torch.full((IMAGES, CLASSES), float("nan"), dtype=torch.float64)
+        for row, line in enumerate(lines):
+            for found in json.loads(line)["classes"]:
+                ours[row, int(found["class"])] = np.log(found["probability"])
+        self.row(network, "timm -> effnet-eval", ours, exact)
+
+        def loaded(other, names):
+            out = self.folder / f"{name}-{names}.safetensors"
+            self.eval(noted, "--export", out, "--names", names, "--force")
+            other.load_state_dict(load_file(out), strict=True)
+            with torch.no_grad():
+                return other.eval()(images.float())
+
+        self.row(network, "export -> timm, strict", loaded(timm.create_model(name, num_classes=CLASSES), "timm"), exact)
+        if not network.startswith("tf_"):
+            from torchvision.models import efficientnet
+
+            norm = partial(torch.nn.BatchNorm2d, eps=1e-5)
+            build = getattr(efficientnet, f"efficientnet_{network}")
+            self.row(network, "export -> torchvision, strict", loaded(build(num_classes=CLASSES, norm_layer=norm), "torchvision"), exact)
+        else:
+            try:
+                from efficientnet_pytorch import EfficientNet
+            except ImportError:
+                print(f"{network:6} export -> efficientnet-pytorch        not installed: not compared")
+            else:
+                other = EfficientNet.from_name(f"efficientnet-{network[3:]}", num_classes=CLASSES, image_size=side)
+                self.row(network, "export -> lukemelas, strict", loaded(other, "lukemelas"), exact)
+        self.onnx(network, noted, images, pixels, exact)
+
+    def onnx(self, network, file, images, pixels, exact):
+        import onnx
+        import onnxruntime
+        import torch
+
+        for what, flags, given in [("normalised", [], images.float().numpy()), ("bytes", ["--bytes-in"], pixels)]:
+            out = self.folder / f"{network}-{what}.onnx"
+            self.eval(file, "--export", out, "--force", *flags)
+            onnx.checker.check_model(str(out), full_check=True)
+            session = onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
+            note = json.loads(session.get_modelmeta().custom_metadata_map["effnet-network"])
+            assert (note["model"], len(note["classes"])) == (network[-2:], CLASSES), note
+            [seven] = session.run(None, {"images": given})
+            ones = [session.run(None, {"images": given[at : at + 1]})[0] for at in range(IMAGES)]
+            self.row(network, f"onnxruntime, {what}, batch 7", torch.from_numpy(seven), exact)
+            self.row(network, f"onnxruntime, {what}, batch 1", torch.cat([torch.from_numpy(one) for one in ones]), exact)
+
+
+SIDES = {"b0": 224, "b1": 240, "b2": 260, "b3": 300, "b4": 380, "b5": 456, "b6": 528, "b7": 600}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--networks", default="b0,b3,tf_b0,b7")
+    parser.add_argument("--effnet", default=str(ROOT / "target/release/effnet-eval"))
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        check = Check(args.effnet, folder)
+        for network in args.networks.split(","):
+            check.network(network)
+    if check.failed:
+        sys.exit(f"some logits differ by more than {BOUND:g} of an image's largest")
+
+
+if __name__ == "__main__":
+    main()
