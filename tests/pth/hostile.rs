@@ -32,6 +32,7 @@ fn names_outside_of_the_list_are_refused_by_their_full_name() {
         ("builtins", "eval"),
         ("__builtin__", "eval"),
         ("builtins", "getattr"),
+        ("builtins", "setattr"),
         ("builtins", "__import__"),
         ("torch", "load"),
         ("torch", "Storage"),
@@ -42,6 +43,7 @@ fn names_outside_of_the_list_are_refused_by_their_full_name() {
         ("numpy.core.multiarray", "fromfile"),
         ("torch._utils", "_rebuild_device_tensor_from_numpy"),
         ("argparse", "FileType"),
+        ("argparse", "Namespace.__init__"),
         ("", ""),
     ];
     for (module, name) in names {
@@ -187,6 +189,29 @@ fn stack_and_memo_are_checked() {
     assert!(refused(&archive(b"\x80\x02N", &[])).ends_with("it ends too early"));
     assert!(refused(&archive(b"\x80\x06N.", &[])).ends_with("protocol 6 is not known"));
     assert!(refused_pickle(b"\x80\x02\xff.").ends_with("0xff is no instruction"));
+}
+
+#[test]
+fn integers_have_their_sign_and_their_width() {
+    let cases: [(&[u8], &str); 8] = [
+        (b"J\xff\xff\xff\xff", "-1"),
+        (b"J\x00\x00\x00\x80", "-2147483648"),
+        (b"K\xff", "255"),
+        (b"M\xff\xff", "65535"),
+        (b"\x8a\x00", "0"),
+        (b"\x8a\x01\xff", "-1"),
+        (b"\x8a\x02\xff\x00", "255"),
+        (b"\x8b\x08\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x80", "-9223372036854775808"),
+    ];
+    for (key, name) in cases {
+        let pickle = program([b"}", key, &vector("0", 4), b"s"].concat());
+        let tensors = read(&archive(&pickle, &[("0", &[0; 16])])).unwrap();
+        assert_eq!(Vec::from_iter(tensors.keys()), [name], "{key:?}");
+    }
+    // Wider than any number that is needed: a key without a name.
+    let wide =
+        program([b"}\x8a\x09\x00\x00\x00\x00\x00\x00\x00\x00\x01", &vector("0", 4)[..], b"s"].concat());
+    assert_eq!(refused_pickle(&wide), "there are no tensors in it");
 }
 
 #[test]

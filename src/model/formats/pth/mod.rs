@@ -57,11 +57,12 @@ fn is_legacy(start: &[u8]) -> bool {
 ///
 /// Names are the keys of dictionaries and the indices of lists and tuples on the way to a tensor, joined by points:
 /// `{'state_dict': {'conv.weight': T}, 'epoch': 3}` gives `state_dict.conv.weight`. Keys that are neither text nor
-/// integers give no name, and tensors under them are left out. Tensors of an optimiser's state are found too.
+/// integers give no name, and tensors under them are left out, as are those in other objects: attributes of
+/// `argparse.Namespace`, sets. Tensors of an optimiser's state are found too.
 ///
-/// Elements come in row-major order, whatever the file's strides. Tensors of other types than F64, F32, F16 and BF16, such
-/// as `num_batches_tracked`, have [`Stored::Other`](super::stored::Stored::Other) with PyTorch's name of the type
-/// (`Int64`), their shape, and **no bytes**; storages that only such tensors use are not read.
+/// Elements come in row-major order, whatever the strides in the file. Tensors of other types than F64, F32, F16 and
+/// BF16, such as `num_batches_tracked`, have [`Stored::Other`](super::stored::Stored::Other) with PyTorch's name of the
+/// type (`Int64`), their shape, and **no bytes**; storages that only such tensors use are not read.
 ///
 /// # Errors
 /// [`PthError`]: a file that is damaged or of another program, and one whose pickle names anything that weights do not

@@ -15,8 +15,8 @@ pub enum Value<'a> {
     Global(Global),
     /// An object, by its place on the heap.
     Object(usize),
-    /// A value that weights do not depend on, such as a truth value, a float, a set, or training's arguments. Nothing of
-    /// it is kept.
+    /// A value that weights do not depend on, such as a truth value, a float, a set, or the arguments of training.
+    /// Nothing of it is kept.
     Opaque,
 }
 
