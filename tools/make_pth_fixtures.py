@@ -5,7 +5,7 @@
 
 Needs PyTorch (`pip install torch numpy`), and timm for --timm, which writes that model's weights and a checkpoint with
 the state of an optimiser instead: files of real sizes, which are not kept with the tests. `EFFNET_PTH_DIR=FOLDER cargo
-test --test pth` reads those.
+test --test pth` reads those. Only legacy.pth differs each time, because addresses are in it.
 """
 import argparse
 import collections
@@ -38,7 +38,7 @@ def listed(tensor):
     if tensor.layout != torch.strided:
         return {"type": "sparse", "shape": shape, "bytes": ""}
     if tensor.dtype not in READ or tensor.is_neg():
-        name = "Float32 with a sign of its own" if tensor.is_neg() else OTHER[tensor.dtype]
+        name = "Float32 (a negated or conjugated view)" if tensor.is_neg() else OTHER[tensor.dtype]
         return {"type": name, "shape": shape, "bytes": ""}
     values = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
     return {"type": READ[tensor.dtype], "shape": shape, "bytes": values.numpy().tobytes().hex()}

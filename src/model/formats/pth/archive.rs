@@ -46,18 +46,17 @@ pub struct Archive<'a, R: Read + Seek> {
 }
 
 impl<'a, R: Read + Seek> Archive<'a, R> {
-    /// Opens a file of `length` bytes.
+    /// Opens a file.
     ///
     /// # Errors
     /// A file that is no sound zip file, one with compressed, encrypted or overlapping entries, and one that
     /// torch.save did not write.
-    pub fn open(input: &'a mut R, length: u64) -> Result<Archive<'a, R>, PthError> {
+    pub fn open(input: &'a mut R) -> Result<Archive<'a, R>, PthError> {
         let left = Rc::new(Cell::new(DIRECTORY_BYTES));
         let reader = Limited { inner: BufReader::new(input), left: left.clone() };
         let start = Config { archive_offset: ArchiveOffset::Known(0) };
         let mut zip = ZipArchive::with_config(start, reader).map_err(unsound)?;
         let folder = folder(zip.file_names_raw())?;
-        let mut total = 0_u64;
         for index in 0..zip.len() {
             let entry = zip.by_index_data(index).map_err(unsound)?;
             let problem = if entry.encrypted() {
@@ -67,7 +66,6 @@ impl<'a, R: Read + Seek> Archive<'a, R> {
             } else if entry.size() != entry.compressed_size() {
                 "has two sizes"
             } else {
-                total = total.saturating_add(entry.size());
                 continue;
             };
             return Err(PthError::Archive(format!(
@@ -75,7 +73,8 @@ impl<'a, R: Read + Seek> Archive<'a, R> {
                 shown(&lossy(entry.name_raw()))
             )));
         }
-        if total > length || zip.has_overlapping_entries().map_err(unsound)? {
+        // This also finds entries that reach beyond the file.
+        if zip.has_overlapping_entries().map_err(unsound)? {
             return Err(PthError::Archive("its entries overlap".to_string()));
         }
         left.set(u64::MAX);
@@ -88,6 +87,9 @@ impl<'a, R: Read + Seek> Archive<'a, R> {
         let Some(index) = self.zip.index_for_name_raw(path.as_bytes()) else { return Ok(None) };
         let failed = |problem: ZipError| match problem {
             ZipError::Io(error) if !of_content(&error) => PthError::Io(error),
+            ZipError::Io(error) => {
+                PthError::Archive(format!("its entry {} is damaged: {error}", shown(name)))
+            }
             other => PthError::Archive(format!("its entry {} is damaged: {other}", shown(name))),
         };
         // PyTorch writes 0 where it was told to compute no checksums.

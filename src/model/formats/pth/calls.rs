@@ -4,8 +4,13 @@
 use super::globals::{Element, Global, Rebuild};
 use super::pickle::{Done, Machine, Wrong};
 use super::value::{Heap, Object, Storage, Value};
-use super::view::{Place, View, elements};
+use super::view::{MAX_DIMENSIONS, Place, View, elements};
 use crate::model::formats::stored::Stored;
+
+/// Arguments of a function, and parts of a sparse tensor. A longer tuple is not even copied, because a pickle may name
+/// it again and again.
+const MAX_ARGUMENTS: usize = 8;
+const OTHER_ARGUMENTS: &str = "a tensor is made of other arguments than torch.save writes";
 
 impl<'a> Machine<'a> {
     /// REDUCE: `function(*arguments)`.
@@ -21,7 +26,7 @@ impl<'a> Machine<'a> {
                 Ok(self.heap.add(Object::Dictionary(Vec::new())))
             }
             (Global::Size, &[size]) if self.heap.tuple(size).is_some() => Ok(size),
-            (Global::Rebuild(rebuild), _) => {
+            (Global::Rebuild(rebuild), arguments) if arguments.len() <= MAX_ARGUMENTS => {
                 let arguments = arguments.to_vec();
                 self.rebuild(rebuild, &arguments)
             }
@@ -77,35 +82,35 @@ impl<'a> Machine<'a> {
                 }
                 return Err("a tensor is made of what is no tensor".into());
             }
-            (Rebuild::Tensor, &[storage, offset, size, stride]) => {
-                strided(heap, [storage, offset, size, stride], none, None)
-            }
-            (Rebuild::TensorV2, &[storage, offset, size, stride, _, _]) => {
-                strided(heap, [storage, offset, size, stride], none, None)
-            }
-            (Rebuild::TensorV2, &[storage, offset, size, stride, _, _, metadata]) => {
-                strided(heap, [storage, offset, size, stride], metadata, None)
-            }
             (
-                Rebuild::TensorV3,
-                &[storage, offset, size, stride, _, _, Value::Global(Global::Type(element))],
-            ) => strided(heap, [storage, offset, size, stride], none, Some(element)),
-            (
-                Rebuild::TensorV3,
-                &[storage, offset, size, stride, _, _, Value::Global(Global::Type(element)), metadata],
-            ) => strided(heap, [storage, offset, size, stride], metadata, Some(element)),
+                Rebuild::Tensor | Rebuild::TensorV2 | Rebuild::TensorV3,
+                &[storage, offset, size, stride, ref rest @ ..],
+            ) => {
+                let (element, metadata) = match (rebuild, rest) {
+                    (Rebuild::Tensor, []) | (Rebuild::TensorV2, [_, _]) => (None, none),
+                    (Rebuild::TensorV2, &[_, _, metadata]) => (None, metadata),
+                    (Rebuild::TensorV3, &[_, _, Value::Global(Global::Type(element))]) => {
+                        (Some(element), none)
+                    }
+                    (Rebuild::TensorV3, &[_, _, Value::Global(Global::Type(element)), metadata]) => {
+                        (Some(element), metadata)
+                    }
+                    _ => return Err(OTHER_ARGUMENTS.into()),
+                };
+                strided(heap, [storage, offset, size, stride], metadata, element)
+            }
             (Rebuild::Quantised, &[storage, _, size, ..]) => heap
                 .storage(storage)
                 .ok_or_else(|| "a tensor's storage is none".into())
                 .and_then(|storage| unread(heap, size, storage.element.name)),
             (Rebuild::Sparse, &[_, data]) => {
-                let sizes = heap.tuple(data).unwrap_or_default();
-                let size = sizes.iter().rev().find(|part| heap.tuple(**part).is_some());
+                let parts = heap.tuple(data).filter(|parts| parts.len() <= MAX_ARGUMENTS).unwrap_or_default();
+                let size = parts.iter().rev().find(|part| heap.tuple(**part).is_some());
                 unread(heap, size.copied().unwrap_or(none), "sparse")
             }
-            _ => Err("a tensor is made of other arguments than torch.save writes".into()),
+            _ => Err(OTHER_ARGUMENTS.into()),
         }?;
-        Ok(self.heap.add(Object::Tensor(view)))
+        Ok(self.heap.add(Object::Tensor(Box::new(view))))
     }
 }
 
@@ -123,7 +128,7 @@ fn strided<'a>(
     heap: &Heap<'a>,
     [storage, offset, size, stride]: [Value<'a>; 4],
     metadata: Value<'a>,
-    element: Option<Element>,
+    element: Option<&Element>,
 ) -> Done<View<'a>> {
     let Some(storage) = heap.storage(storage) else { return Err("a tensor's storage is none".into()) };
     let element = element.unwrap_or(storage.element);
@@ -144,7 +149,7 @@ fn strided<'a>(
         _ => false,
     };
     if !plain {
-        return unread(heap, size, &format!("{} with a sign of its own", element.name));
+        return unread(heap, size, &format!("{} (a negated or conjugated view)", element.name));
     }
     let stored = element.stored();
     let place = (!matches!(stored, Stored::Other(_))).then_some(place);
@@ -158,8 +163,9 @@ fn integer(value: Value) -> Option<usize> {
     }
 }
 
-/// The numbers of a tuple, none of them negative.
+/// The numbers of a tuple, none of them negative, one for each dimension.
 fn integers<'a>(heap: &Heap<'a>, value: Value<'a>) -> Done<Vec<usize>> {
-    let numbers = heap.tuple(value).and_then(|items| items.iter().map(|item| integer(*item)).collect());
+    let items = heap.tuple(value).filter(|items| items.len() <= MAX_DIMENSIONS);
+    let numbers = items.and_then(|items| items.iter().map(|item| integer(*item)).collect());
     numbers.ok_or_else(|| "a tensor's shape is no tuple of numbers".into())
 }

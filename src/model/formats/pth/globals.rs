@@ -6,16 +6,20 @@
 use crate::model::formats::stored::Stored;
 
 /// A type of elements that PyTorch knows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct Element {
-    /// The name that the file gives it, without `Storage`.
+    /// The name of its storages' class without `Storage`, if it has one.
+    class: &'static str,
+    /// The names of the type.
+    types: &'static [&'static str],
+    /// Its name in messages.
     pub name: &'static str,
     pub bytes: u64,
 }
 
 impl Element {
     /// The type of a tensor of these elements. Only floating-point numbers of common types are read.
-    pub fn stored(self) -> Stored {
+    pub fn stored(&self) -> Stored {
         match self.name {
             "Float64" => Stored::F64,
             "Float32" => Stored::F32,
@@ -36,8 +40,8 @@ pub enum Global {
     Rebuild(Rebuild),
     /// `torch.Tensor` or `Parameter`, as an argument of [`Rebuild::FromType`].
     TensorClass,
-    StorageClass(Element),
-    Type(Element),
+    StorageClass(&'static Element),
+    Type(&'static Element),
     /// A class or function whose results are opaque.
     Harmless,
 }
@@ -63,35 +67,43 @@ pub enum Rebuild {
     FromType,
 }
 
-/// Names of types: the storage's class without `Storage`, the dtype's names, the name here, bytes of an element.
-const ELEMENTS: &[(&str, &[&str], &str, u64)] = &[
-    ("Double", &["float64", "double"], "Float64", 8),
-    ("Float", &["float32", "float"], "Float32", 4),
-    ("Half", &["float16", "half"], "Float16", 2),
-    ("BFloat16", &["bfloat16"], "BFloat16", 2),
-    ("Long", &["int64", "long"], "Int64", 8),
-    ("Int", &["int32", "int"], "Int32", 4),
-    ("Short", &["int16", "short"], "Int16", 2),
-    ("Char", &["int8"], "Int8", 1),
-    ("Byte", &["uint8"], "UInt8", 1),
-    ("Bool", &["bool"], "Bool", 1),
-    ("ComplexFloat", &["complex64", "cfloat"], "Complex64", 8),
-    ("ComplexDouble", &["complex128", "cdouble"], "Complex128", 16),
-    ("QInt8", &["qint8"], "QInt8", 1),
-    ("QUInt8", &["quint8"], "QUInt8", 1),
-    ("QInt32", &["qint32"], "QInt32", 4),
-    ("QUInt4x2", &["quint4x2"], "QUInt4x2", 1),
-    ("QUInt2x4", &["quint2x4"], "QUInt2x4", 1),
-    ("", &["uint16"], "UInt16", 2),
-    ("", &["uint32"], "UInt32", 4),
-    ("", &["uint64"], "UInt64", 8),
-    ("", &["complex32", "chalf"], "Complex32", 4),
-    ("", &["float8_e4m3fn"], "Float8_e4m3fn", 1),
-    ("", &["float8_e4m3fnuz"], "Float8_e4m3fnuz", 1),
-    ("", &["float8_e5m2"], "Float8_e5m2", 1),
-    ("", &["float8_e5m2fnuz"], "Float8_e5m2fnuz", 1),
-    ("", &["float8_e8m0fnu"], "Float8_e8m0fnu", 1),
+static ELEMENTS: [Element; 26] = [
+    element("Double", &["float64", "double"], "Float64", 8),
+    element("Float", &["float32", "float"], "Float32", 4),
+    element("Half", &["float16", "half"], "Float16", 2),
+    element("BFloat16", &["bfloat16"], "BFloat16", 2),
+    element("Long", &["int64", "long"], "Int64", 8),
+    element("Int", &["int32", "int"], "Int32", 4),
+    element("Short", &["int16", "short"], "Int16", 2),
+    element("Char", &["int8"], "Int8", 1),
+    element("Byte", &["uint8"], "UInt8", 1),
+    element("Bool", &["bool"], "Bool", 1),
+    element("ComplexFloat", &["complex64", "cfloat"], "Complex64", 8),
+    element("ComplexDouble", &["complex128", "cdouble"], "Complex128", 16),
+    element("QInt8", &["qint8"], "QInt8", 1),
+    element("QUInt8", &["quint8"], "QUInt8", 1),
+    element("QInt32", &["qint32"], "QInt32", 4),
+    element("QUInt4x2", &["quint4x2"], "QUInt4x2", 1),
+    element("QUInt2x4", &["quint2x4"], "QUInt2x4", 1),
+    element("", &["uint16"], "UInt16", 2),
+    element("", &["uint32"], "UInt32", 4),
+    element("", &["uint64"], "UInt64", 8),
+    element("", &["complex32", "chalf"], "Complex32", 4),
+    element("", &["float8_e4m3fn"], "Float8_e4m3fn", 1),
+    element("", &["float8_e4m3fnuz"], "Float8_e4m3fnuz", 1),
+    element("", &["float8_e5m2"], "Float8_e5m2", 1),
+    element("", &["float8_e5m2fnuz"], "Float8_e5m2fnuz", 1),
+    element("", &["float8_e8m0fnu"], "Float8_e8m0fnu", 1),
 ];
+
+const fn element(
+    class: &'static str,
+    types: &'static [&'static str],
+    name: &'static str,
+    bytes: u64,
+) -> Element {
+    Element { class, types, name, bytes }
+}
 
 /// Names by module whose results are opaque. Python writes the names of version 2 for protocol 2: `__builtin__`.
 const HARMLESS: &[(&str, &[&str])] = &[
@@ -111,6 +123,7 @@ const HARMLESS: &[(&str, &[&str])] = &[
     ("numpy._core.numeric", &["_frombuffer"]),
     ("torch", TORCH),
     ("torch.serialization", &["_get_layout"]),
+    ("torch.torch_version", &["TorchVersion"]),
 ];
 const BUILTINS: &[&str] = &[
     "set",
@@ -155,22 +168,21 @@ pub fn lookup(module: &str, name: &str) -> Option<Global> {
         ("torch._utils", _) => Global::Rebuild(rebuild(name)?),
         ("torch._tensor", "_rebuild_from_type_v2") => Global::Rebuild(Rebuild::FromType),
         ("torch" | "torch.storage", "UntypedStorage") => {
-            Global::StorageClass(element(|row| row.0 == "Byte")?)
+            Global::StorageClass(find(|element| element.class == "Byte")?)
         }
         ("torch" | "torch.cuda", _) if name.ends_with("Storage") => {
             let class = name.strip_suffix("Storage").filter(|class| !class.is_empty())?;
-            Global::StorageClass(element(|row| row.0 == class)?)
+            Global::StorageClass(find(|element| element.class == class)?)
         }
         _ if HARMLESS.iter().any(|(of, names)| *of == module && names.contains(&name)) => Global::Harmless,
-        ("torch", _) => Global::Type(element(|row| row.1.contains(&name))?),
+        ("torch", _) => Global::Type(find(|element| element.types.contains(&name))?),
         _ => return None,
     };
     Some(global)
 }
 
-fn element(is_it: impl Fn(&(&str, &[&str], &str, u64)) -> bool) -> Option<Element> {
-    let &(_, _, name, bytes) = ELEMENTS.iter().find(|row| is_it(row))?;
-    Some(Element { name, bytes })
+fn find(is_it: impl Fn(&&Element) -> bool) -> Option<&'static Element> {
+    ELEMENTS.iter().find(is_it)
 }
 
 fn rebuild(name: &str) -> Option<Rebuild> {

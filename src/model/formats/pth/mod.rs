@@ -2,13 +2,14 @@
 //!
 //! torch.save (since PyTorch 1.6) writes a zip file that is not compressed. Its entry `data.pkl` is a pickle: a program
 //! for a small machine that builds Python's objects. Python's own machine can be made to call any function, so that
-//! loading a file may run whatever its author wanted. The machine here ([`pickle`]) builds dictionaries, lists and
-//! descriptions of tensors only, and a name that is not on its list ([`globals`]) ends it. The numbers lie in the entries
-//! `data/0`, `data/1`, …, called storages; a tensor is a view of one ([`view`]).
+//! loading a file may run whatever its author wanted. The machine here (`pickle.rs`) builds dictionaries, lists and
+//! descriptions of tensors only, and a name that is not on its list (`globals.rs`) ends it. The numbers lie in the
+//! entries `data/0`, `data/1`, …, called storages; a tensor is a view of one (`view.rs`).
 //!
-//! A file may come from anywhere, so that its author is taken for hostile: every size is checked before memory is
-//! allocated for it, work and memory are bounded by the file's length and by the limits that are named here, and nothing
-//! recurses deeper than [`names::MAX_DEPTH`].
+//! A file may come from anywhere, so its author is taken for hostile: every size is checked before memory is allocated
+//! for it. A file of n bytes takes at most 6 n bytes (its pickle, one storage, and four times its length for tensors)
+//! and some hundred mebibytes for entries, objects and names, whose numbers have limits of their own. No work is
+//! repeated for the same piece of a file more often than these limits say, and recursion ends at a depth of 64.
 
 mod archive;
 mod calls;
@@ -55,10 +56,13 @@ fn is_legacy(start: &[u8]) -> bool {
 /// Reads all tensors of a file of `length` bytes.
 ///
 /// Names are the keys of dictionaries and the indices of lists and tuples on the way to a tensor, joined by points:
-/// `{'state_dict': {'conv.weight': T}, 'epoch': 3}` gives `state_dict.conv.weight`. Tensors of an optimiser's state are
-/// found too. All strides are gathered into row-major order. Tensors of other types than F64, F32, F16 and BF16, such as
-/// `num_batches_tracked`, have [`Stored::Other`](super::stored::Stored::Other) with PyTorch's name of the type, their
-/// shape, and **no bytes**; storages that only such tensors use are not read.
+/// `{'state_dict': {'conv.weight': T}, 'epoch': 3}` gives `state_dict.conv.weight`. Keys that are neither text nor
+/// integers give no name, and tensors under them are left out, as are those in other objects: attributes of
+/// `argparse.Namespace`, sets. Tensors of an optimiser's state are found too.
+///
+/// Elements come in row-major order, whatever the strides in the file. Tensors of other types than F64, F32, F16 and
+/// BF16, such as `num_batches_tracked`, have [`Stored::Other`](super::stored::Stored::Other) with PyTorch's name of the
+/// type (`Int64`), their shape, and **no bytes**; storages that only such tensors use are not read.
 ///
 /// # Errors
 /// [`PthError`]: a file that is damaged or of another program, and one whose pickle names anything that weights do not
@@ -73,7 +77,7 @@ pub fn read(input: &mut (impl Read + Seek), length: u64) -> Result<Tensors, PthE
     if !start.starts_with(ZIP) {
         return Err(PthError::Archive("it begins with other bytes".to_string()));
     }
-    let mut archive = Archive::open(input, length)?;
+    let mut archive = Archive::open(input)?;
     check_form(&mut archive)?;
     let bytes = archive.entry("data.pkl")?.unwrap_or_default();
     let (heap, root) = pickle::run(&bytes)?;

@@ -14,13 +14,13 @@ pub const MAX_DEPTH: usize = 64;
 pub const MAX_TENSORS: usize = 100_000;
 pub const MAX_NAME: usize = 1024;
 /// Values that are looked at. A dictionary that is in several places is looked at once for each, so that a few
-/// instructions could ask for 2^64 of them.
+/// instructions could ask for 2^64 of them. Where none is, they are fewer than the instructions.
 pub const MAX_VISITS: usize = 4_000_000;
 
 /// All tensors of a pickle's result by name.
 ///
-/// Dictionaries, lists and tuples are walked; the index of a list is its key. A tensor is left out if a key on the way to
-/// it is neither text nor an integer, because it has no name then.
+/// Dictionaries, lists and tuples are walked; the index of a list is its key. A tensor is left out if a key on the way
+/// to it is neither text nor an integer, because it has no name then.
 ///
 /// # Errors
 /// Two tensors of one name, and dictionaries that are nested too deeply, as those that hold themselves are.
@@ -43,12 +43,16 @@ struct Walk<'h, 'a> {
 
 impl<'h, 'a> Walk<'h, 'a> {
     fn visit(&mut self, value: Value<'a>, depth: usize) -> Result<(), PthError> {
-        self.visits += 1;
+        let heap = self.heap;
+        let Some(object) = heap.object(value) else { return Ok(()) };
+        self.visits += match object {
+            Object::Dictionary(entries) => 1 + entries.len(),
+            Object::List(items) | Object::Tuple(items) => 1 + items.len(),
+            Object::Storage(_) | Object::Tensor(_) => 1,
+        };
         if self.visits > MAX_VISITS {
             return Err(PthError::TooLarge("its dictionaries hold each other too many times".to_string()));
         }
-        let heap = self.heap;
-        let Some(object) = heap.object(value) else { return Ok(()) };
         if depth > MAX_DEPTH && !matches!(object, Object::Storage(_) | Object::Tensor(_)) {
             let problem =
                 format!("its dictionaries are nested more than {MAX_DEPTH} deep, or hold themselves");

@@ -15,7 +15,8 @@ pub enum Value<'a> {
     Global(Global),
     /// An object, by its place on the heap.
     Object(usize),
-    /// A value that weights do not depend on, such as a truth value, a float, a set, or training's arguments. Nothing of it is kept.
+    /// A value that weights do not depend on, such as a truth value, a float, a set, or the arguments of training.
+    /// Nothing of it is kept.
     Opaque,
 }
 
@@ -26,7 +27,8 @@ pub enum Object<'a> {
     List(Vec<Value<'a>>),
     Tuple(Vec<Value<'a>>),
     Storage(Storage<'a>),
-    Tensor(View<'a>),
+    /// In a box, so that other objects are small.
+    Tensor(Box<View<'a>>),
 }
 
 /// The bytes that tensors are views of: an entry of the archive.
@@ -35,7 +37,7 @@ pub struct Storage<'a> {
     /// The entry's name in the archive's folder `data`.
     pub key: &'a str,
     /// Type of its elements by the pickle.
-    pub element: Element,
+    pub element: &'static Element,
     /// Bytes by the pickle.
     pub bytes: u64,
 }

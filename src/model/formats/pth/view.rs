@@ -6,7 +6,7 @@ use super::value::Storage;
 use crate::model::formats::stored::Stored;
 
 /// Dimensions of a tensor; PyTorch has the same limit.
-const MAX_DIMENSIONS: usize = 64;
+pub const MAX_DIMENSIONS: usize = 64;
 
 /// A tensor of a pickle.
 #[derive(Clone, Debug)]
@@ -46,7 +46,7 @@ impl<'a> Place<'a> {
         element: u64,
         offset: usize,
         shape: &[usize],
-        mut strides: Vec<usize>,
+        strides: Vec<usize>,
     ) -> Option<Place<'a>> {
         let available = usize::try_from(storage.bytes / element).ok()?;
         let elements = elements(shape)?;
@@ -54,12 +54,9 @@ impl<'a> Place<'a> {
             return None;
         }
         let mut last = offset;
-        for (&size, stride) in shape.iter().zip(&mut strides) {
-            match size {
-                // No step is taken along this dimension, so its stride, which may be any number, means nothing.
-                0 | 1 => *stride = 0,
-                _ => last = last.checked_add((size - 1).checked_mul(*stride)?)?,
-            }
+        // Along a dimension of size 1 no step is taken, so its stride may be any number.
+        for (&size, &stride) in shape.iter().zip(&strides).filter(|(size, _)| **size > 1) {
+            last = last.checked_add((size - 1).checked_mul(stride)?)?;
         }
         if elements > 0 && last >= available {
             return None;
@@ -97,20 +94,22 @@ impl<'a> Place<'a> {
     /// The elements one by one, in row-major order.
     fn collect(&self, shape: &[usize], bytes: &[u8]) -> Vec<u8> {
         let mut gathered = Vec::with_capacity(self.bytes());
-        let mut index = vec![0; shape.len()];
+        // Those of size 1 would be steps that lead nowhere, 64 of them for each element.
+        let axes = shape.iter().zip(&self.strides).filter(|(size, _)| **size != 1);
+        let mut axes: Vec<_> = axes.map(|(size, stride)| (*size, *stride, 0)).collect();
         let mut at = self.offset;
         for _ in 0..self.elements {
             let start = at * self.element;
             gathered.extend_from_slice(&bytes[start..start + self.element]);
             // To the next index, like a counter whose digits are the dimensions.
-            for axis in (0..shape.len()).rev() {
-                index[axis] += 1;
-                at += self.strides[axis];
-                if index[axis] < shape[axis] {
+            for (size, stride, index) in axes.iter_mut().rev() {
+                *index += 1;
+                at += *stride;
+                if *index < *size {
                     break;
                 }
-                at -= self.strides[axis] * shape[axis];
-                index[axis] = 0;
+                at -= *stride * *size;
+                *index = 0;
             }
         }
         gathered
