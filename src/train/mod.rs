@@ -43,7 +43,7 @@ mod trainer;
 
 pub use class_weights::ClassWeights;
 pub use error::TrainError;
-pub use evaluation::{evaluate, evaluator};
+pub use evaluation::{classify, evaluate, evaluator, heat_map};
 pub use memory::{MemoryPlan, memory_plan};
 pub use optimizer::{Decayed, Optimizer};
 pub use options::{DataChoice, DeviceChoice, RecomputeChoice, RunOptions};
