@@ -6,11 +6,11 @@
     python tools/check_weights.py                       # all networks, some minutes
     python tools/check_weights.py --networks b0,tf_b0   # some
 
-For each network: timm's model, with random weights of the size that training gives, and with running statistics of its
-own activations (so that no layer is near zero and no gate is saturated), is saved as safetensors. Then
+For each network: timm's model, with random weights of the size that training gives and with running statistics of its own
+activations, is saved as safetensors. Then
 
-1. effnet-eval reads that file and classifies random images of the network's own resolution (so that nothing is resized):
-   the logits of all classes must be timm's;
+1. effnet-eval reads that file (with a note of the resolution, so that nothing is resized, as those have that effnet writes)
+   and classifies random images: the logits of all classes must be timm's;
 2. effnet-eval writes the weights again, under the names of timm, torchvision and efficientnet-pytorch; each program loads
    its file with strict=True and must give timm's logits again (torchvision and efficientnet-pytorch have one kind of
    padding each: they are compared where it is the network's);
@@ -37,8 +37,9 @@ IMAGES = 7
 MEAN, DEVIATION = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
-def model_of(network):
-    """timm's model of `b0` or `tf_b0`, in evaluation mode, with weights that training could have given."""
+def model_of(network, images):
+    """timm's model of `b0` or `tf_b0`, in evaluation mode, with weights that training could have given: its running
+    statistics are those of such images, so that no layer grows out of bounds."""
     import timm
     import torch
 
@@ -49,15 +50,12 @@ def model_of(network):
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.uniform_(module.weight, 0.5, 1.5)
             torch.nn.init.normal_(module.bias, 0, 0.3)
-    # Running statistics of a few batches, as training would leave them.
     model.train()
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
-            module.momentum = None
-    side = min(model.pretrained_cfg["input_size"][1], 160)
+            module.momentum = 1.0
     with torch.no_grad():
-        for _ in range(2):
-            model(torch.randn(4, 3, side, side))
+        model(images.float())
     return f"{family}_{network[-2:]}", model.eval()
 
 
@@ -111,14 +109,11 @@ class Check:
         import torch
         from safetensors.torch import load_file, save_file
 
-        name, model = model_of(network)
-        # The name says which padding: TensorFlow's weights have the same names of tensors.
-        file = self.folder / f"{name}.safetensors"
-        save_file(model.state_dict(), file)
         side = SIDES[network[-2:]]
         files, pixels = self.images(side)
         scaled = (torch.from_numpy(pixels).double() / 255 - torch.tensor(MEAN).double()) / torch.tensor(DEVIATION).double()
         images = scaled.permute(0, 3, 1, 2).contiguous()
+        name, model = model_of(network, images)
         with torch.no_grad():
             timms = model(images.float())
             exact = model.double()(images)
