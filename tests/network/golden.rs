@@ -18,7 +18,7 @@ use effnet::ops::cuda::{CudaDevice, CudaOps, Precision};
 use effnet::ops::{Buffer, Ops, Pass, Plan, StateSize, Statistics, StepParams, Tensor};
 
 /// A device under test, with values in f64.
-trait Backend: Ops + Sized {
+pub(crate) trait Backend: Ops + Sized {
     fn plan(network: &Network) -> Plan;
     fn new(table: &ParamTable, plans: &[&Plan]) -> Self;
     fn put_values(&mut self, tensor: Tensor, values: &[f64]) {
@@ -73,12 +73,12 @@ impl<G: TestGpu> Backend for CudaOps<G> {
 }
 
 /// One golden file, ready to run on some device.
-struct Trial {
-    golden: Golden,
-    arch: Architecture,
+pub(crate) struct Trial {
+    pub golden: Golden,
+    pub arch: Architecture,
     table: ParamTable,
     values: Vec<f32>,
-    image: Vec<f64>,
+    pub image: Vec<f64>,
     train: Network,
     /// Without masks; the running statistics become those of the batch.
     calibrate: Network,
@@ -86,7 +86,7 @@ struct Trial {
 }
 
 impl Trial {
-    fn new(golden: Golden) -> Trial {
+    pub fn new(golden: Golden) -> Trial {
         let arch = golden.architecture();
         let table = ParamTable::new(&arch);
         assert_eq!(table.trainable(), golden.parameters, "{}: parameters", golden.file);
@@ -212,6 +212,15 @@ impl Trial {
         self.calibrate.recorded.run(Phase::Forward, ops).unwrap();
         let (expected, bound) = (&golden.eval_logits_calibrated, bounds.eval_logits_calibrated);
         report.vector("calibrated eval logits", &logits(ops), expected, bound);
+    }
+
+    /// The parameters, with the running statistics of this batch.
+    pub fn calibrated<B: Backend>(&self) -> Vec<f32> {
+        let (mut ops, plans) = self.device::<B>();
+        ops.write_state(Buffer::Parameters, &self.values).unwrap();
+        self.start(&mut ops, &self.calibrate, &plans[1]);
+        self.calibrate.recorded.run(Phase::Forward, &mut ops).unwrap();
+        ops.buffer(Buffer::Parameters, self.table.total()).into_iter().map(|value| value as f32).collect()
     }
 
     /// Compares everything in the file.

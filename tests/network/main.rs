@@ -8,6 +8,8 @@ mod cuda_ranks;
 mod cuda_step;
 mod golden;
 mod memory_plan;
+mod names;
+mod onnx;
 mod recompute;
 mod rewrite;
 mod traffic;

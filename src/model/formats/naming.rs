@@ -36,7 +36,7 @@ pub enum Naming {
     Torchvision,
     /// The package `efficientnet-pytorch`.
     Lukemelas,
-    /// Keras's applications, with `/` or `.` between layer and weight.
+    /// Keras's applications, with a dot between layer and weight, and `kernel` for `depthwise_kernel`, as Keras 2 had it.
     Keras,
 }
 
@@ -69,7 +69,7 @@ impl Naming {
         let table = ParamTable::new(net);
         let translated = |entry: &Entry| {
             let (layer, word) = entry.name.rsplit_once('.')?;
-            let word = self.word(layer, word, entry.role);
+            let word = self.word(word, entry.role);
             Some((entry.name.clone(), format!("{}.{word}", layers.get(layer)?)))
         };
         table.entries().iter().filter_map(translated).collect()
@@ -95,10 +95,9 @@ impl Naming {
     }
 
     /// The last word of a tensor's name.
-    fn word<'a>(self, layer: &str, timm: &'a str, role: ParamRole) -> &'a str {
+    fn word<'a>(self, timm: &'a str, role: ParamRole) -> &'a str {
         match (self, role) {
             (Naming::Timm | Naming::Torchvision | Naming::Lukemelas, _) => timm,
-            (Naming::Keras, ParamRole::Convolution) if layer.ends_with("conv_dw") => "depthwise_kernel",
             (Naming::Keras, ParamRole::Convolution | ParamRole::Linear) => "kernel",
             (Naming::Keras, ParamRole::Scale) => "gamma",
             (Naming::Keras, ParamRole::Shift) => "beta",

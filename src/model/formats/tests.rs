@@ -264,6 +264,22 @@ fn import_knows_the_names_of_others_under_any_prefix() {
 }
 
 #[test]
+fn import_takes_names_of_keras_2() {
+    let net = architecture(4);
+    let table = ParamTable::new(&net);
+    let values = initialise(&table, 5);
+    let old = |(name, tensor): (String, Tensor)| {
+        let name = name.replace('.', "/").replace("dwconv/kernel", "dwconv/depthwise_kernel");
+        (format!("efficientnetb0/{name}:0"), tensor)
+    };
+    let tensors = renamed(Naming::Keras, &net, &values, "").into_iter().map(old).collect();
+    let mut back = initialise(&table, 6);
+    let file = WeightsFile::of(Path::new("w"), tensors);
+    let found = import(&file, Average::Raw, &net, &mut back).unwrap();
+    assert_eq!((back == values, found.names.as_str()), (true, "keras's names under `efficientnetb0.`"));
+}
+
+#[test]
 fn import_reads_the_average_where_it_is_asked_for() {
     let net = architecture(4);
     let table = ParamTable::new(&net);

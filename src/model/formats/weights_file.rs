@@ -193,9 +193,9 @@ impl WeightsFile {
     }
 }
 
-/// A name with dots, and without TensorFlow's `:0`.
+/// A name with dots; without TensorFlow's `:0`, and in the words of Keras 3.
 fn plain(name: &str) -> String {
-    name.strip_suffix(":0").unwrap_or(name).replace('/', ".")
+    name.strip_suffix(":0").unwrap_or(name).replace('/', ".").replace(".depthwise_kernel", ".kernel")
 }
 
 /// Whether a name or prefix belongs to an optimiser's state.

@@ -14,7 +14,7 @@
 //!
 //! Operators and attributes: ONNX's `Operators.md`.
 
-mod proto;
+pub mod proto;
 
 use std::io::{self, Write};
 
