@@ -11,6 +11,8 @@
     F(uint64_t, first_position) /* of the micro-batch's first sample, by which masks are drawn */ \
     F(uint32_t, step)                                                                             \
     F(float, learning_rate)                                                                       \
+    F(float, body_rate)     /* the learning rate of the first `body` parameters */                \
+    F(uint32_t, body)                                                                             \
     F(float, ema_decay)                                                                           \
     F(float, clip_factor)   /* of the gradients, 1 if the update does not clip */                 \
     F(float, gradient_norm) /* before clipping; below 0 if the update does not clip */            \

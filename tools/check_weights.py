@@ -30,7 +30,6 @@ import os
 import subprocess
 import sys
 import tempfile
-from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -151,9 +150,12 @@ class Check:
         if not network.startswith("tf_"):
             from torchvision.models import efficientnet
 
-            norm = partial(torch.nn.BatchNorm2d, eps=1e-5)
-            build = getattr(efficientnet, f"efficientnet_{network}")
-            self.row(network, "export -> torchvision, strict", loaded(build(num_classes=CLASSES, norm_layer=norm), "torchvision"), exact)
+            other = getattr(efficientnet, f"efficientnet_{network}")(num_classes=CLASSES)
+            for module in other.modules():
+                # B5 to B7 have TensorFlow's there.
+                if isinstance(module, torch.nn.BatchNorm2d):
+                    module.eps = 1e-5
+            self.row(network, "export -> torchvision, strict", loaded(other, "torchvision"), exact)
         else:
             try:
                 from efficientnet_pytorch import EfficientNet

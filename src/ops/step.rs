@@ -14,6 +14,9 @@ pub struct StepParams {
     /// Position of the batch's first sample in the endless concatenation of epochs: masks are drawn by position.
     pub first_position: u64,
     pub learning_rate: f32,
+    /// The first `body` elements of the parameters have the learning rate `body_rate`.
+    pub body: usize,
+    pub body_rate: f32,
     /// The decay d of this step, with warm-up applied.
     pub ema_decay: f32,
 }

@@ -117,6 +117,12 @@ pub struct Recipe {
     pub clip_norm: Option<f64>,
     #[serde(default, skip_serializing_if = "Decayed::is_all")]
     pub weight_decay_of: Decayed,
+    /// The learning rate of all parameters before the classifier, as a share of the classifier's; none means 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub body_lr: Option<f64>,
+    /// In so many epochs, the first ones, only the classifier moves; none means 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub head_epochs: Option<f64>,
     /// The decay of the scale and shift of batch norm, if it is another one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weight_decay_bn: Option<f64>,
@@ -197,6 +203,8 @@ impl Recipe {
             clip_norm: None,
             weight_decay_of: Decayed::All,
             weight_decay_bn: None,
+            body_lr: None,
+            head_epochs: None,
             label_smoothing: 0.1,
             class_weights: None,
             drop_connect: 0.2,
@@ -243,6 +251,8 @@ impl Recipe {
             adam_eps: Some(1.0),
             weight_decay_of: Decayed::Weights,
             weight_decay_bn: Some(0.0),
+            body_lr: Some(1.0),
+            head_epochs: Some(0.0),
             sync_bn: true,
             normalise: NormaliseBy::Imagenet,
             patience: Some(1),

@@ -149,6 +149,7 @@ impl Trial {
                 first_position: first_position as u64,
                 learning_rate: self.learning_rate,
                 ema_decay: 0.9,
+                ..StepParams::default()
             })?;
             let pixels = BatchPixels::Squares(&pixels);
             ops.send_batch(slot, &BatchInput { pixels, labels: (&labels).into(), target })?;

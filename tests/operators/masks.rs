@@ -23,7 +23,7 @@ const STEPS: [StepParams; 5] = [
 const RATES: [f32; 4] = [0.0, 0.0125, 0.2, 0.5];
 
 const fn step(seed: u64, step: u64, first_position: u64) -> StepParams {
-    StepParams { seed, step, first_position, learning_rate: 0.0, ema_decay: 0.0 }
+    StepParams { seed, step, first_position, learning_rate: 0.0, body: 0, body_rate: 0.0, ema_decay: 0.0 }
 }
 
 /// What a pass writes to `mask` in each of the steps, NaN before.

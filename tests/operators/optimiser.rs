@@ -50,6 +50,11 @@ fn params(step: u64) -> StepParams {
     StepParams { step, learning_rate: 0.02, ema_decay: 0.7 + 0.1 * step as f32, ..StepParams::default() }
 }
 
+/// The border of body and head lies in the middle of a vector and of a chunk.
+fn params_with_body(step: u64, trainable: usize) -> StepParams {
+    StepParams { body: trainable * 3 / 7, body_rate: 0.004, ..params(step) }
+}
+
 /// Three steps with the gradients of the loss times `scale`, a power of two.
 fn three_steps_by<O: Ops>(ops: &mut O, update: &Update, factors: &[f32], total: usize, scale: f32) {
     let trainable = factors.len();
@@ -65,7 +70,7 @@ fn three_steps_by<O: Ops>(ops: &mut O, update: &Update, factors: &[f32], total: 
         ops.write_state(Buffer::Slot(number), &values).unwrap();
     }
     for step in 0..3 {
-        ops.set_step(params(step)).unwrap();
+        ops.set_step(params_with_body(step, trainable)).unwrap();
         let scaled: Vec<f32> = gradient(step, trainable).iter().map(|g| g * scale).collect();
         ops.write_state(Buffer::Gradients, &scaled).unwrap();
         ops.run(&(*update).into()).unwrap();
@@ -313,3 +318,49 @@ fn three_steps_on_cuda_agree_with_the_oracle<G: TestGpu>() {
     }
 }
 on_cuda!(three_steps_on_cuda_agree_with_the_oracle);
+
+/// With the rate 0 the body stays as it is, bit by bit; the head moves as it does alone; and equal rates are one rate.
+fn expect_the_body_to_rest<O: Ops>(mut device: impl FnMut(usize, usize) -> O) {
+    for (trainable, total) in LENGTHS {
+        for rule in rules() {
+            let update = Update { rule, weight_decay: DECAY, clip_norm: None, ema: false };
+            let start = Formula::of("parameters").values(total, -1.0, 1.0);
+            let mut moved = |body: usize, body_rate: f32| {
+                let mut ops = device(trainable, total);
+                ops.write_state(Buffer::Parameters, &start).unwrap();
+                for (number, slot) in update.rule.slots().iter().enumerate() {
+                    ops.write_state(Buffer::Slot(number), &vec![slot.initial; trainable]).unwrap();
+                }
+                for step in 0..3 {
+                    ops.set_step(StepParams { body, body_rate, ..params(step) }).unwrap();
+                    ops.write_state(Buffer::Gradients, &gradient(step, trainable)).unwrap();
+                    ops.run(&update.into()).unwrap();
+                }
+                let mut values = vec![f32::NAN; total];
+                ops.read_state(Buffer::Parameters, &mut values).unwrap();
+                values
+            };
+            let body = trainable * 3 / 7;
+            let (rests, all) = (moved(body, 0.0), moved(0, 0.0));
+            assert!(equal_bits(&rests[..body], &start[..body]), "{rule:?} over {trainable}: the body moved");
+            assert!(equal_bits(&rests[body..], &all[body..]), "{rule:?} over {trainable}: the head differs");
+            assert!(equal_bits(&moved(body, 0.02), &all), "{rule:?} over {trainable}: equal rates differ");
+            assert!(!equal_bits(&all[..trainable], &start[..trainable]), "{rule:?} over {trainable}");
+        }
+    }
+}
+
+#[test]
+fn body_rests_at_rate_zero() {
+    expect_the_body_to_rest(|trainable, total| {
+        CpuOps::new(StateSize::new(trainable, total), &[], 2).unwrap()
+    });
+}
+
+fn body_rests_at_rate_zero_in_kernels<G: TestGpu>() {
+    expect_the_body_to_rest(|trainable, total| {
+        engine::<G>(G::WAYS[0], trainable, total, &[], Precision::Fp32).unwrap()
+    });
+}
+
+on_cuda!(body_rests_at_rate_zero_in_kernels);

@@ -162,6 +162,12 @@ pub struct Settings {
     /// Epochs in which the learning rate rises from 0; less than --epochs [default: 16, or a tenth of --epochs if that is less]
     #[arg(long, value_name = "EPOCHS", value_parser = number, allow_hyphen_values = true, help_heading = RECIPE)]
     pub warmup_epochs: Option<f64>,
+    /// Learning rate of everything before the classifier, as a share of --lr, for trained weights; above 0, at most 1 [default: 1]
+    #[arg(long, value_name = "SHARE", value_parser = number, allow_hyphen_values = true, help_heading = RECIPE)]
+    pub body_lr: Option<f64>,
+    /// Train only the classifier in the first epochs; may be a fraction [default: 0]
+    #[arg(long, value_name = "EPOCHS", value_parser = number, allow_hyphen_values = true, help_heading = RECIPE)]
+    pub head_epochs: Option<f64>,
     /// Learning rate of the first step, from which the warm-up rises, as in timm and TensorFlow [default: the rise of one step]
     #[arg(long, value_name = "RATE", value_parser = number, allow_hyphen_values = true, help_heading = RECIPE)]
     pub warmup_lr: Option<f64>,

@@ -93,8 +93,55 @@ impl OnCpu for Update {
                 ema_decay: cx.step.ema_decay,
             };
             let factors = if factors.is_empty() { factors } else { &factors[moved.clone()] };
-            sweep(scalars, parameters, &gradients[moved], factors, slots, ema);
+            let body = Scalars { learning_rate: cx.step.body_rate, ..scalars };
+            let border = cx.step.body.clamp(moved.start, moved.end) - moved.start;
+            let whole = Piece { parameters, gradients: &gradients[moved], factors, slots, ema };
+            let [first, rest] = whole.split(border);
+            if border > 0 {
+                first.sweep(body);
+            }
+            rest.sweep(scalars);
         });
+    }
+}
+
+/// A piece of every buffer. The parameters and their average may be longer than the rest: then running statistics follow.
+struct Piece<'a> {
+    parameters: &'a mut [f32],
+    gradients: &'a [f32],
+    factors: &'a [f32],
+    slots: [&'a mut [f32]; MOST_SLOTS],
+    ema: &'a mut [f32],
+}
+
+impl<'a> Piece<'a> {
+    /// The first `at` elements and the rest. Buffers that a rule or recipe does not have stay empty.
+    fn split(self, at: usize) -> [Piece<'a>; 2] {
+        fn halves<'a>(buffer: &'a mut [f32], at: usize) -> [&'a mut [f32]; 2] {
+            let at = at.min(buffer.len());
+            <[_; 2]>::from(buffer.split_at_mut(at))
+        }
+        let [parameters, more_parameters] = halves(self.parameters, at);
+        let (gradients, more_gradients) = self.gradients.split_at(at);
+        let (factors, more_factors) = self.factors.split_at(at.min(self.factors.len()));
+        let [slots, more_slots] = {
+            let [a, b] = self.slots.map(|slot| halves(slot, at));
+            let ([a, more_a], [b, more_b]) = (a, b);
+            [[a, b], [more_a, more_b]]
+        };
+        let [ema, more_ema] = halves(self.ema, at);
+        let rest = Piece {
+            parameters: more_parameters,
+            gradients: more_gradients,
+            factors: more_factors,
+            slots: more_slots,
+            ema: more_ema,
+        };
+        [Piece { parameters, gradients, factors, slots, ema }, rest]
+    }
+
+    fn sweep(self, scalars: Scalars) {
+        sweep(scalars, self.parameters, self.gradients, self.factors, self.slots, self.ema);
     }
 }
 

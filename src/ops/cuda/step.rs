@@ -35,6 +35,8 @@ pub fn set<G: Gpu>(cx: &mut Context<G>, step: StepParams) -> Result {
         first_position: step.first_position,
         step: step.step as u32,
         learning_rate: step.learning_rate,
+        body_rate: step.body_rate,
+        body: step.body as u32,
         ema_decay: step.ema_decay,
     };
     cx.launch(&BEGIN, [1, 1, 1], 32, 0, arguments)

@@ -119,9 +119,10 @@ impl Card<'_> {
                 )
             }
             Format::Safetensors(Naming::Torchvision) => format!(
-                "import torchvision\nfrom functools import partial\nfrom safetensors.torch import load_file\nfrom torch.nn \
-                 import BatchNorm2d\n\nmodel = torchvision.models.efficientnet_{name}(num_classes={classes}, \
-                 norm_layer=partial(BatchNorm2d, eps={}))\nmodel.load_state_dict(load_file(\"{file}\"), strict=True)",
+                "import torch\nimport torchvision\nfrom safetensors.torch import load_file\n\nmodel = \
+                 torchvision.models.efficientnet_{name}(num_classes={classes})\nmodel.load_state_dict(load_file(\"{file}\"), \
+                 strict=True)\nfor module in model.modules():\n    if isinstance(module, torch.nn.BatchNorm2d):\n        \
+                 module.eps = {}",
                 net.batch_norm.eps
             ),
             Format::Safetensors(_) => format!(

@@ -49,6 +49,8 @@ struct Trainer<'a, O: Ops> {
     /// At rank 0.
     log: Option<Log>,
     schedule: Schedule,
+    /// Elements of the parameters before the classifier.
+    body: usize,
     stages: Vec<Stage>,
     directory: RunDirectory,
     metadata: Metadata,
@@ -141,6 +143,8 @@ impl<O: Ops + Send> Trainer<'_, O> {
             step,
             first_position: batch.first_position,
             learning_rate: learning_rate as f32,
+            body: self.body,
+            body_rate: (learning_rate * self.schedule.body_share(step)) as f32,
             ema_decay: self.schedule.ema_decay(step) as f32,
         }
     }

@@ -120,6 +120,7 @@ fn train_as<H: Hardware>(
         reporter,
         log: None,
         stages: recipe.stages(),
+        body: ParamTable::new(&arch).get("classifier.weight").map_or(0, |entry| entry.offset),
         recipe,
         schedule,
         directory,

@@ -12,6 +12,9 @@
 //! | steps | base·r^k, k = milestones whose round(epochs·N/B) steps are done |
 //! | constant | base |
 //!
+//! The rate is that of the classifier. All other parameters have `body-lr` times this rate, but none in the first
+//! round(`head-epochs`·N/B) steps.
+//!
 //! The schedule has no state, so a resumed run has the same rates as an uninterrupted one.
 
 use crate::train::checkpoint::Metadata;
@@ -28,6 +31,9 @@ pub struct Schedule {
     steps: u64,
     warmup: u64,
     ema: f64,
+    /// Steps in which only the classifier moves, and the share of the rate that all else has after them.
+    head_only: u64,
+    body: f64,
     /// Steps of an epoch and steps between evaluations; may be fractions.
     steps_per_epoch: f64,
     evaluate_every: f64,
@@ -93,6 +99,8 @@ impl Schedule {
             steps,
             warmup: ((recipe.warmup_epochs * steps_per_epoch).round() as u64).min(steps),
             ema: recipe.ema,
+            head_only: (recipe.head_epochs.unwrap_or(0.0) * steps_per_epoch).round() as u64,
+            body: recipe.body_lr.unwrap_or(1.0),
             steps_per_epoch,
             evaluate_every: recipe.eval_every * steps_per_epoch,
         })
@@ -116,6 +124,11 @@ impl Schedule {
     /// Steps of the warm-up.
     pub fn warmup(&self) -> u64 {
         self.warmup
+    }
+
+    /// The share of the learning rate that parameters before the classifier have in the step that follows `step` steps.
+    pub fn body_share(&self, step: u64) -> f64 {
+        if step < self.head_only { 0.0 } else { self.body }
     }
 
     /// The learning rate of the step that follows `step` steps.
@@ -183,6 +196,19 @@ mod tests {
         let mut recipe = Recipe::reference(Variant::B0, 10);
         change(&mut recipe);
         Schedule::new(&recipe, images).unwrap()
+    }
+
+    #[test]
+    fn body_rests_in_the_first_epochs_and_then_has_its_share() {
+        let s = schedule(|r| (r.epochs, r.head_epochs, r.body_lr) = (3.0, Some(1.0), Some(0.25)), 100);
+        let before = s.steps() / 3;
+        assert!(before > 1);
+        assert_eq!(
+            [0, before - 1, before, s.steps() - 1].map(|step| s.body_share(step)),
+            [0.0, 0.0, 0.25, 0.25]
+        );
+        let plain = schedule(|r| r.epochs = 3.0, 100);
+        assert_eq!([0, 1, 2].map(|step| plain.body_share(step)), [1.0; 3]);
     }
 
     #[test]

@@ -5,7 +5,8 @@ use effnet::ops::*;
 
 impl Reference {
     pub(super) fn optimise(&mut self, p: &Update) {
-        let rate = decimal(self.step.learning_rate);
+        let step = self.step;
+        let rate = |i: usize| decimal(if i < step.body { step.body_rate } else { step.learning_rate });
         let trainable = self.gradients.len();
         let mut gradients = self.gradients.clone();
         if let Some(most) = p.clip_norm {
@@ -29,21 +30,21 @@ impl Reference {
                 for (i, gradient) in gradients.into_iter().enumerate() {
                     buffer[i] = momentum * buffer[i] + gradient;
                     let push = if nesterov { gradient + momentum * buffer[i] } else { buffer[i] };
-                    parameters[i] -= rate * push;
+                    parameters[i] -= rate(i) * push;
                 }
             }
             Rule::AdamW { beta1, beta2, eps } => {
                 let made = self.step.step as i32 - self.skipped as i32 + 1;
-                let decay = rate * decimal(p.weight_decay.rate);
+                let decay = decimal(p.weight_decay.rate);
                 let [mean_square, mean] = &mut self.slots;
                 for (i, gradient) in gradients.into_iter().enumerate() {
                     let factor = if p.weight_decay.by_parameter { self.decay_factors[i] } else { 1.0 };
-                    parameters[i] *= 1.0 - decay * factor;
+                    parameters[i] *= 1.0 - rate(i) * decay * factor;
                     mean[i] = beta1 * mean[i] + (1.0 - beta1) * gradient;
                     mean_square[i] = beta2 * mean_square[i] + (1.0 - beta2) * gradient * gradient;
                     let corrected = mean_square[i] / (1.0 - beta2.powi(made));
                     let push = mean[i] / (1.0 - beta1.powi(made)) / (corrected.sqrt() + decimal(eps));
-                    parameters[i] -= rate * push;
+                    parameters[i] -= rate(i) * push;
                 }
             }
             Rule::RmsProp { form, alpha, momentum, eps } => {
@@ -53,8 +54,8 @@ impl Reference {
                     let square = alpha * mean_square[i] + (1.0 - alpha) * gradient * gradient;
                     mean_square[i] = square;
                     let (push, factor) = match form {
-                        RmsPropForm::PyTorch => (gradient / (square.sqrt() + eps), rate),
-                        RmsPropForm::TensorFlow => (rate * gradient / (square + eps).sqrt(), 1.0),
+                        RmsPropForm::PyTorch => (gradient / (square.sqrt() + eps), rate(i)),
+                        RmsPropForm::TensorFlow => (rate(i) * gradient / (square + eps).sqrt(), 1.0),
                     };
                     buffer[i] = momentum * buffer[i] + push;
                     parameters[i] -= factor * buffer[i];
