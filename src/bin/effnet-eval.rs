@@ -1,4 +1,6 @@
 //! `effnet-eval`: see [`effnet::cli::eval`].
+//!
+//! Exit status: 0, 1 after an error, 2 if the command line cannot be carried out, 130 after Ctrl-C or SIGTERM.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -27,7 +29,7 @@ fn main() -> ExitCode {
         Err(EvalError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(error) => {
             let _ = writeln!(err, "error: {error}");
-            ExitCode::FAILURE
+            if matches!(error, EvalError::Stopped { .. }) { ExitCode::from(130) } else { ExitCode::FAILURE }
         }
     }
 }

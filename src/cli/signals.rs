@@ -27,6 +27,9 @@ const STOPPING: &str =
 /// The answer while images are packed.
 const STOPPING_PACK: &str = "stopping: what is packed stays, and the same command goes on with it";
 
+/// The answer while images are classified.
+const STOPPING_IMAGES: &str = "stopping: the images that are under way are finished first";
+
 /// Whether images are being packed.
 static PACKING: AtomicBool = AtomicBool::new(false);
 
@@ -69,6 +72,18 @@ fn say(line: &str) {
 /// # Errors
 /// If the system refuses the handlers or a thread.
 pub fn watch(stop: &Arc<AtomicBool>) -> io::Result<Watch> {
+    watch_with(stop, || if PACKING.load(Ordering::Relaxed) { STOPPING_PACK } else { STOPPING })
+}
+
+/// The same while images are classified.
+///
+/// # Errors
+/// As [`watch`].
+pub fn watch_images(stop: &Arc<AtomicBool>) -> io::Result<Watch> {
+    watch_with(stop, || STOPPING_IMAGES)
+}
+
+fn watch_with(stop: &Arc<AtomicBool>, answer: fn() -> &'static str) -> io::Result<Watch> {
     let mut signals = Signals::new(end_signals())?;
     let (stop, handle) = (stop.clone(), signals.handle());
     // One line for all ranks: their launcher prints it.
@@ -78,8 +93,7 @@ pub fn watch(stop: &Arc<AtomicBool>) -> io::Result<Watch> {
         for _ in signals.forever() {
             stop.store(true, Ordering::Relaxed);
             if alone {
-                let answer = if PACKING.load(Ordering::Relaxed) { STOPPING_PACK } else { STOPPING };
-                ANSWER.call_once(|| say(answer));
+                ANSWER.call_once(|| say(answer()));
             }
             let first = *first.get_or_insert_with(Instant::now);
             if first.elapsed() > ECHO {

@@ -5,7 +5,12 @@
 //! the pixels that the crop covers and draws the edits and what is mixed; an image that finds no room becomes a square here,
 //! which the device edits and mixes all the same.
 
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
 use super::augment::{Edit, Geometry, Look, Mix, Scratch, View, choose_geometry, edit_square, render};
+use super::codec::{Pixels, decode_file_to_reduce};
 use super::raw::{RawBatch, RawScratch};
 use super::request::{Form, LoaderConfig};
 use super::sampler::Place;
@@ -38,6 +43,17 @@ pub struct Batch {
     /// [batch]; empty where images are not mixed. See [`Mixed`].
     pub second: Vec<u32>,
     pub shares: Vec<f32>,
+    /// Files that could not be read, by their number in the batch, with the reason; their images are black. Always empty
+    /// for images of a set, of which a damaged one is an error.
+    pub broken: Vec<(usize, String)>,
+}
+
+/// Where a loader's images come from.
+#[derive(Clone)]
+pub(super) enum Images {
+    Set(Source),
+    /// Image files without labels, for inference.
+    Files(Arc<[PathBuf]>),
 }
 
 impl Batch {
@@ -90,7 +106,7 @@ impl Batch {
 
 /// Fills batches; one for each thread, with its own buffers.
 pub(super) struct Maker {
-    source: Source,
+    images: Images,
     config: LoaderConfig,
     decoded: Vec<u8>,
     /// How the pairs of the batch are mixed; empty if none is.
@@ -108,8 +124,8 @@ struct Tools {
 }
 
 impl Maker {
-    pub fn new(source: Source, config: LoaderConfig) -> Maker {
-        Maker { source, config, decoded: Vec::new(), mixes: Vec::new(), tools: Tools::default() }
+    pub fn new(images: Images, config: LoaderConfig) -> Maker {
+        Maker { images, config, decoded: Vec::new(), mixes: Vec::new(), tools: Tools::default() }
     }
 
     /// Fills a batch with the images at `places`.
@@ -124,10 +140,11 @@ impl Maker {
             _ => Editing::None,
         };
         batch.labels.resize(size, 0);
-        for place in places {
-            self.source.will_need(split, place.index as usize);
+        if let Images::Set(source) = &self.images {
+            places.iter().for_each(|place| source.will_need(split, place.index as usize));
         }
         batch.used.clear();
+        batch.broken.clear();
         self.choose_mixes(places, batch.first_position);
         match form {
             Form::Squares => self.squares(places, batch)?,
@@ -142,11 +159,12 @@ impl Maker {
         let LoaderConfig { split, resolution, augment, seed, .. } = self.config;
         self.mixes.clear();
         let Some(policy) = augment.filter(|_| self.config.mixes()) else { return };
-        let samples = self.source.samples(split) as u64;
+        let Images::Set(source) = &self.images else { return };
+        let samples = source.samples(split) as u64;
         let positions = (first_position..).step_by(2);
         self.mixes.extend(places.chunks_exact(2).zip(positions).map(|(pair, position)| {
             let Place { index, epoch } = pair[0];
-            let id = self.source.id(split, index as usize);
+            let id = source.id(split, index as usize);
             Look { policy, seed, epoch, id }.mix((position / samples) as u32, resolution as u32)
         }));
     }
@@ -176,14 +194,15 @@ impl Maker {
         let length = resolution * resolution * 3;
         batch.pixels.resize(size * length, 0);
         let slots = batch.pixels.chunks_exact_mut(length).zip(&mut batch.labels);
-        for (place, (pixels, label)) in places.iter().zip(slots) {
-            *label = self.with_image(place, |image, geometry, look, tools| {
+        for (number, (place, (pixels, label))) in places.iter().zip(slots).enumerate() {
+            let made = self.with_image(place, |image, geometry, look, tools| {
                 render(image, geometry, resolution, &mut tools.scratch, pixels)?;
                 if let Some(look) = look {
                     edit_square(look, resolution, &mut tools.scratch, pixels);
                 }
                 Ok(())
-            })?;
+            });
+            *label = self.or_broken(made, number, &mut batch.broken, |_| pixels.fill(0))?;
         }
         for (pair, mix) in batch.pixels.chunks_exact_mut(2 * length).zip(&self.mixes) {
             if let Some(mix) = mix {
@@ -208,8 +227,8 @@ impl Maker {
         for (part, (buffer, labels)) in slots.enumerate() {
             let places = places.get(part * images..).unwrap_or_default();
             let mut raw = RawBatch::new(buffer, images, resolution);
-            for (place, label) in places.iter().zip(labels) {
-                *label = self.with_image(place, |image, geometry, look, tools| {
+            for (number, (place, label)) in places.iter().zip(labels).enumerate() {
+                let made = self.with_image(place, |image, geometry, look, tools| {
                     let Tools { scratch, raw: tables, edits, square } = tools;
                     edits.clear();
                     if let Some(look) = look {
@@ -222,6 +241,11 @@ impl Maker {
                         raw.push_resized(square, edits, tables);
                     }
                     Ok(())
+                });
+                *label = self.or_broken(made, part * images + number, &mut batch.broken, |tools| {
+                    tools.square.clear();
+                    tools.square.resize(resolution * resolution * 3, 0);
+                    raw.push_resized(&tools.square, &[], &mut tools.raw);
                 })?;
             }
             let mixes = self.mixes.get(part * images / 2..).unwrap_or_default();
@@ -241,9 +265,19 @@ impl Maker {
         place: &Place,
         work: impl FnOnce(View, &Geometry, Option<Look>, &mut Tools) -> Result<(), String>,
     ) -> Result<u32, DataError> {
-        let Maker { source, config, decoded, tools, .. } = self;
+        let Maker { images, config, decoded, tools, .. } = self;
         let LoaderConfig { split, resolution, crop, augment, seed, .. } = *config;
         let index = place.index as usize;
+        let source = match images {
+            Images::Set(source) => source,
+            Images::Files(files) => {
+                let worked = with_file(&files[index], decoded, |image| {
+                    let geometry = choose_geometry(image.size(), resolution, crop, None)?;
+                    work(image, &geometry, None, tools)
+                });
+                return worked.map(|()| 0);
+            }
+        };
         let image = source.image(split, index, decoded)?;
         let look = augment.map(|policy| Look { policy, seed, epoch: place.epoch, id: image.id });
         let worked = image.view.whole().and_then(|view| {
@@ -253,4 +287,36 @@ impl Maker {
         worked.map_err(|problem| source.damaged(split, index, problem))?;
         Ok(image.label)
     }
+    /// A file that could not be read is noted, and `black` makes its image; of a set's image the error stays one.
+    fn or_broken(
+        &mut self,
+        made: Result<u32, DataError>,
+        number: usize,
+        broken: &mut Vec<(usize, String)>,
+        black: impl FnOnce(&mut Tools),
+    ) -> Result<u32, DataError> {
+        match (made, &self.images) {
+            (Err(error), Images::Files(_)) => {
+                broken.push((number, error.to_string()));
+                black(&mut self.tools);
+                Ok(0)
+            }
+            (made, _) => made,
+        }
+    }
+}
+
+/// Gives a file's image to `work`. `buffer` is memory to be used again.
+fn with_file(
+    path: &Path,
+    buffer: &mut Vec<u8>,
+    work: impl FnOnce(View) -> Result<(), String>,
+) -> Result<(), DataError> {
+    let broken = |problem| DataError::Image { path: path.to_owned(), problem };
+    let bytes = fs::read(path).map_err(DataError::io(path))?;
+    let Pixels { width, height, channels, bytes } =
+        decode_file_to_reduce(&bytes, None, std::mem::take(buffer)).map_err(broken)?.pixels;
+    *buffer = bytes;
+    let view = View { width, height, channels, bytes: buffer };
+    view.whole().and_then(work).map_err(broken)
 }

@@ -23,11 +23,12 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::batch::{Batch, Maker};
+use super::batch::{Batch, Images, Maker};
 use super::request::{Form, LoaderConfig};
 use super::sampler::{Place, Sampler, Share, Shuffle};
 use super::{DataError, Source};
@@ -106,23 +107,52 @@ impl Loader {
     /// Those of [`LoaderConfig::check`]; threads that cannot be started.
     pub fn start(source: Source, config: LoaderConfig) -> Result<Loader, DataError> {
         config.check()?;
-        let LoaderConfig { batch, seed, first_step, sampling, split, .. } = config;
+        let LoaderConfig { batch, seed, sampling, split, .. } = config;
         let samples = source.samples(split);
-        let mut end = first_step.saturating_add(config.steps);
         let sampler = if config.augment.is_some() {
             if sampling.shuffle == Shuffle::Blocks {
                 source.advise_blocks(split);
             }
-            Sampler::training(seed, &source, batch, sampling)
+            Some(Sampler::training(seed, &source, batch, sampling))
         } else {
+            None
+        };
+        let images = Images::Set(source.clone());
+        let fetch = Box::new(move |block| source.will_need_block(split, block));
+        Loader::start_with(images, samples, sampler, fetch, config)
+    }
+
+    /// The same for image files: all of them once, in order, as an evaluation sees them. A file that cannot be read does
+    /// not end the loader, see [`Batch::broken`]. Of the configuration, `split` and `seed` mean nothing.
+    ///
+    /// # Errors
+    /// Those of [`LoaderConfig::check`]; threads that cannot be started.
+    pub fn start_with_files(files: Arc<[PathBuf]>, config: LoaderConfig) -> Result<Loader, DataError> {
+        let config = LoaderConfig { augment: None, ..config };
+        config.check()?;
+        let samples = files.len();
+        Loader::start_with(Images::Files(files), samples, None, Box::new(|_| ()), config)
+    }
+
+    /// Without a sampler the images come once, in order.
+    fn start_with(
+        images: Images,
+        samples: usize,
+        sampler: Option<Sampler>,
+        fetch: Fetch,
+        config: LoaderConfig,
+    ) -> Result<Loader, DataError> {
+        let LoaderConfig { batch, first_step, .. } = config;
+        let mut end = first_step.saturating_add(config.steps);
+        let sampler = sampler.unwrap_or_else(|| {
             end = end.min(evaluation_steps(samples, batch, config.share)).max(first_step);
             Sampler::fixed(samples, batch)
-        };
+        });
         let sampler = sampler.shared(config.share);
         let threads = config.threads.max(1);
         let window = config.ahead.max(threads) as u64;
         let maker = |_| -> Make {
-            let mut maker = Maker::new(source.clone(), config.clone());
+            let mut maker = Maker::new(images.clone(), config.clone());
             let mut processors = Some(config.processors.clone());
             Box::new(move |places, batch| {
                 // Once, inside the thread, before it touches memory that should lie near.
@@ -135,7 +165,6 @@ impl Loader {
         let makers = (0..threads).map(maker).collect();
         let raw = matches!(config.form, Form::Raw { .. });
         let allocator = config.memory.filter(|_| raw);
-        let fetch = Box::new(move |block| source.will_need_block(split, block));
         Loader::with_makers(sampler, fetch, first_step..end, window, makers, allocator)
     }
 

@@ -43,7 +43,9 @@ impl Inference {
         let once = self.sets.iter().flat_map(|(_, folded)| &folded.coefficients);
         let each_batch = self.sets.first().map_or_else(Vec::new, |(_, folded)| folded.itinerary.passes());
         let passes = [once.copied().collect(), each_batch].concat();
+        // The head's input is read after it, for maps of classes; it lives as long anyway.
         let mut outputs = vec![self.network.logits];
+        outputs.extend(self.sets.first().map(|(weights, _)| self.head(*weights).y));
         outputs.extend(self.sets.iter().flat_map(|(_, folded)| folded.kept()));
         Plan::new(device, &passes, &self.network.tensors, &outputs)
     }

@@ -7,6 +7,7 @@
 //! between them, and the two sums that the earlier block's last batch norm needs, which the later block's
 //! backward takes while it writes that gradient.
 
+pub mod class_map;
 mod head;
 pub mod inference;
 pub mod itinerary;
@@ -19,6 +20,7 @@ use crate::ops::{
     BatchNorm, BatchNormInference, Dense, Device, Kind, LabelForm, Loss, Param, Plan, PreviousBlock,
     Statistics, Tensor, Tensors,
 };
+pub use class_map::Features;
 use head::Head;
 pub use inference::Inference;
 pub use itinerary::{Entry, Itinerary, Layer, Phase};

@@ -1,6 +1,7 @@
 //! Whole networks, without the training loop: golden values, steps on the CUDA engine, memory plans, traffic.
 
 mod buckets;
+mod class_map;
 #[path = "../common/mod.rs"]
 mod common;
 mod cuda_ranks;

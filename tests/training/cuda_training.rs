@@ -16,12 +16,13 @@ use effnet::ops::cuda::{CudaDevice, CudaOps, Gpu, Precision};
 use effnet::ops::*;
 use effnet::parallel::World;
 use effnet::pixels::{Editing, raw_batch_bytes};
+use effnet::train::classify::Classifying;
 use effnet::train::device::{Cpu, Cuda, Hardware, Needs};
 use effnet::train::evaluator::Evaluator;
 use effnet::train::events::{LogLine, Silent};
 use effnet::train::memory::{evaluation_need, memory_plan};
 use effnet::train::run::train_on;
-use effnet::train::{ClassWeights, Decayed, Outcome, Recipe, RecomputeChoice, RunOptions};
+use effnet::train::{ClassWeights, Decayed, Outcome, Recipe, RecomputeChoice, RunOptions, TrainError};
 
 fn recipe() -> Recipe {
     // With a low rate, runs that differ only in rounding stay close.
@@ -312,17 +313,43 @@ fn run_on_images_prepared_by_the_gpu_equals_that_on_squares<G: TestGpu>() {
     let (raw, outcome) = train_both_ways::<G>(&recipe(), &source, dir.path());
     let logged = outcome.last.expect("an evaluation at the end");
 
-    // The checkpoint gives the same figures again. The image of a file, which comes as a square, is classified before and
-    // after.
-    let file = dir.path().join("image.png");
+    // The checkpoint gives the same figures again. The image of a file is classified before and after.
+    let [file, broken] = ["image.png", "broken.png"].map(|name| dir.path().join(name));
     let photograph =
         image::RgbImage::from_fn(70, 90, |x, y| image::Rgb([x as u8 * 3, y as u8, (x ^ y) as u8]));
     photograph.save(&file).unwrap();
-    let mut evaluator = Evaluator::new(&saved(&raw), 2, cuda::<G>(Precision::Bf16)).unwrap();
-    let before = evaluator.classify(&file, Weights::Raw, 5).unwrap();
+    std::fs::write(&broken, "no image").unwrap();
+    let checkpoint = saved(&raw);
+    let bias = ParamTable::new(&checkpoint.architecture).get("classifier.bias").unwrap().offset;
+    let bias = &checkpoint.state.parameters[bias..];
+    let mut evaluator = Evaluator::new(&checkpoint, 2, cuda::<G>(Precision::Bf16)).unwrap();
+    let classify = |evaluator: &mut Evaluator<_>| {
+        let stop = AtomicBool::new(false);
+        let how = Classifying { weights: Weights::Raw, threads: 1, maps: true, stop: &stop };
+        let mut logits = Vec::new();
+        let files = [&file, &broken, &file, &file].map(Clone::clone).to_vec().into();
+        let done = evaluator.classify(&files, &how, &mut |number, seen| {
+            let Ok(seen) = seen else {
+                assert_eq!(number, 1);
+                return Ok(());
+            };
+            for (class, &logit) in seen.logits.iter().enumerate() {
+                let map = seen.map(class).unwrap();
+                let mean = map.iter().sum::<f64>() / map.len() as f64 + f64::from(bias[class]);
+                assert!((mean - f64::from(logit)).abs() < 1e-5 * (1.0 + mean.abs()), "{mean} and {logit}");
+            }
+            logits.push(seen.logits.to_vec());
+            Ok::<(), TrainError>(())
+        });
+        assert_eq!((done.unwrap(), logits.len()), (4, 3));
+        logits
+    };
+    let before = classify(&mut evaluator);
+    // The same image beside a broken one, which is black, and beside itself.
+    assert!(before[1] == before[0] && before[2] == before[0]);
     let figures = evaluator.split(&source, Split::Val, 2).unwrap();
     assert_eq!((figures[0].images, figures[0].top1, figures[0].loss), (3, logged.top1, logged.loss));
-    assert_eq!(evaluator.classify(&file, Weights::Raw, 5).unwrap(), before);
+    assert_eq!(classify(&mut evaluator), before);
 }
 on_cuda!(run_on_images_prepared_by_the_gpu_equals_that_on_squares);
 

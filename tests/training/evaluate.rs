@@ -36,27 +36,27 @@ static RUN: LazyLock<TempDir> = LazyLock::new(|| {
     until_exit(dir)
 });
 
-fn path(name: &str) -> PathBuf {
+pub fn path(name: &str) -> PathBuf {
     RUN.path().join(name)
 }
 
 /// The result must not depend on the current directory.
-fn eval(arguments: &[&str]) -> Ran {
+pub fn eval(arguments: &[&str]) -> Ran {
     run(program("effnet-eval").current_dir("/").args(arguments))
 }
 
 #[track_caller]
-fn good(arguments: &[&str]) -> String {
+pub fn good(arguments: &[&str]) -> String {
     eval(arguments).good().out
 }
 
 /// Expects one line with these parts, and status 1.
 #[track_caller]
-fn bad(arguments: &[&str], parts: &[&str]) {
+pub fn bad(arguments: &[&str], parts: &[&str]) {
     eval(arguments).refused(1, parts);
 }
 
-fn text(path: &Path) -> &str {
+pub fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 

@@ -65,9 +65,10 @@ fn folder_of_a_run_stands_for_its_best_checkpoint() {
     eval(dir, "data").refused(1, &["data: a folder without best.bin or checkpoint.bin"]);
     train(dir, "--init-from data --out none").refused(1, &["data: a folder without best.bin"]);
     eval(dir, "run --export data").refused_with_note(1, &["data is a folder", "--export"]);
+    // A packed set is no folder of image files.
     let ran = eval(dir, "run/best.bin data");
     assert_eq!(ran.status, Some(1));
-    assert!(ran.err.starts_with("error: data: a folder; give image files\n"), "{}", ran.err);
+    assert_eq!(ran.err, "error: data: no image in this folder and its folders\n");
 }
 
 impl Ran {

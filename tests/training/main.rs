@@ -1,6 +1,7 @@
 //! Runs: how they start, stop, resume, fail and are evaluated, within this process and as the programs.
 
 mod checkpoint;
+mod classify;
 #[path = "../common/mod.rs"]
 mod common;
 mod cuda_refusals;
@@ -9,6 +10,7 @@ mod demo;
 mod determinism;
 mod earlier;
 mod evaluate;
+mod explain;
 mod extend;
 mod first_run;
 mod inputs;

@@ -2,7 +2,10 @@
 
 mod classify;
 mod evaluate;
+mod explain;
 mod export;
+mod images;
+mod predictions;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -11,6 +14,8 @@ use std::str::FromStr;
 use clap::{Parser, ValueEnum, value_parser};
 
 use crate::data::Split;
+use crate::files::FileError;
+use crate::names::shown_path;
 use crate::ops::cuda::Precision;
 use crate::train::checkpoint;
 use crate::train::device::{self, Selected, Storage};
@@ -22,13 +27,13 @@ const MOST: u64 = 1024;
 /// Evaluate a checkpoint, classify images with it, or export its weights.
 ///
 /// `effnet-eval runs/b0/checkpoint.bin` evaluates the validation images of the run's own data and prints the same
-/// result as training. With images after the checkpoint, it prints the five most probable classes of each.
+/// result as training. With images or folders of images after the checkpoint, it prints the most probable classes of each.
 #[derive(Parser, Clone, Debug)]
 #[command(name = "effnet-eval", version, max_term_width = 110)]
 pub struct EvalFlags {
     /// checkpoint.bin, best.bin or a numbered checkpoint; or a run's folder, whose best.bin is taken
     pub checkpoint: PathBuf,
-    /// Image files to classify: JPEG, PNG, WebP, GIF, BMP or TIFF
+    /// Image files to classify (JPEG, PNG, WebP, GIF, BMP or TIFF), and folders with such files in them
     pub images: Vec<PathBuf>,
     /// Directory made by effnet-pack; or images as effnet-pack takes them, which are packed once, beside the run; or `synthetic` [default: the run's own, from recipe.toml beside the checkpoint; otherwise $EFFNET_DATA; otherwise `data`]
     #[arg(long, value_name = "DIR|synthetic", conflicts_with = "images")]
@@ -36,8 +41,8 @@ pub struct EvalFlags {
     /// The images to evaluate: train, val, or test, if the set has test images
     #[arg(long, value_name = "SPLIT", default_value = "val", value_parser = Split::from_str, conflicts_with = "images")]
     pub split: Split,
-    /// Images of a pass [default: the run's micro-batch, which gives the result of training to the last digit]
-    #[arg(long, value_name = "IMAGES", value_parser = value_parser!(u64).range(1..=1 << 20), conflicts_with = "images")]
+    /// Images of a pass [default: the run's micro-batch, which gives the result of training to the last digit; to classify images 32 at most]
+    #[arg(long, value_name = "IMAGES", value_parser = value_parser!(u64).range(1..=1 << 20))]
     pub batch_size: Option<u64>,
     /// auto, cpu or cuda
     #[arg(long, default_value = "auto", value_parser = DeviceChoice::from_str)]
@@ -63,6 +68,21 @@ pub struct EvalFlags {
     /// Print JSON: one object, or one a line for images
     #[arg(long)]
     pub json: bool,
+    /// Print CSV, a line for each image: image, class_1, probability_1, class_2 and so on
+    #[arg(long, requires = "images", conflicts_with = "json")]
+    pub csv: bool,
+    /// Write the classes of images into this file, which is replaced when all of them are known. Without --json and --csv its ending says the form: .csv, .jsonl, or else text
+    #[arg(long, value_name = "FILE", requires = "images")]
+    pub out: Option<PathBuf>,
+    /// Classes of each image, the most probable ones [default: 5]
+    #[arg(long, value_name = "COUNT", value_parser = value_parser!(u64).range(1..), requires = "images")]
+    pub topk: Option<u64>,
+    /// Draw what speaks for the most probable class of an image: the image, and beside it the image under its class activation map. For several images or a folder, a folder of such pictures
+    #[arg(long, value_name = "OUT.png|DIR", requires = "images")]
+    pub explain: Option<PathBuf>,
+    /// Explain this class in place of the most probable one
+    #[arg(long, value_name = "NAME", requires = "explain")]
+    pub explain_class: Option<String>,
 }
 
 /// A set of weights in a checkpoint.
@@ -96,6 +116,25 @@ pub enum EvalError {
     ExportFolder(PathBuf),
     #[error("{failed} of {images} images could not be read")]
     Images { failed: usize, images: usize },
+    #[error("{}: no image in this folder and its folders", shown_path(.0))]
+    NoImages(PathBuf),
+    #[error("{}: {problem}", shown_path(file))]
+    NoPlace { file: PathBuf, problem: &'static str },
+    #[error("--explain-class {name}: the checkpoint has no such class; it has {classes}: {some}")]
+    NoClass { name: String, classes: usize, some: String },
+    #[error(
+        "{} and {} would have one picture, {}; explain them in two calls",
+        shown_path(one),
+        shown_path(two),
+        shown_path(picture)
+    )]
+    OnePicture { picture: PathBuf, one: PathBuf, two: PathBuf },
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// Ctrl-C or SIGTERM.
+    #[error("stopped after {done} of {images} images{}",
+        out.as_ref().map_or(String::new(), |out| format!("; {} is not written", out.display())))]
+    Stopped { done: usize, images: usize, out: Option<PathBuf> },
     #[error("standard output: {0}")]
     Output(#[from] io::Error),
 }

@@ -43,6 +43,7 @@ use skipped::Skipped;
 use source::Found;
 
 pub use duplicates::Duplicates;
+pub use folder::images_below;
 
 /// How images are stored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Display, EnumString, VariantNames)]

@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use crate::data::{Batch, BatchPixels, Loader, Normalise};
+use crate::data::{Batch, Loader, Normalise};
 use crate::network::Inference;
 use crate::ops::score::rank;
 use crate::ops::{BatchInput, BatchTarget, Labels, Ops, Result as OpsResult, Sequence, Weights};
@@ -187,9 +187,9 @@ fn over_ranks(own: &[Sums], team: &Team) -> Result<Vec<Sums>, GroupError> {
 }
 
 /// How batches pass through the network.
-struct Passes<'a> {
-    inference: &'a Inference,
-    normalise: Normalise,
+pub(super) struct Passes<'a> {
+    pub inference: &'a Inference,
+    pub normalise: Normalise,
 }
 
 impl Passes<'_> {
@@ -198,19 +198,17 @@ impl Passes<'_> {
         BatchTarget { image: self.inference.network.image, labels: None, mean, deviation }
     }
 
-    fn send<O: Ops + Send>(&self, ops: &mut O, slot: usize, batch: &Batch) -> OpsResult {
+    pub fn send<O: Ops + Send>(&self, ops: &mut O, slot: usize, batch: &Batch) -> OpsResult {
         // A batch fits into one pass.
         let mut parts = batch.parts(self.inference.network.config.images);
-        parts.try_for_each(|(pixels, _)| self.send_pixels(ops, slot, pixels))
-    }
-
-    fn send_pixels<O: Ops + Send>(&self, ops: &mut O, slot: usize, pixels: BatchPixels) -> OpsResult {
         let target = self.target();
-        ops.submit(|ops| ops.send_batch(slot, &BatchInput { pixels, labels: Labels::default(), target }))
+        parts.try_for_each(|(pixels, _)| {
+            ops.submit(|ops| ops.send_batch(slot, &BatchInput { pixels, labels: Labels::default(), target }))
+        })
     }
 
     /// Submits the passes of the batch that was sent as `slot`, with weights that [`Inference::fold`] has seen.
-    fn start<O: Ops + Send>(&self, ops: &mut O, slot: usize, weights: Weights) -> OpsResult {
+    pub fn start<O: Ops + Send>(&self, ops: &mut O, slot: usize, weights: Weights) -> OpsResult {
         let target = self.target();
         ops.submit(|ops| {
             ops.use_weights(weights)?;
@@ -222,28 +220,13 @@ impl Passes<'_> {
     }
 
     /// Waits for the logits [N, classes].
-    fn finish<O: Ops + Send>(&self, ops: &mut O, logits: &mut [f32]) -> OpsResult {
+    pub fn finish<O: Ops + Send>(&self, ops: &mut O, logits: &mut [f32]) -> OpsResult {
         ops.submit(|ops| {
             let downloaded = ops.download(self.inference.network.logits, logits);
             ops.use_weights(Weights::Raw)?;
             downloaded
         })
     }
-}
-
-/// N images to logits [N, classes], by weights that [`Inference::fold`] has seen.
-pub fn infer<O: Ops + Send>(
-    ops: &mut O,
-    inference: &Inference,
-    pixels: BatchPixels,
-    normalise: Normalise,
-    weights: Weights,
-    logits: &mut [f32],
-) -> OpsResult {
-    let passes = Passes { inference, normalise };
-    passes.send_pixels(ops, 0, pixels)?;
-    passes.start(ops, 0, weights)?;
-    passes.finish(ops, logits)
 }
 
 /// Images per second since `since`.

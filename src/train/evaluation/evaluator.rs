@@ -1,13 +1,13 @@
-//! Evaluates a checkpoint without its run: accuracy and loss over a split, predictions for single images.
+//! Evaluates a checkpoint without its run: accuracy and loss over a split; [`classify`](super::classify) has what it says
+//! of image files.
 //!
 //! Everything that affects the result (resolution, padding, crop, channel means and deviations, batch-norm constants,
 //! the size of a batch) comes from the checkpoint, so the result equals the one that training logged.
 
-use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
-use super::evaluate::{Evaluation, Images, evaluate, infer, softmax};
-use crate::data::{BatchPixels, Form, Normalise, Share, Source, Split, evaluate_image};
+use super::evaluate::{Evaluation, Images, evaluate};
+use crate::data::{Form, Normalise, Share, Source, Split};
 use crate::model::ParamTable;
 use crate::network::Inference;
 use crate::ops::{Buffer, Ops, StateSize, Weights};
@@ -21,12 +21,14 @@ use crate::train::team::Team;
 
 /// A checkpoint's network, ready for inference.
 pub struct Evaluator<O: Ops> {
-    ops: O,
-    inference: Inference,
-    recipe: Recipe,
-    normalise: Normalise,
-    form: Form,
-    classes: Vec<String>,
+    pub(super) ops: O,
+    pub(super) inference: Inference,
+    pub(super) recipe: Recipe,
+    pub(super) normalise: Normalise,
+    pub(super) form: Form,
+    pub(super) classes: Vec<String>,
+    /// Elements of the parameters' buffer.
+    pub(super) parameters: usize,
 }
 
 impl<O: Ops + Send> Evaluator<O> {
@@ -64,7 +66,7 @@ impl<O: Ops + Send> Evaluator<O> {
         inference.fold(&mut ops)?;
         let recipe = Recipe { micro_batch: batch, ..metadata.recipe.clone() };
         let (normalise, classes) = (metadata.normalise, metadata.classes.clone());
-        Ok(Evaluator { ops, inference, recipe, normalise, form, classes })
+        Ok(Evaluator { ops, inference, recipe, normalise, form, classes, parameters: table.total() })
     }
 
     /// The sets of weights in the checkpoint: raw, and their moving average if the run kept one.
@@ -89,26 +91,5 @@ impl<O: Ops + Send> Evaluator<O> {
         let images = Images { loader: &mut loader, normalise: self.normalise, expected };
         let figures = evaluate(&mut self.ops, &self.inference, images, &never, &Team::default())?;
         Ok(figures.unwrap_or_default())
-    }
-
-    /// The most probable classes of an image file, at most `count`, by falling probability.
-    pub fn classify(
-        &mut self,
-        image: &Path,
-        weights: Weights,
-        count: usize,
-    ) -> Result<Vec<(String, f64)>, TrainError> {
-        let mut pixels = evaluate_image(image, self.recipe.resolution, self.recipe.crop)?;
-        let network = &self.inference.network;
-        pixels.resize(network.image.elements, 0);
-        let mut logits = vec![0.0; network.logits.elements];
-        let pixels = BatchPixels::Squares(&pixels);
-        infer(&mut self.ops, &self.inference, pixels, self.normalise, weights, &mut logits)?;
-        let shares = softmax(&logits[..self.classes.len()]);
-        let mut ranked: Vec<(String, f64)> = self.classes.iter().cloned().zip(shares).collect();
-        // A stable sort: classes of equal probability stay in the dataset's order.
-        ranked.sort_by(|a, b| b.1.total_cmp(&a.1));
-        ranked.truncate(count);
-        Ok(ranked)
     }
 }

@@ -4,7 +4,7 @@ mod layout;
 mod walk;
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::listing::{FileItems, Listed, Listing, Part, Stamp};
 use super::skipped::{Skipped, SkippedKind};
@@ -49,6 +49,19 @@ pub fn list<'a>(source: &Path, out: &Path, options: &PackOptions) -> Result<List
     items.estimate(&mut images, options)?;
     let (skipped, items) = (walk.skipped, Box::new(items));
     Ok(Listing { kind, classes, declared: false, images, skipped, notices, items })
+}
+
+/// The images in a folder and in the folders in it, by paths relative to it, sorted by their bytes; and what was left out.
+/// Links are followed, and no folder is read twice.
+///
+/// # Errors
+/// A folder that cannot be read.
+pub fn images_below(folder: &Path) -> Result<(Vec<PathBuf>, Vec<Skipped>), DataError> {
+    let mut walk = Walk::new(folder, Path::new(""));
+    let mut paths: Vec<PathBuf> = walk.images(Path::new(""))?.into_iter().map(|found| found.path).collect();
+    // A path's own order compares folder by folder: "a/b" before "a.b".
+    paths.sort_by(|a, b| a.as_os_str().as_encoded_bytes().cmp(b.as_os_str().as_encoded_bytes()));
+    Ok((paths, walk.skipped))
 }
 
 /// "train/, val/ and test/".
