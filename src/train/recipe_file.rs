@@ -14,8 +14,18 @@ use crate::data::Source;
 use crate::files::{self, FileError};
 
 /// The options in the file.
-const KEPT: [&str; 8] =
-    ["data", "device", "precision", "recompute", "checkpoint-every", "keep", "init-from", "init-partial"];
+const KEPT: [&str; 10] = [
+    "data",
+    "device",
+    "precision",
+    "recompute",
+    "checkpoint-every",
+    "keep",
+    "init-from",
+    "init-partial",
+    "log-csv",
+    "tensorboard",
+];
 
 /// The content of `recipe.toml`.
 #[derive(Clone, Debug)]
