@@ -9,7 +9,7 @@
 //! | [`fit`] | the recipe of a set of images, where nobody said otherwise |
 //! | [`extension`] | `--extend`: a run goes on to more epochs |
 //! | `trainer` | the loop: [`run`], [`engine`], [`schedule`] |
-//! | `evaluation` | accuracy and loss: [`evaluate`], [`evaluator`] |
+//! | `evaluation` | accuracy and loss: [`evaluate`], [`evaluator`]; files of images: [`classify`], [`heat_map`] |
 //! | [`checkpoint`] | the state of a run as a file, and the run directory |
 //! | [`report`] | what a run reports: [`events`] and their writers |
 //! | [`device`], [`memory`] | the hardware, and what fits into its memory |

@@ -162,6 +162,12 @@ pub struct RunOptions {
     /// Where images that come unpacked are packed; none means beside the run directory.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pack_dir: Option<PathBuf>,
+    /// Writes the log also as `log.csv`.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub log_csv: bool,
+    /// Writes event files for TensorBoard.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub tensorboard: bool,
     /// The run directory.
     #[serde(skip)]
     pub out: PathBuf,
@@ -204,6 +210,8 @@ impl RunOptions {
             init_weights: Average::Raw,
             init_partial: false,
             pack_dir: None,
+            log_csv: false,
+            tensorboard: false,
             auto_micro_batch: false,
             profile: None,
             resume: false,

@@ -14,7 +14,7 @@ use crate::data::Source;
 use crate::files::{self, FileError};
 
 /// The options in the file.
-const KEPT: [&str; 9] = [
+const KEPT: [&str; 11] = [
     "data",
     "device",
     "precision",
@@ -24,6 +24,8 @@ const KEPT: [&str; 9] = [
     "init-from",
     "init-weights",
     "init-partial",
+    "log-csv",
+    "tensorboard",
 ];
 
 /// The content of `recipe.toml`.

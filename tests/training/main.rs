@@ -14,6 +14,7 @@ mod explain;
 mod extend;
 mod first_run;
 mod inputs;
+mod log_files;
 mod memory;
 mod mixing;
 mod not_finite;

@@ -291,6 +291,12 @@ pub struct Settings {
     /// Numbered checkpoints to keep, in addition to the latest and the best [default: 0]
     #[arg(long, value_name = "N", value_parser = whole, allow_negative_numbers = true, help_heading = OUTPUT)]
     pub keep: Option<u64>,
+    /// Write log.csv too: log.jsonl for a spreadsheet
+    #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, help_heading = OUTPUT)]
+    pub log_csv: Option<bool>,
+    /// Write event files for TensorBoard into the run directory: `tensorboard --logdir runs`
+    #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, help_heading = OUTPUT)]
+    pub tensorboard: Option<bool>,
 }
 
 /// Flags that belong to one call.

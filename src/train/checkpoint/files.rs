@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use super::{CheckpointError, Metadata, Snapshot, write};
 use crate::files::{Disk, Draft, FileError, Files};
 use crate::model::ParamTable;
+use crate::train::report::event_file::is_event_file;
 
 /// A run directory that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -95,8 +96,9 @@ impl RunDirectory {
 
 /// Whether this is the name of a file that a run makes.
 fn is_ours(name: &str) -> bool {
-    const NAMES: [&str; 5] = ["checkpoint.bin", "best.bin", "log.jsonl", "recipe.toml", "curves.svg"];
-    NAMES.contains(&name) || step_of(name).is_some()
+    const NAMES: [&str; 6] =
+        ["checkpoint.bin", "best.bin", "log.jsonl", "log.csv", "recipe.toml", "curves.svg"];
+    NAMES.contains(&name) || step_of(name).is_some() || is_event_file(name)
 }
 
 /// The step in `checkpoint-00001234.bin`.

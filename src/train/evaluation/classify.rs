@@ -41,6 +41,9 @@ impl Seen<'_> {
     }
 }
 
+/// Takes what the network says of the image of this number, or why the image could not be read.
+pub type Each<'a, E> = dyn FnMut(usize, Result<Seen, &str>) -> Result<(), E> + 'a;
+
 /// How image files are classified.
 pub struct Classifying<'a> {
     pub weights: Weights,
@@ -58,8 +61,7 @@ impl<O: Ops + Send> Evaluator<O> {
         &self.classes
     }
 
-    /// Classifies image files, and calls `each` in their order: with a file's number, and what the network says of it or
-    /// why it could not be read. Returns how many files that were.
+    /// Classifies image files, and calls `each` for each of them, in their order. Returns how many files that were.
     ///
     /// # Errors
     /// Those of the device and of `each`.
@@ -67,7 +69,7 @@ impl<O: Ops + Send> Evaluator<O> {
         &mut self,
         files: &Arc<[PathBuf]>,
         how: &Classifying,
-        each: &mut dyn FnMut(usize, Result<Seen, &str>) -> Result<(), E>,
+        each: &mut Each<'_, E>,
     ) -> Result<usize, E> {
         let mut loader = self.files_loader(files, how.threads).map_err(TrainError::from)?;
         let mut logits = vec![0.0; self.inference.network.logits.elements];

@@ -213,6 +213,16 @@ pub enum LogLine {
 }
 
 impl LogLine {
+    /// The line of an event; none of one that is not logged.
+    pub fn of(event: Event) -> Option<LogLine> {
+        match event {
+            Event::Step(record) => Some(LogLine::Step(*record)),
+            Event::Evaluation { record, .. } => Some(LogLine::Evaluation(*record)),
+            Event::Extended(record) => Some(LogLine::Extension(*record)),
+            _ => None,
+        }
+    }
+
     pub fn step(&self) -> u64 {
         match self {
             LogLine::Evaluation(record) => record.step,

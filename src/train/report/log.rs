@@ -47,12 +47,7 @@ impl Log {
 
     /// Appends a step, an evaluation or an extension; other events are not logged.
     pub fn append(&mut self, event: Event) -> Result<(), LogError> {
-        let line = match event {
-            Event::Step(record) => LogLine::Step(*record),
-            Event::Evaluation { record, .. } => LogLine::Evaluation(*record),
-            Event::Extended(record) => LogLine::Extension(*record),
-            _ => return Ok(()),
-        };
+        let Some(line) = LogLine::of(event) else { return Ok(()) };
         self.line.clear();
         let written = serde_json::to_writer(&mut self.line, &line).map_err(io::Error::from);
         let written = written.and_then(|()| {

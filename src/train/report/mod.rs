@@ -8,18 +8,24 @@
 //! | [`curves`] | `curves.svg` in the run directory |
 //! | [`card`] | the model card beside exported weights |
 //! | [`log`] | `log.jsonl` in the run directory: the record that a resumed run continues, so errors end the run |
+//! | [`log_csv`] | `log.csv`, the same for a spreadsheet; see [`run_files`] |
+//! | [`tensorboard`] | event files in the run directory; see [`run_files`] |
 //!
 //! If the reader of standard output goes away (a closed pipe), the report ends but the run continues.
 
 pub mod card;
 pub mod curves;
+pub mod event_file;
 pub mod events;
 pub mod json;
 pub mod log;
+pub mod log_csv;
 pub mod plain;
 pub mod preview;
 pub mod profile;
 pub mod rows;
+pub mod run_files;
+pub mod tensorboard;
 pub mod terminal;
 
 use std::io::{self, IsTerminal};

@@ -8,7 +8,7 @@ use std::io::Cursor;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
-use image::{ImageFormat, RgbImage};
+use image::{ImageFormat, Rgb, RgbImage};
 
 use crate::data::augment::{Look, Policy, Scratch, preprocess};
 use crate::data::sampler::{Place, Sampler};
@@ -79,6 +79,40 @@ pub fn page(recipe: &Recipe, source: &Source) -> Result<String, DataError> {
          evaluation sees; the others are what the first {LOOKS} epochs see{stage}.</p>\n{figures}</html>\n",
         recipe.crop
     ))
+}
+
+/// The page's images of the first epoch as one picture.
+pub struct Sheet {
+    /// Width and height.
+    pub size: (u32, u32),
+    pub png: Vec<u8>,
+}
+
+/// Images in a row of a sheet.
+const COLUMNS: usize = 4;
+
+/// The first images of the run as its first epoch sees them, in rows of four; small ones with their pixels visible.
+///
+/// # Errors
+/// Those of reading the source's images.
+pub fn sheet(recipe: &Recipe, source: &Source) -> Result<Sheet, DataError> {
+    let mut painter = Painter::new(recipe, source);
+    let images = IMAGES.min(source.samples(Split::Train));
+    let side = painter.stage.resolution;
+    let times = LEAST_WIDTH.div_ceil(side);
+    let shown = side * times;
+    let size = ((COLUMNS.min(images) * shown) as u32, (images.div_ceil(COLUMNS) * shown) as u32);
+    let mut sheet = RgbImage::new(size.0, size.1);
+    for number in 0..images {
+        painter.trained(0, number)?;
+        let (left, top) = (number % COLUMNS * shown, number / COLUMNS * shown);
+        for (y, x) in (0..shown).flat_map(|y| (0..shown).map(move |x| (y, x))) {
+            let at = (y / times * side + x / times) * 3;
+            let pixel = Rgb([painter.square[at], painter.square[at + 1], painter.square[at + 2]]);
+            sheet.put_pixel((left + x) as u32, (top + y) as u32, pixel);
+        }
+    }
+    Ok(Sheet { size, png: encoded(&sheet)? })
 }
 
 /// Makes the squares of a page.
@@ -196,6 +230,10 @@ impl<'a> Painter<'a> {
 
 fn png(square: &[u8], side: usize) -> Result<Vec<u8>, DataError> {
     let image = RgbImage::from_raw(side as u32, side as u32, square.to_vec()).expect("a square's bytes");
+    encoded(&image)
+}
+
+fn encoded(image: &RgbImage) -> Result<Vec<u8>, DataError> {
     let mut bytes = Cursor::new(Vec::new());
     image.write_to(&mut bytes, ImageFormat::Png).map_err(|e| DataError::Invalid(e.to_string()))?;
     Ok(bytes.into_inner())
@@ -289,8 +327,15 @@ mod tests {
         };
         let mut loader = loading.training(recipe.stages()[0], 0, 1).unwrap();
         let batch = loader.next().unwrap().unwrap();
+        let sheet = decode_file(&sheet(recipe, source).unwrap().png).unwrap().pixels;
+        assert_eq!((sheet.width, sheet.height), (512, 512));
         for (number, square) in batch.pixels.chunks_exact(32 * 32 * 3).enumerate() {
             assert!(pictures[number * (1 + LOOKS as usize) + 1] == square, "image {number}");
+            let (left, top) = (number % 4 * 128, number / 4 * 128);
+            for (at, pixel) in square.chunks_exact(3).enumerate() {
+                let place = ((top + at / 32 * 4 + 3) * 512 + left + at % 32 * 4 + 1) * 3;
+                assert_eq!(sheet.bytes[place..place + 3], *pixel, "image {number}");
+            }
             let (Some(second), Some(share)) = (batch.second.get(number), batch.shares.get(number)) else {
                 continue;
             };

@@ -2,8 +2,8 @@
 
 use indicatif::{HumanBytes, HumanCount};
 
-use super::curves;
 use super::events::{End, EvaluationRecord, Header, Outcome, StepRecord};
+use super::{curves, log_csv};
 use crate::data::augment::Mixing;
 use crate::data::{CropMode, Normalise, NormaliseBy};
 use crate::train::optimizer::Decayed;
@@ -219,6 +219,7 @@ pub fn outcome_rows(outcome: &Outcome) -> Vec<Row> {
         ("best checkpoint", "best.bin"),
         ("curves", curves::FILE),
         ("log", "log.jsonl"),
+        ("log as CSV", log_csv::FILE),
         ("recipe", "recipe.toml"),
     ];
     for (what, name) in files {
