@@ -9,7 +9,7 @@
 //! | [`fit`] | the recipe of a set of images, where nobody said otherwise |
 //! | [`extension`] | `--extend`: a run goes on to more epochs |
 //! | `trainer` | the loop: [`run`], [`engine`], [`schedule`] |
-//! | `evaluation` | accuracy and loss: [`evaluate`], [`evaluator`] |
+//! | `evaluation` | accuracy and loss: [`evaluate`], [`evaluator`], [`details`] |
 //! | [`checkpoint`] | the state of a run as a file, and the run directory |
 //! | [`report`] | what a run reports: [`events`] and their writers |
 //! | [`device`], [`memory`] | the hardware, and what fits into its memory |
@@ -42,7 +42,7 @@ mod trainer;
 
 pub use class_weights::ClassWeights;
 pub use error::TrainError;
-pub use evaluation::{evaluate, evaluator};
+pub use evaluation::{details, evaluate, evaluator, whole};
 pub use memory::{MemoryPlan, memory_plan};
 pub use optimizer::{Decayed, Optimizer};
 pub use options::{DataChoice, DeviceChoice, RecomputeChoice, RunOptions};
