@@ -27,7 +27,7 @@ fn main() -> ExitCode {
         Err(EvalError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(error) => {
             let _ = writeln!(err, "error: {error}");
-            ExitCode::FAILURE
+            if matches!(error, EvalError::Usage(_)) { ExitCode::from(2) } else { ExitCode::FAILURE }
         }
     }
 }

@@ -50,7 +50,7 @@ pub use progressive::Stage;
 pub use recipe::Recipe;
 pub use recipe_limits::RecipeError;
 pub use report::events::{EvaluationRecord, Header, Outcome, Reporter, StepRecord};
-pub use report::{curves, events, log, profile};
+pub use report::{curves, events, log, page, profile};
 pub use schedule_kind::ScheduleKind;
 pub use trainer::run::{train, train_selected};
 pub use trainer::session::{check, same_recipe, saved_recipe};

@@ -281,6 +281,9 @@ pub struct Settings {
     /// Numbered checkpoints to keep, in addition to the latest and the best [default: 0]
     #[arg(long, value_name = "N", value_parser = whole, allow_negative_numbers = true, help_heading = OUTPUT)]
     pub keep: Option<u64>,
+    /// Write report.html at the end, a page about the run; the best weights are evaluated once more for it [default: true]
+    #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, help_heading = OUTPUT)]
+    pub report: Option<bool>,
 }
 
 /// Flags that belong to one call.

@@ -24,6 +24,7 @@ use crate::train::curves::Curves;
 use crate::train::device;
 use crate::train::events::{All, End, Reporter, Silent};
 use crate::train::recipe_file::RecipeFile;
+use crate::train::report::page::writer::{Job as PageJob, Writer};
 use crate::train::report::{for_stdout, preview};
 use crate::train::{DataChoice, Outcome, Recipe, RecipeError, RunOptions, TrainError, check, train_selected};
 
@@ -126,11 +127,16 @@ impl Job {
         if leads {
             report.0 = vec![Box::new(Curves::default()), for_stdout(self.json)];
         }
+        let mut report = Writer::new(report);
         self.notes.iter().for_each(|note| report.notice(note));
         let (source, data) = self.source(&mut report, stop)?;
         let recipe = self.fitted(&source, is_gpu(&selected), &mut report)?;
         self.warn(&recipe, &source, &mut report);
         let options = RunOptions { data, ..self.options.clone() };
+        if leads && options.report {
+            let (source, options, stop) = (source.clone(), options.clone(), stop.clone());
+            report.begin(PageJob { source, options, base: self.base.clone(), stop });
+        }
         let outcome = match train_selected(&recipe, &options, source, selected, &mut report, stop) {
             Err(TrainError::Group(error @ GroupError::Interrupted)) => {
                 report.notice(&error.to_string());

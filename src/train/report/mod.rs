@@ -6,6 +6,7 @@
 //! | [`terminal`] | a table and a progress bar |
 //! | [`json`] | an object a line, for programs |
 //! | [`curves`] | `curves.svg` in the run directory |
+//! | [`page`] | `report.html` in the run directory, at the end |
 //! | [`log`] | `log.jsonl` in the run directory: the record that a resumed run continues, so errors end the run |
 //!
 //! If the reader of standard output goes away (a closed pipe), the report ends but the run continues.
@@ -14,6 +15,7 @@ pub mod curves;
 pub mod events;
 pub mod json;
 pub mod log;
+pub mod page;
 pub mod plain;
 pub mod preview;
 pub mod profile;
