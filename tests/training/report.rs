@@ -86,7 +86,7 @@ fn report_of_a_run_has_the_figures_of_its_log() {
         "finished",
         "5 classes",
         "40 training images",
-        "13 images of val",
+        "13 validation images",
     ] {
         assert!(html.contains(part), "{part}");
     }
@@ -216,7 +216,7 @@ fn report_of_ranks_is_written_by_the_first() {
     let ran = run(train_program(&place("data"), &out, "--ema 0.9 --ranks 2")).good();
     assert!(ran.out.contains("report: "), "{}", ran.out);
     let written = page(&out.join("report.html"));
-    assert!(written.contains("2 ranks, each with") && written.contains("13 images of val"));
+    assert!(written.contains("2 ranks, each with") && written.contains("13 validation images"));
     eval(&[text(&out), "--report"]).good();
     assert!(page(&out.join("report.html")) == written);
 }
@@ -262,7 +262,8 @@ fn report_copes_with_logs_that_are_missing_or_damaged() {
     fs::remove_file(out.join("log.jsonl")).unwrap();
     let html = report("checkpoint.bin");
     assert!(
-        html.contains("There is no log.jsonl beside this checkpoint") && html.contains("13 images of val")
+        html.contains("There is no log.jsonl beside this checkpoint")
+            && html.contains("13 validation images")
     );
     // Of a checkpoint before the first evaluation too.
     fs::write(out.join("log.jsonl"), "").unwrap();
@@ -291,7 +292,7 @@ fn report_that_cannot_be_written_is_one_line() {
     // Another split has another page.
     let ran = eval(&[text(&best), "--report", "--split", "train"]).good();
     assert!(ran.out.contains("report-train.html"), "{}", ran.out);
-    assert!(page(&out.join("report-train.html")).contains("40 images of train"));
+    assert!(page(&out.join("report-train.html")).contains("40 training images, by"));
 }
 
 #[test]
@@ -356,7 +357,7 @@ window.addEventListener("load", () => setTimeout(() => {
   found.requests = performance.getEntriesByType("resource").map(entry => entry.name)
     .filter(name => !name.startsWith("data:"));
   found.wide = document.documentElement.scrollWidth - window.innerWidth;
-  found.nameless = all("svg[role=img], .scroll, input, button").filter(part => !(part.getAttribute("aria-label")
+  found.nameless = all("svg[tabindex], .reliability, .scroll, input, button").filter(part => !(part.getAttribute("aria-label")
     || part.textContent.trim() || (part.labels && part.labels.length))).length;
   const out = document.createElement("pre");
   out.id = "probe"; out.textContent = JSON.stringify(found);

@@ -87,7 +87,7 @@ pub(super) struct Seen {
     /// R×R×3 bytes.
     pub square: Vec<u8>,
     pub side: usize,
-    /// Its class as HTML; where it is mixed, with the labels and their shares.
+    /// Its class as HTML; where it is mixed, the labels with their shares.
     pub caption: String,
 }
 
@@ -101,8 +101,10 @@ pub(super) fn first_images(recipe: &Recipe, source: &Source) -> Result<Vec<Seen>
     images
         .map(|number| {
             let mixed = painter.trained(0, number)?;
-            let class = &painter.classes[painter.label as usize];
-            let caption = format!("{class}{}", mixed.replacen(": ", ", as ", 1));
+            let caption = match mixed.strip_prefix(": ") {
+                Some(shares) => shares.into(),
+                None => painter.classes[painter.label as usize].clone(),
+            };
             Ok(Seen { square: painter.square.clone(), side: painter.stage.resolution, caption })
         })
         .collect()

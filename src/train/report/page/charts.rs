@@ -150,9 +150,13 @@ impl Chart {
         let values = self.series.iter().flat_map(Series::line).map(|point| point.1);
         let (least, most) = values.fold((f64::MAX, f64::MIN), |(l, m), v| (l.min(v), m.max(v)));
         let room = (0.06 * (most - least)).max(0.02 * most.abs()).max(1e-9);
-        let low =
-            self.low.unwrap_or_else(|| if least >= 0.0 { (least - room).max(0.0) } else { least - room });
-        (low, self.high.unwrap_or(most + room).max(low + 1e-9))
+        let (room, top) = match self.unit {
+            Unit::Share => (room.max(0.005), 1.0),
+            Unit::Number => (room, f64::INFINITY),
+        };
+        let lowest = if least >= 0.0 { (least - room).max(0.0) } else { least - room };
+        let low = self.low.unwrap_or(lowest);
+        (low, self.high.unwrap_or((most + room).min(top)).max(low + 1e-9))
     }
 
     fn data(&self) -> ChartData<'_> {

@@ -146,7 +146,12 @@ fn matrix(classes: &[String], details: &Details) -> String {
             let class = if other == label { "right" } else { "wrong" };
             // Small shares of mistakes should be seen too.
             let depth = if other == label { part } else { part.sqrt() } * 100.0;
-            let deep = if depth > 55.0 { " deep" } else { "" };
+            // Where the ink must change, on a light ground and on a dark one.
+            let deep = match depth {
+                82.0.. => " mid deep",
+                50.0.. => " mid",
+                _ => "",
+            };
             let _ = write!(
                 html,
                 "<td class=\"{class}{deep}\" style=\"--w:{depth:.0}%\">{}</td>",

@@ -211,7 +211,7 @@ fn curves(runs: &[Run], names: &[String]) -> String {
             "Validation top-1",
             Unit::Share,
             Some(0.0),
-            Some(1.0),
+            None,
             overlaid(&|history| history.evaluated(|r| Some(r.ema_top1.unwrap_or(r.top1))), false),
         ),
         chart(

@@ -72,7 +72,7 @@ fn of_run(history: &History, epochs_per_step: f64, batch: usize) -> Vec<Chart> {
     let chart = |title, unit, low, high, series| Chart { title, unit, low, high, series };
     vec![
         chart("Loss", Unit::Number, None, None, loss),
-        chart("Accuracy", Unit::Share, Some(0.0), Some(1.0), accuracy),
+        chart("Accuracy", Unit::Share, Some(0.0), None, accuracy),
         chart("Learning rate", Unit::Number, Some(0.0), None, rate),
         chart("Images per second", Unit::Number, Some(0.0), None, speed),
         chart(

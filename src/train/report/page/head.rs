@@ -139,7 +139,7 @@ fn figures(page: &Page) -> String {
         }
     }
     if let Some(shown) = &page.shown {
-        let name = format!("this checkpoint, {}", shown.split);
+        let name = format!("this checkpoint, {} images", shown.split_word());
         for (whose, figures) in ["weights", "moving average"].iter().zip(&shown.figures) {
             row(&name, whose, *figures);
         }

@@ -77,7 +77,8 @@
     });
     if (low > high) return [data.low, data.high];
     const room = Math.max(0.06 * (high - low), 0.02 * Math.abs(high), 0.01 * (data.high - data.low));
-    return [data.floor === null ? low - room : Math.max(data.floor, low - room), high + room];
+    const top = data.unit === "share" ? Math.min(1, high + room) : high + room;
+    return [data.floor === null ? low - room : Math.max(data.floor, low - room), top];
   };
 
   const draw = chart => {
@@ -172,6 +173,9 @@
 
   charts.forEach(chart => {
     const { svg, brush, keys } = chart;
+    // With a script it answers keys, which a screen reader would keep from a picture.
+    svg.setAttribute("role", "application");
+    svg.setAttribute("aria-roledescription", "chart");
     let start = null;
     const stop = () => {
       start = null;

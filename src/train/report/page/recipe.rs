@@ -17,7 +17,11 @@ pub(super) fn render(page: &Page) -> String {
     let recipe = &page.metadata.recipe;
     let base = page.facts.base.clone().unwrap_or_else(|| Base::reference(recipe));
     let fields = recipe.fields();
-    let mut html = format!("<div class=\"beside\">\n{}<div>\n{}", differences(&base, &fields), machine(page));
+    let mut html = format!(
+        "<div class=\"beside\">\n{}<div class=\"grow\">\n{}",
+        differences(&base, &fields),
+        machine(page)
+    );
     if !page.facts.notes.is_empty() {
         html += "<h3>What the run said</h3>\n<ul>\n";
         page.facts.notes.iter().for_each(|note| {
@@ -66,7 +70,8 @@ fn differences(base: &Base, fields: &Map<String, Value>) -> String {
     for name in others {
         let _ = writeln!(
             html,
-            "<tr><th scope=\"row\"><code>{name}</code></th><td class=\"t\">{}</td><td class=\"t\">{}</td></tr>",
+            "<tr><th scope=\"row\"><code>{}</code></th><td class=\"t\">{}</td><td class=\"t\">{}</td></tr>",
+            text(name),
             value(fields.get(name)),
             value(base.recipe.get(name))
         );

@@ -8,7 +8,7 @@ use std::fmt::Write;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 
-use super::html::text;
+use super::html::{counted, text};
 use super::section;
 use crate::data::augment::{Scratch, preprocess};
 use crate::data::codec::{Pixels, encode_jpeg, scale_down};
@@ -74,11 +74,19 @@ impl Shown {
         Ok(Shown { split, figures, ema, details, mistakes, unsure })
     }
 
-    /// "2,000 images of val, by the moving average of the weights".
+    /// "2,000 validation images, by the moving average of the weights".
     pub fn words(&self) -> String {
-        let images = super::html::counted(self.details.images(), "image");
+        let images = counted(self.details.images(), &format!("{} image", self.split_word()));
         let weights = if self.ema { "the moving average of the weights" } else { "the weights" };
-        format!("{images} of {}, by {weights}", self.split)
+        format!("{images}, by {weights}")
+    }
+
+    pub fn split_word(&self) -> &'static str {
+        match self.split {
+            Split::Train => "training",
+            Split::Val => "validation",
+            Split::Test => "test",
+        }
     }
 }
 
