@@ -289,6 +289,13 @@ fn report_that_cannot_be_written_is_one_line() {
     // The set has no test images; and --force alone has nothing to replace.
     eval(&[text(&best), "--report", "--split", "test"]).refused(1, &["no test images"]);
     eval(&[text(&best), "--force"]).refused(2, &["--report"]);
+    // Other images of the same classes.
+    let other = dir.path().join("data of another set");
+    data::pack_grey(&other, 41, 7, 28, 1 << 20);
+    eval(&[text(&best), "--report", text(&mine), "--data", text(&other)]).good();
+    let html = page(&mine);
+    assert!(html.contains("data of another set, not those") && html.contains("7 validation images"));
+    assert!(!html.contains("id=\"training\""), "those are not the run's training images");
     // Another split has another page.
     let ran = eval(&[text(&best), "--report", "--split", "train"]).good();
     assert!(ran.out.contains("report-train.html"), "{}", ran.out);
@@ -357,8 +364,9 @@ window.addEventListener("load", () => setTimeout(() => {
   found.requests = performance.getEntriesByType("resource").map(entry => entry.name)
     .filter(name => !name.startsWith("data:"));
   found.wide = document.documentElement.scrollWidth - window.innerWidth;
-  found.nameless = all("svg[tabindex], .reliability, .scroll, input, button").filter(part => !(part.getAttribute("aria-label")
-    || part.textContent.trim() || (part.labels && part.labels.length))).length;
+  const named = part => part.getAttribute("aria-label") || part.textContent.trim()
+    || (part.labels && part.labels.length);
+  found.nameless = all("svg[tabindex], .reliability, .scroll, input, button").filter(part => !named(part)).length;
   const out = document.createElement("pre");
   out.id = "probe"; out.textContent = JSON.stringify(found);
   document.body.append(out);

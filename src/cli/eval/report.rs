@@ -58,15 +58,18 @@ impl EvalFlags {
         let Some((shown, rate)) = evaluate(whole, selected)? else { return Ok((Vec::new(), 0.0)) };
         let figures = shown.figures.clone();
         // What the run's own page says of it.
-        let mut facts = Facts::of_page(&run.join(FILE)).unwrap_or_default();
+        let last = history.as_ref().map_or(0, History::last_step);
+        let mut facts = Facts::of_page(&run.join(FILE)).unwrap_or_default().at(last);
         if facts.data.is_empty() {
             facts.data = choice.to_string();
         }
         let source = whole.source;
-        if source.fingerprint() == whole.read.metadata.data {
+        let own = source.fingerprint() == whole.read.metadata.data;
+        if own {
             facts.train_images = source.samples(Split::Train) as u64;
         }
-        let made = Page::new(&self.checkpoint, whole.read, facts, history, Some(shown), source)?;
+        let mut made = Page::new(&self.checkpoint, whole.read, facts, history, Some(shown), source)?;
+        made.other_data = (!own).then(|| choice.to_string());
         made.write(page).map_err(|error| TrainError::from(DataError::from(error)))?;
         Ok((figures, rate))
     }

@@ -90,6 +90,16 @@ impl Facts {
         serde_json::from_str(json.split("</script>").next()?).ok()
     }
 
+    /// What still holds of a run that has a record of this step: if it went on without a page, the end is another one,
+    /// and nobody knows where the last steps were taken.
+    pub fn at(self, step: u64) -> Facts {
+        let known = self.sessions.last().map_or(0, |session| session.last_step);
+        if known >= step {
+            return self;
+        }
+        Facts { notes: Vec::new(), end: None, resume: None, ..self }
+    }
+
     /// Adds a session. Earlier ones end where it begins: their later steps were taken again.
     pub fn add(&mut self, session: Session) {
         let first = session.first_step;
@@ -121,6 +131,12 @@ mod tests {
         }
         let spans: Vec<_> = facts.sessions.iter().map(|s| (s.first_step, s.last_step)).collect();
         assert_eq!(spans, [(0, 8), (8, 20), (20, 30)]);
+        // A run that has gone on since has another end.
+        let facts = Facts { end: Some("interrupted".into()), notes: vec!["a".into()], ..facts };
+        assert_eq!(facts.clone().at(30), facts);
+        let later = facts.clone().at(31);
+        assert_eq!((later.end, later.notes.len(), later.sessions.len()), (None, 0, 3));
+        let mut facts = facts;
         // A run that begins anew has no earlier sessions.
         facts.add(session(0, 3));
         assert_eq!(facts.sessions.len(), 1);

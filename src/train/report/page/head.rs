@@ -45,6 +45,14 @@ pub(super) fn render(page: &Page) -> String {
         what.join(" · "),
         links(page)
     );
+    if let Some(other) = &page.other_data {
+        let other = text(other);
+        let _ = writeln!(
+            html,
+            "<p class=\"warning\">What is evaluated here are the images of {other}, not those that the run was trained \
+             with; the curves are the run's own.</p>"
+        );
+    }
     html += &section("result", "Result", &format!("{}{}", tiles(page), figures(page)));
     html
 }

@@ -59,6 +59,8 @@ pub struct Page {
     pub history: Option<History>,
     /// None of a run that was interrupted.
     pub shown: Option<Shown>,
+    /// The data that was evaluated, if it is not that of the run.
+    pub other_data: Option<String>,
     /// Training images as the run saw them; none if the data is not that of the run.
     pub training: Vec<Picture>,
     /// Training images of each class, where the data is that of the run.

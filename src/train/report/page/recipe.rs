@@ -7,6 +7,7 @@ use indicatif::HumanCount;
 use serde_json::{Map, Value};
 
 use super::facts::{Base, Session};
+use super::history::History;
 use super::html::text;
 use super::{Page, section};
 use crate::names::{plural, quoted};
@@ -86,13 +87,15 @@ fn machine(page: &Page) -> String {
         html += "<p>No earlier page of this run says where it was trained.</p>\n";
         return html;
     }
+    let last = page.history.as_ref().map_or(0, History::last_step);
+    let whole = page.facts.sessions.len() == 1 && page.facts.sessions[0].last_step >= last;
     html += "<ul>\n";
     for session in &page.facts.sessions {
         let Session { version, device, processor, ranks, threads, loader_threads, first_step, last_step } =
             session;
-        let steps = match page.facts.sessions.len() {
-            1 => String::new(),
-            _ => format!("Steps {} to {}: ", HumanCount(first_step + 1), HumanCount(*last_step)),
+        let steps = match whole {
+            true => String::new(),
+            false => format!("Steps {} to {}: ", HumanCount(first_step + 1), HumanCount(*last_step)),
         };
         let processor = processor.as_deref().map_or(String::new(), |name| format!(", {}", text(name)));
         let each = if *ranks > 1 { format!("{ranks} ranks, each with ") } else { String::new() };

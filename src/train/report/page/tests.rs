@@ -82,6 +82,7 @@ fn page(classes: usize, images: u64, steps: u64, name: impl Fn(usize) -> String)
         facts: Facts { data: "photos".into(), train_images: 1_281_167, ..Facts::default() },
         history: Some(history),
         shown: Some(shown),
+        other_data: None,
         training: pictures(),
         training_images: vec![1300; classes],
     }
@@ -130,6 +131,7 @@ fn hostile_names_are_shown_as_text() {
     const HOSTILE: &str = "</script><script>alert(1)</script><img src=x onerror='alert(2)'>\"&\u{202e}\n";
     let mut page = page(4, 100, 10, |class| format!("{HOSTILE}{class}"));
     page.checkpoint = PathBuf::from(format!("runs/{HOSTILE}/best.bin"));
+    page.other_data = Some(HOSTILE.into());
     page.facts = Facts {
         data: HOSTILE.into(),
         notes: vec![HOSTILE.into()],

@@ -150,6 +150,7 @@ impl Page {
             facts,
             history,
             shown,
+            other_data: None,
             training,
             training_images,
         })
