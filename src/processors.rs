@@ -57,6 +57,13 @@ pub fn stay_on(_: &[usize]) -> bool {
     false
 }
 
+/// The name of the machine's processor; none where the system does not say.
+pub fn name() -> Option<String> {
+    let text = fs::read_to_string("/proc/cpuinfo").ok()?;
+    let named = text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
+    named.map(|(_, name)| name.trim().to_string()).filter(|name| !name.is_empty())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -29,7 +29,11 @@ fn main() -> ExitCode {
         Err(EvalError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(error) => {
             let _ = writeln!(err, "error: {error}");
-            if matches!(error, EvalError::Stopped { .. }) { ExitCode::from(130) } else { ExitCode::FAILURE }
+            match error {
+                EvalError::Stopped { .. } => ExitCode::from(130),
+                EvalError::Usage(_) => ExitCode::from(2),
+                _ => ExitCode::FAILURE,
+            }
         }
     }
 }

@@ -9,7 +9,7 @@
 //! | [`fit`] | the recipe of a set of images, where nobody said otherwise |
 //! | [`extension`] | `--extend`: a run goes on to more epochs |
 //! | `trainer` | the loop: [`run`], [`engine`], [`schedule`] |
-//! | `evaluation` | accuracy and loss: [`evaluate`], [`evaluator`]; files of images: [`classify`], [`heat_map`] |
+//! | `evaluation` | accuracy and loss: [`evaluate`], [`evaluator`], [`details`]; files of images: [`classify`], [`heat_map`] |
 //! | [`checkpoint`] | the state of a run as a file, and the run directory |
 //! | [`report`] | what a run reports: [`events`] and their writers |
 //! | [`device`], [`memory`] | the hardware, and what fits into its memory |
@@ -43,7 +43,7 @@ mod trainer;
 
 pub use class_weights::ClassWeights;
 pub use error::TrainError;
-pub use evaluation::{classify, evaluate, evaluator, heat_map};
+pub use evaluation::{classify, details, evaluate, evaluator, heat_map, whole};
 pub use memory::{MemoryPlan, memory_plan};
 pub use optimizer::{Decayed, Optimizer};
 pub use options::{DataChoice, DeviceChoice, RecomputeChoice, RunOptions};
@@ -51,7 +51,7 @@ pub use progressive::Stage;
 pub use recipe::Recipe;
 pub use recipe_limits::RecipeError;
 pub use report::events::{EvaluationRecord, Header, Outcome, Reporter, StepRecord};
-pub use report::{curves, events, log, profile};
+pub use report::{curves, events, log, page, profile};
 pub use schedule_kind::ScheduleKind;
 pub use trainer::run::{train, train_selected};
 pub use trainer::session::{check, same_recipe, saved_recipe};

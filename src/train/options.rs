@@ -149,6 +149,8 @@ pub struct RunOptions {
     pub checkpoint_every: u64,
     /// Numbered checkpoints to keep, in addition to the latest and the best.
     pub keep: usize,
+    /// Whether the run ends with a page, `report.html`.
+    pub report: bool,
     /// Stops after this many steps in all; the schedule stays that of the whole run.
     pub max_steps: Option<u64>,
     /// Weights to start from. [`Recipe::init_from`](super::recipe::Recipe::init_from) identifies their content.
@@ -205,6 +207,7 @@ impl RunOptions {
             loader_threads: 0,
             checkpoint_every: 0,
             keep: 0,
+            report: true,
             max_steps: None,
             init_from: None,
             init_weights: Average::Raw,

@@ -21,6 +21,7 @@ mod not_finite;
 mod presets;
 mod ranks;
 mod recipes;
+mod report;
 mod resume;
 mod schedule;
 mod sources;

@@ -3,21 +3,20 @@
 use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use serde_json::{Value, json};
 
 use super::{EvalError, EvalFlags};
 use crate::cli::unpacked::{is_source, packed, store};
-use crate::data::{DataError, Source, Split};
+use crate::data::{DataError, Source};
 use crate::train::checkpoint::Checkpoint;
-use crate::train::device::{Hardware, With};
 use crate::train::evaluate::{Evaluation, rate};
-use crate::train::evaluator::Evaluator;
-use crate::train::memory::prepared_bytes;
 use crate::train::recipe_file::RecipeFile;
 use crate::train::report::rows::FEW_CLASSES;
-use crate::train::{DataChoice, TrainError, loading};
+use crate::train::whole::Whole;
+use crate::train::{DataChoice, TrainError};
 
 impl EvalFlags {
     pub(super) fn evaluate(
@@ -26,6 +25,7 @@ impl EvalFlags {
         out: &mut dyn Write,
         err: &mut dyn Write,
     ) -> Result<(), EvalError> {
+        let page = self.report.as_ref().map(|out| self.page_file(out.as_deref())).transpose()?;
         let selected = self.selected()?;
         let (choice, source) = self.source(read, err)?;
         if !read.metadata.is_foreign() && source.fingerprint() != read.metadata.data {
@@ -37,16 +37,23 @@ impl EvalFlags {
         }
         let batch = self.batch_size.map_or(read.metadata.recipe.micro_batch, |images| images as usize);
         let since = Instant::now();
-        let figures = selected.with(EvaluateSplit {
-            read,
-            batch,
-            source: &source,
-            split: self.split,
-            threads: self.loader_threads.unwrap_or(0) as usize,
-        })?;
-        let rate = rate((source.samples(self.split) * figures.len()) as u64, since);
+        let threads = self.loader_threads.unwrap_or(0) as usize;
+        let stop = &AtomicBool::new(false);
+        let whole = Whole { read, batch, source: &source, split: self.split, threads, stop };
+        let (figures, rate) = match &page {
+            Some(page) => self.report(whole, selected, &choice, page)?,
+            None => {
+                let figures = whole.evaluate(selected, &mut |_| {})?.unwrap_or_default();
+                let rate = rate((source.samples(self.split) * figures.len()) as u64, since);
+                (figures, rate)
+            }
+        };
         if self.json {
-            return Ok(writeln!(out, "{}", figures_json(&figures, rate))?);
+            let mut object = figures_json(&figures, rate);
+            if let Some(page) = &page {
+                object["report"] = page.display().to_string().into();
+            }
+            return Ok(writeln!(out, "{object}")?);
         }
         let metadata = &read.metadata;
         let place = format!("step {} of {}, epoch {:.2}", metadata.step, metadata.steps, metadata.epoch);
@@ -64,6 +71,9 @@ impl EvalFlags {
                 _ => format!("top-5 {:6.2} %   ", 100.0 * e.top5),
             };
             writeln!(out, "  {name:<8} top-1 {top1:6.2} %   {top5}loss {:.4}", e.loss)?;
+        }
+        if let Some(page) = page {
+            writeln!(out, "report: {}", page.display())?;
         }
         Ok(())
     }
@@ -106,27 +116,6 @@ impl EvalFlags {
             });
         }
         Ok((choice, source))
-    }
-}
-
-/// Evaluates a split on a device of either kind.
-struct EvaluateSplit<'a> {
-    read: &'a Checkpoint,
-    batch: usize,
-    source: &'a Source,
-    split: Split,
-    /// Threads that prepare images; 0 for the default.
-    threads: usize,
-}
-
-impl With for EvaluateSplit<'_> {
-    type Output = Result<Vec<Evaluation>, EvalError>;
-
-    fn with<H: Hardware>(self, hardware: H) -> Self::Output {
-        let bytes = self.batch as u64 * prepared_bytes(&hardware.device(), self.read.metadata.resolution);
-        let threads = loading::threads(self.threads, &hardware, 1, bytes);
-        let mut evaluator = Evaluator::new(self.read, self.batch, hardware)?;
-        Ok(evaluator.split(self.source, self.split, threads)?)
     }
 }
 

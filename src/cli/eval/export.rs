@@ -1,7 +1,7 @@
 //! `effnet-eval --export`: a checkpoint's network for other programs, with a model card beside it.
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::json;
 
@@ -76,7 +76,7 @@ impl EvalFlags {
         &self,
         read: &Checkpoint,
         file: &Path,
-        card: &PathBuf,
+        card: &Path,
         format: Format,
         out: &mut dyn Write,
     ) -> Result<(), EvalError> {

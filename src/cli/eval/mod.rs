@@ -1,18 +1,21 @@
 //! `effnet-eval`: its flags, and what it does.
 
 mod classify;
+mod compare;
 mod evaluate;
 mod explain;
 mod export;
 mod images;
 mod predictions;
+mod report;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use clap::{Parser, ValueEnum, value_parser};
+use clap::{ArgGroup, Parser, ValueEnum, value_parser};
 
+use super::UsageError;
 use crate::data::Split;
 use crate::files::FileError;
 use crate::model::formats::convention::Convention;
@@ -33,6 +36,7 @@ const MOST: u64 = 1024;
 /// result as training. With images or folders of images after the checkpoint, it prints the most probable classes of each.
 #[derive(Parser, Clone, Debug)]
 #[command(name = "effnet-eval", version, max_term_width = 110)]
+#[command(group(ArgGroup::new("written").args(["export", "report", "compare"])))]
 pub struct EvalFlags {
     /// checkpoint.bin, best.bin or a numbered checkpoint; a run's folder, whose best.bin is taken; or weights of timm, torchvision, lukemelas or Keras (.safetensors, .pth)
     pub checkpoint: PathBuf,
@@ -71,8 +75,14 @@ pub struct EvalFlags {
     /// The ONNX file takes bytes [N, side, side, 3] and normalises them itself
     #[arg(long, requires = "export")]
     pub bytes_in: bool,
-    /// Let --export replace a file
-    #[arg(long, requires = "export")]
+    /// Write a page about the run and this checkpoint, and evaluate for it [default: report.html beside the checkpoint; report-SPLIT.html for another --split]
+    #[arg(long, value_name = "OUT.html", num_args = 0..=1, conflicts_with_all = ["images", "export"])]
+    pub report: Option<Option<PathBuf>>,
+    /// Write a page that shows several runs side by side: `effnet-eval --compare runs/a runs/b OUT.html`
+    #[arg(long, conflicts_with_all = ["export", "report", "data", "batch_size"])]
+    pub compare: bool,
+    /// Let --export replace a file, and --report or --compare one that is no report
+    #[arg(long, requires = "written")]
     pub force: bool,
     /// Print JSON: one object, or one a line for images
     #[arg(long)]
@@ -131,6 +141,14 @@ pub enum EvalError {
     KerasNames,
     #[error("{} is a folder; --export needs the name of a file", .0.display())]
     ExportFolder(PathBuf),
+    #[error("{0}")]
+    Usage(#[from] UsageError),
+    #[error("{} is there and is no report; --force replaces it", .0.display())]
+    OntoOther(PathBuf),
+    #[error("{} is a checkpoint, which the report would replace; give it another name", .0.display())]
+    PageOntoCheckpoint(PathBuf),
+    #[error("{} is a folder; --report needs the name of a file", .0.display())]
+    ReportFolder(PathBuf),
     #[error("{failed} of {images} images could not be read")]
     Images { failed: usize, images: usize },
     #[error("{}: no image in this folder and its folders", shown_path(.0))]
@@ -162,6 +180,9 @@ impl EvalFlags {
     /// # Errors
     /// [`EvalError`].
     pub fn run(&self, out: &mut dyn Write, err: &mut dyn Write) -> Result<(), EvalError> {
+        if self.compare {
+            return self.compare(out);
+        }
         let checkpoint = checkpoint::of(&self.checkpoint).map_err(TrainError::from)?;
         if let (true, Some(name)) = (checkpoint != self.checkpoint, checkpoint.file_name()) {
             writeln!(err, "{}: a folder; its {} is taken", self.checkpoint.display(), name.display())?;

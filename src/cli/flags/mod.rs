@@ -297,6 +297,9 @@ pub struct Settings {
     /// Write event files for TensorBoard into the run directory: `tensorboard --logdir runs`
     #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, help_heading = OUTPUT)]
     pub tensorboard: Option<bool>,
+    /// Write report.html at the end, a page about the run; the best weights are evaluated once more for it [default: true]
+    #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, help_heading = OUTPUT)]
+    pub report: Option<bool>,
 }
 
 /// Flags that belong to one call.

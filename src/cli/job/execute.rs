@@ -25,6 +25,7 @@ use crate::train::device;
 use crate::train::events::{All, End, Reporter, Silent};
 use crate::train::recipe_file::RecipeFile;
 use crate::train::report::log_csv::LogCsv;
+use crate::train::report::page::writer::{Job as PageJob, Writer};
 use crate::train::report::run_files::WithFiles;
 use crate::train::report::tensorboard::TensorBoard;
 use crate::train::report::{for_stdout, preview};
@@ -127,19 +128,23 @@ impl Job {
         let leads = self.options.ranks.world().leads();
         let shown: Vec<Box<dyn Reporter>> =
             if leads { vec![Box::new(Curves::default()), for_stdout(self.json)] } else { Vec::new() };
-        let mut report = WithFiles { reporter: Box::new(All(shown)), files: Vec::new() };
+        let mut report = Writer::new(WithFiles { reporter: Box::new(All(shown)), files: Vec::new() });
         self.notes.iter().for_each(|note| report.notice(note));
         let (source, data) = self.source(&mut report, stop)?;
         let recipe = self.fitted(&source, is_gpu(&selected), &mut report)?;
         self.warn(&recipe, &source, &mut report);
         let options = RunOptions { data, ..self.options.clone() };
         if leads && options.log_csv {
-            report.files.push(Box::new(LogCsv::default()));
+            report.inner.files.push(Box::new(LogCsv::default()));
         }
         if leads && options.tensorboard {
             let crop = recipe.crop_of(&source);
             let sheet = preview::sheet(&Recipe { crop, ..recipe.clone() }, &source)?;
-            report.files.push(Box::new(TensorBoard::new(sheet)));
+            report.inner.files.push(Box::new(TensorBoard::new(sheet)));
+        }
+        if leads && options.report {
+            let (source, options, stop) = (source.clone(), options.clone(), stop.clone());
+            report.begin(PageJob { source, options, base: self.base.clone(), stop });
         }
         let outcome = match train_selected(&recipe, &options, source, selected, &mut report, stop) {
             Err(TrainError::Group(error @ GroupError::Interrupted)) => {

@@ -21,6 +21,7 @@ use crate::data::CropMode;
 use crate::model::Variant;
 use crate::train::checkpoint::{Found, RunDirectory};
 use crate::train::fit::REFERENCE_BATCH;
+use crate::train::page::facts::Base;
 use crate::train::recipe_file::RecipeFile;
 use crate::train::{DataChoice, Recipe, RunOptions, same_recipe, saved_recipe};
 
@@ -47,6 +48,8 @@ pub struct Job {
     /// in a resumed run they do not.
     pub given: Option<BTreeSet<String>>,
     pub options: RunOptions,
+    /// The recipe of the preset, with which the report compares this one; none means the reference recipe.
+    pub base: Option<Base>,
     pub demo: bool,
     /// Whether the run directory was given.
     pub named: bool,
@@ -108,6 +111,7 @@ impl Flags {
             recipe.refuse_unused(|flag| meant.contains_key(flag))?;
         }
         let given = given(&settings, &actions);
+        let base = base(recipe.model, &preset, &actions)?;
         // The recipe of a resumed run is first compared with the checkpoint's, and then divided; a batch that nobody gave
         // is chosen so that the ranks divide it. The layer table is the same for any number of ranks.
         let divided = if given.is_some() && settings.batch_size.is_none() {
@@ -130,7 +134,7 @@ impl Flags {
         };
         let Actions { demo, json, .. } = actions;
         notes.extend(notice);
-        Ok(Job { action, recipe, given, options, demo, named, free_name, json, notes })
+        Ok(Job { action, recipe, given, options, base, demo, named, free_name, json, notes })
     }
 }
 
@@ -148,6 +152,17 @@ fn config_file(path: &Path, notes: &mut Vec<String>) -> PathBuf {
 fn meant_by(in_file: &Settings, path: &Path, typed: &Settings) -> toml::Table {
     let other = typed.optimizer.is_some() && typed.optimizer != in_file.optimizer;
     if other || RecipeFile::read(path).is_ok() { toml::Table::new() } else { in_file.table() }
+}
+
+/// See [`Job::base`]. A resumed run has no preset any more.
+fn base(model: Variant, preset: &Settings, actions: &Actions) -> Result<Option<Base>> {
+    let name = match actions.preset.as_slice() {
+        [name] => format!("the preset {name}"),
+        _ if actions.demo && !actions.resume => "the demo".into(),
+        _ => return Ok(None),
+    };
+    let batch = preset.batch_size.map_or(REFERENCE_BATCH, |images| images as usize);
+    Ok(Some(Base::new(&name, &Recipe::reference(model, batch).with(&preset.table())?)))
 }
 
 /// See [`Job::given`].

@@ -95,7 +95,7 @@ impl Naming {
     }
 
     /// The last word of a tensor's name.
-    fn word<'a>(self, timm: &'a str, role: ParamRole) -> &'a str {
+    fn word(self, timm: &str, role: ParamRole) -> &str {
         match (self, role) {
             (Naming::Timm | Naming::Torchvision | Naming::Lukemelas, _) => timm,
             (Naming::Keras, ParamRole::Convolution | ParamRole::Linear) => "kernel",

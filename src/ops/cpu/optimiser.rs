@@ -117,7 +117,7 @@ struct Piece<'a> {
 impl<'a> Piece<'a> {
     /// The first `at` elements and the rest. Buffers that a rule or recipe does not have stay empty.
     fn split(self, at: usize) -> [Piece<'a>; 2] {
-        fn halves<'a>(buffer: &'a mut [f32], at: usize) -> [&'a mut [f32]; 2] {
+        fn halves(buffer: &mut [f32], at: usize) -> [&mut [f32]; 2] {
             let at = at.min(buffer.len());
             <[_; 2]>::from(buffer.split_at_mut(at))
         }

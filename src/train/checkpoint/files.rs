@@ -96,8 +96,8 @@ impl RunDirectory {
 
 /// Whether this is the name of a file that a run makes.
 fn is_ours(name: &str) -> bool {
-    const NAMES: [&str; 6] =
-        ["checkpoint.bin", "best.bin", "log.jsonl", "log.csv", "recipe.toml", "curves.svg"];
+    const NAMES: [&str; 7] =
+        ["checkpoint.bin", "best.bin", "log.jsonl", "log.csv", "recipe.toml", "curves.svg", "report.html"];
     NAMES.contains(&name) || step_of(name).is_some() || is_event_file(name)
 }
 

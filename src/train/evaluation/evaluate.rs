@@ -111,6 +111,18 @@ pub struct Images<'a> {
     pub expected: u64,
 }
 
+/// An image as an evaluation sees it.
+#[derive(Clone, Copy, Debug)]
+pub struct Seen<'a> {
+    /// Which of the network's sets of weights gave the logits.
+    pub weights: usize,
+    /// The image's number in the split.
+    pub index: u64,
+    pub label: u32,
+    /// [classes].
+    pub logits: &'a [f32],
+}
+
 /// Evaluates each of the network's sets of weights while reading the images once; each rank takes its share. The network's
 /// plan is bound. Returns none if `stop` was set at any rank during the evaluation.
 ///
@@ -122,6 +134,22 @@ pub fn evaluate<O: Ops + Send>(
     images: Images,
     stop: &AtomicBool,
     team: &Team,
+) -> Result<Option<Vec<Evaluation>>, TrainError> {
+    evaluate_seen(ops, inference, images, stop, team, &mut |_| {})
+}
+
+/// [`evaluate`], which also shows each image's logits to `seen`: those of this rank's images, by each set of weights in
+/// the order of the split.
+///
+/// # Errors
+/// As [`evaluate`].
+pub fn evaluate_seen<O: Ops + Send>(
+    ops: &mut O,
+    inference: &Inference,
+    images: Images,
+    stop: &AtomicBool,
+    team: &Team,
+    seen: &mut dyn FnMut(Seen),
 ) -> Result<Option<Vec<Evaluation>>, TrainError> {
     let network = &inference.network;
     let classes = network.logits.elements / network.config.images;
@@ -157,7 +185,10 @@ pub fn evaluate<O: Ops + Send>(
             }
             passes.finish(ops, &mut logits)?;
             let scored = logits.chunks_exact(classes).zip(&batch.labels).take(batch.images);
-            scored.for_each(|(logits, &label)| sums.add(logits, label));
+            for (index, (logits, &label)) in (batch.first_position..).zip(scored) {
+                sums.add(logits, label);
+                seen(Seen { weights: number, index, label, logits });
+            }
         }
         loader.recycle(batch);
         slot ^= usize::from(ahead);

@@ -6,7 +6,7 @@
 
 use std::sync::atomic::AtomicBool;
 
-use super::evaluate::{Evaluation, Images, evaluate};
+use super::evaluate::{Evaluation, Images, Seen, evaluate_seen};
 use crate::data::{Form, Normalise, Share, Source, Split};
 use crate::model::ParamTable;
 use crate::network::Inference;
@@ -81,15 +81,31 @@ impl<O: Ops + Send> Evaluator<O> {
         split: Split,
         loader_threads: usize,
     ) -> Result<Vec<Evaluation>, TrainError> {
+        let never = AtomicBool::new(false);
+        let figures = self.split_seen(source, split, loader_threads, &never, &mut |_| {})?;
+        Ok(figures.unwrap_or_default())
+    }
+
+    /// [`Evaluator::split`], which also shows each image's logits to `seen`. Returns none if `stop` was set meanwhile.
+    ///
+    /// # Errors
+    /// As [`Evaluator::split`].
+    pub fn split_seen(
+        &mut self,
+        source: &Source,
+        split: Split,
+        loader_threads: usize,
+        stop: &AtomicBool,
+        seen: &mut dyn FnMut(Seen),
+    ) -> Result<Option<Vec<Evaluation>>, TrainError> {
         let (recipe, form, share) = (&self.recipe, self.form, Share::WHOLE);
         let memory = self.ops.host_memory();
         let loading =
             Loading { source, recipe, form, share, threads: loader_threads, memory, processors: &[] };
         let mut loader = loading.evaluation(split)?;
-        let never = AtomicBool::new(false);
         let expected = source.samples(split) as u64;
         let images = Images { loader: &mut loader, normalise: self.normalise, expected };
-        let figures = evaluate(&mut self.ops, &self.inference, images, &never, &Team::default())?;
-        Ok(figures.unwrap_or_default())
+        let team = Team::default();
+        evaluate_seen(&mut self.ops, &self.inference, images, stop, &team, seen)
     }
 }

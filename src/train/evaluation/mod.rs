@@ -2,6 +2,8 @@
 //! of image files.
 
 pub mod classify;
+pub mod details;
 pub mod evaluate;
 pub mod evaluator;
 pub mod heat_map;
+pub mod whole;

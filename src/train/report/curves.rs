@@ -174,7 +174,7 @@ fn finite(point: &(f64, f64)) -> bool {
 
 /// Mean over up to `reach` points on either side. At the start, where the curve is steep, the window shrinks on both
 /// sides. At the end it shrinks only on the right, so that the last value is not that of a single step.
-fn moving_mean(points: &Points, reach: usize) -> Points {
+pub(super) fn moving_mean(points: &Points, reach: usize) -> Points {
     let mut sums = vec![0.0];
     for (_, y) in points {
         sums.push(sums[sums.len() - 1] + y);
@@ -267,21 +267,21 @@ impl Panel {
 }
 
 /// 1, 2 or 5 times a power of ten, at least `least`.
-fn nice_step(least: f64) -> f64 {
+pub(super) fn nice_step(least: f64) -> f64 {
     let power = 10f64.powf(least.max(1e-9).log10().floor());
     let step = [1.0, 2.0, 5.0].into_iter().map(|m| m * power).find(|&step| step >= least * 0.999);
     step.unwrap_or(10.0 * power)
 }
 
 /// Multiples of `step` from `low` to `high`.
-fn ticks(low: f64, high: f64, step: f64) -> Vec<f64> {
+pub(super) fn ticks(low: f64, high: f64, step: f64) -> Vec<f64> {
     let first = (low / step - 1e-6).ceil() as i64;
     let last = (high / step + 1e-6).floor() as i64;
     (first..=last.min(first + 50)).map(|n| n as f64 * step).collect()
 }
 
 /// The value with as many decimals as the step needs.
-fn decimal(value: f64, step: f64) -> String {
+pub(super) fn decimal(value: f64, step: f64) -> String {
     let places = (-(step * 1.001).log10().floor()).max(0.0) as usize;
     format!("{value:.places$}")
 }

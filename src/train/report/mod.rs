@@ -7,6 +7,7 @@
 //! | [`json`] | an object a line, for programs |
 //! | [`curves`] | `curves.svg` in the run directory |
 //! | [`card`] | the model card beside exported weights |
+//! | [`page`] | `report.html` in the run directory, at the end |
 //! | [`log`] | `log.jsonl` in the run directory: the record that a resumed run continues, so errors end the run |
 //! | [`log_csv`] | `log.csv`, the same for a spreadsheet; see [`run_files`] |
 //! | [`tensorboard`] | event files in the run directory; see [`run_files`] |
@@ -20,6 +21,7 @@ pub mod events;
 pub mod json;
 pub mod log;
 pub mod log_csv;
+pub mod page;
 pub mod plain;
 pub mod preview;
 pub mod profile;

@@ -10,6 +10,7 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use image::{ImageFormat, Rgb, RgbImage};
 
+use super::page::html::text as escaped;
 use crate::data::augment::{Look, Policy, Scratch, preprocess};
 use crate::data::sampler::{Place, Sampler};
 use crate::data::{DataError, Source, Split};
@@ -40,7 +41,7 @@ img { image-rendering: pixelated; flex: none; border-radius: 3px }
 /// Those of reading the source's images.
 pub fn page(recipe: &Recipe, source: &Source) -> Result<String, DataError> {
     let side = recipe.resolution;
-    let mut painter = Painter::new(recipe, source);
+    let mut painter = Painter::new(recipe, source, LOOKS);
     let mut figures = String::new();
     for number in 0..IMAGES.min(source.samples(Split::Train)) {
         let index = painter.orders[0][number].index;
@@ -96,23 +97,49 @@ const COLUMNS: usize = 4;
 /// # Errors
 /// Those of reading the source's images.
 pub fn sheet(recipe: &Recipe, source: &Source) -> Result<Sheet, DataError> {
-    let mut painter = Painter::new(recipe, source);
-    let images = IMAGES.min(source.samples(Split::Train));
-    let side = painter.stage.resolution;
+    let seen = first_images(recipe, source)?;
+    let (images, side) = (seen.len(), seen.first().map_or(1, |image| image.side));
     let times = LEAST_WIDTH.div_ceil(side);
     let shown = side * times;
     let size = ((COLUMNS.min(images) * shown) as u32, (images.div_ceil(COLUMNS) * shown) as u32);
     let mut sheet = RgbImage::new(size.0, size.1);
-    for number in 0..images {
-        painter.trained(0, number)?;
+    for (number, Seen { square, .. }) in seen.iter().enumerate() {
         let (left, top) = (number % COLUMNS * shown, number / COLUMNS * shown);
         for (y, x) in (0..shown).flat_map(|y| (0..shown).map(move |x| (y, x))) {
             let at = (y / times * side + x / times) * 3;
-            let pixel = Rgb([painter.square[at], painter.square[at + 1], painter.square[at + 2]]);
+            let pixel = Rgb([square[at], square[at + 1], square[at + 2]]);
             sheet.put_pixel((left + x) as u32, (top + y) as u32, pixel);
         }
     }
     Ok(Sheet { size, png: encoded(&sheet)? })
+}
+
+/// A training image as the first epoch of the run sees it.
+pub(super) struct Seen {
+    /// R×R×3 bytes.
+    pub square: Vec<u8>,
+    pub side: usize,
+    /// Its class as HTML; where it is mixed, the labels with their shares.
+    pub caption: String,
+}
+
+/// The first images of the run's first epoch.
+///
+/// # Errors
+/// As [`page`].
+pub(super) fn first_images(recipe: &Recipe, source: &Source) -> Result<Vec<Seen>, DataError> {
+    let mut painter = Painter::new(recipe, source, 1);
+    let images = 0..IMAGES.min(source.samples(Split::Train));
+    images
+        .map(|number| {
+            let mixed = painter.trained(0, number)?;
+            let caption = match mixed.strip_prefix(": ") {
+                Some(shares) => shares.into(),
+                None => painter.classes[painter.label as usize].clone(),
+            };
+            Ok(Seen { square: painter.square.clone(), side: painter.stage.resolution, caption })
+        })
+        .collect()
 }
 
 /// Makes the squares of a page.
@@ -136,7 +163,8 @@ struct Painter<'a> {
 }
 
 impl<'a> Painter<'a> {
-    fn new(recipe: &'a Recipe, source: &'a Source) -> Painter<'a> {
+    /// For the first epochs of the run.
+    fn new(recipe: &'a Recipe, source: &'a Source, epochs: u32) -> Painter<'a> {
         let stage = recipe.stages()[0];
         // One step an epoch.
         let samples = source.samples(Split::Train);
@@ -152,7 +180,7 @@ impl<'a> Painter<'a> {
             stage,
             policy: stage.weaken(recipe.policy(source.normalise())),
             classes: source.class_names().iter().map(|class| escaped(class)).collect(),
-            orders: (0..=LOOKS).map(order).collect(),
+            orders: (0..=epochs).map(order).collect(),
             label: 0,
             square: Vec::new(),
             decoded: Vec::new(),
@@ -228,7 +256,8 @@ impl<'a> Painter<'a> {
     }
 }
 
-fn png(square: &[u8], side: usize) -> Result<Vec<u8>, DataError> {
+/// R×R×3 bytes as a PNG file.
+pub(super) fn png(square: &[u8], side: usize) -> Result<Vec<u8>, DataError> {
     let image = RgbImage::from_raw(side as u32, side as u32, square.to_vec()).expect("a square's bytes");
     encoded(&image)
 }
@@ -237,11 +266,6 @@ fn encoded(image: &RgbImage) -> Result<Vec<u8>, DataError> {
     let mut bytes = Cursor::new(Vec::new());
     image.write_to(&mut bytes, ImageFormat::Png).map_err(|e| DataError::Invalid(e.to_string()))?;
     Ok(bytes.into_inner())
-}
-
-/// Text as HTML shows it.
-fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('"', "&quot;")
 }
 
 #[cfg(test)]
@@ -282,7 +306,7 @@ mod tests {
         let page = expect_squares_of_the_run(&recipe, &source);
         assert!(page.contains("mixup 0.8 or cutmix 1 (50 %) of 90 %"), "the head says it");
         // Epoch 1 ends with an image whose partner is the first of epoch 2.
-        Painter::new(&recipe, &source).trained(0, 20).unwrap();
+        Painter::new(&recipe, &source, LOOKS).trained(0, 20).unwrap();
         // In any order; a balanced one leaves some images out of some epochs.
         let orders = [(Shuffle::Blocks, false), (Shuffle::Full, true), (Shuffle::Blocks, true)];
         for (shuffle, balance) in orders {
@@ -350,10 +374,5 @@ mod tests {
             assert_eq!(said, expected, "image {number}");
         }
         page
-    }
-
-    #[test]
-    fn names_cannot_break_the_page() {
-        assert_eq!(escaped("<b> & \"c\""), "&lt;b> &amp; &quot;c&quot;");
     }
 }

@@ -3,7 +3,7 @@
 use indicatif::{HumanBytes, HumanCount};
 
 use super::events::{End, EvaluationRecord, Header, Outcome, StepRecord};
-use super::{curves, log_csv};
+use super::{curves, log_csv, page};
 use crate::data::augment::Mixing;
 use crate::data::{CropMode, Normalise, NormaliseBy};
 use crate::train::optimizer::Decayed;
@@ -217,6 +217,7 @@ pub fn outcome_rows(outcome: &Outcome) -> Vec<Row> {
     rows.push(("checkpoint", outcome.checkpoint.display().to_string()));
     let files = [
         ("best checkpoint", "best.bin"),
+        ("report", page::FILE),
         ("curves", curves::FILE),
         ("log", "log.jsonl"),
         ("log as CSV", log_csv::FILE),
@@ -319,7 +320,7 @@ fn percent(share: f64) -> String {
 }
 
 /// Writes 0.00001 as 1e-5.
-fn small(value: f64) -> String {
+pub(super) fn small(value: f64) -> String {
     if value != 0.0 && value.abs() < 1e-3 { format!("{value:e}") } else { value.to_string() }
 }
 
@@ -329,7 +330,7 @@ fn rounded(value: f64) -> f64 {
 }
 
 /// "4.2 s", "1 min 15 s", "2 h 1 min".
-fn span(seconds: f64) -> String {
+pub fn span(seconds: f64) -> String {
     let whole = seconds.max(0.0).round() as u64;
     match (whole / 3600, whole / 60 % 60, whole % 60) {
         (0, 0, _) => format!("{seconds:.1} s"),
