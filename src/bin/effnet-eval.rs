@@ -11,7 +11,8 @@ use effnet::cli::{Parsed, parse, signals};
 fn main() -> ExitCode {
     signals::survive_file_size_limits();
     let mut out = io::stdout().lock();
-    let mut err = io::stderr().lock();
+    // Not locked: the thread that waits for signals writes there too.
+    let mut err = io::stderr();
     let flags = match parse::<EvalFlags>(std::env::args_os()) {
         Ok(Parsed::Flags(flags)) => flags,
         Ok(Parsed::Text(text)) => {

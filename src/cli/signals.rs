@@ -33,12 +33,17 @@ const STOPPING_IMAGES: &str = "stopping: the images that are under way are finis
 /// Whether images are being packed.
 static PACKING: AtomicBool = AtomicBool::new(false);
 
-/// The first signal is answered once, by the thread that waits for signals or by [`pack_stopped`].
+/// The first signal is answered once, by the thread that waits for signals or by [`pack_stopped`] and [`images_stopped`].
 static ANSWER: Once = Once::new();
 
 /// A pack has stopped, perhaps before the thread that waits for signals has said so.
 pub fn pack_stopped() {
     ANSWER.call_once(|| say(STOPPING_PACK));
+}
+
+/// The same of images that are classified.
+pub fn images_stopped() {
+    ANSWER.call_once(|| say(STOPPING_IMAGES));
 }
 
 /// Does `work`, during which the answer to a signal is that of a pack.

@@ -133,6 +133,7 @@ impl Classify<'_> {
             }
         })?;
         if stop.load(Ordering::Relaxed) && done < files.len() {
+            signals::images_stopped();
             return Err(EvalError::Stopped { done, images: files.len(), out: flags.out.clone() });
         }
         predictions.finish()?;
