@@ -7,7 +7,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use crate::train::report::events::{EvaluationRecord, ExtensionRecord, LogLine, StepRecord};
+use crate::train::report::events::{Best, EvaluationRecord, ExtensionRecord, LogLine, StepRecord};
 
 /// The most columns of a curve: about as many as a screen has pixels for it.
 pub const COLUMNS: usize = 1000;
@@ -72,7 +72,7 @@ impl History {
     }
 
     /// The best evaluation with its accuracy, by the rule that chooses best.bin; the first one of equals.
-    pub fn best(&self, classes: usize) -> Option<(&EvaluationRecord, crate::train::report::events::Best)> {
+    pub fn best(&self, classes: usize) -> Option<(&EvaluationRecord, Best)> {
         let found = self.evaluations.iter().filter_map(|record| Some((record, record.best(classes)?)));
         found.reduce(|best, next| if next.1.top1 > best.1.top1 { next } else { best })
     }
