@@ -9,8 +9,8 @@
 For each network: timm's model, with random weights of the size that training gives and with running statistics of its own
 activations, is saved as safetensors. Then
 
-1. effnet-eval reads that file (with a note of the resolution, so that nothing is resized, as those have that effnet writes)
-   and classifies random images: the logits of all classes must be timm's;
+1. effnet-eval reads that file, and a checkpoint as timm's train.py saves it with torch.save, and classifies random images
+   (of a size that it crops without resizing): the logits of all classes must be timm's;
 2. effnet-eval writes the weights again, under the names of timm, torchvision and efficientnet-pytorch; each program loads
    its file with strict=True and must give timm's logits again (torchvision and efficientnet-pytorch have one kind of
    padding each: they are compared where it is the network's);
@@ -105,6 +105,27 @@ class Check:
             pixels.append(image)
         return files, np.stack(pixels)
 
+    def cropped(self, side):
+        """Images of which effnet takes the inner `side` pixels without resizing; their files, and these pixels."""
+        import numpy as np
+
+        whole = round(side / 0.875)
+        files, pixels = self.images(whole)
+        at = (whole - side) // 2
+        return files, np.ascontiguousarray(pixels[:, at : at + side, at : at + side])
+
+    def ours(self, weights, files, *flags):
+        """effnet's logarithms of the probabilities, which are its logits but for a constant of each image."""
+        import numpy as np
+        import torch
+
+        lines = self.eval(weights, "--json", "--device", "cpu", "--topk", CLASSES, *flags, *files).splitlines()
+        ours = torch.full((IMAGES, CLASSES), float("nan"), dtype=torch.float64)
+        for row, line in enumerate(lines):
+            for found in json.loads(line)["classes"]:
+                ours[row, int(found["class"])] = np.log(found["probability"])
+        return ours
+
     def network(self, network):
         import numpy as np
         import timm
@@ -112,7 +133,7 @@ class Check:
         from safetensors.torch import load_file, save_file
 
         side = SIDES[network[-2:]]
-        files, pixels = self.images(side)
+        files, pixels = self.cropped(side)
         scaled = (torch.from_numpy(pixels).double() / 255 - torch.tensor(MEAN).double()) / torch.tensor(DEVIATION).double()
         images = scaled.permute(0, 3, 1, 2).contiguous()
         name, model = model_of(network, images)
@@ -124,24 +145,20 @@ class Check:
         self.bound = max(BOUND, 2 * own)
         print(f"{network:6} {'timm in fp32':34} {own:.1e}   bound {self.bound:.1e}", flush=True)
 
-        # Without cropping: the resolution is that of the images, and `pad` leaves them as they are.
-        note = {
-            "model": network[-2:], "resolution": side, "padding": "same" if network.startswith("tf_") else "symmetric",
-            "batch-norm-eps": 1e-3 if network.startswith("tf_") else 1e-5, "crop": "pad", "mean": MEAN, "deviation": DEVIATION,
-            "classes": [str(number) for number in range(CLASSES)],
-        }
-        noted = self.folder / f"{name}-noted.safetensors"
-        save_file(model.state_dict(), noted, metadata={"format": "pt", "effnet-network": json.dumps(note)})
-        lines = self.eval(noted, "--json", "--device", "cpu", "--topk", CLASSES, *files).splitlines()
-        ours = torch.full((IMAGES, CLASSES), float("nan"), dtype=torch.float64)
-        for row, line in enumerate(lines):
-            for found in json.loads(line)["classes"]:
-                ours[row, int(found["class"])] = np.log(found["probability"])
-        self.row(network, "timm -> effnet-eval", ours, exact)
+        # The name says which padding: TensorFlow's weights have the same names of tensors.
+        file = self.folder / f"{name}.safetensors"
+        save_file(model.state_dict(), file)
+        self.row(network, "timm -> effnet-eval", self.ours(file, files), exact)
+        # Another network under other prefixes, which must not be taken.
+        other = {f"module.{key}": torch.zeros_like(value) for key, value in model.state_dict().items()}
+        saved = {"epoch": 3, "arch": name, "state_dict": other, "state_dict_ema": model.state_dict()}
+        torch.save(saved, self.folder / f"{name}.pth")
+        ours = self.ours(self.folder / f"{name}.pth", files, "--weights", "ema")
+        self.row(network, "timm's .pth, average -> effnet-eval", ours, exact)
 
         def loaded(other, names):
             out = self.folder / f"{name}-{names}.safetensors"
-            self.eval(noted, "--export", out, "--names", names, "--force")
+            self.eval(file, "--export", out, "--names", names, "--force")
             other.load_state_dict(load_file(out), strict=True)
             with torch.no_grad():
                 return other.eval()(images.float())
@@ -164,7 +181,7 @@ class Check:
             else:
                 other = EfficientNet.from_name(f"efficientnet-{network[3:]}", num_classes=CLASSES, image_size=side)
                 self.row(network, "export -> lukemelas, strict", loaded(other, "lukemelas"), exact)
-        self.onnx(network, noted, images, pixels, exact)
+        self.onnx(network, file, images, pixels, exact)
 
     def onnx(self, network, file, images, pixels, exact):
         import onnx
@@ -194,9 +211,8 @@ class Check:
         import keras
 
         keras.config.set_floatx("float64")
-        # Images of 256 pixels, of which effnet takes the inner 224 without resizing.
-        files, pixels = self.images(256)
-        pixels, self.bound = pixels[:, 16:240, 16:240], BOUND
+        files, pixels = self.cropped(SIDES["b0"])
+        self.bound = BOUND
         scaled = (pixels / 255 - np.array(MEAN)) / np.array(DEVIATION)
         model = keras.applications.EfficientNetB0(weights=None, classes=CLASSES, classifier_activation=None)
         random = np.random.default_rng(1)
@@ -211,12 +227,7 @@ class Check:
         tensors = {weight.path: weight.numpy().astype(np.float32) for weight in model.weights if weight.dtype == "float64"}
         file = self.folder / "keras.safetensors"
         save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, file)
-        lines = self.eval(file, "--json", "--device", "cpu", "--topk", CLASSES, *files).splitlines()
-        ours = torch.full((IMAGES, CLASSES), float("nan"), dtype=torch.float64)
-        for row, line in enumerate(lines):
-            for found in json.loads(line)["classes"]:
-                ours[row, int(found["class"])] = np.log(found["probability"])
-        self.row("b0", "keras -> effnet-eval", ours, exact)
+        self.row("b0", "keras -> effnet-eval", self.ours(file, files), exact)
 
 
 SIDES = {"b0": 224, "b1": 240, "b2": 260, "b3": 300, "b4": 380, "b5": 456, "b6": 528, "b7": 600}

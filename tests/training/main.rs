@@ -27,3 +27,4 @@ mod schedule;
 mod sources;
 mod start;
 mod train_cli;
+mod weights;
