@@ -111,7 +111,7 @@ class Check:
 
         whole = round(side / 0.875)
         files, pixels = self.images(whole)
-        at = (whole - side) // 2
+        at = round((whole - side) / 2)  # to even, as torchvision does
         return files, np.ascontiguousarray(pixels[:, at : at + side, at : at + side])
 
     def ours(self, weights, files, *flags):
