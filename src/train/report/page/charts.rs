@@ -252,7 +252,7 @@ impl Chart {
                 html,
                 "<text x=\"{x:.1}\" y=\"{}\" text-anchor=\"middle\">{}</text>",
                 BOTTOM + 15.0,
-                decimal(value, step)
+                if value == 0.0 { "0".into() } else { decimal(value, step) }
             );
         }
         let _ = write!(

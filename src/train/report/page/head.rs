@@ -105,7 +105,8 @@ fn tiles(page: &Page) -> String {
             format!("{waited} waiting for data"),
         ));
     }
-    if let Some(shown) = page.shown.as_ref().filter(|shown| history.is_none() || shown.split != Split::Val) {
+    let evaluated = history.is_some_and(|history| !history.evaluations.is_empty());
+    if let Some(shown) = page.shown.as_ref().filter(|shown| !evaluated || shown.split != Split::Val) {
         let Evaluation { top1, .. } = shown.figures[usize::from(shown.ema)];
         tiles.push((percent(top1), "top-1 here", shown.words()));
     }
@@ -139,7 +140,7 @@ fn figures(page: &Page) -> String {
         let all = if both { [("best and last", best), ("", None)] } else { [("best", best), ("last", last)] };
         for (name, record) in all {
             let Some(record) = record else { continue };
-            let name = format!("{name} evaluation, step {}", HumanCount(record.step));
+            let name = format!("{name}, step {}", HumanCount(record.step));
             row(&name, "weights", raw(record));
             if let Some(average) = average(record) {
                 row(&name, "moving average", average);
@@ -147,7 +148,7 @@ fn figures(page: &Page) -> String {
         }
     }
     if let Some(shown) = &page.shown {
-        let name = format!("this checkpoint, {} images", shown.split_word());
+        let name = format!("this checkpoint, {}", shown.split_word());
         for (whose, figures) in ["weights", "moving average"].iter().zip(&shown.figures) {
             row(&name, whose, *figures);
         }

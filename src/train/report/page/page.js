@@ -30,6 +30,7 @@
     return Array.from({ length: Math.min(50, last - first + 1) }, (_, n) => (first + n) * step);
   };
   const decimal = (value, step) => {
+    if (value === 0) return "0";
     const text = value.toFixed(Math.max(0, -Math.floor(Math.log10(step * 1.001))));
     return unit === "step" && step >= 1 ? Number(text).toLocaleString("en") : text;
   };
