@@ -58,7 +58,6 @@ KNOWN = (
     *((name, BLOCKS, SMALL) for name in FEWER),
     ("head_loss", CONVERSIONS, TREE),
     ("head_loss_soft", CONVERSIONS, TREE),
-    ("head_tally", CONVERSIONS, TREE),
     ("optimiser_clip", CONVERSIONS, TREE),
     ("stem_forward_*", CONVERSIONS, SLICES),
 )

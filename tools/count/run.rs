@@ -11,7 +11,7 @@ use crate::warp::Setting;
 /// Two half-precision ones: a small positive number as fp32, too.
 const FILL: u32 = 0x3c00_3c00;
 /// Kernels that read integers which say how much there is to do.
-const INTEGERS: [&str; 5] = ["image_", "head_loss", "head_tally", "optimiser_", "step_"];
+const INTEGERS: [&str; 4] = ["image_", "head_loss", "optimiser_", "step_"];
 
 /// Constant bank 0: what the driver writes, then the argument.
 pub fn constants(architecture: u32, launch: &Launch) -> Vec<u8> {
