@@ -141,16 +141,3 @@ INSTANCE_FP32(PROJECT_DATA, 128, rows = 32, columns = 128, down = 1, across = 8,
     }
 INSTANCE_HALF(PROJECT_WEIGHTS, 128x128, left = 128, right = 128, down = 4, across = 2, depth = 32)
 INSTANCE_FP32(PROJECT_WEIGHTS, 128x128, left = 128, right = 128, down = 4, across = 2, depth = 16)
-
-KERNEL(project_backward_segments, 256, ProjectBackwardSegmentsArguments) {
-    const int first = (static_cast<int>(blockIdx.x) * 256 + static_cast<int>(threadIdx.x)) * LANES;
-    if (first >= args.elements) return;
-    float sums[LANES] = {};
-    for (int segment = 0; segment < args.segments; segment++) {
-        float more[LANES];
-        load_lanes(more, args.parts + static_cast<size_t>(segment) * args.elements + first);
-#pragma unroll
-        for (int i = 0; i < LANES; i++) sums[i] += more[i];
-    }
-    store_lanes(args.five_sums + first, sums);
-}

@@ -26,7 +26,6 @@ TOGETHER = (
     ("head_pool_*", 2),
     ("expand_backward_data_*", 2),
     ("project_forward_*", 2),
-    ("project_backward_segments", 3),
     ("project_backward_*", 2),
 )
 ARCHITECTURES = {80, 86, 89, 90}

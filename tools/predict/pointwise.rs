@@ -100,10 +100,13 @@ fn five_sums(c: &mut Count, values: f64, activate: bool) {
     }
 }
 
+/// The sums of segments of an image: written, read and added up.
 fn segments(c: &mut Count, images: f64, inputs: f64) {
     let segments = c.get("segments");
     if segments > 1.0 {
-        c.floats(5.0 * segments * images * inputs);
+        let sums = 5.0 * segments * images * inputs;
+        c.floats(2.0 * sums);
+        c.fp32(sums, 1.0);
     }
 }
 
@@ -143,11 +146,4 @@ pub fn project_weights(c: &mut Count, [left, right]: [f64; 2]) {
     c.store(values);
     c.product(pieces * left, right, rows);
     c.floats(parts * inputs * outputs);
-}
-
-/// The sums of segments of an image, added up.
-pub fn project_segments(c: &mut Count) {
-    let [segments, elements] = c.sides(["segments", "elements"]);
-    c.fp32(segments * elements, 1.0);
-    c.floats(segments * elements);
 }

@@ -157,7 +157,6 @@ pub fn of(launch: &Launched) -> Result<Work, String> {
         ("project_backward_weights", Some(tile)) => pointwise::project_weights(&mut c, tile),
         _ if name.starts_with("expand_backward_data_") => pointwise::expand_data(&mut c),
         _ if name.starts_with("project_backward_data_") => pointwise::project_data(&mut c),
-        ("project_backward_segments", _) => pointwise::project_segments(&mut c),
         ("residual_forward", _) => layers::residual(&mut c),
         ("stem_forward", _) => windows::stem_forward(&mut c),
         ("stem_backward", _) => windows::stem_backward(&mut c),

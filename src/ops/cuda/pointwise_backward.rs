@@ -339,6 +339,7 @@ impl SweepCut {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ops::cuda::batch_norm::MOST_ARRIVALS;
 
     /// Maximum shared memory of a block on compute capability 8.6 and 8.9.
     const MOST: usize = 99 * 1024;
@@ -381,6 +382,7 @@ mod tests {
                             "{cut:?}"
                         );
                         assert!(cut.segments == 1 || cut.group == 1, "{cut:?}");
+                        assert!(cut.segments == 1 || images * cut.slices <= MOST_ARRIVALS, "{cut:?}");
                         let fits = cut.span >= pixels && cut.whole * cut.span <= cut.shape.tile()[1];
                         assert!(cut.whole == 1 || fits && cut.group.is_multiple_of(cut.whole), "{cut:?}");
                         assert!(cut.segments <= pixels.div_ceil(cut.shape.tile()[1]), "{cut:?}");
