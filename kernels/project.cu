@@ -49,9 +49,10 @@
 //
 // Total: 11.7 MB, 0.61 Gflop and 2.4 million sigmoids an image: 3.9 µs at 3.0 TB/s, 17 µs at 0.70 TB/s. Tiles are
 // aligned to images, because each image has its own gate. The five sums take 20 bytes for each channel and image
-// (times the segments of a large image). With the parts' sums of dW it is 12.5 MB. With padding to whole tiles there
-// are 368 M multiply-adds, 1.6 µs on an H100's tensor cores and 12.4 µs on an RTX 3080's, where layers from 112
-// outputs on are bound by them; and 55 M fp32 instructions, 1.9 and 3.7 µs. Last measured share: not yet measured.
+// (times the segments of a large image, the last of which adds them up). With the parts' sums of dW it is 12.5 MB.
+// With padding to whole tiles there are 368 M multiply-adds, 1.6 µs on an H100's tensor cores and 12.4 µs on an RTX
+// 3080's, where layers from 112 outputs on are bound by them; and 55 M fp32 instructions, 1.9 and 3.7 µs. Last
+// measured share: not yet measured.
 //
 // Predicted by tools/count for a step of B0 (224², batch 512, fp16) on an H100, µs of all launches:
 //

@@ -359,7 +359,7 @@ __device__ __forceinline__ void project_backward_data(const ProjectBackwardArgum
     SharedArena arena;
     const int first = blockIdx.x * args.slice;
     const int width = args.inputs - first < args.slice ? args.inputs - first : args.slice;
-    const DataChunks<S> chunks(args, args.dout, first, width, 0, arena);
+    const DataChunks<S> chunks(args, args.dout, first, width, arena.take<T>(DataChunks<S>::ALL));
     T* x = arena.take<T>(WideRows<S>::SIZE);
     FiveSums<S> sums(args, first, width, arena);
     const WideRows<S> wide = {args, first, width};

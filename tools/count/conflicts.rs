@@ -21,10 +21,9 @@ pub struct Conflict {
 }
 
 /// Conflicts that stay: the beginning of the kernels' name, the file of the line, and why.
-const KNOWN: [(&str, &str, &str); 10] = [
+const KNOWN: [(&str, &str, &str); 9] = [
     ("expand_backward_144x32", "numeric.cuh", MEND),
     ("expand_backward_240x48", "numeric.cuh", MEND),
-    ("expand_backward_data_80", "numeric.cuh", MEND),
     ("expand_forward_128x96", "device.cuh", SWIZZLE),
     ("expand_forward_64x80", "pointwise_output.cuh", ONCE),
     ("image_prepare", "image.cuh", TABLE),
