@@ -383,7 +383,9 @@ mod tests {
             for narrow in (8..=640).step_by(8) {
                 let split = ExpandSplit::new(precision, 6272, narrow, 6 * narrow);
                 assert!(split.shared(precision) <= MOST, "{split:?} {precision}");
-                assert!(split.weights.slice <= split.shape.left, "{split:?}");
+                let weights = split.weights;
+                assert!(weights.slice <= weights.shape.left, "{split:?}");
+                assert!(weights.pieces * weights.parts <= split.shape.max.max(weights.pieces), "{split:?}");
                 if let Some(sweep) = ExpandSweep::of(precision, narrow, 6 * narrow) {
                     let most = sweep.shared(precision).max(sweep.shared_to_recompute(precision));
                     assert!(most <= MOST, "{sweep:?} {precision}");
