@@ -22,10 +22,10 @@
 // memory about equally. Last measured share: not yet measured.
 //
 // Backward. dx [M, K] = dy·W (+ the shortcut's gradient), dW [N, K] = dyᵀ·x and the sums of the batch norm before. dy
-// is computed from du and y by batch norm's backward while they are loaded. There are three kernels, see
-// expand_backward.cuh, expand_sweep.cuh and pointwise_backward.cuh. Up to 240 wide and 48 narrow channels one sweep
-// makes both gradients and reads du and y once. With more channels, a block that sees all of N to make dx has no room
-// for the accumulators of dW, so two kernels each read du and y. fp16, an image of B0 (224²), MB of du and y (wide) and
+// is computed from du and y by batch norm's backward while they are loaded, see expand_backward.cuh, expand_sweep.cuh
+// and pointwise_backward.cuh. Up to 240 wide and 48 narrow channels one sweep makes both gradients and reads du and y
+// once. With more channels, a block that sees all of N to make dx has no room for the accumulators of dW: some blocks
+// of the launch make dx, the others dW, and both read du and y. fp16, an image of B0 (224²), MB of du and y (wide) and
 // of x, previous y, dx and shortcut (narrow):
 //
 //   map    K → N        layers   wide MB  narrow MB  Mflop   blocks
@@ -42,6 +42,19 @@
 // padding to whole tiles there are 405 M multiply-adds: 1.7 µs on an H100's tensor cores and 14 µs on an RTX 3080's;
 // and 29 M fp32 instructions. Only 320 → 1280 on an RTX 3080 is bound by products. Last measured share: not yet
 // measured.
+//
+// Predicted by tools/count for the eleven layers from 80 narrow channels on, µs a step, launches at 3 µs each included:
+//
+//                                                      launches  H100, 512   H100, 32   RTX 3080, 512   RTX 3080, 32
+//   1. dx, then dW                                        22       2003        510          7041            958
+//   2. both in a launch, dW with as many blocks as
+//      fill what dx leaves of the GPU                     11       1891        424          7042             –
+//   3. the same, dW with as many blocks as dx, at
+//      most half of the GPU's places                      11       1973        424          6937            643
+//
+// 2 writes 97 MB more of partial sums, and the launches that add them take 32 µs more on an H100, 138 on an RTX 3080.
+// In 1 dx's tile has shared memory of its own and du is staged beside dy: then an RTX 3080 has room for one block of 80
+// or 112 channels, in 2 and 3 for two.
 #include "expand_sweep.cuh"
 #include "pointwise.cuh"
 
@@ -68,39 +81,32 @@ INSTANCE_FP32(EXPAND_FORWARD, 64x80, rows = 64, columns = 80, down = 4, across =
 
 // ---- backward ---------------------------------------------------------------------------------------------
 
-// The data gradient; src/ops/cuda/pointwise_backward.rs chooses among these and the following.
-#define EXPAND_DATA(T, name, Shape)                                                               \
-    KERNEL_BLOCKS(expand_backward_data_##name, WARP * Shape::down * Shape::across, Shape::blocks, \
-                  ExpandBackwardDataArguments) {                                                  \
-        expand_backward_data<DataShape<T, Shape>, Shape::separate>(args);                         \
-    }
-INSTANCE_HALF(EXPAND_DATA, 48, rows = 64, columns = 48, down = 4, across = 1, chunk = 64, separate = true, blocks = 4)
-INSTANCE_HALF(EXPAND_DATA, 80, rows = 128, columns = 80, down = 8, across = 1, chunk = 32, separate = false, blocks = 2)
-INSTANCE_HALF(EXPAND_DATA, 112, rows = 128, columns = 112, down = 8, across = 1, chunk = 32, separate = false, blocks = 2)
-INSTANCE_HALF(EXPAND_DATA, 160, rows = 64, columns = 160, down = 4, across = 2, chunk = 32, separate = false, blocks = 2)
-INSTANCE_HALF(EXPAND_DATA, 192, rows = 64, columns = 192, down = 1, across = 4, chunk = 32, separate = false, blocks = 3)
-INSTANCE_HALF(EXPAND_DATA, 320, rows = 64, columns = 320, down = 2, across = 4, chunk = 32, separate = false, blocks = 1)
-INSTANCE_HALF(EXPAND_DATA, 640, rows = 32, columns = 640, down = 1, across = 8, chunk = 32, separate = false, blocks = 1)
-INSTANCE_FP32(EXPAND_DATA, 32, rows = 64, columns = 32, down = 4, across = 1, chunk = 32, separate = true, blocks = 1)
-INSTANCE_FP32(EXPAND_DATA, 112, rows = 128, columns = 112, down = 8, across = 1, chunk = 16, separate = false, blocks = 1)
-INSTANCE_FP32(EXPAND_DATA, 320, rows = 32, columns = 320, down = 2, across = 4, chunk = 16, separate = false, blocks = 1)
-INSTANCE_FP32(EXPAND_DATA, 640, rows = 16, columns = 640, down = 1, across = 8, chunk = 16, separate = false, blocks = 1)
+// How the other blocks divide the weights' gradient: `left` channels of dy by all narrow ones, or by half of 640.
+template <class Shape>
+struct SplitWeights {
+    static constexpr int left = Shape::columns > 112 ? 64 : 128, right = Shape::columns < 320 ? Shape::columns : 320;
+    static constexpr int across = right > 128 ? 2 : 1, down = Shape::down * Shape::across / across;
+    static constexpr int depth = Shape::chunk;
+};
 
-// The weights' gradient.
-#define EXPAND_WEIGHTS(T, name, Shape)                                                               \
-    KERNEL_BLOCKS(expand_backward_weights_##name, WARP * Shape::down * Shape::across, Shape::blocks, \
-                  ExpandBackwardWeightsArguments) {                                                  \
-        expand_backward_weights<WeightShape<T, Shape>>(args);                                        \
+// The gradients apart; src/ops/cuda/pointwise_backward.rs chooses among these and the following. The numbers are those
+// of the data gradient's blocks, and how many blocks of the weights' gradient there are beside them at most.
+#define EXPAND_SPLIT(T, name, Shape)                                                                          \
+    KERNEL_BLOCKS(expand_backward_split_##name, WARP * Shape::down * Shape::across, Shape::blocks,            \
+                  ExpandBackwardSplitArguments) {                                                             \
+        expand_backward_split<DataShape<T, Shape>, WeightShape<T, SplitWeights<Shape>>>(args);                \
     }
-INSTANCE_HALF(EXPAND_WEIGHTS, 128x48, left = 128, right = 48, down = 8, across = 1, depth = 32, blocks = 2)
-INSTANCE_HALF(EXPAND_WEIGHTS, 128x80, left = 128, right = 80, down = 8, across = 1, depth = 32, blocks = 2)
-INSTANCE_HALF(EXPAND_WEIGHTS, 128x112, left = 128, right = 112, down = 8, across = 1, depth = 32, blocks = 2)
-INSTANCE_HALF(EXPAND_WEIGHTS, 64x160, left = 64, right = 160, down = 4, across = 2, depth = 32, blocks = 2)
-INSTANCE_HALF(EXPAND_WEIGHTS, 64x192, left = 64, right = 192, down = 4, across = 2, depth = 32, blocks = 2)
-INSTANCE_HALF(EXPAND_WEIGHTS, 64x320, left = 64, right = 320, down = 4, across = 2, depth = 32, blocks = 1)
-INSTANCE_FP32(EXPAND_WEIGHTS, 128x32, left = 128, right = 32, down = 8, across = 1, depth = 16, blocks = 1)
-INSTANCE_FP32(EXPAND_WEIGHTS, 128x112, left = 128, right = 112, down = 8, across = 1, depth = 16, blocks = 1)
-INSTANCE_FP32(EXPAND_WEIGHTS, 64x320, left = 64, right = 320, down = 4, across = 2, depth = 16, blocks = 1)
+INSTANCE_HALF(EXPAND_SPLIT, 128x48, rows = 128, columns = 48, down = 8, across = 1, chunk = 32, max = 132, blocks = 2)
+INSTANCE_HALF(EXPAND_SPLIT, 128x80, rows = 128, columns = 80, down = 8, across = 1, chunk = 32, max = 132, blocks = 2)
+INSTANCE_HALF(EXPAND_SPLIT, 128x112, rows = 128, columns = 112, down = 8, across = 1, chunk = 32, max = 132, blocks = 2)
+INSTANCE_HALF(EXPAND_SPLIT, 64x160, rows = 64, columns = 160, down = 4, across = 2, chunk = 32, max = 132, blocks = 2)
+INSTANCE_HALF(EXPAND_SPLIT, 64x192, rows = 64, columns = 192, down = 1, across = 4, chunk = 32, max = 198, blocks = 3)
+INSTANCE_HALF(EXPAND_SPLIT, 64x320, rows = 64, columns = 320, down = 2, across = 4, chunk = 32, max = 132, blocks = 1)
+INSTANCE_HALF(EXPAND_SPLIT, 64x640, rows = 32, columns = 640, down = 1, across = 8, chunk = 32, max = 132, blocks = 1)
+INSTANCE_FP32(EXPAND_SPLIT, 128x32, rows = 128, columns = 32, down = 8, across = 1, chunk = 16, max = 132, blocks = 1)
+INSTANCE_FP32(EXPAND_SPLIT, 128x112, rows = 128, columns = 112, down = 8, across = 1, chunk = 16, max = 132, blocks = 1)
+INSTANCE_FP32(EXPAND_SPLIT, 64x320, rows = 32, columns = 320, down = 2, across = 4, chunk = 16, max = 132, blocks = 1)
+INSTANCE_FP32(EXPAND_SPLIT, 64x640, rows = 16, columns = 640, down = 1, across = 8, chunk = 16, max = 132, blocks = 1)
 
 // Both.
 #define EXPAND_SWEEP(T, name, Shape)                                                               \

@@ -1,6 +1,6 @@
 // Backward of the expansion. One sweep makes both gradients if the accumulators of the weights' gradient fit beside
-// those of the data gradient. Otherwise there are two kernels: one for the data gradient with its epilogue, one for
-// the weights' gradient.
+// those of the data gradient. Otherwise some blocks of a launch make the data gradient with its epilogue, the others
+// the weights' gradient: neither waits for the other, and the one fills the places that the other leaves.
 //
 // Bytes, operations and floors at B0's shapes: expand.cu.
 #pragma once
@@ -9,7 +9,8 @@
 
 //   du, y [rows, outputs], weight [outputs, inputs], coefficients [4, outputs] and sums [2, outputs] of y's batch
 //   norm; shortcut [rows, inputs] or null; of the block before: y [rows, inputs], coefficients and keep [images] or
-//   null; dx [rows, inputs], partials [blocks, 2, inputs]. Grid: blocks, which divide the tiles of rows evenly.
+//   null; dx [rows, inputs], partials [blocks, 2, inputs]; x [rows, inputs], weight_partials [blocks, outputs, inputs].
+//   Grid: blocks, which divide the tiles of rows evenly.
 #define EXPAND_BACKWARD_POINTERS(F)        \
     F(const void*, du)                     \
     F(const void*, y)                      \
@@ -21,40 +22,32 @@
     F(const float*, previous_coefficients) \
     F(const float*, keep)                  \
     F(void*, dx)                           \
-    F(float*, partials)
+    F(float*, partials)                    \
+    F(const void*, x)                      \
+    F(float*, weight_partials)
 #define EXPAND_BACKWARD_NUMBERS(F) \
     F(int, rows)                   \
     F(int, inputs)                 \
     F(int, outputs)                \
     F(int, pixels)                 \
     F(float, inverse_rows)
-#define EXPAND_BACKWARD_DATA_FIELDS(F) \
-    EXPAND_BACKWARD_POINTERS(F)        \
-    EXPAND_BACKWARD_NUMBERS(F)
-ARGUMENTS(ExpandBackwardDataArguments, EXPAND_BACKWARD_DATA_FIELDS)
-
-//   Both at once: also x [rows, inputs], weight_partials [blocks, outputs, inputs].
 #define EXPAND_BACKWARD_FIELDS(F) \
     EXPAND_BACKWARD_POINTERS(F)   \
-    F(const void*, x)             \
-    F(float*, weight_partials)    \
     EXPAND_BACKWARD_NUMBERS(F)
 ARGUMENTS(ExpandBackwardArguments, EXPAND_BACKWARD_FIELDS)
 
-//   x [rows, inputs]; slice: channels of dy of a block; partials [parts, outputs, inputs]. Grid as in WeightPiece.
-#define EXPAND_BACKWARD_WEIGHTS_FIELDS(F) \
-    F(const void*, du)                    \
-    F(const void*, y)                     \
-    F(const void*, x)                     \
-    F(const float*, coefficients)         \
-    F(const float*, sums)                 \
-    F(float*, partials)                   \
-    F(int, rows)                          \
-    F(int, inputs)                        \
-    F(int, outputs)                       \
-    F(int, slice)                         \
-    F(float, inverse_rows)
-ARGUMENTS(ExpandBackwardWeightsArguments, EXPAND_BACKWARD_WEIGHTS_FIELDS)
+//   The same with the gradients apart. The data gradient has `data_blocks`, from block `first_data` on. The other
+//   blocks make the weights' gradient: `pieces` (see WeightPiece, with `slice` channels of dy) of each of `parts` parts
+//   of the rows, weight_partials [parts, outputs, inputs]. Of both, those whose blocks take longer come first.
+#define EXPAND_BACKWARD_SPLIT_FIELDS(F) \
+    EXPAND_BACKWARD_POINTERS(F)         \
+    EXPAND_BACKWARD_NUMBERS(F)          \
+    F(int, data_blocks)                 \
+    F(int, first_data)                  \
+    F(int, slice)                       \
+    F(int, pieces)                      \
+    F(int, parts)
+ARGUMENTS(ExpandBackwardSplitArguments, EXPAND_BACKWARD_SPLIT_FIELDS)
 
 // ---- the data gradient's epilogue -------------------------------------------------------------------------
 
@@ -142,8 +135,8 @@ struct NarrowGradient {
             }
         }
     }
-    // After a barrier: writes this block's part of the sums.
-    __device__ __forceinline__ void finish(float* scratch) const {
+    // After a barrier: writes this block's part of the sums, the `number`-th.
+    __device__ __forceinline__ void finish(float* scratch, int number) const {
         const int inputs = args.inputs;
         if (group < groups) {
             float* to = scratch + group * 2 * inputs + channel;
@@ -151,7 +144,7 @@ struct NarrowGradient {
             store_lanes(to + inputs, sums[1]);
         }
         barrier();
-        float* part = args.partials + static_cast<size_t>(blockIdx.x) * 2 * inputs;
+        float* part = args.partials + static_cast<size_t>(number) * 2 * inputs;
 #pragma unroll 1
         for (int own = threadIdx.x; own < 2 * inputs; own += THREADS) {
             float sum = 0.0f;
@@ -162,19 +155,19 @@ struct NarrowGradient {
     }
 };
 
-// The block's rows: the tiles are divided evenly.
+// The rows of the `number`-th of `blocks` blocks: the tiles are divided evenly.
 struct RowRange {
     int first, end;
 
-    __device__ __forceinline__ RowRange(int rows, int tile_rows) {
+    __device__ __forceinline__ RowRange(int rows, int tile_rows, int number, int blocks) {
         const int64_t tiles = (static_cast<int64_t>(rows) + tile_rows - 1) / tile_rows;
-        first = static_cast<int>(tiles * blockIdx.x / gridDim.x) * tile_rows;
-        const int64_t last = tiles * (blockIdx.x + 1) / gridDim.x * tile_rows;
+        first = static_cast<int>(tiles * number / blocks) * tile_rows;
+        const int64_t last = tiles * (number + 1) / blocks * tile_rows;
         end = last < rows ? static_cast<int>(last) : rows;
     }
 };
 
-// ---- two kernels ------------------------------------------------------------------------------------------
+// ---- the gradients apart ----------------------------------------------------------------------------------
 
 // Batch norm's numbers of two chunks in shared memory. They are copied two steps ahead, because a thread reads what
 // others copied: the barrier of the step between is on the way. With one warp across a warp's sums leave no registers for
@@ -185,10 +178,10 @@ struct ChunkNorms {
     static constexpr int ROWS = 5, SIZE = ROWS * S::CHUNK;  // mean, r and scale; the two sums
     static_assert(MEAN == 0 && RECIPROCAL == 1 && SCALE == 2, "the coefficients' first rows");
 
-    const ExpandBackwardDataArguments& args;
+    const ExpandBackwardSplitArguments& args;
     float* shared;  // [2, ROWS, CHUNK]
 
-    __device__ __forceinline__ ChunkNorms(const ExpandBackwardDataArguments& args, SharedArena& arena)
+    __device__ __forceinline__ ChunkNorms(const ExpandBackwardSplitArguments& args, SharedArena& arena)
         : args(args), shared(AHEAD ? arena.take<float>(2 * SIZE) : nullptr) {}
 
     __device__ __forceinline__ void begin(int chunk, int buffer) const {
@@ -202,10 +195,11 @@ struct ChunkNorms {
         copy_async_16(shared + buffer * SIZE + unit * 4, from + (valid ? channel : 0), valid);
     }
     // This thread's share of dy, four channels at a time, because the sums leave few registers. Lanes whose vectors are
-    // in the same banks begin with different halves of them.
+    // in the same banks, see first_row, begin with different halves of them.
     __device__ __forceinline__ void form(const DataChunks<S>& chunks, int rows, int chunk, int buffer) const {
+        using T = typename S::T;
         using Tile = typename DataChunks<S>::Tile;
-        const int lane = threadIdx.x % WARP, second = ((lane / 4) ^ (lane / 8)) % 2 * 4;
+        const int lane = threadIdx.x % WARP, second = lane / 8 % 2 * 4;
         if (chunk * S::CHUNK + Tile::octet() >= args.outputs) rows = 0;
 #pragma unroll 1
         for (int half = 0; half < LANES; half += 4) {
@@ -223,33 +217,37 @@ struct ChunkNorms {
             }
 #pragma unroll
             for (int at = Tile::first_row(); at < S::ROWS; at += Tile::STEP) {
+                T* own = chunks.tile.dy(buffer) + at * Tile::STRIDE + part;
                 float dy[4] = {};
                 if (at < rows) {
                     float value[4];
-                    load_group(dy, chunks.tile.raw + at * S::CHUNK + part);
-                    load_group(value, chunks.tile.raw + Tile::RAW + at * S::CHUNK + part);
+                    load_group(dy, own);
+                    load_group(value, chunks.tile.value() + at * Tile::STRIDE + part);
 #pragma unroll
                     for (int i = 0; i < 4; i++) dy[i] = norm[i].dy(dy[i], value[i]);
                 }
-                store_group(chunks.dy + (buffer * S::ROWS + at) * Tile::STRIDE + part, dy);
+                store_group(own, dy);
             }
         }
     }
 };
 
-// `S` is a DataShape whose columns include all narrow channels, so du and y are read once. For tiles of few chunks
-// (SEPARATE) dx's tile has its own shared memory, so that the next tile's copies overlap with the epilogue. Otherwise
-// it uses the memory of the weights.
-template <class S, bool SEPARATE>
-__device__ __forceinline__ void expand_backward_data(const ExpandBackwardDataArguments& args) {
+// `S` is a DataShape whose columns include all narrow channels, so du and y are read once. dx's tile lies where dy and
+// the weights were.
+template <class S>
+__device__ __forceinline__ void expand_backward_data(const ExpandBackwardSplitArguments& args, int number) {
     using T = typename S::T;
-    using Output = NarrowGradient<ExpandBackwardDataArguments, T, S::ROWS, S::COLUMNS, S::THREADS>;
+    using Chunks = DataChunks<S>;
+    using Output = NarrowGradient<ExpandBackwardSplitArguments, T, S::ROWS, S::COLUMNS, S::THREADS>;
+    constexpr int ALL = Chunks::ALL > Output::SIZE ? Chunks::ALL : Output::SIZE;
+    static_assert(ALL * sizeof(T) >= Output::SCRATCH * sizeof(float), "room for the sums");
     SharedArena arena;
-    const DataChunks<S> chunks(args, args.du, 0, args.inputs, SEPARATE ? 0 : Output::SIZE, arena);
-    Output output(args, SEPARATE ? arena.take<T>(Output::SIZE) : chunks.weights);
+    T* const shared = arena.take<T>(ALL);
+    const Chunks chunks(args, args.du, 0, args.inputs, shared);
+    Output output(args, shared);
     const ChunkNorms<S> norms(args, arena);
 
-    const RowRange range(args.rows, S::ROWS);
+    const RowRange range(args.rows, S::ROWS, number, args.data_blocks);
     const int end = range.end;
     const int count = chunks.count();
     const auto rows_of = [&](int row) { return end - row < S::ROWS ? end - row : S::ROWS; };
@@ -280,36 +278,25 @@ __device__ __forceinline__ void expand_backward_data(const ExpandBackwardDataArg
             // Of the step after the next one.
             const int second = chunk + 2 < count ? chunk + 2 : chunk + 2 - count;
             norms.begin(second < count ? second : 0, buffer);
-            if (SEPARATE && chunk == 0) output.begin_shortcut(row, rows);
-            if (chunk + 1 < count)
-                begin(row, chunk + 1, buffer ^ 1);
-            else if (SEPARATE)
-                begin(row + S::ROWS, 0, buffer ^ 1);
+            if (chunk + 1 < count) begin(row, chunk + 1, buffer ^ 1);
             chunks.multiply_into(c, chunk, buffer);
         }
-        if (!SEPARATE) {
-            barrier();  // the weights are no longer needed
-            output.begin_shortcut(row, rows);
-            copy_async_commit();
-        }
-        if (args.shortcut != nullptr && (!SEPARATE || count == 1)) {
+        barrier();  // dy and the weights are no longer needed
+        output.begin_shortcut(row, rows);
+        copy_async_commit();
+        if (args.shortcut != nullptr) {
             copy_async_wait<0>();
             barrier();
         }
         output.put(c, S::warp_row(), S::warp_column(), rows);
         barrier();
         output.template store<false>(row, rows);
-        if (!SEPARATE) {
-            barrier();
-            begin(row + S::ROWS, 0, buffer);
-        }
+        barrier();
+        begin(row + S::ROWS, 0, buffer);
     }
     copy_async_wait<0>();  // of numbers that no step needs any more
-    constexpr size_t NEED = Output::SCRATCH * sizeof(float), RAW = 2 * DataChunks<S>::Tile::RAW * sizeof(T);
-    constexpr size_t WEIGHTS = 2 * DataChunks<S>::WEIGHTS * sizeof(T), TILE = Output::SIZE * sizeof(T);
-    static_assert(RAW >= NEED || (!SEPARATE && (WEIGHTS > TILE ? WEIGHTS : TILE) >= NEED), "room for the sums");
     // No thread has used this memory since the last barrier.
-    output.finish(reinterpret_cast<float*>(RAW >= NEED ? chunks.tile.raw : chunks.weights));
+    output.finish(reinterpret_cast<float*>(shared), number);
 }
 
 // x as it is.
@@ -322,12 +309,11 @@ struct PlainRight {
     T* tiles;    // [2, DEPTH, STRIDE]
     int inputs, width;
 
-    __device__ __forceinline__ PlainRight(const ExpandBackwardWeightsArguments& args, SharedArena& arena)
-        : tiles(arena.take<T>(2 * SIZE)), inputs(args.inputs) {
-        const WeightPiece<S> piece(args);
-        x = static_cast<const T*>(args.x) + piece.right;
-        width = piece.right_end - piece.right;
-    }
+    __device__ __forceinline__ PlainRight(const void* x, int inputs, const WeightPiece<S>& piece, SharedArena& arena)
+        : x(static_cast<const T*>(x) + piece.right),
+          tiles(arena.take<T>(2 * SIZE)),
+          inputs(inputs),
+          width(piece.right_end - piece.right) {}
     __device__ __forceinline__ T* tile(int buffer) const { return tiles + buffer * SIZE; }
 
     __device__ __forceinline__ void begin(int row, int rows, int buffer) const {
@@ -343,8 +329,20 @@ struct PlainRight {
 };
 
 template <class S>
-__device__ __forceinline__ void expand_backward_weights(const ExpandBackwardWeightsArguments& args) {
+__device__ __forceinline__ void expand_backward_weights(const ExpandBackwardSplitArguments& args, int number) {
     SharedArena arena;
-    PlainRight<S> right(args, arena);
-    weight_gradient<S>(args, args.du, arena, right, [](int) { return NoFactor(); });
+    const WeightPiece<S> piece(args, number % args.pieces, number / args.pieces, args.parts);
+    PlainRight<S> right(args.x, args.inputs, piece, arena);
+    weight_gradient<S>(args, args.du, args.weight_partials, piece, arena, right, [](int) { return NoFactor(); });
+}
+
+// Both have the same number of threads.
+template <class Data, class Weights>
+__device__ __forceinline__ void expand_backward_split(const ExpandBackwardSplitArguments& args) {
+    static_assert(Data::THREADS == Weights::THREADS, "one launch");
+    const int block = blockIdx.x, data = block - args.first_data;
+    if (data >= 0 && data < args.data_blocks)
+        expand_backward_data<Data>(args, data);
+    else
+        expand_backward_weights<Weights>(args, args.first_data == 0 ? block - args.data_blocks : block);
 }

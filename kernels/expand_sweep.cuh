@@ -216,7 +216,7 @@ __device__ __forceinline__ void expand_backward(const ExpandBackwardArguments& a
     SharedArena arena;
     const ExpandSweep<S> sweep(args, arena);
     Output output(args, arena.take<T>(Output::SIZE));
-    const RowRange range(args.rows, S::ROWS);
+    const RowRange range(args.rows, S::ROWS, blockIdx.x, gridDim.x);
     const auto rows_of = [&](int row) { return range.end - row < S::ROWS ? range.end - row : S::ROWS; };
     typename S::Weights weights;
     typename S::Data data;
@@ -253,5 +253,5 @@ __device__ __forceinline__ void expand_backward(const ExpandBackwardArguments& a
     }
     static_assert(ExpandSweep<S>::SCRATCH * sizeof(T) >= Output::SCRATCH * sizeof(float), "a place for the sums");
     sweep.store_weights(weights);
-    output.finish(reinterpret_cast<float*>(sweep.raw));
+    output.finish(reinterpret_cast<float*>(sweep.raw), blockIdx.x);
 }

@@ -1,6 +1,7 @@
 // The loss: cross-entropy with smoothed labels, one or two of an image and weights of the classes if there are any, and its
 // gradient with respect to the logits. Exponentials are computed in fp32 and summed in double, so that a loss near zero and
-// a gradient p − 1 near zero keep their digits. A block has one image.
+// a gradient p − 1 near zero keep their digits. A block has one image. The last block adds up what all have found, in the
+// order of the images.
 #pragma once
 
 #include "reduction.cuh"
@@ -44,9 +45,10 @@ __device__ __forceinline__ float power(float logit, float most) {
 // losses [N] = −Σ w·target·ln softmax and dlogits [N, classes] = (softmax·Σ w·target − w·target)·scale·(the step's loss
 // scale), with the target (1−ε)·(share·onehot(label) + (1−share)·onehot(second)) + ε/classes. Without shares they are 1,
 // without weights of the classes these are 1; a label that is no class gives NaN. right [N] is 1 if the label's logit is
-// greater than all others: ties and NaN count as wrong. One block for each image.
+// greater than all others: ties and NaN count as wrong. One block for each image; the last one adds the sum of the losses
+// and the number of correct images to the step's block. `arrivals` is one count.
 #define HEAD_LOSS_FIELDS(F)        \
-    F(const StepBlock*, block)     \
+    F(StepBlock*, block)           \
     F(const float*, logits)        \
     F(const uint32_t*, labels)     \
     F(const uint32_t*, second)     \
@@ -55,6 +57,7 @@ __device__ __forceinline__ float power(float logit, float most) {
     F(float*, losses)              \
     F(float*, dlogits)             \
     F(uint32_t*, right)            \
+    F(unsigned*, arrivals)         \
     F(int, classes)                \
     F(float, smoothing)            \
     F(float, scale)
@@ -98,6 +101,21 @@ struct LossTarget {
         return weighted(c, static_cast<double>(logits[c]) - static_cast<double>(most));
     }
 };
+
+// The sum of the losses and the number of correct images, added to the step's block.
+__device__ __forceinline__ void tally(const HeadLossArguments& args, double* loss_scratch, double* right_scratch) {
+    double loss = 0.0, right = 0.0;
+    for (uint32_t image = threadIdx.x; image < gridDim.x; image += LOSS_THREADS) {
+        loss += args.losses[image];
+        right += args.right[image];
+    }
+    loss = block_sum(loss, loss_scratch);
+    right = block_sum(right, right_scratch);
+    if (threadIdx.x == 0) {
+        args.block->loss += loss;
+        args.block->correct += static_cast<uint32_t>(right);
+    }
+}
 
 template <bool SOFT>
 __device__ __forceinline__ void cross_entropy(const HeadLossArguments& args) {
@@ -151,32 +169,8 @@ __device__ __forceinline__ void cross_entropy(const HeadLossArguments& args) {
         args.losses[blockIdx.x] = static_cast<float>(entropy - extra * below - everywhere * shifted);
         args.right[blockIdx.x] = not_below == 0.0 && own == own ? 1 : 0;
     }
+    if (last_to_arrive(args.arrivals, gridDim.x)) tally(args, power_scratch, shifted_scratch);
 }
 
 KERNEL(head_loss, LOSS_THREADS, HeadLossArguments) { cross_entropy<false>(args); }
 KERNEL(head_loss_soft, LOSS_THREADS, HeadLossArguments) { cross_entropy<true>(args); }
-
-// Adds the sum of the losses and the number of correct images to the step's block. One block.
-#define HEAD_TALLY_FIELDS(F)  \
-    F(StepBlock*, block)      \
-    F(const float*, losses)   \
-    F(const uint32_t*, right) \
-    F(int, images)
-ARGUMENTS(HeadTallyArguments, HEAD_TALLY_FIELDS)
-
-KERNEL(head_tally, LOSS_THREADS, HeadTallyArguments) {
-    SharedArena arena;
-    double* loss_scratch = arena.take<double>(LOSS_WARPS);
-    double* right_scratch = arena.take<double>(LOSS_WARPS);
-    double loss = 0.0, right = 0.0;
-    for (int image = static_cast<int>(threadIdx.x); image < args.images; image += LOSS_THREADS) {
-        loss += args.losses[image];
-        right += args.right[image];
-    }
-    loss = block_sum(loss, loss_scratch);
-    right = block_sum(right, right_scratch);
-    if (threadIdx.x == 0) {
-        args.block->loss += loss;
-        args.block->correct += static_cast<uint32_t>(right);
-    }
-}

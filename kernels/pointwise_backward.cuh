@@ -5,9 +5,9 @@
 //   weight gradient   [N, K] = dyᵀ·a, a [M, K]: a block has a piece of it and goes through its part of the rows;
 //                     the parts' sums are written to the workspace and added in order.
 //
-// Pipeline of both. du and y are copied asynchronously to a staging buffer. The thread that copied a vector also
-// turns it into dy: so it waits only for its own copies, and begins those of the next step as soon as it is done. dy
-// is written to one of two tiles, and the other factor to one of two buffers, so a step has one barrier:
+// Pipeline of both. du is copied asynchronously to where dy will be, and y beside it. The thread that copied a vector
+// also turns it into dy: so it waits only for its own copies. dy has two tiles, and the other factor two buffers, so a
+// step has one barrier:
 //
 //   await own copies · form dy · barrier · begin the copies of the next step · multiply · …
 //
@@ -63,55 +63,65 @@ struct NoFactor {
     __device__ __forceinline__ float operator()(int) const { return 1.0f; }
 };
 
-// Makes a tile [ROWS, COLUMNS] of dy in shared memory. A thread has one octet of channels in some of its rows.
+// Makes tiles [ROWS, COLUMNS] of dy in shared memory. A thread has one octet of channels in some of their rows.
 template <typename T, int ROWS, int COLUMNS, int THREADS>
 struct GradientTile {
     static constexpr int OCTETS = COLUMNS / LANES, STEP = THREADS / OCTETS;
-    static constexpr int STRIDE = ROW_STRIDE<T, COLUMNS>, RAW = ROWS * COLUMNS;
+    static constexpr int STRIDE = ROW_STRIDE<T, COLUMNS>, SIZE = ROWS * STRIDE;
+    // Elements of shared memory: two tiles of dy, and y.
+    static constexpr int ALL = 3 * SIZE;
     static_assert(OCTETS * STEP == THREADS, "a thread stays with its octet");
+    static_assert(OCTETS != 4 || STEP % 8 == 0, "whole eights of rows");
 
     const T *du, *y;
-    T* raw;  // [2, ROWS, COLUMNS]: du, y
+    T* shared;  // [3, ROWS, STRIDE]: dy, first du, twice; y
     int channels;
 
-    __device__ __forceinline__ GradientTile(const void* du, const void* y, int channels, SharedArena& arena)
-        : du(static_cast<const T*>(du)), y(static_cast<const T*>(y)), raw(arena.take<T>(2 * RAW)), channels(channels) {}
+    __device__ __forceinline__ GradientTile(const void* du, const void* y, int channels, T* shared)
+        : du(static_cast<const T*>(du)), y(static_cast<const T*>(y)), shared(shared), channels(channels) {}
 
+    __device__ __forceinline__ T* dy(int buffer) const { return shared + buffer * SIZE; }
+    __device__ __forceinline__ const T* value() const { return shared + 2 * SIZE; }
     __device__ static int octet() { return threadIdx.x % OCTETS * LANES; }
-    __device__ static int first_row() { return threadIdx.x / OCTETS; }
+    // Where eight lanes have two rows, these lie four apart: in different banks.
+    __device__ static int first_row() {
+        const int row = threadIdx.x / OCTETS;
+        return OCTETS == 4 ? row / 8 * 8 + row % 2 * 4 + row % 8 / 2 : row;
+    }
 
     // Begins the copies of the tile whose first row is `row`. This thread's octet begins at `channel`; from `end` on it
     // is zero.
     template <typename Rows>
-    __device__ __forceinline__ void begin(int row, const Rows& rows, int channel, int end) const {
+    __device__ __forceinline__ void begin(int row, const Rows& rows, int channel, int end, int buffer) const {
         const size_t start = static_cast<size_t>(row) * channels + channel;
 #pragma unroll 2
         for (int at = first_row(); at < ROWS; at += STEP) {
             const int source = source_row(rows, at);
             const bool valid = source >= 0 && channel < end;
             const size_t from = valid ? start + static_cast<size_t>(source) * channels : 0;
-            T* to = raw + at * COLUMNS + octet();
-            copy_lanes(to, du + from, valid);
-            copy_lanes(to + RAW, y + from, valid);
+            T* to = shared + at * STRIDE + octet();
+            copy_lanes(to + buffer * SIZE, du + from, valid);
+            copy_lanes(to + 2 * SIZE, y + from, valid);
         }
     }
     // Computes dy, after this thread's copies have arrived. du is multiplied by `factor(row)`.
     template <typename Rows, typename F>
-    __device__ __forceinline__ void form(T* tile, const Rows& rows, bool inside, const NormLanes& norm, F factor) const {
+    __device__ __forceinline__ void form(
+        int buffer, const Rows& rows, bool inside, const NormLanes& norm, F factor) const {
 #pragma unroll 1
         for (int at = first_row(); at < ROWS; at += STEP) {
+            T* own = dy(buffer) + at * STRIDE + octet();
             float dy[LANES] = {};
             if (inside && source_row(rows, at) >= 0) {
-                float value[LANES];
-                const T* from = raw + at * COLUMNS + octet();
-                load_lanes(dy, from);
-                load_lanes(value, from + RAW);
+                float y[LANES];
+                load_lanes(dy, own);
+                load_lanes(y, value() + at * STRIDE + octet());
                 const float by = factor(at);
 #pragma unroll
                 for (int i = 0; i < LANES; i++) dy[i] *= by;
-                norm.apply(dy, value);
+                norm.apply(dy, y);
             }
-            store_lanes(tile + at * STRIDE + octet(), dy);
+            store_lanes(own, dy);
         }
     }
 };
@@ -140,21 +150,20 @@ struct DataChunks {
     static constexpr int STRIDE = ROW_STRIDE<T, S::COLUMNS>;
     static constexpr int WEIGHTS = S::CHUNK * STRIDE;
 
+    // Elements of shared memory.
+    static constexpr int ALL = Tile::ALL + 2 * WEIGHTS;
+
     Tile tile;
-    T* dy;       // [2, ROWS, Tile::STRIDE]
     T* weights;  // [2, CHUNK, STRIDE]
     const T* weight;  // at the block's first column
     const float *coefficients, *sums;
     int inputs, outputs, width;  // columns of W, its rows, columns of the block's result
     float inverse_rows;
 
-    // At least `most` elements of shared memory are taken for the weights.
     template <class Args>
-    __device__ __forceinline__ DataChunks(
-        const Args& args, const void* du, int column, int width, int most, SharedArena& arena)
-        : tile(du, args.y, args.outputs, arena),
-          dy(arena.take<T>(2 * S::ROWS * Tile::STRIDE)),
-          weights(arena.take<T>(most > 2 * WEIGHTS ? most : 2 * WEIGHTS)),
+    __device__ __forceinline__ DataChunks(const Args& args, const void* du, int column, int width, T* shared)
+        : tile(du, args.y, args.outputs, shared),
+          weights(shared + Tile::ALL),
           weight(static_cast<const T*>(args.weight) + column),
           coefficients(args.coefficients),
           sums(args.sums),
@@ -169,7 +178,7 @@ struct DataChunks {
     template <typename Rows>
     __device__ __forceinline__ void begin(int row, const Rows& rows, int chunk, int buffer) const {
         const int first = chunk * S::CHUNK;
-        tile.begin(row, rows, first + Tile::octet(), outputs);
+        tile.begin(row, rows, first + Tile::octet(), outputs, buffer);
         T* to = weights + buffer * WEIGHTS;
         constexpr int OCTETS = S::COLUMNS / LANES;
 #pragma unroll 1
@@ -187,11 +196,11 @@ struct DataChunks {
         NormLanes norm = {};
         if (channel < outputs) norm.load(coefficients, sums, outputs, channel, inverse_rows);
         copy_async_wait<0>();
-        tile.form(dy + buffer * (S::ROWS * Tile::STRIDE), rows, channel < outputs, norm, factor);
+        tile.form(buffer, rows, channel < outputs, norm, factor);
     }
     __device__ __forceinline__ void multiply_into(typename S::Sums& c, int chunk, int buffer) const {
         const int left = (outputs - chunk * S::CHUNK + 15) / 16 * 16;
-        multiply<false>(c, dy + (buffer * S::ROWS + S::warp_row()) * Tile::STRIDE, Tile::STRIDE,
+        multiply<false>(c, tile.dy(buffer) + S::warp_row() * Tile::STRIDE, Tile::STRIDE,
                         weights + buffer * WEIGHTS + S::warp_column(), STRIDE, left < S::CHUNK ? left : S::CHUNK);
     }
 };
@@ -212,22 +221,23 @@ struct WeightShape {
     __device__ static int warp_right() { return threadIdx.x / WARP % ACROSS * (16 * P); }
 };
 
-// The block's piece and its rows. Grid: (pieces of N × pieces of K, those of K are neighbours; parts of the rows).
+// A block's piece, of those of N × those of K (which are neighbours), and its part of the rows.
 template <class S>
 struct WeightPiece {
     int left, left_end, right, right_end;  // channels
+    int part;
     int step, steps;                       // first step and end, of DEPTH rows each
 
     template <class Args>
-    __device__ __forceinline__ explicit WeightPiece(const Args& args) {
+    __device__ __forceinline__ WeightPiece(const Args& args, int piece, int part, int parts) : part(part) {
         const int across = (args.inputs + S::RIGHT - 1) / S::RIGHT;
-        left = static_cast<int>(blockIdx.x) / across * args.slice;
+        left = piece / across * args.slice;
         left_end = left + args.slice < args.outputs ? left + args.slice : args.outputs;
-        right = static_cast<int>(blockIdx.x) % across * S::RIGHT;
+        right = piece % across * S::RIGHT;
         right_end = right + S::RIGHT < args.inputs ? right + S::RIGHT : args.inputs;
         const int64_t all = (static_cast<int64_t>(args.rows) + S::DEPTH - 1) / S::DEPTH;
-        step = static_cast<int>(all * blockIdx.y / gridDim.y);
-        steps = static_cast<int>(all * (blockIdx.y + 1) / gridDim.y);
+        step = static_cast<int>(all * part / parts);
+        steps = static_cast<int>(all * (part + 1) / parts);
     }
     __device__ __forceinline__ static int rows_of(int rows, int step) {
         const int left = rows - step * S::DEPTH;
@@ -237,7 +247,7 @@ struct WeightPiece {
     __device__ __forceinline__ void store(
         const typename S::Sums& c, float* partials, int outputs, int inputs) const {
         const int n = left + S::warp_left(), k = right + S::warp_right();
-        float* to = partials + static_cast<size_t>(blockIdx.y) * outputs * inputs;
+        float* to = partials + static_cast<size_t>(part) * outputs * inputs;
         c.visit([&](int row, int column, float first, float second) {
             if (n + row < left_end && k + column < right_end)
                 store_pair(to + static_cast<size_t>(n + row) * inputs + k + column, first, second);
@@ -250,13 +260,11 @@ struct WeightPiece {
 // multiplies du in the rows from `row` on.
 template <class S, class Args, class Right, typename Factor>
 __device__ __forceinline__ void weight_gradient(
-    const Args& args, const void* du, SharedArena& arena, Right& right, Factor factor) {
+    const Args& args, const void* du, float* partials, const WeightPiece<S>& piece, SharedArena& arena, Right& right,
+    Factor factor) {
     using T = typename S::T;
     using Tile = GradientTile<T, S::DEPTH, S::LEFT, S::THREADS>;
-    constexpr int SIZE = S::DEPTH * Tile::STRIDE;
-    WeightPiece<S> piece(args);
-    const Tile tile(du, args.y, args.outputs, arena);
-    T* dy = arena.take<T>(2 * SIZE);
+    const Tile tile(du, args.y, args.outputs, arena.take<T>(Tile::ALL));
     const int channel = piece.left + Tile::octet();
     const bool inside = channel < piece.left_end;
     NormLanes norm = {};
@@ -265,7 +273,7 @@ __device__ __forceinline__ void weight_gradient(
     const auto begin = [&](int step, int buffer) {
         if (step < piece.steps) {
             const int rows = piece.rows_of(args.rows, step);
-            tile.begin(step * S::DEPTH, rows, channel, piece.left_end);
+            tile.begin(step * S::DEPTH, rows, channel, piece.left_end, buffer);
             right.begin(step * S::DEPTH, rows, buffer);
         }
         copy_async_commit();
@@ -277,12 +285,12 @@ __device__ __forceinline__ void weight_gradient(
     for (int step = piece.step; step < piece.steps; step++, buffer ^= 1) {
         const int row = step * S::DEPTH, rows = piece.rows_of(args.rows, step);
         copy_async_wait<0>();
-        tile.form(dy + buffer * SIZE, rows, inside, norm, factor(row));
+        tile.form(buffer, rows, inside, norm, factor(row));
         right.form(row, rows, buffer);
         barrier();
         begin(step + 1, buffer ^ 1);
-        multiply<true>(c, dy + buffer * SIZE + S::warp_left(), Tile::STRIDE, right.tile(buffer) + S::warp_right(),
+        multiply<true>(c, tile.dy(buffer) + S::warp_left(), Tile::STRIDE, right.tile(buffer) + S::warp_right(),
                        Right::STRIDE, S::DEPTH);
     }
-    piece.store(c, args.partials, args.outputs, args.inputs);
+    piece.store(c, partials, args.outputs, args.inputs);
 }

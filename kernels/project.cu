@@ -49,9 +49,10 @@
 //
 // Total: 11.7 MB, 0.61 Gflop and 2.4 million sigmoids an image: 3.9 µs at 3.0 TB/s, 17 µs at 0.70 TB/s. Tiles are
 // aligned to images, because each image has its own gate. The five sums take 20 bytes for each channel and image
-// (times the segments of a large image). With the parts' sums of dW it is 12.5 MB. With padding to whole tiles there
-// are 368 M multiply-adds, 1.6 µs on an H100's tensor cores and 12.4 µs on an RTX 3080's, where layers from 112
-// outputs on are bound by them; and 55 M fp32 instructions, 1.9 and 3.7 µs. Last measured share: not yet measured.
+// (times the segments of a large image, the last of which adds them up). With the parts' sums of dW it is 12.5 MB.
+// With padding to whole tiles there are 368 M multiply-adds, 1.6 µs on an H100's tensor cores and 12.4 µs on an RTX
+// 3080's, where layers from 112 outputs on are bound by them; and 55 M fp32 instructions, 1.9 and 3.7 µs. Last
+// measured share: not yet measured.
 //
 // Predicted by tools/count for a step of B0 (224², batch 512, fp16) on an H100, µs of all launches:
 //
@@ -141,16 +142,3 @@ INSTANCE_FP32(PROJECT_DATA, 128, rows = 32, columns = 128, down = 1, across = 8,
     }
 INSTANCE_HALF(PROJECT_WEIGHTS, 128x128, left = 128, right = 128, down = 4, across = 2, depth = 32)
 INSTANCE_FP32(PROJECT_WEIGHTS, 128x128, left = 128, right = 128, down = 4, across = 2, depth = 16)
-
-KERNEL(project_backward_segments, 256, ProjectBackwardSegmentsArguments) {
-    const int first = (static_cast<int>(blockIdx.x) * 256 + static_cast<int>(threadIdx.x)) * LANES;
-    if (first >= args.elements) return;
-    float sums[LANES] = {};
-    for (int segment = 0; segment < args.segments; segment++) {
-        float more[LANES];
-        load_lanes(more, args.parts + static_cast<size_t>(segment) * args.elements + first);
-#pragma unroll
-        for (int i = 0; i < LANES; i++) sums[i] += more[i];
-    }
-    store_lanes(args.five_sums + first, sums);
-}

@@ -8,9 +8,11 @@
 
 //   dout, y [rows, outputs], weight [outputs, inputs], coefficients [4, outputs] and sums [2, outputs] of y's batch
 //   norm, keep [images] or null; x [rows, inputs], input_coefficients [4, inputs], gate [images, inputs];
-//   da [rows, inputs], five_sums [segments, 5, images, inputs], partials [gridDim.y, outputs, inputs].
+//   da [rows, inputs], five_sums [5, images, inputs], partials [gridDim.y, outputs, inputs].
 // Grid: (slices of `slice` channels of x, which are neighbours because they read the same dout and y; parts of the
-// rows). A part is one of `segments` segments of an image or, if that is 1, `group` images.
+// rows). A part is one of `segments` segments of an image or, if that is 1, `group` images. If there are several segments,
+// each has five sums of its own, segment_sums [segments, 5, images, inputs], and the last block of an image and slice adds
+// them; arrivals [images, slices].
 #define PROJECT_BACKWARD_FIELDS(F)      \
     F(const void*, dout)                \
     F(const void*, y)                   \
@@ -23,6 +25,8 @@
     F(const float*, gate)               \
     F(void*, da)                        \
     F(float*, five_sums)                \
+    F(float*, segment_sums)             \
+    F(unsigned*, arrivals)              \
     F(float*, partials)                 \
     F(int, images)                      \
     F(int, pixels)                      \
@@ -268,9 +272,10 @@ struct FiveSums {
         }
     }
     __device__ __forceinline__ float* result(int sum, int image, int at) const {
-        const int segment = args.segments > 1 ? static_cast<int>(blockIdx.y) % args.segments : 0;
+        const bool whole = args.segments == 1;
+        const int segment = whole ? 0 : static_cast<int>(blockIdx.y) % args.segments;
         const size_t line = static_cast<size_t>(segment * COUNT + sum) * args.images + image;
-        return args.five_sums + line * args.inputs + first + at;
+        return (whole ? args.five_sums : args.segment_sums) + line * args.inputs + first + at;
     }
     // Adds the sums of warps below each other: after a barrier, and before the one that the next tile begins with.
     __device__ __forceinline__ void end_tile(const Tiles& tile) const {
@@ -282,6 +287,28 @@ struct FiveSums {
 #pragma unroll
             for (int down = 0; down < S::DOWN; down++) sum += scratch[down * COUNT * S::COLUMNS + at];
             *result(at / S::COLUMNS, tile.image, at % S::COLUMNS) = sum;
+        }
+    }
+    // When all else of the block is done: the last segment of an image adds what all of them have, in order.
+    __device__ __forceinline__ void add_segments() const {
+        constexpr int WIDE = 4;
+        const int segments = args.segments, image = blockIdx.y / segments;
+        if (segments == 1 || !last_to_arrive(args.arrivals + image * gridDim.x + blockIdx.x, segments)) return;
+        const size_t segment = static_cast<size_t>(COUNT) * args.images * args.inputs;
+#pragma unroll 1
+        for (int at = threadIdx.x; at < COUNT * width / WIDE; at += S::THREADS) {
+            const int sum = at / (width / WIDE), channel = first + at % (width / WIDE) * WIDE;
+            const size_t place = (static_cast<size_t>(sum) * args.images + image) * args.inputs + channel;
+            const float* from = args.segment_sums + place;
+            float total[WIDE] = {};
+#pragma unroll 8
+            for (int number = 0; number < segments; number++, from += segment) {
+                float more[WIDE];
+                load_group(more, from);
+#pragma unroll
+                for (int i = 0; i < WIDE; i++) total[i] += more[i];
+            }
+            store_group(args.five_sums + place, total);
         }
     }
 };
@@ -332,7 +359,7 @@ __device__ __forceinline__ void project_backward_data(const ProjectBackwardArgum
     SharedArena arena;
     const int first = blockIdx.x * args.slice;
     const int width = args.inputs - first < args.slice ? args.inputs - first : args.slice;
-    const DataChunks<S> chunks(args, args.dout, first, width, 0, arena);
+    const DataChunks<S> chunks(args, args.dout, first, width, arena.take<T>(DataChunks<S>::ALL));
     T* x = arena.take<T>(WideRows<S>::SIZE);
     FiveSums<S> sums(args, first, width, arena);
     const WideRows<S> wide = {args, first, width};
@@ -361,14 +388,5 @@ __device__ __forceinline__ void project_backward_data(const ProjectBackwardArgum
         // There are at least two chunks: x has arrived with the second.
         sums.template add_tile<false>(tile, c, x);
     }
+    sums.add_segments();
 }
-
-// ---- the segments of an image -----------------------------------------------------------------------------
-
-//   parts [segments, elements] → five_sums [elements], elements a multiple of 8.
-#define PROJECT_BACKWARD_SEGMENTS_FIELDS(F) \
-    F(const float*, parts)                  \
-    F(float*, five_sums)                    \
-    F(int, segments)                        \
-    F(int, elements)
-ARGUMENTS(ProjectBackwardSegmentsArguments, PROJECT_BACKWARD_SEGMENTS_FIELDS)

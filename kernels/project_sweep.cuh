@@ -272,4 +272,5 @@ __device__ __forceinline__ void project_backward(const ProjectBackwardArguments&
         if (line < args.outputs && column < width)
             store_pair(to + static_cast<size_t>(line) * args.inputs + column, one, two);
     });
+    sums.add_segments();
 }

@@ -5,7 +5,8 @@
 
 #include "pointwise_backward.cuh"
 
-//   The weights' gradient alone. slice: channels of dy of a block. Grid as in WeightPiece.
+//   The weights' gradient alone. slice: channels of dy of a block. Grid: (pieces, see
+//   WeightPiece; parts of the rows).
 #define PROJECT_BACKWARD_WEIGHTS_FIELDS(F) \
     F(const void*, dout)                   \
     F(const void*, y)                      \
@@ -39,9 +40,9 @@ struct GatedSiluRight {
     bool inside;
     float gate[EACH][LANES];  // of this thread's rows, loaded with the copies
 
-    __device__ __forceinline__ GatedSiluRight(const ProjectBackwardWeightsArguments& args, SharedArena& arena)
+    __device__ __forceinline__ GatedSiluRight(
+        const ProjectBackwardWeightsArguments& args, const WeightPiece<S>& piece, SharedArena& arena)
         : args(args), raw(arena.take<T>(S::DEPTH * S::RIGHT)), tiles(arena.take<T>(2 * SIZE)) {
-        const WeightPiece<S> piece(args);
         octet = static_cast<int>(threadIdx.x) % OCTETS * LANES;
         channel = piece.right + octet;
         inside = channel < piece.right_end;
@@ -91,7 +92,8 @@ __device__ __forceinline__ void project_backward_weights(const ProjectBackwardWe
         }
     };
     SharedArena arena;
-    GatedSiluRight<S> right(args, arena);
-    weight_gradient<S>(args, args.dout, arena, right,
+    const WeightPiece<S> piece(args, blockIdx.x, blockIdx.y, gridDim.y);
+    GatedSiluRight<S> right(args, piece, arena);
+    weight_gradient<S>(args, args.dout, args.partials, piece, arena, right,
                        [&](int row) { return Factor{args.keep, args.pixels, row}; });
 }

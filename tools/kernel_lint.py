@@ -24,9 +24,8 @@ TOGETHER = (
     ("residual_forward_*", 8),
     ("squeeze_pool_*", 2),
     ("head_pool_*", 2),
-    ("expand_backward_data_*", 2),
+    ("expand_backward_split_*", 2),
     ("project_forward_*", 2),
-    ("project_backward_segments", 3),
     ("project_backward_*", 2),
 )
 ARCHITECTURES = {80, 86, 89, 90}
@@ -40,9 +39,7 @@ FEWER = (
     "depthwise_backward_recompute_k3s1_*",
     "depthwise_forward_*",
     "expand_backward_240x48_*",
-    "expand_backward_data_112_*",
-    "expand_backward_data_192_*",
-    "expand_backward_data_80_*",
+    "expand_backward_split_64x192_*",
     "expand_forward_128x128_*",
     "expand_forward_128x96_*",
     "expand_forward_64x80_*",
@@ -58,7 +55,6 @@ KNOWN = (
     *((name, BLOCKS, SMALL) for name in FEWER),
     ("head_loss", CONVERSIONS, TREE),
     ("head_loss_soft", CONVERSIONS, TREE),
-    ("head_tally", CONVERSIONS, TREE),
     ("optimiser_clip", CONVERSIONS, TREE),
     ("stem_forward_*", CONVERSIONS, SLICES),
 )

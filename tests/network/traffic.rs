@@ -137,7 +137,7 @@ impl Traffic {
     }
 }
 
-/// Bytes of an image's step in plan A with the expand backward of wide layers as two kernels (data, weights), each of
+/// Bytes of an image's step in plan A with the expand backward of wide layers in blocks apart (data, weights), each of
 /// which reads the wide gradient and the wide output: 89.7 MB and 3.6 MB.
 const PLAN: f64 = 93.3e6;
 

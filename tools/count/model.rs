@@ -1,5 +1,8 @@
 //! From counts to times.
 
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
 use crate::block::{Done, Tally};
 use crate::card::{self, Card, FROM_CACHE, ISSUE, WAVEFRONT};
 use crate::instruction::Instruction;
@@ -25,6 +28,8 @@ pub struct Count {
     pub cycles: f64,
     pub tail: f64,
     pub blocks: f64,
+    /// Blocks of each kind of work, and cycles of such a block alone.
+    pub kinds: Vec<[f64; 2]>,
     /// By instruction of the kernel, of all blocks.
     pub tallies: Vec<Share>,
 }
@@ -50,24 +55,57 @@ pub struct Share {
 }
 
 impl Count {
-    /// From some of a launch's blocks, each as often as said.
-    pub fn of(kernel: &Kernel, sample: &[(f64, Done)], blocks: f64) -> Count {
+    /// From some of a launch's blocks of each kind, each as often as said, and the number of that kind.
+    pub fn of(kernel: &Kernel, kinds: &[(f64, Vec<(f64, Done)>)]) -> Count {
+        let blocks = kinds.iter().map(|(blocks, _)| blocks).sum();
+        let tallies = vec![Share::default(); kernel.instructions.len()];
+        let mut count = Count { blocks, tallies, ..Count::default() };
+        for (blocks, sample) in kinds {
+            count.add_kind(kernel, *blocks, sample);
+        }
+        let cycles = count.kinds.iter().map(|[blocks, cycles]| blocks * cycles).sum::<f64>();
+        count.cycles = cycles / count.blocks;
+        count
+    }
+
+    fn add_kind(&mut self, kernel: &Kernel, blocks: f64, sample: &[(f64, Done)]) {
         let all: f64 = sample.iter().map(|(share, _)| share).sum();
-        let mut count =
-            Count { blocks, tallies: vec![Share::default(); kernel.instructions.len()], ..Count::default() };
-        let longest = sample.iter().map(|(_, done)| done.cycles).max().unwrap_or(0);
+        let mut cycles = 0.0;
         for (share, done) in sample {
             let scale = blocks * share / all;
-            count.cycles += done.cycles as f64 * share / all;
-            count.products += products(kernel, done) * scale;
+            cycles += done.cycles as f64 * share / all;
+            self.products += products(kernel, done) * scale;
             for (number, (instruction, tally)) in kernel.instructions.iter().zip(&done.tallies).enumerate() {
-                count.add(instruction.pipe, number, tally, scale);
+                self.add(instruction.pipe, number, tally, scale);
             }
         }
         if sample.iter().any(|(_, done)| !done.arrivals.is_empty()) {
-            count.tail = longest as f64 - count.cycles;
+            let longest = sample.iter().map(|(_, done)| done.cycles).max().unwrap_or(0);
+            self.tail = self.tail.max(longest as f64 - cycles);
         }
-        count
+        self.kinds.push([blocks, cycles]);
+    }
+
+    /// Cycles until all blocks are done, if so many run at once and a place that becomes free takes the next one. Of one
+    /// kind these are whole waves, while there are few.
+    fn span(&self, slots: f64) -> f64 {
+        let waves = self.blocks / slots;
+        match self.kinds[..] {
+            [[_, cycles]] if waves > 8.0 => waves * cycles,
+            [[_, cycles]] => waves.ceil().max(1.0) * cycles,
+            _ => {
+                let mut places: BinaryHeap<Reverse<u64>> = (0..slots as u64).map(|_| Reverse(0)).collect();
+                let mut end = 0;
+                for [blocks, cycles] in &self.kinds {
+                    for _ in 0..*blocks as u64 {
+                        let Reverse(free) = places.pop().unwrap_or(Reverse(end));
+                        end = end.max(free + *cycles as u64);
+                        places.push(Reverse(free + *cycles as u64));
+                    }
+                }
+                end as f64
+            }
+        }
     }
 
     fn add(&mut self, pipe: Pipe, number: usize, tally: &Tally, scale: f64) {
@@ -141,10 +179,7 @@ pub fn time(card: &Card, count: &Count, bytes: f64, resident: u32) -> Time {
     let from_cache = count.sectors * SECTOR as f64 / FROM_CACHE;
     let slots = card.multiprocessors * resident;
     let waves = count.blocks / slots;
-    // The last blocks have the card for themselves: whole waves, while there are few.
-    let latency = waves.ceil().max(1.0) * count.cycles / card.clock / 1e3;
-    let latency = if waves > 8.0 { waves * count.cycles / card.clock / 1e3 } else { latency };
-    let latency = latency + count.tail / card.clock / 1e3;
+    let latency = (count.span(slots) + count.tail) / card.clock / 1e3;
     let by = [
         bytes / card.copy / 1e6,
         latency,

@@ -26,7 +26,8 @@ shapes in every forward kernel.
 - **latency**: waves of blocks (whole ones, while there are at most 8) times the time of a block that has the card for
   itself: stalls and scoreboards as the machine code says, and the card's latency for what the block loads first. A launch
   whose bytes fill at most half of the second-level cache is taken to find them there. Where the last block to arrive does
-  more than the others, its time comes on top.
+  more than the others, its time comes on top. Where blocks do either of two things (`expand_backward_split`), both are
+  counted, and a place that becomes free takes the next block.
 - **issue**: warp instructions, four a cycle. **fp32 and integer units**, **fp64**, **special functions**, **tensor
   cores**: the instructions of each at the card's own rate. An A100 has 64 fp32 lanes, a GeForce two for fp64.
 - **shared memory**: wavefronts of shared memory and of the first-level cache, one a cycle.

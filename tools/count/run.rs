@@ -11,7 +11,7 @@ use crate::warp::Setting;
 /// Two half-precision ones: a small positive number as fp32, too.
 const FILL: u32 = 0x3c00_3c00;
 /// Kernels that read integers which say how much there is to do.
-const INTEGERS: [&str; 5] = ["image_", "head_loss", "head_tally", "optimiser_", "step_"];
+const INTEGERS: [&str; 4] = ["image_", "head_loss", "optimiser_", "step_"];
 
 /// Constant bank 0: what the driver writes, then the argument.
 pub fn constants(architecture: u32, launch: &Launch) -> Vec<u8> {
@@ -43,21 +43,25 @@ pub fn block(
     };
     let integers = INTEGERS.iter().any(|prefix| launch.kernel.starts_with(prefix));
     // Half of the cache for what the kernel before has written, half for what else lies there.
-    let cached = launch.bytes <= card.cache * 1e6 / 2.0;
+    let cached = launch.bytes - launch.again <= card.cache * 1e6 / 2.0;
     let run = Run { fill: if integers { 0 } else { FILL }, keep, last, cached };
     Block::new(kernel, &setting, &latency, run).run()
 }
 
-/// The work of a launch, from `sample` of its blocks.
+/// The work of a launch, from `sample` blocks of each kind of its work.
 pub fn count(card: &Card, kernel: &Kernel, launch: &Launch, sample: u64) -> Result<Count, String> {
-    let blocks = launch.blocks();
-    let sample = sample.min(blocks);
-    let numbers = (0..sample).map(|i| (2 * i + 1) * blocks / (2 * sample));
-    let mut done = Vec::new();
-    for number in numbers {
-        done.extend(as_often(card, kernel, launch, number)?);
+    let mut kinds = Vec::new();
+    for border in launch.borders().windows(2) {
+        let (first, blocks) = (border[0], border[1] - border[0]);
+        let sample = sample.min(blocks);
+        let mut done = Vec::new();
+        for i in 0..sample {
+            let number = first + (2 * i + 1) * blocks / (2 * sample);
+            done.extend(as_often(card, kernel, launch, number)?);
+        }
+        kinds.push((blocks as f64, done));
     }
-    Ok(Count::of(kernel, &done, blocks as f64))
+    Ok(Count::of(kernel, &kinds))
 }
 
 /// A block that is never the last, is the last once, …, with how many of its launch's blocks are so.

@@ -11,9 +11,12 @@ pub struct Launch {
     pub argument: Vec<u8>,
     /// Where the argument has addresses of the recorder's memory.
     pub addresses: Vec<usize>,
-    /// What it must move through memory, and multiply-adds on tensor cores.
+    /// What it must move through memory, how much of it a second time, and multiply-adds on tensor cores.
     pub bytes: f64,
+    pub again: f64,
     pub tensor: f64,
+    /// First blocks of the second kind of work and of later ones, if there are several.
+    pub kinds: Vec<u64>,
 }
 
 pub struct Step {
@@ -47,6 +50,11 @@ impl Launch {
 
     pub fn blocks(&self) -> u64 {
         self.grid.iter().map(|side| u64::from(*side)).product()
+    }
+
+    /// First block of each kind of work, and the end.
+    pub fn borders(&self) -> Vec<u64> {
+        [0].into_iter().chain(self.kinds.iter().copied()).chain([self.blocks()]).collect()
     }
 
     pub fn block(&self, number: u64) -> [u32; 3] {
@@ -96,6 +104,8 @@ fn launch(launch: &Value) -> Option<Launch> {
         shared: number(&launch["shared"])?,
         argument,
         bytes: launch["bytes"].as_f64()?,
+        again: launch["again"].as_f64()?,
         tensor: launch["tensor"].as_f64()?,
+        kinds: launch["kinds"].as_array()?.iter().map(Value::as_u64).collect::<Option<_>>()?,
     })
 }

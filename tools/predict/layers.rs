@@ -92,7 +92,6 @@ pub fn head(c: &mut Count, name: &str) -> Result<(), String> {
             c.fp32(logits, EXACT_SIGMOID);
             c.work.special += logits;
         }
-        "head_tally" => {}
         "head_weights" => {
             let [images, channels, classes] = c.sides(["images", "channels", "classes"]);
             c.fp32(up(classes, TILE) * up(channels, TILE), images);

@@ -68,23 +68,21 @@ pub fn expand_sweep(c: &mut Count, [wide, narrow]: [f64; 2], recomputes: bool) {
     c.floats(parts * inputs * outputs);
 }
 
-pub fn expand_data(c: &mut Count) {
+/// Data and weights in blocks of their own, each of which make dy: those of the weights for `left` channels and all
+/// `columns`, or a half of them.
+pub fn expand_split(c: &mut Count, [left, columns]: [f64; 2]) {
     let [rows, inputs, outputs] = c.sides(["rows", "inputs", "outputs"]);
-    let parts = c.grid(0);
-    let name = crate::work::split(&c.launch.kernel).0;
-    let columns = name.rsplit('_').next().and_then(|n| n.parse().ok()).unwrap_or(inputs);
-    form(c, rows * outputs, false);
+    let [data_blocks, slice, pieces, parts] = c.sides(["data_blocks", "slice", "pieces", "parts"]);
+    let across = pieces / (outputs / slice).ceil();
+    form(c, rows * outputs * (1.0 + across), false);
     c.product(rows, columns, outputs);
-    narrow_gradient(c, rows, inputs, parts);
+    c.product(pieces * left, columns / across, rows);
+    narrow_gradient(c, rows, inputs, data_blocks);
     c.weights(inputs * outputs);
-}
-
-pub fn expand_weights(c: &mut Count, [left, right]: [f64; 2]) {
-    let [rows, inputs, outputs] = c.sides(["rows", "inputs", "outputs"]);
-    let (pieces, parts) = (c.grid(0), c.grid(1));
-    form(c, rows * outputs * (inputs / right).ceil(), false);
-    c.product(pieces * left, right, rows);
     c.floats(parts * inputs * outputs);
+    // du and y. Its argument names each tensor once.
+    c.work.again = 2.0 * c.element() * rows * outputs;
+    c.work.bytes += c.work.again;
 }
 
 /// The five sums of da and x, with the activation where the weights' gradient needs it.
@@ -100,10 +98,13 @@ fn five_sums(c: &mut Count, values: f64, activate: bool) {
     }
 }
 
+/// The sums of segments of an image: written, read and added up.
 fn segments(c: &mut Count, images: f64, inputs: f64) {
     let segments = c.get("segments");
     if segments > 1.0 {
-        c.floats(5.0 * segments * images * inputs);
+        let sums = 5.0 * segments * images * inputs;
+        c.floats(2.0 * sums);
+        c.fp32(sums, 1.0);
     }
 }
 
@@ -143,11 +144,4 @@ pub fn project_weights(c: &mut Count, [left, right]: [f64; 2]) {
     c.store(values);
     c.product(pieces * left, right, rows);
     c.floats(parts * inputs * outputs);
-}
-
-/// The sums of segments of an image, added up.
-pub fn project_segments(c: &mut Count) {
-    let [segments, elements] = c.sides(["segments", "elements"]);
-    c.fp32(segments * elements, 1.0);
-    c.floats(segments * elements);
 }

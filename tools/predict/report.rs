@@ -198,7 +198,7 @@ const HEADER: &str = "| MB | tensor G | fp32 G | special M | H100 µs | bound by
 const ALIGNMENT: &str = "|---:|---:|---:|---:|---:|---|---:|---|\n";
 
 fn columns(row: &Row) -> String {
-    let Work { bytes, tensor, fp32, special } = row.work;
+    let Work { bytes, tensor, fp32, special, .. } = row.work;
     let mut text =
         format!("| {:.1} | {:.2} | {:.2} | {:.1} ", bytes / 1e6, tensor / 1e9, fp32 / 1e9, special / 1e6);
     for card in [0, 1] {
@@ -227,6 +227,13 @@ pub fn launches<'a>(launches: impl Iterator<Item = &'a Launched>) -> Value {
     json!(kernels)
 }
 
+/// Of a launch whose blocks do either of two things: where the second begins.
+fn kinds(launch: &Launched) -> Vec<u64> {
+    let [first, blocks] = ["first_data", "data_blocks"].map(|name| launch.number(name));
+    let border = if first == Some(0.0) { blocks } else { first };
+    border.into_iter().map(|at| at as u64).collect()
+}
+
 /// Every launch of a step with its argument, for `tools/count`, which runs the machine code of its blocks.
 pub fn record(case: Case, steps: &[Recorded]) -> Value {
     let mut launches = Vec::new();
@@ -235,7 +242,8 @@ pub fn record(case: Case, steps: &[Recorded]) -> Value {
             let digits: String = launch.argument.iter().map(|byte| format!("{byte:02x}")).collect();
             launches.push(json!({
                 "pass": number, "kernel": launch.kernel, "grid": launch.grid, "threads": launch.threads,
-                "shared": launch.shared, "argument": digits, "addresses": launch.addresses, "bytes": work.bytes, "tensor": work.tensor,
+                "shared": launch.shared, "argument": digits, "addresses": launch.addresses, "bytes": work.bytes,
+                "again": work.again, "tensor": work.tensor, "kinds": kinds(launch),
             }));
         }
     }

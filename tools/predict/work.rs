@@ -14,6 +14,8 @@ use crate::{layers, pointwise, state, windows};
 pub struct Work {
     /// Bytes moved through memory, each tensor once.
     pub bytes: f64,
+    /// Those of them that the same launch reads a second time.
+    pub again: f64,
     /// Multiply-adds on the tensor cores, as issued: channels filled up to whole tiles are counted.
     pub tensor: f64,
     /// fp32 instructions of a thread, multiply-adds among them.
@@ -25,6 +27,7 @@ pub struct Work {
 impl std::ops::AddAssign for Work {
     fn add_assign(&mut self, other: Work) {
         self.bytes += other.bytes;
+        self.again += other.again;
         self.tensor += other.tensor;
         self.fp32 += other.fp32;
         self.special += other.special;
@@ -152,12 +155,10 @@ pub fn of(launch: &Launched) -> Result<Work, String> {
         ("expand_forward" | "project_forward", Some(tile)) => pointwise::forward(&mut c, base, tile),
         ("expand_backward", Some(tile)) => pointwise::expand_sweep(&mut c, tile, false),
         ("expand_backward_recompute", Some(tile)) => pointwise::expand_sweep(&mut c, tile, true),
-        ("expand_backward_weights", Some(tile)) => pointwise::expand_weights(&mut c, tile),
+        ("expand_backward_split", Some(tile)) => pointwise::expand_split(&mut c, tile),
         ("project_backward", Some(tile)) => pointwise::project_sweep(&mut c, tile),
         ("project_backward_weights", Some(tile)) => pointwise::project_weights(&mut c, tile),
-        _ if name.starts_with("expand_backward_data_") => pointwise::expand_data(&mut c),
         _ if name.starts_with("project_backward_data_") => pointwise::project_data(&mut c),
-        ("project_backward_segments", _) => pointwise::project_segments(&mut c),
         ("residual_forward", _) => layers::residual(&mut c),
         ("stem_forward", _) => windows::stem_forward(&mut c),
         ("stem_backward", _) => windows::stem_backward(&mut c),

@@ -6,12 +6,11 @@ use super::batch_norm::{Parts, inverse_rows, parts_bytes, sums_bytes};
 use super::context::{Context, workspace_bytes};
 use super::gpu::{Address, Gpu};
 use super::pointwise::Cut;
-use super::pointwise_backward::{ExpandData, ExpandSweep, WeightPieces};
+use super::pointwise_backward::{ExpandSplit, ExpandSweep};
 use super::precision::Precision;
 use super::reduction::{Partials, WeightGradient, finish_gradients};
 use super::sources::expand::{
-    ExpandBackwardArguments, ExpandBackwardDataArguments, ExpandBackwardWeightsArguments,
-    ExpandForwardArguments, SWEEP_THREADS,
+    ExpandBackwardArguments, ExpandBackwardSplitArguments, ExpandForwardArguments, SWEEP_THREADS,
 };
 use crate::ops::{ExpandBackward, ExpandForward, Result};
 
@@ -62,24 +61,21 @@ pub fn forward<G: Gpu>(cx: &mut Context<G>, p: &ExpandForward, y: Address) -> Re
 
 const BACKWARD: Kernel<ExpandBackwardArguments> = Kernel::stored("expand_backward");
 const BACKWARD_RECOMPUTE: Kernel<ExpandBackwardArguments> = Kernel::stored("expand_backward_recompute");
-const BACKWARD_DATA: Kernel<ExpandBackwardDataArguments> = Kernel::stored("expand_backward_data");
-const BACKWARD_WEIGHTS: Kernel<ExpandBackwardWeightsArguments> = Kernel::stored("expand_backward_weights");
+const BACKWARD_SPLIT: Kernel<ExpandBackwardSplitArguments> = Kernel::stored("expand_backward_split");
 
-/// The kernels of the backward pass.
+/// The blocks of the backward pass.
 enum BackwardCut {
+    /// Each makes both gradients.
     Sweep(ExpandSweep),
-    /// One kernel for the data gradient, then one for the weights' gradient.
-    Two(ExpandData, WeightPieces),
+    /// Each makes one of them.
+    Split(ExpandSplit),
 }
 
 impl BackwardCut {
     fn new(p: &ExpandBackward, precision: Precision) -> BackwardCut {
         match ExpandSweep::of(precision, p.inputs, p.outputs) {
             Some(sweep) => BackwardCut::Sweep(sweep),
-            None => BackwardCut::Two(
-                ExpandData::of(precision, p.inputs),
-                WeightPieces::expand(precision, p.rows, p.inputs, p.outputs),
-            ),
+            None => BackwardCut::Split(ExpandSplit::new(precision, p.rows, p.inputs, p.outputs)),
         }
     }
 
@@ -87,7 +83,7 @@ impl BackwardCut {
     fn parts(&self, p: &ExpandBackward) -> [usize; 2] {
         match self {
             BackwardCut::Sweep(sweep) => [sweep.blocks(p.rows, p.inputs); 2],
-            BackwardCut::Two(data, weights) => [data.blocks(p.rows), weights.parts],
+            BackwardCut::Split(split) => [split.data_blocks, split.weights.parts],
         }
     }
 
@@ -114,10 +110,7 @@ pub fn backward<G: Gpu>(cx: &mut Context<G>, p: &ExpandBackward, y: Address) -> 
     let parts = cut.parts(p);
     match cut {
         BackwardCut::Sweep(sweep) => backward_sweep(cx, p, &sweep, y, sums, partials)?,
-        BackwardCut::Two(data, weights) => {
-            backward_data(cx, p, &data, sums)?;
-            backward_weights(cx, p, &weights, partials)?;
-        }
+        BackwardCut::Split(split) => backward_split(cx, p, &split, sums, partials)?,
     }
     let sums = Partials { at: sums, parts: parts[0] };
     let partials = Partials { at: partials, parts: parts[1] };
@@ -161,13 +154,14 @@ fn backward_sweep<G: Gpu>(
     cx.launch(&kernel.variant(sweep.name), grid, SWEEP_THREADS, shared, arguments)
 }
 
-fn backward_data<G: Gpu>(
+fn backward_split<G: Gpu>(
     cx: &mut Context<G>,
     p: &ExpandBackward,
-    data: &ExpandData,
+    split: &ExpandSplit,
     sums: Address,
+    partials: Address,
 ) -> Result {
-    let arguments = ExpandBackwardDataArguments {
+    let arguments = ExpandBackwardSplitArguments {
         du: cx.tensor(p.du),
         y: cx.tensor(p.y),
         weight: cx.stored_weight(p.weight),
@@ -179,42 +173,19 @@ fn backward_data<G: Gpu>(
         keep: cx.optional(p.previous.keep),
         dx: cx.tensor(p.dx),
         partials: sums,
+        x: cx.tensor(p.x),
+        weight_partials: partials,
         rows: p.rows as i32,
         inputs: p.inputs as i32,
         outputs: p.outputs as i32,
         pixels: p.previous.pixels as i32,
         inverse_rows: inverse_rows(&p.bn),
+        data_blocks: split.data_blocks as i32,
+        first_data: split.first_data() as i32,
+        slice: split.weights.slice as i32,
+        pieces: split.weights.pieces as i32,
+        parts: split.weights.parts as i32,
     };
-    let kernel = BACKWARD_DATA.variant(data.name);
-    let grid = [data.blocks(p.rows), 1, 1];
-    cx.launch(&kernel, grid, data.threads(), data.shared(cx.precision), arguments)
-}
-
-fn backward_weights<G: Gpu>(
-    cx: &mut Context<G>,
-    p: &ExpandBackward,
-    weights: &WeightPieces,
-    partials: Address,
-) -> Result {
-    let arguments = ExpandBackwardWeightsArguments {
-        du: cx.tensor(p.du),
-        y: cx.tensor(p.y),
-        x: cx.tensor(p.x),
-        coefficients: cx.tensor(p.bn.coefficients),
-        sums: cx.tensor(p.bn.sums),
-        partials,
-        rows: p.rows as i32,
-        inputs: p.inputs as i32,
-        outputs: p.outputs as i32,
-        slice: weights.slice as i32,
-        inverse_rows: inverse_rows(&p.bn),
-    };
-    let shared = weights.shared(cx.precision, 0);
-    cx.launch(
-        &BACKWARD_WEIGHTS.variant(weights.shape.name),
-        weights.grid(),
-        weights.shape.threads(),
-        shared,
-        arguments,
-    )
+    let kernel = BACKWARD_SPLIT.variant(split.name());
+    cx.launch(&kernel, [split.blocks(), 1, 1], split.threads(), split.shared(cx.precision), arguments)
 }

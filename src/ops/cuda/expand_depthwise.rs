@@ -28,7 +28,7 @@ pub fn recomputes(precision: Precision, expanded: usize, inputs: usize, window: 
 /// A card that moves fewer bytes than this in the time of an instruction gains by it.
 ///
 /// Counted for a step of B0 at 224², batch 512, in fp16 (docs/recompute.md), by the balance of the card: 0.8 (RTX 4090) 1.17
-/// times the images a second, 1.6 (RTX 3080) 1.12, 2.6 (A100 with 40 GB) 1.06, 3.2 (H100) 0.96. There instructions and
+/// times the images a second, 1.6 (RTX 3080) 1.12, 2.6 (A100 with 40 GB) 1.07, 3.2 (H100) 0.96. There instructions and
 /// latency bind, not memory.
 const MOST_BALANCE: f64 = 3.0;
 

@@ -9,8 +9,8 @@ use super::precision::Precision;
 use super::reduction::{Partials, finish_gradients};
 use super::sources::head::{
     HeadBackwardArguments, HeadLogitsArguments, HeadLossArguments, HeadPoolArguments, HeadProductArguments,
-    HeadTallyArguments, HeadWeightsArguments, LOGITS_THREADS, LOSS_THREADS, LOSS_WARPS, POOL_THREADS,
-    POOL_WARPS, PRODUCT_DEPTH, PRODUCT_PITCH, PRODUCT_THREADS, PRODUCT_TILE, SLICE,
+    HeadWeightsArguments, LOGITS_THREADS, LOSS_THREADS, LOSS_WARPS, POOL_THREADS, POOL_WARPS, PRODUCT_DEPTH,
+    PRODUCT_PITCH, PRODUCT_THREADS, PRODUCT_TILE, SLICE,
 };
 use crate::ops::{HeadBackward, HeadForward, LabelForm, Loss, Result};
 
@@ -30,7 +30,6 @@ const FEATURE_PRODUCTS: Kernel<HeadProductArguments> = Kernel::plain("head_featu
 const LOGITS: Kernel<HeadLogitsArguments> = Kernel::plain("head_logits");
 const LOSS: Kernel<HeadLossArguments> = Kernel::plain("head_loss");
 const SOFT_LOSS: Kernel<HeadLossArguments> = Kernel::plain("head_loss_soft");
-const TALLY: Kernel<HeadTallyArguments> = Kernel::plain("head_tally");
 const WEIGHTS: Kernel<HeadWeightsArguments> = Kernel::plain("head_weights");
 const BACKWARD: Kernel<HeadBackwardArguments> = Kernel::stored("head_backward");
 
@@ -131,7 +130,6 @@ impl OnCuda for Loss {
         let piece = |number: usize, present: bool| {
             if present { labels.offset(number * self.images * 4) } else { Address::NULL }
         };
-        let losses = cx.tensor(self.losses);
         let arguments = HeadLossArguments {
             block: cx.state.block,
             logits: cx.tensor(self.logits),
@@ -139,17 +137,16 @@ impl OnCuda for Loss {
             second: piece(1, mixed),
             shares: piece(2, mixed),
             class_weights: piece(if mixed { 3 } else { 1 }, self.form.weighted),
-            losses,
+            losses: cx.tensor(self.losses),
             dlogits: cx.tensor(self.dlogits),
             right,
+            arrivals: cx.state.arrivals,
             classes: self.classes as i32,
             smoothing: self.smoothing,
             scale: self.scale,
         };
         let kernel = if self.form == LabelForm::PLAIN { &LOSS } else { &SOFT_LOSS };
-        cx.launch(kernel, [self.images, 1, 1], LOSS_THREADS, LOSS_WARPS * (4 * 8 + 4), arguments)?;
-        let tally = HeadTallyArguments { block: cx.state.block, losses, right, images: self.images as i32 };
-        cx.launch(&TALLY, [1, 1, 1], LOSS_THREADS, LOSS_WARPS * 2 * 8, tally)
+        cx.launch(kernel, [self.images, 1, 1], LOSS_THREADS, LOSS_WARPS * (4 * 8 + 4), arguments)
     }
 }
 

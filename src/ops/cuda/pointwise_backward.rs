@@ -28,50 +28,6 @@ fn parts(rows: usize, narrow: usize, slices: usize, tile: usize) -> usize {
     (times * once).min(rows.div_ceil(tile))
 }
 
-/// A block of the expansion's data gradient: `DataShape` in the kernels.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ExpandData {
-    /// The end of the kernel's name.
-    pub name: &'static str,
-    rows: usize,
-    /// Maximum of narrow channels.
-    columns: usize,
-    /// Warps down and across.
-    down: usize,
-    across: usize,
-    chunk: usize,
-    /// Whether the result has its own place in shared memory.
-    separate: bool,
-}
-
-const EXPAND_DATA: [&[ExpandData]; 2] =
-    [&instances!(EXPAND_DATA_FP32 as ExpandData), &instances!(EXPAND_DATA_HALF as ExpandData)];
-
-impl ExpandData {
-    pub fn of(precision: Precision, inputs: usize) -> ExpandData {
-        let fits = |shape: &&ExpandData| shape.columns >= inputs;
-        *precision.of(EXPAND_DATA).iter().find(fits).expect("no more than 640 narrow channels")
-    }
-
-    pub fn threads(&self) -> usize {
-        self.down * self.across * WARP
-    }
-
-    pub fn blocks(&self, rows: usize) -> usize {
-        rows.div_ceil(self.rows).min(PLENTY)
-    }
-
-    pub fn shared(&self, precision: Precision) -> usize {
-        let row = row_bytes(self.columns, precision);
-        let weights = 2 * self.chunk * row;
-        let tile = self.rows * row;
-        let output = if self.separate { weights + tile } else { weights.max(tile) };
-        // Five numbers of batch norm for each channel of two chunks, see `ChunkNorms`.
-        let norms = if self.across > 1 { 2 * 5 * self.chunk * 4 } else { 0 };
-        2 * self.rows * (self.chunk * precision.bytes() + row_bytes(self.chunk, precision)) + output + norms
-    }
-}
-
 /// A block of the expansion's sweep, `ExpandSweepShape` in the kernels: it has all channels of both sides, in the
 /// half types only. Rows are chosen so that two blocks of the smaller shapes fit 100 KiB of shared memory, of which
 /// the system takes 1 KiB for each.
@@ -144,8 +100,6 @@ pub struct WeightShape {
     depth: usize,
 }
 
-const EXPAND_WEIGHTS: [&[WeightShape]; 2] =
-    [&instances!(EXPAND_WEIGHTS_FP32 as WeightShape), &instances!(EXPAND_WEIGHTS_HALF as WeightShape)];
 const PROJECT_WEIGHTS: [WeightShape; 2] =
     [instances!(PROJECT_WEIGHTS_FP32 as WeightShape)[0], instances!(PROJECT_WEIGHTS_HALF as WeightShape)[0]];
 
@@ -161,25 +115,21 @@ pub struct WeightPieces {
     pub shape: WeightShape,
     /// Channels of dy of a block.
     pub slice: usize,
-    pieces: usize,
+    pub pieces: usize,
     pub parts: usize,
 }
 
 impl WeightPieces {
-    pub fn expand(precision: Precision, rows: usize, inputs: usize, outputs: usize) -> WeightPieces {
-        let table = precision.of(EXPAND_WEIGHTS);
-        let shape = table.iter().find(|shape| shape.right >= inputs).or(table.last());
-        WeightPieces::of(*shape.expect("a table"), rows, inputs, outputs, inputs)
-    }
-
     pub fn project(precision: Precision, rows: usize, inputs: usize, outputs: usize) -> WeightPieces {
-        WeightPieces::of(precision.of(PROJECT_WEIGHTS), rows, inputs, outputs, outputs)
+        let pieces = WeightPieces::of(precision.of(PROJECT_WEIGHTS), inputs, outputs);
+        let parts = parts(rows, outputs, pieces.pieces, 2 * pieces.shape.depth);
+        WeightPieces { parts, ..pieces }
     }
 
-    fn of(shape: WeightShape, rows: usize, inputs: usize, outputs: usize, narrow: usize) -> WeightPieces {
+    fn of(shape: WeightShape, inputs: usize, outputs: usize) -> WeightPieces {
         let slice = outputs.div_ceil(outputs.div_ceil(shape.left)).next_multiple_of(16);
         let pieces = outputs.div_ceil(slice) * inputs.div_ceil(shape.right);
-        WeightPieces { shape, slice, pieces, parts: parts(rows, narrow, pieces, 2 * shape.depth) }
+        WeightPieces { shape, slice, pieces, parts: 1 }
     }
 
     pub fn grid(&self) -> [usize; 3] {
@@ -189,8 +139,92 @@ impl WeightPieces {
     /// `raw`: channels that are staged besides those of dy.
     pub fn shared(&self, precision: Precision, raw: usize) -> usize {
         let WeightShape { left, right, depth, .. } = self.shape;
-        let rows = [left, right].map(|channels| 2 * row_bytes(channels, precision));
-        depth * ((2 * left + raw) * precision.bytes() + rows[0] + rows[1])
+        let [left, right] = [left, right].map(|channels| row_bytes(channels, precision));
+        depth * (raw * precision.bytes() + 3 * left + 2 * right)
+    }
+}
+
+/// Blocks of the expansion's backward pass with the gradients apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct SplitShape {
+    /// The end of the kernel's name.
+    name: &'static str,
+    /// Of the data gradient: `DataShape` in the kernels. `columns`: maximum of narrow channels.
+    rows: usize,
+    columns: usize,
+    /// Warps down and across.
+    down: usize,
+    across: usize,
+    chunk: usize,
+    /// Maximum number of the weights' gradient's blocks: about as many as half of the largest GPU has places for.
+    max: usize,
+}
+
+impl SplitShape {
+    /// `SplitWeights` in the kernels.
+    fn weights(&self) -> WeightShape {
+        let [left, right] = [if self.columns > 112 { 64 } else { 128 }, self.columns.min(320)];
+        let across = if right > 128 { 2 } else { 1 };
+        let down = self.down * self.across / across;
+        WeightShape { name: self.name, left, right, down, across, depth: self.chunk }
+    }
+}
+
+const EXPAND_SPLIT: [&[SplitShape]; 2] =
+    [&instances!(EXPAND_SPLIT_FP32 as SplitShape), &instances!(EXPAND_SPLIT_HALF as SplitShape)];
+
+/// The blocks of a launch that makes both gradients of the expansion, each in blocks of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExpandSplit {
+    shape: SplitShape,
+    /// Of the data gradient.
+    pub data_blocks: usize,
+    pub weights: WeightPieces,
+    /// Whether the data gradient's blocks are the first.
+    pub data_first: bool,
+}
+
+impl ExpandSplit {
+    pub fn new(precision: Precision, rows: usize, inputs: usize, outputs: usize) -> ExpandSplit {
+        let fits = |shape: &&SplitShape| shape.columns >= inputs;
+        let shape = *precision.of(EXPAND_SPLIT).iter().find(fits).expect("no more than 640 narrow channels");
+        let tiles = rows.div_ceil(shape.rows);
+        let data_blocks = tiles.min(PLENTY);
+        let weights = WeightPieces::of(shape.weights(), inputs, outputs);
+        // Together the pieces have as many values of dy as the data gradient's blocks: these are of equal length, or there are
+        // so many of them that few and long ones beside them do no harm and leave few partial sums.
+        let parts = data_blocks.min(shape.max) / weights.pieces;
+        let parts = parts.clamp(1, rows.div_ceil(2 * shape.chunk));
+        let weights = WeightPieces { parts, ..weights };
+        // Values of dy: of a block of the data gradient, and of all parts of a piece.
+        let [work, all] = [tiles.div_ceil(data_blocks) * shape.rows * outputs, rows * weights.slice];
+        ExpandSplit { shape, data_blocks, weights, data_first: work * weights.parts > all }
+    }
+
+    pub fn name(&self) -> &'static str {
+        self.shape.name
+    }
+
+    pub fn threads(&self) -> usize {
+        self.shape.down * self.shape.across * WARP
+    }
+
+    pub fn blocks(&self) -> usize {
+        self.data_blocks + self.weights.pieces * self.weights.parts
+    }
+
+    /// Number of the data gradient's first block.
+    pub fn first_data(&self) -> usize {
+        if self.data_first { 0 } else { self.blocks() - self.data_blocks }
+    }
+
+    pub fn shared(&self, precision: Precision) -> usize {
+        let SplitShape { rows, columns, across, chunk, .. } = self.shape;
+        let row = row_bytes(columns, precision);
+        let factors = 3 * rows * row_bytes(chunk, precision) + 2 * chunk * row;
+        // Five numbers of batch norm for each channel of two chunks, see `ChunkNorms`.
+        let norms = if across > 1 { 2 * 5 * chunk * 4 } else { 0 };
+        (factors.max(rows * row) + norms).max(self.weights.shared(precision, 0))
     }
 }
 
@@ -284,8 +318,7 @@ impl ProjectShape {
                     depth * (wide + 3 * 4) + rows * (2 * wide + dy) + sums
                 }
                 ProjectShape::Data(ProjectData { chunk, .. }) => {
-                    let dy = 2 * (chunk * precision.bytes() + row_bytes(*chunk, precision));
-                    rows * (wide + dy) + 2 * chunk * wide
+                    rows * (wide + 3 * row_bytes(*chunk, precision)) + 2 * chunk * wide
                 }
             }
     }
@@ -339,6 +372,7 @@ impl SweepCut {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ops::cuda::batch_norm::MOST_ARRIVALS;
 
     /// Maximum shared memory of a block on compute capability 8.6 and 8.9.
     const MOST: usize = 99 * 1024;
@@ -347,11 +381,11 @@ mod tests {
     fn blocks_fit_shared_memory() {
         for precision in Precision::ALL {
             for narrow in (8..=640).step_by(8) {
-                let data = ExpandData::of(precision, narrow);
-                assert!(data.shared(precision) <= MOST, "{data:?} {precision}");
-                let weights = WeightPieces::expand(precision, 6272, narrow, 6 * narrow);
-                assert!(weights.shared(precision, 0) <= MOST, "{weights:?} {precision}");
-                assert!(weights.slice <= weights.shape.left, "{weights:?}");
+                let split = ExpandSplit::new(precision, 6272, narrow, 6 * narrow);
+                assert!(split.shared(precision) <= MOST, "{split:?} {precision}");
+                let weights = split.weights;
+                assert!(weights.slice <= weights.shape.left, "{split:?}");
+                assert!(weights.pieces * weights.parts <= split.shape.max.max(weights.pieces), "{split:?}");
                 if let Some(sweep) = ExpandSweep::of(precision, narrow, 6 * narrow) {
                     let most = sweep.shared(precision).max(sweep.shared_to_recompute(precision));
                     assert!(most <= MOST, "{sweep:?} {precision}");
@@ -381,6 +415,7 @@ mod tests {
                             "{cut:?}"
                         );
                         assert!(cut.segments == 1 || cut.group == 1, "{cut:?}");
+                        assert!(cut.segments == 1 || images * cut.slices <= MOST_ARRIVALS, "{cut:?}");
                         let fits = cut.span >= pixels && cut.whole * cut.span <= cut.shape.tile()[1];
                         assert!(cut.whole == 1 || fits && cut.group.is_multiple_of(cut.whole), "{cut:?}");
                         assert!(cut.segments <= pixels.div_ceil(cut.shape.tile()[1]), "{cut:?}");

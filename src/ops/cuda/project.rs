@@ -10,8 +10,7 @@ use super::pointwise_backward::{SweepCut, WeightPieces};
 use super::precision::Precision;
 use super::reduction::{PROJECT, Partials, WeightGradient, finish_later, kept_at};
 use super::sources::project::{
-    ProjectBackwardArguments, ProjectBackwardSegmentsArguments, ProjectBackwardWeightsArguments,
-    ProjectForwardArguments,
+    ProjectBackwardArguments, ProjectBackwardWeightsArguments, ProjectForwardArguments,
 };
 use crate::ops::device::KEPT;
 use crate::ops::{ProjectBackward, ProjectForward, Result};
@@ -61,8 +60,6 @@ impl OnCuda for ProjectForward {
 
 const BACKWARD: Kernel<ProjectBackwardArguments> = Kernel::stored("project_backward");
 const BACKWARD_WEIGHTS: Kernel<ProjectBackwardWeightsArguments> = Kernel::stored("project_backward_weights");
-const BACKWARD_SEGMENTS: Kernel<ProjectBackwardSegmentsArguments> =
-    Kernel::plain("project_backward_segments");
 
 /// The kernels of the backward pass.
 struct BackwardCut {
@@ -120,7 +117,9 @@ impl OnCuda for ProjectBackward {
             input_coefficients: cx.tensor(self.input_bn.coefficients),
             gate: cx.tensor(self.gate),
             da: cx.tensor(self.da),
-            five_sums: if sweep.segments > 1 { segments } else { cx.tensor(self.five_sums) },
+            five_sums: cx.tensor(self.five_sums),
+            segment_sums: if sweep.segments > 1 { segments } else { Address::NULL },
+            arrivals: cx.state.arrivals,
             partials: if weights.is_none() { partials } else { Address::NULL },
             images: self.images as i32,
             pixels: self.pixels as i32,
@@ -136,9 +135,6 @@ impl OnCuda for ProjectBackward {
         let kernel = BACKWARD.variant(sweep.shape.name());
         let shared = sweep.shape.shared(cx.precision);
         cx.launch(&kernel, sweep.grid(), sweep.shape.threads(), shared, arguments)?;
-        if sweep.segments > 1 {
-            add_segments(cx, self, segments, sweep.segments)?;
-        }
         if let Some(weights) = weights {
             backward_weights(cx, self, &weights, partials)?;
         }
@@ -146,17 +142,6 @@ impl OnCuda for ProjectBackward {
         finish_later(cx, PROJECT, WeightGradient { weight: self.weight, partials });
         Ok(())
     }
-}
-
-fn add_segments<G: Gpu>(cx: &mut Context<G>, p: &ProjectBackward, parts: Address, segments: usize) -> Result {
-    let elements = p.five_sums.elements;
-    let arguments = ProjectBackwardSegmentsArguments {
-        parts,
-        five_sums: cx.tensor(p.five_sums),
-        segments: segments as i32,
-        elements: elements as i32,
-    };
-    cx.launch(&BACKWARD_SEGMENTS, [elements.div_ceil(256 * 8), 1, 1], 256, 0, arguments)
 }
 
 fn backward_weights<G: Gpu>(
