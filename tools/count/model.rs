@@ -88,7 +88,7 @@ impl Count {
 
     /// Cycles until all blocks are done, if so many run at once and a place that becomes free takes the next one. Of one
     /// kind these are whole waves, while there are few.
-    fn span(&self, slots: f64) -> f64 {
+    pub fn span(&self, slots: f64) -> f64 {
         let waves = self.blocks / slots;
         match self.kinds[..] {
             [[_, cycles]] if waves > 8.0 => waves * cycles,

@@ -8,6 +8,7 @@ use crate::integers::{permute, shift, table};
 use crate::latency::Latency;
 use crate::listing::Listing;
 use crate::memory::{self, Cost, Touched};
+use crate::model::Count;
 use crate::operand::{half_bits, half_value};
 use crate::pipe::Pipe;
 use crate::warp::{LANES, Setting};
@@ -360,4 +361,18 @@ fn conflicts_are_those_that_are_known() {
         faults[0],
         "no_such_file.cuh:7 in no_such_kernel: 8.0 wavefronts a request, 1.0 without bank conflicts"
     );
+}
+
+/// Blocks of one kind run in waves; of two, the places that the first leaves are taken at once.
+#[test]
+fn places_that_become_free_take_the_next_block() {
+    let span = |kinds: &[[f64; 2]], slots| {
+        let blocks = kinds.iter().map(|[blocks, _]| blocks).sum();
+        Count { blocks, kinds: kinds.to_vec(), ..Count::default() }.span(slots)
+    };
+    assert_eq!(span(&[[5.0, 10.0]], 2.0), 30.0);
+    assert_eq!(span(&[[21.0, 10.0]], 2.0), 105.0);
+    assert_eq!(span(&[[2.0, 30.0], [6.0, 10.0]], 4.0), 30.0);
+    assert_eq!(span(&[[6.0, 10.0], [2.0, 30.0]], 4.0), 40.0);
+    assert_eq!(span(&[[1.0, 10.0], [1.0, 50.0]], 1.0), 60.0);
 }
