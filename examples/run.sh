@@ -21,7 +21,7 @@ images=(tests/fixtures/images/*.expected.png)
 "$bin/examples/read_weights" "$work/b0.safetensors" | tail -1
 "$python" examples/timm_predict.py "$work/b0.safetensors" "${images[@]}" > "$work/timm"
 "$python" examples/onnx_predict.py "$work/b0-bytes.onnx" "${images[@]}" > "$work/onnx"
-"$bin/effnet-eval" "$work/run" --json --topk 1 "${images[@]}" 2> /dev/null > "$work/effnet"
+"$bin/effnet-eval" "$work/run" --json --topk 10 "${images[@]}" 2> /dev/null > "$work/effnet"
 "$python" - "$work" <<'END'
 import json, pathlib, sys
 work = pathlib.Path(sys.argv[1])
@@ -30,9 +30,10 @@ for other in ["timm", "onnx"]:
     theirs = [line.split("\t") for line in (work / other).read_text().splitlines()]
     worst = 0.0
     for one, (image, name, share) in zip(ours, theirs, strict=True):
-        best = one["classes"][0]
-        assert (one["image"], best["class"]) == (image, name), (other, one, image, name, share)
-        worst = max(worst, abs(best["probability"] - float(share)))
+        assert one["image"] == image, (other, one, image)
+        shares = {found["class"]: found["probability"] for found in one["classes"]}
+        # Two classes may be equally probable; then either may be named.
+        worst = max(worst, abs(shares[name] - float(share)), max(shares.values()) - shares[name])
     # Pillow rounds to bytes between its two passes of resizing.
     assert worst <= 2e-2, (other, worst)
     print(f"{other}: {len(ours)} images, the same classes; probabilities differ by at most {worst:.4f}")

@@ -144,7 +144,7 @@ __device__ __forceinline__ void update_parameters(const OptimiserUpdateArguments
     if (args.ema != nullptr) load(ema, args.ema + at);
     const bool by_parameter = args.decay_factors != nullptr;
     if (by_parameter) load(weight_decay, args.decay_factors + at);
-    const float head_rate = args.block->learning_rate, body_rate = args.block->body_rate;
+    const float classifier_rate = args.block->learning_rate, body_rate = args.block->body_rate;
     const size_t body = args.block->body;
     const float decay = args.block->ema_decay;
     const float unscale = (1.0f / args.block->loss_scale) * args.block->clip_factor;
@@ -153,7 +153,7 @@ __device__ __forceinline__ void update_parameters(const OptimiserUpdateArguments
     for (int i = 0; i < WIDTH; i++) {
         weight_decay[i] = by_parameter ? weight_decay[i] * args.weight_decay : args.weight_decay;
         const float gradient = g[i] * unscale;
-        const float rate = at + i < body ? body_rate : head_rate;
+        const float rate = at + i < body ? body_rate : classifier_rate;
         move_parameter<RULE>(args, corrections, rate, weight_decay[i], gradient, p[i], square[i], momentum[i]);
         ema[i] = fmaf(ema[i], decay, p[i] * (1.0f - decay));
     }

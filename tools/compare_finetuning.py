@@ -7,8 +7,8 @@ that the second network sees; its figure is the top-1 on all test images of thos
 
 - scratch: the preset `small` without weights, for as many steps as the fine-tuning, and for four times as many;
 - finetune: --preset finetune --init-from the first network;
-- finetune, one rate: the same with --body-lr 1 --head-epochs 0;
-- classifier: the same for one epoch less than --head-epochs, so that only the classifier ever moves.
+- finetune, one rate: the same with --body-lr 1 --classifier-epochs 0;
+- classifier: the same with --classifier-epochs as long as the run, so that only the classifier ever moves.
 
     pip install numpy pillow
     cargo build --release
@@ -80,8 +80,8 @@ def flags_of(row, args, weights, seed):
         "scratch": [*scratch, "--epochs", args.epochs],
         "scratch, longer": [*scratch, "--epochs", 4 * args.epochs],
         "finetune": finetune,
-        "finetune, one rate": [*finetune, "--body-lr", 1, "--head-epochs", 0],
-        "classifier": [*finetune, "--head-epochs", args.epochs - 1 / 1024],
+        "finetune, one rate": [*finetune, "--body-lr", 1, "--classifier-epochs", 0],
+        "classifier": [*finetune, "--classifier-epochs", args.epochs - 1 / 1024],
     }[row]
 
 

@@ -43,6 +43,9 @@ pub fn checkpoint(file: &WeightsFile) -> Result<Checkpoint, WeightsError> {
         micro_batch: BATCH,
         ..Recipe::reference(model, BATCH)
     };
+    recipe
+        .validate()
+        .map_err(|error| WeightsError::Note { path: file.path.clone(), problem: error.to_string() })?;
     let names = match note {
         Some(Note { classes: names, .. }) if names.len() == classes => names,
         _ => (0..classes).map(|class| class.to_string()).collect(),
@@ -52,7 +55,12 @@ pub fn checkpoint(file: &WeightsFile) -> Result<Checkpoint, WeightsError> {
     let table = ParamTable::new(&architecture);
     let read = |average| {
         let mut values = vec![0.0; table.total()];
-        import(file, average, &architecture, &mut values)?.require_whole(&file.path, &architecture)?;
+        let found = import(file, average, &architecture, &mut values)?;
+        found.require_whole(&file.path, &architecture)?;
+        // For training a classifier may be missing or another one; here nothing would fill it.
+        if !found.missing_classifier.is_empty() || found.classes.is_some() {
+            return Err(WeightsError::NoMember { path: file.path.clone() });
+        }
         Ok::<_, WeightsError>(values)
     };
     let parameters = read(Average::Raw)?;

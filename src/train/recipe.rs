@@ -122,7 +122,7 @@ pub struct Recipe {
     pub body_lr: Option<f64>,
     /// In so many epochs, the first ones, only the classifier moves; none means 0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub head_epochs: Option<f64>,
+    pub classifier_epochs: Option<f64>,
     /// The decay of the scale and shift of batch norm, if it is another one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weight_decay_bn: Option<f64>,
@@ -204,7 +204,7 @@ impl Recipe {
             weight_decay_of: Decayed::All,
             weight_decay_bn: None,
             body_lr: None,
-            head_epochs: None,
+            classifier_epochs: None,
             label_smoothing: 0.1,
             class_weights: None,
             drop_connect: 0.2,
@@ -252,7 +252,7 @@ impl Recipe {
             weight_decay_of: Decayed::Weights,
             weight_decay_bn: Some(0.0),
             body_lr: Some(1.0),
-            head_epochs: Some(0.0),
+            classifier_epochs: Some(0.0),
             sync_bn: true,
             normalise: NormaliseBy::Imagenet,
             patience: Some(1),

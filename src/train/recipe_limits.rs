@@ -69,7 +69,7 @@ impl Recipe {
             ("weight-decay", self.weight_decay, FROM_0),
             ("weight-decay-bn", self.weight_decay_bn.unwrap_or(0.0), FROM_0),
             ("body-lr", self.body_lr.unwrap_or(1.0), PART),
-            ("head-epochs", self.head_epochs.unwrap_or(0.0), FROM_0),
+            ("classifier-epochs", self.classifier_epochs.unwrap_or(0.0), FROM_0),
             ("clip-norm", self.clip_norm.unwrap_or(1.0), ABOVE_0),
             ("label-smoothing", self.label_smoothing, SHARE),
             ("drop-connect", self.drop_connect, SHARE),
@@ -96,8 +96,13 @@ impl Recipe {
         }
         let shorter = self.warmup_epochs < self.epochs;
         require("warmup-epochs", self.warmup_epochs, shorter, "must be less than --epochs")?;
-        let within = self.head_epochs.is_none_or(|head| head < self.epochs);
-        require("head-epochs", self.head_epochs.unwrap_or(0.0), within, "must be less than --epochs")?;
+        let within = self.classifier_epochs.is_none_or(|head| head < self.epochs);
+        require(
+            "classifier-epochs",
+            self.classifier_epochs.unwrap_or(0.0),
+            within,
+            "must be less than --epochs",
+        )?;
         let patience = self.patience.unwrap_or(1);
         require("patience", patience, patience > 0, "must be at least 1")?;
         self.validate_schedule()?;

@@ -41,7 +41,7 @@ fn rates_of_a_preset_follow_the_batch() {
     assert_eq!(recipe("--preset tpu --batch-size 256").unwrap().lr, 0.016);
     let tuned = recipe("--preset finetune --batch-size 128").unwrap();
     assert_eq!((tuned.lr, tuned.min_lr), (0.2, 2e-5));
-    assert_eq!((tuned.body_lr, tuned.head_epochs), (Some(0.5), Some(1.0)));
+    assert_eq!((tuned.body_lr, tuned.classifier_epochs), (Some(0.5), Some(1.0)));
     assert_eq!(recipe("--preset nvidia --model b4").unwrap().lr, 0.16);
 }
 

@@ -62,13 +62,45 @@ fn plain_weights_are_evaluated_on_data_that_is_named() {
 }
 
 #[test]
+fn classes_of_a_note_must_be_those_of_the_data() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("w.safetensors");
+    good(&[text(&path("run/checkpoint.bin")), "--export", text(&file)]);
+    let bytes = fs::read(&file).unwrap();
+    let noted = |change: fn(&mut Value)| {
+        let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
+        let mut metadata = header.metadata().clone().unwrap();
+        let mut note: Value = serde_json::from_str(&metadata["effnet-network"]).unwrap();
+        change(&mut note);
+        metadata.insert("effnet-network".into(), note.to_string());
+        let whole = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let out = dir.path().join("noted.safetensors");
+        fs::write(&out, safetensors::serialize(whole.iter(), Some(metadata)).unwrap()).unwrap();
+        out
+    };
+    let data = path("data");
+    let refused = |change: fn(&mut Value), part: &str| {
+        let ran = eval(&[text(&noted(change)), "--data", text(&data)]);
+        assert!(ran.status == Some(1) && ran.err.contains(part), "{ran:?}");
+    };
+    refused(|note| note["classes"][0] = "another".into(), "other names or another order");
+    refused(|note| note["mean"][0] = 7.0.into(), "no fractions of full intensity");
+    refused(|note| note["resolution"] = 4_000_000_000u64.into(), "resolution");
+    refused(|note| note["padding"] = "round".into(), "the note of the network in it cannot be used");
+    // Numbers are no names.
+    let numbers =
+        |note: &mut Value| (0..5).for_each(|class| note["classes"][class] = class.to_string().into());
+    good(&[text(&noted(numbers)), "--data", text(&data)]);
+}
+
+#[test]
 fn card_says_what_the_file_needs() {
     let dir = tempfile::tempdir().unwrap();
     let checkpoint = path("run/checkpoint.bin");
     let file = dir.path().join("net.onnx");
     let line = good(&[text(&checkpoint), "--export", text(&file), "--bytes-in"]);
-    assert!(line.contains("net.md describes it"), "{line}");
-    let card = fs::read_to_string(dir.path().join("net.md")).unwrap();
+    assert!(line.contains("net.onnx.md describes it"), "{line}");
+    let card = fs::read_to_string(dir.path().join("net.onnx.md")).unwrap();
     for part in [
         "# EfficientNet-B0, 5 classes",
         "`net.onnx`: the weights and the network in ONNX (operator set 17)",
@@ -82,7 +114,7 @@ fn card_says_what_the_file_needs() {
     }
     // A card is not replaced either.
     fs::remove_file(&file).unwrap();
-    bad(&[text(&checkpoint), "--export", text(&file)], &["net.md exists", "--force"]);
+    bad(&[text(&checkpoint), "--export", text(&file)], &["net.onnx.md exists", "--force"]);
     assert!(!file.exists());
     good(&[text(&checkpoint), "--export", text(&file), "--force"]);
     // Of weights whose training nobody knows here.
@@ -90,8 +122,11 @@ fn card_says_what_the_file_needs() {
     good(&[text(&checkpoint), "--export", text(&plain)]);
     let again = dir.path().join("again.safetensors");
     good(&[text(&plain), "--export", text(&again)]);
-    let card = fs::read_to_string(dir.path().join("again.md")).unwrap();
-    assert!(card.contains("how they were trained is not known here") && !card.contains("lr = "), "{card}");
+    let card = fs::read_to_string(dir.path().join("again.safetensors.md")).unwrap();
+    assert!(
+        card.contains("does not say how these weights were trained") && !card.contains("lr = "),
+        "{card}"
+    );
 }
 
 #[test]
@@ -130,7 +165,7 @@ fn file_that_holds_no_network_is_refused_by_what_it_lacks() {
     bad(&[text(&without("conv_head")), "x.png"], &["part.safetensors", "no whole network of the family"]);
     bad(&[text(&without("classifier")), "x.png"], &["no whole network of the family"]);
     let page = dir.path().join("w.html");
-    fs::write(&page, "<html>").unwrap();
+    fs::write(&page, "<html><body>404: not found</body></html>").unwrap();
     bad(&[text(&page), "x.png"], &["w.html", "not a safetensors file"]);
     fs::write(&page, b"PK\x03\x04 and so on").unwrap();
     bad(&[text(&page), "x.png"], &["w.html"]);

@@ -106,8 +106,9 @@ impl EvalFlags {
             return Err(EvalError::NoTest(choice.to_string()));
         }
         let theirs = &read.metadata.classes;
-        // Plain weights have no names of classes: they are meant in the order of the data's.
-        let numbered = read.metadata.is_foreign() && theirs.len() == source.classes();
+        // Without a note, weights have no names of classes: they are meant in the order of the data's.
+        let numbers = theirs.iter().enumerate().all(|(class, name)| *name == class.to_string());
+        let numbered = read.metadata.is_foreign() && numbers && theirs.len() == source.classes();
         if !numbered && *theirs != source.class_names() {
             return Err(EvalError::Classes {
                 checkpoint: self.checkpoint.clone(),

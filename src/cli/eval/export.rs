@@ -1,7 +1,7 @@
 //! `effnet-eval --export`: a checkpoint's network for other programs, with a model card beside it.
 
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
@@ -36,7 +36,9 @@ impl EvalFlags {
             Kind::Ema => &read.state.ema,
         };
         let model = read.metadata.trained(&read.architecture, values);
-        let beside = file.with_extension("md");
+        let mut beside = file.as_os_str().to_owned();
+        beside.push(".md");
+        let beside = PathBuf::from(beside);
         if let (false, Some(path)) = (self.force, [file, &beside].into_iter().find(|path| path.exists())) {
             return Err(TrainError::from(WeightsError::Exists { path: path.to_owned() }).into());
         }

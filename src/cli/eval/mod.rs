@@ -118,7 +118,7 @@ pub enum EvalError {
     Train(#[from] TrainError),
     #[error("{}: it keeps no moving average of the weights (it was trained without --ema)", .0.display())]
     NoAverage(PathBuf),
-    #[error("{}: its classes ({theirs}) are not this data's ({ours}); give the data that it was trained on",
+    #[error("{}: its classes ({theirs}) are not this data's ({ours}), or have other names or another order; give the data that it was trained on",
         checkpoint.display())]
     Classes { checkpoint: PathBuf, theirs: usize, ours: usize },
     #[error("{data} is not the data that {} was trained on (its fingerprint differs); --data {data} evaluates on \

@@ -47,6 +47,9 @@ impl Settings {
         if actions.demo && self.data.is_some() {
             return usage("--demo brings its own images: leave out --data, or --demo");
         }
+        if self.init_weights.is_some() && self.init_from.is_none() && !actions.resume {
+            return usage("--init-weights: --init-from names no file of weights");
+        }
         self.address()?;
         match (self.gpus, self.ranks, self.device) {
             (Some(_), Some(_), _) => usage(

@@ -165,9 +165,9 @@ pub struct Settings {
     /// Learning rate of everything before the classifier, as a share of --lr, for trained weights; above 0, at most 1 [default: 1]
     #[arg(long, value_name = "SHARE", value_parser = number, allow_hyphen_values = true, help_heading = RECIPE)]
     pub body_lr: Option<f64>,
-    /// Train only the classifier in the first epochs; may be a fraction [default: 0]
+    /// In the first epochs only the classifier's weights move (batch norms still gather their statistics); may be a fraction, less than --epochs [default: 0; with the preset finetune 1]
     #[arg(long, value_name = "EPOCHS", value_parser = number, allow_hyphen_values = true, help_heading = RECIPE)]
-    pub head_epochs: Option<f64>,
+    pub classifier_epochs: Option<f64>,
     /// Learning rate of the first step, from which the warm-up rises, as in timm and TensorFlow [default: the rise of one step]
     #[arg(long, value_name = "RATE", value_parser = number, allow_hyphen_values = true, help_heading = RECIPE)]
     pub warmup_lr: Option<f64>,

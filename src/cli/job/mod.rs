@@ -225,6 +225,9 @@ fn recipe(settings: &Settings, preset: &Settings, actions: &Actions, out: &Path)
     };
     let mut recipe = reference.with(&without_auto(&all))?;
     // A short run gets a short warm-up, unless the warm-up is given.
+    if let (Some(epochs), None) = (settings.epochs, settings.classifier_epochs) {
+        recipe.classifier_epochs = recipe.classifier_epochs.map(|first| first.min(epochs / 10.0));
+    }
     if let (Some(epochs), None) = (settings.epochs, settings.warmup_epochs) {
         recipe.warmup_epochs = recipe.warmup_epochs.min(epochs / 10.0);
     }

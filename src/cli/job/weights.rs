@@ -53,12 +53,16 @@ struct Asked {
     whose: String,
 }
 
+fn named(normalise: Normalise) -> NormaliseBy {
+    if normalise == Normalise::IMAGENET { NormaliseBy::Imagenet } else { NormaliseBy::Given(normalise) }
+}
+
 fn of_checkpoint(metadata: &Metadata) -> Asked {
     let settings = Settings {
         model: Some(metadata.model),
         padding: Some(metadata.padding),
         bn_eps: Some(metadata.batch_norm.eps),
-        normalise: Some(NormaliseBy::Given(metadata.normalise)),
+        normalise: Some(named(metadata.normalise)),
         ..Settings::default()
     };
     Asked { settings, whose: "the checkpoint".into() }
@@ -68,13 +72,11 @@ fn of_file(path: &Path, average: Average) -> Result<Asked, WeightsError> {
     let file = WeightsFile::read(path)?;
     let Convention { member, padding, eps, scale, whose } = Convention::of(&file, file.copy(average)?);
     let Scale { mean, deviation } = scale;
-    let normalise = Normalise { mean, deviation };
-    let imagenet = normalise == Normalise::IMAGENET;
     let settings = Settings {
         model: member,
         padding: Some(padding),
         bn_eps: Some(eps),
-        normalise: Some(if imagenet { NormaliseBy::Imagenet } else { NormaliseBy::Given(normalise) }),
+        normalise: Some(named(Normalise { mean, deviation })),
         ..Settings::default()
     };
     Ok(Asked { settings, whose })

@@ -13,8 +13,8 @@
 //! | torchvision, B5–B7 | symmetric | 1e-3 | from TensorFlow, used with PyTorch's padding |
 //! | lukemelas, Keras | same | 1e-3 | from TensorFlow |
 //!
-//! All of these scale by ImageNet's means and deviations, but for those trained with AdvProp ("ap" in timm's tags), which
-//! scale to ±1.
+//! All of these scale by ImageNet's means and deviations, but for two kinds of timm's, which scale to ±1: those trained with
+//! AdvProp (tag `ap`), and those with the tag `ra4`.
 //!
 //! Sources: timm's `efficientnet.py` (`bn_eps`, `pad_type`, `default_cfgs`), torchvision's `efficientnet.py`
 //! (`norm_layer`), `efficientnet-pytorch`'s `utils.py` (`batch_norm_epsilon`), Keras's `efficientnet.py`.
@@ -34,6 +34,13 @@ use crate::model::family::Variant;
 pub struct Scale {
     pub mean: [f32; 3],
     pub deviation: [f32; 3],
+}
+
+impl Scale {
+    fn is_sound(&self) -> bool {
+        let Scale { mean, deviation } = self;
+        mean.iter().all(|m| (0.0..=1.0).contains(m)) && deviation.iter().all(|d| *d > 0.0 && *d <= 1.0)
+    }
 }
 
 const IMAGENET: Scale = Scale { mean: [0.485, 0.456, 0.406], deviation: [0.229, 0.224, 0.225] };
@@ -63,6 +70,18 @@ pub struct Note {
 
 impl Note {
     pub const KEY: &str = "effnet-network";
+
+    /// The note of a file's metadata.
+    ///
+    /// # Errors
+    /// What is wrong with it: a newer program may have written it.
+    pub fn parse(text: &str) -> Result<Note, String> {
+        let note: Note = serde_json::from_str(text).map_err(|error| error.to_string())?;
+        if !note.scale.is_sound() {
+            return Err("its means or deviations are no fractions of full intensity".into());
+        }
+        Ok(note)
+    }
 }
 
 /// See the module.
@@ -108,23 +127,28 @@ impl Convention {
 /// timm's, by the `config.json` beside the file, otherwise by the file's path.
 fn timm(path: &Path, member: Option<Variant>) -> Convention {
     let (name, scale, by) = match config(path) {
-        Some(config) => (config.architecture, config.scale, "its config.json"),
+        Some(config) => (config.architecture, config.scale, "by its config.json"),
         None => {
+            let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
             let path = path.to_string_lossy().to_ascii_lowercase();
             let named = path.split(['/', '\\']).rev().find(|part| part.contains("efficientnet_"));
             let from_tensorflow = named.is_some_and(|part| part.contains("tf_efficientnet_"));
-            let adversarial =
-                named.is_some_and(|part| [".ap_", "_ap-", "_ap."].iter().any(|tag| part.contains(tag)));
+            let tags = [".ap_", "_ap-", "_ap.", ".ra4_"];
+            let half = named.is_some_and(|part| tags.iter().any(|tag| part.contains(tag)));
             let family = if from_tensorflow { "tf_efficientnet" } else { "efficientnet" };
             let name = member.map_or(family.into(), |member| format!("{family}_{}", member.name()));
-            (name, adversarial.then_some(HALF), "the file's name")
+            let by = match named {
+                Some(_) => "by the file's name or folder",
+                None => "as neither its path nor a config.json says `tf_`",
+            };
+            (name, half.then_some(HALF), by)
         }
     };
     let (padding, eps) = match name.starts_with("tf_") {
         true => (Padding::Same, TENSORFLOW),
         false => (Padding::Symmetric, PYTORCH),
     };
-    let whose = format!("timm's {name}, by {by}");
+    let whose = format!("timm's {name}, {by}");
     Convention { member, padding, eps, scale: scale.unwrap_or(IMAGENET), whose }
 }
 
@@ -157,11 +181,7 @@ fn config(path: &Path) -> Option<Config> {
     if !found.architecture.contains("efficientnet_") {
         return None;
     }
-    let sound = |scale: &Scale| {
-        scale.mean.iter().all(|m| (0.0..=1.0).contains(m))
-            && scale.deviation.iter().all(|d| *d > 0.0 && *d <= 1.0)
-    };
     let scale =
         found.pretrained_cfg.map(|pretrained| Scale { mean: pretrained.mean, deviation: pretrained.std });
-    Some(Config { architecture: found.architecture, scale: scale.filter(sound) })
+    Some(Config { architecture: found.architecture, scale: scale.filter(Scale::is_sound) })
 }

@@ -134,8 +134,7 @@ fn in_order(values: &[f32], shape: &[usize], axes: &[usize]) -> Vec<f32> {
     ordered
 }
 
-/// Tensors of a file that no model here has, and that are no surprise: counters, Keras's normalisation of the input, and
-/// the state of an optimiser in a checkpoint.
+/// Tensors of a file that no model here has, and that are no surprise: counters, and Keras's normalisation of the input.
 fn expected(name: &str) -> bool {
     name.ends_with(TRACKED) || name == "n_averaged" || name.starts_with("normalization.")
 }

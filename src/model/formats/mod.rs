@@ -45,6 +45,8 @@ pub enum WeightsError {
         /// The first name in the file.
         first: String,
     },
+    #[error("{}: the note of the network in it cannot be used: {problem}", path.display())]
+    Note { path: PathBuf, problem: String },
     #[error("{}: it holds no whole network of the family with its classifier", path.display())]
     NoMember { path: PathBuf },
     #[error("{}: it holds no moving average of the weights beside them", path.display())]

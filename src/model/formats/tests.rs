@@ -365,6 +365,6 @@ fn convention_follows_from_names_paths_and_timm_s_settings() {
     let found = settings("efficientnet_b0", 0.5);
     assert_eq!((found.padding, found.eps, found.scale), (Padding::Symmetric, 1e-5, half));
     assert_eq!(found.whose, "timm's efficientnet_b0, by its config.json");
-    assert_eq!(settings("resnet50", 0.5).whose, "timm's tf_efficientnet_b0, by the file's name");
+    assert_eq!(settings("resnet50", 0.5).whose, "timm's tf_efficientnet_b0, by the file's name or folder");
     assert_eq!(settings("tf_efficientnet_b0", 7.0).scale, imagenet);
 }

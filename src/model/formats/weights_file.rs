@@ -105,7 +105,8 @@ impl WeightsFile {
         let read = safetensors::read(&bytes);
         let (tensors, metadata) =
             read.map_err(|problem| WeightsError::Format { path: path.to_owned(), problem })?;
-        let note = metadata.get(Note::KEY).and_then(|text| serde_json::from_str(text).ok());
+        let note = metadata.get(Note::KEY).map(|text| Note::parse(text)).transpose();
+        let note = note.map_err(|problem| WeightsError::Note { path: path.to_owned(), problem })?;
         Ok(WeightsFile { note, ..WeightsFile::of(path, tensors) })
     }
 

@@ -125,7 +125,7 @@ impl Card<'_> {
                  module.eps = {}",
                 net.batch_norm.eps
             ),
-            Format::Safetensors(_) => format!(
+            Format::Safetensors(Naming::Lukemelas | Naming::Keras) => format!(
                 "from efficientnet_pytorch import EfficientNet\nfrom safetensors.torch import load_file\n\nmodel = \
                  EfficientNet.from_name(\"efficientnet-{name}\", num_classes={classes}, image_size={})\n\
                  model.load_state_dict(load_file(\"{file}\"), strict=True)",
@@ -172,7 +172,7 @@ impl Card<'_> {
     fn training(&self) -> String {
         let Metadata { recipe, data, epoch, .. } = self.metadata;
         if self.metadata.is_foreign() {
-            return "The weights are of another program; how they were trained is not known here.".into();
+            return "The file does not say how these weights were trained.".into();
         }
         let table = Table::try_from(recipe).unwrap_or_default();
         let source = self.data.map_or(String::new(), |data| format!(", `{}`", shown(data)));

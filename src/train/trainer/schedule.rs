@@ -13,7 +13,7 @@
 //! | constant | base |
 //!
 //! The rate is that of the classifier. All other parameters have `body-lr` times this rate, but none in the first
-//! round(`head-epochs`·N/B) steps.
+//! round(`classifier-epochs`·N/B) steps.
 //!
 //! The schedule has no state, so a resumed run has the same rates as an uninterrupted one.
 
@@ -32,7 +32,7 @@ pub struct Schedule {
     warmup: u64,
     ema: f64,
     /// Steps in which only the classifier moves, and the share of the rate that all else has after them.
-    head_only: u64,
+    classifier_only: u64,
     body: f64,
     /// Steps of an epoch and steps between evaluations; may be fractions.
     steps_per_epoch: f64,
@@ -99,7 +99,7 @@ impl Schedule {
             steps,
             warmup: ((recipe.warmup_epochs * steps_per_epoch).round() as u64).min(steps),
             ema: recipe.ema,
-            head_only: (recipe.head_epochs.unwrap_or(0.0) * steps_per_epoch).round() as u64,
+            classifier_only: (recipe.classifier_epochs.unwrap_or(0.0) * steps_per_epoch).round() as u64,
             body: recipe.body_lr.unwrap_or(1.0),
             steps_per_epoch,
             evaluate_every: recipe.eval_every * steps_per_epoch,
@@ -128,7 +128,7 @@ impl Schedule {
 
     /// The share of the learning rate that parameters before the classifier have in the step that follows `step` steps.
     pub fn body_share(&self, step: u64) -> f64 {
-        if step < self.head_only { 0.0 } else { self.body }
+        if step < self.classifier_only { 0.0 } else { self.body }
     }
 
     /// The learning rate of the step that follows `step` steps.
@@ -200,7 +200,7 @@ mod tests {
 
     #[test]
     fn body_rests_in_the_first_epochs_and_then_has_its_share() {
-        let s = schedule(|r| (r.epochs, r.head_epochs, r.body_lr) = (3.0, Some(1.0), Some(0.25)), 100);
+        let s = schedule(|r| (r.epochs, r.classifier_epochs, r.body_lr) = (3.0, Some(1.0), Some(0.25)), 100);
         let before = s.steps() / 3;
         assert!(before > 1);
         assert_eq!(

@@ -112,10 +112,18 @@ fn resolve(
         (CropMode::Auto, Some(saved)) => saved.crop,
         _ => recipe.crop_of(source),
     };
+    // Which copy of the file counts too.
+    let identified = |path: &Path| {
+        let checksum = file_checksum(path)?;
+        Ok::<_, DataError>(match options.init_weights {
+            Average::Raw => checksum,
+            Average::Ema => format!("{checksum}-ema"),
+        })
+    };
     let init_from = match (&options.init_from, saved) {
-        (Some(path), None) => Some(file_checksum(path)?),
+        (Some(path), None) => Some(identified(path)?),
         // The weights are in the checkpoint, so the file need not exist any more.
-        (Some(path), Some(saved)) => file_checksum(path).ok().or(saved.init_from.clone()),
+        (Some(path), Some(saved)) => identified(path).ok().or(saved.init_from.clone()),
         (None, Some(saved)) => saved.init_from.clone(),
         (None, None) => None,
     };
