@@ -68,8 +68,8 @@ def train(args, data, out, *flags):
     if ran.returncode != 0:
         raise SystemExit(f"{' '.join(map(str, command))}: {ran.stderr.strip()}")
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    last = [line for line in lines if "top1" in line or "ema" in line][-1]
-    return (last.get("ema") or last)["top1"]
+    last = [line for line in lines if "top1" in line][-1]
+    return last.get("ema_top1", last["top1"])
 
 
 def flags_of(row, args, weights, seed):
