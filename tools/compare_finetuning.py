@@ -104,6 +104,9 @@ def main():
     weights = args.work / "pretrained/best.bin"
     done = [json.loads(line) for line in args.results.read_text().splitlines()] if args.results.exists() else []
     low, _, high = args.seeds.partition("-")
+    # Lines of other settings in the same file are no results of these.
+    settings = {"images": args.images, "epochs": args.epochs, "first_epochs": args.first_epochs}
+    done = [run for run in done if settings.items() <= run.items()]
     for row in ROWS:
         figures = []
         for seed in range(int(low), int(high or low) + 1):
@@ -115,7 +118,7 @@ def main():
             top1 = train(args, args.work / "second", out, *flags_of(row, args, weights, seed))
             figures.append(top1)
             with args.results.open("a") as file:
-                file.write(json.dumps({"row": row, "seed": seed, "top1": top1}) + "\n")
+                file.write(json.dumps({"row": row, "seed": seed, "top1": top1, **settings}) + "\n")
         mean = 100 * statistics.mean(figures)
         print(f"| {row} | {mean:.2f} | {', '.join(f'{100 * figure:.2f}' for figure in figures)} |", flush=True)
 

@@ -24,7 +24,7 @@ fn names_outside_of_the_list_are_refused_by_their_full_name() {
     let line = |name: &str| {
         format!("its pickle names {name}, which is not among what weights need; nothing of it was run")
     };
-    let command = tuple(&[text("touch /tmp/owned")]);
+    let command = tuple(&[text("touch owned")]);
     let stack_global = |module: &str, name: &str| [text(module), text(name), vec![0x93]].concat();
     let names = [
         ("os", "system"),

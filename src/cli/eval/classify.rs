@@ -9,8 +9,9 @@ use std::time::Instant;
 use super::explain::Explanations;
 use super::images::list;
 use super::predictions::{Form, Prediction, Predictions};
-use super::{EvalError, EvalFlags, Kind};
+use super::{EvalError, EvalFlags};
 use crate::cli::signals;
+use crate::model::formats::weights_file::Average;
 use crate::ops::{Ops, Weights};
 use crate::train::checkpoint::Checkpoint;
 use crate::train::classify::Classifying;
@@ -74,8 +75,8 @@ impl EvalFlags {
 
     fn kind_of_weights(&self) -> Weights {
         match self.weights {
-            Kind::Raw => Weights::Raw,
-            Kind::Ema => Weights::Ema,
+            Average::Raw => Weights::Raw,
+            Average::Ema => Weights::Ema,
         }
     }
 }

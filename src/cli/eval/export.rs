@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use super::{EvalError, EvalFlags, Kind};
+use super::{EvalError, EvalFlags};
 use crate::files;
 use crate::model::ParamTable;
 use crate::model::formats::naming::Naming;
 use crate::model::formats::onnx::Input;
+use crate::model::formats::weights_file::Average;
 use crate::model::formats::{self, Format, WeightsError, safetensors};
 use crate::train::TrainError;
 use crate::train::checkpoint::{self, Checkpoint};
@@ -32,8 +33,8 @@ impl EvalFlags {
         }
         let format = self.format(file)?;
         let values = match self.weights {
-            Kind::Raw => &read.state.parameters,
-            Kind::Ema => &read.state.ema,
+            Average::Raw => &read.state.parameters,
+            Average::Ema => &read.state.ema,
         };
         let model = read.metadata.trained(&read.architecture, values);
         let mut beside = file.as_os_str().to_owned();
@@ -50,7 +51,7 @@ impl EvalFlags {
             format,
             metadata: &read.metadata,
             architecture: &read.architecture,
-            average: self.weights == Kind::Ema,
+            average: self.weights == Average::Ema,
             data: data.as_deref(),
         };
         files::replace(&beside, card.render().as_bytes())

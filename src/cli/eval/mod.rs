@@ -13,7 +13,7 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use clap::{ArgGroup, Parser, ValueEnum, value_parser};
+use clap::{ArgGroup, Parser, value_parser};
 
 use super::UsageError;
 use crate::data::Split;
@@ -64,8 +64,8 @@ pub struct EvalFlags {
     #[arg(long, value_name = "COUNT", value_parser = value_parser!(u64).range(1..=MOST))]
     pub loader_threads: Option<u64>,
     /// Weights for images and --export: raw, or ema, their moving average
-    #[arg(long, value_name = "KIND", default_value = "raw")]
-    pub weights: Kind,
+    #[arg(long, value_name = "KIND", default_value = "raw", value_parser = Average::from_str)]
+    pub weights: Average,
     /// Write the network for other programs, and a model card beside it, and exit. By its ending: .safetensors, plain weights for timm and others; .onnx, weights and operators in one file
     #[arg(long, value_name = "OUT.safetensors|OUT.onnx", conflicts_with_all = ["images", "data", "batch_size"])]
     pub export: Option<PathBuf>,
@@ -102,13 +102,6 @@ pub struct EvalFlags {
     /// Explain this class in place of the most probable one
     #[arg(long, value_name = "NAME", requires = "explain")]
     pub explain_class: Option<String>,
-}
-
-/// A set of weights in a checkpoint.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Kind {
-    Raw,
-    Ema,
 }
 
 /// Errors of the program; each message is one line.
@@ -196,7 +189,7 @@ impl EvalFlags {
             Err(CheckpointError::Foreign { .. }) => self.foreign(err)?,
             other => other.map_err(TrainError::from)?,
         };
-        if self.weights == Kind::Ema && read.state.ema.is_empty() {
+        if self.weights == Average::Ema && read.state.ema.is_empty() {
             return Err(EvalError::NoAverage(self.checkpoint.clone()));
         }
         match &self.export {

@@ -73,8 +73,10 @@ fn folded_weights_follow_the_formula() {
             + norm("bias");
         let folded: f64 =
             taps.iter().enumerate().map(|(k, x)| x * f64::from(weights[27 * channel + k])).sum();
-        // Each folded number is rounded once: three products and a bias, each to half a unit in the last place.
-        let bound = 4.0 * 6e-8 * (1.0 + expected.abs() + sum.abs() * norm("weight").abs() / 1e-2);
+        // Each folded number is rounded once to fp32, by 2⁻²⁴ of itself at most; all else is in double precision.
+        let size = |(k, x): (usize, &f64)| (x * f64::from(weights[27 * channel + k])).abs();
+        let sizes = taps.iter().enumerate().map(size).sum::<f64>() + f64::from(bias[channel]).abs();
+        let bound = 1.001 * sizes * 0.5f64.powi(24);
         let found = folded + f64::from(bias[channel]);
         assert!((found - expected).abs() < bound, "{channel}: {found} {expected}");
     }
@@ -115,8 +117,9 @@ fn bytes_are_normalised_by_the_scale() {
     for channel in 0..3 {
         let expected = (f64::from(200u8) / 255.0 - f64::from(mean[channel])) / f64::from(deviation[channel]);
         let found = 200.0 * f64::from(factor[channel]) + f64::from(shift[channel]);
-        // Two factors, each rounded to fp32.
-        assert!((found - expected).abs() < 2.0 * 6e-8 * (2.0 + expected.abs()) * 2.0, "{found} {expected}");
+        // Two numbers, each rounded to fp32 by 2⁻²⁴ of itself at most.
+        let sizes = 200.0 * f64::from(factor[channel]) + f64::from(shift[channel]).abs();
+        assert!((found - expected).abs() <= 1.001 * sizes * 0.5f64.powi(24), "{found} {expected}");
     }
     assert_eq!(graph.input[0].r#type.as_ref().unwrap().tensor_type.as_ref().unwrap().elem_type, proto::UINT8);
 }
