@@ -122,7 +122,7 @@ fn title(pass: &Pass) -> String {
 fn on_cpu(wanted: fn(&Pass) -> bool) -> Result {
     let mut criterion = Criterion::default().configure_from_args();
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let device = CpuDevice { threads };
+    let device = CpuDevice::fp32(threads);
     for case in ON_CPU {
         let layers = Layers::new(case, &device, wanted);
         let (variant, side, images) = case;
@@ -133,7 +133,7 @@ fn on_cpu(wanted: fn(&Pass) -> bool) -> Result {
         for (pass, count) in &layers.passes {
             let plan = layers.plan(pass, &device);
             let (trainable, total) = (layers.table.trainable(), layers.table.total());
-            let mut ops = CpuOps::new(StateSize::new(trainable, total), &[&plan], threads)?;
+            let mut ops = CpuOps::new(StateSize::new(trainable, total), &[&plan], CpuDevice::fp32(threads))?;
             layers.fill(&mut ops, pass, &plan)?;
             group.throughput(Throughput::Bytes(layers.bytes(pass, &device)));
             let name = format!("{} ({count} layers)", title(pass));

@@ -9,7 +9,7 @@ fn plan(micro_batch: usize, available: u64) -> MemoryPlan {
     let recipe = Recipe { resolution: 32, micro_batch, ..Recipe::reference(Variant::B0, 96) };
     let arch = recipe.architecture(10).unwrap();
     let table = ParamTable::new(&arch);
-    with_available(&recipe, &arch, &table, &CpuDevice { threads: 2 }, false, Some(available), 2)
+    with_available(&recipe, &arch, &table, &CpuDevice::fp32(2), false, Some(available), 2)
 }
 
 #[test]

@@ -10,7 +10,7 @@ use effnet::ops::{Buckets, Pass};
 fn passes(variant: Variant) -> (ParamTable, Vec<Pass>) {
     let arch = architecture(variant, 1000, variant.scaling().resolution);
     let table = ParamTable::new(&arch);
-    let passes = Network::new(&arch, &table, training(2)).itinerary(&CpuDevice { threads: 1 }).passes();
+    let passes = Network::new(&arch, &table, training(2)).itinerary(&CpuDevice::fp32(1)).passes();
     (table, passes)
 }
 

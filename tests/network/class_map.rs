@@ -88,10 +88,10 @@ fn map_of_the_oracle_has_the_logit_as_its_mean() {
 
 #[test]
 fn map_on_the_cpu_has_the_logit_as_its_mean() {
-    let device = CpuDevice { threads: 2 };
+    let device = CpuDevice::fp32(2);
     let case = case(&device);
     let state = StateSize::new(case.table.trainable(), case.table.total());
-    let ops = CpuOps::new(state, &[&case.inference.plan(&device)], 2).unwrap();
+    let ops = CpuOps::new(state, &[&case.inference.plan(&device)], CpuDevice::fp32(2)).unwrap();
     compare(ops, &device, &case, 1e-5);
 }
 

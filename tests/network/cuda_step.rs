@@ -35,9 +35,9 @@ fn scale(precision: Precision) -> f32 {
 
 fn on_cpu_and_cuda<G: TestGpu>(precision: Precision) -> (Step, Step) {
     let trial = trial(precision);
-    let plan = trial.network.plan(&CpuDevice { threads: 2 });
+    let plan = trial.network.plan(&CpuDevice::fp32(2));
     let state = StateSize::new(trial.table.trainable(), trial.table.total());
-    let mut ops = CpuOps::new(state, &[&plan], 2).unwrap();
+    let mut ops = CpuOps::new(state, &[&plan], CpuDevice::fp32(2)).unwrap();
     trial.start(&mut ops, &plan);
     let cpu = trial.step(&mut ops, 0, 0..1).unwrap();
     let scale = scale(precision);

@@ -55,10 +55,11 @@ const THREADS: usize = 2;
 
 impl Backend for CpuOps {
     fn plan(network: &Network) -> Plan {
-        network.plan(&CpuDevice { threads: THREADS })
+        network.plan(&CpuDevice::fp32(THREADS))
     }
     fn new(table: &ParamTable, plans: &[&Plan]) -> Self {
-        CpuOps::new(StateSize::new(table.trainable(), table.total()), plans, THREADS).unwrap()
+        CpuOps::new(StateSize::new(table.trainable(), table.total()), plans, CpuDevice::fp32(THREADS))
+            .unwrap()
     }
 }
 

@@ -144,8 +144,8 @@ fn pass_cannot_write_a_tensor_that_it_reads() {
         losses,
         dlogits: logits,
     };
-    let plan = Plan::new(&CpuDevice { threads: 2 }, &[loss.into()], &tensors, &[]);
-    let mut ops = CpuOps::new(StateSize::new(0, 0), &[&plan], 2).unwrap();
+    let plan = Plan::new(&CpuDevice::fp32(2), &[loss.into()], &tensors, &[]);
+    let mut ops = CpuOps::new(StateSize::new(0, 0), &[&plan], CpuDevice::fp32(2)).unwrap();
     ops.bind(&plan).unwrap();
     let _ = ops.run(&loss.into());
 }

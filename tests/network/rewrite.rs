@@ -84,8 +84,8 @@ fn expect_same<O: Ops>(device: &impl Device, start: impl Fn(&ParamTable, &Plan) 
 
 #[test]
 fn fold_gives_the_logits_of_the_unfolded_on_the_cpu() {
-    expect_same(&CpuDevice { threads: 2 }, |table, plan| {
-        CpuOps::new(StateSize::new(table.trainable(), table.total()), &[plan], 2).unwrap()
+    expect_same(&CpuDevice::fp32(2), |table, plan| {
+        CpuOps::new(StateSize::new(table.trainable(), table.total()), &[plan], CpuDevice::fp32(2)).unwrap()
     });
 }
 

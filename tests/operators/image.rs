@@ -12,7 +12,7 @@ use effnet::data::augment::{
 use effnet::data::raw::{RawBatch, RawScratch};
 use effnet::data::{Batch, CropMode, Form, Loader, LoaderConfig, Policy, Source, Split};
 use effnet::ops::Workspace;
-use effnet::ops::cpu::CpuOps;
+use effnet::ops::cpu::{CpuDevice, CpuOps};
 use effnet::ops::cuda::image::{self, RawOnDevice};
 use effnet::ops::cuda::precision::narrow;
 use effnet::ops::cuda::{Address, CudaOps, Precision};
@@ -44,7 +44,7 @@ fn alone(elements: usize, element_bytes: usize) -> (Plan, Tensor) {
 /// The image tensor that the CPU makes from squares.
 fn normalised(squares: &[u8], threads: usize) -> Vec<f32> {
     let (plan, image) = alone(squares.len(), 4);
-    let mut ops = CpuOps::new(StateSize::new(0, 0), &[&plan], threads).unwrap();
+    let mut ops = CpuOps::new(StateSize::new(0, 0), &[&plan], CpuDevice::fp32(threads)).unwrap();
     ops.bind(&plan).unwrap();
     ops.upload(image, &vec![f32::NAN; squares.len()]).unwrap();
     ops.upload_pixels(image, squares, MEAN, DEVIATION).unwrap();

@@ -49,8 +49,8 @@ fn plan(device: &impl Device, pass: &Pass, tensors: &Tensors, mask: Tensor) -> P
 }
 
 fn on_cpu(tensors: &Tensors, mask: Tensor, pass: &Pass, threads: usize) -> Vec<Vec<f32>> {
-    let plan = plan(&CpuDevice { threads }, pass, tensors, mask);
-    let mut cpu = CpuOps::new(StateSize::new(0, 0), &[&plan], threads).unwrap();
+    let plan = plan(&CpuDevice::fp32(threads), pass, tensors, mask);
+    let mut cpu = CpuOps::new(StateSize::new(0, 0), &[&plan], CpuDevice::fp32(threads)).unwrap();
     cpu.bind(&plan).unwrap();
     factors(&mut cpu, pass, mask)
 }

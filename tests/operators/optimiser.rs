@@ -7,7 +7,7 @@ use crate::common::fixture::{UNIT, doubles, equal_bits, norm, tolerance};
 use crate::common::formula::Formula;
 use crate::common::gpu::{TestGpu, engine, on_cuda};
 use crate::common::reference::Reference;
-use effnet::ops::cpu::CpuOps;
+use effnet::ops::cpu::{CpuDevice, CpuOps};
 use effnet::ops::cuda::{CudaDevice, CudaOps, Precision, optimiser, precision, step};
 use effnet::ops::*;
 
@@ -115,7 +115,8 @@ fn three_steps_agree_with_the_oracle() {
                 let mut reference = Reference::new(trainable, total);
                 three_steps(&mut reference, &update, trainable, total);
                 let read = |threads: usize| {
-                    let mut ops = CpuOps::new(StateSize::new(trainable, total), &[], threads).unwrap();
+                    let mut ops =
+                        CpuOps::new(StateSize::new(trainable, total), &[], CpuDevice::fp32(threads)).unwrap();
                     three_steps(&mut ops, &update, trainable, total);
                     state(&mut ops, trainable, total)
                 };
@@ -151,7 +152,9 @@ fn expect_uniform_decay<O: Ops>(mut device: impl FnMut(usize, usize) -> O) {
 
 #[test]
 fn decay_factors_that_are_equal_are_uniform_decay() {
-    expect_uniform_decay(|trainable, total| CpuOps::new(StateSize::new(trainable, total), &[], 2).unwrap());
+    expect_uniform_decay(|trainable, total| {
+        CpuOps::new(StateSize::new(trainable, total), &[], CpuDevice::fp32(2)).unwrap()
+    });
 }
 
 fn decay_factors_that_are_equal_are_uniform_decay_in_kernels<G: TestGpu>() {
@@ -194,7 +197,7 @@ const MOVED: [Buffer; 3] = [Buffer::Parameters, Buffer::Slot(0), Buffer::Slot(1)
 #[test]
 fn skipped_steps_do_not_count_for_adamw() {
     expect_skipped_steps_do_not_count(
-        |trainable, total| CpuOps::new(StateSize::new(trainable, total), &[], 2).unwrap(),
+        |trainable, total| CpuOps::new(StateSize::new(trainable, total), &[], CpuDevice::fp32(2)).unwrap(),
         &MOVED,
     );
 }
@@ -231,7 +234,7 @@ fn running_statistics_and_an_unused_average_keep_their_bits() {
     let (trainable, total) = (100, 150);
     for rule in rules() {
         for ema in [false, true] {
-            let mut ops = CpuOps::new(StateSize::new(trainable, total), &[], 2).unwrap();
+            let mut ops = CpuOps::new(StateSize::new(trainable, total), &[], CpuDevice::fp32(2)).unwrap();
             three_steps(
                 &mut ops,
                 &Update { rule, weight_decay: DECAY, clip_norm: None, ema },
@@ -353,7 +356,7 @@ fn expect_the_body_to_rest<O: Ops>(mut device: impl FnMut(usize, usize) -> O) {
 #[test]
 fn body_rests_at_rate_zero() {
     expect_the_body_to_rest(|trainable, total| {
-        CpuOps::new(StateSize::new(trainable, total), &[], 2).unwrap()
+        CpuOps::new(StateSize::new(trainable, total), &[], CpuDevice::fp32(2)).unwrap()
     });
 }
 

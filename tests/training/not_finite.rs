@@ -117,7 +117,7 @@ fn step_that_is_run_again_is_the_same() {
     let table = ParamTable::new(&arch);
     let network = Network::new(&arch, &table, recipe.network_config(1));
     assert!(network.recorded.numbers(Phase::Masks).len() > 1, "nothing is drawn");
-    let device = CpuDevice { threads: 2 };
+    let device = CpuDevice::fp32(2);
     let (plan, itinerary) = (network.plan(&device), network.itinerary(&device));
     let (images, pixels) = (network.config.images, network.image.elements);
     let batch = Batch {
@@ -131,7 +131,8 @@ fn step_that_is_run_again_is_the_same() {
     };
     let normalise = Normalise { mean: [0.5; 3], deviation: [0.25; 3] };
     let params = StepParams { seed: 3, step: 7, first_position: 28, ..StepParams::default() };
-    let mut ops = CpuOps::new(StateSize::new(table.trainable(), table.total()), &[&plan], 2).unwrap();
+    let mut ops =
+        CpuOps::new(StateSize::new(table.trainable(), table.total()), &[&plan], CpuDevice::fp32(2)).unwrap();
     ops.bind(&plan).unwrap();
     ops.write_state(Buffer::Parameters, &initialise::initialise(&table, 3)).unwrap();
     let gradients = |ops: &mut CpuOps| buffers::state(ops, Buffer::Gradients, table.trainable()).unwrap();

@@ -304,10 +304,12 @@ fn evaluation_ends_with_the_group() {
         failed.wait();
         let (arch, normalise) = (recipe.architecture(5).unwrap(), source().normalise());
         let table = ParamTable::new(&arch);
-        let device = CpuDevice { threads: 1 };
+        let device = CpuDevice::fp32(1);
         let network = Inference::new(&arch, &table, recipe.micro_batch, &device, &[Weights::Raw]);
         let plan = network.plan(&device);
-        let mut ops = CpuOps::new(StateSize::new(table.trainable(), table.total()), &[&plan], 1).unwrap();
+        let mut ops =
+            CpuOps::new(StateSize::new(table.trainable(), table.total()), &[&plan], CpuDevice::fp32(1))
+                .unwrap();
         ops.bind(&plan).unwrap();
         let (form, share) = (Form::Squares, Share::WHOLE);
         let (source, recipe) = (&source(), &recipe);

@@ -8,6 +8,7 @@
 
 use super::context::{Context, OnCpu};
 use super::memory::Shared;
+use super::simd::Element;
 use crate::ops::{BatchNorm, BatchNormInference, Statistics};
 
 /// Channels that are merged at once.
@@ -171,7 +172,7 @@ fn derive(mean: f64, variance: f64, eps: f32, weight: f32, bias: f32) -> [f32; 4
 }
 
 impl OnCpu for BatchNormInference {
-    unsafe fn run(&self, cx: &Context) {
+    unsafe fn run<E: Element>(&self, cx: &Context) {
         let bn = &self.bn;
         // SAFETY: the caller's promise, and the pass takes them once.
         let out = unsafe { cx.write(bn.coefficients) };

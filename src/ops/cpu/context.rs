@@ -6,19 +6,22 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::exchange::Exchange;
 use super::memory::{Memory, State};
+use super::simd::Element;
 use crate::ops::plan::ALIGNMENT;
-use crate::ops::{NormUse, Param, Part, Pass, StepParams, Tensor};
+use crate::ops::{Kind, NormUse, Param, Part, Pass, Precision, StepParams, Tensor};
 
 /// How the CPU runs a pass.
 pub trait OnCpu {
     /// What the pass needs beside its tensors.
-    fn workspace(&self) -> WorkspaceFloats {
+    fn workspace<E: Element>(&self) -> WorkspaceFloats {
         WorkspaceFloats::default()
     }
 
+    /// Runs the pass on activations and gradients that are stored as `E`.
+    ///
     /// # Safety
     /// No other pass runs at the same time, and [`Context::check_apart`] has accepted this one.
-    unsafe fn run(&self, cx: &Context);
+    unsafe fn run<E: Element>(&self, cx: &Context);
 }
 
 /// The workspace of a pass, in floats.
@@ -36,6 +39,8 @@ pub struct Context {
     /// dropped first.
     pub exchange: Option<Exchange>,
     pub arena: Memory,
+    /// How activations and their gradients are stored.
+    pub precision: Precision,
     pub offsets: Vec<Option<usize>>,
     pub state: State,
     /// True while forward passes take their weights from the EMA buffer.
@@ -65,7 +70,10 @@ impl Context {
     /// parameter table has such a pass.
     pub fn check_apart(&self, pass: &Pass) {
         let overlap = |a: Range<usize>, b: Range<usize>| a.start < b.end && b.start < a.end;
-        let place = |tensor: Tensor| self.offset(tensor)..self.offset(tensor) + 4 * tensor.elements;
+        let place = |tensor: Tensor| {
+            let bytes = element_bytes(self.precision, tensor.kind);
+            self.offset(tensor)..self.offset(tensor) + bytes * tensor.elements
+        };
         pass.tensors(&mut |written, writes| {
             let mut users = 0;
             if writes {
@@ -86,21 +94,51 @@ impl Context {
         });
     }
 
-    /// A tensor to read.
+    /// A tensor of floats to read.
     pub fn read(&self, tensor: Tensor) -> &[f32] {
+        debug_assert_ne!(tensor.kind, Kind::Activation);
         // SAFETY: the callers of `write` promise that nothing reads a tensor while they write it.
         unsafe { self.arena.floats(self.offset(tensor), tensor.elements) }
     }
 
-    /// A tensor to write, for a pass.
+    /// A tensor of floats to write, for a pass.
     ///
     /// # Safety
     /// Nothing else uses the tensor while the slice lives. In a pass, this follows from the promise of [`OnCpu::run`]
     /// if the pass takes the tensor only once.
     #[allow(clippy::mut_from_ref)]
     pub unsafe fn write(&self, tensor: Tensor) -> &mut [f32] {
+        debug_assert_ne!(tensor.kind, Kind::Activation);
         // SAFETY: the caller's promise.
         unsafe { self.arena.floats_mut(self.offset(tensor), tensor.elements) }
+    }
+
+    /// An activation, or a gradient at one, to read.
+    pub fn activation<E: Element>(&self, tensor: Tensor) -> &[E] {
+        self.check_stored_as::<E>(tensor);
+        // SAFETY: as for `read`.
+        unsafe { self.arena.elements(self.offset(tensor), tensor.elements) }
+    }
+
+    /// An activation, or a gradient at one, to write.
+    ///
+    /// # Safety
+    /// As for [`Context::write`].
+    #[allow(clippy::mut_from_ref)]
+    pub unsafe fn write_activation<E: Element>(&self, tensor: Tensor) -> &mut [E] {
+        self.check_stored_as::<E>(tensor);
+        // SAFETY: the caller's promise.
+        unsafe { self.arena.elements_mut(self.offset(tensor), tensor.elements) }
+    }
+
+    fn check_stored_as<E: Element>(&self, tensor: Tensor) {
+        debug_assert_eq!(tensor.kind, Kind::Activation);
+        assert_eq!(
+            size_of::<E>(),
+            self.precision.bytes(),
+            "the activations are stored as {}",
+            self.precision
+        );
     }
 
     /// A tensor to write, between passes.
@@ -185,6 +223,11 @@ impl Context {
     pub fn threads(&self) -> usize {
         self.scratch.len()
     }
+}
+
+/// Bytes of one element.
+pub fn element_bytes(precision: Precision, kind: Kind) -> usize {
+    if kind == Kind::Activation { precision.bytes() } else { 4 }
 }
 
 /// Marks the scratch memory as in use while it lives.

@@ -270,7 +270,7 @@ unsafe fn add_column_sums_body<V: Vector>(x: &[f32], stride: usize, rows: usize,
             for row in 0..rows {
                 sum = sum.add(read(x, row * stride + at, count));
             }
-            write(out, at, count, read::<V>(out, at, count).add(sum));
+            write(out, at, count, read::<V, _>(out, at, count).add(sum));
         });
     }
 }
@@ -282,7 +282,7 @@ unsafe fn multiply_body<V: Vector>(a: &[f32], b: &[f32], out: &mut [f32]) {
     // SAFETY: the caller's promise.
     unsafe {
         each_vector!(V, out.len(), |at, count| {
-            write(out, at, count, read::<V>(a, at, count).mul(read(b, at, count)));
+            write(out, at, count, read::<V, _>(a, at, count).mul(read(b, at, count)));
         });
     }
 }
@@ -297,7 +297,7 @@ unsafe fn sigmoid_in_place_body<V: Vector>(out: &mut Region) {
             let columns = out.columns;
             let out = out.part(row, 0, columns);
             each_vector!(V, columns, |at, count| {
-                write(out, at, count, read::<V>(out, at, count).sigmoid());
+                write(out, at, count, read::<V, _>(out, at, count).sigmoid());
             });
         }
     }
@@ -310,7 +310,7 @@ unsafe fn silu_body<V: Vector>(x: &[f32], out: &mut [f32]) {
     // SAFETY: the caller's promise.
     unsafe {
         each_vector!(V, out.len(), |at, count| {
-            write(out, at, count, read::<V>(x, at, count).silu());
+            write(out, at, count, read::<V, _>(x, at, count).silu());
         });
     }
 }

@@ -17,7 +17,7 @@ use super::context::{Context, OnCpu, WorkspaceFloats, part_of, workspace_floats}
 use super::gemm::rows::{RowBlock, RowStatistics, TILE, after, batch_norm_backward, store, tiles};
 use super::gemm::{self, Ahead, Panels, Product, padded};
 use super::memory::Shared;
-use super::simd::{Vector, dispatch, fence};
+use super::simd::{Element, Vector, dispatch, fence};
 use crate::ops::{ExpandBackward, ExpandForward};
 
 /// Enough tasks for any machine: two for each of sixteen threads.
@@ -42,23 +42,27 @@ impl ForwardTasks {
 }
 
 impl OnCpu for ExpandForward {
-    fn workspace(&self) -> WorkspaceFloats {
+    fn workspace<E: Element>(&self) -> WorkspaceFloats {
         let tasks = ForwardTasks::new(self.rows, self.outputs);
         let lengths = [self.inputs * padded(self.outputs), statistics_floats(tasks.groups, self.outputs)];
         WorkspaceFloats { shared: workspace_floats(&lengths), per_thread: TILE * PANEL }
     }
 
-    unsafe fn run(&self, cx: &Context) {
+    unsafe fn run<E: Element>(&self, cx: &Context) {
         let depth = self.inputs;
         let panels = Panels::new(self.outputs);
         let tasks = ForwardTasks::new(self.rows, self.outputs);
         // SAFETY: the caller's promise, and the pass takes each of them once.
         let ([packed, partials], y, norm) = unsafe {
             let lengths = [depth * panels.padded(), statistics_floats(tasks.groups, self.outputs)];
-            (cx.workspace(lengths), Shared::new(cx.write(self.y)), NormStatistics::of(cx, &self.bn))
+            (
+                cx.workspace(lengths),
+                Shared::new(cx.write_activation::<f32>(self.y)),
+                NormStatistics::of(cx, &self.bn),
+            )
         };
         gemm::pack_transposed(cx, cx.weight(self.weight), panels, packed);
-        let (x, packed) = (cx.read(self.x), &*packed);
+        let (x, packed) = (cx.activation::<f32>(self.x), &*packed);
         let sums = Shared::new(&mut *partials);
         cx.parallel(tasks.groups * tasks.slices, |task, scratch| {
             let (group, slice) = (task / tasks.slices, task % tasks.slices);
@@ -151,7 +155,7 @@ struct Previous<'a> {
 }
 
 impl OnCpu for ExpandBackward {
-    fn workspace(&self) -> WorkspaceFloats {
+    fn workspace<E: Element>(&self) -> WorkspaceFloats {
         let tasks = Backward::new(self);
         let lengths = [
             self.outputs * padded(self.inputs),
@@ -163,7 +167,7 @@ impl OnCpu for ExpandBackward {
         WorkspaceFloats { shared: workspace_floats(&lengths), per_thread }
     }
 
-    unsafe fn run(&self, cx: &Context) {
+    unsafe fn run<E: Element>(&self, cx: &Context) {
         let tasks = Backward::new(self);
         let narrow = Panels::narrow(self.inputs);
         let wide = Panels::new(self.outputs);
@@ -177,7 +181,7 @@ impl OnCpu for ExpandBackward {
         // SAFETY: the caller's promise, and the pass takes each of them once.
         let ([packed, coefficients, gradients, sums], dx, norm, weight) = unsafe {
             let norm = NormSums::of(cx, &self.previous.bn);
-            (cx.workspace(lengths), cx.write(self.dx), norm, cx.gradient_mut(self.weight))
+            (cx.workspace(lengths), cx.write_activation::<f32>(self.dx), norm, cx.gradient_mut(self.weight))
         };
         gemm::pack(cx, cx.weight(self.weight), narrow, packed);
         backward_coefficients(cx, &self.bn, coefficients);
@@ -185,18 +189,18 @@ impl OnCpu for ExpandBackward {
             p: self,
             wide,
             narrow,
-            x: cx.read(self.x),
-            y: cx.read(self.y),
-            du: cx.read(self.du),
+            x: cx.activation::<f32>(self.x),
+            y: cx.activation::<f32>(self.y),
+            du: cx.activation::<f32>(self.du),
             packed,
             coefficients,
             gradients: Shared::new(&mut *gradients),
             dx: Shared::new(dx),
             sums: Shared::new(&mut *sums),
             previous: Previous {
-                y: cx.read(self.previous.y),
+                y: cx.activation::<f32>(self.previous.y),
                 coefficients: cx.read(self.previous.bn.coefficients),
-                shortcut: self.shortcut.map(|t| cx.read(t)),
+                shortcut: self.shortcut.map(|t| cx.activation::<f32>(t)),
                 keep: self.previous.keep.map(|t| cx.read(t)),
             },
         };

@@ -2,16 +2,17 @@
 //! passes for the CPU do not contain these two.
 
 use super::context::{Context, OnCpu};
+use super::simd::Element;
 use crate::ops::{ExpandDepthwiseBackward, ExpandDepthwiseForward};
 
 impl OnCpu for ExpandDepthwiseForward {
-    unsafe fn run(&self, _: &Context) {
+    unsafe fn run<E: Element>(&self, _: &Context) {
         unreachable!("the CPU stores the expanded tensor")
     }
 }
 
 impl OnCpu for ExpandDepthwiseBackward {
-    unsafe fn run(&self, _: &Context) {
+    unsafe fn run<E: Element>(&self, _: &Context) {
         unreachable!("the CPU stores the expanded tensor")
     }
 }

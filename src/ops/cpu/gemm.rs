@@ -44,7 +44,7 @@ impl Panels {
     /// The panels of the processor's instruction set: whole vectors.
     pub fn new(columns: usize) -> Panels {
         match level() {
-            Level::Avx512 => Panels::with(columns, 16, 32),
+            Level::Avx512 | Level::Avx512Bf16 => Panels::with(columns, 16, 32),
             Level::Avx2 => Panels::with(columns, 8, 16),
             Level::Portable => Panels::with(columns, 8, 8),
         }
@@ -54,7 +54,7 @@ impl Panels {
     /// a first panel of 24 (or all 8) columns, so that 24 or 40 channels waste nothing.
     pub fn narrow(columns: usize) -> Panels {
         match level() {
-            Level::Avx512 if columns.div_ceil(8) % 2 == 1 => {
+            Level::Avx512 | Level::Avx512Bf16 if columns.div_ceil(8) % 2 == 1 => {
                 let half = if columns <= 8 { 8 } else { 24 };
                 let rest = Panels::with(columns.saturating_sub(half), 16, 32);
                 Panels { columns, half, ..rest }
@@ -235,7 +235,7 @@ dispatch! {
 /// C[rows, width] = A[rows, depth]·B[depth, width], or C += if `add`. B is (part of) a packed panel.
 pub fn multiply(product: Product) {
     #[cfg(target_arch = "x86_64")]
-    if level() == Level::Avx512 && !product.width.is_multiple_of(16) {
+    if matches!(level(), Level::Avx512 | Level::Avx512Bf16) && !product.width.is_multiple_of(16) {
         // SAFETY: this level means AVX-512F and VL, AVX2 and FMA.
         return unsafe { multiply_half(product) };
     }

@@ -5,7 +5,7 @@ use super::context::{Context, OnCpu, WorkspaceFloats, workspace_floats};
 use super::dense::{Factor, Region, Start, WeightedRows, add_column_sums, dots, multiply, weighted_rows};
 use super::memory::Shared;
 use super::pool;
-use super::simd::{Vector, dispatch};
+use super::simd::{Element, Vector, dispatch};
 use super::sweep::{each_vector, read, write};
 use crate::ops::{Dense, HeadBackward, HeadForward, Labels, Loss, Mixed, Tensor};
 
@@ -21,21 +21,21 @@ const GROUP: usize = 16;
 const TASK: usize = 1 << 14;
 
 impl OnCpu for HeadForward {
-    fn workspace(&self) -> WorkspaceFloats {
+    fn workspace<E: Element>(&self) -> WorkspaceFloats {
         WorkspaceFloats {
             shared: workspace_floats(&[features_floats(self.dropout, self.images, self.channels)]),
             per_thread: pool::scratch_floats(self.channels),
         }
     }
 
-    unsafe fn run(&self, cx: &Context) {
+    unsafe fn run<E: Element>(&self, cx: &Context) {
         let (images, channels, classes) = (self.images, self.channels, self.classes);
         // SAFETY: the caller's promise, and the pass takes each of them once.
         let (pooled, logits, [features]) = unsafe {
             let lengths = [features_floats(self.dropout, images, channels)];
             (cx.write(self.pooled), Shared::new(cx.write(self.logits)), cx.workspace(lengths))
         };
-        pool::means(cx, &self.bn, cx.read(self.y), images, self.pixels, pooled);
+        pool::means(cx, &self.bn, cx.activation::<f32>(self.y), images, self.pixels, pooled);
         let features = dropped(cx, pooled, self.dropout, channels, features);
         let (weight, bias) = (cx.weight(self.classifier.weight), cx.weight(self.classifier.bias));
         let [rows, columns] = LOGIT_TILE;
@@ -79,7 +79,7 @@ fn dropped<'a>(
 impl OnCpu for Loss {
     /// Loss and gradient in double: a step has few logits, and the mean over a data set of losses near zero should keep
     /// its digits.
-    unsafe fn run(&self, cx: &Context) {
+    unsafe fn run<E: Element>(&self, cx: &Context) {
         let (images, classes) = (self.images, self.classes);
         let logits = cx.read(self.logits);
         let labels = self.form.labels(bytemuck::cast_slice(cx.read(self.labels)), images);
@@ -168,18 +168,18 @@ fn cross_entropy(p: &Loss, logits: &[f32], target: Target, gradient: &mut [f32])
 }
 
 impl OnCpu for HeadBackward {
-    fn workspace(&self) -> WorkspaceFloats {
+    fn workspace<E: Element>(&self) -> WorkspaceFloats {
         WorkspaceFloats { shared: workspace_floats(&backward_lengths(self)), per_thread: 0 }
     }
 
-    unsafe fn run(&self, cx: &Context) {
+    unsafe fn run<E: Element>(&self, cx: &Context) {
         let (images, channels) = (self.images, self.channels);
         // SAFETY: the caller's promise, and the pass takes each of them once.
         let ([features, dpooled, partials], du, norm, classifier) = unsafe {
             let Dense { weight, bias, .. } = self.classifier;
             (
                 cx.workspace(backward_lengths(self)),
-                Shared::new(cx.write(self.du)),
+                Shared::new(cx.write_activation::<f32>(self.du)),
                 NormSums::of(cx, &self.bn),
                 [weight, bias].map(|param| Shared::new(cx.gradient_mut(param))),
             )
@@ -189,7 +189,7 @@ impl OnCpu for HeadBackward {
 
         let size = self.pixels * channels;
         let group = image_group(self);
-        let y = cx.read(self.y);
+        let y = cx.activation::<f32>(self.y);
         let coefficients = cx.read(self.bn.coefficients);
         let dropout = self.dropout.map(|dropout| cx.read(dropout));
         let (dpooled, sums) = (Shared::new(dpooled), Shared::new(&mut *partials));
@@ -278,7 +278,7 @@ unsafe fn share_out_body<V: Vector>(pixels: f32, dropout: &[f32], d: &mut [f32])
     unsafe {
         let pixels = V::splat(pixels);
         each_vector!(V, d.len(), |at, count| {
-            let mut value = read::<V>(d, at, count);
+            let mut value = read::<V, _>(d, at, count);
             if !dropout.is_empty() {
                 value = value.mul(read(dropout, at, count));
             }
@@ -330,14 +330,14 @@ unsafe fn pixel_gradients<V: Vector, const R: usize>(
         let channels = d.len();
         let (first, second) = sums.split_at_mut(channels);
         each_vector!(V, channels, |at, count| {
-            let mean = read::<V>(coefficients, at, count);
-            let r = read::<V>(coefficients, channels + at, count);
-            let scale = read::<V>(coefficients, 2 * channels + at, count);
-            let shift = read::<V>(coefficients, 3 * channels + at, count);
-            let d = read::<V>(d, at, count);
-            let (mut sum, mut with_y) = (read::<V>(first, at, count), read::<V>(second, at, count));
+            let mean = read::<V, _>(coefficients, at, count);
+            let r = read::<V, _>(coefficients, channels + at, count);
+            let scale = read::<V, _>(coefficients, 2 * channels + at, count);
+            let shift = read::<V, _>(coefficients, 3 * channels + at, count);
+            let d = read::<V, _>(d, at, count);
+            let (mut sum, mut with_y) = (read::<V, _>(first, at, count), read::<V, _>(second, at, count));
             for row in 0..R {
-                let y = read::<V>(y, row * channels + at, count);
+                let y = read::<V, _>(y, row * channels + at, count);
                 let own = d.mul(y.mul_add(scale, shift).silu_with_derivative().1);
                 write(du, row * channels + at, count, own);
                 sum = sum.add(own);

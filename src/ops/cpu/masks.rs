@@ -1,6 +1,7 @@
 //! Stochastic-depth and dropout factors: pure functions of (seed, position of the sample, step).
 
 use super::context::{Context, OnCpu};
+use super::simd::Element;
 use crate::ops::{DropPathMask, DropoutMask};
 use crate::random::{Purpose, draw, unit};
 
@@ -10,7 +11,7 @@ fn factor(bits: u32, rate: f32) -> f32 {
 }
 
 impl OnCpu for DropPathMask {
-    unsafe fn run(&self, cx: &Context) {
+    unsafe fn run<E: Element>(&self, cx: &Context) {
         let step = cx.step;
         // SAFETY: the caller's promise, and the pass takes it once.
         let out = unsafe { cx.write(self.keep) };
@@ -25,7 +26,7 @@ impl OnCpu for DropPathMask {
 }
 
 impl OnCpu for DropoutMask {
-    unsafe fn run(&self, cx: &Context) {
+    unsafe fn run<E: Element>(&self, cx: &Context) {
         let step = cx.step;
         // SAFETY: the caller's promise, and the pass takes it once.
         let out = unsafe { cx.write(self.mask) };

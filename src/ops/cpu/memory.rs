@@ -3,6 +3,8 @@
 use std::cell::UnsafeCell;
 use std::ops::Range;
 
+use bytemuck::Pod;
+
 use crate::ops::plan::ALIGNMENT;
 
 /// An aligned block that is allocated once and used in pieces. The callers keep the pieces apart.
@@ -46,20 +48,41 @@ impl Memory {
     /// # Safety
     /// Nothing writes these elements while the slice lives.
     pub unsafe fn floats(&self, byte_offset: usize, elements: usize) -> &[f32] {
-        assert!(byte_offset.is_multiple_of(4) && byte_offset + elements * 4 <= self.bytes);
-        let start = self.block.as_ptr().cast::<f32>();
-        // SAFETY: in bounds and aligned by the assertion; the caller rules out writers.
-        unsafe { std::slice::from_raw_parts(start.add(self.first + byte_offset / 4), elements) }
+        // SAFETY: the caller's promise.
+        unsafe { self.elements(byte_offset, elements) }
     }
 
     /// # Safety
     /// Nothing else uses these elements while the slice lives.
     #[allow(clippy::mut_from_ref)]
     pub unsafe fn floats_mut(&self, byte_offset: usize, elements: usize) -> &mut [f32] {
-        assert!(byte_offset.is_multiple_of(4) && byte_offset + elements * 4 <= self.bytes);
-        let start = UnsafeCell::raw_get(self.block.as_ptr());
-        // SAFETY: in bounds and aligned by the assertion; the caller rules out other users.
-        unsafe { std::slice::from_raw_parts_mut(start.add(self.first + byte_offset / 4), elements) }
+        // SAFETY: the caller's promise.
+        unsafe { self.elements_mut(byte_offset, elements) }
+    }
+
+    /// # Safety
+    /// Nothing writes these elements while the slice lives.
+    pub unsafe fn elements<T: Pod>(&self, byte_offset: usize, elements: usize) -> &[T] {
+        let start = self.place::<T>(byte_offset, elements);
+        // SAFETY: in bounds and aligned by `place`, any bits are a number; the caller rules out writers.
+        unsafe { std::slice::from_raw_parts(start, elements) }
+    }
+
+    /// # Safety
+    /// Nothing else uses these elements while the slice lives.
+    #[allow(clippy::mut_from_ref)]
+    pub unsafe fn elements_mut<T: Pod>(&self, byte_offset: usize, elements: usize) -> &mut [T] {
+        let start = self.place::<T>(byte_offset, elements);
+        // SAFETY: in bounds and aligned by `place`, any bits are a number; the caller rules out other users.
+        unsafe { std::slice::from_raw_parts_mut(start, elements) }
+    }
+
+    /// Where elements lie, which are in bounds and aligned.
+    fn place<T: Pod>(&self, byte_offset: usize, elements: usize) -> *mut T {
+        let size = size_of::<T>();
+        assert!(byte_offset.is_multiple_of(size) && byte_offset + elements * size <= self.bytes);
+        let start = UnsafeCell::raw_get(self.block.as_ptr()).wrapping_add(self.first).cast::<T>();
+        start.wrapping_byte_add(byte_offset)
     }
 
     /// Asks the system to back a large block by huge pages. The passes stream through hundreds of megabytes:

@@ -1,4 +1,8 @@
-//! The passes on the CPU: fp32, NHWC, all cores, vector code chosen at run time.
+//! The passes on the CPU: NHWC, all cores, vector code chosen at run time.
+//!
+//! Activations and their gradients are stored as fp32 or bf16, all else as fp32. Sums, statistics and functions are in
+//! fp32, and so are the products of fp32; those of bf16 numbers are summed in fp32. A pass is generic over the
+//! [`Element`] that it loads and stores.
 //!
 //! A pass is cut into *tasks* by its shape alone, never by the number of threads. Each task works on a block of
 //! rows (or an image and a slice of channels) that stays in the core's L2 cache, from loading its input to
@@ -35,6 +39,7 @@ use std::time::Instant;
 use context::{Context, OnCpu, WorkspaceFloats};
 use exchange::Exchange;
 use memory::{Memory, Shared, State};
+use simd::Element;
 
 use super::profile::Profile;
 use super::*;
@@ -51,25 +56,62 @@ pub struct CpuOps {
 }
 
 /// The CPU as the planner sees it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CpuDevice {
     pub threads: usize,
+    precision: Precision,
+}
+
+impl CpuDevice {
+    /// How the CPU can store activations.
+    pub const PRECISIONS: [Precision; 2] = [Precision::Fp32, Precision::Bf16];
+
+    /// # Panics
+    /// For a precision that is none of [`CpuDevice::PRECISIONS`].
+    pub fn new(threads: usize, precision: Precision) -> CpuDevice {
+        assert!(CpuDevice::PRECISIONS.contains(&precision), "the CPU does not compute in {precision}");
+        CpuDevice { threads, precision }
+    }
+
+    pub fn fp32(threads: usize) -> CpuDevice {
+        CpuDevice::new(threads, Precision::Fp32)
+    }
+
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+}
+
+/// Evaluates an expression with a name for the type as which a precision stores activations.
+macro_rules! with_element {
+    ($precision:expr, $element:ident => $value:expr) => {
+        match $precision {
+            Precision::Bf16 => {
+                type $element = half::bf16;
+                $value
+            }
+            _ => {
+                type $element = f32;
+                $value
+            }
+        }
+    };
 }
 
 macro_rules! dispatch_passes {
     ($($pass:ident),* $(,)?) => {
-        fn workspace(pass: &Pass) -> WorkspaceFloats {
+        fn workspace<E: Element>(pass: &Pass) -> WorkspaceFloats {
             match pass {
-                $(Pass::$pass(pass) => pass.workspace()),*
+                $(Pass::$pass(pass) => pass.workspace::<E>()),*
             }
         }
 
         /// # Safety
         /// As for [`OnCpu::run`].
-        unsafe fn run(pass: &Pass, cx: &Context) {
+        unsafe fn run<E: Element>(pass: &Pass, cx: &Context) {
             match pass {
                 // SAFETY: the caller's promise.
-                $(Pass::$pass(pass) => unsafe { pass.run(cx) }),*
+                $(Pass::$pass(pass) => unsafe { pass.run::<E>(cx) }),*
             }
         }
     };
@@ -77,12 +119,12 @@ macro_rules! dispatch_passes {
 for_each_pass!(dispatch_passes);
 
 impl Device for CpuDevice {
-    fn element_bytes(&self, _: Kind) -> usize {
-        4
+    fn element_bytes(&self, kind: Kind) -> usize {
+        context::element_bytes(self.precision, kind)
     }
 
     fn workspace(&self, pass: &Pass) -> Workspace {
-        let WorkspaceFloats { shared, per_thread } = workspace(pass);
+        let WorkspaceFloats { shared, per_thread } = with_element!(self.precision, E => workspace::<E>(pass));
         Workspace { shared: shared * 4, per_thread: per_thread * 4, ..Workspace::default() }
     }
 
@@ -92,9 +134,10 @@ impl Device for CpuDevice {
 }
 
 impl CpuOps {
-    /// Allocates state buffers of this size and an arena that holds any one of `plans`, and starts `threads` threads.
-    pub fn new(size: StateSize, plans: &[&Plan], threads: usize) -> Result<CpuOps> {
+    /// Allocates state buffers of this size and an arena that holds any one of `plans`, and starts the device's threads.
+    pub fn new(size: StateSize, plans: &[&Plan], device: CpuDevice) -> Result<CpuOps> {
         let StateSize { trainable, total, .. } = size;
+        let CpuDevice { threads, precision } = device;
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
             .thread_name(|number| format!("effnet-{number}"))
@@ -114,6 +157,7 @@ impl CpuOps {
         let cx = Context {
             exchange: None,
             arena: Memory::new(most(|p| p.tensor_bytes)),
+            precision,
             offsets: Vec::new(),
             state,
             ema_weights: false,
@@ -286,7 +330,12 @@ impl Ops for CpuOps {
     }
 
     fn upload(&mut self, tensor: Tensor, values: &[f32]) -> Result {
-        self.cx.tensor_mut(tensor).copy_from_slice(values);
+        if tensor.kind != Kind::Activation {
+            self.cx.tensor_mut(tensor).copy_from_slice(values);
+            return Ok(());
+        }
+        // SAFETY: `self` is borrowed mutably, so no pass runs.
+        with_element!(self.cx.precision, E => store(unsafe { self.cx.write_activation::<E>(tensor) }, values));
         Ok(())
     }
 
@@ -296,12 +345,17 @@ impl Ops for CpuOps {
     }
 
     fn upload_pixels(&mut self, image: Tensor, pixels: &[u8], mean: [f32; 3], deviation: [f32; 3]) -> Result {
-        stem::prepare(&mut self.cx, image, pixels, mean, deviation);
+        let cx = &mut self.cx;
+        with_element!(cx.precision, E => stem::prepare::<E>(cx, image, pixels, mean, deviation));
         Ok(())
     }
 
     fn download(&mut self, tensor: Tensor, out: &mut [f32]) -> Result {
-        out.copy_from_slice(self.cx.read(tensor));
+        if tensor.kind != Kind::Activation {
+            out.copy_from_slice(self.cx.read(tensor));
+            return Ok(());
+        }
+        with_element!(self.cx.precision, E => load(self.cx.activation::<E>(tensor), out));
         Ok(())
     }
 
@@ -324,12 +378,12 @@ impl Ops for CpuOps {
         let start = Instant::now();
         self.cx.check_apart(pass);
         // SAFETY: `self` is borrowed mutably, so no other pass runs; its memory was checked.
-        unsafe { run(pass, &self.cx) };
+        with_element!(self.cx.precision, E => unsafe { run::<E>(pass, &self.cx) });
         if let Some(exchange) = &self.cx.exchange {
             exchange.check()?;
         }
         if let Some(profile) = &mut self.profile {
-            let device = CpuDevice { threads: self.cx.threads() };
+            let device = CpuDevice::new(self.cx.threads(), self.cx.precision);
             profile.add(pass, &device, start.elapsed().as_secs_f64() * 1e6);
         }
         if let Pass::Loss(loss) = pass {
@@ -339,6 +393,18 @@ impl Ops for CpuOps {
     }
 }
 
+/// Stores floats as a tensor stores them.
+fn store<E: Element>(to: &mut [E], values: &[f32]) {
+    assert_eq!(to.len(), values.len(), "one value for each element");
+    to.iter_mut().zip(values).for_each(|(to, value)| *to = E::from_f32(*value));
+}
+
+/// Widens a tensor to floats.
+fn load<E: Element>(from: &[E], out: &mut [f32]) {
+    assert_eq!(from.len(), out.len(), "one float for each element");
+    out.iter_mut().zip(from).for_each(|(out, value)| *out = value.to_f32());
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -346,7 +412,7 @@ mod tests {
     #[test]
     #[should_panic(expected = "a task cannot start tasks")]
     fn tasks_cannot_start_tasks() {
-        let ops = CpuOps::new(StateSize::new(0, 0), &[], 2).unwrap();
+        let ops = CpuOps::new(StateSize::new(0, 0), &[], CpuDevice::fp32(2)).unwrap();
         ops.cx.parallel(1, |_, _| ops.cx.parallel(1, |_, _| {}));
     }
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::context::{Context, OnCpu};
 use super::memory::Shared;
-use super::simd::{Vector, dispatch};
+use super::simd::{Element, Vector, dispatch};
 use super::sweep::{each_vector, read, write};
 use crate::ops::optimiser::MOST_SLOTS;
 use crate::ops::{RmsPropForm, Rule, Update};
@@ -49,7 +49,7 @@ pub fn clip(norm: f64, most: f32) -> f32 {
 }
 
 impl OnCpu for Update {
-    unsafe fn run(&self, cx: &Context) {
+    unsafe fn run<E: Element>(&self, cx: &Context) {
         let state = &cx.state;
         let (trainable, total) = (state.trainable, state.total);
         // SAFETY: no other pass runs by the caller's promise, and this one takes each buffer once.
@@ -204,13 +204,13 @@ unsafe fn sweep_body<V: Vector>(
         let (kept, new) = (V::splat(scalars.ema_decay), V::splat(1.0 - scalars.ema_decay));
         let moved = gradients.len();
         each_vector!(V, moved, |at, count| {
-            let p = read::<V>(parameters, at, count);
+            let p = read::<V, _>(parameters, at, count);
             let decay = if factors.is_empty() {
                 weight_decay
             } else {
-                read::<V>(factors, at, count).mul(weight_decay)
+                read::<V, _>(factors, at, count).mul(weight_decay)
             };
-            let g = read::<V>(gradients, at, count).mul(clip);
+            let g = read::<V, _>(gradients, at, count).mul(clip);
             let (p, g) = match scalars.rule {
                 Rule::AdamW { .. } => (p.neg_mul_add(decay.mul(rate), p), g),
                 _ => (p, p.mul_add(decay, g)),
@@ -218,10 +218,10 @@ unsafe fn sweep_body<V: Vector>(
             let step = match scalars.rule {
                 Rule::RmsProp { form, alpha, momentum, eps } => {
                     let [mean_square, buffer] = &mut slots;
-                    let v = read::<V>(mean_square, at, count).mul(V::splat(alpha));
+                    let v = read::<V, _>(mean_square, at, count).mul(V::splat(alpha));
                     let v = g.mul(V::splat(1.0 - alpha)).mul_add(g, v);
                     write(mean_square, at, count, v);
-                    let old = read::<V>(buffer, at, count).mul(V::splat(momentum));
+                    let old = read::<V, _>(buffer, at, count).mul(V::splat(momentum));
                     let new = match form {
                         RmsPropForm::PyTorch => old.add(g.div(v.sqrt().add(V::splat(eps)))),
                         RmsPropForm::TensorFlow => old.add(g.mul(rate).div(v.add(V::splat(eps)).sqrt())),
@@ -234,17 +234,17 @@ unsafe fn sweep_body<V: Vector>(
                 }
                 Rule::Sgd { momentum, nesterov } => {
                     let [buffer, _] = &mut slots;
-                    let new = read::<V>(buffer, at, count).mul_add(V::splat(momentum), g);
+                    let new = read::<V, _>(buffer, at, count).mul_add(V::splat(momentum), g);
                     write(buffer, at, count, new);
                     let new = if nesterov { new.mul_add(V::splat(momentum), g) } else { new };
                     new.mul(rate)
                 }
                 Rule::AdamW { beta1, beta2, eps } => {
                     let [mean_square, mean] = &mut slots;
-                    let v = read::<V>(mean_square, at, count);
+                    let v = read::<V, _>(mean_square, at, count);
                     let v = V::splat((1.0 - beta2) as f32).mul_add(g.mul(g).sub(v), v);
                     write(mean_square, at, count, v);
-                    let m = read::<V>(mean, at, count);
+                    let m = read::<V, _>(mean, at, count);
                     let m = V::splat((1.0 - beta1) as f32).mul_add(g.sub(m), m);
                     write(mean, at, count, m);
                     let Corrections { mean, root } = scalars.corrections;
@@ -255,14 +255,14 @@ unsafe fn sweep_body<V: Vector>(
             let p = p.sub(step);
             write(parameters, at, count, p);
             if with_ema {
-                write(ema, at, count, read::<V>(ema, at, count).mul_add(kept, p.mul(new)));
+                write(ema, at, count, read::<V, _>(ema, at, count).mul_add(kept, p.mul(new)));
             }
         });
         if with_ema {
             let (tail, ema) = (&parameters[moved..], &mut ema[moved..]);
             each_vector!(V, tail.len(), |at, count| {
-                let p = read::<V>(tail, at, count);
-                write(ema, at, count, read::<V>(ema, at, count).mul_add(kept, p.mul(new)));
+                let p = read::<V, _>(tail, at, count);
+                write(ema, at, count, read::<V, _>(ema, at, count).mul_add(kept, p.mul(new)));
             });
         }
     }

@@ -84,12 +84,12 @@ unsafe fn mean_body<V: Vector>(
                 pixel += 1;
             }
             each_vector!(V, out.len(), |at, count| {
-                write(out, at, count, read::<V>(out, at, count).add(read(sums, at, count)));
+                write(out, at, count, read::<V, _>(out, at, count).add(read(sums, at, count)));
             });
         }
         let pixels = V::splat(pixels as f32);
         each_vector!(V, out.len(), |at, count| {
-            write(out, at, count, read::<V>(out, at, count).div(pixels));
+            write(out, at, count, read::<V, _>(out, at, count).div(pixels));
         });
     }
 }
@@ -108,17 +108,17 @@ unsafe fn add_pixels<V: Vector, const R: usize>(
     // SAFETY: the caller's promise.
     unsafe {
         each_vector!(V, sums.len(), |at, count| {
-            let (a, b) = (read::<V>(scale, at, count), read::<V>(shift, at, count));
+            let (a, b) = (read::<V, _>(scale, at, count), read::<V, _>(shift, at, count));
             let mut tile = [V::zero(); R];
             for (row, slot) in tile.iter_mut().enumerate() {
                 prefetch(y, row * stride + at + AHEAD);
-                *slot = read::<V>(y, row * stride + at, count).mul_add(a, b).silu();
+                *slot = read::<V, _>(y, row * stride + at, count).mul_add(a, b).silu();
             }
             let mut sum = tile[0];
             if R == 4 {
                 sum = tile[0].add(tile[1]).add(tile[2].add(tile[3]));
             }
-            write(sums, at, count, read::<V>(sums, at, count).add(sum));
+            write(sums, at, count, read::<V, _>(sums, at, count).add(sum));
         });
     }
 }

@@ -17,7 +17,7 @@ use super::expand::{BackwardTasks, GROUPS, PANEL, TASKS, row_factors};
 use super::gemm::rows::{RowBlock, RowStatistics, STREAM, TILE, after, batch_norm_backward, store, tiles};
 use super::gemm::{self, Ahead, Panels, Product, padded};
 use super::memory::Shared;
-use super::simd::{Vector, dispatch, fence, prefetch};
+use super::simd::{Element, Vector, dispatch, fence, prefetch};
 use crate::ops::{ProjectBackward, ProjectForward};
 
 /// Most wide channels of a block of A.
@@ -29,14 +29,14 @@ fn forward_groups(rows: usize) -> usize {
 }
 
 impl OnCpu for ProjectForward {
-    fn workspace(&self) -> WorkspaceFloats {
+    fn workspace<E: Element>(&self) -> WorkspaceFloats {
         let groups = forward_groups(self.images * self.pixels);
         let lengths = [self.inputs * padded(self.outputs), statistics_floats(groups, self.outputs)];
         let per_thread = workspace_floats(&[TILE * CHUNK, TILE * padded(self.outputs)]);
         WorkspaceFloats { shared: workspace_floats(&lengths), per_thread }
     }
 
-    unsafe fn run(&self, cx: &Context) {
+    unsafe fn run<E: Element>(&self, cx: &Context) {
         let depth = self.inputs;
         let panels = Panels::narrow(self.outputs);
         let rows = self.images * self.pixels;
@@ -44,12 +44,16 @@ impl OnCpu for ProjectForward {
         // SAFETY: the caller's promise, and the pass takes each of them once.
         let ([packed, partials], y, norm) = unsafe {
             let lengths = [depth * panels.padded(), statistics_floats(groups, self.outputs)];
-            (cx.workspace(lengths), Shared::new(cx.write(self.y)), NormStatistics::of(cx, &self.bn))
+            (
+                cx.workspace(lengths),
+                Shared::new(cx.write_activation::<f32>(self.y)),
+                NormStatistics::of(cx, &self.bn),
+            )
         };
         gemm::pack_transposed(cx, cx.weight(self.weight), panels, packed);
         let packed = &*packed;
         let input = Input {
-            x: cx.read(self.x),
+            x: cx.activation::<f32>(self.x),
             coefficients: cx.read(self.input_bn.coefficients),
             gate: cx.read(self.gate),
             pixels: self.pixels,
@@ -228,12 +232,12 @@ struct BackwardPass<'a> {
 }
 
 impl OnCpu for ProjectBackward {
-    fn workspace(&self) -> WorkspaceFloats {
+    fn workspace<E: Element>(&self) -> WorkspaceFloats {
         let per_thread = workspace_floats(&[TILE, TILE * padded(self.outputs), 2 * TILE * PANEL]);
         WorkspaceFloats { shared: workspace_floats(&backward_lengths(self, &Units::new(self))), per_thread }
     }
 
-    unsafe fn run(&self, cx: &Context) {
+    unsafe fn run<E: Element>(&self, cx: &Context) {
         let units = Units::new(self);
         let wide = Panels::new(self.inputs);
         let BackwardTasks { groups, slices } = units.tasks;
@@ -252,14 +256,14 @@ impl OnCpu for ProjectBackward {
             units,
             wide,
             input: Input {
-                x: cx.read(self.x),
+                x: cx.activation::<f32>(self.x),
                 coefficients: cx.read(self.input_bn.coefficients),
                 gate: cx.read(self.gate),
                 pixels: self.pixels,
                 channels: self.inputs,
             },
-            y: cx.read(self.y),
-            dout: cx.read(self.dout),
+            y: cx.activation::<f32>(self.y),
+            dout: cx.activation::<f32>(self.dout),
             keep: self.keep.map(|t| cx.read(t)),
             packed,
             coefficients,

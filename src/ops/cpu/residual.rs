@@ -3,7 +3,7 @@
 
 use super::context::{Context, OnCpu};
 use super::memory::Shared;
-use super::simd::{Vector, dispatch};
+use super::simd::{Element, Vector, dispatch};
 use super::sweep::{each_vector, read, write};
 use crate::ops::ResidualForward;
 
@@ -11,15 +11,15 @@ use crate::ops::ResidualForward;
 const TASK: usize = 1 << 14;
 
 impl OnCpu for ResidualForward {
-    unsafe fn run(&self, cx: &Context) {
+    unsafe fn run<E: Element>(&self, cx: &Context) {
         let (channels, rows) = (self.channels, self.images * self.pixels);
-        let y = cx.read(self.y);
+        let y = cx.activation::<E>(self.y);
         let coefficients = cx.read(self.bn.coefficients);
         let (scale, shift) = (&coefficients[2 * channels..3 * channels], &coefficients[3 * channels..]);
         let keep = self.keep.map(|keep| cx.read(keep));
-        let shortcut = self.shortcut.map(|shortcut| cx.read(shortcut));
+        let shortcut = self.shortcut.map(|shortcut| cx.activation::<E>(shortcut));
         // SAFETY: the caller's promise, and the pass takes it once.
-        let out = Shared::new(unsafe { cx.write(self.out) });
+        let out = Shared::new(unsafe { cx.write_activation::<E>(self.out) });
         let block = (TASK / channels).max(1);
         cx.parallel(rows.div_ceil(block), |task, _| {
             let (mut first, end) = (task * block, rows.min((task + 1) * block));
@@ -44,20 +44,20 @@ impl OnCpu for ResidualForward {
 
 dispatch! {
     /// Rows of out = (scale·y + shift)·factor + shortcut; an empty shortcut means none.
-    fn normalise(y: &[f32], scale: &[f32], shift: &[f32], factor: f32, shortcut: &[f32], out: &mut [f32])
+    fn normalise<E>(y: &[E], scale: &[f32], shift: &[f32], factor: f32, shortcut: &[E], out: &mut [E])
         => normalise_body;
 }
 
 /// # Safety
 /// The instruction set of `V` is present.
 #[inline(always)]
-unsafe fn normalise_body<V: Vector>(
-    y: &[f32],
+unsafe fn normalise_body<V: Vector, E: Element>(
+    y: &[E],
     scale: &[f32],
     shift: &[f32],
     factor: f32,
-    shortcut: &[f32],
-    out: &mut [f32],
+    shortcut: &[E],
+    out: &mut [E],
 ) {
     // SAFETY: the caller's promise.
     unsafe {
@@ -67,13 +67,15 @@ unsafe fn normalise_body<V: Vector>(
             let y = &y[row * channels..][..channels];
             if shortcut.is_empty() {
                 each_vector!(V, channels, |at, count| {
-                    let z = read::<V>(y, at, count).mul_add(read(scale, at, count), read(shift, at, count));
+                    let z =
+                        read::<V, _>(y, at, count).mul_add(read(scale, at, count), read(shift, at, count));
                     write(out, at, count, z.mul(factor));
                 });
             } else {
                 let shortcut = &shortcut[row * channels..][..channels];
                 each_vector!(V, channels, |at, count| {
-                    let z = read::<V>(y, at, count).mul_add(read(scale, at, count), read(shift, at, count));
+                    let z =
+                        read::<V, _>(y, at, count).mul_add(read(scale, at, count), read(shift, at, count));
                     write(out, at, count, z.mul_add(factor, read(shortcut, at, count)));
                 });
             }

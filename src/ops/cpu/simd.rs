@@ -13,24 +13,37 @@
 //!
 //! Vectors of different widths add in different orders. So results are equal bit by bit on processors with the same
 //! instruction set, but not across instruction sets.
+//!
+//! Tensors are stored as [`Element`]s: fp32 or bf16. Arithmetic is in fp32; a bf16 number is widened when it is loaded
+//! and rounded to nearest even when it is stored. Products of bf16 matrices take their numbers two at a time, as
+//! [`Vector::Pairs`].
 
+mod dispatch;
+mod element;
 mod portable;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch, _mm_sfence};
-use std::sync::OnceLock;
 
+pub(super) use dispatch::dispatch;
+pub use dispatch::{Level, level};
+pub use element::Element;
+use half::bf16;
 pub use portable::Portable;
 #[cfg(target_arch = "x86_64")]
-pub use x86::{Avx2, Avx512};
+pub use x86::{Avx2, Avx512, Avx512Bf16, HalfBf16};
 
 /// A vector of `LANES` floats. Every method is a few instructions.
 pub trait Vector: Copy {
     const LANES: usize;
     /// Vector registers of the instruction set, which bounds the tile of a matrix product.
     const REGISTERS: usize;
+    /// Two bf16 numbers for each lane.
+    type Pairs: Copy;
+    /// Vector registers that one of them takes.
+    const PAIR_REGISTERS: usize;
 
     /// # Safety
     /// The instruction set is present.
@@ -49,6 +62,34 @@ pub trait Vector: Copy {
     /// # Safety
     /// `to` is valid for writing `count` floats.
     unsafe fn store_part(self, to: *mut f32, count: usize);
+    /// # Safety
+    /// The instruction set is present, and `from` is valid for reading `LANES` numbers.
+    unsafe fn load_bf16(from: *const bf16) -> Self;
+    /// As [`Vector::load_part`].
+    /// # Safety
+    /// The instruction set is present, and `from` is valid for reading `count` numbers.
+    unsafe fn load_bf16_part(from: *const bf16, count: usize) -> Self;
+    /// Rounds to nearest even; NaN stays NaN. Where the processor rounds by itself, numbers below 2⁻¹²⁶ become 0.
+    /// # Safety
+    /// `to` is valid for writing `LANES` numbers.
+    unsafe fn store_bf16(self, to: *mut bf16);
+    /// As [`Vector::store_bf16`], the first `count` numbers.
+    /// # Safety
+    /// `to` is valid for writing `count` numbers.
+    unsafe fn store_bf16_part(self, to: *mut bf16, count: usize);
+    /// Stores one number of each of `LANES` pairs, rounded: the first, and 0 as the second, or the second alone.
+    /// # Safety
+    /// `to` is valid for reading and writing `2·LANES` numbers.
+    unsafe fn store_in_pairs(self, to: *mut bf16, second: bool);
+    /// # Safety
+    /// The instruction set is present, and `from` is valid for reading `2·LANES` numbers.
+    unsafe fn load_pairs(from: *const bf16) -> Self::Pairs;
+    /// The same pair in each lane.
+    /// # Safety
+    /// The instruction set is present, and `from` is valid for reading two numbers.
+    unsafe fn splat_pair(from: *const bf16) -> Self::Pairs;
+    /// self + a₀·b₀ + a₁·b₁ for the pairs of each lane.
+    fn add_products(self, a: Self::Pairs, b: Self::Pairs) -> Self;
     fn add(self, other: Self) -> Self;
     fn sub(self, other: Self) -> Self;
     fn mul(self, other: Self) -> Self;
@@ -75,6 +116,15 @@ pub trait Vector: Copy {
     unsafe fn stream(self, to: *mut f32) {
         // SAFETY: the caller's promise.
         unsafe { self.store(to) }
+    }
+
+    /// [`Vector::store_bf16`] in the same way.
+    /// # Safety
+    /// `to` is valid for writing `LANES` numbers.
+    #[inline(always)]
+    unsafe fn stream_bf16(self, to: *mut bf16) {
+        // SAFETY: the caller's promise.
+        unsafe { self.store_bf16(to) }
     }
 
     /// [`Vector::load`] if `count` is `LANES`, else [`Vector::load_part`]: a masked load is slower.
@@ -180,7 +230,7 @@ pub fn fence() {
 
 /// Asks for a cache line that will be needed soon. Any address is allowed.
 #[inline(always)]
-pub fn prefetch(address: *const f32) {
+pub fn prefetch<T>(address: *const T) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: part of every x86-64; a prefetch never faults.
     unsafe {
@@ -193,7 +243,7 @@ pub fn prefetch(address: *const f32) {
 /// As [`prefetch`], into the L2 cache only: for data that is needed a row later. In L1 it would replace the current
 /// row.
 #[inline(always)]
-pub fn prefetch_far(address: *const f32) {
+pub fn prefetch_far<T>(address: *const T) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: as for `prefetch`.
     unsafe {
@@ -202,103 +252,6 @@ pub fn prefetch_far(address: *const f32) {
     #[cfg(not(target_arch = "x86_64"))]
     let _ = address;
 }
-
-/// The instruction sets that kernels are compiled for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Level {
-    Portable,
-    Avx2,
-    Avx512,
-}
-
-impl Level {
-    pub fn name(self) -> &'static str {
-        match self {
-            Level::Portable => "portable",
-            Level::Avx2 => "AVX2",
-            Level::Avx512 => "AVX-512",
-        }
-    }
-}
-
-/// The best level of this processor, or the one that `EFFNET_SIMD` (portable, avx2, avx512) asks for if the processor
-/// has it. CI runs the operators' tests at each level.
-pub fn level() -> Level {
-    static LEVEL: OnceLock<Level> = OnceLock::new();
-    *LEVEL.get_or_init(|| {
-        let best = best_level();
-        let wanted = match std::env::var("EFFNET_SIMD").as_deref() {
-            Ok("portable") => Level::Portable,
-            Ok("avx2") => Level::Avx2,
-            _ => Level::Avx512,
-        };
-        if (wanted as u8) < best as u8 { wanted } else { best }
-    })
-}
-
-fn best_level() -> Level {
-    #[cfg(target_arch = "x86_64")]
-    {
-        let fma = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
-        if fma && is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vl") {
-            return Level::Avx512;
-        }
-        if fma {
-            return Level::Avx2;
-        }
-    }
-    Level::Portable
-}
-
-/// Defines `fn name(args)`, which runs the generic kernel `body::<V>(args)` compiled for the processor's
-/// instruction set. The kernel must be `#[inline(always)]`. If calling it needs a promise beside the instruction set,
-/// `name` must be an `unsafe fn` with this promise. The kernel may have constants: `=> body<3, 2>` runs
-/// `body::<V, 3, 2>`.
-///
-/// ```ignore
-/// dispatch! {
-///     /// Adds `x` to `y`.
-///     pub fn add(x: &[f32], y: &mut [f32]) => add_body;
-/// }
-/// ```
-macro_rules! dispatch {
-    () => {};
-    (@ [$($head:tt)*] $name:ident($($arg:ident: $type:ty),* $(,)?) $(-> $ret:ty)?
-        => $body:ident $(<$($constant:literal),*>)?; $($more:tt)*) => {
-        $($head)* fn $name($($arg: $type),*) $(-> $ret)? {
-            #[cfg(target_arch = "x86_64")]
-            {
-                #[target_feature(enable = "avx2,fma")]
-                unsafe fn avx2($($arg: $type),*) $(-> $ret)? {
-                    // SAFETY: the attribute names the features of these vectors; the rest is the caller's promise.
-                    unsafe { $body::<$crate::ops::cpu::simd::Avx2 $($(, $constant)*)?>($($arg),*) }
-                }
-                #[target_feature(enable = "avx2,fma,avx512f,avx512vl")]
-                unsafe fn avx512($($arg: $type),*) $(-> $ret)? {
-                    // SAFETY: as above.
-                    unsafe { $body::<$crate::ops::cpu::simd::Avx512 $($(, $constant)*)?>($($arg),*) }
-                }
-                match $crate::ops::cpu::simd::level() {
-                    // SAFETY: `level` has found these features on this processor; the rest is the caller's promise.
-                    $crate::ops::cpu::simd::Level::Avx512 => return unsafe { avx512($($arg),*) },
-                    // SAFETY: as above.
-                    $crate::ops::cpu::simd::Level::Avx2 => return unsafe { avx2($($arg),*) },
-                    $crate::ops::cpu::simd::Level::Portable => {}
-                }
-            }
-            // SAFETY: portable vectors need no features; the rest is the caller's promise.
-            unsafe { $body::<$crate::ops::cpu::simd::Portable $($(, $constant)*)?>($($arg),*) }
-        }
-        $crate::ops::cpu::simd::dispatch! { $($more)* }
-    };
-    ($(#[$meta:meta])* $vis:vis fn $($rest:tt)*) => {
-        $crate::ops::cpu::simd::dispatch! { @ [$(#[$meta])* $vis] $($rest)* }
-    };
-    ($(#[$meta:meta])* $vis:vis unsafe fn $($rest:tt)*) => {
-        $crate::ops::cpu::simd::dispatch! { @ [$(#[$meta])* $vis unsafe] $($rest)* }
-    };
-}
-pub(super) use dispatch;
 
 #[cfg(test)]
 mod tests {

@@ -12,7 +12,7 @@ use super::dense::{
 };
 use super::memory::Shared;
 use super::pool;
-use super::simd::{Vector, dispatch};
+use super::simd::{Element, Vector, dispatch};
 use super::sweep::{each_vector, read, write};
 use crate::ops::{SqueezeBackward, SqueezeForward};
 
@@ -24,7 +24,7 @@ const SLICE: usize = 64;
 const HIDDEN_ROWS: usize = 8;
 
 impl OnCpu for SqueezeForward {
-    fn workspace(&self) -> WorkspaceFloats {
+    fn workspace<E: Element>(&self) -> WorkspaceFloats {
         let width = self.reduce.outputs;
         WorkspaceFloats {
             shared: workspace_floats(&[self.images * width]),
@@ -32,14 +32,14 @@ impl OnCpu for SqueezeForward {
         }
     }
 
-    unsafe fn run(&self, cx: &Context) {
+    unsafe fn run<E: Element>(&self, cx: &Context) {
         let (images, channels, width) = (self.images, self.channels, self.reduce.outputs);
         // SAFETY: the caller's promise, and the pass takes each of them once.
         let (squeezed, hidden, gate, [active]) = unsafe {
             let [hidden, gate] = [self.hidden, self.gate].map(|tensor| Shared::new(cx.write(tensor)));
             (cx.write(self.squeezed), hidden, gate, cx.workspace([images * width]))
         };
-        pool::means(cx, &self.bn, cx.read(self.y), images, self.pixels, squeezed);
+        pool::means(cx, &self.bn, cx.activation::<f32>(self.y), images, self.pixels, squeezed);
         let squeezed = &*squeezed;
         {
             let (weight, bias) = (cx.weight(self.reduce.weight), cx.weight(self.reduce.bias));
@@ -81,11 +81,11 @@ fn transpose(from: &[f32], columns: usize, to: &mut [f32]) {
 }
 
 impl OnCpu for SqueezeBackward {
-    fn workspace(&self) -> WorkspaceFloats {
+    fn workspace<E: Element>(&self) -> WorkspaceFloats {
         WorkspaceFloats { shared: workspace_floats(&backward_lengths(self)), per_thread: 0 }
     }
 
-    unsafe fn run(&self, cx: &Context) {
+    unsafe fn run<E: Element>(&self, cx: &Context) {
         let (images, channels, width) = (self.images, self.channels, self.reduce.outputs);
         let tasks = images.div_ceil(GROUP);
         // SAFETY: the caller's promise, and the pass takes each of them once.
@@ -217,9 +217,9 @@ unsafe fn gate_gradient_body<V: Vector>(s0: &[f32], gate: &[f32], dz: &mut [f32]
     // SAFETY: the caller's promise.
     unsafe {
         each_vector!(V, dz.len(), |at, count| {
-            let gate = read::<V>(gate, at, count);
+            let gate = read::<V, _>(gate, at, count);
             let slope = gate.mul(V::splat(1.0).sub(gate));
-            write(dz, at, count, read::<V>(s0, at, count).mul(slope));
+            write(dz, at, count, read::<V, _>(s0, at, count).mul(slope));
         });
     }
 }
@@ -231,9 +231,9 @@ unsafe fn hidden_gradient_body<V: Vector>(hidden: &[f32], active: &mut [f32], gr
     // SAFETY: the caller's promise.
     unsafe {
         each_vector!(V, hidden.len(), |at, count| {
-            let (value, derivative) = read::<V>(hidden, at, count).silu_with_derivative();
+            let (value, derivative) = read::<V, _>(hidden, at, count).silu_with_derivative();
             write(active, at, count, value);
-            write(gradient, at, count, read::<V>(gradient, at, count).mul(derivative));
+            write(gradient, at, count, read::<V, _>(gradient, at, count).mul(derivative));
         });
     }
 }
@@ -257,8 +257,8 @@ unsafe fn batch_norm_sums_body<V: Vector>(
             let (mut du, mut du_y) = (V::zero(), V::zero());
             for image in 0..gate.len() / channels {
                 let at = image * channels + at;
-                let gate = read::<V>(gate, at, count);
-                let own = read::<V>(d, at, count).div(pixels);
+                let gate = read::<V, _>(gate, at, count);
+                let own = read::<V, _>(d, at, count).div(pixels);
                 write(d, at, count, own);
                 du = own.mul_add(read(sums[1], at, count), gate.mul_add(read(sums[0], at, count), du));
                 du_y = own.mul_add(read(sums[3], at, count), gate.mul_add(read(sums[2], at, count), du_y));

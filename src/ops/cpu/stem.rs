@@ -10,7 +10,7 @@ use std::ops::Range;
 use super::batch_norm::{self, NormStatistics};
 use super::context::{Context, OnCpu, WorkspaceFloats, workspace_floats};
 use super::memory::Shared;
-use super::simd::{Vector, dispatch};
+use super::simd::{Element, Vector, dispatch};
 use crate::model::Window;
 use crate::ops::{StemBackward, StemForward, Tensor};
 
@@ -93,7 +93,7 @@ struct Forward<'a> {
 }
 
 impl OnCpu for StemForward {
-    fn workspace(&self) -> WorkspaceFloats {
+    fn workspace<E: Element>(&self) -> WorkspaceFloats {
         let shape = Shape::new(self.images, self.window, self.channels);
         let statistics = batch_norm::statistics_floats(shape.tasks(), shape.channels);
         WorkspaceFloats {
@@ -102,13 +102,17 @@ impl OnCpu for StemForward {
         }
     }
 
-    unsafe fn run(&self, cx: &Context) {
+    unsafe fn run<E: Element>(&self, cx: &Context) {
         let shape = Shape::new(self.images, self.window, self.channels);
         // SAFETY: the caller's promise, and the pass takes each of them once.
         let ([weights, statistics], y, norm) = unsafe {
             let floats = batch_norm::statistics_floats(shape.tasks(), shape.channels);
             let lengths = [TAPS * shape.padded(), floats];
-            (cx.workspace(lengths), Shared::new(cx.write(self.y)), NormStatistics::of(cx, &self.bn))
+            (
+                cx.workspace(lengths),
+                Shared::new(cx.write_activation::<f32>(self.y)),
+                NormStatistics::of(cx, &self.bn),
+            )
         };
         let weight = cx.weight(self.weight);
         for (tap, row) in weights.chunks_exact_mut(shape.padded()).enumerate() {
@@ -120,7 +124,7 @@ impl OnCpu for StemForward {
         }
         let job = Forward {
             shape,
-            image: cx.read(self.image),
+            image: cx.activation::<f32>(self.image),
             weights,
             y,
             statistics: norm.is_some().then_some(Shared::new(&mut *statistics)),
@@ -146,7 +150,7 @@ struct Backward<'a> {
 }
 
 impl OnCpu for StemBackward {
-    fn workspace(&self) -> WorkspaceFloats {
+    fn workspace<E: Element>(&self) -> WorkspaceFloats {
         let shape = Shape::new(self.images, self.window, self.channels);
         WorkspaceFloats {
             shared: workspace_floats(&[4 * shape.channels, shape.tasks() * TAPS * shape.channels]),
@@ -154,7 +158,7 @@ impl OnCpu for StemBackward {
         }
     }
 
-    unsafe fn run(&self, cx: &Context) {
+    unsafe fn run<E: Element>(&self, cx: &Context) {
         let shape = Shape::new(self.images, self.window, self.channels);
         let channels = shape.channels;
         // SAFETY: the caller's promise, and the pass takes each of them once.
@@ -165,9 +169,9 @@ impl OnCpu for StemBackward {
         batch_norm::backward_coefficients(cx, &self.bn, coefficients);
         let job = Backward {
             shape,
-            image: cx.read(self.image),
-            y: cx.read(self.y),
-            du: cx.read(self.du),
+            image: cx.activation::<f32>(self.image),
+            y: cx.activation::<f32>(self.y),
+            du: cx.activation::<f32>(self.du),
             coefficients,
             partials: Shared::new(&mut *partials),
         };
@@ -385,17 +389,23 @@ unsafe fn add_row<V: Vector, const N: usize>(shape: &Shape, rows: &[f32], dy: &[
 /// image = (pixels/255 − mean)/deviation per channel, NHWC.
 ///
 /// Only 3·256 results are possible, so a table has them, computed in double.
-pub fn prepare(cx: &mut Context, image: Tensor, pixels: &[u8], mean: [f32; 3], deviation: [f32; 3]) {
-    let mut table = [[0.0f32; 256]; 3];
+pub fn prepare<E: Element>(
+    cx: &mut Context,
+    image: Tensor,
+    pixels: &[u8],
+    mean: [f32; 3],
+    deviation: [f32; 3],
+) {
+    let mut table = [[E::from_f32(0.0); 256]; 3];
     for (channel, row) in table.iter_mut().enumerate() {
         let (mean, deviation) = (mean[channel] as f64, deviation[channel] as f64);
-        row.iter_mut()
-            .enumerate()
-            .for_each(|(byte, value)| *value = ((byte as f64 / 255.0 - mean) / deviation) as f32);
+        row.iter_mut().enumerate().for_each(|(byte, value)| {
+            *value = E::from_f32(((byte as f64 / 255.0 - mean) / deviation) as f32)
+        });
     }
     // SAFETY: `cx` is borrowed mutably, so nothing else uses the image.
-    let image = Shared::new(unsafe { cx.write(image) });
-    assert_eq!(image.len(), pixels.len(), "one float for each byte");
+    let image = Shared::new(unsafe { cx.write_activation::<E>(image) });
+    assert_eq!(image.len(), pixels.len(), "one number for each byte");
     cx.parallel(pixels.len().div_ceil(CHUNK), |number, _| {
         let range = number * CHUNK..pixels.len().min((number + 1) * CHUNK);
         // SAFETY: each task writes its own chunk.

@@ -3,29 +3,29 @@
 //! A kernel that is bound by memory or by its exponentials does not get slower by a bounds check per vector, so
 //! these loads and stores check theirs.
 
-use super::simd::{self, Vector};
+use super::simd::{self, Element, Vector};
 
 /// Elements `at..at + count`, zero beyond; `count` is at most the vector's lanes.
 /// # Safety
 /// The instruction set of `V` is present.
 #[inline(always)]
-pub unsafe fn read<V: Vector>(from: &[f32], at: usize, count: usize) -> V {
+pub unsafe fn read<V: Vector, E: Element>(from: &[E], at: usize, count: usize) -> V {
     let from = &from[at..at + count];
     // SAFETY: the slice has `count` elements; the rest is the caller's promise.
-    unsafe { V::load_some(from.as_ptr(), count) }
+    unsafe { E::load_some(from.as_ptr(), count) }
 }
 
 /// Writes elements `at..at + count`.
 #[inline(always)]
-pub fn write<V: Vector>(to: &mut [f32], at: usize, count: usize, value: V) {
+pub fn write<V: Vector, E: Element>(to: &mut [E], at: usize, count: usize, value: V) {
     let to = &mut to[at..at + count];
     // SAFETY: the slice has `count` elements.
-    unsafe { value.store_some(to.as_mut_ptr(), count, false) }
+    unsafe { E::store_some(value, to.as_mut_ptr(), count, false) }
 }
 
 /// Asks for the cache line of an element, which may lie beyond the slice.
 #[inline(always)]
-pub fn prefetch(from: &[f32], at: usize) {
+pub fn prefetch<E: Element>(from: &[E], at: usize) {
     simd::prefetch(from.as_ptr().wrapping_add(at));
 }
 

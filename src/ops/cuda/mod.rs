@@ -27,7 +27,6 @@ pub mod nvidia;
 pub mod optimiser;
 pub mod pointwise;
 pub mod pointwise_backward;
-pub mod precision;
 pub mod project;
 pub mod reduction;
 pub mod residual;
@@ -39,9 +38,9 @@ pub mod sweep;
 mod timing;
 pub mod usable;
 
+pub use super::precision::{self, Precision};
 pub use engine::CudaOps;
 pub use gpu::{Address, Gpu};
-pub use precision::Precision;
 
 use context::Context;
 

@@ -84,7 +84,7 @@ impl Cpu {
     pub fn new(threads: usize, why: impl Into<String>) -> Cpu {
         let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
         let threads = if threads == 0 { cores } else { threads };
-        Cpu { device: CpuDevice { threads }, why: why.into(), memory: None }
+        Cpu { device: CpuDevice::fp32(threads), why: why.into(), memory: None }
     }
 
     /// The same on a machine with so much memory at most.
@@ -115,7 +115,7 @@ impl Hardware for Cpu {
         false
     }
     fn start(self, needs: &Needs) -> OpsResult<CpuOps> {
-        let mut ops = CpuOps::new(needs.state, needs.plans, self.device.threads)?;
+        let mut ops = CpuOps::new(needs.state, needs.plans, self.device)?;
         if let Some(group) = needs.group {
             ops.connect(group)?;
         }

@@ -46,7 +46,10 @@ fn expect_clipping<O: Ops>(mut device: impl FnMut(usize, usize) -> O, scale: f32
 
 #[test]
 fn gradients_are_clipped_by_their_norm() {
-    expect_clipping(|trainable, total| CpuOps::new(StateSize::new(trainable, total), &[], 2).unwrap(), 1.0);
+    expect_clipping(
+        |trainable, total| CpuOps::new(StateSize::new(trainable, total), &[], CpuDevice::fp32(2)).unwrap(),
+        1.0,
+    );
 }
 
 fn gradients_are_clipped_by_their_norm_in_kernels<G: TestGpu>() {
@@ -62,7 +65,7 @@ fn clipping_has_the_same_bits_for_any_number_of_threads() {
     let (trainable, total) = (70_001, 70_501);
     let update = Update { rule: rules()[0], weight_decay: DECAY, clip_norm: Some(0.7), ema: true };
     let run = |threads| {
-        let mut ops = CpuOps::new(StateSize::new(trainable, total), &[], threads).unwrap();
+        let mut ops = CpuOps::new(StateSize::new(trainable, total), &[], CpuDevice::fp32(threads)).unwrap();
         three_steps(&mut ops, &update, trainable, total);
         ops.end_step().unwrap();
         let norm = ops.take_figures(true).unwrap().unwrap().gradient_norm.unwrap();
@@ -96,7 +99,7 @@ on_cuda!(clipping_has_the_same_bits_in_any_order_of_blocks);
 /// An infinite gradient of a finite loss is found by the norm, and the step changes nothing.
 #[test]
 fn norm_that_is_not_finite_skips_the_step() {
-    let mut ops = CpuOps::new(StateSize::new(10, 12), &[], 2).unwrap();
+    let mut ops = CpuOps::new(StateSize::new(10, 12), &[], CpuDevice::fp32(2)).unwrap();
     let update = Update { rule: rules()[0], weight_decay: DECAY, clip_norm: Some(1.0), ema: true };
     three_steps(&mut ops, &update, 10, 12);
     let before = state(&mut ops, 10, 12);

@@ -11,6 +11,7 @@ use super::*;
 use crate::ops::cpu::batch_norm::{self, NormSums};
 use crate::ops::cpu::context::{Context, OnCpu, WorkspaceFloats, workspace_floats};
 use crate::ops::cpu::memory::Shared;
+use crate::ops::cpu::simd::Element;
 use crate::ops::{BatchNorm, DepthwiseBackward, DepthwiseInput};
 
 /// Channels whose weight gradients are added up at once.
@@ -59,7 +60,7 @@ fn scratch(shape: &Shape) -> [usize; 6] {
 }
 
 impl OnCpu for DepthwiseBackward {
-    fn workspace(&self) -> WorkspaceFloats {
+    fn workspace<E: Element>(&self) -> WorkspaceFloats {
         let shape = Shape::new(self.images, self.channels, &self.window);
         WorkspaceFloats {
             shared: workspace_floats(&shared(&shape)),
@@ -67,21 +68,26 @@ impl OnCpu for DepthwiseBackward {
         }
     }
 
-    unsafe fn run(&self, cx: &Context) {
+    unsafe fn run<E: Element>(&self, cx: &Context) {
         let shape = Shape::new(self.images, self.channels, &self.window);
         let (input, input_bn) = input_of(cx, &self.input);
         // SAFETY: the caller's promise, and the pass takes each of them once.
         let ([weights, bn_backward, weight_partials, sum_partials], dx, norm, gradient) = unsafe {
             let norm = NormSums::of(cx, input_bn);
-            (cx.workspace(shared(&shape)), cx.write(self.dx), norm, cx.gradient_mut(self.weight))
+            (
+                cx.workspace(shared(&shape)),
+                cx.write_activation::<f32>(self.dx),
+                norm,
+                cx.gradient_mut(self.weight),
+            )
         };
         shape.pack_weights(cx.weight(self.weight), weights);
         batch_norm::backward_coefficients(cx, &self.bn, bn_backward);
         let job = Job {
             shape,
-            x: cx.read(self.x),
-            y: cx.read(self.y),
-            da: cx.read(self.da),
+            x: cx.activation::<f32>(self.x),
+            y: cx.activation::<f32>(self.y),
+            da: cx.activation::<f32>(self.da),
             gate: cx.read(self.gate),
             squeeze_gradient: cx.read(self.squeeze_gradient),
             bn: cx.read(self.bn.coefficients),
@@ -105,8 +111,8 @@ fn input_of<'a>(cx: &'a Context, input: &'a DepthwiseInput) -> (Input<'a>, &'a B
         DepthwiseInput::Normalised(bn) => (Input::Normalised { bn: cx.read(bn.coefficients) }, bn),
         DepthwiseInput::Identity { shortcut, previous } => {
             let input = Input::Identity {
-                shortcut: shortcut.map(|t| cx.read(t)),
-                previous_y: cx.read(previous.y),
+                shortcut: shortcut.map(|t| cx.activation::<f32>(t)),
+                previous_y: cx.activation::<f32>(previous.y),
                 bn: cx.read(previous.bn.coefficients),
                 keep: previous.keep.map(|t| cx.read(t)),
             };

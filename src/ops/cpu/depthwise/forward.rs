@@ -5,6 +5,7 @@ use crate::ops::DepthwiseForward;
 use crate::ops::cpu::batch_norm::{self, NormStatistics};
 use crate::ops::cpu::context::{Context, OnCpu, WorkspaceFloats, workspace_floats};
 use crate::ops::cpu::memory::Shared;
+use crate::ops::cpu::simd::Element;
 
 /// What all tasks of the pass share.
 struct Job<'a> {
@@ -27,7 +28,7 @@ fn scratch(shape: &Shape) -> [usize; 4] {
 }
 
 impl OnCpu for DepthwiseForward {
-    fn workspace(&self) -> WorkspaceFloats {
+    fn workspace<E: Element>(&self) -> WorkspaceFloats {
         let shape = Shape::new(self.images, self.channels, &self.window);
         let statistics = batch_norm::statistics_floats(shape.groups(), shape.channels);
         WorkspaceFloats {
@@ -36,18 +37,22 @@ impl OnCpu for DepthwiseForward {
         }
     }
 
-    unsafe fn run(&self, cx: &Context) {
+    unsafe fn run<E: Element>(&self, cx: &Context) {
         let shape = Shape::new(self.images, self.channels, &self.window);
         // SAFETY: the caller's promise, and the pass takes each of them once.
         let ([weights, statistics], y, norm) = unsafe {
             let floats = batch_norm::statistics_floats(shape.groups(), shape.channels);
             let lengths = [shape.packed_weights(), floats];
-            (cx.workspace(lengths), Shared::new(cx.write(self.y)), NormStatistics::of(cx, &self.bn))
+            (
+                cx.workspace(lengths),
+                Shared::new(cx.write_activation::<f32>(self.y)),
+                NormStatistics::of(cx, &self.bn),
+            )
         };
         shape.pack_weights(cx.weight(self.weight), weights);
         let job = Job {
             shape,
-            x: cx.read(self.x),
+            x: cx.activation::<f32>(self.x),
             input_bn: self.input_bn.map(|bn| cx.read(bn.coefficients)),
             weights,
             y,

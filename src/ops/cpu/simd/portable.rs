@@ -1,5 +1,7 @@
 //! Vectors without intrinsics.
 
+use half::bf16;
+
 use super::Vector;
 
 /// Eight floats, for processors that have neither AVX2 nor AVX-512.
@@ -22,6 +24,9 @@ macro_rules! lanewise {
 impl Vector for Portable {
     const LANES: usize = 8;
     const REGISTERS: usize = 8;
+    /// The first numbers, and the second ones.
+    type Pairs = [Self; 2];
+    const PAIR_REGISTERS: usize = 2;
 
     #[inline(always)]
     unsafe fn splat(value: f32) -> Self {
@@ -48,6 +53,55 @@ impl Vector for Portable {
             // SAFETY: `i < count`, which the caller promises to be writable.
             unsafe { *to.add(i) = self.0[i] }
         }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const bf16) -> Self {
+        // SAFETY: the caller's promise.
+        Portable(unsafe { from.cast::<[bf16; 8]>().read_unaligned() }.map(bf16::to_f32))
+    }
+    #[inline(always)]
+    unsafe fn load_bf16_part(from: *const bf16, count: usize) -> Self {
+        // SAFETY: `i < count`, which the caller promises to be readable.
+        Portable(std::array::from_fn(|i| if i < count { unsafe { *from.add(i) }.to_f32() } else { 0.0 }))
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(self, to: *mut bf16) {
+        // SAFETY: the caller's promise.
+        unsafe { to.cast::<[bf16; 8]>().write_unaligned(self.0.map(bf16::from_f32)) }
+    }
+    #[inline(always)]
+    unsafe fn store_bf16_part(self, to: *mut bf16, count: usize) {
+        for i in 0..count.min(8) {
+            // SAFETY: `i < count`, which the caller promises to be writable.
+            unsafe { *to.add(i) = bf16::from_f32(self.0[i]) }
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_in_pairs(self, to: *mut bf16, second: bool) {
+        for i in 0..8 {
+            // SAFETY: the caller promises 16 numbers.
+            unsafe {
+                *to.add(2 * i + usize::from(second)) = bf16::from_f32(self.0[i]);
+                if !second {
+                    *to.add(2 * i + 1) = bf16::ZERO;
+                }
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_pairs(from: *const bf16) -> [Self; 2] {
+        // SAFETY: the caller's promise.
+        let numbers = unsafe { from.cast::<[bf16; 16]>().read_unaligned() };
+        [0, 1].map(|place| Portable(std::array::from_fn(|i| numbers[2 * i + place].to_f32())))
+    }
+    #[inline(always)]
+    unsafe fn splat_pair(from: *const bf16) -> [Self; 2] {
+        // SAFETY: the caller's promise.
+        unsafe { [Portable([(*from).to_f32(); 8]), Portable([(*from.add(1)).to_f32(); 8])] }
+    }
+    #[inline(always)]
+    fn add_products(self, a: [Self; 2], b: [Self; 2]) -> Self {
+        a[1].mul_add(b[1], a[0].mul_add(b[0], self))
     }
     lanewise! {
         add = |a, b| a + b;

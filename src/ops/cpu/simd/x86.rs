@@ -1,6 +1,11 @@
 //! Vectors of AVX2 and AVX-512.
+//!
+//! Each width has two types: one rounds to bf16 by integer operations and splits pairs into two vectors, the other uses
+//! the instructions of AVX-512 BF16. The rest they share.
 
 use std::arch::x86_64::*;
+
+use half::bf16;
 
 use super::Vector;
 
@@ -15,70 +20,167 @@ macro_rules! same_form {
     )*};
 }
 
+/// The methods of vectors of eight floats, but for those about pairs.
+macro_rules! eight_lanes {
+    () => {
+        const LANES: usize = 8;
+        #[inline(always)]
+        unsafe fn splat(value: f32) -> Self {
+            unsafe { Self(_mm256_set1_ps(value)) }
+        }
+        #[inline(always)]
+        unsafe fn load(from: *const f32) -> Self {
+            unsafe { Self(_mm256_loadu_ps(from)) }
+        }
+        #[inline(always)]
+        unsafe fn store(self, to: *mut f32) {
+            unsafe { _mm256_storeu_ps(to, self.0) }
+        }
+        #[inline(always)]
+        unsafe fn load_part(from: *const f32, count: usize) -> Self {
+            unsafe { Self(_mm256_maskload_ps(from, avx2_mask(count))) }
+        }
+        #[inline(always)]
+        unsafe fn store_part(self, to: *mut f32, count: usize) {
+            unsafe { _mm256_maskstore_ps(to, avx2_mask(count), self.0) }
+        }
+        same_form! {
+            add(other) = _mm256_add_ps;
+            sub(other) = _mm256_sub_ps;
+            mul(other) = _mm256_mul_ps;
+            div(other) = _mm256_div_ps;
+            mul_add(factor, addend) = _mm256_fmadd_ps;
+            neg_mul_add(factor, addend) = _mm256_fnmadd_ps;
+            min(other) = _mm256_min_ps;
+            max(other) = _mm256_max_ps;
+            sqrt() = _mm256_sqrt_ps;
+        }
+        #[inline(always)]
+        fn round(self) -> Self {
+            unsafe { Self(_mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self.0)) }
+        }
+        #[inline(always)]
+        fn power_of_two(self) -> Self {
+            unsafe {
+                let exponent = _mm256_add_epi32(_mm256_cvtps_epi32(self.0), _mm256_set1_epi32(127));
+                Self(_mm256_castsi256_ps(_mm256_slli_epi32::<23>(exponent)))
+            }
+        }
+        #[inline(always)]
+        unsafe fn stream(self, to: *mut f32) {
+            unsafe {
+                if (to as usize).is_multiple_of(32) { _mm256_stream_ps(to, self.0) } else { self.store(to) }
+            }
+        }
+        #[inline(always)]
+        fn sum(self) -> f32 {
+            unsafe {
+                let four = _mm_add_ps(_mm256_castps256_ps128(self.0), _mm256_extractf128_ps::<1>(self.0));
+                let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+                _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
+            }
+        }
+        #[inline(always)]
+        unsafe fn load_bf16(from: *const bf16) -> Self {
+            unsafe {
+                let numbers = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
+                Self(_mm256_castsi256_ps(_mm256_slli_epi32::<16>(numbers)))
+            }
+        }
+        #[inline(always)]
+        unsafe fn load_bf16_part(from: *const bf16, count: usize) -> Self {
+            let mut numbers = [bf16::ZERO; 8];
+            unsafe {
+                std::ptr::copy_nonoverlapping(from, numbers.as_mut_ptr(), count);
+                Self::load_bf16(numbers.as_ptr())
+            }
+        }
+        #[inline(always)]
+        unsafe fn store_bf16(self, to: *mut bf16) {
+            unsafe { _mm_storeu_si128(to.cast(), narrow_256(self.0)) }
+        }
+        #[inline(always)]
+        unsafe fn store_bf16_part(self, to: *mut bf16, count: usize) {
+            let mut numbers = [bf16::ZERO; 8];
+            unsafe {
+                self.store_bf16(numbers.as_mut_ptr());
+                std::ptr::copy_nonoverlapping(numbers.as_ptr(), to, count);
+            }
+        }
+        #[inline(always)]
+        unsafe fn store_in_pairs(self, to: *mut bf16, second: bool) {
+            unsafe {
+                let (numbers, to) = (_mm256_cvtepu16_epi32(narrow_256(self.0)), to.cast());
+                let pairs = match second {
+                    false => numbers,
+                    true => _mm256_or_si256(_mm256_loadu_si256(to), _mm256_slli_epi32::<16>(numbers)),
+                };
+                _mm256_storeu_si256(to, pairs);
+            }
+        }
+        #[inline(always)]
+        unsafe fn stream_bf16(self, to: *mut bf16) {
+            unsafe {
+                if (to as usize).is_multiple_of(16) {
+                    _mm_stream_si128(to.cast(), narrow_256(self.0))
+                } else {
+                    self.store_bf16(to)
+                }
+            }
+        }
+    };
+}
+
+/// Vectors of eight floats.
 #[derive(Clone, Copy)]
 pub struct Avx2(__m256);
 
-// SAFETY (every block below): AVX2 and FMA are present, by the contract of the functions that create a vector and, in
-// the other methods, because a vector exists. Pointers are valid by each method's contract.
+// SAFETY (every block below, and in the macro above): AVX2 and FMA are present, by the contract of the functions that
+// create a vector and, in the other methods, because a vector exists. Pointers are valid by each method's contract.
 impl Vector for Avx2 {
-    const LANES: usize = 8;
+    eight_lanes!();
     const REGISTERS: usize = 16;
+    /// The first numbers, and the second ones.
+    type Pairs = [__m256; 2];
+    const PAIR_REGISTERS: usize = 2;
 
     #[inline(always)]
-    unsafe fn splat(value: f32) -> Self {
-        unsafe { Avx2(_mm256_set1_ps(value)) }
+    unsafe fn load_pairs(from: *const bf16) -> [__m256; 2] {
+        unsafe { split_256(_mm256_loadu_si256(from.cast())) }
     }
     #[inline(always)]
-    unsafe fn load(from: *const f32) -> Self {
-        unsafe { Avx2(_mm256_loadu_ps(from)) }
+    unsafe fn splat_pair(from: *const bf16) -> [__m256; 2] {
+        unsafe { split_256(_mm256_set1_epi32(from.cast::<i32>().read_unaligned())) }
     }
     #[inline(always)]
-    unsafe fn store(self, to: *mut f32) {
-        unsafe { _mm256_storeu_ps(to, self.0) }
+    fn add_products(self, a: [__m256; 2], b: [__m256; 2]) -> Self {
+        unsafe { Self(_mm256_fmadd_ps(a[1], b[1], _mm256_fmadd_ps(a[0], b[0], self.0))) }
+    }
+}
+
+/// Vectors of eight floats with the instructions for pairs, and with all registers of AVX-512: for the columns of a
+/// product that fill half of a wider vector.
+#[derive(Clone, Copy)]
+pub struct HalfBf16(__m256);
+
+// SAFETY (every block below): as for `Avx2`, with AVX-512 BF16 and VL.
+impl Vector for HalfBf16 {
+    eight_lanes!();
+    const REGISTERS: usize = 32;
+    type Pairs = __m256bh;
+    const PAIR_REGISTERS: usize = 1;
+
+    #[inline(always)]
+    unsafe fn load_pairs(from: *const bf16) -> __m256bh {
+        unsafe { std::mem::transmute(_mm256_loadu_si256(from.cast())) }
     }
     #[inline(always)]
-    unsafe fn load_part(from: *const f32, count: usize) -> Self {
-        unsafe { Avx2(_mm256_maskload_ps(from, avx2_mask(count))) }
+    unsafe fn splat_pair(from: *const bf16) -> __m256bh {
+        unsafe { std::mem::transmute(_mm256_set1_epi32(from.cast::<i32>().read_unaligned())) }
     }
     #[inline(always)]
-    unsafe fn store_part(self, to: *mut f32, count: usize) {
-        unsafe { _mm256_maskstore_ps(to, avx2_mask(count), self.0) }
-    }
-    same_form! {
-        add(other) = _mm256_add_ps;
-        sub(other) = _mm256_sub_ps;
-        mul(other) = _mm256_mul_ps;
-        div(other) = _mm256_div_ps;
-        mul_add(factor, addend) = _mm256_fmadd_ps;
-        neg_mul_add(factor, addend) = _mm256_fnmadd_ps;
-        min(other) = _mm256_min_ps;
-        max(other) = _mm256_max_ps;
-        sqrt() = _mm256_sqrt_ps;
-    }
-    #[inline(always)]
-    fn round(self) -> Self {
-        unsafe { Avx2(_mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self.0)) }
-    }
-    #[inline(always)]
-    fn power_of_two(self) -> Self {
-        unsafe {
-            let exponent = _mm256_add_epi32(_mm256_cvtps_epi32(self.0), _mm256_set1_epi32(127));
-            Avx2(_mm256_castsi256_ps(_mm256_slli_epi32::<23>(exponent)))
-        }
-    }
-    #[inline(always)]
-    unsafe fn stream(self, to: *mut f32) {
-        unsafe {
-            if (to as usize).is_multiple_of(32) { _mm256_stream_ps(to, self.0) } else { self.store(to) }
-        }
-    }
-    #[inline(always)]
-    fn sum(self) -> f32 {
-        unsafe {
-            let four = _mm_add_ps(_mm256_castps256_ps128(self.0), _mm256_extractf128_ps::<1>(self.0));
-            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-            _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
-        }
+    fn add_products(self, a: __m256bh, b: __m256bh) -> Self {
+        unsafe { Self(_mm256_dpbf16_ps(self.0, a, b)) }
     }
 }
 
@@ -91,74 +193,256 @@ unsafe fn avx2_mask(count: usize) -> __m256i {
     unsafe { _mm256_cmpgt_epi32(_mm256_set1_epi32(count as i32), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)) }
 }
 
+/// Rounded to bf16, nearest even. A NaN becomes a quiet one: rounding its bits up could make them infinity.
+/// # Safety
+/// AVX2 is present.
+#[inline(always)]
+unsafe fn narrow_256(values: __m256) -> __m128i {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let bits = _mm256_castps_si256(values);
+        let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+        let rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+        let quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x0040_0000));
+        let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(values, values));
+        let numbers = _mm256_srli_epi32::<16>(_mm256_blendv_epi8(rounded, quiet, nan));
+        let packed = _mm256_permute4x64_epi64::<0b1000>(_mm256_packus_epi32(numbers, numbers));
+        _mm256_castsi256_si128(packed)
+    }
+}
+
+/// The first and the second numbers of pairs.
+/// # Safety
+/// AVX2 is present.
+#[inline(always)]
+unsafe fn split_256(pairs: __m256i) -> [__m256; 2] {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let second = _mm256_and_si256(pairs, _mm256_set1_epi32(0xffff_0000_u32 as i32));
+        [_mm256_castsi256_ps(_mm256_slli_epi32::<16>(pairs)), _mm256_castsi256_ps(second)]
+    }
+}
+
+/// The methods of vectors of sixteen floats, but for those that round to bf16 and those about pairs.
+macro_rules! sixteen_lanes {
+    () => {
+        const LANES: usize = 16;
+        const REGISTERS: usize = 32;
+
+        #[inline(always)]
+        unsafe fn splat(value: f32) -> Self {
+            unsafe { Self(_mm512_set1_ps(value)) }
+        }
+        #[inline(always)]
+        unsafe fn load(from: *const f32) -> Self {
+            unsafe { Self(_mm512_loadu_ps(from)) }
+        }
+        #[inline(always)]
+        unsafe fn store(self, to: *mut f32) {
+            unsafe { _mm512_storeu_ps(to, self.0) }
+        }
+        #[inline(always)]
+        unsafe fn load_part(from: *const f32, count: usize) -> Self {
+            unsafe { Self(_mm512_maskz_loadu_ps(first_lanes(count), from)) }
+        }
+        #[inline(always)]
+        unsafe fn store_part(self, to: *mut f32, count: usize) {
+            unsafe { _mm512_mask_storeu_ps(to, first_lanes(count), self.0) }
+        }
+        same_form! {
+            add(other) = _mm512_add_ps;
+            sub(other) = _mm512_sub_ps;
+            mul(other) = _mm512_mul_ps;
+            div(other) = _mm512_div_ps;
+            mul_add(factor, addend) = _mm512_fmadd_ps;
+            neg_mul_add(factor, addend) = _mm512_fnmadd_ps;
+            min(other) = _mm512_min_ps;
+            max(other) = _mm512_max_ps;
+            sqrt() = _mm512_sqrt_ps;
+        }
+        #[inline(always)]
+        fn round(self) -> Self {
+            unsafe { Self(_mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self.0)) }
+        }
+        /// The processor's 14 bits and one step of Newton's: a division would take as long as the whole `exp`.
+        #[inline(always)]
+        fn reciprocal(self) -> Self {
+            unsafe {
+                let r = _mm512_rcp14_ps(self.0);
+                let error = _mm512_fnmadd_ps(self.0, r, _mm512_set1_ps(1.0));
+                Self(_mm512_fmadd_ps(r, error, r))
+            }
+        }
+        #[inline(always)]
+        fn power_of_two(self) -> Self {
+            unsafe { Self(_mm512_scalef_ps(_mm512_set1_ps(1.0), self.0)) }
+        }
+        #[inline(always)]
+        fn sum(self) -> f32 {
+            unsafe { _mm512_reduce_add_ps(self.0) }
+        }
+        #[inline(always)]
+        unsafe fn stream(self, to: *mut f32) {
+            unsafe {
+                if (to as usize).is_multiple_of(64) { _mm512_stream_ps(to, self.0) } else { self.store(to) }
+            }
+        }
+        #[inline(always)]
+        fn scale(self, exponent: Self) -> Self {
+            unsafe { Self(_mm512_scalef_ps(self.0, exponent.0)) }
+        }
+
+        #[inline(always)]
+        unsafe fn load_bf16(from: *const bf16) -> Self {
+            unsafe { Self(widen_512(_mm256_loadu_si256(from.cast()))) }
+        }
+        #[inline(always)]
+        unsafe fn store_bf16(self, to: *mut bf16) {
+            unsafe { _mm256_storeu_si256(to.cast(), self.narrow()) }
+        }
+        #[inline(always)]
+        unsafe fn stream_bf16(self, to: *mut bf16) {
+            unsafe {
+                if (to as usize).is_multiple_of(32) {
+                    _mm256_stream_si256(to.cast(), self.narrow())
+                } else {
+                    self.store_bf16(to)
+                }
+            }
+        }
+        #[inline(always)]
+        unsafe fn store_in_pairs(self, to: *mut bf16, second: bool) {
+            unsafe {
+                let (numbers, to) = (_mm512_cvtepu16_epi32(self.narrow()), to.cast());
+                let pairs = match second {
+                    false => numbers,
+                    true => _mm512_or_si512(_mm512_loadu_si512(to), _mm512_slli_epi32::<16>(numbers)),
+                };
+                _mm512_storeu_si512(to.cast(), pairs);
+            }
+        }
+    };
+}
+
+/// Vectors of sixteen floats.
 #[derive(Clone, Copy)]
 pub struct Avx512(__m512);
 
-// SAFETY (every block below): as for `Avx2`, with AVX-512F.
+// SAFETY (every block below, and in the macro above): as for `Avx2`, with AVX-512F and VL.
 impl Vector for Avx512 {
-    const LANES: usize = 16;
-    const REGISTERS: usize = 32;
+    sixteen_lanes!();
+    /// The first numbers, and the second ones.
+    type Pairs = [__m512; 2];
+    const PAIR_REGISTERS: usize = 2;
 
     #[inline(always)]
-    unsafe fn splat(value: f32) -> Self {
-        unsafe { Avx512(_mm512_set1_ps(value)) }
-    }
-    #[inline(always)]
-    unsafe fn load(from: *const f32) -> Self {
-        unsafe { Avx512(_mm512_loadu_ps(from)) }
-    }
-    #[inline(always)]
-    unsafe fn store(self, to: *mut f32) {
-        unsafe { _mm512_storeu_ps(to, self.0) }
-    }
-    #[inline(always)]
-    unsafe fn load_part(from: *const f32, count: usize) -> Self {
-        unsafe { Avx512(_mm512_maskz_loadu_ps(((1u32 << count) - 1) as __mmask16, from)) }
-    }
-    #[inline(always)]
-    unsafe fn store_part(self, to: *mut f32, count: usize) {
-        unsafe { _mm512_mask_storeu_ps(to, ((1u32 << count) - 1) as __mmask16, self.0) }
-    }
-    same_form! {
-        add(other) = _mm512_add_ps;
-        sub(other) = _mm512_sub_ps;
-        mul(other) = _mm512_mul_ps;
-        div(other) = _mm512_div_ps;
-        mul_add(factor, addend) = _mm512_fmadd_ps;
-        neg_mul_add(factor, addend) = _mm512_fnmadd_ps;
-        min(other) = _mm512_min_ps;
-        max(other) = _mm512_max_ps;
-        sqrt() = _mm512_sqrt_ps;
-    }
-    #[inline(always)]
-    fn round(self) -> Self {
-        unsafe { Avx512(_mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self.0)) }
-    }
-    /// The processor's 14 bits and one step of Newton's: a division would take as long as the whole `exp`.
-    #[inline(always)]
-    fn reciprocal(self) -> Self {
+    unsafe fn load_bf16_part(from: *const bf16, count: usize) -> Self {
+        let mut numbers = [bf16::ZERO; 16];
         unsafe {
-            let r = _mm512_rcp14_ps(self.0);
-            let error = _mm512_fnmadd_ps(self.0, r, _mm512_set1_ps(1.0));
-            Avx512(_mm512_fmadd_ps(r, error, r))
+            std::ptr::copy_nonoverlapping(from, numbers.as_mut_ptr(), count);
+            Self::load_bf16(numbers.as_ptr())
         }
     }
     #[inline(always)]
-    fn power_of_two(self) -> Self {
-        unsafe { Avx512(_mm512_scalef_ps(_mm512_set1_ps(1.0), self.0)) }
-    }
-    #[inline(always)]
-    fn sum(self) -> f32 {
-        unsafe { _mm512_reduce_add_ps(self.0) }
-    }
-    #[inline(always)]
-    unsafe fn stream(self, to: *mut f32) {
+    unsafe fn store_bf16_part(self, to: *mut bf16, count: usize) {
         unsafe {
-            if (to as usize).is_multiple_of(64) { _mm512_stream_ps(to, self.0) } else { self.store(to) }
+            let numbers = _mm512_cvtepu16_epi32(self.narrow());
+            _mm512_mask_cvtepi32_storeu_epi16(to.cast(), first_lanes(count), numbers)
         }
     }
     #[inline(always)]
-    fn scale(self, exponent: Self) -> Self {
-        unsafe { Avx512(_mm512_scalef_ps(self.0, exponent.0)) }
+    unsafe fn load_pairs(from: *const bf16) -> [__m512; 2] {
+        unsafe { split_512(_mm512_loadu_si512(from.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn splat_pair(from: *const bf16) -> [__m512; 2] {
+        unsafe { split_512(_mm512_set1_epi32(from.cast::<i32>().read_unaligned())) }
+    }
+    #[inline(always)]
+    fn add_products(self, a: [__m512; 2], b: [__m512; 2]) -> Self {
+        unsafe { Self(_mm512_fmadd_ps(a[1], b[1], _mm512_fmadd_ps(a[0], b[0], self.0))) }
+    }
+}
+
+impl Avx512 {
+    /// As [`narrow_256`].
+    #[inline(always)]
+    fn narrow(self) -> __m256i {
+        // SAFETY: a vector exists, so the instruction set is present.
+        unsafe {
+            let bits = _mm512_castps_si512(self.0);
+            let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+            let rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+            let quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x0040_0000));
+            let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(self.0, self.0);
+            _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(_mm512_mask_mov_epi32(rounded, nan, quiet)))
+        }
+    }
+}
+
+/// Vectors of sixteen floats with the instructions for bf16.
+#[derive(Clone, Copy)]
+pub struct Avx512Bf16(__m512);
+
+// SAFETY (every block below): as for `Avx512`, with AVX-512 BF16 and BW.
+impl Vector for Avx512Bf16 {
+    sixteen_lanes!();
+    type Pairs = __m512bh;
+    const PAIR_REGISTERS: usize = 1;
+
+    #[inline(always)]
+    unsafe fn load_bf16_part(from: *const bf16, count: usize) -> Self {
+        unsafe { Self(widen_512(_mm256_maskz_loadu_epi16(first_lanes(count), from.cast()))) }
+    }
+    #[inline(always)]
+    unsafe fn store_bf16_part(self, to: *mut bf16, count: usize) {
+        unsafe { _mm256_mask_storeu_epi16(to.cast(), first_lanes(count), self.narrow()) }
+    }
+    #[inline(always)]
+    unsafe fn load_pairs(from: *const bf16) -> __m512bh {
+        unsafe { std::mem::transmute(_mm512_loadu_si512(from.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn splat_pair(from: *const bf16) -> __m512bh {
+        unsafe { std::mem::transmute(_mm512_set1_epi32(from.cast::<i32>().read_unaligned())) }
+    }
+    #[inline(always)]
+    fn add_products(self, a: __m512bh, b: __m512bh) -> Self {
+        unsafe { Self(_mm512_dpbf16_ps(self.0, a, b)) }
+    }
+}
+
+impl Avx512Bf16 {
+    #[inline(always)]
+    fn narrow(self) -> __m256i {
+        // SAFETY: a vector exists, so the instruction set is present.
+        unsafe { std::mem::transmute(_mm512_cvtneps_pbh(self.0)) }
+    }
+}
+
+/// A mask of `count` leading lanes, of at most sixteen.
+#[inline(always)]
+fn first_lanes(count: usize) -> __mmask16 {
+    ((1u32 << count) - 1) as __mmask16
+}
+
+/// bf16 numbers as floats.
+/// # Safety
+/// AVX-512F is present.
+#[inline(always)]
+unsafe fn widen_512(numbers: __m256i) -> __m512 {
+    // SAFETY: the caller's promise.
+    unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(numbers))) }
+}
+
+/// As [`split_256`].
+/// # Safety
+/// AVX-512F is present.
+#[inline(always)]
+unsafe fn split_512(pairs: __m512i) -> [__m512; 2] {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let second = _mm512_and_si512(pairs, _mm512_set1_epi32(0xffff_0000_u32 as i32));
+        [_mm512_castsi512_ps(_mm512_slli_epi32::<16>(pairs)), _mm512_castsi512_ps(second)]
     }
 }

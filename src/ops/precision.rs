@@ -35,12 +35,12 @@ impl Precision {
     }
 
     /// Chooses the first of two values for fp32, the second for both half types.
-    pub(super) fn of<T>(self, [fp32, half]: [T; 2]) -> T {
+    pub(in crate::ops) fn of<T>(self, [fp32, half]: [T; 2]) -> T {
         if self == Precision::Fp32 { fp32 } else { half }
     }
 
     /// The end of kernels' names.
-    pub(super) fn suffix(self) -> &'static str {
+    pub(in crate::ops) fn suffix(self) -> &'static str {
         match self {
             Precision::Fp32 => "_f32",
             Precision::Fp16 => "_f16",
