@@ -6,6 +6,10 @@
 //! C = Aᵀ·B ([`multiply_transposed`]: gradients of weights, summed over rows). Weights are packed once per pass,
 //! 0.1 to 2 MB that all threads then read; activations are never packed.
 //!
+//! One multiply-add takes one fp32 number of each operand, or two bf16 numbers: [`Element::DEPTH`] steps of the depth. So
+//! where an operand's rows are the depth, these rows are *interleaved* in groups of that size: [groups, columns, DEPTH],
+//! with zeros for the missing rows of the last group. Sums are in fp32.
+//!
 //! For gradients of weights, the vectors always run over the *wide* side of the weight, which is a multiple of
 //! 16 in every network. So a narrow side of 24 or 40 wastes no lanes.
 
@@ -18,7 +22,7 @@ use std::ops::Range;
 
 use super::context::Context;
 use super::memory::Shared;
-use super::simd::{Level, Vector, dispatch, level};
+use super::simd::{Element, Level, Vector, dispatch, level};
 
 /// How the columns of a matrix are cut into panels.
 #[derive(Clone, Copy, Debug)]
@@ -97,7 +101,7 @@ impl Panels {
         numbers.map(move |number| panels.panel(number))
     }
 
-    /// Columns with the last panel's padding: a packed matrix has this many times its depth floats, and the
+    /// Columns with the last panel's padding: a packed matrix has this many times its [`depth`] numbers, and the
     /// panel that starts at column `first` starts at `first·depth`.
     pub fn padded(&self) -> usize {
         self.half + self.vectors * self.lanes
@@ -109,52 +113,65 @@ pub fn padded(columns: usize) -> usize {
     columns.next_multiple_of(16)
 }
 
+/// Steps of the depth with those that fill the last group of an interleaved matrix.
+pub fn depth<E: Element>(steps: usize) -> usize {
+    steps.next_multiple_of(E::DEPTH)
+}
+
 /// Packs B = W, row-major [depth, columns].
-pub fn pack(cx: &Context, weight: &[f32], panels: Panels, packed: &mut [f32]) {
+pub fn pack<E: Element>(cx: &Context, weight: &[f32], panels: Panels, packed: &mut [E]) {
     let columns = panels.columns;
-    let depth = weight.len() / columns;
-    pack_panels(cx, panels, depth, packed, |panel, out| {
-        for (from, to) in weight.chunks_exact(columns).zip(out.chunks_exact_mut(panel.width)) {
-            to[..panel.columns].copy_from_slice(&from[panel.first..panel.first + panel.columns]);
-            to[panel.columns..].fill(0.0);
+    pack_panels(cx, panels, weight.len() / columns, packed, |panel, out| {
+        let groups = weight.chunks(E::DEPTH * columns).zip(out.chunks_exact_mut(E::DEPTH * panel.width));
+        for (from, to) in groups {
+            for (step, from) in from.chunks_exact(columns).enumerate() {
+                let own = &from[panel.first..panel.first + panel.columns];
+                for (to, from) in to.chunks_exact_mut(E::DEPTH).zip(own) {
+                    to[step] = E::from_f32(*from);
+                }
+            }
         }
     });
 }
 
 /// Packs B = Wᵀ, where W is row-major [columns, depth].
-pub fn pack_transposed(cx: &Context, weight: &[f32], panels: Panels, packed: &mut [f32]) {
-    let columns = panels.columns;
-    let depth = weight.len() / columns;
+pub fn pack_transposed<E: Element>(cx: &Context, weight: &[f32], panels: Panels, packed: &mut [E]) {
+    let depth = weight.len() / panels.columns;
     pack_panels(cx, panels, depth, packed, |panel, out| {
         let rows = &weight[panel.first * depth..(panel.first + panel.columns) * depth];
         // Sixteen steps of the depth at a time: a cache line of each row of W, a few lines of the panel.
         for first in (0..depth).step_by(16) {
-            let out = &mut out[first * panel.width..(first + 16).min(depth) * panel.width];
+            let steps = first..(first + 16).min(depth);
+            let out = &mut out[first * panel.width..self::depth::<E>(steps.end) * panel.width];
             for (j, row) in rows.chunks_exact(depth).enumerate() {
-                for (to, from) in out.chunks_exact_mut(panel.width).zip(&row[first..]) {
-                    to[j] = *from;
+                let groups =
+                    out.chunks_exact_mut(E::DEPTH * panel.width).zip(row[steps.clone()].chunks(E::DEPTH));
+                for (to, from) in groups {
+                    let to = &mut to[j * E::DEPTH..(j + 1) * E::DEPTH];
+                    to.iter_mut().zip(from).for_each(|(to, from)| *to = E::from_f32(*from));
                 }
-            }
-            for to in out.chunks_exact_mut(panel.width) {
-                to[panel.columns..].fill(0.0);
             }
         }
     });
 }
 
-fn pack_panels(
+/// Packs each panel by `pack`, which finds zeros in it.
+fn pack_panels<E: Element>(
     cx: &Context,
     panels: Panels,
     depth: usize,
-    packed: &mut [f32],
-    pack: impl Fn(Panel, &mut [f32]) + Sync,
+    packed: &mut [E],
+    pack: impl Fn(Panel, &mut [E]) + Sync,
 ) {
+    let depth = self::depth::<E>(depth);
     let packed = Shared::new(packed);
     let run = |number: usize| {
         let panel = panels.panel(number);
         let start = panel.first * depth;
         // SAFETY: panels do not overlap.
-        pack(panel, unsafe { packed.part(start..start + panel.width * depth) });
+        let out = unsafe { packed.part(start..start + panel.width * depth) };
+        out.fill(E::zeroed());
+        pack(panel, out);
     };
     if panels.padded() * depth < 1 << 14 {
         return (0..panels.count()).for_each(run);
@@ -211,14 +228,15 @@ pub fn add_weight_gradient(
     cx.parallel(panels.count() * blocks, |task, _| run(task));
 }
 
-/// A product of matrices with `rows` × `depth` and `depth` × `width` elements. Each matrix is a slice and a stride: the
-/// number of floats from a row to the next.
-pub struct Product<'a> {
+/// A product of matrices with `rows` × `depth` and `depth` × `width` elements. A matrix is a slice and a stride: the
+/// number of columns from a row to the next.
+pub struct Product<'a, E> {
     pub rows: usize,
     pub depth: usize,
     pub width: usize,
-    pub a: (&'a [f32], usize),
-    pub b: (&'a [f32], usize),
+    pub a: (&'a [E], usize),
+    /// Interleaved.
+    pub b: (&'a [E], usize),
     pub c: (&'a mut [f32], usize),
     /// Whether the product is added to C or overwrites it.
     pub add: bool,
@@ -226,18 +244,24 @@ pub struct Product<'a> {
 }
 
 dispatch! {
-    fn multiply_vectors(product: Product<'_>) => multiply_body<false>;
+    fn multiply_vectors<E>(product: Product<'_, E>) => multiply_body<false>;
 
-    /// C[rows, width] = A[depth, rows]ᵀ·B[depth, width], or C += if `add`.
-    pub fn multiply_transposed(product: Product<'_>) => multiply_body<true>;
+    /// C[rows, width] = A[depth, rows]ᵀ·B[depth, width], or C += if `add`. A is interleaved, too.
+    pub fn multiply_transposed<E>(product: Product<'_, E>) => multiply_body<true>;
 }
 
-/// C[rows, width] = A[rows, depth]·B[depth, width], or C += if `add`. B is (part of) a packed panel.
-pub fn multiply(product: Product) {
+/// C[rows, width] = A[rows, depth]·B[depth, width], or C += if `add`. B is (part of) a packed panel; the rows of A end in
+/// zeros where the [`depth`] is larger than theirs.
+pub fn multiply<E: Element>(product: Product<E>) {
     #[cfg(target_arch = "x86_64")]
-    if matches!(level(), Level::Avx512 | Level::Avx512Bf16) && !product.width.is_multiple_of(16) {
-        // SAFETY: this level means AVX-512F and VL, AVX2 and FMA.
-        return unsafe { multiply_half(product) };
+    if !product.width.is_multiple_of(16) {
+        match level() {
+            // SAFETY: these levels mean AVX-512F and VL, AVX2 and FMA, and the second one BF16.
+            Level::Avx512Bf16 if E::HALF => return unsafe { multiply_half_bf16(product) },
+            // SAFETY: as above.
+            Level::Avx512 | Level::Avx512Bf16 => return unsafe { multiply_half(product) },
+            Level::Avx2 | Level::Portable => {}
+        }
     }
     multiply_vectors(product);
 }
@@ -245,21 +269,29 @@ pub fn multiply(product: Product) {
 /// [`multiply`] with eight lanes. With AVX-512, these vectors have 32 registers too.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,avx512f,avx512vl")]
-fn multiply_half(product: Product) {
+fn multiply_half<E: Element>(product: Product<E>) {
     // SAFETY: the attribute names AVX2 and FMA.
-    unsafe { multiply_sized::<super::simd::Avx2, 32, false>(product) };
+    unsafe { multiply_sized::<super::simd::Avx2, E, 32, false>(product) };
+}
+
+/// The same with the instructions for bf16.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,avx512f,avx512vl,avx512bw,avx512bf16")]
+fn multiply_half_bf16<E: Element>(product: Product<E>) {
+    // SAFETY: the attribute names the features of these vectors.
+    unsafe { multiply_sized::<super::simd::HalfBf16, E, 32, false>(product) };
 }
 
 /// # Safety
 /// The instruction set of `V` is present.
 #[inline(always)]
-unsafe fn multiply_body<V: Vector, const TRANSPOSED: bool>(product: Product) {
+unsafe fn multiply_body<V: Vector, E: Element, const TRANSPOSED: bool>(product: Product<E>) {
     // SAFETY: the caller's promise.
     unsafe {
         match V::REGISTERS {
-            32 => multiply_sized::<V, 32, TRANSPOSED>(product),
-            16 => multiply_sized::<V, 16, TRANSPOSED>(product),
-            _ => multiply_sized::<V, 8, TRANSPOSED>(product),
+            32 => multiply_sized::<V, E, 32, TRANSPOSED>(product),
+            16 => multiply_sized::<V, E, 16, TRANSPOSED>(product),
+            _ => multiply_sized::<V, E, 8, TRANSPOSED>(product),
         }
     }
 }
@@ -267,20 +299,25 @@ unsafe fn multiply_body<V: Vector, const TRANSPOSED: bool>(product: Product) {
 /// # Safety
 /// The instruction set of `V` is present.
 #[inline(always)]
-unsafe fn multiply_sized<V: Vector, const REGISTERS: usize, const TRANSPOSED: bool>(product: Product) {
+unsafe fn multiply_sized<V: Vector, E: Element, const REGISTERS: usize, const TRANSPOSED: bool>(
+    product: Product<E>,
+) {
     let Product { rows, depth, width, a: (a, a_stride), b: (b, b_stride), c: (c, c_stride), add, ahead } =
         product;
-    let [a_rows, a_columns] = if TRANSPOSED { [depth, rows] } else { [rows, depth] };
-    check(a.len(), a_rows, a_columns, a_stride);
-    check(b.len(), depth, width, b_stride);
+    let groups = depth.div_ceil(E::DEPTH);
+    match TRANSPOSED {
+        true => check(a.len(), groups, rows * E::DEPTH, a_stride * E::DEPTH),
+        false => check(a.len(), rows, groups * E::DEPTH, a_stride),
+    }
+    check(b.len(), groups, width * E::DEPTH, b_stride * E::DEPTH);
     check(c.len(), rows, width, c_stride);
     let (a, b, c) = (a.as_ptr(), b.as_ptr(), c.as_mut_ptr());
-    let operands = kernel::Operands { a, a_stride, b, b_stride, depth, c, c_stride, add, ahead: *ahead };
+    let operands = kernel::Operands { a, a_stride, b, b_stride, groups, c, c_stride, add, ahead: *ahead };
     // SAFETY: the operands lie within their slices by the checks above; the rest is the caller's promise.
-    *ahead = unsafe { by_width::<V, REGISTERS, TRANSPOSED>(operands, rows, width) };
+    *ahead = unsafe { by_width::<V, E, REGISTERS, TRANSPOSED>(operands, rows, width) };
 }
 
-/// Panics if a matrix of these dimensions does not lie within `len` floats.
+/// Panics if a matrix of these dimensions does not lie within `len` numbers.
 fn check(len: usize, rows: usize, columns: usize, stride: usize) {
     assert!(rows == 0 || (columns <= stride && (rows - 1) * stride + columns <= len));
 }
@@ -288,17 +325,17 @@ fn check(len: usize, rows: usize, columns: usize, stride: usize) {
 /// # Safety
 /// As for [`kernel::rows`].
 #[inline(always)]
-unsafe fn by_width<V: Vector, const REGISTERS: usize, const TRANSPOSED: bool>(
-    o: kernel::Operands,
+unsafe fn by_width<V: Vector, E: Element, const REGISTERS: usize, const TRANSPOSED: bool>(
+    o: kernel::Operands<E>,
     rows: usize,
     width: usize,
 ) -> Ahead {
     // SAFETY: the caller's promise.
     unsafe {
         match width / V::LANES {
-            1 => kernel::rows::<V, REGISTERS, 1, TRANSPOSED>(o, rows),
-            2 => kernel::rows::<V, REGISTERS, 2, TRANSPOSED>(o, rows),
-            3 if REGISTERS >= 32 => kernel::rows::<V, REGISTERS, 3, TRANSPOSED>(o, rows),
+            1 => kernel::rows::<V, E, REGISTERS, 1, TRANSPOSED>(o, rows),
+            2 => kernel::rows::<V, E, REGISTERS, 2, TRANSPOSED>(o, rows),
+            3 if REGISTERS >= 32 => kernel::rows::<V, E, REGISTERS, 3, TRANSPOSED>(o, rows),
             _ => unreachable!("a panel of {width} columns"),
         }
     }

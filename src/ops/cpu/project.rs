@@ -3,22 +3,19 @@
 //! Forward, a task owns a group of rows and computes it tile by tile: it forms A = silu(BN(x))·gate of a few
 //! hundred wide channels in scratch memory and multiplies it at once. The narrow y stays in the cache until
 //! it has the products of all wide channels, and is stored with its statistics.
-//!
-//! Backward, the unit of work is a tile's rows times one *panel* of wide channels, all in the first-level
-//! cache: da = dy3·W, then one sweep over da and x that takes the five sums and forms A from one sigmoid,
-//! then dW += dy3ᵀ·A. A task owns a group of images (or of parts of large images) and a slice of the wide
-//! channels: as many groups as their partial weight gradients allow, and slices if these are too few tasks.
 
-use std::ops::Range;
+mod backward;
 
-use super::batch_norm::{NormStatistics, backward_coefficients, statistics_floats};
+use bytemuck::cast_slice_mut;
+
+use super::batch_norm::{NormStatistics, statistics_floats};
 use super::context::{Context, OnCpu, WorkspaceFloats, part_of, workspace_floats};
-use super::expand::{BackwardTasks, GROUPS, PANEL, TASKS, row_factors};
-use super::gemm::rows::{RowBlock, RowStatistics, STREAM, TILE, after, batch_norm_backward, store, tiles};
+use super::expand::{GROUPS, TASKS};
+use super::gemm::rows::{RowBlock, RowStatistics, TILE, after, floats_of, store, tiles};
 use super::gemm::{self, Ahead, Panels, Product, padded};
 use super::memory::Shared;
-use super::simd::{Element, Vector, dispatch, fence, prefetch};
-use crate::ops::{ProjectBackward, ProjectForward};
+use super::simd::{Element, Vector, dispatch, fence};
+use crate::ops::ProjectForward;
 
 /// Most wide channels of a block of A.
 const CHUNK: usize = 256;
@@ -31,29 +28,32 @@ fn forward_groups(rows: usize) -> usize {
 impl OnCpu for ProjectForward {
     fn workspace<E: Element>(&self) -> WorkspaceFloats {
         let groups = forward_groups(self.images * self.pixels);
-        let lengths = [self.inputs * padded(self.outputs), statistics_floats(groups, self.outputs)];
-        let per_thread = workspace_floats(&[TILE * CHUNK, TILE * padded(self.outputs)]);
+        let packed = floats_of::<E>(gemm::depth::<E>(self.inputs) * padded(self.outputs));
+        let lengths = [packed, statistics_floats(groups, self.outputs)];
+        let per_thread = workspace_floats(&[floats_of::<E>(TILE * CHUNK), TILE * padded(self.outputs)]);
         WorkspaceFloats { shared: workspace_floats(&lengths), per_thread }
     }
 
     unsafe fn run<E: Element>(&self, cx: &Context) {
-        let depth = self.inputs;
+        let (depth, whole) = (self.inputs, gemm::depth::<E>(self.inputs));
         let panels = Panels::narrow(self.outputs);
         let rows = self.images * self.pixels;
         let groups = forward_groups(rows);
         // SAFETY: the caller's promise, and the pass takes each of them once.
         let ([packed, partials], y, norm) = unsafe {
-            let lengths = [depth * panels.padded(), statistics_floats(groups, self.outputs)];
+            let packed = floats_of::<E>(whole * panels.padded());
+            let lengths = [packed, statistics_floats(groups, self.outputs)];
             (
                 cx.workspace(lengths),
-                Shared::new(cx.write_activation::<f32>(self.y)),
+                Shared::new(cx.write_activation::<E>(self.y)),
                 NormStatistics::of(cx, &self.bn),
             )
         };
+        let packed: &mut [E] = cast_slice_mut(packed);
         gemm::pack_transposed(cx, cx.weight(self.weight), panels, packed);
         let packed = &*packed;
         let input = Input {
-            x: cx.activation::<f32>(self.x),
+            x: cx.activation::<E>(self.x),
             coefficients: cx.read(self.input_bn.coefficients),
             gate: cx.read(self.gate),
             pixels: self.pixels,
@@ -62,7 +62,8 @@ impl OnCpu for ProjectForward {
         let sums = Shared::new(&mut *partials);
         let stride = panels.padded();
         cx.parallel(groups, |group, scratch| {
-            let (a, out) = scratch.split_at_mut(TILE * CHUNK);
+            let (a, out) = scratch.split_at_mut(floats_of::<E>(TILE * CHUNK));
+            let a: &mut [E] = cast_slice_mut(a);
             let own = part_of(rows, groups, group);
             for tile in tiles(own.clone()) {
                 // The next tile's x is loaded while this tile's products run.
@@ -72,13 +73,14 @@ impl OnCpu for ProjectForward {
                     let columns = CHUNK.min(depth - first);
                     activate(input, RowBlock::new(&tile, first..first + columns, depth), a, CHUNK);
                     for panel in panels.iter() {
-                        let start = panel.first * depth + first * panel.width;
+                        let start = panel.first * whole + first * panel.width;
+                        let steps = gemm::depth::<E>(columns);
                         gemm::multiply(Product {
                             rows: tile.len(),
                             depth: columns,
                             width: panel.width,
-                            a: (a, CHUNK),
-                            b: (&packed[start..start + columns * panel.width], panel.width),
+                            a: (&*a, CHUNK),
+                            b: (&packed[start..start + steps * panel.width], panel.width),
                             c: (&mut out[panel.first..], stride),
                             add: first > 0,
                             ahead: &mut ahead,
@@ -104,8 +106,8 @@ impl OnCpu for ProjectForward {
 
 /// The tensors from which A is formed.
 #[derive(Clone, Copy)]
-struct Input<'a> {
-    x: &'a [f32],
+struct Input<'a, E> {
+    x: &'a [E],
     /// μ, r, scale, shift, [4, channels].
     coefficients: &'a [f32],
     /// [images, channels].
@@ -114,7 +116,7 @@ struct Input<'a> {
     channels: usize,
 }
 
-impl Input<'_> {
+impl<E: Element> Input<'_, E> {
     /// Panics if a block has elements outside these slices.
     #[inline(always)]
     fn check(&self, block: RowBlock) {
@@ -127,18 +129,18 @@ impl Input<'_> {
 
 dispatch! {
     /// A = silu(scale·x + shift)·gate of a block into `out`, rows `stride` apart.
-    fn activate(input: Input<'_>, block: RowBlock, out: &mut [f32], stride: usize) => activate_body;
-
-    /// da from `tile.from` to its place, A into `a`, and the five sums.
-    /// # Safety
-    /// The block of da and its columns of the units' sums belong to the calling task.
-    unsafe fn backward_tile(input: Input<'_>, tile: &BackwardTile<'_>, a: &mut [f32]) => backward_tile_body;
+    fn activate<E>(input: Input<'_, E>, block: RowBlock, out: &mut [E], stride: usize) => activate_body;
 }
 
 /// # Safety
 /// The instruction set of `V` is present.
 #[inline(always)]
-unsafe fn activate_body<V: Vector>(input: Input<'_>, block: RowBlock, out: &mut [f32], stride: usize) {
+unsafe fn activate_body<V: Vector, E: Element>(
+    input: Input<'_, E>,
+    block: RowBlock,
+    out: &mut [E],
+    stride: usize,
+) {
     input.check(block);
     let padded = block.columns.next_multiple_of(V::LANES);
     assert!(block.rows == 0 || (padded <= stride && (block.rows - 1) * stride + padded <= out.len()));
@@ -157,297 +159,9 @@ unsafe fn activate_body<V: Vector>(input: Input<'_>, block: RowBlock, out: &mut 
                 let coefficients = input.coefficients.as_ptr().add(channel);
                 let scale = V::load_some(coefficients.add(2 * channels), count);
                 let shift = V::load_some(coefficients.add(3 * channels), count);
-                let z = V::load_some(input.x.as_ptr().add(start + first), count).mul_add(scale, shift);
+                let z = E::load_some::<V>(input.x.as_ptr().add(start + first), count).mul_add(scale, shift);
                 let gate = V::load_some(input.gate.as_ptr().add(image * channels + channel), count);
-                z.silu().mul(gate).store(out.as_mut_ptr().add(row * stride + first));
-            }
-        }
-    }
-}
-
-/// How the rows of a backward pass are cut: images into parts, parts into groups.
-#[derive(Clone, Copy)]
-struct Units {
-    images: usize,
-    pixels: usize,
-    /// Parts of an image: more than one if images are large and few.
-    parts: usize,
-    tasks: BackwardTasks,
-}
-
-impl Units {
-    fn new(p: &ProjectBackward) -> Units {
-        let rows = p.images * p.pixels;
-        let parts = TASKS.div_ceil(p.images).min(p.pixels / (8 * TILE)).max(1);
-        let tasks = BackwardTasks::new(rows, p.images * parts, p.outputs, p.inputs);
-        Units { images: p.images, pixels: p.pixels, parts, tasks }
-    }
-
-    fn count(&self) -> usize {
-        self.images * self.parts
-    }
-
-    #[inline(always)]
-    fn image(&self, unit: usize) -> usize {
-        if self.parts == 1 { unit } else { unit / self.parts }
-    }
-
-    #[inline(always)]
-    fn rows(&self, unit: usize) -> Range<usize> {
-        if self.parts == 1 {
-            return unit * self.pixels..(unit + 1) * self.pixels;
-        }
-        let start = unit / self.parts * self.pixels;
-        let part = part_of(self.pixels, self.parts, unit % self.parts);
-        start + part.start..start + part.end
-    }
-
-    /// Units of a tile: several small images, or one unit (which may have several tiles).
-    fn per_tile(&self) -> usize {
-        if self.parts > 1 { 1 } else { (TILE / self.pixels).max(1) }
-    }
-}
-
-fn backward_lengths(p: &ProjectBackward, units: &Units) -> [usize; 4] {
-    let sums = if units.parts > 1 { 5 * units.count() * p.inputs } else { 0 };
-    let packed = p.outputs * padded(p.inputs);
-    [packed, 4 * p.outputs, units.tasks.groups * packed, sums]
-}
-
-/// What all tasks of a backward pass share.
-struct BackwardPass<'a> {
-    p: &'a ProjectBackward,
-    units: Units,
-    wide: Panels,
-    input: Input<'a>,
-    y: &'a [f32],
-    dout: &'a [f32],
-    keep: Option<&'a [f32]>,
-    packed: &'a [f32],
-    coefficients: &'a [f32],
-    gradients: Shared<'a>,
-    da: Shared<'a>,
-    /// [5, units, K].
-    sums: Shared<'a>,
-}
-
-impl OnCpu for ProjectBackward {
-    fn workspace<E: Element>(&self) -> WorkspaceFloats {
-        let per_thread = workspace_floats(&[TILE, TILE * padded(self.outputs), 2 * TILE * PANEL]);
-        WorkspaceFloats { shared: workspace_floats(&backward_lengths(self, &Units::new(self))), per_thread }
-    }
-
-    unsafe fn run<E: Element>(&self, cx: &Context) {
-        let units = Units::new(self);
-        let wide = Panels::new(self.inputs);
-        let BackwardTasks { groups, slices } = units.tasks;
-        // SAFETY: the caller's promise, and the pass takes each of them once.
-        let ([packed, coefficients, gradients, parts], da, five_sums, weight) = unsafe {
-            let [da, five_sums] = [self.da, self.five_sums].map(|tensor| cx.write(tensor));
-            (cx.workspace(backward_lengths(self, &units)), da, five_sums, cx.gradient_mut(self.weight))
-        };
-        let size = self.outputs * wide.padded();
-        let (packed, gradients) = (&mut packed[..size], &mut gradients[..groups * size]);
-        gemm::pack(cx, cx.weight(self.weight), wide, packed);
-        backward_coefficients(cx, &self.bn, coefficients);
-        let sums = if units.parts > 1 { &mut *parts } else { &mut *five_sums };
-        let pass = BackwardPass {
-            p: self,
-            units,
-            wide,
-            input: Input {
-                x: cx.activation::<f32>(self.x),
-                coefficients: cx.read(self.input_bn.coefficients),
-                gate: cx.read(self.gate),
-                pixels: self.pixels,
-                channels: self.inputs,
-            },
-            y: cx.activation::<f32>(self.y),
-            dout: cx.activation::<f32>(self.dout),
-            keep: self.keep.map(|t| cx.read(t)),
-            packed,
-            coefficients,
-            gradients: Shared::new(&mut *gradients),
-            da: Shared::new(da),
-            sums: Shared::new(sums),
-        };
-        cx.parallel(groups * slices, |task, scratch| {
-            let (group, slice) = (task / slices, task % slices);
-            let panels = part_of(wide.count(), slices, slice);
-            pass.run(group, panels, scratch);
-            fence();
-        });
-        if units.parts > 1 {
-            add_parts(cx, &units, self.inputs, parts, five_sums);
-        }
-        gemm::add_weight_gradient(cx, gradients, self.outputs, self.inputs, false, weight);
-    }
-}
-
-/// Asks for a block of x while a product runs: its rows are too far apart for the hardware's prefetching.
-fn prefetch_block(x: &[f32], block: RowBlock) {
-    for row in 0..block.rows {
-        x[block.range(row)].iter().step_by(16).for_each(|line| prefetch(line));
-    }
-}
-
-/// Adds up the five sums of each image's parts, in order.
-fn add_parts(cx: &Context, units: &Units, channels: usize, parts: &[f32], five_sums: &mut [f32]) {
-    let five_sums = Shared::new(five_sums);
-    cx.parallel(units.images, |image, _| {
-        for sum in 0..5 {
-            let at = (sum * units.images + image) * channels;
-            // SAFETY: each task has its own image.
-            let to = unsafe { five_sums.part(at..at + channels) };
-            to.fill(0.0);
-            let from = &parts[at * units.parts..(at + channels) * units.parts];
-            for part in from.chunks_exact(channels) {
-                to.iter_mut().zip(part).for_each(|(to, part)| *to += part);
-            }
-        }
-    });
-}
-
-impl BackwardPass<'_> {
-    fn run(&self, group: usize, panels: Range<usize>, scratch: &mut [f32]) {
-        let own = part_of(self.units.count(), self.units.tasks.groups, group);
-        let mut unit = own.start;
-        while unit < own.end {
-            let end = (unit + self.units.per_tile()).min(own.end);
-            let rows = self.units.rows(unit).start..self.units.rows(end - 1).end;
-            // Tiles of one unit, or one tile of several units.
-            for tile in tiles(rows) {
-                self.tile(group, &own, unit..end, &tile, panels.clone(), scratch);
-            }
-            unit = end;
-        }
-    }
-
-    /// One tile: the rows of `units`, which are some of the task's `own`.
-    fn tile(
-        &self,
-        group: usize,
-        own: &Range<usize>,
-        units: Range<usize>,
-        tile: &Range<usize>,
-        panels: Range<usize>,
-        scratch: &mut [f32],
-    ) {
-        let outputs = self.p.outputs;
-        let stride = padded(outputs);
-        let (factors, rest) = scratch.split_at_mut(TILE);
-        let (dy, rest) = rest.split_at_mut(TILE * stride);
-        let (da, a) = rest.split_at_mut(TILE * PANEL);
-        row_factors(self.keep, self.p.pixels, tile, factors);
-        let narrow = RowBlock::new(tile, 0..outputs, outputs);
-        batch_norm_backward(self.dout, self.y, narrow, factors, self.coefficients, dy, stride);
-        let size = outputs * self.wide.padded();
-        let sequential = panels.len() == self.wide.count();
-        let mut ahead = Ahead::none();
-        if sequential {
-            let next = after(tile, &(tile.start..self.units.rows(own.end - 1).end));
-            ahead = Ahead::new(self.input.x, next.start * self.p.inputs..next.end * self.p.inputs);
-        }
-        for panel in self.wide.range(panels) {
-            let part = panel.first * outputs..(panel.first + panel.width) * outputs;
-            let block = RowBlock::of(tile, panel, self.p.inputs);
-            if !sequential {
-                prefetch_block(self.input.x, block);
-            }
-            gemm::multiply(Product {
-                rows: tile.len(),
-                depth: outputs,
-                width: panel.width,
-                a: (dy, stride),
-                b: (&self.packed[part.clone()], panel.width),
-                c: (da, panel.width),
-                add: false,
-                ahead: &mut ahead,
-            });
-            let (units, cut) = (units.clone(), self.units);
-            let rows = BackwardTile { block, units, cut, from: da, da: self.da, sums: self.sums };
-            // SAFETY: each task has its own units and panels.
-            unsafe { backward_tile(self.input, &rows, a) };
-            let part = group * size + part.start..group * size + part.end;
-            // SAFETY: each task has its own panels of its group's gradient.
-            let gradient = unsafe { self.gradients.part(part) };
-            gemm::multiply_transposed(Product {
-                rows: outputs,
-                depth: tile.len(),
-                width: panel.width,
-                a: (dy, stride),
-                b: (a, panel.width),
-                c: (gradient, panel.width),
-                add: tile.start > self.units.rows(own.start).start,
-                ahead: &mut ahead,
-            });
-        }
-    }
-}
-
-/// The rows of a tile and the columns of a panel, after the product.
-struct BackwardTile<'a> {
-    block: RowBlock,
-    /// The units of these rows.
-    units: Range<usize>,
-    cut: Units,
-    /// da, rows of whole vectors.
-    from: &'a [f32],
-    da: Shared<'a>,
-    /// [5, units, channels].
-    sums: Shared<'a>,
-}
-
-/// # Safety
-/// The instruction set of `V` is present; otherwise as for [`backward_tile`].
-#[inline(always)]
-unsafe fn backward_tile_body<V: Vector>(input: Input<'_>, tile: &BackwardTile<'_>, a: &mut [f32]) {
-    let (block, cut, channels) = (tile.block, tile.cut, input.channels);
-    let width = block.columns.next_multiple_of(V::LANES);
-    input.check(block);
-    block.check(tile.da.len());
-    assert!(block.rows * width <= tile.from.len().min(a.len()));
-    let streams = tile.da.len() >= STREAM;
-    for first in (0..block.columns).step_by(V::LANES) {
-        let (count, channel) = (V::LANES.min(block.columns - first), block.column + first);
-        // SAFETY: the block lies within all tensors by the checks above; the rest is the caller's promise.
-        unsafe {
-            let of = input.coefficients.as_ptr().add(channel);
-            let (mean, r) = (V::load_some(of, count), V::load_some(of.add(channels), count));
-            let scale = V::load_some(of.add(2 * channels), count);
-            let shift = V::load_some(of.add(3 * channels), count);
-            for unit in tile.units.clone() {
-                let rows = cut.rows(unit);
-                let gate = input.gate.as_ptr().add(cut.image(unit) * channels + channel);
-                let gate = V::load_some(gate, count);
-                let mut sums = [V::zero(); 5];
-                if rows.start < block.row {
-                    for (number, sum) in sums.iter_mut().enumerate() {
-                        let at = (number * cut.count() + unit) * channels + channel;
-                        *sum = V::load_some(tile.sums.part(at..at + count).as_ptr(), count);
-                    }
-                }
-                let start = rows.start.max(block.row) - block.row;
-                let end = rows.end.min(block.row + block.rows) - block.row;
-                for row in start..end {
-                    let at = block.range(row).start + first;
-                    let x = V::load_some(input.x.as_ptr().add(at), count);
-                    let da = V::load(tile.from.as_ptr().add(row * width + first));
-                    da.store_some(tile.da.part(at..at + count).as_mut_ptr(), count, streams);
-                    let (silu, slope) = x.mul_add(scale, shift).silu_with_derivative();
-                    silu.mul(gate).store(a.as_mut_ptr().add(row * width + first));
-                    let yhat = x.sub(mean).mul(r);
-                    let product = da.mul(slope);
-                    sums[0] = da.mul_add(silu, sums[0]);
-                    sums[1] = sums[1].add(product);
-                    sums[2] = sums[2].add(slope);
-                    sums[3] = product.mul_add(yhat, sums[3]);
-                    sums[4] = slope.mul_add(yhat, sums[4]);
-                }
-                for (number, sum) in sums.iter().enumerate() {
-                    let at = (number * cut.count() + unit) * channels + channel;
-                    sum.store_some(tile.sums.part(at..at + count).as_mut_ptr(), count, false);
-                }
+                E::store(z.silu().mul(gate), out.as_mut_ptr().add(row * stride + first));
             }
         }
     }

@@ -77,6 +77,8 @@ pub trait Vector: Copy {
     /// # Safety
     /// `to` is valid for writing `count` numbers.
     unsafe fn store_bf16_part(self, to: *mut bf16, count: usize);
+    /// What [`Vector::store_bf16`] would store.
+    fn rounded_to_bf16(self) -> Self;
     /// Stores one number of each of `LANES` pairs, rounded: the first, and 0 as the second, or the second alone.
     /// # Safety
     /// `to` is valid for reading and writing `2·LANES` numbers.
@@ -286,7 +288,73 @@ mod tests {
         }
     }
 
+    /// # Safety
+    /// The instruction set of `V` is present, and the slices have as many numbers as each other.
+    #[inline(always)]
+    unsafe fn narrow_body<V: Vector, E: Element>(from: &[f32], to: &mut [E], back: &mut [f32]) {
+        for start in (0..from.len()).step_by(V::LANES) {
+            let count = V::LANES.min(from.len() - start);
+            // SAFETY: the caller's promise.
+            unsafe {
+                let v = V::load_some(from.as_ptr().add(start), count);
+                E::store_some(v, to.as_mut_ptr().add(start), count, start % 3 == 0);
+                let again = E::load_some::<V>(to.as_ptr().add(start), count);
+                again.store_some(back.as_mut_ptr().add(start), count, false);
+                let mut rounded = [0.0f32; 16];
+                E::rounded(v).store(rounded.as_mut_ptr());
+                for (rounded, back) in rounded.iter().zip(&back[start..start + count]) {
+                    assert_eq!(rounded.to_bits(), back.to_bits(), "stored and loaded again");
+                }
+            }
+        }
+    }
+
+    /// Rounding to nearest even, as the `half` crate does it: ties, infinities, NaN, and random bits. Numbers whose
+    /// exponent is the smallest may become 0.
+    #[test]
+    fn bf16_is_rounded_to_nearest_even() {
+        let mut bits: Vec<u32> = (0..40_000u32).map(|i| i.wrapping_mul(2_654_435_761)).collect();
+        bits.extend([
+            0x3f80_8000,
+            0x3f81_8000,
+            0x3f80_7fff,
+            0x3f80_8001,
+            0x7f80_0000,
+            0xff80_0000,
+            0x7f7f_ffff,
+        ]);
+        bits.extend([0x7fff_ffff, 0x7f80_0001, 0xffff_8000, 0, 0x8000_0000]);
+        let from: Vec<f32> = bits.into_iter().map(f32::from_bits).collect();
+        let (mut to, mut back) = (vec![bf16::ONE; from.len()], vec![0.0; from.len()]);
+        let check = |to: &[bf16]| {
+            for (x, got) in from.iter().zip(to) {
+                let expected = bf16::from_f32(*x);
+                let flushed = x.abs() < f32::MIN_POSITIVE && got.to_f32() == 0.0;
+                let same = got.to_bits() == expected.to_bits() || (x.is_nan() && got.is_nan());
+                assert!(same || flushed, "{x:e} ({:08x}) became {got:e}, not {expected:e}", x.to_bits());
+            }
+        };
+        narrow(&from, &mut to, &mut back);
+        check(&to);
+        // SAFETY: portable vectors need no features.
+        unsafe { narrow_body::<Portable, bf16>(&from, &mut to, &mut back) };
+        check(&to);
+        #[cfg(target_arch = "x86_64")]
+        if level() as u8 >= Level::Avx2 as u8 {
+            // SAFETY: the processor has the features.
+            unsafe { narrow_body::<Avx2, bf16>(&from, &mut to, &mut back) };
+            check(&to);
+        }
+        #[cfg(target_arch = "x86_64")]
+        if level() as u8 >= Level::Avx512 as u8 {
+            // SAFETY: the processor has the features.
+            unsafe { narrow_body::<Avx512, bf16>(&from, &mut to, &mut back) };
+            check(&to);
+        }
+    }
+
     dispatch! {
+        fn narrow<E>(from: &[f32], to: &mut [E], back: &mut [f32]) => narrow_body;
         fn functions(x: &[f32], out: &mut [[f32; 4]]) => functions_body;
         fn parts(count: usize, from: &[f32], to: &mut [f32]) -> f32 => parts_body;
     }

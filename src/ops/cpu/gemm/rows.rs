@@ -5,10 +5,12 @@
 
 use std::ops::Range;
 
+use bytemuck::cast_slice_mut;
+
 use super::Panel;
 use crate::ops::cpu::context::part_of;
 use crate::ops::cpu::memory::Shared;
-use crate::ops::cpu::simd::{Vector, dispatch};
+use crate::ops::cpu::simd::{Element, Vector, dispatch};
 
 /// Most rows of a tile. A tile with 48 columns fills half of a first-level cache, one with all columns of a wide
 /// layer the second-level cache.
@@ -28,8 +30,49 @@ pub fn after(tile: &Range<usize>, rows: &Range<usize>) -> Range<usize> {
     tile.end..(tile.end + tile.len()).min(rows.end)
 }
 
-/// Floats of a tensor that no cache is expected to hold until the next pass reads it: 16 MiB.
-pub const STREAM: usize = 4 << 20;
+/// Whether no cache is expected to hold a tensor of so many elements until the next pass reads it.
+pub fn streams<E: Element>(elements: usize) -> bool {
+    elements * size_of::<E>() >= 16 << 20
+}
+
+/// A block of rows in scratch memory that is an operand of two products: once its columns are the depth, once its rows.
+/// For fp32 both read the same rows, for bf16 the second one needs them interleaved.
+pub struct Operand<'a, E> {
+    rows: &'a mut [E],
+    interleaved: &'a mut [E],
+    /// Columns from a row to the next: whole vectors.
+    pub stride: usize,
+}
+
+impl<'a, E: Element> Operand<'a, E> {
+    /// Floats of scratch memory for so many rows and columns, whole vectors.
+    pub const fn floats(rows: usize, columns: usize) -> usize {
+        let interleaved = if E::DEPTH > 1 { rows.next_multiple_of(E::DEPTH) * columns } else { 0 };
+        floats_of::<E>(rows * columns) + floats_of::<E>(interleaved)
+    }
+
+    /// In scratch memory of [`Operand::floats`] for `columns`.
+    pub fn new(scratch: &'a mut [f32], rows: usize, columns: usize) -> Operand<'a, E> {
+        let (own, rest) = scratch.split_at_mut(floats_of::<E>(rows * columns));
+        Operand { rows: cast_slice_mut(own), interleaved: cast_slice_mut(rest), stride: columns }
+    }
+
+    /// The rows, and their stride.
+    pub fn by_columns(&self) -> (&[E], usize) {
+        (self.rows, self.stride)
+    }
+
+    /// The interleaved rows from a column on, and their stride.
+    pub fn by_rows(&self, column: usize) -> (&[E], usize) {
+        let rows = if E::DEPTH > 1 { &*self.interleaved } else { &*self.rows };
+        (&rows[column * E::DEPTH..], self.stride)
+    }
+}
+
+/// Floats that so many elements take.
+pub const fn floats_of<E>(elements: usize) -> usize {
+    (elements * size_of::<E>()).div_ceil(4)
+}
 
 /// A block of a row-major matrix [.., channels].
 #[derive(Clone, Copy)]
@@ -98,27 +141,29 @@ dispatch! {
     /// statistics.
     /// # Safety
     /// The block of `to` and the block's columns of the statistics belong to the calling task.
-    pub unsafe fn store(
-        from: &[f32], stride: usize, block: RowBlock, to: Shared<'_>, statistics: Option<RowStatistics<'_>>
+    pub unsafe fn store<E>(
+        from: &[f32], stride: usize, block: RowBlock, to: Shared<'_, E>, statistics: Option<RowStatistics<'_>>
     ) => store_body;
 
     /// dy = a·f·du + b·(y − μ) + c of a block of du and y into `out` (rows of whole vectors, zero beyond the
-    /// columns, `stride` apart). `coefficients` are batch norm's backward ones [4, channels]. `factors` has
-    /// f of each of the block's rows; empty factors mean one.
-    pub fn batch_norm_backward(
-        du: &[f32], y: &[f32], block: RowBlock, factors: &[f32], coefficients: &[f32],
-        out: &mut [f32], stride: usize
+    /// columns). `coefficients` are batch norm's backward ones [4, channels]. `factors` has f of each of the block's
+    /// rows; empty factors mean one.
+    pub fn batch_norm_backward<E>(
+        du: &[E], y: &[E], block: RowBlock, factors: &[f32], coefficients: &[f32], out: &mut Operand<'_, E>
     ) => batch_norm_backward_body;
+
+    /// Interleaves a matrix of `columns`, into rows of whole vectors.
+    pub fn interleave<E>(from: &[E], columns: usize, out: &mut [E], stride: usize) => interleave_body;
 }
 
 /// # Safety
 /// The instruction set of `V` is present; otherwise as for [`store`].
 #[inline(always)]
-unsafe fn store_body<V: Vector>(
+unsafe fn store_body<V: Vector, E: Element>(
     from: &[f32],
     stride: usize,
     block: RowBlock,
-    to: Shared<'_>,
+    to: Shared<'_, E>,
     statistics: Option<RowStatistics<'_>>,
 ) {
     let vectors = block.columns.div_ceil(V::LANES);
@@ -127,9 +172,9 @@ unsafe fn store_body<V: Vector>(
     // SAFETY: the checks above; the rest is the caller's promise.
     unsafe {
         match vectors {
-            1 => store_vectors::<V, 1>(from, stride, block, to, statistics),
-            2 => store_vectors::<V, 2>(from, stride, block, to, statistics),
-            3 => store_vectors::<V, 3>(from, stride, block, to, statistics),
+            1 => store_vectors::<V, E, 1>(from, stride, block, to, statistics),
+            2 => store_vectors::<V, E, 2>(from, stride, block, to, statistics),
+            3 => store_vectors::<V, E, 3>(from, stride, block, to, statistics),
             _ => unreachable!("a panel of {vectors} vectors"),
         }
     }
@@ -139,14 +184,14 @@ unsafe fn store_body<V: Vector>(
 /// The instruction set of `V` is present. The block lies within `to` and belongs to the caller; `from` has whole
 /// vectors for each row.
 #[inline(always)]
-unsafe fn store_vectors<V: Vector, const W: usize>(
+unsafe fn store_vectors<V: Vector, E: Element, const W: usize>(
     from: &[f32],
     stride: usize,
     block: RowBlock,
-    to: Shared<'_>,
+    to: Shared<'_, E>,
     statistics: Option<RowStatistics<'_>>,
 ) {
-    let streams = to.len() >= STREAM;
+    let streams = streams::<E>(to.len());
     // Lanes of each vector: all but those of the last.
     let mut lanes = [V::LANES; W];
     lanes[W - 1] = block.columns - (W - 1) * V::LANES;
@@ -157,7 +202,7 @@ unsafe fn store_vectors<V: Vector, const W: usize>(
         if let Some(statistics) = statistics {
             for j in 0..W {
                 if statistics.first {
-                    shift[j] = V::load(from.as_ptr().add(j * V::LANES));
+                    shift[j] = E::rounded(V::load(from.as_ptr().add(j * V::LANES)));
                 } else {
                     let [a, b, c] = statistics.parts(block, j * V::LANES, lanes[j]);
                     shift[j] = V::load_part(a, lanes[j]);
@@ -169,8 +214,9 @@ unsafe fn store_vectors<V: Vector, const W: usize>(
         for row in 0..block.rows {
             let to = to.part(block.range(row)).as_mut_ptr();
             for j in 0..W {
-                let y = V::load(from.as_ptr().add(row * stride + j * V::LANES));
-                y.store_some(to.add(j * V::LANES), lanes[j], streams);
+                // The statistics are those of what the next pass loads.
+                let y = E::rounded(V::load(from.as_ptr().add(row * stride + j * V::LANES)));
+                E::store_some(y, to.add(j * V::LANES), lanes[j], streams);
                 let d = y.sub(shift[j]);
                 sums[0][j] = sums[0][j].add(d);
                 sums[1][j] = d.mul_add(d, sums[1][j]);
@@ -190,20 +236,23 @@ unsafe fn store_vectors<V: Vector, const W: usize>(
 /// # Safety
 /// The instruction set of `V` is present.
 #[inline(always)]
-unsafe fn batch_norm_backward_body<V: Vector>(
-    du: &[f32],
-    y: &[f32],
+unsafe fn batch_norm_backward_body<V: Vector, E: Element>(
+    du: &[E],
+    y: &[E],
     block: RowBlock,
     factors: &[f32],
     coefficients: &[f32],
-    out: &mut [f32],
-    stride: usize,
+    out: &mut Operand<E>,
 ) {
+    let stride = out.stride;
     let padded = block.columns.next_multiple_of(V::LANES);
-    assert!(block.rows == 0 || (padded <= stride && (block.rows - 1) * stride + padded <= out.len()));
+    let last = block.rows.saturating_sub(1);
+    assert!(block.rows == 0 || (padded <= stride && last * stride + padded <= out.rows.len()));
+    assert!(E::DEPTH == 1 || block.rows.next_multiple_of(E::DEPTH) * stride <= out.interleaved.len());
     assert!(factors.is_empty() || factors.len() >= block.rows);
     assert!(coefficients.len() >= 4 * block.channels);
     block.check(du.len().min(y.len()));
+    let (rows, interleaved) = (out.rows.as_mut_ptr(), out.interleaved.as_mut_ptr());
     for row in 0..block.rows {
         let factor = if factors.is_empty() { 1.0 } else { factors[row] };
         // SAFETY: the caller's promise.
@@ -218,10 +267,34 @@ unsafe fn batch_norm_backward_body<V: Vector>(
                 let (a, b) = (V::load_some(of, count), V::load_some(of.add(block.channels), count));
                 let c = V::load_some(of.add(2 * block.channels), count);
                 let mean = V::load_some(of.add(3 * block.channels), count);
-                let du = V::load_some(du.as_ptr().add(start + first), count).mul(factor);
-                let centred = V::load_some(y.as_ptr().add(start + first), count).sub(mean);
+                let du = E::load_some::<V>(du.as_ptr().add(start + first), count).mul(factor);
+                let centred = E::load_some::<V>(y.as_ptr().add(start + first), count).sub(mean);
                 let dy = a.mul_add(du, b.mul_add(centred, c));
-                dy.store(out.as_mut_ptr().add(row * stride + first));
+                E::store(dy, rows.add(row * stride + first));
+                if E::DEPTH > 1 {
+                    let group = row / E::DEPTH * stride + first;
+                    E::store_interleaved(dy, interleaved.add(group * E::DEPTH), row % E::DEPTH);
+                }
+            }
+        }
+    }
+}
+
+/// # Safety
+/// The instruction set of `V` is present.
+#[inline(always)]
+unsafe fn interleave_body<V: Vector, E: Element>(from: &[E], columns: usize, out: &mut [E], stride: usize) {
+    let rows = from.len() / columns;
+    assert!(columns.next_multiple_of(V::LANES) <= stride);
+    assert!(rows.next_multiple_of(E::DEPTH) * stride <= out.len());
+    for row in 0..rows {
+        for first in (0..columns).step_by(V::LANES) {
+            let count = V::LANES.min(columns - first);
+            let to = (row / E::DEPTH * stride + first) * E::DEPTH;
+            // SAFETY: the row lies within `from`, its padded group within `out`; the rest is the caller's promise.
+            unsafe {
+                let values = E::load_some::<V>(from.as_ptr().add(row * columns + first), count);
+                E::store_interleaved(values, out.as_mut_ptr().add(to), row % E::DEPTH);
             }
         }
     }

@@ -20,18 +20,39 @@ fn close(got: f32, expected: f64, size: f64, what: &str) {
     assert!(error <= size, "{what}: {got} and {expected}");
 }
 
+/// Interleaves the rows of a matrix.
+fn interleaved<E: Element>(rows: &[E], columns: usize) -> Vec<E> {
+    let mut out = vec![E::zeroed(); depth::<E>(rows.len() / columns) * columns];
+    for (row, from) in rows.chunks_exact(columns).enumerate() {
+        let group = &mut out[row / E::DEPTH * E::DEPTH * columns..];
+        for (to, from) in group.chunks_exact_mut(E::DEPTH).zip(from) {
+            to[row % E::DEPTH] = *from;
+        }
+    }
+    out
+}
+
 /// C = A·B and C = Aᵀ·B of every panel against double loops; the depth in one piece and in two.
 /// # Safety
 /// The instruction set of `V` is present.
-unsafe fn check_products<V: Vector>(m: usize, n: usize, k: usize) {
-    let (a, b) = (values(m * k, 1), values(k * n, 2));
-    let a_columns: Vec<f32> = (0..k * m).map(|i| a[i % m * k + i / m]).collect();
+unsafe fn check_products<V: Vector, E: Element>(m: usize, n: usize, k: usize) {
+    let stored = |values: Vec<f32>| values.into_iter().map(E::from_f32).collect::<Vec<E>>();
+    let (a, b) = (stored(values(m * k, 1)), stored(values(k * n, 2)));
+    let a_columns: Vec<E> = (0..k * m).map(|i| a[i % m * k + i / m]).collect();
+    let a_columns = interleaved(&a_columns, m);
+    let whole_depth = depth::<E>(k);
+    let mut a_rows = vec![E::zeroed(); m * whole_depth];
+    a_rows
+        .chunks_exact_mut(whole_depth)
+        .zip(a.chunks_exact(k))
+        .for_each(|(to, from)| to[..k].copy_from_slice(from));
     for panel in (0..panels_of::<V>(n).count()).map(|p| panels_of::<V>(n).panel(p)) {
-        let mut packed = vec![0.0; k * panel.width];
-        for (i, row) in packed.chunks_exact_mut(panel.width).enumerate() {
+        let mut rows = vec![E::zeroed(); k * panel.width];
+        for (i, row) in rows.chunks_exact_mut(panel.width).enumerate() {
             let from = i * n + panel.first;
             row[..panel.columns].copy_from_slice(&b[from..from + panel.columns]);
         }
+        let packed = interleaved(&rows, panel.width);
         let stride = panel.width + 3;
         // The product over a part of the depth.
         let multiply = |c: &mut [f32], part: Range<usize>, add: bool, ahead: &mut Ahead| {
@@ -39,20 +60,20 @@ unsafe fn check_products<V: Vector>(m: usize, n: usize, k: usize) {
                 rows: m,
                 depth: part.len(),
                 width: panel.width,
-                a: (&a[part.start..], k),
+                a: (&a_rows[part.start..], whole_depth),
                 b: (&packed[part.start * panel.width..], panel.width),
                 c: (c, stride),
                 add,
                 ahead,
             };
             // SAFETY: the caller's promise.
-            unsafe { multiply_body::<V, false>(product) };
+            unsafe { multiply_body::<V, E, false>(product) };
         };
         let mut whole = vec![f32::NAN; m * stride];
         multiply(&mut whole, 0..k, false, &mut Ahead::new(&a, 0..a.len()));
-        let mut pieces = vec![f32::NAN; m * stride];
-        multiply(&mut pieces, 0..k / 2, false, &mut Ahead::none());
-        multiply(&mut pieces, k / 2..k, true, &mut Ahead::none());
+        let (mut pieces, half) = (vec![f32::NAN; m * stride], depth::<E>(k / 2));
+        multiply(&mut pieces, 0..half, false, &mut Ahead::none());
+        multiply(&mut pieces, half..k, true, &mut Ahead::none());
         let mut transposed = vec![f32::NAN; m * stride];
         let product = Product {
             rows: m,
@@ -65,10 +86,11 @@ unsafe fn check_products<V: Vector>(m: usize, n: usize, k: usize) {
             ahead: &mut Ahead::none(),
         };
         // SAFETY: the caller's promise.
-        unsafe { multiply_body::<V, true>(product) };
+        unsafe { multiply_body::<V, E, true>(product) };
         for i in 0..m {
             for j in 0..panel.columns {
-                let terms = (0..k).map(|t| a[i * k + t] as f64 * b[t * n + panel.first + j] as f64);
+                let number = |value: E| f64::from(value.to_f32());
+                let terms = (0..k).map(|t| number(a[i * k + t]) * number(b[t * n + panel.first + j]));
                 let got = whole[i * stride + j];
                 // Each of the k steps rounds a sum no larger than this (without FMA, its product too).
                 let size = (k + 1) as f64 * 6e-8 * terms.clone().map(f64::abs).sum::<f64>();
@@ -88,7 +110,10 @@ unsafe fn check_all<V: Vector>() {
         for n in [1, 7, 8, 16, 17, 24, 40, 48, 70] {
             for k in [1, 2, 9, 50] {
                 // SAFETY: the caller's promise.
-                unsafe { check_products::<V>(m, n, k) };
+                unsafe {
+                    check_products::<V, f32>(m, n, k);
+                    check_products::<V, half::bf16>(m, n, k);
+                }
             }
         }
     }
@@ -100,7 +125,7 @@ fn products_are_those_of_the_definition() {
     unsafe { check_all::<Portable>() };
     #[cfg(target_arch = "x86_64")]
     {
-        use super::super::simd::{Avx2, Avx512};
+        use super::super::simd::{Avx2, Avx512, Avx512Bf16, HalfBf16};
         if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
             // SAFETY: the processor has the features.
             unsafe { check_all::<Avx2>() };
@@ -108,6 +133,13 @@ fn products_are_those_of_the_definition() {
         if is_x86_feature_detected!("avx512f") {
             // SAFETY: as above.
             unsafe { check_all::<Avx512>() };
+        }
+        if level() == Level::Avx512Bf16 {
+            // SAFETY: as above.
+            unsafe {
+                check_all::<Avx512Bf16>();
+                check_all::<HalfBf16>();
+            }
         }
     }
 }

@@ -37,6 +37,8 @@ pub trait Element: Pod + Send + Sync + 'static {
     /// # Safety
     /// `to` is valid for writing a vector.
     unsafe fn stream<V: Vector>(value: V, to: *mut Self);
+    /// The numbers as they are when they are stored.
+    fn rounded<V: Vector>(value: V) -> V;
     /// Stores a row of an operand whose rows are taken [`Element::DEPTH`] at a time: row `number % DEPTH` of the group
     /// at `to`. The rows of a group are stored in order, and a row sets those after it to zero.
     /// # Safety
@@ -114,6 +116,10 @@ impl Element for f32 {
         unsafe { value.stream(to) }
     }
     #[inline(always)]
+    fn rounded<V: Vector>(value: V) -> V {
+        value
+    }
+    #[inline(always)]
     unsafe fn store_interleaved<V: Vector>(value: V, to: *mut f32, _: usize) {
         unsafe { value.store(to) }
     }
@@ -164,6 +170,10 @@ impl Element for bf16 {
     #[inline(always)]
     unsafe fn stream<V: Vector>(value: V, to: *mut bf16) {
         unsafe { value.stream_bf16(to) }
+    }
+    #[inline(always)]
+    fn rounded<V: Vector>(value: V) -> V {
+        value.rounded_to_bf16()
     }
     #[inline(always)]
     unsafe fn store_interleaved<V: Vector>(value: V, to: *mut bf16, number: usize) {

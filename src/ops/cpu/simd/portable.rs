@@ -77,6 +77,10 @@ impl Vector for Portable {
         }
     }
     #[inline(always)]
+    fn rounded_to_bf16(self) -> Self {
+        Portable(self.0.map(|v| bf16::from_f32(v).to_f32()))
+    }
+    #[inline(always)]
     unsafe fn store_in_pairs(self, to: *mut bf16, second: bool) {
         for i in 0..8 {
             // SAFETY: the caller promises 16 numbers.
