@@ -122,18 +122,19 @@ fn title(pass: &Pass) -> String {
 fn on_cpu(wanted: fn(&Pass) -> bool) -> Result {
     let mut criterion = Criterion::default().configure_from_args();
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let device = CpuDevice::fp32(threads);
-    for case in ON_CPU {
+    let devices = CpuDevice::PRECISIONS.map(|precision| CpuDevice::new(threads, precision));
+    for (case, device) in ON_CPU.into_iter().flat_map(|case| devices.map(|device| (case, device))) {
         let layers = Layers::new(case, &device, wanted);
-        let (variant, side, images) = case;
-        let mut group = criterion.benchmark_group(format!("{variant} at {side}, batch {images}"));
+        let ((variant, side, images), precision) = (case, device.precision());
+        let mut group =
+            criterion.benchmark_group(format!("{variant} at {side}, batch {images}, {precision}"));
         // A whole network's layers should not take minutes.
         group.sample_size(10).warm_up_time(std::time::Duration::from_millis(200));
         group.measurement_time(std::time::Duration::from_millis(800));
         for (pass, count) in &layers.passes {
             let plan = layers.plan(pass, &device);
             let (trainable, total) = (layers.table.trainable(), layers.table.total());
-            let mut ops = CpuOps::new(StateSize::new(trainable, total), &[&plan], CpuDevice::fp32(threads))?;
+            let mut ops = CpuOps::new(StateSize::new(trainable, total), &[&plan], device)?;
             layers.fill(&mut ops, pass, &plan)?;
             group.throughput(Throughput::Bytes(layers.bytes(pass, &device)));
             let name = format!("{} ({count} layers)", title(pass));

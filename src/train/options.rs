@@ -137,7 +137,7 @@ impl RecomputeChoice {
 pub struct RunOptions {
     pub data: DataChoice,
     pub device: DeviceChoice,
-    /// Storage type on a GPU; none means fp16. A checkpoint does not depend on it.
+    /// Storage type of activations; none means fp16 on a GPU, fp32 on the CPU. A checkpoint does not depend on it.
     pub precision: Option<Precision>,
     #[serde(skip_serializing_if = "RecomputeChoice::is_auto")]
     pub recompute: RecomputeChoice,

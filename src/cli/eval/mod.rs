@@ -54,7 +54,7 @@ pub struct EvalFlags {
     /// auto, cpu or cuda
     #[arg(long, default_value = "auto", value_parser = DeviceChoice::from_str)]
     pub device: DeviceChoice,
-    /// How a GPU stores activations: fp16, bf16 or fp32 [default: fp16]
+    /// How activations are stored: fp16 (a GPU only), bf16 or fp32 [default: fp16 on a GPU, fp32 on the CPU]
     #[arg(long, value_name = "TYPE", value_parser = Precision::from_str)]
     pub precision: Option<Precision>,
     /// Compute threads [default: all cores]

@@ -248,7 +248,7 @@ pub struct Settings {
     /// auto, cpu or cuda; the report says what auto chose, and why [default: auto]
     #[arg(long, value_name = "DEVICE", value_parser = DeviceChoice::from_str, help_heading = RUN)]
     pub device: Option<DeviceChoice>,
-    /// How a GPU stores activations: fp16 (with dynamic loss scaling), bf16 or fp32 [default: fp16]
+    /// How activations are stored: fp16 (a GPU only, with dynamic loss scaling), bf16 or fp32 [default: fp16 on a GPU, fp32 on the CPU]
     #[arg(long, value_name = "TYPE", value_parser = Precision::from_str, help_heading = RUN)]
     pub precision: Option<Precision>,
     /// Whether a GPU computes the first stages' expanded tensors again in place of storing them: auto (where the card is faster so), on (for less memory) or off; the result is the same [default: auto]

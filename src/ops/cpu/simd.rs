@@ -83,6 +83,10 @@ pub trait Vector: Copy {
     /// # Safety
     /// `to` is valid for reading and writing `2·LANES` numbers.
     unsafe fn store_in_pairs(self, to: *mut bf16, second: bool);
+    /// Stores `LANES` pairs of both vectors' numbers, rounded.
+    /// # Safety
+    /// `to` is valid for writing `2·LANES` numbers.
+    unsafe fn store_pairs(first: Self, second: Self, to: *mut bf16);
     /// # Safety
     /// The instruction set is present, and `from` is valid for reading `2·LANES` numbers.
     unsafe fn load_pairs(from: *const bf16) -> Self::Pairs;

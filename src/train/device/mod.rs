@@ -75,6 +75,8 @@ pub trait Hardware {
 pub struct Cpu {
     pub device: CpuDevice,
     why: String,
+    /// Whether the storage type was asked for.
+    asked: bool,
     /// Bytes that a plan may take at most.
     memory: Option<u64>,
 }
@@ -84,7 +86,13 @@ impl Cpu {
     pub fn new(threads: usize, why: impl Into<String>) -> Cpu {
         let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
         let threads = if threads == 0 { cores } else { threads };
-        Cpu { device: CpuDevice::fp32(threads), why: why.into(), memory: None }
+        Cpu { device: CpuDevice::fp32(threads), why: why.into(), asked: false, memory: None }
+    }
+
+    /// The same with activations stored as asked, one of [`CpuDevice::PRECISIONS`]; none means fp32.
+    pub fn with_precision(self, precision: Option<Precision>) -> Cpu {
+        let device = CpuDevice::new(self.device.threads, precision.unwrap_or(Precision::Fp32));
+        Cpu { device, asked: precision.is_some(), ..self }
     }
 
     /// The same on a machine with so much memory at most.
@@ -103,7 +111,10 @@ impl Hardware for Cpu {
     fn line(&self) -> String {
         let threads = self.device.threads;
         let plural = if threads == 1 { "" } else { "s" };
-        format!("device: cpu, {threads} thread{plural}, {} ({})", simd::level().name(), self.why)
+        let precision = self.device.precision();
+        let default = if self.asked { "" } else { " by default" };
+        let level = simd::level().name();
+        format!("device: cpu, {threads} thread{plural}, {level}, {precision}{default} ({})", self.why)
     }
     fn threads(&self) -> usize {
         self.device.threads

@@ -4,6 +4,7 @@ use std::env;
 
 use super::{Cpu, Cuda, Hardware};
 use crate::ops::OpsError;
+use crate::ops::cpu::CpuDevice;
 use crate::ops::cuda::driver::Driver;
 use crate::ops::cuda::embedded::EMBEDDED;
 use crate::ops::cuda::usable;
@@ -22,16 +23,16 @@ pub enum DeviceError {
         if *gpus == 1 { "" } else { "s" }
     )]
     Ranks { ranks: usize, gpus: usize },
-    #[error("--precision {0}: the CPU computes in fp32; leave the flag out, or use --device cuda")]
+    #[error("--precision {0}: the CPU computes in fp32 and bf16; use one of these, or --device cuda")]
     Precision(Precision),
     #[error("--recompute on: {0}; use --recompute auto")]
     Recompute(&'static str),
 }
 
-/// How a GPU stores activations.
+/// How a device stores activations.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Storage {
-    /// None means fp16, with dynamic loss scaling.
+    /// None means fp16 with dynamic loss scaling on a GPU, fp32 on the CPU.
     pub precision: Option<Precision>,
     pub recompute: RecomputeChoice,
 }
@@ -112,7 +113,7 @@ fn gpu_for(options: &RunOptions) -> Result<usize, DeviceError> {
 
 fn cpu_stores(storage: Storage) -> Result<(), DeviceError> {
     match storage {
-        Storage { precision: Some(precision), .. } if precision != Precision::Fp32 => {
+        Storage { precision: Some(precision), .. } if !CpuDevice::PRECISIONS.contains(&precision) => {
             Err(DeviceError::Precision(precision))
         }
         Storage { recompute: RecomputeChoice::On, .. } => {
@@ -162,7 +163,10 @@ fn select_at(
     threads: usize,
     storage: Storage,
 ) -> Result<Selected, DeviceError> {
-    let cpu = |why: String| cpu_stores(storage).map(|()| Selected::Cpu(Cpu::new(threads, why)));
+    let cpu = |why: String| {
+        cpu_stores(storage)?;
+        Ok(Selected::Cpu(Cpu::new(threads, why).with_precision(storage.precision)))
+    };
     let cuda = |gpu: Driver, why: &str| {
         let (major, minor) = gpu.properties().capability;
         let image = EMBEDDED.as_ref().ok().and_then(|kernels| kernels.image_for(major * 10 + minor));
@@ -214,6 +218,9 @@ mod tests {
         assert_eq!(cpu.device.threads, 3);
         let half = Storage { precision: Some(Precision::Fp16), ..Storage::default() };
         assert_eq!(select(DeviceChoice::Cpu, 0, half).err(), Some(DeviceError::Precision(Precision::Fp16)));
+        let bf16 = Storage { precision: Some(Precision::Bf16), ..Storage::default() };
+        let Ok(Selected::Cpu(cpu)) = select(DeviceChoice::Cpu, 3, bf16) else { panic!("the CPU has bf16") };
+        assert!(cpu.device.precision() == Precision::Bf16 && cpu.line().ends_with(", bf16 (as asked)"));
         let again = Storage { recompute: RecomputeChoice::On, ..Storage::default() };
         let refused = select(DeviceChoice::Cpu, 0, again).err().unwrap().to_string();
         assert_eq!(refused, "--recompute on: the CPU stores expanded tensors; use --recompute auto");

@@ -252,28 +252,56 @@ unsafe fn batch_norm_backward_body<V: Vector, E: Element>(
     assert!(factors.is_empty() || factors.len() >= block.rows);
     assert!(coefficients.len() >= 4 * block.channels);
     block.check(du.len().min(y.len()));
-    let (rows, interleaved) = (out.rows.as_mut_ptr(), out.interleaved.as_mut_ptr());
-    for row in 0..block.rows {
-        let factor = if factors.is_empty() { 1.0 } else { factors[row] };
+    // SAFETY: the block lies within `du` and `y`, its columns within the coefficients and its padded rows within `out`,
+    // by the checks above; the rest is the caller's promise.
+    unsafe {
+        for row in (0..last).step_by(2) {
+            form_rows::<V, E, 2>(du, y, block, row, factors, coefficients, out);
+        }
+        if block.rows % 2 == 1 {
+            form_rows::<V, E, 1>(du, y, block, last, factors, coefficients, out);
+        }
+    }
+}
+
+/// `R` rows of dy, from `first_row` on, which is even.
+///
+/// # Safety
+/// The instruction set of `V` is present. These rows lie within all slices, padded to whole vectors within `out`.
+#[inline(always)]
+unsafe fn form_rows<V: Vector, E: Element, const R: usize>(
+    du: &[E],
+    y: &[E],
+    block: RowBlock,
+    first_row: usize,
+    factors: &[f32],
+    coefficients: &[f32],
+    out: &mut Operand<E>,
+) {
+    let (stride, start) = (out.stride, block.range(first_row).start);
+    for first in (0..block.columns).step_by(V::LANES) {
+        let count = V::LANES.min(block.columns - first);
         // SAFETY: the caller's promise.
-        let factor = unsafe { V::splat(factor) };
-        let start = block.range(row).start;
-        for first in (0..block.columns).step_by(V::LANES) {
-            let count = V::LANES.min(block.columns - first);
-            // SAFETY: the block lies within `du` and `y`, its columns within the coefficients and its padded
-            // rows within `out`, by the checks above; the rest is the caller's promise.
-            unsafe {
-                let of = coefficients.as_ptr().add(block.column + first);
-                let (a, b) = (V::load_some(of, count), V::load_some(of.add(block.channels), count));
-                let c = V::load_some(of.add(2 * block.channels), count);
-                let mean = V::load_some(of.add(3 * block.channels), count);
-                let du = E::load_some::<V>(du.as_ptr().add(start + first), count).mul(factor);
-                let centred = E::load_some::<V>(y.as_ptr().add(start + first), count).sub(mean);
-                let dy = a.mul_add(du, b.mul_add(centred, c));
-                E::store(dy, rows.add(row * stride + first));
-                if E::DEPTH > 1 {
-                    let group = row / E::DEPTH * stride + first;
-                    E::store_interleaved(dy, interleaved.add(group * E::DEPTH), row % E::DEPTH);
+        unsafe {
+            let of = coefficients.as_ptr().add(block.column + first);
+            let (a, b) = (V::load_some(of, count), V::load_some(of.add(block.channels), count));
+            let c = V::load_some(of.add(2 * block.channels), count);
+            let mean = V::load_some(of.add(3 * block.channels), count);
+            let mut dy = [V::zero(); R];
+            for i in 0..R {
+                let factor = if factors.is_empty() { 1.0 } else { factors[first_row + i] };
+                let at = start + i * block.channels + first;
+                let du = E::load_some::<V>(du.as_ptr().add(at), count).mul(V::splat(factor));
+                let centred = E::load_some::<V>(y.as_ptr().add(at), count).sub(mean);
+                dy[i] = a.mul_add(du, b.mul_add(centred, c));
+                E::store(dy[i], out.rows.as_mut_ptr().add((first_row + i) * stride + first));
+            }
+            if E::DEPTH > 1 {
+                let group = first_row / E::DEPTH * stride + first;
+                let to = out.interleaved.as_mut_ptr().add(group * E::DEPTH);
+                match R {
+                    2 => E::store_two_interleaved([dy[0], dy[R - 1]], to, to),
+                    _ => E::store_interleaved(dy[0], to, 0),
                 }
             }
         }
@@ -287,14 +315,21 @@ unsafe fn interleave_body<V: Vector, E: Element>(from: &[E], columns: usize, out
     let rows = from.len() / columns;
     assert!(columns.next_multiple_of(V::LANES) <= stride);
     assert!(rows.next_multiple_of(E::DEPTH) * stride <= out.len());
-    for row in 0..rows {
+    for row in (0..rows).step_by(2) {
         for first in (0..columns).step_by(V::LANES) {
             let count = V::LANES.min(columns - first);
-            let to = (row / E::DEPTH * stride + first) * E::DEPTH;
-            // SAFETY: the row lies within `from`, its padded group within `out`; the rest is the caller's promise.
+            let [to, next] = [row, row + 1].map(|row| (row / E::DEPTH * stride + first) * E::DEPTH);
+            // SAFETY: the rows lie within `from`, their padded groups within `out`; the rest is the caller's promise.
             unsafe {
-                let values = E::load_some::<V>(from.as_ptr().add(row * columns + first), count);
-                E::store_interleaved(values, out.as_mut_ptr().add(to), row % E::DEPTH);
+                let from = from.as_ptr().add(row * columns + first);
+                let values = E::load_some::<V>(from, count);
+                let out = out.as_mut_ptr();
+                if row + 1 < rows {
+                    let rows = [values, E::load_some::<V>(from.add(columns), count)];
+                    E::store_two_interleaved(rows, out.add(to), out.add(next));
+                } else {
+                    E::store_interleaved(values, out.add(to), 0);
+                }
             }
         }
     }

@@ -304,26 +304,81 @@ unsafe fn backward_tile_body<V: Vector, E: Element>(
                 }
                 let start = rows.start.max(block.row) - block.row;
                 let end = rows.end.min(block.row + block.rows) - block.row;
-                for row in start..end {
-                    let at = block.range(row).start + first;
-                    let x = E::load_some::<V>(input.x.as_ptr().add(at), count);
-                    let da = V::load(tile.from.as_ptr().add(row * width + first));
-                    E::store_some(da, tile.da.part(at..at + count).as_mut_ptr(), count, streams);
-                    let (silu, slope) = x.mul_add(scale, shift).silu_with_derivative();
-                    let group = (row / E::DEPTH * width + first) * E::DEPTH;
-                    E::store_interleaved(silu.mul(gate), a.as_mut_ptr().add(group), row % E::DEPTH);
-                    let yhat = x.sub(mean).mul(r);
-                    let product = da.mul(slope);
-                    sums[0] = da.mul_add(silu, sums[0]);
-                    sums[1] = sums[1].add(product);
-                    sums[2] = sums[2].add(slope);
-                    sums[3] = product.mul_add(yhat, sums[3]);
-                    sums[4] = slope.mul_add(yhat, sums[4]);
+                let columns = Columns { mean, r, scale, shift, gate, first, count, streams };
+                let mut row = start;
+                while row < end {
+                    // A group's rows are stored together where both belong to the unit.
+                    if row % 2 == 0 && row + 1 < end {
+                        columns.rows::<E, 2>(input, tile, row, width, a, &mut sums);
+                        row += 2;
+                    } else {
+                        columns.rows::<E, 1>(input, tile, row, width, a, &mut sums);
+                        row += 1;
+                    }
                 }
                 for (number, sum) in sums.iter().enumerate() {
                     let at = (number * cut.count() + unit) * channels + channel;
                     sum.store_some(tile.sums.part(at..at + count).as_mut_ptr(), count, false);
                 }
+            }
+        }
+    }
+}
+
+/// A vector of channels of one image.
+#[derive(Clone, Copy)]
+struct Columns<V> {
+    mean: V,
+    r: V,
+    scale: V,
+    shift: V,
+    gate: V,
+    /// The first channel, from the block's, and how many there are.
+    first: usize,
+    count: usize,
+    streams: bool,
+}
+
+impl<V: Vector> Columns<V> {
+    /// Stores da and A of `R` rows and adds to the five sums, row by row.
+    ///
+    /// # Safety
+    /// The rows and columns lie within all tensors, and belong to the caller.
+    #[inline(always)]
+    unsafe fn rows<E: Element, const R: usize>(
+        &self,
+        input: Input<'_, E>,
+        tile: &BackwardTile<'_, E>,
+        first_row: usize,
+        width: usize,
+        a: &mut [E],
+        sums: &mut [V; 5],
+    ) {
+        let Columns { mean, r, scale, shift, gate, first, count, streams } = *self;
+        // SAFETY: the caller's promise.
+        unsafe {
+            let mut gated = [gate; R];
+            for i in 0..R {
+                let at = tile.block.range(first_row + i).start + first;
+                let x = E::load_some::<V>(input.x.as_ptr().add(at), count);
+                let da = V::load(tile.from.as_ptr().add((first_row + i) * width + first));
+                E::store_some(da, tile.da.part(at..at + count).as_mut_ptr(), count, streams);
+                let (silu, slope) = x.mul_add(scale, shift).silu_with_derivative();
+                gated[i] = silu.mul(gate);
+                let yhat = x.sub(mean).mul(r);
+                let product = da.mul(slope);
+                sums[0] = da.mul_add(silu, sums[0]);
+                sums[1] = sums[1].add(product);
+                sums[2] = sums[2].add(slope);
+                sums[3] = product.mul_add(yhat, sums[3]);
+                sums[4] = slope.mul_add(yhat, sums[4]);
+            }
+            let place = |row: usize| (row / E::DEPTH * width + first) * E::DEPTH;
+            let (to, next) =
+                (a.as_mut_ptr().add(place(first_row)), a.as_mut_ptr().wrapping_add(place(first_row + 1)));
+            match R {
+                2 => E::store_two_interleaved([gated[0], gated[R - 1]], to, next),
+                _ => E::store_interleaved(gated[0], to, first_row % E::DEPTH),
             }
         }
     }

@@ -44,6 +44,10 @@ pub trait Element: Pod + Send + Sync + 'static {
     /// # Safety
     /// `to` is valid for reading and writing `DEPTH` vectors.
     unsafe fn store_interleaved<V: Vector>(value: V, to: *mut Self, number: usize);
+    /// Stores two rows of such an operand, of the same group if it has two.
+    /// # Safety
+    /// `to` is valid for writing a group, and `next`, where a group has one row, for another.
+    unsafe fn store_two_interleaved<V: Vector>(rows: [V; 2], to: *mut Self, next: *mut Self);
 
     /// Columns of an operand.
     /// # Safety
@@ -124,6 +128,13 @@ impl Element for f32 {
         unsafe { value.store(to) }
     }
     #[inline(always)]
+    unsafe fn store_two_interleaved<V: Vector>([first, second]: [V; 2], to: *mut f32, next: *mut f32) {
+        unsafe {
+            first.store(to);
+            second.store(next);
+        }
+    }
+    #[inline(always)]
     unsafe fn columns<V: Vector>(from: *const f32) -> V {
         unsafe { V::load(from) }
     }
@@ -178,6 +189,10 @@ impl Element for bf16 {
     #[inline(always)]
     unsafe fn store_interleaved<V: Vector>(value: V, to: *mut bf16, number: usize) {
         unsafe { value.store_in_pairs(to, number % 2 == 1) }
+    }
+    #[inline(always)]
+    unsafe fn store_two_interleaved<V: Vector>([first, second]: [V; 2], to: *mut bf16, _: *mut bf16) {
+        unsafe { V::store_pairs(first, second, to) }
     }
     #[inline(always)]
     unsafe fn columns<V: Vector>(from: *const bf16) -> V::Pairs {

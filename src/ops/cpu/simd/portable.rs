@@ -93,6 +93,14 @@ impl Vector for Portable {
         }
     }
     #[inline(always)]
+    unsafe fn store_pairs(first: Self, second: Self, to: *mut bf16) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            first.store_in_pairs(to, false);
+            second.store_in_pairs(to, true);
+        }
+    }
+    #[inline(always)]
     unsafe fn load_pairs(from: *const bf16) -> [Self; 2] {
         // SAFETY: the caller's promise.
         let numbers = unsafe { from.cast::<[bf16; 16]>().read_unaligned() };

@@ -106,6 +106,13 @@ macro_rules! eight_lanes {
             }
         }
         #[inline(always)]
+        unsafe fn store_pairs(first: Self, second: Self, to: *mut bf16) {
+            unsafe {
+                let [first, second] = [first, second].map(|v| _mm256_cvtepu16_epi32(narrow_256(v.0)));
+                _mm256_storeu_si256(to.cast(), _mm256_or_si256(first, _mm256_slli_epi32::<16>(second)));
+            }
+        }
+        #[inline(always)]
         unsafe fn stream_bf16(self, to: *mut bf16) {
             unsafe {
                 if (to as usize).is_multiple_of(16) {

@@ -138,6 +138,13 @@ impl Vector for Avx512 {
         }
     }
     #[inline(always)]
+    unsafe fn store_pairs(first: Self, second: Self, to: *mut bf16) {
+        unsafe {
+            let [first, second] = [first, second].map(|v| _mm512_cvtepu16_epi32(v.narrow()));
+            _mm512_storeu_si512(to.cast(), _mm512_or_si512(first, _mm512_slli_epi32::<16>(second)));
+        }
+    }
+    #[inline(always)]
     unsafe fn load_pairs(from: *const bf16) -> [__m512; 2] {
         unsafe { split_512(_mm512_loadu_si512(from.cast())) }
     }
@@ -186,6 +193,14 @@ impl Vector for Avx512Bf16 {
         unsafe { _mm256_mask_storeu_epi16(to.cast(), first_lanes(count), self.narrow()) }
     }
     #[inline(always)]
+    unsafe fn store_pairs(first: Self, second: Self, to: *mut bf16) {
+        unsafe {
+            // All first numbers, then all second ones; a permutation brings each pair together.
+            let rounded: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(second.0, first.0));
+            _mm512_storeu_si512(to.cast(), _mm512_permutexvar_epi16(alternating(), rounded));
+        }
+    }
+    #[inline(always)]
     unsafe fn load_pairs(from: *const bf16) -> __m512bh {
         unsafe { std::mem::transmute(_mm512_loadu_si512(from.cast())) }
     }
@@ -211,6 +226,18 @@ impl Avx512Bf16 {
 #[inline(always)]
 fn first_lanes(count: usize) -> __mmask16 {
     ((1u32 << count) - 1) as __mmask16
+}
+
+/// The indices 0, 16, 1, 17, .. 15, 31.
+/// # Safety
+/// AVX-512F is present.
+#[inline(always)]
+unsafe fn alternating() -> __m512i {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let first = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+        _mm512_or_si512(first, _mm512_slli_epi32::<16>(_mm512_add_epi32(first, _mm512_set1_epi32(16))))
+    }
 }
 
 /// bf16 numbers as floats.
