@@ -35,7 +35,7 @@ impl OnCpu for HeadForward {
             let lengths = [features_floats(self.dropout, images, channels)];
             (cx.write(self.pooled), Shared::new(cx.write(self.logits)), cx.workspace(lengths))
         };
-        pool::means(cx, &self.bn, cx.activation::<f32>(self.y), images, self.pixels, pooled);
+        pool::means(cx, &self.bn, cx.activation::<E>(self.y), images, self.pixels, pooled);
         let features = dropped(cx, pooled, self.dropout, channels, features);
         let (weight, bias) = (cx.weight(self.classifier.weight), cx.weight(self.classifier.bias));
         let [rows, columns] = LOGIT_TILE;
@@ -179,7 +179,7 @@ impl OnCpu for HeadBackward {
             let Dense { weight, bias, .. } = self.classifier;
             (
                 cx.workspace(backward_lengths(self)),
-                Shared::new(cx.write_activation::<f32>(self.du)),
+                Shared::new(cx.write_activation::<E>(self.du)),
                 NormSums::of(cx, &self.bn),
                 [weight, bias].map(|param| Shared::new(cx.gradient_mut(param))),
             )
@@ -189,7 +189,7 @@ impl OnCpu for HeadBackward {
 
         let size = self.pixels * channels;
         let group = image_group(self);
-        let y = cx.activation::<f32>(self.y);
+        let y = cx.activation::<E>(self.y);
         let coefficients = cx.read(self.bn.coefficients);
         let dropout = self.dropout.map(|dropout| cx.read(dropout));
         let (dpooled, sums) = (Shared::new(dpooled), Shared::new(&mut *partials));
@@ -267,7 +267,7 @@ dispatch! {
     /// d = d·dropout/pixels; empty factors mean one.
     fn share_out(pixels: f32, dropout: &[f32], d: &mut [f32]) => share_out_body;
     /// du = d·silu'(z) of one image, adding Σdu and Σdu·ŷ to the sums [2, C].
-    fn map_gradient(y: &[f32], coefficients: &[f32], d: &[f32], du: &mut [f32], sums: &mut [f32]) => map_gradient_body;
+    fn map_gradient<E>(y: &[E], coefficients: &[f32], d: &[f32], du: &mut [E], sums: &mut [f32]) => map_gradient_body;
 }
 
 /// # Safety
@@ -290,11 +290,11 @@ unsafe fn share_out_body<V: Vector>(pixels: f32, dropout: &[f32], d: &mut [f32])
 /// # Safety
 /// The instruction set of `V` is present.
 #[inline(always)]
-unsafe fn map_gradient_body<V: Vector>(
-    y: &[f32],
+unsafe fn map_gradient_body<V: Vector, E: Element>(
+    y: &[E],
     coefficients: &[f32],
     d: &[f32],
-    du: &mut [f32],
+    du: &mut [E],
     sums: &mut [f32],
 ) {
     // SAFETY: the caller's promise.
@@ -306,9 +306,9 @@ unsafe fn map_gradient_body<V: Vector>(
             let four = pixel + 4 <= pixels;
             let rows = pixel * channels..(pixel + if four { 4 } else { 1 }) * channels;
             if four {
-                pixel_gradients::<V, 4>(&y[rows.clone()], coefficients, d, &mut du[rows], sums);
+                pixel_gradients::<V, E, 4>(&y[rows.clone()], coefficients, d, &mut du[rows], sums);
             } else {
-                pixel_gradients::<V, 1>(&y[rows.clone()], coefficients, d, &mut du[rows], sums);
+                pixel_gradients::<V, E, 1>(&y[rows.clone()], coefficients, d, &mut du[rows], sums);
             }
             pixel += if four { 4 } else { 1 };
         }
@@ -318,11 +318,11 @@ unsafe fn map_gradient_body<V: Vector>(
 /// # Safety
 /// The instruction set of `V` is present.
 #[inline(always)]
-unsafe fn pixel_gradients<V: Vector, const R: usize>(
-    y: &[f32],
+unsafe fn pixel_gradients<V: Vector, E: Element, const R: usize>(
+    y: &[E],
     coefficients: &[f32],
     d: &[f32],
-    du: &mut [f32],
+    du: &mut [E],
     sums: &mut [f32],
 ) {
     // SAFETY: the caller's promise.
@@ -340,6 +340,8 @@ unsafe fn pixel_gradients<V: Vector, const R: usize>(
                 let y = read::<V, _>(y, row * channels + at, count);
                 let own = d.mul(y.mul_add(scale, shift).silu_with_derivative().1);
                 write(du, row * channels + at, count, own);
+                // The passes that follow read du as stored, so the sums are taken of that.
+                let own = E::rounded(own);
                 sum = sum.add(own);
                 with_y = own.mul_add(y.sub(mean).mul(r), with_y);
             }

@@ -7,7 +7,7 @@
 
 use super::context::Context;
 use super::memory::Shared;
-use super::simd::{Vector, dispatch};
+use super::simd::{Element, Vector, dispatch};
 use super::sweep::{each_vector, prefetch, read, write};
 use crate::ops::BatchNorm;
 
@@ -27,7 +27,14 @@ pub fn scratch_floats(channels: usize) -> usize {
 }
 
 /// y [images, pixels, C] → out [images, C].
-pub fn means(cx: &Context, bn: &BatchNorm, y: &[f32], images: usize, pixels: usize, out: &mut [f32]) {
+pub fn means<E: Element>(
+    cx: &Context,
+    bn: &BatchNorm,
+    y: &[E],
+    images: usize,
+    pixels: usize,
+    out: &mut [f32],
+) {
     let channels = bn.channels;
     let coefficients = cx.read(bn.coefficients);
     let (scale, shift) = (&coefficients[2 * channels..3 * channels], &coefficients[3 * channels..]);
@@ -52,15 +59,15 @@ pub fn means(cx: &Context, bn: &BatchNorm, y: &[f32], images: usize, pixels: usi
 
 dispatch! {
     /// One image's channels `0..out.len()`; pixel p starts at y[p·stride].
-    fn mean(y: &[f32], stride: usize, pixels: usize, scale: &[f32], shift: &[f32], sums: &mut [f32], out: &mut [f32])
+    fn mean<E>(y: &[E], stride: usize, pixels: usize, scale: &[f32], shift: &[f32], sums: &mut [f32], out: &mut [f32])
         => mean_body;
 }
 
 /// # Safety
 /// The instruction set of `V` is present.
 #[inline(always)]
-unsafe fn mean_body<V: Vector>(
-    y: &[f32],
+unsafe fn mean_body<V: Vector, E: Element>(
+    y: &[E],
     stride: usize,
     pixels: usize,
     scale: &[f32],
@@ -76,11 +83,11 @@ unsafe fn mean_body<V: Vector>(
             let end = pixels.min(pixel + BLOCK);
             sums.fill(0.0);
             while pixel + 4 <= end {
-                add_pixels::<V, 4>(&y[pixel * stride..], stride, scale, shift, sums);
+                add_pixels::<V, E, 4>(&y[pixel * stride..], stride, scale, shift, sums);
                 pixel += 4;
             }
             while pixel < end {
-                add_pixels::<V, 1>(&y[pixel * stride..], stride, scale, shift, sums);
+                add_pixels::<V, E, 1>(&y[pixel * stride..], stride, scale, shift, sums);
                 pixel += 1;
             }
             each_vector!(V, out.len(), |at, count| {
@@ -98,8 +105,8 @@ unsafe fn mean_body<V: Vector>(
 /// # Safety
 /// The instruction set of `V` is present.
 #[inline(always)]
-unsafe fn add_pixels<V: Vector, const R: usize>(
-    y: &[f32],
+unsafe fn add_pixels<V: Vector, E: Element, const R: usize>(
+    y: &[E],
     stride: usize,
     scale: &[f32],
     shift: &[f32],

@@ -39,7 +39,7 @@ impl OnCpu for SqueezeForward {
             let [hidden, gate] = [self.hidden, self.gate].map(|tensor| Shared::new(cx.write(tensor)));
             (cx.write(self.squeezed), hidden, gate, cx.workspace([images * width]))
         };
-        pool::means(cx, &self.bn, cx.activation::<f32>(self.y), images, self.pixels, squeezed);
+        pool::means(cx, &self.bn, cx.activation::<E>(self.y), images, self.pixels, squeezed);
         let squeezed = &*squeezed;
         {
             let (weight, bias) = (cx.weight(self.reduce.weight), cx.weight(self.reduce.bias));

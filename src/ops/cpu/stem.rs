@@ -11,6 +11,7 @@ use super::batch_norm::{self, NormStatistics};
 use super::context::{Context, OnCpu, WorkspaceFloats, workspace_floats};
 use super::memory::Shared;
 use super::simd::{Element, Vector, dispatch};
+use super::sweep::{each_vector, read, write};
 use crate::model::Window;
 use crate::ops::{StemBackward, StemForward, Tensor};
 
@@ -58,8 +59,11 @@ impl Shape {
         3 * reached.max(self.window.pad + self.window.input)
     }
 
-    /// Copies the image rows under output row `row` to scratch, zero outside the image.
-    fn gather(&self, image: &[f32], row: usize, rows: &mut [f32]) {
+    /// Copies the image rows under output row `row` to scratch, widened, zero outside the image.
+    /// # Safety
+    /// The instruction set of `V` is present.
+    #[inline(always)]
+    unsafe fn gather<V: Vector, E: Element>(&self, image: &[E], row: usize, rows: &mut [f32]) {
         let Window { stride, input, output, pad, .. } = self.window;
         let (image, row) = (&image[row / output * input * input * 3..], row % output);
         for (ky, to) in rows.chunks_exact_mut(self.row_values()).enumerate() {
@@ -67,12 +71,27 @@ impl Shape {
             match (row * stride + ky).checked_sub(pad) {
                 Some(y) if y < input => {
                     to[..left].fill(0.0);
-                    to[left..right].copy_from_slice(&image[y * input * 3..(y + 1) * input * 3]);
+                    // SAFETY: the caller's promise.
+                    unsafe {
+                        widen::<V, E>(&image[y * input * 3..(y + 1) * input * 3], &mut to[left..right])
+                    };
                     to[right..].fill(0.0);
                 }
                 _ => to.fill(0.0),
             }
         }
+    }
+}
+
+/// # Safety
+/// The instruction set of `V` is present.
+#[inline(always)]
+unsafe fn widen<V: Vector, E: Element>(from: &[E], to: &mut [f32]) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        each_vector!(V, to.len(), |at, count| {
+            write(to, at, count, read::<V, _>(from, at, count));
+        });
     }
 }
 
@@ -82,12 +101,12 @@ fn place_in_weight(tap: usize, channel: usize) -> usize {
     ((channel * 3 + ci) * SIDE + ky) * SIDE + kx
 }
 
-struct Forward<'a> {
+struct Forward<'a, E> {
     shape: Shape,
-    image: &'a [f32],
+    image: &'a [E],
     /// [27, C rounded up].
     weights: &'a [f32],
-    y: Shared<'a>,
+    y: Shared<'a, E>,
     /// [tasks, 3, C], if the batch's are taken.
     statistics: Option<Shared<'a>>,
 }
@@ -110,7 +129,7 @@ impl OnCpu for StemForward {
             let lengths = [TAPS * shape.padded(), floats];
             (
                 cx.workspace(lengths),
-                Shared::new(cx.write_activation::<f32>(self.y)),
+                Shared::new(cx.write_activation::<E>(self.y)),
                 NormStatistics::of(cx, &self.bn),
             )
         };
@@ -124,7 +143,7 @@ impl OnCpu for StemForward {
         }
         let job = Forward {
             shape,
-            image: cx.activation::<f32>(self.image),
+            image: cx.activation::<E>(self.image),
             weights,
             y,
             statistics: norm.is_some().then_some(Shared::new(&mut *statistics)),
@@ -138,11 +157,11 @@ impl OnCpu for StemForward {
     }
 }
 
-struct Backward<'a> {
+struct Backward<'a, E> {
     shape: Shape,
-    image: &'a [f32],
-    y: &'a [f32],
-    du: &'a [f32],
+    image: &'a [E],
+    y: &'a [E],
+    du: &'a [E],
     /// [4, C] of dy = a·du + b·(y−μ) + c.
     coefficients: &'a [f32],
     /// [tasks, 27, C].
@@ -169,9 +188,9 @@ impl OnCpu for StemBackward {
         batch_norm::backward_coefficients(cx, &self.bn, coefficients);
         let job = Backward {
             shape,
-            image: cx.activation::<f32>(self.image),
-            y: cx.activation::<f32>(self.y),
-            du: cx.activation::<f32>(self.du),
+            image: cx.activation::<E>(self.image),
+            y: cx.activation::<E>(self.y),
+            du: cx.activation::<E>(self.du),
             coefficients,
             partials: Shared::new(&mut *partials),
         };
@@ -188,23 +207,24 @@ impl OnCpu for StemBackward {
 dispatch! {
     /// # Safety
     /// Each number runs once.
-    unsafe fn forward_task(job: &Forward, number: usize, scratch: &mut [f32]) => forward_body;
+    unsafe fn forward_task<E>(job: &Forward<E>, number: usize, scratch: &mut [f32]) => forward_body;
     /// # Safety
     /// Each number runs once.
-    unsafe fn backward_task(job: &Backward, number: usize, scratch: &mut [f32]) => backward_body;
+    unsafe fn backward_task<E>(job: &Backward<E>, number: usize, scratch: &mut [f32]) => backward_body;
 }
 
 /// # Safety
 /// The instruction set of `V` is present; otherwise as for [`forward_task`].
 #[inline(always)]
-unsafe fn forward_body<V: Vector>(job: &Forward, number: usize, scratch: &mut [f32]) {
+unsafe fn forward_body<V: Vector, E: Element>(job: &Forward<E>, number: usize, scratch: &mut [f32]) {
     let shape = &job.shape;
     let (rows, rest) = scratch.split_at_mut(SIDE * shape.row_values());
     let statistics = &mut rest[..3 * shape.padded()];
     statistics.fill(0.0);
     let mut first = true;
     for row in shape.rows_of(number) {
-        shape.gather(job.image, row, rows);
+        // SAFETY: the caller's promise.
+        unsafe { shape.gather::<V, E>(job.image, row, rows) };
         let floats = shape.window.output * shape.channels;
         // SAFETY: each task writes its own rows.
         let y = unsafe { job.y.part(row * floats..(row + 1) * floats) };
@@ -214,10 +234,10 @@ unsafe fn forward_body<V: Vector>(job: &Forward, number: usize, scratch: &mut [f
             // SAFETY: the block's columns lie within the row; the rest is the caller's promise.
             unsafe {
                 column += match width {
-                    6.. => block::<V, 6>(job, rows, column, y, statistics, first),
-                    4.. => block::<V, 4>(job, rows, column, y, statistics, first),
-                    2.. => block::<V, 2>(job, rows, column, y, statistics, first),
-                    _ => block::<V, 1>(job, rows, column, y, statistics, first),
+                    6.. => block::<V, E, 6>(job, rows, column, y, statistics, first),
+                    4.. => block::<V, E, 4>(job, rows, column, y, statistics, first),
+                    2.. => block::<V, E, 2>(job, rows, column, y, statistics, first),
+                    _ => block::<V, E, 1>(job, rows, column, y, statistics, first),
                 };
             }
             first = false;
@@ -236,11 +256,11 @@ unsafe fn forward_body<V: Vector>(job: &Forward, number: usize, scratch: &mut [f
 /// # Safety
 /// The instruction set of `V` is present, and columns `column..column + B` exist.
 #[inline(always)]
-unsafe fn block<V: Vector, const B: usize>(
-    job: &Forward,
+unsafe fn block<V: Vector, E: Element, const B: usize>(
+    job: &Forward<E>,
     rows: &[f32],
     column: usize,
-    y: &mut [f32],
+    y: &mut [E],
     statistics: &mut [f32],
     first: bool,
 ) -> usize {
@@ -271,14 +291,15 @@ unsafe fn block<V: Vector, const B: usize>(
                 }
                 let to = statistics.as_mut_ptr().add(c);
                 if first {
-                    sums[0][half].store(to);
+                    E::rounded(sums[0][half]).store(to);
                 }
                 let shift = V::load(to);
                 let (mut sum, mut square) = (V::zero(), V::zero());
                 for (j, sums) in sums.iter().enumerate() {
                     let to = y.as_mut_ptr().add((column + j) * shape.channels + c);
-                    sums[half].store_part(to, V::LANES.min(shape.channels - c));
-                    let d = sums[half].sub(shift);
+                    E::store_part(sums[half], to, V::LANES.min(shape.channels - c));
+                    // Of the number as stored: it is what the statistics are applied to.
+                    let d = E::rounded(sums[half]).sub(shift);
                     sum = sum.add(d);
                     square = d.mul_add(d, square);
                 }
@@ -294,18 +315,18 @@ unsafe fn block<V: Vector, const B: usize>(
 /// # Safety
 /// The instruction set of `V` is present; otherwise as for [`backward_task`].
 #[inline(always)]
-unsafe fn backward_body<V: Vector>(job: &Backward, number: usize, scratch: &mut [f32]) {
+unsafe fn backward_body<V: Vector, E: Element>(job: &Backward<E>, number: usize, scratch: &mut [f32]) {
     let shape = &job.shape;
     let (rows, rest) = scratch.split_at_mut(SIDE * shape.row_values());
     let (dy, rest) = rest.split_at_mut(shape.window.output * shape.padded());
     let gradient = &mut rest[..TAPS * shape.padded()];
     gradient.fill(0.0);
     for row in shape.rows_of(number) {
-        shape.gather(job.image, row, rows);
         // SAFETY: a row of the tensors; the scratch is as long as the shape says; the rest is the caller's promise.
         // Each tap and vector needs an accumulator: the registers have room for two vectors or one.
         unsafe {
-            form_gradient::<V>(job, row, dy);
+            shape.gather::<V, E>(job.image, row, rows);
+            form_gradient::<V, E>(job, row, dy);
             if V::REGISTERS >= 32 {
                 add_row::<V, 2>(shape, rows, dy, gradient);
             } else {
@@ -324,7 +345,7 @@ unsafe fn backward_body<V: Vector>(job: &Backward, number: usize, scratch: &mut 
 /// # Safety
 /// The instruction set of `V` is present, and `row` is a row of the tensors.
 #[inline(always)]
-unsafe fn form_gradient<V: Vector>(job: &Backward, row: usize, dy: &mut [f32]) {
+unsafe fn form_gradient<V: Vector, E: Element>(job: &Backward<E>, row: usize, dy: &mut [f32]) {
     let shape = &job.shape;
     let (channels, columns) = (shape.channels, shape.window.output);
     let start = row * columns * channels;
@@ -341,8 +362,8 @@ unsafe fn form_gradient<V: Vector>(job: &Backward, row: usize, dy: &mut [f32]) {
             let constant = V::load_part(row(2), count);
             let mean = V::load_part(row(3), count);
             for j in 0..columns {
-                let y = V::load_part(y.as_ptr().add(j * channels + at), count);
-                let du = V::load_part(du.as_ptr().add(j * channels + at), count);
+                let y = E::load_part::<V>(y.as_ptr().add(j * channels + at), count);
+                let du = E::load_part::<V>(du.as_ptr().add(j * channels + at), count);
                 let value = du.mul_add(a, y.sub(mean).mul_add(b, constant));
                 value.store(dy.as_mut_ptr().add(j * shape.padded() + c));
             }
