@@ -46,6 +46,7 @@ class TorchModel:
         import torch
 
         self.torch, self.args = torch, args
+        torch.set_num_threads(args.threads)
         torch.manual_seed(0)
         self.device = torch.device("cuda")
         torch.backends.cudnn.benchmark = True
@@ -111,8 +112,8 @@ def torch_worker(args):
     print(json.dumps({"training": training, "inference": work.rate(work.infer), "memory": memory}))
 
 
-def last_object(command):
-    done = subprocess.run(command, capture_output=True, text=True)
+def last_object(command, environment=None):
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode != 0:
         problem = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise RuntimeError(f"{Path(command[0]).name} failed with {done.returncode}: {problem}")
@@ -123,9 +124,11 @@ def run_torch(args, case, compiled):
     model, side, batch, steps = case
     command = [sys.executable, __file__, "--worker", "--precision", args.precision]
     command += ["--model", model, "--resolution", str(side), "--batch", str(batch), "--steps", str(steps)]
-    command += ["--classes", str(args.classes), "--warm-seconds", str(args.warm_seconds)]
+    command += ["--threads", str(args.threads), "--classes", str(args.classes)]
+    command += ["--warm-seconds", str(args.warm_seconds)]
     command += ["--warmup", str(10 if compiled else args.warmup)] + (["--compile"] if compiled else [])
-    return last_object(command)
+    threads = str(args.threads)
+    return last_object(command, dict(os.environ, OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads))
 
 
 def run_effnet(args, case):
@@ -142,8 +145,13 @@ def run_effnet(args, case):
 def build_bench():
     """The path of effnet's benchmark, compiled."""
     command = ["cargo", "bench", "--bench", "network", "--no-run", "--message-format", "json"]
-    out = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    messages = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+    try:
+        done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    except FileNotFoundError:
+        sys.exit("no cargo here: name the compiled benchmark with --effnet-bench")
+    if done.returncode != 0:
+        sys.exit(f"effnet's benchmark does not build: {' '.join(command)}")
+    messages = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     found = (m.get("executable") for m in messages if m.get("target", {}).get("name") == "network")
     return next(filter(None, found))
 
@@ -237,8 +245,14 @@ def on_cpu(args):
     args.rounds = args.rounds or CPU_ROUNDS
     args.warm_seconds = args.warm_seconds or 0.0
     args.machine, args.effnet_version = processor(), version()
+    sizes = [rounds.Case.parse(size) for size in (args.sizes or CPU_SIZES).split(",")]
     cases = []
-    for case in map(rounds.Case.parse, (args.sizes or CPU_SIZES).split(",")):
+    if args.json:  # one that cannot be written is found before the work
+        try:
+            tables.write_json(args, cases, args.json)
+        except OSError as error:
+            sys.exit(f"--json {args.json}: {error.strerror}")
+    for case in sizes:
         print(f"{tables.size(case)}:", file=sys.stderr)
         cases.append((case, rounds.measure(args, case)))
         if args.json:  # as soon as a size is done: a long run that is stopped has it
@@ -259,7 +273,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--precision", choices=("fp16", "bf16", "fp32"), help="fp16 on a GPU, both others on the CPU")
-    parser.add_argument("--sizes", help="model:resolution:batch:steps, comma-separated")
+    parser.add_argument("--sizes", help="MODEL:RESOLUTION:BATCH:STEPS, comma-separated")
     parser.add_argument("--effnet-bench", help="effnet's compiled benchmark `network`; built where this is missing")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of the CPU")
     turns = f"turns for each size: {GPU_ROUNDS} on a GPU, {CPU_ROUNDS} on the CPU"
@@ -280,6 +294,8 @@ def main():
 
     found = has_gpu()
     cuda = found if args.device == "auto" else args.device == "cuda"
+    if cuda and not found:
+        sys.exit("--device cuda: PyTorch finds no GPU")
     if cuda and args.json:
         parser.error("--json is for the CPU")
     args.effnet_bench = args.effnet_bench or build_bench()

@@ -85,9 +85,12 @@ class Worker:
 
 
 def run_once(command, limit):
-    """The last line of a program's output, and its peak memory in bytes."""
+    """The last line of a program's output, and its peak memory in bytes. It may take `limit` seconds."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as said:  # a pipe could fill up
-        process = subprocess.Popen([str(word) for word in command], stdout=out, stderr=said)
+        try:
+            process = subprocess.Popen([str(word) for word in command], stdout=out, stderr=said)
+        except OSError as error:
+            raise Failed(f"{command[0]}: {error.strerror}") from None
         late = threading.Timer(limit, process.kill)  # SIGKILL is then the reason
         late.start()
         _, status, usage = os.wait4(process.pid, 0)
