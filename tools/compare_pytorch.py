@@ -24,6 +24,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
@@ -246,6 +247,7 @@ def on_cpu(args):
     args.warm_seconds = args.warm_seconds or 0.0
     args.machine, args.effnet_version = processor(), version()
     sizes = [rounds.Case.parse(size) for size in (args.sizes or CPU_SIZES).split(",")]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that the workers are ended too
     cases = []
     if args.json:  # one that cannot be written is found before the work
         try:
