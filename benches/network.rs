@@ -6,13 +6,14 @@
 //!
 //! `cargo bench --bench network` measures B0 at 32 and 224 (on a GPU at 224, and B4 at 380);
 //! `cargo bench --bench network -- --model b4 --resolution 380 --batch 2 --steps 4` one case; `--json` prints an
-//! object a case, which `tools/compare_pytorch.py` reads.
+//! object a case, which `tools/compare_pytorch.py` reads. `--only inference` leaves the other half out; with `--batch 1`
+//! the time of an image is its latency.
 
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use effnet::data::Normalise;
 use effnet::model::{ParamTable, Variant, initialise};
 use effnet::network::{Inference, Network};
@@ -50,11 +51,28 @@ struct Flags {
     precision: Option<Precision>,
     #[arg(long, default_value_t = 0)]
     threads: usize,
+    /// Measure this half only; the memory is then that of this half.
+    #[arg(long)]
+    only: Option<Half>,
+    /// One object a case, without a profile.
     #[arg(long)]
     json: bool,
     /// Cargo passes this to every benchmark.
     #[arg(long, hide = true)]
     bench: bool,
+}
+
+/// What a network is measured in.
+#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
+enum Half {
+    Training,
+    Inference,
+}
+
+impl Flags {
+    fn wants(&self, half: Half) -> bool {
+        self.only.is_none_or(|only| only == half)
+    }
 }
 
 /// A network to measure.
@@ -151,16 +169,32 @@ fn warm_up(steps: u64, seconds: f64, mut pair: impl FnMut() -> Result) -> Result
     Ok(())
 }
 
-/// Images per second of each round.
+/// Images per second of each round. A half that was left out has none.
+#[derive(Default)]
 struct Rates {
     training: Vec<f64>,
     inference: Vec<f64>,
-    /// Bytes of the training plan and the state.
+    /// Bytes of the state and the plan: that of training unless it was left out.
     memory: u64,
-    report: ProfileReport,
+    /// Where a step's time goes, unless one line of JSON is all that is printed.
+    report: Option<ProfileReport>,
 }
 
 struct Measure<'a>(&'a Flags, Case);
+
+impl Measure<'_> {
+    /// The images per second of each round, after the warm-up. `run` makes so many steps and waits for them.
+    fn rates(&self, warm_seconds: f64, mut run: impl FnMut(u64) -> Result) -> Result<Vec<f64>> {
+        let Measure(flags, case) = self;
+        warm_up(flags.warmup, warm_seconds, || run(2))?;
+        let round = |_| {
+            let start = Instant::now();
+            run(case.steps)?;
+            Ok((case.steps * case.batch as u64) as f64 / start.elapsed().as_secs_f64())
+        };
+        (0..flags.rounds).map(round).collect()
+    }
+}
 
 impl With for Measure<'_> {
     type Output = Result<Rates>;
@@ -174,52 +208,47 @@ impl With for Measure<'_> {
         let device = hardware.device();
         let warm_seconds = flags.warm_seconds.unwrap_or(if hardware.has_own_memory() { 1.0 } else { 0.0 });
         let inference = Inference::new(&arch, &table, case.batch, &device, &[Weights::Raw]);
-        let plans = [training.plan(&device), inference.plan(&device)];
+        let halves = [(Half::Training, training.plan(&device)), (Half::Inference, inference.plan(&device))];
+        let plans: Vec<_> =
+            halves.iter().filter(|(half, _)| flags.wants(*half)).map(|(_, plan)| plan).collect();
         let (trainable, total) = (table.trainable(), table.total());
-        let mut ops = hardware.start(&Needs {
-            state: StateSize::new(trainable, total),
-            plans: &plans.each_ref(),
-            group: None,
-        })?;
+        let mut ops =
+            hardware.start(&Needs { state: StateSize::new(trainable, total), plans: &plans, group: None })?;
         ops.write_state(Buffer::Parameters, &initialise::initialise(&table, 1))?;
         let fixed = Fixed::new(case, flags.classes);
-
-        ops.bind(&plans[0])?;
-        let mut passes = training.itinerary(&device).passes();
-        passes.push(recipe.update().into());
-        let mut number = 0;
-        let mut steps = |ops: &mut H::Ops, count: u64| -> Result {
-            (0..count).try_for_each(|_| {
-                number += 1;
-                train(ops, &training, &passes, &fixed, number)
-            })?;
-            ops.take_figures(true).map(|_| ())
-        };
-        let rates = |ops: &mut H::Ops, run: &mut dyn FnMut(&mut H::Ops, u64) -> Result| -> Result<Vec<f64>> {
-            warm_up(flags.warmup, warm_seconds, || run(ops, 2))?;
-            let round = |_| {
-                let start = Instant::now();
-                run(ops, case.steps)?;
-                Ok((case.steps * case.batch as u64) as f64 / start.elapsed().as_secs_f64())
-            };
-            (0..flags.rounds).map(round).collect()
-        };
-        let trained = rates(&mut ops, &mut steps)?;
-        ops.start_profile()?;
-        steps(&mut ops, case.steps)?;
-        let report = ops.take_profile()?;
-
-        ops.bind(&plans[1])?;
-        inference.fold(&mut ops)?;
-        let mut logits = vec![0.0; inference.network.logits.elements];
-        let mut batches = |ops: &mut H::Ops, count: u64| -> Result {
-            (0..count).try_for_each(|number| infer(ops, &inference, &fixed, number))?;
-            ops.download(inference.network.logits, &mut logits)
-        };
-        let inferred = rates(&mut ops, &mut batches)?;
         let state = 4 * (2 * total + 3 * trainable);
         let memory = (plans[0].tensor_bytes + plans[0].workspace_bytes() + state) as u64;
-        Ok(Rates { training: trained, inference: inferred, memory, report })
+        let mut found = Rates { memory, ..Rates::default() };
+
+        if flags.wants(Half::Training) {
+            ops.bind(&halves[0].1)?;
+            let mut passes = training.itinerary(&device).passes();
+            passes.push(recipe.update().into());
+            let mut number = 0;
+            let mut steps = |ops: &mut H::Ops, count: u64| -> Result {
+                (0..count).try_for_each(|_| {
+                    number += 1;
+                    train(ops, &training, &passes, &fixed, number)
+                })?;
+                ops.take_figures(true).map(|_| ())
+            };
+            found.training = self.rates(warm_seconds, |count| steps(&mut ops, count))?;
+            if !flags.json {
+                ops.start_profile()?;
+                steps(&mut ops, case.steps)?;
+                found.report = Some(ops.take_profile()?);
+            }
+        }
+        if flags.wants(Half::Inference) {
+            ops.bind(&halves[1].1)?;
+            inference.fold(&mut ops)?;
+            let mut logits = vec![0.0; inference.network.logits.elements];
+            found.inference = self.rates(warm_seconds, |count| {
+                (0..count).try_for_each(|number| infer(&mut ops, &inference, &fixed, number))?;
+                ops.download(inference.network.logits, &mut logits)
+            })?;
+        }
+        Ok(found)
     }
 }
 
@@ -238,14 +267,18 @@ fn tell(flags: &Flags, case: Case, line: &str, rates: &Rates) {
         });
         return println!("{object}");
     }
-    println!(
-        "\n{line}\n{model} at {resolution}, batch {batch}: {:.0} images/s in training, {:.0} in inference, \
-        {:.2} GiB",
-        median(&rates.training),
-        median(&rates.inference),
-        rates.memory as f64 / (1 << 30) as f64
-    );
-    effnet::train::profile::lines(&rates.report, steps).iter().for_each(|line| println!("  {line}"));
+    let speed = match flags.only {
+        None => {
+            let [training, inference] = [&rates.training, &rates.inference].map(|rates| median(rates));
+            format!("{training:.0} images/s in training, {inference:.0} in inference")
+        }
+        Some(Half::Training) => format!("{:.0} images/s in training", median(&rates.training)),
+        Some(Half::Inference) => format!("{:.0} images/s in inference", median(&rates.inference)),
+    };
+    let gib = rates.memory as f64 / (1 << 30) as f64;
+    println!("\n{line}\n{model} at {resolution}, batch {batch}: {speed}, {gib:.2} GiB");
+    let report = rates.report.iter().flat_map(|report| effnet::train::profile::lines(report, steps));
+    report.for_each(|line| println!("  {line}"));
 }
 
 fn main() {

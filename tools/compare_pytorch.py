@@ -1,28 +1,35 @@
 #!/usr/bin/env python3
-"""Speed and memory of effnet against timm's model in PyTorch, on one machine in one run.
+"""Speed and memory of effnet against what else runs an EfficientNet, on one machine in one run.
 
-Training and inference of an EfficientNet, images per second: PyTorch eager (channels-last; on a GPU under AMP with
-gradient scaling), on a GPU also torch.compile with max-autotune and CUDA graphs, and effnet's benchmark `network`.
-All get a batch that lies ready, with RMSprop in training. They take turns, so that a machine whose speed drifts
-slows all; ratios are taken round by round against the best PyTorch configuration, and the median is printed.
-On a GPU all run at least a second before they are timed, so that its clocks have risen, and then at least 100 steps.
-By default that takes about ten minutes on an H100, most of it for torch.compile; --no-compile leaves that out.
+On a GPU: training and inference, images per second, of timm's model in PyTorch eager (channels-last, AMP with
+gradient scaling), of the same under torch.compile with max-autotune and CUDA graphs, and of effnet's benchmark
+`network`. All get a batch that lies ready, with RMSprop in training. They take turns, so that a machine whose speed
+drifts slows all; ratios are taken round by round against the best PyTorch configuration, and the median is printed.
+All run at least a second before they are timed, so that the clocks have risen, and then at least 100 steps. By default
+that takes about ten minutes on an H100, most of it for torch.compile; --no-compile leaves that out.
 
-    pip install torch timm
+On the CPU: training by PyTorch eager and compiled; inference by these, ONNX Runtime and OpenVINO, of a batch and of one
+image; each in fp32 and in bf16 where the engine has it. Before an engine of inference is timed, its logits are compared
+with those of PyTorch in fp32; in training the first loss is. The result is two tables in Markdown. An engine that is
+missing or fails is named with the reason. tools/rivals has this half.
+
+    pip install torch timm onnx onnxscript onnxruntime openvino
     python tools/compare_pytorch.py                     # on a GPU where there is one, else on the CPU
-    python tools/compare_pytorch.py --device cpu --sizes b0:32:128:20
+    python tools/compare_pytorch.py --device cpu --sizes b0:224:16:6,b4:380:4:2 --json rounds.json
 
-`--effnet-bench FILE` names the compiled benchmark where there is no cargo.
+`--effnet-bench FILE` names the compiled benchmark where there is no cargo. PyTorch compiles for a CPU with g++.
 """
 
 import argparse
 import json
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,8 +49,7 @@ class TorchModel:
         self.torch, self.args = torch, args
         torch.set_num_threads(args.threads)
         torch.manual_seed(0)
-        self.cuda = args.device == "cuda"
-        self.device = torch.device(args.device)
+        self.device = torch.device("cuda")
         torch.backends.cudnn.benchmark = True
         model = timm.create_model(
             f"efficientnet_{args.model}", num_classes=args.classes, drop_rate=0.2, drop_path_rate=0.2
@@ -51,10 +57,10 @@ class TorchModel:
         self.model = model.to(self.device, memory_format=torch.channels_last)
         self.loss_of = torch.nn.CrossEntropyLoss(label_smoothing=0.1)
         self.optimizer = torch.optim.RMSprop(
-            self.model.parameters(), lr=1e-4, alpha=0.9, momentum=0.9, eps=0.01, weight_decay=1e-5, foreach=self.cuda
+            self.model.parameters(), lr=1e-4, alpha=0.9, momentum=0.9, eps=0.01, weight_decay=1e-5, foreach=True
         )
         self.half = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": None}[args.precision]
-        self.scaler = torch.amp.GradScaler("cuda", enabled=self.cuda and self.half == torch.float16)
+        self.scaler = torch.amp.GradScaler("cuda", enabled=self.half == torch.float16)
         side = args.resolution
         images = torch.randn(args.batch, 3, side, side, device=self.device)
         self.images = images.to(memory_format=torch.channels_last)
@@ -64,8 +70,7 @@ class TorchModel:
             self.run_model = torch.compile(self.model, mode="max-autotune")
 
     def autocast(self):
-        enabled = self.cuda and self.half is not None
-        return self.torch.autocast(self.device.type, dtype=self.half or self.torch.float16, enabled=enabled)
+        return self.torch.autocast("cuda", dtype=self.half or self.torch.float16, enabled=self.half is not None)
 
     def train_step(self):
         self.optimizer.zero_grad(set_to_none=True)
@@ -80,8 +85,7 @@ class TorchModel:
             self.run_model(self.images)
 
     def wait(self):
-        if self.cuda:
-            self.torch.cuda.synchronize()
+        self.torch.cuda.synchronize()
 
     def rate(self, work):
         """Images per second, after at least so many steps and seconds of warm-up."""
@@ -101,11 +105,10 @@ class TorchModel:
 def torch_worker(args):
     """Runs in a process of its own and prints one object."""
     work = TorchModel(args)
-    if work.cuda:
-        work.torch.cuda.reset_peak_memory_stats()
+    work.torch.cuda.reset_peak_memory_stats()
     work.model.train()
     training = work.rate(work.train_step)
-    memory = work.torch.cuda.max_memory_allocated() if work.cuda else None
+    memory = work.torch.cuda.max_memory_allocated()
     work.model.eval()
     print(json.dumps({"training": training, "inference": work.rate(work.infer), "memory": memory}))
 
@@ -120,7 +123,7 @@ def last_object(command, environment=None):
 
 def run_torch(args, case, compiled):
     model, side, batch, steps = case
-    command = [sys.executable, __file__, "--worker", "--device", args.device, "--precision", args.precision]
+    command = [sys.executable, __file__, "--worker", "--precision", args.precision]
     command += ["--model", model, "--resolution", str(side), "--batch", str(batch), "--steps", str(steps)]
     command += ["--threads", str(args.threads), "--classes", str(args.classes)]
     command += ["--warm-seconds", str(args.warm_seconds)]
@@ -131,13 +134,10 @@ def run_torch(args, case, compiled):
 
 def run_effnet(args, case):
     model, side, batch, steps = case
-    command = [args.effnet_bench, "--json", "--device", args.device, "--model", model, "--resolution", str(side)]
+    command = [args.effnet_bench, "--json", "--device", "cuda", "--model", model, "--resolution", str(side)]
     command += ["--batch", str(batch), "--steps", str(steps), "--rounds", "1", "--classes", str(args.classes)]
     command += ["--warmup", str(args.warmup), "--warm-seconds", str(args.warm_seconds)]
-    if args.device == "cuda":
-        command += ["--precision", args.precision]
-    else:
-        command += ["--threads", str(args.threads)]
+    command += ["--precision", args.precision]
     found = last_object(command)
     medians = {key: statistics.median(found[key]) for key in ("training", "inference")}
     return dict(medians, memory=found["memory"])
@@ -146,15 +146,21 @@ def run_effnet(args, case):
 def build_bench():
     """The path of effnet's benchmark, compiled."""
     command = ["cargo", "bench", "--bench", "network", "--no-run", "--message-format", "json"]
-    out = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    messages = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
-    return next(m["executable"] for m in messages if m.get("target", {}).get("name") == "network" and m.get("executable"))
+    try:
+        done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    except FileNotFoundError:
+        sys.exit("no cargo here: name the compiled benchmark with --effnet-bench")
+    if done.returncode != 0:
+        sys.exit(f"effnet's benchmark does not build: {' '.join(command)}")
+    messages = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    found = (m.get("executable") for m in messages if m.get("target", {}).get("name") == "network")
+    return next(filter(None, found))
 
 
 def measure(args, case):
     """All configurations of one case, round by round: name -> list of objects."""
     configurations = {"PyTorch eager": lambda: run_torch(args, case, False)}
-    if args.device == "cuda" and not args.no_compile:
+    if not args.no_compile:
         configurations["PyTorch compiled"] = lambda: run_torch(args, case, True)
     configurations["effnet"] = lambda: run_effnet(args, case)
     found = {name: [] for name in configurations}
@@ -198,18 +204,87 @@ def ratio(found, kind):
     return f"{statistics.median(ratios):>6.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
 
 
+def on_gpu(args):
+    import torch
+
+    args.precision = args.precision or "fp16"
+    args.rounds = args.rounds or GPU_ROUNDS
+    args.warm_seconds = GPU_WARM_SECONDS if args.warm_seconds is None else args.warm_seconds
+    print(
+        f"{torch.cuda.get_device_name()}, {args.precision}, PyTorch {torch.__version__}; images/s, least and most of "
+        f"{args.rounds} rounds"
+    )
+    columns = f"{'images/s':>17} {'peak GiB':>9} {'ratio to the best PyTorch':>26}"
+    print(f"{'':>4} {'side':>4} {'batch':>5} {'':>10} {'':>18} {columns}")
+    for size in (args.sizes or GPU_SIZES).split(","):
+        model, *numbers = size.split(":")
+        case = (model, *map(int, numbers))
+        table(case, measure(args, case))
+
+
+def processor():
+    """The processor's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return (names or [platform.processor() or platform.machine()])[0]
+
+
+def version():
+    """effnet with its version, where its sources are."""
+    manifest = ROOT / "Cargo.toml"
+    return f"effnet {tomllib.loads(manifest.read_text())['package']['version']}" if manifest.exists() else "effnet"
+
+
+def on_cpu(args):
+    from rivals import rounds, tables
+
+    if args.precision == "fp16":
+        sys.exit("--precision fp16: on the CPU it is fp32 or bf16, and both without the flag")
+    args.rounds = args.rounds or CPU_ROUNDS
+    args.warm_seconds = args.warm_seconds or 0.0
+    args.machine, args.effnet_version = processor(), version()
+    sizes = [rounds.Case.parse(size) for size in (args.sizes or CPU_SIZES).split(",")]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that the workers are ended too
+    cases = []
+    if args.json:  # one that cannot be written is found before the work
+        try:
+            tables.write_json(args, cases, args.json)
+        except OSError as error:
+            sys.exit(f"--json {args.json}: {error.strerror}")
+    for case in sizes:
+        print(f"{tables.size(case)}:", file=sys.stderr)
+        cases.append((case, rounds.measure(args, case)))
+        if args.json:  # as soon as a size is done: a long run that is stopped has it
+            tables.write_json(args, cases, args.json)
+    print(tables.markdown(args, cases))
+
+
+def has_gpu():
+    """Asked in a process of its own: this one has to stay small (see tools/rivals)."""
+    asked = "import torch, timm; print(torch.cuda.is_available())"
+    done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True)
+    if done.returncode != 0:
+        sys.exit(f"{(done.stderr.strip().splitlines() or ['no message'])[-1]}: pip install torch timm")
+    return done.stdout.split()[-1] == "True"
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--precision", choices=("fp16", "bf16", "fp32"), help="fp16 on a GPU, fp32 on the CPU")
-    parser.add_argument("--sizes", help="model:resolution:batch:steps, comma-separated")
+    parser.add_argument("--precision", choices=("fp16", "bf16", "fp32"), help="fp16 on a GPU, both others on the CPU")
+    parser.add_argument("--sizes", help="MODEL:RESOLUTION:BATCH:STEPS, comma-separated")
     parser.add_argument("--effnet-bench", help="effnet's compiled benchmark `network`; built where this is missing")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of the CPU")
-    parser.add_argument("--rounds", type=int, help=f"turns for each size: {GPU_ROUNDS} on a GPU, {CPU_ROUNDS} on the CPU")
+    turns = f"turns for each size: {GPU_ROUNDS} on a GPU, {CPU_ROUNDS} on the CPU"
+    parser.add_argument("--rounds", type=int, help=turns)
     parser.add_argument("--warmup", type=int, default=3, help="least steps before timing starts")
     parser.add_argument("--warm-seconds", type=float, help=f"least time before: {GPU_WARM_SECONDS:g} on a GPU")
     parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out: it takes minutes a size")
+    parser.add_argument("--json", help="also write all rounds into this file (on the CPU)")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--compile", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--model", help=argparse.SUPPRESS)
@@ -219,22 +294,14 @@ def main():
     if args.worker:
         return torch_worker(args)
 
-    import torch
-
-    if args.device == "auto":
-        args.device = "cuda" if torch.cuda.is_available() else "cpu"
-    cuda = args.device == "cuda"
-    args.precision = args.precision or ("fp16" if cuda else "fp32")
-    args.rounds = args.rounds or (GPU_ROUNDS if cuda else CPU_ROUNDS)
-    args.warm_seconds = (GPU_WARM_SECONDS if cuda else 0.0) if args.warm_seconds is None else args.warm_seconds
+    found = has_gpu()
+    cuda = found if args.device == "auto" else args.device == "cuda"
+    if cuda and not found:
+        sys.exit("--device cuda: PyTorch finds no GPU")
+    if cuda and args.json:
+        parser.error("--json is for the CPU")
     args.effnet_bench = args.effnet_bench or build_bench()
-    machine = torch.cuda.get_device_name() if args.device == "cuda" else f"{platform.processor() or platform.machine()}, {args.threads} threads"
-    print(f"{machine}, {args.precision}, PyTorch {torch.__version__}; images/s, least and most of {args.rounds} rounds")
-    print(f"{'':>4} {'side':>4} {'batch':>5} {'':>10} {'':>18} {'images/s':>17} {'peak GiB':>9} {'ratio to the best PyTorch':>26}")
-    for size in (args.sizes or (GPU_SIZES if cuda else CPU_SIZES)).split(","):
-        model, *numbers = size.split(":")
-        case = (model, *map(int, numbers))
-        table(case, measure(args, case))
+    (on_gpu if cuda else on_cpu)(args)
 
 
 if __name__ == "__main__":

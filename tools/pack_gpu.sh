@@ -64,7 +64,7 @@ scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 to=${folder:-$scratch/effnet-gpu}
 rm -rf "${to:?}/bin"
-mkdir -p "$to"/{bin,tools,tests}
+mkdir -p "$to"/{bin,tools/rivals,tests}
 for path in "${given[@]}"; do
     [[ -f $path && -x $path ]] || refuse "$path: not a program"
     name=$(basename "$path")
@@ -76,6 +76,7 @@ for path in "${given[@]}"; do
     strip -o "$to/bin/$name" "$path"
 done
 cp "$root"/tools/{check_gpu.sh,gpu_figures.sh,compare_pytorch.py} "$to/tools"
+cp "$root"/tools/rivals/*.py "$to/tools/rivals"
 cp -r "$root"/tests/{golden,fixtures} "$to/tests"
 git -C "$root" describe --always --dirty >"$to/VERSION" 2>/dev/null || echo unknown >"$to/VERSION"
 

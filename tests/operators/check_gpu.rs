@@ -310,9 +310,13 @@ fn pack_runs_where_it_is_unpacked() {
     );
     run(Command::new("tar").arg("-xf").arg(&pack).current_dir(folder.path())).good();
     let there = folder.path().join("effnet-gpu");
-    for file in
-        ["bin/operators", "tools/compare_pytorch.py", "tests/golden/efficientnet_b0_64.json", "VERSION"]
-    {
+    for file in [
+        "bin/operators",
+        "tools/compare_pytorch.py",
+        "tools/rivals/worker.py",
+        "tests/golden/efficientnet_b0_64.json",
+        "VERSION",
+    ] {
         assert!(there.join(file).is_file(), "{file}");
     }
     let checked = Machine::new().check_with(&there, "", &[&["--only", "tests"], &MODULES[..]].concat(), &[]);
