@@ -116,7 +116,7 @@ impl Fixed {
 
     fn target(&self, network: &Network) -> BatchTarget {
         let Normalise { mean, deviation } = self.normalise;
-        let training = network.config.statistics == Statistics::Batch;
+        let training = network.config.trained;
         BatchTarget { image: network.image, labels: training.then_some(network.labels), mean, deviation }
     }
 }

@@ -50,9 +50,9 @@ __device__ __forceinline__ int own_elements(size_t first, int elements) {
 
 }  // namespace
 
-// trainable elements of each buffer and, in parameters, ema and running, `statistics` more after them. `ema` may
-// be null, and so may `decay_factors`: then each is 1. AdamW has its mean in `momentum`; the shares are 1 − beta, the
-// logarithms those of the betas.
+// trainable elements of each buffer and, in parameters, ema and running, `statistics` more after them. The first `frozen`
+// and `frozen_statistics` of them stay as they are. `ema` may be null, and so may `decay_factors`: then each is 1. AdamW has
+// its mean in `momentum`; the shares are 1 − beta, the logarithms those of the betas. `chunks`: those with elements that move.
 #define OPTIMISER_UPDATE_FIELDS(F) \
     F(float*, parameters)          \
     F(const float*, gradients)     \
@@ -63,7 +63,9 @@ __device__ __forceinline__ int own_elements(size_t first, int elements) {
     F(float*, running)             \
     F(const StepBlock*, block)     \
     F(int, trainable)              \
+    F(int, frozen)                 \
     F(int, statistics)             \
+    F(int, frozen_statistics)      \
     F(int, chunks)                 \
     F(float, alpha)                \
     F(float, momentum_factor)      \
@@ -178,19 +180,21 @@ __device__ __forceinline__ void update_statistic(const OptimiserUpdateArguments&
     }
 }
 
-// The first `chunks` blocks have the trainable elements, the others the running statistics.
+// The first `chunks` blocks have the trainable elements, the others the running statistics; both but for the frozen ones.
 template <Rule RULE>
 __device__ __forceinline__ void optimiser_update(const OptimiserUpdateArguments& args) {
     const bool skip = args.block->not_finite != 0;
     const int block = blockIdx.x;
     if (block < args.chunks) {
-        const size_t first = static_cast<size_t>(block) * CHUNK + threadIdx.x * LANES;
-        const int count = own_elements(first, args.trainable);
+        const int chunk = block + args.frozen / CHUNK;
+        const size_t first = static_cast<size_t>(chunk) * CHUNK + threadIdx.x * LANES;
+        // Of the thread's elements, from `begin` to `count`: a border may be within a vector.
+        const int begin = own_elements(first, args.frozen), count = own_elements(first, args.trainable);
         if (skip) return;
-        if (count == LANES) return update_parameters<RULE, LANES>(args, first);
-        for (int i = 0; i < count; i++) update_parameters<RULE, 1>(args, first + i);
+        if (count - begin == LANES) return update_parameters<RULE, LANES>(args, first);
+        for (int i = begin; i < count; i++) update_parameters<RULE, 1>(args, first + i);
     } else {
-        const int at = (block - args.chunks) * THREADS + threadIdx.x;
+        const int at = args.frozen_statistics + (block - args.chunks) * THREADS + threadIdx.x;
         if (at < args.statistics) update_statistic(args, at, skip);
     }
 }

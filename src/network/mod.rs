@@ -32,7 +32,9 @@ use stem::Stem;
 pub struct NetworkConfig {
     /// Images of one forward pass: the micro-batch.
     pub images: usize,
-    /// Batch statistics to train, running ones to evaluate.
+    /// Whether it is trained: the loss and the way back follow the forward pass.
+    pub trained: bool,
+    /// Batch statistics, or running ones: to evaluate, and to train without moving them.
     pub statistics: Statistics,
     /// Ranks whose micro-batches share their statistics; 1 keeps each to its own.
     pub statistics_ranks: usize,
@@ -52,6 +54,7 @@ impl NetworkConfig {
     pub fn inference(images: usize) -> NetworkConfig {
         NetworkConfig {
             images,
+            trained: false,
             statistics: Statistics::Running,
             statistics_ranks: 1,
             drop_path: 0.0,
@@ -200,7 +203,7 @@ fn record(config: NetworkConfig, parts: &Parts) -> Itinerary {
     stem.forward(&mut to);
     blocks.iter().for_each(|block| block.forward(&mut to));
     head.forward(&mut to);
-    if config.statistics == Statistics::Batch {
+    if config.trained {
         to.push(Phase::Loss, None, *loss);
         head.backward(&mut to);
         blocks.iter().rev().for_each(|block| block.backward(&mut to));

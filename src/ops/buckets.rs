@@ -11,15 +11,22 @@
 
 use std::ops::Range;
 
-use super::{Param, Pass};
+use super::{Frozen, Param, Pass};
 
 /// Gradients that are summed over the ranks in one piece.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Bucket {
     /// The bucket's elements of the gradient buffer.
     pub elements: Range<usize>,
+    /// What of the state the step leaves as it is. It is not exchanged: a mean over ranks of equal numbers may round.
+    pub frozen: Frozen,
+}
+
+impl Bucket {
     /// Whether this is the last bucket: the running statistics and the step's figures are exchanged together with it.
-    pub last: bool,
+    pub fn is_last(&self) -> bool {
+        self.elements.start == self.frozen.parameters
+    }
 }
 
 /// The buckets of one backward pass.
@@ -36,11 +43,12 @@ pub fn bucket_bytes(gradients: usize) -> usize {
 }
 
 impl Buckets {
-    /// Cuts the `trainable` gradients that `passes` fill into pieces of `bytes` or more, at the borders of tensors.
+    /// Cuts the gradients that `passes` fill into pieces of `bytes` or more, at the borders of tensors. They are those of
+    /// the `trainable` elements but for the `frozen` ones.
     ///
     /// # Panics
     /// If no pass adds to a gradient: it would be summed before it is complete.
-    pub fn new(passes: &[Pass], trainable: usize, bytes: usize) -> Buckets {
+    pub fn new(passes: &[Pass], trainable: usize, frozen: Frozen, bytes: usize) -> Buckets {
         let mut filled: Vec<(Param, usize)> = Vec::new();
         for (number, pass) in passes.iter().enumerate() {
             pass.gradients(&mut |param| filled.push((param, number)));
@@ -55,17 +63,17 @@ impl Buckets {
                 assert_eq!(param.range().end, start, "no pass adds to the gradients before {start}");
                 let full = 4 * (end - start) >= bytes;
                 // The first layers' gradients are complete last and are few: they must not wait in a large bucket.
-                let tail = start < end && 4 * start <= small;
+                let tail = start < end && 4 * (start - frozen.parameters) <= small;
                 if full || tail && 4 * (end - start) > small {
-                    list.push((ready, Bucket { elements: start..end, last: false }));
+                    list.push((ready, Bucket { elements: start..end, frozen }));
                     end = start;
                 }
                 start = param.offset;
             }
             ready = ready.max(number);
         }
-        assert_eq!(start, 0, "no pass adds to the first gradients");
-        list.push((ready, Bucket { elements: 0..end, last: true }));
+        assert_eq!(start, frozen.parameters, "no pass adds to the first gradients");
+        list.push((ready, Bucket { elements: start..end, frozen }));
         Buckets { list }
     }
 

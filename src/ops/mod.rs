@@ -9,6 +9,7 @@ pub mod buckets;
 pub mod cpu;
 pub mod cuda;
 pub mod device;
+pub mod frozen;
 pub mod optimiser;
 pub mod pass;
 pub mod plan;
@@ -20,6 +21,7 @@ pub mod tensor;
 
 pub use buckets::{Bucket, Buckets};
 pub use device::{Buffer, Device, Ops, Workspace};
+pub use frozen::Frozen;
 pub use optimiser::{RmsPropForm, Rule, Slot, StateSize, WeightDecay};
 pub use pass::*;
 pub use plan::Plan;

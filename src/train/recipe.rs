@@ -19,7 +19,7 @@ use crate::data::augment::Auto;
 use crate::data::{CropMode, NormaliseBy, Sampling, Shuffle};
 use crate::model::{Architecture, BatchNormConfig, ModelError, Padding, Variant};
 use crate::network::NetworkConfig;
-use crate::ops::{LabelForm, Statistics, Update, WeightDecay, Weights};
+use crate::ops::{Frozen, LabelForm, Statistics, Update, WeightDecay, Weights};
 
 /// See the module's description. The names of the fields are those of the flags. A field that checkpoints from before lack
 /// is not written where it has its default.
@@ -147,6 +147,9 @@ pub struct Recipe {
     /// A checksum of the file that the weights came from: its path may change.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub init_from: Option<String>,
+    /// Batch norm normalises by its running statistics, which do not move.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub freeze_bn: bool,
     /// Batch norm takes its statistics over the micro-batches of all ranks.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub sync_bn: bool,
@@ -216,6 +219,7 @@ impl Recipe {
             eval_every: 1.0,
             patience: None,
             init_from: None,
+            freeze_bn: false,
             sync_bn: false,
             normalise: NormaliseBy::Dataset,
         }
@@ -253,6 +257,7 @@ impl Recipe {
             weight_decay_bn: Some(0.0),
             body_lr: Some(1.0),
             classifier_epochs: Some(0.0),
+            freeze_bn: true,
             sync_bn: true,
             normalise: NormaliseBy::Imagenet,
             patience: Some(1),
@@ -287,7 +292,8 @@ impl Recipe {
     pub fn network_config(&self, ranks: usize) -> NetworkConfig {
         NetworkConfig {
             images: self.micro_batch,
-            statistics: Statistics::Batch,
+            trained: true,
+            statistics: if self.freeze_bn { Statistics::Running } else { Statistics::Batch },
             statistics_ranks: if self.sync_bn { ranks } else { 1 },
             drop_path: self.drop_connect,
             dropout: self.dropout,
@@ -302,7 +308,7 @@ impl Recipe {
         if self.ema > 0.0 { &[Weights::Raw, Weights::Ema] } else { &[Weights::Raw] }
     }
 
-    /// The optimiser's step.
+    /// The optimiser's step, for a network of which nothing is frozen.
     pub fn update(&self) -> Update {
         let weight_decay = match self.weight_decay_bn {
             // The factors are the rates themselves: one of the two may be 0.
@@ -317,6 +323,7 @@ impl Recipe {
             weight_decay,
             clip_norm: self.clip_norm.map(|norm| norm as f32),
             ema: self.ema > 0.0,
+            frozen: Frozen::NOTHING,
         }
     }
 

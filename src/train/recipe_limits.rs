@@ -107,6 +107,8 @@ impl Recipe {
         require("patience", patience, patience > 0, "must be at least 1")?;
         self.validate_schedule()?;
         self.validate_optimizer()?;
+        let problem = "with --freeze-bn there are no statistics of a batch to share; leave one out";
+        require("sync-bn", self.sync_bn, !(self.sync_bn && self.freeze_bn), problem)?;
         // TOML's integers are signed.
         require("seed", self.seed, i64::try_from(self.seed).is_ok(), "must be below 2^63")?;
         if !self.batch_size.is_multiple_of(self.micro_batch) {

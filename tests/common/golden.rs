@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use effnet::model::{Architecture, BatchNormConfig, Padding, ParamRole, ParamTable, Variant};
-use effnet::ops::{RmsPropForm, Rule, Update, WeightDecay};
+use effnet::ops::{Frozen, RmsPropForm, Rule, Update, WeightDecay};
 use serde::Deserialize;
 
 use super::fixture::relative_error;
@@ -138,6 +138,7 @@ impl Golden {
             weight_decay: WeightDecay::uniform(o.weight_decay as f32),
             clip_norm: None,
             ema: false,
+            frozen: Frozen::NOTHING,
         }
     }
 

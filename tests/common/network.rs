@@ -2,7 +2,7 @@
 
 use effnet::model::{Architecture, BatchNormConfig, Padding, Variant};
 use effnet::network::NetworkConfig;
-use effnet::ops::{RmsPropForm, Rule, Statistics, Update, WeightDecay};
+use effnet::ops::{Frozen, RmsPropForm, Rule, Statistics, Update, WeightDecay};
 
 /// A member of the family with PyTorch's padding and constants.
 pub fn architecture(variant: Variant, classes: usize, side: usize) -> Architecture {
@@ -12,6 +12,7 @@ pub fn architecture(variant: Variant, classes: usize, side: usize) -> Architectu
 /// Training with masks and label smoothing.
 pub fn training(images: usize) -> NetworkConfig {
     NetworkConfig {
+        trained: true,
         statistics: Statistics::Batch,
         drop_path: 0.2,
         dropout: 0.2,
@@ -26,4 +27,5 @@ pub const UPDATE: Update = Update {
     weight_decay: WeightDecay { rate: 1e-5, by_parameter: false },
     clip_norm: None,
     ema: true,
+    frozen: Frozen::NOTHING,
 };

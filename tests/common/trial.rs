@@ -73,9 +73,10 @@ impl Trial {
         let device = CudaDevice::new(precision);
         // This device stores every tensor, so it runs the list as it was recorded.
         let passes = network.recorded.passes();
-        let buckets = Buckets::new(&passes, table.trainable(), 16 << 10);
+        let frozen = Frozen::of(&passes, table.trainable(), table.total());
+        let buckets = Buckets::new(&passes, table.trainable(), frozen, 16 << 10);
         let micro_batches = config.step_images / config.images;
-        let (update, learning_rate) = (UPDATE, 1e-2);
+        let (update, learning_rate) = (Update { frozen, ..UPDATE }, 1e-2);
         Trial {
             precision,
             device,
@@ -94,7 +95,7 @@ impl Trial {
     pub fn recomputing(mut self) -> Trial {
         self.device = CudaDevice::recomputing(self.precision);
         self.passes = self.network.itinerary(&self.device).passes();
-        self.buckets = Buckets::new(&self.passes, self.table.trainable(), 16 << 10);
+        self.buckets = Buckets::new(&self.passes, self.table.trainable(), self.update.frozen, 16 << 10);
         self
     }
 

@@ -5,7 +5,7 @@ use effnet::model::{ParamTable, Variant};
 use effnet::network::Network;
 use effnet::ops::buckets::bucket_bytes;
 use effnet::ops::cpu::CpuDevice;
-use effnet::ops::{Buckets, Pass};
+use effnet::ops::{Buckets, Frozen, Pass};
 
 fn passes(variant: Variant) -> (ParamTable, Vec<Pass>) {
     let arch = architecture(variant, 1000, variant.scaling().resolution);
@@ -36,13 +36,13 @@ fn buckets_partition_the_gradients_from_the_end_and_the_last_is_small() {
     for (variant, least) in [(Variant::B0, 4), (Variant::B7, 8)] {
         let (table, passes) = passes(variant);
         let bytes = bucket_bytes(table.trainable());
-        let buckets = Buckets::new(&passes, table.trainable(), bytes);
+        let buckets = Buckets::new(&passes, table.trainable(), Frozen::NOTHING, bytes);
         let mut end = table.trainable();
         let mut before = 0;
         for (ready, bucket) in buckets.iter() {
             assert_eq!(bucket.elements.end, end);
             assert!(*ready >= before && *ready < passes.len(), "{variant}: {ready} after {before}");
-            assert_eq!(bucket.last, bucket.elements.start == 0);
+            assert_eq!(bucket.is_last(), bucket.elements.start == 0);
             (end, before) = (bucket.elements.start, *ready);
             // A bucket is complete if no later pass adds to it.
             for later in &passes[ready + 1..] {

@@ -213,7 +213,7 @@ mod one_rank_gives_what_none_gives {
 fn step_of_gradients(trial: &Trial, ops: &mut CudaOps<HostGpu>, gradients: &[f32]) -> Result<Step> {
     ops.begin_step()?;
     ops.write_state(Buffer::Gradients, gradients)?;
-    ops.reduce(&Bucket { elements: 0..gradients.len(), last: true })?;
+    ops.reduce(&Bucket { elements: 0..gradients.len(), frozen: Frozen::NOTHING })?;
     ops.run(&trial.update.into())?;
     ops.end_step()?;
     trial.outcome(ops)
@@ -299,9 +299,11 @@ fn exchange_without_a_group_or_with_gaps_is_refused() {
         ops.begin_step().unwrap();
         let error = ops.run(&trial.update.into()).unwrap_err().to_string();
         assert!(error.contains(&format!("update before {all} gradients")), "{error}");
-        ops.reduce(&Bucket { elements: 100..all, last: false }).unwrap();
-        for (elements, last) in [(0..all, true), (0..99, true), (0..100, false), (50..100, true)] {
-            assert!(ops.reduce(&Bucket { elements: elements.clone(), last }).is_err(), "{elements:?} {last}");
+        let frozen = |parameters| Frozen { parameters, statistics: 0 };
+        ops.reduce(&Bucket { elements: 100..all, frozen: frozen(0) }).unwrap();
+        for (elements, parameters) in [(0..all, 0), (0..99, 0), (0..100, 50), (50..99, 50)] {
+            let bucket = Bucket { elements, frozen: frozen(parameters) };
+            assert!(ops.reduce(&bucket).is_err(), "{bucket:?}");
         }
         let error = ops.run(&trial.update.into()).unwrap_err().to_string();
         assert!(error.contains("update before 100 gradients"), "{error}");

@@ -93,7 +93,8 @@ impl Trial {
         assert_eq!(table.trainable(), golden.parameters, "{}: parameters", golden.file);
         let images = golden.batch;
         let (statistics, label_smoothing) = (Statistics::Batch, golden.label_smoothing);
-        let plain = NetworkConfig { statistics, label_smoothing, ..NetworkConfig::inference(images) };
+        let plain =
+            NetworkConfig { trained: true, statistics, label_smoothing, ..NetworkConfig::inference(images) };
         // The stated rates are rate·i/n; the network takes the rate.
         let blocks = arch.blocks.len();
         let drop_path =

@@ -60,7 +60,8 @@ pub fn forward(
 }
 
 /// For the kernels: one pixel, odd sides, a map that fits a block, and one that a block slides down.
-const CUDA_SHAPES: [(usize, usize, usize); 5] = [(5, 1, 8), (5, 3, 24), (3, 7, 40), (3, 15, 16), (1, 33, 40)];
+pub const CUDA_SHAPES: [(usize, usize, usize); 5] =
+    [(5, 1, 8), (5, 3, 24), (3, 7, 40), (3, 15, 16), (1, 33, 40)];
 
 fn forward_cases(shapes: &[(usize, usize, usize)], kinds: &[(bool, Statistics)]) -> Vec<Case> {
     let mut cases = Vec::new();
@@ -190,7 +191,7 @@ pub fn backward(
     }
 }
 
-fn backward_cases(shapes: &[(usize, usize, usize)], inputs: &[Input]) -> Vec<Case> {
+pub fn backward_cases(shapes: &[(usize, usize, usize)], inputs: &[Input]) -> Vec<Case> {
     let mut cases = Vec::new();
     for &(images, side, channels) in shapes {
         // Over fewer rows the terms of batch norm's gradient cancel, and no digits are left to compare.
@@ -207,7 +208,7 @@ fn backward_cases(shapes: &[(usize, usize, usize)], inputs: &[Input]) -> Vec<Cas
     cases
 }
 
-const INPUTS: [Input; 3] = [
+pub const INPUTS: [Input; 3] = [
     Input::Normalised,
     Input::Identity { shortcut: true, drops: true },
     Input::Identity { shortcut: false, drops: false },

@@ -121,7 +121,7 @@ pub fn backward(
     }
 }
 
-fn backward_cases() -> Vec<Case> {
+pub fn backward_cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for (images, pixels, inputs, outputs) in SHAPES {
         for (shortcut, drops) in [(false, false), (true, false), (false, true), (true, true)] {

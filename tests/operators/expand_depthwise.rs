@@ -84,7 +84,7 @@ fn backward_case(window: Window, shape @ [images, side, inputs, channels]: [usiz
     case(f, pass.into(), channels.max(rows))
 }
 
-fn backward_cases() -> Vec<Case> {
+pub fn backward_cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for (kind, shape) in SHAPES.into_iter().enumerate() {
         let [images, side, ..] = shape;

@@ -204,7 +204,7 @@ fn loss_does_not_hide_what_is_not_a_number() {
     }
 }
 
-fn backward_cases(shapes: &[(usize, usize, usize, usize)]) -> Vec<Case> {
+pub fn backward_cases(shapes: &[(usize, usize, usize, usize)]) -> Vec<Case> {
     let mut cases = Vec::new();
     for &(images, pixels, channels, classes) in shapes {
         for drops in [false, true] {

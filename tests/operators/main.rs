@@ -10,6 +10,7 @@ mod common;
 mod depthwise;
 mod expand;
 mod expand_depthwise;
+mod frozen;
 mod harness;
 mod head;
 mod image;

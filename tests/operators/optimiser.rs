@@ -1,6 +1,7 @@
 //! The optimiser against the oracle: three steps of each rule over buffers of awkward lengths.
 
 mod clipping;
+mod frozen;
 mod loss_scale;
 
 use crate::common::fixture::{UNIT, doubles, equal_bits, norm, tolerance};
@@ -110,7 +111,7 @@ fn three_steps_agree_with_the_oracle() {
             for (weight_decay, ema) in
                 [(NO_DECAY, false), (DECAY, false), (DECAY, true), (BY_PARAMETER, true)]
             {
-                let update = Update { rule, weight_decay, clip_norm: None, ema };
+                let update = Update { rule, weight_decay, clip_norm: None, ema, frozen: Frozen::NOTHING };
                 let what = format!("{update:?} over {trainable} of {total}");
                 let mut reference = Reference::new(trainable, total);
                 three_steps(&mut reference, &update, trainable, total);
@@ -139,7 +140,8 @@ fn expect_uniform_decay<O: Ops>(mut device: impl FnMut(usize, usize) -> O) {
             for (factor, uniform) in [(1.0, DECAY), (0.0, NO_DECAY)] {
                 let [got, expected] = [BY_PARAMETER, uniform].map(|weight_decay| {
                     let mut ops = device(trainable, total);
-                    let update = Update { rule, weight_decay, clip_norm: None, ema: true };
+                    let update =
+                        Update { rule, weight_decay, clip_norm: None, ema: true, frozen: Frozen::NOTHING };
                     three_steps_by(&mut ops, &update, &vec![factor; trainable], total, 1.0);
                     state(&mut ops, trainable, total)
                 });
@@ -171,6 +173,7 @@ fn expect_skipped_steps_do_not_count<O: Ops>(mut device: impl FnMut(usize, usize
         weight_decay: DECAY,
         clip_norm: None,
         ema: false,
+        frozen: Frozen::NOTHING,
     };
     let mut moved = |step, skipped| {
         let mut ops = device(trainable, total);
@@ -217,7 +220,13 @@ fn first_steps_are_those_of_the_formula_by_hand() {
         let mut reference = Reference::new(1, 1);
         (reference.parameters[0], reference.gradients[0]) = (1.0, 0.5);
         reference.set_step(StepParams { learning_rate: 0.1, ..StepParams::default() }).unwrap();
-        let update = Update { rule, weight_decay: WeightDecay::uniform(rate), clip_norm: None, ema: false };
+        let update = Update {
+            rule,
+            weight_decay: WeightDecay::uniform(rate),
+            clip_norm: None,
+            ema: false,
+            frozen: Frozen::NOTHING,
+        };
         reference.run(&update.into()).unwrap();
         reference.parameters[0]
     };
@@ -237,7 +246,7 @@ fn running_statistics_and_an_unused_average_keep_their_bits() {
             let mut ops = CpuOps::new(StateSize::new(trainable, total), &[], CpuDevice::fp32(2)).unwrap();
             three_steps(
                 &mut ops,
-                &Update { rule, weight_decay: DECAY, clip_norm: None, ema },
+                &Update { rule, weight_decay: DECAY, clip_norm: None, ema, frozen: Frozen::NOTHING },
                 trainable,
                 total,
             );
@@ -290,7 +299,7 @@ fn three_steps_on_cuda_agree_with_the_oracle<G: TestGpu>() {
             for (weight_decay, ema) in
                 [(NO_DECAY, false), (DECAY, false), (DECAY, true), (BY_PARAMETER, true)]
             {
-                let update = Update { rule, weight_decay, clip_norm: None, ema };
+                let update = Update { rule, weight_decay, clip_norm: None, ema, frozen: Frozen::NOTHING };
                 let mut reference = Reference::new(trainable, total);
                 three_steps(&mut reference, &update, trainable, total);
                 for precision in Precision::ALL {
@@ -326,7 +335,8 @@ on_cuda!(three_steps_on_cuda_agree_with_the_oracle);
 fn expect_the_body_to_rest<O: Ops>(mut device: impl FnMut(usize, usize) -> O) {
     for (trainable, total) in LENGTHS {
         for rule in rules() {
-            let update = Update { rule, weight_decay: DECAY, clip_norm: None, ema: false };
+            let update =
+                Update { rule, weight_decay: DECAY, clip_norm: None, ema: false, frozen: Frozen::NOTHING };
             let start = Formula::of("parameters").values(total, -1.0, 1.0);
             let mut moved = |body: usize, body_rate: f32| {
                 let mut ops = device(trainable, total);

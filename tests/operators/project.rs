@@ -141,7 +141,7 @@ fn backward(f: &mut Fixture, [images, pixels, inputs, outputs]: [usize; 4], drop
     }
 }
 
-fn backward_cases() -> Vec<Case> {
+pub fn backward_cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for (images, pixels, inputs, outputs) in SHAPES {
         for drops in [false, true] {

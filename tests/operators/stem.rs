@@ -86,7 +86,7 @@ fn large_mean() -> [Case; 1] {
 }
 on_every_device!(statistics_survive_a_large_mean, large_mean());
 
-fn backward_cases(shapes: &[(usize, usize, usize)]) -> Vec<Case> {
+pub fn backward_cases(shapes: &[(usize, usize, usize)]) -> Vec<Case> {
     let mut cases = Vec::new();
     for &(images, side, channels) in shapes {
         for padding in PADDINGS {

@@ -7,7 +7,7 @@ use effnet::network::Network;
 use effnet::ops::buckets::bucket_bytes;
 use effnet::ops::cuda::image::{self, RawOnDevice};
 use effnet::ops::cuda::{Address, CudaDevice, CudaOps, Precision, masks, optimiser};
-use effnet::ops::{Buckets, Device, Ops, OpsError, Pass, Result, StateSize, StepParams, Tensor};
+use effnet::ops::{Buckets, Device, Frozen, Ops, OpsError, Pass, Result, StateSize, StepParams, Tensor};
 use effnet::pixels::Editing;
 use effnet::train::Recipe;
 
@@ -70,7 +70,7 @@ pub fn buckets(case: Case) -> Result<(Buckets, ParamTable)> {
     let (_, table, network) = outline(case, 1)?;
     let passes = network.itinerary(&case.device()).passes();
     let trainable = table.trainable();
-    Ok((Buckets::new(&passes, trainable, bucket_bytes(trainable)), table))
+    Ok((Buckets::new(&passes, trainable, Frozen::NOTHING, bucket_bytes(trainable)), table))
 }
 
 /// Runs the launchers of a whole step on the recording GPU: the input, then the network's passes one by one,
@@ -118,7 +118,7 @@ fn record_among(case: Case, ranks: usize) -> Result<Vec<Recorded>> {
     let passes = network.itinerary(&device).passes();
     for (number, pass) in passes.iter().chain([&update]).enumerate() {
         if ranks > 1 && matches!(pass, Pass::Update(_)) {
-            optimiser::look_at_gradients(ops.context())?;
+            optimiser::look_at_gradients(ops.context(), Frozen::NOTHING)?;
         }
         ops.run(pass)?;
         let mut tensors = Vec::new();

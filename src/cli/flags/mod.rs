@@ -235,6 +235,9 @@ pub struct Settings {
     /// Seed of all random numbers; the result does not depend on the number of threads [default: 0]
     #[arg(long, value_name = "N", value_parser = whole, allow_negative_numbers = true, help_heading = RECIPE)]
     pub seed: Option<u64>,
+    /// Batch norm normalises by its running statistics in training too, and does not move them: for trained weights and small batches. Its scale and shift are still trained
+    #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, help_heading = RECIPE)]
+    pub freeze_bn: Option<bool>,
     /// Batch norm takes its statistics over the images of all ranks; otherwise each rank over its own images
     #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, help_heading = RECIPE)]
     pub sync_bn: Option<bool>,

@@ -100,7 +100,7 @@ fn warnings(recipe: &Recipe, images: usize) -> Vec<String> {
     let resolution = recipe.least_resolution();
     let smallest = recipe.architecture(2).and_then(|arch| arch.at(resolution));
     let values = smallest.map_or(2, |arch| arch.final_side().pow(2) * micro_batch);
-    if values < 2 && !recipe.sync_bn {
+    if values < 2 && !recipe.sync_bn && !recipe.freeze_bn {
         lines.push(format!(
             "warning: with --micro-batch {micro_batch} at {resolution}×{resolution} batch norm sees one value of each \
              channel of the last maps, and the network's output is the same for all images; take a larger --batch-size, \

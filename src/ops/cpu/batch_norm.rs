@@ -237,7 +237,7 @@ impl<'a> NormSums<'a> {
             }
         });
         let exchange = match &cx.exchange {
-            Some(exchange) if bn.ranks > 1 => exchange,
+            Some(exchange) if bn.is_shared() => exchange,
             _ => return,
         };
         let own = sums.to_vec();
@@ -253,13 +253,14 @@ impl<'a> NormSums<'a> {
     }
 }
 
-/// Coefficients [4, C] of dy = a·du + b·(y − μ) + c, that is γ·r·(du − Σdu/M − ŷ·Σ(du·ŷ)/M): rows a, b, c, μ.
+/// Coefficients [4, C] of dy = a·du + b·(y − μ) + c, that is γ·r·(du − Σdu/M − ŷ·Σ(du·ŷ)/M): rows a, b, c, μ. With running
+/// statistics b and c are 0.
 pub fn backward_coefficients(cx: &Context, bn: &BatchNorm, out: &mut [f32]) {
     let channels = bn.channels;
     let (coefficients, sums) = (cx.read(bn.coefficients), cx.read(bn.sums));
     for c in 0..channels {
         let [mean, r, scale] = [0, 1, 2].map(|row| coefficients[row * channels + c] as f64);
-        let m = (bn.rows * bn.ranks) as f64;
+        let m = bn.values();
         out[c] = scale as f32;
         out[channels + c] = (-scale * r * sums[channels + c] as f64 / m) as f32;
         out[2 * channels + c] = (-scale * sums[c] as f64 / m) as f32;

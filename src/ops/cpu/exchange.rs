@@ -84,14 +84,15 @@ impl Exchange {
             self.chain.submit(values.as_mut_ptr().cast(), values.len(), Sum::F32)
         };
         let mut ticket = own;
-        if bucket.last {
-            let statistics = state.total - state.trainable;
+        if bucket.is_last() {
+            let first = state.trainable + bucket.frozen.statistics;
+            let statistics = state.total - first;
             *self.figures = Figures { loss: [figures.loss], correct: [figures.correct] };
             let Figures { loss, correct } = &mut *self.figures;
             // SAFETY: as above. The figures belong to `self`, which reads them after `finish` has waited, and they do
             // not move.
             ticket = unsafe {
-                let values = state.parameters.floats_mut(4 * state.trainable, statistics);
+                let values = state.parameters.floats_mut(4 * first, statistics);
                 self.chain.submit(values.as_mut_ptr().cast(), statistics, Sum::MeanF32);
                 self.chain.submit(loss.as_mut_ptr().cast(), 1, Sum::F64);
                 self.chain.submit(correct.as_mut_ptr().cast(), 1, Sum::U64)
@@ -102,7 +103,7 @@ impl Exchange {
             && let Some(step) = steps.len().checked_sub(1)
         {
             buckets.push(Traced { step, bucket: own, last: ticket });
-            if bucket.last {
+            if bucket.is_last() {
                 steps[step].1 = Some(Instant::now());
             }
         }

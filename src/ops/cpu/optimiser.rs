@@ -1,6 +1,7 @@
 //! The optimiser step: one sweep over the flat buffers, including the EMA. Memory bounds its speed, so each buffer
 //! is read once and written once.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::context::{Context, OnCpu};
@@ -66,10 +67,12 @@ impl OnCpu for Update {
         let factors = if self.weight_decay.by_parameter { trainable } else { 0 };
         // SAFETY: as above.
         let factors = unsafe { state.decay_factors.floats(0, factors) };
-        let swept = if self.ema { total } else { trainable };
-        cx.parallel(swept.div_ceil(CHUNK), |task, _| {
-            let range = task * CHUNK..swept.min((task + 1) * CHUNK);
-            // Running statistics have no gradient; they only enter the EMA.
+        // Running statistics have no gradient; they only enter the EMA.
+        let trained = self.frozen.parameters..trainable;
+        let averaged = if self.ema { trainable + self.frozen.statistics..total } else { total..total };
+        let [first, second] = [&trained, &averaged].map(|range| range.len().div_ceil(CHUNK));
+        cx.parallel(first + second, |task, _| {
+            let range = if task < first { chunk(&trained, task) } else { chunk(&averaged, task - first) };
             let moved = range.start.min(trainable)..range.end.min(trainable);
             // SAFETY: each task has its own chunk of every buffer.
             let parameters = unsafe { parameters.part(range.clone()) };
@@ -103,6 +106,12 @@ impl OnCpu for Update {
             rest.sweep(scalars);
         });
     }
+}
+
+/// The `number`-th chunk of a range of elements.
+fn chunk(range: &Range<usize>, number: usize) -> Range<usize> {
+    let start = range.start + number * CHUNK;
+    start..range.end.min(start + CHUNK)
 }
 
 /// A piece of every buffer. The parameters and their average may be longer than the rest: then running statistics follow.

@@ -50,9 +50,10 @@ fn moment_bytes(bn: &BatchNorm) -> usize {
     2 * bn.channels * 4
 }
 
-/// 1/M, with M the number of values of a channel over all ranks.
+/// 1/M, with M the number of values of a channel over all ranks; 0 with running statistics, whose batch norms pass no sums
+/// back.
 pub fn inverse_rows(bn: &BatchNorm) -> f32 {
-    1.0 / (bn.rows * bn.ranks) as f32
+    1.0 / bn.values() as f32
 }
 
 /// Bytes of the sums of `parts` parts.
@@ -237,7 +238,7 @@ pub fn merge<G: Gpu>(
 
 /// With synchronised batch norm, sums `bn.sums` over the ranks.
 pub fn exchange_sums<G: Gpu>(cx: &mut Context<G>, bn: &BatchNorm) -> Result {
-    if bn.ranks == 1 {
+    if !bn.is_shared() {
         return Ok(());
     }
     let sums = Piece { at: cx.tensor(bn.sums), elements: 2 * bn.channels, how: Reduce::SumF32 };

@@ -419,9 +419,9 @@ impl<G: Gpu> Ops for CudaOps<G> {
     }
 
     fn run(&mut self, pass: &Pass) -> Result {
-        if let Pass::Update(_) = pass {
+        if let Pass::Update(update) = pass {
             self.cx.settle()?;
-            exchange::join(&mut self.cx)?;
+            exchange::join(&mut self.cx, update.frozen)?;
         }
         if !masks::waits(pass) {
             masks::draw_waiting(&mut self.cx)?;

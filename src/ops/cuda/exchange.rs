@@ -13,7 +13,7 @@ use std::sync::Arc;
 use super::context::{Context, Exchange, State};
 use super::gpu::{Gpu, Piece, Reduce};
 use super::{optimiser, step};
-use crate::ops::{Bucket, OpsError, Result};
+use crate::ops::{Bucket, Frozen, OpsError, Result};
 use crate::parallel::Group;
 
 /// Joins the ranks of a group. A group of one is allowed: it exchanges with itself.
@@ -36,7 +36,7 @@ pub fn reduce<G: Gpu>(cx: &mut Context<G>, bucket: &Bucket) -> Result {
     let Some(exchange) = &mut cx.exchange else { return Ok(()) };
     let State { gradients, running, block, trainable, total, .. } = cx.state;
     let std::ops::Range { start, end } = bucket.elements;
-    if end != exchange.left || bucket.last != (start == 0) {
+    if end != exchange.left || start < bucket.frozen.parameters {
         let left = exchange.left;
         return Err(OpsError::Device(format!(
             "cannot sum the gradients from {start} to {end} now, {left} are left"
@@ -45,10 +45,12 @@ pub fn reduce<G: Gpu>(cx: &mut Context<G>, bucket: &Bucket) -> Result {
     exchange.left = start;
     let sum = Piece { at: gradients.offset(4 * start), elements: end - start, how: Reduce::SumF32 };
     let mut pieces = vec![sum];
-    if bucket.last {
+    if bucket.is_last() {
         pieces.extend(step::shared(block));
-        if total > trainable {
-            pieces.push(Piece { at: running, elements: total - trainable, how: Reduce::AverageF32 });
+        let frozen = bucket.frozen.statistics;
+        let elements = total - trainable - frozen;
+        if elements > 0 {
+            pieces.push(Piece { at: running.offset(4 * frozen), elements, how: Reduce::AverageF32 });
         }
     }
     let gpu = &mut cx.gpu;
@@ -56,7 +58,7 @@ pub fn reduce<G: Gpu>(cx: &mut Context<G>, bucket: &Bucket) -> Result {
     let Some(timing) = &mut cx.profile else { return gpu.all_reduce(&pieces) };
     let times = &mut timing.exchange;
     let ready = gpu.mark()?;
-    if bucket.last {
+    if bucket.is_last() {
         times.backward_ends(gpu)?;
     }
     let began = gpu.collective_mark()?;
@@ -65,19 +67,19 @@ pub fn reduce<G: Gpu>(cx: &mut Context<G>, bucket: &Bucket) -> Result {
     Ok(())
 }
 
-/// Waits for the step's sums.
+/// Waits for the step's sums, of all gradients but the frozen ones.
 ///
 /// # Errors
 /// Not all gradients were summed.
-pub fn join<G: Gpu>(cx: &mut Context<G>) -> Result {
+pub fn join<G: Gpu>(cx: &mut Context<G>, frozen: Frozen) -> Result {
     let Some(exchange) = &mut cx.exchange else { return Ok(()) };
     let left = std::mem::replace(&mut exchange.left, cx.state.trainable);
-    if left > 0 {
+    if let Some(left) = left.checked_sub(frozen.parameters).filter(|left| *left > 0) {
         return Err(OpsError::Device(format!("update before {left} gradients were summed over the ranks")));
     }
     cx.gpu.collective_end()?;
     if let Some(timing) = &mut cx.profile {
         timing.end_exchange(&mut cx.gpu);
     }
-    optimiser::look_at_gradients(cx)
+    optimiser::look_at_gradients(cx, frozen)
 }

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, HashMap};
 use super::context::{Context, State, StoredWeights};
 use super::gpu::{Address, Gpu};
 use super::precision::Precision;
-use crate::ops::{Plan, Result, RmsPropForm, Rule, Update};
+use crate::ops::{Frozen, Plan, Result, RmsPropForm, Rule, Update};
 
 /// Good steps after which the loss scale of fp16 doubles.
 pub const GROWTH_INTERVAL: u32 = 2000;
@@ -32,10 +32,12 @@ impl OnCuda for Update {
     /// in the step's block and clears its flag.
     fn launch<G: Gpu>(&self, cx: &mut Context<G>) -> Result {
         if let Some(most) = self.clip_norm {
-            clip(cx, most)?;
+            clip(cx, most, self.frozen)?;
         }
         let State { trainable, total, .. } = cx.state;
-        let chunks = trainable.div_ceil(CHUNK);
+        // A chunk with frozen elements and others is the first one.
+        let chunks = trainable.div_ceil(CHUNK) - self.frozen.parameters / CHUNK;
+        let statistics = total - trainable - self.frozen.statistics;
         let kernel = match self.rule {
             Rule::RmsProp { form: RmsPropForm::PyTorch, .. } => RMSPROP_PYTORCH,
             Rule::RmsProp { form: RmsPropForm::TensorFlow, .. } => RMSPROP_TENSORFLOW,
@@ -67,7 +69,9 @@ impl OnCuda for Update {
             running: cx.state.running,
             block: cx.state.block,
             trainable: trainable as i32,
+            frozen: self.frozen.parameters as i32,
             statistics: (total - trainable) as i32,
+            frozen_statistics: self.frozen.statistics as i32,
             chunks: chunks as i32,
             alpha,
             momentum_factor,
@@ -78,7 +82,7 @@ impl OnCuda for Update {
             square_log: beta2.ln() as f32,
             weight_decay: self.weight_decay.rate,
         };
-        let blocks = chunks + (total - trainable).div_ceil(THREADS);
+        let blocks = chunks + statistics.div_ceil(THREADS);
         cx.launch(&kernel, [blocks, 1, 1], THREADS, 0, arguments)?;
         let arguments = OptimiserScaleArguments {
             block: cx.state.block,
@@ -96,8 +100,9 @@ pub fn squares_bytes(trainable: usize) -> usize {
 }
 
 /// Takes the norm of all gradients, and from it the factor that the update multiplies them by.
-fn clip<G: Gpu>(cx: &mut Context<G>, most: f32) -> Result {
-    let State { trainable, gradients, squares, block, .. } = cx.state;
+fn clip<G: Gpu>(cx: &mut Context<G>, most: f32, frozen: Frozen) -> Result {
+    let State { squares, block, .. } = cx.state;
+    let (gradients, trainable) = trained_gradients(cx, frozen);
     let chunks = trainable.div_ceil(CHUNK);
     let arguments = OptimiserSquaresArguments { gradients, squares, trainable: trainable as i32 };
     cx.launch(&SQUARES, [chunks, 1, 1], THREADS, THREADS * size_of::<f64>(), arguments)?;
@@ -105,9 +110,17 @@ fn clip<G: Gpu>(cx: &mut Context<G>, most: f32) -> Result {
     cx.launch(&CLIP, [1, 1, 1], THREADS, THREADS * size_of::<f64>(), arguments)
 }
 
+/// Where the gradients begin that are not frozen, and their number. Before them, up to a chunk's border, are zeros.
+fn trained_gradients<G: Gpu>(cx: &Context<G>, frozen: Frozen) -> (Address, usize) {
+    let State { trainable, gradients, .. } = cx.state;
+    let left_out = frozen.parameters / CHUNK * CHUNK;
+    (gradients.offset(4 * left_out), trainable - left_out)
+}
+
 /// Raises the step's flag if a gradient is not finite.
-pub fn look_at_gradients<G: Gpu>(cx: &mut Context<G>) -> Result {
-    let State { trainable, gradients, block, .. } = cx.state;
+pub fn look_at_gradients<G: Gpu>(cx: &mut Context<G>, frozen: Frozen) -> Result {
+    let block = cx.state.block;
+    let (gradients, trainable) = trained_gradients(cx, frozen);
     let arguments = OptimiserFiniteArguments { gradients, block, trainable: trainable as i32 };
     cx.launch(&FINITE, [trainable.div_ceil(CHUNK), 1, 1], THREADS, 0, arguments)
 }

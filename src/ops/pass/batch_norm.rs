@@ -8,7 +8,7 @@ use crate::ops::tensor::{Param, Tensor};
 pub enum Statistics {
     /// From the batch, taken in the epilogue of the pass that stores y; running statistics move with it.
     Batch,
-    /// From the running statistics, by [`BatchNormInference`] before the forward pass.
+    /// From the running statistics, by [`BatchNormInference`] before the forward pass. They do not move.
     Running,
 }
 
@@ -33,6 +33,23 @@ pub struct BatchNorm {
     pub coefficients: Tensor,
     /// [2, C]: Σdu and Σ(du·ŷ). The pass that fills it adds both to the gradients of β and γ.
     pub sums: Tensor,
+}
+
+impl BatchNorm {
+    /// M in the backward formula dy = γ·r·(du − Σdu/M − ŷ·Σ(du·ŷ)/M): the values that mean and variance are taken of.
+    /// Infinite with running statistics, which do not depend on the batch: dy = γ·r·du is left. The two sums are then
+    /// the gradients of β and γ alone.
+    pub fn values(&self) -> f64 {
+        match self.statistics {
+            Statistics::Batch => (self.rows * self.ranks) as f64,
+            Statistics::Running => f64::INFINITY,
+        }
+    }
+
+    /// Whether ranks take the statistics, and the sums of the backward formula, together.
+    pub fn is_shared(&self) -> bool {
+        self.ranks > 1 && self.statistics == Statistics::Batch
+    }
 }
 
 /// Coefficients of the running statistics.

@@ -9,7 +9,8 @@
 //! while loading, statistics are taken while storing. Gradients are named after what they are the gradient
 //! of: `du` is the gradient at a batch norm's output (before γ), `da` at the projection's input a2·gate.
 //! With ŷ = (y−μ)·r and M rows, batch norm's backward is dy = γ·r·(du − Σdu/M − ŷ·Σ(du·ŷ)/M): the two sums
-//! are always taken by the pass that makes `du`, the formula is always applied by the pass that loads it.
+//! are always taken by the pass that makes `du`, the formula is always applied by the pass that loads it. If μ and r are
+//! those of the running statistics, dy = γ·r·du ([`BatchNorm::values`]).
 //!
 //! All activations are NHWC, that is [rows, channels] matrices. Weights are in PyTorch's order. Gradients of
 //! parameters are *added* to the gradient buffer, so that micro-batches accumulate.

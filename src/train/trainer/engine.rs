@@ -17,8 +17,8 @@ use crate::model::{Architecture, ParamTable};
 use crate::network::{Inference, Itinerary, Network};
 use crate::ops::buckets::bucket_bytes;
 use crate::ops::{
-    BatchInput, BatchTarget, Buckets, Buffer, Device, Labels, LossScale, Ops, OpsError, Pass, Plan,
-    ProfileReport, Result, Sequence, StateSize, StepFigures, StepParams,
+    BatchInput, BatchTarget, Buckets, Buffer, Device, Frozen, Labels, LossScale, Ops, OpsError, Pass, Plan,
+    ProfileReport, Result, Sequence, StateSize, StepFigures, StepParams, Update,
 };
 use crate::train::checkpoint::Snapshot;
 use crate::train::device::{self, Hardware, Needs};
@@ -35,6 +35,7 @@ struct Training {
     /// The passes of one micro-batch.
     itinerary: Itinerary,
     buckets: Buckets,
+    frozen: Frozen,
 }
 
 impl Training {
@@ -42,9 +43,11 @@ impl Training {
         let table = ParamTable::new(arch);
         let network = Network::new(arch, &table, recipe.network_config(ranks));
         let (plan, itinerary) = (network.plan(device), network.itinerary(device));
+        let passes = itinerary.passes();
         let trainable = table.trainable();
-        let buckets = Buckets::new(&itinerary.passes(), trainable, bucket_bytes(trainable));
-        Training { network, plan, itinerary, buckets }
+        let frozen = Frozen::of(&passes, trainable, table.total());
+        let buckets = Buckets::new(&passes, trainable, frozen, bucket_bytes(trainable - frozen.parameters));
+        Training { network, plan, itinerary, buckets, frozen }
     }
 }
 
@@ -98,7 +101,9 @@ impl<O: Ops + Send> Engine<O> {
         let stages = recipe.stages().into_iter().map(stage).collect::<Result<Vec<_>>>()?;
         let evaluation = Inference::new(arch, &table, recipe.micro_batch, device, recipe.weights());
         let evaluation_plan = evaluation.plan(device);
-        let update = recipe.update();
+        // The layers of all stages are the same, and so is what is frozen of them.
+        let frozen = stages.first().map_or(Frozen::NOTHING, |stage| stage.frozen);
+        let update = Update { frozen, ..recipe.update() };
         let (trainable, total) = (table.trainable(), table.total());
         let (slots, decay_factors) = (update.rule.slots().len(), update.weight_decay.by_parameter);
         let state = StateSize { trainable, total, slots, decay_factors };

@@ -25,7 +25,10 @@ impl Reference {
         let norm = self.norm(bn, Reference::raw_weight);
         let (beta, gamma) = norm.parameter_gradients(du, y);
         self.sums.borrow_mut().insert(bn.sums.id, [beta, gamma].concat());
-        norm.backward(du, y)
+        match bn.statistics {
+            Statistics::Batch => norm.backward(du, y),
+            Statistics::Running => norm.backward_of_constants(du),
+        }
     }
 
     /// du = keep·dx at the batch norm that ended the block before.

@@ -56,6 +56,11 @@ impl Norm {
         (beta, gamma)
     }
 
+    /// Gradient at y where mean and variance do not depend on y.
+    pub fn backward_of_constants(&self, du: &[f64]) -> Vec<f64> {
+        self.map(du, |c, du| du * self.gamma[c] * self.r[c])
+    }
+
     /// Gradient at y by the chain rule through ŷ, the variance and the mean, where both are of this batch.
     pub fn backward(&self, du: &[f64], y: &[f64]) -> Vec<f64> {
         let channels = self.channels();

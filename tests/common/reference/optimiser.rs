@@ -5,7 +5,7 @@ use effnet::ops::*;
 
 impl Reference {
     pub(super) fn optimise(&mut self, p: &Update) {
-        let step = self.step;
+        let (step, frozen) = (self.step, p.frozen);
         let rate = |i: usize| decimal(if i < step.body { step.body_rate } else { step.learning_rate });
         let trainable = self.gradients.len();
         let mut gradients = self.gradients.clone();
@@ -27,7 +27,7 @@ impl Reference {
             Rule::Sgd { momentum, nesterov } => {
                 let momentum = decimal(momentum);
                 let [buffer, _] = &mut self.slots;
-                for (i, gradient) in gradients.into_iter().enumerate() {
+                for (i, gradient) in gradients.into_iter().enumerate().skip(frozen.parameters) {
                     buffer[i] = momentum * buffer[i] + gradient;
                     let push = if nesterov { gradient + momentum * buffer[i] } else { buffer[i] };
                     parameters[i] -= rate(i) * push;
@@ -37,7 +37,7 @@ impl Reference {
                 let made = self.step.step as i32 - self.skipped as i32 + 1;
                 let decay = decimal(p.weight_decay.rate);
                 let [mean_square, mean] = &mut self.slots;
-                for (i, gradient) in gradients.into_iter().enumerate() {
+                for (i, gradient) in gradients.into_iter().enumerate().skip(frozen.parameters) {
                     let factor = if p.weight_decay.by_parameter { self.decay_factors[i] } else { 1.0 };
                     parameters[i] *= 1.0 - rate(i) * decay * factor;
                     mean[i] = beta1 * mean[i] + (1.0 - beta1) * gradient;
@@ -50,7 +50,7 @@ impl Reference {
             Rule::RmsProp { form, alpha, momentum, eps } => {
                 let (alpha, momentum, eps) = (decimal(alpha), decimal(momentum), decimal(eps));
                 let [mean_square, buffer] = &mut self.slots;
-                for (i, gradient) in gradients.into_iter().enumerate() {
+                for (i, gradient) in gradients.into_iter().enumerate().skip(frozen.parameters) {
                     let square = alpha * mean_square[i] + (1.0 - alpha) * gradient * gradient;
                     mean_square[i] = square;
                     let (push, factor) = match form {
@@ -64,8 +64,9 @@ impl Reference {
         }
         if p.ema {
             let decay = decimal(self.step.ema_decay);
-            for (ema, value) in self.ema.iter_mut().zip(&self.parameters) {
-                *ema = decay * *ema + (1.0 - decay) * value;
+            let statistics = trainable + frozen.statistics..self.parameters.len();
+            for i in (frozen.parameters..trainable).chain(statistics) {
+                self.ema[i] = decay * self.ema[i] + (1.0 - decay) * self.parameters[i];
             }
         }
     }

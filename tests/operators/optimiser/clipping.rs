@@ -11,7 +11,13 @@ fn expect_clipping<O: Ops>(mut device: impl FnMut(usize, usize) -> O, scale: f32
         for rule in rules() {
             for (what, most) in [("half", 0.5 * full as f32), ("ample", 1e3), ("none", f32::NAN)] {
                 let clip_norm = (what != "none").then_some(most);
-                let update = Update { rule, weight_decay: BY_PARAMETER, clip_norm, ema: false };
+                let update = Update {
+                    rule,
+                    weight_decay: BY_PARAMETER,
+                    clip_norm,
+                    ema: false,
+                    frozen: Frozen::NOTHING,
+                };
                 let mut ops = device(trainable, total);
                 three_scaled_steps(&mut ops, &update, trainable, total, scale);
                 let got = state(&mut ops, trainable, total);
@@ -63,7 +69,13 @@ on_cuda!(gradients_are_clipped_by_their_norm_in_kernels);
 #[test]
 fn clipping_has_the_same_bits_for_any_number_of_threads() {
     let (trainable, total) = (70_001, 70_501);
-    let update = Update { rule: rules()[0], weight_decay: DECAY, clip_norm: Some(0.7), ema: true };
+    let update = Update {
+        rule: rules()[0],
+        weight_decay: DECAY,
+        clip_norm: Some(0.7),
+        ema: true,
+        frozen: Frozen::NOTHING,
+    };
     let run = |threads| {
         let mut ops = CpuOps::new(StateSize::new(trainable, total), &[], CpuDevice::fp32(threads)).unwrap();
         three_steps(&mut ops, &update, trainable, total);
@@ -80,7 +92,13 @@ fn clipping_has_the_same_bits_for_any_number_of_threads() {
 
 fn clipping_has_the_same_bits_in_any_order_of_blocks<G: TestGpu>() {
     let (trainable, total) = (600 * 2048 + 5, 600 * 2048 + 9);
-    let update = Update { rule: rules()[2], weight_decay: NO_DECAY, clip_norm: Some(0.7), ema: false };
+    let update = Update {
+        rule: rules()[2],
+        weight_decay: NO_DECAY,
+        clip_norm: Some(0.7),
+        ema: false,
+        frozen: Frozen::NOTHING,
+    };
     let runs = G::WAYS.iter().map(|way| {
         let mut ops = cuda::<G>(Precision::Fp32, trainable, total, *way);
         three_steps(&mut ops, &update, trainable, total);
@@ -100,7 +118,13 @@ on_cuda!(clipping_has_the_same_bits_in_any_order_of_blocks);
 #[test]
 fn norm_that_is_not_finite_skips_the_step() {
     let mut ops = CpuOps::new(StateSize::new(10, 12), &[], CpuDevice::fp32(2)).unwrap();
-    let update = Update { rule: rules()[0], weight_decay: DECAY, clip_norm: Some(1.0), ema: true };
+    let update = Update {
+        rule: rules()[0],
+        weight_decay: DECAY,
+        clip_norm: Some(1.0),
+        ema: true,
+        frozen: Frozen::NOTHING,
+    };
     three_steps(&mut ops, &update, 10, 12);
     let before = state(&mut ops, 10, 12);
     let mut gradients = vec![0.1; 10];

@@ -41,7 +41,7 @@ fn skipped<G: TestGpu>(ops: &mut CudaOps<G>) -> u32 {
 /// it had not happened.
 fn step_that_overflows_changes_nothing<G: TestGpu>() {
     for (rule, clip_norm) in rules().into_iter().flat_map(|rule| [(rule, None), (rule, Some(1.0))]) {
-        let update = Update { rule, weight_decay: DECAY, clip_norm, ema: true };
+        let update = Update { rule, weight_decay: DECAY, clip_norm, ema: true, frozen: Frozen::NOTHING };
         for precision in Precision::ALL {
             let next = |step| StepParams { step, ..params(2) };
             let mut untouched = midway::<G>(precision, &update);
@@ -96,7 +96,13 @@ fn sum_that_is_not_finite_raises_the_flag<G: TestGpu>() {
                 ops.read_state(Buffer::Gradients, &mut after).unwrap();
                 assert!(equal_bits(&after, gradients), "{trainable} of {total}: gradients were changed");
                 // The update skips the step and lowers the flag.
-                let update = Update { rule: rules()[3], weight_decay: NO_DECAY, clip_norm: None, ema: false };
+                let update = Update {
+                    rule: rules()[3],
+                    weight_decay: NO_DECAY,
+                    clip_norm: None,
+                    ema: false,
+                    frozen: Frozen::NOTHING,
+                };
                 ops.run(&update.into()).unwrap();
                 raised
             };
@@ -161,6 +167,7 @@ fn scales<G: TestGpu>(ops: &mut CudaOps<G>, overflows: &[bool]) -> Vec<f32> {
         weight_decay: NO_DECAY,
         clip_norm: None,
         ema: false,
+        frozen: Frozen::NOTHING,
     };
     let step = |overflow: &bool| {
         ops.begin_step().unwrap();
@@ -214,6 +221,7 @@ fn copy_of_the_weights_follows_the_choice<G: TestGpu>() {
         weight_decay: NO_DECAY,
         clip_norm: None,
         ema: true,
+        frozen: Frozen::NOTHING,
     };
     for precision in Precision::ALL {
         let mut ops = midway::<G>(precision, &update);
