@@ -7,6 +7,8 @@
 //! `cargo bench --bench network` measures B0 at 32 and 224 (on a GPU at 224, and B4 at 380);
 //! `cargo bench --bench network -- --model b4 --resolution 380 --batch 2 --steps 4` one case; `--json` prints an
 //! object a case, which `tools/compare_pytorch.py` reads.
+//!
+//! `cargo bench --bench peak` prints how many operations a second the CPU could do, of which a pass reaches a share.
 
 use std::str::FromStr;
 use std::sync::Arc;

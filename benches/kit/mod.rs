@@ -2,7 +2,9 @@
 //!
 //! What is measured is taken from the networks' own lists of passes; [`Pass::shape`] says which are alike, so each shape
 //! is measured once. On a GPU the result is a table: microseconds, GB/s, and the share of what a plain copy moves in the
-//! same run, at the end the sums over a network's layers. Where there is no GPU, criterion measures the CPU.
+//! same run, at the end the sums over a network's layers. Where there is no GPU, criterion measures the CPU, in each
+//! precision; `-- bf16` after the benchmark's name chooses one. How fast arithmetic can be there is what
+//! `cargo bench --bench peak` prints.
 
 #[path = "../../tests/common/formula.rs"]
 mod formula;
@@ -122,18 +124,19 @@ fn title(pass: &Pass) -> String {
 fn on_cpu(wanted: fn(&Pass) -> bool) -> Result {
     let mut criterion = Criterion::default().configure_from_args();
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let device = CpuDevice::fp32(threads);
-    for case in ON_CPU {
+    for (case, precision) in ON_CPU.into_iter().flat_map(|case| CpuDevice::PRECISIONS.map(|p| (case, p))) {
+        let device = CpuDevice::new(threads, precision);
         let layers = Layers::new(case, &device, wanted);
         let (variant, side, images) = case;
-        let mut group = criterion.benchmark_group(format!("{variant} at {side}, batch {images}"));
+        let mut group =
+            criterion.benchmark_group(format!("{variant} at {side}, batch {images}, {precision}"));
         // A whole network's layers should not take minutes.
         group.sample_size(10).warm_up_time(std::time::Duration::from_millis(200));
         group.measurement_time(std::time::Duration::from_millis(800));
         for (pass, count) in &layers.passes {
             let plan = layers.plan(pass, &device);
             let (trainable, total) = (layers.table.trainable(), layers.table.total());
-            let mut ops = CpuOps::new(StateSize::new(trainable, total), &[&plan], CpuDevice::fp32(threads))?;
+            let mut ops = CpuOps::new(StateSize::new(trainable, total), &[&plan], device)?;
             layers.fill(&mut ops, pass, &plan)?;
             group.throughput(Throughput::Bytes(layers.bytes(pass, &device)));
             let name = format!("{} ({count} layers)", title(pass));
