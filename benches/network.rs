@@ -8,6 +8,8 @@
 //! `cargo bench --bench network -- --model b4 --resolution 380 --batch 2 --steps 4` one case; `--json` prints an
 //! object a case, which `tools/compare_pytorch.py` reads. `--only inference` leaves the other half out; with `--batch 1`
 //! the time of an image is its latency.
+//!
+//! `cargo bench --bench peak` prints how many operations a second the CPU could do, of which a pass reaches a share.
 
 use std::str::FromStr;
 use std::sync::Arc;

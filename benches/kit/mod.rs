@@ -2,7 +2,9 @@
 //!
 //! What is measured is taken from the networks' own lists of passes; [`Pass::shape`] says which are alike, so each shape
 //! is measured once. On a GPU the result is a table: microseconds, GB/s, and the share of what a plain copy moves in the
-//! same run, at the end the sums over a network's layers. Where there is no GPU, criterion measures the CPU.
+//! same run, at the end the sums over a network's layers. Where there is no GPU, criterion measures the CPU, in each
+//! precision; `-- bf16` after the benchmark's name chooses one. How fast arithmetic can be there is what
+//! `cargo bench --bench peak` prints.
 
 #[path = "../../tests/common/formula.rs"]
 mod formula;

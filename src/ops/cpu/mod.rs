@@ -24,6 +24,7 @@ mod head;
 mod masks;
 mod memory;
 mod optimiser;
+pub mod peak;
 mod pool;
 mod project;
 mod residual;

@@ -4,23 +4,34 @@
 //! lanes, each input value is broadcast to a vector and multiplied by its tap's row of weights. The rows
 //! under the window are first copied to scratch memory with the padding's zeros, so that the loops have no special
 //! cases. A task owns a fixed number of output rows, which may belong to several images.
+//!
+//! In the inner loops every address is a base and a constant: the stride is 2, and the weights of [`UNIT`] channels are
+//! packed without gaps. With strides from memory the compiler keeps a pointer for each tap, more than there are
+//! registers, and the loop takes twice the time. The sums go through memory on their way from the products to the
+//! statistics, by an index that is no constant: else the compiler mixes both, and runs out of registers.
+
+mod backward;
 
 use std::ops::Range;
 
 use super::batch_norm::{self, NormStatistics};
 use super::context::{Context, OnCpu, WorkspaceFloats, workspace_floats};
+use super::gemm::rows::STREAM;
 use super::memory::Shared;
-use super::simd::{Element, Vector, dispatch};
+use super::simd::{Element, Vector, dispatch, fence, prefetch_far};
 use super::sweep::{each_vector, read, write};
 use crate::model::Window;
-use crate::ops::{StemBackward, StemForward, Tensor};
+use crate::ops::{StemForward, Tensor};
 
 /// Output rows of a task.
 const TASK_ROWS: usize = 64;
-/// Side of the window, values under one of its rows, and values under all.
+/// Side of the window, its stride, values under one of its rows, and values under all.
 const SIDE: usize = 3;
+const STRIDE: usize = 2;
 const ROW_TAPS: usize = 3 * SIDE;
 const TAPS: usize = ROW_TAPS * SIDE;
+/// Values from a window's column to the next.
+const STEP: usize = 3 * STRIDE;
 /// Channels are rounded up to pairs of the widest vector in scratch and packed weights.
 const UNIT: usize = 32;
 /// Bytes that one task of [`prepare`] converts.
@@ -37,7 +48,7 @@ struct Shape {
 
 impl Shape {
     fn new(images: usize, window: Window, channels: usize) -> Shape {
-        assert_eq!(window.kernel, SIDE, "the stem's window is 3×3");
+        assert_eq!([window.kernel, window.stride], [SIDE, STRIDE], "the stem's window is 3×3, its stride 2");
         Shape { window, channels, rows: images * window.output }
     }
 
@@ -55,7 +66,7 @@ impl Shape {
 
     /// Values of an image row in scratch memory.
     fn row_values(&self) -> usize {
-        let reached = (self.window.output - 1) * self.window.stride + SIDE;
+        let reached = (self.window.output - 1) * STRIDE + SIDE;
         3 * reached.max(self.window.pad + self.window.input)
     }
 
@@ -64,11 +75,11 @@ impl Shape {
     /// The instruction set of `V` is present.
     #[inline(always)]
     unsafe fn gather<V: Vector, E: Element>(&self, image: &[E], row: usize, rows: &mut [f32]) {
-        let Window { stride, input, output, pad, .. } = self.window;
+        let Window { input, output, pad, .. } = self.window;
         let (image, row) = (&image[row / output * input * input * 3..], row % output);
         for (ky, to) in rows.chunks_exact_mut(self.row_values()).enumerate() {
             let (left, right) = (3 * pad, 3 * (pad + input));
-            match (row * stride + ky).checked_sub(pad) {
+            match (row * STRIDE + ky).checked_sub(pad) {
                 Some(y) if y < input => {
                     to[..left].fill(0.0);
                     // SAFETY: the caller's promise.
@@ -101,10 +112,20 @@ fn place_in_weight(tap: usize, channel: usize) -> usize {
     ((channel * 3 + ci) * SIDE + ky) * SIDE + kx
 }
 
+/// PyTorch's [C, 3, 3, 3] as [C rounded up / 32, 27, 32], zero beyond the last channel.
+fn pack(weight: &[f32], channels: usize, to: &mut [f32]) {
+    for (row, to) in to.chunks_exact_mut(UNIT).enumerate() {
+        for (lane, to) in to.iter_mut().enumerate() {
+            let (tap, channel) = (row % TAPS, row / TAPS * UNIT + lane);
+            *to = if channel < channels { weight[place_in_weight(tap, channel)] } else { 0.0 };
+        }
+    }
+}
+
 struct Forward<'a, E> {
     shape: Shape,
     image: &'a [E],
-    /// [27, C rounded up].
+    /// [C rounded up / 32, 27, 32].
     weights: &'a [f32],
     y: Shared<'a, E>,
     /// [tasks, 3, C], if the batch's are taken.
@@ -133,14 +154,7 @@ impl OnCpu for StemForward {
                 NormStatistics::of(cx, &self.bn),
             )
         };
-        let weight = cx.weight(self.weight);
-        for (tap, row) in weights.chunks_exact_mut(shape.padded()).enumerate() {
-            row.fill(0.0);
-            row[..shape.channels]
-                .iter_mut()
-                .enumerate()
-                .for_each(|(c, w)| *w = weight[place_in_weight(tap, c)]);
-        }
+        pack(cx.weight(self.weight), shape.channels, weights);
         let job = Forward {
             shape,
             image: cx.activation::<E>(self.image),
@@ -157,60 +171,10 @@ impl OnCpu for StemForward {
     }
 }
 
-struct Backward<'a, E> {
-    shape: Shape,
-    image: &'a [E],
-    y: &'a [E],
-    du: &'a [E],
-    /// [4, C] of dy = a·du + b·(y−μ) + c.
-    coefficients: &'a [f32],
-    /// [tasks, 27, C].
-    partials: Shared<'a>,
-}
-
-impl OnCpu for StemBackward {
-    fn workspace<E: Element>(&self) -> WorkspaceFloats {
-        let shape = Shape::new(self.images, self.window, self.channels);
-        WorkspaceFloats {
-            shared: workspace_floats(&[4 * shape.channels, shape.tasks() * TAPS * shape.channels]),
-            per_thread: SIDE * shape.row_values() + (self.window.output + TAPS) * shape.padded(),
-        }
-    }
-
-    unsafe fn run<E: Element>(&self, cx: &Context) {
-        let shape = Shape::new(self.images, self.window, self.channels);
-        let channels = shape.channels;
-        // SAFETY: the caller's promise, and the pass takes each of them once.
-        let ([coefficients, partials], gradient) = unsafe {
-            let lengths = [4 * channels, shape.tasks() * TAPS * channels];
-            (cx.workspace(lengths), cx.gradient_mut(self.weight))
-        };
-        batch_norm::backward_coefficients(cx, &self.bn, coefficients);
-        let job = Backward {
-            shape,
-            image: cx.activation::<E>(self.image),
-            y: cx.activation::<E>(self.y),
-            du: cx.activation::<E>(self.du),
-            coefficients,
-            partials: Shared::new(&mut *partials),
-        };
-        assert_eq!([job.y.len(), job.du.len()], [shape.rows * self.window.output * channels; 2]);
-        // SAFETY: `parallel` runs each number once.
-        cx.parallel(shape.tasks(), |number, scratch| unsafe { backward_task(&job, number, scratch) });
-        for at in 0..TAPS * channels {
-            let total: f64 = partials.chunks_exact(TAPS * channels).map(|part| part[at] as f64).sum();
-            gradient[place_in_weight(at / channels, at % channels)] += total as f32;
-        }
-    }
-}
-
 dispatch! {
     /// # Safety
     /// Each number runs once.
     unsafe fn forward_task<E>(job: &Forward<E>, number: usize, scratch: &mut [f32]) => forward_body;
-    /// # Safety
-    /// Each number runs once.
-    unsafe fn backward_task<E>(job: &Backward<E>, number: usize, scratch: &mut [f32]) => backward_body;
 }
 
 /// # Safety
@@ -243,6 +207,9 @@ unsafe fn forward_body<V: Vector, E: Element>(job: &Forward<E>, number: usize, s
             first = false;
         }
     }
+    if job.y.len() >= STREAM {
+        fence();
+    }
     if let Some(partials) = job.statistics {
         for (row, from) in statistics.chunks_exact(shape.padded()).enumerate() {
             let at = (number * 3 + row) * shape.channels;
@@ -265,20 +232,20 @@ unsafe fn block<V: Vector, E: Element, const B: usize>(
     first: bool,
 ) -> usize {
     let shape = &job.shape;
-    let step = 3 * shape.window.stride;
+    let streams = job.y.len() >= STREAM;
     for c in (0..shape.channels).step_by(2 * V::LANES) {
         // SAFETY: rows and weights are as long as the shape says; padded channels are pairs of vectors; the rest is the
         // caller's promise.
         unsafe {
             let mut sums = [[V::zero(); 2]; B];
             for ky in 0..SIDE {
-                let values = rows.as_ptr().add(ky * shape.row_values() + column * step);
-                let weights = job.weights.as_ptr().add(ky * ROW_TAPS * shape.padded() + c);
+                let values = rows.as_ptr().add(ky * shape.row_values() + column * STEP);
+                let weights = job.weights.as_ptr().add((c / UNIT * TAPS + ky * ROW_TAPS) * UNIT + c % UNIT);
                 for tap in 0..ROW_TAPS {
-                    let w = weights.add(tap * shape.padded());
+                    let w = weights.add(tap * UNIT);
                     let w = [V::load(w), V::load(w.add(V::LANES))];
                     for (j, sums) in sums.iter_mut().enumerate() {
-                        let x = V::splat(*values.add(j * step + tap));
+                        let x = V::splat(*values.add(j * STEP + tap));
                         sums[0] = x.mul_add(w[0], sums[0]);
                         sums[1] = x.mul_add(w[1], sums[1]);
                     }
@@ -297,7 +264,7 @@ unsafe fn block<V: Vector, E: Element, const B: usize>(
                 let (mut sum, mut square) = (V::zero(), V::zero());
                 for (j, sums) in sums.iter().enumerate() {
                     let to = y.as_mut_ptr().add((column + j) * shape.channels + c);
-                    E::store_part(sums[half], to, V::LANES.min(shape.channels - c));
+                    E::store_some(sums[half], to, V::LANES.min(shape.channels - c), streams);
                     // Of the number as stored: it is what the statistics are applied to.
                     let d = E::rounded(sums[half]).sub(shift);
                     sum = sum.add(d);
@@ -310,101 +277,6 @@ unsafe fn block<V: Vector, E: Element, const B: usize>(
         }
     }
     B
-}
-
-/// # Safety
-/// The instruction set of `V` is present; otherwise as for [`backward_task`].
-#[inline(always)]
-unsafe fn backward_body<V: Vector, E: Element>(job: &Backward<E>, number: usize, scratch: &mut [f32]) {
-    let shape = &job.shape;
-    let (rows, rest) = scratch.split_at_mut(SIDE * shape.row_values());
-    let (dy, rest) = rest.split_at_mut(shape.window.output * shape.padded());
-    let gradient = &mut rest[..TAPS * shape.padded()];
-    gradient.fill(0.0);
-    for row in shape.rows_of(number) {
-        // SAFETY: a row of the tensors; the scratch is as long as the shape says; the rest is the caller's promise.
-        // Each tap and vector needs an accumulator: the registers have room for two vectors or one.
-        unsafe {
-            shape.gather::<V, E>(job.image, row, rows);
-            form_gradient::<V, E>(job, row, dy);
-            if V::REGISTERS >= 32 {
-                add_row::<V, 2>(shape, rows, dy, gradient);
-            } else {
-                add_row::<V, 1>(shape, rows, dy, gradient);
-            }
-        }
-    }
-    for (tap, from) in gradient.chunks_exact(shape.padded()).enumerate() {
-        let at = (number * TAPS + tap) * shape.channels;
-        // SAFETY: each task writes its own part.
-        unsafe { job.partials.part(at..at + shape.channels) }.copy_from_slice(&from[..shape.channels]);
-    }
-}
-
-/// dy of one output row into scratch, zero in the padded channels.
-/// # Safety
-/// The instruction set of `V` is present, and `row` is a row of the tensors.
-#[inline(always)]
-unsafe fn form_gradient<V: Vector, E: Element>(job: &Backward<E>, row: usize, dy: &mut [f32]) {
-    let shape = &job.shape;
-    let (channels, columns) = (shape.channels, shape.window.output);
-    let start = row * columns * channels;
-    let (y, du) = (&job.y[start..start + columns * channels], &job.du[start..start + columns * channels]);
-    for c in (0..shape.padded()).step_by(V::LANES) {
-        let count = V::LANES.min(channels.saturating_sub(c));
-        let at = c.min(channels);
-        // SAFETY: every row has `count` more lanes; scratch rows are padded to whole vectors; the rest is the caller's
-        // promise.
-        unsafe {
-            let row = |number: usize| job.coefficients.as_ptr().add(number * channels + at);
-            let a = V::load_part(row(0), count);
-            let b = V::load_part(row(1), count);
-            let constant = V::load_part(row(2), count);
-            let mean = V::load_part(row(3), count);
-            for j in 0..columns {
-                let y = E::load_part::<V>(y.as_ptr().add(j * channels + at), count);
-                let du = E::load_part::<V>(du.as_ptr().add(j * channels + at), count);
-                let value = du.mul_add(a, y.sub(mean).mul_add(b, constant));
-                value.store(dy.as_mut_ptr().add(j * shape.padded() + c));
-            }
-        }
-    }
-}
-
-/// Adds one row's products to the gradient, `N` vectors of channels at a time.
-/// # Safety
-/// The instruction set of `V` is present, and the slices are as long as the shape says.
-#[inline(always)]
-unsafe fn add_row<V: Vector, const N: usize>(shape: &Shape, rows: &[f32], dy: &[f32], gradient: &mut [f32]) {
-    let step = 3 * shape.window.stride;
-    for c in (0..shape.padded()).step_by(N * V::LANES) {
-        for ky in 0..SIDE {
-            // SAFETY: the caller's promise.
-            unsafe {
-                let mut sums = [[V::zero(); N]; ROW_TAPS];
-                let values = rows.as_ptr().add(ky * shape.row_values());
-                for j in 0..shape.window.output {
-                    let mut d = [V::zero(); N];
-                    for (n, d) in d.iter_mut().enumerate() {
-                        *d = V::load(dy.as_ptr().add(j * shape.padded() + c + n * V::LANES));
-                    }
-                    for (tap, sums) in sums.iter_mut().enumerate() {
-                        let x = V::splat(*values.add(j * step + tap));
-                        for (sum, d) in sums.iter_mut().zip(&d) {
-                            *sum = x.mul_add(*d, *sum);
-                        }
-                    }
-                }
-                for (tap, sums) in sums.iter().enumerate() {
-                    let to = gradient.as_mut_ptr().add((ky * ROW_TAPS + tap) * shape.padded() + c);
-                    for (n, sum) in sums.iter().enumerate() {
-                        let to = to.add(n * V::LANES);
-                        V::load(to).add(*sum).store(to);
-                    }
-                }
-            }
-        }
-    }
 }
 
 /// image = (pixels/255 − mean)/deviation per channel, NHWC.
