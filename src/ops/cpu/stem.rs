@@ -16,7 +16,7 @@ use std::ops::Range;
 
 use super::batch_norm::{self, NormStatistics};
 use super::context::{Context, OnCpu, WorkspaceFloats, workspace_floats};
-use super::gemm::rows::STREAM;
+use super::gemm::rows::streams;
 use super::memory::Shared;
 use super::simd::{Element, Vector, dispatch, fence, prefetch_far};
 use super::sweep::{each_vector, read, write};
@@ -207,7 +207,7 @@ unsafe fn forward_body<V: Vector, E: Element>(job: &Forward<E>, number: usize, s
             first = false;
         }
     }
-    if job.y.len() >= STREAM {
+    if streams::<E>(job.y.len()) {
         fence();
     }
     if let Some(partials) = job.statistics {
@@ -232,7 +232,7 @@ unsafe fn block<V: Vector, E: Element, const B: usize>(
     first: bool,
 ) -> usize {
     let shape = &job.shape;
-    let streams = job.y.len() >= STREAM;
+    let streams = streams::<E>(job.y.len());
     for c in (0..shape.channels).step_by(2 * V::LANES) {
         // SAFETY: rows and weights are as long as the shape says; padded channels are pairs of vectors; the rest is the
         // caller's promise.
