@@ -9,6 +9,7 @@ prints a table of mean, worst and best. With --torch it also trains timm's effic
 
     tools/compare_seeds.py runs.jsonl --seeds 0-9 --torch
     tools/compare_seeds.py small.jsonl --seeds 0-2 --preset small
+    tools/compare_seeds.py runs.jsonl --seeds 0-4 --precision bf16
 
 The set is that of Debian's package dataset-fashion-mnist unless --set says otherwise. effnet is target/release unless
 --effnet names the folder of its programs.
@@ -42,6 +43,8 @@ def effnet(args, seed, data):
         command += ["--resolution", 32, "--batch-size", args.batch, "--epochs", args.epochs]
         command += ["--warmup-epochs", args.epochs / 10, "--lr", args.lr]
         command += ["--dropout", 0, "--drop-connect", 0, "--eval-every", args.eval_every]
+    if args.precision:
+        command += ["--precision", args.precision]
     if args.threads:
         command += ["--threads", args.threads]
     subprocess.run(list(map(str, command)), check=True, stdout=sys.stderr)
@@ -150,6 +153,7 @@ def main():
     parser.add_argument("--torch", action="store_true", help="train timm's network too")
     parser.add_argument("--set", type=Path, default=Path("/usr/share/datasets/fashion-mnist"))
     parser.add_argument("--runs", type=Path, help="a folder that keeps effnet's runs: one that was stopped is resumed")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], help="of effnet's activations")
     parser.add_argument("--threads", type=int, help="of effnet; the result is the same with any number")
     parser.add_argument("--effnet", type=Path, default=ROOT / "target/release")
     args = parser.parse_args()
@@ -159,6 +163,8 @@ def main():
     recipe = args.preset or f"{args.epochs:g} epochs, batch {args.batch}, lr {args.lr:g}"
     if args.eval_every != 1 and not args.preset:
         recipe += f", evaluated every {args.eval_every:g}"
+    if args.precision:
+        recipe += f", {args.precision}"
     args.recipe = f"{args.set.name}-{recipe}".replace(", ", "-").replace(" ", "-")
     done = {}
     if args.results.exists():

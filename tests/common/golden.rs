@@ -31,9 +31,9 @@ pub struct Optimizer {
     pub weight_decay: f64,
 }
 
-/// PyTorch's own error in float32.
+/// PyTorch's own error in float32, or in bf16.
 #[derive(Deserialize)]
-pub struct Float32Error {
+pub struct ReferenceError {
     pub eval_logits: f64,
     pub eval_logits_calibrated: f64,
     pub train_logits: f64,
@@ -62,7 +62,7 @@ pub struct Golden {
     pub labels: Vec<u32>,
     pub label_smoothing: f64,
     pub optimizer: Optimizer,
-    pub float32_reference_error: Float32Error,
+    pub float32_reference_error: ReferenceError,
     #[serde(default)]
     pub drop_path_rates: Vec<f64>,
     #[serde(default)]
@@ -96,6 +96,13 @@ pub fn files() -> Vec<PathBuf> {
     }
     files.sort();
     files
+}
+
+/// PyTorch's own errors in bf16, by golden file.
+pub fn bf16_errors() -> BTreeMap<String, ReferenceError> {
+    let path = own_folder().join("bf16/errors.json");
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    serde_json::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
 impl Golden {
@@ -205,7 +212,7 @@ pub struct Bounds {
 
 impl Bounds {
     /// The rule for fp32: four times the error of PyTorch's own fp32, with a floor.
-    pub fn float32(e: &Float32Error) -> Bounds {
+    pub fn float32(e: &ReferenceError) -> Bounds {
         let later = |e: f64| (4.0 * e).max(1e-4);
         let first = |e: f64| (4.0 * e).max(2e-6);
         Bounds {
@@ -217,6 +224,23 @@ impl Bounds {
             running: 4.0 * e.running,
             parameters: 4.0 * e.parameters,
             one_tensor: (4.0 * e.gradients_worst_of_the_large).max(1e-3),
+        }
+    }
+
+    /// The rule for bf16: one and a half times the error of PyTorch's own bf16, where fp32 has four times. A loss and a single
+    /// tensor are one draw each, which may come out small by chance: the later losses, which are of one size, have twice
+    /// the larger of both errors.
+    pub fn bf16(e: &ReferenceError) -> Bounds {
+        let later = 2.0 * e.loss_2.max(e.loss_3);
+        Bounds {
+            eval_logits: 1.5 * e.eval_logits,
+            eval_logits_calibrated: 1.5 * e.eval_logits_calibrated,
+            train_logits: 1.5 * e.train_logits,
+            losses: [2.0 * e.loss_1, later, later],
+            gradients: 1.5 * e.gradients,
+            running: 1.5 * e.running,
+            parameters: 1.5 * e.parameters,
+            one_tensor: 2.0 * e.gradients_worst_of_the_large,
         }
     }
 

@@ -18,6 +18,7 @@ mod log_files;
 mod memory;
 mod mixing;
 mod not_finite;
+mod precision;
 mod presets;
 mod ranks;
 mod recipes;

@@ -76,5 +76,5 @@ fn plan_takes_at_most_six_tenths() {
 fn cpu_refuses_fp16() {
     let mut command = programs::program("effnet-train");
     command.args(["--device", "cpu", "--precision", "fp16", "--data", "synthetic"]);
-    programs::run(command).refused(1, &["--precision fp16", "the CPU computes in fp32 and bf16"]);
+    programs::run(command).refused(2, &["--precision fp16", "the CPU computes in fp32 and bf16"]);
 }

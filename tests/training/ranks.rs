@@ -13,6 +13,7 @@ use crate::common::training::*;
 use effnet::data::{Batch, CropMode, Form, Share, Source, Split};
 use effnet::model::{ParamTable, initialise};
 use effnet::network::Inference;
+use effnet::ops::Precision;
 use effnet::ops::cpu::{CpuDevice, CpuOps};
 use effnet::ops::{Ops, StateSize, StepParams, Weights};
 use effnet::parallel::Identity;
@@ -48,13 +49,18 @@ fn bits(values: &[f32]) -> Vec<u32> {
 
 #[test]
 fn four_ranks_equal_four_accumulated_micro_batches_bit_by_bit() {
-    expect_equal_ranks(|recipe| recipe);
+    expect_equal_ranks(None, |recipe| recipe);
+}
+
+#[test]
+fn four_ranks_equal_four_accumulated_micro_batches_in_bf16() {
+    expect_equal_ranks(Some(Precision::Bf16), |recipe| recipe);
 }
 
 /// Pairs of images lie within a rank's micro-batch, and the weights of classes are those of the whole set.
 #[test]
 fn four_ranks_equal_one_with_mixed_pairs_and_class_weights() {
-    expect_equal_ranks(|recipe| {
+    expect_equal_ranks(None, |recipe| {
         let weights = (0..5).map(|class| (class.to_string(), f64::from(class))).collect();
         let class_weights = Some(ClassWeights::Given(weights));
         Recipe { mixup: 0.4, cutmix: 1.0, class_weights, ..recipe }
@@ -64,7 +70,7 @@ fn four_ranks_equal_one_with_mixed_pairs_and_class_weights() {
 /// Stages begin and end together.
 #[test]
 fn four_ranks_equal_one_over_stages() {
-    expect_equal_ranks(|recipe| Recipe {
+    expect_equal_ranks(None, |recipe| Recipe {
         resolution: 48,
         progressive: vec![32],
         progressive_augment: Some(0.5),
@@ -74,10 +80,11 @@ fn four_ranks_equal_one_over_stages() {
     });
 }
 
-fn expect_equal_ranks(change: impl Fn(Recipe) -> Recipe) {
+fn expect_equal_ranks(precision: Option<Precision>, change: impl Fn(Recipe) -> Recipe) {
     let dir = tempfile::tempdir().unwrap();
     let [one, four] = ["one", "four"].map(|name| dir.path().join(name));
     let (recipe, options) = steps(10, &one);
+    let options = RunOptions { precision, ..options };
     let recipe = change(recipe);
     run(&recipe, &options).unwrap();
     let never = AtomicBool::new(false);

@@ -22,6 +22,16 @@ const LONG: Duration = Duration::from_secs(120);
 /// A run of 12 steps with evaluations after 5, 10 and 12.
 static WHOLE: LazyLock<Whole> = LazyLock::new(|| Whole::new(command));
 
+/// The same with activations stored in bf16.
+static IN_BF16: LazyLock<Whole> = LazyLock::new(|| {
+    Whole::new(|data, out| {
+        let mut command = command(data, out);
+        command.args(BF16);
+        command
+    })
+});
+const BF16: [&str; 2] = ["--precision", "bf16"];
+
 fn place(name: &str) -> PathBuf {
     WHOLE.place(name)
 }
@@ -57,17 +67,16 @@ fn fail(command: Command, status: i32) -> String {
     ran.errors()[0].to_string()
 }
 
-/// Starts or resumes the run and kills it at a moment that depends on `number`. Returns whether the run was still
-/// running.
-fn kill_once(out: &Path, number: usize, moments: &mut Moments) -> bool {
-    // A run that was killed before it wrote anything cannot be resumed.
-    let mut run = run(out, if begun(out) { &["--resume"] } else { &[] });
+/// Starts or resumes a run of `whole` with more arguments, and kills it at a moment that depends on `number`. Returns
+/// whether the run was still running.
+fn kill_once(whole: &Whole, out: &Path, more: &[&str], number: usize, moments: &mut Moments) -> bool {
+    let mut run = begin_or_resume(whole, out, more);
     let mut child = run.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let temporary = out.join("checkpoint.bin.tmp");
     let hit = match number % 4 {
         // Early: before the first step, often before the first checkpoint.
         0 => {
-            sleep(WHOLE.time.mul_f64(0.15 * moments.next()));
+            sleep(whole.time.mul_f64(0.15 * moments.next()));
             child.try_wait().unwrap().is_none()
         }
         // While a checkpoint is being written.
@@ -78,7 +87,7 @@ fn kill_once(out: &Path, number: usize, moments: &mut Moments) -> bool {
         }
         // At any moment.
         _ => {
-            sleep(WHOLE.time.mul_f64(0.9 * moments.next()));
+            sleep(whole.time.mul_f64(0.9 * moments.next()));
             child.try_wait().unwrap().is_none()
         }
     };
@@ -87,27 +96,48 @@ fn kill_once(out: &Path, number: usize, moments: &mut Moments) -> bool {
     hit
 }
 
-#[test]
-fn kills_do_not_change_the_result() {
-    let out = place("killed");
+fn begin_or_resume(whole: &Whole, out: &Path, more: &[&str]) -> Command {
+    let mut run = command(&whole.place("data"), out);
+    // A run that was killed before it wrote anything cannot be resumed.
+    run.args(more).args(begun(out).then_some("--resume"));
+    run
+}
+
+/// Kills a run so many times.
+fn expect_no_change(whole: &Whole, more: &[&str], kills: usize) {
+    let out = whole.place("killed");
     let mut moments = Moments(2024);
     let (mut hits, mut torn) = (0, 0);
-    for number in 0..20 {
-        hits += u32::from(kill_once(&out, number, &mut moments));
-        torn += u32::from(out.join("checkpoint.bin.tmp").exists());
+    for number in 0..kills {
+        hits += usize::from(kill_once(whole, &out, more, number, &mut moments));
+        torn += usize::from(out.join("checkpoint.bin.tmp").exists());
         // Every file with its final name is complete.
         assert_sound(&out, &format!("after kill {number}"));
         // A finished run cannot be killed again: start a new one.
         if steps_done(&out) == Some(12) {
-            assert_same_run(&place("whole"), &out);
+            assert_same_run(&whole.place("whole"), &out);
             fs::remove_dir_all(&out).unwrap();
         }
     }
-    assert!(hits >= 15, "only {hits} of 20 kills met a running process");
+    assert!(4 * hits >= 3 * kills, "only {hits} of {kills} kills met a running process");
     assert!(torn >= 1, "no kill met a save");
-    succeed(run(&out, if begun(&out) { &["--resume"] } else { &[] }));
-    assert_same_run(&place("whole"), &out);
+    succeed(begin_or_resume(whole, &out, more));
+    assert_same_run(&whole.place("whole"), &out);
     assert_eq!(fs::read_dir(&out).unwrap().filter(|e| is_temporary(e.as_ref().unwrap())).count(), 0);
+}
+
+#[test]
+fn kills_do_not_change_the_result() {
+    expect_no_change(&WHOLE, &[], 20);
+}
+
+#[test]
+fn kills_do_not_change_the_result_in_bf16() {
+    expect_no_change(&IN_BF16, &BF16, 8);
+    // And bf16 makes another result: the flag is heard.
+    let [fp32, bf16] = [place("whole"), IN_BF16.place("whole")].map(|out| bytes(&out, "checkpoint.bin"));
+    assert_eq!(fp32.len(), bf16.len());
+    assert_ne!(fp32, bf16);
 }
 
 fn is_temporary(entry: &fs::DirEntry) -> bool {
