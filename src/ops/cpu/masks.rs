@@ -1,13 +1,9 @@
 //! Stochastic-depth and dropout factors: pure functions of (seed, position of the sample, step).
 
 use super::context::{Context, OnCpu};
-use super::memory::Shared;
 use super::simd::Element;
 use crate::ops::{DropPathMask, DropoutMask};
 use crate::random::{Purpose, draw, unit};
-
-/// Images of a task.
-const GROUP: usize = 16;
 
 /// 0 if the draw is below the rate, else 1/(1−rate).
 fn factor(bits: u32, rate: f32) -> f32 {
@@ -33,21 +29,15 @@ impl OnCpu for DropoutMask {
     unsafe fn run<E: Element>(&self, cx: &Context) {
         let step = cx.step;
         // SAFETY: the caller's promise, and the pass takes it once.
-        let out = Shared::new(unsafe { cx.write(self.mask) });
-        let piece = GROUP * self.channels;
-        cx.parallel(out.len().div_ceil(piece), |task, _| {
-            let range = task * piece..out.len().min((task + 1) * piece);
-            // SAFETY: each task has its own images.
-            let images = unsafe { out.part(range) }.chunks_exact_mut(self.channels);
-            for (image, features) in images.enumerate() {
-                let position = step.first_position + (task * GROUP + image) as u64;
-                for (group, four) in features.chunks_mut(4).enumerate() {
-                    let bits = draw(step.seed, position, step.step as u32, Purpose::Dropout, group as u32);
-                    for (mask, bits) in four.iter_mut().zip(bits) {
-                        *mask = factor(bits, self.rate);
-                    }
+        let out = unsafe { cx.write(self.mask) };
+        for (image, features) in out.chunks_exact_mut(self.channels).enumerate() {
+            let position = step.first_position + image as u64;
+            for (group, four) in features.chunks_mut(4).enumerate() {
+                let bits = draw(step.seed, position, step.step as u32, Purpose::Dropout, group as u32);
+                for (mask, bits) in four.iter_mut().zip(bits) {
+                    *mask = factor(bits, self.rate);
                 }
             }
-        });
+        }
     }
 }
