@@ -19,6 +19,7 @@
 //! [`Vector::Pairs`].
 
 mod dispatch;
+mod each;
 mod element;
 mod portable;
 #[cfg(target_arch = "x86_64")]
@@ -29,6 +30,8 @@ use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch, _mm_sfence};
 
 pub(super) use dispatch::dispatch;
 pub use dispatch::{Level, level};
+use each::exp_each;
+pub use each::{silu_each, silu_with_derivative_each};
 pub use element::Element;
 use half::bf16;
 pub use portable::Portable;
@@ -172,22 +175,10 @@ pub trait Vector: Copy {
         unsafe { Self::splat(value) }
     }
 
-    /// e^self. Relative error below 2e-7 for −87…88, clamped beyond; NaN stays NaN.
-    ///
-    /// Cody and Waite's reduction to ±ln2/2 and the minimax polynomial of degree 5 with e^0 = 1 and slope 1
-    /// there (Remez, relative error 1.05e-7): the shortest that stays below two units in the last place.
+    /// e^self, see [`exp_each`].
     #[inline(always)]
     fn exp(self) -> Self {
-        // The order of operands matters for NaN: x86 min/max return the second operand if either is NaN.
-        let x = self.constant(88.0).min(self.constant(-87.0).max(self));
-        let n = x.mul(self.constant(std::f32::consts::LOG2_E)).round();
-        let r = n.neg_mul_add(self.constant(0.693_359_4), x);
-        let r = n.neg_mul_add(self.constant(-2.121_944_4e-4), r);
-        let mut p = self.constant(8.312_51e-3);
-        for c in [4.189_024_5e-2, 1.666_711_6e-1, 4.999_923e-1, 1.0, 1.0] {
-            p = p.mul_add(r, self.constant(c));
-        }
-        p.scale(n)
+        exp_each(&[self])[0]
     }
 
     /// 1/self, to about one unit in the last place, for normal numbers below 2^126.

@@ -18,19 +18,19 @@ use crate::ops::{BatchNorm, DepthwiseBackward, DepthwiseInput};
 const BLOCK: usize = 64;
 
 /// What all tasks of the pass share.
-struct Job<'a> {
+struct Job<'a, E> {
     shape: Shape,
-    x: &'a [f32],
-    y: &'a [f32],
-    da: &'a [f32],
+    x: &'a [E],
+    y: &'a [E],
+    da: &'a [E],
     gate: &'a [f32],
     squeeze_gradient: &'a [f32],
     /// [4, C] of BN2, and its backward coefficients.
     bn: &'a [f32],
     bn_backward: &'a [f32],
     weights: &'a [f32],
-    dx: Shared<'a>,
-    input: Input<'a>,
+    dx: Shared<'a, E>,
+    input: Input<'a, E>,
     /// [groups, taps, C].
     weight_partials: Shared<'a>,
     /// [groups, 2, C].
@@ -39,9 +39,9 @@ struct Job<'a> {
 
 /// The convolution's input, with the coefficients of the batch norm whose sums are taken.
 #[derive(Clone, Copy)]
-enum Input<'a> {
+enum Input<'a, E> {
     Normalised { bn: &'a [f32] },
-    Identity { shortcut: Option<&'a [f32]>, previous_y: &'a [f32], bn: &'a [f32], keep: Option<&'a [f32]> },
+    Identity { shortcut: Option<&'a [E]>, previous_y: &'a [E], bn: &'a [f32], keep: Option<&'a [f32]> },
 }
 
 /// The packed weights, BN2's backward coefficients, the partial weight gradients and the partial sums.
@@ -51,32 +51,36 @@ fn shared(shape: &Shape) -> [usize; 4] {
     [shape.packed_weights(), 4 * shape.channels, partials, sums]
 }
 
-/// A task's scratch: the ring, one row of the activated input and its slopes, the coefficients, the weights,
-/// their gradient, the two sums.
+/// A task's scratch, in floats a channel: the ring, one row of the activated input and its slopes, the coefficients,
+/// the weights, their gradient, the two sums.
 fn scratch(shape: &Shape) -> [usize; 6] {
-    let stride = shape.slice_stride();
     let ring = shape.gradient_rows() * shape.gradient_columns();
-    [ring, 2 * shape.input, COEFFICIENTS, shape.taps(), shape.taps(), 2].map(|rows| rows * stride)
+    [ring, 2 * shape.input, COEFFICIENTS, shape.taps(), shape.taps(), 2]
+}
+
+fn shape<E: Element>(pass: &DepthwiseBackward) -> Shape {
+    let DepthwiseBackward { images, channels, window, .. } = pass;
+    Shape::new::<E>(*images, *channels, window, |shape| scratch(shape).iter().sum())
 }
 
 impl OnCpu for DepthwiseBackward {
     fn workspace<E: Element>(&self) -> WorkspaceFloats {
-        let shape = Shape::new(self.images, self.channels, &self.window);
+        let shape = shape::<E>(self);
         WorkspaceFloats {
             shared: workspace_floats(&shared(&shape)),
-            per_thread: scratch(&shape).iter().sum(),
+            per_thread: scratch(&shape).iter().sum::<usize>() * shape.slice_stride(),
         }
     }
 
     unsafe fn run<E: Element>(&self, cx: &Context) {
-        let shape = Shape::new(self.images, self.channels, &self.window);
+        let shape = shape::<E>(self);
         let (input, input_bn) = input_of(cx, &self.input);
         // SAFETY: the caller's promise, and the pass takes each of them once.
         let ([weights, bn_backward, weight_partials, sum_partials], dx, norm, gradient) = unsafe {
             let norm = NormSums::of(cx, input_bn);
             (
                 cx.workspace(shared(&shape)),
-                cx.write_activation::<f32>(self.dx),
+                cx.write_activation::<E>(self.dx),
                 norm,
                 cx.gradient_mut(self.weight),
             )
@@ -85,9 +89,9 @@ impl OnCpu for DepthwiseBackward {
         batch_norm::backward_coefficients(cx, &self.bn, bn_backward);
         let job = Job {
             shape,
-            x: cx.activation::<f32>(self.x),
-            y: cx.activation::<f32>(self.y),
-            da: cx.activation::<f32>(self.da),
+            x: cx.activation::<E>(self.x),
+            y: cx.activation::<E>(self.y),
+            da: cx.activation::<E>(self.da),
             gate: cx.read(self.gate),
             squeeze_gradient: cx.read(self.squeeze_gradient),
             bn: cx.read(self.bn.coefficients),
@@ -106,13 +110,13 @@ impl OnCpu for DepthwiseBackward {
     }
 }
 
-fn input_of<'a>(cx: &'a Context, input: &'a DepthwiseInput) -> (Input<'a>, &'a BatchNorm) {
+fn input_of<'a, E: Element>(cx: &'a Context, input: &'a DepthwiseInput) -> (Input<'a, E>, &'a BatchNorm) {
     match input {
         DepthwiseInput::Normalised(bn) => (Input::Normalised { bn: cx.read(bn.coefficients) }, bn),
         DepthwiseInput::Identity { shortcut, previous } => {
             let input = Input::Identity {
-                shortcut: shortcut.map(|t| cx.activation::<f32>(t)),
-                previous_y: cx.activation::<f32>(previous.y),
+                shortcut: shortcut.map(|t| cx.activation::<E>(t)),
+                previous_y: cx.activation::<E>(previous.y),
                 bn: cx.read(previous.bn.coefficients),
                 keep: previous.keep.map(|t| cx.read(t)),
             };
@@ -121,7 +125,7 @@ fn input_of<'a>(cx: &'a Context, input: &'a DepthwiseInput) -> (Input<'a>, &'a B
     }
 }
 
-impl Job<'_> {
+impl<E: Element> Job<'_, E> {
     /// Checks the lengths on which the kernels rely: they work on pointers.
     fn check(&self) {
         let s = &self.shape;
@@ -169,11 +173,16 @@ for_each_window!(Job, sweep);
 /// # Safety
 /// The instruction set of `V` is present; otherwise as for [`task`].
 #[inline(always)]
-unsafe fn sweep<V: Vector, const K: usize, const S: usize>(job: &Job, number: usize, floats: &mut [f32]) {
+unsafe fn sweep<V: Vector, E: Element, const K: usize, const S: usize>(
+    job: &Job<E>,
+    number: usize,
+    floats: &mut [f32],
+) {
     let shape = &job.shape;
     let (group, slice) = shape.task(number);
-    let [ring, inputs, coefficients, weights, weight_gradient, sums] = carve(floats, scratch(shape));
     let stride = shape.slice_stride();
+    let lengths = scratch(shape).map(|rows| rows * stride);
+    let [ring, inputs, coefficients, weights, weight_gradient, sums] = carve(floats, lengths);
     ring.fill(0.0);
     weight_gradient.fill(0.0);
     sums.fill(0.0);
@@ -202,14 +211,14 @@ unsafe fn sweep<V: Vector, const K: usize, const S: usize>(job: &Job, number: us
         // the caller's promise.
         unsafe {
             let (y, da) = (job.y.as_ptr().add(outputs), job.da.as_ptr().add(outputs));
-            image_rows::<V, K, S>(shape, &memory, first_pixel(job, image, slice.start), y, da);
+            image_rows::<V, E, K, S>(shape, &memory, first_pixel(job, image, slice.start), y, da);
         }
     }
     finish_task(job, group, &slice, weight_gradient, sums);
 }
 
 /// The coefficients that all images share.
-fn fill_coefficients(job: &Job, slice: &Range<usize>, to: &mut [f32]) {
+fn fill_coefficients<E: Element>(job: &Job<E>, slice: &Range<usize>, to: &mut [f32]) {
     let (stride, channels) = (job.shape.slice_stride(), job.shape.channels);
     let of = match job.input {
         Input::Normalised { bn } | Input::Identity { bn, .. } => bn,
@@ -230,7 +239,7 @@ fn fill_coefficients(job: &Job, slice: &Range<usize>, to: &mut [f32]) {
 }
 
 /// The coefficients of one image.
-fn fill_image_coefficients(job: &Job, slice: &Range<usize>, to: &mut [f32], image: usize) {
+fn fill_image_coefficients<E: Element>(job: &Job<E>, slice: &Range<usize>, to: &mut [f32], image: usize) {
     let (stride, channels) = (job.shape.slice_stride(), job.shape.channels);
     for (row, from) in [(GATE, job.gate), (SQUEEZE, job.squeeze_gradient)] {
         let to = &mut to[row * stride..(row + 1) * stride];
@@ -242,7 +251,7 @@ fn fill_image_coefficients(job: &Job, slice: &Range<usize>, to: &mut [f32], imag
 /// The slice's first channel in an image's first pixel.
 /// # Safety
 /// `image` is the number of an image of the batch.
-unsafe fn first_pixel(job: &Job, image: usize, channel: usize) -> Pixel {
+unsafe fn first_pixel<E: Element>(job: &Job<E>, image: usize, channel: usize) -> Pixel<E> {
     let at = image * job.shape.input * job.shape.input * job.shape.channels + channel;
     let null = std::ptr::null();
     // SAFETY: the lengths were checked against the shape.
@@ -262,7 +271,13 @@ unsafe fn first_pixel(job: &Job, image: usize, channel: usize) -> Pixel {
 }
 
 /// Writes the task's partial sums.
-fn finish_task(job: &Job, group: usize, slice: &Range<usize>, weight_gradient: &[f32], sums: &mut [f32]) {
+fn finish_task<E: Element>(
+    job: &Job<E>,
+    group: usize,
+    slice: &Range<usize>,
+    weight_gradient: &[f32],
+    sums: &mut [f32],
+) {
     let shape = &job.shape;
     let stride = shape.slice_stride();
     let (Input::Normalised { bn } | Input::Identity { bn, .. }) = job.input;

@@ -8,51 +8,55 @@ use crate::ops::cpu::memory::Shared;
 use crate::ops::cpu::simd::Element;
 
 /// What all tasks of the pass share.
-struct Job<'a> {
+struct Job<'a, E> {
     shape: Shape,
-    x: &'a [f32],
+    x: &'a [E],
     /// [4, C] of the batch norm before the activation; with none, the input is convolved as it is.
     input_bn: Option<&'a [f32]>,
     /// [taps, C rounded up].
     weights: &'a [f32],
-    y: Shared<'a>,
+    y: Shared<'a, E>,
     /// [groups, 3, C], if the batch's are taken.
     statistics: Option<Shared<'a>>,
 }
 
-/// A task's scratch: the ring, the input's scale and shift, the weights, shift and sums of the statistics.
+/// A task's scratch, in floats a channel: the ring, the input's scale and shift, the weights, shift and sums of the
+/// statistics.
 fn scratch(shape: &Shape) -> [usize; 4] {
-    let stride = shape.slice_stride();
-    let ring = shape.kernel * shape.input_columns();
-    [ring * stride, 2 * stride, shape.taps() * stride, 3 * stride]
+    [shape.kernel * shape.input_columns(), 2, shape.taps(), 3]
+}
+
+fn shape<E: Element>(pass: &DepthwiseForward) -> Shape {
+    let DepthwiseForward { images, channels, window, .. } = pass;
+    Shape::new::<E>(*images, *channels, window, |shape| scratch(shape).iter().sum())
 }
 
 impl OnCpu for DepthwiseForward {
     fn workspace<E: Element>(&self) -> WorkspaceFloats {
-        let shape = Shape::new(self.images, self.channels, &self.window);
+        let shape = shape::<E>(self);
         let statistics = batch_norm::statistics_floats(shape.groups(), shape.channels);
         WorkspaceFloats {
             shared: workspace_floats(&[shape.packed_weights(), statistics]),
-            per_thread: scratch(&shape).iter().sum(),
+            per_thread: scratch(&shape).iter().sum::<usize>() * shape.slice_stride(),
         }
     }
 
     unsafe fn run<E: Element>(&self, cx: &Context) {
-        let shape = Shape::new(self.images, self.channels, &self.window);
+        let shape = shape::<E>(self);
         // SAFETY: the caller's promise, and the pass takes each of them once.
         let ([weights, statistics], y, norm) = unsafe {
             let floats = batch_norm::statistics_floats(shape.groups(), shape.channels);
             let lengths = [shape.packed_weights(), floats];
             (
                 cx.workspace(lengths),
-                Shared::new(cx.write_activation::<f32>(self.y)),
+                Shared::new(cx.write_activation::<E>(self.y)),
                 NormStatistics::of(cx, &self.bn),
             )
         };
         shape.pack_weights(cx.weight(self.weight), weights);
         let job = Job {
             shape,
-            x: cx.activation::<f32>(self.x),
+            x: cx.activation::<E>(self.x),
             input_bn: self.input_bn.map(|bn| cx.read(bn.coefficients)),
             weights,
             y,
@@ -77,9 +81,9 @@ struct Slice {
     width: usize,
     /// Floats from a column of the ring to the next.
     stride: usize,
-    /// Floats from a pixel of x and y to the next.
+    /// Elements from a pixel of x and y to the next.
     channels: usize,
-    /// Floats from a row of x and of y to the next.
+    /// Elements from a row of x and of y to the next.
     x_row: usize,
     y_row: usize,
     ring: *mut f32,
@@ -93,11 +97,15 @@ struct Slice {
 /// # Safety
 /// The instruction set of `V` is present; otherwise as for [`task`].
 #[inline(always)]
-unsafe fn sweep<V: Vector, const K: usize, const S: usize>(job: &Job, number: usize, floats: &mut [f32]) {
+unsafe fn sweep<V: Vector, E: Element, const K: usize, const S: usize>(
+    job: &Job<E>,
+    number: usize,
+    floats: &mut [f32],
+) {
     let shape = &job.shape;
     let (group, slice) = shape.task(number);
-    let [ring, input, weights, statistics] = carve(floats, scratch(shape));
     let stride = shape.slice_stride();
+    let [ring, input, weights, statistics] = carve(floats, scratch(shape).map(|rows| rows * stride));
     ring.fill(0.0);
     statistics.fill(0.0);
     if let Some(bn) = job.input_bn {
@@ -128,7 +136,7 @@ unsafe fn sweep<V: Vector, const K: usize, const S: usize>(job: &Job, number: us
         unsafe {
             let x = job.x[x..].as_ptr().add(slice.start);
             let y = job.y.start().add(y);
-            image_rows::<V, K, S>(shape, &memory, x, y, &mut first);
+            image_rows::<V, E, K, S>(shape, &memory, x, y, &mut first);
         }
     }
     if let Some(partials) = job.statistics {
@@ -150,11 +158,11 @@ const fn widest<V: Vector>() -> usize {
 /// The instruction set of `V` is present. `x` and `y` point to the slice's first channel in the image's first pixel;
 /// `memory` fits the shape.
 #[inline(always)]
-unsafe fn image_rows<V: Vector, const K: usize, const S: usize>(
+unsafe fn image_rows<V: Vector, E: Element, const K: usize, const S: usize>(
     shape: &Shape,
     memory: &Slice,
-    x: *const f32,
-    y: *mut f32,
+    x: *const E,
+    y: *mut E,
     first: &mut bool,
 ) {
     let row_floats = shape.input_columns() * memory.stride;
@@ -166,7 +174,7 @@ unsafe fn image_rows<V: Vector, const K: usize, const S: usize>(
             unsafe {
                 let from = x.add(ready * shape.input * memory.channels);
                 let to = memory.ring.add(ready % K * row_floats + shape.pad * memory.stride);
-                activate::<V>(memory, from, to, shape.input);
+                activate::<V, E>(memory, from, to, shape.input);
             }
             ready += 1;
         }
@@ -187,11 +195,11 @@ unsafe fn image_rows<V: Vector, const K: usize, const S: usize>(
                 let y = y.add((row * shape.output + column) * memory.channels);
                 let (taps, at) = (&taps[..count], column * S * memory.stride);
                 match width {
-                    8 if const { widest::<V>() >= 8 } => block::<V, K, S, 8>(memory, taps, at, y, *first),
-                    7 if const { widest::<V>() >= 7 } => block::<V, K, S, 7>(memory, taps, at, y, *first),
-                    4 => block::<V, K, S, 4>(memory, taps, at, y, *first),
-                    2 => block::<V, K, S, 2>(memory, taps, at, y, *first),
-                    _ => block::<V, K, S, 1>(memory, taps, at, y, *first),
+                    8 if const { widest::<V>() >= 8 } => block::<V, E, K, S, 8>(memory, taps, at, y, *first),
+                    7 if const { widest::<V>() >= 7 } => block::<V, E, K, S, 7>(memory, taps, at, y, *first),
+                    4 => block::<V, E, K, S, 4>(memory, taps, at, y, *first),
+                    2 => block::<V, E, K, S, 2>(memory, taps, at, y, *first),
+                    _ => block::<V, E, K, S, 1>(memory, taps, at, y, *first),
                 }
             }
             *first = false;
@@ -204,17 +212,17 @@ unsafe fn image_rows<V: Vector, const K: usize, const S: usize>(
 /// # Safety
 /// The instruction set of `V` is present. `x` points to a row of pixels, `ring` to as many columns.
 #[inline(always)]
-unsafe fn activate<V: Vector>(memory: &Slice, x: *const f32, ring: *mut f32, columns: usize) {
+unsafe fn activate<V: Vector, E: Element>(memory: &Slice, x: *const E, ring: *mut f32, columns: usize) {
     let mut column = 0;
     while column < columns {
         // SAFETY: the columns are within the row.
         unsafe {
             let (x, ring) = (x.add(column * memory.channels), ring.add(column * memory.stride));
             if columns - column >= 4 {
-                activate_columns::<V, 4>(memory, x, ring);
+                activate_columns::<V, E, 4>(memory, x, ring);
                 column += 4;
             } else {
-                activate_columns::<V, 1>(memory, x, ring);
+                activate_columns::<V, E, 1>(memory, x, ring);
                 column += 1;
             }
         }
@@ -224,26 +232,32 @@ unsafe fn activate<V: Vector>(memory: &Slice, x: *const f32, ring: *mut f32, col
 /// # Safety
 /// As for [`activate`], with `B` columns.
 #[inline(always)]
-unsafe fn activate_columns<V: Vector, const B: usize>(memory: &Slice, x: *const f32, ring: *mut f32) {
+unsafe fn activate_columns<V: Vector, E: Element, const B: usize>(
+    memory: &Slice,
+    x: *const E,
+    ring: *mut f32,
+) {
     // SAFETY: the caller's promise, and the slice has `count` more channels.
     unsafe {
-        for c in (0..memory.width).step_by(V::LANES) {
-            let count = memory.width - c;
-            if memory.input.is_null() {
-                for j in 0..B {
-                    get::<V>(x.add(j * memory.channels + c), count).store(ring.add(j * memory.stride + c));
-                }
-                continue;
-            }
-            let scale = V::load(memory.input.add(c));
-            let shift = V::load(memory.input.add(memory.stride + c));
-            for j in 0..B {
+        each_vector!(V, memory.width, |c, count| {
+            let mut z = [V::zero(); B];
+            for (j, z) in z.iter_mut().enumerate() {
                 let from = x.add(j * memory.channels + c);
                 prefetch(from, memory.x_row);
-                let x = get::<V>(from, count);
-                x.mul_add(scale, shift).silu().store(ring.add(j * memory.stride + c));
+                *z = get::<V, E>(from, count);
             }
-        }
+            if !memory.input.is_null() {
+                let scale = V::load(memory.input.add(c));
+                let shift = V::load(memory.input.add(memory.stride + c));
+                for z in &mut z {
+                    *z = z.mul_add(scale, shift);
+                }
+                z = silu_each(&z);
+            }
+            for (j, a) in z.iter().enumerate() {
+                a.store(ring.add(j * memory.stride + c));
+            }
+        });
     }
 }
 
@@ -253,11 +267,11 @@ unsafe fn activate_columns<V: Vector, const B: usize>(memory: &Slice, x: *const 
 /// The instruction set of `V` is present. The ring has the window's columns for all `B` pixels from `at`; `y` has `B`
 /// pixels.
 #[inline(always)]
-unsafe fn block<V: Vector, const K: usize, const S: usize, const B: usize>(
+unsafe fn block<V: Vector, E: Element, const K: usize, const S: usize, const B: usize>(
     memory: &Slice,
     taps: &[(usize, usize)],
     at: usize,
-    y: *mut f32,
+    y: *mut E,
     first: bool,
 ) {
     let stride = memory.stride;
@@ -285,10 +299,11 @@ unsafe fn block<V: Vector, const K: usize, const S: usize, const B: usize>(
                     }
                 });
             }
-            for (j, sum) in sums.iter().enumerate() {
+            for (j, sum) in sums.iter_mut().enumerate() {
                 let to = y.add(j * memory.channels + c);
                 prefetch(to, memory.y_row);
                 put(*sum, to, memory.width - c);
+                *sum = E::rounded(*sum);
             }
             if !memory.statistics.is_null() {
                 take_statistics(&sums, memory.statistics.add(c), stride, first);
@@ -297,7 +312,7 @@ unsafe fn block<V: Vector, const K: usize, const S: usize, const B: usize>(
     }
 }
 
-/// Adds a block's outputs to the statistics [3, stride]. The task's first output becomes the shift.
+/// Adds a block's outputs, as stored, to the statistics [3, stride]. The task's first output becomes the shift.
 /// # Safety
 /// `to` is valid for a vector in each of the three rows.
 #[inline(always)]

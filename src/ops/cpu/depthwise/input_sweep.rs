@@ -22,9 +22,9 @@ pub(super) struct Slice {
     pub(super) width: usize,
     /// Floats from a column of the ring, or a row of coefficients, to the next.
     pub(super) stride: usize,
-    /// Floats from a pixel of the tensors to the next.
+    /// Elements from a pixel of the tensors to the next.
     pub(super) channels: usize,
-    /// Floats from a row of the input's side and of the output's side to the next.
+    /// Elements from a row of the input's side and of the output's side to the next.
     pub(super) input_row: usize,
     pub(super) output_row: usize,
     pub(super) ring: *mut f32,
@@ -40,27 +40,27 @@ pub(super) struct Slice {
 
 /// A pixel's place in the tensors of the input's side.
 #[derive(Clone, Copy)]
-pub(super) struct Pixel {
-    pub(super) x: *const f32,
-    pub(super) dx: *mut f32,
+pub(super) struct Pixel<E> {
+    pub(super) x: *const E,
+    pub(super) dx: *mut E,
     /// Null unless the input is the identity.
-    pub(super) previous_y: *const f32,
+    pub(super) previous_y: *const E,
     /// Null without a shortcut.
-    pub(super) shortcut: *const f32,
+    pub(super) shortcut: *const E,
     pub(super) keep: f32,
 }
 
-impl Pixel {
+impl<E: Element> Pixel<E> {
     /// # Safety
-    /// The pixel `floats` further is within the tensors.
+    /// The pixel `elements` further is within the tensors.
     #[inline(always)]
-    unsafe fn add(self, floats: usize) -> Pixel {
-        let far = |p: *const f32| if p.is_null() { p } else { p.wrapping_add(floats) };
+    unsafe fn add(self, elements: usize) -> Pixel<E> {
+        let far = |p: *const E| if p.is_null() { p } else { p.wrapping_add(elements) };
         // SAFETY: the caller's promise.
         unsafe {
             Pixel {
-                x: self.x.add(floats),
-                dx: self.dx.add(floats),
+                x: self.x.add(elements),
+                dx: self.dx.add(elements),
                 previous_y: far(self.previous_y),
                 shortcut: far(self.shortcut),
                 keep: self.keep,
@@ -84,12 +84,12 @@ const fn widest<V: Vector>() -> usize {
 /// The instruction set of `V` is present. `pixel`, `y` and `da` point to the slice's first channel in the image's first
 /// pixel; `memory` fits the shape.
 #[inline(always)]
-pub(super) unsafe fn image_rows<V: Vector, const K: usize, const S: usize>(
+pub(super) unsafe fn image_rows<V: Vector, E: Element, const K: usize, const S: usize>(
     shape: &Shape,
     memory: &Slice,
-    pixel: Pixel,
-    y: *const f32,
-    da: *const f32,
+    pixel: Pixel<E>,
+    y: *const E,
+    da: *const E,
 ) {
     let rows = (K - 1) / S + 1;
     let row_floats = shape.gradient_columns() * memory.stride;
@@ -101,7 +101,7 @@ pub(super) unsafe fn image_rows<V: Vector, const K: usize, const S: usize>(
             unsafe {
                 let from = ready * shape.output * memory.channels;
                 let to = memory.ring.add(ready % rows * row_floats + shape.gradient_pad() * memory.stride);
-                form_gradient::<V>(memory, y.add(from), da.add(from), to, shape.output);
+                form_gradient::<V, E>(memory, y.add(from), da.add(from), to, shape.output);
             }
             ready += 1;
         }
@@ -117,8 +117,8 @@ pub(super) unsafe fn image_rows<V: Vector, const K: usize, const S: usize>(
         // SAFETY: a row of the image.
         unsafe {
             let pixel = pixel.add(row * shape.input * memory.channels);
-            activate::<V>(memory, pixel, shape.input);
-            input_row::<V, K, S>(shape, memory, &taps[..count], pixel);
+            activate::<V, E>(memory, pixel, shape.input);
+            input_row::<V, E, K, S>(shape, memory, &taps[..count], pixel);
         }
     }
 }
@@ -127,11 +127,11 @@ pub(super) unsafe fn image_rows<V: Vector, const K: usize, const S: usize>(
 /// # Safety
 /// The instruction set of `V` is present. `pixel` is the row's first; the ring holds the rows that `taps` name.
 #[inline(always)]
-unsafe fn input_row<V: Vector, const K: usize, const S: usize>(
+unsafe fn input_row<V: Vector, E: Element, const K: usize, const S: usize>(
     shape: &Shape,
     memory: &Slice,
     taps: &[(usize, usize)],
-    pixel: Pixel,
+    pixel: Pixel<E>,
 ) {
     let mut column = 0;
     while column < shape.input {
@@ -143,12 +143,12 @@ unsafe fn input_row<V: Vector, const K: usize, const S: usize>(
             let pixel = pixel.add(column * memory.channels);
             if const { S == 2 } {
                 if parity == 1 {
-                    block_of_width::<V, K, 2, 1>(memory, taps, at, (pixel, column), width);
+                    block_of_width::<V, E, K, 2, 1>(memory, taps, at, (pixel, column), width);
                 } else {
-                    block_of_width::<V, K, 2, 0>(memory, taps, at, (pixel, column), width);
+                    block_of_width::<V, E, K, 2, 0>(memory, taps, at, (pixel, column), width);
                 }
             } else {
-                block_of_width::<V, K, 1, 0>(memory, taps, at, (pixel, column), width);
+                block_of_width::<V, E, K, 1, 0>(memory, taps, at, (pixel, column), width);
             }
         }
         column += width;
@@ -159,21 +159,21 @@ unsafe fn input_row<V: Vector, const K: usize, const S: usize>(
 /// # Safety
 /// As for [`block`].
 #[inline(always)]
-unsafe fn block_of_width<V: Vector, const K: usize, const S: usize, const P: usize>(
+unsafe fn block_of_width<V: Vector, E: Element, const K: usize, const S: usize, const P: usize>(
     memory: &Slice,
     taps: &[(usize, usize)],
     at: usize,
-    (pixel, column): (Pixel, usize),
+    (pixel, column): (Pixel<E>, usize),
     width: usize,
 ) {
     // SAFETY: the caller's promise.
     unsafe {
         match width {
-            8 if const { widest::<V>() >= 8 } => block::<V, K, S, P, 8>(memory, taps, at, (pixel, column)),
-            7 if const { widest::<V>() >= 7 } => block::<V, K, S, P, 7>(memory, taps, at, (pixel, column)),
-            4 if const { widest::<V>() >= 4 } => block::<V, K, S, P, 4>(memory, taps, at, (pixel, column)),
-            2 => block::<V, K, S, P, 2>(memory, taps, at, (pixel, column)),
-            _ => block::<V, K, S, P, 1>(memory, taps, at, (pixel, column)),
+            8 if const { widest::<V>() >= 8 } => block::<V, E, K, S, P, 8>(memory, taps, at, (pixel, column)),
+            7 if const { widest::<V>() >= 7 } => block::<V, E, K, S, P, 7>(memory, taps, at, (pixel, column)),
+            4 if const { widest::<V>() >= 4 } => block::<V, E, K, S, P, 4>(memory, taps, at, (pixel, column)),
+            2 => block::<V, E, K, S, P, 2>(memory, taps, at, (pixel, column)),
+            _ => block::<V, E, K, S, P, 1>(memory, taps, at, (pixel, column)),
         }
     }
 }
@@ -182,10 +182,10 @@ unsafe fn block_of_width<V: Vector, const K: usize, const S: usize, const P: usi
 /// # Safety
 /// The instruction set of `V` is present. `y` and `da` point to a row of pixels, `ring` to as many columns.
 #[inline(always)]
-unsafe fn form_gradient<V: Vector>(
+unsafe fn form_gradient<V: Vector, E: Element>(
     memory: &Slice,
-    y: *const f32,
-    da: *const f32,
+    y: *const E,
+    da: *const E,
     ring: *mut f32,
     columns: usize,
 ) {
@@ -195,10 +195,10 @@ unsafe fn form_gradient<V: Vector>(
         unsafe {
             let (from, to) = (column * memory.channels, ring.add(column * memory.stride));
             if columns - column >= 4 {
-                form_columns::<V, 4>(memory, y.add(from), da.add(from), to);
+                form_columns::<V, E, 4>(memory, y.add(from), da.add(from), to);
                 column += 4;
             } else {
-                form_columns::<V, 1>(memory, y.add(from), da.add(from), to);
+                form_columns::<V, E, 1>(memory, y.add(from), da.add(from), to);
                 column += 1;
             }
         }
@@ -208,34 +208,39 @@ unsafe fn form_gradient<V: Vector>(
 /// # Safety
 /// As for [`form_gradient`], with `B` columns.
 #[inline(always)]
-unsafe fn form_columns<V: Vector, const B: usize>(
+unsafe fn form_columns<V: Vector, E: Element, const B: usize>(
     memory: &Slice,
-    y: *const f32,
-    da: *const f32,
+    y: *const E,
+    da: *const E,
     ring: *mut f32,
 ) {
     // SAFETY: the caller's promise, and the slice has `count` more channels.
     unsafe {
-        for c in (0..memory.width).step_by(V::LANES) {
-            let count = memory.width - c;
+        each_vector!(V, memory.width, |c, count| {
             let row = memory.coefficients.add(c);
             let (scale, shift) = (V::load(row), V::load(row.add(SHIFT * memory.stride)));
+            let mut z = [V::zero(); B];
+            for (j, z) in z.iter_mut().enumerate() {
+                let y = y.add(j * memory.channels + c);
+                prefetch(y, memory.output_row);
+                *z = get::<V, E>(y, count).mul_add(scale, shift);
+            }
+            let (_, slopes) = silu_with_derivative_each(&z);
             let mean = V::load(row.add(MEAN * memory.stride));
             let b = V::load(row.add(B_ROW * memory.stride));
             let constant = V::load(row.add(C_ROW * memory.stride));
             let gate = V::load(row.add(GATE * memory.stride));
             let squeeze = V::load(row.add(SQUEEZE * memory.stride));
-            for j in 0..B {
+            for (j, slope) in slopes.iter().enumerate() {
                 let (y, da) = (y.add(j * memory.channels + c), da.add(j * memory.channels + c));
-                prefetch(y, memory.output_row);
                 prefetch(da, memory.output_row);
-                let (y, da) = (get::<V>(y, count), get::<V>(da, count));
-                let (_, slope) = y.mul_add(scale, shift).silu_with_derivative();
+                // y is loaded again: four vectors more would not fit into the registers.
+                let (y, da) = (get::<V, E>(y, count), get::<V, E>(da, count));
                 let du = da.mul_add(gate, squeeze);
                 let rest = y.sub(mean).mul_add(b, constant);
-                du.mul_add(slope, rest).store(ring.add(j * memory.stride + c));
+                du.mul_add(*slope, rest).store(ring.add(j * memory.stride + c));
             }
-        }
+        });
     }
 }
 
@@ -247,11 +252,11 @@ unsafe fn form_columns<V: Vector, const B: usize>(
 /// # Safety
 /// The instruction set of `V` is present. The ring has all columns that meet the block; `pixel` is the first of `B`.
 #[inline(always)]
-unsafe fn block<V: Vector, const K: usize, const S: usize, const P: usize, const B: usize>(
+unsafe fn block<V: Vector, E: Element, const K: usize, const S: usize, const P: usize, const B: usize>(
     memory: &Slice,
     taps: &[(usize, usize)],
     at: usize,
-    (pixel, column): (Pixel, usize),
+    (pixel, column): (Pixel<E>, usize),
 ) {
     let stride = memory.stride;
     for c in (0..memory.width).step_by(V::LANES) {
@@ -291,10 +296,16 @@ unsafe fn block<V: Vector, const K: usize, const S: usize, const P: usize, const
                     accumulate(*dw, memory.weight_gradient.add(tap + k * stride));
                 }
             }
-            if pixel.previous_y.is_null() {
-                store_normalised(memory, pixel, c, &da, inputs.add(memory.slopes));
-            } else {
-                store_identity(memory, pixel, c, &da);
+            // Each is inlined twice, so that whole vectors need no branch for each column.
+            let whole = memory.width - c >= V::LANES;
+            let count = if whole { V::LANES } else { memory.width - c };
+            match (pixel.previous_y.is_null(), whole) {
+                (true, true) => {
+                    store_normalised(memory, pixel, (c, V::LANES), &da, inputs.add(memory.slopes))
+                }
+                (true, false) => store_normalised(memory, pixel, (c, count), &da, inputs.add(memory.slopes)),
+                (false, true) => store_identity(memory, pixel, (c, V::LANES), &da),
+                (false, false) => store_identity(memory, pixel, (c, count), &da),
             }
         }
     }
@@ -304,7 +315,7 @@ unsafe fn block<V: Vector, const K: usize, const S: usize, const P: usize, const
 /// # Safety
 /// The instruction set of `V` is present. `pixel` is the first of `columns`.
 #[inline(always)]
-unsafe fn activate<V: Vector>(memory: &Slice, pixel: Pixel, columns: usize) {
+unsafe fn activate<V: Vector, E: Element>(memory: &Slice, pixel: Pixel<E>, columns: usize) {
     let normalised = pixel.previous_y.is_null();
     let mut column = 0;
     while column < columns {
@@ -313,10 +324,10 @@ unsafe fn activate<V: Vector>(memory: &Slice, pixel: Pixel, columns: usize) {
             let x = pixel.x.add(column * memory.channels);
             let to = memory.inputs.add(column * memory.stride);
             if columns - column >= 4 {
-                activate_columns::<V, 4>(memory, x, to, normalised);
+                activate_columns::<V, E, 4>(memory, x, to, normalised);
                 column += 4;
             } else {
-                activate_columns::<V, 1>(memory, x, to, normalised);
+                activate_columns::<V, E, 1>(memory, x, to, normalised);
                 column += 1;
             }
         }
@@ -326,48 +337,52 @@ unsafe fn activate<V: Vector>(memory: &Slice, pixel: Pixel, columns: usize) {
 /// # Safety
 /// As for [`activate`], with `B` columns.
 #[inline(always)]
-unsafe fn activate_columns<V: Vector, const B: usize>(
+unsafe fn activate_columns<V: Vector, E: Element, const B: usize>(
     memory: &Slice,
-    x: *const f32,
+    x: *const E,
     to: *mut f32,
     normalised: bool,
 ) {
     // SAFETY: the caller's promise, and the slice has `count` more channels.
     unsafe {
-        for c in (0..memory.width).step_by(V::LANES) {
-            let count = memory.width - c;
+        each_vector!(V, memory.width, |c, count| {
             let scale = V::load(memory.coefficients.add(INPUT_SCALE * memory.stride + c));
             let shift = V::load(memory.coefficients.add(INPUT_SHIFT * memory.stride + c));
-            for j in 0..B {
+            let mut z = [V::zero(); B];
+            for (j, z) in z.iter_mut().enumerate() {
                 let x = x.add(j * memory.channels + c);
                 prefetch(x, memory.input_row);
-                let x = get::<V>(x, count);
-                let to = to.add(j * memory.stride + c);
+                let x = get::<V, E>(x, count);
                 if normalised {
-                    let (a, slope) = x.mul_add(scale, shift).silu_with_derivative();
-                    a.store(to);
-                    slope.store(to.add(memory.slopes));
+                    *z = x.mul_add(scale, shift);
                 } else {
-                    x.store(to);
+                    x.store(to.add(j * memory.stride + c));
                 }
             }
-        }
+            if normalised {
+                let (a, slopes) = silu_with_derivative_each(&z);
+                for (j, (a, slope)) in a.iter().zip(&slopes).enumerate() {
+                    let to = to.add(j * memory.stride + c);
+                    a.store(to);
+                    slope.store(to.add(memory.slopes));
+                }
+            }
+        });
     }
 }
 
-/// du = da·silu'(z), with its sums.
+/// du = da·silu'(z), with the sums of what is stored.
 /// # Safety
-/// The instruction set of `V` is present. `pixel` is the first of `B`, `c` a channel of the slice, `slopes` the slope
-/// of both.
+/// The instruction set of `V` is present. `pixel` is the first of `B`; from channel `c` on, the slice has `count` more
+/// or a whole vector; `slopes` is the slope of both.
 #[inline(always)]
-unsafe fn store_normalised<V: Vector, const B: usize>(
+unsafe fn store_normalised<V: Vector, E: Element, const B: usize>(
     memory: &Slice,
-    pixel: Pixel,
-    c: usize,
+    pixel: Pixel<E>,
+    (c, count): (usize, usize),
     da: &[V; B],
     slopes: *const f32,
 ) {
-    let count = memory.width - c;
     // SAFETY: the caller's promise.
     unsafe {
         let mean = V::load(memory.coefficients.add(INPUT_MEAN * memory.stride + c));
@@ -377,20 +392,26 @@ unsafe fn store_normalised<V: Vector, const B: usize>(
             let du = da.mul(V::load(slopes.add(j * memory.stride)));
             prefetch(pixel.dx.add(at), memory.input_row);
             put(du, pixel.dx.add(at), count);
+            let du = E::rounded(du);
             sum = sum.add(du);
-            dot = du.mul_add(get::<V>(pixel.x.add(at), count).sub(mean), dot);
+            dot = du.mul_add(get::<V, E>(pixel.x.add(at), count).sub(mean), dot);
         }
         accumulate(sum, memory.sums.add(c));
         accumulate(dot, memory.sums.add(memory.stride + c));
     }
 }
 
-/// dx = da (+ the shortcut's gradient), with the sums of keep·dx for the previous block's batch norm.
+/// dx = da (+ the shortcut's gradient), with the sums of keep·dx, as stored, for the previous block's batch norm.
 /// # Safety
-/// The instruction set of `V` is present. `pixel` is the first of `B`, and `c` a channel of the slice.
+/// The instruction set of `V` is present. `pixel` is the first of `B`; from channel `c` on, the slice has `count` more
+/// or a whole vector.
 #[inline(always)]
-unsafe fn store_identity<V: Vector, const B: usize>(memory: &Slice, pixel: Pixel, c: usize, da: &[V; B]) {
-    let count = memory.width - c;
+unsafe fn store_identity<V: Vector, E: Element, const B: usize>(
+    memory: &Slice,
+    pixel: Pixel<E>,
+    (c, count): (usize, usize),
+    da: &[V; B],
+) {
     // SAFETY: the caller's promise.
     unsafe {
         let mean = V::load(memory.coefficients.add(INPUT_MEAN * memory.stride + c));
@@ -401,9 +422,9 @@ unsafe fn store_identity<V: Vector, const B: usize>(memory: &Slice, pixel: Pixel
             let shortcut = pixel.shortcut;
             let dx = if shortcut.is_null() { *da } else { da.add(get(shortcut.add(at), count)) };
             put(dx, pixel.dx.add(at), count);
-            let du = dx.mul(keep);
+            let du = E::rounded(dx).mul(keep);
             sum = sum.add(du);
-            dot = du.mul_add(get::<V>(pixel.previous_y.add(at), count).sub(mean), dot);
+            dot = du.mul_add(get::<V, E>(pixel.previous_y.add(at), count).sub(mean), dot);
         }
         accumulate(sum, memory.sums.add(c));
         accumulate(dot, memory.sums.add(memory.stride + c));
