@@ -57,6 +57,8 @@ pub trait Element: Pod + Send + Sync + 'static {
     /// # Safety
     /// The instruction set of `V` is present, and `from` is valid for reading them.
     unsafe fn splat<V: Vector>(from: *const Self) -> Self::Operand<V>;
+    /// The numbers as they are read again once they are stored.
+    fn rounded<V: Vector>(value: V) -> V;
     /// sum + a·b, for all numbers of the operands.
     fn multiply_add<V: Vector>(a: Self::Operand<V>, b: Self::Operand<V>, sum: V) -> V;
 
@@ -143,6 +145,10 @@ impl Element for f32 {
         unsafe { V::splat(*from) }
     }
     #[inline(always)]
+    fn rounded<V: Vector>(value: V) -> V {
+        value
+    }
+    #[inline(always)]
     fn multiply_add<V: Vector>(a: V, b: V, sum: V) -> V {
         a.mul_add(b, sum)
     }
@@ -201,6 +207,16 @@ impl Element for bf16 {
     #[inline(always)]
     unsafe fn splat<V: Vector>(from: *const bf16) -> V::Pairs {
         unsafe { V::splat_pair(from) }
+    }
+    #[inline(always)]
+    fn rounded<V: Vector>(value: V) -> V {
+        const { assert!(V::LANES <= 16) };
+        let mut numbers = [bf16::ZERO; 16];
+        // SAFETY: there is room for the widest vector; one exists, so the instruction set is present.
+        unsafe {
+            value.store_bf16(numbers.as_mut_ptr());
+            V::load_bf16(numbers.as_ptr())
+        }
     }
     #[inline(always)]
     fn multiply_add<V: Vector>(a: V::Pairs, b: V::Pairs, sum: V) -> V {
