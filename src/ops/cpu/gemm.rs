@@ -22,7 +22,8 @@ use std::ops::Range;
 
 use super::context::Context;
 use super::memory::Shared;
-use super::simd::{Element, Level, Vector, dispatch, level};
+use super::simd::{Element, Level, Vector, dispatch, halves_are_cheaper, level};
+use super::sweep::{each_vector, read, write};
 
 /// How the columns of a matrix are cut into panels.
 #[derive(Clone, Copy, Debug)]
@@ -55,10 +56,12 @@ impl Panels {
     }
 
     /// Panels of a product's result whose columns may end in half a vector: with 16 lanes, the 8-lane kernel computes
-    /// a first panel of 24 (or all 8) columns, so that 24 or 40 channels waste nothing.
+    /// a first panel of 24 (or all 8) columns, so that 24 or 40 channels waste nothing. Where a half takes as long as a
+    /// whole, it computes only a panel that has nothing else.
     pub fn narrow(columns: usize) -> Panels {
+        let halves = columns <= 8 || halves_are_cheaper();
         match level() {
-            Level::Avx512 | Level::Avx512Bf16 if columns.div_ceil(8) % 2 == 1 => {
+            Level::Avx512 | Level::Avx512Bf16 if halves && columns.div_ceil(8) % 2 == 1 => {
                 let half = if columns <= 8 { 8 } else { 24 };
                 let rest = Panels::with(columns.saturating_sub(half), 16, 32);
                 Panels { columns, half, ..rest }
@@ -200,23 +203,19 @@ pub fn add_weight_gradient(
         for i in first..(first + 16).min(narrow) {
             let start = panel.first * narrow + i * panel.width;
             let mut sums = [0.0f32; 48];
-            for partial in partials.chunks_exact(size) {
-                for (sum, value) in sums.iter_mut().zip(&partial[start..start + panel.columns]) {
-                    *sum += value;
-                }
-            }
-            let sums = &sums[..panel.columns];
+            let sums = &mut sums[..panel.columns];
+            add_rows(partials, start, size, sums);
             // SAFETY: each task adds to its own rows and columns.
             unsafe {
                 if transposed {
                     for (j, sum) in sums.iter().enumerate() {
                         let at = (panel.first + j) * narrow + i;
-                        gradient.part(at..at + 1)[0] += sum;
+                        gradient.part(at..at + 1)[0] += *sum;
                     }
                 } else {
                     let at = i * wide + panel.first;
                     for (to, sum) in gradient.part(at..at + panel.columns).iter_mut().zip(sums) {
-                        *to += sum;
+                        *to += *sum;
                     }
                 }
             }
@@ -226,6 +225,27 @@ pub fn add_weight_gradient(
         return (0..panels.count() * blocks).for_each(run);
     }
     cx.parallel(panels.count() * blocks, |task, _| run(task));
+}
+
+dispatch! {
+    /// Adds numbers `start..` of every `size` numbers to the sums, in order.
+    fn add_rows(from: &[f32], start: usize, size: usize, sums: &mut [f32]) => add_rows_body;
+}
+
+/// # Safety
+/// The instruction set of `V` is present.
+#[inline(always)]
+unsafe fn add_rows_body<V: Vector>(from: &[f32], start: usize, size: usize, sums: &mut [f32]) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        each_vector!(V, sums.len(), |at, count| {
+            let mut sum = read::<V, _>(sums, at, count);
+            for part in from.chunks_exact(size) {
+                sum = sum.add(read(part, start + at, count));
+            }
+            write(sums, at, count, sum);
+        });
+    }
 }
 
 /// A product of matrices with `rows` × `depth` and `depth` × `width` elements. A matrix is a slice and a stride: the
@@ -276,7 +296,7 @@ fn multiply_half<E: Element>(product: Product<E>) {
 
 /// The same with the instructions for bf16.
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma,avx512f,avx512vl,avx512bw,avx512bf16")]
+#[target_feature(enable = "avx2,fma,avx512f,avx512vl,avx512bw,avx512dq,avx512bf16")]
 fn multiply_half_bf16<E: Element>(product: Product<E>) {
     // SAFETY: the attribute names the features of these vectors.
     unsafe { multiply_sized::<super::simd::HalfBf16, E, 32, false>(product) };

@@ -5,7 +5,7 @@ use super::context::{Context, OnCpu, WorkspaceFloats, workspace_floats};
 use super::dense::{Factor, Region, Start, WeightedRows, add_column_sums, dots, multiply, weighted_rows};
 use super::memory::Shared;
 use super::pool;
-use super::simd::{Element, Vector, dispatch};
+use super::simd::{Element, Vector, dispatch, silu_with_derivative_each};
 use super::sweep::{each_vector, read, write};
 use crate::ops::{Dense, HeadBackward, HeadForward, Labels, Loss, Mixed, Tensor};
 
@@ -336,9 +336,14 @@ unsafe fn pixel_gradients<V: Vector, E: Element, const R: usize>(
             let shift = read::<V, _>(coefficients, 3 * channels + at, count);
             let d = read::<V, _>(d, at, count);
             let (mut sum, mut with_y) = (read::<V, _>(first, at, count), read::<V, _>(second, at, count));
+            let (mut values, mut z) = ([mean; R], [mean; R]);
             for row in 0..R {
-                let y = read::<V, _>(y, row * channels + at, count);
-                let own = d.mul(y.mul_add(scale, shift).silu_with_derivative().1);
+                values[row] = read::<V, _>(y, row * channels + at, count);
+                z[row] = values[row].mul_add(scale, shift);
+            }
+            let (_, slopes) = silu_with_derivative_each::<E, V, R>(&z);
+            for row in 0..R {
+                let (y, own) = (values[row], d.mul(slopes[row]));
                 write(du, row * channels + at, count, own);
                 // The passes that follow read du as stored, so the sums are taken of that.
                 let own = E::rounded(own);

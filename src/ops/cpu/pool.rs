@@ -7,7 +7,7 @@
 
 use super::context::Context;
 use super::memory::Shared;
-use super::simd::{Element, Vector, dispatch};
+use super::simd::{Element, Vector, dispatch, silu_each};
 use super::sweep::{each_vector, prefetch, read, write};
 use crate::ops::BatchNorm;
 
@@ -119,8 +119,9 @@ unsafe fn add_pixels<V: Vector, E: Element, const R: usize>(
             let mut tile = [V::zero(); R];
             for (row, slot) in tile.iter_mut().enumerate() {
                 prefetch(y, row * stride + at + AHEAD);
-                *slot = read::<V, _>(y, row * stride + at, count).mul_add(a, b).silu();
+                *slot = read::<V, _>(y, row * stride + at, count).mul_add(a, b);
             }
+            let tile = silu_each::<E, V, R>(&tile);
             let mut sum = tile[0];
             if R == 4 {
                 sum = tile[0].add(tile[1]).add(tile[2].add(tile[3]));

@@ -14,7 +14,7 @@ use super::expand::{GROUPS, TASKS};
 use super::gemm::rows::{RowBlock, RowStatistics, TILE, after, floats_of, store, tiles};
 use super::gemm::{self, Ahead, Panels, Product, padded};
 use super::memory::Shared;
-use super::simd::{Element, Vector, dispatch, fence};
+use super::simd::{Element, Vector, dispatch, fence, silu_each};
 use crate::ops::ProjectForward;
 
 /// Most wide channels of a block of A.
@@ -144,24 +144,55 @@ unsafe fn activate_body<V: Vector, E: Element>(
     input.check(block);
     let padded = block.columns.next_multiple_of(V::LANES);
     assert!(block.rows == 0 || (padded <= stride && (block.rows - 1) * stride + padded <= out.len()));
-    let channels = input.channels;
-    let mut image = block.row / input.pixels;
-    for row in 0..block.rows {
-        if block.row + row >= (image + 1) * input.pixels {
-            image += 1;
+    // SAFETY: the block lies within the input, its padded rows within `out`, by the checks above; the rest is the
+    // caller's promise.
+    unsafe {
+        let mut row = 0;
+        while row + 4 <= block.rows {
+            activate_rows::<V, E, 4>(input, block, row, out, stride);
+            row += 4;
         }
-        let start = block.range(row).start;
-        for first in (0..block.columns).step_by(V::LANES) {
-            let (count, channel) = (V::LANES.min(block.columns - first), block.column + first);
-            // SAFETY: the block lies within the input, its padded rows within `out`, by the checks above; the rest is
-            // the caller's promise.
-            unsafe {
-                let coefficients = input.coefficients.as_ptr().add(channel);
-                let scale = V::load_some(coefficients.add(2 * channels), count);
-                let shift = V::load_some(coefficients.add(3 * channels), count);
-                let z = E::load_some::<V>(input.x.as_ptr().add(start + first), count).mul_add(scale, shift);
-                let gate = V::load_some(input.gate.as_ptr().add(image * channels + channel), count);
-                E::store(z.silu().mul(gate), out.as_mut_ptr().add(row * stride + first));
+        while row < block.rows {
+            activate_rows::<V, E, 1>(input, block, row, out, stride);
+            row += 1;
+        }
+    }
+}
+
+/// `R` rows of a block, from `first_row` on.
+///
+/// # Safety
+/// The instruction set of `V` is present. The rows lie within the input, padded to whole vectors within `out`.
+#[inline(always)]
+unsafe fn activate_rows<V: Vector, E: Element, const R: usize>(
+    input: Input<'_, E>,
+    block: RowBlock,
+    first_row: usize,
+    out: &mut [E],
+    stride: usize,
+) {
+    let (channels, start) = (input.channels, block.range(first_row).start);
+    let mut gates = [std::ptr::null(); R];
+    for (i, gate) in gates.iter_mut().enumerate() {
+        let image = (block.row + first_row + i) / input.pixels;
+        *gate = input.gate[image * channels + block.column..].as_ptr();
+    }
+    for first in (0..block.columns).step_by(V::LANES) {
+        let count = V::LANES.min(block.columns - first);
+        // SAFETY: the caller's promise.
+        unsafe {
+            let coefficients = input.coefficients.as_ptr().add(block.column + first);
+            let scale = V::load_some(coefficients.add(2 * channels), count);
+            let shift = V::load_some(coefficients.add(3 * channels), count);
+            let mut z = [V::zero(); R];
+            for (i, z) in z.iter_mut().enumerate() {
+                let x = input.x.as_ptr().add(start + i * channels + first);
+                *z = E::load_some::<V>(x, count).mul_add(scale, shift);
+            }
+            let silu = silu_each::<E, V, R>(&z);
+            for i in 0..R {
+                let gate = V::load_some(gates[i].add(first), count);
+                E::store(silu[i].mul(gate), out.as_mut_ptr().add((first_row + i) * stride + first));
             }
         }
     }

@@ -29,7 +29,7 @@ mod x86;
 use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch, _mm_sfence};
 
 pub(super) use dispatch::dispatch;
-pub use dispatch::{Level, level};
+pub use dispatch::{Level, halves_are_cheaper, level};
 use each::exp_each;
 pub use each::{silu_each, silu_with_derivative_each};
 pub use element::Element;
@@ -86,6 +86,12 @@ pub trait Vector: Copy {
     /// # Safety
     /// `to` is valid for reading and writing `2·LANES` numbers.
     unsafe fn store_in_pairs(self, to: *mut bf16, second: bool);
+    /// 1/(1 + e^−v) of each vector, for results that are stored as bf16: the relative error is below 2⁻¹², an eighth of what
+    /// rounding to bf16 may be off by. The exact sigmoid where nothing is shorter.
+    #[inline(always)]
+    fn sigmoid_for_bf16<const B: usize>(v: &[Self; B]) -> [Self; B] {
+        each::sigmoid_each(v)
+    }
     /// Stores `LANES` pairs of both vectors' numbers, rounded.
     /// # Safety
     /// `to` is valid for writing `2·LANES` numbers.
@@ -348,7 +354,45 @@ mod tests {
         }
     }
 
+    /// # Safety
+    /// The instruction set of `V` is present.
+    #[inline(always)]
+    unsafe fn sigmoids_body<V: Vector, E: Element>(v: &[f32], out: &mut [f32], _: &E) {
+        let mut lanes = [0.0f32; 16];
+        for (v, out) in v.iter().zip(out) {
+            // SAFETY: the caller's promise; `lanes` has room for the widest vector.
+            unsafe { E::sigmoid(&[V::splat(*v), V::zero()])[0].store(lanes.as_mut_ptr()) };
+            *out = lanes[V::LANES - 1];
+        }
+    }
+
+    /// What is stored as bf16 may have a sigmoid of twelve bits.
+    #[test]
+    fn sigmoid_is_as_exact_as_each_storage_type_needs_it() {
+        let v: Vec<f32> = (-86_000..=86_000).map(|i| i as f32 * 0.001).collect();
+        let mut out = vec![0.0; v.len()];
+        let worst = |out: &[f32]| {
+            let error =
+                |(v, got): (&f32, &f32)| (f64::from(*got) * (1.0 + (-f64::from(*v)).exp()) - 1.0).abs();
+            // Written this way, NaN counts.
+            v.iter()
+                .zip(out)
+                .map(error)
+                .fold(0.0, |worst: f64, error| if error <= worst { worst } else { error })
+        };
+        sigmoids(&v, &mut out, &0.0f32);
+        assert!(worst(&out) <= 4e-7, "fp32: {:e}", worst(&out));
+        sigmoids(&v, &mut out, &bf16::ZERO);
+        assert!(worst(&out) <= 0.5f64.powi(12), "bf16: {:e}", worst(&out));
+        let (ends, mut out) = ([-1e4, -100.0, 100.0, 1e4, f32::NAN], [0.0; 5]);
+        sigmoids(&ends, &mut out, &bf16::ZERO);
+        let near = |got: f32, expected: f32| (got - expected).abs() <= 1e-4;
+        assert!(near(out[0], 0.0) && near(out[1], 0.0) && near(out[2], 1.0) && near(out[3], 1.0), "{out:?}");
+        assert!(out[4].is_nan());
+    }
+
     dispatch! {
+        fn sigmoids<E>(v: &[f32], out: &mut [f32], element: &E) => sigmoids_body;
         fn narrow<E>(from: &[f32], to: &mut [E], back: &mut [f32]) => narrow_body;
         fn functions(x: &[f32], out: &mut [[f32; 4]]) => functions_body;
         fn parts(count: usize, from: &[f32], to: &mut [f32]) -> f32 => parts_body;

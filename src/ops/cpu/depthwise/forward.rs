@@ -252,7 +252,7 @@ unsafe fn activate_columns<V: Vector, E: Element, const B: usize>(
                 for z in &mut z {
                     *z = z.mul_add(scale, shift);
                 }
-                z = silu_each(&z);
+                z = silu_each::<E, V, _>(&z);
             }
             for (j, a) in z.iter().enumerate() {
                 a.store(ring.add(j * memory.stride + c));

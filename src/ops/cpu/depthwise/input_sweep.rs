@@ -225,7 +225,7 @@ unsafe fn form_columns<V: Vector, E: Element, const B: usize>(
                 prefetch(y, memory.output_row);
                 *z = get::<V, E>(y, count).mul_add(scale, shift);
             }
-            let (_, slopes) = silu_with_derivative_each(&z);
+            let (_, slopes) = silu_with_derivative_each::<E, V, _>(&z);
             let mean = V::load(row.add(MEAN * memory.stride));
             let b = V::load(row.add(B_ROW * memory.stride));
             let constant = V::load(row.add(C_ROW * memory.stride));
@@ -360,7 +360,7 @@ unsafe fn activate_columns<V: Vector, E: Element, const B: usize>(
                 }
             }
             if normalised {
-                let (a, slopes) = silu_with_derivative_each(&z);
+                let (a, slopes) = silu_with_derivative_each::<E, V, _>(&z);
                 for (j, (a, slope)) in a.iter().zip(&slopes).enumerate() {
                     let to = to.add(j * memory.stride + c);
                     a.store(to);

@@ -314,6 +314,8 @@ unsafe fn finish_body<V: Vector, E: Element>(
                 if let Some(shortcut) = previous.shortcut {
                     value = value.add(E::load_some(shortcut.as_ptr().add(at), count));
                 }
+                // The passes that follow read dx as stored, so the sums are taken of that.
+                let value = E::rounded(value);
                 let to = dx.part(at..at + count).as_mut_ptr();
                 E::store_some(value, to, count, false);
                 let du = value.mul(V::splat(factor));

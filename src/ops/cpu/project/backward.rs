@@ -19,7 +19,7 @@ use crate::ops::cpu::gemm::rows::{
 };
 use crate::ops::cpu::gemm::{self, Ahead, Panels, Product, padded};
 use crate::ops::cpu::memory::Shared;
-use crate::ops::cpu::simd::{Element, Vector, dispatch, fence, prefetch};
+use crate::ops::cpu::simd::{Element, Vector, dispatch, fence, prefetch, silu_with_derivative_each};
 
 /// How the rows of a backward pass are cut: images into parts, parts into groups.
 #[derive(Clone, Copy)]
@@ -308,13 +308,13 @@ unsafe fn backward_tile_body<V: Vector, E: Element>(
                 let mut row = start;
                 while row < end {
                     // A group's rows are stored together where both belong to the unit.
-                    if row % 2 == 0 && row + 1 < end {
-                        columns.rows::<E, 2>(input, tile, row, width, a, &mut sums);
-                        row += 2;
-                    } else {
-                        columns.rows::<E, 1>(input, tile, row, width, a, &mut sums);
-                        row += 1;
-                    }
+                    row += match end - row {
+                        4.. if row % 2 == 0 && V::REGISTERS >= 32 => {
+                            columns.rows::<E, 4>(input, tile, row, width, a, &mut sums)
+                        }
+                        2.. if row % 2 == 0 => columns.rows::<E, 2>(input, tile, row, width, a, &mut sums),
+                        _ => columns.rows::<E, 1>(input, tile, row, width, a, &mut sums),
+                    };
                 }
                 for (number, sum) in sums.iter().enumerate() {
                     let at = (number * cut.count() + unit) * channels + channel;
@@ -340,7 +340,8 @@ struct Columns<V> {
 }
 
 impl<V: Vector> Columns<V> {
-    /// Stores da and A of `R` rows and adds to the five sums, row by row.
+    /// Stores da and A of `R` rows and adds to the five sums, row by row. Returns `R`; the first row is even if that is
+    /// more than one.
     ///
     /// # Safety
     /// The rows and columns lie within all tensors, and belong to the caller.
@@ -353,33 +354,40 @@ impl<V: Vector> Columns<V> {
         width: usize,
         a: &mut [E],
         sums: &mut [V; 5],
-    ) {
+    ) -> usize {
         let Columns { mean, r, scale, shift, gate, first, count, streams } = *self;
+        let place = |i: usize| tile.block.range(first_row + i).start + first;
         // SAFETY: the caller's promise.
         unsafe {
-            let mut gated = [gate; R];
+            let mut x = [mean; R];
+            let mut z = [mean; R];
             for i in 0..R {
-                let at = tile.block.range(first_row + i).start + first;
-                let x = E::load_some::<V>(input.x.as_ptr().add(at), count);
-                let da = V::load(tile.from.as_ptr().add((first_row + i) * width + first));
-                E::store_some(da, tile.da.part(at..at + count).as_mut_ptr(), count, streams);
-                let (silu, slope) = x.mul_add(scale, shift).silu_with_derivative();
-                gated[i] = silu.mul(gate);
-                let yhat = x.sub(mean).mul(r);
-                let product = da.mul(slope);
-                sums[0] = da.mul_add(silu, sums[0]);
-                sums[1] = sums[1].add(product);
-                sums[2] = sums[2].add(slope);
-                sums[3] = product.mul_add(yhat, sums[3]);
-                sums[4] = slope.mul_add(yhat, sums[4]);
+                x[i] = E::load_some::<V>(input.x.as_ptr().add(place(i)), count);
+                z[i] = x[i].mul_add(scale, shift);
             }
-            let place = |row: usize| (row / E::DEPTH * width + first) * E::DEPTH;
-            let (to, next) =
-                (a.as_mut_ptr().add(place(first_row)), a.as_mut_ptr().wrapping_add(place(first_row + 1)));
-            match R {
-                2 => E::store_two_interleaved([gated[0], gated[R - 1]], to, next),
-                _ => E::store_interleaved(gated[0], to, first_row % E::DEPTH),
+            let (silu, slope) = silu_with_derivative_each::<E, V, R>(&z);
+            for i in 0..R {
+                // The passes that follow read da as stored, so the sums are taken of that.
+                let da = E::rounded(V::load(tile.from.as_ptr().add((first_row + i) * width + first)));
+                E::store_some(da, tile.da.part(place(i)..place(i) + count).as_mut_ptr(), count, streams);
+                let yhat = x[i].sub(mean).mul(r);
+                let product = da.mul(slope[i]);
+                sums[0] = da.mul_add(silu[i], sums[0]);
+                sums[1] = sums[1].add(product);
+                sums[2] = sums[2].add(slope[i]);
+                sums[3] = product.mul_add(yhat, sums[3]);
+                sums[4] = slope[i].mul_add(yhat, sums[4]);
+            }
+            let group = |i: usize| ((first_row + i) / E::DEPTH * width + first) * E::DEPTH;
+            let a = a.as_mut_ptr();
+            for i in (0..R / 2).map(|pair| 2 * pair) {
+                let rows = [silu[i].mul(gate), silu[i + 1].mul(gate)];
+                E::store_two_interleaved(rows, a.add(group(i)), a.wrapping_add(group(i + 1)));
+            }
+            if R == 1 {
+                E::store_interleaved(silu[0].mul(gate), a.add(group(0)), first_row % E::DEPTH);
             }
         }
+        R
     }
 }

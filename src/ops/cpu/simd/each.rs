@@ -4,22 +4,22 @@
 //! start two or more of them a cycle, but it looks ahead over only a few such chains. In this order the independent
 //! operations stand together.
 
-use super::Vector;
+use super::{Element, Vector};
 
-/// [`Vector::silu`] of each vector.
+/// z·sigmoid(z) of each vector, as exact as the storage type needs it.
 #[inline(always)]
-pub fn silu_each<V: Vector, const B: usize>(z: &[V; B]) -> [V; B] {
-    let mut silu = sigmoid_each(z);
+pub fn silu_each<E: Element, V: Vector, const B: usize>(z: &[V; B]) -> [V; B] {
+    let mut silu = E::sigmoid(z);
     for (silu, z) in silu.iter_mut().zip(z) {
         *silu = z.mul(*silu);
     }
     silu
 }
 
-/// [`Vector::silu_with_derivative`] of each vector: all silus, and all derivatives.
+/// silu of each vector and its derivative σ·(1 + z·(1−σ)), from one sigmoid: all silus, and all derivatives.
 #[inline(always)]
-pub fn silu_with_derivative_each<V: Vector, const B: usize>(z: &[V; B]) -> ([V; B], [V; B]) {
-    let mut derivative = sigmoid_each(z);
+pub fn silu_with_derivative_each<E: Element, V: Vector, const B: usize>(z: &[V; B]) -> ([V; B], [V; B]) {
+    let mut derivative = E::sigmoid(z);
     let mut silu = derivative;
     for (silu, z) in silu.iter_mut().zip(z) {
         *silu = z.mul(*silu);
@@ -33,7 +33,8 @@ pub fn silu_with_derivative_each<V: Vector, const B: usize>(z: &[V; B]) -> ([V; 
 
 /// [`Vector::sigmoid`] of each vector.
 #[inline(always)]
-fn sigmoid_each<V: Vector, const B: usize>(z: &[V; B]) -> [V; B] {
+/// [`Vector::sigmoid`] of each vector.
+pub fn sigmoid_each<V: Vector, const B: usize>(z: &[V; B]) -> [V; B] {
     let mut s = *z;
     if const { V::REGISTERS < 32 } {
         // Three vectors of each chain and the constants would not fit into the registers.

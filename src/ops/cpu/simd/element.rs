@@ -7,6 +7,7 @@ use bytemuck::Pod;
 use half::bf16;
 
 use super::Vector;
+use super::each::sigmoid_each;
 
 /// A number of a tensor.
 pub trait Element: Pod + Send + Sync + 'static {
@@ -39,6 +40,8 @@ pub trait Element: Pod + Send + Sync + 'static {
     unsafe fn stream<V: Vector>(value: V, to: *mut Self);
     /// The numbers as they are when they are stored.
     fn rounded<V: Vector>(value: V) -> V;
+    /// 1/(1 + e^−v) of each vector, as exact as results that are stored as this type need it.
+    fn sigmoid<V: Vector, const B: usize>(v: &[V; B]) -> [V; B];
     /// Stores a row of an operand whose rows are taken [`Element::DEPTH`] at a time: row `number % DEPTH` of the group
     /// at `to`. The rows of a group are stored in order, and a row sets those after it to zero.
     /// # Safety
@@ -57,8 +60,6 @@ pub trait Element: Pod + Send + Sync + 'static {
     /// # Safety
     /// The instruction set of `V` is present, and `from` is valid for reading them.
     unsafe fn splat<V: Vector>(from: *const Self) -> Self::Operand<V>;
-    /// The numbers as they are read again once they are stored.
-    fn rounded<V: Vector>(value: V) -> V;
     /// sum + a·b, for all numbers of the operands.
     fn multiply_add<V: Vector>(a: Self::Operand<V>, b: Self::Operand<V>, sum: V) -> V;
 
@@ -126,6 +127,10 @@ impl Element for f32 {
         value
     }
     #[inline(always)]
+    fn sigmoid<V: Vector, const B: usize>(v: &[V; B]) -> [V; B] {
+        sigmoid_each(v)
+    }
+    #[inline(always)]
     unsafe fn store_interleaved<V: Vector>(value: V, to: *mut f32, _: usize) {
         unsafe { value.store(to) }
     }
@@ -143,10 +148,6 @@ impl Element for f32 {
     #[inline(always)]
     unsafe fn splat<V: Vector>(from: *const f32) -> V {
         unsafe { V::splat(*from) }
-    }
-    #[inline(always)]
-    fn rounded<V: Vector>(value: V) -> V {
-        value
     }
     #[inline(always)]
     fn multiply_add<V: Vector>(a: V, b: V, sum: V) -> V {
@@ -193,6 +194,10 @@ impl Element for bf16 {
         value.rounded_to_bf16()
     }
     #[inline(always)]
+    fn sigmoid<V: Vector, const B: usize>(v: &[V; B]) -> [V; B] {
+        V::sigmoid_for_bf16(v)
+    }
+    #[inline(always)]
     unsafe fn store_interleaved<V: Vector>(value: V, to: *mut bf16, number: usize) {
         unsafe { value.store_in_pairs(to, number % 2 == 1) }
     }
@@ -207,16 +212,6 @@ impl Element for bf16 {
     #[inline(always)]
     unsafe fn splat<V: Vector>(from: *const bf16) -> V::Pairs {
         unsafe { V::splat_pair(from) }
-    }
-    #[inline(always)]
-    fn rounded<V: Vector>(value: V) -> V {
-        const { assert!(V::LANES <= 16) };
-        let mut numbers = [bf16::ZERO; 16];
-        // SAFETY: there is room for the widest vector; one exists, so the instruction set is present.
-        unsafe {
-            value.store_bf16(numbers.as_mut_ptr());
-            V::load_bf16(numbers.as_ptr())
-        }
     }
     #[inline(always)]
     fn multiply_add<V: Vector>(a: V::Pairs, b: V::Pairs, sum: V) -> V {

@@ -178,12 +178,44 @@ impl Avx512 {
 #[derive(Clone, Copy)]
 pub struct Avx512Bf16(__m512);
 
-// SAFETY (every block below): as for `Avx512`, with AVX-512 BF16 and BW.
+// SAFETY (every block below): as for `Avx512`, with AVX-512 BF16, BW and DQ.
 impl Vector for Avx512Bf16 {
     sixteen_lanes!();
     type Pairs = __m512bh;
     const PAIR_REGISTERS: usize = 1;
 
+    /// 2^y is 2^⌊y⌋ times a polynomial of degree 3 of the rest (Remez, relative error 7.5e-5); the reciprocal has 14 bits.
+    #[inline(always)]
+    fn sigmoid_for_bf16<const B: usize>(v: &[Self; B]) -> [Self; B] {
+        let mut s = *v;
+        // SAFETY: vectors exist, so the instruction set is present.
+        unsafe {
+            let constant = |value| _mm512_set1_ps(value);
+            for s in &mut s {
+                s.0 = _mm512_mul_ps(s.0, constant(-std::f32::consts::LOG2_E));
+            }
+            let mut rest = s;
+            for rest in &mut rest {
+                rest.0 = _mm512_reduce_ps::<{ _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC }>(rest.0);
+            }
+            let mut p = rest;
+            for p in &mut p {
+                p.0 = _mm512_fmadd_ps(p.0, constant(0.078_024_55), constant(0.226_067_19));
+            }
+            for c in [0.695_833_5, 0.999_925_2] {
+                for (p, rest) in p.iter_mut().zip(&rest) {
+                    p.0 = _mm512_fmadd_ps(p.0, rest.0, constant(c));
+                }
+            }
+            for (s, p) in s.iter_mut().zip(&p) {
+                s.0 = _mm512_add_ps(_mm512_scalef_ps(p.0, s.0), constant(1.0));
+            }
+            for s in &mut s {
+                s.0 = _mm512_rcp14_ps(s.0);
+            }
+        }
+        s
+    }
     #[inline(always)]
     unsafe fn load_bf16_part(from: *const bf16, count: usize) -> Self {
         unsafe { Self(widen_512(_mm256_maskz_loadu_epi16(first_lanes(count), from.cast()))) }
