@@ -6,7 +6,8 @@
 //!
 //! `cargo bench --bench network` measures B0 at 32 and 224 (on a GPU at 224, and B4 at 380);
 //! `cargo bench --bench network -- --model b4 --resolution 380 --batch 2 --steps 4` one case; `--json` prints an
-//! object a case, which `tools/compare_pytorch.py` reads.
+//! object a case, which `tools/compare_pytorch.py` reads. `--freeze conv_head,blocks.5` measures training with frozen layers
+//! beside whole training: each round measures all, one after the other, so that their ratios are of the same minutes.
 
 use std::str::FromStr;
 use std::sync::Arc;
@@ -14,12 +15,12 @@ use std::time::Instant;
 
 use clap::Parser;
 use effnet::data::Normalise;
-use effnet::model::{ParamTable, Variant, initialise};
+use effnet::model::{Architecture, ParamTable, Variant, initialise};
 use effnet::network::{Inference, Network};
 use effnet::ops::cuda::Precision;
 use effnet::ops::*;
 use effnet::train::device::{Hardware, Needs, Selected, Storage, With, select};
-use effnet::train::{DeviceChoice, Recipe};
+use effnet::train::{DeviceChoice, Freeze, Recipe};
 use serde_json::json;
 
 /// What to measure. Without a model: the usual cases.
@@ -44,6 +45,9 @@ struct Flags {
     warm_seconds: Option<f64>,
     #[arg(long, default_value_t = 1000)]
     classes: usize,
+    /// Measure training of the layers after this one too; several, divided by commas.
+    #[arg(long, value_parser = Freeze::from_str, value_delimiter = ',')]
+    freeze: Vec<Freeze>,
     #[arg(long, default_value = "auto", value_parser = DeviceChoice::from_str)]
     device: DeviceChoice,
     #[arg(long, value_parser = Precision::from_str)]
@@ -98,7 +102,7 @@ impl Fixed {
 
     fn target(&self, network: &Network) -> BatchTarget {
         let Normalise { mean, deviation } = self.normalise;
-        let training = network.config.trained;
+        let training = network.config.trained_from.is_some();
         BatchTarget { image: network.image, labels: training.then_some(network.labels), mean, deviation }
     }
 }
@@ -158,6 +162,62 @@ struct Rates {
     /// Bytes of the training plan and the state.
     memory: u64,
     report: ProfileReport,
+    /// Of training with frozen layers: which, images per second, bytes.
+    frozen: Vec<(Freeze, Vec<f64>, u64)>,
+}
+
+/// Training of a whole network, or of its last layers.
+struct Training {
+    freeze: Option<Freeze>,
+    network: Network,
+    plan: Plan,
+    /// Those of a step; the update is the last.
+    passes: Vec<Pass>,
+}
+
+impl Training {
+    fn new(recipe: &Recipe, arch: &Architecture, device: &impl Device) -> Training {
+        let table = ParamTable::new(arch);
+        let network = Network::new(arch, &table, recipe.network_config(1));
+        let mut passes = network.itinerary(device).passes();
+        let frozen = Frozen::of(&passes, table.trainable(), table.total());
+        passes.push(Update { frozen, ..recipe.update() }.into());
+        Training { freeze: recipe.freeze, plan: network.plan(device), network, passes }
+    }
+
+    /// Bytes of the plan and the state.
+    fn memory(&self, table: &ParamTable) -> u64 {
+        let state = 4 * (2 * table.total() + 3 * table.trainable());
+        (self.plan.tensor_bytes + self.plan.workspace_bytes() + state) as u64
+    }
+}
+
+/// How often and how long to measure.
+struct Rounds {
+    warmup: u64,
+    warm_seconds: f64,
+    rounds: usize,
+    steps: u64,
+    images: usize,
+}
+
+impl Rounds {
+    /// Images per second of each round, for each of so many kinds of work: in a round they take turns. `run` makes so many
+    /// steps of a kind.
+    fn measure(&self, kinds: usize, mut run: impl FnMut(usize, u64) -> Result) -> Result<Vec<Vec<f64>>> {
+        for kind in 0..kinds {
+            warm_up(self.warmup, self.warm_seconds, || run(kind, 2))?;
+        }
+        let mut rates = vec![Vec::new(); kinds];
+        for _ in 0..self.rounds {
+            for (kind, rates) in rates.iter_mut().enumerate() {
+                let start = Instant::now();
+                run(kind, self.steps)?;
+                rates.push((self.steps * self.images as u64) as f64 / start.elapsed().as_secs_f64());
+            }
+        }
+        Ok(rates)
+    }
 }
 
 struct Measure<'a>(&'a Flags, Case);
@@ -170,56 +230,65 @@ impl With for Measure<'_> {
         let recipe = Recipe { resolution: case.resolution, ..Recipe::reference(case.model, case.batch) };
         let arch = recipe.architecture(flags.classes).map_err(|error| OpsError::Device(error.to_string()))?;
         let table = ParamTable::new(&arch);
-        let training = Network::new(&arch, &table, recipe.network_config(1));
         let device = hardware.device();
         let warm_seconds = flags.warm_seconds.unwrap_or(if hardware.has_own_memory() { 1.0 } else { 0.0 });
+        let rounds = Rounds {
+            warmup: flags.warmup,
+            warm_seconds,
+            rounds: flags.rounds,
+            steps: case.steps,
+            images: case.batch,
+        };
+        let freezes = [None].into_iter().chain(flags.freeze.iter().copied().map(Some));
+        let trainings: Vec<Training> = freezes
+            .map(|freeze| Training::new(&Recipe { freeze, ..recipe.clone() }, &arch, &device))
+            .collect();
         let inference = Inference::new(&arch, &table, case.batch, &device, &[Weights::Raw]);
-        let plans = [training.plan(&device), inference.plan(&device)];
-        let (trainable, total) = (table.trainable(), table.total());
+        let inference_plan = inference.plan(&device);
+        let plans: Vec<&Plan> = trainings.iter().map(|t| &t.plan).chain([&inference_plan]).collect();
         let mut ops = hardware.start(&Needs {
-            state: StateSize::new(trainable, total),
-            plans: &plans.each_ref(),
+            state: StateSize::new(table.trainable(), table.total()),
+            plans: &plans,
             group: None,
         })?;
         ops.write_state(Buffer::Parameters, &initialise::initialise(&table, 1))?;
         let fixed = Fixed::new(case, flags.classes);
 
-        ops.bind(&plans[0])?;
-        let mut passes = training.itinerary(&device).passes();
-        passes.push(recipe.update().into());
-        let mut number = 0;
-        let mut steps = |ops: &mut H::Ops, count: u64| -> Result {
+        let (mut number, mut bound) = (0, None);
+        let mut steps = |ops: &mut H::Ops, kind: usize, count: u64| -> Result {
+            let Training { network, plan, passes, .. } = &trainings[kind];
+            if bound.replace(kind) != Some(kind) {
+                ops.bind(plan)?;
+            }
             (0..count).try_for_each(|_| {
                 number += 1;
-                train(ops, &training, &passes, &fixed, number)
+                train(ops, network, passes, &fixed, number)
             })?;
             ops.take_figures(true).map(|_| ())
         };
-        let rates = |ops: &mut H::Ops, run: &mut dyn FnMut(&mut H::Ops, u64) -> Result| -> Result<Vec<f64>> {
-            warm_up(flags.warmup, warm_seconds, || run(ops, 2))?;
-            let round = |_| {
-                let start = Instant::now();
-                run(ops, case.steps)?;
-                Ok((case.steps * case.batch as u64) as f64 / start.elapsed().as_secs_f64())
-            };
-            (0..flags.rounds).map(round).collect()
-        };
-        let trained = rates(&mut ops, &mut steps)?;
+        let mut trained = rounds.measure(trainings.len(), |kind, count| steps(&mut ops, kind, count))?;
+        // Bound and warm before the profile begins.
+        steps(&mut ops, 0, 2)?;
         ops.start_profile()?;
-        steps(&mut ops, case.steps)?;
+        steps(&mut ops, 0, case.steps)?;
         let report = ops.take_profile()?;
 
-        ops.bind(&plans[1])?;
+        ops.bind(&inference_plan)?;
         inference.fold(&mut ops)?;
         let mut logits = vec![0.0; inference.network.logits.elements];
-        let mut batches = |ops: &mut H::Ops, count: u64| -> Result {
-            (0..count).try_for_each(|number| infer(ops, &inference, &fixed, number))?;
+        let inferred = rounds.measure(1, |_, count| {
+            (0..count).try_for_each(|number| infer(&mut ops, &inference, &fixed, number))?;
             ops.download(inference.network.logits, &mut logits)
-        };
-        let inferred = rates(&mut ops, &mut batches)?;
-        let state = 4 * (2 * total + 3 * trainable);
-        let memory = (plans[0].tensor_bytes + plans[0].workspace_bytes() + state) as u64;
-        Ok(Rates { training: trained, inference: inferred, memory, report })
+        })?;
+        let more = trained.split_off(1).into_iter().zip(&trainings[1..]);
+        let frozen = more.filter_map(|(rates, t)| Some((t.freeze?, rates, t.memory(&table)))).collect();
+        Ok(Rates {
+            training: trained.concat(),
+            inference: inferred.concat(),
+            memory: trainings[0].memory(&table),
+            report,
+            frozen,
+        })
     }
 }
 
@@ -235,6 +304,9 @@ fn tell(flags: &Flags, case: Case, line: &str, rates: &Rates) {
         let object = json!({
             "model": model.name(), "resolution": resolution, "batch": batch, "device": line,
             "training": rates.training, "inference": rates.inference, "memory": rates.memory,
+            "frozen": rates.frozen.iter().map(|(freeze, training, memory)| json!({
+                "freeze": freeze, "training": training, "memory": memory,
+            })).collect::<Vec<_>>(),
         });
         return println!("{object}");
     }
@@ -245,6 +317,15 @@ fn tell(flags: &Flags, case: Case, line: &str, rates: &Rates) {
         median(&rates.inference),
         rates.memory as f64 / (1 << 30) as f64
     );
+    for (freeze, training, memory) in &rates.frozen {
+        let ratios: Vec<f64> = training.iter().zip(&rates.training).map(|(own, whole)| own / whole).collect();
+        println!(
+            "  --freeze {freeze}: {:.1} images/s in training, {:.2} times those of the whole, {:.2} GiB",
+            median(training),
+            median(&ratios),
+            *memory as f64 / (1 << 30) as f64
+        );
+    }
     effnet::train::profile::lines(&rates.report, steps).iter().for_each(|line| println!("  {line}"));
 }
 

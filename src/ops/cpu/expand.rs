@@ -18,7 +18,7 @@ use super::gemm::rows::{RowBlock, RowStatistics, TILE, after, batch_norm_backwar
 use super::gemm::{self, Ahead, Panels, Product, padded};
 use super::memory::Shared;
 use super::simd::{Vector, dispatch, fence};
-use crate::ops::{ExpandBackward, ExpandForward};
+use crate::ops::{ExpandBackward, ExpandForward, NarrowGradient};
 
 /// Enough tasks for any machine: two for each of sixteen threads.
 pub(super) const TASKS: usize = 32;
@@ -136,7 +136,8 @@ struct BackwardPass<'a> {
     gradients: Shared<'a>,
     dx: Shared<'a>,
     sums: Shared<'a>,
-    previous: Previous<'a>,
+    /// None where there is no gradient at the input.
+    previous: Option<Previous<'a>>,
 }
 
 /// What the epilogue of dx reads.
@@ -148,17 +149,26 @@ struct Previous<'a> {
     shortcut: Option<&'a [f32]>,
     /// The stochastic-depth factor of each image; none means one.
     keep: Option<&'a [f32]>,
+    /// Rows of an image.
+    pixels: usize,
+}
+
+/// The packed weight, batch norm's coefficients, the weight's partial gradients, the partial sums, with inputs and outputs
+/// `padded`. The first and the last serve the gradient at the input.
+fn backward_lengths(p: &ExpandBackward, tasks: &Backward, padded: [usize; 2]) -> [usize; 4] {
+    let data = |floats: usize| if p.narrow.is_some() { floats } else { 0 };
+    let [inputs, outputs] = padded;
+    [
+        data(p.outputs * inputs),
+        4 * p.outputs,
+        tasks.weights.groups * p.inputs * outputs,
+        data(sums_floats(tasks.data, p.inputs)),
+    ]
 }
 
 impl OnCpu for ExpandBackward {
     fn workspace(&self) -> WorkspaceFloats {
-        let tasks = Backward::new(self);
-        let lengths = [
-            self.outputs * padded(self.inputs),
-            4 * self.outputs,
-            tasks.weights.groups * self.inputs * padded(self.outputs),
-            sums_floats(tasks.data, self.inputs),
-        ];
+        let lengths = backward_lengths(self, &Backward::new(self), [self.inputs, self.outputs].map(padded));
         let per_thread = workspace_floats(&[TILE * CHUNK, TILE, TILE * padded(self.inputs)]);
         WorkspaceFloats { shared: workspace_floats(&lengths), per_thread }
     }
@@ -168,18 +178,16 @@ impl OnCpu for ExpandBackward {
         let narrow = Panels::narrow(self.inputs);
         let wide = Panels::new(self.outputs);
         let gradient_floats = self.inputs * wide.padded();
-        let lengths = [
-            self.outputs * narrow.padded(),
-            4 * self.outputs,
-            tasks.weights.groups * gradient_floats,
-            sums_floats(tasks.data, self.inputs),
-        ];
+        let lengths = backward_lengths(self, &tasks, [narrow.padded(), wide.padded()]);
         // SAFETY: the caller's promise, and the pass takes each of them once.
         let ([packed, coefficients, gradients, sums], dx, norm, weight) = unsafe {
-            let norm = NormSums::of(cx, &self.previous.bn);
-            (cx.workspace(lengths), cx.write(self.dx), norm, cx.gradient_mut(self.weight))
+            let norm = self.narrow.as_ref().map(|narrow| NormSums::of(cx, &narrow.previous.bn));
+            let dx = self.narrow.as_ref().map_or(&mut [][..], |narrow| cx.write(narrow.dx));
+            (cx.workspace(lengths), dx, norm, cx.gradient_mut(self.weight))
         };
-        gemm::pack(cx, cx.weight(self.weight), narrow, packed);
+        if self.narrow.is_some() {
+            gemm::pack(cx, cx.weight(self.weight), narrow, packed);
+        }
         backward_coefficients(cx, &self.bn, coefficients);
         let pass = BackwardPass {
             p: self,
@@ -193,23 +201,26 @@ impl OnCpu for ExpandBackward {
             gradients: Shared::new(&mut *gradients),
             dx: Shared::new(dx),
             sums: Shared::new(&mut *sums),
-            previous: Previous {
-                y: cx.read(self.previous.y),
-                coefficients: cx.read(self.previous.bn.coefficients),
-                shortcut: self.shortcut.map(|t| cx.read(t)),
-                keep: self.previous.keep.map(|t| cx.read(t)),
-            },
+            previous: self.narrow.as_ref().map(|NarrowGradient { shortcut, previous, .. }| Previous {
+                y: cx.read(previous.y),
+                coefficients: cx.read(previous.bn.coefficients),
+                shortcut: shortcut.map(|t| cx.read(t)),
+                keep: previous.keep.map(|t| cx.read(t)),
+                pixels: previous.pixels,
+            }),
         };
         let BackwardTasks { groups, slices } = tasks.weights;
         let all = 0..wide.count();
         let gradient = |group: usize| group * gradient_floats..(group + 1) * gradient_floats;
-        if slices == 1 {
+        if slices == 1 && pass.previous.is_some() {
             cx.parallel(groups, |group, scratch| {
                 let rows = part_of(self.rows, groups, group);
                 pass.run(rows, all.clone(), Some(group), Some(gradient(group)), scratch);
             });
         } else {
-            cx.parallel(tasks.data, |group, scratch| {
+            // Without a gradient at the input, only the second round is left.
+            let data = if pass.previous.is_some() { tasks.data } else { 0 };
+            cx.parallel(data, |group, scratch| {
                 let rows = part_of(self.rows, tasks.data, group);
                 pass.run(rows, all.clone(), Some(group), None, scratch);
             });
@@ -220,7 +231,9 @@ impl OnCpu for ExpandBackward {
                 pass.run(rows, panels, None, Some(gradient(group)), scratch);
             });
         }
-        norm.finish(cx, sums);
+        if let Some(norm) = norm {
+            norm.finish(cx, sums);
+        }
         gemm::add_weight_gradient(cx, gradients, self.inputs, self.outputs, true, weight);
     }
 }
@@ -263,12 +276,12 @@ impl BackwardPass<'_> {
                 }
                 number = end;
             }
-            if let Some(group) = data {
-                row_factors(self.previous.keep, self.p.previous.pixels, &tile, factors);
+            if let (Some(group), Some(previous)) = (data, &self.previous) {
+                row_factors(previous.keep, previous.pixels, &tile, factors);
                 for panel in self.narrow.iter() {
                     let block = RowBlock::of(&tile, panel, inputs);
                     // SAFETY: each group of rows belongs to one task.
-                    unsafe { finish(self, group, block, &dx[panel.first..], factors) };
+                    unsafe { finish(self, previous, group, block, &dx[panel.first..], factors) };
                 }
             }
         }
@@ -346,7 +359,14 @@ dispatch! {
     /// Adds the shortcut to a block of dx, stores it, and adds Σ f·dx and Σ f·dx·ŷ to the group's sums [2, channels].
     /// # Safety
     /// The block of dx and the group's sums belong to the calling task.
-    unsafe fn finish(pass: &BackwardPass<'_>, group: usize, block: RowBlock, from: &[f32], factors: &[f32]) => finish_body;
+    unsafe fn finish(
+        pass: &BackwardPass<'_>,
+        previous: &Previous<'_>,
+        group: usize,
+        block: RowBlock,
+        from: &[f32],
+        factors: &[f32],
+    ) => finish_body;
 }
 
 /// # Safety
@@ -354,12 +374,13 @@ dispatch! {
 #[inline(always)]
 unsafe fn finish_body<V: Vector>(
     pass: &BackwardPass<'_>,
+    previous: &Previous<'_>,
     group: usize,
     block: RowBlock,
     from: &[f32],
     factors: &[f32],
 ) {
-    let BackwardPass { previous, dx, sums, .. } = *pass;
+    let BackwardPass { dx, sums, .. } = *pass;
     let stride = pass.narrow.padded();
     let start = group * 2 * block.channels;
     let padded = block.columns.next_multiple_of(V::LANES);

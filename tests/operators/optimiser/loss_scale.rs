@@ -90,7 +90,7 @@ fn sum_that_is_not_finite_raises_the_flag<G: TestGpu>() {
             let mut look = |gradients: &[f32]| {
                 ops.write_state(Buffer::Gradients, gradients).unwrap();
                 let cx = ops.context();
-                optimiser::look_at_gradients(cx).unwrap();
+                optimiser::look_at_gradients(cx, Frozen::NOTHING).unwrap();
                 let raised = step::read(cx).unwrap().not_finite;
                 let mut after = vec![0.0; trainable];
                 ops.read_state(Buffer::Gradients, &mut after).unwrap();
@@ -135,6 +135,7 @@ fn running_statistics_are_committed_by_a_step_that_is_not_skipped<G: TestGpu>() 
                 weight_decay: NO_DECAY,
                 clip_norm: None,
                 ema,
+                frozen: Frozen::NOTHING,
             };
             let mut ops = midway::<G>(precision, &update);
             let before = state(&mut ops, TRAINABLE, TOTAL);

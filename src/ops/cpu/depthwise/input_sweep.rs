@@ -42,6 +42,7 @@ pub(super) struct Slice {
 #[derive(Clone, Copy)]
 pub(super) struct Pixel {
     pub(super) x: *const f32,
+    /// Null where there is no gradient at the input.
     pub(super) dx: *mut f32,
     /// Null unless the input is the identity.
     pub(super) previous_y: *const f32,
@@ -60,7 +61,7 @@ impl Pixel {
         unsafe {
             Pixel {
                 x: self.x.add(floats),
-                dx: self.dx.add(floats),
+                dx: far(self.dx).cast_mut(),
                 previous_y: far(self.previous_y),
                 shortcut: far(self.shortcut),
                 keep: self.keep,
@@ -290,6 +291,9 @@ unsafe fn block<V: Vector, const K: usize, const S: usize, const P: usize, const
                 for (k, dw) in dw.iter().enumerate() {
                     accumulate(*dw, memory.weight_gradient.add(tap + k * stride));
                 }
+            }
+            if pixel.dx.is_null() {
+                continue;
             }
             if pixel.previous_y.is_null() {
                 store_normalised(memory, pixel, c, &da, inputs.add(memory.slopes));
