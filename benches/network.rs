@@ -9,6 +9,9 @@
 //! object a case, which `tools/compare_pytorch.py` reads. `--only inference` leaves the other half out; with `--batch 1`
 //! the time of an image is its latency.
 //!
+//! `--freeze conv_head,blocks.5` measures training with frozen layers beside whole training: each round measures all, one after
+//! the other, so that their ratios are of the same minutes.
+//!
 //! `cargo bench --bench peak` prints how many operations a second the CPU could do, of which a pass reaches a share.
 
 use std::str::FromStr;
@@ -17,12 +20,12 @@ use std::time::Instant;
 
 use clap::{Parser, ValueEnum};
 use effnet::data::Normalise;
-use effnet::model::{ParamTable, Variant, initialise};
+use effnet::model::{Architecture, ParamTable, Variant, initialise};
 use effnet::network::{Inference, Network};
 use effnet::ops::cuda::Precision;
 use effnet::ops::*;
 use effnet::train::device::{Hardware, Needs, Selected, Storage, With, select};
-use effnet::train::{DeviceChoice, Recipe};
+use effnet::train::{DeviceChoice, Freeze, Recipe};
 use serde_json::json;
 
 /// What to measure. Without a model: the usual cases.
@@ -47,6 +50,9 @@ struct Flags {
     warm_seconds: Option<f64>,
     #[arg(long, default_value_t = 1000)]
     classes: usize,
+    /// Measure training of the layers after this one too; several, divided by commas.
+    #[arg(long, value_parser = Freeze::from_str, value_delimiter = ',')]
+    freeze: Vec<Freeze>,
     #[arg(long, default_value = "auto", value_parser = DeviceChoice::from_str)]
     device: DeviceChoice,
     #[arg(long, value_parser = Precision::from_str)]
@@ -118,7 +124,7 @@ impl Fixed {
 
     fn target(&self, network: &Network) -> BatchTarget {
         let Normalise { mean, deviation } = self.normalise;
-        let training = network.config.trained;
+        let training = network.config.trained_from.is_some();
         BatchTarget { image: network.image, labels: training.then_some(network.labels), mean, deviation }
     }
 }
@@ -180,21 +186,54 @@ struct Rates {
     memory: u64,
     /// Where a step's time goes, unless one line of JSON is all that is printed.
     report: Option<ProfileReport>,
+    /// Of training with frozen layers: which, images per second, bytes.
+    frozen: Vec<(Freeze, Vec<f64>, u64)>,
 }
 
 struct Measure<'a>(&'a Flags, Case);
 
 impl Measure<'_> {
-    /// The images per second of each round, after the warm-up. `run` makes so many steps and waits for them.
-    fn rates(&self, warm_seconds: f64, mut run: impl FnMut(u64) -> Result) -> Result<Vec<f64>> {
+    /// Images per second of each round, for each of so many kinds of work: in a round they take turns. `run` makes so many
+    /// steps of a kind.
+    fn rates(
+        &self,
+        warm: f64,
+        kinds: usize,
+        mut run: impl FnMut(usize, u64) -> Result,
+    ) -> Result<Vec<Vec<f64>>> {
         let Measure(flags, case) = self;
-        warm_up(flags.warmup, warm_seconds, || run(2))?;
-        let round = |_| {
-            let start = Instant::now();
-            run(case.steps)?;
-            Ok((case.steps * case.batch as u64) as f64 / start.elapsed().as_secs_f64())
-        };
-        (0..flags.rounds).map(round).collect()
+        for kind in 0..kinds {
+            warm_up(flags.warmup, warm, || run(kind, 2))?;
+        }
+        let mut rates = vec![Vec::new(); kinds];
+        for _ in 0..flags.rounds {
+            for (kind, rates) in rates.iter_mut().enumerate() {
+                let start = Instant::now();
+                run(kind, case.steps)?;
+                rates.push((case.steps * case.batch as u64) as f64 / start.elapsed().as_secs_f64());
+            }
+        }
+        Ok(rates)
+    }
+}
+
+/// Training of a whole network, or of its last layers.
+struct Training {
+    freeze: Option<Freeze>,
+    network: Network,
+    plan: Plan,
+    /// Those of a step; the update is the last.
+    passes: Vec<Pass>,
+}
+
+impl Training {
+    fn new(recipe: &Recipe, arch: &Architecture, device: &impl Device) -> Training {
+        let table = ParamTable::new(arch);
+        let network = Network::new(arch, &table, recipe.network_config(1));
+        let mut passes = network.itinerary(device).passes();
+        let frozen = Frozen::of(&passes, table.trainable(), table.total());
+        passes.push(Update { frozen, ..recipe.update() }.into());
+        Training { freeze: recipe.freeze, plan: network.plan(device), network, passes }
     }
 }
 
@@ -206,49 +245,63 @@ impl With for Measure<'_> {
         let recipe = Recipe { resolution: case.resolution, ..Recipe::reference(case.model, case.batch) };
         let arch = recipe.architecture(flags.classes).map_err(|error| OpsError::Device(error.to_string()))?;
         let table = ParamTable::new(&arch);
-        let training = Network::new(&arch, &table, recipe.network_config(1));
         let device = hardware.device();
-        let warm_seconds = flags.warm_seconds.unwrap_or(if hardware.has_own_memory() { 1.0 } else { 0.0 });
+        let warm = flags.warm_seconds.unwrap_or(if hardware.has_own_memory() { 1.0 } else { 0.0 });
+        let mut trainings = Vec::new();
+        if flags.wants(Half::Training) {
+            let freezes = [None].into_iter().chain(flags.freeze.iter().copied().map(Some));
+            let training = |freeze| Training::new(&Recipe { freeze, ..recipe.clone() }, &arch, &device);
+            trainings.extend(freezes.map(training));
+        }
         let inference = Inference::new(&arch, &table, case.batch, &device, &[Weights::Raw]);
-        let halves = [(Half::Training, training.plan(&device)), (Half::Inference, inference.plan(&device))];
-        let plans: Vec<_> =
-            halves.iter().filter(|(half, _)| flags.wants(*half)).map(|(_, plan)| plan).collect();
+        let inference_plan = flags.wants(Half::Inference).then(|| inference.plan(&device));
+        let plans: Vec<&Plan> = trainings.iter().map(|t| &t.plan).chain(&inference_plan).collect();
         let (trainable, total) = (table.trainable(), table.total());
+        let state = 4 * (2 * total + 3 * trainable);
+        let memory = |plan: &Plan| (plan.tensor_bytes + plan.workspace_bytes() + state) as u64;
+        let mut found = Rates { memory: memory(plans[0]), ..Rates::default() };
         let mut ops =
             hardware.start(&Needs { state: StateSize::new(trainable, total), plans: &plans, group: None })?;
         ops.write_state(Buffer::Parameters, &initialise::initialise(&table, 1))?;
         let fixed = Fixed::new(case, flags.classes);
-        let state = 4 * (2 * total + 3 * trainable);
-        let memory = (plans[0].tensor_bytes + plans[0].workspace_bytes() + state) as u64;
-        let mut found = Rates { memory, ..Rates::default() };
 
         if flags.wants(Half::Training) {
-            ops.bind(&halves[0].1)?;
-            let mut passes = training.itinerary(&device).passes();
-            passes.push(recipe.update().into());
-            let mut number = 0;
-            let mut steps = |ops: &mut H::Ops, count: u64| -> Result {
+            let (mut number, mut bound) = (0, None);
+            let mut steps = |ops: &mut H::Ops, kind: usize, count: u64| -> Result {
+                let Training { network, plan, passes, .. } = &trainings[kind];
+                if bound.replace(kind) != Some(kind) {
+                    ops.bind(plan)?;
+                }
                 (0..count).try_for_each(|_| {
                     number += 1;
-                    train(ops, &training, &passes, &fixed, number)
+                    train(ops, network, passes, &fixed, number)
                 })?;
                 ops.take_figures(true).map(|_| ())
             };
-            found.training = self.rates(warm_seconds, |count| steps(&mut ops, count))?;
+            let rates = self.rates(warm, trainings.len(), |kind, count| steps(&mut ops, kind, count))?;
+            for (training, rates) in trainings.iter().zip(rates) {
+                match training.freeze {
+                    None => found.training = rates,
+                    Some(freeze) => found.frozen.push((freeze, rates, memory(&training.plan))),
+                }
+            }
             if !flags.json {
+                // Bound and warm before the profile begins.
+                steps(&mut ops, 0, 2)?;
                 ops.start_profile()?;
-                steps(&mut ops, case.steps)?;
+                steps(&mut ops, 0, case.steps)?;
                 found.report = Some(ops.take_profile()?);
             }
         }
-        if flags.wants(Half::Inference) {
-            ops.bind(&halves[1].1)?;
+        if let Some(plan) = &inference_plan {
+            ops.bind(plan)?;
             inference.fold(&mut ops)?;
             let mut logits = vec![0.0; inference.network.logits.elements];
-            found.inference = self.rates(warm_seconds, |count| {
+            let rates = self.rates(warm, 1, |_, count| {
                 (0..count).try_for_each(|number| infer(&mut ops, &inference, &fixed, number))?;
                 ops.download(inference.network.logits, &mut logits)
             })?;
+            found.inference = rates.concat();
         }
         Ok(found)
     }
@@ -279,6 +332,13 @@ fn tell(flags: &Flags, case: Case, line: &str, rates: &Rates) {
     };
     let gib = rates.memory as f64 / (1 << 30) as f64;
     println!("\n{line}\n{model} at {resolution}, batch {batch}: {speed}, {gib:.2} GiB");
+    for (freeze, training, memory) in &rates.frozen {
+        let ratios: Vec<f64> = training.iter().zip(&rates.training).map(|(own, whole)| own / whole).collect();
+        let (speed, ratio, gib) = (median(training), median(&ratios), *memory as f64 / (1 << 30) as f64);
+        println!(
+            "  --freeze {freeze}: {speed:.1} images/s in training, {ratio:.2} times those of the whole, {gib:.2} GiB"
+        );
+    }
     let report = rates.report.iter().flat_map(|report| effnet::train::profile::lines(report, steps));
     report.for_each(|line| println!("  {line}"));
 }

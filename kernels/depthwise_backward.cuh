@@ -375,7 +375,7 @@ struct DepthwiseBackward {
             }
         }
         const Stored stored = Stored::of(gradient[0], gradient[1]);
-        if (inside) *reinterpret_cast<Stored*>(to) = stored;
+        if (inside && has_dx<K, STRIDE, BEFORE_IT>(args)) *reinterpret_cast<Stored*>(to) = stored;
         stored.get(gradient);
 #pragma unroll
         for (int i = 0; i < C; i++) {
@@ -385,7 +385,7 @@ struct DepthwiseBackward {
         }
     }
 
-    // Writes the block's part of the taps' and the batch norm's sums; the last block adds those of the batch norm.
+    // Writes the block's part of the taps' sums and, with dx, of the batch norm's; the last block adds the latter.
     __device__ __forceinline__ void finish_sums() {
 #pragma unroll
         for (int i = 0; i < C; i++) numbers[K * K + 1][i] *= constants[IN_RECIPROCAL * SLICE + at + i];
@@ -397,12 +397,12 @@ struct DepthwiseBackward {
             if (channel >= args.channels) return;
             if (number < K * K) {
                 args.weight_partials[(part * args.channels + channel) * K * K + number] = sum;
-            } else {
+            } else if (has_dx<K, STRIDE, BEFORE_IT>(args)) {
                 args.sum_partials[(part * 2 + number - K * K) * args.channels + channel] = sum;
             }
         });
         static_assert(SumsOfRows<SLICE, DEPTHWISE_THREADS>::FLOATS <= (K * K + 2) * SLICE * WARPS, "room in the ring");
-        finish_norm_sums<SLICE, DEPTHWISE_THREADS>(
+        if (has_dx<K, STRIDE, BEFORE_IT>(args)) finish_norm_sums<SLICE, DEPTHWISE_THREADS>(
             args, args.sum_partials, ring, blockIdx.x, args.channels, blockIdx.y, gridDim.y);
     }
 

@@ -50,3 +50,11 @@ constexpr int DEPTHWISE_COLUMNS_STRIDE2 = 4;
 // What x is: the block's own input; or the input of a batch norm, stored, or made again of the expansion's input
 // (depthwise_recompute.cuh).
 enum class DepthwiseBefore { IDENTITY, STORED, RECOMPUTED };
+
+// Whether the gradient at the input is made: not where the layers before are not trained and this convolution is the network's
+// first. That is 3×3 with stride 1; the other kernels have no registers for the question.
+template <int K, int STRIDE, DepthwiseBefore BEFORE>
+__device__ __forceinline__ bool has_dx(const DepthwiseBackwardArguments& args) {
+    constexpr bool FIRST = K == 3 && STRIDE == 1 && BEFORE == DepthwiseBefore::STORED;
+    return !FIRST || args.dx != nullptr;
+}

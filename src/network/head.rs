@@ -1,10 +1,12 @@
 //! The head: a pointwise convolution, global average pooling, dropout, the classifier.
 
-use super::{Builder, Itinerary, Layer, Phase, mbconv::MbConv};
+use super::{Builder, Depth, Itinerary, Layer, Phase, mbconv::MbConv};
 use crate::ops::*;
 
 pub(super) struct Head {
     mask: Option<DropoutMask>,
+    /// Whether its convolution is trained, and not the classifier alone.
+    trained: bool,
     expand: (ExpandForward, ExpandBackward),
     pool: (HeadForward, HeadBackward),
 }
@@ -17,14 +19,13 @@ impl Head {
         let (rows, pixels) = (images * side * side, side * side);
         let y = build.activation("head y".into(), side, channels);
         let du = build.activation("head du".into(), side, channels);
-        let bn = build.batch_norm("bn2", side, channels);
+        let bn = build.batch_norm(Depth::Head, "bn2", side, channels);
         let weight = build.weight("conv_head");
-        let (x, dx) = (last.output.value, last.output.gradient);
-        let previous = last.output.previous;
-        let outputs = channels;
+        let (x, outputs) = (last.output.value, channels);
+        let narrow = last.output.narrow(None);
         let expand = (
             ExpandForward { rows, inputs, outputs, x, weight, y, bn },
-            ExpandBackward { rows, inputs, outputs, x, weight, y, bn, du, dx, shortcut: None, previous },
+            ExpandBackward { rows, inputs, outputs, x, weight, y, bn, du, narrow },
         );
         let pooled = build.floats("pooled".into(), images * channels);
         let rate = build.config.dropout as f32;
@@ -32,7 +33,9 @@ impl Head {
         let logits = build.floats("logits".into(), images * classes);
         let dlogits = build.floats("dlogits".into(), images * classes);
         let classifier = build.dense("classifier", channels, classes);
+        let trained = build.config.trains(Depth::Head);
         Head {
+            trained,
             mask: dropout.map(|mask| DropoutMask { images, channels, rate, mask }),
             expand,
             pool: (
@@ -48,7 +51,7 @@ impl Head {
                     dropout,
                     classifier,
                     dlogits,
-                    du,
+                    du: trained.then_some(du),
                 },
             ),
         }
@@ -79,6 +82,8 @@ impl Head {
 
     pub fn backward(&self, to: &mut Itinerary) {
         to.push(Phase::Backward, None, self.pool.1);
-        to.push(Phase::Backward, Layer::Head, self.expand.1);
+        if self.trained {
+            to.push(Phase::Backward, Layer::Head, self.expand.1);
+        }
     }
 }

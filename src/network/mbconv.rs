@@ -9,12 +9,13 @@
 //! The first stage does not expand. There the depthwise convolution reads the stem's raw output, with the
 //! stem's batch norm and silu applied while loading, or, in the blocks after the first, the block's input.
 
-use super::{Builder, Itinerary, Layer, Output, Phase, stem::Stem};
+use super::{Builder, Depth, Itinerary, Layer, Output, Phase, stem::Stem};
 use crate::model::Block;
 use crate::ops::*;
 
 pub(super) struct MbConv {
     index: usize,
+    pub place: Depth,
     /// Stochastic depth, where the block has a shortcut and a rate.
     mask: Option<DropPathMask>,
     /// The narrow output, its gradient, and what completes it.
@@ -54,26 +55,34 @@ impl MbConv {
         let shortcut_gradient = shortcut.map(|_| dout);
 
         let expand = before.filter(|_| block.expands).map(|x| expand(build, block, x, shortcut_gradient));
-        let (a, dx, input) = match (&expand, before) {
+        let (a, input) = match (&expand, before) {
             (Some((forward, backward)), _) => {
-                (forward.y, backward.du, DepthwiseInput::Normalised(forward.bn))
+                (forward.y, DepthwiseInput::Normalised { bn: forward.bn, du: Some(backward.du) })
             }
-            (None, Some(x)) => {
-                let identity = DepthwiseInput::Identity { shortcut: shortcut_gradient, previous: x.previous };
-                (x.value, x.gradient, identity)
+            // Blocks without an expansion are one stage, so the block before is trained if this one is.
+            (None, Some(Output { value, gradient: dx, previous, .. })) => {
+                let shortcut = shortcut_gradient;
+                (value, DepthwiseInput::Identity(NarrowGradient { dx, shortcut, previous }))
             }
-            (None, None) => (stem.forward.y, stem.backward.du, DepthwiseInput::Normalised(stem.forward.bn)),
+            (None, None) => (stem.forward.y, stem.input(build)),
         };
         let parts = Parts::new(build, block, dout);
         let (images, pixels, keep) = (parts.images, block.window.output_pixels(), parts.keep);
         let (y, bn) = (parts.y3, parts.bn3);
-        let rate = build.arch.drop_path_rate(build.config.drop_path, block) as f32;
+        let (place, rate) = (Depth::Stage(block.stage), drop_path_rate(build, block) as f32);
+        let trained = build.config.trains(place);
         MbConv {
+            place,
             index: block.index,
             mask: keep.map(|keep| DropPathMask { images, block: block.index as u32, rate, keep }),
-            output: Output { value: out, gradient: dout, previous: PreviousBlock { y, bn, keep, pixels } },
+            output: Output {
+                value: out,
+                gradient: dout,
+                previous: PreviousBlock { y, bn, keep, pixels },
+                trained,
+            },
             expand,
-            depthwise: parts.depthwise(build, a, input, dx),
+            depthwise: parts.depthwise(build, a, input),
             squeeze: parts.squeeze(build),
             project: parts.project(build),
             residual: ResidualForward {
@@ -124,6 +133,12 @@ impl MbConv {
     }
 }
 
+/// The rate of stochastic depth: a block that is not trained runs as in evaluation.
+fn drop_path_rate(build: &Builder, block: &Block) -> f64 {
+    let trained = build.config.trains(Depth::Stage(block.stage));
+    if trained { build.arch.drop_path_rate(build.config.drop_path, block) } else { 0.0 }
+}
+
 /// The expansion of the block's input; `shortcut` is the gradient that goes round the block.
 fn expand(
     build: &mut Builder,
@@ -136,23 +151,12 @@ fn expand(
     let (inputs, outputs) = (block.input, block.expanded);
     let y = build.activation(format!("{name} y1"), side, outputs);
     let du = build.activation(format!("{name} du1"), side, outputs);
-    let bn = build.batch_norm(&format!("{name}.bn1"), side, outputs);
+    let bn = build.batch_norm(Depth::Stage(block.stage), &format!("{name}.bn1"), side, outputs);
     let weight = build.weight(&format!("{name}.conv_pw"));
     let x = input.value;
     let forward = ExpandForward { rows, inputs, outputs, x, weight, y, bn };
-    let backward = ExpandBackward {
-        rows,
-        inputs,
-        outputs,
-        x,
-        weight,
-        y,
-        bn,
-        du,
-        dx: input.gradient,
-        shortcut,
-        previous: input.previous,
-    };
+    let backward =
+        ExpandBackward { rows, inputs, outputs, x, weight, y, bn, du, narrow: input.narrow(shortcut) };
     (forward, backward)
 }
 
@@ -161,7 +165,7 @@ impl<'a> Parts<'a> {
         let names = block.late_names();
         let (name, side, wide, images) =
             (&block.name, block.window.output, block.expanded, build.config.images);
-        let rate = build.arch.drop_path_rate(build.config.drop_path, block);
+        let (rate, place) = (drop_path_rate(build, block), Depth::Stage(block.stage));
         let keep = (block.residual() && rate > 0.0).then(|| build.floats(format!("{name} keep"), images));
         Parts {
             block,
@@ -171,12 +175,12 @@ impl<'a> Parts<'a> {
             keep,
             y2: build.activation(format!("{name} y2"), side, wide),
             da: build.activation(format!("{name} da"), side, wide),
-            bn2: build.batch_norm(&format!("{name}.{}", names[0]), side, wide),
+            bn2: build.batch_norm(place, &format!("{name}.{}", names[0]), side, wide),
             gate: build.floats(format!("{name} gate"), images * wide),
             squeeze_gradient: build.floats(format!("{name} squeeze gradient"), images * wide),
             five_sums: build.floats(format!("{name} five sums"), 5 * images * wide),
             y3: build.activation(format!("{name} y3"), side, block.output),
-            bn3: build.batch_norm(&format!("{name}.{}", names[1]), side, block.output),
+            bn3: build.batch_norm(place, &format!("{name}.{}", names[1]), side, block.output),
         }
     }
 
@@ -185,13 +189,12 @@ impl<'a> Parts<'a> {
         build: &Builder,
         x: Tensor,
         input: DepthwiseInput,
-        dx: Tensor,
     ) -> (DepthwiseForward, DepthwiseBackward) {
         let weight = build.weight(&format!("{}.conv_dw", self.block.name));
         let (images, window, channels) = (self.images, self.block.window, self.block.expanded);
         let input_bn = match input {
-            DepthwiseInput::Normalised(bn) => Some(bn),
-            DepthwiseInput::Identity { .. } => None,
+            DepthwiseInput::Normalised { bn, .. } => Some(bn),
+            DepthwiseInput::Identity(_) => None,
         };
         let (y, bn, da, gate) = (self.y2, self.bn2, self.da, self.gate);
         let squeeze_gradient = self.squeeze_gradient;
@@ -209,7 +212,6 @@ impl<'a> Parts<'a> {
                 da,
                 gate,
                 squeeze_gradient,
-                dx,
             },
         )
     }

@@ -5,9 +5,11 @@
 //!
 //! Backward runs the blocks in reverse. What passes between two blocks is the gradient at the narrow tensor
 //! between them, and the two sums that the earlier block's last batch norm needs, which the later block's
-//! backward takes while it writes that gradient.
+//! backward takes while it writes that gradient. Where training begins at a later [`Depth`], the way back ends there: no
+//! pass makes the gradient at the input of the first trained layer, and the layers before it run as in evaluation.
 
 pub mod class_map;
+pub mod depth;
 mod head;
 pub mod inference;
 pub mod itinerary;
@@ -17,10 +19,11 @@ mod stem;
 
 use crate::model::{Architecture, ParamTable};
 use crate::ops::{
-    BatchNorm, BatchNormInference, Dense, Device, Kind, LabelForm, Loss, Param, Plan, PreviousBlock,
-    Statistics, Tensor, Tensors,
+    BatchNorm, BatchNormInference, Dense, Device, Kind, LabelForm, Loss, NarrowGradient, Param, Plan,
+    PreviousBlock, Statistics, Tensor, Tensors,
 };
 pub use class_map::Features;
+pub use depth::Depth;
 use head::Head;
 pub use inference::Inference;
 pub use itinerary::{Entry, Itinerary, Layer, Phase};
@@ -32,9 +35,9 @@ use stem::Stem;
 pub struct NetworkConfig {
     /// Images of one forward pass: the micro-batch.
     pub images: usize,
-    /// Whether it is trained: the loss and the way back follow the forward pass.
-    pub trained: bool,
-    /// Batch statistics, or running ones: to evaluate, and to train without moving them.
+    /// The first place that is trained, with all after it: the way back ends there. None to evaluate.
+    pub trained_from: Option<Depth>,
+    /// The statistics of what is trained: the batch's, or running ones, which do not move.
     pub statistics: Statistics,
     /// Ranks whose micro-batches share their statistics; 1 keeps each to its own.
     pub statistics_ranks: usize,
@@ -54,7 +57,7 @@ impl NetworkConfig {
     pub fn inference(images: usize) -> NetworkConfig {
         NetworkConfig {
             images,
-            trained: false,
+            trained_from: None,
             statistics: Statistics::Running,
             statistics_ranks: 1,
             drop_path: 0.0,
@@ -116,7 +119,7 @@ impl Builder<'_> {
         self.tensors.new_tensor(label, elements, Kind::Float)
     }
 
-    fn batch_norm(&mut self, layer: &str, side: usize, channels: usize) -> BatchNorm {
+    fn batch_norm(&mut self, place: Depth, layer: &str, side: usize, channels: usize) -> BatchNorm {
         let coefficients = self.floats(format!("{layer} coefficients"), 4 * channels);
         let sums = self.floats(format!("{layer} sums"), 2 * channels);
         BatchNorm {
@@ -129,7 +132,7 @@ impl Builder<'_> {
             running_var: self.param(&format!("{layer}.running_var")),
             momentum: self.arch.batch_norm.momentum as f32,
             eps: self.arch.batch_norm.eps as f32,
-            statistics: self.config.statistics,
+            statistics: self.config.statistics_at(place),
             coefficients,
             sums,
         }
@@ -188,26 +191,28 @@ struct Parts {
     loss: Loss,
 }
 
-/// Writes the passes down: the step forward, and to train also the loss and the way back.
+/// Writes the passes down: the step forward, and to train also the loss and the way back, as far as layers are trained.
 fn record(config: NetworkConfig, parts: &Parts) -> Itinerary {
     let Parts { stem, blocks, head, loss } = parts;
     let mut to = Itinerary::default();
     blocks.iter().for_each(|block| block.mask(&mut to));
     head.mask(&mut to);
-    if config.statistics == Statistics::Running {
-        let inner = blocks.iter().flat_map(MbConv::batch_norms);
-        for bn in [stem.bn(), head.bn()].into_iter().chain(inner) {
-            to.push(Phase::Forward, None, BatchNormInference { bn: *bn });
-        }
+    let inner = blocks.iter().flat_map(MbConv::batch_norms);
+    let norms = [stem.bn(), head.bn()].into_iter().chain(inner);
+    for bn in norms.filter(|bn| bn.statistics == Statistics::Running) {
+        to.push(Phase::Forward, None, BatchNormInference { bn: *bn });
     }
     stem.forward(&mut to);
     blocks.iter().for_each(|block| block.forward(&mut to));
     head.forward(&mut to);
-    if config.trained {
+    if config.trained_from.is_some() {
         to.push(Phase::Loss, None, *loss);
         head.backward(&mut to);
-        blocks.iter().rev().for_each(|block| block.backward(&mut to));
-        stem.backward(&mut to);
+        let trained = blocks.iter().rev().filter(|block| config.trains(block.place));
+        trained.for_each(|block| block.backward(&mut to));
+        if config.trains(Depth::Stem) {
+            stem.backward(&mut to);
+        }
     }
     to
 }
@@ -219,4 +224,14 @@ struct Output {
     value: Tensor,
     gradient: Tensor,
     previous: PreviousBlock,
+    /// Whether the block is trained, so that its output needs a gradient.
+    trained: bool,
+}
+
+impl Output {
+    /// What the next block makes at this output, with the gradient that goes round that block.
+    fn narrow(self, shortcut: Option<Tensor>) -> Option<NarrowGradient> {
+        let Output { gradient: dx, previous, trained, .. } = self;
+        trained.then_some(NarrowGradient { dx, shortcut, previous })
+    }
 }

@@ -5,7 +5,7 @@
 //!
 //! | module | |
 //! |---|---|
-//! | [`recipe`] ([`optimizer`], [`schedule_kind`], [`sampling`], [`class_weights`]), [`options`], [`recipe_file`] | what to train, how, and both as a file |
+//! | [`recipe`] ([`optimizer`], [`schedule_kind`], [`sampling`], [`class_weights`], [`freeze`]), [`options`], [`recipe_file`] | what to train, how, and both as a file |
 //! | [`fit`] | the recipe of a set of images, where nobody said otherwise |
 //! | [`extension`] | `--extend`: a run goes on to more epochs |
 //! | `trainer` | the loop: [`run`], [`engine`], [`schedule`] |
@@ -25,6 +25,7 @@ mod evaluation;
 pub mod extension;
 pub mod fit;
 pub mod foreign;
+pub mod freeze;
 pub mod loading;
 pub mod memory;
 mod mixing;
@@ -44,6 +45,7 @@ mod trainer;
 pub use class_weights::ClassWeights;
 pub use error::TrainError;
 pub use evaluation::{classify, details, evaluate, evaluator, heat_map, whole};
+pub use freeze::Freeze;
 pub use memory::{MemoryPlan, memory_plan};
 pub use optimizer::{Decayed, Optimizer};
 pub use options::{DataChoice, DeviceChoice, RecomputeChoice, RunOptions};

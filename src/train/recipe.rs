@@ -13,12 +13,13 @@ use serde::{Deserialize, Serialize};
 use toml::Table;
 
 use super::class_weights::ClassWeights;
+use super::freeze::Freeze;
 use super::optimizer::{Decayed, Optimizer};
 use super::schedule_kind::ScheduleKind;
 use crate::data::augment::Auto;
 use crate::data::{CropMode, NormaliseBy, Sampling, Shuffle};
 use crate::model::{Architecture, BatchNormConfig, ModelError, Padding, Variant};
-use crate::network::NetworkConfig;
+use crate::network::{Depth, NetworkConfig};
 use crate::ops::{Frozen, LabelForm, Statistics, Update, WeightDecay, Weights};
 
 /// See the module's description. The names of the fields are those of the flags. A field that checkpoints from before lack
@@ -147,6 +148,9 @@ pub struct Recipe {
     /// A checksum of the file that the weights came from: its path may change.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub init_from: Option<String>,
+    /// The last layer or stage that stays as it is, with all before it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub freeze: Option<Freeze>,
     /// Batch norm normalises by its running statistics, which do not move.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub freeze_bn: bool,
@@ -219,6 +223,7 @@ impl Recipe {
             eval_every: 1.0,
             patience: None,
             init_from: None,
+            freeze: None,
             freeze_bn: false,
             sync_bn: false,
             normalise: NormaliseBy::Dataset,
@@ -257,6 +262,7 @@ impl Recipe {
             weight_decay_bn: Some(0.0),
             body_lr: Some(1.0),
             classifier_epochs: Some(0.0),
+            freeze: Some(Freeze::Stem),
             freeze_bn: true,
             sync_bn: true,
             normalise: NormaliseBy::Imagenet,
@@ -292,7 +298,7 @@ impl Recipe {
     pub fn network_config(&self, ranks: usize) -> NetworkConfig {
         NetworkConfig {
             images: self.micro_batch,
-            trained: true,
+            trained_from: Some(self.freeze.map_or(Depth::Stem, Freeze::first_trained)),
             statistics: if self.freeze_bn { Statistics::Running } else { Statistics::Batch },
             statistics_ranks: if self.sync_bn { ranks } else { 1 },
             drop_path: self.drop_connect,

@@ -1,7 +1,7 @@
 //! Networks for tests.
 
 use effnet::model::{Architecture, BatchNormConfig, Padding, Variant};
-use effnet::network::NetworkConfig;
+use effnet::network::{Depth, NetworkConfig};
 use effnet::ops::{Frozen, RmsPropForm, Rule, Statistics, Update, WeightDecay};
 
 /// A member of the family with PyTorch's padding and constants.
@@ -12,7 +12,7 @@ pub fn architecture(variant: Variant, classes: usize, side: usize) -> Architectu
 /// Training with masks and label smoothing.
 pub fn training(images: usize) -> NetworkConfig {
     NetworkConfig {
-        trained: true,
+        trained_from: Some(Depth::Stem),
         statistics: Statistics::Batch,
         drop_path: 0.2,
         dropout: 0.2,

@@ -82,7 +82,7 @@ on_cuda!(step_in_fp32_agrees_with_the_cpu);
 
 /// Logits and gradients of the oracle in f64. With a `precision`, only the values that a device stores in it are rounded:
 /// activations, their gradients and the weights of the pointwise products.
-fn on_reference(trial: &Trial, precision: Option<Precision>) -> (Vec<f64>, Vec<f64>) {
+pub fn on_reference(trial: &Trial, precision: Option<Precision>) -> (Vec<f64>, Vec<f64>) {
     let Trial { network, table, .. } = trial;
     let round = |values: &[f64]| -> Vec<f64> {
         let Some(precision) = precision else { return values.to_vec() };

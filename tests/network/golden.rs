@@ -11,7 +11,7 @@ use crate::common::golden::{Bounds, Golden, Report, bf16_errors, files, paramete
 use crate::common::gpu::{TestGpu, engine, on_cuda};
 use crate::common::reference::{Reference, ReferenceDevice};
 use effnet::model::{Architecture, BatchNormConfig, ParamTable};
-use effnet::network::{Network, NetworkConfig, Phase};
+use effnet::network::{Depth, Network, NetworkConfig, Phase};
 use effnet::ops::cpu::{CpuDevice, CpuOps};
 use effnet::ops::cuda::driver::Driver;
 use effnet::ops::cuda::{CudaDevice, CudaOps, Precision};
@@ -93,8 +93,9 @@ impl Trial {
         assert_eq!(table.trainable(), golden.parameters, "{}: parameters", golden.file);
         let images = golden.batch;
         let (statistics, label_smoothing) = (Statistics::Batch, golden.label_smoothing);
+        let trained_from = Some(Depth::Stem);
         let plain =
-            NetworkConfig { trained: true, statistics, label_smoothing, ..NetworkConfig::inference(images) };
+            NetworkConfig { trained_from, statistics, label_smoothing, ..NetworkConfig::inference(images) };
         // The stated rates are rate·i/n; the network takes the rate.
         let blocks = arch.blocks.len();
         let drop_path =

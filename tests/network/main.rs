@@ -6,6 +6,7 @@ mod class_map;
 mod common;
 mod cuda_ranks;
 mod cuda_step;
+mod frozen;
 mod golden;
 mod memory_plan;
 mod names;

@@ -3,7 +3,7 @@
 
 use crate::common::network::{architecture, training};
 use effnet::model::{ParamTable, Variant, Window};
-use effnet::network::{Inference, Network, NetworkConfig};
+use effnet::network::{Depth, Inference, Network, NetworkConfig};
 use effnet::ops::cpu::{CpuDevice, CpuOps};
 use effnet::ops::plan::ALIGNMENT;
 use effnet::ops::*;
@@ -79,7 +79,10 @@ fn tensors_are_not_overwritten_while_they_are_needed() {
     for stores_expanded in [true, false] {
         let device = Half { stores_expanded };
         for (variant, side) in [(Variant::B0, 33), (Variant::B1, 64), (Variant::B4, 47)] {
-            for config in [training(3), NetworkConfig::inference(3)] {
+            let frozen = [Depth::Stage(0), Depth::Stage(2), Depth::Head, Depth::Classifier]
+                .map(|first| NetworkConfig { trained_from: Some(first), ..training(3) });
+            let kept = NetworkConfig { statistics: Statistics::Running, ..training(3) };
+            for config in [training(3), NetworkConfig::inference(3), kept].into_iter().chain(frozen) {
                 let network = network(variant, side, config);
                 play(&network, &[network.itinerary(&device).passes()], &network.plan(&device), &device);
             }

@@ -5,16 +5,26 @@ use crate::common::gpu::{TestGpu, on_cuda};
 use crate::common::network::training;
 use crate::common::trial::{CLASSES, Step, Trial};
 use effnet::model::{Architecture, BatchNormConfig, Padding, Variant, Window};
+use effnet::network::{Depth, NetworkConfig};
 use effnet::ops::cuda::{CudaDevice, Precision};
 use effnet::ops::*;
 
 /// The first blocks of a network, up to the 5×5 kernel with stride two: all blocks that few channels go into.
-fn trial(precision: Precision, (model, padding): (Variant, Padding), side: usize, images: usize) -> Trial {
+fn trial(precision: Precision, network: (Variant, Padding), side: usize, images: usize) -> Trial {
+    trial_of(precision, network, side, training(images))
+}
+
+fn trial_of(
+    precision: Precision,
+    (model, padding): (Variant, Padding),
+    side: usize,
+    config: NetworkConfig,
+) -> Trial {
     let mut arch = Architecture::new(model, CLASSES, side, padding, BatchNormConfig::default()).unwrap();
     let last = arch.blocks.iter().position(|block| (block.window.kernel, block.window.stride) == (5, 2));
     arch.blocks.truncate(last.expect("all networks have one") + 1);
     arch.head_channels = 48;
-    Trial::new(precision, &arch, training(images))
+    Trial::new(precision, &arch, config)
 }
 
 const B0: (Variant, Padding) = (Variant::B0, Padding::Symmetric);
@@ -56,6 +66,39 @@ fn recomputed_steps_are_those_of_stored_tensors<G: TestGpu>() {
     }
 }
 on_cuda!(recomputed_steps_are_those_of_stored_tensors);
+
+/// Frozen blocks recompute in the forward pass alone; the first trained one stores its expanded tensor, and the others do as
+/// always.
+fn frozen_blocks_recompute_to_the_same_step<G: TestGpu>() {
+    let device = CudaDevice::recomputing(Precision::Fp16);
+    for (first, statistics, fused) in [
+        (Depth::Stem, Statistics::Running, [3, 3]),
+        (Depth::Stage(0), Statistics::Batch, [3, 3]),
+        (Depth::Stage(1), Statistics::Batch, [2, 2]),
+        (Depth::Stage(2), Statistics::Running, [2, 0]),
+        (Depth::Head, Statistics::Batch, [3, 0]),
+    ] {
+        let config = NetworkConfig { trained_from: Some(first), statistics, ..training(2) };
+        let stores = trial_of(Precision::Fp16, B0, 32, config);
+        let recomputes = trial_of(Precision::Fp16, B0, 32, config).recomputing();
+        let passes = recomputes.network.itinerary(&device).passes();
+        let of = |wanted: fn(&Pass) -> bool| passes.iter().filter(|pass| wanted(pass)).count();
+        let found = [
+            of(|pass| matches!(pass, Pass::ExpandDepthwiseForward(_))),
+            of(|pass| matches!(pass, Pass::ExpandDepthwiseBackward(_))),
+        ];
+        assert_eq!(found, fused, "{first:?}");
+        let mut expected = stores.ops::<G>(G::WAYS[0], 16.0);
+        let mut ops = recomputes.ops::<G>(G::WAYS[0], 16.0);
+        for number in 0..2 {
+            let expected = stores.step(&mut expected, number, 0..1).unwrap();
+            let step = recomputes.step(&mut ops, number, 0..1).unwrap();
+            assert!(!step.figures.skipped, "{first:?}");
+            expect_same(&step, &expected, &format!("trained from {first:?}, step {number}"));
+        }
+    }
+}
+on_cuda!(frozen_blocks_recompute_to_the_same_step);
 
 /// The three blocks of a network that have few inputs to expand, forward and backward; none in fp32.
 #[test]

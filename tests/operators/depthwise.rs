@@ -159,11 +159,15 @@ pub fn backward(
         .collect();
     f.set_sums(&bn, &y, &du);
     let x = f.activation("x", inputs, channels);
+    let dx = f.output("dx", inputs * channels);
     let input = match input {
-        Input::Normalised => DepthwiseInput::Normalised(f.norm_of("input bn", &x, channels)),
+        Input::Normalised => {
+            DepthwiseInput::Normalised { bn: f.norm_of("input bn", &x, channels), du: Some(dx) }
+        }
         Input::Identity { shortcut, drops } => {
             let y3 = f.activation("previous y", inputs, channels);
-            DepthwiseInput::Identity {
+            DepthwiseInput::Identity(NarrowGradient {
+                dx,
                 shortcut: shortcut.then(|| f.input_noise("shortcut", inputs * channels, -1.0, 1.0)),
                 previous: PreviousBlock {
                     bn: f.norm_of("previous bn", &y3, channels),
@@ -171,7 +175,7 @@ pub fn backward(
                     keep: f.keep("previous keep", images, drops),
                     pixels: window.input_pixels(),
                 },
-            }
+            })
         }
     };
     let taps = window.kernel * window.kernel;
@@ -187,7 +191,6 @@ pub fn backward(
         da: f.input("da", da),
         gate: f.input("gate", gate),
         squeeze_gradient: f.input("squeeze gradient", squeeze_gradient),
-        dx: f.output("dx", inputs * channels),
     }
 }
 

@@ -115,9 +115,11 @@ pub fn backward(
         y: f.input("y", y),
         bn,
         du: f.input("du", du),
-        dx: f.output("dx", rows * inputs),
-        shortcut: shortcut.then(|| f.input_noise("shortcut", rows * inputs, -1.0, 1.0)),
-        previous,
+        narrow: Some(NarrowGradient {
+            dx: f.output("dx", rows * inputs),
+            shortcut: shortcut.then(|| f.input_noise("shortcut", rows * inputs, -1.0, 1.0)),
+            previous,
+        }),
     }
 }
 
@@ -149,7 +151,7 @@ fn two_kinds() -> impl Iterator<Item = Case> {
 on_cuda_devices!(backward_agrees_with_the_oracle, two_kinds());
 
 /// The other widths of the family, one and two chunks of channels, and blocks that compute several tiles of rows.
-fn every_tile() -> impl Iterator<Item = Case> {
+pub fn every_tile() -> impl Iterator<Item = Case> {
     let shapes = [
         (3, 49, 8, 64),
         (2, 300, 24, 96),

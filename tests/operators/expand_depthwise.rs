@@ -78,8 +78,9 @@ fn backward_case(window: Window, shape @ [images, side, inputs, channels]: [usiz
     let (weight, y, values) = expanded(&mut f, &x, inputs, channels);
     let bn = f.norm_of("expanded bn", &values, channels);
     let mut depthwise = depthwise::backward(&mut f, images, window, channels, Input::Normalised);
-    (depthwise.x, depthwise.input) = (y, DepthwiseInput::Normalised(bn));
-    (expand.weight, expand.y, expand.bn, expand.du) = (weight, y, bn, depthwise.dx);
+    let du = depthwise.gradient().expect("a gradient at the expanded tensor");
+    (depthwise.x, depthwise.input) = (y, DepthwiseInput::Normalised { bn, du: Some(du) });
+    (expand.weight, expand.y, expand.bn, expand.du) = (weight, y, bn, du);
     let pass = ExpandDepthwiseBackward { expand, depthwise };
     case(f, pass.into(), channels.max(rows))
 }

@@ -222,7 +222,7 @@ pub fn backward_cases(shapes: &[(usize, usize, usize, usize)]) -> Vec<Case> {
                 dropout: drops.then(|| dropout(&mut f, images * channels)),
                 classifier: f.dense("classifier", channels, classes),
                 dlogits: f.input_noise("dlogits", images * classes, -0.1, 0.1),
-                du: f.output("du", images * pixels * channels),
+                du: Some(f.output("du", images * pixels * channels)),
             };
             let terms = classes.max(images * pixels);
             cases.push(Case::new(f, Pass::HeadBackward(pass), terms));

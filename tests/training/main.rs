@@ -13,6 +13,7 @@ mod evaluate;
 mod explain;
 mod extend;
 mod first_run;
+mod frozen;
 mod inputs;
 mod log_files;
 mod memory;

@@ -23,7 +23,7 @@ use crate::data::{CropMode, NormaliseBy, Shuffle};
 use crate::model::formats::weights_file::Average;
 use crate::model::{Padding, Variant};
 use crate::ops::cuda::Precision;
-use crate::train::{ClassWeights, Decayed, DeviceChoice, Optimizer, RecomputeChoice, ScheduleKind};
+use crate::train::{ClassWeights, Decayed, DeviceChoice, Freeze, Optimizer, RecomputeChoice, ScheduleKind};
 
 const MODEL: &str = "Model";
 const DATA: &str = "Data";
@@ -235,6 +235,10 @@ pub struct Settings {
     /// Seed of all random numbers; the result does not depend on the number of threads [default: 0]
     #[arg(long, value_name = "N", value_parser = whole, allow_negative_numbers = true, help_heading = RECIPE)]
     pub seed: Option<u64>,
+    /// Train only the layers after this one: conv_stem, blocks.0 to blocks.6, or conv_head (then the classifier alone is trained). It and all before it stay as they are, for trained weights, and cost no way back [default: none]
+    #[arg(long, value_name = "LAYER", value_parser = Freeze::from_str, help_heading = RECIPE)]
+    #[serde(default, deserialize_with = "from_text")]
+    pub freeze: Option<Freeze>,
     /// Batch norm normalises by its running statistics in training too, and does not move them: for trained weights and small batches. Its scale and shift are still trained
     #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, help_heading = RECIPE)]
     pub freeze_bn: Option<bool>,

@@ -175,17 +175,17 @@ impl OnCpu for HeadBackward {
     unsafe fn run<E: Element>(&self, cx: &Context) {
         let (images, channels) = (self.images, self.channels);
         // SAFETY: the caller's promise, and the pass takes each of them once.
-        let ([features, dpooled, partials], du, norm, classifier) = unsafe {
+        let ([features, dpooled, partials], du, classifier) = unsafe {
             let Dense { weight, bias, .. } = self.classifier;
             (
                 cx.workspace(backward_lengths(self)),
-                Shared::new(cx.write_activation::<E>(self.du)),
-                NormSums::of(cx, &self.bn),
+                self.du.map(|du| (Shared::new(cx.write_activation::<E>(du)), NormSums::of(cx, &self.bn))),
                 [weight, bias].map(|param| Shared::new(cx.gradient_mut(param))),
             )
         };
         let features = dropped(cx, cx.read(self.pooled), self.dropout, channels, features);
         classifier_backward(cx, self, features, dpooled, classifier);
+        let Some((du, norm)) = du else { return };
 
         let size = self.pixels * channels;
         let group = image_group(self);
@@ -217,11 +217,16 @@ fn image_group(p: &HeadBackward) -> usize {
 }
 
 fn backward_lengths(p: &HeadBackward) -> [usize; 3] {
+    let features = features_floats(p.dropout, p.images, p.channels);
+    if p.du.is_none() {
+        return [features, 0, 0];
+    }
     let partials = sums_floats(p.images.div_ceil(image_group(p)), p.channels);
-    [features_floats(p.dropout, p.images, p.channels), p.images * p.channels, partials]
+    [features, p.images * p.channels, partials]
 }
 
-/// Adds dW = dlogitsᵀ·features and db, and writes dlogits·W to `dpooled`: blocks of both in one round of tasks.
+/// Adds dW = dlogitsᵀ·features and db, and writes dlogits·W to `dpooled`, unless that is empty: blocks of both in one round of
+/// tasks.
 fn classifier_backward(
     cx: &Context,
     p: &HeadBackward,
@@ -232,11 +237,12 @@ fn classifier_backward(
     let (images, channels, classes) = (p.images, p.channels, p.classes);
     let dlogits = cx.read(p.dlogits);
     let weight = cx.weight(p.classifier.weight);
+    let rows_of_data = dpooled.len() / channels;
     let dpooled = Shared::new(dpooled);
     let weight_tasks = classes.div_ceil(WEIGHT_ROWS);
     let [rows, columns] = INPUT_TILE;
     let across = channels.div_ceil(columns);
-    cx.parallel(weight_tasks + images.div_ceil(rows) * across, |task, _| {
+    cx.parallel(weight_tasks + rows_of_data.div_ceil(rows) * across, |task, _| {
         if task < weight_tasks {
             let own = task * WEIGHT_ROWS..classes.min((task + 1) * WEIGHT_ROWS);
             // SAFETY: each task has its own classes.

@@ -19,7 +19,9 @@ use super::sources::depthwise::{
 };
 use crate::model::Window;
 use crate::ops::device::KEPT;
-use crate::ops::{DepthwiseBackward, DepthwiseForward, DepthwiseInput, OpsError, Param, Result, Tensor};
+use crate::ops::{
+    DepthwiseBackward, DepthwiseForward, DepthwiseInput, NarrowGradient, OpsError, Param, Result, Tensor,
+};
 
 /// The forward pass: its threads share out the positions of the output.
 struct Forward {
@@ -120,6 +122,10 @@ impl Backward {
         Backward { ring_rows: ring_rows(tiles.rows), tiles }
     }
 }
+
+/// The kernel and stride of a network's first depthwise convolution, which makes no gradient at its input if the stem alone
+/// is not trained.
+const FIRST_WINDOW: (usize, usize) = (3, 1);
 
 /// # Errors
 /// A map has so many elements that the kernels cannot number them.
@@ -255,18 +261,28 @@ pub fn backward<G: Gpu>(cx: &mut Context<G>, p: &DepthwiseBackward, again: Optio
     let [sum_partials] = cx.workspace([added_sums_bytes(tiles.parts, p.channels)]);
     let weight_partials = cx.kept(DEPTHWISE, weight_bytes(p, &tiles))?;
     let (previous, previous_y, shortcut, keep) = match &p.input {
-        DepthwiseInput::Normalised(bn) => (*bn, Address::NULL, None, None),
-        DepthwiseInput::Identity { shortcut, previous } => {
+        DepthwiseInput::Normalised { bn, .. } => (*bn, Address::NULL, None, None),
+        DepthwiseInput::Identity(NarrowGradient { shortcut, previous, .. }) => {
             (previous.bn, cx.tensor(previous.y), *shortcut, previous.keep)
         }
     };
+    // With no gradient at the input, its batch norm has none either.
+    let dx = p.gradient();
+    let Window { kernel, stride, .. } = p.window;
+    if dx.is_none() && ((kernel, stride) != FIRST_WINDOW || again.is_some()) {
+        let window = variant(p.window);
+        return Err(OpsError::Device(format!(
+            "depthwise {window}: its kernel makes the gradient at its input"
+        )));
+    }
+    let summed = dx.map(|_| &previous);
     let (x, expand_weight, inputs, more) = Expansion::source(cx, p.x, again);
     let arguments = DepthwiseBackwardArguments {
         x,
         expand_weight,
         y: cx.tensor(p.y),
         da: cx.tensor(p.da),
-        dx: cx.tensor(p.dx),
+        dx: cx.optional(dx),
         coefficients: cx.tensor(p.bn.coefficients),
         sums: cx.tensor(p.bn.sums),
         gate: cx.tensor(p.gate),
@@ -279,9 +295,9 @@ pub fn backward<G: Gpu>(cx: &mut Context<G>, p: &DepthwiseBackward, again: Optio
         weight_partials,
         sum_partials,
         arrivals: arrivals(cx, tiles.parts, tiles.slices),
-        norm_sums: cx.tensor(previous.sums),
-        bias_gradient: cx.gradient(previous.bias),
-        norm_gradient: cx.gradient(previous.weight),
+        norm_sums: cx.optional(summed.map(|bn| bn.sums)),
+        bias_gradient: summed.map_or(Address::NULL, |bn| cx.gradient(bn.bias)),
+        norm_gradient: summed.map_or(Address::NULL, |bn| cx.gradient(bn.weight)),
         block: cx.state.block,
         images: p.images as i32,
         channels: p.channels as i32,
@@ -299,13 +315,13 @@ pub fn backward<G: Gpu>(cx: &mut Context<G>, p: &DepthwiseBackward, again: Optio
         inverse_rows: batch_norm::inverse_rows(&p.bn),
     };
     let kernel = match p.input {
-        DepthwiseInput::Normalised(_) if again.is_some() => &BACKWARD_RECOMPUTE,
-        DepthwiseInput::Normalised(_) => &BACKWARD,
-        DepthwiseInput::Identity { .. } => &BACKWARD_IDENTITY,
+        DepthwiseInput::Normalised { .. } if again.is_some() => &BACKWARD_RECOMPUTE,
+        DepthwiseInput::Normalised { .. } => &BACKWARD,
+        DepthwiseInput::Identity(_) => &BACKWARD_IDENTITY,
     };
     let kernel = kernel.variant(variant(p.window));
     cx.launch(&kernel, tiles.grid(), DEPTHWISE_THREADS, tiles.shared + more, arguments)?;
-    exchange_sums(cx, &previous)?;
+    summed.map_or(Ok(()), |bn| exchange_sums(cx, bn))?;
     let partials = Partials { at: weight_partials, parts: tiles.parts };
     finish_later(cx, DEPTHWISE, WeightGradient { weight: p.weight, partials });
     Ok(())

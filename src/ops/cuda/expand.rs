@@ -67,15 +67,19 @@ const BACKWARD_SPLIT: Kernel<ExpandBackwardSplitArguments> = Kernel::stored("exp
 enum BackwardCut {
     /// Each makes both gradients.
     Sweep(ExpandSweep),
-    /// Each makes one of them.
+    /// Each makes one of them; or there is only that of the weights.
     Split(ExpandSplit),
 }
 
 impl BackwardCut {
     fn new(p: &ExpandBackward, precision: Precision) -> BackwardCut {
+        let split = || ExpandSplit::new(precision, p.rows, p.inputs, p.outputs);
+        if p.narrow.is_none() {
+            return BackwardCut::Split(split().weights_alone());
+        }
         match ExpandSweep::of(precision, p.inputs, p.outputs) {
             Some(sweep) => BackwardCut::Sweep(sweep),
-            None => BackwardCut::Split(ExpandSplit::new(precision, p.rows, p.inputs, p.outputs)),
+            None => BackwardCut::Split(split()),
         }
     }
 
@@ -103,28 +107,57 @@ impl OnCuda for ExpandBackward {
     }
 }
 
-/// The backward pass, with y at an address; null if it is to be computed again, which only a sweep can.
+/// The backward pass, with y at an address; null if it is to be computed again, which only a sweep can, and so no pass
+/// without a data gradient.
 pub fn backward<G: Gpu>(cx: &mut Context<G>, p: &ExpandBackward, y: Address) -> Result {
     let cut = BackwardCut::new(p, cx.precision);
     let [sums, partials] = cx.workspace(cut.bytes(p));
     let parts = cut.parts(p);
+    let narrow = Narrow::of(cx, p);
     match cut {
-        BackwardCut::Sweep(sweep) => backward_sweep(cx, p, &sweep, y, sums, partials)?,
-        BackwardCut::Split(split) => backward_split(cx, p, &split, sums, partials)?,
+        BackwardCut::Sweep(sweep) => backward_sweep(cx, p, narrow, &sweep, y, [sums, partials])?,
+        BackwardCut::Split(split) => backward_split(cx, p, narrow, &split, [sums, partials])?,
     }
     let sums = Partials { at: sums, parts: parts[0] };
     let partials = Partials { at: partials, parts: parts[1] };
     let weight = WeightGradient { weight: p.weight, partials };
-    finish_gradients(cx, Some((&p.previous.bn, sums)), Some(weight))
+    let norm = p.narrow.as_ref().map(|narrow| (&narrow.previous.bn, sums));
+    finish_gradients(cx, norm, Some(weight))
+}
+
+/// Addresses of what the data gradient alone reads and writes; all null if there is no such gradient.
+struct Narrow {
+    weight: Address,
+    dx: Address,
+    shortcut: Address,
+    previous_y: Address,
+    previous_coefficients: Address,
+    keep: Address,
+    pixels: i32,
+}
+
+impl Narrow {
+    fn of<G: Gpu>(cx: &Context<G>, p: &ExpandBackward) -> Narrow {
+        let narrow = p.narrow.as_ref();
+        Narrow {
+            weight: narrow.map_or(Address::NULL, |_| cx.stored_weight(p.weight)),
+            dx: cx.optional(narrow.map(|n| n.dx)),
+            shortcut: cx.optional(narrow.and_then(|n| n.shortcut)),
+            previous_y: cx.optional(narrow.map(|n| n.previous.y)),
+            previous_coefficients: cx.optional(narrow.map(|n| n.previous.bn.coefficients)),
+            keep: cx.optional(narrow.and_then(|n| n.previous.keep)),
+            pixels: narrow.map_or(1, |n| n.previous.pixels as i32),
+        }
+    }
 }
 
 fn backward_sweep<G: Gpu>(
     cx: &mut Context<G>,
     p: &ExpandBackward,
+    narrow: Narrow,
     sweep: &ExpandSweep,
     y: Address,
-    sums: Address,
-    partials: Address,
+    [sums, partials]: [Address; 2],
 ) -> Result {
     let arguments = ExpandBackwardArguments {
         du: cx.tensor(p.du),
@@ -132,18 +165,18 @@ fn backward_sweep<G: Gpu>(
         weight: cx.stored_weight(p.weight),
         coefficients: cx.tensor(p.bn.coefficients),
         sums: cx.tensor(p.bn.sums),
-        shortcut: cx.optional(p.shortcut),
-        previous_y: cx.tensor(p.previous.y),
-        previous_coefficients: cx.tensor(p.previous.bn.coefficients),
-        keep: cx.optional(p.previous.keep),
-        dx: cx.tensor(p.dx),
+        shortcut: narrow.shortcut,
+        previous_y: narrow.previous_y,
+        previous_coefficients: narrow.previous_coefficients,
+        keep: narrow.keep,
+        dx: narrow.dx,
         partials: sums,
         x: cx.tensor(p.x),
         weight_partials: partials,
         rows: p.rows as i32,
         inputs: p.inputs as i32,
         outputs: p.outputs as i32,
-        pixels: p.previous.pixels as i32,
+        pixels: narrow.pixels,
         inverse_rows: inverse_rows(&p.bn),
     };
     let grid = [sweep.blocks(p.rows, p.inputs), 1, 1];
@@ -157,28 +190,28 @@ fn backward_sweep<G: Gpu>(
 fn backward_split<G: Gpu>(
     cx: &mut Context<G>,
     p: &ExpandBackward,
+    narrow: Narrow,
     split: &ExpandSplit,
-    sums: Address,
-    partials: Address,
+    [sums, partials]: [Address; 2],
 ) -> Result {
     let arguments = ExpandBackwardSplitArguments {
         du: cx.tensor(p.du),
         y: cx.tensor(p.y),
-        weight: cx.stored_weight(p.weight),
+        weight: narrow.weight,
         coefficients: cx.tensor(p.bn.coefficients),
         sums: cx.tensor(p.bn.sums),
-        shortcut: cx.optional(p.shortcut),
-        previous_y: cx.tensor(p.previous.y),
-        previous_coefficients: cx.tensor(p.previous.bn.coefficients),
-        keep: cx.optional(p.previous.keep),
-        dx: cx.tensor(p.dx),
+        shortcut: narrow.shortcut,
+        previous_y: narrow.previous_y,
+        previous_coefficients: narrow.previous_coefficients,
+        keep: narrow.keep,
+        dx: narrow.dx,
         partials: sums,
         x: cx.tensor(p.x),
         weight_partials: partials,
         rows: p.rows as i32,
         inputs: p.inputs as i32,
         outputs: p.outputs as i32,
-        pixels: p.previous.pixels as i32,
+        pixels: narrow.pixels,
         inverse_rows: inverse_rows(&p.bn),
         data_blocks: split.data_blocks as i32,
         first_data: split.first_data() as i32,

@@ -159,6 +159,9 @@ fn images_per_part(p: &HeadBackward) -> usize {
 }
 
 fn backward_bytes(p: &HeadBackward) -> [usize; 2] {
+    if p.du.is_none() {
+        return [0; 2];
+    }
     let parts = p.images.div_ceil(images_per_part(p));
     [feature_cut(p).bytes(), batch_norm::sums_bytes(parts, p.channels)]
 }
@@ -186,6 +189,7 @@ impl OnCuda for HeadBackward {
         let grid = [self.channels.div_ceil(PRODUCT_TILE), self.classes.div_ceil(PRODUCT_TILE), 1];
         cx.launch(&WEIGHTS, grid, PRODUCT_THREADS, PRODUCT_SHARED, weights)?;
 
+        let Some(du) = self.du else { return Ok(()) };
         let cut = feature_cut(self);
         let weight = cx.raw_weight(self.classifier.weight);
         cut.launch(cx, &FEATURE_PRODUCTS, [dlogits, Address::NULL, weight, partials])?;
@@ -196,7 +200,7 @@ impl OnCuda for HeadBackward {
             coefficients: cx.tensor(self.bn.coefficients),
             partials,
             dropout,
-            du: cx.tensor(self.du),
+            du: cx.tensor(du),
             sums,
             images: self.images as i32,
             images_per_part: per_part as i32,

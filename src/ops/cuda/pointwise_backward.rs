@@ -201,6 +201,11 @@ impl ExpandSplit {
         ExpandSplit { shape, data_blocks, weights, data_first: work * weights.parts > all }
     }
 
+    /// The same without the data gradient's blocks.
+    pub fn weights_alone(self) -> ExpandSplit {
+        ExpandSplit { data_blocks: 0, ..self }
+    }
+
     pub fn name(&self) -> &'static str {
         self.shape.name
     }

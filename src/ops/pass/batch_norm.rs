@@ -80,12 +80,22 @@ pub struct PreviousBlock {
     pub pixels: usize,
 }
 
-impl PreviousBlock {
-    /// Names the parts for a pass that stores the narrow gradient.
-    pub fn parts(&mut self, gradient: Tensor, parts: &mut Parts) {
-        parts.reads(&mut self.y, Role::Activation);
-        parts.may_read(&mut self.keep, Role::Mask);
-        let of = Summed { y: self.y, gradient, keep: self.keep, pixels: self.pixels };
-        parts.sums(&mut self.bn, of);
+/// The gradient at a block's input, the narrow tensor between two blocks, as the block's last backward pass stores it.
+#[derive(Clone, Copy, Debug)]
+pub struct NarrowGradient {
+    pub dx: Tensor,
+    /// Gradient at the block's output, where the block has a shortcut: added to dx unscaled.
+    pub shortcut: Option<Tensor>,
+    pub previous: PreviousBlock,
+}
+
+impl NarrowGradient {
+    pub fn parts(&mut self, parts: &mut Parts) {
+        let PreviousBlock { y, bn, keep, pixels } = &mut self.previous;
+        parts.may_read(&mut self.shortcut, Role::Gradient);
+        parts.writes(&mut self.dx, Role::Gradient);
+        parts.reads(y, Role::Activation);
+        parts.may_read(keep, Role::Mask);
+        parts.sums(bn, Summed { y: *y, gradient: self.dx, keep: *keep, pixels: *pixels });
     }
 }

@@ -1,6 +1,6 @@
 //! Depthwise: one convolution a channel.
 
-use super::{About, BatchNorm, Describe, Direction, Parts, PreviousBlock, Role, Summed};
+use super::{About, BatchNorm, Describe, Direction, NarrowGradient, Parts, Role, Summed};
 use crate::model::Window;
 use crate::ops::tensor::{Param, Tensor};
 
@@ -37,14 +37,14 @@ impl Describe for DepthwiseForward {
 /// What the gradient at the depthwise convolution's input becomes.
 #[derive(Clone, Copy, Debug)]
 pub enum DepthwiseInput {
-    /// a = silu(BN(x)): writes du = da·silu'(z) and fills the sums of this batch norm.
-    Normalised(BatchNorm),
+    /// a = silu(BN(x)): writes du = da·silu'(z) and fills the sums of this batch norm; not where it is not trained.
+    Normalised { bn: BatchNorm, du: Option<Tensor> },
     /// a = x, the block's own input: writes dx = da (+ the shortcut's gradient).
-    Identity { shortcut: Option<Tensor>, previous: PreviousBlock },
+    Identity(NarrowGradient),
 }
 
 /// Backward of BN2 and silu while loading (du2 = (da·gate + squeeze gradient)·silu'(z2)), then of the depthwise
-/// convolution: data and weights in one sweep. `dx` is what [`DepthwiseInput`] says.
+/// convolution: data and weights in one sweep.
 #[derive(Clone, Copy, Debug)]
 pub struct DepthwiseBackward {
     pub images: usize,
@@ -61,7 +61,16 @@ pub struct DepthwiseBackward {
     pub gate: Tensor,
     /// [N, C], ∂L/∂s divided by the pixels.
     pub squeeze_gradient: Tensor,
-    pub dx: Tensor,
+}
+
+impl DepthwiseBackward {
+    /// The gradient that it writes at the convolution's input, [N, R, R, C].
+    pub fn gradient(&self) -> Option<Tensor> {
+        match self.input {
+            DepthwiseInput::Normalised { du, .. } => du,
+            DepthwiseInput::Identity(narrow) => Some(narrow.dx),
+        }
+    }
 }
 
 impl Describe for DepthwiseBackward {
@@ -79,17 +88,14 @@ impl Describe for DepthwiseBackward {
         parts.applies_backward(&mut self.bn);
         parts.reads(&mut self.x, Role::Activation);
         parts.gradient(self.weight);
-        parts.writes(&mut self.dx, Role::Gradient);
-        let (x, gradient) = (self.x, self.dx);
         match &mut self.input {
-            DepthwiseInput::Normalised(bn) => {
+            DepthwiseInput::Normalised { bn, du: Some(du) } => {
+                parts.writes(du, Role::Gradient);
                 let pixels = self.window.input_pixels();
-                parts.sums(bn, Summed { y: x, gradient, keep: None, pixels });
+                parts.sums(bn, Summed { y: self.x, gradient: *du, keep: None, pixels });
             }
-            DepthwiseInput::Identity { shortcut, previous } => {
-                parts.may_read(shortcut, Role::Gradient);
-                previous.parts(gradient, parts);
-            }
+            DepthwiseInput::Normalised { bn, du: None } => parts.applies(bn),
+            DepthwiseInput::Identity(narrow) => narrow.parts(parts),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Expand: a pointwise convolution from a narrow tensor to a wide one.
 
-use super::{About, BatchNorm, Describe, Direction, Parts, PreviousBlock, Role};
+use super::{About, BatchNorm, Describe, Direction, NarrowGradient, Parts, Role};
 use crate::ops::tensor::{Param, Tensor};
 
 /// Pointwise convolution of a materialised input: x [M, K] → y [M, C] with statistics. Weight [C, K].
@@ -30,7 +30,7 @@ impl Describe for ExpandForward {
     }
 }
 
-/// dx = dy·W (+ the shortcut's gradient), dW += dyᵀ·x, with dy from `du` and y by batch norm backward.
+/// dW += dyᵀ·x, with dy from `du` and y by batch norm backward, and dx = dy·W where a layer below is trained.
 #[derive(Clone, Copy, Debug)]
 pub struct ExpandBackward {
     pub rows: usize,
@@ -41,10 +41,8 @@ pub struct ExpandBackward {
     pub y: Tensor,
     pub bn: BatchNorm,
     pub du: Tensor,
-    pub dx: Tensor,
-    /// Gradient at the block's output, where the block has a shortcut: added to dx unscaled.
-    pub shortcut: Option<Tensor>,
-    pub previous: PreviousBlock,
+    /// What becomes of dx; none where no layer below is trained.
+    pub narrow: Option<NarrowGradient>,
 }
 
 impl Describe for ExpandBackward {
@@ -59,10 +57,10 @@ impl Describe for ExpandBackward {
         parts.reads(&mut self.y, Role::Activation);
         parts.reads(&mut self.du, Role::Gradient);
         parts.applies_backward(&mut self.bn);
-        parts.may_read(&mut self.shortcut, Role::Gradient);
-        parts.product(self.weight);
         parts.gradient(self.weight);
-        parts.writes(&mut self.dx, Role::Gradient);
-        self.previous.parts(self.dx, parts);
+        if let Some(narrow) = &mut self.narrow {
+            parts.product(self.weight);
+            narrow.parts(parts);
+        }
     }
 }

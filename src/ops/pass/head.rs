@@ -78,7 +78,8 @@ impl Describe for Loss {
     }
 }
 
-/// Classifier gradients, then du = dpooled/pixels·silu'(z) [N·P, C] with the sums of the head's batch norm.
+/// Classifier gradients, then du = dpooled/pixels·silu'(z) [N·P, C] with the sums of the head's batch norm, where more than
+/// the classifier is trained.
 #[derive(Clone, Copy, Debug)]
 pub struct HeadBackward {
     pub images: usize,
@@ -91,7 +92,8 @@ pub struct HeadBackward {
     pub dropout: Option<Tensor>,
     pub classifier: Dense,
     pub dlogits: Tensor,
-    pub du: Tensor,
+    /// None where the classifier alone is trained: then y and its batch norm are not read.
+    pub du: Option<Tensor>,
 }
 
 impl Describe for HeadBackward {
@@ -102,13 +104,15 @@ impl Describe for HeadBackward {
         format!("{}×{}", self.pixels, self.channels)
     }
     fn parts(&mut self, parts: &mut Parts) {
-        parts.reads(&mut self.y, Role::Activation);
         parts.reads(&mut self.pooled, Role::Classifier);
         parts.reads(&mut self.dlogits, Role::Classifier);
         parts.may_read(&mut self.dropout, Role::Mask);
         parts.dense_gradients(&self.classifier);
-        parts.writes(&mut self.du, Role::Gradient);
-        let of = Summed { y: self.y, gradient: self.du, keep: None, pixels: self.pixels };
-        parts.sums(&mut self.bn, of);
+        if let Some(du) = &mut self.du {
+            parts.reads(&mut self.y, Role::Activation);
+            parts.writes(du, Role::Gradient);
+            let of = Summed { y: self.y, gradient: *du, keep: None, pixels: self.pixels };
+            parts.sums(&mut self.bn, of);
+        }
     }
 }

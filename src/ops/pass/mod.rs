@@ -12,6 +12,9 @@
 //! are always taken by the pass that makes `du`, the formula is always applied by the pass that loads it. If μ and r are
 //! those of the running statistics, dy = γ·r·du ([`BatchNorm::values`]).
 //!
+//! Training may begin at a later layer. Then the last backward pass is that of the first trained layer, which makes no
+//! gradient at its input: what serves only this gradient is optional in the passes that can be the last.
+//!
 //! All activations are NHWC, that is [rows, channels] matrices. Weights are in PyTorch's order. Gradients of
 //! parameters are *added* to the gradient buffer, so that micro-batches accumulate.
 //!
@@ -36,7 +39,7 @@ mod squeeze_excite;
 mod stem;
 mod update;
 
-pub use batch_norm::{BatchNorm, BatchNormInference, PreviousBlock, Statistics};
+pub use batch_norm::{BatchNorm, BatchNormInference, NarrowGradient, PreviousBlock, Statistics};
 pub use depthwise::{DepthwiseBackward, DepthwiseForward, DepthwiseInput};
 pub use expand::{ExpandBackward, ExpandForward};
 pub use expand_depthwise::{ExpandDepthwiseBackward, ExpandDepthwiseForward};

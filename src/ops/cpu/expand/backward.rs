@@ -10,7 +10,6 @@ use std::ops::Range;
 use bytemuck::cast_slice_mut;
 
 use super::{BackwardTasks, GROUPS, TASKS, row_factors};
-use crate::ops::ExpandBackward;
 use crate::ops::cpu::batch_norm::{NormSums, backward_coefficients, sums_floats};
 use crate::ops::cpu::context::{Context, OnCpu, WorkspaceFloats, part_of, workspace_floats};
 use crate::ops::cpu::gemm::rows::{
@@ -19,6 +18,7 @@ use crate::ops::cpu::gemm::rows::{
 use crate::ops::cpu::gemm::{self, Ahead, Panels, Product, padded};
 use crate::ops::cpu::memory::Shared;
 use crate::ops::cpu::simd::{Element, Vector, dispatch};
+use crate::ops::{ExpandBackward, NarrowGradient};
 
 /// Most wide channels of a block of dy.
 const CHUNK: usize = 96;
@@ -51,7 +51,8 @@ struct BackwardPass<'a, E> {
     gradients: Shared<'a>,
     dx: Shared<'a, E>,
     sums: Shared<'a>,
-    previous: Previous<'a, E>,
+    /// None where there is no gradient at the input.
+    previous: Option<Previous<'a, E>>,
 }
 
 /// What the epilogue of dx reads.
@@ -63,17 +64,27 @@ struct Previous<'a, E> {
     shortcut: Option<&'a [E]>,
     /// The stochastic-depth factor of each image; none means one.
     keep: Option<&'a [f32]>,
+    /// Rows of an image.
+    pixels: usize,
+}
+
+/// The packed weight, batch norm's coefficients, the weight's partial gradients, the partial sums, with inputs and outputs
+/// `padded`. The first and the last serve the gradient at the input.
+fn backward_lengths<E: Element>(p: &ExpandBackward, tasks: &Backward, padded: [usize; 2]) -> [usize; 4] {
+    let data = |floats: usize| if p.narrow.is_some() { floats } else { 0 };
+    let [inputs, outputs] = padded;
+    [
+        data(floats_of::<E>(gemm::depth::<E>(p.outputs) * inputs)),
+        4 * p.outputs,
+        tasks.weights.groups * p.inputs * outputs,
+        data(sums_floats(tasks.data, p.inputs)),
+    ]
 }
 
 impl OnCpu for ExpandBackward {
     fn workspace<E: Element>(&self) -> WorkspaceFloats {
-        let tasks = Backward::new(self);
-        let lengths = [
-            floats_of::<E>(gemm::depth::<E>(self.outputs) * padded(self.inputs)),
-            4 * self.outputs,
-            tasks.weights.groups * self.inputs * padded(self.outputs),
-            sums_floats(tasks.data, self.inputs),
-        ];
+        let padded_sides = [self.inputs, self.outputs].map(padded);
+        let lengths = backward_lengths::<E>(self, &Backward::new(self), padded_sides);
         let narrow = TILE * padded(self.inputs);
         let (dy, x) = (Operand::<E>::floats(TILE, CHUNK), Operand::<E>::floats(TILE, padded(self.inputs)));
         let per_thread = workspace_floats(&[dy, x, TILE, narrow]);
@@ -85,19 +96,17 @@ impl OnCpu for ExpandBackward {
         let narrow = Panels::narrow(self.inputs);
         let wide = Panels::new(self.outputs);
         let gradient_floats = self.inputs * wide.padded();
-        let lengths = [
-            floats_of::<E>(gemm::depth::<E>(self.outputs) * narrow.padded()),
-            4 * self.outputs,
-            tasks.weights.groups * gradient_floats,
-            sums_floats(tasks.data, self.inputs),
-        ];
+        let lengths = backward_lengths::<E>(self, &tasks, [narrow.padded(), wide.padded()]);
         // SAFETY: the caller's promise, and the pass takes each of them once.
         let ([packed, coefficients, gradients, sums], dx, norm, weight) = unsafe {
-            let norm = NormSums::of(cx, &self.previous.bn);
-            (cx.workspace(lengths), cx.write_activation::<E>(self.dx), norm, cx.gradient_mut(self.weight))
+            let norm = self.narrow.as_ref().map(|narrow| NormSums::of(cx, &narrow.previous.bn));
+            let dx = self.narrow.as_ref().map_or(&mut [][..], |narrow| cx.write_activation::<E>(narrow.dx));
+            (cx.workspace(lengths), dx, norm, cx.gradient_mut(self.weight))
         };
         let packed: &mut [E] = cast_slice_mut(packed);
-        gemm::pack(cx, cx.weight(self.weight), narrow, packed);
+        if self.narrow.is_some() {
+            gemm::pack(cx, cx.weight(self.weight), narrow, packed);
+        }
         backward_coefficients(cx, &self.bn, coefficients);
         let pass = BackwardPass::<E> {
             p: self,
@@ -111,23 +120,26 @@ impl OnCpu for ExpandBackward {
             gradients: Shared::new(&mut *gradients),
             dx: Shared::new(dx),
             sums: Shared::new(&mut *sums),
-            previous: Previous {
-                y: cx.activation::<E>(self.previous.y),
-                coefficients: cx.read(self.previous.bn.coefficients),
-                shortcut: self.shortcut.map(|t| cx.activation::<E>(t)),
-                keep: self.previous.keep.map(|t| cx.read(t)),
-            },
+            previous: self.narrow.as_ref().map(|NarrowGradient { shortcut, previous, .. }| Previous {
+                y: cx.activation::<E>(previous.y),
+                coefficients: cx.read(previous.bn.coefficients),
+                shortcut: shortcut.map(|t| cx.activation::<E>(t)),
+                keep: previous.keep.map(|t| cx.read(t)),
+                pixels: previous.pixels,
+            }),
         };
         let BackwardTasks { groups, slices } = tasks.weights;
         let all = 0..wide.count();
         let gradient = |group: usize| group * gradient_floats..(group + 1) * gradient_floats;
-        if slices == 1 {
+        if slices == 1 && pass.previous.is_some() {
             cx.parallel(groups, |group, scratch| {
                 let rows = part_of(self.rows, groups, group);
                 pass.run(rows, all.clone(), Some(group), Some(gradient(group)), scratch);
             });
         } else {
-            cx.parallel(tasks.data, |group, scratch| {
+            // Without a gradient at the input, only the second round is left.
+            let data = if pass.previous.is_some() { tasks.data } else { 0 };
+            cx.parallel(data, |group, scratch| {
                 let rows = part_of(self.rows, tasks.data, group);
                 pass.run(rows, all.clone(), Some(group), None, scratch);
             });
@@ -138,7 +150,9 @@ impl OnCpu for ExpandBackward {
                 pass.run(rows, panels, None, Some(gradient(group)), scratch);
             });
         }
-        norm.finish(cx, sums);
+        if let Some(norm) = norm {
+            norm.finish(cx, sums);
+        }
         gemm::add_weight_gradient(cx, gradients, self.inputs, self.outputs, true, weight);
     }
 }
@@ -187,12 +201,12 @@ impl<E: Element> BackwardPass<'_, E> {
                 }
                 number = end;
             }
-            if let Some(group) = data {
-                row_factors(self.previous.keep, self.p.previous.pixels, &tile, factors);
+            if let (Some(group), Some(previous)) = (data, &self.previous) {
+                row_factors(previous.keep, previous.pixels, &tile, factors);
                 for panel in self.narrow.iter() {
                     let block = RowBlock::of(&tile, panel, inputs);
                     // SAFETY: each group of rows belongs to one task.
-                    unsafe { finish(self, group, block, &dx[panel.first..], factors) };
+                    unsafe { finish(self, previous, group, block, &dx[panel.first..], factors) };
                 }
             }
         }
@@ -271,7 +285,12 @@ dispatch! {
     /// # Safety
     /// The block of dx and the group's sums belong to the calling task.
     unsafe fn finish<E>(
-        pass: &BackwardPass<'_, E>, group: usize, block: RowBlock, from: &[f32], factors: &[f32]
+        pass: &BackwardPass<'_, E>,
+        previous: &Previous<'_, E>,
+        group: usize,
+        block: RowBlock,
+        from: &[f32],
+        factors: &[f32]
     ) => finish_body;
 }
 
@@ -280,12 +299,13 @@ dispatch! {
 #[inline(always)]
 unsafe fn finish_body<V: Vector, E: Element>(
     pass: &BackwardPass<'_, E>,
+    previous: &Previous<'_, E>,
     group: usize,
     block: RowBlock,
     from: &[f32],
     factors: &[f32],
 ) {
-    let BackwardPass { previous, dx, sums, .. } = *pass;
+    let BackwardPass { dx, sums, .. } = *pass;
     let stride = pass.narrow.padded();
     let start = group * 2 * block.channels;
     let padded = block.columns.next_multiple_of(V::LANES);
