@@ -125,15 +125,7 @@ pub fn depth<E: Element>(steps: usize) -> usize {
 pub fn pack<E: Element>(cx: &Context, weight: &[f32], panels: Panels, packed: &mut [E]) {
     let columns = panels.columns;
     pack_panels(cx, panels, weight.len() / columns, packed, |panel, out| {
-        let groups = weight.chunks(E::DEPTH * columns).zip(out.chunks_exact_mut(E::DEPTH * panel.width));
-        for (from, to) in groups {
-            for (step, from) in from.chunks_exact(columns).enumerate() {
-                let own = &from[panel.first..panel.first + panel.columns];
-                for (to, from) in to.chunks_exact_mut(E::DEPTH).zip(own) {
-                    to[step] = E::from_f32(*from);
-                }
-            }
-        }
+        pack_rows(weight, columns, panel, out);
     });
 }
 
@@ -142,20 +134,59 @@ pub fn pack_transposed<E: Element>(cx: &Context, weight: &[f32], panels: Panels,
     let depth = weight.len() / panels.columns;
     pack_panels(cx, panels, depth, packed, |panel, out| {
         let rows = &weight[panel.first * depth..(panel.first + panel.columns) * depth];
-        // Sixteen steps of the depth at a time: a cache line of each row of W, a few lines of the panel.
-        for first in (0..depth).step_by(16) {
-            let steps = first..(first + 16).min(depth);
-            let out = &mut out[first * panel.width..self::depth::<E>(steps.end) * panel.width];
-            for (j, row) in rows.chunks_exact(depth).enumerate() {
-                let groups =
-                    out.chunks_exact_mut(E::DEPTH * panel.width).zip(row[steps.clone()].chunks(E::DEPTH));
-                for (to, from) in groups {
-                    let to = &mut to[j * E::DEPTH..(j + 1) * E::DEPTH];
-                    to.iter_mut().zip(from).for_each(|(to, from)| *to = E::from_f32(*from));
+        pack_columns(rows, depth, panel.width, out);
+    });
+}
+
+dispatch! {
+    /// Interleaves a panel's part of the rows of a matrix of `columns`.
+    fn pack_rows<E>(weight: &[f32], columns: usize, panel: Panel, out: &mut [E]) => pack_rows_body;
+
+    /// Interleaves the columns of a matrix of `depth` columns, into a panel of `width`.
+    fn pack_columns<E>(rows: &[f32], depth: usize, width: usize, out: &mut [E]) => pack_columns_body;
+}
+
+/// # Safety
+/// The instruction set of `V` is present.
+#[inline(always)]
+unsafe fn pack_rows_body<V: Vector, E: Element>(weight: &[f32], columns: usize, panel: Panel, out: &mut [E]) {
+    let groups = weight.chunks(E::DEPTH * columns).zip(out.chunks_exact_mut(E::DEPTH * panel.width));
+    for (from, to) in groups {
+        for first in (0..panel.columns).step_by(V::LANES) {
+            let count = V::LANES.min(panel.columns - first);
+            // SAFETY: a panel has whole vectors; the rest is the caller's promise.
+            unsafe {
+                let place = to[first * E::DEPTH..][..V::LANES * E::DEPTH].as_mut_ptr();
+                let values = read::<V, _>(from, panel.first + first, count);
+                if from.len() == 2 * columns {
+                    let next = read::<V, _>(from, columns + panel.first + first, count);
+                    E::store_two_interleaved([values, next], place, place);
+                } else {
+                    E::store_interleaved(values, place, 0);
                 }
             }
         }
-    });
+    }
+}
+
+/// # Safety
+/// The instruction set of `V` is present.
+#[inline(always)]
+unsafe fn pack_columns_body<V: Vector, E: Element>(rows: &[f32], depth: usize, width: usize, out: &mut [E]) {
+    let mut numbers = [E::zeroed(); 16];
+    // A vector of each row at a time: a cache line or a half of W, a few lines of the panel.
+    for first in (0..depth).step_by(V::LANES) {
+        let count = V::LANES.min(depth - first);
+        let out = &mut out[first * width..self::depth::<E>(first + count) * width];
+        for (j, row) in rows.chunks_exact(depth).enumerate() {
+            // SAFETY: there is room for the widest vector; the rest is the caller's promise.
+            unsafe { E::store(read::<V, _>(row, first, count), numbers.as_mut_ptr()) };
+            // Beyond the last row the vector has zeros.
+            for (to, from) in out.chunks_exact_mut(E::DEPTH * width).zip(numbers.chunks_exact(E::DEPTH)) {
+                to[j * E::DEPTH..][..E::DEPTH].copy_from_slice(from);
+            }
+        }
+    }
 }
 
 /// Packs each panel by `pack`, which finds zeros in it.
