@@ -154,9 +154,13 @@ unsafe fn pack_rows_body<V: Vector, E: Element>(weight: &[f32], columns: usize, 
     for (from, to) in groups {
         for first in (0..panel.columns).step_by(V::LANES) {
             let count = V::LANES.min(panel.columns - first);
-            // SAFETY: a panel has whole vectors; the rest is the caller's promise.
+            // A panel for half the lanes ends in half a vector.
+            let mut whole = [E::zeroed(); 32];
+            let room = V::LANES.min(panel.width - first) * E::DEPTH;
+            let to = &mut to[first * E::DEPTH..][..room];
+            let place = if room == V::LANES * E::DEPTH { to.as_mut_ptr() } else { whole.as_mut_ptr() };
+            // SAFETY: there is room for a vector of groups; the rest is the caller's promise.
             unsafe {
-                let place = to[first * E::DEPTH..][..V::LANES * E::DEPTH].as_mut_ptr();
                 let values = read::<V, _>(from, panel.first + first, count);
                 if from.len() == 2 * columns {
                     let next = read::<V, _>(from, columns + panel.first + first, count);
@@ -164,6 +168,9 @@ unsafe fn pack_rows_body<V: Vector, E: Element>(weight: &[f32], columns: usize, 
                 } else {
                     E::store_interleaved(values, place, 0);
                 }
+            }
+            if room < V::LANES * E::DEPTH {
+                to.copy_from_slice(&whole[..room]);
             }
         }
     }
