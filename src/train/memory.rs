@@ -205,7 +205,7 @@ fn with_available(
         let edited = edited_bytes(recipe, device);
         (gpu_weights(&plan, table, device), 0, batches + edited, prepared)
     } else {
-        (total, total + ema + slots * trainable, prepared, 0)
+        (total + packed_weights(&plan, device), total + ema + slots * trainable, prepared, 0)
     };
     let mut plan = MemoryPlan {
         micro_batch: recipe.micro_batch,
@@ -241,10 +241,13 @@ fn with_available(
 /// Weights on a GPU: in fp32, the pointwise ones also in the type of the activations, and the running statistics of the
 /// current step; and what the device takes for any network.
 fn gpu_weights(plan: &Plan, table: &ParamTable, device: &impl Device) -> u64 {
-    let stored: usize = plan.products.iter().map(|weight| weight.elements).sum();
-    (4 * (2 * table.total() - table.trainable())
-        + stored * device.element_bytes(Kind::Activation)
-        + device.fixed_bytes()) as u64
+    (4 * (2 * table.total() - table.trainable()) + device.fixed_bytes()) as u64 + packed_weights(plan, device)
+}
+
+/// Bytes of the products' weights in a second form: in the type of the activations on a GPU, packed for evaluation on the CPU.
+fn packed_weights(plan: &Plan, device: &impl Device) -> u64 {
+    let elements: usize = plan.products.iter().map(|weight| weight.elements).sum();
+    (elements * device.element_bytes(Kind::Activation)) as u64
 }
 
 /// Bytes of two batches that are copied to a GPU, with so many words of labels for each image.
@@ -275,7 +278,7 @@ pub fn evaluation_need(
 ) -> u64 {
     let passes = (plan.tensor_bytes + plan.workspace_bytes()) as u64;
     if !own_memory {
-        return passes;
+        return passes + packed_weights(plan, device);
     }
     // The device reserves room for the moving average and the gradients even without training.
     let state = (4 * (table.total() + table.trainable())) as u64;

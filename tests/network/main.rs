@@ -11,6 +11,7 @@ mod golden;
 mod memory_plan;
 mod names;
 mod onnx;
+mod packed;
 mod recompute;
 mod rewrite;
 mod traffic;

@@ -13,7 +13,7 @@ use bytemuck::cast_slice_mut;
 use super::batch_norm::{NormStatistics, statistics_floats};
 use super::context::{Context, OnCpu, WorkspaceFloats, part_of, workspace_floats};
 use super::gemm::rows::{RowBlock, RowStatistics, TILE, floats_of, store, tiles};
-use super::gemm::{self, Ahead, Panels, Product, padded};
+use super::gemm::{self, Ahead, Packed, Panels, Product, padded};
 use super::memory::Shared;
 use super::simd::{Element, fence};
 use crate::ops::ExpandForward;
@@ -60,9 +60,8 @@ impl OnCpu for ExpandForward {
                 NormStatistics::of(cx, &self.bn),
             )
         };
-        let packed: &mut [E] = cast_slice_mut(packed);
-        gemm::pack_transposed(cx, cx.weight(self.weight), panels, packed);
-        let (x, packed) = (cx.activation::<E>(self.x), &*packed);
+        let packed = Packed::transposed(cx, self.weight, panels, packed);
+        let (x, packed) = (cx.activation::<E>(self.x), packed.numbers());
         let sums = Shared::new(&mut *partials);
         cx.parallel(tasks.groups * tasks.slices, |task, scratch| {
             let (group, slice) = (task / tasks.slices, task % tasks.slices);

@@ -14,9 +14,11 @@
 //! 16 in every network. So a narrow side of 24 or 40 wastes no lanes.
 
 mod kernel;
+mod packed;
 pub mod rows;
 
 pub use kernel::Ahead;
+pub use packed::{Kept, Packed};
 
 use std::ops::Range;
 
@@ -26,7 +28,7 @@ use super::simd::{Element, Level, Vector, dispatch, halves_are_cheaper, level};
 use super::sweep::{each_vector, read, write};
 
 /// How the columns of a matrix are cut into panels.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Panels {
     columns: usize,
     /// Columns of a first panel for the kernel of half the lanes, or 0; `vectors` of `lanes` follow.

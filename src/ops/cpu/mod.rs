@@ -39,6 +39,7 @@ use std::time::Instant;
 
 use context::{Context, OnCpu, WorkspaceFloats};
 use exchange::Exchange;
+use gemm::Kept;
 use memory::{Memory, Shared, State};
 use simd::Element;
 
@@ -167,6 +168,7 @@ impl CpuOps {
             clip: 1.0,
             pool: Arc::new(pool),
             shared: Memory::new(most(|p| p.workspace.shared)),
+            packed: Kept::default(),
             scratch: (0..threads).map(|_| Memory::new(scratch)).collect(),
             scratch_in_use: AtomicBool::new(false),
         };
@@ -256,6 +258,14 @@ impl Ops for CpuOps {
         pool.install(|| work(self))
     }
 
+    /// A weight is packed once for all batches of inference.
+    fn replay(&mut self, sequence: Sequence, work: impl FnOnce(&mut Self) -> Result + Send) -> Result {
+        self.cx.packed.keep(matches!(sequence, Sequence::Inference { .. }));
+        let done = self.submit(work);
+        self.cx.packed.keep(false);
+        done
+    }
+
     fn bind(&mut self, plan: &Plan) -> Result {
         let cx = &mut self.cx;
         let scratch = cx.scratch.first().map_or(0, Memory::bytes);
@@ -285,6 +295,8 @@ impl Ops for CpuOps {
     }
 
     fn begin_step(&mut self) -> Result {
+        // The step will change the weights.
+        self.cx.packed.clear();
         self.figures = StepFigures::default();
         if let Some(exchange) = &mut self.cx.exchange {
             exchange.begin_step();
@@ -326,6 +338,7 @@ impl Ops for CpuOps {
     }
 
     fn write_state(&mut self, buffer: Buffer, values: &[f32]) -> Result {
+        self.cx.packed.clear();
         self.state(buffer).copy_from_slice(values);
         Ok(())
     }
@@ -371,10 +384,11 @@ impl Ops for CpuOps {
     }
 
     fn run(&mut self, pass: &Pass) -> Result {
-        if let Pass::Update(update) = pass
-            && !self.may_update(update)?
-        {
-            return Ok(());
+        if let Pass::Update(update) = pass {
+            self.cx.packed.clear();
+            if !self.may_update(update)? {
+                return Ok(());
+            }
         }
         let start = Instant::now();
         self.cx.check_apart(pass);

@@ -12,7 +12,7 @@ use super::batch_norm::{NormStatistics, statistics_floats};
 use super::context::{Context, OnCpu, WorkspaceFloats, part_of, workspace_floats};
 use super::expand::{GROUPS, TASKS};
 use super::gemm::rows::{RowBlock, RowStatistics, TILE, after, floats_of, store, tiles};
-use super::gemm::{self, Ahead, Panels, Product, padded};
+use super::gemm::{self, Ahead, Packed, Panels, Product, padded};
 use super::memory::Shared;
 use super::simd::{Element, Vector, dispatch, fence, silu_each};
 use crate::ops::ProjectForward;
@@ -49,9 +49,8 @@ impl OnCpu for ProjectForward {
                 NormStatistics::of(cx, &self.bn),
             )
         };
-        let packed: &mut [E] = cast_slice_mut(packed);
-        gemm::pack_transposed(cx, cx.weight(self.weight), panels, packed);
-        let packed = &*packed;
+        let packed = Packed::transposed(cx, self.weight, panels, packed);
+        let packed = packed.numbers();
         let input = Input {
             x: cx.activation::<E>(self.x),
             coefficients: cx.read(self.input_bn.coefficients),

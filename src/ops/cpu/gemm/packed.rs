@@ -1,0 +1,77 @@
+//! Packed weights that outlive their pass.
+//!
+//! In training a weight changes with each step, so each pass packs it into the workspace. In inference weights stay as they
+//! are, and for a small batch packing them would take longer than the products: the first batch packs each weight once, and
+//! the others find it. Whatever changes a weight drops all of them.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytemuck::cast_slice_mut;
+
+use super::{Panels, depth, pack_transposed};
+use crate::ops::Param;
+use crate::ops::cpu::context::Context;
+use crate::ops::cpu::memory::Memory;
+use crate::ops::cpu::simd::Element;
+
+/// What is kept, by the weight's offset, whether it is the average, and its panels.
+#[derive(Default)]
+pub struct Kept {
+    weights: Mutex<HashMap<(usize, bool, Panels), Arc<Memory>>>,
+    /// Whether passes keep what they pack.
+    keeps: bool,
+}
+
+impl Kept {
+    /// From now on, passes keep the weights that they pack, or not.
+    pub fn keep(&mut self, keeps: bool) {
+        self.keeps = keeps;
+    }
+
+    /// Drops all, because a weight changes or the memory is needed.
+    pub fn clear(&mut self) {
+        self.weights.get_mut().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+}
+
+/// A packed weight.
+pub enum Packed<'a, E> {
+    /// In the pass's workspace.
+    Own(&'a [E]),
+    Kept(Arc<Memory>, usize),
+}
+
+impl<'a, E: Element> Packed<'a, E> {
+    /// Packs B = Wᵀ of a forward pass, where W is row-major [columns, depth]: into `workspace`, or where it is kept.
+    pub fn transposed(cx: &Context, param: Param, panels: Panels, workspace: &'a mut [f32]) -> Packed<'a, E> {
+        let weight = cx.weight(param);
+        let elements = depth::<E>(weight.len() / panels.columns) * panels.padded();
+        if !cx.packed.keeps {
+            let own = &mut cast_slice_mut::<_, E>(workspace)[..elements];
+            pack_transposed(cx, weight, panels, own);
+            return Packed::Own(own);
+        }
+        let place = (param.offset, cx.ema_weights, panels);
+        let kept = |weights: &Mutex<HashMap<_, Arc<Memory>>>| {
+            weights.lock().unwrap_or_else(PoisonError::into_inner).get(&place).cloned()
+        };
+        let memory = kept(&cx.packed.weights).unwrap_or_else(|| {
+            let memory = Arc::new(Memory::new(elements * size_of::<E>()));
+            // SAFETY: nobody else knows this memory yet.
+            pack_transposed(cx, weight, panels, unsafe { memory.elements_mut::<E>(0, elements) });
+            let mut weights = cx.packed.weights.lock().unwrap_or_else(PoisonError::into_inner);
+            weights.insert(place, memory.clone());
+            memory
+        });
+        Packed::Kept(memory, elements)
+    }
+
+    pub fn numbers(&self) -> &[E] {
+        match self {
+            Packed::Own(own) => own,
+            // SAFETY: it is written once, before others know it.
+            Packed::Kept(memory, elements) => unsafe { memory.elements(0, *elements) },
+        }
+    }
+}
