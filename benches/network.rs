@@ -6,8 +6,8 @@
 //!
 //! `cargo bench --bench network` measures B0 at 32 and 224 (on a GPU at 224, and B4 at 380);
 //! `cargo bench --bench network -- --model b4 --resolution 380 --batch 2 --steps 4` one case; `--json` prints an
-//! object a case, which `tools/compare_pytorch.py` reads. `--only inference` leaves the other half out; with `--batch 1`
-//! the time of an image is its latency.
+//! object a case, which `tools/compare_pytorch.py` reads. `--only inference` leaves the other half out and shows where the
+//! time of a batch goes; with `--batch 1` the time of an image is its latency.
 //!
 //! `--freeze conv_head,blocks.5` measures training with frozen layers beside whole training: each round measures all, one after
 //! the other, so that their ratios are of the same minutes.
@@ -302,6 +302,11 @@ impl With for Measure<'_> {
                 ops.download(inference.network.logits, &mut logits)
             })?;
             found.inference = rates.concat();
+            if !flags.json && !flags.wants(Half::Training) {
+                ops.start_profile()?;
+                (0..case.steps).try_for_each(|number| infer(&mut ops, &inference, &fixed, number))?;
+                found.report = Some(ops.take_profile()?);
+            }
         }
         Ok(found)
     }

@@ -174,7 +174,7 @@ impl Network {
 
     /// The passes as this device runs them.
     pub fn itinerary(&self, device: &impl Device) -> Itinerary {
-        rewrite::recompute::recompute(&self.recorded, device)
+        rewrite::apply::apply(rewrite::recompute::recompute(&self.recorded, device), device)
     }
 
     /// The memory plan: of a training step, or of inference.

@@ -44,6 +44,15 @@ pub trait Device {
     fn stores_expanded(&self, _expanded: usize, _inputs: usize, _window: Window) -> bool {
         true
     }
+    /// Whether inference runs the passes that apply a batch norm to their own output, before they store it.
+    fn applies_norms_on_store(&self) -> bool {
+        false
+    }
+    /// Whether inference then also keeps the expanded tensor of such a block out of memory: a few rows of it are made
+    /// at a time, for the rows of the depthwise convolution that need them.
+    fn expands_in_cache(&self, _expanded: usize, _inputs: usize, _window: Window) -> bool {
+        false
+    }
     /// Whether the device takes [raw batches](crate::data::raw) and crops and resizes them itself. If not, it takes
     /// squares.
     fn prepares_images(&self) -> bool {

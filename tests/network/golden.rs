@@ -11,7 +11,7 @@ use crate::common::golden::{Bounds, Golden, Report, bf16_errors, files, paramete
 use crate::common::gpu::{TestGpu, engine, on_cuda};
 use crate::common::reference::{Reference, ReferenceDevice};
 use effnet::model::{Architecture, BatchNormConfig, ParamTable};
-use effnet::network::{Depth, Network, NetworkConfig, Phase};
+use effnet::network::{Depth, Itinerary, Network, NetworkConfig, Phase};
 use effnet::ops::cpu::{CpuDevice, CpuOps};
 use effnet::ops::cuda::driver::Driver;
 use effnet::ops::cuda::{CudaDevice, CudaOps, Precision};
@@ -20,6 +20,8 @@ use effnet::ops::{Buffer, Ops, Pass, Plan, StateSize, Statistics, StepParams, Te
 /// A device under test, with values in f64.
 pub(crate) trait Backend: Ops + Sized {
     fn plan(network: &Network, precision: Precision) -> Plan;
+    /// The passes as the device runs them.
+    fn itinerary(network: &Network, precision: Precision) -> Itinerary;
     fn new(table: &ParamTable, plans: &[&Plan], precision: Precision) -> Self;
     fn put_values(&mut self, tensor: Tensor, values: &[f64]) {
         let values: Vec<f32> = values.iter().map(|&v| v as f32).collect();
@@ -36,6 +38,9 @@ pub(crate) trait Backend: Ops + Sized {
 impl Backend for Reference {
     fn plan(network: &Network, _: Precision) -> Plan {
         network.plan(&ReferenceDevice)
+    }
+    fn itinerary(network: &Network, _: Precision) -> Itinerary {
+        network.itinerary(&ReferenceDevice)
     }
     fn new(table: &ParamTable, _: &[&Plan], _: Precision) -> Self {
         Reference::new(table.trainable(), table.total())
@@ -57,6 +62,9 @@ impl Backend for CpuOps {
     fn plan(network: &Network, precision: Precision) -> Plan {
         network.plan(&CpuDevice::new(THREADS, precision))
     }
+    fn itinerary(network: &Network, precision: Precision) -> Itinerary {
+        network.itinerary(&CpuDevice::new(THREADS, precision))
+    }
     fn new(table: &ParamTable, plans: &[&Plan], precision: Precision) -> Self {
         let device = CpuDevice::new(THREADS, precision);
         CpuOps::new(StateSize::new(table.trainable(), table.total()), plans, device).unwrap()
@@ -66,6 +74,9 @@ impl Backend for CpuOps {
 impl<G: TestGpu> Backend for CudaOps<G> {
     fn plan(network: &Network, precision: Precision) -> Plan {
         network.plan(&CudaDevice::new(precision))
+    }
+    fn itinerary(network: &Network, precision: Precision) -> Itinerary {
+        network.itinerary(&CudaDevice::new(precision))
     }
     fn new(table: &ParamTable, plans: &[&Plan], precision: Precision) -> Self {
         engine(G::WAYS[0], table.trainable(), table.total(), plans, precision).unwrap()
@@ -208,7 +219,7 @@ impl Trial {
         ops.write_state(Buffer::Parameters, &self.values).unwrap();
         let logits = |ops: &mut B| {
             self.start(ops, &self.evaluate, &plans[2]);
-            self.evaluate.recorded.run(Phase::Forward, ops).unwrap();
+            B::itinerary(&self.evaluate, self.precision).run(Phase::Forward, ops).unwrap();
             ops.values(self.evaluate.logits)
         };
         let by_formula = logits(ops);

@@ -1,6 +1,7 @@
 //! Rewrites of the list of passes: what they leave out, and that the numbers stay the same.
 
 use crate::common::buffers;
+use crate::common::fixture::relative_error;
 use crate::common::formula::Formula;
 use crate::common::gpu::{TestGpu, engine, on_cuda};
 use crate::common::network::{architecture, training};
@@ -191,6 +192,114 @@ fn recompute_gives_the_gradients_of_the_recorded_list() {
     let recorded = gradients(&network.recorded);
     assert!(recorded.iter().any(|gradient| *gradient != 0.0));
     assert_eq!(gradients(&network.itinerary(&Recomputing { stored: 144 })), recorded);
+}
+
+/// The oracle as a device whose inference applies batch norms to what it stores.
+struct Applying;
+
+impl Device for Applying {
+    fn element_bytes(&self, kind: Kind) -> usize {
+        ReferenceDevice.element_bytes(kind)
+    }
+    fn workspace(&self, pass: &Pass) -> Workspace {
+        ReferenceDevice.workspace(pass)
+    }
+    fn threads(&self) -> usize {
+        1
+    }
+    fn applies_norms_on_store(&self) -> bool {
+        true
+    }
+}
+
+/// No block of an evaluation stores raw outputs of its depthwise convolution and its projection, or sweeps over them.
+#[test]
+fn apply_leaves_no_sweep_over_raw_outputs() {
+    let (arch, table) = b0();
+    let network = Network::new(&arch, &table, NetworkConfig::inference(IMAGES));
+    let passes = network.itinerary(&Applying).passes();
+    let count = |name: &str| passes.iter().filter(|pass| pass.name() == name).count();
+    for name in ["depthwise inference", "squeeze inference", "project inference"] {
+        assert_eq!(count(name), arch.blocks.len(), "{name}");
+    }
+    for name in ["depthwise forward", "squeeze forward", "project forward", "residual forward"] {
+        assert_eq!(count(name), 0, "{name}");
+    }
+    assert_eq!(passes.len(), network.recorded.passes().len() - arch.blocks.len());
+    let plan = network.plan(&Applying);
+    for pass in network.recorded.passes() {
+        if let Pass::ProjectForward(project) = pass {
+            assert!(plan.offsets[project.y.id as usize].is_none(), "y3 has no place");
+        }
+    }
+}
+
+/// What training needs on the way back stays stored, with the batch's statistics and with running ones.
+#[test]
+fn apply_keeps_the_list_of_training() {
+    let (arch, table) = b0();
+    for statistics in [Statistics::Batch, Statistics::Running] {
+        let config = NetworkConfig { statistics, ..training(IMAGES) };
+        let network = Network::new(&arch, &table, config);
+        let names = |itinerary: &Itinerary| -> Vec<_> {
+            itinerary.passes().iter().map(|pass| (pass.name(), pass.written())).collect()
+        };
+        assert_eq!(names(&network.itinerary(&Applying)), names(&network.recorded), "{statistics:?}");
+    }
+    let batch = NetworkConfig { statistics: Statistics::Batch, ..NetworkConfig::inference(IMAGES) };
+    let network = Network::new(&arch, &table, batch);
+    assert_eq!(network.itinerary(&Applying).passes().len(), network.recorded.passes().len());
+}
+
+/// In float64 the lists differ by rounding alone, in the order in which means are added up.
+#[test]
+fn apply_gives_the_logits_of_the_recorded_list() {
+    let (arch, table) = b0();
+    let network = Network::new(&arch, &table, NetworkConfig::inference(IMAGES));
+    let of = |itinerary: &Itinerary| {
+        let mut ops = Reference::new(table.trainable(), table.total());
+        ops.write_state(Buffer::Parameters, &values(&table, 1)).unwrap();
+        ops.upload(network.image, &image(&network, 0)).unwrap();
+        itinerary.passes().iter().for_each(|pass| ops.run(pass).unwrap());
+        ops.get(network.logits)
+    };
+    let (recorded, applied) = (of(&network.recorded), of(&network.itinerary(&Applying)));
+    let error = relative_error(&applied, &recorded);
+    assert!(error <= 1e-13, "{error:e}");
+}
+
+/// Logits of `count` images from the image `first` of many on, on the CPU.
+fn logits_on_the_cpu(device: CpuDevice, first: usize, count: usize) -> Vec<u32> {
+    let arch = architecture(Variant::B0, 10, 96);
+    let table = ParamTable::new(&arch);
+    let inference = Inference::new(&arch, &table, count, &device, &[Weights::Raw]);
+    let plan = inference.plan(&device);
+    let size = StateSize::new(table.trainable(), table.total());
+    let mut ops = CpuOps::new(size, &[&plan], device).unwrap();
+    ops.bind(&plan).unwrap();
+    ops.write_state(Buffer::Parameters, &values(&table, 1)).unwrap();
+    inference.fold(&mut ops).unwrap();
+    let network = &inference.network;
+    let elements = network.image.elements / count;
+    let all = Formula::of("many images").values(20 * elements, -2.0, 2.0);
+    ops.upload(network.image, &all[first * elements..(first + count) * elements]).unwrap();
+    inference.forward(&mut ops, Weights::Raw).unwrap();
+    let logits = buffers::values(&mut ops, network.logits).unwrap();
+    assert!(logits.iter().all(|logit| logit.is_finite()));
+    logits.iter().map(|logit| logit.to_bits()).collect()
+}
+
+/// An image's logits are the same bits in every batch and for every number of threads.
+#[test]
+fn inference_on_the_cpu_depends_on_the_image_alone() {
+    for precision in CpuDevice::PRECISIONS {
+        let of = |threads, first, count| logits_on_the_cpu(CpuDevice::new(threads, precision), first, count);
+        let expected: Vec<u32> = (0..20).flat_map(|image| of(1, image, 1)).collect();
+        for (threads, batch) in [(2, 20), (3, 5), (1, 2)] {
+            let got: Vec<u32> = (0..20).step_by(batch).flat_map(|first| of(threads, first, batch)).collect();
+            assert_eq!(got, expected, "{precision}, {threads} threads, {batch} images");
+        }
+    }
 }
 
 /// Roles and kinds agree, whatever is recorded, so that a device stores each tensor as its passes expect.

@@ -97,6 +97,49 @@ fn forward_on_the_cpu_agrees_with_the_oracle() {
 
 on_cuda_devices!(forward_agrees_with_the_oracle, forward_cases(&CUDA_SHAPES, &FORWARD_KINDS[..3]));
 
+pub fn inference(
+    f: &mut Fixture,
+    images: usize,
+    window: Window,
+    channels: usize,
+    x: Vec<f32>,
+    normalised: bool,
+) -> DepthwiseInference {
+    let raw = forward(f, images, window, channels, x, normalised);
+    let y = f.activation("y", raw.bn.rows, channels);
+    let DepthwiseForward { x, input_bn, weight, y: a, .. } = raw;
+    let bn = BatchNorm { statistics: Statistics::Running, ..f.norm_of("output bn", &y, channels) };
+    let squeezed = f.output("squeezed", images * channels);
+    DepthwiseInference { images, window, channels, x, input_bn, weight, bn, a, squeezed }
+}
+
+fn inference_cases(shapes: &[(usize, usize, usize)]) -> Vec<Case> {
+    let mut cases = Vec::new();
+    for &(images, side, channels) in shapes {
+        for (window, geometry) in windows(side) {
+            for (normalised, weights) in
+                [(true, Weights::Raw), (false, Weights::Raw), (true, Weights::Ema), (false, Weights::Ema)]
+            {
+                let name = format!(
+                    "depthwise {images}×{side}²×{channels}, {geometry}, normalised {normalised}, {weights:?}"
+                );
+                let mut f = Fixture::new(name);
+                f.weights = weights;
+                let x = f.activation("x", images * side * side, channels);
+                let pass = inference(&mut f, images, window, channels, x, normalised);
+                cases.push(Case::new(f, pass.into(), window.output_pixels().max(25)));
+            }
+        }
+    }
+    cases
+}
+
+#[test]
+fn inference_agrees_with_the_oracle() {
+    check_on_cpu(inference_cases(&SHAPES));
+    check_on_cpu(inference_cases(&ODD_SHAPES));
+}
+
 /// So many images that a block of the GPU has two, but for the last, and that the parts of the statistics are in groups; and
 /// parts of tiles and strips whose last ones are smaller.
 fn many_parts() -> Vec<Case> {

@@ -1,6 +1,6 @@
 //! Expand and depthwise without the tensor between them, on the kernels, against the oracle.
 
-use crate::common::fixture::cases::{Case, on_cuda_devices};
+use crate::common::fixture::cases::{Case, check_on_cpu, on_cuda_devices};
 use crate::common::fixture::{Fixture, doubles};
 use crate::depthwise::{self, Input};
 use crate::expand;
@@ -68,6 +68,36 @@ fn forward_cases() -> Vec<Case> {
     SHAPES.into_iter().flat_map(of).collect()
 }
 on_cuda_devices!(forward_agrees_with_the_oracle, forward_cases());
+
+/// Kernel and stride 5 and 1 too, as on the CPU every window is expanded in the cache.
+fn inference_cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    let more = [[20, 2, 40, 240], [1, 14, 112, 672], [3, 7, 192, 1152], [2, 4, 16, 13]];
+    for shape in SHAPES.into_iter().chain(more) {
+        let [images, side, inputs, channels] = shape;
+        let more = [Padding::Symmetric, Padding::Same].map(|padding| Window::new(5, 1, side, padding));
+        for window in windows(side).chain(more) {
+            let mut f = Fixture::new(name(window, shape));
+            let rows = images * side * side;
+            let x = f.activation("x", rows, inputs);
+            let (weight, y, values) = expanded(&mut f, &x, inputs, channels);
+            let mut bn = f.norm_of("expanded bn", &values, channels);
+            bn.statistics = Statistics::Running;
+            let x = f.input("x", x);
+            let expand = ExpandForward { rows, inputs, outputs: channels, x, weight, y, bn };
+            let mut depthwise = depthwise::inference(&mut f, images, window, channels, values, true);
+            (depthwise.x, depthwise.input_bn) = (y, Some(bn));
+            let pass = ExpandDepthwiseInference { expand, depthwise };
+            cases.push(Case::new(f, pass.into(), inputs.max(window.output_pixels()).max(25)));
+        }
+    }
+    cases
+}
+
+#[test]
+fn inference_agrees_with_the_oracle() {
+    check_on_cpu(inference_cases());
+}
 
 fn backward_case(window: Window, shape @ [images, side, inputs, channels]: [usize; 4], kind: usize) -> Case {
     let mut f = Fixture::new(name(window, shape));

@@ -1,7 +1,7 @@
 //! The projection against the oracle.
 
 use crate::common::fixture::Fixture;
-use crate::common::fixture::cases::{Case, on_cuda_devices, on_every_device};
+use crate::common::fixture::cases::{Case, check_on_cpu, on_cuda_devices, on_every_device};
 use effnet::ops::*;
 
 /// Images, pixels, inputs, outputs. Images of 1, 4, 9 and 49 rows, so that tiles straddle them.
@@ -108,6 +108,59 @@ fn large_mean() -> [Case; 1] {
     [Case::new(f, Pass::ProjectForward(pass), images * pixels)]
 }
 on_every_device!(statistics_survive_a_large_mean, large_mean());
+
+fn inference(
+    f: &mut Fixture,
+    [images, pixels, inputs, outputs]: [usize; 4],
+    shortcut: bool,
+) -> ProjectInference {
+    let rows = images * pixels;
+    let y = f.activation("y", rows, outputs);
+    ProjectInference {
+        images,
+        pixels,
+        inputs,
+        outputs,
+        a: f.input_noise("a", rows * inputs, -0.3, 1.5),
+        gate: f.input_noise("gate", images * inputs, 0.1, 0.9),
+        weight: f.weight("weight", inputs * outputs, inputs),
+        bn: BatchNorm { statistics: Statistics::Running, ..f.norm_of("bn", &y, outputs) },
+        shortcut: shortcut.then(|| f.input_noise("shortcut", rows * outputs, -1.0, 1.0)),
+        out: f.output("out", rows * outputs),
+    }
+}
+
+/// The shapes of the other passes; few rows; widths that fill no vector; maps of several tiles whose images are longer than
+/// a tile.
+fn inference_cases() -> Vec<Case> {
+    let more = [
+        (1, 1, 24, 8),
+        (2, 1, 16, 24),
+        (1, 3, 40, 8),
+        (1, 7, 8, 24),
+        (3, 5, 13, 3),
+        (2, 7, 27, 17),
+        (1, 49, 1152, 320),
+        (40, 1, 32, 16),
+    ];
+    let mut cases = Vec::new();
+    for (images, pixels, inputs, outputs) in SHAPES.into_iter().chain(more) {
+        for (shortcut, weights) in [(false, Weights::Raw), (true, Weights::Raw), (true, Weights::Ema)] {
+            let name =
+                format!("project {images}×{pixels}×{inputs} to {outputs}, shortcut {shortcut}, {weights:?}");
+            let mut f = Fixture::new(name);
+            f.weights = weights;
+            let pass = inference(&mut f, [images, pixels, inputs, outputs], shortcut);
+            cases.push(Case::new(f, pass.into(), inputs));
+        }
+    }
+    cases
+}
+
+#[test]
+fn inference_agrees_with_the_oracle() {
+    check_on_cpu(inference_cases());
+}
 
 fn backward(f: &mut Fixture, [images, pixels, inputs, outputs]: [usize; 4], drops: bool) -> ProjectBackward {
     let rows = images * pixels;

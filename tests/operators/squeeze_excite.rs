@@ -65,6 +65,25 @@ fn forward_cases(shapes: &[(usize, usize, usize, usize)]) -> Vec<Case> {
 }
 on_every_device!(forward_agrees_with_the_oracle, forward_cases(&SHAPES));
 
+fn inference_cases(shapes: &[(usize, usize, usize, usize)]) -> Vec<Case> {
+    let mut cases = Vec::new();
+    for &(images, pixels, channels, bottleneck) in shapes {
+        let mut f = Fixture::new(format!("squeeze {images}×{channels} by {bottleneck}"));
+        let SqueezeForward { reduce, hidden, expand, gate, .. } =
+            forward(&mut f, images, pixels, channels, bottleneck);
+        let squeezed = f.input_noise("means", images * channels, -0.3, 1.0);
+        let pass = SqueezeInference { images, channels, squeezed, reduce, hidden, expand, gate };
+        cases.push(Case::new(f, pass.into(), channels));
+    }
+    cases
+}
+
+#[test]
+fn inference_agrees_with_the_oracle() {
+    check_on_cpu(inference_cases(&SHAPES));
+    check_on_cpu(inference_cases(&ODD_SHAPES));
+}
+
 fn backward_cases(shapes: &[(usize, usize, usize, usize)]) -> Vec<Case> {
     let mut cases = Vec::new();
     for &(images, pixels, channels, bottleneck) in shapes {

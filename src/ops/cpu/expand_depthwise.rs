@@ -1,5 +1,5 @@
-//! The CPU stores the expanded tensor ([`Device::stores_expanded`](crate::ops::Device::stores_expanded)), so lists of
-//! passes for the CPU do not contain these two.
+//! The CPU stores the expanded tensor in training ([`Device::stores_expanded`](crate::ops::Device::stores_expanded)), so
+//! lists of passes for the CPU do not contain these two. For inference see `depthwise/expanded.rs`.
 
 use super::context::{Context, OnCpu};
 use super::simd::Element;

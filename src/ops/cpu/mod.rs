@@ -45,6 +45,7 @@ use simd::Element;
 
 use super::profile::Profile;
 use super::*;
+use crate::model::Window;
 use crate::parallel::Group;
 
 /// The CPU as a device.
@@ -132,6 +133,17 @@ impl Device for CpuDevice {
 
     fn threads(&self) -> usize {
         self.threads
+    }
+
+    fn applies_norms_on_store(&self) -> bool {
+        true
+    }
+
+    /// A row is multiplied at a time. On narrower maps it has too few pixels to fill the registers: B0 at 32² takes a
+    /// fifth longer if all its blocks are expanded so. Rows also have to be whole pairs of bf16 numbers, as those of the
+    /// family are.
+    fn expands_in_cache(&self, _expanded: usize, inputs: usize, window: Window) -> bool {
+        window.input >= 7 && inputs.is_multiple_of(2)
     }
 }
 

@@ -5,6 +5,7 @@
 //! it has the products of all wide channels, and is stored with its statistics.
 
 mod backward;
+mod inference;
 
 use bytemuck::cast_slice_mut;
 

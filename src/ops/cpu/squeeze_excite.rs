@@ -14,7 +14,7 @@ use super::memory::Shared;
 use super::pool;
 use super::simd::{Element, Vector, dispatch};
 use super::sweep::{each_vector, read, write};
-use crate::ops::{SqueezeBackward, SqueezeForward};
+use crate::ops::{Dense, SqueezeBackward, SqueezeForward, SqueezeInference};
 
 /// Images of a task.
 const GROUP: usize = 8;
@@ -33,17 +33,48 @@ impl OnCpu for SqueezeForward {
     }
 
     unsafe fn run<E: Element>(&self, cx: &Context) {
-        let (images, channels, width) = (self.images, self.channels, self.reduce.outputs);
         // SAFETY: the caller's promise, and the pass takes each of them once.
-        let (squeezed, hidden, gate, [active]) = unsafe {
-            let [hidden, gate] = [self.hidden, self.gate].map(|tensor| Shared::new(cx.write(tensor)));
-            (cx.write(self.squeezed), hidden, gate, cx.workspace([images * width]))
+        let (squeezed, [hidden, gate], active) = unsafe {
+            let [active] = cx.workspace([self.images * self.reduce.outputs]);
+            (cx.write(self.squeezed), [cx.write(self.hidden), cx.write(self.gate)], active)
         };
-        pool::means(cx, &self.bn, cx.activation::<E>(self.y), images, self.pixels, squeezed);
-        let squeezed = &*squeezed;
+        pool::means(cx, &self.bn, cx.activation::<E>(self.y), self.images, self.pixels, squeezed);
+        let layers = Layers { images: self.images, reduce: &self.reduce, expand: &self.expand };
+        layers.run(cx, squeezed, [hidden, active], gate);
+    }
+}
+
+impl OnCpu for SqueezeInference {
+    fn workspace<E: Element>(&self) -> WorkspaceFloats {
+        let width = self.reduce.outputs;
+        WorkspaceFloats { shared: workspace_floats(&[self.images * width]), per_thread: SLICE * width }
+    }
+
+    unsafe fn run<E: Element>(&self, cx: &Context) {
+        // SAFETY: the caller's promise, and the pass takes each of them once.
+        let ([hidden, gate], active) = unsafe {
+            let [active] = cx.workspace([self.images * self.reduce.outputs]);
+            ([cx.write(self.hidden), cx.write(self.gate)], active)
+        };
+        let layers = Layers { images: self.images, reduce: &self.reduce, expand: &self.expand };
+        layers.run(cx, cx.read(self.squeezed), [hidden, active], gate);
+    }
+}
+
+/// The two dense layers.
+struct Layers<'a> {
+    images: usize,
+    reduce: &'a Dense,
+    expand: &'a Dense,
+}
+
+impl Layers<'_> {
+    /// `squeezed` → `gate` [images, C], by way of the values before and after silu [images, S].
+    fn run(&self, cx: &Context, squeezed: &[f32], [hidden, active]: [&mut [f32]; 2], gate: &mut [f32]) {
+        let (images, channels, width) = (self.images, self.reduce.inputs, self.reduce.outputs);
         {
             let (weight, bias) = (cx.weight(self.reduce.weight), cx.weight(self.reduce.bias));
-            let active = Shared::new(&mut *active);
+            let (hidden, active) = (Shared::new(hidden), Shared::new(&mut *active));
             cx.parallel(images.div_ceil(GROUP), |task, _| {
                 let own = task * GROUP..images.min((task + 1) * GROUP);
                 let range = own.start * width..own.end * width;
@@ -56,6 +87,7 @@ impl OnCpu for SqueezeForward {
         }
         let (weight, bias) = (cx.weight(self.expand.weight), cx.weight(self.expand.bias));
         let active = Factor { data: active, row_stride: width, depth_stride: 1 };
+        let gate = Shared::new(gate);
         cx.parallel(channels.div_ceil(SLICE), |task, scratch| {
             let own = task * SLICE..channels.min((task + 1) * SLICE);
             let packed = &mut scratch[..width * own.len()];

@@ -22,6 +22,7 @@ pub mod expand_depthwise;
 pub mod gpu;
 pub mod head;
 pub mod image;
+mod inference;
 pub mod masks;
 pub mod nvidia;
 pub mod optimiser;

@@ -34,6 +34,39 @@ impl Describe for DepthwiseForward {
     }
 }
 
+/// Depthwise convolution of which the batch norm's coefficients are known before: a [N, P, P, C] = silu(BN(y)), where y
+/// is what [`DepthwiseForward`] stores, and s [N, C], the mean of a over the pixels.
+#[derive(Clone, Copy, Debug)]
+pub struct DepthwiseInference {
+    pub images: usize,
+    pub window: Window,
+    pub channels: usize,
+    pub x: Tensor,
+    pub input_bn: Option<BatchNorm>,
+    pub weight: Param,
+    pub bn: BatchNorm,
+    pub a: Tensor,
+    pub squeezed: Tensor,
+}
+
+impl Describe for DepthwiseInference {
+    fn about(&self) -> About {
+        About { name: "depthwise inference", operator: "depthwise", direction: Direction::Forward }
+    }
+    fn shape(&self) -> String {
+        shape(self.window, self.channels)
+    }
+    fn parts(&mut self, parts: &mut Parts) {
+        parts.reads(&mut self.x, Role::Activation);
+        if let Some(bn) = &mut self.input_bn {
+            parts.applies(bn);
+        }
+        parts.applies(&mut self.bn);
+        parts.writes(&mut self.a, Role::Activation);
+        parts.writes(&mut self.squeezed, Role::Gate);
+    }
+}
+
 /// What the gradient at the depthwise convolution's input becomes.
 #[derive(Clone, Copy, Debug)]
 pub enum DepthwiseInput {

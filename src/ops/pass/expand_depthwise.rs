@@ -2,8 +2,8 @@
 //! ([`Device::stores_expanded`](crate::ops::Device::stores_expanded)).
 
 use super::{
-    About, DepthwiseBackward, DepthwiseForward, Describe, Direction, ExpandBackward, ExpandForward, Part,
-    Parts,
+    About, DepthwiseBackward, DepthwiseForward, DepthwiseInference, Describe, Direction, ExpandBackward,
+    ExpandForward, Part, Parts,
 };
 use crate::ops::tensor::Tensor;
 
@@ -18,6 +18,33 @@ impl Describe for ExpandDepthwiseForward {
     fn about(&self) -> About {
         About {
             name: "expand+depthwise forward",
+            operator: "expand+depthwise",
+            direction: Direction::Forward,
+        }
+    }
+    fn shape(&self) -> String {
+        self.depthwise.shape()
+    }
+    fn parts(&mut self, parts: &mut Parts) {
+        let recomputed = [self.expand.y];
+        let mut visit = |part: Part| parts.unless(&recomputed, part);
+        let stored = &mut Parts::new(&mut visit);
+        self.expand.parts(stored);
+        self.depthwise.parts(stored);
+    }
+}
+
+/// [`ExpandForward`] then [`DepthwiseInference`]; `expand.y` is never stored.
+#[derive(Clone, Copy, Debug)]
+pub struct ExpandDepthwiseInference {
+    pub expand: ExpandForward,
+    pub depthwise: DepthwiseInference,
+}
+
+impl Describe for ExpandDepthwiseInference {
+    fn about(&self) -> About {
+        About {
+            name: "expand+depthwise inference",
             operator: "expand+depthwise",
             direction: Direction::Forward,
         }

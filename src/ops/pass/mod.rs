@@ -15,6 +15,10 @@
 //! Training may begin at a later layer. Then the last backward pass is that of the first trained layer, which makes no
 //! gradient at its input: what serves only this gradient is optional in the passes that can be the last.
 //!
+//! The passes of inference store BN and silu of their own output instead, on a device that
+//! [asks for it](super::Device::applies_norms_on_store): a batch norm's coefficients are then known before its
+//! convolution runs.
+//!
 //! All activations are NHWC, that is [rows, channels] matrices. Weights are in PyTorch's order. Gradients of
 //! parameters are *added* to the gradient buffer, so that micro-batches accumulate.
 //!
@@ -40,15 +44,15 @@ mod stem;
 mod update;
 
 pub use batch_norm::{BatchNorm, BatchNormInference, NarrowGradient, PreviousBlock, Statistics};
-pub use depthwise::{DepthwiseBackward, DepthwiseForward, DepthwiseInput};
+pub use depthwise::{DepthwiseBackward, DepthwiseForward, DepthwiseInference, DepthwiseInput};
 pub use expand::{ExpandBackward, ExpandForward};
-pub use expand_depthwise::{ExpandDepthwiseBackward, ExpandDepthwiseForward};
+pub use expand_depthwise::{ExpandDepthwiseBackward, ExpandDepthwiseForward, ExpandDepthwiseInference};
 pub use head::{Dense, HeadBackward, HeadForward, Loss};
 pub use masks::{DropPathMask, DropoutMask};
 pub use parts::{Access, NormUse, Part, Parts, Role, Summed};
-pub use project::{ProjectBackward, ProjectForward};
+pub use project::{ProjectBackward, ProjectForward, ProjectInference};
 pub use residual::ResidualForward;
-pub use squeeze_excite::{SqueezeBackward, SqueezeForward};
+pub use squeeze_excite::{SqueezeBackward, SqueezeForward, SqueezeInference};
 pub use stem::{StemBackward, StemForward};
 pub use update::Update;
 
@@ -96,9 +100,13 @@ macro_rules! for_each_pass {
             StemForward,
             ExpandForward,
             DepthwiseForward,
+            DepthwiseInference,
             ExpandDepthwiseForward,
+            ExpandDepthwiseInference,
             SqueezeForward,
+            SqueezeInference,
             ProjectForward,
+            ProjectInference,
             ResidualForward,
             HeadForward,
             Loss,

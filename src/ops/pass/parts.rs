@@ -63,7 +63,7 @@ pub enum NormUse {
     Inference,
     /// Stores the raw output y and, where they are the batch's, takes its statistics.
     TakesStatistics { y: Tensor },
-    /// Applies it while loading.
+    /// Applies it while loading, or to its own output.
     Applies,
     /// Applies its backward formula while loading.
     AppliesBackward,
@@ -152,7 +152,7 @@ impl<'a> Parts<'a> {
         self.norm(bn, NormUse::TakesStatistics { y: *y });
     }
 
-    /// A batch norm that is applied while loading.
+    /// A batch norm that is applied while loading, or to the pass's own output.
     pub fn applies(&mut self, bn: &mut BatchNorm) {
         self.reads(&mut bn.coefficients, Role::Statistic);
         self.norm(bn, NormUse::Applies);

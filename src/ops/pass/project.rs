@@ -35,6 +35,40 @@ impl Describe for ProjectForward {
     }
 }
 
+/// The end of a block where the batch norm's coefficients are known before: out = BN((a·gate)·Wᵀ) (+ shortcut), with the
+/// a2 [N·P, K] that [`DepthwiseInference`](super::DepthwiseInference) has stored. Weight [C, K], out [N·P, C].
+#[derive(Clone, Copy, Debug)]
+pub struct ProjectInference {
+    pub images: usize,
+    pub pixels: usize,
+    pub inputs: usize,
+    pub outputs: usize,
+    pub a: Tensor,
+    /// [N, K].
+    pub gate: Tensor,
+    pub weight: Param,
+    pub bn: BatchNorm,
+    pub shortcut: Option<Tensor>,
+    pub out: Tensor,
+}
+
+impl Describe for ProjectInference {
+    fn about(&self) -> About {
+        About { name: "project inference", operator: "project", direction: Direction::Forward }
+    }
+    fn shape(&self) -> String {
+        format!("{}×{}→{}", self.images * self.pixels, self.inputs, self.outputs)
+    }
+    fn parts(&mut self, parts: &mut Parts) {
+        parts.reads(&mut self.a, Role::Activation);
+        parts.reads(&mut self.gate, Role::Gate);
+        parts.product(self.weight);
+        parts.applies(&mut self.bn);
+        parts.may_read(&mut self.shortcut, Role::Activation);
+        parts.writes(&mut self.out, Role::Activation);
+    }
+}
+
 /// With dy3 from `dout`·keep by BN3's backward while loading and A = silu(BN2(x))·gate recomputed:
 /// da = dy3·W, dW += dy3ᵀ·A, and per image and channel, summed over the pixels,
 /// S0 = Σ da·a2, S1 = Σ da·silu'(z2), S2 = Σ silu'(z2), S3 = Σ da·silu'(z2)·ŷ2, S4 = Σ silu'(z2)·ŷ2.

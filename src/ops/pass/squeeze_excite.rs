@@ -38,6 +38,36 @@ impl Describe for SqueezeForward {
     }
 }
 
+/// The two dense layers of squeeze-excite, where [`DepthwiseInference`](super::DepthwiseInference) has taken the means:
+/// s → gate [N, C].
+#[derive(Clone, Copy, Debug)]
+pub struct SqueezeInference {
+    pub images: usize,
+    pub channels: usize,
+    /// s, [N, C].
+    pub squeezed: Tensor,
+    pub reduce: Dense,
+    /// Wr·s + br before its silu, [N, S].
+    pub hidden: Tensor,
+    pub expand: Dense,
+    /// [N, C].
+    pub gate: Tensor,
+}
+
+impl Describe for SqueezeInference {
+    fn about(&self) -> About {
+        About { name: "squeeze inference", operator: "squeeze", direction: Direction::Forward }
+    }
+    fn shape(&self) -> String {
+        self.channels.to_string()
+    }
+    fn parts(&mut self, parts: &mut Parts) {
+        parts.reads(&mut self.squeezed, Role::Gate);
+        parts.writes(&mut self.hidden, Role::Gate);
+        parts.writes(&mut self.gate, Role::Gate);
+    }
+}
+
 /// From the five sums of [`ProjectBackward`](super::ProjectBackward): gradients of both dense layers, the squeeze gradient d, and the
 /// sums of BN2: Σdu2 = Σₙ(gate·S1 + d·S2), Σdu2·ŷ2 = Σₙ(gate·S3 + d·S4). No pass over wide tensors.
 #[derive(Clone, Copy, Debug)]

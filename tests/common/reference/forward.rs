@@ -27,28 +27,82 @@ impl Reference {
         self.store(p.y, &p.bn, y);
     }
 
-    pub(super) fn depthwise(&mut self, p: &DepthwiseForward) {
-        let input = match &p.input_bn {
-            Some(bn) => self.activated(bn, p.x),
-            None => self.get(p.x).to_vec(),
+    /// The raw output of a depthwise convolution.
+    fn convolved(
+        &self,
+        layer: Depthwise,
+        x: Tensor,
+        input_bn: Option<&BatchNorm>,
+        weight: Param,
+    ) -> Vec<f64> {
+        let input = match input_bn {
+            Some(bn) => self.activated(bn, x),
+            None => self.get(x).to_vec(),
         };
+        layer.forward(&input, &self.weight(weight))
+    }
+
+    pub(super) fn depthwise(&mut self, p: &DepthwiseForward) {
         let layer = Depthwise { images: p.images, window: p.window, channels: p.channels };
-        let y = layer.forward(&input, &self.weight(p.weight));
+        let y = self.convolved(layer, p.x, p.input_bn.as_ref(), p.weight);
         self.store(p.y, &p.bn, y);
+    }
+
+    pub(super) fn depthwise_inference(&mut self, p: &DepthwiseInference) {
+        let layer = Depthwise { images: p.images, window: p.window, channels: p.channels };
+        let y = self.convolved(layer, p.x, p.input_bn.as_ref(), p.weight);
+        self.store_activated(p, &y);
+    }
+
+    /// The expanded tensor is a value of its own here, too.
+    pub(super) fn expand_depthwise_inference(&mut self, p: &ExpandDepthwiseInference) {
+        let ExpandDepthwiseInference { expand, depthwise } = p;
+        let layer = Convolution::pointwise(expand.rows, expand.inputs, expand.outputs);
+        let expanded = layer.forward(&self.get(expand.x), &self.weight(expand.weight));
+        let bn = depthwise.input_bn.as_ref().expect("an expanded tensor is normalised");
+        let z = self.norm(bn, Reference::weight).forward(&expanded);
+        let input: Vec<f64> = z.into_iter().map(silu).collect();
+        let DepthwiseInference { images, window, channels, .. } = *depthwise;
+        let y = Depthwise { images, window, channels }.forward(&input, &self.weight(depthwise.weight));
+        self.store_activated(depthwise, &y);
+    }
+
+    /// silu(BN(y)) and its means.
+    fn store_activated(&mut self, p: &DepthwiseInference, y: &[f64]) {
+        let z = self.norm(&p.bn, Reference::weight).forward(y);
+        let a: Vec<f64> = z.into_iter().map(silu).collect();
+        self.put(p.squeezed, average_pool(&a, p.images, p.window.output_pixels(), p.channels));
+        self.put(p.a, a);
     }
 
     pub(super) fn squeeze(&mut self, p: &SqueezeForward) {
         let squeezed = average_pool(&self.activated(&p.bn, p.y), p.images, p.pixels, p.channels);
+        self.excite(p.images, &squeezed, [&p.reduce, &p.expand], [p.hidden, p.gate]);
+        self.put(p.squeezed, squeezed);
+    }
+
+    pub(super) fn squeeze_inference(&mut self, p: &SqueezeInference) {
+        let squeezed = self.get(p.squeezed);
+        self.excite(p.images, &squeezed, [&p.reduce, &p.expand], [p.hidden, p.gate]);
+    }
+
+    /// The two dense layers of squeeze-excite.
+    fn excite(
+        &mut self,
+        images: usize,
+        squeezed: &[f64],
+        [reduce, expand]: [&Dense; 2],
+        [hidden, gate]: [Tensor; 2],
+    ) {
         let dense = |layer: &Dense, x: &[f64]| {
-            let shape = DenseLayer { images: p.images, inputs: layer.inputs, outputs: layer.outputs };
+            let shape = DenseLayer { images, inputs: layer.inputs, outputs: layer.outputs };
             shape.forward(x, &self.weight(layer.weight), &self.weight(layer.bias))
         };
-        let hidden = dense(&p.reduce, &squeezed);
-        let active: Vec<f64> = hidden.iter().map(|&h| silu(h)).collect();
-        let gate = dense(&p.expand, &active).into_iter().map(sigmoid).collect();
-        self.put(p.squeezed, squeezed);
-        self.put(p.hidden, hidden);
-        self.put(p.gate, gate);
+        let values = dense(reduce, squeezed);
+        let active: Vec<f64> = values.iter().map(|&h| silu(h)).collect();
+        let gates = dense(expand, &active).into_iter().map(sigmoid).collect();
+        self.put(hidden, values);
+        self.put(gate, gates);
     }
 
     /// a·gate, with the gate of each image and channel.
@@ -65,6 +119,18 @@ impl Reference {
         let layer = Convolution::pointwise(p.images * p.pixels, p.inputs, p.outputs);
         let y = layer.forward(&input, &self.weight(p.weight));
         self.store(p.y, &p.bn, y);
+    }
+
+    pub(super) fn project_inference(&mut self, p: &ProjectInference) {
+        let ProjectInference { images, pixels, inputs, outputs, a, gate, weight, bn, shortcut, out } = *p;
+        let input = self.gated(self.get(a).to_vec(), gate, pixels, inputs);
+        let layer = Convolution::pointwise(images * pixels, inputs, outputs);
+        let y = layer.forward(&input, &self.weight(weight));
+        let mut z = self.norm(&bn, Reference::weight).forward(&y);
+        if let Some(shortcut) = shortcut {
+            z.iter_mut().zip(self.get(shortcut).iter()).for_each(|(z, x)| *z += x);
+        }
+        self.put(out, z);
     }
 
     pub(super) fn residual(&mut self, p: &ResidualForward) {

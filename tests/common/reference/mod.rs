@@ -284,12 +284,16 @@ impl Ops for Reference {
             Pass::StemForward(p) => self.stem(p),
             Pass::ExpandForward(p) => self.expand(p),
             Pass::DepthwiseForward(p) => self.depthwise(p),
+            Pass::DepthwiseInference(p) => self.depthwise_inference(p),
             Pass::ExpandDepthwiseForward(p) => {
                 self.expand(&p.expand);
                 self.depthwise(&p.depthwise);
             }
+            Pass::ExpandDepthwiseInference(p) => self.expand_depthwise_inference(p),
             Pass::SqueezeForward(p) => self.squeeze(p),
+            Pass::SqueezeInference(p) => self.squeeze_inference(p),
             Pass::ProjectForward(p) => self.project(p),
+            Pass::ProjectInference(p) => self.project_inference(p),
             Pass::ResidualForward(p) => self.residual(p),
             Pass::HeadForward(p) => self.head(p),
             Pass::Loss(p) => self.cross_entropy(p),

@@ -1,5 +1,8 @@
-//! Forward: normalise and activate a row into the ring, convolve, store, take the statistics.
+//! Forward: normalise and activate a row into the ring, convolve, store, take the statistics. In inference the row may
+//! come from an [`expanded`] product, and the last two are what [`inference`] does.
 
+use super::expanded::{ExpandedRows, Expansion};
+use super::inference::{Activated, activate_block, add_to_means};
 use super::*;
 use crate::ops::DepthwiseForward;
 use crate::ops::cpu::batch_norm::{self, NormStatistics};
@@ -8,21 +11,32 @@ use crate::ops::cpu::memory::Shared;
 use crate::ops::cpu::simd::Element;
 
 /// What all tasks of the pass share.
-struct Job<'a, E> {
-    shape: Shape,
-    x: &'a [E],
+pub(super) struct Job<'a, E> {
+    pub shape: Shape,
+    pub input: Input<'a, E>,
     /// [4, C] of the batch norm before the activation; with none, the input is convolved as it is.
-    input_bn: Option<&'a [f32]>,
+    pub input_bn: Option<&'a [f32]>,
     /// [taps, C rounded up].
-    weights: &'a [f32],
-    y: Shared<'a, E>,
+    pub weights: &'a [f32],
+    pub y: Shared<'a, E>,
     /// [groups, 3, C], if the batch's are taken.
-    statistics: Option<Shared<'a>>,
+    pub statistics: Option<Shared<'a>>,
+    /// In inference.
+    pub activated: Option<Activated<'a>>,
+}
+
+/// Where rows of the input come from.
+#[derive(Clone, Copy)]
+pub(super) enum Input<'a, E> {
+    /// From memory.
+    Stored(&'a [E]),
+    /// From the product that makes them.
+    Expanded(Expansion<'a, E>),
 }
 
 /// A task's scratch, in floats a channel: the ring, the input's scale and shift, the weights, shift and sums of the
-/// statistics.
-fn scratch(shape: &Shape) -> [usize; 4] {
+/// statistics (or scale, shift and sums of the activated output).
+pub(super) fn scratch(shape: &Shape) -> [usize; 4] {
     [shape.kernel * shape.input_columns(), 2, shape.taps(), 3]
 }
 
@@ -56,16 +70,14 @@ impl OnCpu for DepthwiseForward {
         shape.pack_weights(cx.weight(self.weight), weights);
         let job = Job {
             shape,
-            x: cx.activation::<E>(self.x),
+            input: Input::Stored(cx.activation::<E>(self.x)),
             input_bn: self.input_bn.map(|bn| cx.read(bn.coefficients)),
             weights,
             y,
             statistics: norm.is_some().then_some(Shared::new(&mut *statistics)),
+            activated: None,
         };
-        assert_eq!(job.x.len(), shape.images * shape.input * shape.input * shape.channels);
-        assert_eq!(job.y.len(), shape.images * shape.output * shape.output * shape.channels);
-        // SAFETY: `parallel` runs each number once.
-        cx.parallel(shape.tasks(), |number, scratch| unsafe { task(&job, number, scratch) });
+        job.run(cx);
         if let Some(norm) = norm {
             let pixels = shape.output * shape.output;
             norm.finish(cx, statistics, |group| shape.images_of(group).len() * pixels);
@@ -73,14 +85,51 @@ impl OnCpu for DepthwiseForward {
     }
 }
 
+impl<E: Element> Job<'_, E> {
+    pub fn run(&self, cx: &Context) {
+        let shape = &self.shape;
+        let pixels = shape.images * shape.input * shape.input;
+        match &self.input {
+            Input::Stored(x) => assert_eq!(x.len(), pixels * shape.channels),
+            Input::Expanded(from) => assert_eq!(from.x.len(), pixels * from.inputs),
+        }
+        assert_eq!(self.y.len(), shape.images * shape.output * shape.output * shape.channels);
+        // SAFETY: `parallel` runs each number once.
+        cx.parallel(shape.tasks(), |number, scratch| unsafe { task(self, number, scratch) });
+    }
+
+    /// The group of images and the channels of a task, and the distance of its ring's columns.
+    fn task(&self, number: usize) -> (usize, Range<usize>, usize) {
+        match &self.input {
+            Input::Stored(_) => {
+                let (group, slice) = self.shape.task(number);
+                (group, slice, self.shape.slice_stride())
+            }
+            Input::Expanded(from) => from.task(number),
+        }
+    }
+
+    /// The rows of an image, for a task.
+    fn rows(&self, image: usize, slice: &Range<usize>, number: usize) -> Rows<'_, E> {
+        let shape = &self.shape;
+        match &self.input {
+            Input::Stored(x) => {
+                let image = image * shape.input * shape.input * shape.channels;
+                Rows::Stored(x[image + slice.start..].as_ptr())
+            }
+            Input::Expanded(from) => Rows::Expanded(from.image(shape, image, number)),
+        }
+    }
+}
+
 for_each_window!(Job, sweep);
 
 /// A task's memory, as the kernels use it.
-struct Slice {
+pub(super) struct Slice {
     /// Channels.
-    width: usize,
+    pub width: usize,
     /// Floats from a column of the ring to the next.
-    stride: usize,
+    pub stride: usize,
     /// Elements from a pixel of x and y to the next.
     channels: usize,
     /// Elements from a row of x and of y to the next.
@@ -88,10 +137,12 @@ struct Slice {
     y_row: usize,
     ring: *mut f32,
     /// Scale, then shift; null if the input is convolved as it is.
-    input: *const f32,
+    pub input: *const f32,
     weights: *const f32,
     /// Shift, Σ, Σ²; null if no statistics are taken.
     statistics: *mut f32,
+    /// Scale, shift, Σ; null unless the output is activated.
+    pub activated: *mut f32,
 }
 
 /// # Safety
@@ -103,14 +154,18 @@ unsafe fn sweep<V: Vector, E: Element, const K: usize, const S: usize>(
     floats: &mut [f32],
 ) {
     let shape = &job.shape;
-    let (group, slice) = shape.task(number);
-    let stride = shape.slice_stride();
+    let (group, slice, stride) = job.task(number);
     let [ring, input, weights, statistics] = carve(floats, scratch(shape).map(|rows| rows * stride));
     ring.fill(0.0);
     statistics.fill(0.0);
     if let Some(bn) = job.input_bn {
         for (to, row) in input.chunks_exact_mut(stride).zip([2, 3]) {
             copy_slice(to, &bn[row * shape.channels..], &slice);
+        }
+    }
+    if let Some(Activated { coefficients, .. }) = job.activated {
+        for (to, row) in statistics.chunks_exact_mut(stride).zip([2, 3]) {
+            copy_slice(to, &coefficients[row * shape.channels..], &slice);
         }
     }
     for (to, row) in weights.chunks_exact_mut(stride).zip(job.weights.chunks_exact(shape.padded_channels())) {
@@ -126,17 +181,18 @@ unsafe fn sweep<V: Vector, E: Element, const K: usize, const S: usize>(
         input: if job.input_bn.is_some() { input.as_ptr() } else { std::ptr::null() },
         weights: weights.as_ptr(),
         statistics: if job.statistics.is_some() { statistics.as_mut_ptr() } else { std::ptr::null_mut() },
+        activated: if job.activated.is_some() { statistics.as_mut_ptr() } else { std::ptr::null_mut() },
     };
     let mut first = true;
     for image in shape.images_of(group) {
-        let x = image * shape.input * shape.input * shape.channels;
         let y = image * shape.output * shape.output * shape.channels + slice.start;
         // SAFETY: the tensors' lengths were checked against the shape; no two tasks share image and slice; the rest is
         // the caller's promise.
         unsafe {
-            let x = job.x[x..].as_ptr().add(slice.start);
+            let rows = job.rows(image, &slice, number);
             let y = job.y.start().add(y);
-            image_rows::<V, E, K, S>(shape, &memory, x, y, &mut first);
+            let means = job.activated.map(|to| to.means.part(to.place(shape, image, &slice)));
+            image_rows::<V, E, K, S>(shape, &memory, rows, y, means, &mut first);
         }
     }
     if let Some(partials) = job.statistics {
@@ -148,21 +204,29 @@ unsafe fn sweep<V: Vector, E: Element, const K: usize, const S: usize>(
     }
 }
 
+/// [`Input`], of one image and slice.
+enum Rows<'a, E> {
+    /// The slice's first channel in the image's first pixel.
+    Stored(*const E),
+    Expanded(ExpandedRows<'a, E>),
+}
+
 /// Columns of a register block: one accumulator each.
 const fn widest<V: Vector>() -> usize {
     if V::REGISTERS >= 16 { 8 } else { 4 }
 }
 
-/// Slides down one image. `first` is true until the first output is stored.
+/// Slides down one image. `first` is true until the first output is stored. `means` are those of an activated output.
 /// # Safety
-/// The instruction set of `V` is present. `x` and `y` point to the slice's first channel in the image's first pixel;
-/// `memory` fits the shape.
+/// The instruction set of `V` is present. `y` points to the slice's first channel in the image's first pixel, as `rows`
+/// may; `memory` fits the shape.
 #[inline(always)]
 unsafe fn image_rows<V: Vector, E: Element, const K: usize, const S: usize>(
     shape: &Shape,
     memory: &Slice,
-    x: *const E,
+    rows: Rows<E>,
     y: *mut E,
+    mut means: Option<&mut [f32]>,
     first: &mut bool,
 ) {
     let row_floats = shape.input_columns() * memory.stride;
@@ -172,9 +236,14 @@ unsafe fn image_rows<V: Vector, E: Element, const K: usize, const S: usize>(
         while ready < end {
             // SAFETY: row `ready` of the image and a row of the ring, right of its zero columns.
             unsafe {
-                let from = x.add(ready * shape.input * memory.channels);
                 let to = memory.ring.add(ready % K * row_floats + shape.pad * memory.stride);
-                activate::<V, E>(memory, from, to, shape.input);
+                match &rows {
+                    Rows::Stored(x) => {
+                        let from = x.add(ready * shape.input * memory.channels);
+                        activate::<V, E>(memory, from, to, shape.input);
+                    }
+                    Rows::Expanded(rows) => rows.expand::<V>(ready, memory, to, shape.input),
+                }
             }
             ready += 1;
         }
@@ -204,6 +273,10 @@ unsafe fn image_rows<V: Vector, E: Element, const K: usize, const S: usize>(
             }
             *first = false;
             column += width;
+        }
+        if let Some(means) = &mut means {
+            // SAFETY: the caller's promise.
+            unsafe { add_to_means::<V>(shape, memory, row, means) };
         }
     }
 }
@@ -298,6 +371,9 @@ unsafe fn block<V: Vector, E: Element, const K: usize, const S: usize, const B: 
                         }
                     }
                 });
+            }
+            if !memory.activated.is_null() {
+                activate_block::<V, E, B>(&mut sums, memory, c);
             }
             for (j, sum) in sums.iter_mut().enumerate() {
                 let to = y.add(j * memory.channels + c);

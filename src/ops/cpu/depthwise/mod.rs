@@ -12,7 +12,9 @@
 //! window.
 
 mod backward;
+mod expanded;
 mod forward;
+mod inference;
 mod input_sweep;
 
 use std::ops::Range;
