@@ -227,9 +227,11 @@ impl Bounds {
         }
     }
 
-    /// The rule for bf16: one and a half times the error of PyTorch's own bf16, where fp32 has four times. A loss and a single
-    /// tensor are one draw each, which may come out small by chance: the later losses, which are of one size, have twice
-    /// the larger of both errors.
+    /// The rule for bf16: one and a half times the error of PyTorch's own bf16, where fp32 has four times. A loss is one draw,
+    /// which may come out small by chance: the later ones, which are of one size, have twice the larger of both errors. The
+    /// error of a single tensor is estimated by four probes only: the ratio of two such estimates of equal errors is the root
+    /// of an F(4, 4) variate, which exceeds 3 by chance once in 36 times (2.7 %). With three times, the worst of some three
+    /// hundred tensors stays within if it is as wrong as PyTorch's worst.
     pub fn bf16(e: &ReferenceError) -> Bounds {
         let later = 2.0 * e.loss_2.max(e.loss_3);
         Bounds {
@@ -240,7 +242,7 @@ impl Bounds {
             gradients: 1.5 * e.gradients,
             running: 1.5 * e.running,
             parameters: 1.5 * e.parameters,
-            one_tensor: 2.0 * e.gradients_worst_of_the_large,
+            one_tensor: 3.0 * e.gradients_worst_of_the_large,
         }
     }
 
