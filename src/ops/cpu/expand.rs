@@ -153,6 +153,18 @@ struct Previous<'a> {
     pixels: usize,
 }
 
+impl<'a> Previous<'a> {
+    fn of(cx: &'a Context, NarrowGradient { shortcut, previous, .. }: &NarrowGradient) -> Previous<'a> {
+        Previous {
+            y: cx.read(previous.y),
+            coefficients: cx.read(previous.bn.coefficients),
+            shortcut: shortcut.map(|t| cx.read(t)),
+            keep: previous.keep.map(|t| cx.read(t)),
+            pixels: previous.pixels,
+        }
+    }
+}
+
 /// The packed weight, batch norm's coefficients, the weight's partial gradients, the partial sums, with inputs and outputs
 /// `padded`. The first and the last serve the gradient at the input.
 fn backward_lengths(p: &ExpandBackward, tasks: &Backward, padded: [usize; 2]) -> [usize; 4] {
@@ -201,13 +213,7 @@ impl OnCpu for ExpandBackward {
             gradients: Shared::new(&mut *gradients),
             dx: Shared::new(dx),
             sums: Shared::new(&mut *sums),
-            previous: self.narrow.as_ref().map(|NarrowGradient { shortcut, previous, .. }| Previous {
-                y: cx.read(previous.y),
-                coefficients: cx.read(previous.bn.coefficients),
-                shortcut: shortcut.map(|t| cx.read(t)),
-                keep: previous.keep.map(|t| cx.read(t)),
-                pixels: previous.pixels,
-            }),
+            previous: self.narrow.as_ref().map(|narrow| Previous::of(cx, narrow)),
         };
         let BackwardTasks { groups, slices } = tasks.weights;
         let all = 0..wide.count();
