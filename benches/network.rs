@@ -185,6 +185,12 @@ impl Training {
         Training { freeze: recipe.freeze, plan: network.plan(device), network, passes }
     }
 
+    /// Of the whole network, then with frozen layers.
+    fn each(frozen: &[Freeze], recipe: &Recipe, arch: &Architecture, device: &impl Device) -> Vec<Training> {
+        let all = [None].into_iter().chain(frozen.iter().copied().map(Some));
+        all.map(|freeze| Training::new(&Recipe { freeze, ..recipe.clone() }, arch, device)).collect()
+    }
+
     /// Bytes of the plan and the state.
     fn memory(&self, table: &ParamTable) -> u64 {
         let state = 4 * (2 * table.total() + 3 * table.trainable());
@@ -197,8 +203,7 @@ struct Rounds {
     warmup: u64,
     warm_seconds: f64,
     rounds: usize,
-    steps: u64,
-    images: usize,
+    case: Case,
 }
 
 impl Rounds {
@@ -212,8 +217,9 @@ impl Rounds {
         for _ in 0..self.rounds {
             for (kind, rates) in rates.iter_mut().enumerate() {
                 let start = Instant::now();
-                run(kind, self.steps)?;
-                rates.push((self.steps * self.images as u64) as f64 / start.elapsed().as_secs_f64());
+                run(kind, self.case.steps)?;
+                let images = self.case.steps * self.case.batch as u64;
+                rates.push(images as f64 / start.elapsed().as_secs_f64());
             }
         }
         Ok(rates)
@@ -232,17 +238,8 @@ impl With for Measure<'_> {
         let table = ParamTable::new(&arch);
         let device = hardware.device();
         let warm_seconds = flags.warm_seconds.unwrap_or(if hardware.has_own_memory() { 1.0 } else { 0.0 });
-        let rounds = Rounds {
-            warmup: flags.warmup,
-            warm_seconds,
-            rounds: flags.rounds,
-            steps: case.steps,
-            images: case.batch,
-        };
-        let freezes = [None].into_iter().chain(flags.freeze.iter().copied().map(Some));
-        let trainings: Vec<Training> = freezes
-            .map(|freeze| Training::new(&Recipe { freeze, ..recipe.clone() }, &arch, &device))
-            .collect();
+        let rounds = Rounds { warmup: flags.warmup, warm_seconds, rounds: flags.rounds, case };
+        let trainings = Training::each(&flags.freeze, &recipe, &arch, &device);
         let inference = Inference::new(&arch, &table, case.batch, &device, &[Weights::Raw]);
         let inference_plan = inference.plan(&device);
         let plans: Vec<&Plan> = trainings.iter().map(|t| &t.plan).chain([&inference_plan]).collect();
