@@ -88,3 +88,13 @@ fn classes_are_evened_out_once() {
     let said = both.validate().unwrap_err().to_string();
     assert_eq!(said, "--class-weights balanced: --balance already gives every class its part; leave one out");
 }
+
+#[test]
+fn kept_statistics_are_not_shared() {
+    let recipe = |freeze_bn, sync_bn| Recipe { freeze_bn, sync_bn, ..Recipe::reference(Variant::B0, 8) };
+    assert_eq!(recipe(true, false).validate(), Ok(()));
+    assert_eq!(recipe(false, true).validate(), Ok(()));
+    let said = recipe(true, true).validate().unwrap_err().to_string();
+    let line = "--sync-bn true: with --freeze-bn there are no statistics of a batch to share; leave one out";
+    assert_eq!(said, line);
+}

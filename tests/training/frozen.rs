@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::path::Path;
 use std::process::Stdio;
+use std::sync::LazyLock;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
@@ -183,13 +184,15 @@ fn frozen_run_is_planned_with_less_memory() {
     }
 }
 
+/// The undisturbed run.
+static WHOLE: LazyLock<Whole> = LazyLock::new(|| Whole::new(|data, out| train_program(data, out, FROZEN)));
+
 const FROZEN: &str = "--ema 0.9 --freeze blocks.3 --freeze-bn --checkpoint-every 2 --threads 2";
 
 /// The flags, the recipe in the checkpoint and `recipe.toml` mean the same.
 #[test]
 fn killed_run_goes_on_to_the_same_bytes() {
-    let whole = Whole::new(|data, out| train_program(data, out, FROZEN));
-    let (data, out) = (whole.place("data"), whole.place("killed"));
+    let (data, out) = (WHOLE.place("data"), WHOLE.place("killed"));
     for (number, more) in ["", " --resume"].into_iter().enumerate() {
         let mut command = train_program(&data, &out, &format!("{FROZEN}{more}"));
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
@@ -199,8 +202,8 @@ fn killed_run_goes_on_to_the_same_bytes() {
         child.wait().unwrap();
     }
     programs::run(train_program(&data, &out, &format!("{FROZEN} --resume"))).good();
-    assert_same_run(&whole.place("whole"), &out);
-    let repeated = whole.place("repeated");
+    assert_same_run(&WHOLE.place("whole"), &out);
+    let repeated = WHOLE.place("repeated");
     let mut command = program("effnet-train");
     command.args(["--threads", "2", "--loader-threads", "1", "--config"]).arg(out.join("recipe.toml"));
     programs::run({
@@ -208,7 +211,7 @@ fn killed_run_goes_on_to_the_same_bytes() {
         command
     })
     .good();
-    assert_same_run(&whole.place("whole"), &repeated);
+    assert_same_run(&WHOLE.place("whole"), &repeated);
     let text = std::fs::read_to_string(out.join("recipe.toml")).unwrap();
     assert!(text.contains("freeze = \"blocks.3\"\n") && text.contains("freeze-bn = true\n"), "{text}");
 }

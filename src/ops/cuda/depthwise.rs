@@ -140,6 +140,17 @@ fn check(window: Window, channels: usize) -> Result {
     )))
 }
 
+/// # Errors
+/// No gradient at the input is wanted, and the kernel is one that always makes it.
+fn check_gradient(p: &DepthwiseBackward, recomputes: bool) -> Result {
+    let Window { kernel, stride, .. } = p.window;
+    if p.gradient().is_some() || ((kernel, stride) == FIRST_WINDOW && !recomputes) {
+        return Ok(());
+    }
+    let window = variant(p.window);
+    Err(OpsError::Device(format!("depthwise {window}: its kernel makes the gradient at its input")))
+}
+
 const FORWARD: Kernel<DepthwiseForwardArguments> = Kernel::stored("depthwise_forward");
 const FORWARD_RECOMPUTE: Kernel<DepthwiseForwardArguments> = Kernel::stored("depthwise_forward_recompute");
 const BACKWARD: Kernel<DepthwiseBackwardArguments> = Kernel::stored("depthwise_backward");
@@ -257,6 +268,7 @@ impl OnCuda for DepthwiseBackward {
 /// The backward pass, likewise.
 pub fn backward<G: Gpu>(cx: &mut Context<G>, p: &DepthwiseBackward, again: Option<Expansion>) -> Result {
     check(p.window, p.channels)?;
+    check_gradient(p, again.is_some())?;
     let Backward { tiles, ring_rows } = Backward::of(p.images, p.window, p.channels, cx.precision.bytes());
     let [sum_partials] = cx.workspace([added_sums_bytes(tiles.parts, p.channels)]);
     let weight_partials = cx.kept(DEPTHWISE, weight_bytes(p, &tiles))?;
@@ -268,13 +280,6 @@ pub fn backward<G: Gpu>(cx: &mut Context<G>, p: &DepthwiseBackward, again: Optio
     };
     // With no gradient at the input, its batch norm has none either.
     let dx = p.gradient();
-    let Window { kernel, stride, .. } = p.window;
-    if dx.is_none() && ((kernel, stride) != FIRST_WINDOW || again.is_some()) {
-        let window = variant(p.window);
-        return Err(OpsError::Device(format!(
-            "depthwise {window}: its kernel makes the gradient at its input"
-        )));
-    }
     let summed = dx.map(|_| &previous);
     let (x, expand_weight, inputs, more) = Expansion::source(cx, p.x, again);
     let arguments = DepthwiseBackwardArguments {

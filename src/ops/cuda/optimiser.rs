@@ -35,9 +35,7 @@ impl OnCuda for Update {
             clip(cx, most, self.frozen)?;
         }
         let State { trainable, total, .. } = cx.state;
-        // A chunk with frozen elements and others is the first one.
         let chunks = trainable.div_ceil(CHUNK) - self.frozen.parameters / CHUNK;
-        let statistics = total - trainable - self.frozen.statistics;
         let kernel = match self.rule {
             Rule::RmsProp { form: RmsPropForm::PyTorch, .. } => RMSPROP_PYTORCH,
             Rule::RmsProp { form: RmsPropForm::TensorFlow, .. } => RMSPROP_TENSORFLOW,
@@ -82,7 +80,7 @@ impl OnCuda for Update {
             square_log: beta2.ln() as f32,
             weight_decay: self.weight_decay.rate,
         };
-        let blocks = chunks + statistics.div_ceil(THREADS);
+        let blocks = chunks + (total - trainable - self.frozen.statistics).div_ceil(THREADS);
         cx.launch(&kernel, [blocks, 1, 1], THREADS, 0, arguments)?;
         let arguments = OptimiserScaleArguments {
             block: cx.state.block,

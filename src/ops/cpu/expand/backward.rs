@@ -68,6 +68,18 @@ struct Previous<'a, E> {
     pixels: usize,
 }
 
+impl<'a, E: Element> Previous<'a, E> {
+    fn of(cx: &'a Context, NarrowGradient { shortcut, previous, .. }: &NarrowGradient) -> Previous<'a, E> {
+        Previous {
+            y: cx.activation(previous.y),
+            coefficients: cx.read(previous.bn.coefficients),
+            shortcut: shortcut.map(|t| cx.activation(t)),
+            keep: previous.keep.map(|t| cx.read(t)),
+            pixels: previous.pixels,
+        }
+    }
+}
+
 /// The packed weight, batch norm's coefficients, the weight's partial gradients, the partial sums, with inputs and outputs
 /// `padded`. The first and the last serve the gradient at the input.
 fn backward_lengths<E: Element>(p: &ExpandBackward, tasks: &Backward, padded: [usize; 2]) -> [usize; 4] {
@@ -120,13 +132,7 @@ impl OnCpu for ExpandBackward {
             gradients: Shared::new(&mut *gradients),
             dx: Shared::new(dx),
             sums: Shared::new(&mut *sums),
-            previous: self.narrow.as_ref().map(|NarrowGradient { shortcut, previous, .. }| Previous {
-                y: cx.activation::<E>(previous.y),
-                coefficients: cx.read(previous.bn.coefficients),
-                shortcut: shortcut.map(|t| cx.activation::<E>(t)),
-                keep: previous.keep.map(|t| cx.read(t)),
-                pixels: previous.pixels,
-            }),
+            previous: self.narrow.as_ref().map(|narrow| Previous::of(cx, narrow)),
         };
         let BackwardTasks { groups, slices } = tasks.weights;
         let all = 0..wide.count();
