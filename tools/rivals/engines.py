@@ -20,8 +20,9 @@ from .reference import SMOOTHING, create
 # Of the root mean square of (logits - those of fp32) over that of the logits around their mean over the images. Another
 # network has 1.4. PyTorch's bf16 has 0.09 for B0 at 32 and 0.08 at 224; fp32 rounds 65536 times as finely.
 LOGITS_BOUND = {"fp32": 1e-3, "bf16": 0.25}
-# Of the first training loss. Each engine draws its own dropout, so this finds coarse faults only.
-LOSS_BOUND = 0.1
+# Of the first training loss. Each engine draws its own dropout and stochastic depth: over 16 images at 224, PyTorch's own
+# first loss then moved by 0.14. So this finds coarse faults only.
+LOSS_BOUND = 0.5
 
 
 def within(what, distance, bound):
