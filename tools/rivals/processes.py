@@ -36,7 +36,11 @@ def ending(code):
 
 
 class Worker:
-    """A process of `rivals.worker`. It waits, and takes no time, while another is asked."""
+    """A process of `rivals.worker`. It stands still while another is asked.
+
+    Engines keep threads that turn idly for a while after their work, and PyTorch's compiler keeps processes: on two cores
+    they slowed down whatever was measured next. So the worker and its children are stopped between its turns.
+    """
 
     def __init__(self, folder, threads):
         count = str(threads)
@@ -51,10 +55,23 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=self.said,
             env=environment,
+            start_new_session=True,
         )
 
     def ask(self, request, limit):
         """The answer, which may take `limit` seconds."""
+        self.signal(signal.SIGCONT)
+        try:
+            return self.answer(request, limit)
+        finally:
+            self.signal(signal.SIGSTOP)
+
+    def signal(self, which):
+        """To the worker and its children."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, which)
+
+    def answer(self, request, limit):
         try:
             self.process.stdin.write(json.dumps(request).encode() + b"\n")
             self.process.stdin.flush()
@@ -73,6 +90,7 @@ class Worker:
         return answer
 
     def close(self):
+        self.signal(signal.SIGCONT)
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()
         try:
