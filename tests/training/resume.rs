@@ -120,7 +120,8 @@ fn expect_no_change(whole: &Whole, more: &[&str], kills: usize) {
         }
     }
     assert!(4 * hits >= 3 * kills, "only {hits} of {kills} kills met a running process");
-    assert!(torn >= 1, "no kill met a save");
+    // Of few kills, all may miss the moment.
+    assert!(kills < 20 || torn >= 1, "no kill met a save");
     succeed(begin_or_resume(whole, &out, more));
     assert_same_run(&whole.place("whole"), &out);
     assert_eq!(fs::read_dir(&out).unwrap().filter(|e| is_temporary(e.as_ref().unwrap())).count(), 0);
