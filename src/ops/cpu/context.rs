@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::exchange::Exchange;
-use super::gemm::Kept;
+use super::gemm::PackedWeights;
 use super::memory::{Memory, State};
 use super::simd::Element;
 use crate::ops::plan::ALIGNMENT;
@@ -53,7 +53,7 @@ pub struct Context {
     pub clip: f32,
     pub pool: Arc<rayon::ThreadPool>,
     pub shared: Memory,
-    pub packed: Kept,
+    pub packed: PackedWeights,
     pub scratch: Vec<Memory>,
     /// True while tasks use the scratch memory.
     pub scratch_in_use: AtomicBool,

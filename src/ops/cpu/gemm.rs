@@ -18,7 +18,7 @@ mod packed;
 pub mod rows;
 
 pub use kernel::Ahead;
-pub use packed::{Kept, Packed};
+pub use packed::{Packed, PackedWeights};
 
 use std::ops::Range;
 

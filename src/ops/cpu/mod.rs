@@ -39,7 +39,7 @@ use std::time::Instant;
 
 use context::{Context, OnCpu, WorkspaceFloats};
 use exchange::Exchange;
-use gemm::Kept;
+use gemm::PackedWeights;
 use memory::{Memory, Shared, State};
 use simd::Element;
 
@@ -180,7 +180,7 @@ impl CpuOps {
             clip: 1.0,
             pool: Arc::new(pool),
             shared: Memory::new(most(|p| p.workspace.shared)),
-            packed: Kept::default(),
+            packed: PackedWeights::default(),
             scratch: (0..threads).map(|_| Memory::new(scratch)).collect(),
             scratch_in_use: AtomicBool::new(false),
         };

@@ -17,13 +17,13 @@ use crate::ops::cpu::simd::Element;
 
 /// What is kept, by the weight's offset, whether it is the average, and its panels.
 #[derive(Default)]
-pub struct Kept {
+pub struct PackedWeights {
     weights: Mutex<HashMap<(usize, bool, Panels), Arc<Memory>>>,
     /// Whether passes keep what they pack.
     keeps: bool,
 }
 
-impl Kept {
+impl PackedWeights {
     /// From now on, passes keep the weights that they pack, or not.
     pub fn keep(&mut self, keeps: bool) {
         self.keeps = keeps;
@@ -39,7 +39,8 @@ impl Kept {
 pub enum Packed<'a, E> {
     /// In the pass's workspace.
     Own(&'a [E]),
-    Kept(Arc<Memory>, usize),
+    /// Found again by the passes that follow; so many numbers.
+    Shared(Arc<Memory>, usize),
 }
 
 impl<'a, E: Element> Packed<'a, E> {
@@ -64,14 +65,14 @@ impl<'a, E: Element> Packed<'a, E> {
             weights.insert(place, memory.clone());
             memory
         });
-        Packed::Kept(memory, elements)
+        Packed::Shared(memory, elements)
     }
 
     pub fn numbers(&self) -> &[E] {
         match self {
             Packed::Own(own) => own,
             // SAFETY: it is written once, before others know it.
-            Packed::Kept(memory, elements) => unsafe { memory.elements(0, *elements) },
+            Packed::Shared(memory, elements) => unsafe { memory.elements(0, *elements) },
         }
     }
 }
