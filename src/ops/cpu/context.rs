@@ -1,13 +1,13 @@
 //! What a pass works with: the arena, the state buffers, the threads and their scratch memory.
 
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::exchange::Exchange;
 use super::gemm::PackedWeights;
 use super::memory::{Memory, State};
 use super::simd::Element;
+use super::workers::Workers;
 use crate::ops::plan::ALIGNMENT;
 use crate::ops::{Kind, NormUse, Param, Part, Pass, Precision, StepParams, Tensor};
 
@@ -51,7 +51,7 @@ pub struct Context {
     pub skipped: u32,
     /// What the update multiplies gradients by.
     pub clip: f32,
-    pub pool: Arc<rayon::ThreadPool>,
+    pub workers: Workers,
     pub shared: Memory,
     pub packed: PackedWeights,
     pub scratch: Vec<Memory>,
@@ -206,12 +206,12 @@ impl Context {
             // SAFETY: a thread uses only its own scratch, and no other call of `parallel` is in progress.
             unsafe { memory.floats_mut(0, memory.bytes() / 4) }
         };
-        if tasks <= 1 || self.scratch.len() == 1 {
+        if tasks <= 1 || self.threads() == 1 {
             return (0..tasks).for_each(|number| task(number, scratch(0)));
         }
         let next = AtomicUsize::new(0);
-        self.pool.broadcast(|thread| {
-            let own = scratch(thread.index());
+        self.workers.run(&|thread| {
+            let own = scratch(thread);
             loop {
                 let number = next.fetch_add(1, Ordering::Relaxed);
                 if number >= tasks {
@@ -223,7 +223,7 @@ impl Context {
     }
 
     pub fn threads(&self) -> usize {
-        self.scratch.len()
+        self.workers.count()
     }
 }
 

@@ -32,6 +32,7 @@ pub(crate) mod simd;
 mod squeeze_excite;
 mod stem;
 mod sweep;
+mod workers;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -42,6 +43,7 @@ use exchange::Exchange;
 use gemm::PackedWeights;
 use memory::{Memory, Shared, State};
 use simd::Element;
+use workers::Workers;
 
 use super::profile::Profile;
 use super::*;
@@ -152,10 +154,7 @@ impl CpuOps {
     pub fn new(size: StateSize, plans: &[&Plan], device: CpuDevice) -> Result<CpuOps> {
         let StateSize { trainable, total, .. } = size;
         let CpuDevice { threads, precision } = device;
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .thread_name(|number| format!("effnet-{number}"))
-            .build()
+        let workers = Workers::start(threads)
             .map_err(|e| OpsError::Device(format!("cannot start {threads} threads: {e}")))?;
         let most = |bytes: fn(&Plan) -> usize| plans.iter().map(|p| bytes(p)).max().unwrap_or(0);
         let state = State {
@@ -178,7 +177,7 @@ impl CpuOps {
             step: StepParams::default(),
             skipped: 0,
             clip: 1.0,
-            pool: Arc::new(pool),
+            workers,
             shared: Memory::new(most(|p| p.workspace.shared)),
             packed: PackedWeights::default(),
             scratch: (0..threads).map(|_| Memory::new(scratch)).collect(),
@@ -264,16 +263,10 @@ impl CpuOps {
 }
 
 impl Ops for CpuOps {
-    /// A broadcast costs about 1 µs from inside the pool and 12 µs from outside, and a step has hundreds.
-    fn submit<R: Send>(&mut self, work: impl FnOnce(&mut Self) -> R + Send) -> R {
-        let pool = self.cx.pool.clone();
-        pool.install(|| work(self))
-    }
-
     /// A weight is packed once for all batches of inference.
     fn replay(&mut self, sequence: Sequence, work: impl FnOnce(&mut Self) -> Result + Send) -> Result {
         self.cx.packed.keep(matches!(sequence, Sequence::Inference { .. }));
-        let done = self.submit(work);
+        let done = work(self);
         self.cx.packed.keep(false);
         done
     }
