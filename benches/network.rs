@@ -132,37 +132,29 @@ impl Fixed {
 /// One step, as the engine makes it; the update is the last of the passes.
 fn train<O: Ops>(ops: &mut O, network: &Network, passes: &[Pass], fixed: &Fixed, step: u64) -> Result {
     let (slot, target) = ((step % 2) as usize, fixed.target(network));
-    ops.submit(|ops| {
-        ops.set_step(StepParams { step, learning_rate: 1e-4, ..StepParams::default() })?;
-        ops.send_batch(
-            slot,
-            &BatchInput {
-                pixels: BatchPixels::Squares(&fixed.pixels),
-                labels: (&fixed.labels).into(),
-                target,
-            },
-        )?;
-        ops.replay(Sequence::Training { slot, first: true, last: true }, |ops| {
-            ops.begin_step()?;
-            ops.unpack_batch(slot, &target)?;
-            passes.iter().try_for_each(|pass| ops.run(pass))
-        })?;
-        ops.end_step()
+    ops.set_step(StepParams { step, learning_rate: 1e-4, ..StepParams::default() })?;
+    ops.send_batch(
+        slot,
+        &BatchInput { pixels: BatchPixels::Squares(&fixed.pixels), labels: (&fixed.labels).into(), target },
+    )?;
+    ops.replay(Sequence::Training { slot, first: true, last: true }, |ops| {
+        ops.begin_step()?;
+        ops.unpack_batch(slot, &target)?;
+        passes.iter().try_for_each(|pass| ops.run(pass))
     })?;
+    ops.end_step()?;
     ops.take_figures(false).map(|_| ())
 }
 
 fn infer<O: Ops>(ops: &mut O, inference: &Inference, fixed: &Fixed, step: u64) -> Result {
     let (slot, target) = ((step % 2) as usize, fixed.target(&inference.network));
-    ops.submit(|ops| {
-        ops.send_batch(
-            slot,
-            &BatchInput { pixels: BatchPixels::Squares(&fixed.pixels), labels: Labels::default(), target },
-        )?;
-        ops.replay(Sequence::Inference { slot }, |ops| {
-            ops.unpack_batch(slot, &target)?;
-            inference.forward(ops, Weights::Raw)
-        })
+    ops.send_batch(
+        slot,
+        &BatchInput { pixels: BatchPixels::Squares(&fixed.pixels), labels: Labels::default(), target },
+    )?;
+    ops.replay(Sequence::Inference { slot }, |ops| {
+        ops.unpack_batch(slot, &target)?;
+        inference.forward(ops, Weights::Raw)
     })
 }
 

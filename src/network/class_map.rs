@@ -66,10 +66,8 @@ impl Features {
     /// Those of the device.
     pub fn read<O: Ops>(&mut self, ops: &mut O) -> Result {
         let Features { y, coefficients, head, .. } = self;
-        ops.submit(|ops| {
-            ops.download(head.y, y)?;
-            ops.download(head.bn.coefficients, coefficients)
-        })
+        ops.download(head.y, y)?;
+        ops.download(head.bn.coefficients, coefficients)
     }
 
     /// The sides of a map in places.

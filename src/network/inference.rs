@@ -53,13 +53,11 @@ impl Inference {
     /// Computes the coefficients of each set, which the bound plan keeps until another is bound. To be called whenever
     /// weights have changed.
     pub fn fold<O: Ops>(&self, ops: &mut O) -> Result {
-        ops.submit(|ops| {
-            for (weights, folded) in &self.sets {
-                ops.use_weights(*weights)?;
-                folded.coefficients.iter().try_for_each(|pass| ops.run(pass))?;
-            }
-            ops.use_weights(Weights::Raw)
-        })
+        for (weights, folded) in &self.sets {
+            ops.use_weights(*weights)?;
+            folded.coefficients.iter().try_for_each(|pass| ops.run(pass))?;
+        }
+        ops.use_weights(Weights::Raw)
     }
 
     /// Image → logits, with weights that are in use and of one of the sets.

@@ -68,7 +68,7 @@ impl Itinerary {
 
     /// Runs a phase.
     pub fn run<O: Ops>(&self, phase: Phase, ops: &mut O) -> Result {
-        ops.submit(|ops| self.entries[self.numbers(phase)].iter().try_for_each(|entry| ops.run(&entry.pass)))
+        self.entries[self.numbers(phase)].iter().try_for_each(|entry| ops.run(&entry.pass))
     }
 
     /// Lays out the tensors for a device; `outputs` are those that are read after the last pass.

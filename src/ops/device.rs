@@ -75,22 +75,14 @@ pub enum Buffer {
 
 /// A device that runs the passes.
 pub trait Ops {
-    /// Runs a sequence of passes in the place where launching one costs least: on the CPU, inside the thread pool.
-    fn submit<R: Send>(&mut self, work: impl FnOnce(&mut Self) -> R + Send) -> R
+    /// Runs a sequence that is the same every time. A device may record it the first time and replay the recording
+    /// later. So `work` must enqueue the same passes whenever it is called for the same sequence under the same plan,
+    /// and must not read anything back.
+    fn replay(&mut self, _sequence: Sequence, work: impl FnOnce(&mut Self) -> Result) -> Result
     where
         Self: Sized,
     {
         work(self)
-    }
-
-    /// Runs a sequence that is the same every time. A device may record it the first time and replay the recording
-    /// later. So `work` must enqueue the same passes whenever it is called for the same sequence under the same plan,
-    /// and must not read anything back.
-    fn replay(&mut self, _sequence: Sequence, work: impl FnOnce(&mut Self) -> Result + Send) -> Result
-    where
-        Self: Sized,
-    {
-        self.submit(work)
     }
 
     /// From now on, handles name the tensors of this plan. Their contents are undefined.

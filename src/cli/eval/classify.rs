@@ -108,7 +108,7 @@ impl With for Classify<'_> {
 }
 
 impl Classify<'_> {
-    fn run<O: Ops + Send>(self, mut evaluator: Evaluator<O>, threads: usize) -> Result<usize, EvalError> {
+    fn run<O: Ops>(self, mut evaluator: Evaluator<O>, threads: usize) -> Result<usize, EvalError> {
         let Classify { flags, read, files, top, explanations, stop, out, err, .. } = self;
         let mut predictions = Predictions::begin(flags.form(), flags.out.as_deref(), top, out)?;
         let classes = &read.metadata.classes;

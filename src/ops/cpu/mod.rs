@@ -264,7 +264,7 @@ impl CpuOps {
 
 impl Ops for CpuOps {
     /// A weight is packed once for all batches of inference.
-    fn replay(&mut self, sequence: Sequence, work: impl FnOnce(&mut Self) -> Result + Send) -> Result {
+    fn replay(&mut self, sequence: Sequence, work: impl FnOnce(&mut Self) -> Result) -> Result {
         self.cx.packed.keep(matches!(sequence, Sequence::Inference { .. }));
         let done = work(self);
         self.cx.packed.keep(false);

@@ -181,7 +181,7 @@ impl<G: Gpu> Ops for CudaOps<G> {
     /// Enqueued pass by pass the first time, captured as a graph the second time, and launched from then on. In the
     /// first run the driver loads code and sets attributes, which older drivers refuse in a capture, and NCCL connects
     /// the ranks. While passes are timed they are never captured.
-    fn replay(&mut self, sequence: Sequence, work: impl FnOnce(&mut Self) -> Result + Send) -> Result {
+    fn replay(&mut self, sequence: Sequence, work: impl FnOnce(&mut Self) -> Result) -> Result {
         let slot = sequence.slot();
         if let Some(batches) = &self.batches {
             batches.acquire(&mut self.cx.gpu, slot)?;

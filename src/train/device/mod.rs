@@ -35,7 +35,7 @@ pub fn form(device: &impl Device, images: usize) -> Form {
 /// A device that is not yet prepared for a network.
 pub trait Hardware {
     type Device: Device;
-    type Ops: Ops + Send;
+    type Ops: Ops;
 
     /// The properties that the planner needs.
     fn device(&self) -> Self::Device;

@@ -55,7 +55,7 @@ pub struct Classifying<'a> {
     pub stop: &'a AtomicBool,
 }
 
-impl<O: Ops + Send> Evaluator<O> {
+impl<O: Ops> Evaluator<O> {
     /// The names of the classes.
     pub fn classes(&self) -> &[String] {
         &self.classes

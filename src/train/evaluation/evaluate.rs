@@ -128,7 +128,7 @@ pub struct Seen<'a> {
 ///
 /// # Errors
 /// [`TrainError`]; a damaged sample is named by file and number.
-pub fn evaluate<O: Ops + Send>(
+pub fn evaluate<O: Ops>(
     ops: &mut O,
     inference: &Inference,
     images: Images,
@@ -143,7 +143,7 @@ pub fn evaluate<O: Ops + Send>(
 ///
 /// # Errors
 /// As [`evaluate`].
-pub fn evaluate_seen<O: Ops + Send>(
+pub fn evaluate_seen<O: Ops>(
     ops: &mut O,
     inference: &Inference,
     images: Images,
@@ -229,34 +229,30 @@ impl Passes<'_> {
         BatchTarget { image: self.inference.network.image, labels: None, mean, deviation }
     }
 
-    pub fn send<O: Ops + Send>(&self, ops: &mut O, slot: usize, batch: &Batch) -> OpsResult {
+    pub fn send<O: Ops>(&self, ops: &mut O, slot: usize, batch: &Batch) -> OpsResult {
         // A batch fits into one pass.
         let mut parts = batch.parts(self.inference.network.config.images);
         let target = self.target();
         parts.try_for_each(|(pixels, _)| {
-            ops.submit(|ops| ops.send_batch(slot, &BatchInput { pixels, labels: Labels::default(), target }))
+            ops.send_batch(slot, &BatchInput { pixels, labels: Labels::default(), target })
         })
     }
 
     /// Submits the passes of the batch that was sent as `slot`, with weights that [`Inference::fold`] has seen.
-    pub fn start<O: Ops + Send>(&self, ops: &mut O, slot: usize, weights: Weights) -> OpsResult {
+    pub fn start<O: Ops>(&self, ops: &mut O, slot: usize, weights: Weights) -> OpsResult {
         let target = self.target();
-        ops.submit(|ops| {
-            ops.use_weights(weights)?;
-            ops.replay(Sequence::Inference { slot }, |ops| {
-                ops.unpack_batch(slot, &target)?;
-                self.inference.forward(ops, weights)
-            })
+        ops.use_weights(weights)?;
+        ops.replay(Sequence::Inference { slot }, |ops| {
+            ops.unpack_batch(slot, &target)?;
+            self.inference.forward(ops, weights)
         })
     }
 
     /// Waits for the logits [N, classes].
-    pub fn finish<O: Ops + Send>(&self, ops: &mut O, logits: &mut [f32]) -> OpsResult {
-        ops.submit(|ops| {
-            let downloaded = ops.download(self.inference.network.logits, logits);
-            ops.use_weights(Weights::Raw)?;
-            downloaded
-        })
+    pub fn finish<O: Ops>(&self, ops: &mut O, logits: &mut [f32]) -> OpsResult {
+        let downloaded = ops.download(self.inference.network.logits, logits);
+        ops.use_weights(Weights::Raw)?;
+        downloaded
     }
 }
 

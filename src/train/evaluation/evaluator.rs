@@ -31,7 +31,7 @@ pub struct Evaluator<O: Ops> {
     pub(super) parameters: usize,
 }
 
-impl<O: Ops + Send> Evaluator<O> {
+impl<O: Ops> Evaluator<O> {
     /// Prepares a network for batches of `batch` images. With `checkpoint.metadata.recipe.micro_batch` images
     /// [`Evaluator::split`] gives exactly the result that training logged.
     pub fn new<H: Hardware<Ops = O>>(

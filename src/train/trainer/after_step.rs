@@ -13,7 +13,7 @@ use crate::train::report::events::{EvaluationRecord, Event, ExtensionRecord, Ste
 use crate::train::report::log::Log;
 use crate::train::report::rows::decimals;
 
-impl<O: Ops + Send> Trainer<'_, O> {
+impl<O: Ops> Trainer<'_, O> {
     /// Reports the steps whose results have arrived, and gives their batches back; with `all`, waits for the results of
     /// every submitted step.
     pub(super) fn report_steps(&mut self, all: bool, loader: &mut Loader) -> Result<(), TrainError> {

@@ -82,7 +82,7 @@ pub struct Engine<O: Ops> {
     team: Team,
 }
 
-impl<O: Ops + Send> Engine<O> {
+impl<O: Ops> Engine<O> {
     /// Plans all networks and prepares the hardware for them; the first stage is the current one. An evaluation pass takes
     /// as many images as a micro-batch of the recipe.
     pub fn new<H: Hardware<Ops = O>>(
@@ -175,24 +175,22 @@ impl<O: Ops + Send> Engine<O> {
             let (first, last) = (number == 0, number + 1 == count);
             let labels = Labels { class_weights: class_weights.as_deref(), ..labels };
             let sequence = Sequence::Training { slot: *slot, first, last };
-            ops.submit(|ops| {
-                ops.set_step(StepParams { first_position, ..params })?;
-                let since = Instant::now();
-                ops.send_batch(*slot, &BatchInput { pixels, labels, target })?;
-                *handover += since.elapsed();
-                ops.replay(sequence, |ops| {
-                    if first {
-                        ops.begin_step()?;
+            ops.set_step(StepParams { first_position, ..params })?;
+            let since = Instant::now();
+            ops.send_batch(*slot, &BatchInput { pixels, labels, target })?;
+            *handover += since.elapsed();
+            ops.replay(sequence, |ops| {
+                if first {
+                    ops.begin_step()?;
+                }
+                ops.unpack_batch(*slot, &target)?;
+                for (number, entry) in itinerary.entries().iter().enumerate() {
+                    ops.run(&entry.pass)?;
+                    if last {
+                        buckets.after(number).try_for_each(|bucket| ops.reduce(bucket))?;
                     }
-                    ops.unpack_batch(*slot, &target)?;
-                    for (number, entry) in itinerary.entries().iter().enumerate() {
-                        ops.run(&entry.pass)?;
-                        if last {
-                            buckets.after(number).try_for_each(|bucket| ops.reduce(bucket))?;
-                        }
-                    }
-                    if last { ops.run(update) } else { Ok(()) }
-                })
+                }
+                if last { ops.run(update) } else { Ok(()) }
             })?;
             *slot ^= 1;
         }

@@ -86,7 +86,7 @@ struct StepInFlight {
     batch: Batch,
 }
 
-impl<O: Ops + Send> Trainer<'_, O> {
+impl<O: Ops> Trainer<'_, O> {
     /// Writes an event to the log and to the reporter.
     fn emit(&mut self, event: Event) -> Result<(), TrainError> {
         if let Some(log) = &mut self.log {

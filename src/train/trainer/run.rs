@@ -173,7 +173,7 @@ fn header<H: Hardware>(session: &Session<H>, options: &RunOptions, source: &Sour
     }
 }
 
-impl<O: Ops + Send> Trainer<'_, O> {
+impl<O: Ops> Trainer<'_, O> {
     fn run_steps(&mut self) -> Result<(), TrainError> {
         self.stopping = self.team.any("stop requests", self.stop.load(Ordering::Relaxed))?;
         // A run that was interrupted during an evaluation repeats it first.
