@@ -18,7 +18,7 @@ mod packed;
 pub mod rows;
 
 pub use kernel::Ahead;
-pub use packed::{Packed, PackedWeights};
+pub use packed::{Form, Packed, PackedWeights};
 
 use std::ops::Range;
 

@@ -3,13 +3,14 @@
 //! Only the pooling of the forward pass reads a wide tensor. The backward pass needs just the five sums that the
 //! projection's backward pass has stored: S0 is the gradient at the gate, and the sums of the depthwise convolution's
 //! batch norm follow from the rest. The dense layers are tiny but have many images, so tasks take several images (or a
-//! block of weights and all images) and load each weight once from memory.
+//! block of weights and all images) and load each weight once from memory. A single image is cut by the weights' rows.
 
 use super::batch_norm::{NormSums, sums_floats};
 use super::context::{Context, OnCpu, WorkspaceFloats, workspace_floats};
 use super::dense::{
     Factor, Region, Start, WeightedRows, add_column_sums, dots, sigmoid_in_place, silu, weighted_rows,
 };
+use super::gemm::{Form, Packed};
 use super::memory::Shared;
 use super::pool;
 use super::simd::{Element, Vector, dispatch};
@@ -25,39 +26,39 @@ const HIDDEN_ROWS: usize = 8;
 
 impl OnCpu for SqueezeForward {
     fn workspace<E: Element>(&self) -> WorkspaceFloats {
-        let width = self.reduce.outputs;
+        let layers = Layers { images: self.images, reduce: &self.reduce, expand: &self.expand };
         WorkspaceFloats {
-            shared: workspace_floats(&[self.images * width]),
-            per_thread: pool::scratch_floats(self.channels).max(SLICE * width),
+            shared: workspace_floats(&layers.workspace()),
+            per_thread: pool::scratch_floats(self.channels),
         }
     }
 
     unsafe fn run<E: Element>(&self, cx: &Context) {
+        let layers = Layers { images: self.images, reduce: &self.reduce, expand: &self.expand };
         // SAFETY: the caller's promise, and the pass takes each of them once.
-        let (squeezed, [hidden, gate], active) = unsafe {
-            let [active] = cx.workspace([self.images * self.reduce.outputs]);
-            (cx.write(self.squeezed), [cx.write(self.hidden), cx.write(self.gate)], active)
+        let (squeezed, out, workspace) = unsafe {
+            let out = [cx.write(self.hidden), cx.write(self.gate)];
+            (cx.write(self.squeezed), out, cx.workspace(layers.workspace()))
         };
         pool::means(cx, &self.bn, cx.activation::<E>(self.y), self.images, self.pixels, squeezed);
-        let layers = Layers { images: self.images, reduce: &self.reduce, expand: &self.expand };
-        layers.run(cx, squeezed, [hidden, active], gate);
+        layers.run(cx, squeezed, out, workspace);
     }
 }
 
 impl OnCpu for SqueezeInference {
     fn workspace<E: Element>(&self) -> WorkspaceFloats {
-        let width = self.reduce.outputs;
-        WorkspaceFloats { shared: workspace_floats(&[self.images * width]), per_thread: SLICE * width }
+        let layers = Layers { images: self.images, reduce: &self.reduce, expand: &self.expand };
+        WorkspaceFloats { shared: workspace_floats(&layers.workspace()), per_thread: 0 }
     }
 
     unsafe fn run<E: Element>(&self, cx: &Context) {
-        // SAFETY: the caller's promise, and the pass takes each of them once.
-        let ([hidden, gate], active) = unsafe {
-            let [active] = cx.workspace([self.images * self.reduce.outputs]);
-            ([cx.write(self.hidden), cx.write(self.gate)], active)
-        };
         let layers = Layers { images: self.images, reduce: &self.reduce, expand: &self.expand };
-        layers.run(cx, cx.read(self.squeezed), [hidden, active], gate);
+        // SAFETY: the caller's promise, and the pass takes each of them once.
+        let (out, workspace) = unsafe {
+            let out = [cx.write(self.hidden), cx.write(self.gate)];
+            (out, cx.workspace(layers.workspace()))
+        };
+        layers.run(cx, cx.read(self.squeezed), out, workspace);
     }
 }
 
@@ -69,35 +70,67 @@ struct Layers<'a> {
 }
 
 impl Layers<'_> {
-    /// `squeezed` → `gate` [images, C], by way of the values before and after silu [images, S].
-    fn run(&self, cx: &Context, squeezed: &[f32], [hidden, active]: [&mut [f32]; 2], gate: &mut [f32]) {
+    /// Floats of the shared workspace: silu(hidden) [images, S] and the expanding layer's packed weight.
+    fn workspace(&self) -> [usize; 2] {
+        let Dense { inputs: channels, outputs: width, .. } = self.reduce;
+        [self.images * width, width * channels]
+    }
+
+    /// `squeezed` → `hidden` [images, S] → `gate` [images, C].
+    fn run(
+        &self,
+        cx: &Context,
+        squeezed: &[f32],
+        [hidden, gate]: [&mut [f32]; 2],
+        [active, packed]: [&mut [f32]; 2],
+    ) {
         let (images, channels, width) = (self.images, self.reduce.inputs, self.reduce.outputs);
-        {
-            let (weight, bias) = (cx.weight(self.reduce.weight), cx.weight(self.reduce.bias));
-            let (hidden, active) = (Shared::new(hidden), Shared::new(&mut *active));
-            cx.parallel(images.div_ceil(GROUP), |task, _| {
-                let own = task * GROUP..images.min((task + 1) * GROUP);
-                let range = own.start * width..own.end * width;
-                // SAFETY: each task has its own images.
-                let (hidden, active) = unsafe { (hidden.part(range.clone()), active.part(range)) };
-                let squeezed = &squeezed[own.start * channels..own.end * channels];
-                dots(squeezed, weight, channels, bias, &mut Region::whole(hidden, width));
-                silu(hidden, active);
+        self.reduce(cx, squeezed, hidden, active);
+        let weight = cx.weight(self.expand.weight);
+        let packed = Packed::new(cx, self.expand.weight, Form::Slices(SLICE), packed, |packed| {
+            let packed = Shared::new(packed);
+            cx.parallel(channels.div_ceil(SLICE), |task, _| {
+                let own = task * SLICE * width..weight.len().min((task + 1) * SLICE * width);
+                // SAFETY: each task has its own slice.
+                transpose(&weight[own.clone()], width, unsafe { packed.part(own) });
             });
-        }
-        let (weight, bias) = (cx.weight(self.expand.weight), cx.weight(self.expand.bias));
+        });
+        let (packed, bias) = (packed.numbers(), cx.weight(self.expand.bias));
         let active = Factor { data: active, row_stride: width, depth_stride: 1 };
         let gate = Shared::new(gate);
-        cx.parallel(channels.div_ceil(SLICE), |task, scratch| {
+        cx.parallel(channels.div_ceil(SLICE), |task, _| {
             let own = task * SLICE..channels.min((task + 1) * SLICE);
-            let packed = &mut scratch[..width * own.len()];
-            transpose(&weight[own.start * width..own.end * width], width, packed);
+            let packed = &packed[own.start * width..own.end * width];
             // SAFETY: each task has its own channels.
             let mut gate = unsafe { Region::of(gate, own.start, channels, images, own.len()) };
             let start = Start::Bias(&bias[own.clone()]);
             let product = WeightedRows { a: active, depth: width, b: packed, stride: own.len(), start };
             weighted_rows(product, &mut gate);
             sigmoid_in_place(&mut gate);
+        });
+    }
+
+    /// `squeezed` → `hidden` and its silu.
+    fn reduce(&self, cx: &Context, squeezed: &[f32], hidden: &mut [f32], active: &mut [f32]) {
+        let (images, channels, width) = (self.images, self.reduce.inputs, self.reduce.outputs);
+        let (weight, bias) = (cx.weight(self.reduce.weight), cx.weight(self.reduce.bias));
+        let (hidden, active) = (Shared::new(hidden), Shared::new(active));
+        let across = width.div_ceil(HIDDEN_ROWS);
+        cx.parallel(images.div_ceil(GROUP) * across, |task, _| {
+            let own = task / across * GROUP..images.min((task / across + 1) * GROUP);
+            let rows = task % across * HIDDEN_ROWS..width.min((task % across + 1) * HIDDEN_ROWS);
+            // SAFETY: each task has its own images and rows of the weight.
+            let mut out =
+                unsafe { Region::of(hidden, own.start * width + rows.start, width, own.len(), rows.len()) };
+            let squeezed = &squeezed[own.start * channels..own.end * channels];
+            let weight = &weight[rows.start * channels..rows.end * channels];
+            dots(squeezed, weight, channels, &bias[rows.clone()], &mut out);
+            for image in own {
+                let place = image * width + rows.start..image * width + rows.end;
+                // SAFETY: as above.
+                let (hidden, active) = unsafe { (hidden.part(place.clone()), active.part(place)) };
+                silu(hidden, active);
+            }
         });
     }
 }

@@ -152,7 +152,7 @@ impl OnCpu for ExpandDepthwiseInference {
                 Shared::new(cx.write(depthwise.squeezed)),
             )
         };
-        shape.pack_weights(cx.weight(depthwise.weight), weights);
+        let weights = shape.packed(cx, depthwise.weight, weights);
         let packed = Packed::transposed(cx, expand.weight, panels, packed);
         let job = Job {
             shape,
@@ -163,7 +163,7 @@ impl OnCpu for ExpandDepthwiseInference {
                 packed: packed.numbers(),
             }),
             input_bn: depthwise.input_bn.map(|bn| cx.read(bn.coefficients)),
-            weights,
+            weights: weights.numbers(),
             y: a,
             statistics: None,
             activated: Some(Activated { coefficients: cx.read(depthwise.bn.coefficients), means }),

@@ -58,12 +58,12 @@ impl OnCpu for DepthwiseInference {
                 Shared::new(cx.write(self.squeezed)),
             )
         };
-        shape.pack_weights(cx.weight(self.weight), weights);
+        let weights = shape.packed(cx, self.weight, weights);
         let job = Job {
             shape,
             input: Input::Stored(cx.activation::<E>(self.x)),
             input_bn: self.input_bn.map(|bn| cx.read(bn.coefficients)),
-            weights,
+            weights: weights.numbers(),
             y: a,
             statistics: None,
             activated: Some(Activated { coefficients: cx.read(self.bn.coefficients), means }),

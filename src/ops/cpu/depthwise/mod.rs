@@ -19,10 +19,12 @@ mod input_sweep;
 
 use std::ops::Range;
 
-use super::context::part_of;
+use super::context::{Context, part_of};
+use super::gemm::{Form, Packed};
 use super::simd::{Element, Vector, dispatch, prefetch_far, silu_each, silu_with_derivative_each};
 use super::sweep::each_vector;
 use crate::model::Window;
+use crate::ops::Param;
 
 /// Slices are cut at multiples of a cache line of the tensors: one or two of the widest vectors. If the channels are such
 /// a multiple too, no two tasks write the same line.
@@ -151,6 +153,12 @@ impl Shape {
 
     fn packed_weights(&self) -> usize {
         self.taps() * self.padded_channels()
+    }
+
+    /// [`Shape::pack_weights`], kept in inference.
+    fn packed<'a>(&self, cx: &Context, weight: Param, workspace: &'a mut [f32]) -> Packed<'a, f32> {
+        let form = Form::Taps { kernel: self.kernel, first: self.first_tap };
+        Packed::new(cx, weight, form, workspace, |packed| self.pack_weights(cx.weight(weight), packed))
     }
 
     /// The weight [C, k, k] as [taps, C] (C rounded up), the taps of the cut window only.

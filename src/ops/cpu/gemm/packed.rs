@@ -15,10 +15,21 @@ use crate::ops::cpu::context::Context;
 use crate::ops::cpu::memory::Memory;
 use crate::ops::cpu::simd::Element;
 
-/// What is kept, by the weight's offset, whether it is the average, and its panels.
+/// How a weight is packed.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Form {
+    /// B = Wᵀ of a forward product.
+    Transposed(Panels),
+    /// A depthwise convolution's window of this side, from this tap on in both directions.
+    Taps { kernel: usize, first: usize },
+    /// Slices of so many rows, each transposed.
+    Slices(usize),
+}
+
+/// What is kept, by the weight's offset, whether it is the average, and its form.
 #[derive(Default)]
 pub struct PackedWeights {
-    weights: Mutex<HashMap<(usize, bool, Panels), Arc<Memory>>>,
+    weights: Mutex<HashMap<(usize, bool, Form), Arc<Memory>>>,
     /// Whether passes keep what they pack.
     keeps: bool,
 }
@@ -48,19 +59,30 @@ impl<'a, E: Element> Packed<'a, E> {
     pub fn transposed(cx: &Context, param: Param, panels: Panels, workspace: &'a mut [f32]) -> Packed<'a, E> {
         let weight = cx.weight(param);
         let elements = depth::<E>(weight.len() / panels.columns) * panels.padded();
+        let pack = |to: &mut [E]| pack_transposed(cx, weight, panels, to);
+        Packed::new(cx, param, Form::Transposed(panels), &mut cast_slice_mut(workspace)[..elements], pack)
+    }
+
+    /// What `pack` makes of a weight, as many numbers as the workspace has: there, or where it is kept.
+    pub fn new(
+        cx: &Context,
+        param: Param,
+        form: Form,
+        workspace: &'a mut [E],
+        pack: impl FnOnce(&mut [E]),
+    ) -> Packed<'a, E> {
         if !cx.packed.keeps {
-            let own = &mut cast_slice_mut::<_, E>(workspace)[..elements];
-            pack_transposed(cx, weight, panels, own);
-            return Packed::Own(own);
+            pack(workspace);
+            return Packed::Own(workspace);
         }
-        let place = (param.offset, cx.ema_weights, panels);
+        let (place, elements) = ((param.offset, cx.ema_weights, form), workspace.len());
         let kept = |weights: &Mutex<HashMap<_, Arc<Memory>>>| {
             weights.lock().unwrap_or_else(PoisonError::into_inner).get(&place).cloned()
         };
         let memory = kept(&cx.packed.weights).unwrap_or_else(|| {
             let memory = Arc::new(Memory::new(elements * size_of::<E>()));
             // SAFETY: nobody else knows this memory yet.
-            pack_transposed(cx, weight, panels, unsafe { memory.elements_mut::<E>(0, elements) });
+            pack(unsafe { memory.elements_mut::<E>(0, elements) });
             let mut weights = cx.packed.weights.lock().unwrap_or_else(PoisonError::into_inner);
             weights.insert(place, memory.clone());
             memory
