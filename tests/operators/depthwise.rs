@@ -1,7 +1,7 @@
 //! The depthwise convolution against the oracle.
 
-use crate::common::fixture::Fixture;
 use crate::common::fixture::cases::{Case, check_on_cpu, on_cuda_devices, on_every_device};
+use crate::common::fixture::{Fixture, equal_bits};
 use crate::common::reference::layers::silu_slope;
 use effnet::model::{Padding, Window};
 use effnet::ops::*;
@@ -138,6 +138,29 @@ fn inference_cases(shapes: &[(usize, usize, usize)]) -> Vec<Case> {
 fn inference_agrees_with_the_oracle() {
     check_on_cpu(inference_cases(&SHAPES));
     check_on_cpu(inference_cases(&ODD_SHAPES));
+}
+
+/// The first image alone, which is cut into bands of rows, has the bits that it has among others.
+pub fn check_alone(f: &Fixture, all: Pass, outputs: [Tensor; 2], alone: Pass, own: [Tensor; 2]) {
+    for (all_of, own) in outputs.into_iter().zip(own) {
+        let (all, own) = (f.output_on_cpu(all, all_of), f.output_on_cpu(alone, own));
+        assert!(equal_bits(&all[..own.len()], &own), "{}", f.name);
+    }
+}
+
+#[test]
+fn an_image_has_the_same_bits_alone_and_among_others() {
+    let (images, side, channels) = (17, 65, 32);
+    for (window, geometry) in windows(side) {
+        let mut f = Fixture::new(format!("depthwise of {side}²×{channels}, {geometry}"));
+        let x = f.activation("x", images * side * side, channels);
+        let first = f.input("first image", x[..side * side * channels].to_vec());
+        let all = inference(&mut f, images, window, channels, x, true);
+        let a = f.output("its a", window.output_pixels() * channels);
+        let squeezed = f.output("its squeezed", channels);
+        let alone = DepthwiseInference { images: 1, x: first, a, squeezed, ..all };
+        check_alone(&f, all.into(), [all.a, all.squeezed], alone.into(), [a, squeezed]);
+    }
 }
 
 /// So many images that a block of the GPU has two, but for the last, and that the parts of the statistics are in groups; and

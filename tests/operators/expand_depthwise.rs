@@ -72,7 +72,7 @@ on_cuda_devices!(forward_agrees_with_the_oracle, forward_cases());
 /// Kernel and stride 5 and 1 too, as on the CPU every window is expanded in the cache.
 fn inference_cases() -> Vec<Case> {
     let mut cases = Vec::new();
-    let more = [[20, 2, 40, 240], [1, 14, 112, 672], [3, 7, 192, 1152], [2, 4, 16, 13]];
+    let more = [[20, 2, 40, 240], [1, 14, 112, 672], [3, 7, 192, 1152], [2, 4, 16, 13], [1, 66, 16, 96]];
     for shape in SHAPES.into_iter().chain(more) {
         let [images, side, inputs, channels] = shape;
         let more = [Padding::Symmetric, Padding::Same].map(|padding| Window::new(5, 1, side, padding));
@@ -97,6 +97,31 @@ fn inference_cases() -> Vec<Case> {
 #[test]
 fn inference_agrees_with_the_oracle() {
     check_on_cpu(inference_cases());
+}
+
+#[test]
+fn an_image_has_the_same_bits_alone_and_among_others() {
+    let (images, side, inputs, channels) = (17, 66, 16, 32);
+    for window in windows(side) {
+        let mut f = Fixture::new(name(window, [images, side, inputs, channels]));
+        let rows = images * side * side;
+        let x = f.activation("x", rows, inputs);
+        let (weight, y, values) = expanded(&mut f, &x, inputs, channels);
+        let mut bn = f.norm_of("expanded bn", &values, channels);
+        bn.statistics = Statistics::Running;
+        let first = f.input("first image", x[..side * side * inputs].to_vec());
+        let x = f.input("x", x);
+        let expand = ExpandForward { rows, inputs, outputs: channels, x, weight, y, bn };
+        let mut all = depthwise::inference(&mut f, images, window, channels, values, true);
+        (all.x, all.input_bn) = (y, Some(bn));
+        let a = f.output("its a", window.output_pixels() * channels);
+        let squeezed = f.output("its squeezed", channels);
+        let alone = DepthwiseInference { images: 1, a, squeezed, ..all };
+        let own = ExpandForward { rows: side * side, x: first, ..expand };
+        let [all_of, alone_of] = [(expand, all), (own, alone)]
+            .map(|(expand, depthwise)| ExpandDepthwiseInference { expand, depthwise }.into());
+        depthwise::check_alone(&f, all_of, [all.a, all.squeezed], alone_of, [a, squeezed]);
+    }
 }
 
 fn backward_case(window: Window, shape @ [images, side, inputs, channels]: [usize; 4], kind: usize) -> Case {

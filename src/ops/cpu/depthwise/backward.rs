@@ -180,7 +180,7 @@ unsafe fn sweep<V: Vector, E: Element, const K: usize, const S: usize>(
     floats: &mut [f32],
 ) {
     let shape = &job.shape;
-    let (group, slice) = shape.task(number);
+    let (group, slice) = (shape.group_of(number), shape.channels_of(number));
     let stride = shape.slice_stride();
     let lengths = scratch(shape).map(|rows| rows * stride);
     let [ring, inputs, coefficients, weights, weight_gradient, sums] = carve(floats, lengths);

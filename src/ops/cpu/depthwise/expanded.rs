@@ -8,9 +8,8 @@
 
 use std::ops::Range;
 
-use super::Shape;
 use super::forward::{Input, Job, Slice, scratch};
-use super::inference::Activated;
+use super::{Shape, inference};
 use crate::ops::ExpandDepthwiseInference;
 use crate::ops::cpu::context::{Context, OnCpu, WorkspaceFloats, workspace_floats};
 use crate::ops::cpu::expand::PANEL;
@@ -30,10 +29,10 @@ pub struct Expansion<'a, E> {
 }
 
 impl<'a, E: Element> Expansion<'a, E> {
-    /// The group of images and the channels of a task, and the channels with the panel's padding.
-    pub fn task(&self, number: usize) -> (usize, Range<usize>, usize) {
-        let panel = self.panel(number);
-        (number / self.panels.count(), panel.first..panel.first + panel.columns, panel.width)
+    /// The channels of a task, and their number with the panel's padding.
+    pub fn channels_of(&self, task: usize) -> (Range<usize>, usize) {
+        let panel = self.panel(task);
+        (panel.first..panel.first + panel.columns, panel.width)
     }
 
     fn panel(&self, task: usize) -> Panel {
@@ -125,7 +124,7 @@ fn shape<E: Element>(pass: &ExpandDepthwiseInference) -> (Shape, Panels) {
     let panels = Panels::new(depthwise.channels);
     let floats = |shape: &Shape| scratch(shape).iter().sum();
     let shape = Shape::new::<E>(depthwise.images, depthwise.channels, &depthwise.window, floats);
-    (Shape { slices: panels.count(), ..shape }, panels)
+    (Shape { slices: panels.count(), ..shape }.in_bands(), panels)
 }
 
 impl OnCpu for ExpandDepthwiseInference {
@@ -133,7 +132,7 @@ impl OnCpu for ExpandDepthwiseInference {
         let (shape, _) = shape::<E>(self);
         let packed = floats_of::<E>(gemm::depth::<E>(self.expand.inputs) * padded(shape.channels));
         WorkspaceFloats {
-            shared: workspace_floats(&[shape.packed_weights(), packed]),
+            shared: workspace_floats(&[shape.packed_weights(), shape.band_sums(), packed]),
             per_thread: scratch(&shape).iter().sum::<usize>() * PANEL,
         }
     }
@@ -144,12 +143,12 @@ impl OnCpu for ExpandDepthwiseInference {
         assert!(depthwise.input_bn.is_some(), "an expanded tensor is normalised");
         assert_eq!(expand.inputs % E::DEPTH, 0, "rows of the input are whole groups of an operand");
         // SAFETY: the caller's promise, and the pass takes each of them once.
-        let ([weights, packed], a, means) = unsafe {
+        let ([weights, sums, packed], a, means) = unsafe {
             let packed = floats_of::<E>(gemm::depth::<E>(expand.inputs) * panels.padded());
             (
-                cx.workspace([shape.packed_weights(), packed]),
+                cx.workspace([shape.packed_weights(), shape.band_sums(), packed]),
                 Shared::new(cx.write_activation::<E>(depthwise.a)),
-                Shared::new(cx.write(depthwise.squeezed)),
+                cx.write(depthwise.squeezed),
             )
         };
         let weights = shape.packed(cx, depthwise.weight, weights);
@@ -166,8 +165,8 @@ impl OnCpu for ExpandDepthwiseInference {
             weights: weights.numbers(),
             y: a,
             statistics: None,
-            activated: Some(Activated { coefficients: cx.read(depthwise.bn.coefficients), means }),
+            activated: None,
         };
-        job.run(cx);
+        inference::run(cx, job, cx.read(depthwise.bn.coefficients), sums, means);
     }
 }

@@ -2,7 +2,7 @@
 //! come from an [`expanded`] product, and the last two are what [`inference`] does.
 
 use super::expanded::{ExpandedRows, Expansion};
-use super::inference::{Activated, activate_block, add_to_means};
+use super::inference::{Activated, ImageSums, activate_block, add_to_sums};
 use super::*;
 use crate::ops::DepthwiseForward;
 use crate::ops::cpu::batch_norm::{self, NormStatistics};
@@ -98,14 +98,11 @@ impl<E: Element> Job<'_, E> {
         cx.parallel(shape.tasks(), |number, scratch| unsafe { task(self, number, scratch) });
     }
 
-    /// The group of images and the channels of a task, and the distance of its ring's columns.
-    fn task(&self, number: usize) -> (usize, Range<usize>, usize) {
+    /// The channels of a task, and the distance of its ring's columns.
+    fn channels_of(&self, task: usize) -> (Range<usize>, usize) {
         match &self.input {
-            Input::Stored(_) => {
-                let (group, slice) = self.shape.task(number);
-                (group, slice, self.shape.slice_stride())
-            }
-            Input::Expanded(from) => from.task(number),
+            Input::Stored(_) => (self.shape.channels_of(task), self.shape.slice_stride()),
+            Input::Expanded(from) => from.channels_of(task),
         }
     }
 
@@ -154,7 +151,8 @@ unsafe fn sweep<V: Vector, E: Element, const K: usize, const S: usize>(
     floats: &mut [f32],
 ) {
     let shape = &job.shape;
-    let (group, slice, stride) = job.task(number);
+    let group = shape.group_of(number);
+    let (slice, stride) = job.channels_of(number);
     let [ring, input, weights, statistics] = carve(floats, scratch(shape).map(|rows| rows * stride));
     ring.fill(0.0);
     statistics.fill(0.0);
@@ -163,9 +161,9 @@ unsafe fn sweep<V: Vector, E: Element, const K: usize, const S: usize>(
             copy_slice(to, &bn[row * shape.channels..], &slice);
         }
     }
-    if let Some(Activated { coefficients, .. }) = job.activated {
+    if let Some(activated) = job.activated {
         for (to, row) in statistics.chunks_exact_mut(stride).zip([2, 3]) {
-            copy_slice(to, &coefficients[row * shape.channels..], &slice);
+            copy_slice(to, &activated.coefficients()[row * shape.channels..], &slice);
         }
     }
     for (to, row) in weights.chunks_exact_mut(stride).zip(job.weights.chunks_exact(shape.padded_channels())) {
@@ -186,13 +184,13 @@ unsafe fn sweep<V: Vector, E: Element, const K: usize, const S: usize>(
     let mut first = true;
     for image in shape.images_of(group) {
         let y = image * shape.output * shape.output * shape.channels + slice.start;
-        // SAFETY: the tensors' lengths were checked against the shape; no two tasks share image and slice; the rest is
-        // the caller's promise.
+        // SAFETY: the tensors' lengths were checked against the shape; no two tasks share image, rows and slice; the
+        // rest is the caller's promise.
         unsafe {
             let rows = job.rows(image, &slice, number);
             let y = job.y.start().add(y);
-            let means = job.activated.map(|to| to.means.part(to.place(shape, image, &slice)));
-            image_rows::<V, E, K, S>(shape, &memory, rows, y, means, &mut first);
+            let sums = job.activated.map(|to| to.sums_of(shape, image, slice.start));
+            image_rows::<V, E, K, S>(shape, &memory, rows, shape.rows_of(number), y, sums, &mut first);
         }
     }
     if let Some(partials) = job.statistics {
@@ -216,22 +214,24 @@ const fn widest<V: Vector>() -> usize {
     if V::REGISTERS >= 16 { 8 } else { 4 }
 }
 
-/// Slides down one image. `first` is true until the first output is stored. `means` are those of an activated output.
+/// Slides down the rows `own` of one image's output. `first` is true until the first output is stored. `sums` are those of
+/// an activated output.
 /// # Safety
 /// The instruction set of `V` is present. `y` points to the slice's first channel in the image's first pixel, as `rows`
-/// may; `memory` fits the shape.
+/// may; `memory` fits the shape. These rows and sums belong to the caller.
 #[inline(always)]
 unsafe fn image_rows<V: Vector, E: Element, const K: usize, const S: usize>(
     shape: &Shape,
     memory: &Slice,
     rows: Rows<E>,
+    own: Range<usize>,
     y: *mut E,
-    mut means: Option<&mut [f32]>,
+    sums: Option<ImageSums>,
     first: &mut bool,
 ) {
     let row_floats = shape.input_columns() * memory.stride;
-    let mut ready = 0;
-    for row in 0..shape.output {
+    let mut ready = (own.start * S).saturating_sub(shape.pad);
+    for row in own {
         let end = (row * S + K - shape.pad).min(shape.input);
         while ready < end {
             // SAFETY: row `ready` of the image and a row of the ring, right of its zero columns.
@@ -274,9 +274,9 @@ unsafe fn image_rows<V: Vector, E: Element, const K: usize, const S: usize>(
             *first = false;
             column += width;
         }
-        if let Some(means) = &mut means {
+        if let Some(sums) = &sums {
             // SAFETY: the caller's promise.
-            unsafe { add_to_means::<V>(shape, memory, row, means) };
+            unsafe { add_to_sums::<V>(shape, memory, row, sums) };
         }
     }
 }

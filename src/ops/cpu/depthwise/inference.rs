@@ -1,49 +1,75 @@
 //! Inference: a block's outputs pass through batch norm and silu while they are in registers, and are added up for the
 //! means over the image.
 //!
-//! So squeeze-excite needs no sweep of its own, and the projection finds its input activated. A sum covers few pixels
-//! before it is added to the total, so that fp32 stays exact to a few units in the last place on large maps. The means
-//! of an image depend neither on the number of images nor on how tasks are cut.
-
-use std::ops::Range;
+//! So squeeze-excite needs no sweep of its own, and the projection finds its input activated. A sum covers a block of few
+//! rows before it is added to the total, so that fp32 stays exact to a few units in the last place on large maps. The
+//! blocks are a function of the map alone and are added in order, by the task itself, or, where tasks have bands of an
+//! image, after all of them. So the means of an image depend neither on the number of images nor on how tasks are cut.
 
 use super::forward::{Input, Job, Slice, scratch};
-use super::{Shape, accumulate, get, put};
+use super::{Shape, accumulate, dispatch, get, put};
 use crate::ops::DepthwiseInference;
 use crate::ops::cpu::context::{Context, OnCpu, WorkspaceFloats, workspace_floats};
 use crate::ops::cpu::memory::Shared;
 use crate::ops::cpu::simd::{Element, Vector, silu_each};
-use crate::ops::cpu::sweep::each_vector;
-
-/// Pixels that are summed before the sum is added to the total, in whole rows.
-const BLOCK: usize = 256;
+use crate::ops::cpu::sweep::{each_vector, read, write};
 
 /// What inference does to the output.
 #[derive(Clone, Copy)]
 pub struct Activated<'a> {
     /// [4, C].
-    pub coefficients: &'a [f32],
-    /// [images, C].
-    pub means: Shared<'a>,
+    coefficients: &'a [f32],
+    /// The means [images, C], or with bands the sums of blocks [images, blocks, C].
+    sums: Shared<'a>,
 }
 
-impl Activated<'_> {
-    /// Where the means of an image and a slice are.
-    pub fn place(&self, shape: &Shape, image: usize, slice: &Range<usize>) -> Range<usize> {
-        image * shape.channels + slice.start..image * shape.channels + slice.end
+/// [`Activated::sums`] of one image, from the slice's first channel on.
+pub struct ImageSums<'a> {
+    sums: Shared<'a>,
+    start: usize,
+}
+
+impl<'a> Activated<'a> {
+    pub fn coefficients(&self) -> &'a [f32] {
+        self.coefficients
+    }
+
+    pub fn sums_of(&self, shape: &Shape, image: usize, channel: usize) -> ImageSums<'a> {
+        let rows = if shape.bands > 1 { shape.blocks() } else { 1 };
+        ImageSums { sums: self.sums, start: image * rows * shape.channels + channel }
+    }
+}
+
+impl Shape {
+    /// Floats of workspace for the sums of blocks.
+    pub fn band_sums(&self) -> usize {
+        if self.bands > 1 { self.images * self.blocks() * self.channels } else { 0 }
+    }
+}
+
+/// Runs a job with an activated output, and takes the output's means [images, C]. `sums` has [`Shape::band_sums`].
+pub fn run<E: Element>(cx: &Context, job: Job<E>, coefficients: &[f32], sums: &mut [f32], means: &mut [f32]) {
+    let shape = job.shape;
+    let own = Shared::new(if shape.bands > 1 { &mut *sums } else { &mut *means });
+    Job { activated: Some(Activated { coefficients, sums: own }), ..job }.run(cx);
+    if shape.bands > 1 {
+        let blocks = shape.blocks() * shape.channels;
+        for (sums, means) in sums.chunks_exact(blocks).zip(means.chunks_exact_mut(shape.channels)) {
+            add_blocks(sums, (shape.output * shape.output) as f32, means);
+        }
     }
 }
 
 fn shape<E: Element>(pass: &DepthwiseInference) -> Shape {
     let DepthwiseInference { images, channels, window, .. } = pass;
-    Shape::new::<E>(*images, *channels, window, |shape| scratch(shape).iter().sum())
+    Shape::new::<E>(*images, *channels, window, |shape| scratch(shape).iter().sum()).in_bands()
 }
 
 impl OnCpu for DepthwiseInference {
     fn workspace<E: Element>(&self) -> WorkspaceFloats {
         let shape = shape::<E>(self);
         WorkspaceFloats {
-            shared: workspace_floats(&[shape.packed_weights()]),
+            shared: workspace_floats(&[shape.packed_weights(), shape.band_sums()]),
             per_thread: scratch(&shape).iter().sum::<usize>() * shape.slice_stride(),
         }
     }
@@ -51,11 +77,11 @@ impl OnCpu for DepthwiseInference {
     unsafe fn run<E: Element>(&self, cx: &Context) {
         let shape = shape::<E>(self);
         // SAFETY: the caller's promise, and the pass takes each of them once.
-        let ([weights], a, means) = unsafe {
+        let ([weights, sums], a, means) = unsafe {
             (
-                cx.workspace([shape.packed_weights()]),
+                cx.workspace([shape.packed_weights(), shape.band_sums()]),
                 Shared::new(cx.write_activation::<E>(self.a)),
-                Shared::new(cx.write(self.squeezed)),
+                cx.write(self.squeezed),
             )
         };
         let weights = shape.packed(cx, self.weight, weights);
@@ -66,9 +92,9 @@ impl OnCpu for DepthwiseInference {
             weights: weights.numbers(),
             y: a,
             statistics: None,
-            activated: Some(Activated { coefficients: cx.read(self.bn.coefficients), means }),
+            activated: None,
         };
-        job.run(cx);
+        run(cx, job, cx.read(self.bn.coefficients), sums, means);
     }
 }
 
@@ -97,29 +123,53 @@ pub unsafe fn activate_block<V: Vector, E: Element, const B: usize>(
     }
 }
 
-/// After output row `row`: moves the slice's sums to the totals, if they cover enough pixels or the image ends. Then
-/// the totals become means.
+/// After output row `row`: moves the slice's sums to those of the image, if a block or the image ends. With bands they are
+/// kept as they are; without, they are added up and become means.
 /// # Safety
-/// The instruction set of `V` is present, `memory.activated` has three rows.
+/// The instruction set of `V` is present, `memory.activated` has three rows, and these sums belong to the caller.
 #[inline(always)]
-pub unsafe fn add_to_means<V: Vector>(shape: &Shape, memory: &Slice, row: usize, means: &mut [f32]) {
-    let rows = (BLOCK / shape.output).max(1);
+pub unsafe fn add_to_sums<V: Vector>(shape: &Shape, memory: &Slice, row: usize, image: &ImageSums) {
+    let rows = shape.block_rows();
     let last = row + 1 == shape.output;
     if !last && !(row + 1).is_multiple_of(rows) {
         return;
     }
-    assert_eq!(means.len(), memory.width);
-    // SAFETY: the caller's promise, and there are `memory.width` means.
+    let banded = shape.bands > 1;
+    let start = image.start + if banded { row / rows * shape.channels } else { 0 };
+    // SAFETY: the caller's promise.
     unsafe {
+        let to = image.sums.part(start..start + memory.width).as_mut_ptr();
         let pixels = V::splat((shape.output * shape.output) as f32);
         each_vector!(V, memory.width, |at, count| {
-            let (sums, to) = (memory.activated.add(2 * memory.stride + at), means.as_mut_ptr().add(at));
+            let (sums, to) = (memory.activated.add(2 * memory.stride + at), to.add(at));
             let mut total = V::load(sums);
             V::zero().store(sums);
-            if row >= rows {
+            if !banded && row >= rows {
                 total = total.add(get::<V, f32>(to, count));
             }
-            put::<V, f32>(if last { total.div(pixels) } else { total }, to, count);
+            put::<V, f32>(if last && !banded { total.div(pixels) } else { total }, to, count);
+        });
+    }
+}
+
+dispatch! {
+    /// The means of an image [C] from the sums of its blocks [blocks, C].
+    fn add_blocks(sums: &[f32], pixels: f32, means: &mut [f32]) => add_blocks_body;
+}
+
+/// # Safety
+/// The instruction set of `V` is present.
+#[inline(always)]
+unsafe fn add_blocks_body<V: Vector>(sums: &[f32], pixels: f32, means: &mut [f32]) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let (channels, pixels) = (means.len(), V::splat(pixels));
+        each_vector!(V, channels, |at, count| {
+            let mut total = read::<V, _>(sums, at, count);
+            for block in sums.chunks_exact(channels).skip(1) {
+                total = total.add(read(block, at, count));
+            }
+            write(means, at, count, total.div(pixels));
         });
     }
 }

@@ -38,6 +38,12 @@ const SMALL_MAP_SLICE: usize = 256;
 const TASK_PIXELS: usize = 256;
 /// Most images of a task, so that there are enough tasks.
 const GROUP: usize = 16;
+/// Pixels that are summed before their sum is added to that of the map, in whole rows.
+const BLOCK: usize = 256;
+/// In inference, images are cut into bands of rows if there would be fewer tasks than this.
+const TASKS: usize = 16;
+/// A band has so many times the rows that it shares with the one above.
+const BAND_ROWS: usize = 16;
 
 /// The convolution's geometry with the taps that meet the map, and the partition into tasks: functions of the
 /// layer's shape and of the storage type alone.
@@ -60,6 +66,8 @@ struct Shape {
     unit: usize,
     /// Images of a task.
     group: usize,
+    /// Bands of rows of an image, each a task of its own.
+    bands: usize,
 }
 
 impl Shape {
@@ -93,6 +101,7 @@ impl Shape {
             slices: 1,
             unit: LINE / size_of::<E>(),
             group: (TASK_PIXELS / (input * input)).clamp(1, GROUP),
+            bands: 1,
         };
         let most = if shape.group > 1 { SMALL_MAP_SLICE } else { usize::MAX };
         let width = (SCRATCH_BYTES / (4 * scratch(&shape))).max(shape.unit).min(most);
@@ -132,14 +141,42 @@ impl Shape {
         group * self.group..self.images.min((group + 1) * self.group)
     }
 
-    fn tasks(&self) -> usize {
-        self.groups() * self.slices
+    /// Cuts images into bands of whole blocks, so that a few images occupy many threads. The rows of the ring above a
+    /// band are made twice, so bands are not too low.
+    fn in_bands(self) -> Shape {
+        let halo = self.kernel.saturating_sub(self.stride).max(1);
+        let most = self.blocks().min(self.input / (BAND_ROWS * halo)).max(1);
+        Shape { bands: TASKS.div_ceil(self.tasks()).min(most), ..self }
     }
 
-    /// The group of images and the channels of a task.
-    fn task(&self, number: usize) -> (usize, Range<usize>) {
-        let units = part_of(self.padded_channels() / self.unit, self.slices, number % self.slices);
-        (number / self.slices, units.start * self.unit..self.channels.min(units.end * self.unit))
+    /// Rows of the output that are summed before their sum is added to that of the map.
+    fn block_rows(&self) -> usize {
+        (BLOCK / self.output).max(1)
+    }
+
+    fn blocks(&self) -> usize {
+        self.output.div_ceil(self.block_rows())
+    }
+
+    fn tasks(&self) -> usize {
+        self.groups() * self.bands * self.slices
+    }
+
+    /// The group of images of a task.
+    fn group_of(&self, task: usize) -> usize {
+        task / (self.slices * self.bands)
+    }
+
+    /// The rows of the output of a task.
+    fn rows_of(&self, task: usize) -> Range<usize> {
+        let blocks = part_of(self.blocks(), self.bands, task / self.slices % self.bands);
+        blocks.start * self.block_rows()..self.output.min(blocks.end * self.block_rows())
+    }
+
+    /// The channels of a task.
+    fn channels_of(&self, task: usize) -> Range<usize> {
+        let units = part_of(self.padded_channels() / self.unit, self.slices, task % self.slices);
+        units.start * self.unit..self.channels.min(units.end * self.unit)
     }
 
     /// Channels of the widest slice, rounded up to whole vectors: the distance of a ring's columns.
