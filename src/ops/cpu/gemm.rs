@@ -125,6 +125,10 @@ pub fn depth<E: Element>(steps: usize) -> usize {
     steps.next_multiple_of(E::DEPTH)
 }
 
+/// Narrow channels of a block of a weight's gradient, and the columns of the widest panel.
+const ROWS: usize = 16;
+const WIDEST: usize = 48;
+
 /// Adds the gradient of a weight, summed by `groups` tasks into [groups][panel over wide][narrow][width], in
 /// the order of the groups. The gradient is [wide, narrow] if `transposed`, else [narrow, wide].
 pub fn add_weight_gradient(
@@ -137,29 +141,28 @@ pub fn add_weight_gradient(
 ) {
     let panels = Panels::new(wide);
     let size = panels.padded() * narrow;
-    // Blocks of 16 narrow channels, so that many threads have work even with few panels.
-    let blocks = narrow.div_ceil(16);
+    // Blocks of narrow channels, so that many threads have work even with few panels.
+    let blocks = narrow.div_ceil(ROWS);
     let gradient = Shared::new(gradient);
     let run = |task: usize| {
         let panel = panels.panel(task / blocks);
-        let first = task % blocks * 16;
-        for i in first..(first + 16).min(narrow) {
-            let start = panel.first * narrow + i * panel.width;
-            let mut sums = [0.0f32; 48];
-            let sums = &mut sums[..panel.columns];
-            add_rows(partials, start, size, sums);
-            // SAFETY: each task adds to its own rows and columns.
-            unsafe {
-                if transposed {
-                    for (j, sum) in sums.iter().enumerate() {
-                        let at = (panel.first + j) * narrow + i;
-                        gradient.part(at..at + 1)[0] += *sum;
-                    }
-                } else {
-                    let at = i * wide + panel.first;
-                    for (to, sum) in gradient.part(at..at + panel.columns).iter_mut().zip(sums) {
-                        *to += *sum;
-                    }
+        let first = task % blocks * ROWS;
+        let rows = ROWS.min(narrow - first);
+        let mut sums = [0.0f32; ROWS * WIDEST];
+        for (i, sums) in sums.chunks_exact_mut(WIDEST).enumerate().take(rows) {
+            let start = panel.first * narrow + (first + i) * panel.width;
+            add_rows(partials, start, size, &mut sums[..panel.columns]);
+        }
+        // SAFETY: each task adds to its own rows and columns.
+        unsafe {
+            if transposed {
+                add_transposed(&sums, rows, panel.columns, gradient, panel.first * narrow + first, narrow);
+                return;
+            }
+            for (i, sums) in sums.chunks_exact(WIDEST).enumerate().take(rows) {
+                let at = (first + i) * wide + panel.first;
+                for (to, sum) in gradient.part(at..at + panel.columns).iter_mut().zip(sums) {
+                    *to += *sum;
                 }
             }
         }
@@ -173,6 +176,44 @@ pub fn add_weight_gradient(
 dispatch! {
     /// Adds numbers `start..` of every `size` numbers to the sums, in order.
     fn add_rows(from: &[f32], start: usize, size: usize, sums: &mut [f32]) => add_rows_body;
+
+    /// Adds a block of sums, transposed, to rows of a matrix: `rows` numbers to each of the `columns` rows, which are
+    /// `stride` apart from `start` on. The block is zero beyond.
+    /// # Safety
+    /// These elements belong to the calling task.
+    unsafe fn add_transposed(
+        sums: &[f32; ROWS * WIDEST], rows: usize, columns: usize, to: Shared<'_>, start: usize, stride: usize
+    ) => add_transposed_body;
+}
+
+/// # Safety
+/// The instruction set of `V` is present; otherwise as for [`add_transposed`].
+#[inline(always)]
+unsafe fn add_transposed_body<V: Vector>(
+    sums: &[f32; ROWS * WIDEST],
+    rows: usize,
+    columns: usize,
+    to: Shared<'_>,
+    start: usize,
+    stride: usize,
+) {
+    assert!(rows <= ROWS && columns <= WIDEST);
+    let mut turned = [0.0f32; 16 * 16];
+    for column in (0..columns).step_by(V::LANES) {
+        for row in (0..rows).step_by(V::LANES) {
+            let count = V::LANES.min(rows - row);
+            // SAFETY: the block and `turned` have whole vectors of rows and columns; the rest is the caller's promise.
+            unsafe {
+                V::transpose(sums.as_ptr().add(row * WIDEST + column), WIDEST, turned.as_mut_ptr(), V::LANES);
+                for j in 0..V::LANES.min(columns - column) {
+                    let at = start + (column + j) * stride + row;
+                    let to = to.part(at..at + count).as_mut_ptr();
+                    let sum = V::load(turned.as_ptr().add(j * V::LANES));
+                    V::load_some(to, count).add(sum).store_some(to, count, false);
+                }
+            }
+        }
+    }
 }
 
 /// # Safety

@@ -122,6 +122,10 @@ pub trait Vector: Copy {
     fn power_of_two(self) -> Self;
     /// Sum of the lanes, in a fixed order.
     fn sum(self) -> f32;
+    /// Transposes `LANES` rows of `LANES` numbers of 32 bits, whatever they mean; rows are `stride` numbers apart.
+    /// # Safety
+    /// The instruction set is present. `from` is valid for reading and `to` for writing these rows, and they do not overlap.
+    unsafe fn transpose(from: *const f32, stride: usize, to: *mut f32, to_stride: usize);
 
     /// Stores past the caches if `to` is aligned to the vector, for tensors that no cache holds until they are
     /// read: a line that is written whole need not be read first. A task calls [`fence`] after its last such store.
@@ -396,6 +400,7 @@ mod tests {
         fn narrow<E>(from: &[f32], to: &mut [E], back: &mut [f32]) => narrow_body;
         fn functions(x: &[f32], out: &mut [[f32; 4]]) => functions_body;
         fn parts(count: usize, from: &[f32], to: &mut [f32]) -> f32 => parts_body;
+        fn transpose(from: &[f32], to: &mut [f32], stride: usize) -> usize => transpose_body;
     }
 
     fn check(run: impl Fn(&[f32], &mut [[f32; 4]])) {
@@ -423,6 +428,34 @@ mod tests {
         check(functions);
         // SAFETY: portable vectors need no features.
         check(|x, out| unsafe { functions_body::<Portable>(x, out) });
+    }
+
+    /// # Safety
+    /// The instruction set of `V` is present, and both slices have `V::LANES` rows of `stride` numbers.
+    #[inline(always)]
+    unsafe fn transpose_body<V: Vector>(from: &[f32], to: &mut [f32], stride: usize) -> usize {
+        // SAFETY: the caller's promise.
+        unsafe { V::transpose(from.as_ptr(), stride, to.as_mut_ptr(), stride) };
+        V::LANES
+    }
+
+    #[test]
+    fn a_block_is_transposed_and_nothing_else_is_written() {
+        let stride = 19;
+        let from: Vec<f32> = (0..16 * stride).map(|i| f32::from_bits(0x7f80_0001 + i as u32)).collect();
+        let check = |run: &dyn Fn(&[f32], &mut [f32], usize) -> usize| {
+            let mut to = vec![0.5; from.len()];
+            let lanes = run(&from, &mut to, stride);
+            for (i, to) in to.iter().enumerate() {
+                let (row, column) = (i / stride, i % stride);
+                let inside = row < lanes && column < lanes;
+                let expected = if inside { from[column * stride + row] } else { 0.5 };
+                assert_eq!(to.to_bits(), expected.to_bits(), "row {row}, column {column} of {lanes} lanes");
+            }
+        };
+        check(&transpose);
+        // SAFETY: portable vectors need no features.
+        check(&|from, to, stride| unsafe { transpose_body::<Portable>(from, to, stride) });
     }
 
     #[test]

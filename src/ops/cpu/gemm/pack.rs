@@ -61,21 +61,47 @@ unsafe fn pack_rows_body<V: Vector, E: Element>(weight: &[f32], columns: usize, 
     }
 }
 
+/// A block of 16 lanes of 32 bits in as many rows, or of 8: one fp32 number or two bf16 numbers a lane.
+#[repr(align(64))]
+struct Block<E>([E; 512]);
+
 /// # Safety
 /// The instruction set of `V` is present.
 #[inline(always)]
 unsafe fn pack_columns_body<V: Vector, E: Element>(rows: &[f32], depth: usize, width: usize, out: &mut [E]) {
-    let mut numbers = [E::zeroed(); 16];
-    // A vector of each row at a time: a cache line or a half of W, a few lines of the panel.
-    for first in (0..depth).step_by(V::LANES) {
-        let count = V::LANES.min(depth - first);
-        let out = &mut out[first * width..super::depth::<E>(first + count) * width];
-        for (j, row) in rows.chunks_exact(depth).enumerate() {
-            // SAFETY: there is room for the widest vector; the rest is the caller's promise.
-            unsafe { E::store(read::<V, _>(row, first, count), numbers.as_mut_ptr()) };
-            // Beyond the last row the vector has zeros.
-            for (to, from) in out.chunks_exact_mut(E::DEPTH * width).zip(numbers.chunks_exact(E::DEPTH)) {
-                to[j * E::DEPTH..][..E::DEPTH].copy_from_slice(from);
+    let columns = rows.len() / depth;
+    // Steps of the depth in a block.
+    let steps = V::LANES * E::DEPTH;
+    let (mut block, mut turned) = (Block([E::zeroed(); 512]), Block([E::zeroed(); 512]));
+    for column in (0..columns).step_by(V::LANES) {
+        let lanes = V::LANES.min(width - column);
+        for first in (0..depth).step_by(steps) {
+            for j in 0..V::LANES {
+                for part in (0..steps).step_by(V::LANES) {
+                    let at = first + part;
+                    let count = if column + j < columns { V::LANES.min(depth.saturating_sub(at)) } else { 0 };
+                    // SAFETY: the numbers that are read lie in the row, and the block has room for the vector; the rest
+                    // is the caller's promise.
+                    unsafe {
+                        let from = rows.as_ptr().wrapping_add((column + j) * depth + at);
+                        E::store(V::load_some(from, count), block.0.as_mut_ptr().add(j * steps + part));
+                    }
+                }
+            }
+            let groups = (depth - first).min(steps).div_ceil(E::DEPTH);
+            let to = &mut out[(first / E::DEPTH * width + column) * E::DEPTH..];
+            let whole = groups == V::LANES && lanes == V::LANES;
+            let (place, stride) = if whole { (&mut *to, width) } else { (&mut turned.0[..], V::LANES) };
+            assert!(place.len() >= ((V::LANES - 1) * stride + V::LANES) * E::DEPTH);
+            // SAFETY: each block has the lanes, by the assertion so does the place; the rest is the caller's promise.
+            unsafe {
+                V::transpose(block.0.as_ptr().cast(), V::LANES, place.as_mut_ptr().cast(), stride);
+            }
+            if !whole {
+                for group in 0..groups {
+                    let from = &turned.0[group * steps..][..lanes * E::DEPTH];
+                    to[group * width * E::DEPTH..][..from.len()].copy_from_slice(from);
+                }
             }
         }
     }

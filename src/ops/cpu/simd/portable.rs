@@ -145,6 +145,20 @@ impl Vector for Portable {
         Portable(self.0.map(|v| f32::from_bits(((v as i32 + 127) << 23) as u32)))
     }
     #[inline(always)]
+    unsafe fn transpose(from: *const f32, stride: usize, to: *mut f32, to_stride: usize) {
+        // Numbers that are pairs of bf16 are not aligned as floats, and stay bits.
+        let (from, to) = (from.cast::<u32>(), to.cast::<u32>());
+        for row in 0..8 {
+            for column in 0..8 {
+                // SAFETY: the caller's promise.
+                unsafe {
+                    let number = from.wrapping_add(column * stride + row).read_unaligned();
+                    to.wrapping_add(row * to_stride + column).write_unaligned(number);
+                }
+            }
+        }
+    }
+    #[inline(always)]
     fn sum(self) -> f32 {
         let [a, b, c, d, e, f, g, h] = self.0;
         ((a + e) + (c + g)) + ((b + f) + (d + h))

@@ -53,6 +53,10 @@ macro_rules! eight_lanes {
             }
         }
         #[inline(always)]
+        unsafe fn transpose(from: *const f32, stride: usize, to: *mut f32, to_stride: usize) {
+            unsafe { transpose_256(from, stride, to, to_stride) }
+        }
+        #[inline(always)]
         unsafe fn stream(self, to: *mut f32) {
             unsafe {
                 if (to as usize).is_multiple_of(32) { _mm256_stream_ps(to, self.0) } else { self.store(to) }
@@ -223,5 +227,40 @@ unsafe fn split_256(pairs: __m256i) -> [__m256; 2] {
     unsafe {
         let second = _mm256_and_si256(pairs, _mm256_set1_epi32(0xffff_0000_u32 as i32));
         [_mm256_castsi256_ps(_mm256_slli_epi32::<16>(pairs)), _mm256_castsi256_ps(second)]
+    }
+}
+
+/// [`Vector::transpose`]: pairs of rows, then of pairs, then the halves of vectors.
+/// # Safety
+/// AVX2 is present; otherwise as for the method.
+#[inline(always)]
+unsafe fn transpose_256(from: *const f32, stride: usize, to: *mut f32, to_stride: usize) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut rows = [_mm256_setzero_ps(); 8];
+        for i in 0..8 {
+            rows[i] = _mm256_loadu_ps(from.wrapping_add(i * stride));
+        }
+        let mut pairs = rows;
+        for i in 0..4 {
+            pairs[2 * i] = _mm256_unpacklo_ps(rows[2 * i], rows[2 * i + 1]);
+            pairs[2 * i + 1] = _mm256_unpackhi_ps(rows[2 * i], rows[2 * i + 1]);
+        }
+        let pairs = pairs.map(|v| _mm256_castps_pd(v));
+        // Of four rows: each half of a vector has one column, four columns apart.
+        let mut fours = rows;
+        for i in [0, 4] {
+            for c in [0, 1] {
+                let (first, second) = (pairs[i + c], pairs[i + c + 2]);
+                fours[i + 2 * c] = _mm256_castpd_ps(_mm256_unpacklo_pd(first, second));
+                fours[i + 2 * c + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(first, second));
+            }
+        }
+        for c in 0..4 {
+            let low = _mm256_permute2f128_ps::<0x20>(fours[c], fours[c + 4]);
+            let high = _mm256_permute2f128_ps::<0x31>(fours[c], fours[c + 4]);
+            _mm256_storeu_ps(to.wrapping_add(c * to_stride), low);
+            _mm256_storeu_ps(to.wrapping_add((c + 4) * to_stride), high);
+        }
     }
 }

@@ -65,6 +65,10 @@ macro_rules! sixteen_lanes {
             unsafe { _mm512_reduce_add_ps(self.0) }
         }
         #[inline(always)]
+        unsafe fn transpose(from: *const f32, stride: usize, to: *mut f32, to_stride: usize) {
+            unsafe { transpose_512(from, stride, to, to_stride) }
+        }
+        #[inline(always)]
         unsafe fn stream(self, to: *mut f32) {
             unsafe {
                 if (to as usize).is_multiple_of(64) { _mm512_stream_ps(to, self.0) } else { self.store(to) }
@@ -290,5 +294,45 @@ unsafe fn split_512(pairs: __m512i) -> [__m512; 2] {
     unsafe {
         let second = _mm512_and_si512(pairs, _mm512_set1_epi32(0xffff_0000_u32 as i32));
         [_mm512_castsi512_ps(_mm512_slli_epi32::<16>(pairs)), _mm512_castsi512_ps(second)]
+    }
+}
+
+/// [`Vector::transpose`]: pairs of rows, then of pairs, then the quarters of vectors.
+/// # Safety
+/// AVX-512F is present; otherwise as for the method.
+#[inline(always)]
+unsafe fn transpose_512(from: *const f32, stride: usize, to: *mut f32, to_stride: usize) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut rows = [_mm512_setzero_ps(); 16];
+        for i in 0..16 {
+            rows[i] = _mm512_loadu_ps(from.wrapping_add(i * stride));
+        }
+        let mut pairs = [_mm512_setzero_pd(); 16];
+        for i in 0..8 {
+            let (first, second) = (rows[2 * i], rows[2 * i + 1]);
+            pairs[2 * i] = _mm512_castps_pd(_mm512_unpacklo_ps(first, second));
+            pairs[2 * i + 1] = _mm512_castps_pd(_mm512_unpackhi_ps(first, second));
+        }
+        // Of four rows: each quarter of a vector has one column, four columns apart.
+        let mut fours = rows;
+        for i in [0, 4, 8, 12] {
+            for c in [0, 1] {
+                let (first, second) = (pairs[i + c], pairs[i + c + 2]);
+                fours[i + 2 * c] = _mm512_castpd_ps(_mm512_unpacklo_pd(first, second));
+                fours[i + 2 * c + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(first, second));
+            }
+        }
+        for c in 0..4 {
+            // The quarters 0 and 2, and 1 and 3, of the first and of the last eight rows.
+            let even = [0, 8].map(|i| _mm512_shuffle_f32x4::<0x88>(fours[i + c], fours[i + c + 4]));
+            let odd = [0, 8].map(|i| _mm512_shuffle_f32x4::<0xdd>(fours[i + c], fours[i + c + 4]));
+            for (first, [a, b]) in [(0, even), (4, odd)] {
+                let low = _mm512_shuffle_f32x4::<0x88>(a, b);
+                let high = _mm512_shuffle_f32x4::<0xdd>(a, b);
+                _mm512_storeu_ps(to.wrapping_add((first + c) * to_stride), low);
+                _mm512_storeu_ps(to.wrapping_add((first + c + 8) * to_stride), high);
+            }
+        }
     }
 }
