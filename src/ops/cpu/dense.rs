@@ -173,23 +173,22 @@ unsafe fn weighted_rows_body<V: Vector>(product: WeightedRows, out: &mut Region)
         let width = left.min(widest * V::LANES);
         let mut row = 0;
         while row < out.rows {
-            let four = row + 4 <= out.rows;
             // SAFETY: rows and columns are below the region's, for which the lengths were checked; the rest is the
             // caller's promise.
             unsafe {
-                if four {
-                    weighted_strip::<V, 4>(product, row, column, width, out);
-                } else {
-                    weighted_strip::<V, 1>(product, row, column, width, out);
-                }
+                row += match out.rows - row {
+                    8 => weighted_strip::<V, 4>(product, row, column, width, out), // twice
+                    6.. if V::REGISTERS >= 32 => weighted_strip::<V, 6>(product, row, column, width, out),
+                    4.. => weighted_strip::<V, 4>(product, row, column, width, out),
+                    _ => weighted_strip::<V, 1>(product, row, column, width, out),
+                };
             }
-            row += if four { 4 } else { 1 };
         }
         column += width;
     }
 }
 
-/// Chooses the tile for `width` columns.
+/// Chooses the tile for `width` columns. Returns the rows.
 /// # Safety
 /// As for [`weighted_tile`].
 #[inline(always)]
@@ -199,7 +198,7 @@ unsafe fn weighted_strip<V: Vector, const R: usize>(
     column: usize,
     width: usize,
     out: &mut Region,
-) {
+) -> usize {
     let last = width - (width - 1) / V::LANES * V::LANES;
     // SAFETY: the caller's promise.
     unsafe {
@@ -212,6 +211,7 @@ unsafe fn weighted_strip<V: Vector, const R: usize>(
             _ => weighted_tile::<V, R, 1>(product, row, column, last, out),
         }
     }
+    R
 }
 
 /// `R` rows of `W` vectors, the last of which has `last` elements.

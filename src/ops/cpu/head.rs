@@ -12,9 +12,9 @@ use crate::ops::{Dense, HeadBackward, HeadForward, Labels, Loss, Mixed, Tensor};
 /// Images and classes of a task of the forward product: both blocks of rows stay in L2.
 const LOGIT_TILE: [usize; 2] = [32, 32];
 /// Classes of a task of the weight gradient.
-const WEIGHT_ROWS: usize = 16;
+const WEIGHT_ROWS: usize = 24;
 /// Images and channels of a task of the input gradient.
-const INPUT_TILE: [usize; 2] = [32, 256];
+const INPUT_TILE: [usize; 2] = [36, 256];
 /// Images of a task with little work per image.
 const GROUP: usize = 16;
 /// Elements of y of a task of the last phase of backward.
