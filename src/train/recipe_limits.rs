@@ -85,30 +85,11 @@ impl Recipe {
         self.validate_augmentation()?;
         self.validate_progressive()?;
         self.validate_mixing()?;
-        if let Some(weights) = self.class_weights.as_ref().filter(|_| self.sampling.balance) {
-            // Their mean is 1 over the images, not over balanced draws.
-            require(
-                "class-weights",
-                weights,
-                false,
-                "--balance already gives every class its part; leave one out",
-            )?;
-        }
-        let shorter = self.warmup_epochs < self.epochs;
-        require("warmup-epochs", self.warmup_epochs, shorter, "must be less than --epochs")?;
-        let within = self.classifier_epochs.is_none_or(|head| head < self.epochs);
-        require(
-            "classifier-epochs",
-            self.classifier_epochs.unwrap_or(0.0),
-            within,
-            "must be less than --epochs",
-        )?;
+        self.validate_together()?;
         let patience = self.patience.unwrap_or(1);
         require("patience", patience, patience > 0, "must be at least 1")?;
         self.validate_schedule()?;
         self.validate_optimizer()?;
-        let problem = "with --freeze-bn there are no statistics of a batch to share; leave one out";
-        require("sync-bn", self.sync_bn, !(self.sync_bn && self.freeze_bn), problem)?;
         // TOML's integers are signed.
         require("seed", self.seed, i64::try_from(self.seed).is_ok(), "must be below 2^63")?;
         if !self.batch_size.is_multiple_of(self.micro_batch) {
@@ -121,6 +102,26 @@ impl Recipe {
             Ok(_) => Ok(()),
             Err(error) => require("resolution", self.resolution, false, &error.to_string()),
         }
+    }
+
+    /// Settings that exclude each other or bound each other.
+    fn validate_together(&self) -> Result<(), RecipeError> {
+        if let Some(weights) = self.class_weights.as_ref().filter(|_| self.sampling.balance) {
+            // Their mean is 1 over the images, not over balanced draws.
+            require(
+                "class-weights",
+                weights,
+                false,
+                "--balance already gives every class its part; leave one out",
+            )?;
+        }
+        let shorter = self.warmup_epochs < self.epochs;
+        require("warmup-epochs", self.warmup_epochs, shorter, "must be less than --epochs")?;
+        let within = self.classifier_epochs.is_none_or(|head| head < self.epochs);
+        let head = self.classifier_epochs.unwrap_or(0.0);
+        require("classifier-epochs", head, within, "must be less than --epochs")?;
+        let problem = "with --freeze-bn there are no statistics of a batch to share; leave one out";
+        require("sync-bn", self.sync_bn, !(self.sync_bn && self.freeze_bn), problem)
     }
 }
 

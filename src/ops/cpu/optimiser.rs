@@ -224,44 +224,7 @@ unsafe fn sweep_body<V: Vector>(
                 Rule::AdamW { .. } => (p.neg_mul_add(decay.mul(rate), p), g),
                 _ => (p, p.mul_add(decay, g)),
             };
-            let step = match scalars.rule {
-                Rule::RmsProp { form, alpha, momentum, eps } => {
-                    let [mean_square, buffer] = &mut slots;
-                    let v = read::<V, _>(mean_square, at, count).mul(V::splat(alpha));
-                    let v = g.mul(V::splat(1.0 - alpha)).mul_add(g, v);
-                    write(mean_square, at, count, v);
-                    let old = read::<V, _>(buffer, at, count).mul(V::splat(momentum));
-                    let new = match form {
-                        RmsPropForm::PyTorch => old.add(g.div(v.sqrt().add(V::splat(eps)))),
-                        RmsPropForm::TensorFlow => old.add(g.mul(rate).div(v.add(V::splat(eps)).sqrt())),
-                    };
-                    write(buffer, at, count, new);
-                    match form {
-                        RmsPropForm::PyTorch => new.mul(rate),
-                        RmsPropForm::TensorFlow => new,
-                    }
-                }
-                Rule::Sgd { momentum, nesterov } => {
-                    let [buffer, _] = &mut slots;
-                    let new = read::<V, _>(buffer, at, count).mul_add(V::splat(momentum), g);
-                    write(buffer, at, count, new);
-                    let new = if nesterov { new.mul_add(V::splat(momentum), g) } else { new };
-                    new.mul(rate)
-                }
-                Rule::AdamW { beta1, beta2, eps } => {
-                    let [mean_square, mean] = &mut slots;
-                    let v = read::<V, _>(mean_square, at, count);
-                    let v = V::splat((1.0 - beta2) as f32).mul_add(g.mul(g).sub(v), v);
-                    write(mean_square, at, count, v);
-                    let m = read::<V, _>(mean, at, count);
-                    let m = V::splat((1.0 - beta1) as f32).mul_add(g.sub(m), m);
-                    write(mean, at, count, m);
-                    let Corrections { mean, root } = scalars.corrections;
-                    let divisor = v.sqrt().mul_add(V::splat(root), V::splat(eps));
-                    m.mul(V::splat(mean)).div(divisor).mul(rate)
-                }
-            };
-            let p = p.sub(step);
+            let p = p.sub(step::<V>(scalars, g, rate, &mut slots, at, count));
             write(parameters, at, count, p);
             if with_ema {
                 write(ema, at, count, read::<V, _>(ema, at, count).mul_add(kept, p.mul(new)));
@@ -273,6 +236,60 @@ unsafe fn sweep_body<V: Vector>(
                 let p = read::<V, _>(tail, at, count);
                 write(ema, at, count, read::<V, _>(ema, at, count).mul_add(kept, p.mul(new)));
             });
+        }
+    }
+}
+
+/// What the rule takes off a vector of parameters whose gradient is `g`, and moves its slots.
+/// # Safety
+/// The instruction set of `V` is present, and the slots of the rule have `count` elements from `at` on.
+#[inline(always)]
+unsafe fn step<V: Vector>(
+    scalars: Scalars,
+    g: V,
+    rate: V,
+    slots: &mut [&mut [f32]; MOST_SLOTS],
+    at: usize,
+    count: usize,
+) -> V {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match scalars.rule {
+            Rule::RmsProp { form, alpha, momentum, eps } => {
+                let [mean_square, buffer] = slots;
+                let v = read::<V, _>(mean_square, at, count).mul(V::splat(alpha));
+                let v = g.mul(V::splat(1.0 - alpha)).mul_add(g, v);
+                write(mean_square, at, count, v);
+                let old = read::<V, _>(buffer, at, count).mul(V::splat(momentum));
+                let new = match form {
+                    RmsPropForm::PyTorch => old.add(g.div(v.sqrt().add(V::splat(eps)))),
+                    RmsPropForm::TensorFlow => old.add(g.mul(rate).div(v.add(V::splat(eps)).sqrt())),
+                };
+                write(buffer, at, count, new);
+                match form {
+                    RmsPropForm::PyTorch => new.mul(rate),
+                    RmsPropForm::TensorFlow => new,
+                }
+            }
+            Rule::Sgd { momentum, nesterov } => {
+                let [buffer, _] = slots;
+                let new = read::<V, _>(buffer, at, count).mul_add(V::splat(momentum), g);
+                write(buffer, at, count, new);
+                let new = if nesterov { new.mul_add(V::splat(momentum), g) } else { new };
+                new.mul(rate)
+            }
+            Rule::AdamW { beta1, beta2, eps } => {
+                let [mean_square, mean] = slots;
+                let v = read::<V, _>(mean_square, at, count);
+                let v = V::splat((1.0 - beta2) as f32).mul_add(g.mul(g).sub(v), v);
+                write(mean_square, at, count, v);
+                let m = read::<V, _>(mean, at, count);
+                let m = V::splat((1.0 - beta1) as f32).mul_add(g.sub(m), m);
+                write(mean, at, count, m);
+                let Corrections { mean, root } = scalars.corrections;
+                let divisor = v.sqrt().mul_add(V::splat(root), V::splat(eps));
+                m.mul(V::splat(mean)).div(divisor).mul(rate)
+            }
         }
     }
 }
