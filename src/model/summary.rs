@@ -3,7 +3,7 @@
 //! Parameters come from the parameter table by name, so the sum of the rows shows that rows and table list the same
 //! tensors. A multiply-add is one weight applied to one value; batch norms, activations, pooling and the gate's product
 //! count none. Activation bytes are what a training step keeps of one image for its backward pass in fp32: raw
-//! convolution outputs, the outputs of the blocks, and the short vectors of squeeze-excite and head.
+//! convolution outputs, the outputs of the blocks, and the short vectors of squeeze-excite and head. Frozen layers keep none.
 
 use std::fmt::Write;
 
@@ -19,16 +19,17 @@ struct Row {
     kernel: String,
     input: String,
     output: String,
-    /// Trainable elements.
+    /// Weights and biases, with those of batch norm.
     parameters: usize,
     multiply_adds: usize,
     /// Values kept per image.
     kept: usize,
+    frozen: bool,
 }
 
-/// The table as text with aligned columns, ending in the totals.
-pub fn summary(net: &Architecture, params: &ParamTable) -> String {
-    let rows = rows(net, params);
+/// The table as text with aligned columns, ending in the totals. `frozen` is the last frozen layer or stage.
+pub fn summary(net: &Architecture, params: &ParamTable, frozen: Option<&str>) -> String {
+    let rows = rows(net, params, frozen);
     let total = |of: fn(&Row) -> usize| rows.iter().map(of).sum::<usize>();
     let header = ["layer", "kernel", "input", "output", "parameters", "multiply-adds", "activations"];
     let mut lines = vec![header.map(String::from)];
@@ -40,7 +41,7 @@ pub fn summary(net: &Architecture, params: &ParamTable) -> String {
             row.output.clone(),
             thousands(row.parameters),
             millions(row.multiply_adds),
-            bytes(row.kept * 4),
+            if row.frozen { "frozen".into() } else { bytes(row.kept * 4) },
         ]
     }));
     lines.push([
@@ -64,18 +65,24 @@ pub fn summary(net: &Architecture, params: &ParamTable) -> String {
     text += &align(&lines);
     // Writing to a string does not fail.
     let _ = writeln!(text, "\nand {} running statistics, which are not trained", thousands(running));
+    if frozen.is_some() {
+        let still = frozen_parameters(&rows);
+        let trained = thousands(params.trainable() - still);
+        let _ = writeln!(text, "{} parameters are frozen, {trained} are trained", thousands(still));
+    }
     text
 }
 
 /// The same as one JSON object: the layers and the totals, with numbers in place of rounded text.
-pub fn json(net: &Architecture, params: &ParamTable) -> Value {
-    let rows = rows(net, params);
+pub fn json(net: &Architecture, params: &ParamTable, frozen: Option<&str>) -> Value {
+    let rows = rows(net, params, frozen);
     let total = |of: fn(&Row) -> usize| rows.iter().map(of).sum::<usize>();
     let layers: Vec<Value> = (rows.iter())
         .map(|row| {
             json!({
                 "layer": row.name, "kernel": row.kernel, "input": row.input, "output": row.output,
                 "parameters": row.parameters, "multiply_adds": row.multiply_adds, "activation_bytes": row.kept * 4,
+                "frozen": row.frozen,
             })
         })
         .collect();
@@ -83,10 +90,26 @@ pub fn json(net: &Architecture, params: &ParamTable) -> Value {
         "model": net.variant.name(), "resolution": net.resolution, "classes": net.classes, "layers": layers,
         "parameters": total(|row| row.parameters), "multiply_adds": total(|row| row.multiply_adds),
         "activation_bytes": total(|row| row.kept) * 4, "running_statistics": params.total() - params.trainable(),
+        "frozen_parameters": frozen_parameters(&rows),
     })
 }
 
-fn rows(net: &Architecture, params: &ParamTable) -> Vec<Row> {
+fn frozen_parameters(rows: &[Row]) -> usize {
+    rows.iter().filter(|row| row.frozen).map(|row| row.parameters).sum()
+}
+
+/// All layers, of which those up to `frozen` are.
+fn rows(net: &Architecture, params: &ParamTable, frozen: Option<&str>) -> Vec<Row> {
+    let mut rows = layers(net, params);
+    let of = |frozen: &str, row: &Row| row.name == frozen || row.name.starts_with(&format!("{frozen}."));
+    let last = frozen.and_then(|frozen| rows.iter().rposition(|row| of(frozen, row)));
+    for row in rows.iter_mut().take(last.map_or(0, |last| last + 1)) {
+        (row.frozen, row.kept) = (true, 0);
+    }
+    rows
+}
+
+fn layers(net: &Architecture, params: &ParamTable) -> Vec<Row> {
     let stem = Row {
         name: "conv_stem".into(),
         kernel: kernel(net.stem.kernel, net.stem.stride),
@@ -95,6 +118,7 @@ fn rows(net: &Architecture, params: &ParamTable) -> Vec<Row> {
         parameters: parameters(params, &["conv_stem", "bn1"]),
         multiply_adds: net.stem.output_pixels() * net.stem_channels * 27,
         kept: net.stem.output_pixels() * net.stem_channels,
+        frozen: false,
     };
     let (side, narrow, wide) = (net.final_side(), net.final_channels(), net.head_channels);
     let head = Row {
@@ -105,6 +129,7 @@ fn rows(net: &Architecture, params: &ParamTable) -> Vec<Row> {
         parameters: parameters(params, &["conv_head", "bn2"]),
         multiply_adds: side * side * narrow * wide,
         kept: side * side * wide,
+        frozen: false,
     };
     let classifier = Row {
         name: "classifier".into(),
@@ -114,6 +139,7 @@ fn rows(net: &Architecture, params: &ParamTable) -> Vec<Row> {
         parameters: parameters(params, &["classifier"]),
         multiply_adds: wide * net.classes,
         kept: wide + net.classes,
+        frozen: false,
     };
     let blocks = net.blocks.iter().flat_map(|block| block_rows(block, params));
     std::iter::once(stem).chain(blocks).chain([head, classifier]).collect()
@@ -140,6 +166,7 @@ fn block_rows(block: &Block, params: &ParamTable) -> Vec<Row> {
             parameters: own(&["conv_pw", "bn1"]),
             multiply_adds: values * block.input,
             kept: values,
+            frozen: false,
         }
     });
     let depthwise = Row {
@@ -150,6 +177,7 @@ fn block_rows(block: &Block, params: &ParamTable) -> Vec<Row> {
         parameters: own(&["conv_dw", first]),
         multiply_adds: pixels * wide * block.window.kernel * block.window.kernel,
         kept: pixels * wide,
+        frozen: false,
     };
     let squeeze_excite = Row {
         name: format!("{} squeeze-excite", block.name),
@@ -159,6 +187,7 @@ fn block_rows(block: &Block, params: &ParamTable) -> Vec<Row> {
         parameters: own(&["se.conv_reduce", "se.conv_expand"]),
         multiply_adds: 2 * wide * block.squeeze,
         kept: 2 * wide + block.squeeze,
+        frozen: false,
     };
     let project = Row {
         name: format!("{} project{}", block.name, if block.residual() { " + input" } else { "" }),
@@ -169,6 +198,7 @@ fn block_rows(block: &Block, params: &ParamTable) -> Vec<Row> {
         multiply_adds: pixels * wide * block.output,
         // The raw output and, normalised, the block's.
         kept: 2 * pixels * block.output,
+        frozen: false,
     };
     expand.into_iter().chain([depthwise, squeeze_excite, project]).collect()
 }
@@ -255,7 +285,7 @@ mod tests {
     fn summary_has_every_parameter_in_one_row() {
         for variant in Variant::ALL {
             let (net, params) = model(variant, 1000, variant.scaling().resolution);
-            let sum: usize = rows(&net, &params).iter().map(|row| row.parameters).sum();
+            let sum: usize = rows(&net, &params, None).iter().map(|row| row.parameters).sum();
             assert_eq!(sum, params.trainable(), "{variant}");
             assert_eq!(sum, variant.scaling().parameters, "{variant}");
         }
@@ -267,7 +297,7 @@ mod tests {
         let published = [(Variant::B0, 385e6, 405e6), (Variant::B4, 4.1e9, 4.5e9), (Variant::B7, 36e9, 39e9)];
         for (variant, low, high) in published {
             let (net, params) = model(variant, 1000, variant.scaling().resolution);
-            let sum = rows(&net, &params).iter().map(|row| row.multiply_adds).sum::<usize>() as f64;
+            let sum = rows(&net, &params, None).iter().map(|row| row.multiply_adds).sum::<usize>() as f64;
             assert!((low..=high).contains(&sum), "{variant}: {sum}");
         }
     }
@@ -275,7 +305,7 @@ mod tests {
     #[test]
     fn summary_is_aligned_and_ends_with_the_totals() {
         let (net, params) = model(Variant::B0, 1000, 224);
-        let text = summary(&net, &params);
+        let text = summary(&net, &params, None);
         let figures = |line: &str| line.split_whitespace().map(String::from).collect::<Vec<_>>();
         let line = |start: &str| text.lines().find(|line| line.starts_with(start)).unwrap();
         assert_eq!(

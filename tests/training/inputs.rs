@@ -236,6 +236,32 @@ fn summary_as_json_has_the_table_s_numbers() {
         assert_eq!(table[key].as_u64(), Some(sum(key)), "{key}");
     }
     assert_eq!(layers[0]["output"], "112x112x32");
+    assert_eq!(table["frozen_parameters"], 0);
+}
+
+/// What a frozen stage and all before it leaves to be trained, and that it keeps nothing for the backward pass.
+#[test]
+fn summary_says_what_is_frozen() {
+    let dir = tempfile::tempdir().unwrap();
+    let whole = train(dir.path(), "--summary --json --model b0").good().json();
+    let of_head = |layers: &[serde_json::Value]| {
+        let own = layers
+            .iter()
+            .filter(|layer| ["conv_head", "classifier"].contains(&layer["layer"].as_str().unwrap()));
+        own.map(|layer| layer["parameters"].as_u64().unwrap()).sum::<u64>()
+    };
+    let trained = of_head(whole["layers"].as_array().unwrap());
+    assert_eq!(trained, 412_160 + 1_281_000);
+    let table = train(dir.path(), "--summary --json --model b0 --freeze blocks.6").good().json();
+    assert_eq!(table["frozen_parameters"].as_u64(), Some(5_288_548 - trained));
+    for layer in table["layers"].as_array().unwrap() {
+        let name = layer["layer"].as_str().unwrap();
+        let frozen = !["conv_head", "classifier"].contains(&name);
+        assert_eq!(layer["frozen"], frozen, "{name}");
+        assert_eq!(layer["activation_bytes"] == 0, frozen, "{name}");
+    }
+    let text = train(dir.path(), "--summary --model b0 --freeze conv_stem").good();
+    assert!(text.out.contains("928 parameters are frozen, 5,287,620 are trained"), "{}", text.out);
 }
 
 /// A configuration file can hold only text, so such a path is refused.

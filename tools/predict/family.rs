@@ -63,7 +63,7 @@ pub fn tables(precision: Precision) -> Result<(String, Value)> {
 fn row(model: Variant, plans: &[[(MemoryPlan, f64); 2]]) -> Result<String> {
     let recipe = Recipe::reference(model, 1);
     let net = recipe.architecture(CLASSES).map_err(wrong)?;
-    let facts = summary::json(&net, &ParamTable::new(&net));
+    let facts = summary::json(&net, &ParamTable::new(&net), None);
     let number = |name: &str| facts[name].as_f64().unwrap_or(f64::NAN);
     let largest = &plans[plans.len() - 1];
     let kept = |plan: &MemoryPlan| plan.saved as f64 / plan.micro_batch as f64 / 1e6;

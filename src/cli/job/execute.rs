@@ -91,10 +91,11 @@ impl Job {
             Action::Summary => {
                 let arch = self.recipe.architecture(self.classes()?)?;
                 let table = ParamTable::new(&arch);
+                let frozen = self.recipe.freeze.map(|freeze| freeze.to_string());
                 if self.json {
-                    writeln!(io::stdout(), "{}", summary::json(&arch, &table))?;
+                    writeln!(io::stdout(), "{}", summary::json(&arch, &table, frozen.as_deref()))?;
                 } else {
-                    write!(io::stdout(), "{}", summary::summary(&arch, &table))?;
+                    write!(io::stdout(), "{}", summary::summary(&arch, &table, frozen.as_deref()))?;
                 }
             }
             Action::DryRun => self.print_memory_plan()?,
