@@ -131,7 +131,7 @@ fn inference(
 }
 
 /// The shapes of the other passes; few rows; widths that fill no vector; maps of several tiles whose images are longer than
-/// a tile.
+/// a tile; maps so large that the gate goes into the weight.
 fn inference_cases() -> Vec<Case> {
     let more = [
         (1, 1, 24, 8),
@@ -142,6 +142,10 @@ fn inference_cases() -> Vec<Case> {
         (2, 7, 27, 17),
         (1, 49, 1152, 320),
         (40, 1, 32, 16),
+        (2, 300, 24, 16),
+        (1, 700, 40, 40),
+        (3, 260, 13, 3),
+        (2, 1100, 144, 24),
     ];
     let mut cases = Vec::new();
     for (images, pixels, inputs, outputs) in SHAPES.into_iter().chain(more) {

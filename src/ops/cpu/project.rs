@@ -5,7 +5,10 @@
 //! it has the products of all wide channels, and is stored with its statistics.
 
 mod backward;
+mod folded;
 mod inference;
+
+use std::ops::Range;
 
 use bytemuck::cast_slice_mut;
 
@@ -31,18 +34,20 @@ impl OnCpu for ProjectForward {
         let groups = forward_groups(self.images * self.pixels);
         let packed = floats_of::<E>(gemm::depth::<E>(self.inputs) * padded(self.outputs));
         let lengths = [packed, statistics_floats(groups, self.outputs)];
-        let per_thread = workspace_floats(&[floats_of::<E>(TILE * CHUNK), TILE * padded(self.outputs)]);
-        WorkspaceFloats { shared: workspace_floats(&lengths), per_thread }
+        WorkspaceFloats {
+            shared: workspace_floats(&lengths),
+            per_thread: InChunks::<E>::scratch(self.outputs),
+        }
     }
 
     unsafe fn run<E: Element>(&self, cx: &Context) {
-        let (depth, whole) = (self.inputs, gemm::depth::<E>(self.inputs));
+        let depth = self.inputs;
         let panels = Panels::narrow(self.outputs);
         let rows = self.images * self.pixels;
         let groups = forward_groups(rows);
         // SAFETY: the caller's promise, and the pass takes each of them once.
         let ([packed, partials], y, norm) = unsafe {
-            let packed = floats_of::<E>(whole * panels.padded());
+            let packed = floats_of::<E>(gemm::depth::<E>(depth) * panels.padded());
             let lengths = [packed, statistics_floats(groups, self.outputs)];
             (
                 cx.workspace(lengths),
@@ -60,40 +65,22 @@ impl OnCpu for ProjectForward {
             channels: depth,
         };
         let sums = Shared::new(&mut *partials);
-        let stride = panels.padded();
+        let product = InChunks { depth, panels, packed };
+        let form = |block: RowBlock, a: &mut [E]| activate(input, block, a, CHUNK);
         cx.parallel(groups, |group, scratch| {
-            let (a, out) = scratch.split_at_mut(floats_of::<E>(TILE * CHUNK));
-            let a: &mut [E] = cast_slice_mut(a);
             let own = part_of(rows, groups, group);
             for tile in tiles(own.clone()) {
                 // The next tile's x is loaded while this tile's products run.
                 let next = after(&tile, &own);
                 let mut ahead = Ahead::new(input.x, next.start * depth..next.end * depth);
-                for first in (0..depth).step_by(CHUNK) {
-                    let columns = CHUNK.min(depth - first);
-                    activate(input, RowBlock::new(&tile, first..first + columns, depth), a, CHUNK);
-                    for panel in panels.iter() {
-                        let start = panel.first * whole + first * panel.width;
-                        let steps = gemm::depth::<E>(columns);
-                        gemm::multiply(Product {
-                            rows: tile.len(),
-                            depth: columns,
-                            width: panel.width,
-                            a: (&*a, CHUNK),
-                            b: (&packed[start..start + steps * panel.width], panel.width),
-                            c: (&mut out[panel.first..], stride),
-                            add: first > 0,
-                            ahead: &mut ahead,
-                        });
-                    }
-                }
+                let out = product.tile(&tile, scratch, &mut ahead, form);
                 let start = group * statistics_floats(1, self.outputs);
                 let first = tile.start == own.start;
                 let statistics = norm.is_some().then_some(RowStatistics { partials: sums, start, first });
                 for panel in panels.iter() {
                     let block = RowBlock::of(&tile, panel, self.outputs);
                     // SAFETY: each task has its own rows.
-                    unsafe { store(&out[panel.first..], stride, block, y, statistics) };
+                    unsafe { store(&out[panel.first..], panels.padded(), block, y, statistics) };
                 }
             }
             fence();
@@ -101,6 +88,54 @@ impl OnCpu for ProjectForward {
         if let Some(norm) = norm {
             norm.finish(cx, partials, |group| part_of(rows, groups, group).len());
         }
+    }
+}
+
+/// A product of tiles of rows whose A is formed [`CHUNK`] columns at a time.
+struct InChunks<'a, E> {
+    depth: usize,
+    panels: Panels,
+    packed: &'a [E],
+}
+
+impl<E: Element> InChunks<'_, E> {
+    /// Floats of scratch memory.
+    fn scratch(outputs: usize) -> usize {
+        workspace_floats(&[floats_of::<E>(TILE * CHUNK), TILE * padded(outputs)])
+    }
+
+    /// The product of a tile, in scratch memory: rows of whole panels. `form` writes a block of A to rows that are `CHUNK`
+    /// apart. While the products run, what lies `ahead` is loaded.
+    #[inline(always)]
+    fn tile<'s>(
+        &self,
+        tile: &Range<usize>,
+        scratch: &'s mut [f32],
+        ahead: &mut Ahead,
+        form: impl Fn(RowBlock, &mut [E]),
+    ) -> &'s mut [f32] {
+        let InChunks { depth, panels, packed } = *self;
+        let (a, out) = scratch.split_at_mut(floats_of::<E>(TILE * CHUNK));
+        let a: &mut [E] = cast_slice_mut(a);
+        for first in (0..depth).step_by(CHUNK) {
+            let columns = CHUNK.min(depth - first);
+            form(RowBlock::new(tile, first..first + columns, depth), a);
+            for panel in panels.iter() {
+                let start = panel.first * gemm::depth::<E>(depth) + first * panel.width;
+                let steps = gemm::depth::<E>(columns);
+                gemm::multiply(Product {
+                    rows: tile.len(),
+                    depth: columns,
+                    width: panel.width,
+                    a: (&*a, CHUNK),
+                    b: (&packed[start..start + steps * panel.width], panel.width),
+                    c: (&mut out[panel.first..], panels.padded()),
+                    add: first > 0,
+                    ahead,
+                });
+            }
+        }
+        out
     }
 }
 

@@ -256,15 +256,20 @@ unsafe fn block<V: Vector, E: Element, const B: usize>(
                 if c >= shape.channels {
                     break;
                 }
+                for (j, sums) in sums.iter().enumerate() {
+                    let to = y.as_mut_ptr().add((column + j) * shape.channels + c);
+                    E::store_some(sums[half], to, V::LANES.min(shape.channels - c), streams);
+                }
+                if job.statistics.is_none() {
+                    continue;
+                }
                 let to = statistics.as_mut_ptr().add(c);
                 if first {
                     E::rounded(sums[0][half]).store(to);
                 }
                 let shift = V::load(to);
                 let (mut sum, mut square) = (V::zero(), V::zero());
-                for (j, sums) in sums.iter().enumerate() {
-                    let to = y.as_mut_ptr().add((column + j) * shape.channels + c);
-                    E::store_some(sums[half], to, V::LANES.min(shape.channels - c), streams);
+                for sums in &sums {
                     // Of the number as stored: it is what the statistics are applied to.
                     let d = E::rounded(sums[half]).sub(shift);
                     sum = sum.add(d);

@@ -26,10 +26,21 @@ pub enum Form {
     Slices(usize),
 }
 
-/// What is kept, by the weight's offset, whether it is the average, and its form.
+/// What is kept.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct Key {
+    /// The parameter's, and whether its moving average is meant.
+    offset: usize,
+    average: bool,
+    /// Of a packed number.
+    bytes: usize,
+    form: Form,
+}
+
+/// All that is kept.
 #[derive(Default)]
 pub struct PackedWeights {
-    weights: Mutex<HashMap<(usize, bool, Form), Arc<Memory>>>,
+    weights: Mutex<HashMap<Key, Arc<Memory>>>,
     /// Whether passes keep what they pack.
     keeps: bool,
 }
@@ -75,16 +86,17 @@ impl<'a, E: Element> Packed<'a, E> {
             pack(workspace);
             return Packed::Own(workspace);
         }
-        let (place, elements) = ((param.offset, cx.ema_weights, form), workspace.len());
+        let key = Key { offset: param.offset, average: cx.ema_weights, bytes: size_of::<E>(), form };
+        let elements = workspace.len();
         let kept = |weights: &Mutex<HashMap<_, Arc<Memory>>>| {
-            weights.lock().unwrap_or_else(PoisonError::into_inner).get(&place).cloned()
+            weights.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned()
         };
         let memory = kept(&cx.packed.weights).unwrap_or_else(|| {
-            let memory = Arc::new(Memory::new(elements * size_of::<E>()));
+            let memory = Arc::new(Memory::new(size_of_val(workspace)));
             // SAFETY: nobody else knows this memory yet.
             pack(unsafe { memory.elements_mut::<E>(0, elements) });
             let mut weights = cx.packed.weights.lock().unwrap_or_else(PoisonError::into_inner);
-            weights.insert(place, memory.clone());
+            weights.insert(key, memory.clone());
             memory
         });
         Packed::Shared(memory, elements)

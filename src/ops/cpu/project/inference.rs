@@ -3,14 +3,13 @@
 //! The block's input is activated, so A costs one multiplication an element. A tile's product is complete in the
 //! first-level cache when batch norm and shortcut are added, and the block's output is all that is stored.
 
-use bytemuck::cast_slice_mut;
-
-use super::CHUNK;
+use super::folded::{self, Folded, folds};
+use super::{CHUNK, InChunks};
 use crate::ops::ProjectInference;
 use crate::ops::cpu::context::{Context, OnCpu, WorkspaceFloats, part_of, workspace_floats};
 use crate::ops::cpu::expand::{GROUPS, TASKS};
 use crate::ops::cpu::gemm::rows::{RowBlock, TILE, after, floats_of, streams, tiles};
-use crate::ops::cpu::gemm::{self, Ahead, Packed, Panels, Product, padded};
+use crate::ops::cpu::gemm::{self, Ahead, Packed, Panels, padded};
 use crate::ops::cpu::memory::Shared;
 use crate::ops::cpu::simd::{Element, Vector, dispatch, fence};
 use crate::ops::cpu::sweep::{each_vector, read};
@@ -23,38 +22,39 @@ fn groups(rows: usize) -> usize {
 
 impl OnCpu for ProjectInference {
     fn workspace<E: Element>(&self) -> WorkspaceFloats {
-        let packed = floats_of::<E>(gemm::depth::<E>(self.inputs) * padded(self.outputs));
-        let per_thread = workspace_floats(&[floats_of::<E>(TILE * CHUNK), TILE * padded(self.outputs)]);
-        WorkspaceFloats { shared: workspace_floats(&[packed]), per_thread }
+        let per_thread = match folds::<E>(self) {
+            true => folded::scratch::<E>(self),
+            false => InChunks::<E>::scratch(self.outputs),
+        };
+        WorkspaceFloats { shared: workspace_floats(&[packed_floats::<E>(self)]), per_thread }
     }
 
     unsafe fn run<E: Element>(&self, cx: &Context) {
-        let whole = gemm::depth::<E>(self.inputs);
         let panels = Panels::narrow(self.outputs);
-        let rows = self.images * self.pixels;
         // SAFETY: the caller's promise, and the pass takes each of them once.
         let ([packed], out) = unsafe {
-            let packed = cx.workspace([floats_of::<E>(whole * panels.padded())]);
-            (packed, Shared::new(cx.write_activation::<E>(self.out)))
+            (cx.workspace([packed_floats::<E>(self)]), Shared::new(cx.write_activation::<E>(self.out)))
         };
-        let packed = Packed::transposed(cx, self.weight, panels, packed);
         let coefficients = cx.read(self.bn.coefficients);
-        let job = Job {
-            input: Input {
-                a: cx.activation::<E>(self.a),
-                gate: cx.read(self.gate),
-                pixels: self.pixels,
-                channels: self.inputs,
-            },
-            panels,
-            packed: packed.numbers(),
-            finish: Finish {
-                scale: &coefficients[2 * self.outputs..3 * self.outputs],
-                shift: &coefficients[3 * self.outputs..4 * self.outputs],
-                shortcut: self.shortcut.map(|shortcut| cx.activation::<E>(shortcut)),
-                out,
-            },
+        let finish = Finish {
+            scale: &coefficients[2 * self.outputs..3 * self.outputs],
+            shift: &coefficients[3 * self.outputs..4 * self.outputs],
+            shortcut: self.shortcut.map(|shortcut| cx.activation::<E>(shortcut)),
+            out,
         };
+        let (a, gate) = (cx.activation::<E>(self.a), cx.read(self.gate));
+        let (inputs, pixels) = (self.inputs, self.pixels);
+        if folds::<E>(self) {
+            let packed = Packed::<f32>::transposed(cx, self.weight, panels, packed);
+            return Folded { a, gate, inputs, pixels, panels, packed: packed.numbers(), finish }.run(cx);
+        }
+        let packed = Packed::transposed(cx, self.weight, panels, packed);
+        let job = Job {
+            input: Input { a, gate, pixels, channels: inputs },
+            product: InChunks { depth: inputs, panels, packed: packed.numbers() },
+            finish,
+        };
+        let rows = self.images * pixels;
         let groups = groups(rows);
         cx.parallel(groups, |group, scratch| {
             let own = part_of(rows, groups, group);
@@ -67,43 +67,32 @@ impl OnCpu for ProjectInference {
     }
 }
 
+/// Floats of the packed weight.
+fn packed_floats<E: Element>(pass: &ProjectInference) -> usize {
+    match folds::<E>(pass) {
+        true => pass.inputs * padded(pass.outputs),
+        false => floats_of::<E>(gemm::depth::<E>(pass.inputs) * padded(pass.outputs)),
+    }
+}
+
 /// What all tasks of the pass share.
 struct Job<'a, E> {
     input: Input<'a, E>,
-    panels: Panels,
-    packed: &'a [E],
+    product: InChunks<'a, E>,
     finish: Finish<'a, E>,
 }
 
 impl<E: Element> Job<'_, E> {
     /// The rows of a tile, from the input to the block's output.
     fn tile(&self, tile: std::ops::Range<usize>, next: std::ops::Range<usize>, scratch: &mut [f32]) {
-        let (depth, whole) = (self.input.channels, gemm::depth::<E>(self.input.channels));
-        let stride = self.panels.padded();
-        let (a, out) = scratch.split_at_mut(floats_of::<E>(TILE * CHUNK));
-        let a: &mut [E] = cast_slice_mut(a);
-        let mut ahead = Ahead::new(self.input.a, next.start * depth..next.end * depth);
-        for first in (0..depth).step_by(CHUNK) {
-            let columns = CHUNK.min(depth - first);
-            gated(self.input, RowBlock::new(&tile, first..first + columns, depth), a, CHUNK);
-            for panel in self.panels.iter() {
-                let start = panel.first * whole + first * panel.width;
-                let steps = gemm::depth::<E>(columns);
-                gemm::multiply(Product {
-                    rows: tile.len(),
-                    depth: columns,
-                    width: panel.width,
-                    a: (&*a, CHUNK),
-                    b: (&self.packed[start..start + steps * panel.width], panel.width),
-                    c: (&mut out[panel.first..], stride),
-                    add: first > 0,
-                    ahead: &mut ahead,
-                });
-            }
-        }
-        let outputs = self.finish.scale.len();
+        let Job { input, product, .. } = self;
+        let mut ahead = Ahead::new(input.a, next.start * input.channels..next.end * input.channels);
+        let out = product.tile(&tile, scratch, &mut ahead, |block, a| gated(*input, block, a, CHUNK));
+        let outputs = self.finish.outputs();
         // SAFETY: each task has its own rows.
-        unsafe { finish(out, stride, RowBlock::new(&tile, 0..outputs, outputs), &self.finish) };
+        unsafe {
+            finish(out, product.panels.padded(), RowBlock::new(&tile, 0..outputs, outputs), &self.finish)
+        };
     }
 }
 
@@ -118,11 +107,17 @@ struct Input<'a, E> {
 }
 
 /// What a product becomes: scale·y + shift (+ shortcut).
-struct Finish<'a, E> {
+pub struct Finish<'a, E> {
     scale: &'a [f32],
     shift: &'a [f32],
     shortcut: Option<&'a [E]>,
     out: Shared<'a, E>,
+}
+
+impl<E> Finish<'_, E> {
+    pub fn outputs(&self) -> usize {
+        self.scale.len()
+    }
 }
 
 dispatch! {
@@ -132,7 +127,7 @@ dispatch! {
     /// Whole rows of the product, `stride` apart, to their places in the output.
     /// # Safety
     /// These rows of the output belong to the calling task.
-    unsafe fn finish<E>(from: &[f32], stride: usize, block: RowBlock, job: &Finish<'_, E>) => finish_body;
+    pub unsafe fn finish<E>(from: &[f32], stride: usize, block: RowBlock, job: &Finish<'_, E>) => finish_body;
 }
 
 /// # Safety
@@ -171,30 +166,54 @@ unsafe fn finish_body<V: Vector, E: Element>(from: &[f32], stride: usize, block:
     let channels = block.channels;
     block.check(job.out.len());
     assert!(job.shortcut.is_none_or(|shortcut| shortcut.len() == job.out.len()));
-    let streams = streams::<E>(job.out.len());
-    for row in 0..block.rows {
-        let range = block.range(row);
-        let y = &from[row * stride..][..channels];
-        // SAFETY: the caller's promise, and the row lies within the output by the check above.
+    let padded = channels.next_multiple_of(V::LANES);
+    assert!(block.rows == 0 || (block.rows - 1) * stride + padded <= from.len());
+    // A few vectors of all rows: their coefficients stay in registers.
+    for first in (0..channels).step_by(4 * V::LANES) {
+        // SAFETY: the checks above; the rest is the caller's promise.
         unsafe {
-            let out = job.out.part(range.clone()).as_mut_ptr();
-            match job.shortcut {
-                Some(shortcut) => {
-                    let shortcut = &shortcut[range];
-                    each_vector!(V, channels, |at, count| {
-                        let z = read::<V, _>(y, at, count)
-                            .mul_add(read(job.scale, at, count), read(job.shift, at, count));
-                        let z = z.add(read(shortcut, at, count));
-                        E::store_some(z, out.add(at), count, streams);
-                    });
+            match (channels - first).div_ceil(V::LANES) {
+                1 => finish_vectors::<V, E, 1>(from, stride, block, first, job),
+                2 => finish_vectors::<V, E, 2>(from, stride, block, first, job),
+                3 => finish_vectors::<V, E, 3>(from, stride, block, first, job),
+                _ => finish_vectors::<V, E, 4>(from, stride, block, first, job),
+            }
+        }
+    }
+}
+
+/// The `W` vectors of each row from column `first` on.
+/// # Safety
+/// As for [`finish`]; the columns are below the block's, the last vector's may end before it.
+#[inline(always)]
+unsafe fn finish_vectors<V: Vector, E: Element, const W: usize>(
+    from: &[f32],
+    stride: usize,
+    block: RowBlock,
+    first: usize,
+    job: &Finish<E>,
+) {
+    let streams = streams::<E>(job.out.len());
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut lanes = [V::LANES; W];
+        lanes[W - 1] = V::LANES.min(block.channels - first - (W - 1) * V::LANES);
+        let (mut scale, mut shift) = ([V::zero(); W], [V::zero(); W]);
+        for j in 0..W {
+            scale[j] = read(job.scale, first + j * V::LANES, lanes[j]);
+            shift[j] = read(job.shift, first + j * V::LANES, lanes[j]);
+        }
+        for row in 0..block.rows {
+            let at = block.range(row).start + first;
+            let columns = at..at + (W - 1) * V::LANES + lanes[W - 1];
+            let shortcut = job.shortcut.map(|shortcut| shortcut.as_ptr().add(at));
+            let (y, out) = (from.as_ptr().add(row * stride + first), job.out.part(columns).as_mut_ptr());
+            for j in 0..W {
+                let mut z = V::load(y.add(j * V::LANES)).mul_add(scale[j], shift[j]);
+                if let Some(shortcut) = shortcut {
+                    z = z.add(E::load_some(shortcut.add(j * V::LANES), lanes[j]));
                 }
-                None => {
-                    each_vector!(V, channels, |at, count| {
-                        let z = read::<V, _>(y, at, count)
-                            .mul_add(read(job.scale, at, count), read(job.shift, at, count));
-                        E::store_some(z, out.add(at), count, streams);
-                    });
-                }
+                E::store_some(z, out.add(j * V::LANES), lanes[j], streams);
             }
         }
     }
