@@ -3,7 +3,8 @@
 //! Parameters come from the parameter table by name, so the sum of the rows shows that rows and table list the same
 //! tensors. A multiply-add is one weight applied to one value; batch norms, activations, pooling and the gate's product
 //! count none. Activation bytes are what a training step keeps of one image for its backward pass in fp32: raw
-//! convolution outputs, the outputs of the blocks, and the short vectors of squeeze-excite and head. Frozen layers keep none.
+//! convolution outputs, the outputs of the blocks, and the short vectors of squeeze-excite and head. Frozen layers keep
+//! nothing, but for the output of the last one, which the first trained one reads.
 
 use std::fmt::Write;
 
@@ -35,13 +36,13 @@ pub fn summary(net: &Architecture, params: &ParamTable, frozen: Option<&str>) ->
     let mut lines = vec![header.map(String::from)];
     lines.extend(rows.iter().map(|row| {
         [
-            row.name.clone(),
+            if row.frozen { format!("{} (frozen)", row.name) } else { row.name.clone() },
             row.kernel.clone(),
             row.input.clone(),
             row.output.clone(),
             thousands(row.parameters),
             millions(row.multiply_adds),
-            if row.frozen { "frozen".into() } else { bytes(row.kept * 4) },
+            bytes(row.kept * 4),
         ]
     }));
     lines.push([
@@ -103,8 +104,16 @@ fn rows(net: &Architecture, params: &ParamTable, frozen: Option<&str>) -> Vec<Ro
     let mut rows = layers(net, params);
     let of = |frozen: &str, row: &Row| row.name == frozen || row.name.starts_with(&format!("{frozen}."));
     let last = frozen.and_then(|frozen| rows.iter().rposition(|row| of(frozen, row)));
-    for row in rows.iter_mut().take(last.map_or(0, |last| last + 1)) {
-        (row.frozen, row.kept) = (true, 0);
+    for (number, row) in rows.iter_mut().enumerate().take(last.map_or(0, |last| last + 1)) {
+        row.frozen = true;
+        row.kept = match row.name.as_str() {
+            "conv_stem" if last == Some(number) => row.kept,
+            // The head hands pooled features on, which are the classifier's.
+            "conv_head" => 0,
+            // Of a projection's two tensors, the block's output.
+            _ if last == Some(number) => row.kept / 2,
+            _ => 0,
+        };
     }
     rows
 }
