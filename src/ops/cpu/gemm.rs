@@ -177,8 +177,7 @@ dispatch! {
     /// Adds numbers `start..` of every `size` numbers to the sums, in order.
     fn add_rows(from: &[f32], start: usize, size: usize, sums: &mut [f32]) => add_rows_body;
 
-    /// Adds a block of sums, transposed, to rows of a matrix: `rows` numbers to each of the `columns` rows, which are
-    /// `stride` apart from `start` on. The block is zero beyond.
+    /// Adds the transpose of a block [rows, columns] to a matrix whose rows are `stride` apart, from element `start` on.
     /// # Safety
     /// These elements belong to the calling task.
     unsafe fn add_transposed(

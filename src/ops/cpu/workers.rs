@@ -2,8 +2,8 @@
 //!
 //! A step has some hundred passes, and each hands work to all threads once to three times, for a tenth of a millisecond or
 //! less if the batch is small. So handing over must cost little: the thread that runs the passes takes part, and the others
-//! wait for the next piece of work without sleeping. They turn for a moment, then offer their core to whoever wants it, and
-//! sleep only if nothing has come for longer than passes leave them idle.
+//! wait for the next piece of work awake. They spin for a moment, then yield their core to whoever wants it, and sleep only if
+//! nothing has come for longer than passes leave them idle.
 
 use std::any::Any;
 use std::cell::UnsafeCell;
@@ -14,9 +14,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// A waiting thread keeps its core for so long, ...
-const TURNS: Duration = Duration::from_micros(20);
-/// ... and stays awake for so long.
+/// A waiting thread spins for so long, ...
+const SPIN: Duration = Duration::from_micros(20);
+/// ... and yields its core until so much time has passed since it began to wait.
 const AWAKE: Duration = Duration::from_micros(200);
 
 /// What all threads run, each with its own number, as they know it: it lives as long as its round.
@@ -72,7 +72,7 @@ impl Sleep {
             if waited > AWAKE {
                 break;
             }
-            if waited > TURNS {
+            if waited > SPIN {
                 std::thread::yield_now();
             }
         }
@@ -98,11 +98,15 @@ impl Sleep {
 }
 
 impl Workers {
-    /// Starts threads, so that with the caller there are `count`, at least one.
+    /// Starts threads, so that with the caller there are `count`.
     ///
     /// # Errors
     /// If the system has no more threads.
+    ///
+    /// # Panics
+    /// If `count` is 0.
     pub fn start(count: usize) -> io::Result<Workers> {
+        assert!(count > 0, "the caller is a thread too");
         let shared = Arc::new(Common {
             round: AtomicUsize::new(0),
             work: UnsafeCell::new(None),
@@ -130,9 +134,9 @@ impl Workers {
     /// caller is number 0.
     ///
     /// # Panics
-    /// If `work` does, or if it calls this.
+    /// If `work` does, or if it or another thread calls this meanwhile.
     pub fn run(&self, work: &(dyn Fn(usize) + Sync)) {
-        assert!(!self.shared.busy.swap(true, Ordering::Acquire), "a task cannot start tasks");
+        assert!(!self.shared.busy.swap(true, Ordering::Acquire), "the threads are at work");
         // SAFETY: the threads use it only until `left` is 0, for which this call waits, even if `work` panics here.
         let lasting = unsafe { std::mem::transmute::<&(dyn Fn(usize) + Sync), &'static Work>(work) };
         self.begin(Some(lasting));

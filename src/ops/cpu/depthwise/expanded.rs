@@ -4,7 +4,7 @@
 //! A task's slice is a panel of the expansion's weight. For each row of its ring it multiplies a row of the block's
 //! narrow input by this panel, and applies batch norm and silu in place. So the narrow input is read once for each
 //! slice, out of the second-level cache but for the first, and the expanded tensor, six times as wide, is neither stored
-//! nor loaded. Each element of it is computed once, by the same chain of multiply-adds as where it is stored.
+//! nor loaded. Each element of it is computed once (twice in the few rows that two bands share), by the same chain of multiply-adds as where it is stored.
 
 use std::ops::Range;
 
@@ -132,7 +132,7 @@ impl OnCpu for ExpandDepthwiseInference {
         let (shape, _) = shape::<E>(self);
         let packed = floats_of::<E>(gemm::depth::<E>(self.expand.inputs) * padded(shape.channels));
         WorkspaceFloats {
-            shared: workspace_floats(&[shape.packed_weights(), shape.band_sums(), packed]),
+            shared: workspace_floats(&[shape.packed_weights(), shape.band_totals(), packed]),
             per_thread: scratch(&shape).iter().sum::<usize>() * PANEL,
         }
     }
@@ -143,10 +143,10 @@ impl OnCpu for ExpandDepthwiseInference {
         assert!(depthwise.input_bn.is_some(), "an expanded tensor is normalised");
         assert_eq!(expand.inputs % E::DEPTH, 0, "rows of the input are whole groups of an operand");
         // SAFETY: the caller's promise, and the pass takes each of them once.
-        let ([weights, sums, packed], a, means) = unsafe {
+        let ([weights, totals, packed], a, means) = unsafe {
             let packed = floats_of::<E>(gemm::depth::<E>(expand.inputs) * panels.padded());
             (
-                cx.workspace([shape.packed_weights(), shape.band_sums(), packed]),
+                cx.workspace([shape.packed_weights(), shape.band_totals(), packed]),
                 Shared::new(cx.write_activation::<E>(depthwise.a)),
                 cx.write(depthwise.squeezed),
             )
@@ -167,6 +167,6 @@ impl OnCpu for ExpandDepthwiseInference {
             statistics: None,
             activated: None,
         };
-        inference::run(cx, job, cx.read(depthwise.bn.coefficients), sums, means);
+        inference::run(cx, job, cx.read(depthwise.bn.coefficients), totals, means);
     }
 }

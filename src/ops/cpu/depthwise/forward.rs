@@ -2,7 +2,7 @@
 //! come from an [`expanded`] product, and the last two are what [`inference`] does.
 
 use super::expanded::{ExpandedRows, Expansion};
-use super::inference::{Activated, ImageSums, activate_block, add_to_sums};
+use super::inference::{Activated, ImageTotals, activate_block, add_to_totals};
 use super::*;
 use crate::ops::DepthwiseForward;
 use crate::ops::cpu::batch_norm::{self, NormStatistics};
@@ -189,8 +189,8 @@ unsafe fn sweep<V: Vector, E: Element, const K: usize, const S: usize>(
         unsafe {
             let rows = job.rows(image, &slice, number);
             let y = job.y.start().add(y);
-            let sums = job.activated.map(|to| to.sums_of(shape, image, slice.start));
-            image_rows::<V, E, K, S>(shape, &memory, rows, shape.rows_of(number), y, sums, &mut first);
+            let totals = job.activated.map(|to| to.totals_of(shape, image, slice.start));
+            image_rows::<V, E, K, S>(shape, &memory, rows, shape.rows_of(number), y, totals, &mut first);
         }
     }
     if let Some(partials) = job.statistics {
@@ -214,11 +214,11 @@ const fn widest<V: Vector>() -> usize {
     if V::REGISTERS >= 16 { 8 } else { 4 }
 }
 
-/// Slides down the rows `own` of one image's output. `first` is true until the first output is stored. `sums` are those of
-/// an activated output.
+/// Slides down the rows `own` of one image's output. `first` is true until the first output is stored. `totals` are those
+/// of an activated output.
 /// # Safety
 /// The instruction set of `V` is present. `y` points to the slice's first channel in the image's first pixel, as `rows`
-/// may; `memory` fits the shape. These rows and sums belong to the caller.
+/// may; `memory` fits the shape. These rows and totals belong to the caller.
 #[inline(always)]
 unsafe fn image_rows<V: Vector, E: Element, const K: usize, const S: usize>(
     shape: &Shape,
@@ -226,7 +226,7 @@ unsafe fn image_rows<V: Vector, E: Element, const K: usize, const S: usize>(
     rows: Rows<E>,
     own: Range<usize>,
     y: *mut E,
-    sums: Option<ImageSums>,
+    totals: Option<ImageTotals>,
     first: &mut bool,
 ) {
     let row_floats = shape.input_columns() * memory.stride;
@@ -274,9 +274,9 @@ unsafe fn image_rows<V: Vector, E: Element, const K: usize, const S: usize>(
             *first = false;
             column += width;
         }
-        if let Some(sums) = &sums {
+        if let Some(totals) = &totals {
             // SAFETY: the caller's promise.
-            unsafe { add_to_sums::<V>(shape, memory, row, sums) };
+            unsafe { add_to_totals::<V>(shape, memory, row, totals) };
         }
     }
 }

@@ -19,13 +19,13 @@ use crate::ops::cpu::sweep::{each_vector, read, write};
 pub struct Activated<'a> {
     /// [4, C].
     coefficients: &'a [f32],
-    /// The means [images, C], or with bands the sums of blocks [images, blocks, C].
-    sums: Shared<'a>,
+    /// [images, C], which become the means, or with bands those of blocks, [images, blocks, C].
+    totals: Shared<'a>,
 }
 
-/// [`Activated::sums`] of one image, from the slice's first channel on.
-pub struct ImageSums<'a> {
-    sums: Shared<'a>,
+/// [`Activated::totals`] of one image, from the slice's first channel on.
+pub struct ImageTotals<'a> {
+    totals: Shared<'a>,
     start: usize,
 }
 
@@ -34,28 +34,34 @@ impl<'a> Activated<'a> {
         self.coefficients
     }
 
-    pub fn sums_of(&self, shape: &Shape, image: usize, channel: usize) -> ImageSums<'a> {
+    pub fn totals_of(&self, shape: &Shape, image: usize, channel: usize) -> ImageTotals<'a> {
         let rows = if shape.bands > 1 { shape.blocks() } else { 1 };
-        ImageSums { sums: self.sums, start: image * rows * shape.channels + channel }
+        ImageTotals { totals: self.totals, start: image * rows * shape.channels + channel }
     }
 }
 
 impl Shape {
-    /// Floats of workspace for the sums of blocks.
-    pub fn band_sums(&self) -> usize {
+    /// Floats of workspace for the totals of blocks.
+    pub fn band_totals(&self) -> usize {
         if self.bands > 1 { self.images * self.blocks() * self.channels } else { 0 }
     }
 }
 
-/// Runs a job with an activated output, and takes the output's means [images, C]. `sums` has [`Shape::band_sums`].
-pub fn run<E: Element>(cx: &Context, job: Job<E>, coefficients: &[f32], sums: &mut [f32], means: &mut [f32]) {
+/// Runs a job with an activated output, and takes the output's means [images, C]. `totals` has [`Shape::band_totals`].
+pub fn run<E: Element>(
+    cx: &Context,
+    job: Job<E>,
+    coefficients: &[f32],
+    totals: &mut [f32],
+    means: &mut [f32],
+) {
     let shape = job.shape;
-    let own = Shared::new(if shape.bands > 1 { &mut *sums } else { &mut *means });
-    Job { activated: Some(Activated { coefficients, sums: own }), ..job }.run(cx);
+    let own = Shared::new(if shape.bands > 1 { &mut *totals } else { &mut *means });
+    Job { activated: Some(Activated { coefficients, totals: own }), ..job }.run(cx);
     if shape.bands > 1 {
         let blocks = shape.blocks() * shape.channels;
-        for (sums, means) in sums.chunks_exact(blocks).zip(means.chunks_exact_mut(shape.channels)) {
-            add_blocks(sums, (shape.output * shape.output) as f32, means);
+        for (totals, means) in totals.chunks_exact(blocks).zip(means.chunks_exact_mut(shape.channels)) {
+            add_blocks(totals, (shape.output * shape.output) as f32, means);
         }
     }
 }
@@ -69,7 +75,7 @@ impl OnCpu for DepthwiseInference {
     fn workspace<E: Element>(&self) -> WorkspaceFloats {
         let shape = shape::<E>(self);
         WorkspaceFloats {
-            shared: workspace_floats(&[shape.packed_weights(), shape.band_sums()]),
+            shared: workspace_floats(&[shape.packed_weights(), shape.band_totals()]),
             per_thread: scratch(&shape).iter().sum::<usize>() * shape.slice_stride(),
         }
     }
@@ -77,9 +83,9 @@ impl OnCpu for DepthwiseInference {
     unsafe fn run<E: Element>(&self, cx: &Context) {
         let shape = shape::<E>(self);
         // SAFETY: the caller's promise, and the pass takes each of them once.
-        let ([weights, sums], a, means) = unsafe {
+        let ([weights, totals], a, means) = unsafe {
             (
-                cx.workspace([shape.packed_weights(), shape.band_sums()]),
+                cx.workspace([shape.packed_weights(), shape.band_totals()]),
                 Shared::new(cx.write_activation::<E>(self.a)),
                 cx.write(self.squeezed),
             )
@@ -94,7 +100,7 @@ impl OnCpu for DepthwiseInference {
             statistics: None,
             activated: None,
         };
-        run(cx, job, cx.read(self.bn.coefficients), sums, means);
+        run(cx, job, cx.read(self.bn.coefficients), totals, means);
     }
 }
 
@@ -123,12 +129,12 @@ pub unsafe fn activate_block<V: Vector, E: Element, const B: usize>(
     }
 }
 
-/// After output row `row`: moves the slice's sums to those of the image, if a block or the image ends. With bands they are
+/// After output row `row`: moves the slice's sums to the image's totals, if a block or the image ends. With bands they are
 /// kept as they are; without, they are added up and become means.
 /// # Safety
-/// The instruction set of `V` is present, `memory.activated` has three rows, and these sums belong to the caller.
+/// The instruction set of `V` is present, `memory.activated` has three rows, and these totals belong to the caller.
 #[inline(always)]
-pub unsafe fn add_to_sums<V: Vector>(shape: &Shape, memory: &Slice, row: usize, image: &ImageSums) {
+pub unsafe fn add_to_totals<V: Vector>(shape: &Shape, memory: &Slice, row: usize, image: &ImageTotals) {
     let rows = shape.block_rows();
     let last = row + 1 == shape.output;
     if !last && !(row + 1).is_multiple_of(rows) {
@@ -138,7 +144,7 @@ pub unsafe fn add_to_sums<V: Vector>(shape: &Shape, memory: &Slice, row: usize, 
     let start = image.start + if banded { row / rows * shape.channels } else { 0 };
     // SAFETY: the caller's promise.
     unsafe {
-        let to = image.sums.part(start..start + memory.width).as_mut_ptr();
+        let to = image.totals.part(start..start + memory.width).as_mut_ptr();
         let pixels = V::splat((shape.output * shape.output) as f32);
         each_vector!(V, memory.width, |at, count| {
             let (sums, to) = (memory.activated.add(2 * memory.stride + at), to.add(at));
@@ -153,20 +159,20 @@ pub unsafe fn add_to_sums<V: Vector>(shape: &Shape, memory: &Slice, row: usize, 
 }
 
 dispatch! {
-    /// The means of an image [C] from the sums of its blocks [blocks, C].
-    fn add_blocks(sums: &[f32], pixels: f32, means: &mut [f32]) => add_blocks_body;
+    /// The means of an image [C] from the totals of its blocks [blocks, C].
+    fn add_blocks(totals: &[f32], pixels: f32, means: &mut [f32]) => add_blocks_body;
 }
 
 /// # Safety
 /// The instruction set of `V` is present.
 #[inline(always)]
-unsafe fn add_blocks_body<V: Vector>(sums: &[f32], pixels: f32, means: &mut [f32]) {
+unsafe fn add_blocks_body<V: Vector>(totals: &[f32], pixels: f32, means: &mut [f32]) {
     // SAFETY: the caller's promise.
     unsafe {
         let (channels, pixels) = (means.len(), V::splat(pixels));
         each_vector!(V, channels, |at, count| {
-            let mut total = read::<V, _>(sums, at, count);
-            for block in sums.chunks_exact(channels).skip(1) {
+            let mut total = read::<V, _>(totals, at, count);
+            for block in totals.chunks_exact(channels).skip(1) {
                 total = total.add(read(block, at, count));
             }
             write(means, at, count, total.div(pixels));

@@ -5,7 +5,7 @@
 //! of rows in its scratch memory: forward, rows of the activated input, each element's silu computed once; backward, rows
 //! of the gradient at the convolution's output. Channels are the vector's lanes, and a block of up to eight columns is
 //! kept in registers: an element of the ring is loaded once for all its taps in a row of the window. The ring is fp32, the
-//! tensors are what they are stored as.
+//! tensors are what they are stored as. In inference of few images a task owns a *band* of an image's rows.
 //!
 //! The ring has zero columns for the part of the window beyond the map; rows beyond the map are skipped. If the
 //! map is so small that some taps never meet it (a 5×5 window over 2×2 pixels), [`Shape`] cuts those taps off the
@@ -40,9 +40,10 @@ const TASK_PIXELS: usize = 256;
 const GROUP: usize = 16;
 /// Pixels that are summed before their sum is added to that of the map, in whole rows.
 const BLOCK: usize = 256;
-/// In inference, images are cut into bands of rows if there would be fewer tasks than this.
-const TASKS: usize = 16;
-/// A band has so many times the rows that it shares with the one above.
+/// In inference, images are cut into bands of rows if there would be fewer tasks than this: the rows that bands share are
+/// made twice, so there are no more than sixteen threads need.
+const FEW_TASKS: usize = 16;
+/// A band has, on average, at least so many times the rows that it shares with the one above.
 const BAND_ROWS: usize = 16;
 
 /// The convolution's geometry with the taps that meet the map, and the partition into tasks: functions of the
@@ -146,7 +147,7 @@ impl Shape {
     fn in_bands(self) -> Shape {
         let halo = self.kernel.saturating_sub(self.stride).max(1);
         let most = self.blocks().min(self.input / (BAND_ROWS * halo)).max(1);
-        Shape { bands: TASKS.div_ceil(self.tasks()).min(most), ..self }
+        Shape { bands: FEW_TASKS.div_ceil(self.tasks()).min(most), ..self }
     }
 
     /// Rows of the output that are summed before their sum is added to that of the map.
@@ -318,4 +319,41 @@ fn copy_slice(to: &mut [f32], row: &[f32], slice: &Range<usize>) {
     let (head, tail) = to.split_at_mut(slice.len());
     head.copy_from_slice(&row[slice.clone()]);
     tail.fill(0.0);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Padding;
+
+    /// The tasks of a shape have each image, row and channel once, whole blocks of rows each, with bands and without.
+    #[test]
+    fn tasks_share_out_images_rows_and_channels() {
+        for (images, side, kernel, stride, banded) in [
+            (1, 112, 3, 2, true),
+            (1, 112, 3, 1, true),
+            (2, 129, 5, 1, true),
+            (1, 129, 5, 2, true),
+            (17, 112, 3, 2, false),
+            (1, 28, 5, 1, false),
+            (5, 7, 5, 1, false),
+        ] {
+            let window = Window::new(kernel, stride, side, Padding::Symmetric);
+            let shape = Shape::new::<f32>(images, 48, &window, |_| 256).in_bands();
+            assert_eq!(shape.bands > 1, banded, "{images} × {side}², {kernel}×{kernel} / {stride}");
+            let mut seen = vec![0; images * shape.output * shape.channels];
+            for task in 0..shape.tasks() {
+                let rows = shape.rows_of(task);
+                assert!(rows.start.is_multiple_of(shape.block_rows()), "a band begins with a block");
+                for image in shape.images_of(shape.group_of(task)) {
+                    for row in rows.clone() {
+                        for channel in shape.channels_of(task) {
+                            seen[(image * shape.output + row) * shape.channels + channel] += 1;
+                        }
+                    }
+                }
+            }
+            assert!(seen.iter().all(|&times| times == 1), "{images} × {side}², {kernel}×{kernel} / {stride}");
+        }
+    }
 }

@@ -1,4 +1,7 @@
-//! Weights become panels.
+//! Packing: a weight becomes panels.
+//!
+//! Where a panel's rows are the weight's columns, square blocks are transposed in registers: storing number by number, a row
+//! apart, took four times as long.
 
 use super::{Panel, Panels};
 use crate::ops::cpu::context::Context;
@@ -61,7 +64,7 @@ unsafe fn pack_rows_body<V: Vector, E: Element>(weight: &[f32], columns: usize, 
     }
 }
 
-/// A block of 16 lanes of 32 bits in as many rows, or of 8: one fp32 number or two bf16 numbers a lane.
+/// A square block: as many rows as a vector has lanes, 16 or 8. A lane has one fp32 number or two bf16 numbers.
 #[repr(align(64))]
 struct Block<E>([E; 512]);
 

@@ -32,7 +32,7 @@ struct Key {
     /// The parameter's, and whether its moving average is meant.
     offset: usize,
     average: bool,
-    /// Of a packed number.
+    /// All of them: the same form has others in another storage type.
     bytes: usize,
     form: Form,
 }
@@ -86,7 +86,7 @@ impl<'a, E: Element> Packed<'a, E> {
             pack(workspace);
             return Packed::Own(workspace);
         }
-        let key = Key { offset: param.offset, average: cx.ema_weights, bytes: size_of::<E>(), form };
+        let key = Key { offset: param.offset, average: cx.ema_weights, bytes: size_of_val(workspace), form };
         let elements = workspace.len();
         let kept = |weights: &Mutex<HashMap<_, Arc<Memory>>>| {
             weights.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned()

@@ -1,5 +1,9 @@
+use half::bf16;
+
 use super::super::simd::Portable;
+use super::super::{CpuDevice, CpuOps};
 use super::*;
+use crate::ops::StateSize;
 
 /// Values whose products and sums of 50 are not exact in fp32.
 fn values(len: usize, seed: u32) -> Vec<f32> {
@@ -183,6 +187,60 @@ fn panels_tile_the_columns() {
             }
             assert_eq!(next, panels.padded());
             assert!(next >= columns && next < columns + panels.lanes && next <= padded(columns));
+        }
+    }
+}
+
+/// Packed weights of whole panels and of those that begin with a half, against plain indices.
+fn check_packing<E: Element>(panels: Panels, depth: usize) {
+    let columns = panels.columns;
+    let ops = CpuOps::new(StateSize::new(0, 0), &[], CpuDevice::fp32(2)).unwrap();
+    let weight = values(columns * depth, 3);
+    let turned: Vec<f32> = (0..depth * columns).map(|i| weight[i % columns * depth + i / columns]).collect();
+    let whole = super::depth::<E>(depth);
+    for (name, packed) in [("rows", false), ("columns", true)].map(|(name, transposed)| {
+        let mut packed = vec![E::from_f32(9.0); whole * panels.padded()];
+        match transposed {
+            true => pack_transposed(&ops.cx, &weight, panels, &mut packed),
+            false => pack(&ops.cx, &turned, panels, &mut packed),
+        }
+        (name, packed)
+    }) {
+        for panel in panels.iter() {
+            for k in 0..whole {
+                for j in 0..panel.width {
+                    let at = panel.first * whole + (k / E::DEPTH * panel.width + j) * E::DEPTH + k % E::DEPTH;
+                    let inside = k < depth && j < panel.columns;
+                    let expected = if inside { weight[(panel.first + j) * depth + k] } else { 0.0 };
+                    let expected = E::from_f32(expected).to_f32();
+                    assert_eq!(
+                        packed[at].to_f32(),
+                        expected,
+                        "{name}, {panels:?}, row {k}, column {j} of {panel:?}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn packed_weights_have_every_number_in_its_place() {
+    let half = |columns: usize, half: usize| {
+        let rest = Panels::with(columns.saturating_sub(half), 16, 32);
+        Panels { columns, half, ..rest }
+    };
+    // Halves are for the vectors of sixteen.
+    let halves = if matches!(level(), Level::Avx512 | Level::Avx512Bf16) {
+        &[(8, 8), (5, 8), (24, 24), (40, 24)][..]
+    } else {
+        &[]
+    };
+    let all = halves.iter().map(|&(columns, first)| half(columns, first));
+    for panels in all.chain([1, 13, 16, 24, 48, 80, 112].map(Panels::new)) {
+        for depth in [1, 2, 15, 16, 24, 33, 40, 320] {
+            check_packing::<f32>(panels, depth);
+            check_packing::<bf16>(panels, depth);
         }
     }
 }

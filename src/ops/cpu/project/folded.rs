@@ -125,3 +125,36 @@ unsafe fn fold_body<V: Vector, E: Element>(packed: &[f32], gate: &[f32], width: 
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+
+    use super::*;
+
+    /// A row's last vector may be longer than the row, as with half a vector: the next row is right all the same.
+    fn check<E: Element>(depth: usize, width: usize) {
+        let packed: Vec<f32> = (0..depth * width).map(|i| (i % 97) as f32 - 40.0).collect();
+        let gate: Vec<f32> = (0..depth).map(|k| 0.25 + (k % 5) as f32 / 8.0).collect();
+        let mut out = vec![E::from_f32(9.0); depth * width + SLACK];
+        fold(&packed, &gate, width, &mut out);
+        for k in 0..depth {
+            for j in 0..width {
+                let expected = E::from_f32(packed[k * width + j] * gate[k]).to_f32();
+                let got = out[(k / E::DEPTH * width + j) * E::DEPTH + k % E::DEPTH].to_f32();
+                assert_eq!(got, expected, "row {k}, column {j} of {depth} × {width}");
+            }
+        }
+    }
+
+    #[test]
+    fn folded_weights_have_every_number_in_its_place() {
+        for width in [8, 16, 24, 32, 48] {
+            for depth in [2, 14, 96] {
+                check::<f32>(depth, width);
+                check::<bf16>(depth, width);
+            }
+            check::<f32>(13, width);
+        }
+    }
+}
