@@ -176,7 +176,7 @@ unsafe fn weighted_rows_body<V: Vector>(product: WeightedRows, out: &mut Region)
             // SAFETY: rows and columns are below the region's, for which the lengths were checked; the rest is the
             // caller's promise.
             unsafe {
-                // Eight rows are two tiles of four, rather than 6 + 1 + 1.
+                // Eight rows are two tiles of four, rather than 6 + 1 + 1; nine are 4 + 4 + 1.
                 row += match out.rows - row {
                     8 | 9 => weighted_strip::<V, 4>(product, row, column, width, out),
                     6.. if V::REGISTERS >= 32 => weighted_strip::<V, 6>(product, row, column, width, out),

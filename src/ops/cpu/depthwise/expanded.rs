@@ -4,7 +4,8 @@
 //! A task's slice is a panel of the expansion's weight. For each row of its ring it multiplies a row of the block's
 //! narrow input by this panel, and applies batch norm and silu in place. So the narrow input is read once for each
 //! slice, out of the second-level cache but for the first, and the expanded tensor, six times as wide, is neither stored
-//! nor loaded. Each element of it is computed once (twice in the few rows that two bands share), by the same chain of multiply-adds as where it is stored.
+//! nor loaded. Each element of it is computed once (twice in the few rows that two bands share), by the same chain of
+//! multiply-adds as where it is stored.
 
 use std::ops::Range;
 

@@ -1,7 +1,7 @@
 //! Packing: a weight becomes panels.
 //!
 //! Where a panel's rows are the weight's columns, square blocks are transposed in registers: storing number by number, a row
-//! apart, took four times as long.
+//! apart, took three times as long.
 
 use super::{Panel, Panels};
 use crate::ops::cpu::context::Context;
